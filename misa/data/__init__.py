@@ -1,0 +1,1 @@
+"""Readers, generators and pipelines of images with boxes."""

@@ -1,0 +1,1 @@
+"""Scores of predictions: mask AP and mean IoU."""

@@ -1,0 +1,1 @@
+"""Losses: scalars from tensors, one file per term."""

@@ -1,0 +1,31 @@
+"""Fixtures shared by all tests: seeded generators, the device and the reference data."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+# Two busy threads on two cores collapse as soon as anything else runs; see "Threads" in the README.
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    """A seeded generator on the CPU, so that every device sees the same numbers."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The reference data folder (MISA_SHARED, default ../shared beside the project)."""
+    root = Path(os.environ.get("MISA_SHARED", Path(__file__).parents[2] / "shared"))
+    if not (root / "data").is_dir():
+        pytest.skip(f"no reference data at {root}: set MISA_SHARED to the folder that holds data/coco_mini")
+    return root
+
+
+@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and CUDA where there is a device."""
+    return torch.device(request.param)
