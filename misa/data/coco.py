@@ -1,0 +1,66 @@
+"""COCO-layout folders as data sets for training and evaluation.
+
+Training from boxes reads boxes and labels only: masks and mask areas are dropped before anything sees
+them. What a sample looks like depends on (seed, epoch, index) alone, not on the number of workers, so
+that a resumed run sees exactly the samples of an uninterrupted one.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.datasets import CocoDataset
+
+
+class CocoImages(CocoDataset):
+    """A COCO annotation file and its image folder.
+
+    Args:
+        masks: keep `segmentation`; off for box-supervised training, where it is never read.
+        seed: of the random augmentation.
+    """
+
+    def __init__(self, *args: Any, masks: bool, seed: int = 0, **kwargs: Any) -> None:
+        self.masks = masks
+        self.seed = seed
+        self.epoch = 0  # set by the engine before each epoch
+        super().__init__(*args, **kwargs)
+
+    def parse_data_info(self, raw_data_info: dict[str, Any]) -> dict[str, Any]:
+        """One image and its objects; without masks, area becomes the box's."""
+        if not self.masks:
+            annotations = [_only_box(annotation) for annotation in raw_data_info["raw_ann_info"]]
+            raw_data_info = {**raw_data_info, "raw_ann_info": annotations}
+        return super().parse_data_info(raw_data_info)
+
+    def prepare_data(self, idx: int) -> Any:
+        """The transformed sample, a function of (seed, epoch, idx)."""
+        if self.test_mode:
+            return super().prepare_data(idx)
+        with _seeded(self.seed, self.epoch, idx):
+            return super().prepare_data(idx)
+
+
+def _only_box(annotation: dict[str, Any]) -> dict[str, Any]:
+    x, y, w, h = annotation["bbox"]
+    kept = {key: annotation[key] for key in ("id", "image_id", "category_id", "iscrowd", "ignore") if key in annotation}
+    return {**kept, "bbox": [x, y, w, h], "area": w * h}
+
+
+@contextmanager
+def _seeded(*key: int) -> Iterator[None]:
+    """The global generators seeded by `key` inside, as they were before afterwards (mmcv draws from them)."""
+    state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(state[0])
+            np.random.set_state(state[1])  # noqa: NPY002

@@ -1,0 +1,160 @@
+"""What happens around the training steps: seeds, exact resume, the loss record and progress."""
+
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from tqdm.auto import tqdm
+
+
+class EpochSeed(Hook):
+    """Tells the data set which epoch it is, before its workers start."""
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Called by mmengine."""
+        runner.train_dataloader.dataset.epoch = runner.epoch
+
+
+class ResumableState(Hook):
+    """Makes a resumed run equal to an uninterrupted one, and its checkpoints loadable with weights_only=True.
+
+    mmengine saves neither the random generators nor anything but pickled objects for its logs.
+    """
+
+    priority = "VERY_LOW"
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Add the generators' states; leave the log buffers out (`losses.jsonl` has them)."""
+        checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}
+        name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+        version, numbers, following = random.getstate()
+        checkpoint["random_states"] = {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+            "python": [version, list(numbers), following],
+        }
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Set the generators as they were; only a resumed run carries their states."""
+        states = checkpoint.get("random_states")
+        if states is None or not runner._resume:
+            return
+        torch.set_rng_state(states["torch"])
+        if states["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(states["cuda"])
+        name, keys, *rest = states["numpy"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        version, numbers, following = states["python"]
+        random.setstate((version, tuple(numbers), following))
+
+
+class LossRecord(Hook):
+    """Writes every step's losses to a jsonl file, in one go an epoch, so that nothing waits for the device.
+
+    A resumed run first drops the lines of steps that it will repeat.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        self.pending: list[dict[str, Any]] = []
+
+    @master_only
+    def before_train(self, runner: Runner) -> None:
+        """Keep the lines before the step at which training starts."""
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _step(line) < runner.iter]
+            self.path.write_text("".join(line + "\n" for line in kept))
+
+    @master_only
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Remember the losses as tensors; reading them here would stall a GPU."""
+        self.pending.append({"iter": runner.iter, "lr": runner.optim_wrapper.param_groups[0]["lr"], **(outputs or {})})
+
+    @master_only
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Write what was remembered."""
+        with self.path.open("a") as file:
+            for row in self.pending:
+                values = {key: value.item() if torch.is_tensor(value) else value for key, value in row.items()}
+                file.write(json.dumps(values) + "\n")
+        self.pending.clear()
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["iter"])
+    except (ValueError, KeyError):  # a line cut by a kill
+        return float("inf")
+
+
+class Progress(Hook):
+    """A line about every twentieth of the run to standard output and `log.txt`; a bar in an interactive notebook."""
+
+    priority = "LOWEST"
+
+    def __init__(self, path: str, interactive: bool = False, lines: int = 20) -> None:
+        self.path = Path(path)
+        self.interactive = interactive
+        self.lines = lines
+        self.bar: Any = None
+
+    @master_only
+    def before_train(self, runner: Runner) -> None:
+        """Start the clock at the step that training starts from."""
+        self.started, self.first = time.monotonic(), runner.iter
+        self.every = max(1, runner.max_iters // self.lines)
+        if runner.iter:
+            self._say(f"resuming at epoch {runner.epoch + 1}/{runner.max_epochs}, step {runner.iter}/{runner.max_iters}")
+        if self.interactive:
+            self.bar = tqdm(total=runner.max_iters, initial=runner.iter, desc="train", unit="step")
+
+    @master_only
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Report."""
+        done = runner.iter + 1
+        if self.bar is not None:
+            self.bar.update()
+        if done % self.every and done != runner.max_iters and done != self.first + 1:
+            return
+        seconds = (time.monotonic() - self.started) / (done - self.first)
+        left = int(seconds * (runner.max_iters - done))
+        losses = {key: value.item() for key, value in (outputs or {}).items() if "loss" in key}
+        parts = " ".join(f"{key.removeprefix('loss_')} {value:.3f}" for key, value in losses.items())
+        self._say(
+            f"epoch {runner.epoch + 1}/{runner.max_epochs} step {done}/{runner.max_iters} | {parts} | "
+            f"{seconds:.2f} s/step, {left // 60}:{left % 60:02d} left",
+            quiet=self.bar is not None,
+        )
+
+    @master_only
+    def after_train(self, runner: Runner) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+    @master_only
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Report the evaluation four times."""
+        total = len(runner.test_dataloader)
+        if (batch_idx + 1) % max(1, total // 4) == 0:
+            self._say(f"evaluated {batch_idx + 1}/{total} images")
+
+    def _say(self, text: str, *, quiet: bool = False) -> None:
+        if not quiet:
+            print(text, flush=True)
+        with self.path.open("a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")

@@ -1,0 +1,51 @@
+"""Collects a model's detections at original image size while mmengine's test loop runs."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmdet.structures.mask import encode_mask_results
+from mmengine.evaluator import BaseMetric
+
+
+class Detections(BaseMetric):
+    """Writes COCO results (masks as RLE) to one json file; the score is computed from that file.
+
+    Args:
+        path: where the results go.
+        categories: the annotation file's category id of each label.
+    """
+
+    def __init__(self, path: str, categories: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.path = Path(path)
+        self.categories = list(categories)
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Append the detections of a batch, one list an image."""
+        for sample in data_samples:
+            found = sample["pred_instances"]
+            masks = encode_mask_results(found["masks"].cpu().numpy())
+            rows = zip(found["labels"].tolist(), found["scores"].tolist(), masks, strict=True)
+            self.results.append(
+                [
+                    {
+                        "image_id": sample["img_id"],
+                        "category_id": self.categories[int(label)],
+                        "score": score,
+                        "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()},
+                    }
+                    for label, score, mask in rows
+                ]
+            )
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        """Write the file; returns how many detections it holds."""
+        detections = [detection for image in results for detection in image]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".part")
+        partial.write_text(json.dumps(detections))
+        os.replace(partial, self.path)
+        return {"detections": len(detections)}

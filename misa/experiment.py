@@ -1,0 +1,198 @@
+"""One row of one table as a value (§4.3, Tables 1-5).
+
+An `Experiment` says everything that decides a result and nothing about the machine that makes it:
+device, folders and number of workers are arguments of the run. Standard library only, so that a
+table of rows imports at once.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+SHIPPED_DATA = ("demo", "coco", "coco_mini", "voc")
+
+
+@dataclass(frozen=True)
+class Network:
+    """The student's size and geometry. Defaults: SOLOv2 as in mmdet; sources in facts of each line.
+
+    `scale_ranges` are on sqrt(box area) in pixels of the network input; an object may fire on two levels.
+    """
+
+    backbone: str = "resnet50"
+    base_channels: int = 64
+    pretrained: bool = True  # ImageNet weights; off: from scratch
+    frozen_stages: int = 1
+    norm_eval: bool = True  # keep the backbone's BatchNorm statistics fixed
+    neck_channels: int = 256
+    head_channels: int = 512
+    mask_channels: int = 128
+    feature_channels: int = 256  # D' of Eq. 2
+    stacked_convs: int = 4
+    strides: tuple[int, ...] = (8, 8, 16, 32, 32)
+    grids: tuple[int, ...] = (40, 36, 24, 16, 12)
+    scale_ranges: tuple[tuple[int, int], ...] = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
+
+
+TINY = Network(
+    backbone="resnet18",
+    base_channels=32,
+    pretrained=False,
+    frozen_stages=-1,
+    norm_eval=False,
+    neck_channels=64,
+    head_channels=64,
+    mask_channels=64,
+    feature_channels=64,
+    stacked_convs=2,
+    strides=(8, 8, 16, 16),
+    grids=(16, 12, 8, 6),
+    scale_ranges=((1, 28), (20, 48), (40, 80), (64, 4096)),
+)
+"""A student that learns the embedded data on one CPU core within minutes."""
+
+
+@dataclass(frozen=True)
+class Affinity:
+    """The pairwise term (§3.3): which affinities are added (Table 5) and how far they are propagated.
+
+    Bandwidths are APro's zetas for SOLOv2 (0.01 and 0.07 on the tree, 0.15 in the window).
+    """
+
+    mode: Literal["apro", "pamr"] = "apro"
+    feature: bool = False  # A^f, Eq. 10
+    saliency: bool = False  # A^c, Eq. 12
+    balance: float = 0.7  # of A^f or A^c against the color affinity A
+    tree_bandwidth: float = 0.01
+    refine_bandwidth: float = 0.07
+    window: int = 5
+    local_bandwidth: float = 0.15
+    steps: int = 20
+    global_weight: float = 2.0
+    local_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Optimiser and length. Defaults: §4.3 for AdamW and batch, APro's schedule for the rest."""
+
+    epochs: int = 36
+    batch: int = 16  # images of one step, over all devices
+    lr: float = 1.2e-4
+    weight_decay: float = 0.05
+    decay: Literal["step", "cosine"] = "step"
+    milestones: tuple[int, ...] = (27, 33)  # epochs, for decay="step"
+    warmup: int = 2000  # iterations
+    clip: float = 1.0  # gradient norm
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Sizes of the network input: the short side is drawn from `short_sides`, the long one capped."""
+
+    short_sides: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    long_side: int = 1333
+    test_short_side: int = 800
+    flip: float = 0.5
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Thresholds at test time (APro's for VOC by default)."""
+
+    score: float = 0.05  # before matrix NMS
+    keep: float = 0.025  # after it
+    mask: float = 0.7  # of a pixel's probability
+    candidates: int = 500
+    per_image: int = 100
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the paper prints for a row, in percent."""
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_s: float | None = None
+    ap_m: float | None = None
+    ap_l: float | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training: data, student, supervision, loss terms, schedule. Make variants with `but`."""
+
+    data: str = "voc"
+    student: Literal["solov2"] = "solov2"
+    supervision: Literal["box", "mask"] = "box"
+    network: Network = field(default_factory=Network)
+    projection_weight: float = 3.0
+    affinity: Affinity | None = field(default_factory=Affinity)
+    schedule: Schedule = field(default_factory=Schedule)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    inference: Inference = field(default_factory=Inference)
+    scenes: tuple[tuple[str, Any], ...] = ()  # knobs of misa.data.synthetic.Scenes, for data="demo"
+    limit: int | None = None  # use only the first images, for smoke runs
+    expected: Expected | None = None
+
+    def __post_init__(self) -> None:
+        if self.supervision not in ("box", "mask"):
+            raise ValueError(f"Experiment.supervision is {self.supervision!r}; choose 'box' or 'mask'.")
+        if self.schedule.epochs < 1 or self.schedule.batch < 1:
+            raise ValueError(
+                f"Experiment.schedule has epochs={self.schedule.epochs} and batch={self.schedule.batch}; "
+                "both must be at least 1."
+            )
+
+    def but(self, **changes: Any) -> Self:
+        """The same experiment with some fields changed; a dict changes fields of a nested value.
+
+        >>> Experiment().but(schedule={"epochs": 1}).schedule.epochs
+        1
+        """
+        for name, value in changes.items():
+            if not hasattr(self, name):
+                known = ", ".join(f.name for f in dataclasses.fields(self))
+                raise ValueError(f"Experiment has no field {name!r}; its fields are {known}.")
+            current = getattr(self, name)
+            if isinstance(value, dict) and dataclasses.is_dataclass(current):
+                changes[name] = dataclasses.replace(current, **value)  # type: ignore[type-var]
+        return dataclasses.replace(self, **changes)
+
+    def expecting(
+        self,
+        ap: float,
+        ap50: float,
+        ap75: float,
+        ap_s: float | None = None,
+        ap_m: float | None = None,
+        ap_l: float | None = None,
+    ) -> Self:
+        """The same experiment with the paper's figures for it, in percent."""
+        return dataclasses.replace(self, expected=Expected(ap, ap50, ap75, ap_s, ap_m, ap_l))
+
+    def smoke(self) -> Self:
+        """The same code path in two training steps on small images and a small network, from scratch."""
+        network = dataclasses.replace(
+            TINY, backbone=self.network.backbone if self.network.backbone != "resnet50" else "resnet18"
+        )
+        return self.but(
+            network=network,
+            schedule={"epochs": 1, "batch": 2, "warmup": 1, "decay": "cosine"},
+            augmentation={"short_sides": (128,), "long_side": 192, "test_short_side": 128},
+            inference={"candidates": 50, "per_image": 10},
+            limit=4,
+            expected=None,
+        )
+
+    def values(self) -> dict[str, Any]:
+        """All fields as plain values, nested."""
+        return dataclasses.asdict(self)
+
+    def digest(self) -> str:
+        """A short hash of everything that decides the result (what the paper expects does not)."""
+        values = {name: value for name, value in self.values().items() if name != "expected"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]

@@ -1,0 +1,124 @@
+"""Pictures of data, training and results: arrays in, a matplotlib Figure out."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+COLORS = tuple(plt.color_sequences["petroff10"])
+"""Colour-blind-safe sequence (Petroff 2021), one a class or instance."""
+
+
+def draw_objects(
+    axes: Axes,
+    image: NDArray[np.uint8],
+    *,
+    masks: NDArray[np.bool_] | None = None,
+    boxes: NDArray[np.float64] | None = None,
+    labels: Sequence[str] | None = None,
+    title: str = "",
+) -> None:
+    """An image (h w 3) with masks (n h w) as outlined tints and boxes (n 4, xyxy) as frames."""
+    axes.imshow(image, interpolation="none")
+    axes.set_title(title, fontsize=8)
+    axes.set_axis_off()
+    for i, mask in enumerate(() if masks is None else masks):
+        color = COLORS[i % len(COLORS)]
+        tint = np.zeros((*mask.shape, 4))
+        tint[mask] = (*color_rgb(color), 0.45)
+        axes.imshow(tint, interpolation="none")
+        if mask.any() and not mask.all():
+            axes.contour(mask, levels=[0.5], colors=[color], linewidths=1.0)
+    for i, (x1, y1, x2, y2) in enumerate(() if boxes is None else boxes):
+        color = COLORS[i % len(COLORS)]
+        frame = plt.Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=1.2)
+        axes.add_patch(frame)
+    anchors = boxes if boxes is not None else _corners(masks)
+    for i, text in enumerate(labels or ()):
+        x, y = anchors[i][0], anchors[i][1]
+        axes.text(x, y, text, fontsize=6, color="white", va="bottom", clip_on=True,
+                  bbox={"facecolor": COLORS[i % len(COLORS)], "edgecolor": "none", "pad": 0.8})  # fmt: skip
+
+
+def color_rgb(color: str | tuple[float, float, float]) -> tuple[float, float, float]:
+    """A matplotlib colour as red, green, blue in [0, 1]."""
+    from matplotlib.colors import to_rgb
+
+    return to_rgb(color)
+
+
+def _corners(masks: NDArray[np.bool_] | None) -> list[tuple[float, float]]:
+    corners = []
+    for mask in () if masks is None else masks:
+        rows, columns = np.nonzero(mask)
+        corners.append((float(columns.min()), float(rows.min())) if len(rows) else (0.0, 0.0))
+    return corners
+
+
+def sample_grid(samples: Sequence[Mapping[str, object]], *, columns: int = 4, title: str = "") -> Figure:
+    """A grid of images, each a mapping of `draw_objects` arguments."""
+    columns = min(columns, max(len(samples), 1))
+    rows = -(-len(samples) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.75 * columns, 1.9 * rows), squeeze=False, layout="constrained")
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, sample in zip(axes.flat, samples, strict=False):
+        draw_objects(ax, **sample)  # type: ignore[arg-type]
+    if title:
+        figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def box_to_mask(rows: Sequence[Mapping[str, object]]) -> Figure:
+    """What the method does, a row an image: the boxes it learns from, the masks it predicts, the truth.
+
+    Each row has `image`, `boxes`, `predicted` (n h w), `predicted_labels` and `truth` (n h w).
+    """
+    figure, axes = plt.subplots(3, len(rows), figsize=(1.75 * len(rows), 5.4), squeeze=False, layout="constrained")
+    for column, row in enumerate(rows):
+        draw_objects(axes[0, column], row["image"], boxes=row["boxes"])  # type: ignore[arg-type]
+        draw_objects(axes[1, column], row["image"], masks=row["predicted"], labels=row["predicted_labels"])  # type: ignore[arg-type]
+        draw_objects(axes[2, column], row["image"], masks=row["truth"])  # type: ignore[arg-type]
+    for ax, name in zip(axes[:, 0], ("given: boxes", "predicted masks", "true masks"), strict=True):
+        ax.set_axis_on()
+        ax.set(xticks=[], yticks=[])
+        ax.set_ylabel(name, fontsize=8)
+        ax.spines[:].set_visible(False)
+    return figure
+
+
+def loss_curves(losses: Mapping[str, NDArray[np.float64]], *, window: int = 20) -> Figure:
+    """Each loss over the steps, faint as recorded and bold as a running mean of `window` steps."""
+    figure, ax = plt.subplots(figsize=(5, 2.8), layout="constrained")
+    styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+    for i, (name, values) in enumerate(losses.items()):
+        steps = np.arange(1, len(values) + 1)
+        color = COLORS[i % len(COLORS)]
+        ax.plot(steps, values, color=color, alpha=0.2, linewidth=0.7)
+        width = max(1, min(window, len(values)))
+        smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+        ax.plot(steps[width - 1 :], smooth, color=color, linestyle=styles[i % len(styles)], label=name, linewidth=1.6)
+    ax.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    ax.legend(fontsize=7, frameon=False, ncols=2)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def ap_bars(scores: Mapping[str, Mapping[str, float]]) -> Figure:
+    """AP figures side by side: one group a metric, one bar a variant (missing values stay empty)."""
+    figure, ax = plt.subplots(figsize=(5, 2.6), layout="constrained")
+    names = list(next(iter(scores.values())))
+    width = 0.8 / len(scores)
+    for i, (variant, values) in enumerate(scores.items()):
+        at = np.arange(len(names)) + (i - (len(scores) - 1) / 2) * width
+        heights = np.array([values[name] for name in names], dtype=float)
+        bars = ax.bar(at, np.nan_to_num(heights), width, label=variant, color=COLORS[i], hatch=("", "//", "..")[i % 3])
+        ax.bar_label(bars, labels=["" if np.isnan(h) else f"{h:.1f}" for h in heights], fontsize=6)
+    ax.set_xticks(np.arange(len(names)), names)
+    ax.set_ylabel("mask AP (%)")
+    ax.legend(fontsize=7, frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,0 +1,29 @@
+"""The projection loss (§4.3, after BoxInst): a mask must fill its box's rows and columns.
+
+Axes: n instance · h row · w column.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def projection_loss(masks: Float[Tensor, "n h w"], box_masks: Float[Tensor, "n h w"] | Bool[Tensor, "n h w"]) -> Tensor:
+    """Dice distance between the max-projections of mask and box on both axes; (n,), each in [0, 2].
+
+    `masks` are probabilities in [0, 1]. Denominators are squared with eps 1e-5, as in BoxInst
+    (Tian et al. 2021). The maximum sends gradient to one pixel of each row and column. float32 inside.
+    """
+    if masks.shape != box_masks.shape or masks.dim() != 3:
+        raise ValueError(
+            f"projection_loss needs masks and box_masks of one shape (n, h, w); "
+            f"got {tuple(masks.shape)} and {tuple(box_masks.shape)}."
+        )
+    masks = masks.float() if masks.dtype in (torch.float16, torch.bfloat16) else masks
+    box_masks = box_masks.to(masks.dtype)
+    return _dice(masks.amax(1), box_masks.amax(1)) + _dice(masks.amax(2), box_masks.amax(2))
+
+
+def _dice(a: Float[Tensor, "n k"], b: Float[Tensor, "n k"], eps: float = 1e-5) -> Float[Tensor, " n"]:
+    overlap = (a * b).sum(1)
+    return 1 - 2 * overlap / ((a * a).sum(1) + (b * b).sum(1) + eps)

@@ -1,0 +1,60 @@
+"""Boxes as masks on a feature map, and the grid cells that they own (Eq. 5; SOLOv2's assignment).
+
+Axes: n instance · h row · w column. Boxes are (x1, y1, x2, y2) in pixels of the network input.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def box_masks(boxes: Float[Tensor, "n 4"], h: int, w: int, *, stride: int = 1) -> Bool[Tensor, "n {h} {w}"]:
+    """Each box on a map of `h` x `w` cells of `stride` pixels: a cell is inside if its centre is.
+
+    A box too small to hold a cell's centre gets the one cell that holds its own, so no box vanishes.
+    """
+    x1, y1, x2, y2 = (boxes / stride).unbind(-1)
+    columns = _span(x1, x2, w)
+    rows = _span(y1, y2, h)
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def _span(low: Float[Tensor, " n"], high: Float[Tensor, " n"], size: int) -> Bool[Tensor, "n {size}"]:
+    center = torch.arange(size, device=low.device) + 0.5
+    inside = (center >= low[:, None]) & (center < high[:, None])
+    middle = ((low + high) / 2).floor().clamp(0, size - 1)
+    nearest = (center - 0.5) == middle[:, None]
+    return torch.where(inside.any(-1, keepdim=True), inside, nearest)
+
+
+def positive_cells(
+    boxes: Float[Tensor, "n 4"],
+    size: tuple[int, int],
+    grid: int,
+    scale_range: tuple[float, float],
+    *,
+    shrink: float = 0.2,
+) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
+    """The cells of one level's `grid` x `grid` that fire for each box, as (instance, cell) pairs.
+
+    SOLOv2 (Wang et al. 2020): a box whose sqrt(area) lies in `scale_range` fires in the cells that its
+    centre region (the box shrunk to `shrink`) touches, at most 3 x 3 around the centre's cell. `size` is
+    the (height, width) of the padded network input. Cells are row * grid + column.
+    """
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    area = ((x2 - x1) * (y2 - y1)).sqrt()
+    chosen = (area >= scale_range[0]) & (area <= scale_range[1])
+    rows = _near(y1, y2, size[0], grid, shrink)
+    columns = _near(x1, x2, size[1], grid, shrink)
+    fires = chosen[:, None, None] & rows[:, :, None] & columns[:, None, :]
+    instance, row, column = fires.nonzero(as_tuple=True)
+    return instance, row * grid + column
+
+
+def _near(
+    low: Float[Tensor, " n"], high: Float[Tensor, " n"], size: int, grid: int, shrink: float
+) -> Bool[Tensor, "n {grid}"]:
+    center, half = (low + high) / 2, (high - low) / 2 * shrink
+    cell = torch.arange(grid, device=low.device)
+    first, middle, last = ((c / size * grid).floor()[:, None] for c in (center - half, center, center + half))
+    return (cell >= torch.maximum(first, middle - 1)) & (cell <= torch.minimum(last, middle + 1))
