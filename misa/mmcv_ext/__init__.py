@@ -48,6 +48,7 @@ class _CompiledOrOurs(importlib.abc.Loader):
 
     def __init__(self, compiled: importlib.machinery.ModuleSpec) -> None:
         self.compiled = compiled
+        self.loaded = compiled
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         try:
@@ -58,14 +59,16 @@ class _CompiledOrOurs(importlib.abc.Loader):
             warnings.warn(
                 f"mmcv's compiled ops at {self.compiled.origin} do not load ({type(error).__name__}: {reason}); "
                 "misa's PyTorch equivalents are used. To be rid of this message: pip cache remove onedl_mmcv && "
-                "pip install --force-reinstall --no-deps --no-cache-dir onedl-mmcv",
+                "pip install --force-reinstall --no-deps --no-cache-dir -c constraints.txt onedl-mmcv",
                 RuntimeWarning,
                 stacklevel=2,
             )
-            return _execute(_spec_of_ours())
+            self.loaded = _spec_of_ours()
+            return _execute(self.loaded)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing is left to do: `create_module` returns a module that is already executed."""
+        """The module comes executed from `create_module`; let it say which of the two it is."""
+        module.__spec__ = self.loaded
 
 
 class MmcvExtFinder(importlib.abc.MetaPathFinder):
