@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from misa.data._arrange import Piece, arrange, paste, visible
 from misa.data._paint import MODES, background, grain, paint
 from misa.data._shapes import KINDS, stamp
+from misa.data.layout import DataError
 
 __all__ = ["MODES", "NAMED_SCENES", "Scene", "Scenes", "draw_scene", "named_scene", "write_scenes"]
 
@@ -74,6 +75,9 @@ class Scenes:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("size", "objects", "scale", "wavelength"):
+            if isinstance(getattr(self, name), list):  # as it comes from JSON
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         size = self.size if isinstance(self.size, tuple) else (self.size, self.size)
         if len(size) != 2 or any(not _whole(side) or side < 32 for side in size):
             raise ValueError(f"size must be a whole number or (h, w), at least 32 pixels a side; got {self.size!r}.")
@@ -269,7 +273,7 @@ def write_scenes(root: str | os.PathLike[str], scenes: Scenes) -> Path:
 
     root/train2017, root/val2017: PNG images; root/annotations/instances_{train,val}2017.json: tight boxes x y w h,
     masks as compressed RLE and the extra key `mode`; root/scenes.json: the knobs. Written beside and renamed at the
-    end, so an interrupted run leaves nothing half done. ValueError when root holds anything else; it is not touched.
+    end, so an interrupted run leaves nothing half done. DataError when root holds anything else; it is not touched.
     """
     root = Path(root)
     if _holds(root, scenes):
@@ -302,25 +306,25 @@ def _card(scenes: Scenes) -> dict[str, Any]:
 
 
 def _holds(root: Path, scenes: Scenes) -> bool:
-    """Whether root already holds these scenes; False when there is nothing; ValueError when there is something else."""
+    """Whether root already holds these scenes; False when there is nothing; DataError when there is something else."""
     cure = "Name another folder, or remove this one"
     if not root.exists():
         return False
     if not root.is_dir():
-        raise ValueError(f"{root} is a file, not a folder for the embedded data. {cure}.")
+        raise DataError(f"{root} is a file, not a folder for the embedded data. {cure}.")
     if not any(root.iterdir()):
         return False
     try:
         card = json.loads((root / _CARD).read_text())
     except (OSError, ValueError):
-        raise ValueError(f"{root} holds something else than embedded data (no readable {_CARD}). {cure}.") from None
+        raise DataError(f"{root} holds something else than embedded data (no readable {_CARD}). {cure}.") from None
     wanted = _card(scenes)
     if card != wanted:
-        raise ValueError(f"{root} holds other embedded data than asked for: {_difference(card, wanted)}. {cure}.")
+        raise DataError(f"{root} holds other embedded data than asked for: {_difference(card, wanted)}. {cure}.")
     for split, count in (("train", scenes.train), ("val", scenes.val)):
         found = sum(1 for _ in (root / f"{split}2017").glob("*.png"))
         if found != count or not (root / "annotations" / f"instances_{split}2017.json").is_file():
-            raise ValueError(
+            raise DataError(
                 f"{root} is incomplete: {split}2017 has {found} of {count} images. Remove it to draw it again."
             )
     return True

@@ -1,0 +1,400 @@
+"""Checks a COCO annotation file and its images before any long work, and says what is wrong, where, and the cure.
+
+Fatal problems stop a training; warnings tell what is changed silently otherwise. Masks are not looked at for
+training: a missing or senseless `segmentation` is no problem there.
+"""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from misa.data._files import Listed, check_files
+from misa.data.layout import DataError, PathLike, did_you_mean
+
+__all__ = ["Problem", "Report", "check_coco", "require_usable"]
+
+# Of each kind, so that a data set of 100k faults is told in a page; `Report.totals` counts them all.
+_KEPT = 50
+# COCO's own train2017 has 2 boxes without height among 860k. A share below this is left out with a warning.
+_FEW = 1e-4
+# COCO's boxes are rounded and leave the image by fractions of a pixel: nothing to speak of.
+_SLACK = 1.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: `where` names the file and the id in it."""
+
+    kind: str
+    where: str
+    message: str
+    cure: str
+    fatal: bool = True
+
+    @property
+    def sentence(self) -> str:
+        """All of it in one sentence."""
+        return f"{self.where}: {self.message}; {self.cure}" + ("" if self.cure.endswith("?") else ".")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check found.
+
+    objects: boxes to train on, of the wanted classes, without crowds; empty_images: images without any.
+    problems: the first of each kind, fatal ones first; totals: how many of each kind there are in all.
+    """
+
+    annotation_file: Path
+    image_dir: Path
+    images: int = 0
+    objects: int = 0
+    crowds: int = 0
+    empty_images: int = 0
+    classes: tuple[str, ...] = ()
+    per_class: dict[str, int] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+    totals: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def fatal(self) -> tuple[Problem, ...]:
+        """The problems that forbid a training."""
+        return tuple(problem for problem in self.problems if problem.fatal)
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """The problems that do not."""
+        return tuple(problem for problem in self.problems if not problem.fatal)
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing is fatal."""
+        return not self.fatal
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.annotation_file}: {self.images} images ({self.empty_images} without objects), "
+            f"{self.objects} objects in {len(self.classes)} classes, {self.crowds} crowds"
+        )
+        told = Counter(problem.kind for problem in self.problems)
+        lines = [f"{'error' if p.fatal else 'warning'}: {p.sentence}" for p in self.problems]
+        lines += [
+            f"... and {self.totals[kind] - n} more of {kind}" for kind, n in told.items() if self.totals[kind] > n
+        ]
+        return "\n".join([head, *lines])
+
+
+class _Notes:
+    """Gathers problems, and forgets all but the first of each kind."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.problems: list[Problem] = []
+        self.totals: Counter[str] = Counter()
+
+    def add(self, kind: str, place: str, message: str, cure: str, *, fatal: bool = True) -> None:
+        self.totals[kind] += 1
+        if self.totals[kind] <= _KEPT:
+            where = f"{self.file}, {place}" if place else str(self.file)
+            self.problems.append(Problem(kind, where, message, cure, fatal))
+
+
+def check_coco(
+    annotation_file: PathLike,
+    image_dir: PathLike,
+    *,
+    classes: Sequence[str] | None = None,
+    verify_images: Literal["exists", "open"] = "exists",
+    purpose: Literal["train", "eval"] = "train",
+) -> Report:
+    """Reads the whole annotation file and looks at the images; never raises for what they hold.
+
+    classes: the names that must be there (others are left out with a warning); None takes all.
+    verify_images: "exists" lists the folder; "open" also reads the start and end of each file (8 threads).
+    purpose: "eval" also asks for what pycocotools needs to score masks: segmentation, area and iscrowd.
+
+    Boxes that reach beyond the image are clipped with a warning; boxes without area or wholly outside are fatal,
+    except that flat boxes rarer than 1 in 10,000 (COCO itself has two) are left out with a warning.
+    """
+    if verify_images not in ("exists", "open"):
+        raise ValueError(f"verify_images must be 'exists' or 'open'; got {verify_images!r}.")
+    if purpose not in ("train", "eval"):
+        raise ValueError(f"purpose must be 'train' or 'eval'; got {purpose!r}.")
+    path, folder = Path(annotation_file), Path(image_dir)
+    notes = _Notes(path)
+    tables = _load(path, notes)
+    images = _images(tables["images"], notes) if "images" in tables else {}
+    names = _categories(tables["categories"], notes) if "categories" in tables else {}
+    wanted = _match(names, classes, notes) if "categories" in tables else tuple(classes or ())
+    crowds, per_class, busy = 0, dict.fromkeys(wanted, 0), set[int]()
+    if tables.keys() >= {"images", "annotations", "categories"}:
+        crowds, per_class, busy = _annotations(tables["annotations"], images, names, wanted, purpose, notes)
+        if not sum(per_class.values()) and not any(problem.fatal for problem in notes.problems):
+            notes.add("no-objects", "", "it has no object to learn from", "add annotations, or choose another file")
+    if not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir():
+        message = f"its image folder {folder} does not exist or cannot be read"
+        notes.add("image-folder", "", message, "give the folder of the images")
+    else:
+        listed = [image for image in images.values() if image is not None]
+        for fault in check_files(listed, folder, read=verify_images == "open"):
+            notes.add(fault.kind, f"image {fault.image.id}", fault.message, fault.cure)
+    return Report(
+        annotation_file=path,
+        image_dir=folder,
+        images=len(images),
+        objects=sum(per_class.values()),
+        crowds=crowds,
+        empty_images=len(images.keys() - busy),
+        classes=wanted,
+        per_class=per_class,
+        problems=tuple(sorted(notes.problems, key=lambda problem: not problem.fatal)),
+        totals=dict(notes.totals),
+    )
+
+
+def require_usable(
+    annotation_file: PathLike,
+    image_dir: PathLike,
+    *,
+    classes: Sequence[str] | None = None,
+    verify_images: Literal["exists", "open"] = "open",
+    purpose: Literal["train", "eval"] = "train",
+) -> Report:
+    """The report of `check_coco`, or DataError with the first fatal problem and the number of the others."""
+    report = check_coco(annotation_file, image_dir, classes=classes, verify_images=verify_images, purpose=purpose)
+    if report.usable:
+        return report
+    more = sum(report.totals[kind] for kind in {problem.kind for problem in report.fatal}) - 1
+    first = report.fatal[0].sentence
+    raise DataError(f"{first[:-1]} ({more} more; `misa check` lists them){first[-1]}" if more else first)
+
+
+def _load(path: Path, notes: _Notes) -> dict[str, list[Any]]:
+    """The three tables of the file, as far as they are there."""
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        notes.add("unreadable", "", f"it cannot be read ({error.strerror})", "give an annotation file that is there")
+        return {}
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        ended = error.pos >= len(error.doc.rstrip())
+        message = "the file ends too early" if ended else f"it is not json ({error.msg})"
+        notes.add("not-json", place, message, "copy or download it again" if ended else "correct it there")
+        return {}
+    except (ValueError, RecursionError) as error:  # not unicode, a number of thousands of digits, nested without end
+        notes.add("not-json", "", f"it is not json ({error})", "give a COCO annotation file")
+        return {}
+    if not isinstance(data, dict):
+        notes.add("not-coco", "", f"it holds {_kind(data)}, not an object", "give a COCO annotation file")
+        return {}
+    tables: dict[str, list[Any]] = {}
+    for key in ("images", "annotations", "categories"):
+        if isinstance(data.get(key), list):
+            tables[key] = data[key]
+        elif key in data:
+            notes.add("not-coco", "", f"'{key}' is {_kind(data[key])}, not a list", "give a COCO annotation file")
+        else:
+            hint = did_you_mean(key, (name for name in data if name not in ("info", "licenses")))
+            found = ", ".join(list(data)[:8]) or "nothing"
+            notes.add("missing-key", "", f"it has no '{key}' but {found}{hint.rstrip('?')}", "add the key")
+    return tables
+
+
+def _images(rows: list[Any], notes: _Notes) -> dict[int, Listed | None]:
+    """The images by id; None for one that is known but not usable."""
+    images: dict[int, Listed | None] = {}
+    for index, row in enumerate(rows):
+        key = _key(row, "image", index, notes)
+        if key is None:
+            continue
+        place = f"image {key}"
+        if key in images:
+            notes.add("duplicate-id", place, "this id is used more than once", "number the images apart")
+            continue
+        images[key] = None
+        missing = [name for name in ("file_name", "width", "height") if name not in row]
+        if missing:
+            notes.add("missing-key", place, f"it has no '{missing[0]}'", "add the key")
+        elif not isinstance(row["file_name"], str) or not row["file_name"]:
+            notes.add("bad-value", place, f"file_name is {_kind(row['file_name'])}", "give the name of the image file")
+        elif not (_size(row["width"]) and _size(row["height"])):
+            size = f"{_short(row['width'])} x {_short(row['height'])}"
+            notes.add("bad-value", place, f"its size is {size}", "give width and height as whole numbers above 0")
+        else:
+            images[key] = Listed(key, row["file_name"], int(row["width"]), int(row["height"]))
+    if not rows:
+        notes.add("no-images", "", "it lists no images", "choose another file, this data set is empty")
+    return images
+
+
+def _categories(rows: list[Any], notes: _Notes) -> dict[int, str]:
+    """The class names by id."""
+    names: dict[int, str] = {}
+    for index, row in enumerate(rows):
+        key = _key(row, "category", index, notes)
+        if key is None:
+            continue
+        place, name = f"category {key}", row.get("name")
+        if key in names:
+            notes.add("duplicate-id", place, "this id is used more than once", "number the categories apart")
+        elif not isinstance(name, str) or not name:
+            notes.add("missing-key", place, "it has no 'name'", "add the key")
+        elif name in names.values():
+            notes.add("duplicate-name", place, f"the name {name!r} is used more than once", "name each class once")
+        else:
+            names[key] = name
+    if not rows:
+        notes.add("no-classes", "", "it lists no categories", "add the classes as [{'id': 1, 'name': ...}, ...]")
+    return names
+
+
+def _match(names: dict[int, str], classes: Sequence[str] | None, notes: _Notes) -> tuple[str, ...]:
+    """The wanted classes, in the wanted order."""
+    found = tuple(names.values())
+    if classes is None:
+        return found
+    for name in classes:
+        if name not in found:
+            hint = did_you_mean(name, found)[2:] or "give the class names of this file"
+            listing = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+            notes.add("class-names", "", f"class {name!r} is expected, but found are {listing or 'none'}", hint)
+    if extra := [name for name in found if name not in classes]:
+        listing = ", ".join(extra[:8]) + (f" and {len(extra) - 8} more" if len(extra) > 8 else "")
+        notes.add(
+            "class-names-left-out", "", f"objects of {listing} are left out", "ask for these classes", fatal=False
+        )
+    return tuple(classes)
+
+
+def _annotations(
+    rows: list[Any],
+    images: dict[int, Listed | None],
+    names: dict[int, str],
+    wanted: tuple[str, ...],
+    purpose: str,
+    notes: _Notes,
+) -> tuple[int, dict[str, int], set[int]]:
+    """The number of crowds, of objects by class, and the images with objects."""
+    seen: set[int] = set()
+    busy: set[int] = set()
+    flat: list[tuple[str, str]] = []
+    crowds, per_class = 0, dict.fromkeys(wanted, 0)
+    for index, row in enumerate(rows):
+        key = _key(row, "annotation", index, notes)
+        if key is None:
+            continue
+        place = f"annotation {key}"
+        if key in seen:
+            notes.add("duplicate-id", place, "this id is used more than once", "number the annotations apart")
+            continue
+        seen.add(key)
+        needed = ["image_id", "category_id", "bbox"]
+        needed += ["segmentation", "area", "iscrowd"] if purpose == "eval" else []
+        if missing := [name for name in needed if name not in row]:
+            notes.add("missing-key", place, f"it has no '{missing[0]}'", "add the key")
+            continue
+        image, category = row["image_id"], row["category_id"]
+        if not _whole(image) or image not in images:
+            notes.add(
+                "unknown-image", place, f"image_id {_short(image)} is not in 'images'", "add the image, or remove it"
+            )
+            continue
+        if not _whole(category) or category not in names:
+            message = f"category_id {_short(category)} is not in 'categories'"
+            notes.add("unknown-category", place, message, "add the category, or remove it")
+            continue
+        crowd = row.get("iscrowd", 0)
+        if not isinstance(crowd, int) or crowd not in (0, 1):
+            notes.add("bad-value", place, f"iscrowd is {_short(crowd)}", "give 0 or 1")
+            continue
+        if not _box(row["bbox"], images[image], f"{place} on image {image}", flat, notes):
+            continue
+        if crowd:
+            crowds += 1
+        elif names[category] in per_class:
+            per_class[names[category]] += 1
+            busy.add(image)
+    few = len(flat) <= _FEW * len(rows)
+    for place, message in flat:
+        cure = "it is left out" if few else "give it a width and height above 0, or remove it"
+        notes.add("box-size", place, message, cure, fatal=not few)
+    return crowds, per_class, busy
+
+
+def _box(box: Any, image: Listed | None, place: str, flat: list[tuple[str, str]], notes: _Notes) -> bool:
+    """Whether a box (x y w h) can be trained on; boxes without width or height go to `flat`, to be judged together."""
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_number, box)):
+        notes.add(
+            "box-value", place, f"bbox {_short(box)} is not four finite numbers", "give it as [x, y, width, height]"
+        )
+        return False
+    x, y, w, h = box
+    shown = f"bbox {_short(box)}"
+    if w < 0 or h < 0:
+        cure = "give it as [x, y, width, height], not as corners"
+        notes.add("box-size", place, f"{shown} has negative size", cure)
+        return False
+    if w == 0 or h == 0:
+        flat.append((place, f"{shown} has no area"))
+        return False
+    if image is None:
+        return False
+    size = f"the image of {image.width} x {image.height} pixels"
+    if x >= image.width or y >= image.height or x + w <= 0 or y + h <= 0:
+        notes.add("box-outside", place, f"{shown} lies outside {size}", "correct or remove it")
+        return False
+    over = max(-x, -y, x + w - image.width, y + h - image.height)
+    if over > _SLACK:
+        notes.add("box-clipped", place, f"{shown} reaches beyond {size}", "it is clipped", fatal=False)
+    # What is left after clipping; mmdet's reader leaves boxes thinner than a pixel out without a word.
+    inside = min(min(x + w, image.width) - max(x, 0), min(y + h, image.height) - max(y, 0))
+    if inside < 1:
+        notes.add("box-thin", place, f"{shown} is thinner than a pixel", "it is left out", fatal=False)
+        return False
+    return True
+
+
+def _key(row: Any, what: str, index: int, notes: _Notes) -> int | None:
+    """The id of a row; a note and None when it has none."""
+    place = f"{what} number {index + 1} in the list"
+    if not isinstance(row, dict):
+        notes.add("bad-value", place, f"it is {_kind(row)}, not an object", "correct or remove it")
+    elif "id" not in row:
+        notes.add("missing-key", place, "it has no 'id'", "add the key")
+    elif not _whole(row["id"]):
+        notes.add("bad-value", place, f"its id is {_short(row['id'])}", "give a whole number")
+    else:
+        return int(row["id"])
+    return None
+
+
+def _whole(value: Any) -> bool:
+    # 64 bits, because ids and sizes end in tensors.
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def _size(value: Any) -> bool:
+    return _whole(value) and value > 0
+
+
+def _number(value: Any) -> bool:
+    return _whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _short(value: Any) -> str:
+    try:
+        text = json.dumps(value)
+    except (ValueError, RecursionError):
+        text = _kind(value)
+    return text if len(text) <= 60 else text[:57] + "..."
