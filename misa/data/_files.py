@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -75,8 +76,14 @@ def _look(image: Listed, folder: Path) -> Fault | None:
             # The reader turns a picture as its EXIF says. Asked only in doubt: for a PNG it means decoding.
             doubt = size != (image.width, image.height)
             turned = size[::-1] if doubt and picture.getexif().get(_EXIF_ORIENTATION, 1) >= 5 else size
+            if str(picture.format) not in _ENDS and not cv2.haveImageReader(str(path)):
+                message = f"the file {path} is {picture.format}, which OpenCV does not read here"
+                return Fault(image, "image-format", message, "convert it to PNG or JPEG")
             if not _ends_well(path, str(picture.format)):
                 picture.load()  # decodes it all: the only way to be sure
+                # Pillow is content with a PNG that has its pixels but no end; OpenCV, which will read it, is not.
+                if picture.format == "PNG" and _ENDS["PNG"] not in path.read_bytes():
+                    raise OSError("its end is missing")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).split("\n")[0].replace(f" {str(path)!r}", "")
         return Fault(image, "image-truncated", f"the file {path} is truncated or no image ({reason})", again)

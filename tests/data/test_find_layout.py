@@ -1,0 +1,95 @@
+"""Finding a data set: what is missing is named, with what is there instead."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from misa.data.layout import DataError, find_layout
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "coco"
+    for name in ("annotations", "train2017", "val2017"):
+        (root / name).mkdir(parents=True)
+    for split in ("train", "val"):
+        (root / "annotations" / f"instances_{split}2017.json").write_text("{}")
+    return root
+
+
+def told(root: Path, **options: str) -> str:
+    with pytest.raises(DataError) as error:
+        find_layout(root, **options)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_usual_layout_is_found(root: Path) -> None:
+    layout = find_layout(root)
+    assert layout.root == root
+    assert layout.train == (root / "annotations/instances_train2017.json", root / "train2017")
+    assert layout.val == (root / "annotations/instances_val2017.json", root / "val2017")
+
+
+def test_images_may_lie_one_folder_deeper(root: Path) -> None:
+    (root / "images").mkdir()
+    (root / "train2017").rename(root / "images" / "train2017")
+    assert find_layout(str(root)).train.images == root / "images" / "train2017"
+
+
+def test_own_names_are_given_relative_or_absolute(root: Path, tmp_path: Path) -> None:
+    (root / "annotations/instances_train2017.json").rename(root / "annotations/cells.json")
+    (root / "train2017").rename(tmp_path / "pictures")
+    layout = find_layout(root, train_annotations="annotations/cells.json", train_images=tmp_path / "pictures")
+    assert layout.train == (root / "annotations/cells.json", tmp_path / "pictures")
+
+
+def test_the_reference_data_is_found(shared: Path) -> None:
+    assert find_layout(shared / "data" / "coco_mini").val.images.name == "val2017"
+
+
+def test_a_wrong_root_is_named_with_the_right_one(root: Path) -> None:
+    sentence = told(root.parent / "COCO2")
+    assert f"data_root {root.parent / 'COCO2'} does not exist" in sentence
+    assert sentence.endswith("did you mean 'coco'?")
+    assert "holds coco; give the folder" in told(root.parent / "pictures" / "mine")
+
+
+def test_a_file_as_root_is_named(root: Path) -> None:
+    assert "is a file; give the folder" in told(root / "annotations" / "instances_val2017.json")
+
+
+@pytest.mark.parametrize("place", ["..", "annotations"])
+def test_a_folder_one_level_off_is_noticed(root: Path, place: str) -> None:
+    assert told((root / place).resolve()).endswith(f"did you mean {str(root)!r}?")
+
+
+def test_a_missing_annotation_file_is_named(root: Path) -> None:
+    file = root / "annotations/instances_val2017.json"
+    file.rename(file.with_name("instances_valid2017.json"))
+    sentence = told(root)
+    assert f"the val annotation file {file} is missing" in sentence
+    assert "holds instances_train2017.json, instances_valid2017.json" in sentence
+    # The train file is one letter further away.
+    assert sentence.endswith("did you mean 'instances_valid2017.json'?")
+    assert "there is no folder" in told(root, val_annotations="labels/val.json")
+
+
+def test_a_missing_image_folder_is_named(root: Path) -> None:
+    (root / "train2017").rename(root / "Train2017")
+    sentence = told(root)
+    assert f"the train image folder {root / 'train2017'} is missing" in sentence
+    assert sentence.endswith("did you mean 'Train2017'?")
+    (root / "Train2017").rename(root / "x")
+    assert told(root, train_images="photos").endswith("name the folder with train_images.")
+
+
+def test_an_empty_root_says_so(tmp_path: Path) -> None:
+    assert f"{tmp_path} holds nothing" in told(tmp_path)
+
+
+def test_the_layout_needs_the_standard_library_only() -> None:
+    code = "import sys, misa.data.layout; assert not {'numpy', 'torch', 'cv2', 'PIL'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
