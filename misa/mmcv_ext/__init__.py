@@ -24,6 +24,10 @@ from types import ModuleType
 
 NAME = "mmcv._ext"
 OPS = Path(__file__).with_name("ops.py")
+REBUILD = (
+    "pip cache remove onedl_mmcv && "
+    "pip install --force-reinstall --no-deps --no-cache-dir -c constraints.txt onedl-mmcv"
+)
 
 
 def _spec_of_ours() -> importlib.machinery.ModuleSpec:
@@ -37,6 +41,12 @@ def _execute(spec: importlib.machinery.ModuleSpec) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def compiled_spec(path: Sequence[str] | None) -> importlib.machinery.ModuleSpec | None:
+    """The compiled extension in one of the folders `path` (`mmcv.__path__`), whether it loads or not."""
+    spec = importlib.machinery.PathFinder.find_spec(NAME, path)
+    return spec if spec is not None and spec.loader is not None else None
 
 
 class _CompiledOrOurs(importlib.abc.Loader):
@@ -58,8 +68,7 @@ class _CompiledOrOurs(importlib.abc.Loader):
             reason = " ".join(str(error).split())
             warnings.warn(
                 f"mmcv's compiled ops at {self.compiled.origin} do not load ({type(error).__name__}: {reason}); "
-                "misa's PyTorch equivalents are used. To be rid of this message: pip cache remove onedl_mmcv && "
-                "pip install --force-reinstall --no-deps --no-cache-dir -c constraints.txt onedl-mmcv",
+                f"misa's PyTorch equivalents are used. To be rid of this message: {REBUILD}",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -86,8 +95,8 @@ class MmcvExtFinder(importlib.abc.MetaPathFinder):
         """
         if fullname != NAME:
             return None
-        compiled = importlib.machinery.PathFinder.find_spec(fullname, path)
-        if compiled is None or compiled.loader is None:
+        compiled = compiled_spec(path)
+        if compiled is None:
             return _spec_of_ours()
         return importlib.machinery.ModuleSpec(NAME, _CompiledOrOurs(compiled), origin=compiled.origin)
 

@@ -1,0 +1,297 @@
+"""`misa doctor`: is everything here that training needs, and what to do about what is not.
+
+Each check looks at one thing and returns a `Finding`. A check never raises: what it runs into is the finding.
+The versions that are allowed are those of the installed package's own metadata, that is of pyproject.toml.
+"""
+
+import argparse
+import contextlib
+import importlib
+import io
+import os
+import platform
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+_INSTALL = "run `make setup`, or: python -m pip install -c constraints.txt -e '.[notebooks,dev]'"
+_LEAST_DISK = 2 * 2**30  # the embedded data, a few run folders with their checkpoints
+_LEAST_SHM = 2**30  # images on their way from the data loader's workers
+_ORIGINALS = ("mmengine", "mmcv", "mmcv-lite", "mmcv-full", "mmdet")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found.
+
+    Attributes:
+        name: the thing that was looked at.
+        ok: whether it is good enough to work with.
+        detail: what is there, or what is wrong with it.
+        cure: what to do about a problem; where `ok`, a hint or nothing.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+    cure: str = ""
+
+    def __str__(self) -> str:
+        """One line, whatever line breaks an error message brought along."""
+        line = f"{'ok' if self.ok else 'FAIL':<5}{self.name:<12} {self.detail}"
+        return " ".join((line + (f" -> {self.cure}" if self.cure else "")).splitlines())
+
+
+def examine(data_roots: Sequence[str | Path] = ()) -> list[Finding]:
+    """Run every check, in the order of a set-up.
+
+    Imports torch, mmdet and papermill, and computes a few numbers on the device. Writes nothing.
+
+    Args:
+        data_roots: folders that should hold a data set in COCO or VOC2012 layout.
+    """
+    findings = [
+        _run("Python", _python, "use Python 3.11 or 3.12, in a new virtual environment"),
+        _run("torch", _torch, _INSTALL),
+        _run("torchvision", _torchvision, f"it has to fit torch: {_INSTALL}"),
+        _run("mmdet", _mmdet, _INSTALL),
+        _run("mmcv ops", _mmcv_ops, _INSTALL),
+        _run("Jupyter", _jupyter, _INSTALL),
+        _run("papermill", _papermill, _INSTALL),
+        _run("disk", _disk, "start misa in a folder that you can read and write"),
+    ]
+    if not data_roots:
+        hint = "bring your own with --data-root PATH or MISA_DATA=PATH"
+        findings.append(Finding("data", True, "none named; the embedded data needs none", hint))
+    for root in data_roots:
+        findings.append(_run("data", partial(_data_root, Path(root)), "make the folder readable for you"))
+    return findings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print one line for each finding.
+
+    Returns:
+        0 when all is well, 1 when something is not, 2 for wrong arguments.
+    """
+    parser = argparse.ArgumentParser(
+        prog="misa doctor",
+        description="Check the installation, the device and the data; every problem comes with its cure.",
+        epilog="example: misa doctor --data-root datasets/coco datasets/VOCdevkit",
+    )
+    parser.add_argument(
+        "--data-root",
+        nargs="+",
+        metavar="PATH",
+        default=[path for path in os.environ.get("MISA_DATA", "").split(os.pathsep) if path],
+        help="folders in COCO or VOC2012 layout (default: MISA_DATA, several separated as in PATH)",
+    )
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:  # argparse has printed its sentence
+        return int(stop.code or 0)
+    findings = examine(args.data_root)
+    print(*findings, sep="\n")
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _run(name: str, check: Callable[[], Finding], cure: str) -> Finding:
+    """The check's finding; `cure` helps against what it raises. What libraries print on import is left out."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return check()
+    except metadata.PackageNotFoundError as error:
+        return Finding(name, False, f"the package {error.name} is not installed", _INSTALL)
+    except Exception as error:
+        reason = str(error)
+        if "libGL" in reason or "libgthread" in reason or "libglib" in reason:  # OpenCV in a slim container
+            cure = "apt-get install -y libgl1 libglib2.0-0"
+        return Finding(name, False, f"{type(error).__name__}: {reason}", cure)
+
+
+def _require(*packages: str) -> list[str]:
+    """The versions of installed packages.
+
+    Raises:
+        PackageNotFoundError: when one is not installed.
+        RuntimeError: when a version is outside the range of pyproject.toml.
+    """
+    from packaging.requirements import Requirement
+
+    ranges = {r.name.lower(): r.specifier for r in map(Requirement, metadata.requires("misa") or [])}
+    versions = [metadata.version(package) for package in packages]
+    for package, version in zip(packages, versions, strict=True):
+        allowed = ranges.get(package.lower())
+        if allowed is not None and not allowed.contains(version, prereleases=True):
+            raise RuntimeError(f"{package} {version} is outside of what misa works with ({allowed})")
+    return versions
+
+
+def _python() -> Finding:
+    from packaging.specifiers import SpecifierSet
+
+    version = platform.python_version()
+    allowed = metadata.metadata("misa")["Requires-Python"]
+    if version not in SpecifierSet(allowed):
+        raise RuntimeError(f"Python {version} is outside of what misa works with ({allowed})")
+    return Finding("Python", True, f"{version} at {sys.executable}")
+
+
+def _torch() -> Finding:
+    (version,) = _require("torch")
+    import torch
+
+    if torch.cuda.is_available():
+        torch.ones(2, device="cuda").sum().item()  # a torch that was not built for this GPU fails only here
+        gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        names = ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in gpus)
+        return Finding("torch", True, f"{version}, CUDA {torch.version.cuda}, {names}")
+    detail = f"{version}, no CUDA device, CPU threads: {torch.get_num_threads()}"
+    if shutil.which("nvidia-smi") is None:
+        return Finding("torch", True, detail)
+    hint = f"there is an NVIDIA driver, but torch (CUDA {torch.version.cuda}) finds no device: compare with nvidia-smi"
+    return Finding("torch", True, detail, hint)
+
+
+def _torchvision() -> Finding:
+    (version,) = _require("torchvision")
+    import torch
+    import torchvision
+
+    # Built for another torch it may be imported and yet lack its operators.
+    torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
+    return Finding("torchvision", True, version)
+
+
+def _mmdet() -> Finding:
+    mmengine, mmcv, mmdet = _require("onedl-mmengine", "onedl-mmcv", "onedl-mmdetection")
+    strangers = [name for name in _ORIGINALS if _installed(name)]
+    if strangers:
+        return Finding(
+            "mmdet",
+            False,
+            f"{', '.join(strangers)} installed over the onedl packages of the same import names",
+            f"pip uninstall -y {' '.join(strangers)}, then pip install --force-reinstall --no-deps "
+            "-c constraints.txt onedl-mmengine onedl-mmcv onedl-mmdetection",
+        )
+    importlib.import_module("mmdet.models")
+    return Finding("mmdet", True, f"mmengine {mmengine}, mmcv {mmcv}, mmdet {mmdet}")
+
+
+def _installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _mmcv_ops() -> Finding:
+    import torch
+
+    from misa.mmcv_ext import REBUILD, compiled_spec, is_ours
+
+    ext = importlib.import_module("mmcv._ext")
+    ops = importlib.import_module("mmcv.ops")
+    boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 2.0]])
+    kept = ops.nms(boxes, torch.tensor([0.1, 0.9]), 0.5)[1].tolist()
+    if kept != [1]:
+        return Finding("mmcv ops", False, f"{ext.__file__} computes a wrong nms: {kept} instead of [1]", _INSTALL)
+    if is_ours(ext):
+        detail = "our equivalents in PyTorch, for CPU and CUDA (misa.mmcv_ext)"
+        broken = compiled_spec(importlib.import_module("mmcv").__path__)
+        if broken is None:
+            return Finding("mmcv ops", True, detail)
+        return Finding("mmcv ops", True, f"{detail}, as {broken.origin} does not load", f"to be rid of it: {REBUILD}")
+    return Finding("mmcv ops", True, f"compiled, for CUDA {ops.get_compiling_cuda_version()}: {ext.__file__}")
+
+
+def _jupyter() -> Finding:
+    lab, kernel, _ = _require("jupyterlab", "ipykernel", "ipywidgets")
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    cure = f"{sys.executable} -m ipykernel install --sys-prefix --name python3"
+    try:
+        spec = KernelSpecManager().get_kernel_spec("python3")
+    except NoSuchKernel:
+        return Finding("Jupyter", False, "there is no kernel named python3, which the notebooks ask for", cure)
+    if not _is_this_interpreter(spec.argv[0]):
+        detail = f"the kernel python3 at {spec.resource_dir} starts {spec.argv[0]}, not {sys.executable}"
+        return Finding("Jupyter", False, detail, f"remove that folder, then {cure}")
+    return Finding("Jupyter", True, f"lab {lab}, kernel python3 (ipykernel {kernel}) starts this Python")
+
+
+def _is_this_interpreter(command: str) -> bool:
+    # Jupyter replaces these names by the interpreter that it runs in.
+    if command in {"python", "python3", f"python3.{sys.version_info.minor}"}:
+        return True
+    # python, python3 and python3.11 in one folder are one interpreter. Links are not followed to their end: those of
+    # all virtual environments end at the same file.
+    found = shutil.which(command)
+    return found is not None and Path(found).parent.resolve() == Path(sys.executable).parent.resolve()
+
+
+def _papermill() -> Finding:
+    version, _, _ = _require("papermill", "nbformat", "nbconvert")
+    importlib.import_module("papermill")
+    return Finding("papermill", True, version)
+
+
+def _disk() -> Finding:
+    here = Path.cwd()
+    free = shutil.disk_usage(here).free
+    detail = f"{free / 2**30:.1f} GiB free at {here}"
+    if free < _LEAST_DISK:
+        cure = f"make room: {_LEAST_DISK / 2**30:.0f} GiB are enough for the demo, a COCO run needs 10 or more"
+        return Finding("disk", False, detail, cure)
+    if not os.access(here, os.W_OK):
+        return Finding("disk", False, f"{here} is not writable", "start misa where you can write, or set work_dir")
+    shared = Path("/dev/shm")
+    if shared.is_dir() and (shm := shutil.disk_usage(shared).free) < _LEAST_SHM:
+        hint = f"{shared} has {shm / 2**20:.0f} MiB free, data loaders with workers may fail: docker run --shm-size=8g"
+        return Finding("disk", True, detail, hint)
+    return Finding("disk", True, detail)
+
+
+def _data_root(root: Path) -> Finding:
+    """What data set a folder holds. Looks at names only, a check of the contents is `misa check`."""
+    name, root = "data", root.expanduser()
+    cure = "name the folder that holds annotations/instances_train2017.json and train2017/ (COCO), or VOC2012/"
+    if not root.is_dir():
+        return Finding(name, False, f"{root} is {'a file' if root.exists() else 'not there'}", cure)
+    for folder in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
+        if (folder / "JPEGImages").is_dir() and (folder / "ImageSets").is_dir():
+            return _voc(folder)
+    splits = sorted(path.stem.removeprefix("instances_") for path in root.glob("annotations/instances_*.json"))
+    if not splits:
+        names = sorted(path.name for path in root.iterdir())
+        listing = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") if names else "nothing"
+        return Finding(name, False, f"{root} has neither COCO nor VOC2012 layout: it holds {listing}", cure)
+    places = {split: [root / split, root / "images" / split] for split in splits}
+    images = {split: next(filter(Path.is_dir, folders), None) for split, folders in places.items()}
+    bare = [split for split, folder in images.items() if folder is None]
+    if bare:
+        detail = f"{root} has annotations/instances_{bare[0]}.json, but no images of it"
+        return Finding(name, False, detail, f"put the images into {root / bare[0]}, or remove the annotation file")
+    counts = [f"{split} ({_count(folder)} images)" for split, folder in images.items() if folder is not None]
+    return Finding(name, True, f"{root} has COCO layout: {', '.join(counts)}")
+
+
+def _voc(folder: Path) -> Finding:
+    missing = [part for part in ("ImageSets/Segmentation", "SegmentationObject") if not (folder / part).is_dir()]
+    if missing:
+        cure = "unpack the whole of VOCtrainval_11-May-2012.tar"
+        return Finding("data", False, f"{folder} has VOC2012 layout without {' and '.join(missing)}", cure)
+    return Finding("data", True, f"{folder} has VOC2012 layout: {_count(folder / 'JPEGImages')} images")
+
+
+def _count(folder: Path) -> int:
+    """How many files a folder holds (COCO's train2017: 118287), without asking for their names in order."""
+    with os.scandir(folder) as entries:
+        return sum(1 for entry in entries if not entry.name.startswith("."))
