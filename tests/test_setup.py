@@ -1,0 +1,93 @@
+"""pyproject.toml, constraints.txt and environment.yml agree, and `import misa` is light."""
+
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def ranges() -> dict[str, SpecifierSet]:
+    """What pyproject.toml asks for, extras included."""
+    extras = PROJECT["optional-dependencies"]
+    texts = PROJECT["dependencies"] + [text for name in ("notebooks", "dev") for text in extras[name]]
+    return {canonicalize_name(r.name): r.specifier for r in map(Requirement, texts)}
+
+
+def pins() -> dict[str, str]:
+    """The exact versions of constraints.txt."""
+    lines = (line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
+    found = [line.split("==") for line in lines if line]
+    assert all(len(pair) == 2 for pair in found), "constraints.txt holds name==version only"
+    assert len({canonicalize_name(name) for name, _ in found}) == len(found), "constraints.txt names a package twice"
+    return {canonicalize_name(name): version for name, version in found}
+
+
+def environment() -> dict:
+    return yaml.safe_load((ROOT / "environment.yml").read_text())
+
+
+def test_every_dependency_is_pinned_within_its_range():
+    pinned = pins()
+    for name, allowed in ranges().items():
+        assert name in pinned, f"constraints.txt does not pin {name}"
+        assert pinned[name] in allowed, f"{name}: {pinned[name]} of constraints.txt is not in {allowed}"
+
+
+def test_pyproject_gives_ranges_and_never_one_version():
+    for name, allowed in ranges().items():
+        assert allowed, f"pyproject.toml takes any version of {name}"
+        assert not {spec.operator for spec in allowed} & {"==", "==="}, f"pyproject.toml pins {name}"
+
+
+def test_torch_range_starts_at_2_4():
+    assert "2.4.0" in ranges()["torch"]
+
+
+def test_environment_installs_the_project_with_the_tested_versions():
+    env = environment()
+    assert env["name"] == "misa"
+    assert env["channels"] == ["conda-forge"]
+    python, pip, pip_part = env["dependencies"]
+    assert pip == "pip"
+    assert pip_part == {"pip": ["-c constraints.txt", "-e .[notebooks,dev]"]}
+    assert set(env) == {"name", "channels", "dependencies"}
+
+    extras = Requirement(f"misa{pip_part['pip'][1].removeprefix('-e .')}").extras
+    assert extras == set(PROJECT["optional-dependencies"])
+    name, _, version = python.partition("=")
+    assert name == "python"
+    assert f"{version}.0" in SpecifierSet(PROJECT["requires-python"])
+
+
+@pytest.mark.parametrize(("version", "allowed"), [("3.10", False), ("3.11", True), ("3.12", True), ("3.13", False)])
+def test_python_range(version: str, allowed: bool):
+    assert (f"{version}.1" in SpecifierSet(PROJECT["requires-python"])) is allowed
+
+
+def test_the_installed_package_is_this_one():
+    """A stale editable install would make `misa doctor` compare with ranges of the past."""
+    import misa
+
+    assert metadata.version("misa") == PROJECT["version"] == misa.__version__
+    asked = {canonicalize_name(Requirement(text).name) for text in metadata.requires("misa") or []}
+    assert asked == set(ranges()), "pyproject.toml has changed since misa was installed: run `make setup` again"
+
+
+def test_import_misa_is_light():
+    """It loads none of the large packages, hence costs next to nothing beside torch."""
+    code = "import sys, misa; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    heavy = {"torch", "torchvision", "numpy", "scipy", "cv2", "matplotlib", "mmengine", "mmcv", "mmdet", "pycocotools"}
+    loaded = set(done.stdout.split())
+    assert "misa" in loaded
+    assert not loaded & heavy
