@@ -1,0 +1,1 @@
+"""Timings against the literal or the official form, in turn in one process."""
