@@ -8,6 +8,7 @@ table of rows imports at once.
 import dataclasses
 import hashlib
 import json
+import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -69,7 +70,7 @@ class Affinity:
     refine_bandwidth: float = 0.07
     window: int = 5
     local_bandwidth: float = 0.15
-    steps: int = 20
+    local_steps: int = 20
     global_weight: float = 2.0
     local_weight: float = 1.0
 
@@ -184,6 +185,7 @@ class Experiment:
             schedule={"epochs": 1, "batch": 2, "warmup": 1, "decay": "cosine"},
             augmentation={"short_sides": (128,), "long_side": 192, "test_short_side": 128},
             inference={"candidates": 50, "per_image": 10},
+            scenes=(("train", 8), ("val", 4)) if self.data == "demo" else (),
             limit=4,
             expected=None,
         )
@@ -196,3 +198,24 @@ class Experiment:
         """A short hash of everything that decides the result (what the paper expects does not)."""
         values = {name: value for name, value in self.values().items() if name != "expected"}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `values`, also from json (where tuples have become lists)."""
+        return _build(cls, values)
+
+
+def _build(kind: Any, values: Any) -> Any:
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}; its fields are {', '.join(sorted(known))}.")
+    built = {}
+    for name, value in values.items():
+        nested = [t for t in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(t)]
+        built[name] = _build(nested[0], value) if nested and isinstance(value, dict) else _frozen(value)
+    return kind(**built)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value

@@ -5,14 +5,32 @@ them. What a sample looks like depends on (seed, epoch, index) alone, not on the
 that a resumed run sees exactly the samples of an uninterrupted one.
 """
 
+import contextlib
+import io
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from mmdet.datasets import CocoDataset
+from mmdet.datasets.api_wrappers import COCO
+
+
+class _OrderedCOCO(COCO):
+    """Reads without chatter, and gives category ids in the order of the class names asked for.
+
+    mmdet keeps the file's order instead: two files that list the classes differently would swap labels.
+    """
+
+    def __init__(self, annotation_file: str) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            super().__init__(annotation_file)
+
+    def get_cat_ids(self, cat_names: Sequence[str] = (), sup_names: Any = (), cat_ids: Any = ()) -> list[int]:
+        ids = {category["name"]: category["id"] for category in self.dataset["categories"]}
+        return [ids[name] for name in cat_names if name in ids]
 
 
 class CocoImages(CocoDataset):
@@ -23,11 +41,19 @@ class CocoImages(CocoDataset):
         seed: of the random augmentation.
     """
 
+    COCOAPI = _OrderedCOCO
+
     def __init__(self, *args: Any, masks: bool, seed: int = 0, **kwargs: Any) -> None:
         self.masks = masks
         self.seed = seed
         self.epoch = 0  # set by the engine before each epoch
         super().__init__(*args, **kwargs)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """The images of the file; the category ids join the meta information, for writing results."""
+        images: list[dict[str, Any]] = super().load_data_list()
+        self._metainfo["category_ids"] = tuple(self.cat_ids)
+        return images
 
     def parse_data_info(self, raw_data_info: dict[str, Any]) -> dict[str, Any]:
         """One image and its objects; without masks, area becomes the box's."""

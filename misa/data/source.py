@@ -1,19 +1,13 @@
 """Where an experiment's images, boxes and class names come from."""
 
-import json
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
+from misa.data.check import require_usable
+from misa.data.layout import Split, find_layout
 from misa.data.synthetic import Scenes, write_scenes
 from misa.experiment import Experiment
-
-
-class Split(NamedTuple):
-    """One annotation file and the folder of its images."""
-
-    annotations: Path
-    images: Path
 
 
 @dataclass(frozen=True)
@@ -24,16 +18,19 @@ class Source:
     train: Split
     val: Split
     classes: tuple[str, ...]
-    categories: tuple[int, ...]  # the annotation file's id of each class
 
 
-def open_source(experiment: Experiment, data_root: Path) -> Source:
-    root = data_root.resolve()
+def open_source(experiment: Experiment, data_root: str | Path) -> Source:
+    """The checked data of an experiment; the embedded data is written below `data_root` the first time.
+
+    Raises:
+        UserError: a file is missing, unreadable, or not fit to train on.
+    """
+    root = Path(data_root).expanduser().resolve()
     if experiment.data == "demo":
         scenes = Scenes(**dict(experiment.scenes))
-        root = write_scenes(root / "demo", scenes)
-    ann = root / "annotations"
-    train = Split(ann / "instances_train2017.json", root / "train2017")
-    val = Split(ann / "instances_val2017.json", root / "val2017")
-    cats = json.loads(train.annotations.read_text())["categories"]
-    return Source(root, train, val, tuple(c["name"] for c in cats), tuple(c["id"] for c in cats))
+        root = write_scenes(root / f"demo-{hashlib.sha256(repr(scenes).encode()).hexdigest()[:8]}", scenes)
+    layout = find_layout(root)
+    report = require_usable(*layout.train)
+    require_usable(*layout.val, classes=report.classes, purpose="eval")
+    return Source(layout.root, layout.train, layout.val, report.classes)

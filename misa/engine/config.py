@@ -22,7 +22,7 @@ from misa.data.pipeline import MEAN, STD, test_pipeline, train_pipeline
 from misa.data.source import Source
 from misa.engine.hooks import EpochSeed, LossRecord, Progress, ResumableState
 from misa.evaluation.metric import Detections
-from misa.experiment import Experiment, Network
+from misa.experiment import Affinity, Experiment, Network
 from misa.models.misa import MISA
 from misa.models.solov2 import BoxSOLOv2Head
 
@@ -101,8 +101,15 @@ def model_config(experiment: Experiment, classes: int) -> dict[str, Any]:
     }
     if not supervised:
         model["projection_weight"] = experiment.projection_weight
-        model["affinity"] = None if experiment.affinity is None else dataclasses.asdict(experiment.affinity)
+        model["affinity"] = None if experiment.affinity is None else _pairwise(experiment.affinity)
     return model
+
+
+def _pairwise(affinity: Affinity) -> dict[str, Any]:
+    """The arguments of `pairwise_loss`; whether there is a semantic prior is the model's to know."""
+    arguments = dataclasses.asdict(affinity)
+    del arguments["feature"]
+    return arguments
 
 
 def _expansion(network: Network) -> int:
@@ -186,7 +193,6 @@ def run_config(
             "test_evaluator": {
                 "type": Detections,
                 "path": str(folder / DETECTIONS),
-                "categories": source.categories,
             },
             "train_cfg": {"type": EpochBasedTrainLoop, "max_epochs": schedule.epochs},
             "test_cfg": {"type": TestLoop},

@@ -2,31 +2,77 @@
 
 import contextlib
 import io
-import json
+import math
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import mmengine.device.utils
 import torch
+from mmengine.config import Config
 from mmengine.runner import Runner
 
 from misa.data.source import Source, open_source
 from misa.engine.config import DETECTIONS, loadable, run_config
+from misa.engine.parameters import TrainParameters
 from misa.engine.record import claim, environment, read_json, run_params, write_json
+from misa.engine.rows import find_row
 from misa.errors import UserError
-from misa.evaluation.ap import as_rectangles, mask_ap, read_truth
+from misa.evaluation.ap import score
 from misa.experiment import Experiment
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, the data it was scored on and its metrics."""
+    """A scored run: what was trained, its folder, the data it was scored on, and its metrics in percent."""
 
+    experiment: Experiment
     folder: Path
     source: Source
     metrics: dict[str, Any]
+
+    def table(self) -> str:
+        """The mask AP, and what the same detections would score as full rectangles."""
+        return score_table({"masks": self.metrics["segm"], "as rectangles": self.metrics["segm_as_rectangles"]})
+
+
+def score_table(scores: dict[str, dict[str, float]]) -> str:
+    """Rows of AP figures as plain text; a dash where the data has no object of that size."""
+    names = list(next(iter(scores.values())))
+    lines = [" " * 16 + "".join(f"{name:>7}" for name in names)]
+    for label, values in scores.items():
+        cells = ("-" if math.isnan(values[name]) else f"{values[name]:.1f}" for name in names)
+        lines.append(f"{label:<16}" + "".join(f"{cell:>7}" for cell in cells))
+    return "\n".join(lines)
+
+
+def experiment_of(parameters: TrainParameters) -> Experiment:
+    """The row that the parameters name, with what they change."""
+    experiment = find_row(parameters.row)
+    if parameters.smoke:
+        experiment = experiment.smoke()
+    schedule = {name: value for name in ("epochs", "batch") if (value := getattr(parameters, name)) is not None}
+    return experiment.but(schedule=schedule) if schedule else experiment
+
+
+def train_from(parameters: TrainParameters) -> Run:
+    """`train` with the notebook's and the command line's parameters; UserError for wrong ones."""
+    table, _, row = parameters.row.rpartition(":")
+    default = f"runs/{Path(table).stem}-{row}-seed{parameters.seed}{'-smoke' if parameters.smoke else ''}"
+    return train(
+        experiment_of(parameters),
+        data_root=parameters.data_root,
+        work_dir=parameters.work_dir or default,
+        row=parameters.row,
+        seed=parameters.seed,
+        gpus=parameters.gpus,
+        workers=parameters.workers,
+        threads=parameters.threads,
+        resume=parameters.resume,
+        interactive=parameters.interactive,
+    )
 
 
 def train(
@@ -36,6 +82,7 @@ def train(
     work_dir: str | Path,
     row: str = "custom",
     seed: int = 0,
+    gpus: int | None = None,
     workers: int = 0,
     threads: int = 1,
     resume: bool = True,
@@ -49,6 +96,7 @@ def train(
         work_dir: the run folder; it must be new, or this very run's.
         row: the row's name in the experiments folder, for the record.
         seed: of weights, order and augmentation.
+        gpus: 0 for the CPU, 1 for a GPU; None: a GPU if there is one.
         workers: processes that load images; the result does not depend on it.
         threads: of torch on the CPU. Two busy threads on two busy cores are many times slower than one.
         resume: go on from the last checkpoint; off: a folder with checkpoints is an error.
@@ -57,50 +105,68 @@ def train(
     Raises:
         UserError: wrong input, before any long work and with nothing overwritten.
     """
-    folder = Path(work_dir).resolve()
+    _choose_device(gpus, threads)
+    folder = Path(work_dir).expanduser().resolve()
     source = open_source(experiment, Path(data_root))
     claim(folder, run_params(experiment, row=row, seed=seed, data_root=source.root))
     finished = read_json(folder / "metrics.json")
     if finished is not None:
-        print(f"{folder} is finished; nothing to train. Delete the folder to train again.")
-        return Run(folder, source, finished)
+        print(f"{folder.name} is finished; nothing to train. Choose another work_dir to train again.")
+        return Run(experiment, folder, source, finished)
     checkpointed = (folder / "checkpoints" / "last_checkpoint").exists()
     if checkpointed and not resume:
         raise UserError(f"work_dir {folder} holds checkpoints; set resume or choose another work_dir.")
 
-    torch.set_num_threads(threads)
     config = run_config(
         experiment, source, folder=folder, seed=seed, workers=workers, resume=checkpointed, interactive=interactive
     )
     loadable(config).dump(str(folder / "config.py"))
     write_json(folder / "env.json", environment())
-    runner = _runner(config)
+    runner = quiet_runner(config)
     runner.train()
     runner.test()
-    metrics = score(source, folder / DETECTIONS, limit=experiment.limit)
+    metrics = score(source.val.annotations, folder / DETECTIONS, limit=experiment.limit)
     metrics |= {"row": row, "digest": experiment.digest(), "seed": seed, "data": experiment.data}
     write_json(folder / "metrics.json", metrics)
-    return Run(folder, source, metrics)
+    return Run(experiment, folder, source, metrics)
 
 
-def score(source: Source, detections: Path, *, limit: int | None = None) -> dict[str, Any]:
-    """Mask AP of a results file, and of the same detections as full rectangles."""
-    truth = read_truth(source.val.annotations)
-    images = truth.getImgIds()[:limit]
-    found = json.loads(detections.read_text())
-    return {
-        "segm": mask_ap(truth, found, images=images),
-        "segm_as_rectangles": mask_ap(truth, as_rectangles(found), images=images),
-        "detections": len(found),
-        "images": len(images),
-    }
+def _choose_device(gpus: int | None, threads: int) -> None:
+    """Threads and device for mmengine, which otherwise takes a GPU whenever there is one."""
+    torch.set_num_threads(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # mmengine sets its own where this is missing
+    if gpus and not torch.cuda.is_available():
+        raise UserError(f"gpus is {gpus}, but torch finds no CUDA device; set gpus to 0, or see `misa doctor`.")
+    use_cuda = torch.cuda.is_available() if gpus is None else gpus > 0
+    mmengine.device.utils.DEVICE = "cuda" if use_cuda else "cpu"
 
 
-def _runner(config: Any) -> Runner:
+def quiet_runner(config: Config) -> Runner:
     """mmengine's Runner without its greeting; its own log goes below checkpoints/."""
-    # mmengine starts OpenMP and OpenCV threads of its own unless told otherwise.
-    config.env_cfg = {"cudnn_benchmark": False, "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0}}
-    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")
+    warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")
+    with contextlib.redirect_stdout(io.StringIO()):
         return Runner.from_cfg(config)
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The newest complete checkpoint of a run folder; UserError where there is none."""
+    pointer = folder / "checkpoints" / "last_checkpoint"
+    path = Path(pointer.read_text().strip()) if pointer.exists() else None
+    # The folder may have been moved since: what counts is the file's name.
+    found = folder / "checkpoints" / path.name if path else None
+    if found is None or not found.exists():
+        raise UserError(f"{folder} holds no checkpoint; train it first, for example with misa train.")
+    return found
+
+
+def opened(folder: str | Path, *, data_root: str | Path | None = None) -> tuple[Experiment, Source, Path, dict[str, Any]]:
+    """The experiment, data, path and parameters of a run folder; UserError where it is none."""
+    folder = Path(folder).expanduser().resolve()
+    params = read_json(folder / "params.json")
+    if params is None:
+        raise UserError(f"{folder} is no run folder: it has no params.json; give a folder made by misa train.")
+    experiment = Experiment.from_values(params["experiment"])
+    root = Path(data_root or params["data_root"])
+    # The data is there already, at the root that was recorded; nothing is drawn again.
+    source = open_source(replace(experiment, data="coco") if experiment.data == "demo" else experiment, root)
+    return experiment, source, folder, params

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,3 +56,16 @@ def as_rectangles(detections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         encoded["counts"] = encoded["counts"].decode()
         rectangles.append({**detection, "segmentation": encoded})
     return rectangles
+
+
+def score(annotation_file: str | Path, detections: str | Path, *, limit: int | None = None) -> dict[str, Any]:
+    """Mask AP of a results file, and of the same detections as full rectangles; the first `limit` images only."""
+    truth = read_truth(annotation_file)
+    images = truth.getImgIds()[:limit]
+    found = json.loads(Path(detections).read_text())
+    return {
+        "segm": mask_ap(truth, found, images=images),
+        "segm_as_rectangles": mask_ap(truth, as_rectangles(found), images=images),
+        "detections": len(found),
+        "images": len(images),
+    }

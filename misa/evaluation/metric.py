@@ -15,16 +15,15 @@ class Detections(BaseMetric):
 
     Args:
         path: where the results go.
-        categories: the annotation file's category id of each label.
     """
 
-    def __init__(self, path: str, categories: Sequence[int], **kwargs: Any) -> None:
+    def __init__(self, path: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.path = Path(path)
-        self.categories = list(categories)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Append the detections of a batch, one list an image."""
+        categories = self.dataset_meta["category_ids"]
         for sample in data_samples:
             found = sample["pred_instances"]
             masks = encode_mask_results(found["masks"].cpu().numpy())
@@ -33,7 +32,7 @@ class Detections(BaseMetric):
                 [
                     {
                         "image_id": sample["img_id"],
-                        "category_id": self.categories[int(label)],
+                        "category_id": categories[int(label)],
                         "score": score,
                         "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()},
                     }

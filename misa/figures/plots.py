@@ -1,14 +1,17 @@
 """Pictures of data, training and results: arrays in, a matplotlib Figure out."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-COLORS = tuple(plt.color_sequences["petroff10"])
+COLORS = tuple(matplotlib.color_sequences["petroff10"])
 """Colour-blind-safe sequence (Petroff 2021), one a class or instance."""
 
 
@@ -28,26 +31,19 @@ def draw_objects(
     for i, mask in enumerate(() if masks is None else masks):
         color = COLORS[i % len(COLORS)]
         tint = np.zeros((*mask.shape, 4))
-        tint[mask] = (*color_rgb(color), 0.45)
+        tint[mask] = (*to_rgb(color), 0.45)
         axes.imshow(tint, interpolation="none")
         if mask.any() and not mask.all():
             axes.contour(mask, levels=[0.5], colors=[color], linewidths=1.0)
     for i, (x1, y1, x2, y2) in enumerate(() if boxes is None else boxes):
         color = COLORS[i % len(COLORS)]
-        frame = plt.Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=1.2)
+        frame = Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=1.2)
         axes.add_patch(frame)
     anchors = boxes if boxes is not None else _corners(masks)
     for i, text in enumerate(labels or ()):
         x, y = anchors[i][0], anchors[i][1]
         axes.text(x, y, text, fontsize=6, color="white", va="bottom", clip_on=True,
                   bbox={"facecolor": COLORS[i % len(COLORS)], "edgecolor": "none", "pad": 0.8})  # fmt: skip
-
-
-def color_rgb(color: str | tuple[float, float, float]) -> tuple[float, float, float]:
-    """A matplotlib colour as red, green, blue in [0, 1]."""
-    from matplotlib.colors import to_rgb
-
-    return to_rgb(color)
 
 
 def _corners(masks: NDArray[np.bool_] | None) -> list[tuple[float, float]]:
@@ -62,7 +58,8 @@ def sample_grid(samples: Sequence[Mapping[str, object]], *, columns: int = 4, ti
     """A grid of images, each a mapping of `draw_objects` arguments."""
     columns = min(columns, max(len(samples), 1))
     rows = -(-len(samples) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.75 * columns, 1.9 * rows), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(1.75 * columns, 1.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
     for ax, sample in zip(axes.flat, samples, strict=False):
@@ -77,7 +74,8 @@ def box_to_mask(rows: Sequence[Mapping[str, object]]) -> Figure:
 
     Each row has `image`, `boxes`, `predicted` (n h w), `predicted_labels` and `truth` (n h w).
     """
-    figure, axes = plt.subplots(3, len(rows), figsize=(1.75 * len(rows), 5.4), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(1.75 * len(rows), 5.4), layout="constrained")
+    axes = figure.subplots(3, len(rows), squeeze=False)
     for column, row in enumerate(rows):
         draw_objects(axes[0, column], row["image"], boxes=row["boxes"])  # type: ignore[arg-type]
         draw_objects(axes[1, column], row["image"], masks=row["predicted"], labels=row["predicted_labels"])  # type: ignore[arg-type]
@@ -92,7 +90,8 @@ def box_to_mask(rows: Sequence[Mapping[str, object]]) -> Figure:
 
 def loss_curves(losses: Mapping[str, NDArray[np.float64]], *, window: int = 20) -> Figure:
     """Each loss over the steps, faint as recorded and bold as a running mean of `window` steps."""
-    figure, ax = plt.subplots(figsize=(5, 2.8), layout="constrained")
+    figure = Figure(figsize=(5, 2.8), layout="constrained")
+    ax = figure.subplots()
     styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
     for i, (name, values) in enumerate(losses.items()):
         steps = np.arange(1, len(values) + 1)
@@ -109,7 +108,8 @@ def loss_curves(losses: Mapping[str, NDArray[np.float64]], *, window: int = 20) 
 
 def ap_bars(scores: Mapping[str, Mapping[str, float]]) -> Figure:
     """AP figures side by side: one group a metric, one bar a variant (missing values stay empty)."""
-    figure, ax = plt.subplots(figsize=(5, 2.6), layout="constrained")
+    figure = Figure(figsize=(5, 2.6), layout="constrained")
+    ax = figure.subplots()
     names = list(next(iter(scores.values())))
     width = 0.8 / len(scores)
     for i, (variant, values) in enumerate(scores.items()):
@@ -122,3 +122,12 @@ def ap_bars(scores: Mapping[str, Mapping[str, float]]) -> Figure:
     ax.legend(fontsize=7, frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def save(figure: Figure, folder: str | Path, name: str) -> None:
+    """Write a figure as PDF (vectors, embedded fonts) and PNG (200 dpi) into a folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        for suffix in ("pdf", "png"):
+            figure.savefig(folder / f"{name}.{suffix}", dpi=200)

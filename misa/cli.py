@@ -1,0 +1,116 @@
+"""The command line: `misa <command>`, the same as `python -m misa <command>`.
+
+Exit status: 0 done, 2 wrong input (one sentence on standard error), 1 failure.
+"""
+
+import argparse
+import dataclasses
+import sys
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from misa.errors import UserError
+
+_HELP = {
+    "row": "table:row, for example demo:box or experiments/demo.py:box",
+    "data_root": "a COCO-layout folder; for the embedded data, the folder to write it into",
+    "work_dir": "the run folder (default: runs/<row>-seed<seed>)",
+    "seed": "of weights, order and augmentation",
+    "epochs": "instead of the row's",
+    "batch": "images a step, instead of the row's",
+    "gpus": "0 for the CPU, 1 for a GPU (default: a GPU if there is one)",
+    "workers": "processes that load images",
+    "threads": "of torch on the CPU",
+    "resume": "go on from the last checkpoint of the run folder",
+    "smoke": "two steps on small images, to see that a row runs",
+    "interactive": "a progress bar instead of lines",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # These two have arguments of their own.
+    if arguments[:1] == ["doctor"]:
+        from misa.doctor import main as doctor
+
+        return doctor(arguments[1:])
+    if arguments[:2] == ["bench", "propagation"]:
+        from misa.bench.propagation import main as bench
+
+        return bench(arguments[2:])
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except UserError as error:
+        print(f"misa {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="misa", description="Box-supervised instance segmentation (MISA, IJCAI-24).")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands.add_parser("doctor", help="look at the installation and say what is missing", add_help=False)
+    commands.add_parser("bench", help="measure: misa bench propagation", add_help=False)
+
+    train = commands.add_parser(
+        "train",
+        help="train a row, score it, leave a run folder",
+        epilog="example: misa train demo:box --work-dir runs/demo",
+    )
+    _add_train_options(train)
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="score a run's checkpoint on its validation data, or on other data",
+        epilog="example: misa evaluate runs/demo",
+    )
+    evaluate.add_argument("run_folder", help="a run folder made by misa train")
+    evaluate.add_argument("--checkpoint", help="default: the run's last; 'none' for the untrained network")
+    evaluate.add_argument("--data-root", help="default: the run's own")
+    evaluate.set_defaults(run=_evaluate)
+    return parser
+
+
+def _add_train_options(parser: argparse.ArgumentParser) -> None:
+    """One option a field of TrainParameters, so that notebook and command line cannot drift apart."""
+    from misa.engine.parameters import TrainParameters
+
+    hints = typing.get_type_hints(TrainParameters)
+    for field in dataclasses.fields(TrainParameters):
+        kinds: tuple[Any, ...] = typing.get_args(hints[field.name]) or (hints[field.name],)
+        option = "--" + field.name.replace("_", "-")
+        keys: dict[str, Any] = {"help": _HELP[field.name], "default": field.default}
+        if kinds[0] is bool:
+            keys["action"] = argparse.BooleanOptionalAction
+        else:
+            keys["type"] = kinds[0]
+        if field.name == "row":
+            parser.add_argument("row", help=keys["help"])
+        else:
+            parser.add_argument(option, **keys)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from misa.engine.parameters import TrainParameters
+    from misa.engine.train import train_from
+
+    names = [field.name for field in dataclasses.fields(TrainParameters)]
+    run = train_from(TrainParameters(**{name: getattr(options, name) for name in names}))
+    print(run.table())
+    print(f"run folder: {run.folder}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from misa.engine.evaluate import evaluate
+
+    result = evaluate(options.run_folder, checkpoint=options.checkpoint, data_root=options.data_root)
+    print(result.table())
+    return 0

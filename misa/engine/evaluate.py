@@ -1,0 +1,67 @@
+"""Score a checkpoint, or the untrained network, on a run's validation data or on other data."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.runner import Runner
+
+from misa.engine.config import DETECTIONS, run_config
+from misa.engine.train import Run, last_checkpoint, opened, quiet_runner
+from misa.errors import UserError
+from misa.evaluation.ap import score
+
+
+def evaluate(
+    run_folder: str | Path, *, checkpoint: str | Path | None = None, data_root: str | Path | None = None
+) -> Run:
+    """Mask AP of a run's checkpoint (default: its last; "none": the untrained network).
+
+    Nothing in the run folder changes.
+
+    Raises:
+        UserError: no run folder, no checkpoint, another model's checkpoint, unusable data.
+    """
+    experiment, source, folder, params = opened(run_folder, data_root=data_root)
+    path = None if checkpoint == "none" else Path(checkpoint) if checkpoint else last_checkpoint(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        config = run_config(
+            experiment,
+            source,
+            folder=Path(scratch),
+            seed=params["seed"],
+            workers=0,
+            resume=False,
+            interactive=False,
+        )
+        runner = quiet_runner(config)
+        runner.model.init_weights()
+        if path is not None:
+            load_weights(runner, path)
+        runner.test()
+        metrics = score(source.val.annotations, Path(scratch) / DETECTIONS, limit=experiment.limit)
+    return Run(experiment, folder, source, metrics)
+
+
+def load_weights(runner: Runner, path: Path) -> None:
+    """Load a checkpoint's weights, all of them or none; executes nothing that is in the file."""
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}; the run's own are in its checkpoints folder.")
+    try:
+        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read as a checkpoint ({reason}); give one made by misa train.") from error
+    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict):
+        raise UserError(f"{path} holds no state_dict; give a checkpoint made by misa train.")
+    own = runner.model.state_dict()
+    for name, value in own.items():
+        if name not in weights or weights[name].shape != value.shape:
+            there = "is missing" if name not in weights else f"has shape {tuple(weights[name].shape)}"
+            raise UserError(
+                f"{path} is a checkpoint of another model: {name} {there}, this run's has {tuple(value.shape)}; "
+                "give a checkpoint of the same row."
+            )
+    runner.model.load_state_dict({name: weights[name] for name in own})

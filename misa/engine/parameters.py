@@ -1,0 +1,97 @@
+"""The parameters of a training run: names, types and ranges, checked before anything long begins.
+
+papermill only warns of a parameter that a notebook does not declare and runs on with the defaults, so the
+notebook's second cell hands its names to `TrainParameters.read`, which does not forgive a typo.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from misa.errors import UserError
+
+# What IPython itself puts into a notebook's namespace.
+_IPYTHON = {"In", "Out", "get_ipython", "exit", "quit", "open"}
+
+
+def _at_least(low: int) -> Any:
+    return dataclasses.field(default=None, metadata={"low": low})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainParameters:
+    """What `notebooks/train.ipynb` and `misa train` take; None means: as the row says.
+
+    row: file and name of the experiment, as in experiments/demo.py.
+    data_root: a COCO-layout folder; for the embedded data, the folder to write it into.
+    work_dir: the run folder; empty: runs/<row>-seed<seed>.
+    seed: of weights, order and augmentation.
+    epochs, batch: in place of the row's.
+    gpus: 0 for the CPU, 1 for a GPU; None: a GPU if there is one.
+    workers: processes that load images.
+    threads: of torch on the CPU.
+    resume: go on from the last checkpoint of work_dir.
+    smoke: two steps on small images, to see that a row runs.
+    interactive: progress bars and widgets instead of plain lines.
+    """
+
+    row: str = "demo:box"
+    data_root: str = "datasets"
+    work_dir: str = ""
+    seed: int = dataclasses.field(default=0, metadata={"low": 0})
+    epochs: int | None = _at_least(1)
+    batch: int | None = _at_least(1)
+    gpus: int | None = dataclasses.field(default=None, metadata={"low": 0, "high": 1})
+    workers: int = dataclasses.field(default=0, metadata={"low": 0, "high": 64})
+    threads: int = dataclasses.field(default=1, metadata={"low": 1, "high": 256})
+    resume: bool = True
+    smoke: bool = False
+    interactive: bool = False
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            _check(field.name, getattr(self, field.name), hints[field.name], field.metadata)
+
+    @classmethod
+    def read(cls, namespace: MutableMapping[str, Any]) -> Self:
+        """The parameters of a notebook's namespace (`globals()`); UserError for any name that is not declared.
+
+        Names that appear only after the first call, in cells further down, are the notebook's own business.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        first = namespace.setdefault(
+            "_names_at_first",
+            {
+                name
+                for name, value in namespace.items()
+                if not name.startswith("_")
+                and name not in _IPYTHON
+                and not isinstance(value, types.ModuleType | type | types.FunctionType)
+            },
+        )
+        for name in sorted(first - set(names)):
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"the parameters are {', '.join(names)}."
+            raise UserError(f"there is no parameter {name}; {hint}")
+        return cls(**{name: namespace[name] for name in names if name in namespace})
+
+
+def _check(name: str, value: Any, hint: Any, limits: Mapping[str, int]) -> None:
+    allowed = typing.get_args(hint) or (hint,)
+    # bool is an int to Python; as a parameter it is a mistake.
+    fits = any(type(value) is kind for kind in allowed)
+    if not fits:
+        kinds = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
+        cure = "; write True or False" if bool in allowed else ""
+        raise UserError(f"parameter {name} must be {kinds}, not {value!r} ({type(value).__name__}){cure}.")
+    if value is None or isinstance(value, bool | str):
+        return
+    low, high = limits.get("low"), limits.get("high")
+    if (low is not None and value < low) or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise UserError(f"parameter {name} must be {bounds}, not {value}.")

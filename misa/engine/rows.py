@@ -1,0 +1,50 @@
+"""Find a row of a table by its name: `demo:box`, `experiments/demo.py:box`, or a file of your own."""
+
+import difflib
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from misa.errors import UserError
+from misa.experiment import Experiment
+
+
+def find_row(name: str) -> Experiment:
+    """The experiment that `name` (file:row or table:row) stands for; UserError names what there is instead."""
+    table, colon, row = name.partition(":")
+    if not colon or not row or not table:
+        raise UserError(f"row {name!r} should be written table:row, for example demo:box.")
+    rows = _table(table).ROWS
+    if row not in rows:
+        close = difflib.get_close_matches(row, rows, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"{table} has no row {row!r}; {hint}its rows are {', '.join(rows)}.")
+    experiment: Experiment = rows[row]
+    return experiment
+
+
+def _table(table: str) -> ModuleType:
+    shipped = sorted(p.stem for p in Path(_folder()).glob("*.py") if p.stem != "__init__")
+    stem = Path(table).stem
+    if table in shipped or (table == f"experiments/{stem}.py" and stem in shipped):
+        return importlib.import_module(f"experiments.{stem}")
+    path = Path(table)
+    if path.suffix != ".py" or not path.is_file():
+        close = difflib.get_close_matches(stem, shipped, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"there is no table {table!r}; {hint}the tables are {', '.join(shipped)}, or a .py file with ROWS.")
+    spec = importlib.util.spec_from_file_location(f"misa_rows_{stem}", path)
+    assert spec is not None, "a .py file has a loader"
+    assert spec.loader is not None, "a .py file has a loader"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not isinstance(getattr(module, "ROWS", None), dict):
+        raise UserError(f"{path} defines no dict ROWS; write ROWS = {{'name': Experiment(...)}} in it.")
+    return module
+
+
+def _folder() -> Path:
+    import experiments
+
+    return Path(next(iter(experiments.__path__)))

@@ -1,0 +1,156 @@
+"""Backbones by name, their ImageNet weights, and a run through their stages that lets others in between.
+
+Weights go by mmengine's names ("torchvision://resnet50", a URL, a local file).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.models.backbones import ResNet, SwinTransformer
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from misa.errors import UserError
+
+RESNETS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101}
+_SWIN_FILES = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
+# embedding, depths, heads, window, ImageNet side, file; T and S trained on 1k, B and L on 22k classes
+SWINS: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], int, int, str]] = {
+    "swin_t": (96, (2, 2, 6, 2), (3, 6, 12, 24), 7, 224, "swin_tiny_patch4_window7_224.pth"),
+    "swin_s": (96, (2, 2, 18, 2), (3, 6, 12, 24), 7, 224, "swin_small_patch4_window7_224.pth"),
+    "swin_b": (128, (2, 2, 18, 2), (4, 8, 16, 32), 12, 384, "swin_base_patch4_window12_384_22k.pth"),
+    "swin_l": (192, (2, 2, 18, 2), (6, 12, 24, 48), 12, 384, "swin_large_patch4_window12_384_22k.pth"),
+}
+
+
+def backbone_config(
+    name: str,
+    *,
+    base_channels: int = 64,
+    pretrained: bool | str | Path = True,
+    frozen_stages: int = -1,
+    norm_eval: bool = False,
+    drop_path: float = 0.3,
+) -> dict[str, Any]:
+    """The config of a ResNet-18/34/50/101 or Swin-T/S/B/L ("resnet50", "swin_t", ...) for `build_backbone`.
+
+    pretrained: True for the usual ImageNet weights, a name or file for others, False for none.
+    base_channels, norm_eval: of a ResNet (its first stage's width; BatchNorm statistics fixed).
+    drop_path: of a Swin, the share of residual branches dropped in training; SeMask's 0.3.
+    """
+    if name in RESNETS:
+        usual = f"torchvision://{name}"
+        config: dict[str, Any] = {
+            "type": ResNet,
+            "depth": RESNETS[name],
+            "base_channels": base_channels,
+            "stem_channels": base_channels,
+            "num_stages": 4,
+            "out_indices": (0, 1, 2, 3),
+            "frozen_stages": frozen_stages,
+            "norm_cfg": {"type": "BN", "requires_grad": True},
+            "norm_eval": norm_eval,
+            "style": "pytorch",
+        }
+    elif name in SWINS:
+        embedding, depths, heads, window, side, file = SWINS[name]
+        usual = _SWIN_FILES + file
+        config = {
+            "type": SwinTransformer,
+            "pretrain_img_size": side,
+            "embed_dims": embedding,
+            "depths": depths,
+            "num_heads": heads,
+            "window_size": window,
+            "drop_path_rate": drop_path,
+            "frozen_stages": frozen_stages,
+            "convert_weights": True,
+        }
+    else:
+        raise UserError(f"There is no backbone {name!r}; choose one of {', '.join([*RESNETS, *SWINS])}.")
+    if pretrained:
+        checkpoint = usual if pretrained is True else str(pretrained)
+        config["init_cfg"] = {"type": "Pretrained", "checkpoint": checkpoint}
+    return config
+
+
+def build_backbone(config: Mapping[str, Any], *, or_scratch: bool = False) -> nn.Module:
+    """An initialised backbone from its config, pre-trained where `init_cfg` names a checkpoint.
+
+    Raises UserError with one sentence where the checkpoint cannot be had or does not fit; with `or_scratch` the
+    backbone is initialised at random instead.
+    """
+    backbone: Any = MODELS.build(dict(config))
+    wanted = config.get("init_cfg")
+    if not isinstance(wanted, Mapping) or wanted.get("type") != "Pretrained":
+        backbone.init_weights()
+        return backbone
+    # NaN marks what the checkpoint did not fill: a file that fits nowhere would otherwise pass in silence.
+    marked = dict(backbone.named_parameters())
+    before = {name: value.detach().clone() for name, value in marked.items()}
+    with torch.no_grad():
+        for value in marked.values():
+            value.fill_(torch.nan)
+    problem = None
+    try:
+        backbone.init_weights()
+    except (OSError, RuntimeError, KeyError, ValueError) as error:  # no network, no file, unknown name, other shapes
+        problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+    missing = [name for name, value in marked.items() if value.isnan().any()]
+    with torch.no_grad():
+        for name in missing:
+            marked[name].copy_(before[name])
+    kept = sum(marked[name].numel() for name in missing) / sum(value.numel() for value in marked.values())
+    if problem is None and kept > 0.5:
+        problem = f"only {1 - kept:.0%} of the network's numbers are in it, in this shape"
+    if problem is None:
+        return backbone
+    if not or_scratch:
+        raise UserError(
+            f"The pre-trained weights {wanted['checkpoint']} could not be loaded ({problem}). Connect to the internet, "
+            "name a local file instead, or go on from scratch with pretrained=False."
+        )
+    return build_backbone({**config, "init_cfg": None})
+
+
+def stage_channels(backbone: nn.Module) -> list[int]:
+    """The channels of the four stages."""
+    if isinstance(backbone, SwinTransformer):
+        return list(backbone.num_features)
+    widest = backbone.feat_dim
+    return [widest // 2**step for step in (3, 2, 1, 0)]
+
+
+def run_stages(backbone: nn.Module, images: Tensor, between: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
+    """The four stages' maps (b d h w); what `between(stage, map)` returns goes on to the next stage and out.
+
+    With the identity in between it is the backbone's own forward pass, for Swin with its norm on every output.
+    """
+    walk = _swin if isinstance(backbone, SwinTransformer) else _resnet
+    return list(walk(backbone, images, between))
+
+
+def _resnet(backbone: Any, images: Tensor, between: Callable[[int, Tensor], Tensor]) -> Iterator[Tensor]:
+    x = backbone.stem(images) if backbone.deep_stem else backbone.relu(backbone.norm1(backbone.conv1(images)))
+    x = backbone.maxpool(x)
+    for stage, name in enumerate(backbone.res_layers):
+        x = between(stage, getattr(backbone, name)(x))
+        yield x
+
+
+def _swin(backbone: Any, images: Tensor, between: Callable[[int, Tensor], Tensor]) -> Iterator[Tensor]:
+    x, size = backbone.patch_embed(images)
+    if backbone.use_abs_pos_embed:
+        x = x + backbone.absolute_pos_embed
+    x = backbone.drop_after_pos(x)
+    for stage, layers in enumerate(backbone.stages):
+        for block in layers.blocks:
+            x = block(x, size)
+        grid = between(stage, x.transpose(1, 2).unflatten(2, size))
+        x = grid.flatten(2).transpose(1, 2)
+        normed = getattr(backbone, f"norm{stage}")(x)
+        yield normed.transpose(1, 2).unflatten(2, size)
+        if layers.downsample is not None:
+            x, size = layers.downsample(x, size)

@@ -1,0 +1,37 @@
+"""The layers between the student's dense feature and the distillation (§3.2, after MGD, Yang et al. 2022).
+
+Trained with the student, used by `distillation_loss` alone and absent from an exported model.
+"""
+
+from torch import Tensor, nn
+
+
+class Adapter(nn.Module):
+    """A 1x1 adaptation to the teacher's channels, then the projector 3x3 – ReLU – 3x3; MGD's random mask is left out.
+
+    The adaptation stays where the channels agree already (MGD drops it there). All three convolutions have a bias
+    and PyTorch's initialisation.
+    """
+
+    def __init__(self, student_channels: int, teacher_channels: int) -> None:
+        super().__init__()
+        if student_channels < 1 or teacher_channels < 1:
+            raise ValueError(
+                f"Adapter needs one channel or more on both sides: {student_channels} to {teacher_channels}."
+            )
+        self.adaptation = nn.Conv2d(student_channels, teacher_channels, 1)
+        self.projector = nn.Sequential(
+            nn.Conv2d(teacher_channels, teacher_channels, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(teacher_channels, teacher_channels, 3, padding=1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The student's feature I (b d h w) as the teacher would have it (b d' h w)."""
+        if features.dim() != 4 or features.shape[1] != self.adaptation.in_channels:
+            raise ValueError(
+                f"Adapter takes features of shape (b, {self.adaptation.in_channels}, h, w): "
+                f"they are {tuple(features.shape)}."
+            )
+        adapted: Tensor = self.projector(self.adaptation(features))
+        return adapted

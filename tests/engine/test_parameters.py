@@ -1,0 +1,36 @@
+"""A notebook's parameters: declared names, types and ranges, or one sentence."""
+
+import pytest
+
+from misa.engine.parameters import TrainParameters
+from misa.errors import UserError
+
+
+def test_defaults_and_values_are_read():
+    parameters = TrainParameters.read({"row": "demo:mask", "seed": 3, "epochs": None, "_i1": "x", "In": []})
+    assert (parameters.row, parameters.seed, parameters.epochs, parameters.threads) == ("demo:mask", 3, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "message"),
+    [
+        ({"epoch": 3}, "did you mean epochs?"),
+        ({"sede": 3}, "did you mean seed?"),
+        ({"qqq": 3}, "the parameters are row, data_root"),
+        ({"epochs": 3.0}, r"epochs must be int or None, not 3\.0"),
+        ({"seed": True}, "seed must be int"),
+        ({"smoke": "true"}, "write True or False"),
+        ({"seed": -1}, "at least 0"),
+        ({"gpus": 99}, "from 0 to"),
+    ],
+)
+def test_a_wrong_one_is_named(namespace, message):
+    with pytest.raises(UserError, match=message):
+        TrainParameters.read(namespace)
+
+
+def test_names_of_later_cells_are_no_parameters():
+    namespace = {"seed": 1}
+    TrainParameters.read(namespace)
+    namespace["threshold"] = 0.5
+    assert TrainParameters.read(namespace).seed == 1

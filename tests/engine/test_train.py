@@ -1,0 +1,185 @@
+"""Training end to end on a handful of embedded scenes: deterministic, resumable, honest about wrong input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from misa.cli import main
+from misa.engine.evaluate import evaluate
+from misa.engine.train import train
+from misa.errors import UserError
+from misa.experiment import TINY, Augmentation, Experiment, Inference, Schedule
+
+TOY = Experiment(
+    data="demo",
+    network=TINY,
+    schedule=Schedule(epochs=3, batch=2, lr=1e-3, decay="cosine", warmup=2, clip=10.0),
+    augmentation=Augmentation(short_sides=(64, 80), long_side=96, test_short_side=64),
+    inference=Inference(score=0.001, keep=0.0, mask=0.3, candidates=30, per_image=10),
+    scenes=(("size", 64), ("train", 7), ("val", 3), ("objects", (1, 2))),
+)
+
+ROWS = f"""
+from misa.experiment import *
+import sys
+ROWS = {{"toy": Experiment.from_values({json.loads(json.dumps(TOY.values()))!r})}}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the toy's data and its row as a user's own file."""
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "rows.py").write_text(ROWS)
+    return folder
+
+
+def run_toy(place, name, **options):
+    return train(TOY, data_root=place / "data", work_dir=place / name, gpus=0, **options)
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    return run_toy(place, "first")
+
+
+def final_weights(folder):
+    return torch.load(folder / "checkpoints" / "epoch_3.pth", weights_only=True)["state_dict"]
+
+
+def test_the_run_folder_is_complete(run):
+    for name in ("config.py", "params.json", "env.json", "metrics.json", "log.txt", "losses.jsonl"):
+        assert (run.folder / name).exists(), name
+    metrics = json.loads((run.folder / "metrics.json").read_text())
+    assert set(metrics["segm"]) == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
+    assert (metrics["row"], metrics["seed"], metrics["data"]) == ("custom", 0, "demo")
+    assert len((run.folder / "losses.jsonl").read_text().splitlines()) == 9  # 7 images in batches of 2, 3 epochs
+
+
+def test_the_written_config_builds_the_same_model(run):
+    from mmdet.registry import MODELS
+    from mmengine.config import Config
+
+    model = MODELS.build(Config.fromfile(run.folder / "config.py").model)
+    assert model.state_dict().keys() == final_weights(run.folder).keys()
+
+
+def test_the_same_seed_gives_the_same_result_whatever_the_workers(run, place):
+    again = run_toy(place, "again", workers=2)
+    assert (again.folder / "metrics.json").read_bytes() == (run.folder / "metrics.json").read_bytes()
+    for name, value in final_weights(run.folder).items():
+        assert torch.equal(value, final_weights(again.folder)[name]), name
+
+
+def test_another_seed_gives_another_result(run, place):
+    other = run_toy(place, "other", seed=1)
+    assert any(
+        not torch.equal(value, final_weights(other.folder)[name]) for name, value in final_weights(run.folder).items()
+    )
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been_killed(run, place):
+    folder = place / "killed"
+    command = [sys.executable, "-m", "misa", "train", f"{place / 'rows.py'}:toy", "--gpus", "0"]
+    command += ["--data-root", str(place / "data"), "--work-dir", str(folder)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "last_checkpoint").exists():
+        assert process.poll() is None, "the run ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "metrics.json").exists()
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    assert "resuming at epoch" in (folder / "log.txt").read_text()
+    expected = json.loads((run.folder / "metrics.json").read_text())
+    resumed = json.loads((folder / "metrics.json").read_text())
+    np.testing.assert_equal({**resumed, "row": "custom"}, expected)
+    for name, value in final_weights(run.folder).items():
+        assert torch.equal(value, final_weights(folder)[name]), name
+    kept = [json.loads(line)["iter"] for line in (folder / "losses.jsonl").read_text().splitlines()]
+    assert kept == list(range(9))
+
+
+def test_a_finished_run_is_shown_not_repeated(run, place, capsys):
+    before = (run.folder / "metrics.json").stat().st_mtime_ns
+    again = run_toy(place, "first")
+    assert "is finished" in capsys.readouterr().out
+    np.testing.assert_equal(again.metrics, run.metrics)
+    assert (run.folder / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_checkpoints_hold_nothing_that_needs_unpickling(run):
+    checkpoint = torch.load(run.folder / "checkpoints" / "epoch_3.pth", weights_only=True)
+    assert checkpoint["meta"]["epoch"] == 3
+
+
+def test_evaluate_repeats_the_runs_own_score(run):
+    np.testing.assert_equal(evaluate(run.folder).metrics["segm"], run.metrics["segm"])
+
+
+def test_evaluate_refuses_another_models_checkpoint(run, place, tmp_path):
+    wider = TOY.but(network={"head_channels": 96}, schedule={"epochs": 1})
+    other = train(wider, data_root=place / "data", work_dir=tmp_path / "wider", gpus=0)
+    with pytest.raises(UserError, match=r"another model: .* this run's has"):
+        evaluate(run.folder, checkpoint=other.folder / "checkpoints" / "epoch_1.pth")
+
+
+def test_evaluate_refuses_what_is_no_checkpoint(run, tmp_path):
+    (tmp_path / "cut.pth").write_bytes((run.folder / "checkpoints" / "epoch_3.pth").read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"cut\.pth cannot be read as a checkpoint"):
+        evaluate(run.folder, checkpoint=tmp_path / "cut.pth")
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        evaluate(run.folder, checkpoint=tmp_path / "absent.pth")
+    with pytest.raises(UserError, match="is no run folder"):
+        evaluate(tmp_path)
+
+
+def test_a_folder_with_another_run_is_left_alone(run, place):
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+    with pytest.raises(UserError, match="holds another run"):
+        train(TOY.but(schedule={"epochs": 4}), data_root=place / "data", work_dir=run.folder, gpus=0)
+    with pytest.raises(UserError, match="seed 0"):
+        run_toy(place, "first", seed=5)
+    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
+
+
+def test_work_dir_that_cannot_be_made(place):
+    blocked = place / "blocked"
+    blocked.write_text("a file where a folder should be")
+    with pytest.raises(UserError, match=r"work_dir .*blocked.* cannot be written"):
+        run_toy(place, "blocked/run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo:bxo"], "did you mean box"),
+        (["dmeo:box"], "did you mean demo"),
+        (["demo"], "table:row"),
+        (["demo:box", "--seed", "-1"], "seed must be at least 0"),
+        (["demo:box", "--epochs", "0"], "epochs must be at least 1"),
+        (["coco_mini:box", "--data-root", "/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_option_is_status_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "demo:box", "--epoch-count", "3"])
+    assert stop.value.code == 2

@@ -1,0 +1,96 @@
+"""Mask AP on hand-made masks whose AP is known."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from pycocotools import mask as rle
+
+from misa.evaluation.ap import as_rectangles, mask_ap, read_truth, score
+
+
+def encoded(mask):
+    code = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": code["size"], "counts": code["counts"].decode()}
+
+
+def square(top, left, size, canvas=100):
+    mask = np.zeros((canvas, canvas))
+    mask[top : top + size, left : left + size] = 1
+    return mask
+
+
+@pytest.fixture
+def truth_file(tmp_path):
+    masks = [square(10, 10, 40), square(60, 60, 20)]
+    annotations = [
+        {
+            "id": i + 1,
+            "image_id": 1,
+            "category_id": 7,
+            "bbox": [float(v) for v in rle.toBbox(rle.encode(np.asfortranarray(m.astype(np.uint8))))],
+            "area": float(m.sum()),
+            "iscrowd": 0,
+            "segmentation": encoded(m),
+        }
+        for i, m in enumerate(masks)
+    ]
+    path = tmp_path / "truth.json"
+    path.write_text(
+        json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "a.png", "height": 100, "width": 100}],
+                "annotations": annotations,
+                "categories": [{"id": 7, "name": "square"}],
+            }
+        )
+    )
+    return path
+
+
+def detection(mask, score=0.9):
+    return {"image_id": 1, "category_id": 7, "score": score, "segmentation": encoded(mask)}
+
+
+def test_the_truth_itself_scores_a_hundred(truth_file):
+    found = [detection(square(10, 10, 40)), detection(square(60, 60, 20))]
+    ap = mask_ap(read_truth(truth_file), found)
+    assert ap["AP"] == pytest.approx(100)
+    assert ap["APs"] == pytest.approx(100)  # 20 x 20 is small, 40 x 40 medium
+    assert ap["APm"] == pytest.approx(100)
+    assert math.isnan(ap["APl"])
+
+
+def test_an_overlap_of_five_eighths_counts_up_to_that_threshold(truth_file):
+    """One object right, the other found with IoU 0.625: it counts at 0.50, 0.55 and 0.60."""
+    half = np.zeros((100, 100))
+    half[10:50, 10:35] = 1  # 25 of 40 columns
+    ap = mask_ap(read_truth(truth_file), [detection(half, 0.8), detection(square(60, 60, 20), 0.9)])
+    # One of two objects: precision 1 up to recall 0.5, which holds 51 of COCO's 101 recall points.
+    alone = 100 * 51 / 101
+    assert ap["AP50"] == pytest.approx(100)
+    assert ap["AP75"] == pytest.approx(alone)
+    assert ap["AP"] == pytest.approx((3 * 100 + 7 * alone) / 10)
+
+
+def test_nothing_found_scores_zero(truth_file):
+    assert mask_ap(read_truth(truth_file), [])["AP"] == 0
+
+
+def test_rectangles_fill_the_masks_extent(truth_file):
+    ring = square(10, 10, 40) - square(20, 20, 20)
+    (rectangle,) = as_rectangles([detection(ring)])
+    assert np.array_equal(rle.decode(rectangle["segmentation"]), square(10, 10, 40))
+
+
+def test_an_empty_mask_stays_empty():
+    (rectangle,) = as_rectangles([detection(np.zeros((9, 9)))])
+    assert rle.area(rectangle["segmentation"]) == 0
+
+
+def test_score_counts_only_the_first_images(truth_file, tmp_path):
+    results = tmp_path / "found.json"
+    results.write_text(json.dumps([detection(square(10, 10, 40)), detection(square(60, 60, 20))]))
+    assert score(truth_file, results)["images"] == 1
+    assert score(truth_file, results, limit=0)["images"] == 0

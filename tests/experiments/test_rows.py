@@ -1,0 +1,73 @@
+"""The rows of the experiments: values that import fast, hash stably and say their own command."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from misa.engine.rows import find_row
+from misa.errors import UserError
+from misa.experiment import Experiment
+
+FOLDER = Path(__file__).parents[2] / "experiments"
+TABLES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+ROWS = [f"{table}:{row}" for table in TABLES for row in importlib.import_module(f"experiments.{table}").ROWS]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_docstring_names_commands_that_exist(table):
+    module = importlib.import_module(f"experiments.{table}")
+    commands = re.findall(r"misa train experiments/(\w+)\.py:(\w+)", module.__doc__)
+    assert commands
+    for file, row in commands:
+        assert file == table
+        assert row in module.ROWS
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_survives_json(name):
+    row = find_row(name)
+    again = Experiment.from_values(json.loads(json.dumps(row.values())))
+    assert again == row
+    assert again.digest() == row.digest()
+    assert row.smoke().digest() != row.digest()
+
+
+def test_what_the_paper_expects_does_not_change_the_hash():
+    assert Experiment().expecting(1.0, 2.0, 3.0).digest() == Experiment().digest()
+    assert Experiment().but(projection_weight=1.0).digest() != Experiment().digest()
+
+
+def test_a_row_can_be_named_by_its_file(tmp_path):
+    assert find_row("experiments/demo.py:box") == find_row("demo:box")
+    own = tmp_path / "own.py"
+    own.write_text("from misa.experiment import Experiment\nROWS = {'a': Experiment(projection_weight=2.0)}\n")
+    assert find_row(f"{own}:a").projection_weight == 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("demo:boxx", "did you mean box"),
+        ("demp:box", "did you mean demo"),
+        ("zzz:box", "the tables are"),
+        ("demo", "table:row"),
+        (":box", "table:row"),
+    ],
+)
+def test_an_unknown_row_is_named(name, message):
+    with pytest.raises(UserError, match=message):
+        find_row(name)
+
+
+def test_a_file_without_rows_is_named(tmp_path):
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(UserError, match="defines no dict ROWS"):
+        find_row(f"{tmp_path / 'empty.py'}:a")
+
+
+def test_but_names_a_field_that_does_not_exist():
+    with pytest.raises(ValueError, match="no field 'epoch'"):
+        Experiment().but(epoch=3)

@@ -1,0 +1,75 @@
+"""Notebooks as they are committed: no outputs, no logic, parameters that the package knows."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from misa.engine.parameters import TrainParameters
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+
+def cells(path, kind="code"):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_committed_clean(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert notebook.cells[-1].cell_type == "markdown"
+    for cell in cells(path):
+        assert not cell.outputs
+        assert cell.execution_count is None
+        assert "parameters" in cell.metadata.get("tags", []) or len(cell.source.splitlines()) <= 12
+        definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+        assert not any(isinstance(node, definitions) for node in ast.walk(ast.parse(cell.source)))
+
+
+def declared(path):
+    (cell,) = [c for c in cells(path) if "parameters" in c.metadata.get("tags", [])]
+    return {node.target.id: node for node in ast.parse(cell.source).body}
+
+
+def test_train_declares_the_packages_parameters_and_defaults():
+    there = declared(FOLDER / "train.ipynb")
+    own = {name: ast.literal_eval(node.value) for name, node in there.items()}
+    defaults = TrainParameters()
+    assert own == {name: getattr(defaults, name) for name in own}
+    assert list(own) == [name for name in TrainParameters.__dataclass_fields__]
+
+
+def papermill(tmp_path, **parameters):
+    output = tmp_path / "train.ipynb"
+    command = [sys.executable, "-m", "papermill", str(FOLDER / "train.ipynb"), str(output), "--no-progress-bar"]
+    command += ["--execution-timeout", "300"]
+    for name, value in parameters.items():
+        command += ["-p", name, str(value)]
+    return output, subprocess.run(command, capture_output=True, text=True, timeout=500)
+
+
+@pytest.mark.slow
+def test_train_runs_headless_and_leaves_its_figures(tmp_path):
+    output, done = papermill(tmp_path, smoke=True, work_dir=tmp_path / "run", data_root=tmp_path / "data", gpus=0)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("ap", "losses", "masks"):
+        assert (tmp_path / "run" / "figures" / f"{name}.pdf").stat().st_size > 1000
+    outputs = [o for cell in cells(output) for o in cell.outputs]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 4
+    assert any("masks" in o.get("text", "") and "AP50" in o.get("text", "") for o in outputs)
+    assert "segm" in json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+def test_train_stops_on_a_misspelt_parameter(tmp_path):
+    _, done = papermill(tmp_path, epoch=3, work_dir=tmp_path / "run")
+    assert done.returncode != 0
+    assert "there is no parameter epoch; did you mean epochs?" in done.stderr
+    assert not (tmp_path / "run").exists()
