@@ -8,6 +8,8 @@ from mmcv.ops import sigmoid_focal_loss
 from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
 from torch.testing import assert_close
 
+from misa.mmcv_ext.ops import _promote
+
 CLASSES = 4
 
 
@@ -66,6 +68,30 @@ def test_large_logits_stay_finite_and_keep_their_slope(device):
     loss.sum().backward()
     assert logits.grad.isfinite().all()
     assert_close(logits.grad[1], torch.tensor([-0.25, 0.75], device=device))
+
+
+def test_gradient_of_a_sure_answer_keeps_its_digits(device):
+    """At logit 10 the rest 1 - p is 4.5e-5, of which a subtraction in float32 leaves three digits."""
+    target = torch.tensor([0], device=device)
+    gradients = []
+    for dtype in (torch.float, torch.double):
+        logits = torch.tensor([[10.0, -10.0]], device=device, dtype=dtype, requires_grad=True)
+        sigmoid_focal_loss(logits, target, 2.0, 0.25, None, "sum").backward()
+        gradients.append(logits.grad.double())
+    assert_close(*gradients, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ([torch.half], torch.float),
+        ([torch.bfloat16, torch.half], torch.float),
+        ([torch.half, torch.float], torch.float),
+        ([torch.float, torch.double], torch.double),
+    ],
+)
+def test_ops_compute_in_float32_unless_given_better(given, used):
+    assert {x.dtype for x in _promote(*(torch.ones(1, dtype=dtype) for dtype in given))} == {used}
 
 
 @pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])

@@ -56,7 +56,7 @@ def test_an_iou_at_the_threshold_is_kept(device):
     boxes = torch.tensor([[0.0, 0, 2, 1], [0, 0, 1, 1]], device=device)
     scores = torch.tensor([0.9, 0.8], device=device)
     assert nms(boxes, scores, 0.5)[1].tolist() == [0, 1]
-    assert nms(boxes, scores, 0.49)[1].tolist() == [0]
+    assert nms(boxes, scores, 0.4999)[1].tolist() == [0]
 
 
 def test_score_threshold_and_max_num(rng, device):
