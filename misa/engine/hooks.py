@@ -77,8 +77,9 @@ class LossRecord(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Remember the losses as tensors; reading them here would stall a GPU."""
-        self.pending.append({"iter": runner.iter, "lr": runner.optim_wrapper.param_groups[0]["lr"], **(outputs or {})})
+        """Remember the losses as tensors; reading them here would stall a GPU, keeping their graph would fill it."""
+        losses = {name: value.detach() for name, value in (outputs or {}).items() if torch.is_tensor(value)}
+        self.pending.append({"iter": runner.iter, "lr": runner.optim_wrapper.param_groups[0]["lr"], **losses})
 
     @master_only
     def after_train_epoch(self, runner: Runner) -> None:
@@ -130,7 +131,7 @@ class Progress(Hook):
             return
         seconds = (time.monotonic() - self.started) / (done - self.first)
         left = int(seconds * (runner.max_iters - done))
-        losses = {key: value.item() for key, value in (outputs or {}).items() if "loss" in key}
+        losses = {key: value.detach().item() for key, value in (outputs or {}).items() if "loss" in key}
         parts = " ".join(f"{key.removeprefix('loss_')} {value:.3f}" for key, value in losses.items())
         self._say(
             f"epoch {runner.epoch + 1}/{runner.max_epochs} step {done}/{runner.max_iters} | {parts} | "
