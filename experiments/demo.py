@@ -1,8 +1,8 @@
 """The demo: masks from boxes on the embedded data, on one CPU core, within minutes.
 
-    misa train experiments/demo.py:box
-    misa train experiments/demo.py:mask      # the upper bound: the same student, taught by masks
-    misa train experiments/demo.py:box --smoke
+misa train experiments/demo.py:box
+misa train experiments/demo.py:mask      # the upper bound: the same student, taught by masks
+misa train experiments/demo.py:box --smoke
 """
 
 from misa.experiment import TINY, Affinity, Augmentation, Experiment, Inference, Schedule

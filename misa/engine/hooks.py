@@ -115,7 +115,9 @@ class Progress(Hook):
         self.started, self.first = time.monotonic(), runner.iter
         self.every = max(1, runner.max_iters // self.lines)
         if runner.iter:
-            self._say(f"resuming at epoch {runner.epoch + 1}/{runner.max_epochs}, step {runner.iter}/{runner.max_iters}")
+            self._say(
+                f"resuming at epoch {runner.epoch + 1}/{runner.max_epochs}, step {runner.iter}/{runner.max_iters}"
+            )
         if self.interactive:
             self.bar = tqdm(total=runner.max_iters, initial=runner.iter, desc="train", unit="step")
 
@@ -146,9 +148,7 @@ class Progress(Hook):
             self.bar.close()
 
     @master_only
-    def after_test_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
-    ) -> None:
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Report the evaluation four times."""
         total = len(runner.test_dataloader)
         if (batch_idx + 1) % max(1, total // 4) == 0:

@@ -33,7 +33,9 @@ def _table(table: str) -> ModuleType:
     if path.suffix != ".py" or not path.is_file():
         close = difflib.get_close_matches(stem, shipped, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"there is no table {table!r}; {hint}the tables are {', '.join(shipped)}, or a .py file with ROWS.")
+        raise UserError(
+            f"there is no table {table!r}; {hint}the tables are {', '.join(shipped)}, or a .py file with ROWS."
+        )
     spec = importlib.util.spec_from_file_location(f"misa_rows_{stem}", path)
     assert spec is not None, "a .py file has a loader"
     assert spec.loader is not None, "a .py file has a loader"

@@ -159,7 +159,9 @@ def last_checkpoint(folder: Path) -> Path:
     return found
 
 
-def opened(folder: str | Path, *, data_root: str | Path | None = None) -> tuple[Experiment, Source, Path, dict[str, Any]]:
+def opened(
+    folder: str | Path, *, data_root: str | Path | None = None
+) -> tuple[Experiment, Source, Path, dict[str, Any]]:
     """The experiment, data, path and parameters of a run folder; UserError where it is none."""
     folder = Path(folder).expanduser().resolve()
     params = read_json(folder / "params.json")

@@ -21,7 +21,9 @@ def read_truth(annotation_file: str | Path) -> COCO:
         return COCO(str(annotation_file))
 
 
-def mask_ap(truth: COCO, detections: Sequence[dict[str, Any]], *, images: Iterable[int] | None = None) -> dict[str, float]:
+def mask_ap(
+    truth: COCO, detections: Sequence[dict[str, Any]], *, images: Iterable[int] | None = None
+) -> dict[str, float]:
     """AP, AP50, AP75, APs, APm, APl in percent; NaN where the truth has no object of that size.
 
     `detections` are COCO results: image_id, category_id, score, segmentation (RLE at the original size).
@@ -42,7 +44,10 @@ def mask_ap(truth: COCO, detections: Sequence[dict[str, Any]], *, images: Iterab
         evaluation.accumulate()
         evaluation.summarize()
     # pycocotools writes -1 where nothing could be measured.
-    return {name: float("nan") if value < 0 else 100 * float(value) for name, value in zip(NAMES, evaluation.stats[:6], strict=True)}
+    return {
+        name: float("nan") if value < 0 else 100 * float(value)
+        for name, value in zip(NAMES, evaluation.stats[:6], strict=True)
+    }
 
 
 def as_rectangles(detections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -61,8 +61,16 @@ def test_cells_equal_mmdets_assignment(rng, grid):
         bitmap[y1 : y2 + 1, x1 : x2 + 1] = 1  # both ends, so that the mean pixel is the box's centre
     head = SOLOV2Head.__new__(SOLOV2Head)
     torch.nn.Module.__init__(head)
-    head.scale_ranges, head.num_grids, head.num_classes, head.pos_scale, head.mask_stride = ((1, 40),), [grid], 3, 0.2, 4
-    truth = InstanceData(bboxes=boxes, labels=torch.zeros(len(boxes), dtype=torch.long), masks=BitmapMasks(bitmaps, h, w))
+    head.scale_ranges, head.num_grids, head.num_classes, head.pos_scale, head.mask_stride = (
+        ((1, 40),),
+        [grid],
+        3,
+        0.2,
+        4,
+    )
+    truth = InstanceData(
+        bboxes=boxes, labels=torch.zeros(len(boxes), dtype=torch.long), masks=BitmapMasks(bitmaps, h, w)
+    )
     *_, cells = head._get_targets_single(truth, featmap_sizes=(h // 4, w // 4))
     _, ours = positive_cells(boxes, (h, w), grid, (1, 40))
     assert sorted(ours.tolist()) == sorted(cells[0])

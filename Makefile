@@ -1,0 +1,40 @@
+# `make` lists the targets. Times are for two CPU cores.
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+# One torch thread a process: two busy threads on two busy cores are many times slower than one.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready  ## install everything into .venv (3 min)
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 12); sys.exit(0 if ok else "misa needs Python 3.11 or 3.12, this is %s: make PYTHON=python3.12" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-cache-dir -c constraints.txt -e '.[notebooks,dev]'
+	@touch $@
+
+demo: setup  ## train, score and draw the demo from the notebook into runs/demo (8 min)
+	@mkdir -p runs/demo
+	$(BIN)/python -m papermill notebooks/train.ipynb runs/demo/train.ipynb --log-output --no-progress-bar \
+	  --execution-timeout 7200 -p row demo:box -p work_dir runs/demo
+	@echo "The executed notebook is runs/demo/train.ipynb; its figures are in runs/demo/figures."
+
+test: setup  ## the default tests (5 min)
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test-slow: setup  ## the long tests: notebooks, real networks
+	$(BIN)/python -m pytest -q -n 2 -m slow
+
+lint: setup  ## ruff and mypy (1 min)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:  ## remove the environment and caches; runs/ and datasets/ stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
