@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import misa  # noqa: F401  (makes mmcv importable before any test imports mmdet)
+
 # Two busy threads on two cores collapse as soon as anything else runs; see "Threads" in the README.
 torch.set_num_threads(1)
 

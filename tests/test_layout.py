@@ -52,4 +52,4 @@ def test_ops_need_no_framework(path):
 
 def test_experiments_are_values():
     for path in (ROOT.parent / "experiments").glob("*.py"):
-        assert {name for name in imported(path)} <= {"misa.experiment", "dataclasses", "typing"}
+        assert set(imported(path)) <= {"misa.experiment", "dataclasses", "typing"}

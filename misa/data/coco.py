@@ -72,7 +72,9 @@ class CocoImages(CocoDataset):
 
 def _only_box(annotation: dict[str, Any]) -> dict[str, Any]:
     x, y, w, h = annotation["bbox"]
-    kept = {key: annotation[key] for key in ("id", "image_id", "category_id", "iscrowd", "ignore") if key in annotation}
+    kept: dict[str, Any] = {
+        key: annotation[key] for key in ("id", "image_id", "category_id", "iscrowd", "ignore") if key in annotation
+    }
     return {**kept, "bbox": [x, y, w, h], "area": w * h}
 
 

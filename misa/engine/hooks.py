@@ -33,7 +33,8 @@ class ResumableState(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add the generators' states; leave the log buffers out (`losses.jsonl` has them)."""
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}
-        name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+        numpy_state: Any = np.random.get_state()  # noqa: NPY002
+        name, keys, position, has_gauss, gauss = numpy_state
         version, numbers, following = random.getstate()
         checkpoint["random_states"] = {
             "torch": torch.get_rng_state(),

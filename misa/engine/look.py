@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
@@ -62,7 +62,7 @@ def _some(ids: list[int], count: int, seed: int) -> list[int]:
 
 def _boxed(truth: COCO, split: Split, image_id: int) -> dict[str, Any]:
     path = split.images / truth.loadImgs([image_id])[0]["file_name"]
-    image = cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    image = np.array(Image.open(path).convert("RGB"))
     objects = truth.loadAnns(truth.getAnnIds(imgIds=[image_id], iscrowd=False))
     names = {category["id"]: category["name"] for category in truth.dataset["categories"]}
     boxes = np.array([o["bbox"] for o in objects], dtype=float).reshape(-1, 4)

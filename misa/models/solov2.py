@@ -22,7 +22,7 @@ class BoxSOLOv2Head(SOLOV2Head):
         `instances` holds each image's `bboxes` (n, 4) and `labels` (n,); `size` is the padded input's (h, w).
         """
         kernels, scores, mask_features = self(features)
-        batch, _, h, w = mask_features.shape
+        h, w = mask_features.shape[-2:]
         masks, boxes, labels, images, targets = [], [], [], [], []
         for level, grid in enumerate(self.num_grids):
             for b, truth in enumerate(instances):

@@ -43,7 +43,7 @@ def test_train_declares_the_packages_parameters_and_defaults():
     own = {name: ast.literal_eval(node.value) for name, node in there.items()}
     defaults = TrainParameters()
     assert own == {name: getattr(defaults, name) for name in own}
-    assert list(own) == [name for name in TrainParameters.__dataclass_fields__]
+    assert list(own) == list(TrainParameters.__dataclass_fields__)
 
 
 def papermill(tmp_path, **parameters):
