@@ -122,7 +122,7 @@ def test_a_truncated_image_is_named(spoil: Spoil, name: str, kept: float) -> Non
     (folder / name).write_bytes(whole[:end])
     sentence = told(file, folder)
     assert f"the file {folder / name} is " in sentence
-    assert "truncated" in sentence or "empty" in sentence
+    assert ("is empty" if kept == 0 else "is truncated or no image") in sentence
     assert sentence.endswith("copy or download it again.")
     assert check_coco(file, folder, verify_images="exists").usable, "which looks at names only"
 

@@ -7,6 +7,7 @@ import pytest
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+from misa.data._arrange import arrange, visible
 from misa.data.synthetic import MODES, NAMED_SCENES, Scene, Scenes, draw_scene, named_scene
 
 COUNT = 400
@@ -168,12 +169,25 @@ def test_some_objects_of_one_class_touch() -> None:
     assert pairs > 25
 
 
-def test_occlusion_hides_a_part_but_not_too_much() -> None:
-    hidden = 0
-    for index in range(40):
-        scene = draw_scene(Scenes(objects=(2, 2), occlusion=1.0, touching=0, truncation=0, least_visible=0.5), index)
-        hidden += len(scene.labels) == 2 and bool((ndimage.binary_dilation(scene.masks[0]) & scene.masks[1]).any())
-    assert hidden > 20
+@pytest.mark.parametrize("least", [0.4, 0.8])
+def test_occlusion_hides_a_part_but_not_too_much(least: float) -> None:
+    shares = []
+    for seed in range(60):
+        pieces = arrange(
+            np.random.default_rng(seed),
+            size=(128, 128),
+            objects=(3, 3),
+            classes=4,
+            scale=(0.3, 0.5),
+            touching=0.0,
+            occlusion=1.0,
+            truncation=0.0,
+            least_visible=least,
+        )
+        whole = np.stack([piece.mask for piece in pieces])
+        shares += (visible(pieces, (128, 128)).sum(axis=(1, 2)) / whole.sum(axis=(1, 2))).tolist()
+    assert min(shares) >= least
+    assert np.mean(np.array(shares) < 1) > 0.3
 
 
 @pytest.mark.parametrize("size", [32, (97, 131), (64, 200)])
