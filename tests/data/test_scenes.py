@@ -8,6 +8,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from misa.data._arrange import arrange, visible
+from misa.data._shapes import stamp
 from misa.data.synthetic import MODES, NAMED_SCENES, Scene, Scenes, draw_scene, named_scene
 
 COUNT = 400
@@ -149,6 +150,14 @@ def test_boxes_are_not_masks(drawn: list[Scene]) -> None:
     fill = areas / ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
     assert 0.45 < fill.mean() < 0.65
     assert (fill > 0.8).mean() < 0.05
+
+
+@pytest.mark.parametrize("label", range(8))
+def test_only_the_ring_has_a_hole(label: int) -> None:
+    for seed in range(5):
+        mask = stamp(label, 60, np.random.default_rng(seed)) >= 0.5
+        hole = ndimage.binary_fill_holes(mask).sum() - mask.sum()
+        assert (hole > 0.15 * mask.sum()) == (Scenes(classes=8).names[label] == "checked ring")
 
 
 def test_small_and_medium_objects_and_large_ones_where_they_fit(drawn: list[Scene]) -> None:
