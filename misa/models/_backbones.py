@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from mmdet.models.backbones import ResNet, SwinTransformer
+from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -82,7 +83,7 @@ def build_backbone(config: Mapping[str, Any], *, or_scratch: bool = False) -> nn
     Raises UserError with one sentence where the checkpoint cannot be had or does not fit; with `or_scratch` the
     backbone is initialised at random instead.
     """
-    backbone: Any = MODELS.build(dict(config))
+    backbone: Any = MODELS.build(ConfigDict(config))  # Swin reads its init_cfg by attribute
     wanted = config.get("init_cfg")
     if not isinstance(wanted, Mapping) or wanted.get("type") != "Pretrained":
         backbone.init_weights()
@@ -119,7 +120,7 @@ def stage_channels(backbone: nn.Module) -> list[int]:
     """The channels of the four stages."""
     if isinstance(backbone, SwinTransformer):
         return list(backbone.num_features)
-    widest = backbone.feat_dim
+    widest = int(backbone.feat_dim)  # type: ignore[arg-type]
     return [widest // 2**step for step in (3, 2, 1, 0)]
 
 

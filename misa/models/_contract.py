@@ -1,10 +1,12 @@
 """What a teacher's checkpoint declares about itself, so that any network with a classifier can be one."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class TeacherContract(NamedTuple):
@@ -29,3 +31,16 @@ class TeacherContract(NamedTuple):
         """The contract that `encoded` wrote."""
         values = json.loads(bytes(code.tolist()).decode())
         return cls(tuple(values["classes"]), values["background"], tuple(values["mean"]), tuple(values["std"]))
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """In evaluation mode inside, in its own mode again after; a module in evaluation is left alone."""
+    training = module.training
+    if training:
+        module.eval()
+    try:
+        yield
+    finally:
+        if training:
+            module.train()

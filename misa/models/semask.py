@@ -17,7 +17,7 @@ from misa.data.pipeline import MEAN, STD
 from misa.errors import UserError
 from misa.losses.inputs import SemanticPrior
 from misa.models._backbones import SWINS, build_backbone, run_stages, stage_channels
-from misa.models._contract import TeacherContract
+from misa.models._contract import TeacherContract, evaluating
 from misa.models._semantic_attention import Residual, SemanticAttention
 
 __all__ = ["SeMask", "SemanticMaps", "stage_windows"]
@@ -46,6 +46,8 @@ class SeMask(nn.Module):
     The class names, the background's row and the input's mean and std travel in the state dict (`contract`), and
     loading refuses a checkpoint that declares others.
     """
+
+    foreground: Tensor
 
     def __init__(
         self,
@@ -99,23 +101,18 @@ class SeMask(nn.Module):
 
         maps = run_stages(self.backbone, images, attend)
         sizes = [(x.shape[-2], x.shape[-1]) for x in maps]
-        levels = [_decode(blocks, x, sizes[:level]) for level, (blocks, x) in enumerate(self._levels(maps))]
+        branches = zip(self.decoder, maps, strict=True)
+        levels = [_decode(blocks, x, sizes[:level]) for level, (blocks, x) in enumerate(branches)]
         features = torch.stack(levels).sum(dim=0)
-        stage_logits = sum(
-            (_rise(score, sizes[:level]) for level, score in enumerate(scores)), torch.zeros(()).to(images)
-        )
+        stage_logits = torch.stack([_rise(score, sizes[:level]) for level, score in enumerate(scores)]).sum(dim=0)
         return SemanticMaps(features, self.classifier(self.dropout(features)), stage_logits)
 
     @torch.no_grad()
     def prior(self, images: Tensor) -> SemanticPrior:
         """S and the foreground rows of K for the losses, without gradient and as in evaluation."""
-        training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             features = self(images).features
-        finally:
-            self.train(training)
-        return SemanticPrior(features, self.classifier.weight.detach()[self.foreground, :, 0, 0])
+        return SemanticPrior(features, self.classifier.weight.detach().flatten(1).index_select(0, self.foreground))
 
     def get_extra_state(self) -> Tensor:
         """The contract, for the state dict."""
@@ -130,9 +127,6 @@ class SeMask(nn.Module):
                     f"This teacher checkpoint declares {name} {theirs}, but the network was built for {ours}: "
                     "build it with the checkpoint's own values or train a teacher for these data."
                 )
-
-    def _levels(self, maps: list[Tensor]) -> list[tuple[nn.ModuleList, Tensor]]:
-        return list(zip(self.decoder, maps, strict=True))  # type: ignore[arg-type]
 
 
 def stage_windows(backbone: str, classes: int) -> tuple[int | None, ...]:
@@ -159,7 +153,7 @@ def _level(incoming: int, channels: int, *, steps: int) -> nn.ModuleList:
     )
 
 
-def _decode(blocks: nn.ModuleList, x: Tensor, finer: list[tuple[int, int]]) -> Tensor:
+def _decode(blocks: Any, x: Tensor, finer: list[tuple[int, int]]) -> Tensor:
     """Blocks and doublings in turn, up to the finest map's size."""
     targets: list[tuple[int, int] | None] = [*reversed(finer)] or [None]
     for block, target in zip(blocks, targets, strict=True):

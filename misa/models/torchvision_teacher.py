@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from misa.data.pipeline import MEAN, STD
 from misa.losses.inputs import SemanticPrior
-from misa.models._contract import TeacherContract
+from misa.models._contract import TeacherContract, evaluating
 
 
 class TorchvisionTeacher(nn.Module):
@@ -24,6 +24,8 @@ class TorchvisionTeacher(nn.Module):
 
     torchvision's ImageNet mean and std are those of `misa.data.pipeline`, so the student's images serve as they are.
     """
+
+    foreground: Tensor
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class TorchvisionTeacher(nn.Module):
         self.contract = TeacherContract(tuple(classes), list(categories).index(background), MEAN, STD)
         rows = torch.tensor([list(categories).index(name) for name in classes])
         self.register_buffer("foreground", rows, persistent=False)
+        self.train(model.training)  # a wrapper changes nothing about what it wraps
 
     @torch.no_grad()
     def prior(self, images: Tensor) -> SemanticPrior:
@@ -63,15 +66,11 @@ class TorchvisionTeacher(nn.Module):
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"TorchvisionTeacher takes images of shape (b, 3, h, w): they are {tuple(images.shape)}.")
-        training = self.training
-        self.eval()
-        try:
-            *body, classifier = self.model.classifier  # type: ignore[misc]
+        *body, classifier = self.model.classifier  # type: ignore[misc]
+        with evaluating(self):
             features = self.model.backbone(images)["out"]  # type: ignore[operator]
             for layer in body:
                 features = layer(features)
-        finally:
-            self.train(training)
         size = (-(-images.shape[-2] // 4), -(-images.shape[-1] // 4))
         features = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
-        return SemanticPrior(features, classifier.weight.detach()[self.foreground, :, 0, 0])
+        return SemanticPrior(features, classifier.weight.detach().flatten(1).index_select(0, self.foreground))
