@@ -3,21 +3,16 @@
 Axes: b image · n instance · c category · d channel · h row · w column.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from misa.ops.propagation import (
-    GlobalForm,
-    SemanticGuide,
-    propagate_global,
-    propagate_local,
-    propagate_pamr,
-)
-
-Prior = tuple[Float[Tensor, "b d h w"], Float[Tensor, "c d"]]
+from misa.losses.inputs import SemanticPrior
+from misa.ops.propagation import GlobalForm, SemanticGuide, constant, propagate_pamr
+from misa.ops.scene import Scene
 
 
 def propagation_error(
@@ -45,7 +40,7 @@ def pairwise_loss(
     image_index: Int[Tensor, " n"],
     *,
     labels: Int[Tensor, " n"] | None = None,
-    prior: Prior | None = None,
+    prior: SemanticPrior | tuple[Tensor, Tensor] | None = None,
     valid: Bool[Tensor, "b h w"] | Bool[Tensor, "b 1 h w"] | None = None,
     mode: Literal["apro", "pamr"] = "apro",
     reduction: Literal["box_mean", "sum"] = "box_mean",
@@ -67,11 +62,44 @@ def pairwise_loss(
     """L1 between mask probabilities and the pseudo masks propagated from them (Eq. 15), per term.
 
     "apro" gives `loss_global` and `loss_local`, "pamr" gives `loss_pamr`. The global pseudo mask comes from two
-    passes over the image's tree, the second along the first one's result (`refine_bandwidth=None` leaves it out).
-    `images` are normalised and have the size of the masks; `prior` holds S (b d h w) and K (c d) and turns A into
-    Â^c = A + balance · A^c with the category in `labels`; `valid` leaves padding out. Pseudo masks are constants:
-    the gradient flows through M alone. Without instances every term is a zero that still depends on `masks`.
+    passes over the image's tree, the second along the first one's result (`refine_bandwidth=None` leaves it out;
+    `global_form="embedding"` puts a pass along S^c in its place). `images` are normalised and have the size of the
+    masks; `prior` holds S (b d h w) and K (c d) and turns A into Â^c = A + balance · A^c with the category in
+    `labels`; `valid` leaves padding out. Pseudo masks are constants: the gradient flows through M alone. Without
+    instances every term is a zero that still depends on `masks`.
+
+    On CUDA, `image_index` and `labels` are read by the host; leave them on the CPU and nothing waits for the device.
     """
+    _check(masks, box_masks, images, image_index, labels, prior)
+    if mode not in ("apro", "pamr"):
+        raise ValueError(f"pairwise_loss knows the modes 'apro' and 'pamr', not {mode!r}.")
+    scene = _scene(images, image_index, labels, prior, saliency, valid)
+    window_options = {
+        "window": window,
+        "bandwidth": local_bandwidth,
+        "steps": local_steps,
+        "balance": balance,
+        "sigma": semantic_sigma,
+        "factor": semantic_scale,
+    }
+    tree_options = {"balance": balance, "form": global_form, "sigma": semantic_sigma, "factor": semantic_scale}
+    pseudo: dict[str, Tensor] = {}
+    fixed = masks.detach()
+    if mode == "pamr":
+        pseudo["pamr"] = _pamr_masks(fixed, box_masks, scene, pamr_steps, balance)
+    else:
+        pseudo["global"] = _global_masks(fixed, scene, tree_bandwidth, refine_bandwidth, tree_options)
+        pseudo["local"] = _local_masks(fixed, box_masks, scene, window_options)
+    weights = {"global": global_weight, "local": local_weight, "pamr": pamr_weight}
+    return {
+        f"loss_{name}": weights[name] * propagation_error(masks, target, box_masks, reduction=reduction)
+        for name, target in pseudo.items()
+    }
+
+
+def _check(
+    masks: Tensor, box_masks: Tensor, images: Tensor, image_index: Tensor, labels: Tensor | None, prior: object
+) -> None:
     if masks.dim() != 3 or masks.shape != box_masks.shape or image_index.shape != masks.shape[:1]:
         raise ValueError(
             "pairwise_loss needs masks and box_masks (n, h, w) and image_index (n,): "
@@ -82,78 +110,84 @@ def pairwise_loss(
             f"pairwise_loss needs images (b, 3, h, w) at the size of the masks {tuple(masks.shape[-2:])}: "
             f"they are {tuple(images.shape)}. Resize them first (bilinear, no antialias)."
         )
-    if mode not in ("apro", "pamr"):
-        raise ValueError(f"pairwise_loss knows the modes 'apro' and 'pamr', not {mode!r}.")
-    if prior is not None and labels is None:
+    if prior is not None and (labels is None or labels.shape != image_index.shape):
         raise ValueError("pairwise_loss needs labels (n,) with the category of each mask to use the prior.")
-    fixed = masks.detach()
-    pseudo: dict[str, list[Tensor]] = {"global": [], "local": [], "pamr": []}
-    chosen: list[Tensor] = []
-    for image in range(len(images)):
-        here = (image_index == image).nonzero()[:, 0]
-        if len(here) == 0:
-            continue
-        chosen.append(here)
-        semantic = None if prior is None else SemanticGuide(prior[0][image].detach(), prior[1].detach())
-        padding = None if valid is None else valid[image].reshape(masks.shape[-2:])
-        mine, guide, boxes = fixed[here], images[image].detach(), box_masks[here]
-        its_labels = None if labels is None else labels[here]
-        if mode == "pamr":
-            pseudo["pamr"].append(
-                propagate_pamr(
-                    mine,
-                    guide,
-                    box_masks=boxes,
-                    steps=pamr_steps,
-                    semantic=semantic,
-                    labels=its_labels,
-                    balance=balance,
-                    saliency=saliency,
-                )
-            )
-            continue
-        from misa.ops.tree import minimum_spanning_tree
 
-        tree = minimum_spanning_tree(guide, valid=padding)
-        first = propagate_global(
-            mine,
-            guide,
-            bandwidth=tree_bandwidth,
-            tree=tree,
-            semantic=semantic,
-            labels=its_labels,
-            balance=balance,
-            saliency=saliency,
-            global_form=global_form,
-            semantic_sigma=semantic_sigma,
-            semantic_scale=semantic_scale,
-            valid=padding,
-        )
-        if refine_bandwidth is not None:
-            first = propagate_global(first, first[:, None], bandwidth=refine_bandwidth, tree=tree)
-        pseudo["global"].append(first)
-        pseudo["local"].append(
-            propagate_local(
-                mine,
-                guide,
-                box_masks=boxes,
-                window=window,
-                bandwidth=local_bandwidth,
-                steps=local_steps,
-                semantic=semantic,
-                labels=its_labels,
-                balance=balance,
-                saliency=saliency,
-                semantic_sigma=semantic_sigma,
-                semantic_scale=semantic_scale,
-                valid=padding,
+
+def _scene(
+    images: Tensor,
+    image_index: Tensor,
+    labels: Tensor | None,
+    prior: SemanticPrior | tuple[Tensor, Tensor] | None,
+    saliency: bool,
+    valid: Tensor | None,
+) -> Scene:
+    """The images of the batch with everything their masks share."""
+    where = [int(i) for i in image_index.tolist()]
+    if where and not 0 <= min(where) <= max(where) < len(images):
+        raise ValueError(f"pairwise_loss: image_index must lie in 0 … {len(images) - 1}, one of the images.")
+    if valid is not None:
+        valid = valid.reshape(len(images), *images.shape[-2:])
+    scene = Scene(images.detach().float(), where, saliency=saliency, valid=valid)
+    if prior is not None:
+        assert labels is not None
+        features, factors = prior
+        for image in sorted(set(where)):
+            SemanticGuide(features[image], factors)  # says what is wrong with the shapes
+        if features.shape[-2:] != images.shape[-2:]:
+            raise ValueError(
+                f"pairwise_loss needs prior features at the size of the masks {tuple(images.shape[-2:])}: "
+                f"they are {tuple(features.shape)}."
             )
+        scene.features, scene.factors = features.detach().float(), factors.detach().float()
+        scene.labels = [int(c) for c in labels.tolist()]
+        if scene.labels and not 0 <= min(scene.labels) <= max(scene.labels) < len(factors):
+            raise ValueError(f"pairwise_loss: labels must lie in 0 … {len(factors) - 1}, one row of K each.")
+    return scene
+
+
+@constant
+def _global_masks(
+    masks: Tensor, scene: Scene, bandwidth: float, refine: float | None, options: Mapping[str, Any]
+) -> Tensor:
+    """APro's cascade: a pass along the image (and S^c), then one along the result, both on the image's tree."""
+    if len(masks) == 0:
+        return masks
+    trees = scene.trees()
+    if options["form"] == "embedding" and scene.features is not None:
+        first = scene.colors_only().along_trees(masks.float(), trees, bandwidth)
+        return scene.along_trees(first, trees, bandwidth, **options).to(masks.dtype)
+    first = scene.along_trees(masks.float(), trees, bandwidth, **options)
+    if refine is not None:
+        first = scene.along_masks(first, first[:, None], trees, refine)
+    return first.to(masks.dtype)
+
+
+@constant
+def _local_masks(masks: Tensor, box_masks: Tensor, scene: Scene, options: Mapping[str, Any]) -> Tensor:
+    """The windows of all images at once."""
+    if len(masks) == 0:
+        return masks
+    return scene.along_window(masks.float(), box_masks, **options).to(masks.dtype)
+
+
+def _pamr_masks(masks: Tensor, box_masks: Tensor, scene: Scene, steps: int, balance: float) -> Tensor:
+    """PAMR image by image."""
+    result = torch.zeros_like(masks)
+    for image in sorted(set(scene.image)):
+        mine = torch.tensor([i for i, where in enumerate(scene.image) if where == image]).to(masks.device)
+        semantic, labels = None, None
+        if scene.features is not None and scene.factors is not None and scene.labels is not None:
+            semantic = SemanticGuide(scene.features[image], scene.factors)
+            labels = torch.tensor([scene.labels[int(i)] for i, where in enumerate(scene.image) if where == image])
+        result[mine] = propagate_pamr(
+            masks[mine],
+            scene.guides[image],
+            box_masks=box_masks[mine],
+            steps=steps,
+            semantic=semantic,
+            labels=labels,
+            balance=balance,
+            saliency=scene.saliency,
         )
-    weights = {"pamr": pamr_weight} if mode == "pamr" else {"global": global_weight, "local": local_weight}
-    order = torch.cat(chosen) if chosen else image_index[:0].long()
-    losses = {}
-    for name, weight in weights.items():
-        target = torch.cat(pseudo[name]) if chosen else fixed[:0]
-        error = propagation_error(masks[order], target, box_masks[order], reduction=reduction)
-        losses[f"loss_{name}"] = weight * error
-    return losses
+    return result

@@ -26,6 +26,10 @@ class MergeTree:
     right: Int[Tensor, "g p"]
     kernel: Float[Tensor, "g p"]
 
+    def rows(self, index: Int[Tensor, " n"]) -> "MergeTree":
+        """One row per mask."""
+        return MergeTree(self.leaf[index], self.left[index], self.right[index], self.kernel[index])
+
 
 def rounds(p: int) -> int:
     """How many doublings reach every ancestor of a tree with p vertices."""

@@ -78,7 +78,7 @@ def window_spread(
     values: Float[Tensor, "b d h w"], offsets: Sequence[Offset], *, channel_weights: Float[Tensor, "c d"] | None = None
 ) -> Float[Tensor, "b h w"] | Float[Tensor, "b c h w"]:
     """σ per pixel: root mean squared distance of the window's vectors, centre included, from their mean."""
-    b, _, h, w = values.shape
+    h, w = values.shape[-2:]
     present = inside(h, w, offsets, device=values.device).to(values.dtype)
     count = present.sum(dim=0) + 1
     # Sums of differences to the centre: the spread does not change, and nothing cancels in float32.

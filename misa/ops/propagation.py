@@ -5,20 +5,35 @@ go through together. With a `SemanticGuide` the kernel is Â^c = A + balance · 
 denominators of both kernels are added before the one division. Results carry no gradient: they are pseudo masks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import wraps
+from typing import Literal, ParamSpec
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
-from misa.ops._merge import merge_tree, sweep
-from misa.ops.affinity import TINY, check_finite, promote, spread, squared_distances, window_spread
-from misa.ops.neighbors import inside, shift, window_offsets
-from misa.ops.tree import TieRule, Tree, grid_edges, grid_lengths, minimum_spanning_tree, spanning_tree
+from misa.ops.affinity import check_finite
+from misa.ops.neighbors import Offset, window_offsets
+from misa.ops.scene import GlobalForm, Scene
+from misa.ops.tree import TieRule, Tree, Trees
 
-GlobalForm = Literal["sum", "embedding", "product"]
+P = ParamSpec("P")
+
+
+def constant(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """No gradient, and no half precision from an autocast outside: what comes out is a target."""
+
+    @wraps(function)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        masks = args[0]
+        assert isinstance(masks, Tensor)
+        with torch.no_grad(), torch.autocast(masks.device.type, enabled=False):
+            return function(*args, **kwargs)
+
+    return inner
 
 
 @dataclass(frozen=True)
@@ -35,14 +50,6 @@ class SemanticGuide:
                 "SemanticGuide needs features (d, h, w) and saliency_factors (c, d) with the same d: "
                 f"they are {tuple(s.shape)} and {tuple(k.shape)}."
             )
-
-    def rows(self, labels: Int[Tensor, " n"], *, saliency: bool) -> tuple[Float[Tensor, "c d"], Int[Tensor, " n"]]:
-        """K of the categories present, and which of its rows each instance uses; all ones for A^f (Eq. 10)."""
-        k = promote(self.saliency_factors)
-        if not saliency:
-            return k.new_ones(1, k.shape[1]), torch.zeros_like(labels)
-        present, index = labels.unique(return_inverse=True)
-        return k[present], index
 
 
 def check_masks(name: str, masks: Tensor, guide: Tensor, semantic: SemanticGuide | None, labels: Tensor | None) -> None:
@@ -70,24 +77,31 @@ def check_masks(name: str, masks: Tensor, guide: Tensor, semantic: SemanticGuide
         raise ValueError(f"{name}: labels must lie in 0 … {categories - 1}, one row of saliency_factors each.")
 
 
-def _tree_lengths(tree: Tree, guide: Float[Tensor, "*g d h w"]) -> Float[Tensor, "g p"]:
-    """Squared distance of the guide between each vertex and its parent."""
-    values = guide.flatten(-2)[..., tree.pixel]
-    squares = (values - values[..., tree.parent]).square().sum(dim=-2)
-    return squares if squares.dim() == 2 else squares[None]
+def numbers(labels: Int[Tensor, " n"]) -> list[int]:
+    """Labels on the host. On CUDA this is the one place that waits for the device; labels on the CPU avoid it."""
+    return [int(label) for label in labels.tolist()]
 
 
-def _tree_sums(masks: Tensor, tree: Tree, s: Float[Tensor, "g p"]) -> tuple[Tensor, Tensor]:
-    """Numerator and denominator of Eq. 14 with N = all pixels."""
-    order = merge_tree(tree.parent[None], s)
-    numerator = masks.new_empty(masks.shape, dtype=torch.float64).flatten(1)
-    denominator = numerator.new_empty(s.shape)
-    numerator[:, tree.pixel] = sweep(order, masks.flatten(1)[:, tree.pixel])
-    denominator[:, tree.pixel] = sweep(order, torch.ones_like(s))
-    return numerator, denominator
+def scene_of(
+    masks: Tensor,
+    guide: Tensor,
+    semantic: SemanticGuide | None,
+    labels: Tensor | None,
+    saliency: bool,
+    valid: Tensor | None,
+) -> Scene:
+    """One image as a scene."""
+    scene = Scene(
+        guide[None].float(), [0] * len(masks), saliency=saliency, valid=None if valid is None else valid[None]
+    )
+    if semantic is not None:
+        assert labels is not None
+        scene.features, scene.factors = semantic.features[None].float(), semantic.saliency_factors.float()
+        scene.labels = numbers(labels) if saliency else [0] * len(masks)
+    return scene
 
 
-@torch.no_grad()
+@constant
 def propagate_global(
     masks: Float[Tensor, "n h w"],
     guide: Float[Tensor, "d h w"] | Float[Tensor, "n d h w"],
@@ -107,83 +121,47 @@ def propagate_global(
     """Σ_j k(i, j) m(j) / Σ_j k(i, j) over all pixels j, k = exp(−longest edge on the tree path / bandwidth²).
 
     The edge lengths are squared distances of `guide`; the tree is the guide's own minimum spanning tree, or the
-    topology of the given `tree`. With one guide per instance and no tree each instance has its own.
+    topology of the given `tree`. One guide per mask (n d h w) gives every mask lengths of its own.
+
+    With `semantic` the kernel of S^c, exp(−longest edge / (semantic_scale · σ)²), joins in (Eq. 13–14). `global_form`
+    "sum" adds balance times its numerators and denominators on the tree of S^c; "embedding" measures the edges of
+    the image's tree by S^c instead of the guide; "product" takes one tree of both squared distances added up.
     """
     check_masks("propagate_global", masks, guide, semantic, labels)
     if not bandwidth > 0:
         raise ValueError(f"propagate_global needs a positive bandwidth: it is {bandwidth}.")
-    n, h, w = masks.shape
-    if n == 0:
+    if guide.dim() == 4 and len(guide) != len(masks):
+        raise ValueError(f"propagate_global needs one guide per mask: {len(guide)} guides for {len(masks)} masks.")
+    if guide.dim() == 4 and semantic is not None:
+        raise ValueError("propagate_global takes a semantic guide with one guide (d, h, w) for all masks only.")
+    if tree is not None and (tree.h, tree.w) != masks.shape[-2:]:
+        raise ValueError(f"propagate_global: the tree spans {tree.h} x {tree.w} pixels, masks are {masks.shape[-2:]}.")
+    if len(masks) == 0:
         return masks.clone()
-    values, guide = promote(masks), promote(guide)
-    if guide.dim() == 4 and tree is None:
-        parts = [
-            propagate_global(values[i : i + 1], guide[i], bandwidth=bandwidth, tie_rule=tie_rule, valid=valid)
-            for i in range(n)
-        ]
-        return torch.cat(parts).to(masks.dtype)
-    own = tree if tree is not None else minimum_spanning_tree(guide, tie_rule=tie_rule, valid=valid)
-    s = _tree_lengths(own, guide) / bandwidth**2
-    if semantic is None:
-        top, bottom = _tree_sums(values, own, s)
-        return (top / bottom).view(n, h, w).to(masks.dtype)
-
-    assert labels is not None
-    k, index = semantic.rows(labels, saliency=saliency)
-    features = promote(semantic.features)
-    sigma = spread(features[None], channel_weights=k)[0] if semantic_sigma == "image" else k.new_tensor(semantic_sigma)
-    scale = (semantic_scale * sigma).square().clamp(min=TINY).expand(len(k))
-    top = torch.zeros(n, h * w, dtype=torch.float64, device=masks.device)
-    bottom = torch.zeros_like(top)
-    if global_form == "sum":
-        numerator, denominator = _tree_sums(values, own, s)
-        top, bottom = top + numerator, bottom + denominator
-    lengths = grid_lengths(features, channel_weights=k)
-    if valid is not None:
-        ends = grid_edges(h, w, device=masks.device)
-        lengths = lengths.masked_fill(~valid.flatten()[ends].all(dim=1), torch.inf)
-    for c in range(len(k)):
-        chosen = index == c
-        feature = k[c, :, None, None] * features
-        if global_form == "sum":
-            its_tree = spanning_tree(lengths[c], h, w, tie_rule=tie_rule)
-            its_s = _tree_lengths(its_tree, feature) / scale[c]
-        elif global_form == "embedding":
-            its_tree, its_s = own, _tree_lengths(own, feature) / scale[c]
-        elif global_form == "product":
-            joint = torch.cat([guide / bandwidth, feature * (balance**0.5 / scale[c].sqrt())])
-            its_tree = minimum_spanning_tree(joint, tie_rule=tie_rule, valid=valid)
-            its_s = _tree_lengths(its_tree, joint)
-        else:
-            raise ValueError(f"propagate_global knows 'sum', 'embedding' and 'product', not {global_form!r}.")
-        numerator, denominator = _tree_sums(values[chosen], its_tree, its_s)
-        factor = balance if global_form == "sum" else 1.0
-        top[chosen] += factor * numerator
-        bottom[chosen] += factor * denominator
-    return (top / bottom).view(n, h, w).to(masks.dtype)
+    values = masks.float()
+    if guide.dim() == 3:
+        scene = scene_of(masks, guide, semantic, labels, saliency, valid)
+        trees: Trees = tree if tree is not None else scene.trees(tie_rule)
+        result = scene.along_trees(
+            values,
+            trees,
+            bandwidth,
+            balance=balance,
+            form=global_form,
+            sigma=semantic_sigma,
+            factor=semantic_scale,
+            tie_rule=tie_rule,
+        )
+    elif tree is not None:
+        result = Scene(guide[:1].float(), [0] * len(masks)).along_masks(values, guide.float(), tree, bandwidth)
+    else:
+        every = None if valid is None else valid.expand(len(masks), *valid.shape)
+        scene = Scene(guide.float(), range(len(masks)), valid=every)
+        result = scene.along_trees(values, scene.trees(tie_rule), bandwidth)
+    return result.to(masks.dtype)
 
 
-def _iterate(
-    masks: Float[Tensor, "n h w"],
-    offsets: Sequence[tuple[int, int]],
-    affinity: Float[Tensor, "g k h w"],
-    index: Int[Tensor, " n"],
-    box_masks: Tensor | None,
-    steps: int,
-) -> Float[Tensor, "n h w"]:
-    """Eq. 14 `steps` times over a window: a weighted mean of the neighbors, inside the box where there is one."""
-    weights = (affinity / affinity.sum(dim=1, keepdim=True).clamp(min=torch.finfo(affinity.dtype).tiny))[index]
-    if box_masks is not None:
-        masks = masks * box_masks
-    for _ in range(steps):
-        mean = torch.zeros_like(masks)
-        for k, offset in enumerate(offsets):
-            mean += weights[:, k] * shift(masks, offset)
-        masks = mean if box_masks is None else mean * box_masks
-    return masks
-
-
-@torch.no_grad()
+@constant
 def propagate_local(
     masks: Float[Tensor, "n h w"],
     guide: Float[Tensor, "d h w"],
@@ -203,36 +181,41 @@ def propagate_local(
     """`steps` weighted means over the full window, weights exp(−|guide(i) − guide(k)|² / bandwidth²) (Eq. 7–9, 14).
 
     Masks are multiplied by `box_masks` before the first and after each step; the weights count every pixel of the
-    window that is in the image, inside the box or not.
+    window that is in the image, inside the box or not. Weights below 1e-20 are 0.
     """
     check_masks("propagate_local", masks, guide, semantic, labels)
-    n, h, w = masks.shape
-    if n == 0:
+    if guide.dim() != 3:
+        raise ValueError(f"propagate_local needs one guide (d, h, w) for all masks: it is {tuple(guide.shape)}.")
+    if not bandwidth > 0 or steps < 0:
+        raise ValueError(f"propagate_local needs bandwidth > 0 and steps ≥ 0: they are {bandwidth} and {steps}.")
+    check_boxes("propagate_local", masks, box_masks)
+    if len(masks) == 0:
         return masks.clone()
-    values, guide = promote(masks), promote(guide)
-    offsets = window_offsets(window, centre=True)
-    present = inside(h, w, offsets, device=masks.device)
-    if valid is not None:
-        present = present & valid & torch.stack([shift(valid, offset) for offset in offsets])
-    affinity = torch.exp(-squared_distances(guide[None], offsets) / bandwidth**2) * present
-    index = torch.zeros(n, dtype=torch.long, device=masks.device)
-    if semantic is not None:
-        assert labels is not None
-        k, index = semantic.rows(labels, saliency=saliency)
-        features = promote(semantic.features)[None]
-        distances = squared_distances(features, offsets, channel_weights=k)[0]
-        if semantic_sigma == "image":
-            sigma = spread(features, channel_weights=k)[0, :, None, None, None]
-        elif semantic_sigma == "window":
-            sigma = window_spread(features, offsets[1:], channel_weights=k)[0, :, None]
-        else:
-            sigma = k.new_tensor(semantic_sigma)
-        scale = (semantic_scale * sigma).square().clamp(min=TINY)
-        affinity = affinity + balance * torch.exp(-distances / scale) * present
-    return _iterate(values, offsets, affinity, index, box_masks, steps).to(masks.dtype)
+    return (
+        scene_of(masks, guide, semantic, labels, saliency, valid)
+        .along_window(
+            masks.float(),
+            box_masks,
+            window=window,
+            bandwidth=bandwidth,
+            steps=steps,
+            balance=balance,
+            sigma=semantic_sigma,
+            factor=semantic_scale,
+        )
+        .to(masks.dtype)
+    )
 
 
-@torch.no_grad()
+def check_boxes(name: str, masks: Tensor, box_masks: Tensor | None) -> None:
+    """One box mask per mask."""
+    if box_masks is not None and box_masks.shape != masks.shape:
+        raise ValueError(
+            f"{name} needs one box mask per mask: masks are {tuple(masks.shape)}, box_masks {tuple(box_masks.shape)}."
+        )
+
+
+@constant
 def propagate_pamr(
     masks: Float[Tensor, "n h w"],
     guide: Float[Tensor, "d h w"],
@@ -253,46 +236,75 @@ def propagate_pamr(
     for all channels: |S^c(i) − S^c(k)| and σ are root mean squares over channels, so that K does not cancel.
     """
     check_masks("propagate_pamr", masks, guide, semantic, labels)
-    n, h, w = masks.shape
-    if n == 0:
+    if guide.dim() != 3:
+        raise ValueError(f"propagate_pamr needs one guide (d, h, w) for all masks: it is {tuple(guide.shape)}.")
+    check_boxes("propagate_pamr", masks, box_masks)
+    if len(masks) == 0:
         return masks.clone()
-    values, guide = promote(masks), promote(guide)
     offsets = window_offsets(3, dilations)
-    rows = torch.arange(h, device=masks.device)
-    columns = torch.arange(w, device=masks.device)
-
-    def replicated(x: Tensor, offset: tuple[int, int]) -> Tensor:
-        return x[..., (rows + offset[0]).clamp(0, h - 1)[:, None], (columns + offset[1]).clamp(0, w - 1)]
-
-    def variance(x: Tensor) -> Tensor:
-        count = len(offsets) + len(dilations)
-        difference = [replicated(x, offset) - x for offset in offsets]
-        mean = sum(difference, torch.zeros_like(x)) / count
-        squares = sum((part.square() for part in difference), torch.zeros_like(x))
-        return ((squares - count * mean.square()) / (count - 1)).clamp(min=0)
-
-    sigma = variance(guide).sqrt()
-    logits = torch.stack(
-        [-((replicated(guide, o) - guide).abs() / (1e-8 + sharpness * sigma)).mean(dim=0) for o in offsets]
-    )
-    affinity = torch.exp(logits)[None]
-    index = torch.zeros(n, dtype=torch.long, device=masks.device)
+    color = torch.exp(_pamr_logits(guide.float(), offsets, sharpness, len(dilations)))[None]
+    scene = scene_of(masks, guide, semantic, labels, saliency, None)
+    affinity = color
     if semantic is not None:
-        assert labels is not None
-        k, index = semantic.rows(labels, saliency=saliency)
-        features = promote(semantic.features)
-        squares = k.square() / k.shape[1]
-        sigma = torch.einsum("cd,dhw->chw", squares, variance(features)).sqrt()
-        planes = [
-            torch.einsum("cd,dhw->chw", squares, (replicated(features, o) - features).square()).sqrt() for o in offsets
-        ]
-        affinity = affinity + balance * torch.exp(-torch.stack(planes, dim=1) / (1e-8 + sharpness * sigma)[:, None])
-    weights = (affinity / affinity.sum(dim=1, keepdim=True))[index]
-    if box_masks is not None:
-        values = values * box_masks
+        features = semantic.features.float()
+        planes = _pamr_saliency(features, scene.rows(0), offsets, sharpness, len(dilations))
+        affinity = color + balance * torch.exp(planes)
+    weights = affinity / affinity.sum(dim=1, keepdim=True)
+    index = torch.tensor(scene.pair if len(weights) > 1 else [0] * len(masks))
+    values = masks.float()
+    boxes = None if box_masks is None else box_masks.float()
+    if boxes is not None:
+        values = values * boxes
+    index = index.to(masks.device, non_blocking=True)
+    weights = weights[index] if len(weights) > 1 else weights
     for _ in range(steps):
         mean = torch.zeros_like(values)
-        for j, offset in enumerate(offsets):
-            mean += weights[:, j] * replicated(values, offset)
-        values = mean if box_masks is None else mean * box_masks
+        for k, neighbor in enumerate(_replicated(values, offsets)):
+            mean.addcmul_(weights[:, k], neighbor)
+        values = mean if boxes is None else mean * boxes
     return values.to(masks.dtype)
+
+
+def _replicated(values: Float[Tensor, "n h w"], offsets: Sequence[Offset]) -> Iterator[Float[Tensor, "n h w"]]:
+    """The neighbors of every pixel; beyond the border the border's pixel."""
+    h, w = values.shape[-2:]
+    reach = max(max(abs(dy), abs(dx)) for dy, dx in offsets)
+    wide = pad(values[None], [reach] * 4, mode="replicate")[0]
+    for dy, dx in offsets:
+        yield wide[:, reach + dy : reach + dy + h, reach + dx : reach + dx + w]
+
+
+def _pamr_variance(values: Float[Tensor, "d h w"], offsets: Sequence[Offset], centres: int) -> Float[Tensor, "d h w"]:
+    """Unbiased variance per channel over the neighbors and `centres` times the centre."""
+    count = len(offsets) + centres
+    total, squares = torch.zeros_like(values), torch.zeros_like(values)
+    for neighbor in _replicated(values, offsets):
+        difference = neighbor - values
+        total += difference
+        squares += difference.square()
+    return ((squares - total.square() / count) / (count - 1)).clamp(min=0)
+
+
+def _pamr_logits(
+    guide: Float[Tensor, "d h w"], offsets: Sequence[Offset], sharpness: float, centres: int
+) -> Float[Tensor, "k h w"]:
+    """PAMR's logits for colors: a spread per channel, the mean over channels."""
+    scale = 1e-8 + sharpness * _pamr_variance(guide, offsets, centres).sqrt()
+    return torch.stack([-((neighbor - guide).abs() / scale).mean(dim=0) for neighbor in _replicated(guide, offsets)])
+
+
+def _pamr_saliency(
+    features: Float[Tensor, "d h w"],
+    factors: Float[Tensor, "c d"],
+    offsets: Sequence[Offset],
+    sharpness: float,
+    centres: int,
+) -> Float[Tensor, "c k h w"]:
+    """PAMR's logits for S^c with one spread for all channels, for all categories at once."""
+    squares = factors.square() / factors.shape[1]
+    spread = torch.einsum("cd,dhw->chw", squares, _pamr_variance(features, offsets, centres)).sqrt()
+    distances = [
+        torch.einsum("cd,dhw->chw", squares, (neighbor - features).square()).sqrt()
+        for neighbor in _replicated(features, offsets)
+    ]
+    return -torch.stack(distances, dim=1) / (1e-8 + sharpness * spread)[:, None]

@@ -1,0 +1,273 @@
+"""The path in torch operations alone: any device, a fixed number of rounds, no waiting for the device.
+
+The same five functions as `_cpu`. On CUDA the window propagation goes through Triton where it is installed.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from misa.ops._merge import merge_tree, rounds, sweep
+from misa.ops.neighbors import inside, shift
+
+NONE = torch.iinfo(torch.int64).max
+LOW = 0xFFFFFFFF
+
+Index = Sequence[int]
+Part = tuple[Int[Tensor, "g p"], Int[Tensor, "g p"], Float[Tensor, "g p"], Index, float]
+Layer = tuple[Float[Tensor, "d h w"], Float[Tensor, " d"], float, Float[Tensor, "h w"] | None]
+
+
+def on_device(index: Index, like: Tensor) -> Int[Tensor, " n"]:
+    """Numbers from the host, sent without waiting."""
+    return torch.tensor(list(index), dtype=torch.long).to(like.device, non_blocking=True)
+
+
+# ---- trees ----
+
+
+def grid_edges(h: int, w: int, *, device: torch.device | str | None = None) -> Int[Tensor, "m 2"]:
+    """All edges of the 4-connected grid, vertical ones first, row by row."""
+    index = torch.arange(h * w, device=device).view(h, w)
+    vertical = torch.stack([index[:-1], index[1:]], dim=-1).view(-1, 2)
+    horizontal = torch.stack([index[:, :-1], index[:, 1:]], dim=-1).view(-1, 2)
+    return torch.cat([vertical, horizontal])
+
+
+def boruvka(lengths: Float[Tensor, "g m"], h: int, w: int) -> Bool[Tensor, "g m"]:
+    """Which grid edges are in the minimum spanning tree under the total order (length, edge number).
+
+    Every cluster takes its shortest edge and joins the cluster across; of two that took the same edge the one with
+    the smaller number stays a root. Clusters at least halve per round, and links are followed by doubling.
+    """
+    g, m = lengths.shape
+    p, device = h * w, lengths.device
+    numbers = torch.arange(m, device=device)
+    keys = ((lengths + 0.0).view(torch.int32).long() << 32) | numbers  # + 0.0 turns −0 into 0
+    a, b = grid_edges(h, w, device=device).T
+    label = torch.arange(p, device=device).expand(g, p)
+    vertex = torch.arange(p, device=device).expand(g, p)
+    aside = (numbers % p).expand(g, m)  # where edges inside a cluster go, spread over all vertices
+    chosen = torch.zeros(g, m + 1, dtype=torch.bool, device=device)
+    for done in range(rounds(p)):
+        from_a, from_b = label[:, a], label[:, b]
+        within = from_a == from_b
+        key = torch.where(within, NONE, keys)
+        best = torch.full((g, p), NONE, device=device)
+        best.scatter_reduce_(1, torch.where(within, aside, from_a), key, "amin")
+        best.scatter_reduce_(1, torch.where(within, aside, from_b), key, "amin")
+        found = best != NONE
+        number = torch.where(found, best & LOW, 0)
+        chosen.scatter_(1, torch.where(found, number, m), True)
+        across = from_a.gather(1, number) + from_b.gather(1, number) - vertex
+        across = torch.where(found, across, vertex)
+        stays = (best.gather(1, across) == best) & (vertex < across)
+        link = torch.where(stays, vertex, across)
+        for _ in range(rounds(p) - done):
+            link = link.gather(1, link)
+        label = link.gather(1, label)
+    return chosen[:, :m]
+
+
+def root(chosen: Bool[Tensor, "g m"], h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Number the vertices of the trees depth first: pixel, parent and edge of each, from an Euler tour.
+
+    Every pixel has four arcs – right, down, left, up – of which those in the tree form the tour: after arriving
+    by an arc, leave by the next one round the pixel. Positions in the tour come from list ranking by doubling.
+    """
+    g = len(chosen)
+    p, vertical, device = h * w, (h - 1) * w, chosen.device
+    ids = torch.full((h, w, 4), -1, device=device)
+    ids[:-1, :, 1] = torch.arange(vertical, device=device).view(h - 1, w)
+    ids[1:, :, 3] = ids[:-1, :, 1]
+    ids[:, :-1, 0] = vertical + torch.arange(h * (w - 1), device=device).view(h, w - 1)
+    ids[:, 1:, 2] = ids[:, :-1, 0]
+    ids = ids.view(p, 4)
+    has = chosen[:, ids.clamp(min=0)] & (ids >= 0)
+
+    arc = torch.arange(4 * p, device=device).view(p, 4)
+    step = torch.tensor([1, w, -1, -w], dtype=torch.long).to(device, non_blocking=True)
+    target = torch.where(ids >= 0, torch.arange(p, device=device)[:, None] + step, 0)
+    around = torch.tensor([2, 3, 0, 1], dtype=torch.long).to(device, non_blocking=True)
+    back = target * 4 + around
+
+    # The next arc of the tree round the same pixel, itself if it is the only one.
+    turn = arc.expand(g, p, 4)
+    for k in (3, 2, 1):
+        turn = torch.where(has.roll(-k, dims=2), arc.roll(-k, dims=1), turn)
+    follow = turn.reshape(g, 4 * p)[:, back.view(-1)]
+    start = torch.where(has[:, 0, 0], 0, 1)[:, None]  # pixel 0 has arcs to the right and down only
+    here = arc.view(1, -1).expand(g, -1)
+    last = (follow == start) | ~has.view(g, -1)
+    follow = torch.where(last, here, follow)
+    ahead = torch.where(last, 0, 1)
+    for _ in range(rounds(2 * p) + 1):
+        ahead = ahead + ahead.gather(1, follow)
+        follow = follow.gather(1, follow)
+
+    length = 2 * (p - 1)
+    position = torch.where(has.view(g, -1), length - 1 - ahead, length)
+    returning = position[:, back.view(-1)]
+    down = (position < returning) & has.view(g, -1)
+    marks = torch.zeros(g, length + 1, dtype=torch.long, device=device).scatter(1, position, down.long())
+    marks[:, length] = 0
+    count = marks.cumsum(dim=1)
+    upward = (has & ~down.view(g, p, 4)).byte().argmax(dim=2, keepdim=True)  # the arc to the parent
+    order = count.gather(1, returning.view(g, p, 4).gather(2, upward)[..., 0])
+    order[:, 0] = 0
+    above = target.expand(g, p, 4).gather(2, upward)[..., 0]
+    above[:, 0] = 0
+    edge = ids.expand(g, p, 4).gather(2, upward)[..., 0]
+    edge[:, 0] = -1
+    pixels = torch.arange(p, device=device).expand(g, p)
+    parent = torch.empty_like(order).scatter(1, order, order.gather(1, above))
+    return torch.empty_like(order).scatter(1, order, pixels), parent, torch.empty_like(order).scatter(1, order, edge)
+
+
+def spanning_trees(lengths: Float[Tensor, "g m"], h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
+    """pixel, parent and edge (g p) of the minimum spanning trees of g grids with edge lengths (g m)."""
+    if h * w == 1:
+        nothing = torch.zeros(len(lengths), 1, dtype=torch.int32, device=lengths.device)
+        return nothing, nothing, nothing - 1
+    pixel, parent, edge = root(boruvka(lengths, h, w), h, w)
+    return pixel.int(), parent.int(), edge.int()
+
+
+# ---- sums over the tree ----
+
+
+def propagate(values: Float[Tensor, "n p"], parts: Sequence[Part]) -> Float[Tensor, "n p"]:
+    """Eq. 14 over whole trees: values (n p), per kernel (pixel, parent, s (g p), tree of each mask, its share)."""
+    top: Tensor | None = None
+    bottom: Tensor | None = None
+    for pixel, parent, s, index, share in parts:
+        merges = merge_tree(parent.long(), s)
+        ones = sweep(merges, torch.ones_like(s))
+        which = on_device(index, values)
+        pixels = pixel.long()[which]
+        numerator = sweep(merges.rows(which), values.gather(1, pixels))
+        numerator = share * torch.empty_like(numerator).scatter(1, pixels, numerator)
+        denominator = share * torch.empty_like(ones).scatter(1, pixel.long(), ones)[which]
+        top = numerator if top is None else top + numerator
+        bottom = denominator if bottom is None else bottom + denominator
+    assert top is not None
+    assert bottom is not None
+    return (top / bottom).to(values.dtype)
+
+
+def propagate_along(
+    values: Float[Tensor, "n p"],
+    guides: Float[Tensor, "n d p"],
+    pixel: Int[Tensor, "g p"],
+    parent: Int[Tensor, "g p"],
+    length: Float[Tensor, "g p"],
+    index: Index,
+    factor: float,
+) -> Float[Tensor, "n p"]:
+    """Eq. 14 where every mask brings its own guide (n d p): the tree is shared, its lengths and merges are not."""
+    which = on_device(index, values)
+    pixels, parents = pixel.long()[which], parent.long()[which]
+    s = torch.zeros_like(values, dtype=torch.float32)
+    for channel in guides.unbind(1):
+        at = channel.gather(1, pixels)
+        s = s + (at - at.gather(1, parents)).square().float()
+    s = torch.where(torch.isinf(length[which]), torch.inf, s * factor)
+    merges = merge_tree(parents, s)
+    ratio = sweep(merges, values.gather(1, pixels)) / sweep(merges, torch.ones_like(s))
+    return torch.empty_like(ratio).scatter(1, pixels, ratio).to(values.dtype)
+
+
+# ---- features ----
+
+
+def feature_lengths(features: Float[Tensor, "d h w"], factors: Float[Tensor, "c d"]) -> tuple[Tensor, Tensor]:
+    """Squared distances of K^c · S along the grid edges (c m), and the sums of S_d and S_d² (d 2)."""
+    vertical = (features[:, 1:] - features[:, :-1]).square().flatten(1)
+    horizontal = (features[:, :, 1:] - features[:, :, :-1]).square().flatten(1)
+    squares = factors.square()
+    lengths = torch.cat([squares @ vertical, squares @ horizontal], dim=1)
+    flat = features.double().flatten(1)
+    return lengths, torch.stack([flat.sum(dim=1), flat.square().sum(dim=1)], dim=1)
+
+
+# ---- windows ----
+
+
+def window_affinity(
+    h: int,
+    w: int,
+    valid: Sequence[Tensor | None],
+    offsets: Sequence[tuple[int, int]],
+    groups: Sequence[Sequence[Layer]],
+) -> Float[Tensor, "g k h w"]:
+    """Â of every group to the centre, to `offsets` and to their opposites, in this order; 0 for absent pixels.
+
+    Layers of several groups that share their values, the categories of one image, share the squared differences:
+    one matrix product per offset serves them all (Eq. 12).
+    """
+    values: dict[int, Tensor] = {}
+    shared: dict[int, list[tuple[int, Layer]]] = {}
+    for number, layers in enumerate(groups):
+        for layer in layers:
+            values[id(layer[0])] = layer[0]
+            shared.setdefault(id(layer[0]), []).append((number, layer))
+    like = groups[0][0][0]
+    both = [*offsets, *((-dy, -dx) for dy, dx in offsets)]
+    present = inside(h, w, both, device=like.device)
+    half = len(offsets)
+    planes = like.new_zeros(len(groups), 1 + 2 * half, h, w)
+    for number, layers in enumerate(groups):
+        planes[number, 0] = sum(layer[2] for layer in layers)
+    for key, users in shared.items():
+        squares = torch.stack([layer[1] for _, layer in users])
+        for k, offset in enumerate(offsets):
+            difference = (shift(values[key], offset) - values[key]).square()
+            distance = (squares @ difference.flatten(1)).view(-1, h, w)
+            for (number, (_, _, share, precision)), d in zip(users, distance, strict=True):
+                for at, e in ((1 + k, d), (1 + half + k, shift(d, both[half + k]))):
+                    e = e if precision is None else e * precision
+                    affinity = torch.exp(-e)
+                    planes[number, at] += share * torch.where(affinity < 1e-20, 0, affinity)
+    planes[:, 1:] *= present
+    for number, mine in enumerate(valid):
+        if mine is not None:
+            there = torch.stack([mine, *(shift(mine, offset) for offset in both)])
+            planes[number] *= mine & there
+    return planes
+
+
+def propagate_window(
+    masks: Float[Tensor, "n h w"],
+    boxes: Float[Tensor, "n h w"] | Bool[Tensor, "n h w"] | None,
+    valid: Sequence[Tensor | None],
+    offsets: Sequence[tuple[int, int]],
+    groups: Sequence[tuple[Index, Sequence[Layer]]],
+    steps: int,
+) -> Float[Tensor, "n h w"]:
+    """Eq. 14 over a window for groups of masks, each with its layers of affinity; `offsets` is half of the window."""
+    n, h, w = masks.shape
+    planes = window_affinity(h, w, valid, offsets, [layers for _, layers in groups])
+    weights = planes / planes.sum(dim=1, keepdim=True).clamp(min=torch.finfo(planes.dtype).tiny)
+    of_mask = [0] * n
+    for number, (members, _) in enumerate(groups):
+        for i in members:
+            of_mask[i] = number
+    index = on_device(of_mask, masks)
+    boxes = None if boxes is None else boxes.to(masks.dtype)
+    every = [(0, 0), *offsets, *((-dy, -dx) for dy, dx in offsets)]
+    if masks.device.type == "cuda":
+        from misa.ops import _triton
+
+        if _triton.available():
+            return _triton.propagate_window(masks, boxes, weights, index, every, steps)
+    if boxes is not None:
+        masks = masks * boxes
+    weights = weights[index] if len(groups) > 1 else weights
+    for _ in range(steps):
+        mean = torch.zeros_like(masks)
+        for k, offset in enumerate(every):
+            mean.addcmul_(weights[:, k], shift(masks, offset))
+        masks = mean if boxes is None else mean * boxes
+    return masks

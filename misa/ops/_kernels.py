@@ -1,0 +1,623 @@
+"""Loops of the CPU path, in the kernel language of `_compile`: numbers and flat arrays, nothing allocated inside.
+
+Each function says what it serves; `_merge` explains the merge tree that `meet` builds and `sums` walks.
+"""
+
+from misa.ops._compile import F4, F8, I8, F4s, F8s, I4s, I8s, bits, f4, f8, i8, kernel, power_of_two
+
+NONE = 9223372036854775807  # no edge: larger than any key
+LOW = 4294967295  # the lower half of a key holds the edge number
+FLAT = 3e-8  # exp(−s) rounds to 1 in single precision below this: one flat zone
+FAR = 48.0  # exp(−48) · 10^6 pixels is below the rounding of a double: not connected
+LOG2E = 1.4426950408889634
+LN2 = 0.6931471805599453
+
+
+@kernel
+def exp_minus(s: F8) -> F8:
+    """exp(−s) for 0 ≤ s < 700, relative error below 1e-10: 2^k times a polynomial, so that loops vectorise."""
+    k = i8(-s * LOG2E - 0.5)
+    r = -s - f8(k) * LN2
+    p = 1.0 + r * (1.0 / 9.0)
+    p = 1.0 + r * (1.0 / 8.0) * p
+    p = 1.0 + r * (1.0 / 7.0) * p
+    p = 1.0 + r * (1.0 / 6.0) * p
+    p = 1.0 + r * (1.0 / 5.0) * p
+    p = 1.0 + r * (1.0 / 4.0) * p
+    p = 1.0 + r * (1.0 / 3.0) * p
+    p = 1.0 + r * (1.0 / 2.0) * p
+    return power_of_two(k) * (1.0 + r * p)
+
+
+@kernel
+def edge_keys(lengths: F4s, m: I8, keys: I8s) -> None:
+    """(length, edge number) as one integer: the total order that makes the minimum spanning tree unique."""
+    for e in range(m):
+        keys[e] = (bits(lengths[e]) << 32) | e
+
+
+@kernel
+def shortest_on_grid(keys: I8s, h: I8, w: I8, best: I8s) -> None:
+    """The smallest key around each pixel: round one of Boruvka, straight over the grid."""
+    vertical = (h - 1) * w
+    for v in range(vertical):
+        best[v] = keys[v]
+    for v in range(vertical, h * w):
+        best[v] = NONE
+    for v in range(vertical):
+        best[v + w] = min(best[v + w], keys[v])
+    for y in range(h):
+        row = y * w
+        edge = vertical + y * (w - 1)
+        for x in range(w - 1):
+            best[row + x] = min(best[row + x], keys[edge + x])
+        for x in range(w - 1):
+            best[row + x + 1] = min(best[row + x + 1], keys[edge + x])
+
+
+@kernel
+def join_pixels(best: I8s, h: I8, w: I8, link: I4s, chosen: I4s) -> None:
+    """Every pixel chooses its shortest edge; of two that chose the same one, the first stays a root."""
+    vertical = (h - 1) * w
+    for v in range(h * w):
+        link[v] = v
+        if best[v] != NONE:
+            number = best[v] & LOW
+            other = v + w
+            if number < vertical:
+                if number != v:
+                    other = v - w
+            else:
+                left = number - vertical + (number - vertical) // (w - 1)
+                other = left + 1
+                if left != v:
+                    other = left
+            chosen[number] = 1
+            if best[other] != best[v] or other < v:
+                link[v] = other
+
+
+@kernel
+def number_clusters(link: I4s, n: I8, label: I4s) -> I8:
+    """Follow the links to the roots and number these: label[v] is the cluster of v."""
+    for v in range(n):
+        label[v] = -1
+    clusters = 0
+    for v in range(n):
+        root = v
+        while label[root] < 0 and link[root] != root:
+            root = i8(link[root])
+        if label[root] < 0:
+            label[root] = clusters
+            clusters += 1
+        number = i8(label[root])
+        at = v
+        while label[at] < 0:
+            label[at] = number
+            at = i8(link[at])
+    return clusters
+
+
+@kernel
+def edges_between(keys: I8s, h: I8, w: I8, label: I4s, ends: I4s, left: I8s) -> I8:
+    """The grid edges between different clusters: their keys in `left`, the clusters in `ends`, two by two."""
+    vertical = (h - 1) * w
+    m = 0
+    for e in range(vertical):
+        a = i8(label[e])
+        b = i8(label[e + w])
+        ends[2 * m] = a
+        ends[2 * m + 1] = b
+        left[m] = keys[e]
+        if a != b:
+            m += 1
+    for y in range(h):
+        row = y * w
+        edge = vertical + y * (w - 1)
+        for x in range(w - 1):
+            a = i8(label[row + x])
+            b = i8(label[row + x + 1])
+            ends[2 * m] = a
+            ends[2 * m + 1] = b
+            left[m] = keys[edge + x]
+            if a != b:
+                m += 1
+    return m
+
+
+@kernel
+def join_clusters(left: I8s, ends: I4s, m: I8, n: I8, best: I8s, link: I4s, chosen: I4s) -> None:
+    """One more round of Boruvka: every cluster chooses the shortest edge that leaves it."""
+    for c in range(n):
+        best[c] = NONE
+        link[c] = c
+    for i in range(m):
+        key = left[i]
+        a = i8(ends[2 * i])
+        b = i8(ends[2 * i + 1])
+        best[a] = min(best[a], key)
+        best[b] = min(best[b], key)
+    for i in range(m):
+        key = left[i]
+        a = i8(ends[2 * i])
+        b = i8(ends[2 * i + 1])
+        if best[a] == key:
+            chosen[key & LOW] = 1
+            if best[b] != key or b < a:
+                link[a] = b
+        if best[b] == key:
+            chosen[key & LOW] = 1
+            if best[a] != key or a < b:
+                link[b] = a
+
+
+@kernel
+def keep_between(left: I8s, ends: I4s, m: I8, label: I4s) -> I8:
+    """Drop the edges that have come to lie inside a cluster."""
+    kept = 0
+    for i in range(m):
+        a = i8(label[ends[2 * i]])
+        b = i8(label[ends[2 * i + 1]])
+        key = left[i]
+        ends[2 * kept] = a
+        ends[2 * kept + 1] = b
+        left[kept] = key
+        if a != b:
+            kept += 1
+    return kept
+
+
+@kernel
+def preorder(chosen: I4s, h: I8, w: I8, pixel: I4s, up: I4s, edge: I4s, stack: I4s) -> None:
+    """Number the vertices of the tree depth first: a subtree is contiguous and a parent comes before its children.
+
+    The stack holds, three by three, the pixel, its parent's number and the edge between them.
+    """
+    vertical = (h - 1) * w
+    stack[0] = 0
+    stack[1] = 0
+    stack[2] = -1
+    top = 1
+    count = 0
+    while top > 0:
+        top -= 1
+        v = i8(stack[3 * top])
+        above = i8(stack[3 * top + 1])
+        by = i8(stack[3 * top + 2])
+        pixel[count] = v
+        up[count] = above
+        edge[count] = by
+        y = v // w
+        x = v - y * w
+        right = vertical + v - y
+        if x > 0 and chosen[right - 1] == 1 and right - 1 != by:
+            stack[3 * top] = v - 1
+            stack[3 * top + 1] = count
+            stack[3 * top + 2] = right - 1
+            top += 1
+        if x + 1 < w and chosen[right] == 1 and right != by:
+            stack[3 * top] = v + 1
+            stack[3 * top + 1] = count
+            stack[3 * top + 2] = right
+            top += 1
+        if y > 0 and chosen[v - w] == 1 and v - w != by:
+            stack[3 * top] = v - w
+            stack[3 * top + 1] = count
+            stack[3 * top + 2] = v - w
+            top += 1
+        if y + 1 < h and chosen[v] == 1 and v != by:
+            stack[3 * top] = v + w
+            stack[3 * top + 1] = count
+            stack[3 * top + 2] = v
+            top += 1
+        count += 1
+
+
+@kernel
+def tree_lengths(guide: F4s, d: I8, p: I8, pixel: I4s, up: I4s, length: F4s, factor: F8, at: F4s, s: F4s) -> None:
+    """s of every vertex's upward edge: squared distance of the guide times `factor`; infinite where the tree's is."""
+    for v in range(p):
+        s[v] = 0.0
+    for k in range(d):
+        plane = k * p
+        for v in range(p):
+            at[v] = guide[plane + pixel[v]]
+        for v in range(1, p):
+            difference = at[v] - at[up[v]]
+            s[v] += difference * difference
+    scale = f4(factor)
+    for v in range(p):
+        s[v] = s[v] * scale if length[v] < 1e37 else 1e37
+
+
+@kernel
+def meet(
+    up: I4s,
+    s: F4s,
+    p: I8,
+    group: I4s,
+    meeting: I4s,
+    length: F4s,
+    decay: F4s,
+    jump: I4s,
+    depth: I4s,
+    start: I4s,
+    children: I4s,
+) -> I8:
+    """The merge tree of one rooted tree with edges s: flat zones, meeting points t(x), children in ascending s.
+
+    Flat zones become one vertex each; `group` says which. Edges beyond FAR join nothing. Climbing to t(x) goes along
+    the t's above, whose edges grow, by jumps that make it logarithmic at worst.
+    """
+    k = 1
+    group[0] = 0
+    length[0] = 1e30
+    meeting[0] = 0
+    jump[0] = 0
+    depth[0] = 0
+    start[0] = 0
+    start[1] = 0
+    for v in range(1, p):
+        sv = s[v]
+        a = i8(group[up[v]])
+        if sv < FLAT:
+            group[v] = a
+        else:
+            group[v] = k
+            start[k + 1] = 0
+            if sv < FAR:
+                length[k] = sv
+                while length[a] <= sv:
+                    far = i8(jump[a])
+                    a = far if length[far] <= sv else i8(meeting[a])
+                meeting[k] = a
+                start[a] += 1
+                over = i8(jump[a])
+                if depth[a] - depth[over] == depth[over] - depth[jump[over]]:
+                    jump[k] = jump[over]
+                else:
+                    jump[k] = a
+                depth[k] = depth[a] + 1
+            else:
+                length[k] = 1e30
+                meeting[k] = -1
+                jump[k] = k
+                depth[k] = 0
+            k += 1
+    meeting[0] = -1
+    total = 0
+    for x in range(k):
+        total += start[x]
+        start[x] = total
+        decay[x] = f4(exp_minus(min(f8(length[x]), 600.0)))
+    start[k] = total
+    for i in range(k):
+        x = k - 1 - i
+        t = i8(meeting[x])
+        if t >= 0:
+            # Insert in ascending order while filling the group from the back.
+            slot = i8(start[t]) - 1
+            start[t] = slot
+            children[slot] = x
+    for t in range(k):
+        first = i8(start[t])
+        last = i8(start[t + 1])
+        if last - first > 1:
+            sort_by_length(children, length, first, last)
+    return k
+
+
+@kernel
+def sort_by_length(children: I4s, length: F4s, first: I8, last: I8) -> None:
+    """Shell sort of children[first:last] by length; stable enough, since equal lengths may come in any order."""
+    gap = 1
+    while gap * 3 + 1 < last - first:
+        gap = gap * 3 + 1
+    while gap > 0:
+        for i in range(first + gap, last):
+            x = i8(children[i])
+            sx = length[x]
+            j = i
+            while j - gap >= first and length[children[j - gap]] > sx:
+                children[j] = children[j - gap]
+                j -= gap
+            children[j] = x
+        gap = gap // 3
+
+
+@kernel
+def sums(
+    values: F4s,
+    pixel: I4s,
+    p: I8,
+    k: I8,
+    group: I4s,
+    meeting: I4s,
+    decay: F4s,
+    start: I4s,
+    children: I4s,
+    own: F8s,
+    below: F8s,
+    out: F8s,
+) -> None:
+    """Numerator and denominator of Eq. 14 for one mask, side by side: out[2 pixel] and out[2 pixel + 1]."""
+    for i in range(2 * k):
+        own[i] = 0.0
+    for v in range(p):
+        g = 2 * i8(group[v])
+        own[g] += values[pixel[v]]
+        own[g + 1] += 1.0
+    for i in range(2 * k):
+        below[i] = own[i]
+        out[i] = 0.0
+    for i in range(k):
+        x = k - 1 - i
+        t = 2 * i8(meeting[x])
+        if t >= 0:
+            below[t] += below[2 * x]
+            below[t + 1] += below[2 * x + 1]
+    for x in range(k):
+        first = i8(start[x])
+        last = i8(start[x + 1])
+        above_n = out[2 * x]
+        above_d = out[2 * x + 1]
+        held_n = own[2 * x]
+        held_d = own[2 * x + 1]
+        for i in range(first, last):
+            c = i8(children[i])
+            e = f8(decay[c])
+            out[2 * c] = above_n + e * held_n
+            out[2 * c + 1] = above_d + e * held_d
+            held_n += below[2 * c]
+            held_d += below[2 * c + 1]
+        later_n = 0.0
+        later_d = 0.0
+        for i in range(first, last):
+            c = i8(children[last - 1 - i + first])
+            e = f8(decay[c])
+            out[2 * c] += later_n
+            out[2 * c + 1] += later_d
+            later_n += e * below[2 * c]
+            later_d += e * below[2 * c + 1]
+        out[2 * x] = own[2 * x] + later_n + above_n
+        out[2 * x + 1] = own[2 * x + 1] + later_d + above_d
+
+
+@kernel
+def write_ratio(totals: F8s, pixel: I4s, group: I4s, p: I8, result: F4s) -> None:
+    """The one division of Eq. 14, back in pixel order."""
+    for v in range(p):
+        g = 2 * i8(group[v])
+        result[pixel[v]] = totals[g] / totals[g + 1]
+
+
+@kernel
+def add_sums(totals: F8s, pixel: I4s, group: I4s, p: I8, factor: F8, both: F8s) -> None:
+    """Add a kernel's numerators and denominators to those of others (Eq. 13), in pixel order."""
+    for v in range(p):
+        g = 2 * i8(group[v])
+        i = 2 * i8(pixel[v])
+        both[i] += factor * totals[g]
+        both[i + 1] += factor * totals[g + 1]
+
+
+@kernel
+def divide(both: F8s, p: I8, result: F4s) -> None:
+    """The one division of Eq. 14 after several kernels were added."""
+    for i in range(p):
+        result[i] = both[2 * i] / both[2 * i + 1]
+
+
+@kernel
+def feature_edges(
+    features: F4s,
+    squares: F4s,
+    c: I8,
+    d: I8,
+    h: I8,
+    w: I8,
+    first: I8,
+    last: I8,
+    lengths: F4s,
+    moments: F8s,
+) -> None:
+    """Σ_d (K^c_d)² (S_d(i) − S_d(j))² along the grid edges of the rows first … last, all categories in one pass over S.
+
+    `moments` gathers the sums of S_d and S_d² over these rows, from which σ_{S^c} follows.
+    """
+    p = h * w
+    vertical = (h - 1) * w
+    m = vertical + h * (w - 1)
+    for y in range(first, last):
+        row = y * w
+        edge = vertical + y * (w - 1)
+        for j in range(c):
+            out = j * m
+            for x in range(w - 1):
+                lengths[out + edge + x] = 0.0
+            if y + 1 < h:
+                for x in range(w):
+                    lengths[out + row + x] = 0.0
+        for k in range(d):
+            at = k * p + row
+            one = f4(0.0)
+            two = f4(0.0)
+            for x in range(w):
+                one += features[at + x]
+                two += features[at + x] * features[at + x]
+            moments[2 * k] += one
+            moments[2 * k + 1] += two
+            for j in range(c):
+                weight = squares[j * d + k]
+                out = j * m + edge
+                for x in range(w - 1):
+                    difference = features[at + x + 1] - features[at + x]
+                    lengths[out + x] += weight * (difference * difference)
+            if y + 1 < h:
+                for j in range(c):
+                    weight = squares[j * d + k]
+                    out = j * m + row
+                    for x in range(w):
+                        difference = features[at + w + x] - features[at + x]
+                        lengths[out + x] += weight * (difference * difference)
+
+
+@kernel
+def exp_minus_4(s: F4) -> F4:
+    """exp(−s) in single precision, relative error below 3e-7; 0 where it is below 1e-20 (denormals are slow)."""
+    bounded = min(s, f4(46.0))
+    k = i8(-bounded * f4(LOG2E) - f4(0.5))
+    r = (-bounded - f4(k) * f4(0.693145751953125)) - f4(k) * f4(1.42860677e-06)
+    q = f4(1.0) + r * f4(1.0 / 7.0)
+    q = f4(1.0) + r * f4(1.0 / 6.0) * q
+    q = f4(1.0) + r * f4(1.0 / 5.0) * q
+    q = f4(1.0) + r * f4(1.0 / 4.0) * q
+    q = f4(1.0) + r * f4(1.0 / 3.0) * q
+    q = f4(1.0) + r * f4(1.0 / 2.0) * q
+    value = f4(power_of_two(k)) * (f4(1.0) + r * q)
+    return value if s < f4(46.0) else f4(0.0)
+
+
+@kernel
+def add_affinity(
+    values: F4s,
+    squares: F4s,
+    d: I8,
+    h: I8,
+    w: I8,
+    top: I8,
+    left: I8,
+    eh: I8,
+    ew: I8,
+    first: I8,
+    last: I8,
+    dy: I8,
+    dx: I8,
+    share: F4,
+    valid: F4s,
+    distance: F4s,
+    plane: F4s,
+) -> None:
+    """plane += share · exp(−Σ_d squares_d (V_d(i) − V_d(k))²) for k = i + (dy, dx) (Eq. 8, 12).
+
+    The plane covers eh x ew pixels from (top, left), which may lie outside the image: absent, so left alone. Rows
+    first … last of it are done.
+    """
+    p = h * w
+    x_first = max(left, max(0, 0 - dx))
+    x_last = min(left + ew, min(w, w - dx))
+    for row in range(first, last):
+        y = top + row
+        if y >= 0 and y < h and y + dy >= 0 and y + dy < h and x_first < x_last:
+            here = y * w + x_first
+            there = (y + dy) * w + x_first + dx
+            count = x_last - x_first
+            for x in range(count):
+                distance[x] = 0.0
+            for k in range(d):
+                weight = squares[k]
+                a = k * p + here
+                b = k * p + there
+                for x in range(count):
+                    difference = values[b + x] - values[a + x]
+                    distance[x] += weight * (difference * difference)
+            out = row * ew + x_first - left
+            for x in range(count):
+                both = valid[here + x] * valid[there + x]
+                plane[out + x] += share * both * exp_minus_4(distance[x])
+
+
+@kernel
+def local_norm(
+    planes: F4s,
+    half: I8,
+    offsets: I8s,
+    eh: I8,
+    ew: I8,
+    r: I8,
+    h: I8,
+    w: I8,
+    top: I8,
+    left: I8,
+    centre: F4,
+    valid: F4s,
+    norm: F4s,
+) -> None:
+    """1 / Σ_k Â(i, k) over the full window (Eq. 9), 0 where nothing is present; r is the window's reach."""
+    size = eh * ew
+    for row in range(r, eh - r):
+        for x in range(r, ew - r):
+            i = row * ew + x
+            norm[i] = centre * valid[(top + row) * w + left + x]
+        for o in range(half):
+            move = offsets[2 * o] * ew + offsets[2 * o + 1]
+            for x in range(r, ew - r):
+                i = row * ew + x
+                norm[i] += planes[o * size + i] + planes[o * size + i - move]
+        for x in range(r, ew - r):
+            i = row * ew + x
+            norm[i] = f4(1.0) / norm[i] if norm[i] > f4(0.0) else f4(0.0)
+
+
+@kernel
+def local_steps(
+    planes: F4s,
+    norm: F4s,
+    half: I8,
+    offsets: I8s,
+    eh: I8,
+    ew: I8,
+    w: I8,
+    top: I8,
+    left: I8,
+    r: I8,
+    box: F4s,
+    y0: I8,
+    x0: I8,
+    ch: I8,
+    cw: I8,
+    centre: F4,
+    steps: I8,
+    mask: F4s,
+    now: F4s,
+    then: F4s,
+    sum: F4s,
+    result: F4s,
+) -> None:
+    """Eq. 14 `steps` times on the crop of ch x cw pixels from (y0, x0), outside of which the result is 0.
+
+    `planes` holds one of each two opposite neighbors: Â(i, i − o) is Â(i − o, i). `now` and `then` are the crop with
+    a border of r pixels of 0.
+    """
+    size = eh * ew
+    width = cw + 2 * r
+    for i in range((ch + 2 * r) * width):
+        now[i] = 0.0
+        then[i] = 0.0
+    for y in range(ch):
+        for x in range(cw):
+            i = (y0 + y) * w + x0 + x
+            now[(y + r) * width + r + x] = mask[i] * box[i]
+    for _ in range(steps):
+        for y in range(ch):
+            here = (y + r) * width + r
+            there = (y0 + y - top) * ew + x0 - left
+            for x in range(cw):
+                sum[x] = centre * now[here + x]
+            for o in range(half):
+                move = offsets[2 * o] * width + offsets[2 * o + 1]
+                slide = offsets[2 * o] * ew + offsets[2 * o + 1]
+                forth = o * size + there
+                back = forth - slide
+                ahead = here + move
+                behind = here - move
+                for x in range(cw):
+                    sum[x] += planes[forth + x] * now[ahead + x] + planes[back + x] * now[behind + x]
+            inside = (y0 + y) * w + x0
+            for x in range(cw):
+                then[here + x] = sum[x] * norm[there + x] * box[inside + x]
+        for i in range((ch + 2 * r) * width):
+            now[i] = then[i]
+    for y in range(ch):
+        for x in range(cw):
+            result[(y0 + y) * w + x0 + x] = now[(y + r) * width + r + x]
