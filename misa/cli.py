@@ -75,12 +75,20 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--checkpoint", help="default: the run's last; 'none' for the untrained network")
     evaluate.add_argument("--data-root", help="default: the run's own")
     evaluate.set_defaults(run=_evaluate)
+
+    check = commands.add_parser(
+        "check",
+        help="read a data set's annotations and images and list what is wrong with them",
+        epilog="example: misa check path/to/coco",
+    )
+    check.add_argument("data_root", help="a COCO-layout folder")
+    check.set_defaults(run=_check)
     return parser
 
 
 def _add_train_options(parser: argparse.ArgumentParser) -> None:
     """One option a field of TrainParameters, so that notebook and command line cannot drift apart."""
-    from misa.engine.parameters import TrainParameters
+    from misa.parameters import TrainParameters
 
     hints = typing.get_type_hints(TrainParameters)
     for field in dataclasses.fields(TrainParameters):
@@ -98,14 +106,25 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from misa.engine.parameters import TrainParameters
     from misa.engine.train import train_from
+    from misa.parameters import TrainParameters
 
     names = [field.name for field in dataclasses.fields(TrainParameters)]
     run = train_from(TrainParameters(**{name: getattr(options, name) for name in names}))
     print(run.table())
     print(f"run folder: {run.folder}")
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from misa.data.check import check_coco
+    from misa.data.layout import find_layout
+
+    layout = find_layout(options.data_root)
+    train = check_coco(*layout.train, verify_images="open")
+    val = check_coco(*layout.val, classes=train.classes, verify_images="open", purpose="eval")
+    print(f"{train}\n\n{val}")
+    return 0 if train.usable and val.usable else 2
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -15,9 +15,10 @@ MAY_IMPORT = {
     "figures": {"ops"},
     "models": {"ops", "losses", "data", "errors"},
     "mmcv_ext": set(),
-    "engine": {"ops", "losses", "data", "evaluation", "models", "errors", "experiment"},
+    "engine": {"ops", "losses", "data", "evaluation", "models", "errors", "experiment", "parameters"},
     "bench": {"ops", "losses", "data", "errors"},
     "experiment": set(),
+    "parameters": {"errors"},
     "errors": set(),
 }
 

@@ -55,7 +55,9 @@ def check_files(images: list[Listed], folder: Path, *, read: bool) -> Iterator[F
         return
     with ThreadPoolExecutor(_THREADS) as pool:
         looks = pool.map(lambda image: _look(image, folder), found)
-        yield from (f for f in tqdm(looks, total=len(found), desc="check images", unit="image", leave=False) if f)
+        # Neither a bar for a second's work nor one in a log file.
+        bar = tqdm(looks, total=len(found), desc="check images", unit="image", leave=False, delay=2, disable=None)
+        yield from (fault for fault in bar if fault)
 
 
 def _is_file(path: Path) -> bool:

@@ -283,7 +283,7 @@ def write_scenes(root: str | os.PathLike[str], scenes: Scenes) -> Path:
     try:
         (beside / "annotations").mkdir()
         total = scenes.train + scenes.val
-        with tqdm(total=total, desc=f"draw {root.name}", unit="image", leave=False) as progress:
+        with tqdm(total=total, desc=f"draw {root.name}", unit="image", leave=False, delay=2, disable=None) as progress:
             _write_split(beside, scenes, "train", scenes.train, progress)
             _write_split(beside, scenes, "val", scenes.val, progress)
         (beside / _CARD).write_text(json.dumps(_card(scenes), indent=1) + "\n")

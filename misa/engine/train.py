@@ -16,12 +16,12 @@ from mmengine.runner import Runner
 
 from misa.data.source import Source, open_source
 from misa.engine.config import DETECTIONS, loadable, run_config
-from misa.engine.parameters import TrainParameters
 from misa.engine.record import claim, environment, read_json, run_params, write_json
 from misa.engine.rows import find_row
 from misa.errors import UserError
 from misa.evaluation.ap import score
 from misa.experiment import Experiment
+from misa.parameters import TrainParameters
 
 
 @dataclass(frozen=True)

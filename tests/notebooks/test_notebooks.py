@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from misa.engine.parameters import TrainParameters
+from misa.parameters import TrainParameters
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

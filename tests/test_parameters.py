@@ -2,8 +2,8 @@
 
 import pytest
 
-from misa.engine.parameters import TrainParameters
 from misa.errors import UserError
+from misa.parameters import TrainParameters
 
 
 def test_defaults_and_values_are_read():
