@@ -57,7 +57,7 @@ def _corners(masks: NDArray[np.bool_] | None) -> list[tuple[float, float]]:
 def sample_grid(samples: Sequence[Mapping[str, object]], *, columns: int = 4, title: str = "") -> Figure:
     """A grid of images, each a mapping of `draw_objects` arguments."""
     columns = min(columns, max(len(samples), 1))
-    rows = -(-len(samples) // columns)
+    rows = max(1, -(-len(samples) // columns))
     figure = Figure(figsize=(1.75 * columns, 1.9 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:

@@ -1,0 +1,69 @@
+"""Figures hold what they were given, and are saved as vectors with embedded fonts."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from misa.data.synthetic import Scenes, draw_scene
+from misa.figures.plots import ap_bars, box_to_mask, loss_curves, sample_grid, save
+
+
+@pytest.fixture
+def rows():
+    scenes = Scenes(size=48, train=3, val=1)
+    drawn = [draw_scene(scenes, i) for i in range(3)]
+    return [
+        {
+            "image": scene.image,
+            "boxes": scene.boxes,
+            "predicted": scene.masks[:1],
+            "predicted_labels": ["first 0.90"][: len(scene.masks)],
+            "truth": scene.masks,
+        }
+        for scene in drawn
+    ]
+
+
+def test_box_to_mask_has_a_column_an_image_and_three_rows(rows):
+    figure = box_to_mask(rows)
+    assert len(figure.axes) == 9
+    frames = [len(ax.patches) for ax in figure.axes[:3]]
+    assert frames == [len(row["boxes"]) for row in rows]
+    assert [ax.get_ylabel() for ax in figure.axes[::3]] == ["given: boxes", "predicted masks", "true masks"]
+
+
+def test_an_image_without_objects_is_drawn(rows):
+    empty = {**rows[0], "boxes": np.zeros((0, 4)), "predicted": np.zeros((0, 48, 48), bool), "predicted_labels": []}
+    figure = box_to_mask([{**empty, "truth": np.zeros((0, 48, 48), bool)}])
+    assert len(figure.axes[0].patches) == 0
+
+
+def test_sample_grid_fills_row_by_row(rows):
+    samples = [{"image": row["image"], "boxes": row["boxes"]} for row in rows]
+    figure = sample_grid(samples, columns=2)
+    assert [len(ax.images) for ax in figure.axes] == [1, 1, 1, 0]
+    assert isinstance(sample_grid([]), Figure)
+
+
+def test_loss_curves_show_the_running_mean():
+    values = np.arange(10.0)
+    (axes,) = loss_curves({"projection": values}, window=4).axes
+    raw, smooth = axes.lines
+    np.testing.assert_allclose(raw.get_ydata(), values)
+    np.testing.assert_allclose(smooth.get_ydata(), [values[i - 3 : i + 1].mean() for i in range(3, 10)])
+    np.testing.assert_allclose(smooth.get_xdata(), np.arange(4, 11))
+
+
+def test_bars_leave_out_what_was_not_measured():
+    figure = ap_bars({"masks": {"AP": 12.3, "APl": float("nan")}, "as rectangles": {"AP": 4.0, "APl": float("nan")}})
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert heights == [12.3, 0, 4.0, 0]
+    assert [t.get_text() for t in figure.axes[0].texts] == ["12.3", "", "4.0", ""]
+
+
+def test_saved_as_pdf_with_truetype_fonts_and_as_png(tmp_path, rows):
+    save(ap_bars({"masks": {"AP": 1.0}}), tmp_path / "figures", "ap")
+    pdf = (tmp_path / "figures" / "ap.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF")
+    assert b"/Type3" not in pdf
+    assert (tmp_path / "figures" / "ap.png").read_bytes().startswith(b"\x89PNG")
