@@ -4,6 +4,7 @@ The same five functions as `_cpu`. On CUDA the window propagation goes through T
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -257,11 +258,10 @@ def propagate_window(
     index = on_device(of_mask, masks)
     boxes = None if boxes is None else boxes.to(masks.dtype)
     every = [(0, 0), *offsets, *((-dy, -dx) for dy, dx in offsets)]
-    if masks.device.type == "cuda":
-        from misa.ops import _triton
+    if masks.device.type == "cuda" and find_spec("triton") is not None:
+        from misa.ops._triton import propagate_window as steps_on_device
 
-        if _triton.available():
-            return _triton.propagate_window(masks, boxes, weights, index, every, steps)
+        return steps_on_device(masks, boxes, weights, index, every, steps)
     if boxes is not None:
         masks = masks * boxes
     weights = weights[index] if len(groups) > 1 else weights

@@ -1,51 +1,33 @@
 """The window propagation on CUDA as one Triton kernel per step; everything else there is torch operations."""
 
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
 
-@cache
-def available() -> bool:
-    """Whether Triton is installed; without it `_device` shifts and adds."""
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-@cache
-def _step() -> Any:
-    """The kernel, made on first use so that importing misa does not import Triton."""
-    import triton
-    import triton.language as tl
-
-    @triton.jit
-    def step(now, then, weights, box, group, offsets, h, w, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: E501
-        n = tl.program_id(2).to(tl.int64)
-        y = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
-        x = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-        p = h * w
-        at = y * w + x
-        present = (y < h) & (x < w)
-        inside = tl.load(box + n * p + at, mask=present, other=0.0)
-        if tl.max(tl.abs(inside)) > 0:  # outside the box both buffers hold 0 for good
-            plane = weights + tl.load(group + n) * K * p
-            total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-            for k in tl.static_range(K):
-                dy = tl.load(offsets + 2 * k)
-                dx = tl.load(offsets + 2 * k + 1)
-                there = present & (y + dy >= 0) & (y + dy < h) & (x + dx >= 0) & (x + dx < w)
-                weight = tl.load(plane + k * p + at, mask=there, other=0.0)
-                total += weight * tl.load(now + n * p + at + dy * w + dx, mask=there, other=0.0)
-            tl.store(then + n * p + at, total * inside, mask=present)
-
-    return step
+@triton.jit
+def _step(now, then, weights, box, group, offsets, h, w, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr):  # type: ignore[no-untyped-def]
+    n = tl.program_id(2).to(tl.int64)
+    y = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
+    x = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    p = h * w
+    at = y * w + x
+    present = (y < h) & (x < w)
+    inside = tl.load(box + n * p + at, mask=present, other=0.0)
+    if tl.max(tl.abs(inside)) > 0:  # outside the box both buffers hold 0 for good
+        plane = weights + tl.load(group + n) * K * p
+        total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+        for k in tl.static_range(K):
+            dy = tl.load(offsets + 2 * k)
+            dx = tl.load(offsets + 2 * k + 1)
+            there = present & (y + dy >= 0) & (y + dy < h) & (x + dx >= 0) & (x + dx < w)
+            weight = tl.load(plane + k * p + at, mask=there, other=0.0)
+            total += weight * tl.load(now + n * p + at + dy * w + dx, mask=there, other=0.0)
+        tl.store(then + n * p + at, total * inside, mask=present)
 
 
 def propagate_window(
@@ -65,7 +47,7 @@ def propagate_window(
     rows, columns = 4, 64
     grid = (-(-w // columns), -(-h // rows), n)
     for _ in range(steps):
-        _step()[grid](
+        _step[grid](
             now, then, weights, box, group, table, h, w, ROWS=rows, COLUMNS=columns, K=len(offsets), num_warps=4
         )  # fmt: skip
         now, then = then, now
