@@ -4,12 +4,14 @@ Weights go by mmengine's names ("torchvision://resnet50", a URL, a local file).
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmdet.models.backbones import ResNet, SwinTransformer
 from mmengine.config import ConfigDict
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -83,6 +85,11 @@ def build_backbone(config: Mapping[str, Any], *, or_scratch: bool = False) -> nn
     Raises UserError with one sentence where the checkpoint cannot be had or does not fit; with `or_scratch` the
     backbone is initialised at random instead.
     """
+    with _quiet():
+        return _build(config, or_scratch)
+
+
+def _build(config: Mapping[str, Any], or_scratch: bool) -> nn.Module:
     backbone: Any = MODELS.build(ConfigDict(config))  # Swin reads its init_cfg by attribute
     wanted = config.get("init_cfg")
     if not isinstance(wanted, Mapping) or wanted.get("type") != "Pretrained":
@@ -113,7 +120,19 @@ def build_backbone(config: Mapping[str, Any], *, or_scratch: bool = False) -> nn
             f"The pre-trained weights {wanted['checkpoint']} could not be loaded ({problem}). Connect to the internet, "
             "name a local file instead, or go on from scratch with pretrained=False."
         )
-    return build_backbone({**config, "init_cfg": None})
+    return _build({**config, "init_cfg": None}, or_scratch)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """mmengine tells of every single parameter that it initialises; errors still come through."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def stage_channels(backbone: nn.Module) -> list[int]:

@@ -161,11 +161,13 @@ def test_gradcheck(rng, frequency, space, transform):
     assert torch.autograd.gradcheck(lambda x: distillation_loss(x, teacher, box_mask, **options), (student,))
 
 
-def test_no_gradient_reaches_the_teacher(batch):
+@pytest.mark.parametrize("frequency", [True, False])
+@pytest.mark.parametrize("space", [True, False])
+def test_no_gradient_reaches_the_teacher(batch, frequency, space):
     student, teacher, box_mask, _ = batch
     teacher.requires_grad_()
     student.requires_grad_()
-    distillation_loss(student, teacher, box_mask, radius=3).backward()
+    distillation_loss(student, teacher, box_mask, radius=3, frequency=frequency, space=space).backward()
     assert teacher.grad is None
 
 

@@ -218,12 +218,15 @@ def test_a_local_file_is_loaded(tmp_path, name):
     source = scramble(tiny_semask(name).backbone)
     state = source.state_dict()
     if name == "swin_t":
-        state = {official(key): value for key, value in state.items()}
+        # Those files hold no norms for the stages' outputs: these keep their start.
+        state = {official(key): value for key, value in state.items() if not key.startswith("norm")}
     torch.save({"model" if name == "swin_t" else "state_dict": state}, tmp_path / "weights.pth")
     config = tiny_backbone(name, pretrained=tmp_path / "weights.pth")
     loaded = build_backbone(config).state_dict()
     wrong = [key for key, value in source.state_dict().items() if not torch.equal(value, loaded[key])]
-    assert not [key for key in wrong if "downsample" not in key]  # those the converter reorders
+    norms = {key for key in loaded if name == "swin_t" and key.startswith("norm")}
+    assert not [key for key in wrong if "downsample" not in key and key not in norms]  # the converter reorders those
+    assert all((loaded[key] == (1 if key.endswith("weight") else 0)).all() for key in norms)
 
 
 def test_a_file_that_fits_nowhere_is_refused(tmp_path):
@@ -292,6 +295,22 @@ def test_stage_logits_are_the_sum_of_the_raised_stage_scores(images):
             score = torch.nn.functional.interpolate(score, scale_factor=2, mode="bilinear", align_corners=False)
         expected = expected + score
     assert_close(found, expected)
+
+
+def test_s_is_the_sum_of_the_four_levels_at_stride_4(images):
+    model = scramble(tiny_semask()).eval()
+    levels = []
+    for blocks in model.decoder:
+        blocks[-1].register_forward_hook(lambda _, __, result: levels.append(result))
+    with torch.no_grad():
+        found = model(images).features
+    # Every level's last block works at stride 4 (the first level) or 8; one doubling is left.
+    raised = [
+        torch.nn.functional.interpolate(x, size=found.shape[-2:], mode="bilinear", align_corners=False) for x in levels
+    ]
+    assert [len(blocks) for blocks in model.decoder] == [1, 1, 2, 3]
+    assert [x.shape[-1] for x in levels] == [24, 12, 12, 12]
+    assert_close(found, sum(raised))
 
 
 @pytest.mark.parametrize("background", [None, 0, 2])

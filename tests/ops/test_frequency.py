@@ -69,6 +69,16 @@ def test_both_bands_equal_the_literal_transforms(rng, device, h, w, radius, tran
         assert_close(found, expected.real, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_the_last_bin_outside_the_disc_counts(rng, transform):
+    # Only the bin of both highest frequencies, 32 squared bins from DC, is outside.
+    features = torch.randn(1, 1, 8, 8, generator=rng, dtype=torch.float64)
+    checks = 1.0 - 2.0 * ((torch.arange(8)[:, None] + torch.arange(8)) % 2).double()
+    corner = (features * checks).mean() * checks
+    found = low_pass(features, radius=31.5**0.5, scale=0.0, transform=transform)
+    assert_close(found, features - corner, atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("size", [(4, 4), (3, 5), (5, 4)])
 @pytest.mark.parametrize("radius", [0, 1, 1.5])
 @pytest.mark.parametrize("transform", ["pruned", "fft"])
