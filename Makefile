@@ -1,5 +1,7 @@
 # `make` lists the targets. Times are for two CPU cores.
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || echo python3)
+# The first Python 3.11 or 3.12 that really runs (a version manager's stub may not).
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 # One torch thread a process: two busy threads on two busy cores are many times slower than one.
@@ -14,7 +16,7 @@ help:  ## this list
 setup: $(VENV)/.ready  ## install everything into .venv (3 min)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 12); sys.exit(0 if ok else "misa needs Python 3.11 or 3.12, this is %s: make PYTHON=python3.12" % sys.version.split()[0])'
+	@test -n "$(PYTHON)" || { echo "misa needs Python 3.11 or 3.12; install one, or: make PYTHON=path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-cache-dir -c constraints.txt -e '.[notebooks,dev]'
 	@touch $@
