@@ -7,7 +7,7 @@ ten milliseconds per kernel, in every process, with no cache on disk; numba need
 The language: numbers `I8` (integers of 64 bit), `F4`, `F8` and arrays `I4s`, `I8s`, `F4s`, `F8s` as arguments, named
 so in the signature. Assignments, `for … in range`, `while`, `if`, `break`, `continue`, arithmetic, comparisons,
 `and`, `or`, `not`, `x if c else y`, the functions in `FUNCTIONS`, and calls of other kernels as statements or values.
-Arrays must not overlap and nothing checks their bounds.
+Arrays must not overlap, nothing checks their bounds, and `//` rounds towards zero.
 """
 
 import ast
@@ -224,7 +224,9 @@ class _Writer:
                 a, b, kind = self.pair(self.read(node.left), self.read(node.right))
                 if isinstance(node.op, ast.Div) and kind == "i8":
                     a, b, kind = self.convert((a, "i8"), "f8"), self.convert((b, "i8"), "f8"), "f8"
-                operation = ARITHMETIC[type(node.op)][kind[0] == "f"]
+                operation = ARITHMETIC.get(type(node.op), ("", ""))[kind[0] == "f"]
+                if not operation:
+                    raise SyntaxError(f"{self.kernel.name}: {ast.unparse(node)} is not part of the kernel language")
                 return self.value(f"{operation} {LLVM[kind]} {a}, {b}", kind)
             case ast.UnaryOp(op=ast.USub()):
                 return self.read(ast.BinOp(ast.Constant(0), ast.Sub(), node.operand))

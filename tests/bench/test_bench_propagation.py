@@ -1,0 +1,43 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from misa.bench import plain_propagation as plain
+from misa.bench.propagation import exponent, main
+from misa.ops.propagation import propagate_global, propagate_local
+from misa.ops.tree import minimum_spanning_tree
+
+
+def test_the_plain_form_is_the_same_function(rng):
+    masks, image = torch.rand(3, 12, 14, generator=rng), torch.rand(3, 12, 14, generator=rng)
+    boxes = torch.zeros(3, 12, 14)
+    boxes[:, 2:9, 3:11] = 1
+    trees = plain.tree_per_mask(image, 3)
+    first = plain.pass_per_mask(masks, [image] * 3, trees, 0.2)
+    assert_close(first, propagate_global(masks, image, bandwidth=0.2), atol=1e-6, rtol=0)
+    second = plain.pass_per_mask(first, list(first[:, None]), trees, 0.07)
+    tree = minimum_spanning_tree(image)
+    assert_close(second, propagate_global(first, first[:, None], bandwidth=0.07, tree=tree), atol=1e-6, rtol=0)
+    local = plain.local_per_mask(masks, image, boxes, 0.15, 5, 4)
+    assert_close(local, propagate_local(masks, image, box_masks=boxes, steps=4), atol=1e-5, rtol=0)
+
+
+def test_exponent():
+    assert exponent([1.0, 2.0, 4.0], [3.0, 12.0, 48.0]) == pytest.approx(2.0)
+
+
+@pytest.mark.shared
+def test_quick_run_prints_its_tables(shared, capsys):
+    threads = torch.get_num_threads()
+    try:
+        assert main(["--quick", "--threads", "1", "--data", str(shared / "data" / "coco_mini")]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    out = capsys.readouterr().out
+    for word in ("tree+global", "SEPA", "start-up", "1 threads"):
+        assert word in out
+
+
+def test_missing_data_is_said(tmp_path, capsys):
+    assert main(["--data", str(tmp_path / "nowhere")]) == 2
+    assert "MISA_SHARED" in capsys.readouterr().err

@@ -1,0 +1,218 @@
+"""Eq. 15 against the propagations it is made of, written out instance by instance."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from misa.losses.pairwise import pairwise_loss, propagation_error
+from misa.ops.propagation import SemanticGuide, propagate_global, propagate_local, propagate_pamr
+from misa.ops.tree import minimum_spanning_tree
+
+TERMS = {"apro": {"loss_global", "loss_local"}, "pamr": {"loss_pamr"}}
+
+
+def batch(rng, h=12, w=14, n=5, b=3):
+    """Masks of images 0 and 2; image 1 has none."""
+    masks = torch.rand(n, h, w, generator=rng)
+    boxes = torch.zeros(n, h, w, dtype=torch.bool)
+    for i in range(n):
+        boxes[i, i : i + 6, 2 * i : 2 * i + 4] = True
+    images = torch.rand(b, 3, h, w, generator=rng)
+    index, labels = torch.tensor([0, 2, 0, 2, 0]), torch.tensor([1, 1, 3, 0, 1])
+    prior = (torch.randn(b, 6, h, w, generator=rng), torch.randn(4, 6, generator=rng))
+    return masks, boxes, images, index, labels, prior
+
+
+def slow_loss(masks, boxes, images, index, labels, prior, form, refine=0.07, valid=None):
+    """Instance by instance, with the public doors."""
+    terms = {"loss_global": 0.0, "loss_local": 0.0}
+    for i, image in enumerate(index.tolist()):
+        padding = None if valid is None else valid[image]
+        more = {"valid": padding}
+        if prior is not None:
+            more |= {"semantic": SemanticGuide(prior[0][image], prior[1]), "labels": labels[i : i + 1]}
+        mask, guide, box = masks[i : i + 1], images[image], boxes[i : i + 1]
+        tree = minimum_spanning_tree(guide, valid=padding)
+        if form == "embedding" and prior is not None:
+            first = propagate_global(mask, guide, bandwidth=0.01, tree=tree)
+            second = propagate_global(first, guide, bandwidth=0.01, tree=tree, global_form=form, **more)
+        else:
+            second = propagate_global(mask, guide, bandwidth=0.01, tree=tree, global_form=form, **more)
+            if refine is not None:
+                second = propagate_global(second, second[:, None], bandwidth=refine, tree=tree)
+        local = propagate_local(mask, guide, box_masks=box, **more)
+        area = box.sum()
+        terms["loss_global"] += 2 * ((second - mask).abs() * box).sum() / area / len(masks)
+        terms["loss_local"] += ((local - mask).abs() * box).sum() / area / len(masks)
+    return terms
+
+
+@pytest.mark.parametrize("form", ["sum", "embedding", "product"])
+@pytest.mark.parametrize("semantic", [False, True])
+def test_all_at_once_is_instance_by_instance(rng, device, form, semantic):
+    masks, boxes, images, index, labels, prior = batch(rng)
+    images = 0.02 * images  # neighbors close enough for the bandwidths to matter
+    valid = torch.ones(3, 12, 14, dtype=torch.bool)
+    valid[2, :, 11:] = False
+    expected = slow_loss(masks, boxes, images, index, labels, prior if semantic else None, form, valid=valid)
+    result = pairwise_loss(
+        masks.to(device),
+        boxes.to(device),
+        images.to(device),
+        index.to(device),
+        labels=labels.to(device),
+        prior=tuple(x.to(device) for x in prior) if semantic else None,
+        valid=valid[:, None].to(device),
+        global_form=form,
+    )
+    assert set(result) == TERMS["apro"]
+    for name, value in result.items():
+        assert_close(value.cpu(), expected[name], atol=1e-6, rtol=1e-5)
+
+
+def test_pamr_is_its_propagation(rng, device):
+    masks, boxes, images, index, labels, prior = batch(rng)
+    expected = 0.0
+    for i, image in enumerate(index.tolist()):
+        semantic = SemanticGuide(prior[0][image], prior[1])
+        target = propagate_pamr(
+            masks[i : i + 1], images[image], box_masks=boxes[i : i + 1], semantic=semantic, labels=labels[i : i + 1]
+        )
+        expected += ((target - masks[i]).abs() * boxes[i]).sum() / boxes[i].sum() / 5
+    moved = (x.to(device) for x in (masks, boxes, images, index))
+    result = pairwise_loss(*moved, labels=labels.to(device), prior=tuple(x.to(device) for x in prior), mode="pamr")
+    assert set(result) == TERMS["pamr"]
+    assert_close(result["loss_pamr"].cpu(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_weights_and_the_literal_sum(rng):
+    masks, boxes, images, index, _, _ = batch(rng)
+    plain = pairwise_loss(masks, boxes, images, index)
+    heavy = pairwise_loss(masks, boxes, images, index, global_weight=4.0, local_weight=3.0)
+    assert_close(heavy["loss_global"], 2 * plain["loss_global"])
+    assert_close(heavy["loss_local"], 3 * plain["loss_local"])
+    literal = pairwise_loss(masks, boxes, images, index, reduction="sum", refine_bandwidth=None, global_weight=1.0)
+    expected = sum(
+        (propagate_global(masks[i : i + 1], images[k], bandwidth=0.01) - masks[i]).abs().sum()
+        for i, k in enumerate(index.tolist())
+    )
+    assert_close(literal["loss_global"], expected)
+    single = pairwise_loss(masks, boxes, images, index, mode="pamr", pamr_weight=0.5)
+    assert_close(2 * single["loss_pamr"], pairwise_loss(masks, boxes, images, index, mode="pamr")["loss_pamr"])
+
+
+def test_saliency_matters(rng):
+    masks, boxes, images, index, labels, prior = batch(rng)
+    options = {"labels": labels, "prior": prior, "semantic_scale": 0.5}
+    with_k = pairwise_loss(masks, boxes, images, index, **options)
+    without = pairwise_loss(masks, boxes, images, index, saliency=False, **options)
+    other = pairwise_loss(masks, boxes, images, index, balance=0.1, **options)
+    for name in TERMS["apro"]:
+        assert abs(with_k[name] - without[name]) > 1e-5
+        assert abs(with_k[name] - other[name]) > 1e-5
+
+
+@pytest.mark.parametrize("mode", ["apro", "pamr"])
+def test_gradient_flows_through_the_masks_alone(rng, mode):
+    masks, boxes, images, index, labels, prior = batch(rng)
+    inputs = [x.requires_grad_() for x in (masks, images, *prior)]
+    terms = pairwise_loss(masks, boxes, images, index, labels=labels, prior=prior, mode=mode)
+    sum(terms.values()).backward()
+    assert inputs[0].grad is not None
+    assert inputs[0].grad.isfinite().all()
+    assert (inputs[0].grad[~boxes] == 0).all()
+    assert all(x.grad is None for x in inputs[1:])
+
+
+@pytest.mark.parametrize("reduction", ["box_mean", "sum"])
+def test_error_has_the_gradient_of_an_absolute_value(rng, reduction):
+    masks = torch.rand(2, 3, 4, generator=rng, dtype=torch.float64, requires_grad=True)
+    pseudo = torch.rand(2, 3, 4, generator=rng, dtype=torch.float64)
+    boxes = torch.rand(2, 3, 4, generator=rng, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda m: propagation_error(m, pseudo, boxes, reduction=reduction), masks)
+
+
+@pytest.mark.parametrize("mode", ["apro", "pamr"])
+def test_no_instances_give_zeros_with_a_gradient(device, mode):
+    masks = torch.zeros(0, 6, 7, device=device, requires_grad=True)
+    nothing = torch.zeros(0, dtype=torch.long, device=device)
+    prior = (torch.zeros(2, 4, 6, 7, device=device), torch.zeros(3, 4, device=device))
+    terms = pairwise_loss(
+        masks,
+        masks.detach().bool(),
+        torch.zeros(2, 3, 6, 7, device=device),
+        nothing,
+        labels=nothing,
+        prior=prior,
+        mode=mode,
+    )
+    assert set(terms) == TERMS[mode]
+    for term in terms.values():
+        assert term == 0
+        term.backward(retain_graph=True)
+    assert masks.grad is not None
+
+
+def test_empty_box_counts_zero(rng):
+    masks, boxes, images, index, _, _ = batch(rng)
+    boxes[1] = False
+    terms = pairwise_loss(masks.requires_grad_(), boxes, images, index)
+    sum(terms.values()).backward()
+    assert masks.grad.isfinite().all()
+    assert (masks.grad[1] == 0).all()
+
+
+def test_order_of_instances_does_not_matter(rng):
+    masks, boxes, images, index, labels, prior = batch(rng)
+    order = torch.tensor([3, 1, 4, 0, 2])
+    one = pairwise_loss(masks, boxes, images, index, labels=labels, prior=prior)
+    two = pairwise_loss(masks[order], boxes[order], images, index[order], labels=labels[order], prior=prior)
+    for name in one:
+        assert_close(one[name], two[name])
+
+
+def test_half_precision_and_autocast(rng, device):
+    masks, boxes, images, index, labels, prior = (x if isinstance(x, tuple) else x.to(device) for x in batch(rng))
+    prior = tuple(x.to(device) for x in prior)
+    plain = pairwise_loss(masks, boxes, images, index, labels=labels, prior=prior)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        inside = pairwise_loss(masks, boxes, images, index, labels=labels, prior=prior)
+    half = pairwise_loss(masks.half(), boxes, images.half(), index, labels=labels, prior=tuple(x.half() for x in prior))
+    for name in plain:
+        assert_close(inside[name], plain[name])
+        assert_close(half[name].float(), plain[name], atol=5e-3, rtol=5e-2)
+
+
+def test_wrong_input_is_named(rng):
+    masks, boxes, images, index, labels, prior = batch(rng)
+    with pytest.raises(ValueError, match="image_index"):
+        pairwise_loss(masks, boxes, images, index[:-1])
+    with pytest.raises(ValueError, match="one of the images"):
+        pairwise_loss(masks, boxes, images[:2], index)
+    with pytest.raises(ValueError, match="Resize"):
+        pairwise_loss(masks, boxes, images[..., :-1], index)
+    with pytest.raises(ValueError, match="modes"):
+        pairwise_loss(masks, boxes, images, index, mode="crf")
+    with pytest.raises(ValueError, match="reductions"):
+        pairwise_loss(masks, boxes, images, index, reduction="mean")
+    with pytest.raises(ValueError, match="needs labels"):
+        pairwise_loss(masks, boxes, images, index, prior=prior)
+    with pytest.raises(ValueError, match="row of K"):
+        pairwise_loss(masks, boxes, images, index, labels=labels + 1, prior=prior)
+    with pytest.raises(ValueError, match="same d"):
+        pairwise_loss(masks, boxes, images, index, labels=labels, prior=(prior[0][:, 1:], prior[1]))
+    with pytest.raises(ValueError, match="size of the masks"):
+        pairwise_loss(masks, boxes, images, index, labels=labels, prior=(prior[0][..., 1:], prior[1]))
+
+
+@pytest.mark.slow
+def test_torch_compile(rng, device):
+    masks, boxes, images, index, labels, prior = batch(rng)
+    masks = masks.requires_grad_()
+    compiled = torch.compile(pairwise_loss, backend="aot_eager")
+    plain = pairwise_loss(masks, boxes, images, index, labels=labels, prior=prior)
+    terms = compiled(masks, boxes, images, index, labels=labels, prior=prior)
+    for name in plain:
+        assert_close(terms[name], plain[name], atol=1e-5, rtol=1e-4)
+    sum(terms.values()).backward()
+    assert masks.grad.isfinite().all()

@@ -1,0 +1,212 @@
+"""The kernel language: machine code does what Python does, and says no to what it cannot."""
+
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from misa.ops import _backend, _cpu, _kernels
+from misa.ops._compile import F4, F8, I8, F4s, F8s, I4s, Kernel, bits, f4, f8, i8, kernel, llvm_text, power_of_two
+from misa.ops.propagation import propagate_global
+
+LIMIT = 40
+TENTH = 0.1
+
+
+@kernel
+def everything(a: F4s, b: F8s, c: I4s, n: I8, share: F4) -> F8:
+    """Every construct once."""
+    total = 0.0
+    count = n
+    for i in range(n):
+        if a[i] > 0.5 and not (c[i] == 3 or c[i] == 4):
+            total += a[i] * share
+        elif a[i] < 0.1 or c[i] > 7:
+            total -= TENTH
+        else:
+            c[i] = c[i] + 1
+        if i > LIMIT:
+            break
+        if i == 2:
+            continue
+        b[i] = f8(a[i]) / 3.0
+    while True:
+        count -= 1
+        if count <= 0:
+            break
+    for i in range(n - 1, -1, -1):
+        b[i] += (i << 2) // 3 + (i >> 1) + (i & 5) + (i | 8)
+    j = i8(-2.7)
+    total += j + count + half(total) + max(j, 4) + min(f4(0.1), share) + bits(share) / 1000 + power_of_two(-3)
+    total += 1.0 if total > 0.0 else -1.0
+    touch(c, n)
+    return -total
+
+
+@kernel
+def half(x: F8) -> F8:
+    if x > 1.0:
+        return x / 2.0
+    return x
+
+
+@kernel
+def touch(c: I4s, n: I8) -> None:
+    if n < 2:
+        return
+    c[1] = 77
+
+
+@kernel
+def unknown(n: I8) -> I8:
+    return math.factorial(n)
+
+
+@kernel
+def lists(n: I8) -> I8:
+    return [n]
+
+
+@kernel
+def remainder(n: I8) -> I8:
+    return n % 2
+
+
+@kernel
+def floored(x: F8) -> F8:
+    return x // 2.0
+
+
+def test_machine_code_does_what_python_does():
+    rng = np.random.default_rng(0)
+    n = 60
+    first = [rng.random(n).astype(np.float32), rng.random(n), rng.integers(0, 10, n).astype(np.int32)]
+    second = [x.copy() for x in first]
+    share = float(np.float32(0.3))
+    slow = everything(*first, n, share)
+    fast = everything.compiled(*(x.ctypes.data for x in second), n, share)
+    assert fast == pytest.approx(slow, rel=1e-6)
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_what_is_no_kernel_is_refused():
+    for wrong in (unknown, lists, remainder, floored):
+        with pytest.raises(SyntaxError, match="kernel language"):
+            llvm_text(wrong)
+
+
+def test_every_kernel_compiles():
+    found = [k for k in vars(_kernels).values() if isinstance(k, Kernel)]
+    assert len(found) > 15
+    for one in found:
+        assert "define" in llvm_text(one)
+
+
+@pytest.mark.parametrize("s", [0.0, 1e-9, 1e-3, 0.3, 0.7, 1.0, 5.0, 30.0, 47.9, 600.0])
+def test_exponentials(s):
+    assert _kernels.exp_minus(s) == pytest.approx(math.exp(-s), rel=1e-10)
+    assert _kernels.exp_minus.compiled(s) == pytest.approx(math.exp(-s), rel=1e-10)
+    expected = math.exp(-float(np.float32(s))) if s < 46 else 0.0
+    assert _kernels.exp_minus_4.compiled(s) == pytest.approx(expected, rel=5e-7)
+
+
+def test_climb_is_that_of_the_plain_loop(rng):
+    """Meeting points and order from `meet`, run as Python, against a climb edge by edge."""
+    p = 60
+    up = torch.tensor([0, *(int(torch.randint(max(0, v - 6), v, (1,), generator=rng)) for v in range(1, p))])
+    s = (torch.rand(p, generator=rng) * 8).round() / 4 + 0.1
+    s[7] = 0.0
+    s[20] = 99.0
+    parent = up.int().numpy()
+    arrays = {x: np.zeros(p + 1, dtype=np.int32) for x in ("group", "meeting", "jump", "depth", "start", "children")}
+    length, decay = np.zeros(p, dtype=np.float32), np.zeros(p, dtype=np.float32)
+    arguments = [parent, s.numpy(), p, arrays["group"], arrays["meeting"], length, decay]
+    arguments += [arrays["jump"], arrays["depth"], arrays["start"], arrays["children"]]
+    k = _kernels.meet(*arguments)
+    assert k == p - 1
+    group = arrays["group"]
+    assert group[7] == group[parent[7]]
+    assert arrays["meeting"][group[20]] == -1
+    for v in range(1, p):
+        if v in (7, 20):
+            continue
+        at = int(parent[v])
+        while at != 0 and (s[at] <= s[v]):
+            at = int(parent[at])
+        assert arrays["meeting"][group[v]] == group[at]
+    for t in range(k):
+        members = arrays["children"][arrays["start"][t] : arrays["start"][t + 1]]
+        assert (np.diff(length[members]) >= 0).all()
+        assert (arrays["meeting"][members] == t).all()
+
+
+def test_shell_sort():
+    lengths = np.random.default_rng(0).random(500).astype(np.float32)
+    order = np.arange(500, dtype=np.int32)
+    _kernels.sort_by_length.compiled(order.ctypes.data, lengths.ctypes.data, 3, 490)
+    assert (np.diff(lengths[order[3:490]]) >= 0).all()
+    assert order[:3].tolist() == [0, 1, 2]
+    assert sorted(order.tolist()) == list(range(500))
+
+
+def test_threads_do_not_change_a_bit(rng):
+    masks, image = torch.rand(9, 20, 21, generator=rng), torch.rand(3, 20, 21, generator=rng)
+    one = propagate_global(masks, image, bandwidth=0.2)
+    torch.set_num_threads(3)
+    try:
+        three = propagate_global(masks, image, bandwidth=0.2)
+        assert _cpu.spread_out(lambda x: x + 1, range(5)) == [1, 2, 3, 4, 5]
+    finally:
+        torch.set_num_threads(1)
+    assert_close(one, three, atol=0, rtol=0)
+
+
+def test_without_llvmlite_the_torch_path_answers(rng, monkeypatch):
+    masks, image = torch.rand(2, 5, 6, generator=rng), torch.rand(3, 5, 6, generator=rng)
+    usual = propagate_global(masks, image, bandwidth=0.2)
+    monkeypatch.setattr(_backend, "available", lambda: False)
+    assert _backend.backend(masks).__name__ == "misa.ops._device"
+    assert_close(propagate_global(masks, image, bandwidth=0.2), usual, atol=1e-6, rtol=0)
+
+
+def test_importing_costs_no_compiler_and_no_numba():
+    text = (
+        "import sys, misa.ops.propagation, misa.losses.pairwise; "
+        "assert not {'numba', 'llvmlite', 'triton', 'scipy', 'mmdet'} & set(sys.modules), 'too much'"
+    )
+    subprocess.run([sys.executable, "-c", text], check=True)
+
+
+TRITON = """
+import torch
+from misa.ops import _triton
+from misa.ops._device import window_affinity
+from misa.ops.neighbors import shift
+rng = torch.Generator().manual_seed(0)
+masks, boxes = torch.rand(3, 9, 70, generator=rng), torch.zeros(3, 9, 70)
+boxes[0, 2:7, 3:66], boxes[1] = 1, torch.rand(9, 70, generator=rng)
+offsets = [(0, 1), (1, -1), (1, 0), (1, 1)]
+layers = [(torch.rand(2, 9, 70, generator=rng), torch.ones(2), 1.0, None)]
+planes = window_affinity(9, 70, [None, None], offsets, [layers, layers * 2])
+weights = planes / planes.sum(dim=1, keepdim=True)
+every = [(0, 0), *offsets, *((-y, -x) for y, x in offsets)]
+group = torch.tensor([1, 0, 1])
+mine = _triton.propagate_window(masks, boxes, weights, group, every, 3)
+now = masks * boxes
+for _ in range(3):
+    now = sum(weights[group, k] * shift(now, o) for k, o in enumerate(every)) * boxes
+torch.testing.assert_close(mine, now, atol=1e-6, rtol=0)
+"""
+
+
+def test_triton_step_in_its_interpreter():
+    """The CUDA kernel of the window propagation, run by Triton's own interpreter on the CPU."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", TRITON], check=True, env=environment)
