@@ -6,10 +6,12 @@ notebook's second cell hands its names to `TrainParameters.read`, which does not
 
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from misa.errors import UserError
@@ -78,7 +80,15 @@ class TrainParameters:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]}?" if close else f"the parameters are {', '.join(names)}."
             raise UserError(f"there is no parameter {name}; {hint}")
+        _leave_notebook_folder()
         return cls(**{name: namespace[name] for name in names if name in namespace})
+
+
+def _leave_notebook_folder() -> None:
+    """JupyterLab starts a notebook in its own folder, papermill in the project's: relative paths should agree."""
+    here = Path.cwd()
+    if here.name == "notebooks" and (here.parent / "experiments").is_dir():
+        os.chdir(here.parent)
 
 
 def _check(name: str, value: Any, hint: Any, limits: Mapping[str, int]) -> None:

@@ -1,5 +1,7 @@
 """A notebook's parameters: declared names, types and ranges, or one sentence."""
 
+from pathlib import Path
+
 import pytest
 
 from misa.errors import UserError
@@ -27,6 +29,14 @@ def test_defaults_and_values_are_read():
 def test_a_wrong_one_is_named(namespace, message):
     with pytest.raises(UserError, match=message):
         TrainParameters.read(namespace)
+
+
+def test_a_notebook_opened_in_its_folder_works_in_the_projects(tmp_path, monkeypatch):
+    for name in ("notebooks", "experiments"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    TrainParameters.read({})
+    assert Path.cwd() == tmp_path
 
 
 def test_names_of_later_cells_are_no_parameters():

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,6 +109,26 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(run, place):
         assert torch.equal(value, final_weights(folder)[name]), name
     kept = [json.loads(line)["iter"] for line in (folder / "losses.jsonl").read_text().splitlines()]
     assert kept == list(range(9))
+
+
+def strip(annotation):
+    return {key: value for key, value in annotation.items() if key not in ("segmentation", "area")}
+
+
+def spoil(annotation):
+    return {**annotation, "segmentation": [[1, 2, "x"]], "area": -1}
+
+
+@pytest.mark.parametrize("change", [strip, spoil])
+def test_losses_are_the_same_to_the_bit_without_masks(run, tmp_path, change):
+    """Every training mask deleted or replaced by nonsense: not one loss of one step differs."""
+    root = shutil.copytree(run.source.root, tmp_path / "data")
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = [change(a) for a in content["annotations"]]
+    path.write_text(json.dumps(content))
+    other = train(replace(TOY, data="coco"), data_root=root, work_dir=tmp_path / "run", gpus=0)
+    assert (other.folder / "losses.jsonl").read_bytes() == (run.folder / "losses.jsonl").read_bytes()
 
 
 def test_a_finished_run_is_shown_not_repeated(run, place, capsys):
