@@ -210,7 +210,7 @@ def test_autocast_does_not_reach_the_backward_pass(batch, device):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("transform", ["pruned", "fft"])
 def test_nothing_waits_for_the_device(batch, transform):
     student, teacher, box_mask, valid = (x.cuda() for x in batch)
