@@ -5,6 +5,7 @@ Exit status: 0 done, 2 wrong input (one sentence on standard error), 1 failure.
 
 import argparse
 import dataclasses
+import importlib
 import sys
 import typing
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from misa.errors import UserError
 
+_BENCHES = ("propagation", "frequency")
 _HELP = {
     "row": "table:row, for example demo:box or experiments/demo.py:box",
     "data_root": "a COCO-layout folder; for the embedded data, the folder to write it into",
@@ -36,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from misa.doctor import main as doctor
 
         return doctor(arguments[1:])
-    if arguments[:2] == ["bench", "propagation"]:
-        from misa.bench.propagation import main as bench
-
-        return bench(arguments[2:])
+    if arguments[:1] == ["bench"] and arguments[1:2] and arguments[1] in _BENCHES:
+        bench = importlib.import_module(f"misa.bench.{arguments[1]}")
+        status: int = bench.main(arguments[2:])
+        return status
     options = _parser().parse_args(arguments)
     try:
-        status: int = options.run(options)
+        status = options.run(options)
     except UserError as error:
         print(f"misa {options.command}: {error}", file=sys.stderr)
         return 2
@@ -56,7 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="misa", description="Box-supervised instance segmentation (MISA, IJCAI-24).")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("doctor", help="look at the installation and say what is missing", add_help=False)
-    commands.add_parser("bench", help="measure: misa bench propagation", add_help=False)
+    bench = commands.add_parser(
+        "bench",
+        help="measure against a plain form, in turn in one process",
+        epilog="example: misa bench propagation --quick",
+    )
+    bench.add_argument("what", choices=_BENCHES)
 
     train = commands.add_parser(
         "train",
