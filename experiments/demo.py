@@ -10,7 +10,7 @@ from misa.experiment import TINY, Affinity, Augmentation, Experiment, Inference,
 BASE = Experiment(
     data="demo",
     network=TINY,
-    schedule=Schedule(epochs=16, batch=8, lr=1e-3, decay="cosine", warmup=50, clip=10.0),
+    schedule=Schedule(epochs=12, batch=8, lr=1e-3, decay="cosine", warmup=50, clip=10.0),
     augmentation=Augmentation(short_sides=(128,), long_side=128, test_short_side=128),
     inference=Inference(score=0.05, keep=0.05, mask=0.5),
     scenes=(("train", 500), ("val", 100)),

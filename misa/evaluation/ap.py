@@ -29,14 +29,8 @@ def mask_ap(
     `detections` are COCO results: image_id, category_id, score, segmentation (RLE at the original size).
     `images` restricts the evaluation to some image ids.
     """
-    if not detections:
-        counts = COCOeval(truth, iouType="segm")
-        counts.params.imgIds = sorted(images) if images is not None else truth.getImgIds()
-        objects = [a for a in truth.loadAnns(truth.getAnnIds(imgIds=counts.params.imgIds)) if not a.get("iscrowd")]
-        return dict.fromkeys(NAMES, 0.0 if objects else float("nan"))
     with contextlib.redirect_stdout(io.StringIO()):
-        # loadRes keeps the box given with a result as its area's source only where no mask is there.
-        results = truth.loadRes([{k: v for k, v in d.items() if k != "bbox"} for d in detections])
+        results = _results(truth, detections)
         evaluation = COCOeval(truth, results, iouType="segm")
         if images is not None:
             evaluation.params.imgIds = sorted(images)
@@ -48,6 +42,17 @@ def mask_ap(
         name: float("nan") if value < 0 else 100 * float(value)
         for name, value in zip(NAMES, evaluation.stats[:6], strict=True)
     }
+
+
+def _results(truth: COCO, detections: Sequence[dict[str, Any]]) -> COCO:
+    """Detections as pycocotools wants them; its own loadRes cannot read an empty list."""
+    if detections:
+        # A result's box would take the place of the mask's own extent.
+        return truth.loadRes([{k: v for k, v in d.items() if k != "bbox"} for d in detections])
+    empty = COCO()
+    empty.dataset = {**truth.dataset, "annotations": []}
+    empty.createIndex()
+    return empty
 
 
 def as_rectangles(detections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

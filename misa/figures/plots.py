@@ -42,7 +42,7 @@ def draw_objects(
     anchors = boxes if boxes is not None else _corners(masks)
     for i, text in enumerate(labels or ()):
         x, y = anchors[i][0], anchors[i][1]
-        axes.text(x, y, text, fontsize=6, color="white", va="bottom", clip_on=True,
+        axes.text(x, y, text, fontsize=5, color="white", va="bottom", clip_on=True,
                   bbox={"facecolor": COLORS[i % len(COLORS)], "edgecolor": "none", "pad": 0.8})  # fmt: skip
 
 

@@ -75,7 +75,9 @@ def test_an_overlap_of_five_eighths_counts_up_to_that_threshold(truth_file):
 
 
 def test_nothing_found_scores_zero(truth_file):
-    assert mask_ap(read_truth(truth_file), [])["AP"] == 0
+    ap = mask_ap(read_truth(truth_file), [])
+    assert ap["AP"] == ap["APs"] == ap["APm"] == 0
+    assert math.isnan(ap["APl"])
 
 
 def test_rectangles_fill_the_masks_extent(truth_file):
