@@ -1,0 +1,99 @@
+"""Readers for the semantic teacher: boxes alone to learn from, true label maps to score on.
+
+Axes: h row · w column.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from misa.data.coco import _OrderedCOCO
+from misa.data.labels import LabelMap, rasterise, read_voc_label_map
+from misa.data.layout import Split
+
+
+class BoxedImage(NamedTuple):
+    """An image and its boxes (x1, y1, x2, y2) in pixels; crowds apart, which are boxes of no single object."""
+
+    name: str
+    boxes: NDArray[np.float64]
+    labels: list[int]
+    crowds: NDArray[np.float64]
+    size: tuple[int, int]
+
+
+def boxed_images(split: Split, classes: tuple[str, ...], *, limit: int | None = None) -> list[BoxedImage]:
+    """The images of an annotation file with their boxes; `segmentation` is never looked at."""
+    content = json.loads(split.annotations.read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    label = {i: classes.index(name) for i, name in names.items() if name in classes}
+    objects: dict[int, list[tuple[list[float], int, bool]]] = {}
+    for a in content["annotations"]:
+        if a["category_id"] in label and not a.get("ignore"):
+            objects.setdefault(a["image_id"], []).append((a["bbox"], label[a["category_id"]], bool(a.get("iscrowd"))))
+    images = []
+    for image in content["images"][:limit]:
+        mine = objects.get(image["id"], [])
+        images.append(
+            BoxedImage(
+                image["file_name"],
+                _corners([box for box, _, crowd in mine if not crowd]),
+                [c for _, c, crowd in mine if not crowd],
+                _corners([box for box, _, crowd in mine if crowd]),
+                (image["height"], image["width"]),
+            )
+        )
+    return images
+
+
+class TrueMap(NamedTuple):
+    """An image's name and id, and how to make its true label map."""
+
+    name: str
+    image_id: int
+    make: Callable[[], LabelMap]
+
+
+def true_maps(split: Split, classes: tuple[str, ...], *, limit: int | None = None) -> Iterator[TrueMap]:
+    """The true label map of every image: VOC's own PNG where there is one, else the instance masks rasterised.
+
+    A PNG in SegmentationClass beside the folder `annotations` has the void border that instance masks lack. Of
+    overlapping instances the smaller is on top; a crowd is void where no instance is.
+    """
+    truth = _OrderedCOCO(str(split.annotations))
+    names = {category["id"]: category["name"] for category in truth.dataset["categories"]}
+    pngs = split.annotations.parent.parent / "SegmentationClass"
+    for image in truth.loadImgs(truth.getImgIds()[:limit]):
+
+        def make(image: dict[str, Any] = image) -> LabelMap:
+            png = pngs / Path(image["file_name"]).with_suffix(".png").name
+            return read_voc_label_map(png, classes) if png.is_file() else _from_instances(truth, image, names, classes)
+
+        yield TrueMap(image["file_name"], image["id"], make)
+
+
+def _from_instances(truth: Any, image: dict[str, Any], names: dict[int, str], classes: tuple[str, ...]) -> LabelMap:
+    objects = [
+        a
+        for a in truth.loadAnns(truth.getAnnIds(imgIds=[image["id"]]))
+        if names[a["category_id"]] in classes and not a.get("ignore")
+    ]
+    masks = [truth.annToMask(a).astype(bool) for a in objects]
+    crowd = [bool(a.get("iscrowd")) for a in objects]
+    return rasterise(
+        [mask for mask, several in zip(masks, crowd, strict=True) if not several],
+        [classes.index(names[a["category_id"]]) for a, several in zip(objects, crowd, strict=True) if not several],
+        (image["height"], image["width"]),
+        background=len(classes),
+        void=[mask for mask, several in zip(masks, crowd, strict=True) if several],
+    )
+
+
+def _corners(boxes: list[list[float]]) -> NDArray[np.float64]:
+    corners = np.array(boxes, dtype=float).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]
+    return corners

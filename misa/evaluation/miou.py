@@ -1,0 +1,53 @@
+"""Mean intersection over union of label maps (Figure 1), by a confusion matrix.
+
+Axes: t true class, p predicted class; both count the background. Truth of 255 is void and not counted.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+VOID = 255
+
+
+def confusion(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
+    """How many pixels of each true class (rows) were predicted as each class (columns)."""
+    if truth.shape != predicted.shape:
+        raise ValueError(f"truth and prediction need one size: they are {truth.shape} and {predicted.shape}.")
+    known = truth != VOID
+    pairs = truth[known].astype(np.int64) * classes + predicted[known]
+    if pairs.size and (predicted[known].max() >= classes or truth[known].max() >= classes):
+        raise ValueError(f"label maps must hold classes 0 to {classes - 1}, or 255 for void in the truth.")
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def iou(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Intersection over union of every class; NaN where a class is neither there nor predicted."""
+    hit = np.diag(matrix).astype(float)
+    union = matrix.sum(axis=0) + matrix.sum(axis=1) - hit
+    return np.divide(hit, union, out=np.full(len(matrix), np.nan), where=union > 0)
+
+
+def miou(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]], names: Sequence[str]) -> dict[str, Any]:
+    """Scores in percent of (truth, prediction) label maps whose classes are `names` and, last, the background.
+
+    `miou` is the mean over all classes with the background, as VOC counts; `miou_foreground` without it. A class that
+    is neither in the truth nor predicted anywhere is None in `iou` and left out of the means.
+    """
+    matrix = np.zeros((len(names) + 1, len(names) + 1), np.int64)
+    for truth, predicted in pairs:
+        matrix += confusion(truth, predicted, len(matrix))
+    values = 100 * iou(matrix)
+    named = zip((*names, "background"), values, strict=True)
+    return {
+        "miou": _mean(values),
+        "miou_foreground": _mean(values[:-1]),
+        "iou": {name: None if np.isnan(value) else float(value) for name, value in named},
+        "pixel_accuracy": 100 * float(np.diag(matrix).sum() / max(matrix.sum(), 1)),
+    }
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

@@ -1,0 +1,89 @@
+"""Reading boxes without masks, and true label maps from instances or VOC's PNGs."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as rle
+
+from misa.data.labels import VOC_CLASSES
+from misa.data.layout import Split
+from misa.data.semantic import boxed_images, true_maps
+
+CLASSES = ("cat", "dog")
+
+
+def encoded(mask):
+    code = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": code["size"], "counts": code["counts"].decode()}
+
+
+def mask(top, left, bottom, right):
+    canvas = np.zeros((8, 10), bool)
+    canvas[top:bottom, left:right] = True
+    return canvas
+
+
+@pytest.fixture
+def split(tmp_path):
+    """A dog within a cat, a crowd of cats, an ignored dog and a bird that nobody asked for."""
+    objects = [
+        (2, mask(0, 0, 4, 6), {}),
+        (1, mask(1, 1, 3, 3), {}),
+        (2, mask(3, 5, 8, 10), {"iscrowd": 1}),
+        (1, mask(7, 0, 8, 2), {"ignore": 1}),
+        (3, mask(6, 0, 7, 2), {}),
+    ]
+    annotations = []
+    for i, (category, m, more) in enumerate(objects):
+        box = [float(v) for v in rle.toBbox(rle.encode(np.asfortranarray(m.astype(np.uint8))))]
+        annotations.append(
+            {"id": i + 1, "image_id": 5, "category_id": category, "bbox": box, "area": float(m.sum()), "iscrowd": 0}
+            | {"segmentation": encoded(m)}
+            | more
+        )
+    content = {
+        "images": [{"id": 5, "file_name": "sub/a.jpg", "height": 8, "width": 10}],
+        "annotations": annotations,
+        # The file counts dogs first; labels follow the classes that are asked for.
+        "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}, {"id": 3, "name": "bird"}],
+    }
+    path = tmp_path / "annotations" / "instances_train2017.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(content))
+    return Split(path, tmp_path / "train2017")
+
+
+def test_boxes_are_read_without_masks(split):
+    (image,) = boxed_images(split, CLASSES)
+    assert (image.name, image.labels, image.size) == ("sub/a.jpg", [0, 1], (8, 10))
+    assert image.boxes.tolist() == [[0, 0, 6, 4], [1, 1, 3, 3]]
+    assert image.crowds.tolist() == [[5, 3, 10, 8]]
+    content = json.loads(split.annotations.read_text())
+    for a in content["annotations"]:
+        del a["segmentation"], a["area"]
+    split.annotations.write_text(json.dumps(content))
+    (again,) = boxed_images(split, CLASSES)
+    assert str(again) == str(image)
+
+
+def test_instances_become_a_label_map(split):
+    (true,) = true_maps(split, CLASSES)
+    made = true.make()
+    dog, cat, crowd = mask(1, 1, 3, 3), mask(0, 0, 4, 6), mask(3, 5, 8, 10)
+    assert (true.name, true.image_id) == ("sub/a.jpg", 5)
+    assert (made[dog] == 1).all()
+    assert (made[cat & ~dog] == 0).all()
+    assert (made[crowd & ~cat] == 255).all()
+    assert (made[~(cat | crowd)] == 2).all()
+
+
+def test_vocs_own_map_goes_before_the_masks(split):
+    folder = split.annotations.parent.parent / "SegmentationClass"
+    folder.mkdir()
+    index = np.zeros((8, 10), np.uint8)
+    index[0, :3] = VOC_CLASSES.index("cat") + 1, VOC_CLASSES.index("dog") + 1, 255
+    Image.fromarray(index).save(folder / "a.png")
+    (true,) = true_maps(split, CLASSES)
+    assert true.make()[0, :4].tolist() == [0, 1, 255, 2]
