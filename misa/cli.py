@@ -81,6 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run_folder", help="a run folder made by misa train")
     evaluate.add_argument("--checkpoint", help="default: the run's last; 'none' for the untrained network")
     evaluate.add_argument("--data-root", help="default: the run's own")
+    evaluate.add_argument("--miou", action="store_true", help="also mean IoU, a student's instances merged (Figure 1)")
+    evaluate.add_argument("--merge-score", type=float, default=0.3, help="least score of an instance to be merged")
+    evaluate.add_argument(
+        "--separation", action="store_true", help="of a teacher: does S tell objects apart where colour does not?"
+    )
     evaluate.set_defaults(run=_evaluate)
 
     check = commands.add_parser(
@@ -137,6 +142,18 @@ def _check(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from misa.engine.evaluate import evaluate
 
-    result = evaluate(options.run_folder, checkpoint=options.checkpoint, data_root=options.data_root)
+    if options.separation:
+        from misa.engine.separation import teacher_separation
+        from misa.engine.train import score_table
+
+        print(score_table(teacher_separation(options.run_folder, data_root=options.data_root)))
+        return 0
+    result = evaluate(
+        options.run_folder,
+        checkpoint=options.checkpoint,
+        data_root=options.data_root,
+        merged=options.miou,
+        merge_score=options.merge_score,
+    )
     print(result.table())
     return 0

@@ -12,6 +12,9 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+_LABELS = Literal["objectives", "grabcut", "student", "rectangles"]
+# What smoke runs build instead.
+_SMALLEST = {"resnet50": "resnet18", "swin_b": "swin_t", "swin_l": "swin_t"}
 SHIPPED_DATA = ("demo", "coco", "coco_mini", "voc")
 
 
@@ -111,6 +114,23 @@ class Inference:
 
 
 @dataclass(frozen=True)
+class Semantic:
+    """Train SeMask, the semantic teacher (§3.1), in place of a student: what stands in for masks, which is not given.
+
+    "objectives" are the student's own box objectives in semantic form, without any label map; the other labels
+    are per-pixel classes made before training: by GrabCut in each box, by a trained box-supervised student, or by
+    filling the boxes (the yardstick). With supervision="mask" they come from the true masks (the upper bound).
+    """
+
+    labels: _LABELS = "objectives"
+    student: str = ""  # for labels="student": a row, whose run of the same seed is taken, or a run folder
+    stage_weight: float = 0.4  # of the summed stage maps' loss, SeMask's
+    outside_weight: float = 1.0  # of the classes that no box allows, for labels="objectives"
+    loss_stride: int = 4  # pixels of the input per pixel of the objectives' masks
+    residual: Literal["input", "norm"] = "input"  # base of the attention: "norm" as published for Swin
+
+
+@dataclass(frozen=True)
 class Expected:
     """What the paper prints for a row, in percent."""
 
@@ -137,6 +157,7 @@ class Experiment:
     inference: Inference = field(default_factory=Inference)
     scenes: tuple[tuple[str, Any], ...] = ()  # knobs of misa.data.synthetic.Scenes, for data="demo"
     limit: int | None = None  # use only the first images, for smoke runs
+    semantic: Semantic | None = None  # train the semantic teacher instead of the student
     expected: Expected | None = None
 
     def __post_init__(self) -> None:
@@ -146,6 +167,10 @@ class Experiment:
             raise ValueError(
                 f"Experiment.schedule has epochs={self.schedule.epochs} and batch={self.schedule.batch}; "
                 "both must be at least 1."
+            )
+        if self.semantic is not None and self.semantic.labels not in typing.get_args(_LABELS):
+            raise ValueError(
+                f"Semantic.labels is {self.semantic.labels!r}; choose one of {', '.join(typing.get_args(_LABELS))}."
             )
 
     def but(self, **changes: Any) -> Self:
@@ -177,9 +202,7 @@ class Experiment:
 
     def smoke(self) -> Self:
         """The same code path in two training steps on small images and a small network, from scratch."""
-        network = dataclasses.replace(
-            TINY, backbone=self.network.backbone if self.network.backbone != "resnet50" else "resnet18"
-        )
+        network = dataclasses.replace(TINY, backbone=_SMALLEST.get(self.network.backbone, self.network.backbone))
         return self.but(
             network=network,
             schedule={"epochs": 1, "batch": 2, "warmup": 1, "decay": "cosine"},
@@ -197,6 +220,8 @@ class Experiment:
     def digest(self) -> str:
         """A short hash of everything that decides the result (what the paper expects does not)."""
         values = {name: value for name, value in self.values().items() if name != "expected"}
+        if self.semantic is None:
+            del values["semantic"]  # as if students knew nothing of it, so that their runs keep their hash
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
     @classmethod

@@ -1,6 +1,5 @@
 """An `Experiment` as an mmengine config: classes, never strings, so that a typo is an ImportError here."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,10 @@ from misa.data.coco import CocoImages
 from misa.data.pipeline import MEAN, STD, test_pipeline, train_pipeline
 from misa.data.source import Source
 from misa.engine.hooks import EpochSeed, LossRecord, Progress, ResumableState
-from misa.evaluation.metric import Detections
-from misa.experiment import Affinity, Experiment, Network
+from misa.engine.teacher import LABEL_MAPS, TeacherCard
+from misa.engine.teacher_config import label_folder, pairwise_arguments, teacher_config
+from misa.evaluation.metric import Detections, LabelMaps
+from misa.experiment import Experiment, Network
 from misa.models.misa import MISA
 from misa.models.solov2 import BoxSOLOv2Head
 
@@ -43,12 +44,14 @@ def loadable(config: Config) -> Config:
     return Config(named(config.to_dict()))
 
 
-def model_config(experiment: Experiment, classes: int) -> dict[str, Any]:
-    """The detector of an experiment for a number of classes."""
+def model_config(experiment: Experiment, classes: tuple[str, ...]) -> dict[str, Any]:
+    """The detector of an experiment for the classes of the data, or the semantic teacher."""
+    if experiment.semantic is not None:
+        return teacher_config(experiment, classes)
     network, supervised = experiment.network, experiment.supervision == "mask"
     head = {
         "type": SOLOV2Head if supervised else BoxSOLOv2Head,
-        "num_classes": classes,
+        "num_classes": len(classes),
         "in_channels": network.neck_channels,
         "feat_channels": network.head_channels,
         "stacked_convs": network.stacked_convs,
@@ -101,15 +104,8 @@ def model_config(experiment: Experiment, classes: int) -> dict[str, Any]:
     }
     if not supervised:
         model["projection_weight"] = experiment.projection_weight
-        model["affinity"] = None if experiment.affinity is None else _pairwise(experiment.affinity)
+        model["affinity"] = None if experiment.affinity is None else pairwise_arguments(experiment.affinity)
     return model
-
-
-def _pairwise(affinity: Affinity) -> dict[str, Any]:
-    """The arguments of `pairwise_loss`; whether there is a semantic prior is the model's to know."""
-    arguments = dataclasses.asdict(affinity)
-    del arguments["feature"]
-    return arguments
 
 
 def _expansion(network: Network) -> int:
@@ -138,15 +134,16 @@ def run_config(
     experiment: Experiment, source: Source, *, folder: Path, seed: int, workers: int, resume: bool, interactive: bool
 ) -> Config:
     """Everything mmengine's Runner needs for one training and its final evaluation."""
-    schedule = experiment.schedule
-    masks = experiment.supervision == "mask"
+    schedule, semantic = experiment.schedule, experiment.semantic is not None
+    masks = experiment.supervision == "mask" and not semantic  # a teacher's masks are in its label maps
+    labels = label_folder(experiment, folder)
     common = {"metainfo": {"classes": source.classes}, "indices": experiment.limit}
     train = {
         "type": CocoImages,
         "ann_file": str(source.train.annotations),
-        "data_prefix": {"img": str(source.train.images)},
+        "data_prefix": {"img": str(source.train.images), **({"seg": str(labels)} if labels else {})},
         "filter_cfg": {"filter_empty_gt": False, "min_size": 0},
-        "pipeline": train_pipeline(experiment.augmentation, masks=masks),
+        "pipeline": train_pipeline(experiment.augmentation, masks=masks, label_maps=labels is not None),
         "masks": masks,
         "seed": seed,
         **common,
@@ -176,7 +173,7 @@ def run_config(
             "default_scope": "mmdet",
             "work_dir": str(folder / "checkpoints"),
             "experiment_name": f"misa-{experiment.digest()}-{seed}",
-            "model": model_config(experiment, len(source.classes)),
+            "model": model_config(experiment, source.classes),
             "train_dataloader": {
                 **loader,
                 "dataset": train,
@@ -191,8 +188,8 @@ def run_config(
                 "sampler": {"type": DefaultSampler, "shuffle": False},
             },
             "test_evaluator": {
-                "type": Detections,
-                "path": str(folder / DETECTIONS),
+                "type": LabelMaps if semantic else Detections,
+                "path": str(folder / (LABEL_MAPS if semantic else DETECTIONS)),
             },
             "train_cfg": {"type": EpochBasedTrainLoop, "max_epochs": schedule.epochs},
             "test_cfg": {"type": TestLoop},
@@ -219,6 +216,7 @@ def run_config(
                 {"type": ResumableState},
                 {"type": LossRecord, "path": str(folder / "losses.jsonl")},
                 {"type": Progress, "path": str(folder / "log.txt"), "interactive": interactive},
+                *([{"type": TeacherCard, "experiment": experiment.values()}] if semantic else []),
             ],
             "randomness": {"seed": seed},
             "resume": resume,

@@ -5,20 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.runner import Runner
+from torch import nn
 
 from misa.engine.config import DETECTIONS, run_config
-from misa.engine.train import Run, last_checkpoint, opened, quiet_runner
+from misa.engine.teacher import MERGE_SCORE, score_merged
+from misa.engine.train import Run, last_checkpoint, opened, quiet_runner, scored
 from misa.errors import UserError
-from misa.evaluation.ap import score
 
 
 def evaluate(
-    run_folder: str | Path, *, checkpoint: str | Path | None = None, data_root: str | Path | None = None
+    run_folder: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    data_root: str | Path | None = None,
+    merged: bool = False,
+    merge_score: float = MERGE_SCORE,
 ) -> Run:
-    """Mask AP of a run's checkpoint (default: its last; "none": the untrained network).
+    """Mask AP of a run's checkpoint (default: its last; "none": the untrained network); mIoU of a teacher's.
 
-    Nothing in the run folder changes.
+    `merged` scores a student by mIoU as well: its instances of `merge_score` or more painted into one label map, the
+    better on top (Figure 1). Nothing in the run folder changes.
 
     Raises:
         UserError: no run folder, no checkpoint, another model's checkpoint, unusable data.
@@ -27,7 +33,8 @@ def evaluate(
     path = None if checkpoint == "none" else Path(checkpoint) if checkpoint else last_checkpoint(folder)
     with tempfile.TemporaryDirectory() as scratch:
         config = run_config(
-            experiment,
+            # A checkpoint fills everything: no pre-trained weights are fetched for it.
+            experiment if path is None else experiment.but(network={"pretrained": False}),
             source,
             folder=Path(scratch),
             seed=params["seed"],
@@ -38,13 +45,16 @@ def evaluate(
         runner = quiet_runner(config)
         runner.model.init_weights()
         if path is not None:
-            load_weights(runner, path)
+            load_weights(runner.model, path)
         runner.test()
-        metrics = score(source.val.annotations, Path(scratch) / DETECTIONS, limit=experiment.limit)
+        metrics = scored(experiment, source, Path(scratch))
+        if merged and experiment.semantic is None:
+            detections = Path(scratch) / DETECTIONS
+            metrics |= score_merged(source, detections, limit=experiment.limit, threshold=merge_score)
     return Run(experiment, folder, source, metrics)
 
 
-def load_weights(runner: Runner, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path) -> None:
     """Load a checkpoint's weights, all of them or none; executes nothing that is in the file."""
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; the run's own are in its checkpoints folder.")
@@ -56,7 +66,7 @@ def load_weights(runner: Runner, path: Path) -> None:
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict):
         raise UserError(f"{path} holds no state_dict; give a checkpoint made by misa train.")
-    own = runner.model.state_dict()
+    own = model.state_dict()
     for name, value in own.items():
         if name not in weights or weights[name].shape != value.shape:
             there = "is missing" if name not in weights else f"has shape {tuple(weights[name].shape)}"
@@ -64,4 +74,4 @@ def load_weights(runner: Runner, path: Path) -> None:
                 f"{path} is a checkpoint of another model: {name} {there}, this run's has {tuple(value.shape)}; "
                 "give a checkpoint of the same row."
             )
-    runner.model.load_state_dict({name: weights[name] for name in own})
+    model.load_state_dict({name: weights[name] for name in own})

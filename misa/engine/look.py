@@ -10,9 +10,11 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
+from misa.data.labels import read_label_map
 from misa.data.layout import Split
 from misa.data.source import Source
 from misa.engine.config import DETECTIONS
+from misa.engine.teacher import LABEL_MAPS
 from misa.engine.train import Run
 from misa.evaluation.ap import read_truth
 
@@ -27,7 +29,8 @@ def results(run: Run, *, count: int = 6, seed: int = 0, threshold: float = 0.3) 
     """Some validation images with what was predicted above a score and the truth, for `figures.box_to_mask`."""
     truth = read_truth(run.source.val.annotations)
     images = truth.getImgIds()[: run.experiment.limit]
-    found = json.loads((run.folder / DETECTIONS).read_text())
+    semantic = run.experiment.semantic is not None
+    found = [] if semantic else json.loads((run.folder / DETECTIONS).read_text())
     names = {category["id"]: category["name"] for category in truth.dataset["categories"]}
     rows = []
     for image_id in _some(images, count, seed):
@@ -36,16 +39,28 @@ def results(run: Run, *, count: int = 6, seed: int = 0, threshold: float = 0.3) 
         sure = [d for d in found if d["image_id"] == image_id and d["score"] >= threshold]
         sure.sort(key=lambda detection: -detection["score"])
         objects = truth.loadAnns(truth.getAnnIds(imgIds=[image_id], iscrowd=False))
+        if semantic:
+            predicted, labels = _classes(run, image_id)
+        else:
+            predicted = _stack([rle.decode(d["segmentation"]) for d in sure], size)
+            labels = [f"{names[d['category_id']]} {d['score']:.2f}" for d in sure]
         rows.append(
             {
                 "image": sample["image"],
                 "boxes": sample["boxes"],
-                "predicted": _stack([rle.decode(d["segmentation"]) for d in sure], size),
-                "predicted_labels": [f"{names[d['category_id']]} {d['score']:.2f}" for d in sure],
+                "predicted": predicted,
+                "predicted_labels": labels,
                 "truth": _stack([truth.annToMask(a) for a in objects], size),
             }
         )
     return rows
+
+
+def _classes(run: Run, image_id: int) -> tuple[NDArray[np.bool_], list[str]]:
+    """A teacher's predicted classes in an image, a mask each."""
+    labels = read_label_map(run.folder / LABEL_MAPS / f"{image_id}.png")
+    present = [i for i in range(len(run.source.classes)) if (labels == i).any()]
+    return _stack([labels == i for i in present], labels.shape), [run.source.classes[i] for i in present]
 
 
 def losses(folder: str | Path) -> dict[str, NDArray[np.float64]]:
@@ -70,5 +85,5 @@ def _boxed(truth: COCO, split: Split, image_id: int) -> dict[str, Any]:
     return {"image": image, "boxes": boxes, "labels": [names[o["category_id"]] for o in objects]}
 
 
-def _stack(masks: list[NDArray[np.uint8]], size: tuple[int, int]) -> NDArray[np.bool_]:
+def _stack(masks: list[NDArray[Any]], size: tuple[int, ...]) -> NDArray[np.bool_]:
     return np.stack(masks).astype(bool) if masks else np.zeros((0, *size), dtype=bool)

@@ -19,7 +19,7 @@ FILES = ("params.json", "env.json", "config.py", "log.txt", "losses.jsonl", "met
 def write_json(path: Path, value: Any) -> None:
     """Write a json file in one step: a killed process leaves the old file or the new one, never half of one."""
     partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
     os.replace(partial, path)
 
 
@@ -104,3 +104,14 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The newest complete checkpoint of a run folder; UserError where there is none."""
+    pointer = folder / "checkpoints" / "last_checkpoint"
+    path = Path(pointer.read_text().strip()) if pointer.exists() else None
+    # The folder may have been moved since: what counts is the file's name.
+    found = folder / "checkpoints" / path.name if path else None
+    if found is None or not found.exists():
+        raise UserError(f"{folder} holds no checkpoint; train it first, for example with misa train.")
+    return found

@@ -2,9 +2,9 @@
 
 import contextlib
 import io
-import math
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,16 @@ from mmengine.runner import Runner
 
 from misa.data.source import Source, open_source
 from misa.engine.config import DETECTIONS, loadable, run_config
-from misa.engine.record import claim, environment, read_json, run_params, write_json
+from misa.engine.labels import prepare_labels
+from misa.engine.record import claim, environment, last_checkpoint, read_json, run_params, write_json
 from misa.engine.rows import find_row
+from misa.engine.teacher import LABEL_MAPS, score_label_maps
 from misa.errors import UserError
 from misa.evaluation.ap import score
 from misa.experiment import Experiment
 from misa.parameters import TrainParameters
+
+__all__ = ["Run", "experiment_of", "last_checkpoint", "opened", "quiet_runner", "train", "train_from"]
 
 
 @dataclass(frozen=True)
@@ -33,18 +37,33 @@ class Run:
     source: Source
     metrics: dict[str, Any]
 
+    def scores(self) -> dict[str, dict[str, float | None]]:
+        """A student's mask AP and what the same detections score as full rectangles; a teacher's IoU a class."""
+        if "segm" not in self.metrics:
+            return {"IoU": iou_figures(self.metrics)}
+        return {"masks": self.metrics["segm"], "as rectangles": self.metrics["segm_as_rectangles"]}
+
     def table(self) -> str:
-        """The mask AP, and what the same detections would score as full rectangles."""
-        return score_table({"masks": self.metrics["segm"], "as rectangles": self.metrics["segm_as_rectangles"]})
+        """The scores as text, with the IoU of a student's merged instances where it was asked for."""
+        table = score_table(self.scores())
+        if "segm" in self.metrics and "miou" in self.metrics:
+            table += "\n\n" + score_table({"merged IoU": iou_figures(self.metrics)})
+        return table
 
 
-def score_table(scores: dict[str, dict[str, float]]) -> str:
-    """Rows of AP figures as plain text; a dash where the data has no object of that size."""
+def iou_figures(metrics: dict[str, Any]) -> dict[str, float | None]:
+    """The mean IoU and that of each class, None where the data has none of it."""
+    return {"mean": metrics["miou"], **metrics["iou"]}
+
+
+def score_table(scores: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Rows of figures as plain text; a dash where the data has nothing to measure one on."""
     names = list(next(iter(scores.values())))
-    lines = [" " * 16 + "".join(f"{name:>7}" for name in names)]
+    width = max(7, 1 + max(map(len, names)))
+    lines = [" " * 16 + "".join(f"{name:>{width}}" for name in names)]
     for label, values in scores.items():
-        cells = ("-" if math.isnan(values[name]) else f"{values[name]:.1f}" for name in names)
-        lines.append(f"{label:<16}" + "".join(f"{cell:>7}" for cell in cells))
+        cells = ("-" if (value := values[name]) is None else f"{value:.1f}" for name in names)
+        lines.append(f"{label:<16}" + "".join(f"{cell:>{width}}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -59,12 +78,10 @@ def experiment_of(parameters: TrainParameters) -> Experiment:
 
 def train_from(parameters: TrainParameters) -> Run:
     """`train` with the notebook's and the command line's parameters; UserError for wrong ones."""
-    table, _, row = parameters.row.rpartition(":")
-    default = f"runs/{Path(table).stem}-{row}-seed{parameters.seed}{'-smoke' if parameters.smoke else ''}"
     return train(
         experiment_of(parameters),
         data_root=parameters.data_root,
-        work_dir=parameters.work_dir or default,
+        work_dir=parameters.work_dir or default_folder(parameters.row, parameters.seed, smoke=parameters.smoke),
         row=parameters.row,
         seed=parameters.seed,
         gpus=parameters.gpus,
@@ -73,6 +90,20 @@ def train_from(parameters: TrainParameters) -> Run:
         resume=parameters.resume,
         interactive=parameters.interactive,
     )
+
+
+def default_folder(row: str, seed: int, *, smoke: bool = False) -> Path:
+    """Where a row is trained unless a work_dir is given."""
+    table, _, name = row.rpartition(":")
+    return Path(f"runs/{Path(table).stem}-{name}-seed{seed}{'-smoke' if smoke else ''}")
+
+
+def _student_folder(experiment: Experiment, seed: int) -> Path | None:
+    """The trained student that a teacher's labels come from: a run folder as named, or the default one of a row."""
+    name = experiment.semantic.student if experiment.semantic else ""
+    if not name:
+        return None
+    return default_folder(name, seed) if ":" in name and not Path(name).is_dir() else Path(name).expanduser()
 
 
 def train(
@@ -117,6 +148,7 @@ def train(
     if checkpointed and not resume:
         raise UserError(f"work_dir {folder} holds checkpoints; set resume or choose another work_dir.")
 
+    prepare_labels(experiment, source, folder, student=_student_folder(experiment, seed), workers=workers)
     config = run_config(
         experiment, source, folder=folder, seed=seed, workers=workers, resume=checkpointed, interactive=interactive
     )
@@ -125,10 +157,17 @@ def train(
     runner = quiet_runner(config)
     runner.train()
     runner.test()
-    metrics = score(source.val.annotations, folder / DETECTIONS, limit=experiment.limit)
+    metrics = scored(experiment, source, folder)
     metrics |= {"row": row, "digest": experiment.digest(), "seed": seed, "data": experiment.data}
     write_json(folder / "metrics.json", metrics)
     return Run(experiment, folder, source, metrics)
+
+
+def scored(experiment: Experiment, source: Source, folder: Path) -> dict[str, Any]:
+    """The scores of the predictions in a run folder."""
+    if experiment.semantic is not None:
+        return score_label_maps(source, folder / LABEL_MAPS, limit=experiment.limit)
+    return score(source.val.annotations, folder / DETECTIONS, limit=experiment.limit)
 
 
 def _choose_device(gpus: int | None, threads: int) -> None:
@@ -146,17 +185,6 @@ def quiet_runner(config: Config) -> Runner:
     warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")
     with contextlib.redirect_stdout(io.StringIO()):
         return Runner.from_cfg(config)
-
-
-def last_checkpoint(folder: Path) -> Path:
-    """The newest complete checkpoint of a run folder; UserError where there is none."""
-    pointer = folder / "checkpoints" / "last_checkpoint"
-    path = Path(pointer.read_text().strip()) if pointer.exists() else None
-    # The folder may have been moved since: what counts is the file's name.
-    found = folder / "checkpoints" / path.name if path else None
-    if found is None or not found.exists():
-        raise UserError(f"{folder} holds no checkpoint; train it first, for example with misa train.")
-    return found
 
 
 def opened(

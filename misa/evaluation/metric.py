@@ -1,4 +1,4 @@
-"""Collects a model's detections at original image size while mmengine's test loop runs."""
+"""Collects what a model predicts at original image size while mmengine's test loop runs."""
 
 import json
 import os
@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmdet.structures.mask import encode_mask_results
 from mmengine.evaluator import BaseMetric
+from PIL import Image
 
 
 class Detections(BaseMetric):
@@ -48,3 +50,27 @@ class Detections(BaseMetric):
         partial.write_text(json.dumps(detections))
         os.replace(partial, self.path)
         return {"detections": len(detections)}
+
+
+class LabelMaps(BaseMetric):
+    """Writes the class of every pixel as an 8-bit PNG an image, named by its id; the score is computed from these.
+
+    Args:
+        path: the folder they go into.
+    """
+
+    def __init__(self, path: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.path = Path(path)
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Write a batch."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for sample in data_samples:
+            labels = sample["pred_sem_seg"]["sem_seg"][0].cpu().numpy().astype(np.uint8)
+            Image.fromarray(labels).save(self.path / f"{sample['img_id']}.png")
+            self.results.append(sample["img_id"])
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        """How many were written."""
+        return {"images": len(results)}

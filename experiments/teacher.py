@@ -1,0 +1,48 @@
+"""The semantic teacher (§3.1; §4.3: SeMask, the student's backbone): what it learns from, and the paper's recipes.
+
+misa train experiments/teacher.py:demo            # from boxes by the student's own objectives, the default
+misa train experiments/teacher.py:demo_boxes      # the yardstick: boxes filled with their class
+misa train experiments/teacher.py:demo_grabcut    # GrabCut in each box
+misa train experiments/teacher.py:demo_student    # a student's masks; first misa train experiments/demo.py of that seed
+misa train experiments/teacher.py:demo_mask       # the upper bound: true masks
+misa train experiments/teacher.py:voc_r50 --data-root path/to/voc
+misa train experiments/teacher.py:demo --smoke
+
+The paper gives neither losses nor schedule of its teacher: the demo's are ours, the recipes take AdamW, learning
+rate, decay, warm-up and batch of SeMask (Jain et al. 2023), and length and image sizes of the student.
+"""
+
+from misa.experiment import TINY, Affinity, Augmentation, Experiment, Network, Schedule, Semantic
+
+DEMO = Experiment(
+    data="demo",
+    network=TINY,
+    affinity=Affinity(),
+    schedule=Schedule(epochs=12, batch=8, lr=1e-3, decay="cosine", warmup=50, clip=10.0),
+    augmentation=Augmentation(short_sides=(128,), long_side=128, test_short_side=128),
+    scenes=(("train", 500), ("val", 100)),
+    semantic=Semantic(),
+)
+
+VOC = Experiment(
+    data="voc",
+    affinity=Affinity(),
+    schedule=Schedule(epochs=36, batch=16, lr=1e-4, weight_decay=1e-4, decay="cosine", warmup=1500, clip=1.0),
+    semantic=Semantic(),
+)
+COCO = VOC.but(data="coco", affinity={"window": 3})
+
+ROWS = {
+    "demo": DEMO,
+    "demo_boxes": DEMO.but(semantic={"labels": "rectangles"}),
+    "demo_grabcut": DEMO.but(semantic={"labels": "grabcut"}),
+    "demo_student": DEMO.but(semantic={"labels": "student", "student": "demo:box"}),
+    "demo_mask": DEMO.but(supervision="mask"),
+    "voc_r50": VOC,
+    "voc_r101": VOC.but(network=Network(backbone="resnet101")),
+    "coco_r50": COCO,
+    "coco_r101": COCO.but(network=Network(backbone="resnet101")),
+    "coco_swin_b": COCO.but(
+        network=Network(backbone="swin_b", frozen_stages=-1, norm_eval=False), semantic={"residual": "norm"}
+    ),
+}

@@ -1,0 +1,82 @@
+"""What a trained teacher's S knows that colour does not, on held-out images (Figure 4 as numbers)."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from misa.data.coco import _OrderedCOCO
+from misa.data.source import Source
+from misa.engine.teacher import load_teacher
+from misa.engine.train import opened
+from misa.evaluation.separation import separation
+
+MAPS = ("colour", "S", "S x K")
+
+
+def teacher_separation(
+    run_folder: str | Path, *, data_root: str | Path | None = None, limit: int | None = None, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Mean AUC in percent over the validation objects, for colour, S and S reweighted by K, by failure mode.
+
+    All maps at stride 4, where the losses see them: colour is the network's input resized as for the pairwise loss.
+    An object counts where half a cell or more is its own. The last entry of each map is over all objects.
+    """
+    experiment, source, folder, _ = opened(run_folder, data_root=data_root)
+    teacher = load_teacher(folder, classes=source.classes)
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in MAPS}
+    truth, label = _truth(source)
+    for record in truth.loadImgs(truth.getImgIds()[: experiment.limit if limit is None else limit]):
+        objects = truth.loadAnns(truth.getAnnIds(imgIds=[record["id"]], iscrowd=False))
+        if not objects:
+            continue
+        with Image.open(source.val.images / record["file_name"]) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        images = _input(pixels, experiment.augmentation.test_short_side, teacher.contract.mean, teacher.contract.std)
+        features, factors = teacher.prior(images)
+        size = (features.shape[-2], features.shape[-1])
+        masks = np.stack([_coarse(truth.annToMask(a), size) for a in objects])
+        rows = factors.numpy()[[label[a["category_id"]] for a in objects]]
+        colour = F.interpolate(images, size=size, mode="bilinear", align_corners=False)[0].numpy()
+        semantic = features[0].numpy()
+        scores = (
+            separation(colour, masks, seed=seed),
+            separation(semantic, masks, seed=seed),
+            separation(semantic, masks, factors=rows, seed=seed),
+        )
+        for name, values in zip(MAPS, scores, strict=True):
+            for a, value in zip(objects, values, strict=True):
+                found[name].setdefault(a.get("mode", "unknown"), []).append(100 * float(value))
+    return {name: _means(modes) for name, modes in found.items()}
+
+
+def _means(modes: dict[str, list[float]]) -> dict[str, float]:
+    everything = [value for values in modes.values() for value in values]
+    return {mode: _mean(values) for mode, values in sorted({**modes}.items())} | {"all": _mean(everything)}
+
+
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _truth(source: Source) -> tuple[Any, dict[int, int]]:
+    truth = _OrderedCOCO(str(source.val.annotations))
+    return truth, {c["id"]: source.classes.index(c["name"]) for c in truth.dataset["categories"]}
+
+
+def _input(pixels: Any, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """An image as the network sees it: short side as in the test, normalised, without padding."""
+    h, w = pixels.shape[:2]
+    scale = side / min(h, w)
+    resized = pixels if scale == 1 else cv2.resize(pixels, (round(w * scale), round(h * scale)))
+    return torch.from_numpy((resized - np.array(mean)) / np.array(std)).permute(2, 0, 1)[None].float()
+
+
+def _coarse(mask: Any, size: tuple[int, int]) -> Any:
+    share = cv2.resize(mask.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    return share >= 0.5
