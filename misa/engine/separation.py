@@ -20,7 +20,7 @@ MAPS = ("colour", "S", "S x K")
 
 def teacher_separation(
     run_folder: str | Path, *, data_root: str | Path | None = None, limit: int | None = None, seed: int = 0
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """Mean AUC in percent over the validation objects, for colour, S and S reweighted by K, by failure mode.
 
     All maps at stride 4, where the losses see them: colour is the network's input resized as for the pairwise loss.
@@ -54,14 +54,14 @@ def teacher_separation(
     return {name: _means(modes) for name, modes in found.items()}
 
 
-def _means(modes: dict[str, list[float]]) -> dict[str, float]:
+def _means(modes: dict[str, list[float]]) -> dict[str, float | None]:
     everything = [value for values in modes.values() for value in values]
-    return {mode: _mean(values) for mode, values in sorted({**modes}.items())} | {"all": _mean(everything)}
+    return {mode: _mean(values) for mode, values in sorted(modes.items())} | {"all": _mean(everything)}
 
 
-def _mean(values: list[float]) -> float:
+def _mean(values: list[float]) -> float | None:
     known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")
+    return float(np.mean(known)) if known else None
 
 
 def _truth(source: Source) -> tuple[Any, dict[int, int]]:

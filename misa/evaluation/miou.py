@@ -49,5 +49,5 @@ def miou(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]], names: Se
     }
 
 
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+def _mean(values: NDArray[np.float64]) -> float | None:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else None
