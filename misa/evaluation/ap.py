@@ -23,8 +23,8 @@ def read_truth(annotation_file: str | Path) -> COCO:
 
 def mask_ap(
     truth: COCO, detections: Sequence[dict[str, Any]], *, images: Iterable[int] | None = None
-) -> dict[str, float]:
-    """AP, AP50, AP75, APs, APm, APl in percent; NaN where the truth has no object of that size.
+) -> dict[str, float | None]:
+    """AP, AP50, AP75, APs, APm, APl in percent; None where the truth has no object of that size.
 
     `detections` are COCO results: image_id, category_id, score, segmentation (RLE at the original size).
     `images` restricts the evaluation to some image ids.
@@ -39,7 +39,7 @@ def mask_ap(
         evaluation.summarize()
     # pycocotools writes -1 where nothing could be measured.
     return {
-        name: float("nan") if value < 0 else 100 * float(value)
+        name: None if value < 0 else 100 * float(value)
         for name, value in zip(NAMES, evaluation.stats[:6], strict=True)
     }
 

@@ -106,7 +106,7 @@ def loss_curves(losses: Mapping[str, NDArray[np.float64]], *, window: int = 20) 
     return figure
 
 
-def ap_bars(scores: Mapping[str, Mapping[str, float]]) -> Figure:
+def ap_bars(scores: Mapping[str, Mapping[str, float | None]]) -> Figure:
     """AP figures side by side: one group a metric, one bar a variant (missing values stay empty)."""
     figure = Figure(figsize=(5, 2.6), layout="constrained")
     ax = figure.subplots()

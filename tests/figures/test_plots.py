@@ -55,7 +55,7 @@ def test_loss_curves_show_the_running_mean():
 
 
 def test_bars_leave_out_what_was_not_measured():
-    figure = ap_bars({"masks": {"AP": 12.3, "APl": float("nan")}, "as rectangles": {"AP": 4.0, "APl": float("nan")}})
+    figure = ap_bars({"masks": {"AP": 12.3, "APl": None}, "as rectangles": {"AP": 4.0, "APl": None}})
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert heights == [12.3, 0, 4.0, 0]
     assert [t.get_text() for t in figure.axes[0].texts] == ["12.3", "", "4.0", ""]
