@@ -443,15 +443,17 @@ def _machine_code(source: Kernel) -> Callable[..., Any]:
         llvm.initialize_native_asmprinter()
         target = llvm.Target.from_triple(llvm.get_process_triple())
         machine = target.create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=1
         )
         module = llvm.parse_assembly(llvm_text(source))
         module.triple = machine.triple
         module.data_layout = str(machine.target_data)
         module.verify()
-        options = llvm.create_pipeline_tuning_options(speed_level=3)
+        # Vectors are what counts here; unrolling and the last levels of optimisation only double the compile time.
+        options = llvm.create_pipeline_tuning_options(speed_level=2)
         options.loop_vectorization = True
-        options.slp_vectorization = True
+        options.loop_interleaving = False
+        options.loop_unrolling = False
         builder = llvm.create_pass_builder(machine, options)
         builder.getModulePassManager().run(module, builder)
         engine = llvm.create_mcjit_compiler(module, machine)

@@ -96,7 +96,8 @@ class Merges:
         def new(name: str, size: int, dtype: torch.dtype) -> Tensor:
             return torch.empty(size, dtype=dtype) if keep else scratch("merges " + name, size, dtype)
 
-        self.group, self.meeting, self.children = (new(x, p, torch.int32) for x in ("group", "meeting", "children"))
+        self.group, self.meeting = new("group", p, torch.int32), new("meeting", p, torch.int32)
+        self.children = new("children", p, torch.int64)
         self.start, self.decay = new("start", p + 1, torch.int32), new("decay", p, torch.float32)
         self.k = 0
 
@@ -112,10 +113,10 @@ class Merges:
 
     def sums(self, values: Tensor, pixel: Tensor) -> Tensor:
         """Numerators and denominators side by side, per flat zone."""
-        own, below, out = (scratch(x, 2 * self.k, torch.float64) for x in ("own", "below", "out"))
+        own, below, gain, out = (scratch(x, 2 * self.k, torch.float64) for x in ("own", "below", "gain", "out"))
         run(
             kernels.sums, values, pixel, len(pixel), self.k, self.group, self.meeting, self.decay, self.start,
-            self.children, own, below, out,
+            self.children, own, below, gain, out,
         )  # fmt: skip
         return out
 
@@ -201,12 +202,13 @@ def feature_lengths(features: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
 Layer = tuple[Tensor, Tensor, float, Tensor | None]  # values (d h w), their squared factors (d), share, precision
 
 
+Crop = tuple[int, int, int, int]  # first row and column, one past the last
+
+
 class Field:
     """Â of one group of masks around the boxes of that group: planes for half of the window, and 1 / Σ Â."""
 
-    def __init__(
-        self, crops: Sequence[tuple[int, int, int, int]], layers: Sequence[Layer], offsets: Sequence[tuple[int, int]]
-    ) -> None:
+    def __init__(self, crops: Sequence[Crop], layers: Sequence[Layer], offsets: Sequence[tuple[int, int]]) -> None:
         self.reach = reach = max((max(abs(dy), abs(dx)) for dy, dx in offsets), default=0)
         self.top, self.left = min(c[0] for c in crops) - reach, min(c[1] for c in crops) - reach
         self.rows = max(c[2] for c in crops) + reach - self.top
@@ -216,17 +218,21 @@ class Field:
         self.centre = float(sum(share for _, _, share, _ in layers))
         self.planes = torch.zeros(len(offsets), self.rows, self.columns)
         self.norm = torch.empty(self.rows, self.columns)
+        self.needed = torch.zeros(self.rows, self.columns, dtype=torch.int32)
+        for y0, x0, y1, x1 in crops:  # half of the window looks back from there, so the reach counts twice
+            rows = slice(y0 - reach - self.top, y1 + reach - self.top)
+            self.needed[rows, x0 - reach - self.left : x1 + reach - self.left] = 1
 
     def fill(self, first: int, last: int, present: Tensor) -> None:
         """The affinities of rows first … last."""
         h, w = present.shape
-        distance = scratch("distance", w, torch.float32)
+        half = len(self.offsets)
+        distance = scratch("distance", 4 * half * (w + 1), torch.float32)
         for values, squares, share, _ in self.layers:
-            for (dy, dx), plane in zip(self.offsets, self.planes, strict=True):
-                run(
-                    kernels.add_affinity, values, squares, len(values), h, w, self.top, self.left, self.rows,
-                    self.columns, first, last, dy, dx, share, present, distance, plane,
-                )  # fmt: skip
+            run(
+                kernels.add_affinity, values, squares, len(values), h, w, self.top, self.left, self.rows, self.columns,
+                first, last, half, self.table, share, present, self.needed, distance, self.planes,
+            )  # fmt: skip
 
     def normalise(self, present: Tensor) -> None:
         """1 / Σ Â of Eq. 9."""
@@ -235,7 +241,7 @@ class Field:
             *present.shape, self.top, self.left, self.centre, present, self.norm,
         )  # fmt: skip
 
-    def step(self, mask: Tensor, box: Tensor, crop: tuple[int, int, int, int], steps: int, result: Tensor) -> None:
+    def step(self, mask: Tensor, box: Tensor, crop: Crop, steps: int, result: Tensor) -> None:
         """Eq. 14 for one mask, inside the crop of its box."""
         y0, x0, y1, x1 = crop
         w = mask.shape[1]
@@ -290,9 +296,10 @@ def propagate_window(
     return result
 
 
-def _bounds(box: Tensor) -> tuple[int, int, int, int] | None:
-    """First and last row and column where the box is not 0."""
-    rows, columns = box.any(dim=1).nonzero()[:, 0], box.any(dim=0).nonzero()[:, 0]
-    if len(rows) == 0:
-        return None
-    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+def _bounds(box: Tensor) -> Crop | None:
+    """First row and column where the box is not 0, and one past the last; None for an empty box."""
+    h, w = box.shape
+    found = torch.empty(4, dtype=torch.int64)
+    run(kernels.bounds, box, h, w, scratch("columns", w, torch.float32), found)
+    y0, x0, y1, x1 = found.tolist()
+    return (y0, x0, y1, x1) if y1 > 0 else None

@@ -242,86 +242,86 @@ def meet(
     jump: I4s,
     depth: I4s,
     start: I4s,
-    children: I4s,
+    children: I8s,
 ) -> I8:
     """The merge tree of one rooted tree with edges s: flat zones, meeting points t(x), children in ascending s.
 
-    Flat zones become one vertex each; `group` says which. Edges beyond FAR join nothing. Climbing to t(x) goes along
-    the t's above, whose edges grow, by jumps that make it logarithmic at worst.
+    `children` holds (s, x) in one number, grouped by t. Flat zones become one vertex each; `group` says
+    which. Edges beyond FAR join nothing. Climbing to t(x) goes along the t's above, whose edges grow, by jumps that
+    make it logarithmic at worst. Whether an edge is flat is hard to foresee, so the next vertex is written in any
+    case and counted only if it stays.
     """
+    for v in range(p + 1):
+        start[v] = 0
     k = 1
     group[0] = 0
     length[0] = 1e30
     meeting[0] = 0
     jump[0] = 0
     depth[0] = 0
-    start[0] = 0
-    start[1] = 0
     for v in range(1, p):
         sv = s[v]
         a = i8(group[up[v]])
-        if sv < FLAT:
-            group[v] = a
+        keep = 0 if sv < FLAT else 1
+        group[v] = k if keep == 1 else a
+        if sv < FAR:
+            length[k] = sv
+            while length[a] <= sv:
+                far = i8(jump[a])
+                a = far if length[far] <= sv else i8(meeting[a])
+            meeting[k] = a
+            start[a] += keep
+            over = i8(jump[a])
+            jump[k] = i8(jump[over]) if depth[a] - depth[over] == depth[over] - depth[jump[over]] else a
+            depth[k] = depth[a] + 1
         else:
-            group[v] = k
-            start[k + 1] = 0
-            if sv < FAR:
-                length[k] = sv
-                while length[a] <= sv:
-                    far = i8(jump[a])
-                    a = far if length[far] <= sv else i8(meeting[a])
-                meeting[k] = a
-                start[a] += 1
-                over = i8(jump[a])
-                if depth[a] - depth[over] == depth[over] - depth[jump[over]]:
-                    jump[k] = jump[over]
-                else:
-                    jump[k] = a
-                depth[k] = depth[a] + 1
-            else:
-                length[k] = 1e30
-                meeting[k] = -1
-                jump[k] = k
-                depth[k] = 0
-            k += 1
+            length[k] = 1e30
+            meeting[k] = -1
+            jump[k] = k
+            depth[k] = 0
+        k += keep
     meeting[0] = -1
+    for x in range(k):
+        decay[x] = f4(exp_minus(min(f8(length[x]), 600.0)))
     total = 0
     for x in range(k):
         total += start[x]
         start[x] = total
-        decay[x] = f4(exp_minus(min(f8(length[x]), 600.0)))
     start[k] = total
     for i in range(k):
         x = k - 1 - i
         t = i8(meeting[x])
         if t >= 0:
-            # Insert in ascending order while filling the group from the back.
             slot = i8(start[t]) - 1
             start[t] = slot
-            children[slot] = x
+            children[slot] = (bits(length[x]) << 32) | x
     for t in range(k):
         first = i8(start[t])
         last = i8(start[t + 1])
-        if last - first > 1:
-            sort_by_length(children, length, first, last)
+        if last - first == 2:
+            a_key = children[first]
+            b_key = children[first + 1]
+            children[first] = min(a_key, b_key)
+            children[first + 1] = max(a_key, b_key)
+        elif last - first > 2:
+            sort(children, first, last)
     return k
 
 
 @kernel
-def sort_by_length(children: I4s, length: F4s, first: I8, last: I8) -> None:
-    """Shell sort of children[first:last] by length; stable enough, since equal lengths may come in any order."""
+def sort(keys: I8s, first: I8, last: I8) -> None:
+    """Sort keys[first:last]: by insertion, over growing gaps where there are many (Shell)."""
     gap = 1
-    while gap * 3 + 1 < last - first:
+    while gap * 9 < last - first:
         gap = gap * 3 + 1
     while gap > 0:
         for i in range(first + gap, last):
-            x = i8(children[i])
-            sx = length[x]
+            key = keys[i]
             j = i
-            while j - gap >= first and length[children[j - gap]] > sx:
-                children[j] = children[j - gap]
+            while j - gap >= first and keys[j - gap] > key:
+                keys[j] = keys[j - gap]
                 j -= gap
-            children[j] = x
+            keys[j] = key
         gap = gap // 3
 
 
@@ -335,12 +335,18 @@ def sums(
     meeting: I4s,
     decay: F4s,
     start: I4s,
-    children: I4s,
+    children: I8s,
     own: F8s,
     below: F8s,
+    gain: F8s,
     out: F8s,
 ) -> None:
-    """Numerator and denominator of Eq. 14 for one mask, side by side: out[2 pixel] and out[2 pixel + 1]."""
+    """Numerator and denominator of Eq. 14 for one mask, side by side: out[2 zone] and out[2 zone + 1].
+
+    Backwards over the merges: the mass below every vertex, what later siblings send it, and what its own children
+    send it. Forwards: what its meeting point held before it, and what reaches that from above. Nothing is
+    subtracted, so no digits are lost.
+    """
     for i in range(2 * k):
         own[i] = 0.0
     for v in range(p):
@@ -349,38 +355,43 @@ def sums(
         own[g + 1] += 1.0
     for i in range(2 * k):
         below[i] = own[i]
+        gain[i] = 0.0
         out[i] = 0.0
-    for i in range(k):
-        x = k - 1 - i
-        t = 2 * i8(meeting[x])
-        if t >= 0:
-            below[t] += below[2 * x]
-            below[t + 1] += below[2 * x + 1]
-    for x in range(k):
-        first = i8(start[x])
-        last = i8(start[x + 1])
-        above_n = out[2 * x]
-        above_d = out[2 * x + 1]
-        held_n = own[2 * x]
-        held_d = own[2 * x + 1]
-        for i in range(first, last):
-            c = i8(children[i])
-            e = f8(decay[c])
-            out[2 * c] = above_n + e * held_n
-            out[2 * c + 1] = above_d + e * held_d
-            held_n += below[2 * c]
-            held_d += below[2 * c + 1]
-        later_n = 0.0
-        later_d = 0.0
-        for i in range(first, last):
-            c = i8(children[last - 1 - i + first])
-            e = f8(decay[c])
-            out[2 * c] += later_n
-            out[2 * c + 1] += later_d
-            later_n += e * below[2 * c]
-            later_d += e * below[2 * c + 1]
-        out[2 * x] = own[2 * x] + later_n + above_n
-        out[2 * x + 1] = own[2 * x + 1] + later_d + above_d
+    merges = i8(start[k])
+    sent = 0.0
+    sent_d = 0.0
+    before = -1
+    for i in range(merges):
+        c = children[merges - 1 - i] & LOW
+        t = i8(meeting[c])
+        e = f8(decay[c])
+        sent = sent if t == before else 0.0
+        sent_d = sent_d if t == before else 0.0
+        before = t
+        out[2 * c] = sent
+        out[2 * c + 1] = sent_d
+        sent += e * below[2 * c]
+        sent_d += e * below[2 * c + 1]
+        gain[2 * t] = sent
+        gain[2 * t + 1] = sent_d
+        below[2 * t] += below[2 * c]
+        below[2 * t + 1] += below[2 * c + 1]
+    held = 0.0
+    held_d = 0.0
+    before = -1
+    for i in range(merges):
+        c = children[i] & LOW
+        t = i8(meeting[c])
+        e = f8(decay[c])
+        held = held if t == before else own[2 * t]
+        held_d = held_d if t == before else own[2 * t + 1]
+        before = t
+        out[2 * c] += out[2 * t] + e * held
+        out[2 * c + 1] += out[2 * t + 1] + e * held_d
+        held += below[2 * c]
+        held_d += below[2 * c + 1]
+    for i in range(2 * k):
+        out[i] += own[i] + gain[i]
 
 
 @kernel
@@ -409,6 +420,37 @@ def divide(both: F8s, p: I8, result: F4s) -> None:
 
 
 @kernel
+def add_distances(
+    values: F4s, squares: F4s, q: I8, d: I8, p: I8, here: I8, there: I8, first: I8, last: I8, out: F4s, at: I8
+) -> None:
+    """out[at + i] += Σ_d squares_d (V_d(there + i) − V_d(here + i))² for first ≤ i < last, four channels at a time.
+
+    `squares` starts at q, channels are p apart.
+    """
+    k = 0
+    while k + 4 <= d:
+        w0 = squares[q + k]
+        w1 = squares[q + k + 1]
+        w2 = squares[q + k + 2]
+        w3 = squares[q + k + 3]
+        a = k * p + here
+        b = k * p + there
+        for i in range(first, last):
+            d0 = values[b + i] - values[a + i]
+            d1 = values[b + p + i] - values[a + p + i]
+            d2 = values[b + 2 * p + i] - values[a + 2 * p + i]
+            d3 = values[b + 3 * p + i] - values[a + 3 * p + i]
+            out[at + i] += (w0 * (d0 * d0) + w1 * (d1 * d1)) + (w2 * (d2 * d2) + w3 * (d3 * d3))
+        k += 4
+    while k < d:
+        w0 = squares[q + k]
+        for i in range(first, last):
+            d0 = values[k * p + there + i] - values[k * p + here + i]
+            out[at + i] += w0 * (d0 * d0)
+        k += 1
+
+
+@kernel
 def feature_edges(
     features: F4s,
     squares: F4s,
@@ -423,43 +465,41 @@ def feature_edges(
 ) -> None:
     """Σ_d (K^c_d)² (S_d(i) − S_d(j))² along the grid edges of the rows first … last, all categories in one pass over S.
 
-    `moments` gathers the sums of S_d and S_d² over these rows, from which σ_{S^c} follows.
+    `moments` gathers the sums of S_d and S_d² over these rows, from which σ_{S^c} follows. Rows go in blocks, so
+    that a channel is read in long pieces.
     """
     p = h * w
     vertical = (h - 1) * w
     m = vertical + h * (w - 1)
-    for y in range(first, last):
-        row = y * w
-        edge = vertical + y * (w - 1)
+    for block in range(first, last, 8):
+        stop = min(block + 8, last)
+        below = min(stop, h - 1)
         for j in range(c):
             out = j * m
-            for x in range(w - 1):
-                lengths[out + edge + x] = 0.0
-            if y + 1 < h:
-                for x in range(w):
-                    lengths[out + row + x] = 0.0
-        for k in range(d):
-            at = k * p + row
-            one = f4(0.0)
-            two = f4(0.0)
-            for x in range(w):
-                one += features[at + x]
-                two += features[at + x] * features[at + x]
-            moments[2 * k] += one
-            moments[2 * k + 1] += two
+            for i in range(vertical + block * (w - 1), vertical + stop * (w - 1)):
+                lengths[out + i] = 0.0
+            for i in range(block * w, below * w):
+                lengths[out + i] = 0.0
+        for k in range(0, d, 4):
+            some = min(4, d - k)
+            for more in range(some):
+                one = f4(0.0)
+                two = f4(0.0)
+                at = (k + more) * p
+                for i in range(at + block * w, at + stop * w):
+                    one += features[i]
+                    two += features[i] * features[i]
+                moments[2 * (k + more)] += one
+                moments[2 * (k + more) + 1] += two
+            at = k * p
             for j in range(c):
-                weight = squares[j * d + k]
-                out = j * m + edge
-                for x in range(w - 1):
-                    difference = features[at + x + 1] - features[at + x]
-                    lengths[out + x] += weight * (difference * difference)
-            if y + 1 < h:
-                for j in range(c):
-                    weight = squares[j * d + k]
-                    out = j * m + row
-                    for x in range(w):
-                        difference = features[at + w + x] - features[at + x]
-                        lengths[out + x] += weight * (difference * difference)
+                q = j * d + k
+                out = j * m
+                add_distances(features, squares, q, some, p, at, at + w, block * w, below * w, lengths, out)
+                for y in range(block, stop):
+                    row = at + y * w
+                    edge = out + vertical + y * (w - 1)
+                    add_distances(features, squares, q, some, p, row, row + 1, 0, w - 1, lengths, edge)
 
 
 @kernel
@@ -491,40 +531,73 @@ def add_affinity(
     ew: I8,
     first: I8,
     last: I8,
-    dy: I8,
-    dx: I8,
+    half: I8,
+    offsets: I8s,
     share: F4,
     valid: F4s,
+    needed: I4s,
     distance: F4s,
-    plane: F4s,
+    planes: F4s,
 ) -> None:
-    """plane += share · exp(−Σ_d squares_d (V_d(i) − V_d(k))²) for k = i + (dy, dx) (Eq. 8, 12).
+    """planes[o] += share · exp(−Σ_d squares_d (V_d(i) − V_d(k))²) for k = i + offset o (Eq. 8, 12).
 
-    The plane covers eh x ew pixels from (top, left), which may lie outside the image: absent, so left alone. Rows
-    first … last of it are done.
+    The planes cover eh x ew pixels from (top, left), which may lie outside the image: absent, so left alone. Of rows
+    first … last the `needed` pixels are done, four rows at a time: run by run of columns that one of them needs, all
+    offsets in one pass over the channels. `distance` has room for 4 · half · (w + 1) numbers.
     """
     p = h * w
-    x_first = max(left, max(0, 0 - dx))
-    x_last = min(left + ew, min(w, w - dx))
-    for row in range(first, last):
-        y = top + row
-        if y >= 0 and y < h and y + dy >= 0 and y + dy < h and x_first < x_last:
-            here = y * w + x_first
-            there = (y + dy) * w + x_first + dx
-            count = x_last - x_first
-            for x in range(count):
-                distance[x] = 0.0
-            for k in range(d):
-                weight = squares[k]
-                a = k * p + here
-                b = k * p + there
-                for x in range(count):
-                    difference = values[b + x] - values[a + x]
-                    distance[x] += weight * (difference * difference)
-            out = row * ew + x_first - left
-            for x in range(count):
-                both = valid[here + x] * valid[there + x]
-                plane[out + x] += share * both * exp_minus_4(distance[x])
+    size = eh * ew
+    for block in range(max(first, -top), min(last, h - top), 4):
+        stop = min(min(block + 4, last), h - top)
+        x = max(0, left)
+        end = min(w, left + ew)
+        while x < end:
+            wanted = 0
+            while x < end and wanted == 0:
+                for row in range(block, stop):
+                    wanted += needed[row * ew + x - left]
+                if wanted == 0:
+                    x += 1
+            begin = x
+            while x < end and wanted > 0:
+                wanted = 0
+                for row in range(block, stop):
+                    wanted += needed[row * ew + x - left]
+                if wanted > 0:
+                    x += 1
+            x = min(end, x + ((begin - x) & 15))  # whole vectors
+            width = x - begin
+            if width > 0:
+                for i in range(4 * half * width):
+                    distance[i] = 0.0
+                for k in range(0, d, 4):
+                    for row in range(block, stop):
+                        y = top + row
+                        for o in range(half):
+                            dy = offsets[2 * o]
+                            dx = offsets[2 * o + 1]
+                            if y + dy >= 0 and y + dy < h:
+                                here = k * p + y * w
+                                low = max(begin, -dx)
+                                high = min(x, w - dx)
+                                at = ((row - block) * half + o) * width - begin
+                                there = here + dy * w + dx
+                                add_distances(
+                                    values, squares, k, min(4, d - k), p, here, there, low, high, distance, at
+                                )
+                for row in range(block, stop):
+                    y = top + row
+                    for o in range(half):
+                        dy = offsets[2 * o]
+                        dx = offsets[2 * o + 1]
+                        if y + dy >= 0 and y + dy < h:
+                            here = y * w
+                            there = here + dy * w + dx
+                            at = ((row - block) * half + o) * width - begin
+                            out = o * size + row * ew - left
+                            for u in range(max(begin, -dx), min(x, w - dx)):
+                                both = valid[here + u] * valid[there + u]
+                                planes[out + u] += share * both * exp_minus_4(distance[at + u])
 
 
 @kernel
@@ -621,3 +694,31 @@ def local_steps(
     for y in range(ch):
         for x in range(cw):
             result[(y0 + y) * w + x0 + x] = now[(y + r) * width + r + x]
+
+
+@kernel
+def bounds(box: F4s, h: I8, w: I8, columns: F4s, result: I8s) -> None:
+    """First row and column where the box is not 0, and one past the last; all 0 for an empty box."""
+    y0 = h
+    y1 = 0
+    for x in range(w):
+        columns[x] = 0.0
+    for y in range(h):
+        total = f4(0.0)
+        for x in range(w):
+            size = max(box[y * w + x], -box[y * w + x])
+            total += size
+            columns[x] += size
+        if total > 0.0:
+            y0 = min(y0, y)
+            y1 = y + 1
+    x0 = w
+    x1 = 0
+    for x in range(w):
+        if columns[x] > 0.0:
+            x0 = min(x0, x)
+            x1 = x + 1
+    result[0] = y0
+    result[1] = x0
+    result[2] = y1
+    result[3] = x1

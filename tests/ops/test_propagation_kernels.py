@@ -124,7 +124,8 @@ def test_climb_is_that_of_the_plain_loop(rng):
     s[7] = 0.0
     s[20] = 99.0
     parent = up.int().numpy()
-    arrays = {x: np.zeros(p + 1, dtype=np.int32) for x in ("group", "meeting", "jump", "depth", "start", "children")}
+    arrays = {x: np.zeros(p + 1, dtype=np.int32) for x in ("group", "meeting", "jump", "depth", "start")}
+    arrays["children"] = np.zeros(p, dtype=np.int64)
     length, decay = np.zeros(p, dtype=np.float32), np.zeros(p, dtype=np.float32)
     arguments = [parent, s.numpy(), p, arrays["group"], arrays["meeting"], length, decay]
     arguments += [arrays["jump"], arrays["depth"], arrays["start"], arrays["children"]]
@@ -141,18 +142,18 @@ def test_climb_is_that_of_the_plain_loop(rng):
             at = int(parent[at])
         assert arrays["meeting"][group[v]] == group[at]
     for t in range(k):
-        members = arrays["children"][arrays["start"][t] : arrays["start"][t + 1]]
+        members = arrays["children"][arrays["start"][t] : arrays["start"][t + 1]] & 0xFFFFFFFF
         assert (np.diff(length[members]) >= 0).all()
         assert (arrays["meeting"][members] == t).all()
 
 
-def test_shell_sort():
-    lengths = np.random.default_rng(0).random(500).astype(np.float32)
-    order = np.arange(500, dtype=np.int32)
-    _kernels.sort_by_length.compiled(order.ctypes.data, lengths.ctypes.data, 3, 490)
-    assert (np.diff(lengths[order[3:490]]) >= 0).all()
-    assert order[:3].tolist() == [0, 1, 2]
-    assert sorted(order.tolist()) == list(range(500))
+@pytest.mark.parametrize(("first", "last"), [(3, 490), (5, 5), (5, 6), (5, 7), (5, 14), (5, 15)])
+def test_sort(first, last):
+    keys = np.random.default_rng(0).integers(0, 1000, 500)
+    expected = keys.copy()
+    expected[first:last].sort()
+    _kernels.sort.compiled(keys.ctypes.data, first, last)
+    np.testing.assert_array_equal(keys, expected)
 
 
 def test_threads_do_not_change_a_bit(rng):
