@@ -135,7 +135,7 @@ class Progress(Hook):
         seconds = (time.monotonic() - self.started) / (done - self.first)
         left = int(seconds * (runner.max_iters - done))
         losses = {key: value.detach().item() for key, value in (outputs or {}).items() if "loss" in key}
-        parts = " ".join(f"{key.removeprefix('loss_')} {value:.3f}" for key, value in losses.items())
+        parts = " ".join(f"{key.removeprefix('loss_')} {value:.2f}" for key, value in losses.items())
         self._say(
             f"epoch {runner.epoch + 1}/{runner.max_epochs} step {done}/{runner.max_iters} | {parts} | "
             f"{seconds:.2f} s/step, {left // 60}:{left % 60:02d} left",

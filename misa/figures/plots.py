@@ -1,5 +1,6 @@
 """Pictures of data, training and results: arrays in, a matplotlib Figure out."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,15 @@ from numpy.typing import NDArray
 
 COLORS = tuple(matplotlib.color_sequences["petroff10"])
 """Colour-blind-safe sequence (Petroff 2021), one a class or instance."""
+
+
+class Picture(Figure):
+    """A figure that a notebook shows by itself, without pyplot's global state."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=130)
+        return buffer.getvalue()
 
 
 def draw_objects(
@@ -58,7 +68,7 @@ def sample_grid(samples: Sequence[Mapping[str, object]], *, columns: int = 4, ti
     """A grid of images, each a mapping of `draw_objects` arguments."""
     columns = min(columns, max(len(samples), 1))
     rows = max(1, -(-len(samples) // columns))
-    figure = Figure(figsize=(1.75 * columns, 1.9 * rows), layout="constrained")
+    figure = Picture(figsize=(1.75 * columns, 1.9 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
@@ -74,7 +84,7 @@ def box_to_mask(rows: Sequence[Mapping[str, object]]) -> Figure:
 
     Each row has `image`, `boxes`, `predicted` (n h w), `predicted_labels` and `truth` (n h w).
     """
-    figure = Figure(figsize=(1.75 * len(rows), 5.4), layout="constrained")
+    figure = Picture(figsize=(1.75 * len(rows), 5.4), layout="constrained")
     axes = figure.subplots(3, len(rows), squeeze=False)
     for column, row in enumerate(rows):
         draw_objects(axes[0, column], row["image"], boxes=row["boxes"])  # type: ignore[arg-type]
@@ -90,7 +100,7 @@ def box_to_mask(rows: Sequence[Mapping[str, object]]) -> Figure:
 
 def loss_curves(losses: Mapping[str, NDArray[np.float64]], *, window: int = 20) -> Figure:
     """Each loss over the steps, faint as recorded and bold as a running mean of `window` steps."""
-    figure = Figure(figsize=(5, 2.8), layout="constrained")
+    figure = Picture(figsize=(5, 2.8), layout="constrained")
     ax = figure.subplots()
     styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
     for i, (name, values) in enumerate(losses.items()):
@@ -107,8 +117,8 @@ def loss_curves(losses: Mapping[str, NDArray[np.float64]], *, window: int = 20) 
 
 
 def ap_bars(scores: Mapping[str, Mapping[str, float | None]]) -> Figure:
-    """AP figures side by side: one group a metric, one bar a variant (missing values stay empty)."""
-    figure = Figure(figsize=(5, 2.6), layout="constrained")
+    """AP or IoU figures side by side: one group a metric, one bar a variant (missing values stay empty)."""
+    figure = Picture(figsize=(5, 2.6), layout="constrained")
     ax = figure.subplots()
     names = list(next(iter(scores.values())))
     width = 0.8 / len(scores)
@@ -118,7 +128,7 @@ def ap_bars(scores: Mapping[str, Mapping[str, float | None]]) -> Figure:
         bars = ax.bar(at, np.nan_to_num(heights), width, label=variant, color=COLORS[i], hatch=("", "//", "..")[i % 3])
         ax.bar_label(bars, labels=["" if np.isnan(h) else f"{h:.1f}" for h in heights], fontsize=6)
     ax.set_xticks(np.arange(len(names)), names)
-    ax.set_ylabel("mask AP (%)")
+    ax.set_ylabel("mask AP (%)" if "AP" in names else "IoU (%)")
     ax.legend(fontsize=7, frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     return figure
