@@ -47,7 +47,7 @@ def repeat(
             )
             for seed in seeds
         ]
-        leading = [next(iter(run.scores().values())) for run in runs]
+        leading = [run.leading() for run in runs]
         name = next(iter(leading[0]))
         table[row] = (name, *interval([value for scores in leading if (value := scores[name]) is not None]))
     return table

@@ -43,6 +43,10 @@ class Run:
             return {"IoU": iou_figures(self.metrics)}
         return {"masks": self.metrics["segm"], "as rectangles": self.metrics["segm_as_rectangles"]}
 
+    def leading(self) -> dict[str, float | None]:
+        """The first of the scores."""
+        return next(iter(self.scores().values()))
+
     def table(self) -> str:
         """The scores as text, with the IoU of a student's merged instances where it was asked for."""
         table = score_table(self.scores())

@@ -73,3 +73,13 @@ def test_train_stops_on_a_misspelt_parameter(tmp_path):
     assert done.returncode != 0
     assert "there is no parameter epoch; did you mean epochs?" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_train_runs_a_teacher(tmp_path):
+    own = {"smoke": True, "work_dir": tmp_path / "run", "data_root": tmp_path / "data", "gpus": 0}
+    _, done = papermill(tmp_path, row="teacher:demo", **own)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("ap", "losses", "masks"):
+        assert (tmp_path / "run" / "figures" / f"{name}.pdf").stat().st_size > 1000
+    assert "miou" in json.loads((tmp_path / "run" / "metrics.json").read_text())
