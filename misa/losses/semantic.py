@@ -53,14 +53,18 @@ def allowed_classes(
 def outside_loss(
     logits: Float[Tensor, "b e h w"], allowed: Bool[Tensor, "b e h w"], valid: Bool[Tensor, "b h w"]
 ) -> Float[Tensor, ""]:
-    """−log Σ_{e allowed} p_e, averaged over the valid pixels.
+    """−log Σ_{e allowed} p_e over the valid pixels: the mean outside all boxes plus the mean inside.
 
-    Outside all boxes that is the cross-entropy to the background; inside a box of c it only rules out other classes.
+    Outside all boxes that is the cross-entropy to the background; inside a box of c it rules out other classes. One
+    mean over both would hardly see the classes: most pixels are outside.
     """
     # A finite floor: −inf would make the gradient of logsumexp NaN.
     kept = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
     loss = logits.logsumexp(dim=1) - kept.logsumexp(dim=1)
-    return (loss * valid).sum() / valid.sum().clamp(min=1)
+    inside = allowed.sum(dim=1) > 1
+    regions = (valid & ~inside, valid & inside)
+    means = [(loss * region).sum() / region.sum().clamp(min=1) for region in regions]
+    return means[0] + means[1]
 
 
 def semantic_objectives(

@@ -45,7 +45,7 @@ def rows_of(background):
 def test_the_terms_against_loops(logits, boxes, batch, background):
     losses = semantic_objectives(logits, boxes, batch, background=background, outside_weight=2.0, affinity=None)
     rows, p = rows_of(background), logits.double().softmax(dim=1)
-    total, pixels = 0.0, 0
+    total, pixels = [0.0, 0.0], [0, 0]  # outside all boxes, inside some
     for b in range(2):
         for y in range(H):
             for x in range(W):
@@ -56,9 +56,10 @@ def test_the_terms_against_loops(logits, boxes, batch, background):
                     for m, c, i in zip(boxes.masks, boxes.labels, boxes.image, strict=True)
                     if i == b and m[y, x]
                 }
-                total -= math.log(sum(float(p[b, e, y, x]) for e in {background, *inside}))
-                pixels += 1
-    assert_close(losses["loss_outside"], torch.tensor(2 * total / pixels, dtype=torch.float32))
+                total[bool(inside)] -= math.log(sum(float(p[b, e, y, x]) for e in {background, *inside}))
+                pixels[bool(inside)] += 1
+    mean = total[0] / pixels[0] + total[1] / pixels[1]
+    assert_close(losses["loss_outside"], torch.tensor(2 * mean, dtype=torch.float32))
 
     projections = []
     for m, c, i in zip(boxes.masks, boxes.labels, boxes.image, strict=True):
