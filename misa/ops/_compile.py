@@ -53,22 +53,22 @@ COMPARE: dict[type, tuple[str, str]] = {
 }
 
 
-def f4(x: float) -> float:
+def f4(x: Any) -> float:
     """`x` rounded to single precision."""
     return struct.unpack("f", struct.pack("f", x))[0]
 
 
-def f8(x: float) -> float:
+def f8(x: Any) -> float:
     """`x` in double precision."""
     return float(x)
 
 
-def i8(x: float) -> int:
+def i8(x: Any) -> int:
     """`x` cut off to an integer."""
     return int(x)
 
 
-def bits(x: float) -> int:
+def bits(x: Any) -> int:
     """The bit pattern of `x` in single precision; for x ≥ 0 it orders like x."""
     return struct.unpack("i", struct.pack("f", x))[0]
 
@@ -89,6 +89,7 @@ class Kernel:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = inspect.unwrap(function)
         self.name = function.__name__
+        self._code: Callable[..., Any] | None = None
 
     def __call__(self, *values: Any) -> Any:
         return self.function(*values)
@@ -112,10 +113,14 @@ class Kernel:
         """The type of the result, None for none."""
         return TYPES.get(ast.unparse(self.source.returns or ast.Name("?")))
 
-    @cached_property
+    @property
     def compiled(self) -> Callable[..., Any]:
         """Machine code; takes integers for array arguments: the addresses of their first elements."""
-        return _machine_code(self)
+        if self._code is None:
+            with _lock:  # threads that need a kernel at once compile it once
+                if self._code is None:
+                    self._code = _machine_code(self)
+        return self._code
 
 
 def kernel(function: Callable[..., Any]) -> Kernel:
@@ -427,38 +432,37 @@ _engines: list[Any] = []  # machine code lives as long as its engine
 
 
 def available() -> bool:
-    """Whether llvmlite is there; without it the CPU takes the same torch path as any other device."""
+    """Whether llvmlite (0.44 or later) is there; without it the CPU takes the same torch path as any other device."""
     try:
-        import llvmlite.binding  # noqa: F401
+        import llvmlite.binding as llvm
     except ImportError:
         return False
-    return True
+    return hasattr(llvm, "create_pass_builder")
 
 
 def _machine_code(source: Kernel) -> Callable[..., Any]:
     import llvmlite.binding as llvm
 
-    with _lock:
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        target = llvm.Target.from_triple(llvm.get_process_triple())
-        machine = target.create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=1
-        )
-        module = llvm.parse_assembly(llvm_text(source))
-        module.triple = machine.triple
-        module.data_layout = str(machine.target_data)
-        module.verify()
-        # Vectors are what counts here; unrolling and the last levels of optimisation only double the compile time.
-        options = llvm.create_pipeline_tuning_options(speed_level=2)
-        options.loop_vectorization = True
-        options.loop_interleaving = False
-        options.loop_unrolling = False
-        builder = llvm.create_pass_builder(machine, options)
-        builder.getModulePassManager().run(module, builder)
-        engine = llvm.create_mcjit_compiler(module, machine)
-        engine.finalize_object()
-        _engines.append(engine)
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_triple(llvm.get_process_triple())
+    machine = target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=1
+    )
+    module = llvm.parse_assembly(llvm_text(source))
+    module.triple = machine.triple
+    module.data_layout = str(machine.target_data)
+    module.verify()
+    # Vectors are what counts here; unrolling and the last levels of optimisation only double the compile time.
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_vectorization = True
+    options.loop_interleaving = False
+    options.loop_unrolling = False
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    engine = llvm.create_mcjit_compiler(module, machine)
+    engine.finalize_object()
+    _engines.append(engine)
     kinds: list[Any] = [ctypes.c_void_p if kind.endswith("*") else CTYPES[kind] for kind in source.arguments.values()]
     result = None if source.result is None else CTYPES[source.result]
     return ctypes.CFUNCTYPE(result, *kinds)(engine.get_function_address(source.name))

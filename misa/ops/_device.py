@@ -15,10 +15,13 @@ from misa.ops.neighbors import inside, shift
 
 NONE = torch.iinfo(torch.int64).max
 LOW = 0xFFFFFFFF
+MOST = 1 << 22  # pixels of all masks that are worked on at once where every mask has its own merge tree
 
 Index = Sequence[int]
-Part = tuple[Int[Tensor, "g p"], Int[Tensor, "g p"], Float[Tensor, "g p"], Index, float]
-Layer = tuple[Float[Tensor, "d h w"], Float[Tensor, " d"], float, Float[Tensor, "h w"] | None]
+# pixel, parent and s (g p) of the trees of one kernel, the tree of each mask, the kernel's share
+Part = tuple[Tensor, Tensor, Tensor, Index, float]
+# values (d h w), their squared factors over σ² (d), the kernel's share, 1/σ² (h w) where it changes with the pixel
+Layer = tuple[Tensor, Tensor, float, Tensor | None]
 
 
 def on_device(index: Index, like: Tensor) -> Int[Tensor, " n"]:
@@ -168,6 +171,12 @@ def propagate_along(
     factor: float,
 ) -> Float[Tensor, "n p"]:
     """Eq. 14 where every mask brings its own guide (n d p): the tree is shared, its lengths and merges are not."""
+    chunk = max(1, MOST // values.shape[1])
+    if len(values) > chunk:
+        starts = range(0, len(values), chunk)
+        cuts = [slice(start, start + chunk) for start in starts]
+        tree = (pixel, parent, length)
+        return torch.cat([propagate_along(values[c], guides[c], *tree, index[c], factor) for c in cuts])
     which = on_device(index, values)
     pixels, parents = pixel.long()[which], parent.long()[which]
     s = torch.zeros_like(values, dtype=torch.float32)

@@ -7,7 +7,7 @@ outside the image are absent – a mask, never a magic color.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 Offset = tuple[int, int]
@@ -29,7 +29,7 @@ def window_offsets(window: int, dilation: int | Sequence[int] = 1, *, centre: bo
     return [(0, 0), *ring] if centre else ring
 
 
-def shift(values: Float[Tensor, "... h w"], offset: Offset) -> Float[Tensor, "... h w"]:
+def shift(values: Shaped[Tensor, "... h w"], offset: Offset) -> Shaped[Tensor, "... h w"]:
     """At each pixel the value of its neighbor at `offset`; 0 where that neighbor is outside the image."""
     h, w = values.shape[-2:]
     dy, dx = offset

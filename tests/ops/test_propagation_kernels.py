@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from misa.ops import _backend, _cpu, _kernels
+from misa.ops import _backend, _cpu, _device, _kernels
 from misa.ops._compile import F4, F8, I8, F4s, F8s, I4s, Kernel, bits, f4, f8, i8, kernel, llvm_text, power_of_two
 from misa.ops.propagation import propagate_global
+from misa.ops.tree import minimum_spanning_tree
 
 LIMIT = 40
 TENTH = 0.1
@@ -174,6 +175,15 @@ def test_without_llvmlite_the_torch_path_answers(rng, monkeypatch):
     monkeypatch.setattr(_backend, "available", lambda: False)
     assert _backend.backend(masks).__name__ == "misa.ops._device"
     assert_close(propagate_global(masks, image, bandwidth=0.2), usual, atol=1e-6, rtol=0)
+
+
+def test_many_masks_go_in_portions(rng, monkeypatch):
+    masks, image = torch.rand(5, 5, 6, generator=rng), torch.rand(3, 5, 6, generator=rng)
+    monkeypatch.setitem(_backend._choice, "kernels", "torch")
+    tree = minimum_spanning_tree(image)
+    usual = propagate_global(masks, masks[:, None], bandwidth=0.2, tree=tree)
+    monkeypatch.setattr(_device, "MOST", 61)
+    assert_close(propagate_global(masks, masks[:, None], bandwidth=0.2, tree=tree), usual, atol=0, rtol=0)
 
 
 def test_importing_costs_no_compiler_and_no_numba():
