@@ -58,8 +58,7 @@ def outside_loss(
     Outside all boxes that is the cross-entropy to the background; inside a box of c it rules out other classes. One
     mean over both would hardly see the classes: most pixels are outside.
     """
-    # A finite floor: −inf would make the gradient of logsumexp NaN.
-    kept = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
+    kept = logits.masked_fill(~allowed, -torch.inf)  # the background is always left
     loss = logits.logsumexp(dim=1) - kept.logsumexp(dim=1)
     inside = allowed.sum(dim=1) > 1
     regions = (valid & ~inside, valid & inside)

@@ -2,8 +2,10 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from misa.data.labels import (
@@ -18,6 +20,7 @@ from misa.data.labels import (
     write_label_map,
 )
 from misa.errors import UserError
+from misa.ops.boxes import box_masks
 
 
 def square(top, left, side, size=(8, 8)):
@@ -36,6 +39,17 @@ def test_a_box_below_a_pixel_or_over_the_border_still_shows():
     made = fill_boxes(np.array([[1.6, 1.6, 1.9, 1.9], [3, -2, 9, 1]]), [0, 1], (4, 4), background=2)
     assert (made == 0).sum() == 1
     assert np.argwhere(made == 1).tolist() == [[0, 3]]
+
+
+def test_a_filled_box_is_the_losses_box_mask(rng):
+    """The same pixels as `misa.ops.boxes.box_masks`, which the box objectives use."""
+    low = 20 * torch.rand(200, 2, generator=rng)
+    boxes = torch.cat([low, low + 12 * torch.rand(200, 2, generator=rng)], dim=1).clamp(max=24)
+    for box, mask in zip(boxes, box_masks(boxes, 24, 26), strict=True):
+        made = fill_boxes(box.double().numpy()[None], [0], (24, 26), background=1)
+        # Below one pixel each has its own choice of a pixel.
+        if (box[2:] - box[:2]).min() >= 1:
+            assert np.array_equal(made == 0, mask.numpy())
 
 
 def test_rasterise_puts_the_smaller_mask_on_top_and_void_below():
@@ -58,7 +72,7 @@ def test_merging_puts_the_better_instance_on_top_and_drops_the_unsure():
 
 
 def test_probabilities_are_void_in_between_and_nothing_outside_their_box():
-    masks = np.array([[[0.9, 0.5, 0.1, 0.9]], [[0.0, 0.45, 0.7, 0.8]]], np.float32)
+    masks = np.array([[[0.9, 0.6, 0.1, 0.9]], [[0.0, 0.45, 0.7, 0.8]]], np.float32)
     boxes = np.array([[0, 0, 3, 1], [1, 0, 3, 1]], float)
     made = merge_probabilities(masks, boxes, [0, 1], background=2, low=0.35, high=0.65)
     assert made.tolist() == [[0, 255, 1, 2]]
@@ -90,6 +104,30 @@ def test_grabcut_is_the_same_in_any_thread():
         with ThreadPoolExecutor(3) as pool:
             for made in pool.map(lambda _, p=picture: grabcut_boxes(p, boxes, [0], background=1), range(6)):
                 assert np.array_equal(made, expected)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_grabcut_does_not_depend_on_what_opencv_drew_before(seed):
+    image = np.random.default_rng(seed).integers(0, 255, (60, 60, 3)).astype(np.uint8)
+    made = []
+    for state in (1, 2, 3):
+        cv2.setRNGSeed(state)
+        made.append(grabcut_boxes(image, np.array([[5, 5, 50, 55]], float), [0], background=1, least=0, most=1))
+    assert np.array_equal(made[0], made[1])
+    assert np.array_equal(made[0], made[2])
+
+
+def test_a_small_box_leaves_the_larger_object_around_its_own():
+    """A blue spot on the red disc, with boxes of their own: around the spot is still disc."""
+    image, disc, boxes = scene()
+    spot = np.zeros_like(disc)
+    spot[17:23, 15:21] = True
+    image[spot] = [30, 40, 220]
+    made = grabcut_boxes(image, np.array([*boxes, [13, 15, 23, 25]]), [0, 1], background=2)
+    assert (made[spot] == 1).mean() > 0.9
+    around = disc & ~spot
+    around[:15] = around[25:] = False
+    assert (made[around] == 0).mean() > 0.9
 
 
 def test_a_box_without_contrast_is_void():

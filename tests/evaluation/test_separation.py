@@ -58,6 +58,12 @@ def test_the_surroundings_are_the_grown_box_without_the_object():
     assert np.array_equal(around, expected & ~mask)
 
 
+def test_small_objects_have_surroundings_two_pixels_wide():
+    mask = np.zeros((12, 12), bool)
+    mask[5:7, 5:7] = True
+    assert surroundings(mask).sum() == 6 * 6 - 4
+
+
 def test_one_pixel_has_no_pairs():
     mask = np.zeros((1, 9, 9), bool)
     mask[0, 4, 4] = True
