@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from misa.losses.inputs import SemanticPrior
+from misa.ops.affinity import check_finite
 from misa.ops.propagation import GlobalForm, SemanticGuide, constant, propagate_pamr
 from misa.ops.scene import Scene
 
@@ -110,6 +111,8 @@ def _check(
             f"pairwise_loss needs images (b, 3, h, w) at the size of the masks {tuple(masks.shape[-2:])}: "
             f"they are {tuple(images.shape)}. Resize them first (bilinear, no antialias)."
         )
+    check_finite("pairwise_loss: masks", masks)
+    check_finite("pairwise_loss: images", images)
     if prior is not None and (labels is None or labels.shape != image_index.shape):
         raise ValueError("pairwise_loss needs labels (n,) with the category of each mask to use the prior.")
 

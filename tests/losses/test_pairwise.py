@@ -191,6 +191,8 @@ def test_wrong_input_is_named(rng):
         pairwise_loss(masks, boxes, images[:2], index)
     with pytest.raises(ValueError, match="Resize"):
         pairwise_loss(masks, boxes, images[..., :-1], index)
+    with pytest.raises(ValueError, match="masks has NaN"):
+        pairwise_loss(masks / 0 * 0, boxes, images, index)
     with pytest.raises(ValueError, match="modes"):
         pairwise_loss(masks, boxes, images, index, mode="crf")
     with pytest.raises(ValueError, match="reductions"):
