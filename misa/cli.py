@@ -11,7 +11,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from misa.errors import UserError
+from misa.errors import Diverged, UserError
 
 _BENCHES = ("propagation", "frequency")
 _HELP = {
@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"misa {options.command}: {error}", file=sys.stderr)
         return 2
+    except Diverged as error:
+        print(f"misa {options.command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint.", file=sys.stderr)
         return 1
@@ -86,6 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--separation", action="store_true", help="of a teacher: does S tell objects apart where colour does not?"
     )
+    evaluate.add_argument("--predictions", help="keep the detections here, as a COCO results file")
+    for name in ("gpus", "workers", "threads"):
+        default = {"gpus": None, "workers": 0, "threads": 1}[name]
+        evaluate.add_argument(f"--{name}", type=int, default=default, help=_HELP[name])
     evaluate.set_defaults(run=_evaluate)
 
     check = commands.add_parser(
@@ -154,6 +161,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         data_root=options.data_root,
         merged=options.miou,
         merge_score=options.merge_score,
+        predictions=options.predictions,
+        gpus=options.gpus,
+        workers=options.workers,
+        threads=options.threads,
     )
     print(result.table())
     return 0

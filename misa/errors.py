@@ -1,5 +1,20 @@
-"""The one exception for wrong input: a sentence that names what is wrong, where, and the cure."""
+"""What stops a run in one sentence, and the hint for a misspelt name. Standard library only, free for all to import."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class Diverged(RuntimeError):
+    """A training whose losses are no longer numbers; the command line prints its sentence and exits with status 1."""
 
 
 class UserError(ValueError):
     """Wrong input by the person who runs misa; the command line prints its sentence and exits with status 2."""
+
+
+def did_you_mean(wanted: str, found: Iterable[str], *, before: str = "") -> str:
+    """A hint such as "; did you mean 'train2017'?", or nothing when no name comes close."""
+    # Compared without case: 'Train2017' is the usual slip, and difflib counts it as a different letter.
+    names = {name.lower(): name for name in found}
+    close = difflib.get_close_matches(wanted.lower(), names, n=1, cutoff=0.6)
+    return f"; did you mean {before}{names[close[0]]!r}?" if close else ""

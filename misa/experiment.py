@@ -13,19 +13,21 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 _LABELS = Literal["objectives", "grabcut", "student", "rectangles"]
+_Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "swin_t", "swin_s", "swin_b", "swin_l"]
 # What smoke runs build instead.
-_SMALLEST = {"resnet50": "resnet18", "swin_b": "swin_t", "swin_l": "swin_t"}
-SHIPPED_DATA = ("demo", "coco", "coco_mini", "voc")
+_SMALLEST: dict[_Backbone, _Backbone] = {"resnet50": "resnet18", "swin_b": "swin_t", "swin_l": "swin_t"}
 
 
 @dataclass(frozen=True)
 class Network:
-    """The student's size and geometry. Defaults: SOLOv2 as in mmdet; sources in facts of each line.
+    """The student's size and geometry. Defaults: SOLOv2 as in mmdet.
 
     `scale_ranges` are on sqrt(box area) in pixels of the network input; an object may fire on two levels.
     """
 
-    backbone: str = "resnet50"
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "swin_t", "swin_s", "swin_b", "swin_l"] = (
+        "resnet50"
+    )
     base_channels: int = 64
     pretrained: bool = True  # ImageNet weights; off: from scratch
     frozen_stages: int = 1
@@ -146,7 +148,7 @@ class Expected:
 class Experiment:
     """One training: data, student, supervision, loss terms, schedule. Make variants with `but`."""
 
-    data: str = "voc"
+    data: Literal["demo", "coco", "voc"] = "voc"  # demo: the embedded scenes; else a folder in COCO layout
     student: Literal["solov2"] = "solov2"
     supervision: Literal["box", "mask"] = "box"
     network: Network = field(default_factory=Network)
@@ -161,17 +163,20 @@ class Experiment:
     expected: Expected | None = None
 
     def __post_init__(self) -> None:
-        if self.supervision not in ("box", "mask"):
-            raise ValueError(f"Experiment.supervision is {self.supervision!r}; choose 'box' or 'mask'.")
-        if self.schedule.epochs < 1 or self.schedule.batch < 1:
-            raise ValueError(
-                f"Experiment.schedule has epochs={self.schedule.epochs} and batch={self.schedule.batch}; "
-                "both must be at least 1."
-            )
-        if self.semantic is not None and self.semantic.labels not in typing.get_args(_LABELS):
-            raise ValueError(
-                f"Semantic.labels is {self.semantic.labels!r}; choose one of {', '.join(typing.get_args(_LABELS))}."
-            )
+        if self.affinity is not None and self.affinity.feature and self.affinity.saliency:
+            raise ValueError("Affinity has feature and saliency; A^c stands in for A^f, choose one of them.")
+        for value in (self, self.network, self.affinity, self.schedule, self.semantic):
+            if value is not None:
+                _check_choices(value)
+        schedule = self.schedule
+        low = {"epochs": schedule.epochs, "batch": schedule.batch, "warmup": schedule.warmup + 1}
+        for name, number in low.items():
+            if number < 1:
+                raise ValueError(f"Schedule.{name} is {getattr(schedule, name)}; it is too small.")
+        if not (schedule.lr > 0 and schedule.weight_decay >= 0 and schedule.clip > 0):
+            raise ValueError("Schedule: lr and clip must be positive, weight_decay at least 0.")
+        if self.affinity is not None and (self.affinity.window < 3 or self.affinity.window % 2 == 0):
+            raise ValueError(f"Affinity.window is {self.affinity.window}; it must be odd and at least 3.")
 
     def but(self, **changes: Any) -> Self:
         """The same experiment with some fields changed; a dict changes fields of a nested value.
@@ -228,6 +233,14 @@ class Experiment:
     def from_values(cls, values: dict[str, Any]) -> Self:
         """The inverse of `values`, also from json (where tuples have become lists)."""
         return _build(cls, values)
+
+
+def _check_choices(value: Any) -> None:
+    """ValueError where a field declared as a Literal holds something else."""
+    for name, hint in typing.get_type_hints(type(value)).items():
+        if typing.get_origin(hint) is Literal and getattr(value, name) not in typing.get_args(hint):
+            choices = ", ".join(map(str, typing.get_args(hint)))
+            raise ValueError(f"{type(value).__name__}.{name} is {getattr(value, name)!r}; choose one of {choices}.")
 
 
 def _build(kind: Any, values: Any) -> Any:

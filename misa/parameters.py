@@ -44,7 +44,7 @@ class TrainParameters:
     row: str = "demo:box"
     data_root: str = "datasets"
     work_dir: str = ""
-    seed: int = dataclasses.field(default=0, metadata={"low": 0})
+    seed: int = dataclasses.field(default=0, metadata={"low": 0, "high": 2**32 - 1})
     epochs: int | None = _at_least(1)
     batch: int | None = _at_least(1)
     gpus: int | None = dataclasses.field(default=None, metadata={"low": 0, "high": 1})
@@ -63,20 +63,21 @@ class TrainParameters:
     def read(cls, namespace: MutableMapping[str, Any]) -> Self:
         """The parameters of a notebook's namespace (`globals()`); UserError for any name that is not declared.
 
-        Names that appear only after the first call, in cells further down, are the notebook's own business.
+        Names that appear after the first call, in cells further down, are the notebook's own business unless they
+        look like a parameter. Relative paths then start at the project's folder, also in JupyterLab, which starts a
+        notebook in its own (this changes the working directory).
         """
         names = [field.name for field in dataclasses.fields(cls)]
-        first = namespace.setdefault(
-            "_names_at_first",
-            {
-                name
-                for name, value in namespace.items()
-                if not name.startswith("_")
-                and name not in _IPYTHON
-                and not isinstance(value, types.ModuleType | type | types.FunctionType)
-            },
-        )
-        for name in sorted(first - set(names)):
+        there = {
+            name
+            for name, value in namespace.items()
+            if not name.startswith("_")
+            and name not in _IPYTHON
+            and not isinstance(value, types.ModuleType | type | types.FunctionType)
+        }
+        later = there - namespace.setdefault("_names_at_first", there)
+        ours = {name for name in later if not difflib.get_close_matches(name, names, n=1, cutoff=0.75)}
+        for name in sorted(there - ours - set(names)):
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]}?" if close else f"the parameters are {', '.join(names)}."
             raise UserError(f"there is no parameter {name}; {hint}")

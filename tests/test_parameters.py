@@ -22,7 +22,7 @@ def test_defaults_and_values_are_read():
         ({"epochs": 3.0}, r"epochs must be int or None, not 3\.0"),
         ({"seed": True}, "seed must be int"),
         ({"smoke": "true"}, "write True or False"),
-        ({"seed": -1}, "at least 0"),
+        ({"seed": -1}, "from 0 to"),
         ({"gpus": 99}, "from 0 to"),
     ],
 )
@@ -44,3 +44,11 @@ def test_names_of_later_cells_are_no_parameters():
     TrainParameters.read(namespace)
     namespace["threshold"] = 0.5
     assert TrainParameters.read(namespace).seed == 1
+
+
+def test_a_typo_made_after_the_first_call_is_found():
+    namespace = {"seed": 1}
+    TrainParameters.read(namespace)
+    namespace["epoch"] = 5
+    with pytest.raises(UserError, match="did you mean epochs"):
+        TrainParameters.read(namespace)

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from mmdet.models.backbones import ResNet
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.models.dense_heads import SOLOV2Head
 from mmdet.models.detectors import SOLOv2
@@ -11,7 +10,7 @@ from mmdet.models.losses import DiceLoss, FocalLoss
 from mmdet.models.necks import FPN
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
-from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, ParamSchedulerHook, RuntimeInfoHook
+from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, ParamSchedulerHook
 from mmengine.optim import CosineAnnealingLR, LinearLR, MultiStepLR, OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, TestLoop
 from torch.optim import AdamW
@@ -19,15 +18,16 @@ from torch.optim import AdamW
 from misa.data.coco import CocoImages
 from misa.data.pipeline import MEAN, STD, test_pipeline, train_pipeline
 from misa.data.source import Source
-from misa.engine.hooks import EpochSeed, LossRecord, Progress, ResumableState
+from misa.engine.hooks import EpochSeed, LossRecord, Progress, ResumableState, RuntimeInfo
 from misa.engine.teacher import LABEL_MAPS, TeacherCard
 from misa.engine.teacher_config import label_folder, pairwise_arguments, teacher_config
+from misa.errors import UserError
 from misa.evaluation.metric import Detections, LabelMaps
 from misa.experiment import Experiment, Network
+from misa.models.backbones import RESNETS, SWINS, backbone_config
 from misa.models.misa import MISA
 from misa.models.solov2 import BoxSOLOv2Head
 
-RESNETS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101}
 DETECTIONS = "predictions/val.json"
 
 
@@ -83,10 +83,16 @@ def model_config(experiment: Experiment, classes: tuple[str, ...]) -> dict[str, 
             "pad_mask": supervised,
             "pad_size_divisor": 32,
         },
-        "backbone": _backbone(network),
+        "backbone": backbone_config(
+            network.backbone,
+            base_channels=network.base_channels,
+            pretrained=network.pretrained,
+            frozen_stages=network.frozen_stages,
+            norm_eval=network.norm_eval,
+        ),
         "neck": {
             "type": FPN,
-            "in_channels": [network.base_channels * _expansion(network) * 2**stage for stage in range(4)],
+            "in_channels": _widths(network),
             "out_channels": network.neck_channels,
             "start_level": 0,
             "num_outs": len(network.strides),
@@ -103,35 +109,30 @@ def model_config(experiment: Experiment, classes: tuple[str, ...]) -> dict[str, 
         },
     }
     if not supervised:
+        if experiment.affinity is not None and (experiment.affinity.feature or experiment.affinity.saliency):
+            raise UserError("Affinity.feature and Affinity.saliency need a semantic teacher, which no row has yet.")
         model["projection_weight"] = experiment.projection_weight
         model["affinity"] = None if experiment.affinity is None else pairwise_arguments(experiment.affinity)
     return model
 
 
-def _expansion(network: Network) -> int:
-    return 1 if RESNETS[network.backbone] < 50 else 4
-
-
-def _backbone(network: Network) -> dict[str, Any]:
-    return {
-        "type": ResNet,
-        "depth": RESNETS[network.backbone],
-        "base_channels": network.base_channels,
-        "stem_channels": network.base_channels,
-        "num_stages": 4,
-        "out_indices": (0, 1, 2, 3),
-        "frozen_stages": network.frozen_stages,
-        "norm_cfg": {"type": "BN", "requires_grad": True},
-        "norm_eval": network.norm_eval,
-        "style": "pytorch",
-        "init_cfg": {"type": "Pretrained", "checkpoint": f"torchvision://{network.backbone}"}
-        if network.pretrained
-        else None,
-    }
+def _widths(network: Network) -> list[int]:
+    """The channels of the backbone's four stages."""
+    if network.backbone in SWINS:
+        return [SWINS[network.backbone][0] * 2**stage for stage in range(4)]
+    expansion = 1 if RESNETS[network.backbone] < 50 else 4
+    return [network.base_channels * expansion * 2**stage for stage in range(4)]
 
 
 def run_config(
-    experiment: Experiment, source: Source, *, folder: Path, seed: int, workers: int, resume: bool, interactive: bool
+    experiment: Experiment,
+    source: Source,
+    *,
+    folder: Path,
+    seed: int,
+    workers: int,
+    checkpoint: Path | None = None,
+    interactive: bool = False,
 ) -> Config:
     """Everything mmengine's Runner needs for one training and its final evaluation."""
     schedule, semantic = experiment.schedule, experiment.semantic is not None
@@ -168,6 +169,7 @@ def run_config(
         }
     else:
         decay = {"type": MultiStepLR, "milestones": list(schedule.milestones), "gamma": 0.1, "by_epoch": True}
+    warmup = {"type": LinearLR, "start_factor": 0.001, "by_epoch": False, "begin": 0, "end": schedule.warmup}
     return Config(
         {
             "default_scope": "mmdet",
@@ -200,11 +202,11 @@ def run_config(
                 "paramwise_cfg": {"norm_decay_mult": 0.0},
             },
             "param_scheduler": [
-                {"type": LinearLR, "start_factor": 0.001, "by_epoch": False, "begin": 0, "end": schedule.warmup},
+                *([warmup] if schedule.warmup > 1 else []),
                 decay,
             ],
             "default_hooks": {
-                "runtime_info": {"type": RuntimeInfoHook},
+                "runtime_info": {"type": RuntimeInfo},
                 "timer": {"type": IterTimerHook},
                 "sampler_seed": {"type": DistSamplerSeedHook},
                 "logger": None,
@@ -219,7 +221,8 @@ def run_config(
                 *([{"type": TeacherCard, "experiment": experiment.values()}] if semantic else []),
             ],
             "randomness": {"seed": seed},
-            "resume": resume,
+            "load_from": None if checkpoint is None else str(checkpoint),
+            "resume": checkpoint is not None,
             "log_level": "ERROR",
         }
     )

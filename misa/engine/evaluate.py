@@ -1,5 +1,6 @@
 """Score a checkpoint, or the untrained network, on a run's validation data or on other data."""
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from misa.engine.checkpoints import last_checkpoint
 from misa.engine.config import DETECTIONS, run_config
 from misa.engine.teacher import MERGE_SCORE, score_merged
-from misa.engine.train import Run, last_checkpoint, opened, quiet_runner, scored
+from misa.engine.train import Run, choose_device, opened, quiet_runner, scored
 from misa.errors import UserError
 
 
@@ -20,15 +22,21 @@ def evaluate(
     data_root: str | Path | None = None,
     merged: bool = False,
     merge_score: float = MERGE_SCORE,
+    predictions: str | Path | None = None,
+    gpus: int | None = None,
+    workers: int = 0,
+    threads: int = 1,
 ) -> Run:
     """Mask AP of a run's checkpoint (default: its last; "none": the untrained network); mIoU of a teacher's.
 
     `merged` scores a student by mIoU as well: its instances of `merge_score` or more painted into one label map, the
-    better on top (Figure 1). Nothing in the run folder changes.
+    better on top (Figure 1). `predictions` keeps a student's
+    detections as a COCO results file. Nothing in the run folder changes. gpus, workers, threads: as in `train`.
 
     Raises:
         UserError: no run folder, no checkpoint, another model's checkpoint, unusable data.
     """
+    choose_device(gpus, threads)
     experiment, source, folder, params = opened(run_folder, data_root=data_root)
     path = None if checkpoint == "none" else Path(checkpoint) if checkpoint else last_checkpoint(folder)
     with tempfile.TemporaryDirectory() as scratch:
@@ -38,9 +46,7 @@ def evaluate(
             source,
             folder=Path(scratch),
             seed=params["seed"],
-            workers=0,
-            resume=False,
-            interactive=False,
+            workers=workers,
         )
         runner = quiet_runner(config)
         runner.model.init_weights()
@@ -48,6 +54,8 @@ def evaluate(
             load_weights(runner.model, path)
         runner.test()
         metrics = scored(experiment, source, Path(scratch))
+        if predictions is not None:
+            shutil.copyfile(Path(scratch) / DETECTIONS, predictions)
         if merged and experiment.semantic is None:
             detections = Path(scratch) / DETECTIONS
             metrics |= score_merged(source, detections, limit=experiment.limit, threshold=merge_score)

@@ -1,6 +1,7 @@
 """What happens around the training steps: seeds, exact resume, the loss record and progress."""
 
 import json
+import math
 import random
 import time
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import master_only
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, RuntimeInfoHook
 from mmengine.runner import Runner
 from tqdm.auto import tqdm
+
+from misa.errors import Diverged
 
 
 class EpochSeed(Hook):
@@ -32,13 +35,18 @@ class ResumableState(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add the generators' states; leave the log buffers out (`losses.jsonl` has them)."""
-        checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}
+        kept = runner.message_hub.runtime_info.get("keep_ckpt_ids", [])  # which checkpoints may be deleted next
+        checkpoint["message_hub"] = {
+            "log_scalars": {},
+            "runtime_info": {"keep_ckpt_ids": kept},
+            "resumed_keys": {"keep_ckpt_ids": True},
+        }
         numpy_state: Any = np.random.get_state()  # noqa: NPY002
         name, keys, position, has_gauss, gauss = numpy_state
         version, numbers, following = random.getstate()
         checkpoint["random_states"] = {
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
             "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
             "python": [version, list(numbers), following],
         }
@@ -48,13 +56,21 @@ class ResumableState(Hook):
         states = checkpoint.get("random_states")
         if states is None or not runner._resume:
             return
-        torch.set_rng_state(states["torch"])
+        # The checkpoint is loaded onto the training's device, the generators want their states on the CPU.
+        torch.set_rng_state(states["torch"].cpu())
         if states["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(states["cuda"])
+            torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
         name, keys, *rest = states["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
         version, numbers, following = states["python"]
         random.setstate((version, tuple(numbers), following))
+
+
+class RuntimeInfo(RuntimeInfoHook):
+    """mmengine's, without reading every loss back from the device at every step."""
+
+    def after_train_iter(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `LossRecord` keeps the losses."""
 
 
 class LossRecord(Hook):
@@ -84,12 +100,18 @@ class LossRecord(Hook):
 
     @master_only
     def after_train_epoch(self, runner: Runner) -> None:
-        """Write what was remembered."""
-        with self.path.open("a") as file:
-            for row in self.pending:
-                values = {key: value.item() if torch.is_tensor(value) else value for key, value in row.items()}
-                file.write(json.dumps(values) + "\n")
+        """Write what was remembered; a loss that is no number ends the training here."""
+        rows = [{k: v.item() if torch.is_tensor(v) else v for k, v in row.items()} for row in self.pending]
         self.pending.clear()
+        with self.path.open("a") as file:
+            for row in rows:
+                broken = [name for name, value in row.items() if not math.isfinite(value)]
+                if broken:
+                    raise Diverged(
+                        f"{broken[0]} became {row[broken[0]]} at step {row['iter'] + 1}; the checkpoints before it are "
+                        "whole: lower the learning rate or the weight of that loss, in another work_dir."
+                    )
+                file.write(json.dumps(row) + "\n")
 
 
 def _step(line: str) -> float:

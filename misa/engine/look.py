@@ -1,12 +1,13 @@
 """What a figure of a run shows, as arrays: the images with their boxes, the predictions, the losses."""
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import mmcv
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
@@ -16,13 +17,14 @@ from misa.data.source import Source
 from misa.engine.config import DETECTIONS
 from misa.engine.teacher import LABEL_MAPS
 from misa.engine.train import Run
+from misa.errors import UserError
 from misa.evaluation.ap import read_truth
 
 
 def training_samples(source: Source, *, count: int = 8, seed: int = 0) -> list[dict[str, Any]]:
     """Some training images as the student sees them: `image` (h w 3), `boxes` (n 4, xyxy), `labels` (n names)."""
     truth = read_truth(source.train.annotations)
-    return [_boxed(truth, source.train, image_id) for image_id in _some(truth.getImgIds(), count, seed)]
+    return [_boxed(truth, source.train, source.classes, image_id) for image_id in _some(truth.getImgIds(), count, seed)]
 
 
 def results(run: Run, *, count: int = 6, seed: int = 0, threshold: float = 0.3) -> list[dict[str, Any]]:
@@ -30,20 +32,23 @@ def results(run: Run, *, count: int = 6, seed: int = 0, threshold: float = 0.3) 
     truth = read_truth(run.source.val.annotations)
     images = truth.getImgIds()[: run.experiment.limit]
     semantic = run.experiment.semantic is not None
-    found = [] if semantic else json.loads((run.folder / DETECTIONS).read_text())
+    sure: dict[int, list[dict[str, Any]]] = {}
+    if not semantic:
+        for detection in sorted(json.loads((run.folder / DETECTIONS).read_text()), key=lambda d: -d["score"]):
+            if detection["score"] >= threshold:
+                sure.setdefault(detection["image_id"], []).append(detection)
     names = {category["id"]: category["name"] for category in truth.dataset["categories"]}
     rows = []
     for image_id in _some(images, count, seed):
-        sample = _boxed(truth, run.source.val, image_id)
+        sample = _boxed(truth, run.source.val, run.source.classes, image_id)
         size = sample["image"].shape[:2]
-        sure = [d for d in found if d["image_id"] == image_id and d["score"] >= threshold]
-        sure.sort(key=lambda detection: -detection["score"])
-        objects = truth.loadAnns(truth.getAnnIds(imgIds=[image_id], iscrowd=False))
+        shown = sure.get(image_id, [])
+        objects = _objects(truth, run.source.classes, image_id)
         if semantic:
             predicted, labels = _classes(run, image_id)
         else:
-            predicted = _stack([rle.decode(d["segmentation"]) for d in sure], size)
-            labels = [f"{names[d['category_id']]} {d['score']:.2f}" for d in sure]
+            predicted = _stack([rle.decode(d["segmentation"]) for d in shown], size)
+            labels = [f"{names[d['category_id']]} {d['score']:.2f}" for d in shown]
         rows.append(
             {
                 "image": sample["image"],
@@ -64,10 +69,25 @@ def _classes(run: Run, image_id: int) -> tuple[NDArray[np.bool_], list[str]]:
 
 
 def losses(folder: str | Path) -> dict[str, NDArray[np.float64]]:
-    """Every loss of a run by name, one value a step."""
-    lines = [json.loads(line) for line in (Path(folder) / "losses.jsonl").read_text().splitlines()]
-    names = [name for name in (lines[0] if lines else ()) if name.startswith("loss")]
+    """Every loss of a run by name, one value a step; a half-written last line is left out.
+
+    Raises:
+        UserError: the run has not written a loss yet.
+    """
+    path = Path(folder) / "losses.jsonl"
+    lines = list(_whole_lines(path.read_text())) if path.is_file() else []
+    if not lines:
+        raise UserError(f"there are no losses in {path}; a run writes them at the end of each epoch.")
+    names = [name for name in lines[0] if name.startswith("loss")]
     return {name.removeprefix("loss_"): np.array([line[name] for line in lines]) for name in names}
+
+
+def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
+    for line in text.splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:  # it is being written, or the process was killed over it
+            return
 
 
 def _some(ids: list[int], count: int, seed: int) -> list[int]:
@@ -75,10 +95,17 @@ def _some(ids: list[int], count: int, seed: int) -> list[int]:
     return [ids[i] for i in sorted(chosen)]
 
 
-def _boxed(truth: COCO, split: Split, image_id: int) -> dict[str, Any]:
+def _objects(truth: COCO, classes: Sequence[str], image_id: int) -> list[dict[str, Any]]:
+    """The annotations of an image's objects: those of the classes trained on, without crowds."""
+    wanted = [category["id"] for category in truth.dataset["categories"] if category["name"] in classes]
+    objects: list[dict[str, Any]] = truth.loadAnns(truth.getAnnIds(imgIds=[image_id], catIds=wanted, iscrowd=False))
+    return objects
+
+
+def _boxed(truth: COCO, split: Split, classes: Sequence[str], image_id: int) -> dict[str, Any]:
     path = split.images / truth.loadImgs([image_id])[0]["file_name"]
-    image = np.array(Image.open(path).convert("RGB"))
-    objects = truth.loadAnns(truth.getAnnIds(imgIds=[image_id], iscrowd=False))
+    image = mmcv.imread(path, channel_order="rgb")  # as the training reads it: turned by its EXIF, 8 bits
+    objects = _objects(truth, classes, image_id)
     names = {category["id"]: category["name"] for category in truth.dataset["categories"]}
     boxes = np.array([o["bbox"] for o in objects], dtype=float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]

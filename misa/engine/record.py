@@ -1,9 +1,12 @@
 """The run folder: everything that made a result, and the result."""
 
+import fcntl
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,52 +26,94 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(partial, path)
 
 
-def read_json(path: Path) -> Any:
-    """The value of a json file, or None where there is none; UserError where it cannot be read."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The values of a json file, or None where there is none; UserError where it does not hold any."""
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not readable json ({error}); move it away and run again.") from error
+        values = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it, or choose another work_dir.") from error
+    if not isinstance(values, dict) or not values:
+        raise UserError(f"{path} holds no values; restore it, or choose another work_dir.")
+    return values
 
 
-def run_params(experiment: Experiment, *, row: str, seed: int, data_root: Path) -> dict[str, Any]:
+def run_params(
+    experiment: Experiment, *, row: str, seed: int, data_root: Path, classes: Sequence[str]
+) -> dict[str, Any]:
     """What makes a run that run; the same values again mean the same run."""
     return {
         "row": row,
         "digest": experiment.digest(),
         "seed": seed,
         "data_root": str(data_root),
+        "classes": list(classes),
         "experiment": experiment.values(),
     }
 
 
-def claim(folder: Path, params: dict[str, Any]) -> None:
-    """Make `folder` this run's own; UserError if it cannot be written or holds another run."""
+def read_params(folder: Path) -> dict[str, Any]:
+    """The parameters of a run folder; UserError where it is none."""
+    params = read_json(folder / "params.json")
+    if params is None:
+        raise UserError(f"{folder} is no run folder: it has no params.json; give a folder made by misa train.")
+    missing = {"row", "digest", "seed", "data_root", "classes", "experiment"} - params.keys()
+    if missing:
+        raise UserError(f"{folder / 'params.json'} lacks {sorted(missing)[0]}; give a folder made by misa train.")
+    return params
+
+
+def require_own(folder: Path, params: dict[str, Any]) -> None:
+    """UserError if `folder` holds another run than `params`, or files of which it does not say what they are."""
+    before = read_json(folder / "params.json")
+    if before is None:
+        foreign = [name for name in FILES if (folder / name).exists()]
+        if foreign:
+            raise UserError(f"work_dir {folder} has a {foreign[0]} but no params.json; choose an empty folder.")
+        return
+    # The row's name is only a name.
+    ours = {name: value for name, value in params.items() if name not in ("row", "digest")}
+    for name, there, here in _differences(before, json.loads(json.dumps(ours))):
+        raise UserError(
+            f"work_dir {folder} holds another run ({name} is {there} there and {here} here); "
+            "choose another work_dir or delete that one."
+        )
+
+
+def _differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The values of `now` that are others in `before`, by dotted name."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in now:
+            yield from _differences(before.get(key), now[key], f"{name}.{key}" if name else key)
+    elif before != now:
+        yield name.removeprefix("experiment."), before, now
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The folder, made if need be, for this process alone; UserError if it cannot be written or another run has it."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        lock = (folder / ".lock").open("w")
     except OSError as error:
         raise UserError(f"work_dir {folder} cannot be written ({error.strerror}); choose another work_dir.") from error
-    before = read_json(folder / "params.json")
-    if before is not None:
-        for name in ("digest", "seed", "data_root"):
-            if before.get(name) != params[name]:
-                raise UserError(
-                    f"work_dir {folder} holds another run ({name} {before.get(name)}, row {before.get('row')}), "
-                    f"this one has {name} {params[name]}; choose another work_dir or delete that one."
-                )
-        return
-    foreign = [name for name in FILES if (folder / name).exists()]
-    if foreign:
-        raise UserError(f"work_dir {folder} has a {foreign[0]} but no params.json; choose an empty folder.")
-    write_json(folder / "params.json", params)
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"work_dir {folder} is in use by another run; wait for it or choose another.") from error
+        try:
+            yield
+        finally:
+            if made and [path.name for path in folder.iterdir()] == [".lock"]:  # nothing came of it
+                (folder / ".lock").unlink()
+                for path in made:
+                    path.rmdir()
 
 
-def environment() -> dict[str, Any]:
+def environment(device: str) -> dict[str, Any]:
     """The versions, device and commit that a result came from."""
     import mmcv
     import mmdet
@@ -88,7 +133,7 @@ def environment() -> dict[str, Any]:
         "mmcv": mmcv.__version__,
         "mmengine": mmengine.__version__,
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
     }
 
 
@@ -104,14 +149,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()
-
-
-def last_checkpoint(folder: Path) -> Path:
-    """The newest complete checkpoint of a run folder; UserError where there is none."""
-    pointer = folder / "checkpoints" / "last_checkpoint"
-    path = Path(pointer.read_text().strip()) if pointer.exists() else None
-    # The folder may have been moved since: what counts is the file's name.
-    found = folder / "checkpoints" / path.name if path else None
-    if found is None or not found.exists():
-        raise UserError(f"{folder} holds no checkpoint; train it first, for example with misa train.")
-    return found

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import importlib.util
+import traceback
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +21,9 @@ def find_row(name: str) -> Experiment:
         close = difflib.get_close_matches(row, rows, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"{table} has no row {row!r}; {hint}its rows are {', '.join(rows)}.")
-    experiment: Experiment = rows[row]
+    experiment = rows[row]
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{name} is {experiment!r}, not an Experiment; write ROWS = {{'name': Experiment(...)}}.")
     return experiment
 
 
@@ -40,7 +43,13 @@ def _table(table: str) -> ModuleType:
     assert spec is not None, "a .py file has a loader"
     assert spec.loader is not None, "a .py file has a loader"
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # it is the user's own file: whatever it raises is for the user to mend
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        where = getattr(error, "lineno", None) or (lines[-1] if lines else "?")
+        raise UserError(f"{path}, line {where}: {type(error).__name__}: {error}; mend the file.") from error
     if not isinstance(getattr(module, "ROWS", None), dict):
         raise UserError(f"{path} defines no dict ROWS; write ROWS = {{'name': Experiment(...)}} in it.")
     return module

@@ -16,9 +16,9 @@ from misa.data.coco import CocoImages
 from misa.data.labels import LabelMap, merge_probabilities
 from misa.data.pipeline import train_pipeline
 from misa.data.source import Source
+from misa.engine.checkpoints import last_checkpoint
 from misa.engine.config import model_config
 from misa.engine.evaluate import load_weights
-from misa.engine.record import last_checkpoint
 from misa.engine.train import opened
 from misa.errors import UserError
 from misa.ops.boxes import box_masks

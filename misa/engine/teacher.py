@@ -16,7 +16,7 @@ from misa.data.labels import merge_by_score, read_label_map
 from misa.data.pipeline import MEAN, STD
 from misa.data.semantic import true_maps
 from misa.data.source import Source
-from misa.engine.record import last_checkpoint
+from misa.engine.checkpoints import last_checkpoint
 from misa.engine.teacher_config import network_arguments
 from misa.errors import UserError
 from misa.evaluation.miou import miou

@@ -11,7 +11,7 @@ from misa.data.pipeline import MEAN, STD
 from misa.errors import UserError
 from misa.experiment import Affinity, Experiment
 from misa.losses.semantic import VOID
-from misa.models._backbones import RESNETS, backbone_config
+from misa.models.backbones import RESNETS, backbone_config
 from misa.models.semask import stage_windows
 from misa.models.teacher import SemanticTeacher
 

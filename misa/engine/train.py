@@ -15,17 +15,16 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from misa.data.source import Source, open_source
+from misa.engine.checkpoints import newest
 from misa.engine.config import DETECTIONS, loadable, run_config
 from misa.engine.labels import prepare_labels
-from misa.engine.record import claim, environment, last_checkpoint, read_json, run_params, write_json
+from misa.engine.record import environment, held, read_json, read_params, require_own, run_params, write_json
 from misa.engine.rows import find_row
 from misa.engine.teacher import LABEL_MAPS, score_label_maps
 from misa.errors import UserError
 from misa.evaluation.ap import score
 from misa.experiment import Experiment
 from misa.parameters import TrainParameters
-
-__all__ = ["Run", "experiment_of", "last_checkpoint", "opened", "quiet_runner", "train", "train_from"]
 
 
 @dataclass(frozen=True)
@@ -82,10 +81,12 @@ def experiment_of(parameters: TrainParameters) -> Experiment:
 
 def train_from(parameters: TrainParameters) -> Run:
     """`train` with the notebook's and the command line's parameters; UserError for wrong ones."""
+    changed = {"smoke": parameters.smoke, "epochs": parameters.epochs, "batch": parameters.batch}
+    suffix = "".join(f"-{name}{'' if value is True else value}" for name, value in changed.items() if value)
     return train(
         experiment_of(parameters),
         data_root=parameters.data_root,
-        work_dir=parameters.work_dir or default_folder(parameters.row, parameters.seed, smoke=parameters.smoke),
+        work_dir=parameters.work_dir or default_folder(parameters.row, parameters.seed, suffix=suffix),
         row=parameters.row,
         seed=parameters.seed,
         gpus=parameters.gpus,
@@ -96,10 +97,10 @@ def train_from(parameters: TrainParameters) -> Run:
     )
 
 
-def default_folder(row: str, seed: int, *, smoke: bool = False) -> Path:
+def default_folder(row: str, seed: int, *, suffix: str = "") -> Path:
     """Where a row is trained unless a work_dir is given."""
     table, _, name = row.rpartition(":")
-    return Path(f"runs/{Path(table).stem}-{name}-seed{seed}{'-smoke' if smoke else ''}")
+    return Path(f"runs/{Path(table).stem}-{name}-seed{seed}{suffix}")
 
 
 def _student_folder(experiment: Experiment, seed: int) -> Path | None:
@@ -140,30 +141,40 @@ def train(
     Raises:
         UserError: wrong input, before any long work and with nothing overwritten.
     """
-    _choose_device(gpus, threads)
+    device = choose_device(gpus, threads)
     folder = Path(work_dir).expanduser().resolve()
-    source = open_source(experiment, Path(data_root))
-    claim(folder, run_params(experiment, row=row, seed=seed, data_root=source.root))
-    finished = read_json(folder / "metrics.json")
-    if finished is not None:
-        print(f"{folder.name} is finished; nothing to train. Choose another work_dir to train again.")
-        return Run(experiment, folder, source, finished)
-    checkpointed = (folder / "checkpoints" / "last_checkpoint").exists()
-    if checkpointed and not resume:
-        raise UserError(f"work_dir {folder} holds checkpoints; set resume or choose another work_dir.")
-
-    prepare_labels(experiment, source, folder, student=_student_folder(experiment, seed), workers=workers)
-    config = run_config(
-        experiment, source, folder=folder, seed=seed, workers=workers, resume=checkpointed, interactive=interactive
-    )
-    loadable(config).dump(str(folder / "config.py"))
-    write_json(folder / "env.json", environment())
-    runner = quiet_runner(config)
-    runner.train()
-    runner.test()
-    metrics = scored(experiment, source, folder)
-    metrics |= {"row": row, "digest": experiment.digest(), "seed": seed, "data": experiment.data}
-    write_json(folder / "metrics.json", metrics)
+    with held(folder):
+        source = open_source(experiment, data_root)
+        params = run_params(experiment, row=row, seed=seed, data_root=source.root, classes=source.classes)
+        require_own(folder, params)
+        metrics = read_json(folder / "metrics.json")
+        checkpoint = newest(folder)
+        if not resume and (metrics or checkpoint):
+            raise UserError(f"work_dir {folder} holds this run already; set resume or choose another work_dir.")
+        if metrics is None:
+            prepare_labels(experiment, source, folder, student=_student_folder(experiment, seed), workers=workers)
+            config = run_config(
+                experiment,
+                source,
+                folder=folder,
+                seed=seed,
+                workers=workers,
+                checkpoint=checkpoint,
+                interactive=interactive,
+            )
+            runner = quiet_runner(config)
+            # What the folder says of itself: once everything is known to fit together, and before the long work.
+            write_json(folder / "params.json", params)
+            if checkpoint is None:
+                write_json(folder / "env.json", environment(device))
+            loadable(config).dump(str(folder / "config.py"))
+            runner.train()
+            runner.test()
+            metrics = scored(experiment, source, folder)
+            metrics |= {"row": row, "digest": experiment.digest(), "seed": seed, "data": experiment.data}
+            write_json(folder / "metrics.json", metrics)
+        else:
+            print(f"{folder.name} is finished; nothing to train. Choose another work_dir to train again.")
     return Run(experiment, folder, source, metrics)
 
 
@@ -174,14 +185,15 @@ def scored(experiment: Experiment, source: Source, folder: Path) -> dict[str, An
     return score(source.val.annotations, folder / DETECTIONS, limit=experiment.limit)
 
 
-def _choose_device(gpus: int | None, threads: int) -> None:
-    """Threads and device for mmengine, which otherwise takes a GPU whenever there is one."""
+def choose_device(gpus: int | None, threads: int) -> str:
+    """Set threads and device for mmengine, which otherwise takes a GPU whenever there is one; returns the device."""
     torch.set_num_threads(threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # mmengine sets its own where this is missing
     if gpus and not torch.cuda.is_available():
         raise UserError(f"gpus is {gpus}, but torch finds no CUDA device; set gpus to 0, or see `misa doctor`.")
     use_cuda = torch.cuda.is_available() if gpus is None else gpus > 0
-    mmengine.device.utils.DEVICE = "cuda" if use_cuda else "cpu"
+    mmengine.device.utils.DEVICE = device = "cuda" if use_cuda else "cpu"
+    return device
 
 
 def quiet_runner(config: Config) -> Runner:
@@ -196,10 +208,11 @@ def opened(
 ) -> tuple[Experiment, Source, Path, dict[str, Any]]:
     """The experiment, data, path and parameters of a run folder; UserError where it is none."""
     folder = Path(folder).expanduser().resolve()
-    params = read_json(folder / "params.json")
-    if params is None:
-        raise UserError(f"{folder} is no run folder: it has no params.json; give a folder made by misa train.")
-    experiment = Experiment.from_values(params["experiment"])
+    params = read_params(folder)
+    try:
+        experiment = Experiment.from_values(params["experiment"])
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{folder / 'params.json'} is not this version's ({error}); train the row again.") from error
     root = Path(data_root or params["data_root"])
     # The data is there already, at the root that was recorded; nothing is drawn again.
     source = open_source(replace(experiment, data="coco") if experiment.data == "demo" else experiment, root)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Positives(NamedTuple):
-    """The masks that some ground-truth box is responsible for."""
+    """The masks that some ground-truth box is responsible for; `labels` and `image` stay on the host."""
 
     mask_logits: Float[Tensor, "n h w"]
     box_masks: Bool[Tensor, "n h w"]

@@ -28,7 +28,8 @@ class MISA(SOLOv2):
         """The named losses of a batch (b 3 h w); no ground-truth mask is read."""
         size = (batch_inputs.shape[-2], batch_inputs.shape[-1])
         instances = [sample.gt_instances for sample in batch_data_samples]
-        positives, features, losses = self.mask_head.match(self.extract_feat(batch_inputs), instances, size)
+        cells = self.mask_head.assign(instances, size)
+        positives, features, losses = self.mask_head.match(self.extract_feat(batch_inputs), cells, instances)
         shapes = [sample.img_shape for sample in batch_data_samples]
         batch = _shrink(batch_inputs, shapes, (features.shape[-2], features.shape[-1]))
         return losses | box_objectives(

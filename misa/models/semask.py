@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from misa.data.pipeline import MEAN, STD
 from misa.errors import UserError
 from misa.losses.inputs import SemanticPrior
-from misa.models._backbones import SWINS, build_backbone, run_stages, stage_channels
 from misa.models._contract import TeacherContract, evaluating
 from misa.models._semantic_attention import Residual, SemanticAttention
+from misa.models.backbones import SWINS, build_backbone, run_stages, stage_channels
 
 __all__ = ["SeMask", "SemanticMaps", "stage_windows"]
 

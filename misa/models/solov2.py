@@ -1,6 +1,6 @@
 """SOLOv2 as a box-supervised student (Eq. 2): mmdet's head, with `Positives` in place of mask targets."""
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from mmdet.models.dense_heads import SOLOV2Head
@@ -11,38 +11,80 @@ from misa.losses.inputs import Positives
 from misa.ops.boxes import box_masks, positive_cells
 
 
+class Cells(NamedTuple):
+    """Which grid cells fire in a batch, image by image. Made on the host before the network runs: nothing waits.
+
+    `position` is a cell's place in all levels of its image strung together; `instance` its box; `counts` how many
+    cells each image has; `targets` (b cells) the class of every cell, the number of classes where none fires.
+    """
+
+    position: Tensor
+    instance: Tensor
+    labels: Tensor
+    image: Tensor
+    counts: list[int]
+    targets: Tensor
+
+
 class BoxSOLOv2Head(SOLOV2Head):
     """SOLOv2's head that learns which cells fire from boxes and hands its masks over as `Positives`."""
 
-    def match(
-        self, features: tuple[Tensor, ...], instances: list[InstanceData], size: tuple[int, int]
-    ) -> tuple[Positives, Tensor, dict[str, Tensor]]:
-        """The positives, the dense feature I (b d h w) and the classification loss of a batch.
+    def assign(self, instances: list[InstanceData], size: tuple[int, int]) -> Cells:
+        """The cells that fire for each image's `bboxes` (n, 4) and `labels` (n,); `size`: the padded input's (h, w)."""
+        found = [self._assign_image(truth.bboxes.cpu(), size) for truth in instances]
+        labels = [truth.labels.cpu() for truth in instances]
+        cells = sum(grid * grid for grid in self.num_grids)
+        return Cells(
+            position=torch.cat([position for position, _ in found]),
+            instance=torch.cat([instance for _, instance in found]),
+            labels=torch.cat([own[instance] for own, (_, instance) in zip(labels, found, strict=True)]),
+            image=torch.cat([torch.full_like(instance, b) for b, (_, instance) in enumerate(found)]),
+            counts=[len(position) for position, _ in found],
+            targets=torch.stack(
+                [
+                    _cell_labels(own, instance, position, cells, self.num_classes)
+                    for own, (position, instance) in zip(labels, found, strict=True)
+                ]
+            ),
+        )
 
-        `instances` holds each image's `bboxes` (n, 4) and `labels` (n,); `size` is the padded input's (h, w).
-        """
+    def _assign_image(self, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        positions, instances, start = [], [], 0
+        for grid, scale_range in zip(self.num_grids, self.scale_ranges, strict=True):
+            instance, cell = positive_cells(boxes, size, grid, scale_range, shrink=self.pos_scale)
+            positions.append(start + cell)
+            instances.append(instance)
+            start += grid * grid
+        return torch.cat(positions), torch.cat(instances)
+
+    def match(
+        self, features: tuple[Tensor, ...], cells: Cells, instances: list[InstanceData]
+    ) -> tuple[Positives, Tensor, dict[str, Tensor]]:
+        """The positives, the dense feature I (b d h w) and the classification loss of a batch."""
         kernels, scores, mask_features = self(features)
+        device = mask_features.device
         h, w = mask_features.shape[-2:]
-        masks, boxes, labels, images, targets = [], [], [], [], []
-        for level, grid in enumerate(self.num_grids):
-            for b, truth in enumerate(instances):
-                instance, cell = positive_cells(
-                    truth.bboxes, size, grid, self.scale_ranges[level], shrink=self.pos_scale
-                )
-                chosen = kernels[level][b].flatten(1)[:, cell].t()
-                masks.append((chosen @ mask_features[b].flatten(1)).view(-1, h, w))
-                boxes.append(box_masks(truth.bboxes, h, w, stride=self.mask_stride)[instance])
-                labels.append(truth.labels[instance])
-                images.append(torch.full_like(instance, b))
-                targets.append(_cell_labels(truth.labels, instance, cell, grid * grid, self.num_classes))
-        positives = Positives(torch.cat(masks), torch.cat(boxes), torch.cat(labels), torch.cat(images))
-        logits = torch.cat([s.permute(0, 2, 3, 1).reshape(-1, self.num_classes) for s in scores])
-        loss = self.loss_cls(logits, torch.cat(targets), avg_factor=len(positives.labels) + 1)
+        image = cells.image.to(device, non_blocking=True)
+        position = cells.position.to(device, non_blocking=True)
+        strung = torch.cat([level.flatten(2) for level in kernels], dim=2)
+        chosen = strung.transpose(1, 2)[image, position]
+        masks = [
+            (kernel @ dense).view(-1, h, w)
+            for kernel, dense in zip(chosen.split(cells.counts), mask_features.flatten(2), strict=True)
+        ]
+        boxes = [
+            box_masks(truth.bboxes, h, w, stride=self.mask_stride)[own.to(device, non_blocking=True)]
+            for truth, own in zip(instances, cells.instance.split(cells.counts), strict=True)
+        ]
+        logits = torch.cat([level.flatten(2) for level in scores], dim=2).transpose(1, 2).flatten(0, 1)
+        targets = cells.targets.flatten().to(device, non_blocking=True)
+        # One more than the positives, as mmdet has it: a batch without any still teaches the background.
+        loss = self.loss_cls(logits, targets, avg_factor=len(cells.position) + 1)
+        positives = Positives(torch.cat(masks), torch.cat(boxes), cells.labels, cells.image)
         return positives, mask_features, {"loss_cls": loss}
 
 
 def _cell_labels(labels: Tensor, instance: Tensor, cell: Tensor, cells: int, background: int) -> Tensor:
     """The class of every cell (cells,): the later instance wins a shared cell, `background` where none fires."""
     winner = labels.new_full((cells,), -1).scatter_reduce(0, cell, instance, "amax")
-    padded: Any = torch.cat([labels, labels.new_full((1,), background)])
-    return padded[winner]
+    return torch.cat([labels, labels.new_full((1,), background)])[winner]

@@ -15,6 +15,7 @@ import torch
 
 from misa.cli import main
 from misa.engine.evaluate import evaluate
+from misa.engine.record import held
 from misa.engine.train import train
 from misa.errors import UserError
 from misa.experiment import TINY, Augmentation, Experiment, Inference, Schedule
@@ -144,8 +145,13 @@ def test_checkpoints_hold_nothing_that_needs_unpickling(run):
     assert checkpoint["meta"]["epoch"] == 3
 
 
-def test_evaluate_repeats_the_runs_own_score(run):
-    np.testing.assert_equal(evaluate(run.folder).metrics["segm"], run.metrics["segm"])
+def test_evaluate_repeats_the_runs_own_predictions(run, tmp_path):
+    again = evaluate(run.folder, predictions=tmp_path / "again.json").metrics
+    np.testing.assert_equal(again["segm"], run.metrics["segm"])
+    own = (run.folder / "predictions" / "val.json").read_bytes()
+    assert (tmp_path / "again.json").read_bytes() == own
+    evaluate(run.folder, checkpoint="none", predictions=tmp_path / "untrained.json")
+    assert (tmp_path / "untrained.json").read_bytes() != own
 
 
 def test_evaluate_refuses_another_models_checkpoint(run, place, tmp_path):
@@ -166,12 +172,13 @@ def test_evaluate_refuses_what_is_no_checkpoint(run, tmp_path):
 
 
 def test_a_folder_with_another_run_is_left_alone(run, place):
-    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
-    with pytest.raises(UserError, match="holds another run"):
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.name != ".lock"}
+    with pytest.raises(UserError, match=r"schedule\.epochs is 3 there and 4 here"):
         train(TOY.but(schedule={"epochs": 4}), data_root=place / "data", work_dir=run.folder, gpus=0)
-    with pytest.raises(UserError, match="seed 0"):
+    with pytest.raises(UserError, match="seed is 0 there and 5 here"):
         run_toy(place, "first", seed=5)
-    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
+    after = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.name != ".lock"}
+    assert after == before
 
 
 def test_work_dir_that_cannot_be_made(place):
@@ -181,13 +188,61 @@ def test_work_dir_that_cannot_be_made(place):
         run_toy(place, "blocked/run")
 
 
+def test_a_moved_run_goes_on_from_its_own_checkpoints(run, place):
+    """The pointer that mmengine writes names the old place; a cut newest checkpoint falls back to the one before."""
+    moved = shutil.copytree(run.folder, place / "moved")
+    (moved / "metrics.json").unlink()
+    (moved / "checkpoints" / "last_checkpoint").write_text("")
+    newest = moved / "checkpoints" / "epoch_3.pth"
+    newest.write_bytes(newest.read_bytes()[:-5000])
+    again = run_toy(place, "moved")
+    assert "resuming at epoch 3/3" in (moved / "log.txt").read_text()
+    np.testing.assert_equal(again.metrics, run.metrics)
+    for name, value in final_weights(run.folder).items():
+        assert torch.equal(value, final_weights(moved)[name]), name
+    # Still the two newest only, as in a run that was left alone.
+    assert {p.name for p in (moved / "checkpoints").glob("*.pth")} == {"epoch_2.pth", "epoch_3.pth"}
+
+
+def test_a_damaged_record_is_named_and_left_alone(run, place):
+    for name, content in (("params.json", "[]"), ("metrics.json", '{"segm": '), ("metrics.json", "{}")):
+        copy = shutil.copytree(run.folder, place / f"damaged-{name}-{len(content)}")
+        (copy / name).write_text(content)
+        with pytest.raises(UserError, match=f"{name} (cannot be read|holds no values)"):
+            run_toy(place, copy.name)
+        assert (copy / name).read_text() == content
+
+
+def test_two_runs_cannot_share_a_folder(place):
+    with held(place / "shared"), pytest.raises(UserError, match="in use by another run"):
+        run_toy(place, "shared")
+
+
+def test_a_loss_that_is_no_number_ends_the_run(place, capsys):
+    rows = place / "wild.py"
+    rows.write_text(ROWS + "ROWS['wild'] = ROWS['toy'].but(schedule={'lr': 1e30, 'clip': 1e30})\n")
+    folder = place / "wild"
+    common = ["--data-root", str(place / "data"), "--work-dir", str(folder), "--gpus", "0"]
+    assert main(["train", f"{rows}:wild", *common]) == 1
+    assert "became" in capsys.readouterr().err
+    assert not (folder / "metrics.json").exists()
+    assert not list((folder / "checkpoints").glob("*.pth"))
+
+
+def test_a_row_file_that_fails_is_named_with_its_line(place, capsys):
+    broken = place / "broken.py"
+    broken.write_text("from misa.experiment import Experiment\n\nROWS = {'a': Experiment(projection=1)}\n")
+    assert main(["train", f"{broken}:a"]) == 2
+    assert "broken.py, line 3: TypeError" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["demo:bxo"], "did you mean box"),
         (["dmeo:box"], "did you mean demo"),
         (["demo"], "table:row"),
-        (["demo:box", "--seed", "-1"], "seed must be at least 0"),
+        (["demo:box", "--seed", "-1"], "seed must be from 0"),
         (["demo:box", "--epochs", "0"], "epochs must be at least 1"),
         (["coco_mini:box", "--data-root", "/nowhere/at/all"], "/nowhere/at/all"),
     ],

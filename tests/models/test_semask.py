@@ -12,8 +12,8 @@ from torch.testing import assert_close
 
 from misa.data.pipeline import MEAN, STD
 from misa.errors import UserError
-from misa.models._backbones import RESNETS, SWINS, backbone_config, build_backbone, run_stages, stage_channels
 from misa.models._semantic_attention import SemanticAttention
+from misa.models.backbones import RESNETS, SWINS, backbone_config, build_backbone, run_stages, stage_channels
 from misa.models.semask import SeMask, stage_windows
 
 CLASSES = ("disc", "bar", "star")

@@ -21,7 +21,7 @@ def build():
 
     def make(row="demo:box", classes=3):
         torch.manual_seed(0)
-        model = MODELS.build(ConfigDict(model_config(find_row(row), classes)))
+        model = MODELS.build(ConfigDict(model_config(find_row(row), tuple("abc"[:classes]))))
         model.init_weights()
         return model.train()
 
