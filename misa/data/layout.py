@@ -3,17 +3,15 @@
     root/annotations/instances_train2017.json    root/train2017/ or root/images/train2017/
     root/annotations/instances_val2017.json      root/val2017/   or root/images/val2017/
 
-Other names are given explicitly, see `find_layout`. Standard library only.
+Files of other names are renamed or linked to these; from Python `find_layout` takes them too. Standard library only.
 """
 
-import difflib
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from misa.errors import UserError
+from misa.errors import UserError, did_you_mean
 
 __all__ = ["DataError", "Layout", "Split", "did_you_mean", "find_layout"]
 
@@ -33,7 +31,7 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """A data set as it lies on disk; every path exists."""
+    """A data set as it lies on disk; every path exists, of `train` only where it was needed."""
 
     root: Path
     train: Split
@@ -47,24 +45,23 @@ def find_layout(
     val_annotations: PathLike | None = None,
     train_images: PathLike | None = None,
     val_images: PathLike | None = None,
+    need_train: bool = True,
 ) -> Layout:
     """The files of a COCO-layout data set; paths that are given are absolute or relative to root.
 
-    Raises DataError naming what is missing, what is there instead, and the cure.
+    Raises DataError naming what is missing, what is there instead, and the cure. Without `need_train` the training
+    split may be absent: its paths are then the usual ones.
     """
     root = Path(root).expanduser()
     _require_root(root)
-    train = _split(root, "train", train_annotations, train_images)
+    try:
+        train = _split(root, "train", train_annotations, train_images)
+    except DataError:
+        if need_train:
+            raise
+        train = Split(root / "annotations" / "instances_train2017.json", root / "train2017")
     val = _split(root, "val", val_annotations, val_images)
     return Layout(root, train, val)
-
-
-def did_you_mean(wanted: str, found: Iterable[str], *, before: str = "") -> str:
-    """A hint such as "; did you mean 'train2017'?", or nothing when no name comes close."""
-    # Compared without case: 'Train2017' is the usual slip, and difflib counts it as a different letter.
-    names = {name.lower(): name for name in found}
-    close = difflib.get_close_matches(wanted.lower(), names, n=1, cutoff=0.6)
-    return f"; did you mean {before}{names[close[0]]!r}?" if close else ""
 
 
 def _require_root(root: Path) -> None:
@@ -88,15 +85,15 @@ def _annotations(root: Path, split: str, given: PathLike | None) -> Path:
     path = root / (Path(given).expanduser() if given is not None else f"annotations/instances_{split}2017.json")
     if path.is_file():
         return path
-    if given is None and (inner := _root_nearby(root)) is not None:
+    if given is None and (inner := _root_nearby(root, split)) is not None:
         raise DataError(f"data_root {root} is not the data set's own folder; did you mean {str(inner)!r}?")
     folder = path.parent
     if not folder.is_dir():
         raise DataError(
             f"the {split} annotation file {path} is missing: there is no folder {folder}, and {root} holds "
-            f"{_listing(root)}; give the folder that holds annotations/ or name the file with {split}_annotations."
+            f"{_listing(root)}; give the folder that holds annotations/, or put the file there."
         )
-    hint = did_you_mean(path.name, _names(folder)) or "; put the file there or name it with " + f"{split}_annotations."
+    hint = _rename(path.name, _names(folder), split, "; rename or link the right one to this name.")
     raise DataError(f"the {split} annotation file {path} is missing: {folder} holds {_listing(folder)}{hint}")
 
 
@@ -108,15 +105,22 @@ def _images(root: Path, split: str, given: PathLike | None) -> Path:
             return path
     path = candidates[0]
     around = path.parent if path.parent.is_dir() else root
-    hint = did_you_mean(path.name, _names(around)) or f"; put the images there or name the folder with {split}_images."
+    hint = _rename(path.name, _names(around), split, "; put the images there, or rename or link their folder to it.")
     raise DataError(f"the {split} image folder {path} is missing: {around} holds {_listing(around)}{hint}")
 
 
-def _root_nearby(root: Path) -> Path | None:
+def _rename(wanted: str, names: list[str], split: str, otherwise: str) -> str:
+    """The cure for a file or folder that is not there: the name that comes close, but not the other split's."""
+    other = "train2017" if split == "val" else "val2017"
+    hint = did_you_mean(wanted, (name for name in names if other not in name))
+    return f"{hint} Rename or link it to this name." if hint else otherwise
+
+
+def _root_nearby(root: Path, split: str) -> Path | None:
     """The folder that was probably meant, one level up or down."""
 
     def fits(folder: Path) -> bool:
-        return (folder / "annotations" / "instances_train2017.json").is_file()
+        return (folder / "annotations" / f"instances_{split}2017.json").is_file()
 
     if fits(root):
         return None

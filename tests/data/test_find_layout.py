@@ -1,5 +1,6 @@
 """Finding a data set: what is missing is named, with what is there instead."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,18 +73,38 @@ def test_a_missing_annotation_file_is_named(root: Path) -> None:
     sentence = told(root)
     assert f"the val annotation file {file} is missing" in sentence
     assert "holds instances_train2017.json, instances_valid2017.json" in sentence
-    # The train file is one letter further away.
-    assert sentence.endswith("did you mean 'instances_valid2017.json'?")
+    assert sentence.endswith("did you mean 'instances_valid2017.json'? Rename or link it to this name.")
     assert "there is no folder" in told(root, val_annotations="labels/val.json")
+
+
+def test_the_cure_is_one_that_the_command_line_has(root: Path) -> None:
+    file = root / "annotations/instances_train2017.json"
+    file.rename(file.with_name("cells.json"))
+    (root / "annotations/instances_val2017.json").rename(root / "annotations/x.json")
+    assert told(root).endswith("holds cells.json, x.json; rename or link the right one to this name.")
+    (root / "annotations/x.json").rename(root / "annotations/instances_val2017.json")
+    assert "did you mean" not in told(root), "the other split's file is not meant"
+    shutil.rmtree(root / "annotations")
+    assert told(root).endswith("give the folder that holds annotations/, or put the file there.")
+
+
+def test_validation_alone_needs_no_training_split(root: Path) -> None:
+    shutil.rmtree(root / "train2017")
+    (root / "annotations/instances_train2017.json").unlink()
+    layout = find_layout(root, need_train=False)
+    assert layout.val.images == root / "val2017"
+    assert layout.train == (root / "annotations/instances_train2017.json", root / "train2017")
+    with pytest.raises(DataError, match="did you mean"):
+        find_layout(root / "annotations", need_train=False)
 
 
 def test_a_missing_image_folder_is_named(root: Path) -> None:
     (root / "train2017").rename(root / "Train2017")
     sentence = told(root)
     assert f"the train image folder {root / 'train2017'} is missing" in sentence
-    assert sentence.endswith("did you mean 'Train2017'?")
+    assert sentence.endswith("did you mean 'Train2017'? Rename or link it to this name.")
     (root / "Train2017").rename(root / "x")
-    assert told(root, train_images="photos").endswith("name the folder with train_images.")
+    assert told(root, train_images="photos").endswith("or rename or link their folder to it.")
 
 
 def test_an_empty_root_says_so(tmp_path: Path) -> None:
