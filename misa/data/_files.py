@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -74,10 +75,9 @@ def _look(image: Listed, folder: Path) -> Fault | None:
         if path.stat().st_size == 0:
             return Fault(image, "image-truncated", f"the file {path} is empty", again)
         with Image.open(path) as picture:
-            size = picture.size
-            # The reader turns a picture as its EXIF says. Asked only in doubt: for a PNG it means decoding.
-            doubt = size != (image.width, image.height)
-            turned = size[::-1] if doubt and picture.getexif().get(_EXIF_ORIENTATION, 1) >= 5 else size
+            size = raw = picture.size
+            # The reader turns a picture as its EXIF says. It is asked itself where that may be: that means decoding.
+            doubt = raw != (image.width, image.height) or _may_be_turned(picture)
             if str(picture.format) not in _ENDS and not cv2.haveImageReader(str(path)):
                 message = f"the file {path} is {picture.format}, which OpenCV does not read here"
                 return Fault(image, "image-format", message, "convert it to PNG or JPEG")
@@ -86,14 +86,37 @@ def _look(image: Listed, folder: Path) -> Fault | None:
                 # Pillow is content with a PNG that has its pixels but no end; OpenCV, which will read it, is not.
                 if picture.format == "PNG" and _ENDS["PNG"] not in path.read_bytes():
                     raise OSError("its end is missing")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if doubt:
+            size = _size_as_read(path)
+    except (OSError, ValueError, SyntaxError, cv2.error, Image.DecompressionBombError) as error:
         reason = str(error).split("\n")[0].replace(f" {str(path)!r}", "")
         return Fault(image, "image-truncated", f"the file {path} is truncated or no image ({reason})", again)
-    if (image.width, image.height) not in (size, turned):
-        shown = f"{turned[0]} x {turned[1]}"
-        message = f"the file {path} is {shown} pixels, but {image.width} x {image.height} are listed"
-        return Fault(image, "image-size", message, "correct width and height, the boxes are in these pixels")
-    return None
+    if (image.width, image.height) == size:
+        return None
+    shown, listed = f"{size[0]} x {size[1]}", f"{image.width} x {image.height}"
+    if size != raw:
+        message = f"the file {path} is read as {shown} pixels, turned by its EXIF orientation, but {listed} are listed"
+        return Fault(image, "image-size", message, "list the turned size and boxes, or remove the orientation")
+    message = f"the file {path} is {shown} pixels, but {listed} are listed"
+    return Fault(image, "image-size", message, "correct width and height, the boxes are in these pixels")
+
+
+def _may_be_turned(picture: Image.Image) -> bool:
+    """Whether rows and columns may be swapped when it is read; cheap, as nothing is decoded."""
+    if picture.format == "PNG" and "exif" not in picture.info:
+        return False  # asking on would decode it
+    try:
+        return int(picture.getexif().get(_EXIF_ORIENTATION, 1)) >= 5
+    except Exception:  # Pillow raises what it likes on broken EXIF
+        return True
+
+
+def _size_as_read(path: Path) -> tuple[int, int]:
+    """Width and height as the training's reader gives them."""
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise OSError("OpenCV cannot decode it")
+    return pixels.shape[1], pixels.shape[0]
 
 
 def _ends_well(path: Path, kind: str) -> bool:

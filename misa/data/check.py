@@ -1,11 +1,10 @@
 """Checks a COCO annotation file and its images before any long work, and says what is wrong, where, and the cure.
 
 Fatal problems stop a training; warnings tell what is changed silently otherwise. Masks are not looked at for
-training: a missing or senseless `segmentation` is no problem there.
+training from boxes: a missing or senseless `segmentation` is no problem there.
 """
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -14,10 +13,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 from misa.data._files import Listed, check_files
-from misa.data.layout import DataError, PathLike, did_you_mean
+from misa.data._masks import broken_runs, mask_fault
+from misa.data._values import number, whole
+from misa.data.layout import DataError, PathLike
+from misa.errors import did_you_mean
 
-__all__ = ["Problem", "Report", "check_coco", "require_usable"]
+__all__ = ["Problem", "Purpose", "Report", "check_coco", "require_usable"]
 
+Purpose = Literal["train", "mask", "eval"]
+# What a purpose needs of an object besides its box, and the reason.
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "train": (),
+    "mask": ("segmentation", "area"),
+    "eval": ("segmentation", "area", "iscrowd"),
+}
+_WHY = {"mask": "this row learns from masks", "eval": "scoring compares with true masks"}
+_CURE = {
+    "mask": "give every training object one, or train a row that learns from boxes",
+    "eval": "only the val split needs masks, give every object there one",
+}
 # Of each kind, so that a data set of 100k faults is told in a page; `Report.totals` counts them all.
 _KEPT = 50
 # COCO's own train2017 has 2 boxes without height among 860k. A share below this is left out with a warning.
@@ -110,21 +124,24 @@ def check_coco(
     *,
     classes: Sequence[str] | None = None,
     verify_images: Literal["exists", "open"] = "exists",
-    purpose: Literal["train", "eval"] = "train",
+    purpose: Purpose = "train",
+    long_side: int | None = None,
 ) -> Report:
     """Reads the whole annotation file and looks at the images; never raises for what they hold.
 
     classes: the names that must be there (others are left out with a warning); None takes all.
     verify_images: "exists" lists the folder; "open" also reads the start and end of each file (8 threads).
-    purpose: "eval" also asks for what pycocotools needs to score masks: segmentation, area and iscrowd.
+    purpose: "train" looks at boxes only; "mask" also at the masks to learn from (segmentation and area), "eval" at
+        those that pycocotools scores with (and iscrowd).
+    long_side: the cap of the resized long side in pixels; images too thin to be shrunk so far are fatal.
 
     Boxes that reach beyond the image are clipped with a warning; boxes without area or wholly outside are fatal,
     except that flat boxes rarer than 1 in 10,000 (COCO itself has two) are left out with a warning.
     """
     if verify_images not in ("exists", "open"):
         raise ValueError(f"verify_images must be 'exists' or 'open'; got {verify_images!r}.")
-    if purpose not in ("train", "eval"):
-        raise ValueError(f"purpose must be 'train' or 'eval'; got {purpose!r}.")
+    if purpose not in _NEEDED:
+        raise ValueError(f"purpose must be 'train', 'mask' or 'eval'; got {purpose!r}.")
     path, folder = Path(annotation_file), Path(image_dir)
     notes = _Notes(path)
     tables = _load(path, notes)
@@ -135,7 +152,10 @@ def check_coco(
     if tables.keys() >= {"images", "annotations", "categories"}:
         crowds, per_class, busy = _annotations(tables["annotations"], images, names, wanted, purpose, notes)
         if not sum(per_class.values()) and not any(problem.fatal for problem in notes.problems):
-            notes.add("no-objects", "", "it has no object to learn from", "add annotations, or choose another file")
+            aim = "to score on" if purpose == "eval" else "to learn from"
+            notes.add("no-objects", "", f"it has no object {aim}", "add annotations, or choose another file")
+    if long_side is not None:
+        _thin(images, long_side, notes)
     if not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir():
         message = f"its image folder {folder} does not exist or cannot be read"
         notes.add("image-folder", "", message, "give the folder of the images")
@@ -163,10 +183,18 @@ def require_usable(
     *,
     classes: Sequence[str] | None = None,
     verify_images: Literal["exists", "open"] = "open",
-    purpose: Literal["train", "eval"] = "train",
+    purpose: Purpose = "train",
+    long_side: int | None = None,
 ) -> Report:
     """The report of `check_coco`, or DataError with the first fatal problem and the number of the others."""
-    report = check_coco(annotation_file, image_dir, classes=classes, verify_images=verify_images, purpose=purpose)
+    report = check_coco(
+        annotation_file,
+        image_dir,
+        classes=classes,
+        verify_images=verify_images,
+        purpose=purpose,
+        long_side=long_side,
+    )
     if report.usable:
         return report
     more = sum(report.totals[kind] for kind in {problem.kind for problem in report.fatal}) - 1
@@ -183,7 +211,7 @@ def _load(path: Path, notes: _Notes) -> dict[str, list[Any]]:
         return {}
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        ended = error.pos >= len(error.doc.rstrip())
+        ended = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string")
         message = "the file ends too early" if ended else f"it is not json ({error.msg})"
         notes.add("not-json", place, message, "copy or download it again" if ended else "correct it there")
         return {}
@@ -231,6 +259,16 @@ def _images(rows: list[Any], notes: _Notes) -> dict[int, Listed | None]:
     if not rows:
         notes.add("no-images", "", "it lists no images", "choose another file, this data set is empty")
     return images
+
+
+def _thin(images: dict[int, Listed | None], long_side: int, notes: _Notes) -> None:
+    """The images that have no pixel left across when their long side is shrunk to the cap; OpenCV fails on them."""
+    for image in filter(None, images.values()):
+        short, long = sorted((image.width, image.height))
+        if short * long_side < long:
+            size = f"{image.width} x {image.height} pixels"
+            message = f"its {size} are less than one across when the long side is shrunk to {long_side}"
+            notes.add("image-thin", f"image {image.id}", message, "cut it into parts, or take it out of the list")
 
 
 def _categories(rows: list[Any], notes: _Notes) -> dict[int, str]:
@@ -284,6 +322,7 @@ def _annotations(
     seen: set[int] = set()
     busy: set[int] = set()
     flat: list[tuple[str, str]] = []
+    masks: list[tuple[str, str, int]] = []
     crowds, per_class = 0, dict.fromkeys(wanted, 0)
     for index, row in enumerate(rows):
         key = _key(row, "annotation", index, notes)
@@ -294,24 +333,24 @@ def _annotations(
             notes.add("duplicate-id", place, "this id is used more than once", "number the annotations apart")
             continue
         seen.add(key)
-        needed = ["image_id", "category_id", "bbox"]
-        needed += ["segmentation", "area", "iscrowd"] if purpose == "eval" else []
-        if missing := [name for name in needed if name not in row]:
+        if missing := [name for name in ("image_id", "category_id", "bbox") if name not in row]:
             notes.add("missing-key", place, f"it has no '{missing[0]}'", "add the key")
             continue
         image, category = row["image_id"], row["category_id"]
-        if not _whole(image) or image not in images:
+        if not whole(image) or image not in images:
             notes.add(
                 "unknown-image", place, f"image_id {_short(image)} is not in 'images'", "add the image, or remove it"
             )
             continue
-        if not _whole(category) or category not in names:
+        if not whole(category) or category not in names:
             message = f"category_id {_short(category)} is not in 'categories'"
             notes.add("unknown-category", place, message, "add the category, or remove it")
             continue
         crowd = row.get("iscrowd", 0)
         if not isinstance(crowd, int) or crowd not in (0, 1):
             notes.add("bad-value", place, f"iscrowd is {_short(crowd)}", "give 0 or 1")
+            continue
+        if names[category] in per_class and not _mask(row, images[image], place, purpose, masks, notes):
             continue
         if not _box(row["bbox"], images[image], f"{place} on image {image}", flat, notes):
             continue
@@ -320,6 +359,10 @@ def _annotations(
         elif names[category] in per_class:
             per_class[names[category]] += 1
             busy.add(image)
+    broken = broken_runs([counts for _, counts, _ in masks], [pixels for _, _, pixels in masks])
+    for (place, _, _), bad in zip(masks, broken, strict=True):
+        if bad:
+            notes.add("bad-mask", place, "segmentation has counts that cannot be decoded", "draw or encode it again")
     few = len(flat) <= _FEW * len(rows)
     for place, message in flat:
         cure = "it is left out" if few else "give it a width and height above 0, or remove it"
@@ -327,9 +370,40 @@ def _annotations(
     return crowds, per_class, busy
 
 
+def _mask(
+    row: dict[str, Any],
+    image: Listed | None,
+    place: str,
+    purpose: str,
+    masks: list[tuple[str, str, int]],
+    notes: _Notes,
+) -> bool:
+    """Whether an object's mask serves the purpose; run lengths as text go to `masks`, to be decoded together."""
+    if missing := [name for name in _NEEDED[purpose] if name not in row]:
+        message, cure = f"it has no '{missing[0]}'", "add the key"
+        if missing[0] == "segmentation":
+            message, cure = f"{message}, and {_WHY[purpose]}", _CURE[purpose]
+        notes.add("missing-key", place, message, cure)
+        return False
+    if purpose == "train":
+        return True
+    if not number(row["area"]):
+        notes.add("bad-value", place, f"area is {_short(row['area'])}", "give the mask's number of pixels")
+        return False
+    if image is None:
+        return False
+    mask = row["segmentation"]
+    if fault := mask_fault(mask, image.height, image.width):
+        notes.add("bad-mask", place, f"segmentation {fault}", "draw or encode it again")
+        return False
+    if isinstance(mask, dict) and isinstance(mask["counts"], str):
+        masks.append((place, mask["counts"], image.height * image.width))
+    return True
+
+
 def _box(box: Any, image: Listed | None, place: str, flat: list[tuple[str, str]], notes: _Notes) -> bool:
     """Whether a box (x y w h) can be trained on; boxes without width or height go to `flat`, to be judged together."""
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_number, box)):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(number, box)):
         notes.add(
             "box-value", place, f"bbox {_short(box)} is not four finite numbers", "give it as [x, y, width, height]"
         )
@@ -367,24 +441,15 @@ def _key(row: Any, what: str, index: int, notes: _Notes) -> int | None:
         notes.add("bad-value", place, f"it is {_kind(row)}, not an object", "correct or remove it")
     elif "id" not in row:
         notes.add("missing-key", place, "it has no 'id'", "add the key")
-    elif not _whole(row["id"]):
+    elif not whole(row["id"]):
         notes.add("bad-value", place, f"its id is {_short(row['id'])}", "give a whole number")
     else:
         return int(row["id"])
     return None
 
 
-def _whole(value: Any) -> bool:
-    # 64 bits, because ids and sizes end in tensors.
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
-
-
 def _size(value: Any) -> bool:
-    return _whole(value) and value > 0
-
-
-def _number(value: Any) -> bool:
-    return _whole(value) or (isinstance(value, float) and math.isfinite(value))
+    return whole(value) and int(value) > 0
 
 
 def _kind(value: Any) -> str:

@@ -10,8 +10,8 @@ Axes: n instance, h row, w column.
     root = write_scenes("data/scenes", scenes)
 """
 
+import errno
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -28,15 +28,16 @@ from tqdm.auto import tqdm
 from misa.data._arrange import Piece, arrange, paste, visible
 from misa.data._paint import MODES, background, grain, paint
 from misa.data._shapes import KINDS, stamp
+from misa.data._values import number, whole
 from misa.data.layout import DataError
 
-__all__ = ["MODES", "NAMED_SCENES", "Scene", "Scenes", "draw_scene", "named_scene", "write_scenes"]
+__all__ = ["EDITION", "MODES", "NAMED_SCENES", "Scene", "Scenes", "draw_scene", "named_scene", "write_scenes"]
 
 Split = Literal["train", "val"]
 # Part of the seed: validation scenes are never training scenes.
 _SPLITS = {"train": 0, "val": 1}
 # Raised when the same knobs draw other pictures, so that an old folder is not taken for a new one.
-_EDITION = 1
+EDITION = 1
 _CARD = "scenes.json"
 
 
@@ -79,7 +80,7 @@ class Scenes:
             if isinstance(getattr(self, name), list):  # as it comes from JSON
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         size = self.size if isinstance(self.size, tuple) else (self.size, self.size)
-        if len(size) != 2 or any(not _whole(side) or side < 32 for side in size):
+        if len(size) != 2 or any(not whole(side) or side < 32 for side in size):
             raise ValueError(f"size must be a whole number or (h, w), at least 32 pixels a side; got {self.size!r}.")
         for name, low, high in (
             ("train", 1, None),
@@ -89,18 +90,18 @@ class Scenes:
             ("seed", 0, None),
         ):
             value = getattr(self, name)
-            if not _whole(value) or value < low or (high is not None and value > high):
+            if not whole(value) or value < low or (high is not None and value > high):
                 span = f"at least {low}" if high is None else f"{low} to {high}"
                 raise ValueError(f"{name} must be a whole number, {span}; got {value!r}.")
         for name in ("camouflage", "contrast", "touching", "occlusion", "truncation", "least_visible"):
-            if not _number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
+            if not number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be a share from 0 to 1; got {getattr(self, name)!r}.")
         if self.camouflage + self.contrast > 1 + 1e-9:
             raise ValueError(
                 f"camouflage + contrast are shares of the objects and may not exceed 1; "
                 f"got {self.camouflage} + {self.contrast}."
             )
-        if not _pair(self.objects) or not all(map(_whole, self.objects)) or not 0 <= self.objects[0] <= self.objects[1]:
+        if not _pair(self.objects) or not all(map(whole, self.objects)) or not 0 <= self.objects[0] <= self.objects[1]:
             raise ValueError(f"objects must be (least, most), whole numbers from 0 up; got {self.objects!r}.")
         if not _pair(self.scale) or not 0.02 <= self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale must be (least, greatest) share of the side, 0.02 to 1; got {self.scale!r}.")
@@ -118,16 +119,8 @@ class Scenes:
         return tuple(kind.name for kind in KINDS[: self.classes])
 
 
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _pair(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(map(_number, value))
+    return isinstance(value, tuple) and len(value) == 2 and all(map(number, value))
 
 
 @dataclass(frozen=True)
@@ -157,7 +150,7 @@ def draw_scene(scenes: Scenes, index: int, split: Split = "train") -> Scene:
     """Draws scene `index` of a split: the same for equal knobs, however many others are drawn, in any order."""
     if split not in _SPLITS:
         raise ValueError(f"split must be 'train' or 'val'; got {split!r}.")
-    if not _whole(index) or index < 0:
+    if not whole(index) or index < 0:
         raise ValueError(f"index must be a whole number from 0 up; got {index!r}.")
     rng = np.random.default_rng([scenes.seed, _SPLITS[split], index])
     pieces = arrange(
@@ -273,12 +266,24 @@ def write_scenes(root: str | os.PathLike[str], scenes: Scenes) -> Path:
 
     root/train2017, root/val2017: PNG images; root/annotations/instances_{train,val}2017.json: tight boxes x y w h,
     masks as compressed RLE and the extra key `mode`; root/scenes.json: the knobs. Written beside and renamed at the
-    end, so an interrupted run leaves nothing half done. DataError when root holds anything else; it is not touched.
+    end, so an interrupted run leaves nothing half done. DataError when root holds anything else (it is not touched) or
+    cannot be written.
     """
     root = Path(root)
-    if _holds(root, scenes):
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return root if _holds(root, scenes) else _write(root, scenes)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(
+            f"the embedded data cannot be written to {root} ({reason}); give a folder that you can write to."
+        ) from error
+
+
+def _write(root: Path, scenes: Scenes) -> Path:
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, f"{root.parent} is a file") from None
     beside = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
         (beside / "annotations").mkdir()
@@ -302,7 +307,7 @@ def write_scenes(root: str | os.PathLike[str], scenes: Scenes) -> Path:
 def _card(scenes: Scenes) -> dict[str, Any]:
     # Through JSON, so that tuples compare as the lists they come back as.
     knobs: dict[str, Any] = json.loads(json.dumps(asdict(scenes)))
-    return {"made_by": "misa.data.synthetic", "edition": _EDITION, "scenes": knobs}
+    return {"made_by": "misa.data.synthetic", "edition": EDITION, "scenes": knobs}
 
 
 def _holds(root: Path, scenes: Scenes) -> bool:
@@ -339,7 +344,7 @@ def _difference(card: object, wanted: dict[str, Any]) -> str:
         for key, value in wanted["scenes"].items()
         if held.get(key) != value
     ]
-    return "; ".join(changed) or f"drawn by edition {card.get('edition')}, this is edition {_EDITION}"
+    return "; ".join(changed) or f"drawn by edition {card.get('edition')}, this is edition {EDITION}"
 
 
 def _write_split(folder: Path, scenes: Scenes, split: Split, count: int, progress: "tqdm[Any]") -> None:

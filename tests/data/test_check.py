@@ -6,13 +6,17 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import mmcv
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as rle
 
+from misa.data._masks import broken_runs
 from misa.data.check import Report, check_coco, require_usable
 from misa.data.layout import DataError
 
@@ -147,14 +151,38 @@ def test_a_wrong_size_is_named(spoil: Spoil) -> None:
     assert "is 40 x 30 pixels, but 80 x 30 are listed; correct width and height" in sentence
 
 
-def test_an_image_turned_by_exif_may_list_either_size(spoil: Spoil) -> None:
-    file, folder = spoil(lambda data: data["images"][0].update(width=30, height=40))
-    data = json.loads(file.read_text())
-    data["annotations"] = data["annotations"][2:]
-    file.write_text(json.dumps(data))
+def turn(path: Path, orientation: int = 6) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.open(folder / "a.jpg").save(folder / "a.jpg", exif=exif)
+    exif[0x0112] = orientation
+    Image.open(path).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_an_image_turned_by_exif_lists_the_size_that_is_read(spoil: Spoil, name: str) -> None:
+    """A listed raw size puts boxes and masks in another frame than the pixels that the training reads."""
+
+    def listed(width: int, height: int) -> tuple[Path, Path]:
+        file, folder = spoil(lambda data: data["images"][0].update(width=width, height=height, file_name=name))
+        Image.open(folder / "a.jpg").save(folder / name)
+        data = json.loads(file.read_text())
+        data["annotations"] = data["annotations"][2:]
+        file.write_text(json.dumps(data))
+        turn(folder / name)
+        return file, folder
+
+    read = mmcv.imread(listed(30, 40)[1] / name).shape[:2]
+    assert read == (40, 30)
+    assert require_usable(*listed(30, 40)).usable
+    sentence = told(*listed(40, 30))
+    assert "is read as 30 x 40 pixels, turned by its EXIF orientation, but 40 x 30 are listed" in sentence
+    assert sentence.endswith("list the turned size and boxes, or remove the orientation.")
+
+
+def test_an_orientation_that_swaps_no_sides_and_broken_exif_pass(spoil: Spoil) -> None:
+    file, folder = spoil()
+    turn(folder / "a.jpg", 3)
+    assert require_usable(file, folder).usable
+    Image.open(folder / "a.jpg").save(folder / "a.jpg", exif=b"Exif\0\0nothing of the kind")
     assert require_usable(file, folder).usable
 
 
@@ -183,6 +211,8 @@ def test_an_empty_data_set_is_named(spoil: Spoil) -> None:
     assert "it has no object to learn from" in told(
         *spoil(lambda data: data.update(annotations=data["annotations"][1:2]))
     )
+    none = spoil(lambda data: data.update(annotations=[]))
+    assert "it has no object to score on" in told(*none, purpose="eval")
     assert "it lists no categories" in told(*spoil(lambda data: data.update(categories=[], annotations=[])))
 
 
@@ -279,7 +309,137 @@ def test_segmentation_is_not_looked_at_for_training(spoil: Spoil) -> None:
 
 
 def test_evaluation_asks_for_what_scoring_needs(spoil: Spoil) -> None:
-    assert "annotation 11: it has no 'segmentation'" in told(*spoil(), purpose="eval")
+    sentence = told(*spoil(), purpose="eval")
+    assert "annotation 11: it has no 'segmentation', and scoring compares with true masks" in sentence
+    assert "only the val split needs masks" in sentence
+    assert "this row learns from masks; give every training object one, or" in told(*spoil(), purpose="mask")
+
+
+SQUARE = [[2, 2, 8, 2, 8, 8.5]]
+
+
+def masked(change: Data) -> Callable[[Data], None]:
+    """Gives every object a mask and changes the first one's annotation."""
+
+    def spoiled(data: Data) -> None:
+        for annotation in data["annotations"]:
+            annotation.update(segmentation=SQUARE, area=20, iscrowd=annotation.get("iscrowd", 0))
+        data["annotations"][0].update(change)
+
+    return spoiled
+
+
+def runs(mask: np.ndarray, *, text: bool = True) -> Data:
+    encoded = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+    if text:
+        return {"size": encoded["size"], "counts": encoded["counts"].decode()}
+    flat = mask.astype(int).ravel(order="F")
+    edges = np.flatnonzero(np.diff(flat, prepend=0)).tolist()
+    return {"size": encoded["size"], "counts": np.diff([0, *edges, flat.size]).tolist()}
+
+
+MASK = np.random.default_rng(0).random((30, 40)) < 0.3
+
+
+@pytest.mark.parametrize("purpose", ["mask", "eval"])
+@pytest.mark.parametrize("mask", [SQUARE, SQUARE * 2, runs(MASK), runs(MASK, text=False), runs(0 * MASK)])
+def test_masks_that_decode_pass(spoil: Spoil, purpose: Literal["mask", "eval"], mask: Any) -> None:
+    assert not check_coco(*spoil(masked({"segmentation": mask})), purpose=purpose).problems
+
+
+@pytest.mark.parametrize("purpose", ["mask", "eval"])
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        ([], "is empty"),
+        ([[1, 2, 3, 4]], "has a polygon that is not 3 or more corners x, y"),
+        ([*SQUARE, [1, 2, 3, 4, 5, 6, 7]], "has a polygon"),
+        ([[1, 2, 3, 4, 5, math.nan]], "has a polygon"),
+        ([[1, 2, 3, 4, 5, "6"]], "has a polygon"),
+        ([[1, 2, 3, 4, 5, [6]]], "has a polygon"),
+        ([[1, 2, 3, 4, 5, 1e12]], "has a polygon"),
+        ([[1, 2, 3, 4, 5, 10**400]], "has a polygon"),
+        (SQUARE[0], "has a polygon"),
+        (None, "is neither polygons nor run lengths"),
+        ("circle", "is neither"),
+        ({}, "is of size None (h, w), the image of [30, 40]"),
+        (runs(MASK.T), "is of size [40, 30] (h, w), the image of [30, 40]"),
+        ({"size": [30, 40], "counts": [1000, 100]}, "has counts that do not add up to the image"),
+        ({"size": [30, 40], "counts": [1300, -100]}, "has counts that are no run lengths"),
+        ({"size": [30, 40], "counts": ""}, "has counts that are no run lengths"),
+        ({"size": [30, 40], "counts": runs(MASK)["counts"][:-5]}, "has counts that cannot be decoded"),
+        ({"size": [30, 40], "counts": "not a mask"}, "has counts that cannot be decoded"),
+        ({"size": [30, 40], "counts": "\ud800é"}, "has counts that cannot be decoded"),
+    ],
+)
+def test_masks_that_do_not_decode_are_named(
+    spoil: Spoil, purpose: Literal["mask", "eval"], mask: Any, words: str
+) -> None:
+    files = spoil(masked({"segmentation": mask}))
+    sentence = told(*files, purpose=purpose)
+    assert f"annotation 11: segmentation {words}" in sentence
+    assert sentence.endswith("draw or encode it again.")
+    assert check_coco(*files).usable, "boxes are enough to train on"
+
+
+def test_an_area_that_is_no_number_is_named(spoil: Spoil) -> None:
+    assert 'annotation 11: area is "20"' in told(*spoil(masked({"area": "20"})), purpose="eval")
+
+
+def test_masks_of_classes_that_are_left_out_are_not_asked_for(spoil: Spoil) -> None:
+    files = spoil(masked({"segmentation": None}))
+    assert check_coco(*files, classes=["dog"], purpose="eval").usable
+
+
+def decoded(text: str) -> list[int] | None:
+    """Run lengths as pycocotools' C code reads them, one character at a time; None where it would read nonsense."""
+    found: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64:
+            return None
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << shift
+        if shift > 35:
+            return None
+        found.append(value + (found[-2] if len(found) > 2 else 0))
+        value = shift = 0
+    return found if shift == 0 and min(found) >= 0 else None
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32))
+def test_run_lengths_are_judged_as_by_a_reader_of_one_character_at_a_time(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    texts, pixels = [], []
+    for _ in range(20):
+        h, w = rng.integers(1, 40, 2)
+        text = list(runs(rng.random((h, w)) < rng.random())["counts"])
+        if rng.random() < 0.6:
+            for _ in range(rng.integers(1, 3)):
+                text[rng.integers(len(text))] = chr(rng.integers(40, 120))
+        texts.append("".join(text))
+        pixels.append(int(h * w))
+    expected = [(found := decoded(text)) is None or sum(found) != n for text, n in zip(texts, pixels, strict=True)]
+    assert broken_runs(texts, pixels).tolist() == expected
+
+
+def test_no_run_lengths_at_all_are_none_broken() -> None:
+    assert broken_runs([], []).tolist() == []
+
+
+def test_images_too_thin_for_the_resizing_are_named(spoil: Spoil) -> None:
+    files = spoil(lambda data: data["images"][0].update(width=900, height=3))
+    thin = check_coco(*files, verify_images="exists", long_side=192)
+    assert "image 7: its 900 x 3 pixels are less than one across when the long side is shrunk to 192" in str(thin)
+    assert "image-thin" in {problem.kind for problem in thin.fatal}
+    assert "image-thin" not in check_coco(*files, verify_images="exists", long_side=300).totals
+    assert "image-thin" not in check_coco(*files, verify_images="exists").totals
 
 
 def test_the_others_are_counted_and_listed(spoil: Spoil) -> None:
@@ -298,7 +458,7 @@ def test_wrong_arguments_are_named(spoil: Spoil) -> None:
     files = spoil()
     with pytest.raises(ValueError, match="verify_images must be 'exists' or 'open'"):
         check_coco(*files, verify_images="decode")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="purpose must be 'train' or 'eval'"):
+    with pytest.raises(ValueError, match="purpose must be 'train', 'mask' or 'eval'"):
         check_coco(*files, purpose="test")  # type: ignore[arg-type]
 
 
@@ -338,7 +498,9 @@ def test_no_mutation_escapes(spoil: Spoil, random: st.DataObject) -> None:
     if random.draw(st.integers(0, 4)) == 0:
         text = text[: random.draw(st.integers(0, len(text)))]
     file.write_text(text)
-    report = check_coco(file, folder, verify_images="open", purpose=random.draw(st.sampled_from(["train", "eval"])))
+    report = check_coco(
+        file, folder, verify_images="open", purpose=random.draw(st.sampled_from(["train", "mask", "eval"]))
+    )
     assert isinstance(report, Report)
     assert str(report)
     with contextlib.suppress(DataError):

@@ -66,6 +66,20 @@ def test_mask_supervision_does_read_them(root):
     assert dataset(root, masks=True)[0]["data_samples"].gt_instances.masks.masks.any()
 
 
+def test_a_crowd_is_ignored_and_no_object(root, tmp_path):
+    """As it reaches the losses: its box is known, but neither an object nor background."""
+
+    def crowd(annotation):
+        return {**annotation, "iscrowd": int(annotation["id"] == 1)}
+
+    plain, changed = dataset(root), dataset(rewritten(root, tmp_path / "crowd", crowd))
+    before, after = plain[0]["data_samples"], changed[0]["data_samples"]
+    assert len(before.ignored_instances) == 0
+    assert len(after.ignored_instances) == 1
+    assert torch.equal(after.ignored_instances.bboxes.tensor, before.gt_instances.bboxes.tensor[:1])
+    assert torch.equal(after.gt_instances.bboxes.tensor, before.gt_instances.bboxes.tensor[1:])
+
+
 def test_a_sample_depends_on_seed_epoch_and_index_alone(root):
     first, second = dataset(root), dataset(root)
     np.random.seed(3)  # noqa: NPY002  (whatever the global generators are at)

@@ -1,5 +1,6 @@
 """Embedded scenes on disk: an ordinary COCO-layout folder, written whole or not at all."""
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,19 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(DataError, match="is a file, not a folder"):
         write_scenes(tmp_path / "thesis.tex", SCENES)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file/demo \(.*file is a file\); give a folder that you can write to\.$"):
+        write_scenes(tmp_path / "file" / "demo", SCENES)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "somewhere")
+
+    monkeypatch.setattr(synthetic.tempfile, "mkdtemp", refuse)
+    with pytest.raises(DataError, match=r"cannot be written to .*demo \(Permission denied\)"):
+        write_scenes(tmp_path / "demo", SCENES)
 
 
 @pytest.mark.parametrize("card", ["[]", "{}", '{"scenes": 3}', "{"])
