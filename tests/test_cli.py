@@ -23,27 +23,49 @@ def edit(root, change, split="train"):
     path.write_text(json.dumps(content))
 
 
+def first(root, split="train"):
+    return min((root / f"{split}2017").iterdir())
+
+
+def box(*values):
+    return lambda root: edit(root, lambda c: c["annotations"][0].update(bbox=list(values)))
+
+
+# How it is spoilt, and the cause that must be told: words that stand in no path.
 BAD = {
-    "no such folder": (lambda root: shutil.rmtree(root), "toy"),
+    "no such folder": (lambda root: shutil.rmtree(root), "toy does not exist"),
     "no annotation file": (
         lambda root: (root / "annotations/instances_train2017.json").unlink(),
-        "instances_train2017",
+        "instances_train2017.json is missing",
     ),
-    "an image is absent": (lambda root: next((root / "train2017").iterdir()).unlink(), "train2017"),
-    "an image is cut": (lambda root: cut(next((root / "train2017").iterdir())), "train2017"),
-    "a box without area": (
-        lambda root: edit(root, lambda c: c["annotations"][0].update(bbox=[3, 3, 0, 5])),
-        "annotation",
+    "an image is absent": (lambda root: first(root).unlink(), "000000000001.png is absent"),
+    "an image is cut": (lambda root: cut(first(root)), "000000000001.png is truncated or no image"),
+    "an image of another size": (
+        lambda root: edit(root, lambda c: c["images"][0].update(width=47)),
+        "is 48 x 48 pixels, but 47 x 48 are listed",
     ),
-    "a negative box": (lambda root: edit(root, lambda c: c["annotations"][0].update(bbox=[9, 9, -4, 5])), "annotation"),
-    "a box outside": (lambda root: edit(root, lambda c: c["annotations"][0].update(bbox=[500, 3, 4, 5])), "annotation"),
-    "no objects": (lambda root: edit(root, lambda c: c.update(annotations=[])), "no object"),
-    "no images": (lambda root: edit(root, lambda c: c.update(images=[], annotations=[])), "instances_train2017"),
+    "a box without area": (box(3, 3, 0, 5), "bbox [3, 3, 0, 5] has no area"),
+    "a negative box": (box(9, 9, -4, 5), "bbox [9, 9, -4, 5] has negative size"),
+    "a box outside": (box(500, 3, 4, 5), "bbox [500, 3, 4, 5] lies outside the image"),
+    "no objects": (lambda root: edit(root, lambda c: c.update(annotations=[])), "no object to learn from"),
+    "no objects in val": (lambda root: edit(root, lambda c: c.update(annotations=[]), "val"), "no object to score on"),
+    "no images": (lambda root: edit(root, lambda c: c.update(images=[], annotations=[])), "it lists no images"),
     "other classes": (
         lambda root: edit(root, lambda c: [x.update(name=x["name"] + "s") for x in c["categories"]], "val"),
-        "did you mean",
+        "is expected, but found are",
     ),
-    "cut json": (lambda root: cut(root / "annotations/instances_train2017.json"), "instances_train2017"),
+    "no masks in val": (
+        lambda root: edit(root, lambda c: [a.pop("segmentation") for a in c["annotations"]], "val"),
+        "it has no 'segmentation', and scoring compares with true masks",
+    ),
+    "a mask in val that does not decode": (
+        lambda root: edit(root, lambda c: c["annotations"][0]["segmentation"].update(counts="nonsense"), "val"),
+        "segmentation has counts that cannot be decoded",
+    ),
+    "cut json": (
+        lambda root: cut(root / "annotations/instances_train2017.json"),
+        "the file ends too early; copy or download it again",
+    ),
 }
 
 

@@ -1,36 +1,98 @@
 """Where an experiment's images, boxes and class names come from."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from misa.data.check import require_usable
+from misa.data.check import Purpose, Report, require_usable
 from misa.data.layout import Split, find_layout
-from misa.data.synthetic import Scenes, write_scenes
+from misa.data.synthetic import EDITION, Scenes, write_scenes
 from misa.experiment import Experiment
+
+# How many of a kind of warning are put into words; the classes that are left out are named instead.
+_COUNTED = {
+    "box-clipped": ("box clipped", "boxes clipped"),
+    "box-thin": ("box thinner than a pixel left out", "boxes thinner than a pixel left out"),
+    "box-size": ("box without area left out", "boxes without area left out"),
+}
+# Checks that this process has passed: look, train and evaluate in one notebook read the images once.
+_passed: dict[tuple[Any, ...], Report] = {}
+_told: set[tuple[Path, str]] = set()
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that can be trained on: both splits and the classes, in the annotation file's order."""
+    """A data set that can be trained on: both splits and the classes, in the annotation file's order.
+
+    images: how many training images the experiment uses; 0 where only the validation split was opened.
+    """
 
     root: Path
     train: Split
     val: Split
     classes: tuple[str, ...]
+    images: int = 0
 
 
-def open_source(experiment: Experiment, data_root: str | Path) -> Source:
+def open_source(
+    experiment: Experiment,
+    data_root: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    need_train: bool = True,
+) -> Source:
     """The checked data of an experiment; the embedded data is written below `data_root` the first time.
+
+    Args:
+        experiment: says which data, whether masks are learned from, and how far images are shrunk.
+        data_root: a COCO-layout folder; for data="demo" the folder that the embedded data goes into.
+        classes: those that must be there, in this order; None: the training split's.
+        need_train: off: only the validation split is looked at, for which `classes` must be given.
 
     Raises:
         UserError: a file is missing, unreadable, or not fit to train on.
     """
+    if not need_train and classes is None:
+        raise ValueError("open_source needs classes where the training split, which has them, is not needed.")
     root = Path(data_root).expanduser().resolve()
     if experiment.data == "demo":
         scenes = Scenes(**dict(experiment.scenes))
-        root = write_scenes(root / f"demo-{hashlib.sha256(repr(scenes).encode()).hexdigest()[:8]}", scenes)
-    layout = find_layout(root)
-    report = require_usable(*layout.train)
-    require_usable(*layout.val, classes=report.classes, purpose="eval")
-    return Source(layout.root, layout.train, layout.val, report.classes)
+        name = hashlib.sha256(f"{EDITION} {scenes!r}".encode()).hexdigest()[:8]
+        root = write_scenes(root / f"demo-{name}", scenes)
+    layout = find_layout(root, need_train=need_train)
+    wanted, images = tuple(classes) if classes is not None else None, 0
+    cap = experiment.augmentation.long_side
+    if need_train:
+        purpose: Purpose = "mask" if experiment.supervision == "mask" else "train"
+        report = _checked(layout.root, "train", layout.train, wanted, purpose, cap)
+        wanted = report.classes
+        images = report.images if experiment.limit is None else min(report.images, experiment.limit)
+    report = _checked(layout.root, "val", layout.val, wanted, "eval", cap)
+    return Source(layout.root, layout.train, layout.val, report.classes, images)
+
+
+def _checked(
+    root: Path, name: str, split: Split, classes: tuple[str, ...] | None, purpose: Purpose, long_side: int
+) -> Report:
+    """The report of a usable split, from an earlier check where the file and the folder are as they were."""
+    there = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in split]
+    key = (*there, classes, purpose, long_side)
+    if key not in _passed:
+        _passed[key] = require_usable(*split, classes=classes, purpose=purpose, long_side=long_side)
+    report = _passed[key]
+    if report.warnings and (root, name) not in _told:
+        _told.add((root, name))
+        print(f"data: in the {name} split {_summary(report)}; `misa check {root}` lists them", flush=True)
+    return report
+
+
+def _summary(report: Report) -> str:
+    """The warnings of a report in a few words."""
+    words = []
+    for kind in dict.fromkeys(warning.kind for warning in report.warnings):
+        count = report.totals[kind]
+        first = next(warning for warning in report.warnings if warning.kind == kind)
+        words.append(f"{count} {_COUNTED[kind][count > 1]}" if kind in _COUNTED else first.message)
+    return ", ".join(words)
