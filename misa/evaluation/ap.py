@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -22,26 +21,40 @@ def read_truth(annotation_file: str | Path) -> COCO:
 
 
 def mask_ap(
-    truth: COCO, detections: Sequence[dict[str, Any]], *, images: Iterable[int] | None = None
+    truth: COCO,
+    detections: Sequence[dict[str, Any]],
+    *,
+    images: Iterable[int] | None = None,
+    categories: Iterable[str | int] | None = None,
 ) -> dict[str, float | None]:
     """AP, AP50, AP75, APs, APm, APl in percent; None where the truth has no object of that size.
 
     `detections` are COCO results: image_id, category_id, score, segmentation (RLE at the original size).
-    `images` restricts the evaluation to some image ids.
+    `images` restricts the evaluation to some image ids, `categories` to some names or ids: those that were trained on,
+    or classes that the network cannot know count as missed.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         results = _results(truth, detections)
         evaluation = COCOeval(truth, results, iouType="segm")
         if images is not None:
             evaluation.params.imgIds = sorted(images)
+        if categories is not None:
+            evaluation.params.catIds = _category_ids(truth, categories)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     # pycocotools writes -1 where nothing could be measured.
     return {
-        name: None if value < 0 else 100 * float(value)
-        for name, value in zip(NAMES, evaluation.stats[:6], strict=True)
+        name: None if value < 0 else 100 * float(value) for name, value in zip(NAMES, evaluation.stats[:6], strict=True)
     }
+
+
+def _category_ids(truth: COCO, categories: Iterable[str | int]) -> list[int]:
+    ids = {category["name"]: int(category["id"]) for category in truth.dataset["categories"]}
+    found = [ids.get(c, c) if isinstance(c, str) else c for c in categories]
+    if unknown := [c for c in found if c not in ids.values()]:
+        raise ValueError(f"the truth has no category {unknown[0]!r}; it has {', '.join(ids)}.")
+    return sorted({int(c) for c in found})
 
 
 def _results(truth: COCO, detections: Sequence[dict[str, Any]]) -> COCO:
@@ -57,25 +70,35 @@ def _results(truth: COCO, detections: Sequence[dict[str, Any]]) -> COCO:
 
 def as_rectangles(detections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same detections with each mask replaced by its full bounding rectangle: what a box alone would score."""
+    if not detections:
+        return []
+    masks = [detection["segmentation"] for detection in detections]
     rectangles = []
-    for detection in detections:
-        x, y, w, h = (int(v) for v in rle.toBbox(detection["segmentation"]))
-        canvas = np.zeros(detection["segmentation"]["size"], dtype=np.uint8, order="F")
-        canvas[y : y + h, x : x + w] = 1
-        encoded = rle.encode(canvas)
+    for detection, mask, box in zip(detections, masks, rle.toBbox(masks), strict=True):
+        (encoded,) = rle.frPyObjects(box[None], *mask["size"])
         encoded["counts"] = encoded["counts"].decode()
         rectangles.append({**detection, "segmentation": encoded})
     return rectangles
 
 
-def score(annotation_file: str | Path, detections: str | Path, *, limit: int | None = None) -> dict[str, Any]:
-    """Mask AP of a results file, and of the same detections as full rectangles; the first `limit` images only."""
+def score(
+    annotation_file: str | Path,
+    detections: str | Path,
+    *,
+    limit: int | None = None,
+    classes: Iterable[str] | None = None,
+) -> dict[str, Any]:
+    """Mask AP of a results file, and of the same detections as full rectangles.
+
+    limit: the first images only; classes: the names that were trained on, None for all in the file.
+    """
     truth = read_truth(annotation_file)
     images = truth.getImgIds()[:limit]
+    names = None if classes is None else list(classes)
     found = json.loads(Path(detections).read_text())
     return {
-        "segm": mask_ap(truth, found, images=images),
-        "segm_as_rectangles": mask_ap(truth, as_rectangles(found), images=images),
+        "segm": mask_ap(truth, found, images=images, categories=names),
+        "segm_as_rectangles": mask_ap(truth, as_rectangles(found), images=images, categories=names),
         "detections": len(found),
         "images": len(images),
     }

@@ -85,6 +85,37 @@ def test_rectangles_fill_the_masks_extent(truth_file):
     assert np.array_equal(rle.decode(rectangle["segmentation"]), square(10, 10, 40))
 
 
+def test_rectangles_are_those_painted_pixel_by_pixel():
+    rng = np.random.default_rng(0)
+    masks = [rng.random((13, 17)) < share for share in (0.005, 0.02, 0.05, 0.5) for _ in range(10)]
+    for mask, rectangle in zip(masks, as_rectangles([detection(m) for m in masks]), strict=True):
+        canvas = np.zeros(mask.shape)
+        rows, columns = np.nonzero(mask)
+        if len(rows):
+            canvas[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = 1
+        assert np.array_equal(rle.decode(rectangle["segmentation"]), canvas)
+        assert rectangle["score"] == 0.9
+    assert as_rectangles([]) == []
+
+
+def test_classes_that_were_not_trained_on_do_not_count(truth_file, tmp_path):
+    """An object of another class would be missed by any network, and halve the mean over classes."""
+    content = json.loads(truth_file.read_text())
+    content["categories"].append({"id": 9, "name": "extra"})
+    content["annotations"][1]["category_id"] = 9
+    truth_file.write_text(json.dumps(content))
+    found = [detection(square(10, 10, 40))]
+    assert mask_ap(read_truth(truth_file), found)["AP"] == pytest.approx(50)
+    for categories in (["square"], [7]):
+        assert mask_ap(read_truth(truth_file), found, categories=categories)["AP"] == pytest.approx(100)
+    results = tmp_path / "found.json"
+    results.write_text(json.dumps(found))
+    scored = score(truth_file, results, classes=("square",))
+    assert scored["segm"]["AP"] == scored["segm_as_rectangles"]["AP"] == pytest.approx(100)
+    with pytest.raises(ValueError, match="no category 'circle'; it has square, extra"):
+        mask_ap(read_truth(truth_file), found, categories=["circle"])
+
+
 def test_an_empty_mask_stays_empty():
     (rectangle,) = as_rectangles([detection(np.zeros((9, 9)))])
     assert rle.area(rectangle["segmentation"]) == 0
