@@ -162,6 +162,15 @@ def test_empty_box_counts_zero(rng):
     assert (masks.grad[1] == 0).all()
 
 
+def test_one_pixel_box_is_divided_by_one(rng):
+    masks, pseudo = torch.rand(2, 3, 4, generator=rng), torch.rand(2, 3, 4, generator=rng)
+    boxes = torch.zeros(2, 3, 4)
+    boxes[0, 1, 2] = 1
+    boxes[1, :, 1:] = 1
+    expected = (abs(pseudo[0, 1, 2] - masks[0, 1, 2]) + (pseudo[1] - masks[1])[:, 1:].abs().sum() / 9) / 2
+    assert_close(propagation_error(masks, pseudo, boxes), expected)
+
+
 def test_order_of_instances_does_not_matter(rng):
     masks, boxes, images, index, labels, prior = batch(rng)
     order = torch.tensor([3, 1, 4, 0, 2])
