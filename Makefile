@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint clean
+.PHONY: help setup demo test test-slow bench lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,13 +30,16 @@ demo: setup  ## train, score and draw the demo from the notebook into runs/demo 
 test: setup  ## the default tests (5 min)
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
-test-slow: setup  ## the long tests: notebooks, real networks
+test-slow: setup  ## the long tests: notebooks, real networks (5 min)
 	$(BIN)/python -m pytest -q -n 2 -m slow
+
+bench: setup  ## propagation against the plain form, time and memory (5 min, nothing else running)
+	env -u OMP_NUM_THREADS $(BIN)/python -m misa bench propagation
 
 lint: setup  ## ruff and mypy (1 min)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-clean:  ## remove the environment and caches; runs/ and datasets/ stay
+clean:  ## remove the environment and caches, not runs/ and datasets/ (1 s)
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
