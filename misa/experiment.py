@@ -127,7 +127,8 @@ class Semantic:
     labels: _LABELS = "objectives"
     student: str = ""  # for labels="student": a row, whose run of the same seed is taken, or a run folder
     stage_weight: float = 0.4  # of the summed stage maps' loss, SeMask's
-    outside_weight: float = 1.0  # of the classes that no box allows, for labels="objectives"
+    outside_weight: float = 1.0  # of the background outside all boxes, for labels="objectives"
+    class_weight: float = 1.0  # of the class inside them, likewise
     loss_stride: int = 4  # pixels of the input per pixel of the objectives' masks
     residual: Literal["input", "norm"] = "input"  # base of the attention: "norm" as published for Swin
 

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import MODELS
-from torch import Tensor
 
 from misa.data.coco import CocoImages
 from misa.data.labels import LabelMap, merge_probabilities
@@ -21,7 +20,6 @@ from misa.engine.config import model_config
 from misa.engine.evaluate import load_weights
 from misa.engine.train import opened
 from misa.errors import UserError
-from misa.ops.boxes import box_masks
 
 UNSURE = (0.35, 0.65)
 """A student's mask probabilities in between are void."""
@@ -65,17 +63,12 @@ def _label_map(model: Any, images: CocoImages, index: int, background: int) -> L
     if len(truth.labels) == 0:
         return np.full(original, background, np.uint8)
     size = (inputs.shape[-2], inputs.shape[-1])
-    positives, _, _ = model.mask_head.match(model.extract_feat(inputs), [truth], size)
-    h, w = positives.box_masks.shape[-2:]
-    own = _same(
-        (truth.labels, box_masks(truth.bboxes, h, w, stride=model.mask_head.mask_stride)),
-        (positives.labels, positives.box_masks),
-    ).float()
-    mean = (
-        torch.einsum("np,phw->nhw", own, positives.mask_logits.sigmoid()) / own.sum(dim=1).clamp(min=1)[:, None, None]
-    )
-    # A box without a cell says nothing about its pixels: halfway is void.
-    mean[own.sum(dim=1) == 0] = sum(UNSURE) / 2
+    cells = model.mask_head.assign([truth], size)
+    positives, _, _ = model.mask_head.match(model.extract_feat(inputs), cells, [truth])
+    own = F.one_hot(cells.instance, len(truth.labels)).T.float()  # (boxes, cells)
+    count = own.sum(dim=1)
+    mean = torch.einsum("np,phw->nhw", own, positives.mask_logits.sigmoid()) / count.clamp(min=1)[:, None, None]
+    mean[count == 0] = sum(UNSURE) / 2  # a box without a cell says nothing about its pixels: halfway is void
     rows, columns = sample.img_shape[:2]
     fine = F.interpolate(mean[None], size=size, mode="bilinear", align_corners=False)[:, :, :rows, :columns]
     whole = F.interpolate(fine, size=original, mode="bilinear", align_corners=False)[0]
@@ -83,10 +76,3 @@ def _label_map(model: Any, images: CocoImages, index: int, background: int) -> L
     return merge_probabilities(
         whole.cpu().numpy(), boxes, truth.labels.tolist(), background=background, low=UNSURE[0], high=UNSURE[1]
     )
-
-
-def _same(boxes: tuple[Tensor, Tensor], cells: tuple[Tensor, Tensor]) -> Tensor:
-    """Which cells (p) belong to which box (n): those of its class and box mask."""
-    (labels, masks), (cell_labels, cell_masks) = boxes, cells
-    equal = (masks.flatten(1)[:, None] == cell_masks.flatten(1)[None]).all(dim=2)
-    return equal & (labels[:, None] == cell_labels[None])

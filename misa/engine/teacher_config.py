@@ -35,6 +35,7 @@ def teacher_config(experiment: Experiment, classes: tuple[str, ...]) -> dict[str
     if from_boxes(experiment):
         objectives = {
             "outside_weight": semantic.outside_weight,
+            "class_weight": semantic.class_weight,
             "projection_weight": experiment.projection_weight,
             "affinity": None if experiment.affinity is None else pairwise_arguments(experiment.affinity),
         }

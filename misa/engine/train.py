@@ -48,10 +48,12 @@ class Run:
 
     def table(self) -> str:
         """The scores as text, with the IoU of a student's merged instances where it was asked for."""
-        table = score_table(self.scores())
-        if "segm" in self.metrics and "miou" in self.metrics:
-            table += "\n\n" + score_table({"merged IoU": iou_figures(self.metrics)})
-        return table
+        tables = [score_table(self.scores())] if "segm" in self.metrics else []
+        if "miou" in self.metrics:
+            # A line a class: there may be eighty.
+            name = "merged IoU" if tables else "IoU"
+            tables.append(score_table({label: {name: value} for label, value in iou_figures(self.metrics).items()}))
+        return "\n\n".join(tables)
 
 
 def iou_figures(metrics: dict[str, Any]) -> dict[str, float | None]:
@@ -62,11 +64,11 @@ def iou_figures(metrics: dict[str, Any]) -> dict[str, float | None]:
 def score_table(scores: Mapping[str, Mapping[str, float | None]]) -> str:
     """Rows of figures as plain text; a dash where the data has nothing to measure one on."""
     names = list(next(iter(scores.values())))
-    width = max(7, 1 + max(map(len, names)))
-    lines = [" " * 16 + "".join(f"{name:>{width}}" for name in names)]
+    width, margin = max(7, 1 + max(map(len, names))), max(16, 1 + max(map(len, scores)))
+    lines = [" " * margin + "".join(f"{name:>{width}}" for name in names)]
     for label, values in scores.items():
         cells = ("-" if (value := values[name]) is None else f"{value:.1f}" for name in names)
-        lines.append(f"{label:<16}" + "".join(f"{cell:>{width}}" for cell in cells))
+        lines.append(f"{label:<{margin}}" + "".join(f"{cell:>{width}}" for cell in cells))
     return "\n".join(lines)
 
 

@@ -3,9 +3,9 @@
 Axes: b image · n instance (box) · c category · e class, background included · h row · w column.
 
 From boxes, the student's objectives in semantic form; only telling instances apart is left out. A box b of class c
-says: outside the boxes of c no pixel is c, and c reaches all four sides of b. Other boxes of the same class are
-merged: q, the probability of c wherever some box of c allows it, is one map for all of them, and b looks at q through
-its own window. Both terms hold for the union as for the instance: the object in b touches b's sides by itself.
+says: outside all boxes is background, what is an object in b is c, and c reaches all four sides of b. Other boxes of
+the same class are merged: q, the probability of c wherever some box of c allows it, is one map for all of them, and b
+looks at q through its own window. That holds for the union as for the instance: the object in b touches b's sides.
 """
 
 from collections.abc import Mapping
@@ -51,19 +51,29 @@ def allowed_classes(
 
 
 def outside_loss(
-    logits: Float[Tensor, "b e h w"], allowed: Bool[Tensor, "b e h w"], valid: Bool[Tensor, "b h w"]
+    logits: Float[Tensor, "b e h w"], allowed: Bool[Tensor, "b e h w"], valid: Bool[Tensor, "b h w"], background: int
 ) -> Float[Tensor, ""]:
-    """−log Σ_{e allowed} p_e over the valid pixels: the mean outside all boxes plus the mean inside.
+    """The cross-entropy to the background outside all boxes, averaged over these pixels; 0 where there are none."""
+    region = valid & (allowed.sum(dim=1) == 1)
+    loss = logits.logsumexp(dim=1) - logits[:, background]
+    return (loss * region).sum() / region.sum().clamp(min=1)
 
-    Outside all boxes that is the cross-entropy to the background; inside a box of c it rules out other classes. One
-    mean over both would hardly see the classes: most pixels are outside.
+
+def class_loss(
+    logits: Float[Tensor, "b e h w"], allowed: Bool[Tensor, "b e h w"], valid: Bool[Tensor, "b h w"], background: int
+) -> Float[Tensor, ""]:
+    """−log Σ_{c allowed} p(c | not background) inside boxes, averaged over these pixels; 0 where there are none.
+
+    The semantic form of the student's classification loss: if a pixel in a box of c is an object, it is c. It moves
+    the categories against each other only; where the object ends is left to projection and propagation.
     """
-    kept = logits.masked_fill(~allowed, -torch.inf)  # the background is always left
-    loss = logits.logsumexp(dim=1) - kept.logsumexp(dim=1)
-    inside = allowed.sum(dim=1) > 1
-    regions = (valid & ~inside, valid & inside)
-    means = [(loss * region).sum() / region.sum().clamp(min=1) for region in regions]
-    return means[0] + means[1]
+    region = valid & (allowed.sum(dim=1) > 1)
+    objects = logits.clone()
+    objects[:, background] = -torch.inf
+    # Outside boxes nothing is allowed: any finite number will do there, the region leaves it out.
+    kept = objects.masked_fill(~allowed & region[:, None], -torch.inf)
+    loss = objects.logsumexp(dim=1) - kept.logsumexp(dim=1)
+    return (loss * region).sum() / region.sum().clamp(min=1)
 
 
 def semantic_objectives(
@@ -73,13 +83,14 @@ def semantic_objectives(
     *,
     background: int,
     outside_weight: float = 1.0,
+    class_weight: float = 1.0,
     projection_weight: float = 3.0,
     affinity: Mapping[str, Any] | None = None,
 ) -> dict[str, Tensor]:
     """The weighted losses of class scores at the resolution of `boxes` and `batch`, by name.
 
-    outside · −log Σ allowed + projection · L_projection(q, b) + L_pairwise(q) inside b (Eq. 15). `affinity` holds the
-    arguments of `pairwise_loss`; None leaves it out. Zero with a gradient where there are no boxes.
+    outside · L_outside + class · L_class + projection · L_projection(q, b) + L_pairwise(q) inside b (Eq. 15).
+    `affinity` holds the arguments of `pairwise_loss`; None leaves it out. Without boxes L_outside alone is not zero.
     """
     if logits.dim() != 4 or logits.shape[-2:] != batch.images.shape[-2:]:
         raise ValueError(
@@ -89,7 +100,10 @@ def semantic_objectives(
     b, classes, h, w = logits.shape
     logits = logits.float()
     allowed = allowed_classes(boxes, (h, w), images=b, classes=classes, background=background)
-    losses = {"loss_outside": outside_weight * outside_loss(logits, allowed, batch.valid)}
+    losses = {
+        "loss_outside": outside_weight * outside_loss(logits, allowed, batch.valid, background),
+        "loss_class": class_weight * class_loss(logits, allowed, batch.valid, background),
+    }
     rows = _rows(boxes.labels, background)
     merged = logits.softmax(dim=1)[boxes.image, rows] * allowed[boxes.image, rows]
     projection = projection_loss(merged * boxes.masks, boxes.masks)

@@ -43,23 +43,25 @@ def rows_of(background):
 
 @pytest.mark.parametrize("background", [0, 1, 2])
 def test_the_terms_against_loops(logits, boxes, batch, background):
-    losses = semantic_objectives(logits, boxes, batch, background=background, outside_weight=2.0, affinity=None)
+    losses = semantic_objectives(
+        logits, boxes, batch, background=background, outside_weight=2.0, class_weight=4.0, affinity=None
+    )
     rows, p = rows_of(background), logits.double().softmax(dim=1)
-    total, pixels = [0.0, 0.0], [0, 0]  # outside all boxes, inside some
+    outside, inside = [], []
     for b in range(2):
         for y in range(H):
             for x in range(W):
+                here = zip(boxes.masks, boxes.labels, boxes.image, strict=True)
+                classes = {rows[int(c)] for m, c, i in here if i == b and m[y, x]}
                 if not batch.valid[b, y, x]:
                     continue
-                inside = {
-                    rows[int(c)]
-                    for m, c, i in zip(boxes.masks, boxes.labels, boxes.image, strict=True)
-                    if i == b and m[y, x]
-                }
-                total[bool(inside)] -= math.log(sum(float(p[b, e, y, x]) for e in {background, *inside}))
-                pixels[bool(inside)] += 1
-    mean = total[0] / pixels[0] + total[1] / pixels[1]
-    assert_close(losses["loss_outside"], torch.tensor(2 * mean, dtype=torch.float32))
+                if classes:
+                    share = sum(float(p[b, e, y, x]) for e in classes) / (1 - float(p[b, background, y, x]))
+                    inside.append(-math.log(share))
+                else:
+                    outside.append(-math.log(float(p[b, background, y, x])))
+    assert_close(losses["loss_outside"], torch.tensor(2 * sum(outside) / len(outside)).float())
+    assert_close(losses["loss_class"], torch.tensor(4 * sum(inside) / len(inside)).float())
 
     projections = []
     for m, c, i in zip(boxes.masks, boxes.labels, boxes.image, strict=True):
@@ -77,7 +79,7 @@ def test_outside_all_boxes_it_is_the_cross_entropy_to_the_background(logits, bat
     allowed = allowed_classes(nothing, (H, W), images=2, classes=3, background=2)
     target = torch.full((2, H, W), 2)
     expected = torch.nn.functional.cross_entropy(logits, target, reduction="none")[batch.valid].mean()
-    assert_close(outside_loss(logits, allowed, batch.valid), expected)
+    assert_close(outside_loss(logits, allowed, batch.valid, 2), expected)
 
 
 def test_boxes_of_one_class_see_each_others_pixels(logits, boxes, batch, monkeypatch):
@@ -106,20 +108,35 @@ def test_the_right_answer_costs_next_to_nothing(batch):
     assert sum(losses.values()) < 1e-3
 
 
-def test_a_class_outside_its_box_is_pushed_down_even_in_another_ones(batch):
+def test_in_a_box_classes_move_against_each_other_and_not_against_the_background(batch):
     boxes = Boxes(box(1, 2, 5, 6)[None], torch.tensor([0]), torch.tensor([0]))
-    wrong = torch.zeros(2, 3, H, W, requires_grad=True)
-    semantic_objectives(wrong, boxes, batch, background=2)["loss_outside"].backward()
-    assert (wrong.grad[0, 1] > 0).all()  # class 1 has no box at all
-    assert (wrong.grad[0, 0, 1:5, 2:6] < 0).all()  # class 0 is one of two that its own box allows
-    assert (wrong.grad[1, :, :, 6:] == 0).all()  # padding
+    logits = torch.zeros(2, 3, H, W, requires_grad=True)
+    semantic_objectives(logits, boxes, batch, background=2)["loss_class"].backward()
+    inside = boxes.masks[0]
+    assert (logits.grad[0, 0][inside] < 0).all()
+    assert (logits.grad[0, 1][inside] > 0).all()
+    assert (logits.grad[0, 2] == 0).all()
+    assert (logits.grad[0, :, ~inside] == 0).all()
+    assert (logits.grad[1] == 0).all()
+
+
+def test_padding_is_in_no_loss(boxes, batch):
+    logits = torch.zeros(2, 3, H, W, requires_grad=True)
+    losses = semantic_objectives(logits, boxes, batch, background=2)
+    (losses["loss_outside"] + losses["loss_class"]).backward()
+    assert (logits.grad[1, :, :, 6:] == 0).all()
 
 
 def test_no_boxes_give_zeros_with_a_gradient(batch):
     logits = torch.zeros(2, 3, H, W, requires_grad=True)
     nothing = Boxes(torch.zeros(0, H, W, dtype=torch.bool), torch.zeros(0).long(), torch.zeros(0).long())
     losses = semantic_objectives(logits, nothing, batch, background=2, affinity={})
-    assert {name for name, value in losses.items() if value == 0} == {"loss_projection", "loss_global", "loss_local"}
+    assert {name for name, value in losses.items() if value == 0} == {
+        "loss_class",
+        "loss_projection",
+        "loss_global",
+        "loss_local",
+    }
     sum(losses.values()).backward()
     assert logits.grad.isfinite().all()
 
