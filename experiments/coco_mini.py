@@ -1,7 +1,7 @@
 """A few epochs on a small COCO-layout folder, from scratch: does it run on real images? (No score to expect.)
 
-    misa train experiments/coco_mini.py:box --data-root path/to/coco_mini
-    misa train experiments/coco_mini.py:box --data-root path/to/coco_mini --smoke
+misa train experiments/coco_mini.py:box --data-root path/to/coco_mini
+misa train experiments/coco_mini.py:box --data-root path/to/coco_mini --smoke
 """
 
 from misa.experiment import Augmentation, Experiment, Inference, Network, Schedule

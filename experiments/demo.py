@@ -1,11 +1,12 @@
 """The demo: masks from boxes on the embedded data, on one CPU core, within minutes.
 
 misa train experiments/demo.py:box
+misa train experiments/demo.py:misa      # a teacher first, then FSD and SEPA
 misa train experiments/demo.py:mask      # the upper bound: the same student, taught by masks
 misa train experiments/demo.py:box --smoke
 """
 
-from misa.experiment import TINY, Affinity, Augmentation, Experiment, Inference, Schedule
+from misa.experiment import TINY, Affinity, Augmentation, Distillation, Experiment, Inference, Schedule
 
 BASE = Experiment(
     data="demo",
@@ -19,5 +20,6 @@ BASE = Experiment(
 ROWS = {
     "box": BASE.but(affinity=Affinity()),
     "projection": BASE.but(affinity=None),
+    "misa": BASE.but(teacher="teacher:demo", distillation=Distillation(), affinity={"saliency": True}),
     "mask": BASE.but(supervision="mask"),
 }

@@ -81,6 +81,19 @@ class Affinity:
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """FSD (§3.2): which parts of it (Table 4), the Fourier mask of Eq. 4 and the weights of Eq. 6 (§4.3)."""
+
+    frequency: bool = True
+    space: bool = True
+    radius: float = 10.0  # t, in frequency bins of the feature map
+    scale: float = 0.2  # theta
+    bg_weight: float = 6.0
+    fg_weight: float = 10.0
+    weight: float = 1.0  # of L_trans among the losses; the paper names none
+
+
+@dataclass(frozen=True)
 class Schedule:
     """Optimiser and length. Defaults: §4.3 for AdamW and batch, APro's schedule for the rest."""
 
@@ -160,16 +173,24 @@ class Experiment:
     inference: Inference = field(default_factory=Inference)
     scenes: tuple[tuple[str, Any], ...] = ()  # knobs of misa.data.synthetic.Scenes, for data="demo"
     limit: int | None = None  # use only the first images, for smoke runs
+    distillation: Distillation | None = None
+    teacher: str = ""  # a teacher's row, trained first or found (Table 3-5 and MISA itself)
     semantic: Semantic | None = None  # train the semantic teacher instead of the student
     expected: Expected | None = None
 
     def __post_init__(self) -> None:
         if self.affinity is not None and self.affinity.feature and self.affinity.saliency:
             raise ValueError("Affinity has feature and saliency; A^c stands in for A^f, choose one of them.")
-        for value in (self, self.network, self.affinity, self.schedule, self.semantic):
+        for value in (self, self.network, self.affinity, self.schedule, self.semantic, self.distillation):
             if value is not None:
                 _check_choices(value)
         schedule = self.schedule
+        wants = self.distillation is not None or (self.affinity and (self.affinity.feature or self.affinity.saliency))
+        if bool(wants) != bool(self.teacher) and self.semantic is None:
+            raise ValueError(
+                "Experiment.teacher and what learns from it belong together: distillation, or feature or saliency "
+                f"in affinity. teacher is {self.teacher!r}; name a row such as 'teacher:demo', or leave all out."
+            )
         low = {"epochs": schedule.epochs, "batch": schedule.batch, "warmup": schedule.warmup + 1}
         for name, number in low.items():
             if number < 1:
@@ -226,8 +247,9 @@ class Experiment:
     def digest(self) -> str:
         """A short hash of everything that decides the result (what the paper expects does not)."""
         values = {name: value for name, value in self.values().items() if name != "expected"}
-        if self.semantic is None:
-            del values["semantic"]  # as if students knew nothing of it, so that their runs keep their hash
+        for name in ("semantic", "distillation", "teacher"):
+            if not values[name]:
+                del values[name]  # as if the row knew nothing of it, so that older runs keep their hash
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
     @classmethod

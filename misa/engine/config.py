@@ -1,5 +1,6 @@
 """An `Experiment` as an mmengine config: classes, never strings, so that a typo is an ImportError here."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from misa.data.coco import CocoImages
 from misa.data.pipeline import MEAN, STD, test_pipeline, train_pipeline
 from misa.data.source import Source
 from misa.engine.hooks import EpochSeed, LossRecord, Progress, ResumableState, RuntimeInfo
+from misa.engine.rows import teacher_row
 from misa.engine.teacher import LABEL_MAPS, TeacherCard
 from misa.engine.teacher_config import label_folder, pairwise_arguments, teacher_config
-from misa.errors import UserError
 from misa.evaluation.metric import Detections, LabelMaps
 from misa.experiment import Experiment, Network
 from misa.models.backbones import RESNETS, SWINS, backbone_config
@@ -109,10 +110,14 @@ def model_config(experiment: Experiment, classes: tuple[str, ...]) -> dict[str, 
         },
     }
     if not supervised:
-        if experiment.affinity is not None and (experiment.affinity.feature or experiment.affinity.saliency):
-            raise UserError("Affinity.feature and Affinity.saliency need a semantic teacher, which no row has yet.")
         model["projection_weight"] = experiment.projection_weight
-        model["affinity"] = None if experiment.affinity is None else pairwise_arguments(experiment.affinity)
+        affinity = experiment.affinity
+        model["affinity"] = None if affinity is None else pairwise_arguments(affinity)
+        if experiment.teacher:
+            model["semantic"] = affinity is not None and (affinity.feature or affinity.saliency)
+            model["teacher_channels"] = teacher_row(experiment).network.feature_channels
+        if experiment.distillation is not None:
+            model["distillation"] = dataclasses.asdict(experiment.distillation)
     return model
 
 

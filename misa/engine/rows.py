@@ -27,6 +27,18 @@ def find_row(name: str) -> Experiment:
     return experiment
 
 
+def teacher_row(experiment: Experiment) -> Experiment:
+    """The row that `experiment.teacher` names; UserError if it is none of a teacher, or of one for other data."""
+    teacher = find_row(experiment.teacher)
+    if experiment.limit is not None:
+        teacher = teacher.smoke()
+    if teacher.semantic is None:
+        raise UserError(f"{experiment.teacher} is a student's row; name a teacher's, such as teacher:demo.")
+    if (teacher.data, teacher.scenes) != (experiment.data, experiment.scenes):
+        raise UserError(f"{experiment.teacher} is for other data than its student; both must be trained on the same.")
+    return teacher
+
+
 def _table(table: str) -> ModuleType:
     shipped = sorted(p.stem for p in Path(_folder()).glob("*.py") if p.stem != "__init__")
     stem = Path(table).stem

@@ -12,6 +12,7 @@ from typing import Any
 import mmengine.device.utils
 import torch
 from mmengine.config import Config
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from misa.data.source import Source, open_source
@@ -19,8 +20,8 @@ from misa.engine.checkpoints import newest
 from misa.engine.config import DETECTIONS, loadable, run_config
 from misa.engine.labels import prepare_labels
 from misa.engine.record import environment, held, read_json, read_params, require_own, run_params, write_json
-from misa.engine.rows import find_row
-from misa.engine.teacher import LABEL_MAPS, score_label_maps
+from misa.engine.rows import find_row, teacher_row
+from misa.engine.teacher import LABEL_MAPS, load_teacher, score_label_maps
 from misa.errors import UserError
 from misa.evaluation.ap import score
 from misa.experiment import Experiment
@@ -105,6 +106,12 @@ def default_folder(row: str, seed: int, *, suffix: str = "") -> Path:
     return Path(f"runs/{Path(table).stem}-{name}-seed{seed}{suffix}")
 
 
+def teacher_folder(experiment: Experiment, seed: int) -> str:
+    """The name of the run folder of a student's teacher: the same for every student that learns from it."""
+    table, _, name = experiment.teacher.rpartition(":")
+    return f"{Path(table).stem}-{name}-{teacher_row(experiment).digest()}-seed{seed}"
+
+
 def _student_folder(experiment: Experiment, seed: int) -> Path | None:
     """The trained student that a teacher's labels come from: a run folder as named, or the default one of a row."""
     name = experiment.semantic.student if experiment.semantic else ""
@@ -154,6 +161,21 @@ def train(
         if not resume and (metrics or checkpoint):
             raise UserError(f"work_dir {folder} holds this run already; set resume or choose another work_dir.")
         if metrics is None:
+            teacher = None
+            if experiment.teacher:
+                # The first of two stages: the same data and seed, in a folder of its own beside this one.
+                trained = train(
+                    teacher_row(experiment),
+                    data_root=data_root,
+                    work_dir=folder.parent / teacher_folder(experiment, seed),
+                    row=experiment.teacher,
+                    seed=seed,
+                    gpus=gpus,
+                    workers=workers,
+                    threads=threads,
+                    interactive=interactive,
+                )
+                teacher = load_teacher(trained.folder, classes=source.classes)
             prepare_labels(experiment, source, folder, student=_student_folder(experiment, seed), workers=workers)
             config = run_config(
                 experiment,
@@ -165,6 +187,9 @@ def train(
                 interactive=interactive,
             )
             runner = quiet_runner(config)
+            if teacher is not None:
+                student = runner.model.module if is_model_wrapper(runner.model) else runner.model
+                student.attach(teacher)
             # What the folder says of itself: once everything is known to fit together, and before the long work.
             write_json(folder / "params.json", params)
             if checkpoint is None:

@@ -1,0 +1,77 @@
+"""Teacher and student in one command: the teacher is trained or found, and either stage resumes."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from misa.engine.train import teacher_folder, train
+from misa.errors import UserError
+from misa.experiment import TINY, Augmentation, Distillation, Experiment, Inference, Schedule, Semantic
+
+TEACHER = Experiment(
+    data="demo",
+    network=TINY,
+    schedule=Schedule(epochs=2, batch=2, lr=1e-3, decay="cosine", warmup=2, clip=10.0),
+    augmentation=Augmentation(short_sides=(64,), long_side=96, test_short_side=64),
+    inference=Inference(score=0.001, keep=0.0, mask=0.3, candidates=30, per_image=10),
+    scenes=(("size", 64), ("train", 6), ("val", 3), ("objects", (1, 2))),
+    semantic=Semantic(),
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("stages")
+
+
+@pytest.fixture(scope="module")
+def student(place):
+    values = json.loads(json.dumps(TEACHER.values()))
+    other = json.loads(json.dumps(TEACHER.but(scenes=(("size", 64),)).values()))
+    (place / "rows.py").write_text(
+        f"from misa.experiment import Experiment\nROWS = {{'teacher': Experiment.from_values({values!r}), "
+        f"'other': Experiment.from_values({other!r})}}\n"
+    )
+    return TEACHER.but(
+        semantic=None, teacher=f"{place / 'rows.py'}:teacher", distillation=Distillation(), affinity={"saliency": True}
+    )
+
+
+@pytest.fixture(scope="module")
+def run(place, student):
+    return train(student, data_root=place / "data", work_dir=place / "runs" / "misa", gpus=0)
+
+
+def test_both_stages_leave_their_run_folders(run, student):
+    teacher = run.folder.parent / teacher_folder(student, 0)
+    assert "miou" in json.loads((teacher / "metrics.json").read_text())
+    assert "segm" in run.metrics
+    first = json.loads((run.folder / "losses.jsonl").read_text().splitlines()[0])
+    assert first["loss_distillation"] > 0
+
+
+def test_the_next_student_finds_the_teacher(run, student, place, capsys):
+    teacher = run.folder.parent / teacher_folder(student, 0)
+    before = (teacher / "metrics.json").stat().st_mtime_ns
+    train(student.but(distillation=None), data_root=place / "data", work_dir=run.folder.parent / "sepa", gpus=0)
+    assert f"{teacher.name} is finished" in capsys.readouterr().out
+    assert (teacher / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_student_stopped_between_epochs_ends_the_same(run, student, place):
+    stopped = shutil.copytree(run.folder, run.folder.parent / "stopped")
+    (stopped / "metrics.json").unlink()
+    (stopped / "checkpoints" / "epoch_2.pth").unlink()
+    again = train(student, data_root=place / "data", work_dir=stopped, gpus=0)
+    np.testing.assert_equal(again.metrics, run.metrics)
+    assert (stopped / "losses.jsonl").read_bytes() == (run.folder / "losses.jsonl").read_bytes()
+
+
+def test_a_teacher_for_other_data_or_none_at_all_is_refused(student, place):
+    with pytest.raises(UserError, match="other data"):
+        other = student.but(teacher=student.teacher.replace(":teacher", ":other"))
+        train(other, data_root=place / "data", work_dir=place / "runs" / "wrong", gpus=0)
+    with pytest.raises(UserError, match="student's row"):
+        train(student.but(teacher="demo:box"), data_root=place / "data", work_dir=place / "runs" / "wrong", gpus=0)
