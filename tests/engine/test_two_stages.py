@@ -70,8 +70,8 @@ def test_a_student_stopped_between_epochs_ends_the_same(run, student, place):
 
 
 def test_a_teacher_for_other_data_or_none_at_all_is_refused(student, place):
+    other = student.but(teacher=student.teacher.replace(":teacher", ":other"))
     with pytest.raises(UserError, match="other data"):
-        other = student.but(teacher=student.teacher.replace(":teacher", ":other"))
         train(other, data_root=place / "data", work_dir=place / "runs" / "wrong", gpus=0)
     with pytest.raises(UserError, match="student's row"):
         train(student.but(teacher="demo:box"), data_root=place / "data", work_dir=place / "runs" / "wrong", gpus=0)
