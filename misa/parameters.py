@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from misa.errors import UserError
+from misa.errors import UserError, did_you_mean
 
 # What IPython itself puts into a notebook's namespace.
 _IPYTHON = {"In", "Out", "get_ipython", "exit", "quit", "open"}
@@ -78,9 +78,8 @@ class TrainParameters:
         later = there - namespace.setdefault("_names_at_first", there)
         ours = {name for name in later if not difflib.get_close_matches(name, names, n=1, cutoff=0.75)}
         for name in sorted(there - ours - set(names)):
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"the parameters are {', '.join(names)}."
-            raise UserError(f"there is no parameter {name}; {hint}")
+            hint = did_you_mean(name, names) or f"; the parameters are {', '.join(names)}."
+            raise UserError(f"there is no parameter {name}{hint}")
         _leave_notebook_folder()
         return cls(**{name: namespace[name] for name in names if name in namespace})
 

@@ -16,8 +16,8 @@ def test_defaults_and_values_are_read():
 @pytest.mark.parametrize(
     ("namespace", "message"),
     [
-        ({"epoch": 3}, "did you mean epochs?"),
-        ({"sede": 3}, "did you mean seed?"),
+        ({"epoch": 3}, "did you mean 'epochs'?"),
+        ({"sede": 3}, "did you mean 'seed'?"),
         ({"qqq": 3}, "the parameters are row, data_root"),
         ({"epochs": 3.0}, r"epochs must be int or None, not 3\.0"),
         ({"seed": True}, "seed must be int"),
@@ -50,5 +50,5 @@ def test_a_typo_made_after_the_first_call_is_found():
     namespace = {"seed": 1}
     TrainParameters.read(namespace)
     namespace["epoch"] = 5
-    with pytest.raises(UserError, match="did you mean epochs"):
+    with pytest.raises(UserError, match="did you mean 'epochs'"):
         TrainParameters.read(namespace)

@@ -1,13 +1,12 @@
 """Find a row of a table by its name: `demo:box`, `experiments/demo.py:box`, or a file of your own."""
 
-import difflib
 import importlib
 import importlib.util
 import traceback
 from pathlib import Path
 from types import ModuleType
 
-from misa.errors import UserError
+from misa.errors import UserError, did_you_mean
 from misa.experiment import Experiment
 
 
@@ -18,9 +17,7 @@ def find_row(name: str) -> Experiment:
         raise UserError(f"row {name!r} should be written table:row, for example demo:box.")
     rows = _table(table).ROWS
     if row not in rows:
-        close = difflib.get_close_matches(row, rows, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"{table} has no row {row!r}; {hint}its rows are {', '.join(rows)}.")
+        raise UserError(f"{table} has no row {row!r}{did_you_mean(row, rows)}; its rows are {', '.join(rows)}.")
     experiment = rows[row]
     if not isinstance(experiment, Experiment):
         raise UserError(f"{name} is {experiment!r}, not an Experiment; write ROWS = {{'name': Experiment(...)}}.")
@@ -46,11 +43,8 @@ def _table(table: str) -> ModuleType:
         return importlib.import_module(f"experiments.{stem}")
     path = Path(table)
     if path.suffix != ".py" or not path.is_file():
-        close = difflib.get_close_matches(stem, shipped, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(
-            f"there is no table {table!r}; {hint}the tables are {', '.join(shipped)}, or a .py file with ROWS."
-        )
+        known = f"the tables are {', '.join(shipped)}, or a .py file with ROWS"
+        raise UserError(f"there is no table {table!r}{did_you_mean(stem, shipped)}; {known}.")
     spec = importlib.util.spec_from_file_location(f"misa_rows_{stem}", path)
     assert spec is not None, "a .py file has a loader"
     assert spec.loader is not None, "a .py file has a loader"

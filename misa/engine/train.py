@@ -154,6 +154,11 @@ def train(
     folder = Path(work_dir).expanduser().resolve()
     with held(folder):
         source = open_source(experiment, data_root)
+        if source.images < experiment.schedule.batch:
+            raise UserError(
+                f"a batch takes {experiment.schedule.batch} images and {source.train.annotations} has "
+                f"{source.images}; set batch to {source.images} or less."
+            )
         params = run_params(experiment, row=row, seed=seed, data_root=source.root, classes=source.classes)
         require_own(folder, params)
         metrics = read_json(folder / "metrics.json")
@@ -209,7 +214,7 @@ def scored(experiment: Experiment, source: Source, folder: Path) -> dict[str, An
     """The scores of the predictions in a run folder."""
     if experiment.semantic is not None:
         return score_label_maps(source, folder / LABEL_MAPS, limit=experiment.limit)
-    return score(source.val.annotations, folder / DETECTIONS, limit=experiment.limit)
+    return score(source.val.annotations, folder / DETECTIONS, limit=experiment.limit, classes=source.classes)
 
 
 def choose_device(gpus: int | None, threads: int) -> str:
@@ -242,5 +247,6 @@ def opened(
         raise UserError(f"{folder / 'params.json'} is not this version's ({error}); train the row again.") from error
     root = Path(data_root or params["data_root"])
     # The data is there already, at the root that was recorded; nothing is drawn again.
-    source = open_source(replace(experiment, data="coco") if experiment.data == "demo" else experiment, root)
+    there = replace(experiment, data="coco", scenes=()) if experiment.data == "demo" else experiment
+    source = open_source(there, root, classes=params["classes"], need_train=False)
     return experiment, source, folder, params

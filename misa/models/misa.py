@@ -9,6 +9,7 @@ from mmdet.models.detectors import SOLOv2
 from mmdet.structures import DetDataSample
 from torch import Tensor
 
+from misa.errors import Diverged
 from misa.losses.distillation import distillation_loss
 from misa.losses.inputs import Batch, SemanticPrior
 from misa.losses.total import box_objectives
@@ -62,6 +63,8 @@ class MISA(SOLOv2):
         instances = [sample.gt_instances for sample in batch_data_samples]
         cells = self.mask_head.assign(instances, size)
         positives, features, losses = self.mask_head.match(self.extract_feat(batch_inputs), cells, instances)
+        if batch_inputs.device.type == "cpu" and not positives.mask_logits.isfinite().all():  # elsewhere it would wait
+            raise Diverged("the masks became NaN or infinite; lower the learning rate, in another work_dir.")
         shapes = [sample.img_shape for sample in batch_data_samples]
         batch = _shrink(batch_inputs, shapes, (features.shape[-2], features.shape[-1]))
         prior = self._prior(batch_inputs, (features.shape[-2], features.shape[-1]))

@@ -236,11 +236,18 @@ def test_a_row_file_that_fails_is_named_with_its_line(place, capsys):
     assert "broken.py, line 3: TypeError" in capsys.readouterr().err
 
 
+def test_a_batch_larger_than_the_data_is_refused(place, capsys):
+    common = ["--data-root", str(place / "data"), "--work-dir", str(place / "large"), "--gpus", "0"]
+    assert main(["train", f"{place / 'rows.py'}:toy", "--batch", "8", *common]) == 2
+    assert "set batch to 7 or less" in capsys.readouterr().err
+    assert not (place / "large").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["demo:bxo"], "did you mean box"),
-        (["dmeo:box"], "did you mean demo"),
+        (["demo:bxo"], "did you mean 'box'"),
+        (["dmeo:box"], "did you mean 'demo'"),
         (["demo"], "table:row"),
         (["demo:box", "--seed", "-1"], "seed must be from 0"),
         (["demo:box", "--epochs", "0"], "epochs must be at least 1"),

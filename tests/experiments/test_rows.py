@@ -50,8 +50,8 @@ def test_a_row_can_be_named_by_its_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("demo:boxx", "did you mean box"),
-        ("demp:box", "did you mean demo"),
+        ("demo:boxx", "did you mean 'box'"),
+        ("demp:box", "did you mean 'demo'"),
         ("zzz:box", "the tables are"),
         ("demo", "table:row"),
         (":box", "table:row"),

@@ -71,7 +71,7 @@ def test_train_runs_headless_and_leaves_its_figures(tmp_path):
 def test_train_stops_on_a_misspelt_parameter(tmp_path):
     _, done = papermill(tmp_path, epoch=3, work_dir=tmp_path / "run")
     assert done.returncode != 0
-    assert "there is no parameter epoch; did you mean epochs?" in done.stderr
+    assert "there is no parameter epoch; did you mean 'epochs'?" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
