@@ -7,6 +7,9 @@ ten milliseconds per kernel, in every process, with no cache on disk; numba need
 The language: numbers `I8` (integers of 64 bit), `F4`, `F8` and arrays `I4s`, `I8s`, `F4s`, `F8s` as arguments, named
 so in the signature. Assignments, `for … in range`, `while`, `if`, `break`, `continue`, arithmetic, comparisons,
 `and`, `or`, `not`, `x if c else y`, the functions in `FUNCTIONS`, and calls of other kernels as statements or values.
+Sixteen numbers at once, for sums that are to stay in registers over an inner loop: `lanes` reads them, `put` writes
+them, `wide` repeats one; numbers mix with them. `e = registers()` makes e[0], e[1], … variables, and a loop over
+`unrolled(n)` is written out n times, which makes such indices constants.
 Arrays must not overlap, nothing checks their bounds, and `//` rounds towards zero.
 """
 
@@ -17,6 +20,7 @@ import struct
 import textwrap
 import threading
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -29,7 +33,8 @@ I8s: TypeAlias = Any
 F4s: TypeAlias = Any
 F8s: TypeAlias = Any
 TYPES = {"I8": "i8", "F4": "f4", "F8": "f8", "I4s": "i4*", "I8s": "i8*", "F4s": "f4*", "F8s": "f8*"}
-LLVM = {"i4": "i32", "i8": "i64", "f4": "float", "f8": "double", "b": "i1"}
+WIDE = "f4x16"
+LLVM = {"i4": "i32", "i8": "i64", "f4": "float", "f8": "double", "b": "i1", WIDE: "<16 x float>"}
 CTYPES: dict[str, Any] = {"i8": ctypes.c_int64, "f4": ctypes.c_float, "f8": ctypes.c_double}
 WIDTH = {"i4": 4, "i8": 8, "f4": 4, "f8": 8}
 ARITHMETIC: dict[type, tuple[str, str]] = {
@@ -78,7 +83,30 @@ def power_of_two(k: int) -> float:
     return 2.0**k
 
 
+def wide(x: Any) -> Any:
+    """Sixteen times `x` in single precision."""
+    return x
+
+
+def lanes(a: Any, i: Any) -> Any:
+    """Sixteen numbers of `a` from i on."""
+    return a[i : i + 16].copy()
+
+
+def put(a: Any, i: Any, x: Any) -> None:
+    """Write sixteen numbers to `a` from i on."""
+    a[i : i + 16] = x
+
+
+def registers() -> dict[int, Any]:
+    """Variables by number."""
+    return {}
+
+
+unrolled = range
+
 FUNCTIONS = {"f4": f4, "f8": f8, "i8": i8, "bits": bits, "power_of_two": power_of_two, "min": min, "max": max}
+FUNCTIONS |= {"wide": wide, "lanes": lanes, "put": put}
 
 Value = tuple[str, str]  # an LLVM value and its type in our notation
 
@@ -128,6 +156,21 @@ def kernel(function: Callable[..., Any]) -> Kernel:
     return Kernel(function)
 
 
+def constant(node: ast.expr) -> int:
+    """The value of an expression without variables."""
+    return int(eval(compile(ast.fix_missing_locations(ast.Expression(node)), "kernel", "eval"), {"__builtins__": {}}))
+
+
+class _Constant(ast.NodeTransformer):
+    """Puts a number in the place of a loop's variable."""
+
+    def __init__(self, name: str, number: int) -> None:
+        self.name, self.number = name, number
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(self.number) if node.id == self.name else node
+
+
 class _Writer:
     """Writes one kernel as LLVM text, statement by statement; variables live on the stack until LLVM lifts them."""
 
@@ -139,6 +182,7 @@ class _Writer:
         self.slots: dict[str, str] = {}
         self.loops: list[tuple[str, str]] = []
         self.used: dict[str, Kernel] = {}
+        self.families: set[str] = set()
         self.ended = False
 
     # ---- text ----
@@ -173,6 +217,10 @@ class _Writer:
         text, have = value
         if have == kind:
             return text
+        if kind == WIDE:
+            one = self.value(f"insertelement {LLVM[WIDE]} poison, float {self.convert(value, 'f4')}, i64 0", WIDE)[0]
+            every = "<16 x i32> zeroinitializer"
+            return self.value(f"shufflevector {LLVM[WIDE]} {one}, {LLVM[WIDE]} poison, {every}", WIDE)[0]
         if have == "literal":  # a Python float that takes the type of its surroundings
             number = f4(float(text)) if kind == "f4" else float(text)
             return "0x" + struct.pack(">d", number).hex().upper()
@@ -192,13 +240,21 @@ class _Writer:
     def pair(self, a: Value, b: Value) -> tuple[str, str, str]:
         """Both values in the wider of the two types."""
         kinds = {a[1], b[1]}
-        if "f8" in kinds or kinds == {"literal"} or kinds == {"literal", "i8"}:
+        if WIDE in kinds:
+            kind = WIDE
+        elif "f8" in kinds or kinds == {"literal"} or kinds == {"literal", "i8"}:
             kind = "f8"
         elif "f4" in kinds:
             kind = "f4"
         else:
             kind = "i8" if kinds != {"b"} else "b"
         return self.convert(a, kind), self.convert(b, kind), kind
+
+    def register(self, node: ast.expr) -> str | None:
+        """The name of the variable that e[0], e[1], … stands for; None for an array."""
+        if not isinstance(node, ast.Subscript) or ast.unparse(node.value) not in self.families:
+            return None
+        return f"{ast.unparse(node.value)}.{constant(node.slice)}"
 
     def address(self, node: ast.Subscript) -> tuple[str, str]:
         assert isinstance(node.value, ast.Name)
@@ -221,6 +277,8 @@ class _Writer:
                 if name in self.kernel.arguments:
                     return f"%{name}", self.kernel.arguments[name]
                 return self.read(ast.Constant(self.kernel.function.__globals__[name]))
+            case ast.Subscript() if register := self.register(node):
+                return self.read(ast.Name(register))
             case ast.Subscript():
                 where, kind = self.address(node)
                 loaded = self.value(f"load {LLVM[kind]}, ptr {where}, align {WIDTH[kind]}", kind)
@@ -282,7 +340,16 @@ class _Writer:
                 self.emit(f"call void {text}")
                 return "", "void"
             return self.value(f"call {LLVM[other.result]} {text}", other.result)
+        if name in ("lanes", "put"):
+            where, kind = self.address(ast.Subscript(arguments[0], arguments[1]))
+            assert kind == "f4"
+            if name == "lanes":
+                return self.value(f"load {LLVM[WIDE]}, ptr {where}, align 4", WIDE)
+            self.emit(f"store {LLVM[WIDE]} {self.convert(self.read(arguments[2]), WIDE)}, ptr {where}, align 4")
+            return "", "void"
         values = [self.read(node) for node in arguments]
+        if name == "wide":
+            return self.convert(values[0], WIDE), WIDE
         if name in ("f4", "f8", "i8"):
             return self.convert(values[0], name), name
         if name == "bits":
@@ -310,8 +377,9 @@ class _Writer:
         self.emit(f"store {LLVM[kind]} {self.convert(value, kind)}, ptr %{name}.slot")
 
     def assign(self, target: ast.expr, value: Value) -> None:
-        if isinstance(target, ast.Name):
-            self.store(target.id, value)
+        name = target.id if isinstance(target, ast.Name) else self.register(target)
+        if name:
+            self.store(name, value)
             return
         assert isinstance(target, ast.Subscript)
         where, kind = self.address(target)
@@ -320,6 +388,11 @@ class _Writer:
 
     def statement(self, node: ast.stmt) -> None:
         match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=ast.Name(id="registers"))):
+                self.families.add(name)
+            case ast.For(target=ast.Name(id=name), iter=ast.Call(func=ast.Name(id="unrolled"), args=[times])):
+                for i in range(constant(times)):
+                    self.block([_Constant(name, i).visit(deepcopy(part)) for part in node.body])
             case ast.Assign(targets=[target], value=value):
                 self.assign(target, self.read(value))
             case ast.AugAssign(target=target, op=op, value=value):

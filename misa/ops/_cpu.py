@@ -191,7 +191,8 @@ def feature_lengths(features: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
     moments = torch.zeros(torch.get_num_threads(), d, 2, dtype=torch.float64)
 
     def strip(first: int, last: int, sums: Tensor) -> None:
-        run(kernels.feature_edges, features, squares, c, d, h, w, first, last, lengths, sums)
+        side = scratch("side", 32 * c * w, torch.float32)
+        run(kernels.feature_edges, features, squares, c, d, h, w, first, last, side, lengths, sums)
 
     spread_out(strip, *strips(h), list(moments))
     return lengths, moments.sum(dim=0)
@@ -227,11 +228,13 @@ class Field:
         """The affinities of rows first … last."""
         h, w = present.shape
         half = len(self.offsets)
-        distance = scratch("distance", 4 * half * (w + 1), torch.float32)
+        distance = scratch("distance", 8 * half * (w + 15), torch.float32)
+        packed = scratch("packed", 32 * (8 + self.reach) * (w + 47), torch.float32)
         for values, squares, share, _ in self.layers:
             run(
-                kernels.add_affinity, values, squares, len(values), h, w, self.top, self.left, self.rows, self.columns,
-                first, last, half, self.table, share, present, self.needed, distance, self.planes,
+                kernels.add_affinity, values, squares.sqrt(), len(values), h, w, self.top, self.left, self.rows,
+                self.columns, first, last, self.reach, half, self.table, share, present, self.needed, packed, distance,
+                self.planes,
             )  # fmt: skip
 
     def normalise(self, present: Tensor) -> None:

@@ -3,7 +3,26 @@
 Each function says what it serves; `_merge` explains the merge tree that `meet` builds and `sums` walks.
 """
 
-from misa.ops._compile import F4, F8, I8, F4s, F8s, I4s, I8s, bits, f4, f8, i8, kernel, power_of_two
+from misa.ops._compile import (
+    F4,
+    F8,
+    I8,
+    F4s,
+    F8s,
+    I4s,
+    I8s,
+    bits,
+    f4,
+    f8,
+    i8,
+    kernel,
+    lanes,
+    power_of_two,
+    put,
+    registers,
+    unrolled,
+    wide,
+)
 
 NONE = 9223372036854775807  # no edge: larger than any key
 LOW = 4294967295  # the lower half of a key holds the edge number
@@ -421,33 +440,118 @@ def divide(both: F8s, p: I8, result: F4s) -> None:
 
 @kernel
 def add_distances(
-    values: F4s, squares: F4s, q: I8, d: I8, p: I8, here: I8, there: I8, first: I8, last: I8, out: F4s, at: I8
+    values: F4s, squares: F4s, q: I8, first: I8, last: I8, p: I8, move: I8, start: I8, stop: I8, out: F4s, at: I8
 ) -> None:
-    """out[at + i] += Σ_d squares_d (V_d(there + i) − V_d(here + i))² for first ≤ i < last, four channels at a time.
+    """out[at + i] += Σ_d squares_d (V_d(i + move) − V_d(i))² for start ≤ i < stop, channels first … last."""
+    for k in range(first, last):
+        weight = squares[q + k]
+        for i in range(k * p + start, k * p + stop):
+            difference = values[i + move] - values[i]
+            out[at + i - k * p] += weight * (difference * difference)
 
-    `squares` starts at q, channels are p apart.
+
+@kernel
+def add_edges(
+    values: F4s,
+    squares: F4s,
+    q: I8,
+    first: I8,
+    last: I8,
+    p: I8,
+    w: I8,
+    start: I8,
+    stop: I8,
+    down: F4s,
+    at: I8,
+    side: F4s,
+    to: I8,
+) -> None:
+    """down[at + i] += Σ_d squares_d (V_d(i + w) − V_d(i))² for start ≤ i < stop; side[to + i] likewise to i + 1.
+
+    Channels first … last, sixteen pixels at a time; `squares` starts at q.
     """
-    k = 0
-    while k + 4 <= d:
-        w0 = squares[q + k]
-        w1 = squares[q + k + 1]
-        w2 = squares[q + k + 2]
-        w3 = squares[q + k + 3]
-        a = k * p + here
-        b = k * p + there
-        for i in range(first, last):
-            d0 = values[b + i] - values[a + i]
-            d1 = values[b + p + i] - values[a + p + i]
-            d2 = values[b + 2 * p + i] - values[a + 2 * p + i]
-            d3 = values[b + 3 * p + i] - values[a + 3 * p + i]
-            out[at + i] += (w0 * (d0 * d0) + w1 * (d1 * d1)) + (w2 * (d2 * d2) + w3 * (d3 * d3))
-        k += 4
-    while k < d:
-        w0 = squares[q + k]
-        for i in range(first, last):
-            d0 = values[k * p + there + i] - values[k * p + here + i]
-            out[at + i] += w0 * (d0 * d0)
-        k += 1
+    for i in range(start, stop, 16):
+        d0 = lanes(down, at + i)
+        s0 = lanes(side, to + i)
+        for k in range(first, last):
+            here = lanes(values, k * p + i)
+            below = lanes(values, k * p + w + i) - here
+            right = lanes(values, k * p + 1 + i) - here
+            w0 = wide(squares[q + k])
+            d0 += w0 * (below * below)
+            s0 += w0 * (right * right)
+        put(down, at + i, d0)
+        put(side, to + i, s0)
+
+
+@kernel
+def add_edges_3(
+    values: F4s,
+    squares: F4s,
+    q: I8,
+    d: I8,
+    first: I8,
+    last: I8,
+    p: I8,
+    w: I8,
+    start: I8,
+    stop: I8,
+    down: F4s,
+    at: I8,
+    m: I8,
+    side: F4s,
+    to: I8,
+    size: I8,
+) -> None:
+    """`add_edges` for three rows of `squares`, d apart, whose `down` is m apart and whose `side` size."""
+    for i in range(start, stop, 16):
+        d0 = lanes(down, at + i)
+        d1 = lanes(down, at + m + i)
+        d2 = lanes(down, at + 2 * m + i)
+        s0 = lanes(side, to + i)
+        s1 = lanes(side, to + size + i)
+        s2 = lanes(side, to + 2 * size + i)
+        for k in range(first, last):
+            here = lanes(values, k * p + i)
+            below = lanes(values, k * p + w + i) - here
+            right = lanes(values, k * p + 1 + i) - here
+            below = below * below
+            right = right * right
+            w0 = wide(squares[q + k])
+            w1 = wide(squares[q + d + k])
+            w2 = wide(squares[q + 2 * d + k])
+            d0 += w0 * below
+            d1 += w1 * below
+            d2 += w2 * below
+            s0 += w0 * right
+            s1 += w1 * right
+            s2 += w2 * right
+        put(down, at + i, d0)
+        put(down, at + m + i, d1)
+        put(down, at + 2 * m + i, d2)
+        put(side, to + i, s0)
+        put(side, to + size + i, s1)
+        put(side, to + 2 * size + i, s2)
+
+
+@kernel
+def add_moments(values: F4s, start: I8, stop: I8, moments: F8s, at: I8) -> None:
+    """Add Σ V and Σ V² over start ≤ i < stop to two entries of `moments`; in two halves, which overlap in time."""
+    a = f4(0.0)
+    b = f4(0.0)
+    aa = f4(0.0)
+    bb = f4(0.0)
+    half = (stop - start) // 2
+    for i in range(start, start + half):
+        a += values[i]
+        aa += values[i] * values[i]
+        b += values[i + half]
+        bb += values[i + half] * values[i + half]
+    for i in range(start + 2 * half, stop):
+        a += values[i]
+        aa += values[i] * values[i]
+    moments[at] += a + b
+    moments[at + 1] += aa + bb
 
 
 @kernel
@@ -460,46 +564,55 @@ def feature_edges(
     w: I8,
     first: I8,
     last: I8,
+    side: F4s,
     lengths: F4s,
     moments: F8s,
 ) -> None:
     """Σ_d (K^c_d)² (S_d(i) − S_d(j))² along the grid edges of the rows first … last, all categories in one pass over S.
 
-    `moments` gathers the sums of S_d and S_d² over these rows, from which σ_{S^c} follows. Rows go in blocks, so
-    that a channel is read in long pieces.
+    `moments` gathers the sums of S_d and S_d² over these rows, from which σ_{S^c} follows. Rows go in blocks and
+    channels in groups, so that a channel is read in long pieces and what was read serves all. `side` holds the
+    edges to the right of one block, 32 c w numbers.
     """
     p = h * w
     vertical = (h - 1) * w
     m = vertical + h * (w - 1)
-    for block in range(first, last, 8):
-        stop = min(block + 8, last)
-        below = min(stop, h - 1)
+    size = 32 * w
+    for block in range(first, last, 32):
+        start = block * w
+        stop = min(block + 32, last) * w
+        below = max(start, min(stop, vertical))
+        whole = start + (below - start) // 16 * 16
+        for i in range(c * size):
+            side[i] = 0.0
         for j in range(c):
-            out = j * m
-            for i in range(vertical + block * (w - 1), vertical + stop * (w - 1)):
-                lengths[out + i] = 0.0
-            for i in range(block * w, below * w):
-                lengths[out + i] = 0.0
-        for k in range(0, d, 4):
-            some = min(4, d - k)
-            for more in range(some):
-                one = f4(0.0)
-                two = f4(0.0)
-                at = (k + more) * p
-                for i in range(at + block * w, at + stop * w):
-                    one += features[i]
-                    two += features[i] * features[i]
-                moments[2 * (k + more)] += one
-                moments[2 * (k + more) + 1] += two
-            at = k * p
-            for j in range(c):
-                q = j * d + k
-                out = j * m
-                add_distances(features, squares, q, some, p, at, at + w, block * w, below * w, lengths, out)
-                for y in range(block, stop):
-                    row = at + y * w
-                    edge = out + vertical + y * (w - 1)
-                    add_distances(features, squares, q, some, p, row, row + 1, 0, w - 1, lengths, edge)
+            for i in range(start, below):
+                lengths[j * m + i] = 0.0
+        for k in range(0, d, 8):
+            end = min(k + 8, d)
+            for one in range(k, end):
+                add_moments(features, one * p + start, one * p + stop, moments, 2 * one)
+            j = 0
+            while j < c:
+                to = j * size - start
+                if j + 3 <= c:
+                    add_edges_3(
+                        features, squares, j * d, d, k, end, p, w, start, whole, lengths, j * m, m, side, to, size
+                    )
+                    j += 3
+                else:
+                    add_edges(features, squares, j * d, k, end, p, w, start, whole, lengths, j * m, side, to)
+                    j += 1
+            for j in range(c):  # what is left of the block, and the last row
+                add_distances(features, squares, j * d, k, end, p, w, whole, below, lengths, j * m)
+                to = j * size - start
+                add_distances(features, squares, j * d, k, end, p, 1, whole, min(stop, p - 1), side, to)
+        for j in range(c):
+            for i in range(block, min(block + 32, last)):
+                at = j * m + vertical + i * (w - 1)
+                to = j * size + (i - block) * w
+                for x in range(w - 1):
+                    lengths[at + x] = side[to + x]
 
 
 @kernel
@@ -519,9 +632,76 @@ def exp_minus_4(s: F4) -> F4:
 
 
 @kernel
+def add_window(
+    values: F4s,
+    channels: I8,
+    plane: I8,
+    pitch: I8,
+    here: I8,
+    count: I8,
+    offsets: I8s,
+    half: I8,
+    distance: F4s,
+    at: I8,
+) -> None:
+    """distance[at + o · count + i] += Σ_d (V_d(here + i + offset o) − V_d(here + i))² for i < count.
+
+    Channels are `plane` apart, rows `pitch`. Sixteen pixels and four offsets at a time: half a window is always a
+    multiple of four.
+    """
+    e = registers()
+    for i in range(here, here + count, 16):
+        for o in range(0, half, 4):
+            to = at + o * count + i - here
+            m0 = offsets[2 * o] * pitch + offsets[2 * o + 1]
+            m1 = offsets[2 * o + 2] * pitch + offsets[2 * o + 3]
+            m2 = offsets[2 * o + 4] * pitch + offsets[2 * o + 5]
+            m3 = offsets[2 * o + 6] * pitch + offsets[2 * o + 7]
+            for n in unrolled(4):
+                e[n] = lanes(distance, to + n * count)
+            k = i
+            for _ in range(channels):
+                centre = lanes(values, k)
+                a = lanes(values, k + m0) - centre
+                e[0] += a * a
+                a = lanes(values, k + m1) - centre
+                e[1] += a * a
+                a = lanes(values, k + m2) - centre
+                e[2] += a * a
+                a = lanes(values, k + m3) - centre
+                e[3] += a * a
+                k += plane
+            for n in unrolled(4):
+                put(distance, to + n * count, e[n])
+
+
+@kernel
+def add_window_5(values: F4s, channels: I8, plane: I8, pitch: I8, here: I8, count: I8, distance: F4s, at: I8) -> None:
+    """`add_window` for the 5x5 window and two rows at once, which share most of what they read."""
+    e = registers()
+    for i in range(here, here + count, 16):
+        to = at + i - here
+        for n in unrolled(24):
+            e[n] = lanes(distance, to + n * count)
+        k = i
+        for _ in range(channels):
+            first = lanes(values, k)
+            second = lanes(values, k + pitch)
+            for n in unrolled(12):
+                move = k + (n + 3) // 5 * (pitch - 5) + n + 1
+                a = lanes(values, move) - first
+                e[n] += a * a
+                a = lanes(values, move + pitch) - second
+                e[n + 12] += a * a
+            k += plane
+        for n in unrolled(24):
+            put(distance, to + n * count, e[n])
+
+
+@kernel
 def add_affinity(
     values: F4s,
-    squares: F4s,
+    roots: F4s,
     d: I8,
     h: I8,
     w: I8,
@@ -531,24 +711,28 @@ def add_affinity(
     ew: I8,
     first: I8,
     last: I8,
+    reach: I8,
     half: I8,
     offsets: I8s,
     share: F4,
     valid: F4s,
     needed: I4s,
+    packed: F4s,
     distance: F4s,
     planes: F4s,
 ) -> None:
-    """planes[o] += share · exp(−Σ_d squares_d (V_d(i) − V_d(k))²) for k = i + offset o (Eq. 8, 12).
+    """planes[o] += share · exp(−Σ_d (roots_d (V_d(i) − V_d(k)))²) for k = i + offset o (Eq. 8, 12).
 
     The planes cover eh x ew pixels from (top, left), which may lie outside the image: absent, so left alone. Of rows
-    first … last the `needed` pixels are done, four rows at a time: run by run of columns that one of them needs, all
-    offsets in one pass over the channels. `distance` has room for 4 · half · (w + 1) numbers.
+    first … last the `needed` pixels are done, eight rows at a time: run by run of columns that one of them needs.
+    Their values, less the first one's so that no digits are lost, times `roots`, go to `packed`, 32 channels at a
+    time, and from there all offsets are served. `packed` has room for 32 · (8 + reach) rows of w + 47 numbers,
+    `distance` for 8 · half rows of w + 15.
     """
     p = h * w
     size = eh * ew
-    for block in range(max(first, -top), min(last, h - top), 4):
-        stop = min(min(block + 4, last), h - top)
+    for block in range(max(first, -top), min(last, h - top), 8):
+        stop = min(min(block + 8, last), h - top)
         x = max(0, left)
         end = min(w, left + ew)
         while x < end:
@@ -565,32 +749,41 @@ def add_affinity(
                     wanted += needed[row * ew + x - left]
                 if wanted > 0:
                     x += 1
-            x = min(end, x + ((begin - x) & 15))  # whole vectors
-            width = x - begin
+            width = ((x - begin) + 15) // 16 * 16
+            x = min(end, begin + width)
             if width > 0:
-                for i in range(4 * half * width):
+                pitch = width + 32
+                plane = (8 + reach) * pitch
+                low = max(0, begin - reach)
+                high = min(w, begin + width + reach)
+                for i in range(8 * half * width):
                     distance[i] = 0.0
-                for k in range(0, d, 4):
-                    for row in range(block, stop):
-                        y = top + row
-                        for o in range(half):
-                            dy = offsets[2 * o]
-                            dx = offsets[2 * o + 1]
-                            if y + dy >= 0 and y + dy < h:
-                                here = k * p + y * w
-                                low = max(begin, -dx)
-                                high = min(x, w - dx)
-                                at = ((row - block) * half + o) * width - begin
-                                there = here + dy * w + dx
-                                add_distances(
-                                    values, squares, k, min(4, d - k), p, here, there, low, high, distance, at
-                                )
+                for k in range(0, d, 32):
+                    channels = min(32, d - k)
+                    for c in range(channels):
+                        origin = values[(k + c) * p + (top + block) * w + begin]
+                        root = roots[k + c]
+                        for row in range(top + block, min(top + stop + reach, h)):
+                            here = (k + c) * p + row * w
+                            to = c * plane + (row - top - block) * pitch + 16 - begin
+                            for u in range(low, high):
+                                packed[to + u] = (values[here + u] - origin) * root
+                    for row in range(0, stop - block, 2):
+                        at = row * half * width
+                        here = row * pitch + 16
+                        if half == 12:
+                            add_window_5(packed, channels, plane, pitch, here, width, distance, at)
+                        else:
+                            add_window(packed, channels, plane, pitch, here, width, offsets, half, distance, at)
+                            at += half * width
+                            here += pitch
+                            add_window(packed, channels, plane, pitch, here, width, offsets, half, distance, at)
                 for row in range(block, stop):
                     y = top + row
                     for o in range(half):
                         dy = offsets[2 * o]
                         dx = offsets[2 * o + 1]
-                        if y + dy >= 0 and y + dy < h:
+                        if y + dy < h:
                             here = y * w
                             there = here + dy * w + dx
                             at = ((row - block) * half + o) * width - begin

@@ -11,8 +11,29 @@ import torch
 from torch.testing import assert_close
 
 from misa.ops import _backend, _cpu, _device, _kernels
-from misa.ops._compile import F4, F8, I8, F4s, F8s, I4s, Kernel, bits, f4, f8, i8, kernel, llvm_text, power_of_two
+from misa.ops._compile import (
+    F4,
+    F8,
+    I8,
+    F4s,
+    F8s,
+    I4s,
+    Kernel,
+    bits,
+    f4,
+    f8,
+    i8,
+    kernel,
+    lanes,
+    llvm_text,
+    power_of_two,
+    put,
+    registers,
+    unrolled,
+    wide,
+)
 from misa.ops.propagation import propagate_global
+from misa.ops.scene import half_window
 from misa.ops.tree import minimum_spanning_tree
 
 LIMIT = 40
@@ -64,6 +85,21 @@ def touch(c: I4s, n: I8) -> None:
 
 
 @kernel
+def sixteen(a: F4s, b: F4s, n: I8, share: F4) -> None:
+    """The same for sixteen numbers at once."""
+    e = registers()
+    for o in unrolled(3):
+        e[o] = wide(1.5)
+    for i in range(0, n, 16):
+        for o in unrolled(3):
+            e[o] += lanes(a, i + 5 * o) * share - 0.25
+            e[2 - o] = e[2 - o] * e[o]
+    for o in unrolled(3):
+        put(b, 16 * o + 1, e[o])
+    put(b, 49, 2.0)
+
+
+@kernel
 def unknown(n: I8) -> I8:
     return math.factorial(n)
 
@@ -94,6 +130,45 @@ def test_machine_code_does_what_python_does():
     assert fast == pytest.approx(slow, rel=1e-6)
     for a, b in zip(first, second, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_sixteen_numbers_at_once():
+    rng = np.random.default_rng(0)
+    a, slow = rng.random(80).astype(np.float32), np.zeros(70, dtype=np.float32)
+    fast = slow.copy()
+    sixteen(a, slow, 60, 0.5)
+    sixteen.compiled(a.ctypes.data, fast.ctypes.data, 60, 0.5)
+    np.testing.assert_allclose(fast, slow, rtol=1e-5)
+    assert slow[0] == 0
+    assert (slow[1:65] != 0).all()
+
+
+@pytest.mark.parametrize(("h", "w"), [(1, 1), (1, 40), (37, 1), (35, 19), (70, 33)])
+@pytest.mark.parametrize("c", [1, 2, 3, 4])
+def test_feature_lengths_are_those_of_torch(rng, h, w, c):
+    features, factors = torch.randn(37, h, w, generator=rng) + 3, torch.randn(c, 37, generator=rng)
+    expected = _device.feature_lengths(features.double(), factors.double())
+    for one, other in zip(_cpu.feature_lengths(features, factors), expected, strict=True):
+        assert_close(one.double(), other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [3, 5, 7])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_windows_are_those_of_torch(rng, window, offset):
+    """Boxes at every border, more channels than go at a time, features far from 0."""
+    h, w = 21, 57
+    masks, boxes = torch.rand(5, h, w, generator=rng), torch.zeros(5, h, w)
+    for box, (y0, x0, y1, x1) in zip(
+        boxes, [(0, 0, 4, 5), (2, 30, 20, 57), (11, 0, 21, 3), (5, 9, 6, 41), (20, 50, 21, 57)], strict=True
+    ):
+        box[y0:y1, x0:x1] = 1
+    values = torch.randn(70, h, w, generator=rng) + offset
+    rows = torch.rand(2, 70, generator=rng) / 70
+    layers = [[(values, row, 0.7, None), (values[:3], rows[0, :3], 1.0, None)] for row in rows]
+    groups = [([0, 2, 4], layers[0]), ([1, 3], layers[1])]
+    offsets = half_window(window)
+    expected = _device.propagate_window(masks, boxes, [None, None], offsets, groups, 3)
+    assert_close(_cpu.propagate_window(masks, boxes, [None, None], offsets, groups, 3), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_no_kernel_is_refused():
