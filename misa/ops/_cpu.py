@@ -18,6 +18,7 @@ from misa.ops._compile import Kernel
 
 T = TypeVar("T")
 _scratch = threading.local()
+STRIP = 16  # rows of a window's affinities at a time
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
@@ -286,7 +287,13 @@ def propagate_window(
             tasks += [(i, field) for i in members if crops[i] is not None]
     if not tasks:
         return result
-    pieces = [(field, *cut, present) for field, present in fields for cut in zip(*strips(field.rows), strict=True)]
+    # Strip by strip through all groups: the features of a strip are read from memory once and then from the cache.
+    pieces = [
+        (field, max(0, y - field.top), min(field.rows, y + STRIP - field.top), present)
+        for y in range(0, h, STRIP)
+        for field, present in fields
+        if field.top < y + STRIP and y < field.top + field.rows
+    ]
     spread_out(Field.fill, *zip(*pieces, strict=True))
     spread_out(Field.normalise, *zip(*fields, strict=True))
 
