@@ -192,5 +192,6 @@ def _pamr_masks(masks: Tensor, box_masks: Tensor, scene: Scene, steps: int, bala
             labels=labels,
             balance=balance,
             saliency=scene.saliency,
+            valid=None if scene.valid is None else scene.valid[image],
         )
     return result

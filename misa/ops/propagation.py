@@ -228,12 +228,15 @@ def propagate_pamr(
     labels: Int[Tensor, " n"] | None = None,
     balance: float = 0.7,
     saliency: bool = True,
+    valid: Bool[Tensor, "h w"] | None = None,
 ) -> Float[Tensor, "n h w"]:
     """The PAMR mode of Table 5: a(i, k) = softmax_k mean_d(−|V_d(i) − V_d(k)| / (1e-8 + sharpness · σ_d(i))).
 
     The neighbors are those of 3x3 windows with several dilations, the centre left out and the border replicated;
     σ_d(i) is their standard deviation with the centre counted once per dilation. A^c has the same form with one σ
     for all channels: |S^c(i) − S^c(k)| and σ are root mean squares over channels, so that K does not cancel.
+
+    Pixels that are not `valid` are absent: no neighbors, nothing in σ, and 0 in the result.
     """
     check_masks("propagate_pamr", masks, guide, semantic, labels)
     if guide.dim() != 3:
@@ -242,14 +245,19 @@ def propagate_pamr(
     if len(masks) == 0:
         return masks.clone()
     offsets = window_offsets(3, dilations)
-    color = torch.exp(_pamr_logits(guide.float(), offsets, sharpness, len(dilations)))[None]
+    present = None if valid is None else torch.stack(list(_replicated(valid[None].float(), offsets)), dim=1)[0] * valid
+    color = torch.exp(_pamr_logits(guide.float(), offsets, sharpness, len(dilations), present))[None]
     scene = scene_of(masks, guide, semantic, labels, saliency, None)
     affinity = color
     if semantic is not None:
         features = semantic.features.float()
-        planes = _pamr_saliency(features, scene.rows(0), offsets, sharpness, len(dilations))
+        planes = _pamr_saliency(features, scene.rows(0), offsets, sharpness, len(dilations), present)
         affinity = color + balance * torch.exp(planes)
-    weights = affinity / affinity.sum(dim=1, keepdim=True)
+    if present is None:
+        weights = affinity / affinity.sum(dim=1, keepdim=True)
+    else:
+        affinity = affinity * present
+        weights = affinity / affinity.sum(dim=1, keepdim=True).clamp(min=torch.finfo(affinity.dtype).tiny)
     index = torch.tensor(scene.pair if len(weights) > 1 else [0] * len(masks))
     values = masks.float()
     boxes = None if box_masks is None else box_masks.float()
@@ -274,22 +282,29 @@ def _replicated(values: Float[Tensor, "n h w"], offsets: Sequence[Offset]) -> It
         yield wide[:, reach + dy : reach + dy + h, reach + dx : reach + dx + w]
 
 
-def _pamr_variance(values: Float[Tensor, "d h w"], offsets: Sequence[Offset], centres: int) -> Float[Tensor, "d h w"]:
-    """Unbiased variance per channel over the neighbors and `centres` times the centre."""
-    count = len(offsets) + centres
+def _pamr_variance(
+    values: Float[Tensor, "d h w"], offsets: Sequence[Offset], centres: int, present: Float[Tensor, "k h w"] | None
+) -> Float[Tensor, "d h w"]:
+    """Unbiased variance per channel over the neighbors that are `present` and `centres` times the centre."""
+    count: Tensor | int = len(offsets) + centres if present is None else present.sum(dim=0) + centres
     total, squares = torch.zeros_like(values), torch.zeros_like(values)
-    for neighbor in _replicated(values, offsets):
-        difference = neighbor - values
+    for k, neighbor in enumerate(_replicated(values, offsets)):
+        difference = neighbor - values if present is None else (neighbor - values) * present[k]
         total += difference
         squares += difference.square()
-    return ((squares - total.square() / count) / (count - 1)).clamp(min=0)
+    below = count - 1 if isinstance(count, int) else (count - 1).clamp(min=1)
+    return ((squares - total.square() / count) / below).clamp(min=0)
 
 
 def _pamr_logits(
-    guide: Float[Tensor, "d h w"], offsets: Sequence[Offset], sharpness: float, centres: int
+    guide: Float[Tensor, "d h w"],
+    offsets: Sequence[Offset],
+    sharpness: float,
+    centres: int,
+    present: Float[Tensor, "k h w"] | None,
 ) -> Float[Tensor, "k h w"]:
     """PAMR's logits for colors: a spread per channel, the mean over channels."""
-    scale = 1e-8 + sharpness * _pamr_variance(guide, offsets, centres).sqrt()
+    scale = 1e-8 + sharpness * _pamr_variance(guide, offsets, centres, present).sqrt()
     return torch.stack([-((neighbor - guide).abs() / scale).mean(dim=0) for neighbor in _replicated(guide, offsets)])
 
 
@@ -299,10 +314,12 @@ def _pamr_saliency(
     offsets: Sequence[Offset],
     sharpness: float,
     centres: int,
+    present: Float[Tensor, "k h w"] | None,
 ) -> Float[Tensor, "c k h w"]:
     """PAMR's logits for S^c with one spread for all channels, for all categories at once."""
     squares = factors.square() / factors.shape[1]
-    spread = torch.einsum("cd,dhw->chw", squares, _pamr_variance(features, offsets, centres)).sqrt()
+    variance = _pamr_variance(features, offsets, centres, present)
+    spread = torch.einsum("cd,dhw->chw", squares, variance).sqrt()
     distances = [
         torch.einsum("cd,dhw->chw", squares, (neighbor - features).square()).sqrt()
         for neighbor in _replicated(features, offsets)

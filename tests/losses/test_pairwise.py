@@ -85,6 +85,17 @@ def test_pamr_is_its_propagation(rng, device):
     assert_close(result["loss_pamr"].cpu(), expected, atol=1e-6, rtol=1e-5)
 
 
+def test_pamr_leaves_padding_out(rng):
+    masks, boxes, images, index, _, _ = batch(rng)
+    valid = torch.ones(3, 1, 12, 14, dtype=torch.bool)
+    valid[0, :, :, 10:] = False
+    boxes &= valid[index, 0]
+    plain = pairwise_loss(masks, boxes, images, index, mode="pamr", valid=valid)
+    other = pairwise_loss(masks, boxes, images + 9 * ~valid, index, mode="pamr", valid=valid)
+    assert_close(plain["loss_pamr"], other["loss_pamr"])
+    assert abs(plain["loss_pamr"] - pairwise_loss(masks, boxes, images, index, mode="pamr")["loss_pamr"]) > 1e-5
+
+
 def test_weights_and_the_literal_sum(rng):
     masks, boxes, images, index, _, _ = batch(rng)
     plain = pairwise_loss(masks, boxes, images, index)

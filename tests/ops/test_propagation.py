@@ -107,7 +107,7 @@ def slow_local(masks, layers, boxes=None, window=5, steps=2, valid=None):
     return now
 
 
-def slow_pamr(masks, guide, dilations, steps, sharpness=0.1, layer=None):
+def slow_pamr(masks, guide, dilations, steps, sharpness=0.1, layer=None, valid=None):
     """PAMR: |difference| over the local spread per channel, mean over channels; `layer` adds (S^c, share)."""
     _, h, w = masks.shape
     ring = [(dy * d, dx * d) for d in dilations for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
@@ -115,34 +115,32 @@ def slow_pamr(masks, guide, dilations, steps, sharpness=0.1, layer=None):
     def near(y, x, offset):
         return min(max(y + offset[0], 0), h - 1), min(max(x + offset[1], 0), w - 1)
 
-    affinity = np.zeros((h, w, len(ring)))
+    affinity = np.zeros((h, w, h, w))
     for y in range(h):
         for x in range(w):
             here = [near(y, x, o) for o in ring]
+            if valid is not None:
+                here = [at for at in here if valid[at]] if valid[y, x] else []
+            if not here:
+                continue
             samples = np.stack([guide[:, v, u] for v, u in here] + [guide[:, y, x]] * len(dilations)).astype(np.float64)
             spread = samples.std(axis=0, ddof=1)
-            for k, (v, u) in enumerate(here):
+            for v, u in here:
                 logit = -(
                     np.abs(guide[:, v, u].astype(np.float64) - guide[:, y, x]) / (1e-8 + sharpness * spread)
                 ).mean()
-                affinity[y, x, k] = math.exp(logit)
+                affinity[y, x, v, u] += math.exp(logit)
             if layer is not None:
                 values, share = layer
                 samples = np.stack([values[:, v, u] for v, u in here] + [values[:, y, x]] * len(dilations))
                 spread = math.sqrt(samples.astype(np.float64).var(axis=0, ddof=1).mean())
-                for k, (v, u) in enumerate(here):
+                for v, u in here:
                     distance = math.sqrt(((values[:, v, u].astype(np.float64) - values[:, y, x]) ** 2).mean())
-                    affinity[y, x, k] += share * math.exp(-distance / (1e-8 + sharpness * spread))
-    affinity /= affinity.sum(axis=2, keepdims=True)
+                    affinity[y, x, v, u] += share * math.exp(-distance / (1e-8 + sharpness * spread))
+    affinity /= np.maximum(affinity.sum(axis=(2, 3), keepdims=True), 1e-300)
     now = masks.astype(np.float64)
     for _ in range(steps):
-        then = np.zeros_like(now)
-        for y in range(h):
-            for x in range(w):
-                for k, offset in enumerate(ring):
-                    v, u = near(y, x, offset)
-                    then[:, y, x] += affinity[y, x, k] * now[:, v, u]
-        now = then
+        now = np.einsum("yxvu,nvu->nyx", affinity, now)
     return now
 
 
@@ -382,6 +380,33 @@ def test_pamr_is_the_closed_form(rng, device, h, w):
         balance=0.4,
     )
     assert_close(result.cpu(), torch.tensor(expected).float(), atol=1e-5, rtol=0)
+
+
+def test_padding_is_absent_from_pamr(rng, device):
+    masks, guide = scene(rng, 7, 9, n=2)
+    s, k = semantic(rng, 7, 9)
+    valid = torch.ones(7, 9, dtype=torch.bool)
+    valid[:, 6:] = False
+    valid[5:] = False
+    valid[2, 2] = False
+    values = s * k[2][:, None, None]
+    arrays = (masks.numpy(), guide.numpy(), (1, 3), 2)
+    expected = slow_pamr(*arrays, layer=(values.numpy(), 0.4), valid=valid.numpy())
+    for noise in (0.0, 5.0):  # whatever is in the padding
+        result = propagate_pamr(
+            (masks + noise * ~valid).to(device),
+            (guide + noise * ~valid).to(device),
+            dilations=(1, 3),
+            steps=2,
+            semantic=SemanticGuide((s - noise * ~valid).to(device), k.to(device)),
+            labels=torch.tensor([2, 2]),
+            balance=0.4,
+            valid=valid.to(device),
+        )
+        assert_close(result.cpu(), torch.tensor(expected).float(), atol=1e-5, rtol=0)
+    assert (result.cpu()[:, ~valid] == 0).all()
+    plain = propagate_pamr(masks.to(device), guide.to(device), valid=torch.ones(7, 9, dtype=torch.bool, device=device))
+    assert_close(plain, propagate_pamr(masks.to(device), guide.to(device)))
 
 
 def test_pamr_stays_in_the_box(rng, device):
