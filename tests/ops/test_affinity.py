@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from misa.ops.affinity import enhance, pairwise_affinity, reweight, saliency_affinity, spread, window_spread
+from misa.ops.affinity import (
+    check_finite,
+    enhance,
+    pairwise_affinity,
+    reweight,
+    saliency_affinity,
+    spread,
+    window_spread,
+)
 from misa.ops.neighbors import window_offsets
 
 
@@ -138,3 +146,12 @@ def test_wrong_input_is_named(rng):
     values[0, 0, 0, 0] = math.nan
     with pytest.raises(ValueError, match="NaN"):
         pairwise_affinity(values)
+
+
+def test_large_numbers_are_finite():
+    values = torch.full((1, 1, 2, 2), 3e38)
+    check_finite("values", values)
+    check_finite("values", torch.full((4,), 6e4).half())
+    values[0, 0, 1, 1] = -torch.inf
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        check_finite("values", values)
