@@ -16,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -196,6 +197,56 @@ def peak_memory(task: Callable[[], object]) -> float:
     done.set()
     watcher.join()
     return peak[0] - before
+
+
+GROWTH = """
+import resource, sys, torch
+from pathlib import Path
+torch.set_num_threads({threads})
+from misa.bench.propagation import Work, ours, peer
+import misa.losses.pairwise
+work, sem = torch.load(sys.argv[1], weights_only=False)
+form = sys.argv[2]
+if form == "ours":
+    from misa.ops import _compile, _kernels
+    for one in vars(_kernels).values():
+        if isinstance(one, _compile.Kernel):
+            one.compiled
+before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+if form == "plain":
+    peer(work, lambda _: None)
+else:
+    ours(work, sem, lambda _: None)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+"""
+
+
+def growth(work: Work, sem: tuple[Tensor, Tensor, list[int]] | None, form: str, threads: int) -> float:
+    """How many MB a new process grows by at most in its first propagation (Linux).
+
+    `form` is "ours", kernels compiled before; "ours, compiler"; or "plain".
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "work.pt")
+        torch.save((work, sem), path)
+        command = [sys.executable, "-c", GROWTH.format(threads=threads), path, form]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def first_call_memory(root: Path, name: int, counts: Sequence[int], channels: int, threads: int, short: int) -> None:
+    """The memory of a first call, where nothing is warm yet, against the plain form."""
+    print(f"\nMB that a new process grows by in its first propagation; SEPA with {channels} channels, 3 categories")
+    print(f"{'n':>3} {'plain':>8} {'ours':>8} {'ratio':>6} {'SEPA':>8} {'ratio':>6}   with the compiler")
+    for n in counts:
+        work = load(root, name, n, short=short)
+        sem = semantic(work, channels, 3)
+        plain_form, colors = growth(work, None, "plain", threads), growth(work, None, "ours", threads)
+        sepa, whole = growth(work, sem, "ours", threads), growth(work, sem, "ours, compiler", threads)
+        ratios = [plain_form / max(one, 0.1) for one in (colors, sepa)]
+        print(
+            f"{n:>3} {plain_form:8.0f} {colors:8.1f} {ratios[0]:5.0f}x {sepa:8.1f} {ratios[1]:5.0f}x {whole:8.0f}",
+            flush=True,
+        )
 
 
 def total(row: Row, stages: Sequence[str] = STAGES, which: int = 0) -> float:
@@ -413,6 +464,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.quick:
         scaling(options.data, 308, rounds, short)
     start_up(options.threads)
+    memory_counts = [3] if options.quick else [1, 8, 38]
+    first_call_memory(options.data, 308, memory_counts, 16 if options.quick else 256, options.threads, short)
     return 0
 
 

@@ -34,7 +34,7 @@ def test_quick_run_prints_its_tables(shared, capsys):
     finally:
         torch.set_num_threads(threads)
     out = capsys.readouterr().out
-    for word in ("tree+global", "SEPA", "start-up", "1 threads"):
+    for word in ("tree+global", "SEPA", "start-up", "1 threads", "with the compiler"):
         assert word in out
 
 
