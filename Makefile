@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(VENV)/.ready  ## install everything into .venv (3 min)
+setup: $(VENV)/.ready  ## install everything into .venv (2 min)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "misa needs Python 3.11 or 3.12; install one, or: make PYTHON=path/to/python3.12"; exit 1; }
@@ -21,13 +21,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --no-cache-dir -c constraints.txt -e '.[notebooks,dev]'
 	@touch $@
 
-demo: setup  ## train, score and draw the demo from the notebook into runs/demo (8 min)
+demo: setup  ## train, score and draw the demo from the notebook into runs/demo (6 min)
 	@mkdir -p runs/demo
 	$(BIN)/python -m papermill notebooks/train.ipynb runs/demo/train.ipynb --log-output --no-progress-bar \
 	  --execution-timeout 7200 -p row demo:box -p work_dir runs/demo
 	@echo "The executed notebook is runs/demo/train.ipynb; its figures are in runs/demo/figures."
 
-test: setup  ## the default tests (5 min)
+test: setup  ## the default tests (4 min)
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-slow: setup  ## the long tests: notebooks, real networks (5 min)

@@ -58,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="misa", description="Box-supervised instance segmentation (MISA, IJCAI-24).")
+    parser = argparse.ArgumentParser(
+        prog="misa", description="Box-supervised instance segmentation (MISA, IJCAI-24).", allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("doctor", help="look at the installation and say what is missing", add_help=False)
     bench = commands.add_parser(

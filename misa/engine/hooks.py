@@ -137,7 +137,7 @@ class Progress(Hook):
         """Start the clock at the step that training starts from."""
         self.started, self.first = time.monotonic(), runner.iter
         self.every = max(1, runner.max_iters // self.lines)
-        if runner.iter:
+        if 0 < runner.iter < runner.max_iters:
             self._say(
                 f"resuming at epoch {runner.epoch + 1}/{runner.max_epochs}, step {runner.iter}/{runner.max_iters}"
             )

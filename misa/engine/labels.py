@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mmcv
 import numpy as np
-from PIL import Image
 
 from misa.data.labels import LabelMap, fill_boxes, grabcut_boxes, write_label_map
 from misa.data.semantic import BoxedImage, boxed_images, true_maps
@@ -84,8 +84,7 @@ def _filled(image: BoxedImage, background: int) -> LabelMap:
 
 
 def _grabcut(path: Path, image: BoxedImage, background: int) -> LabelMap:
-    with Image.open(path) as opened:
-        pixels = np.asarray(opened.convert("RGB"))
+    pixels = mmcv.imread(path, channel_order="rgb")  # as the training reads it: turned by EXIF, 16 bit made 8
     return grabcut_boxes(pixels, image.boxes, image.labels, background=background)
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import mmcv
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from misa.data.coco import _OrderedCOCO
 from misa.data.source import Source
@@ -34,8 +34,7 @@ def teacher_separation(
         objects = truth.loadAnns(truth.getAnnIds(imgIds=[record["id"]], iscrowd=False))
         if not objects:
             continue
-        with Image.open(source.val.images / record["file_name"]) as image:
-            pixels = np.asarray(image.convert("RGB"))
+        pixels = mmcv.imread(source.val.images / record["file_name"], channel_order="rgb")
         images = _input(pixels, experiment.augmentation.test_short_side, teacher.contract.mean, teacher.contract.std)
         features, factors = teacher.prior(images)
         size = (features.shape[-2], features.shape[-1])
