@@ -3,6 +3,9 @@
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from misa.errors import UserError
 
@@ -27,6 +30,24 @@ def last_checkpoint(folder: Path) -> Path:
     if path is None:
         raise UserError(f"{folder} holds no checkpoint; train it first, for example with misa train.")
     return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU; executes nothing that is in the file.
+
+    Raises:
+        UserError: there is no such file, or it is none that torch has written, or it holds more than numbers and text.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}; give a run folder or a file of its checkpoints folder.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is cut or not its own
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read as a checkpoint ({reason}); give one made by misa train.") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise UserError(f"{path} holds no state_dict; give a checkpoint made by misa train.")
+    return checkpoint
 
 
 def _epoch(path: Path) -> int:

@@ -3,12 +3,10 @@
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 
-from misa.engine.checkpoints import last_checkpoint
+from misa.engine.checkpoints import last_checkpoint, read_checkpoint
 from misa.engine.config import DETECTIONS, run_config
 from misa.engine.teacher import MERGE_SCORE, score_merged
 from misa.engine.train import Run, choose_device, opened, quiet_runner, scored
@@ -64,16 +62,7 @@ def evaluate(
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a checkpoint's weights, all of them or none; executes nothing that is in the file."""
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}; the run's own are in its checkpoints folder.")
-    try:
-        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read as a checkpoint ({reason}); give one made by misa train.") from error
-    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(weights, dict):
-        raise UserError(f"{path} holds no state_dict; give a checkpoint made by misa train.")
+    weights = read_checkpoint(path)["state_dict"]
     own = model.state_dict()
     for name, value in own.items():
         if name not in weights or weights[name].shape != value.shape:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from misa.data.labels import merge_by_score, read_label_map
 from misa.data.pipeline import MEAN, STD
 from misa.data.semantic import true_maps
 from misa.data.source import Source
-from misa.engine.checkpoints import last_checkpoint
+from misa.engine.checkpoints import last_checkpoint, read_checkpoint
 from misa.engine.teacher_config import network_arguments
 from misa.errors import UserError
 from misa.evaluation.miou import miou
@@ -53,16 +52,9 @@ def load_teacher(path: str | Path, *, classes: Sequence[str] | None = None) -> S
     path = Path(path).expanduser()
     if path.is_dir():
         path = last_checkpoint(path)
-    if not path.is_file():
-        raise UserError(f"there is no teacher {path}; give a run folder or a checkpoint of a teacher row.")
-    try:
-        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read as a checkpoint ({reason}); give one made by misa train.") from error
-    card = checkpoint.get("experiment") if isinstance(checkpoint, dict) else None
-    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(card, str) or not isinstance(weights, dict) or f"{_PREFIX}_extra_state" not in weights:
+    checkpoint = read_checkpoint(path)
+    card, weights = checkpoint.get("experiment"), checkpoint["state_dict"]
+    if not isinstance(card, str) or f"{_PREFIX}_extra_state" not in weights:
         raise UserError(f"{path} is no semantic teacher's checkpoint; give one of a row such as teacher:demo.")
     contract = TeacherContract.decoded(weights[f"{_PREFIX}_extra_state"])
     _check_contract(path, contract, classes)

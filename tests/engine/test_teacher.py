@@ -200,7 +200,7 @@ def test_a_teacher_for_other_data_is_refused(runs, student, tmp_path):
         load_teacher(runs["objectives"].folder, classes=classes[::-1])
     with pytest.raises(UserError, match="no semantic teacher's checkpoint"):
         load_teacher(student.folder)
-    with pytest.raises(UserError, match="there is no teacher"):
+    with pytest.raises(UserError, match="there is no checkpoint"):
         load_teacher(tmp_path / "absent.pth")
     with pytest.raises(UserError, match="holds no checkpoint"):
         load_teacher(tmp_path)

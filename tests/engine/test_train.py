@@ -171,6 +171,23 @@ def test_evaluate_refuses_what_is_no_checkpoint(run, tmp_path):
         evaluate(tmp_path)
 
 
+class Trap:
+    """Unpickled, it would leave a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_checkpoint_from_a_stranger_runs_no_code(run, tmp_path):
+    torch.save({"state_dict": {}, "extra": Trap(tmp_path / "sprung")}, tmp_path / "stranger.pth")
+    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+        evaluate(run.folder, checkpoint=tmp_path / "stranger.pth")
+    assert not (tmp_path / "sprung").exists()
+
+
 def test_a_folder_with_another_run_is_left_alone(run, place):
     before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.name != ".lock"}
     with pytest.raises(UserError, match=r"schedule\.epochs is 3 there and 4 here"):
