@@ -38,7 +38,7 @@ class TrainParameters:
     threads: of torch on the CPU.
     resume: go on from the last checkpoint of work_dir.
     smoke: two steps on small images, to see that a row runs.
-    interactive: progress bars and widgets instead of plain lines.
+    interactive: a progress bar instead of plain lines.
     """
 
     row: str = "demo:box"

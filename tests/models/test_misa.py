@@ -121,6 +121,11 @@ def test_saliency_and_feature_change_the_pairwise_terms_alone(batch):
     assert len(set(values.values())) == 3, values
 
 
+def test_distillation_has_a_weight(batch):
+    once, twice = (losses(build(MISA.but(distillation={"weight": w})), batch) for w in (1.0, 2.0))
+    torch.testing.assert_close(twice["loss_distillation"], 2 * once["loss_distillation"])
+
+
 def test_union_of_boxes_is_what_any_box_covers():
     boxes = [torch.tensor([[0.0, 0, 8, 8], [4, 4, 16, 12]]), torch.zeros(0, 4)]
     union = union_of_boxes(boxes, torch.zeros(2, 5, 4, 6), 4)

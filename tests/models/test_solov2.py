@@ -112,6 +112,24 @@ def test_crowds_are_left_out(build):
     assert all(torch.equal(with_crowd[name], value) for name, value in without.items())
 
 
+def test_the_classification_loss_is_the_focal_loss_of_every_cell(build):
+    """Against torchvision's: summed over cells and classes, divided by the firing cells and one."""
+    from torchvision.ops import sigmoid_focal_loss
+
+    model = build()
+    data = model.data_preprocessor(batch([(10, 10, 60, 50, 2)], [(70, 40, 110, 90, 1)]), True)
+    features = model.extract_feat(data["inputs"])
+    truth = [sample.gt_instances for sample in data["data_samples"]]
+    cells = model.mask_head.assign(truth, SIZE)
+    _, _, losses = model.mask_head.match(features, cells, truth)
+    scores = torch.cat([s.flatten(2) for s in model.mask_head(features)[1]], dim=2).transpose(1, 2)
+    target = torch.zeros_like(scores)
+    for image, position, label in zip(cells.image, cells.position, cells.labels, strict=True):
+        target[image, position, label] = 1
+    expected = sigmoid_focal_loss(scores, target, alpha=0.25, gamma=2.0, reduction="sum") / (target.sum() + 1)
+    torch.testing.assert_close(losses["loss_cls"], expected)
+
+
 def test_the_later_object_wins_a_shared_cell():
     labels = _cell_labels(torch.tensor([2, 0]), torch.tensor([1, 0, 0]), torch.tensor([3, 3, 1]), 5, 9)
     assert json.dumps(labels.tolist()) == "[9, 2, 9, 0, 9]"

@@ -32,6 +32,12 @@ def test_box_masks_equal_the_loop(x, y, bw, bh, stride):
     assert np.array_equal(got.numpy(), slow_box_mask((box.double() / 1).tolist(), 16, 19, stride))
 
 
+def test_a_cell_whose_centre_is_on_the_far_edge_is_outside(device):
+    """Boxes that share an edge share no cell."""
+    masks = box_masks(torch.tensor([[0.5, 0, 2.5, 4], [2.5, 0, 4.5, 4]], device=device), 4, 6)
+    assert masks[:, 0].int().tolist() == [[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0]]
+
+
 def test_a_one_pixel_box_keeps_one_cell(device):
     masks = box_masks(torch.tensor([[5.0, 9.0, 6.0, 10.0]], device=device), 8, 8, stride=4)
     assert masks.sum() == 1
