@@ -1,7 +1,7 @@
-"""The parameters of a training run: names, types and ranges, checked before anything long begins.
+"""The parameters of the notebooks: names, types and ranges, checked before anything long begins.
 
-papermill only warns of a parameter that a notebook does not declare and runs on with the defaults, so the
-notebook's second cell hands its names to `TrainParameters.read`, which does not forgive a typo.
+papermill only warns of a parameter that a notebook does not declare and runs on with the defaults, so every
+notebook's second cell hands its names to the `read` of its own class, which does not forgive a typo.
 """
 
 import dataclasses
@@ -20,44 +20,23 @@ from misa.errors import UserError, did_you_mean
 _IPYTHON = {"In", "Out", "get_ipython", "exit", "quit", "open"}
 
 
-def _at_least(low: int) -> Any:
-    return dataclasses.field(default=None, metadata={"low": low})
+def between(default: Any, low: float, high: float | None = None) -> Any:
+    """A field with a default and limits, both allowed."""
+    return dataclasses.field(default=default, metadata={"low": low, "high": high})
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainParameters:
-    """What `notebooks/train.ipynb` and `misa train` take; None means: as the row says.
-
-    row: file and name of the experiment, as in experiments/demo.py.
-    data_root: a COCO-layout folder; for the embedded data, the folder to write it into.
-    work_dir: the run folder; empty: runs/<row>-seed<seed>.
-    seed: of weights, order and augmentation.
-    epochs, batch: in place of the row's.
-    gpus: 0 for the CPU, 1 for a GPU; None: a GPU if there is one.
-    workers: processes that load images.
-    threads: of torch on the CPU.
-    resume: go on from the last checkpoint of work_dir.
-    smoke: two steps on small images, to see that a row runs.
-    interactive: a progress bar instead of plain lines.
-    """
-
-    row: str = "demo:box"
-    data_root: str = "datasets"
-    work_dir: str = ""
-    seed: int = dataclasses.field(default=0, metadata={"low": 0, "high": 2**32 - 1})
-    epochs: int | None = _at_least(1)
-    batch: int | None = _at_least(1)
-    gpus: int | None = dataclasses.field(default=None, metadata={"low": 0, "high": 1})
-    workers: int = dataclasses.field(default=0, metadata={"low": 0, "high": 64})
-    threads: int = dataclasses.field(default=1, metadata={"low": 1, "high": 256})
-    resume: bool = True
-    smoke: bool = False
-    interactive: bool = False
+class Parameters:
+    """What a notebook takes, a field each; a class per notebook."""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            _check(field.name, getattr(self, field.name), hints[field.name], field.metadata)
+            value = getattr(self, field.name)
+            if type(value) is int and float in (typing.get_args(hints[field.name]) or (hints[field.name],)):
+                value = float(value)  # `-p radius 7` arrives as a whole number
+                object.__setattr__(self, field.name, value)
+            _check(field.name, value, hints[field.name], field.metadata)
 
     @classmethod
     def read(cls, namespace: MutableMapping[str, Any]) -> Self:
@@ -84,6 +63,37 @@ class TrainParameters:
         return cls(**{name: namespace[name] for name in names if name in namespace})
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainParameters(Parameters):
+    """What `notebooks/train.ipynb` and `misa train` take; None means: as the row says.
+
+    row: file and name of the experiment, as in experiments/demo.py.
+    data_root: a COCO-layout folder; for the embedded data, the folder to write it into.
+    work_dir: the run folder; empty: runs/<row>-seed<seed>.
+    seed: of weights, order and augmentation.
+    epochs, batch: in place of the row's.
+    gpus: 0 for the CPU, 1 for a GPU; None: a GPU if there is one.
+    workers: processes that load images.
+    threads: of torch on the CPU.
+    resume: go on from the last checkpoint of work_dir.
+    smoke: two steps on small images, to see that a row runs.
+    interactive: a progress bar instead of plain lines.
+    """
+
+    row: str = "demo:box"
+    data_root: str = "datasets"
+    work_dir: str = ""
+    seed: int = between(0, 0, 2**32 - 1)
+    epochs: int | None = between(None, 1)
+    batch: int | None = between(None, 1)
+    gpus: int | None = between(None, 0, 1)
+    workers: int = between(0, 0, 64)
+    threads: int = between(1, 1, 256)
+    resume: bool = True
+    smoke: bool = False
+    interactive: bool = False
+
+
 def _leave_notebook_folder() -> None:
     """JupyterLab starts a notebook in its own folder, papermill in the project's: relative paths should agree."""
     here = Path.cwd()
@@ -91,7 +101,7 @@ def _leave_notebook_folder() -> None:
         os.chdir(here.parent)
 
 
-def _check(name: str, value: Any, hint: Any, limits: Mapping[str, int]) -> None:
+def _check(name: str, value: Any, hint: Any, limits: Mapping[str, float]) -> None:
     allowed = typing.get_args(hint) or (hint,)
     # bool is an int to Python; as a parameter it is a mistake.
     fits = any(type(value) is kind for kind in allowed)
@@ -102,6 +112,7 @@ def _check(name: str, value: Any, hint: Any, limits: Mapping[str, int]) -> None:
     if value is None or isinstance(value, bool | str):
         return
     low, high = limits.get("low"), limits.get("high")
-    if (low is not None and value < low) or (high is not None and value > high):
+    # Written so that NaN, which compares with nothing, is out of every range.
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
         bounds = f"at least {low}" if high is None else f"from {low} to {high}"
         raise UserError(f"parameter {name} must be {bounds}, not {value}.")

@@ -1,11 +1,12 @@
 """A notebook's parameters: declared names, types and ranges, or one sentence."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from misa.errors import UserError
-from misa.parameters import TrainParameters
+from misa.parameters import Parameters, TrainParameters, between
 
 
 def test_defaults_and_values_are_read():
@@ -52,3 +53,19 @@ def test_a_typo_made_after_the_first_call_is_found():
     namespace["epoch"] = 5
     with pytest.raises(UserError, match="did you mean 'epochs'"):
         TrainParameters.read(namespace)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knobs(Parameters):
+    radius: float = between(10.0, 0)
+
+
+def test_a_whole_number_serves_where_a_fraction_is_asked_for():
+    radius = Knobs.read({"radius": 7}).radius
+    assert (radius, type(radius)) == (7.0, float)
+
+
+@pytest.mark.parametrize("radius", [-0.5, float("nan"), True, "7"])
+def test_a_fraction_out_of_range_is_refused(radius):
+    with pytest.raises(UserError, match="parameter radius must be"):
+        Knobs.read({"radius": radius})

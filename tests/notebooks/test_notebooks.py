@@ -1,6 +1,7 @@
 """Notebooks as they are committed: no outputs, no logic, parameters that the package knows."""
 
 import ast
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from misa.parameters import TrainParameters
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+PARAMETERS = {"train": TrainParameters}
 
 
 def cells(path, kind="code"):
@@ -38,12 +40,12 @@ def declared(path):
     return {node.target.id: node for node in ast.parse(cell.source).body}
 
 
-def test_train_declares_the_packages_parameters_and_defaults():
-    there = declared(FOLDER / "train.ipynb")
-    own = {name: ast.literal_eval(node.value) for name, node in there.items()}
-    defaults = TrainParameters()
-    assert own == {name: getattr(defaults, name) for name in own}
-    assert list(own) == list(TrainParameters.__dataclass_fields__)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_declares_its_classs_parameters_and_defaults(path):
+    own = {name: ast.literal_eval(node.value) for name, node in declared(path).items()}
+    assert own == dataclasses.asdict(PARAMETERS[path.stem]())
+    assert list(own) == [field.name for field in dataclasses.fields(PARAMETERS[path.stem])]
+    assert any(f"{PARAMETERS[path.stem].__name__}.read(globals())" in cell.source for cell in cells(path))
 
 
 def papermill(tmp_path, **parameters):
