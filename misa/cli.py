@@ -51,8 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Diverged as error:
         print(f"misa {options.command}: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # a full disk, a file system that went away
+        what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        print(f"misa {options.command}: {what}; mend that, and the same command goes on.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        print("\nstopped; the same command goes on where it was stopped.", file=sys.stderr)
         return 1
     return status
 
@@ -97,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         evaluate.add_argument(f"--{name}", type=int, default=default, help=_HELP[name])
     evaluate.set_defaults(run=_evaluate)
 
+    _add_predict(commands)
+
     check = commands.add_parser(
         "check",
         help="read a data set's annotations and images and list what is wrong with them",
@@ -124,6 +130,46 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
             parser.add_argument("row", help=keys["help"])
         else:
             parser.add_argument(option, **keys)
+
+
+def _add_predict(commands: Any) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help="masks for images, folders and videos, without any annotation file",
+        epilog="example: misa predict runs/demo photos/ --out results",
+    )
+    predict.add_argument("checkpoint", help="a run folder, a checkpoint in it, or a file made by misa export")
+    predict.add_argument("inputs", nargs="+", help="images, folders of images, videos")
+    predict.add_argument("--out", required=True, help="the folder of the results; the same command again goes on")
+    predict.add_argument("--score", type=float, default=0.3, help="least score of an instance (default 0.3)")
+    predict.add_argument("--mask", type=float, help="least probability of a mask's pixel (default: the row's)")
+    predict.add_argument("--batch", type=int, default=1, help="images at a time")
+    predict.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; default: a GPU if there is one")
+    predict.add_argument("--threads", type=int, default=1, help=_HELP["threads"])
+    predict.add_argument("--tile", type=int, help="very large images in tiles of so many pixels")
+    predict.add_argument("--overlap", type=int, default=128, help="pixels that neighbouring tiles share (default 128)")
+    predict.add_argument("--every", type=int, default=1, help="of a video: each so many frames")
+    predict.add_argument(
+        "--masks", choices=("map", "each", "none"), default="map", help="one PNG an image, one an instance, or none"
+    )
+    predict.add_argument("--overlay", action=argparse.BooleanOptionalAction, default=True, help="pictures to look at")
+    predict.set_defaults(run=_predict)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    import torch
+
+    from misa.engine.predict import predict
+
+    torch.set_num_threads(max(options.threads, 1))
+    names = ("out", "score", "mask", "batch", "device", "tile", "overlap", "every", "masks", "overlay")
+    done = predict(options.checkpoint, options.inputs, **{name: getattr(options, name) for name in names})
+    print(f"{done.folder}: {done.instances} instances in {done.images} images")
+    if done.failed:
+        first = next(iter(done.failed.values()))
+        more = f" ({len(done.failed) - 1} more like it)" if len(done.failed) > 1 else ""
+        raise UserError(f"the other images are done, but {first}{more}")
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from misa.data.layout import DataError
+
 # The last bytes of a whole file. Decoding 100k images takes many minutes, reading their ends some seconds.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _EXIF_ORIENTATION = 0x0112
@@ -70,17 +72,51 @@ def _is_file(path: Path) -> bool:
 
 def _look(image: Listed, folder: Path) -> Fault | None:
     path = folder / image.file_name
+    try:
+        facts = look(path, listed=(image.width, image.height))
+    except BadFile as error:
+        return Fault(image, error.kind, f"the file {path} {error.message}", error.cure)
+    if (image.width, image.height) == facts.size:
+        return None
+    shown, listed = f"{facts.size[0]} x {facts.size[1]}", f"{image.width} x {image.height}"
+    if facts.size != facts.raw:
+        message = f"the file {path} is read as {shown} pixels, turned by its EXIF orientation, but {listed} are listed"
+        return Fault(image, "image-size", message, "list the turned size and boxes, or remove the orientation")
+    message = f"the file {path} is {shown} pixels, but {listed} are listed"
+    return Fault(image, "image-size", message, "correct width and height, the boxes are in these pixels")
+
+
+class BadFile(Exception):
+    """An image file that cannot be used: its kind of fault, what is said of it after its name, and the cure."""
+
+    def __init__(self, kind: str, message: str, cure: str) -> None:
+        super().__init__(kind, message, cure)
+        self.kind, self.message, self.cure = kind, message, cure
+
+
+class Facts(NamedTuple):
+    """An image file: (width, height) as it is read and as it lies in the file."""
+
+    size: tuple[int, int]
+    raw: tuple[int, int]
+
+
+def look(path: Path, *, listed: tuple[int, int] | None = None) -> Facts:
+    """Look at a file without decoding it where that can be helped; BadFile where it is not a whole image.
+
+    listed: the (width, height) that it should have; a file that has them, unturned, need not be decoded.
+    """
     again = "copy or download it again"
     try:
         if path.stat().st_size == 0:
-            return Fault(image, "image-truncated", f"the file {path} is empty", again)
+            raise BadFile("image-truncated", "is empty", again)
         with Image.open(path) as picture:
             size = raw = picture.size
             # The reader turns a picture as its EXIF says. It is asked itself where that may be: that means decoding.
-            doubt = raw != (image.width, image.height) or _may_be_turned(picture)
+            doubt = _may_be_turned(picture) or (listed is not None and raw != listed)
             if str(picture.format) not in _ENDS and not cv2.haveImageReader(str(path)):
-                message = f"the file {path} is {picture.format}, which OpenCV does not read here"
-                return Fault(image, "image-format", message, "convert it to PNG or JPEG")
+                message = f"is {picture.format}, which OpenCV does not read here"
+                raise BadFile("image-format", message, "convert it to PNG or JPEG")
             if not _ends_well(path, str(picture.format)):
                 picture.load()  # decodes it all: the only way to be sure
                 # Pillow is content with a PNG that has its pixels but no end; OpenCV, which will read it, is not.
@@ -90,15 +126,16 @@ def _look(image: Listed, folder: Path) -> Fault | None:
             size = _size_as_read(path)
     except (OSError, ValueError, SyntaxError, cv2.error, Image.DecompressionBombError) as error:
         reason = str(error).split("\n")[0].replace(f" {str(path)!r}", "")
-        return Fault(image, "image-truncated", f"the file {path} is truncated or no image ({reason})", again)
-    if (image.width, image.height) == size:
-        return None
-    shown, listed = f"{size[0]} x {size[1]}", f"{image.width} x {image.height}"
-    if size != raw:
-        message = f"the file {path} is read as {shown} pixels, turned by its EXIF orientation, but {listed} are listed"
-        return Fault(image, "image-size", message, "list the turned size and boxes, or remove the orientation")
-    message = f"the file {path} is {shown} pixels, but {listed} are listed"
-    return Fault(image, "image-size", message, "correct width and height, the boxes are in these pixels")
+        raise BadFile("image-truncated", f"is truncated or no image ({reason})", again) from error
+    return Facts(size, raw)
+
+
+def require_whole(path: Path) -> None:
+    """DataError where a file is not a whole image."""
+    try:
+        look(path)
+    except BadFile as error:
+        raise DataError(f"the file {path} {error.message}; {error.cure}.") from error
 
 
 def _may_be_turned(picture: Image.Image) -> bool:

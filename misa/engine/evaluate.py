@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from misa.engine.checkpoints import last_checkpoint, read_checkpoint
 from misa.engine.config import DETECTIONS, run_config
@@ -62,13 +62,22 @@ def evaluate(
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a checkpoint's weights, all of them or none; executes nothing that is in the file."""
-    weights = read_checkpoint(path)["state_dict"]
-    own = model.state_dict()
-    for name, value in own.items():
-        if name not in weights or weights[name].shape != value.shape:
-            there = "is missing" if name not in weights else f"has shape {tuple(weights[name].shape)}"
+    fill(model, read_checkpoint(path)["state_dict"], path)
+
+
+def fill(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Load weights that were read from `path`, all that the model has or none."""
+    require_fit(model, weights, path)
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+
+
+def require_fit(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """UserError where the weights read from `path` are not of this model's shapes."""
+    for name, value in model.state_dict().items():
+        there = weights.get(name)
+        if not isinstance(there, Tensor) or there.shape != value.shape:
+            what = f"has shape {tuple(there.shape)}" if isinstance(there, Tensor) else "is missing"
             raise UserError(
-                f"{path} is a checkpoint of another model: {name} {there}, this run's has {tuple(value.shape)}; "
+                f"{path} is a checkpoint of another model: {name} {what}, this run's has {tuple(value.shape)}; "
                 "give a checkpoint of the same row."
             )
-    model.load_state_dict({name: weights[name] for name in own})

@@ -91,19 +91,19 @@ def _differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, A
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, name: str = "work_dir") -> Iterator[None]:
     """The folder, made if need be, for this process alone; UserError if it cannot be written or another run has it."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     except OSError as error:
-        raise UserError(f"work_dir {folder} cannot be written ({error.strerror}); choose another work_dir.") from error
+        raise UserError(f"{name} {folder} cannot be written ({error.strerror}); choose another {name}.") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"work_dir {folder} is in use by another run; wait for it or choose another.") from error
+            raise UserError(f"{name} {folder} is in use by another run; wait for it or choose another.") from error
         try:
             yield
         finally:

@@ -1,0 +1,153 @@
+"""From SOLOv2's dense outputs to instances, with memory that grows neither with the image nor with the candidates.
+
+mmdet's head enlarges every mask to the whole image at once; here the masks stay at the size of the dense feature and
+are enlarged one by one, each within its own extent. The result is the same.
+
+Axes: p grid cell, all levels strung together · c category · d channel · n instance · h row · w column.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from mmdet.models.layers import mask_matrix_nms
+from numpy.typing import NDArray
+from torch import Tensor
+
+# More cells than this above the score are left out, the least sure first: an untrained network fires everywhere.
+_MOST_CELLS = 2000
+_ROWS_AT_ONCE = 1024
+
+
+class Dense(NamedTuple):
+    """What the network says of one image: a kernel a cell (p d), class probabilities (p c), the feature I (d h w)."""
+
+    kernels: Tensor
+    scores: Tensor
+    features: Tensor
+
+
+class Found(NamedTuple):
+    """Instances of an image: scores (n), labels (n), mask probabilities at the feature's size (n h w)."""
+
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor
+
+
+def dense_outputs(outputs: tuple[Sequence[Tensor], Sequence[Tensor], Tensor]) -> list[Dense]:
+    """The head's outputs (kernels a level b d g g, class logits a level b c g g, feature b d h w), image by image."""
+    kernels, scores, features = outputs
+    strung_kernels = torch.cat([level.flatten(2) for level in kernels], dim=2).transpose(1, 2)
+    strung_scores = torch.cat([level.sigmoid().flatten(2) for level in scores], dim=2).transpose(1, 2)
+    return [Dense(*image) for image in zip(strung_kernels, strung_scores, features, strict=True)]
+
+
+def peaks(scores: Float[Tensor, "p c"], grids: Sequence[int]) -> Float[Tensor, "p c"]:
+    """The scores with all cells set to 0 that are below a neighbour to the left or above (SOLOv2's points NMS)."""
+    kept = []
+    for level, grid in zip(scores.split([grid * grid for grid in grids]), grids, strict=True):
+        square = level.T.reshape(1, -1, grid, grid)
+        best = F.max_pool2d(square, 2, stride=1, padding=1)[:, :, :-1, :-1]
+        kept.append((square * (best == square)).flatten(2)[0].T)
+    return torch.cat(kept)
+
+
+def decode(
+    dense: Dense, *, grids: Sequence[int], strides: Sequence[int], score: float, keep: float, mask: float,
+    candidates: int, per_image: int,
+) -> Found:  # fmt: skip
+    """The instances of an image, as mmdet's SOLOV2Head finds them: matrix NMS with a gaussian of sigma 2.
+
+    score: least class probability of a cell; keep: least score after NMS; mask: least probability of a pixel;
+    candidates, per_image: most instances before and after NMS.
+    """
+    cells, labels = (peaks(dense.scores, grids) > score).nonzero(as_tuple=True)
+    scores = dense.scores[cells, labels]
+    if len(scores) > _MOST_CELLS:
+        chosen = scores.topk(_MOST_CELLS).indices.sort().values
+        cells, labels, scores = cells[chosen], labels[chosen], scores[chosen]
+    masks = cell_masks(dense, cells)
+    strided = torch.cat([masks.new_full((grid * grid,), float(s)) for grid, s in zip(grids, strides, strict=True)])
+    shapes = masks > mask
+    areas = shapes.sum(dim=(1, 2)).float()
+    large = areas > strided[cells]  # fewer pixels than the level's stride are noise
+    masks, shapes, areas, scores, labels = (x[large] for x in (masks, shapes, areas, scores, labels))
+    if len(scores) == 0:
+        return Found(scores, labels, masks)
+    scores = scores * (masks * shapes).sum(dim=(1, 2)) / areas  # how sure the mask is of its own pixels
+    scores, labels, _, chosen = mask_matrix_nms(
+        shapes, labels, scores, mask_area=areas, nms_pre=candidates, max_num=per_image, sigma=2.0, filter_thr=keep
+    )
+    return Found(scores, labels, masks[chosen])
+
+
+def cell_masks(dense: Dense, cells: Int[Tensor, " n"]) -> Float[Tensor, "n h w"]:
+    """The mask probabilities of some cells (Eq. 2)."""
+    h, w = dense.features.shape[-2:]
+    return (dense.kernels[cells] @ dense.features.flatten(1)).view(-1, h, w).sigmoid()
+
+
+class Enlargement(NamedTuple):
+    """How a map at the feature's size becomes one at the image's: `rows` (H h) @ map (h w) @ `columns` (W w).T."""
+
+    rows: Tensor
+    columns: Tensor
+
+
+def enlargement(
+    feature: tuple[int, int], *, stride: int, resized: tuple[int, int], original: tuple[int, int], like: Tensor
+) -> Enlargement:
+    """Two bilinear steps as mmdet has them: to the padded input, cut to what is image in it, to the original size.
+
+    Bilinear interpolation is a product of one along the rows and one along the columns, so a part of the result costs
+    only that part.
+    """
+    return Enlargement(
+        *(
+            _weights(low, low * stride, inside, whole, like)
+            for low, inside, whole in zip(feature, resized, original, strict=True)
+        )
+    )
+
+
+def _weights(low: int, padded: int, inside: int, whole: int, like: Tensor) -> Tensor:
+    identity = torch.eye(low, dtype=like.dtype, device=like.device)[None]
+    fine = F.interpolate(identity, size=padded, mode="linear", align_corners=False)[:, :, :inside]
+    return F.interpolate(fine, size=whole, mode="linear", align_corners=False)[0].T
+
+
+class Part(NamedTuple):
+    """A mask within its extent: `pixels` (h w) whose first one lies at (`top`, `left`) of the image."""
+
+    top: int
+    left: int
+    pixels: NDArray[np.bool_]
+
+
+def enlarge(masks: Iterable[Float[Tensor, "h w"]], by: Enlargement, threshold: float) -> Iterable[Part]:
+    """Each mask's pixels above `threshold` at the image's size; an empty mask has an empty part."""
+    for mask in masks:
+        sure = mask > threshold
+        # A mean of pixels is above the threshold only where one of them is.
+        rows, columns = _reached(by.rows, sure.any(dim=1)), _reached(by.columns, sure.any(dim=0))
+        low = mask @ by.columns[columns].T
+        chunks = [(weights @ low > threshold).cpu() for weights in by.rows[rows].split(_ROWS_AT_ONCE)]
+        yield _trimmed(rows.start, columns.start, torch.cat(chunks).numpy())
+
+
+def _reached(weights: Tensor, sure: Tensor) -> slice:
+    """The span of output pixels that a sure input pixel has a share in."""
+    touched = (weights @ sure.to(weights.dtype) > 0).nonzero()
+    return slice(0, 0) if len(touched) == 0 else slice(int(touched[0]), int(touched[-1]) + 1)
+
+
+def _trimmed(top: int, left: int, pixels: NDArray[Any]) -> Part:
+    rows, columns = np.nonzero(pixels.any(axis=1))[0], np.nonzero(pixels.any(axis=0))[0]
+    if len(rows) == 0:
+        return Part(0, 0, np.zeros((0, 0), bool))
+    inner = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return Part(top + int(rows[0]), left + int(columns[0]), inner)
