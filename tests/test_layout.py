@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "figures": {"ops"},
     "models": {"ops", "losses", "data", "errors"},
     "mmcv_ext": set(),
-    "engine": {"ops", "losses", "data", "evaluation", "models", "errors", "experiment", "parameters"},
+    "engine": {"ops", "losses", "data", "evaluation", "models", "figures", "errors", "experiment", "parameters"},
     "bench": {"ops", "losses", "data", "errors"},
     "experiment": set(),
     "parameters": {"errors"},
