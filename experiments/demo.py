@@ -3,10 +3,20 @@
 misa train experiments/demo.py:box
 misa train experiments/demo.py:misa      # a teacher first, then FSD and SEPA
 misa train experiments/demo.py:mask      # the upper bound: the same student, taught by masks
+misa train experiments/demo.py:mask2former_box    # Mask2Former as the student; also _misa and _mask
 misa train experiments/demo.py:box --smoke
 """
 
-from misa.experiment import TINY, Affinity, Augmentation, Distillation, Experiment, Inference, Schedule
+from misa.experiment import (
+    TINY,
+    TINY_MASK2FORMER,
+    Affinity,
+    Augmentation,
+    Distillation,
+    Experiment,
+    Inference,
+    Schedule,
+)
 
 BASE = Experiment(
     data="demo",
@@ -17,9 +27,21 @@ BASE = Experiment(
     scenes=(("train", 500), ("val", 100)),
 )
 
+MASK2FORMER = BASE.but(
+    student="mask2former",
+    network=TINY_MASK2FORMER,
+    projection_weight=5.0,
+    affinity=Affinity(tree_bandwidth=0.03, refine_bandwidth=0.03, global_weight=1.0, reduction="box_ratio"),
+)
+
 ROWS = {
     "box": BASE.but(affinity=Affinity()),
     "projection": BASE.but(affinity=None),
     "misa": BASE.but(teacher="teacher:demo", distillation=Distillation(), affinity={"saliency": True}),
     "mask": BASE.but(supervision="mask"),
+    "mask2former_box": MASK2FORMER,
+    "mask2former_misa": MASK2FORMER.but(
+        teacher="teacher:demo", distillation=Distillation(), affinity={"saliency": True}
+    ),
+    "mask2former_mask": MASK2FORMER.but(supervision="mask"),
 }

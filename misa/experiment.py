@@ -15,14 +15,26 @@ from typing import Any, Literal, Self
 _LABELS = Literal["objectives", "grabcut", "student", "rectangles"]
 _Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "swin_t", "swin_s", "swin_b", "swin_l"]
 # What smoke runs build instead.
-_SMALLEST: dict[_Backbone, _Backbone] = {"resnet50": "resnet18", "swin_b": "swin_t", "swin_l": "swin_t"}
+_SMALLEST: dict[_Backbone, _Backbone] = {
+    "resnet50": "resnet18",
+    "resnet101": "resnet18",
+    "swin_s": "swin_t",
+    "swin_b": "swin_t",
+    "swin_l": "swin_t",
+}
+
+
+def _later(default: Any) -> Any:
+    """A field that joined later: left out of `values` at its default, so that older runs keep values and hash."""
+    return field(default=default, metadata={"later": True})
 
 
 @dataclass(frozen=True)
 class Network:
-    """The student's size and geometry. Defaults: SOLOv2 as in mmdet.
+    """The student's size and geometry. Defaults: SOLOv2 and Mask2Former as in mmdet.
 
-    `scale_ranges` are on sqrt(box area) in pixels of the network input; an object may fire on two levels.
+    `scale_ranges` are on sqrt(box area) in pixels of the network input; an object may fire on two levels. Necks, heads
+    and grids are SOLOv2's; Mask2Former takes `feature_channels` throughout, and the last four.
     """
 
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "swin_t", "swin_s", "swin_b", "swin_l"] = (
@@ -40,6 +52,10 @@ class Network:
     strides: tuple[int, ...] = (8, 8, 16, 32, 32)
     grids: tuple[int, ...] = (40, 36, 24, 16, 12)
     scale_ranges: tuple[tuple[int, int], ...] = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
+    queries: int = _later(100)
+    encoder_layers: int = _later(6)
+    decoder_layers: int = _later(9)
+    points: int = _later(12544)  # that a mask is compared at; by supervision="mask" alone, boxes look at every pixel
 
 
 TINY = Network(
@@ -59,12 +75,16 @@ TINY = Network(
 )
 """A student that learns the embedded data on one CPU core within minutes."""
 
+TINY_MASK2FORMER = dataclasses.replace(TINY, queries=20, encoder_layers=1, decoder_layers=3, points=512)
+"""The same as a Mask2Former."""
+
 
 @dataclass(frozen=True)
 class Affinity:
     """The pairwise term (§3.3): which affinities are added (Table 5) and how far they are propagated.
 
-    Bandwidths are APro's zetas for SOLOv2 (0.01 and 0.07 on the tree, 0.15 in the window).
+    Bandwidths are APro's zetas for SOLOv2 (0.01 and 0.07 on the tree, 0.15 in the window). `global_size` is the side of
+    the square that the tree spans, 96 in APro's Mask2Former; None: the masks' own size.
     """
 
     mode: Literal["apro", "pamr"] = "apro"
@@ -78,6 +98,8 @@ class Affinity:
     local_steps: int = 20
     global_weight: float = 2.0
     local_weight: float = 1.0
+    global_size: int | None = _later(None)
+    reduction: Literal["box_mean", "box_ratio"] = _later("box_mean")
 
 
 @dataclass(frozen=True)
@@ -105,16 +127,25 @@ class Schedule:
     milestones: tuple[int, ...] = (27, 33)  # epochs, for decay="step"
     warmup: int = 2000  # iterations
     clip: float = 1.0  # gradient norm
+    optimizer: Literal["adamw", "sgd"] = _later("adamw")  # sgd: with momentum 0.9
+    backbone_lr: float = _later(1.0)  # times lr
+    precision: Literal["float32", "bfloat16", "float16"] = _later("float32")  # of the networks; losses stay in float32
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Sizes of the network input: the short side is drawn from `short_sides`, the long one capped."""
+    """Sizes of the network input: the short side is drawn from `short_sides`, the long one capped.
+
+    With `jitter` (large-scale jittering, Ghiasi et al. 2021) the image is instead scaled to fit a square of `crop`
+    pixels times a factor drawn from that range, cut to the square, and padded to it.
+    """
 
     short_sides: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
     long_side: int = 1333
     test_short_side: int = 800
     flip: float = 0.5
+    jitter: tuple[float, float] | None = _later(None)
+    crop: int = _later(1024)
 
 
 @dataclass(frozen=True)
@@ -151,8 +182,8 @@ class Expected:
     """What the paper prints for a row, in percent."""
 
     ap: float
-    ap50: float
-    ap75: float
+    ap50: float | None
+    ap75: float | None
     ap_s: float | None = None
     ap_m: float | None = None
     ap_l: float | None = None
@@ -163,7 +194,7 @@ class Experiment:
     """One training: data, student, supervision, loss terms, schedule. Make variants with `but`."""
 
     data: Literal["demo", "coco", "voc"] = "voc"  # demo: the embedded scenes; else a folder in COCO layout
-    student: Literal["solov2"] = "solov2"
+    student: Literal["solov2", "mask2former", "boxinst", "condinst", "solo", "mask_rcnn"] = "solov2"
     supervision: Literal["box", "mask"] = "box"
     network: Network = field(default_factory=Network)
     projection_weight: float = 3.0
@@ -184,6 +215,7 @@ class Experiment:
         for value in (self, self.network, self.affinity, self.schedule, self.semantic, self.distillation):
             if value is not None:
                 _check_choices(value)
+        self._check_student()
         schedule = self.schedule
         wants = self.distillation is not None or (self.affinity and (self.affinity.feature or self.affinity.saliency))
         if bool(wants) != bool(self.teacher) and self.semantic is None:
@@ -199,6 +231,15 @@ class Experiment:
             raise ValueError("Schedule: lr and clip must be positive, weight_decay at least 0.")
         if self.affinity is not None and (self.affinity.window < 3 or self.affinity.window % 2 == 0):
             raise ValueError(f"Affinity.window is {self.affinity.window}; it must be odd and at least 3.")
+
+    def _check_student(self) -> None:
+        """ValueError where the student cannot learn from what the row gives it."""
+        only = {"boxinst": "box", "condinst": "mask", "solo": "mask", "mask_rcnn": "mask"}.get(self.student)
+        if only is not None and (self.supervision != only or self.teacher or self.semantic):
+            raise ValueError(
+                f"Experiment.student {self.student!r} is a baseline with losses of its own: it takes "
+                f"supervision={only!r}, not {self.supervision!r}, and no teacher."
+            )
 
     def but(self, **changes: Any) -> Self:
         """The same experiment with some fields changed; a dict changes fields of a nested value.
@@ -218,8 +259,8 @@ class Experiment:
     def expecting(
         self,
         ap: float,
-        ap50: float,
-        ap75: float,
+        ap50: float | None,
+        ap75: float | None,
         ap_s: float | None = None,
         ap_m: float | None = None,
         ap_l: float | None = None,
@@ -229,11 +270,13 @@ class Experiment:
 
     def smoke(self) -> Self:
         """The same code path in two training steps on small images and a small network, from scratch."""
-        network = dataclasses.replace(TINY, backbone=_SMALLEST.get(self.network.backbone, self.network.backbone))
+        tiny = TINY_MASK2FORMER if self.student == "mask2former" else TINY
+        network = dataclasses.replace(tiny, backbone=_SMALLEST.get(self.network.backbone, self.network.backbone))
         return self.but(
             network=network,
             schedule={"epochs": 1, "batch": 2, "warmup": 1, "decay": "cosine"},
-            augmentation={"short_sides": (128,), "long_side": 192, "test_short_side": 128},
+            augmentation={"short_sides": (128,), "long_side": 192, "test_short_side": 128}
+            | ({"crop": 128} if self.augmentation.jitter else {}),
             inference={"candidates": 50, "per_image": 10},
             scenes=(("train", 8), ("val", 4)) if self.data == "demo" else (),
             limit=4,
@@ -241,8 +284,9 @@ class Experiment:
         )
 
     def values(self) -> dict[str, Any]:
-        """All fields as plain values, nested."""
-        return dataclasses.asdict(self)
+        """The fields as plain values, nested; those that joined later only where they are not at their default."""
+        values: dict[str, Any] = _plain(self)
+        return values
 
     def digest(self) -> str:
         """A short hash of everything that decides the result (what the paper expects does not)."""
@@ -256,6 +300,15 @@ class Experiment:
     def from_values(cls, values: dict[str, Any]) -> Self:
         """The inverse of `values`, also from json (where tuples have become lists)."""
         return _build(cls, values)
+
+
+def _plain(value: Any) -> Any:
+    if not dataclasses.is_dataclass(value):
+        return value
+    kept = (
+        f for f in dataclasses.fields(value) if not (f.metadata.get("later") and getattr(value, f.name) == f.default)
+    )
+    return {f.name: _plain(getattr(value, f.name)) for f in kept}
 
 
 def _check_choices(value: Any) -> None:

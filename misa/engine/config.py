@@ -1,35 +1,37 @@
 """An `Experiment` as an mmengine config: classes, never strings, so that a typo is an ImportError here."""
 
-import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmdet.models.data_preprocessors import DetDataPreprocessor
-from mmdet.models.dense_heads import SOLOV2Head
-from mmdet.models.detectors import SOLOv2
-from mmdet.models.losses import DiceLoss, FocalLoss
-from mmdet.models.necks import FPN
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, ParamSchedulerHook
-from mmengine.optim import CosineAnnealingLR, LinearLR, MultiStepLR, OptimWrapper
+from mmengine.optim import CosineAnnealingLR, LinearLR, MultiStepLR
 from mmengine.runner import EpochBasedTrainLoop, TestLoop
-from torch.optim import AdamW
 
 from misa.data.coco import CocoImages
-from misa.data.pipeline import MEAN, STD, test_pipeline, train_pipeline
+from misa.data.pipeline import test_pipeline, train_pipeline
 from misa.data.source import Source
+from misa.engine.baseline_config import condinst_config, mask_rcnn_config, solo_config
 from misa.engine.hooks import EpochSeed, LossRecord, Progress, ResumableState, RuntimeInfo
-from misa.engine.rows import teacher_row
+from misa.engine.mask2former_config import mask2former_config
+from misa.engine.optimizer_config import optimizer_config
+from misa.engine.solov2_config import solov2_config
 from misa.engine.teacher import LABEL_MAPS, TeacherCard
-from misa.engine.teacher_config import label_folder, pairwise_arguments, teacher_config
+from misa.engine.teacher_config import label_folder, teacher_config
 from misa.evaluation.metric import Detections, LabelMaps
-from misa.experiment import Experiment, Network
-from misa.models.backbones import RESNETS, SWINS, backbone_config
-from misa.models.misa import MISA
-from misa.models.solov2 import BoxSOLOv2Head
+from misa.experiment import Experiment
 
 DETECTIONS = "predictions/val.json"
+STUDENTS: dict[str, Callable[[Experiment, tuple[str, ...]], dict[str, Any]]] = {
+    "solov2": solov2_config,
+    "mask2former": mask2former_config,
+    "boxinst": condinst_config,
+    "condinst": condinst_config,
+    "solo": solo_config,
+    "mask_rcnn": mask_rcnn_config,
+}
 
 
 def loadable(config: Config) -> Config:
@@ -49,84 +51,7 @@ def model_config(experiment: Experiment, classes: tuple[str, ...]) -> dict[str, 
     """The detector of an experiment for the classes of the data, or the semantic teacher."""
     if experiment.semantic is not None:
         return teacher_config(experiment, classes)
-    network, supervised = experiment.network, experiment.supervision == "mask"
-    head = {
-        "type": SOLOV2Head if supervised else BoxSOLOv2Head,
-        "num_classes": len(classes),
-        "in_channels": network.neck_channels,
-        "feat_channels": network.head_channels,
-        "stacked_convs": network.stacked_convs,
-        "strides": list(network.strides),
-        "scale_ranges": network.scale_ranges,
-        "pos_scale": 0.2,
-        "num_grids": list(network.grids),
-        "cls_down_index": 0,
-        "mask_feature_head": {
-            "feat_channels": network.mask_channels,
-            "start_level": 0,
-            "end_level": 3,
-            "out_channels": network.feature_channels,
-            "mask_stride": 4,
-            "norm_cfg": {"type": "GN", "num_groups": 32, "requires_grad": True},
-        },
-        "norm_cfg": {"type": "GN", "num_groups": 32, "requires_grad": True},
-        "loss_mask": {"type": DiceLoss, "use_sigmoid": True, "loss_weight": 3.0},
-        "loss_cls": {"type": FocalLoss, "use_sigmoid": True, "gamma": 2.0, "alpha": 0.25, "loss_weight": 1.0},
-    }
-    inference = experiment.inference
-    model: dict[str, Any] = {
-        "type": SOLOv2 if supervised else MISA,
-        "data_preprocessor": {
-            "type": DetDataPreprocessor,
-            "mean": MEAN,
-            "std": STD,
-            "bgr_to_rgb": True,
-            "pad_mask": supervised,
-            "pad_size_divisor": 32,
-        },
-        "backbone": backbone_config(
-            network.backbone,
-            base_channels=network.base_channels,
-            pretrained=network.pretrained,
-            frozen_stages=network.frozen_stages,
-            norm_eval=network.norm_eval,
-        ),
-        "neck": {
-            "type": FPN,
-            "in_channels": _widths(network),
-            "out_channels": network.neck_channels,
-            "start_level": 0,
-            "num_outs": len(network.strides),
-        },
-        "mask_head": head,
-        "test_cfg": {
-            "nms_pre": inference.candidates,
-            "score_thr": inference.score,
-            "mask_thr": inference.mask,
-            "filter_thr": inference.keep,
-            "kernel": "gaussian",
-            "sigma": 2.0,
-            "max_per_img": inference.per_image,
-        },
-    }
-    if not supervised:
-        model["projection_weight"] = experiment.projection_weight
-        affinity = experiment.affinity
-        model["affinity"] = None if affinity is None else pairwise_arguments(affinity)
-        if experiment.teacher:
-            model["semantic"] = affinity is not None and (affinity.feature or affinity.saliency)
-            model["teacher_channels"] = teacher_row(experiment).network.feature_channels
-        if experiment.distillation is not None:
-            model["distillation"] = dataclasses.asdict(experiment.distillation)
-    return model
-
-
-def _widths(network: Network) -> list[int]:
-    """The channels of the backbone's four stages."""
-    if network.backbone in SWINS:
-        return [SWINS[network.backbone][0] * 2**stage for stage in range(4)]
-    expansion = 1 if RESNETS[network.backbone] < 50 else 4
-    return [network.base_channels * expansion * 2**stage for stage in range(4)]
+    return STUDENTS[experiment.student](experiment, classes)
 
 
 def run_config(
@@ -200,12 +125,7 @@ def run_config(
             },
             "train_cfg": {"type": EpochBasedTrainLoop, "max_epochs": schedule.epochs},
             "test_cfg": {"type": TestLoop},
-            "optim_wrapper": {
-                "type": OptimWrapper,
-                "optimizer": {"type": AdamW, "lr": schedule.lr, "weight_decay": schedule.weight_decay},
-                "clip_grad": {"max_norm": schedule.clip, "norm_type": 2},
-                "paramwise_cfg": {"norm_decay_mult": 0.0},
-            },
+            "optim_wrapper": optimizer_config(experiment),
             "param_scheduler": [
                 *([warmup] if schedule.warmup > 1 else []),
                 decay,

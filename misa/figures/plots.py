@@ -1,5 +1,6 @@
 """Pictures of data, training and results: arrays in, a matplotlib Figure out."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from misa.figures.style import COLORS, Picture
+COLORS = tuple(matplotlib.color_sequences["petroff10"])
+"""Colour-blind-safe sequence (Petroff 2021), one a class or instance."""
+
+
+class Picture(Figure):
+    """A figure that a notebook shows by itself, without pyplot's global state."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=130)
+        return buffer.getvalue()
 
 
 def draw_objects(

@@ -35,6 +35,7 @@ def distillation_loss(
     valid: Bool[Tensor, "b 1 h w"] | None = None,
     plain_weight: float | None = None,
     transform: Transform = "auto",
+    across: Callable[[Tensor], Tensor] = lambda pixels: pixels,
 ) -> Float[Tensor, ""]:
     """L_trans (Eq. 6): the low band outside the boxes and the high band inside them, squared and averaged.
 
@@ -47,6 +48,9 @@ def distillation_loss(
       frequency   bg_weight · low band + fg_weight · high band, both over all pixels
       space       bg_weight · features outside + fg_weight · features inside, not filtered
       neither     `plain_weight` · features over all pixels, not filtered; by default the mean of the other two weights
+
+    `across` is applied to every count of pixels: where several processes share a batch and average their gradients,
+    the mean over the processes makes the result the loss of the whole batch.
 
     Computes in float32 for half precision and under autocast. Raises ValueError on shapes, types or ranges that do
     not fit, and on the CPU on NaN or Inf; elsewhere nothing waits for the device.
@@ -69,17 +73,19 @@ def distillation_loss(
         one = torch.ones((), dtype=kind, device=i.device)
         if frequency and space:
             a, c = torch.where(box_mask, one, scale), torch.where(box_mask, scale - one, 1 - scale)
-            weight = _share(outside, bg_weight, kind) + _share(inside, fg_weight, kind)
+            weight = _share(outside, bg_weight, kind, across) + _share(inside, fg_weight, kind, across)
             loss = _FilteredSquares.apply(i, s, a, c, weight, low)
         elif frequency:
             loss = _FilteredSquares.apply(
-                i, s, one * scale, one * (1 - scale), _share(everywhere, bg_weight, kind), low
+                i, s, one * scale, one * (1 - scale), _share(everywhere, bg_weight, kind, across), low
             )
-            loss = loss + _FilteredSquares.apply(i, s, one, scale - one, _share(everywhere, fg_weight, kind), low)
+            loss = loss + _FilteredSquares.apply(
+                i, s, one, scale - one, _share(everywhere, fg_weight, kind, across), low
+            )
         elif space:
-            loss = _squares(i, s, _share(outside, bg_weight, kind) + _share(inside, fg_weight, kind))
+            loss = _squares(i, s, _share(outside, bg_weight, kind, across) + _share(inside, fg_weight, kind, across))
         else:
-            loss = _squares(i, s, _share(everywhere, plain_weight, kind))
+            loss = _squares(i, s, _share(everywhere, plain_weight, kind, across))
     if not is_finite(loss):
         wrong = [n for n, v in (("student", student), ("teacher", teacher)) if not v.isfinite().all()]
         where = f"{' and '.join(wrong)} hold NaN or Inf" if wrong else "the squared difference overflows"
@@ -87,9 +93,11 @@ def distillation_loss(
     return loss
 
 
-def _share(region: Bool[Tensor, "b 1 h w"], weight: float, dtype: torch.dtype) -> Float[Tensor, "b 1 h w"]:
+def _share(
+    region: Bool[Tensor, "b 1 h w"], weight: float, dtype: torch.dtype, across: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "b 1 h w"]:
     """weight / (2 · pixels of the region in the batch) on the region, 0 elsewhere."""
-    return region * (weight / (2 * region.sum().clamp(min=1).to(dtype)))
+    return region * (weight / (2 * across(region.sum().to(dtype)).clamp(min=1e-3)))
 
 
 def _squares(i: Tensor, s: Tensor, weight: Float[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:

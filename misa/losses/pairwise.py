@@ -4,9 +4,11 @@ Axes: b image · n instance · c category · d channel · h row · w column.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -15,21 +17,29 @@ from misa.ops.affinity import check_finite
 from misa.ops.propagation import GlobalForm, SemanticGuide, constant, propagate_pamr
 from misa.ops.scene import Scene
 
+Reduction = Literal["box_mean", "box_ratio", "sum"]
+
 
 def propagation_error(
     masks: Float[Tensor, "n h w"],
     pseudo_masks: Float[Tensor, "n h w"],
     box_masks: Float[Tensor, "n h w"] | Bool[Tensor, "n h w"],
     *,
-    reduction: Literal["box_mean", "sum"] = "box_mean",
+    reduction: Reduction = "box_mean",
 ) -> Float[Tensor, ""]:
-    """Σ |M̂ − M|: per instance over its box area, mean over instances; or the plain sum over the map of Eq. 15."""
+    """Σ |M̂ − M| inside the boxes, or the plain sum over the map of Eq. 15 ("sum").
+
+    "box_mean", as APro's SOLOv2: per instance over its box area, mean over instances. "box_ratio", as APro's
+    Mask2Former: over the area of all boxes, so that every pixel counts alike and large boxes for more.
+    """
     error = (pseudo_masks.detach() - masks).abs()
     if reduction == "sum":
         return error.sum()
-    if reduction != "box_mean":
-        raise ValueError(f"pairwise_loss knows the reductions 'box_mean' and 'sum', not {reduction!r}.")
+    if reduction not in ("box_mean", "box_ratio"):
+        raise ValueError(f"pairwise_loss knows the reductions 'box_mean', 'box_ratio' and 'sum', not {reduction!r}.")
     boxes = box_masks.to(error.dtype)
+    if reduction == "box_ratio":
+        return (error * boxes).sum() / boxes.sum().clamp(min=1)
     share = (error * boxes).sum(dim=(1, 2)) / boxes.sum(dim=(1, 2)).clamp(min=1)
     return share.sum() / max(len(masks), 1)
 
@@ -44,7 +54,8 @@ def pairwise_loss(
     prior: SemanticPrior | tuple[Tensor, Tensor] | None = None,
     valid: Bool[Tensor, "b h w"] | Bool[Tensor, "b 1 h w"] | None = None,
     mode: Literal["apro", "pamr"] = "apro",
-    reduction: Literal["box_mean", "sum"] = "box_mean",
+    reduction: Reduction = "box_mean",
+    global_size: int | None = None,
     global_weight: float = 2.0,
     local_weight: float = 1.0,
     pamr_weight: float = 1.0,
@@ -69,6 +80,9 @@ def pairwise_loss(
     `labels`; `valid` leaves padding out. Pseudo masks are constants: the gradient flows through M alone. Without
     instances every term is a zero that still depends on `masks`.
 
+    `global_size` squeezes images, prior and masks to a square of that side for the global pseudo mask, as APro's
+    Mask2Former (96) does, and compares at the masks' own size with the masks squeezed and stretched likewise.
+
     On CUDA, `image_index` and `labels` are read by the host; leave them on the CPU and nothing waits for the device.
     """
     _check(masks, box_masks, images, image_index, labels, prior)
@@ -84,18 +98,42 @@ def pairwise_loss(
         "factor": semantic_scale,
     }
     tree_options = {"balance": balance, "form": global_form, "sigma": semantic_sigma, "factor": semantic_scale}
-    pseudo: dict[str, Tensor] = {}
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}  # of each term the masks and what they are pulled to
     fixed = masks.detach()
     if mode == "pamr":
-        pseudo["pamr"] = _pamr_masks(fixed, box_masks, scene, pamr_steps, balance)
+        pairs["pamr"] = masks, _pamr_masks(fixed, box_masks, scene, pamr_steps, balance)
     else:
-        pseudo["global"] = _global_masks(fixed, scene, tree_bandwidth, refine_bandwidth, tree_options)
-        pseudo["local"] = _local_masks(fixed, box_masks, scene, window_options)
+        size = (masks.shape[-2], masks.shape[-1])
+        coarse = size if global_size is None else (global_size, global_size)
+        seen = _resized(masks, coarse)
+        target = _global_masks(seen.detach(), _squeezed(scene, coarse), tree_bandwidth, refine_bandwidth, tree_options)
+        pairs["global"] = _resized(seen, size), _resized(target, size)
+        pairs["local"] = masks, _local_masks(fixed, box_masks, scene, window_options)
     weights = {"global": global_weight, "local": local_weight, "pamr": pamr_weight}
     return {
-        f"loss_{name}": weights[name] * propagation_error(masks, target, box_masks, reduction=reduction)
-        for name, target in pseudo.items()
+        f"loss_{name}": weights[name] * propagation_error(seen, target, box_masks, reduction=reduction)
+        for name, (seen, target) in pairs.items()
     }
+
+
+def _resized(maps: Float[Tensor, "n h w"], size: tuple[int, int]) -> Float[Tensor, "n H W"]:
+    """Bilinear without antialiasing, as APro; the maps themselves where they have that size."""
+    if maps.shape[-2:] == size:
+        return maps
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _squeezed(scene: Scene, size: tuple[int, int]) -> Scene:
+    """The scene at another size; a cell is padding where its centre is."""
+    if scene.size == size:
+        return scene
+    options: dict[str, Any] = {"size": size, "mode": "bilinear", "align_corners": False}
+    return replace(
+        scene,
+        guides=F.interpolate(scene.guides, **options),
+        features=None if scene.features is None else F.interpolate(scene.features, **options),
+        valid=None if scene.valid is None else F.interpolate(scene.valid[:, None].float(), size=size)[:, 0] > 0,
+    )
 
 
 def _check(

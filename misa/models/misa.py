@@ -1,25 +1,41 @@
 """MISA's detector: a student and the box objectives that train it (Figure 2)."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from mmdet.models.detectors import SOLOv2
+from mmdet.models.detectors import Mask2Former, SOLOv2
 from mmdet.structures import DetDataSample
-from torch import Tensor
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
 
 from misa.errors import Diverged
 from misa.losses.distillation import distillation_loss
-from misa.losses.inputs import Batch, SemanticPrior
+from misa.losses.inputs import Batch, Positives, SemanticPrior
 from misa.losses.total import box_objectives
+from misa.models._parallel import batch_mean, share
 from misa.models.adapter import Adapter
+from misa.models.mask2former import BoxMask2FormerHead
 from misa.models.semask import SeMask
+from misa.models.solov2 import BoxSOLOv2Head
 from misa.ops.boxes import box_masks
 
 
-class MISA(SOLOv2):
-    """A SOLOv2 student trained from boxes alone, with or without a semantic teacher beside it.
+class Handover(NamedTuple):
+    """What a student hands over of a batch: its masks, its dense feature I (b d h w), and losses of its own.
+
+    repeats: how many predictions of every object `positives` holds; each is supervised on its own.
+    """
+
+    positives: Positives
+    features: Tensor
+    losses: dict[str, Tensor]
+    repeats: int = 1
+
+
+class BoxSupervised(nn.Module):
+    """A student trained from boxes alone, with or without a semantic teacher beside it: mixed into a detector.
 
     projection_weight, affinity: the arguments of `box_objectives`.
     distillation: the arguments of `distillation_loss` and a `weight`; None leaves FSD out.
@@ -50,7 +66,17 @@ class MISA(SOLOv2):
             assert teacher_channels is not None, "FSD needs the teacher's number of channels"
             # The student's own weights are drawn as without an adapter, so that rows of one seed start alike.
             with torch.random.fork_rng(devices=[]):
-                self.adapter = Adapter(self.mask_head.mask_feature_head.out_channels, teacher_channels)
+                self.adapter = Adapter(self.feature_channels(), teacher_channels)
+
+    extract_feat: Callable[[Tensor], tuple[Tensor, ...]]  # the detector's
+
+    def feature_channels(self) -> int:
+        """The channels of the dense feature I."""
+        raise NotImplementedError
+
+    def handover(self, images: Tensor, instances: list[InstanceData]) -> Handover:
+        """The student's part of a batch (b 3 h w) with `bboxes` and `labels` of each image."""
+        raise NotImplementedError
 
     def attach(self, teacher: SeMask) -> None:
         """Put a frozen teacher beside the student, on its device."""
@@ -58,33 +84,44 @@ class MISA(SOLOv2):
         object.__setattr__(self, "teacher", frozen)  # past nn.Module, which would make it a part of this one
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample], **_: Any) -> dict[str, Tensor]:
-        """The named losses of a batch (b 3 h w); no ground-truth mask is read."""
-        size = (batch_inputs.shape[-2], batch_inputs.shape[-1])
+        """The named losses of a batch (b 3 h w); no ground-truth mask is read. In float32 behind the networks.
+
+        Where several processes share the batch, each returns its part, such that their mean is the loss of the whole.
+        """
         instances = [sample.gt_instances for sample in batch_data_samples]
-        cells = self.mask_head.assign(instances, size)
-        positives, features, losses = self.mask_head.match(self.extract_feat(batch_inputs), cells, instances)
+        positives, features, losses, repeats = self.handover(batch_inputs, instances)
         if batch_inputs.device.type == "cpu" and not positives.mask_logits.isfinite().all():  # elsewhere it would wait
             raise Diverged("the masks became NaN or infinite; lower the learning rate, in another work_dir.")
         shapes = [sample.img_shape for sample in batch_data_samples]
-        batch = _shrink(batch_inputs, shapes, (features.shape[-2], features.shape[-1]))
-        prior = self._prior(batch_inputs, (features.shape[-2], features.shape[-1]))
-        losses |= box_objectives(
-            positives,
-            batch,
-            projection_weight=self.projection_weight,
-            affinity=self.affinity,
-            prior=prior if self.semantic else None,
-        )
+        size = (features.shape[-2], features.shape[-1])
+        batch = _shrink(batch_inputs, shapes, size)
+        prior = self._prior(batch_inputs, size)
+        with torch.autocast(features.device.type, enabled=False):
+            terms = box_objectives(
+                positives._replace(mask_logits=positives.mask_logits.float()),
+                batch,
+                projection_weight=self.projection_weight,
+                affinity=self.affinity,
+                prior=prior if self.semantic else None,
+            )
+        losses |= {name: repeats * term * self._share(name, positives) for name, term in terms.items()}
         if self.distillation is not None:
             assert prior is not None
             options = dict(self.distillation)
             weight = options.pop("weight")
-            union = union_of_boxes([truth.bboxes for truth in instances], features, self.mask_head.mask_stride)
+            stride = batch_inputs.shape[-2] // size[0]
+            union = union_of_boxes([truth.bboxes for truth in instances], features, stride)
             error = distillation_loss(
-                self.adapter(features), prior.features, union, valid=batch.valid[:, None], **options
+                self.adapter(features), prior.features, union, valid=batch.valid[:, None], across=batch_mean, **options
             )
             losses["loss_distillation"] = weight * error
         return losses
+
+    def _share(self, name: str, positives: Positives) -> Tensor | float:
+        """This process's part of a term whose mean is over all processes' instances, or over their boxes' area."""
+        ratio = name != "loss_projection" and self.affinity is not None and self.affinity["reduction"] == "box_ratio"
+        count = positives.box_masks.sum() if ratio else len(positives.image)
+        return share(count, positives.mask_logits.device)
 
     def _prior(self, images: Tensor, size: tuple[int, int]) -> SemanticPrior | None:
         """S at the size of the masks and K, without gradient; None where no term asks for them."""
@@ -96,6 +133,38 @@ class MISA(SOLOv2):
         if features.shape[-2:] != size:
             features = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
         return SemanticPrior(features, factors)
+
+
+class MISA(BoxSupervised, SOLOv2):
+    """SOLOv2 as the student."""
+
+    mask_head: BoxSOLOv2Head
+
+    def feature_channels(self) -> int:
+        """D' of Eq. 2."""
+        return int(self.mask_head.mask_feature_head.out_channels)
+
+    def handover(self, images: Tensor, instances: list[InstanceData]) -> Handover:
+        """The cells that fire."""
+        cells = self.mask_head.assign(instances, (images.shape[-2], images.shape[-1]))
+        return Handover(*self.mask_head.match(self.extract_feat(images), cells, instances))
+
+
+class MISAMask2Former(BoxSupervised, Mask2Former):
+    """Mask2Former as the student."""
+
+    panoptic_head: BoxMask2FormerHead
+
+    def feature_channels(self) -> int:
+        """Those of a query and of every map."""
+        return int(self.panoptic_head.decoder_embed_dims)
+
+    def handover(self, images: Tensor, instances: list[InstanceData]) -> Handover:
+        """The queries that match, of the initial prediction and of every decoder layer."""
+        head = self.panoptic_head
+        size = (images.shape[-2], images.shape[-1])
+        positives, features, losses = head.match(self.extract_feat(images), instances, size)
+        return Handover(positives, features, losses, repeats=head.num_transformer_decoder_layers + 1)
 
 
 def union_of_boxes(boxes: list[Tensor], features: Tensor, stride: int) -> Tensor:

@@ -4,10 +4,12 @@ from typing import NamedTuple
 
 import torch
 from mmdet.models.dense_heads import SOLOV2Head
+from mmengine.dist import get_world_size
 from mmengine.structures import InstanceData
 from torch import Tensor
 
 from misa.losses.inputs import Positives
+from misa.models._parallel import share
 from misa.ops.boxes import box_masks, positive_cells
 
 
@@ -68,10 +70,13 @@ class BoxSOLOv2Head(SOLOV2Head):
         position = cells.position.to(device, non_blocking=True)
         strung = torch.cat([level.flatten(2) for level in kernels], dim=2)
         chosen = strung.transpose(1, 2)[image, position]
-        masks = [
-            (kernel @ dense).view(-1, h, w)
-            for kernel, dense in zip(chosen.split(cells.counts), mask_features.flatten(2), strict=True)
-        ]
+        with torch.autocast(device.type, enabled=False):  # a sum over hundreds of channels: too large for float16
+            masks = [
+                (kernel @ dense).view(-1, h, w)
+                for kernel, dense in zip(
+                    chosen.float().split(cells.counts), mask_features.float().flatten(2), strict=True
+                )
+            ]
         boxes = [
             box_masks(truth.bboxes, h, w, stride=self.mask_stride)[own.to(device, non_blocking=True)]
             for truth, own in zip(instances, cells.instance.split(cells.counts), strict=True)
@@ -79,7 +84,8 @@ class BoxSOLOv2Head(SOLOV2Head):
         logits = torch.cat([level.flatten(2) for level in scores], dim=2).transpose(1, 2).flatten(0, 1)
         targets = cells.targets.flatten().to(device, non_blocking=True)
         # One more than the positives, as mmdet has it: a batch without any still teaches the background.
-        loss = self.loss_cls(logits, targets, avg_factor=len(cells.position) + 1)
+        count = len(cells.position) + 1 / get_world_size()
+        loss = self.loss_cls(logits.float(), targets, avg_factor=count) * share(count, device)
         positives = Positives(torch.cat(masks), torch.cat(boxes), cells.labels, cells.image)
         return positives, mask_features, {"loss_cls": loss}
 

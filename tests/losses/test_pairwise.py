@@ -238,3 +238,44 @@ def test_torch_compile(rng, device):
         assert_close(terms[name], plain[name], atol=1e-5, rtol=1e-4)
     sum(terms.values()).backward()
     assert masks.grad.isfinite().all()
+
+
+def test_the_ratio_counts_every_pixel_alike(rng):
+    """Loops: the error of all boxes together over the area of all boxes together."""
+    masks, target = torch.rand(2, 3, 5, 7, generator=rng)
+    boxes = torch.rand(3, 5, 7, generator=rng) > 0.4
+    error = area = 0.0
+    for n in range(3):
+        for i in range(5):
+            for j in range(7):
+                if boxes[n, i, j]:
+                    error += abs(float(target[n, i, j]) - float(masks[n, i, j]))
+                    area += 1
+    got = propagation_error(masks, target, boxes, reduction="box_ratio")
+    assert got.item() == pytest.approx(error / area, rel=1e-5)
+    assert propagation_error(masks[:0], target[:0], boxes[:0], reduction="box_ratio") == 0
+
+
+def test_a_global_size_squeezes_images_and_masks_alike(rng):
+    """Against the public operators: bilinear down, two passes, bilinear up, compared inside the box."""
+    masks = torch.rand(2, 12, 20, generator=rng, requires_grad=True)
+    images = torch.randn(1, 3, 12, 20, generator=rng)
+    boxes = torch.zeros(2, 12, 20, dtype=torch.bool)
+    boxes[0, 2:9, 3:15] = boxes[1, 5:12, 1:6] = True
+    index = torch.zeros(2, dtype=torch.long)
+    got = pairwise_loss(masks, boxes, images, index, global_size=8, global_weight=1.0)
+
+    def resize(x, size):
+        return torch.nn.functional.interpolate(x[None], size=size, mode="bilinear", align_corners=False)[0]
+
+    small, guide = resize(masks, (8, 8)), resize(images[0], (8, 8))
+    tree = minimum_spanning_tree(guide)
+    first = propagate_global(small.detach(), guide, bandwidth=0.01, tree=tree)
+    second = propagate_global(first, first[:, None], bandwidth=0.07, tree=tree)
+    error = (resize(small, (12, 20)) - resize(second, (12, 20))).abs() * boxes
+    expected = (error.sum((1, 2)) / boxes.sum((1, 2))).mean()
+    torch.testing.assert_close(got["loss_global"], expected)
+    full = pairwise_loss(masks, boxes, images, index, global_weight=1.0)
+    assert torch.equal(got["loss_local"], full["loss_local"])
+    assert not torch.allclose(got["loss_global"], full["loss_global"])
+    torch.autograd.grad(got["loss_global"], masks)

@@ -1,0 +1,70 @@
+"""The optimiser of an `Experiment` as mmengine values: what decays, what learns slower, and in which precision."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from torch import nn
+from torch.optim import SGD, AdamW
+
+from misa.experiment import Experiment
+from misa.models.backbones import SWINS
+
+
+class BFloat16(OptimWrapper):
+    """Networks in bfloat16, on any device; gradients need no scaling (mmengine's own wrapper wants a GPU)."""
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Called by mmengine around the forward pass."""
+        device = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(device, dtype=torch.bfloat16):
+            yield
+
+
+WRAPPERS: dict[str, dict[str, Any]] = {
+    "float32": {"type": OptimWrapper},
+    "bfloat16": {"type": BFloat16},
+    "float16": {"type": AmpOptimWrapper, "dtype": "float16"},
+}
+
+
+def optimizer_config(experiment: Experiment, *, accumulate: int = 1) -> dict[str, Any]:
+    """The wrapper; `accumulate` batches of images make one step."""
+    schedule = experiment.schedule
+    optimizer = {"type": AdamW, "lr": schedule.lr, "weight_decay": schedule.weight_decay}
+    if schedule.optimizer == "sgd":
+        optimizer |= {"type": SGD, "momentum": 0.9}
+    keys = _parameter_groups(experiment)
+    return {
+        **WRAPPERS[schedule.precision],
+        "optimizer": optimizer,
+        "clip_grad": {"max_norm": schedule.clip, "norm_type": 2},
+        "paramwise_cfg": {"norm_decay_mult": 0.0, **({"custom_keys": keys} if keys else {})},
+        **({"accumulative_counts": accumulate} if accumulate > 1 else {}),
+    }
+
+
+def _parameter_groups(experiment: Experiment) -> dict[str, dict[str, float]]:
+    """Which parameters learn slower or do not decay, by parts of their names, as mmdet's Mask2Former has it."""
+    if experiment.student != "mask2former" or experiment.semantic is not None:
+        return {}
+    slow = experiment.schedule.backbone_lr
+    keys = {name: {"decay_mult": 0.0} for name in ("query_embed", "query_feat", "level_embed")}
+    if slow == 1:
+        return keys
+    keys["backbone"] = {"lr_mult": slow}
+    if experiment.network.backbone in SWINS:
+        # A name that matches here is not looked at for `norm_decay_mult` any more.
+        depths = SWINS[experiment.network.backbone][1]
+        blocks = [f"stages.{stage}.blocks.{block}.norm" for stage, n in enumerate(depths) for block in range(n)]
+        downs = [f"stages.{stage}.downsample.norm" for stage in range(len(depths) - 1)]
+        still = ["patch_embed.norm", "norm", *blocks, *downs]
+        keys |= {f"backbone.{name}": {"lr_mult": slow, "decay_mult": 0.0} for name in still}
+        keys |= {
+            name: {"lr_mult": slow, "decay_mult": 0.0}
+            for name in ("absolute_pos_embed", "relative_position_bias_table")
+        }
+    return keys

@@ -1,0 +1,61 @@
+"""What all students' mmengine configs share: the preprocessor, the backbone, the box objectives."""
+
+import dataclasses
+from typing import Any
+
+from mmdet.models.data_preprocessors import BatchFixedSizePad, DetDataPreprocessor
+
+from misa.data.pipeline import MEAN, STD
+from misa.engine.rows import teacher_row
+from misa.engine.teacher_config import pairwise_arguments
+from misa.experiment import Experiment, Network
+from misa.models.backbones import RESNETS, SWINS, backbone_config
+
+
+def preprocessor(experiment: Experiment) -> dict[str, Any]:
+    """Normalisation and padding; to the whole square where large-scale jittering cut one."""
+    masks, augmentation = experiment.supervision == "mask", experiment.augmentation
+    square = {"type": BatchFixedSizePad, "size": (augmentation.crop, augmentation.crop), "pad_mask": masks}
+    return {
+        "type": DetDataPreprocessor,
+        "mean": MEAN,
+        "std": STD,
+        "bgr_to_rgb": True,
+        "pad_mask": masks,
+        "pad_size_divisor": 32,
+        **({"batch_augments": [square]} if augmentation.jitter else {}),
+    }
+
+
+def backbone_of(network: Network) -> dict[str, Any]:
+    """The backbone of a student."""
+    return backbone_config(
+        network.backbone,
+        base_channels=network.base_channels,
+        pretrained=network.pretrained,
+        frozen_stages=network.frozen_stages,
+        norm_eval=network.norm_eval,
+    )
+
+
+def stage_widths(network: Network) -> list[int]:
+    """The channels of the backbone's four stages."""
+    if network.backbone in SWINS:
+        return [SWINS[network.backbone][0] * 2**stage for stage in range(4)]
+    expansion = 1 if RESNETS[network.backbone] < 50 else 4
+    return [network.base_channels * expansion * 2**stage for stage in range(4)]
+
+
+def objectives(experiment: Experiment) -> dict[str, Any]:
+    """The arguments of `BoxSupervised`."""
+    affinity = experiment.affinity
+    arguments: dict[str, Any] = {
+        "projection_weight": experiment.projection_weight,
+        "affinity": None if affinity is None else pairwise_arguments(affinity),
+    }
+    if experiment.teacher:
+        arguments["semantic"] = affinity is not None and (affinity.feature or affinity.saliency)
+        arguments["teacher_channels"] = teacher_row(experiment).network.feature_channels
+    if experiment.distillation is not None:
+        arguments["distillation"] = dataclasses.asdict(experiment.distillation)
+    return arguments

@@ -1,0 +1,96 @@
+"""The rows of Tables 1 and 2: the paper's numbers, and that each really runs."""
+
+import csv
+import json
+import resource
+
+import pytest
+
+from experiments import table1_coco, table2_voc
+from misa.engine.rows import find_row
+from misa.engine.train import train_from
+from misa.experiment import Expected
+from misa.parameters import TrainParameters
+
+# What neither mmdet nor our own parts give.
+NOT_HERE = {"PolarMask", "DiscoBox", "Box2Mask", "BoxLevelSet", "SIM", "BoxTeacher"}
+BACKBONES = {"R-50": "resnet50", "R-101": "resnet101", "Swin-B": "swin_b"}
+STUDENTS = {"SOLOv2": "solov2", "Mask2Former": "mask2former", "SOLO": "solo", "Mask R-CNN": "mask_rcnn"}
+TABLES = {"1": table1_coco.ROWS, "2": table2_voc.ROWS}
+ROWS = [
+    f"{name}:{row}" for name, table in zip(("table1_coco", "table2_voc"), TABLES.values(), strict=True) for row in table
+]
+
+
+def kind(row):
+    """Method, framework and backbone of an experiment, as the paper's tables name them."""
+    method = "MISA" if row.teacher else "APro" if row.supervision == "box" else row.student
+    if row.student == "boxinst":
+        method = "BoxInst"
+    return method, row.student, row.network.backbone
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("table", TABLES)
+def test_every_row_of_the_table_is_here_with_its_numbers(table, shared):
+    expected = {}
+    with (shared / "data" / "golden" / "paper_tables.csv").open() as file:
+        for line in csv.DictReader(file):
+            if line["table"] != table or line["method"] in NOT_HERE:
+                continue
+            student = {"BoxInst": "boxinst", "CondInst": "condinst"}.get(line["method"]) or STUDENTS[line["framework"]]
+            method = student if line["supervision"] == "mask" else line["method"]
+            numbers = [
+                float(line[name]) if line[name] else None for name in ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l")
+            ]
+            expected[method, student, BACKBONES[line["backbone"]]] = Expected(*numbers)
+    ours = {kind(row): row.expected for row in TABLES[table].values()}
+    assert ours == expected
+    assert len(ours) == len(TABLES[table])
+
+
+def test_a_row_of_misa_is_that_of_apro_with_both_modules():
+    """But for the optimiser: the paper gives its own, and APro's rows have APro's."""
+    for name in ROWS:
+        row = find_row(name)
+        if not row.teacher:
+            continue
+        apro = find_row(name.replace("misa", "apro"))
+        off = row.but(distillation=None, teacher="", affinity={"saliency": False}, schedule=apro.schedule)
+        assert off.but(inference=apro.inference, expected=apro.expected) == apro, name
+        assert (row.schedule.lr, row.schedule.weight_decay, row.schedule.batch) == (1.2e-4, 0.05, 16), name
+        assert find_row(row.teacher).network.backbone == row.network.backbone, name
+
+
+@pytest.fixture(scope="module")
+def places(shared, tmp_path_factory):
+    """A data folder and a runs folder for each table: rows that share a teacher find it there."""
+    from misa.data.voc import write_voc
+
+    folder = tmp_path_factory.mktemp("tables")
+    write_voc(shared / "data" / "voc_mini" / "VOC2012", folder / "voc", train="trainval", val="trainval")
+    return {"table1_coco": shared / "data" / "coco_mini", "table2_voc": folder / "voc", "runs": folder}
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_trains_and_predicts_in_small(name, places):
+    """Two steps on a few images; prints the memory that the process has needed so far."""
+    table, _, row = name.partition(":")
+    run = train_from(
+        TrainParameters(
+            row=name,
+            data_root=str(places[table]),
+            work_dir=str(places["runs"] / table / row),
+            smoke=True,
+            epochs=2 if table == "table2_voc" else None,  # three images give one step an epoch
+            gpus=0,
+        )
+    )
+    steps = (run.folder / "losses.jsonl").read_text().splitlines()
+    assert len(steps) == 2
+    assert all(json.loads(step)["loss"] > 0 for step in steps)
+    assert run.metrics["segm"]["AP"] is not None
+    assert (run.folder / "predictions" / "val.json").exists()
+    print(f"{name}: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
