@@ -110,7 +110,51 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("data_root", help="a COCO-layout folder")
     check.set_defaults(run=_check)
+    _add_data(commands)
     return parser
+
+
+def _add_data(commands: Any) -> None:
+    data = commands.add_parser("data", help="bring a data set into the layout that misa reads")
+    kinds = data.add_subparsers(dest="kind", required=True, metavar="kind")
+    voc = kinds.add_parser(
+        "voc",
+        help="PASCAL VOC 2012, with SBD for train_aug, as COCO annotations",
+        epilog="example: misa data voc VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset --out datasets/voc",
+    )
+    voc.add_argument("devkit", help="VOC2012 or a folder that holds it; with --download, where to fetch it to")
+    voc.add_argument("--out", required=True, help="the new data folder")
+    voc.add_argument("--sbd", help="SBD's folder with inst/ and the lists, for train_aug")
+    voc.add_argument("--train", default="", help="the list to train on (default: train_aug with SBD, train without)")
+    voc.add_argument("--val", default="val", help="the list to score on (default: val)")
+    voc.add_argument("--download", action="store_true", help="fetch VOC and SBD first, about 3.4 GB")
+    voc.set_defaults(run=_data_voc)
+    coco = kinds.add_parser(
+        "coco",
+        help="COCO 2017: which of its files are in a folder, and whether they are whole",
+        epilog="example: misa data coco datasets/coco",
+    )
+    coco.add_argument("root", help="the folder with annotations/ and the image folders")
+    coco.set_defaults(run=_data_coco)
+
+
+def _data_voc(options: argparse.Namespace) -> int:
+    from misa.data.voc import download_voc, write_voc
+
+    devkit, sbd = options.devkit, options.sbd
+    if options.download:
+        devkit, sbd = download_voc(devkit)
+    print(*write_voc(devkit, options.out, sbd=sbd, train=options.train, val=options.val), sep="\n")
+    print(f"now: misa train table2_voc:misa_r50 --data-root {options.out}")
+    return 0
+
+
+def _data_coco(options: argparse.Namespace) -> int:
+    from misa.data.coco2017 import look_at_coco
+
+    splits = look_at_coco(options.root)
+    print(*splits, sep="\n")
+    return 0 if all(split.whole for split in splits if split.needed) else 2
 
 
 def _add_train_options(parser: argparse.ArgumentParser) -> None:
