@@ -94,6 +94,33 @@ class TrainParameters(Parameters):
     interactive: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class AffinityParameters(Parameters):
+    """What `notebooks/affinity.ipynb` takes.
+
+    run: run folder of a student with a teacher, or of a teacher; where there is none, teacher:demo is trained once.
+    data_root: where the embedded data goes.
+    local_bandwidth, tree_bandwidth: of the color affinity in windows and along the tree; APro's.
+    semantic_scale: how many σ of S make the bandwidth of A^f and A^c.
+    balance: of A^c against A.
+    steps: of the propagation in windows.
+    threads: of torch on the CPU.
+    smoke: a teacher of two training steps, to see that everything runs.
+    interactive: the live panel as well, below the figures that are stored.
+    """
+
+    run: str = "runs/demo-misa-seed0"
+    data_root: str = "datasets"
+    local_bandwidth: float = between(0.15, 1e-3, 10)
+    tree_bandwidth: float = between(0.01, 1e-3, 10)
+    semantic_scale: float = between(8.0, 1e-2, 100)
+    balance: float = between(0.7, 0, 10)
+    steps: int = between(20, 0, 1000)
+    threads: int = between(1, 1, 256)
+    smoke: bool = False
+    interactive: bool = True
+
+
 def _leave_notebook_folder() -> None:
     """JupyterLab starts a notebook in its own folder, papermill in the project's: relative paths should agree."""
     here = Path.cwd()

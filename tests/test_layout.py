@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "losses": {"ops"},
     "data": {"ops", "errors", "experiment"},
     "evaluation": {"ops"},
-    "figures": {"ops"},
+    "figures": {"ops", "data"},
     "models": {"ops", "losses", "data", "errors"},
     "mmcv_ext": set(),
     "engine": {"ops", "losses", "data", "evaluation", "models", "figures", "errors", "experiment", "parameters"},

@@ -24,7 +24,7 @@ from misa.evaluation.ap import read_truth
 def training_samples(source: Source, *, count: int = 8, seed: int = 0) -> list[dict[str, Any]]:
     """Some training images as the student sees them: `image` (h w 3), `boxes` (n 4, xyxy), `labels` (n names)."""
     truth = read_truth(source.train.annotations)
-    return [_boxed(truth, source.train, source.classes, image_id) for image_id in _some(truth.getImgIds(), count, seed)]
+    return [boxed(truth, source.train, source.classes, image_id) for image_id in _some(truth.getImgIds(), count, seed)]
 
 
 def results(run: Run, *, count: int = 6, seed: int = 0, threshold: float = 0.3) -> list[dict[str, Any]]:
@@ -40,10 +40,9 @@ def results(run: Run, *, count: int = 6, seed: int = 0, threshold: float = 0.3) 
     names = {category["id"]: category["name"] for category in truth.dataset["categories"]}
     rows = []
     for image_id in _some(images, count, seed):
-        sample = _boxed(truth, run.source.val, run.source.classes, image_id)
+        sample = boxed(truth, run.source.val, run.source.classes, image_id)
         size = sample["image"].shape[:2]
         shown = sure.get(image_id, [])
-        objects = _objects(truth, run.source.classes, image_id)
         if semantic:
             predicted, labels = _classes(run, image_id)
         else:
@@ -55,7 +54,7 @@ def results(run: Run, *, count: int = 6, seed: int = 0, threshold: float = 0.3) 
                 "boxes": sample["boxes"],
                 "predicted": predicted,
                 "predicted_labels": labels,
-                "truth": _stack([truth.annToMask(a) for a in objects], size),
+                "truth": stacked_objects(truth, run.source.classes, image_id),
             }
         )
     return rows
@@ -102,7 +101,15 @@ def _objects(truth: COCO, classes: Sequence[str], image_id: int) -> list[dict[st
     return objects
 
 
-def _boxed(truth: COCO, split: Split, classes: Sequence[str], image_id: int) -> dict[str, Any]:
+def stacked_objects(truth: COCO, classes: Sequence[str], image_id: int) -> NDArray[np.bool_]:
+    """The true masks (n h w) of an image's objects, in the order of `boxed`."""
+    record = truth.loadImgs([image_id])[0]
+    objects = _objects(truth, classes, image_id)
+    return _stack([truth.annToMask(a) for a in objects], (record["height"], record["width"]))
+
+
+def boxed(truth: COCO, split: Split, classes: Sequence[str], image_id: int) -> dict[str, Any]:
+    """An image as it is trained on: `image` (h w 3), `boxes` (n 4, xyxy), `labels` (n names)."""
     path = split.images / truth.loadImgs([image_id])[0]["file_name"]
     image = mmcv.imread(path, channel_order="rgb")  # as the training reads it: turned by its EXIF, 8 bits
     objects = _objects(truth, classes, image_id)

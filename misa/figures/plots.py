@@ -1,6 +1,5 @@
 """Pictures of data, training and results: arrays in, a matplotlib Figure out."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,17 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-COLORS = tuple(matplotlib.color_sequences["petroff10"])
-"""Colour-blind-safe sequence (Petroff 2021), one a class or instance."""
-
-
-class Picture(Figure):
-    """A figure that a notebook shows by itself, without pyplot's global state."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=130)
-        return buffer.getvalue()
+from misa.figures.style import COLORS, Picture
 
 
 def draw_objects(

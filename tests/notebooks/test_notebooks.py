@@ -10,11 +10,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from misa.parameters import TrainParameters
+from misa.parameters import AffinityParameters, TrainParameters
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-PARAMETERS = {"train": TrainParameters}
+PARAMETERS = {"affinity": AffinityParameters, "train": TrainParameters}
 
 
 def cells(path, kind="code"):

@@ -1,0 +1,70 @@
+"""One image with everything that the losses see of it: what the notebooks and figures explore.
+
+Axes: n instance · c category · d channel · h row · w column of the map at stride 4 · H, W of the image itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from misa.ops.boxes import box_masks
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image, its boxes, and its maps at the size at which the losses are computed.
+
+    image (H W 3): uint8 RGB; boxes (n 4): xyxy in its pixels; labels (n): places in `classes`; masks (n H W): the
+    truth, to compare with, None where there is none. colors (3 h w): V, the normalised image. features S (d h w) and
+    saliency_factors K (c d): the teacher's, None without one. student I (e h w): the student's dense feature, and
+    adapted (d h w): the same behind the adapter of FSD; None without.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float64]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+    masks: NDArray[np.bool_] | None
+    colors: Float[Tensor, "3 h w"]
+    features: Float[Tensor, "d h w"] | None = None
+    saliency_factors: Float[Tensor, "c d"] | None = None
+    student: Float[Tensor, "e h w"] | None = None
+    adapted: Float[Tensor, "d h w"] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the maps."""
+        return self.colors.shape[-2], self.colors.shape[-1]
+
+    @property
+    def stride(self) -> tuple[float, float]:
+        """Pixels of the image per row and column of the maps."""
+        return self.image.shape[0] / self.size[0], self.image.shape[1] / self.size[1]
+
+    def box_masks(self) -> Bool[Tensor, "n h w"]:
+        """Each box on the map, as in training: a cell is inside if its center is, and no box vanishes."""
+        down, across = self.stride
+        boxes = torch.as_tensor(self.boxes, dtype=torch.float32).reshape(-1, 4)
+        return box_masks(boxes / torch.tensor([across, down, across, down]), *self.size)
+
+    def box_at(self, seed: Sequence[int]) -> int | None:
+        """Which object a place (row, column) of the map is in: the smallest box that holds it, or none."""
+        row, column = seed
+        inside = self.box_masks()
+        holding = [n for n in range(len(inside)) if inside[n, row, column]]
+        return min(holding, key=lambda n: int(inside[n].sum())) if holding else None
+
+    def coarse_masks(self) -> Bool[Tensor, "n h w"] | None:
+        """The true masks on the map: cells of which half or more belong to the object."""
+        if self.masks is None:
+            return None
+        if not len(self.masks):
+            return torch.zeros((0, *self.size), dtype=torch.bool)
+        whole = torch.as_tensor(self.masks).float()[None]
+        return torch.nn.functional.adaptive_avg_pool2d(whole, self.size)[0] >= 0.5

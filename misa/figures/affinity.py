@@ -1,0 +1,328 @@
+"""Affinity from a seed pixel (§3.3, Eq. 7–14; Figure 4), as one picture.
+
+All maps share one scale from 0 to 1 and one perceptual color map; white lines are the true outline, which only the
+evaluation knows; rows and columns are cells of the map at stride 4.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+from torch import Tensor
+
+from misa.data.example import Example
+from misa.figures.style import LINES, PAGE, Picture
+from misa.figures.tiles import Sheet, Tile, outline, trace
+from misa.ops.propagation import SemanticGuide
+from misa.ops.seed import KERNELS, Kernel, Knobs, Seed, SeedField, seed_mask
+
+Start = Literal["seed", "blob", "box"]
+Reach = Literal["local", "global"]
+# Not as formulas: TeX is parsed again at every move of a slider.
+SYMBOLS: dict[Kernel, str] = {"color": "A", "feature": "Aᶠ", "saliency": "Aᶜ", "enhanced": "Âᶜ"}
+NAMES: dict[Kernel, str] = {"color": "color", "feature": "feature", "saliency": "saliency", "enhanced": "SEPA"}
+_SIDE = 150  # pixels of a tile's longer side
+_MARGIN, _GAP, _TITLE, _LABEL, _BAR = 10, 9, 22, 24, 46
+_PROFILE = 128
+_AROUND = 2  # cells beyond the window in the zoomed pictures
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything is in the picture of a map of `h` x `w` cells with `kernels` columns."""
+
+    h: int
+    w: int
+    kernels: int
+    window: int
+    seed: Seed
+
+    @cached_property
+    def _side(self) -> tuple[int, int]:
+        scale = _SIDE / max(self.h, self.w)
+        return max(round(self.h * scale), 1), max(round(self.w * scale), 1)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the picture in pixels."""
+        height, width = self._side
+        across = _MARGIN + (width + _GAP) * (self.kernels + 1) + _LABEL + _BAR
+        return max(across, 520), _TITLE + 22 + 4 * (height + _GAP) + _PROFILE
+
+    def tile(self, column: int, row: int) -> Tile:
+        """Column 0 is the image's, the kernels' begin at 1; row 0 of these shows the window alone."""
+        height, width = self._side
+        left = _MARGIN + column * (width + _GAP) + (_LABEL if column else 0)
+        top = _TITLE + 22 + row * (height + _GAP)
+        if column and row == 0:
+            reach = self.window // 2 + _AROUND
+            first = self.seed[0] - reach, self.seed[1] - reach
+            side = min(height, width)
+            inset = (width - side) // 2
+            return Tile(left + inset, top + (height - side) // 2, side, side, 2 * reach + 1, 2 * reach + 1, first)
+        return Tile(left, top, width, height, self.h, self.w)
+
+    def cell_at(self, x: float, y: float) -> Seed | None:
+        """The cell of the map under a point of the picture, None between the tiles."""
+        for column in range(self.kernels + 1):
+            for row in range(4):
+                cell = self.tile(column, row).cell(x, y)
+                if cell is not None:
+                    return cell if 0 <= cell[0] < self.h and 0 <= cell[1] < self.w else None
+        return None
+
+
+def field_of(example: Example, label: int) -> SeedField:
+    """The affinities of an example for a category; keep it, and only the seed has to be computed again."""
+    semantic = None
+    if example.features is not None and example.saliency_factors is not None:
+        semantic = SemanticGuide(example.features, example.saliency_factors)
+    return SeedField(example.colors, semantic, label)
+
+
+def category_at(example: Example, seed: Seed) -> int:
+    """The category of the smallest box that holds the seed, 0 where there is none."""
+    box = example.box_at(seed)
+    return example.labels[box] if box is not None else 0
+
+
+def start_mask(example: Example, seed: Seed, start: Start) -> Tensor:
+    """The mask (h w) to propagate: a disc around the seed, a soft blob in the seed's box, or the whole box."""
+    box = example.box_at(seed)
+    if start == "seed" or box is None:
+        return seed_mask(*example.size, seed, radius=1.0)
+    inside = example.box_masks()[box]
+    if start == "box":
+        return inside.float()
+    rows, columns = inside.any(dim=1).nonzero().flatten(), inside.any(dim=0).nonzero().flatten()
+    y = (torch.arange(example.size[0])[:, None] - rows.float().mean()) / (len(rows) / 3)
+    x = (torch.arange(example.size[1])[None] - columns.float().mean()) / (len(columns) / 3)
+    return torch.exp(-(y**2 + x**2)) * inside
+
+
+def affinity_figure(
+    example: Example,
+    seed: Seed,
+    *,
+    field: SeedField | None = None,
+    knobs: Knobs | None = None,
+    start: Start = "seed",
+    reach: Reach = "local",
+) -> Picture:
+    """What a seed (row, column) sees through each kernel, and the mask that each kernel makes.
+
+    Columns: the image, then A, A^f, A^c and Â^c (A alone without a teacher). Rows: the window around the seed; every
+    pixel; along the minimum spanning tree, as weak as the longest edge on the way; the mask after `knobs.steps`
+    windows inside the box, or after one pass along the tree (reach="global"), relative to its largest value. Below,
+    the tree's affinity along the seed's row, the object's true extent shaded.
+
+    field: `field_of(example, label)`, made by the caller to be kept; by default for the category of the seed's box.
+    """
+    knobs = Knobs() if knobs is None else knobs
+    field = field_of(example, category_at(example, seed)) if field is None else field
+    layout = Layout(*example.size, len(field.kernels), knobs.window, seed)
+    box = example.box_at(seed)
+    inside = example.box_masks()[box] if box is not None else None
+    first = start_mask(example, seed, start)
+    direct, tree = field.direct(seed, knobs), field.along_tree(seed, knobs)
+    masks = field.masks(first, knobs, box=inside, reach=reach)
+
+    width, height = layout.size
+    sheet = Sheet(width, height)
+    _put_first_column(sheet, layout, example, first)
+    for column, kernel in enumerate(field.kernels, 1):
+        sheet.put(layout.tile(column, 0), _cropped(direct[kernel].numpy(), layout.tile(column, 0)))
+        sheet.put(layout.tile(column, 1), direct[kernel].numpy())
+        sheet.put(layout.tile(column, 2), tree[kernel].numpy())
+        sheet.put(layout.tile(column, 3), _relative(masks[kernel].numpy()))
+    bar = _bar(layout)
+    sheet.put(bar, np.linspace(1, 0, 128)[:, None].repeat(2, axis=1))
+
+    figure = Picture()
+    axes = sheet.draw(figure)
+    _name(axes, layout, example, field, knobs, reach, bar)
+    truth = example.coarse_masks()
+    everywhere = [layout.tile(c, r) for c in range(layout.kernels + 1) for r in range(4)]
+    if truth is not None and len(truth):
+        trace(axes, everywhere, outline(truth.any(dim=0).numpy()), width=0.8)
+    if inside is not None:
+        trace(axes, [layout.tile(0, 0)], outline(inside.numpy()), color="#E69F00", width=1.2)
+    for column, kernel in enumerate(field.kernels, 1):
+        half = _relative(masks[kernel].numpy()) >= 0.5
+        trace(axes, [layout.tile(column, 3)], outline(half), color="#E69F00", width=1.2)
+    x, y = np.array([tile.at(seed[0] + 0.5, seed[1] + 0.5) for tile in everywhere]).T
+    axes.plot(x, y, "+", color="black", markersize=9, markeredgewidth=2.6)
+    axes.plot(x, y, "+", color="white", markersize=8, markeredgewidth=1.2)
+    _window_frames(axes, layout, seed)
+    _draw_profile(axes, layout, {k: v[seed[0]].numpy() for k, v in tree.items()}, example, box)
+    return figure
+
+
+def _put_first_column(sheet: Sheet, layout: Layout, example: Example, first: Tensor) -> None:
+    low, high = example.colors.amin(), example.colors.amax()
+    seen = ((example.colors - low) / (high - low).clamp(min=1e-6) * 255).byte().permute(1, 2, 0).numpy()
+    sheet.put(layout.tile(0, 0), example.image)
+    sheet.put(layout.tile(0, 1), seen)
+    sheet.put(layout.tile(0, 2), first.numpy())
+    truth = example.coarse_masks()
+    if truth is not None:
+        sheet.put(layout.tile(0, 3), truth.any(dim=0).float().numpy() if len(truth) else np.zeros(example.size))
+    else:
+        sheet.put(layout.tile(0, 3), example.box_masks().any(dim=0).float().numpy())
+
+
+def _relative(mask: NDArray[np.floating]) -> NDArray[np.floating]:
+    return mask / max(float(mask.max()), 1e-12)
+
+
+def _cropped(values: NDArray[np.floating], tile: Tile) -> NDArray[np.floating]:
+    """The part of a map that a tile shows; beyond the border nothing is near."""
+    reach = tile.rows
+    wide = np.pad(values, reach)
+    row, column = tile.first[0] + reach, tile.first[1] + reach
+    return wide[row : row + tile.rows, column : column + tile.columns]
+
+
+def _bar(layout: Layout) -> Tile:
+    top, bottom = layout.tile(1, 1), layout.tile(1, 3)
+    left = layout.tile(layout.kernels, 1)
+    return Tile(left.left + left.width + _GAP, top.top, 10, bottom.top + bottom.height - top.top, 128, 2)
+
+
+def _name(
+    axes: Axes, layout: Layout, example: Example, field: SeedField, knobs: Knobs, reach: Reach, bar: Tile
+) -> None:
+    category = example.classes[field.label] if example.classes else f"category {field.label}"
+    row, column = layout.seed
+    about = f"{example.name}   seed (row {row}, column {column})"
+    if field.semantic is not None:
+        about += f"   category c: {category}"
+    axes.text(_MARGIN, 6, about, fontsize=9, weight="bold", va="top")
+    small: dict[str, Any] = {"fontsize": 8, "ha": "center", "va": "bottom"}
+    titles = ("image", *(f"{NAMES[kernel]} {SYMBOLS[kernel]}" for kernel in field.kernels))
+    for number, title in enumerate(titles):
+        tile = layout.tile(number, 1)
+        axes.text(tile.left + tile.width / 2, layout.tile(0, 0).top - 3, title, **small)
+    way = f"mask, {knobs.steps} steps" if reach == "local" else "mask, tree"
+    for number, title in enumerate(
+        (f"window {knobs.window} x {knobs.window}", "to every pixel", "along the tree", way)
+    ):
+        tile = layout.tile(1, number)
+        edge = layout.tile(1, 1).left - 5
+        axes.text(edge, tile.top + tile.height / 2, title, fontsize=8, ha="right", va="center", rotation=90)
+    inside: dict[str, Any] = {
+        "fontsize": 7,
+        "color": "white",
+        "va": "top",
+        "bbox": {"facecolor": "#000000A0", "lw": 0, "pad": 1.2},
+    }
+    names = ("boxes", "as the loss sees it", "start", "truth" if example.masks is not None else "boxes")
+    for number, title in enumerate(names):
+        tile = layout.tile(0, number)
+        axes.text(tile.left + 3, tile.top + 4, title, **inside)
+    for value in (0, 0.5, 1):
+        y = bar.top + bar.height * (1 - value)
+        axes.text(bar.left + bar.width + 4, y, f"{value:g}", fontsize=7, va="center")
+
+
+def _window_frames(axes: Axes, layout: Layout, seed: Seed) -> None:
+    """The window around the seed, and which part of the map the zoomed tiles show."""
+    reach = layout.window // 2
+    r, c = seed[0] - reach, seed[1] - reach
+    far = layout.window
+    frame = np.array([r, r, r + far, r + far, r], float), np.array([c, c + far, c + far, c, c], float)
+    trace(axes, [layout.tile(k, 0) for k in range(1, layout.kernels + 1)], frame, color="black", width=1.2)
+    trace(axes, [layout.tile(0, 1)], frame, color="black", width=1.2)
+
+
+def _draw_profile(
+    axes: Axes,
+    layout: Layout,
+    lines: dict[Kernel, NDArray[np.floating]],
+    example: Example,
+    box: int | None,
+) -> None:
+    """The affinities to the seed along its row, drawn into the sheet: an Axes of its own would double the time."""
+    width, height = layout.size
+    tile = Tile(46, height - _PROFILE + 14, width - 46 - 110, _PROFILE - 52, 1, layout.w)
+    bottom, right = tile.top + tile.height, tile.left + tile.width
+
+    def x(columns: NDArray[np.number] | float) -> NDArray[np.floating]:
+        return tile.left + (np.asarray(columns) + 0.5) / layout.w * tile.width
+
+    inside = extent(example, layout.seed, box)
+    if inside is not None:
+        edges = np.flatnonzero(np.diff(np.pad(inside, 1).astype(int))).reshape(-1, 2) - 0.5
+        for first, last in edges:
+            axes.fill_between(x(np.array([first, last])), tile.top, bottom, color="#DDDDDD", linewidth=0)
+    for kernel, values in lines.items():
+        style = LINES[KERNELS.index(kernel)]
+        axes.plot(x(np.arange(layout.w)), bottom - values * tile.height, lw=1.5, **style)
+    frame = np.array([tile.left, tile.left, right]), np.array([tile.top, bottom, bottom])
+    axes.plot(*frame, color="black", linewidth=0.8)
+    axes.plot([x(layout.seed[1])] * 2, [tile.top - 4, bottom], color="black", linewidth=0.8)
+    for value in (0, 1):
+        axes.text(tile.left - 5, bottom - value * tile.height, f"{value}", fontsize=7, ha="right", va="center")
+    for column in (0, layout.w - 1):
+        axes.text(float(x(column)), bottom + 4, f"{column}", fontsize=7, ha="center", va="top")
+    words = f"row {layout.seed[0]}: affinity along the tree{_gray(example, inside)}"
+    axes.text(tile.left + tile.width / 2, bottom + 6, words, fontsize=8, ha="center", va="top")
+    for place, kernel in enumerate(lines):
+        y = tile.top + (place + 0.5) * tile.height / 4
+        axes.plot([right + 14, right + 42], [y, y], lw=1.8, **LINES[KERNELS.index(kernel)])
+        axes.text(right + 48, y, f"{NAMES[kernel]} {SYMBOLS[kernel]}", fontsize=7, va="center")
+
+
+def _gray(example: Example, inside: object | None) -> str:
+    return "" if inside is None else "; gray: the object" if example.masks is not None else "; gray: its box"
+
+
+def extent(example: Example, seed: Seed, box: int | None) -> NDArray[np.bool_] | None:
+    """Which columns of the seed's row are its object's: by the true mask, or by its box where that is all there is."""
+    if box is None:
+        return None
+    truth = example.coarse_masks()
+    of_row: NDArray[np.bool_] = (truth if truth is not None else example.box_masks())[box, seed[0]].numpy()
+    return of_row
+
+
+def profile_figure(
+    example: Example, seed: Seed, *, field: SeedField | None = None, knobs: Knobs | None = None
+) -> Picture:
+    """What happens at an object's edge: all kernels along the seed's row, to every pixel and along the tree.
+
+    Where the shaded object ends, an affinity should fall, and nowhere before.
+    """
+    knobs = Knobs() if knobs is None else knobs
+    field = field_of(example, category_at(example, seed)) if field is None else field
+    box = example.box_at(seed)
+    inside = extent(example, seed, box)
+    figure = Picture(figsize=(PAGE, 2.9), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=(1, 2.2))
+    picture = figure.add_subplot(grid[:, 0])
+    picture.imshow(example.image, interpolation="none", extent=(0, example.size[1], example.size[0], 0))
+    picture.axhline(seed[0] + 0.5, color="white", linewidth=2.2)
+    picture.axhline(seed[0] + 0.5, color="black", linewidth=1.0)
+    picture.plot(seed[1] + 0.5, seed[0] + 0.5, "+", color="white", markersize=9, markeredgewidth=2)
+    picture.set_axis_off()
+    columns = np.arange(example.size[1])
+    maps = {"to every pixel": field.direct(seed, knobs), "along the tree": field.along_tree(seed, knobs)}
+    for place, (name, values) in enumerate(maps.items()):
+        axes = figure.add_subplot(grid[place, 1])
+        if inside is not None:
+            axes.fill_between(columns, 0, 1.04, where=inside, step="mid", color="#DDDDDD", linewidth=0)
+        for kernel, affinity in values.items():
+            label, style = f"{NAMES[kernel]} {SYMBOLS[kernel]}", LINES[KERNELS.index(kernel)]
+            axes.plot(columns, affinity[seed[0]].numpy(), label=label, linewidth=1.4, **style)
+        axes.axvline(seed[1], color="black", linewidth=0.8)
+        axes.set(xlim=(0, example.size[1] - 1), ylim=(0, 1.04), yticks=(0, 0.5, 1))
+        axes.set_title(name, fontsize=8, loc="left", pad=2)
+        axes.tick_params(labelsize=7, length=2, labelbottom=place == 1)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(f"column of row {seed[0]}{_gray(example, inside)}", fontsize=8)
+    figure.axes[1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=2.6)
+    return figure

@@ -1,0 +1,127 @@
+"""Many small pictures in one: drawn as a single image, because an Axes each would be too slow for a live panel.
+
+Lengths are pixels of the finished picture at 100 dpi, from its top left corner.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import NDArray
+
+from misa.figures.style import shade
+
+DPI = 100
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A place for a map of `rows` x `columns` cells; the seed explorer asks it which cell was clicked."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    rows: int
+    columns: int
+    first: tuple[int, int] = (0, 0)  # the map's cell at the top left: of a crop not (0, 0)
+
+    def cell(self, x: float, y: float) -> tuple[int, int] | None:
+        """The cell (row, column) of the map under a point, None outside."""
+        row = int((y - self.top) / self.height * self.rows // 1)
+        column = int((x - self.left) / self.width * self.columns // 1)
+        inside = 0 <= row < self.rows and 0 <= column < self.columns
+        return (row + self.first[0], column + self.first[1]) if inside else None
+
+    def at(
+        self, rows: NDArray[np.floating] | float, columns: NDArray[np.floating] | float
+    ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """x and y of places on the map; the center of cell (r, c) is at (r + 0.5, c + 0.5)."""
+        y = self.top + (np.asarray(rows, float) - self.first[0]) / self.rows * self.height
+        x = self.left + (np.asarray(columns, float) - self.first[1]) / self.columns * self.width
+        return x, y
+
+
+class Sheet:
+    """A white sheet of `width` x `height` pixels that tiles are put on; `draw` makes a figure's background of it."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.pixels = np.full((height, width, 3), 255, np.uint8)
+
+    def put(self, tile: Tile, picture: NDArray[Any]) -> None:
+        """A map (h w) of values from 0 to 1, or an RGB picture (h w 3), enlarged cell by cell to its tile."""
+        colors = shade(picture) if picture.ndim == 2 else np.asarray(picture, np.uint8)
+        w, h = round(tile.width), round(tile.height)
+        shrink = colors.shape[0] > h
+        way = cv2.INTER_AREA if shrink else cv2.INTER_NEAREST
+        y, x = round(tile.top), round(tile.left)
+        self.pixels[y : y + h, x : x + w] = cv2.resize(np.ascontiguousarray(colors), (w, h), interpolation=way)
+
+    def draw(self, figure: Figure) -> Axes:
+        """One Axes over the whole figure with the sheet behind it, in the sheet's pixels."""
+        height, width = self.pixels.shape[:2]
+        figure.set_size_inches(width / DPI, height / DPI)
+        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+        axes.set_axis_off()
+        axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+        image = _Ready(axes, extent=(0, width, height, 0), interpolation="none")
+        image.set_data(self.pixels)
+        axes.add_image(image)
+        return axes
+
+
+class _Ready(AxesImage):
+    """An image that fills its axes; where it has their very size already, it is not resampled (half of the time)."""
+
+    def make_image(self, renderer: Any, magnification: float = 1.0, unsampled: bool = False) -> Any:
+        """Called by matplotlib."""
+        pixels = np.asarray(self.get_array())
+        frame = self.axes.bbox
+        if magnification == 1 and (round(frame.height), round(frame.width)) == pixels.shape[:2]:
+            return cv2.cvtColor(pixels[::-1], cv2.COLOR_RGB2RGBA), frame.x0, frame.y0, None
+        return super().make_image(renderer, magnification, unsampled)
+
+
+def outline(mask: NDArray[np.bool_]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """The border of a mask (h w) along its cells, as rows and columns of line ends, NaN between lines."""
+    padded = np.pad(mask, 1)
+    down, across = padded[1:, :] != padded[:-1, :], padded[:, 1:] != padded[:, :-1]
+    r, c = np.nonzero(down[:, 1:-1])
+    horizontal = (np.stack([r, r, np.full(len(r), np.nan)], 1), np.stack([c, c + 1.0, np.full(len(c), np.nan)], 1))
+    r2, c2 = np.nonzero(across[1:-1])
+    vertical = (np.stack([r2, r2 + 1.0, np.full(len(r2), np.nan)], 1), np.stack([c2, c2, np.full(len(c2), np.nan)], 1))
+    return (
+        np.concatenate([horizontal[0].ravel(), vertical[0].ravel()]),
+        np.concatenate([horizontal[1].ravel(), vertical[1].ravel()]),
+    )
+
+
+def trace(
+    axes: Axes,
+    tiles: Sequence[Tile],
+    line: tuple[NDArray[np.floating], NDArray[np.floating]],
+    *,
+    color: str = "white",
+    width: float = 1.0,
+) -> None:
+    """The same line on several tiles, as one artist; what leaves a tile is left out."""
+    xs: list[NDArray[np.floating]] = []
+    ys: list[NDArray[np.floating]] = []
+    gap = np.array([np.nan])
+    for tile in tiles:
+        x, y = tile.at(*line)
+        outside = (
+            (x < tile.left - 1)
+            | (x > tile.left + tile.width + 1)
+            | (y < tile.top - 1)
+            | (y > tile.top + tile.height + 1)
+        )
+        xs += [np.where(outside, np.nan, x), gap]
+        ys += [np.where(outside, np.nan, y), gap]
+    if xs:
+        axes.plot(np.concatenate(xs), np.concatenate(ys), color=color, linewidth=width, solid_capstyle="projecting")

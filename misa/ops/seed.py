@@ -1,0 +1,209 @@
+"""Affinity as one pixel, the seed, sees it (§3.3, Eq. 8 and 10–14): to every pixel, along the tree, as a mask.
+
+Axes: d channel · h row · w column. A seed is (row, column). Four kernels: "color" A (Eq. 8), "feature" A^f (Eq. 10),
+"saliency" A^c (Eq. 12) and "enhanced" Â^c = A + balance · A^c (Eq. 13), divided by 1 + balance here so that all four
+run from 0 to 1.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from misa.ops.affinity import TINY, reweight, spread
+from misa.ops.propagation import SemanticGuide, propagate_global, propagate_local
+from misa.ops.tree import Tree, minimum_spanning_tree
+
+Seed = tuple[int, int]
+Kernel = Literal["color", "feature", "saliency", "enhanced"]
+KERNELS: tuple[Kernel, ...] = ("color", "feature", "saliency", "enhanced")
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What §3.3 leaves to choose. The bandwidths of color are APro's ζ_s and ζ_gl for SOLOv2."""
+
+    local_bandwidth: float = 0.15  # of A, in units of the normalised colors
+    tree_bandwidth: float = 0.01  # of A along the tree
+    semantic_scale: float = 1.0  # times σ of S or S^c
+    balance: float = 0.7
+    window: int = 5
+    steps: int = 20
+
+
+def seed_affinity(
+    values: Float[Tensor, "d h w"], seed: Seed, *, sigma: float, norms: Float[Tensor, "h w"] | None = None
+) -> Float[Tensor, "h w"]:
+    """exp(−(|V(seed) − V(j)| / σ)²) for every pixel j: a row of Eq. 8, 10 or 12 with all pixels as neighbors.
+
+    With `norms` |V(j)|² that were made before, one product with the seed's vector is all that is left to do; values
+    should be centered then, or little remains of small distances in float32.
+
+    >>> seed_affinity(torch.tensor([[[0.0, 1.0]]]), (0, 0), sigma=1.0)
+    tensor([[1.0000, 0.3679]])
+    """
+    row, column = _inside(seed, values.shape[-2], values.shape[-1])
+    vector = values[:, row, column]
+    if norms is None:
+        distances = (values - vector[:, None, None]).square().sum(dim=0)
+    else:
+        product = torch.mv(values.flatten(1).T, vector).view_as(norms)
+        distances = (norms + norms[row, column] - 2 * product).clamp(min=0)
+    return torch.exp(-distances / max(sigma**2, TINY))
+
+
+def longest_edges(tree: Tree, seed: Seed) -> Float[Tensor, "h w"]:
+    """The longest edge (a squared distance) on the tree's path from the seed to every pixel, 0 at the seed itself."""
+    row, column = _inside(seed, tree.h, tree.w)
+    pixel, parent, length = (values[0].tolist() for values in (tree.pixel, tree.parent, tree.length))
+    start = pixel.index(row * tree.w + column)
+    longest = [0.0] * len(pixel)
+    vertex, so_far = start, 0.0
+    while vertex:  # up to the root, which is 0; who is on this way becomes its own parent and keeps its value
+        up, so_far = parent[vertex], max(so_far, length[vertex])
+        parent[vertex] = vertex
+        length[vertex] = longest[vertex]
+        vertex = up
+        longest[vertex] = so_far
+    for vertex in range(1, len(pixel)):  # a parent comes before its children
+        before, own = longest[parent[vertex]], length[vertex]
+        longest[vertex] = before if before > own else own
+    result = tree.length.new_zeros(len(pixel))
+    result[tree.pixel[0].long()] = tree.length.new_tensor(longest)
+    return result.view(tree.h, tree.w)
+
+
+@dataclass(frozen=True)
+class SeedField:
+    """One image for one category; what does not depend on the seed (trees, spreads) is made once.
+
+    colors: V, the normalised image at the size of the masks; semantic: S and K at that size, or None without a
+    teacher, which leaves the color kernel alone; label: the category c of A^c.
+    """
+
+    colors: Float[Tensor, "3 h w"]
+    semantic: SemanticGuide | None = None
+    label: int = 0
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Those that there is data for."""
+        return KERNELS if self.semantic is not None else KERNELS[:1]
+
+    def direct(self, seed: Seed, knobs: Knobs) -> dict[Kernel, Float[Tensor, "h w"]]:
+        """Every kernel from the seed to every pixel, whatever lies between."""
+        found: dict[Kernel, Tensor] = {"color": seed_affinity(self.colors, seed, sigma=knobs.local_bandwidth)}
+        for kernel, (values, sigma) in self._semantic_maps.items():
+            found[kernel] = seed_affinity(
+                values, seed, sigma=sigma * knobs.semantic_scale, norms=self._squared_norms[kernel]
+            )
+        return self._with_enhanced(found, knobs)
+
+    def along_tree(self, seed: Seed, knobs: Knobs) -> dict[Kernel, Float[Tensor, "h w"]]:
+        """Every kernel along its own minimum spanning tree: as weak as the longest edge on the way (global 𝒩)."""
+        sigmas = {"color": knobs.tree_bandwidth}
+        sigmas |= {kernel: sigma * knobs.semantic_scale for kernel, (_, sigma) in self._semantic_maps.items()}
+        found = {
+            kernel: torch.exp(-longest_edges(tree, seed) / max(sigmas[kernel] ** 2, TINY))
+            for kernel, tree in self._trees.items()
+        }
+        return self._with_enhanced(found, knobs)
+
+    def masks(
+        self,
+        start: Float[Tensor, "h w"],
+        knobs: Knobs,
+        *,
+        box: Bool[Tensor, "h w"] | None = None,
+        reach: Literal["local", "global"] = "local",
+    ) -> dict[Kernel, Float[Tensor, "h w"]]:
+        """The mask M̂ that each kernel makes of `start` (Eq. 7 and 14): `steps` windows inside `box`, or the tree."""
+        found: dict[Kernel, Tensor] = {}
+        for kernel in self.kernels:
+            propagate = self._local(kernel, knobs, box) if reach == "local" else self._global(kernel, knobs)
+            found[kernel] = propagate(start[None])[0]
+        return found
+
+    def _local(self, kernel: Kernel, knobs: Knobs, box: Tensor | None) -> Callable[[Tensor], Tensor]:
+        guide, bandwidth, semantic = self._guide(kernel, knobs, knobs.local_bandwidth)
+        return lambda masks: propagate_local(
+            masks,
+            guide,
+            box_masks=None if box is None else box[None],
+            window=knobs.window,
+            bandwidth=bandwidth,
+            steps=knobs.steps,
+            semantic=semantic,
+            labels=torch.tensor([self.label]),
+            balance=knobs.balance,
+            semantic_scale=knobs.semantic_scale,
+        )
+
+    def _global(self, kernel: Kernel, knobs: Knobs) -> Callable[[Tensor], Tensor]:
+        guide, bandwidth, semantic = self._guide(kernel, knobs, knobs.tree_bandwidth)
+        return lambda masks: propagate_global(
+            masks,
+            guide,
+            bandwidth=bandwidth,
+            tree=self._trees["color" if kernel == "enhanced" else kernel],
+            semantic=semantic,
+            labels=torch.tensor([self.label]),
+            balance=knobs.balance,
+            semantic_scale=knobs.semantic_scale,
+        )
+
+    def _guide(self, kernel: Kernel, knobs: Knobs, bandwidth: float) -> tuple[Tensor, float, SemanticGuide | None]:
+        """Guide, bandwidth and semantic guide that make `propagate_*` use one kernel."""
+        if kernel == "color":
+            return self.colors, bandwidth, None
+        if kernel == "enhanced":
+            return self.colors, bandwidth, self.semantic
+        values, sigma = self._semantic_maps[kernel]
+        return values, max(sigma * knobs.semantic_scale, TINY**0.5), None
+
+    @cached_property
+    def _semantic_maps(self) -> dict[Kernel, tuple[Tensor, float]]:
+        """S and S^c, each with its spread σ; without their means, which no distance sees."""
+        if self.semantic is None:
+            return {}
+        whole = self.semantic.features.float()
+        features = whole - whole.mean(dim=(1, 2), keepdim=True)  # σ is of S itself
+        row = self.semantic.saliency_factors[self.label : self.label + 1].float()
+        return {
+            "feature": (features, float(spread(whole[None])[0])),
+            "saliency": (reweight(features, row)[0], float(spread(whole[None], channel_weights=row)[0, 0])),
+        }
+
+    @cached_property
+    def _squared_norms(self) -> dict[Kernel, Tensor]:
+        return {kernel: values.square().sum(dim=0) for kernel, (values, _) in self._semantic_maps.items()}
+
+    @cached_property
+    def _trees(self) -> dict[Kernel, Tree]:
+        guides: dict[Kernel, Tensor] = {"color": self.colors}
+        guides |= {kernel: values for kernel, (values, _) in self._semantic_maps.items()}
+        return {kernel: minimum_spanning_tree(guide) for kernel, guide in guides.items()}
+
+    def _with_enhanced(self, found: dict[Kernel, Tensor], knobs: Knobs) -> dict[Kernel, Tensor]:
+        if self.semantic is None:
+            return found
+        enhanced = (found["color"] + knobs.balance * found["saliency"]) / (1 + knobs.balance)
+        return {**found, "enhanced": enhanced}
+
+
+def seed_mask(h: int, w: int, seed: Seed, *, radius: float = 1.0) -> Float[Tensor, "{h} {w}"]:
+    """A disc around the seed as a mask to propagate."""
+    row, column = _inside(seed, h, w)
+    far = (torch.arange(h)[:, None] - row) ** 2 + (torch.arange(w) - column) ** 2
+    return (far <= radius**2).float()
+
+
+def _inside(seed: Sequence[int], h: int, w: int) -> Seed:
+    row, column = seed
+    if not (0 <= row < h and 0 <= column < w):
+        raise ValueError(f"the seed (row, column) must lie in a map of {h} x {w}: it is ({row}, {column}).")
+    return row, column

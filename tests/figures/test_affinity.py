@@ -1,0 +1,133 @@
+"""The seed's picture: what is in which tile, and what a click means."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from misa.figures.affinity import Layout, affinity_figure, category_at, field_of, profile_figure, start_mask
+from misa.figures.style import shade, to_png
+from misa.figures.tiles import Tile, outline
+from misa.figures.widgets import SeedExplorer
+from misa.ops.seed import Knobs
+
+
+def pixels(figure):
+    return cv2.imdecode(np.frombuffer(to_png(figure), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+
+
+@pytest.mark.parametrize("teacher", [True, False])
+def test_every_map_is_in_its_tile(make_example, teacher):
+    example = make_example(teacher=teacher)
+    seed, knobs = (5, 6), Knobs(semantic_scale=2.0)
+    field = field_of(example, 1)
+    layout = Layout(*example.size, len(field.kernels), 5, seed)
+    drawn = pixels(affinity_figure(example, seed, knobs=knobs))
+    assert drawn.shape[:2] == layout.size[::-1]
+    for row, maps in ((1, field.direct(seed, knobs)), (2, field.along_tree(seed, knobs))):
+        for column, kernel in enumerate(field.kernels, 1):
+            tile = layout.tile(column, row)
+            expected = shade(maps[kernel].numpy())
+            for cell in ((0, 0), (11, 15), (1, 14), (10, 1)):  # away from lines and the cross
+                x, y = tile.at(cell[0] + 0.5, cell[1] + 0.5)
+                np.testing.assert_allclose(drawn[int(y), int(x)], expected[cell], atol=1)
+
+
+def test_a_click_finds_the_cell_that_is_drawn_there():
+    layout = Layout(12, 16, 4, 5, (5, 6))
+    for column in range(5):
+        for row in range(1, 4):
+            for cell in ((0, 0), (11, 15), (4, 9)):
+                x, y = layout.tile(column, row).at(cell[0] + 0.5, cell[1] + 0.5)
+                assert layout.cell_at(float(x), float(y)) == cell
+
+
+def test_a_click_into_the_zoomed_window_counts_from_the_seed():
+    layout = Layout(12, 16, 1, 5, (5, 6))
+    tile = layout.tile(1, 0)
+    x, y = tile.at(5.5, 6.5)
+    assert layout.cell_at(float(x), float(y)) == (5, 6)
+    assert (float(x), float(y)) == (tile.left + tile.width / 2, tile.top + tile.height / 2)
+    x, y = tile.at(4.5, 8.5)
+    assert layout.cell_at(float(x), float(y)) == (4, 8)
+
+
+def test_a_click_beside_the_maps_is_none():
+    layout = Layout(12, 16, 4, 5, (0, 0))
+    assert layout.cell_at(1, 1) is None
+    assert layout.cell_at(layout.size[0] - 1, layout.size[1] - 1) is None
+    x, y = layout.tile(1, 0).at(-1.5, 0.5)  # in the zoom, but beyond the border of the map
+    assert layout.cell_at(float(x), float(y)) is None
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 3), (4, 7)])
+def test_the_outline_has_one_line_an_open_side(shape):
+    mask = np.random.default_rng(1).random(shape) < 0.5
+    rows, columns = outline(mask)
+    wide = np.pad(mask, 1)
+    sides = (wide[1:] != wide[:-1]).sum() + (wide[:, 1:] != wide[:, :-1]).sum()
+    assert np.isnan(rows).sum() == np.isnan(columns).sum() == sides
+
+
+def test_outside_of_a_tile_is_no_cell():
+    tile = Tile(10, 20, 40, 30, 3, 4)
+    assert tile.cell(10, 20) == (0, 0)
+    assert tile.cell(49.9, 49.9) == (2, 3)
+    assert tile.cell(9.9, 20) is None
+    assert tile.cell(50, 20) is None
+
+
+def test_the_category_follows_the_smallest_box(example):
+    assert category_at(example, (5, 6)) == 1
+    assert category_at(example, (0, 0)) == 0
+    assert example.box_at((5, 6)) == 0
+    assert example.box_at((0, 0)) is None
+
+
+def test_start_masks(example):
+    assert float(start_mask(example, (5, 6), "seed").sum()) == 5
+    assert torch.equal(start_mask(example, (5, 6), "box").bool(), example.box_masks()[0])
+    blob = start_mask(example, (5, 6), "blob")
+    assert bool((blob[~example.box_masks()[0]] == 0).all())
+    assert float(blob.max()) > 0.9
+    assert float(start_mask(example, (0, 0), "box").sum()) == 3  # no box there: a disc, cut by the corner
+
+
+def test_profile_shows_every_kernel_along_the_row(example):
+    knobs = Knobs(semantic_scale=2.0)
+    figure = profile_figure(example, (5, 6), knobs=knobs)
+    field = field_of(example, 1)
+    direct, tree = field.direct((5, 6), knobs), field.along_tree((5, 6), knobs)
+    for axes, maps in zip(figure.axes[1:], (direct, tree), strict=True):
+        for line, kernel in zip(axes.lines, field.kernels, strict=False):
+            np.testing.assert_allclose(line.get_ydata(), maps[kernel][5].numpy())
+
+
+def test_the_explorer_redraws_on_a_slider_and_on_a_click(example, make_example):
+    panel = SeedExplorer([example, make_example(7, 9)], seed=(5, 6), knobs=Knobs(semantic_scale=2.0))
+    pictures = [panel.picture.value]
+    assert pictures[0] == to_png(affinity_figure(example, (5, 6), knobs=Knobs(semantic_scale=2.0)))
+    panel.controls["balance"].value = 2.5
+    pictures.append(panel.picture.value)
+    layout = Layout(12, 16, 4, 5, (5, 6))
+    x, y = layout.tile(2, 1).at(1.5, 13.5)
+    panel._clicked({"dataX": float(x), "dataY": float(y)})
+    assert (panel.controls["row"].value, panel.controls["column"].value) == (1, 13)
+    pictures.append(panel.picture.value)
+    panel.controls["label"].value = 0
+    pictures.append(panel.picture.value)
+    panel.controls["image"].value = panel.controls["image"].options[1]
+    pictures.append(panel.picture.value)
+    assert len(set(pictures)) == len(pictures)
+    assert panel.controls["column"].max == 8
+    before = panel.values()
+    assert panel.click(1, 1) is None
+    assert panel.values() == before
+
+
+def test_a_click_into_a_box_chooses_its_category(example):
+    panel = SeedExplorer([example], seed=(0, 0))
+    assert panel.controls["label"].value == 0
+    x, y = Layout(12, 16, 4, 5, (0, 0)).tile(0, 1).at(5.5, 6.5)
+    panel.click(float(x), float(y))
+    assert panel.controls["label"].value == 1
