@@ -100,11 +100,19 @@ class Affinity:
     local_weight: float = 1.0
     global_size: int | None = _later(None)
     reduction: Literal["box_mean", "box_ratio"] = _later("box_mean")
+    # How A^f or A^c joins A: "sum" is Eq. 13, "product" cuts wherever either of them does.
+    global_form: Literal["sum", "embedding", "product"] = _later("sum")
+    local_form: Literal["sum", "product"] = _later("sum")
+    semantic_scale: float = _later(1.0)  # on σ of A^f and A^c
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """FSD (§3.2): which parts of it (Table 4), the Fourier mask of Eq. 4 and the weights of Eq. 6 (§4.3)."""
+    """FSD (§3.2): which parts of it (Table 4), the Fourier mask of Eq. 4 and the weights of Eq. 6 (§4.3).
+
+    `unit` "raw" takes S as it is and sums over its channels, as Eq. 6 prints it: the loss then grows with the scale
+    and the width of S, which nothing fixes. "spread" takes S in units of its standard deviation and averages.
+    """
 
     frequency: bool = True
     space: bool = True
@@ -113,6 +121,7 @@ class Distillation:
     bg_weight: float = 6.0
     fg_weight: float = 10.0
     weight: float = 1.0  # of L_trans among the losses; the paper names none
+    unit: Literal["raw", "spread"] = _later("raw")
 
 
 @dataclass(frozen=True)

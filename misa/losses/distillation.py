@@ -93,6 +93,26 @@ def distillation_loss(
     return loss
 
 
+def in_units_of_spread(
+    features: Float[Tensor, "b d h w"],
+    valid: Bool[Tensor, "b 1 h w"] | None = None,
+    *,
+    across: Callable[[Tensor], Tensor] = lambda pixels: pixels,
+) -> Float[Tensor, "b d h w"]:
+    """S / (√d · σ), σ the standard deviation of the batch's valid entries around each channel's mean.
+
+    `distillation_loss` of such a target is a mean over channels in units of σ, whatever the teacher's scale and width
+    are; the paper fixes neither, nor a weight (Eq. 6). A constant per channel is left in: the adapter has a bias. A
+    constant S is returned as it is. `across` as in `distillation_loss`.
+    """
+    features = promote(features)
+    weight = torch.ones_like(features[:, :1]) if valid is None else valid.to(features.dtype)
+    count = across(weight.sum()).clamp(min=1e-3)
+    mean = across((features * weight).sum(dim=(0, 2, 3), keepdim=True)) / count
+    variance = across(((features - mean).square() * weight).sum()) / count
+    return features / torch.where(variance > 0, variance, 1).sqrt()
+
+
 def _share(
     region: Bool[Tensor, "b 1 h w"], weight: float, dtype: torch.dtype, across: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "b 1 h w"]:

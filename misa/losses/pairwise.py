@@ -15,7 +15,7 @@ from torch import Tensor
 from misa.losses.inputs import SemanticPrior
 from misa.ops.affinity import check_finite
 from misa.ops.propagation import GlobalForm, SemanticGuide, constant, propagate_pamr
-from misa.ops.scene import Scene
+from misa.ops.scene import LocalForm, Scene
 
 Reduction = Literal["box_mean", "box_ratio", "sum"]
 
@@ -68,6 +68,7 @@ def pairwise_loss(
     balance: float = 0.7,
     saliency: bool = True,
     global_form: GlobalForm = "sum",
+    local_form: LocalForm = "sum",
     semantic_sigma: Literal["image"] | float = "image",
     semantic_scale: float = 1.0,
 ) -> dict[str, Float[Tensor, ""]]:
@@ -96,6 +97,7 @@ def pairwise_loss(
         "balance": balance,
         "sigma": semantic_sigma,
         "factor": semantic_scale,
+        "form": local_form,
     }
     tree_options = {"balance": balance, "form": global_form, "sigma": semantic_sigma, "factor": semantic_scale}
     pairs: dict[str, tuple[Tensor, Tensor]] = {}  # of each term the masks and what they are pulled to

@@ -11,7 +11,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from misa.errors import Diverged
-from misa.losses.distillation import distillation_loss
+from misa.losses.distillation import distillation_loss, in_units_of_spread
 from misa.losses.inputs import Batch, Positives, SemanticPrior
 from misa.losses.total import box_objectives
 from misa.models._parallel import batch_mean, share
@@ -38,7 +38,8 @@ class BoxSupervised(nn.Module):
     """A student trained from boxes alone, with or without a semantic teacher beside it: mixed into a detector.
 
     projection_weight, affinity: the arguments of `box_objectives`.
-    distillation: the arguments of `distillation_loss` and a `weight`; None leaves FSD out.
+    distillation: the arguments of `distillation_loss`, a `weight` and a `unit`, "raw" or "spread" (S in units of its
+        standard deviation); None leaves FSD out.
     semantic: whether the teacher's prior joins the affinity (SEPA).
     teacher_channels: of the teacher's dense feature S; needed for the adapter of FSD.
 
@@ -108,12 +109,12 @@ class BoxSupervised(nn.Module):
         if self.distillation is not None:
             assert prior is not None
             options = dict(self.distillation)
-            weight = options.pop("weight")
+            weight, unit = options.pop("weight"), options.pop("unit", "raw")
             stride = batch_inputs.shape[-2] // size[0]
             union = union_of_boxes([truth.bboxes for truth in instances], features, stride)
-            error = distillation_loss(
-                self.adapter(features), prior.features, union, valid=batch.valid[:, None], across=batch_mean, **options
-            )
+            valid = batch.valid[:, None]
+            target = prior.features if unit == "raw" else in_units_of_spread(prior.features, valid, across=batch_mean)
+            error = distillation_loss(self.adapter(features), target, union, valid=valid, across=batch_mean, **options)
             losses["loss_distillation"] = weight * error
         return losses
 

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from misa.ops.affinity import check_finite
 from misa.ops.neighbors import Offset, window_offsets
-from misa.ops.scene import GlobalForm, Scene
+from misa.ops.scene import GlobalForm, LocalForm, Scene
 from misa.ops.tree import TieRule, Tree, Trees
 
 P = ParamSpec("P")
@@ -174,6 +174,7 @@ def propagate_local(
     labels: Int[Tensor, " n"] | None = None,
     balance: float = 0.7,
     saliency: bool = True,
+    local_form: LocalForm = "sum",
     semantic_sigma: Literal["image", "window"] | float = "image",
     semantic_scale: float = 1.0,
     valid: Bool[Tensor, "h w"] | None = None,
@@ -182,6 +183,9 @@ def propagate_local(
 
     Masks are multiplied by `box_masks` before the first and after each step; the weights count every pixel of the
     window that is in the image, inside the box or not. Weights below 1e-20 are 0.
+
+    With `semantic`, `local_form` "sum" is Eq. 13, A + balance · A^c: it joins what color separates and cannot
+    separate what color joins. "product" is A · (A^c)^balance, which separates wherever either of them does.
     """
     check_masks("propagate_local", masks, guide, semantic, labels)
     if guide.dim() != 3:
@@ -202,6 +206,7 @@ def propagate_local(
             balance=balance,
             sigma=semantic_sigma,
             factor=semantic_scale,
+            form=local_form,
         )
         .to(masks.dtype)
     )

@@ -19,6 +19,7 @@ from misa.ops.neighbors import Offset, window_offsets
 from misa.ops.tree import TieRule, Trees, cut_padding, grid_lengths, spanning_trees
 
 GlobalForm = Literal["sum", "embedding", "product"]
+LocalForm = Literal["sum", "product"]
 
 
 @dataclass
@@ -149,8 +150,14 @@ class Scene:
         balance: float,
         sigma: Literal["image", "window"] | float,
         factor: float,
+        form: LocalForm = "sum",
     ) -> Float[Tensor, "n h w"]:
         """Eq. 14 over a window, several times."""
+        if form not in ("sum", "product") or (form == "product" and sigma == "window"):
+            raise ValueError(
+                f"propagate_local knows the forms 'sum' and, with one spread an image, 'product': it is {form!r} "
+                f"with sigma {sigma!r}."
+            )
         offsets = half_window(window)
         d = self.guides.shape[1]
         flat = self.guides.new_full((d,), bandwidth**-2)
@@ -172,9 +179,14 @@ class Scene:
                 squares = rows.square()
             else:
                 squares = rows.square() / self.semantic_scale(sigma, factor)[:, None]
+            if form == "product":  # exp(−a) · exp(−b): one layer whose distances add up
+                joined = {i: torch.cat([self.guides[i], maps[i]]) for i in colours}
             for q, (i, _) in enumerate(self.pairs):
-                semantic: Layer = (maps[i], squares[q], balance, precision[q])
-                groups.append(([n for n, pair in enumerate(self.pair) if pair == q], [colours[i], semantic]))
+                if form == "product":
+                    layers: list[Layer] = [(joined[i], torch.cat([flat, balance * squares[q]]), 1.0, None)]
+                else:
+                    layers = [colours[i], (maps[i], squares[q], balance, precision[q])]
+                groups.append(([n for n, pair in enumerate(self.pair) if pair == q], layers))
         images = list(colours) if self.features is None else [i for i, _ in self.pairs]
         valid = [None if self.valid is None else self.valid[i] for i in images]
         return backend(masks).propagate_window(masks, boxes, valid, offsets, groups, steps)

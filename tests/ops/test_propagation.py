@@ -319,6 +319,47 @@ def test_semantic_local_adds_both_kernels_before_the_division(rng, device, path,
     assert_close(result.cpu(), torch.tensor(np.concatenate(expected)).float(), atol=3e-6, rtol=0)
 
 
+@pytest.mark.parametrize("saliency", [True, False])
+def test_the_local_product_cuts_where_either_cuts(rng, device, path, saliency):
+    masks, guide = scene(rng, 6, 7)
+    s, k = semantic(rng, 6, 7)
+    labels = torch.tensor([2, 0, 2])
+    boxes = torch.zeros(3, 6, 7, dtype=torch.bool)
+    boxes[:, 1:5, 1:6] = True
+    expected = []
+    for mask, box, label in zip(masks, boxes, labels, strict=True):
+        values = (s * k[label][:, None, None] if saliency else s).numpy()
+        joint = np.concatenate([guide.numpy() / 0.4, values * math.sqrt(0.4 / saliency_scale(values)) / 1.5])
+        expected.append(slow_local(mask[None].numpy(), [(joint, 1.0, 1.0)], box[None].numpy(), 5, 2))
+    semantics = {
+        "semantic": SemanticGuide(s.to(device), k.to(device)),
+        "labels": labels.to(device),
+        "balance": 0.4,
+        "saliency": saliency,
+    }
+    result = propagate_local(
+        masks.to(device),
+        guide.to(device),
+        box_masks=boxes.to(device),
+        bandwidth=0.4,
+        steps=2,
+        semantic_scale=1.5,
+        local_form="product",
+        **semantics,
+    )
+    assert_close(result.cpu(), torch.tensor(np.concatenate(expected)).float(), atol=3e-6, rtol=0)
+
+
+def test_a_local_form_that_is_none(rng):
+    masks, guide = scene(rng, 4, 5, n=1)
+    s, k = semantic(rng, 4, 5)
+    common = {"semantic": SemanticGuide(s, k), "labels": torch.tensor([1])}
+    with pytest.raises(ValueError, match="'sum' and"):
+        propagate_local(masks, guide, local_form="mean", **common)
+    with pytest.raises(ValueError, match="sigma 'window'"):
+        propagate_local(masks, guide, local_form="product", semantic_sigma="window", **common)
+
+
 def test_local_spread_over_the_window(rng, device, path):
     """σ per pixel: the trace of the covariance of the window's vectors."""
     h, w = 5, 6
