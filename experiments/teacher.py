@@ -12,6 +12,7 @@ The paper gives neither losses nor schedule of its teacher: the demo's are ours,
 rate, decay, warm-up and batch of SeMask (Jain et al. 2023), and length and image sizes of the student.
 """
 
+from experiments import coco_mini
 from misa.experiment import TINY, Affinity, Augmentation, Experiment, Network, Schedule, Semantic
 
 DEMO = Experiment(
@@ -23,6 +24,9 @@ DEMO = Experiment(
     scenes=(("train", 500), ("val", 100)),
     semantic=Semantic(),
 )
+
+# A few epochs on a small folder, from scratch, for the students of experiments/coco_mini.py.
+COCO_MINI = coco_mini.BASE.but(semantic=Semantic())
 
 VOC = Experiment(
     data="voc",
@@ -38,6 +42,7 @@ ROWS = {
     "demo_grabcut": DEMO.but(semantic={"labels": "grabcut"}),
     "demo_student": DEMO.but(semantic={"labels": "student", "student": "demo:box"}),
     "demo_mask": DEMO.but(supervision="mask"),
+    "coco_mini": COCO_MINI,
     "voc_r50": VOC,
     "voc_r101": VOC.but(network=Network(backbone="resnet101")),
     "coco_r50": COCO,

@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_evaluate)
 
     _add_predict(commands)
+    _add_tables(commands)
 
     check = commands.add_parser(
         "check",
@@ -155,6 +156,31 @@ def _data_coco(options: argparse.Namespace) -> int:
     splits = look_at_coco(options.root)
     print(*splits, sep="\n")
     return 0 if all(split.whole for split in splits if split.needed) else 2
+
+
+def _add_tables(commands: Any) -> None:
+    """`misa tables`."""
+    tables = commands.add_parser(
+        "tables",
+        help="the paper's ablation tables: what it prints, what was measured here, what was not run",
+        epilog="example: misa tables 3 --data demo --seeds 5 --run",
+    )
+    tables.add_argument("table", help="3, 4 or 5, or rows to compare with the first: teacher:demo,teacher:demo_boxes")
+    tables.add_argument("--data", default="demo", help="demo, voc or coco_mini (default: demo)")
+    tables.add_argument("--seeds", type=int, default=5, help="how many, from 0 (default: 5)")
+    tables.add_argument(
+        "--run", dest="train", action="store_true", help="train what is missing, go on with what was interrupted"
+    )
+    tables.add_argument("--slots", type=int, default=1, help="trainings at a time on this machine")
+    tables.add_argument("--cluster", default="", help="submit the trainings through submitit instead, such as slurm")
+    tables.add_argument("--data-root", default="datasets", help=_HELP["data_root"])
+    tables.add_argument("--root", default="runs/tables", help="where the runs are (default: runs/tables)")
+    tables.add_argument("--format", choices=("text", "html", "latex", "csv"), default="text")
+    tables.add_argument("--save", help="also write HTML, LaTeX and CSV into this folder")
+    tables.add_argument("--smoke", action="store_true", help="two steps a training, to see that the rows run")
+    for name in ("gpus", "workers", "threads"):
+        tables.add_argument(f"--{name}", type=int, default=None, help=_HELP[name])
+    tables.set_defaults(run=_tables)
 
 
 def _add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -224,6 +250,27 @@ def _train(options: argparse.Namespace) -> int:
     run = train_from(TrainParameters(**{name: getattr(options, name) for name in names}))
     print(run.table())
     print(f"run folder: {run.folder}")
+    return 0
+
+
+def _tables(options: argparse.Namespace) -> int:
+    from misa.engine import sweep
+    from misa.engine.tables import open_table, summary
+
+    if options.seeds < 1 or options.slots < 1:
+        raise UserError(f"seeds and slots must be 1 or more: they are {options.seeds} and {options.slots}.")
+    table = open_table(options.table, data=options.data, seeds=options.seeds, root=options.root, smoke=options.smoke)
+    if options.train:
+        given = {name: getattr(options, name) for name in ("data_root", "gpus", "workers", "threads")}
+        sweep.run(table.every_job(), slots=options.slots, cluster=options.cluster, **given)
+    print(table.render(options.format))
+    if options.format == "text":
+        print(summary(table.every_job()))
+    if options.save:
+        for path in table.save(
+            options.save, f"table{options.table}_{options.data}".replace(":", "_").replace(",", "_")
+        ):
+            print(path)
     return 0
 
 

@@ -320,6 +320,18 @@ def _plain(value: Any) -> Any:
     return {f.name: _plain(getattr(value, f.name)) for f in kept}
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A table of the paper: rows of one module, compared with one of them seed by seed.
+
+    `rows` gives the printed name of every row; a row of the module is called `<data>_<row>`.
+    """
+
+    title: str
+    rows: dict[str, str]
+    baseline: str
+
+
 def _check_choices(value: Any) -> None:
     """ValueError where a field declared as a Literal holds something else."""
     for name, hint in typing.get_type_hints(type(value)).items():

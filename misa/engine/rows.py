@@ -37,7 +37,7 @@ def teacher_row(experiment: Experiment) -> Experiment:
 
 
 def _table(table: str) -> ModuleType:
-    shipped = sorted(p.stem for p in Path(_folder()).glob("*.py") if p.stem != "__init__")
+    shipped = table_names()
     stem = Path(table).stem
     if table in shipped or (table == f"experiments/{stem}.py" and stem in shipped):
         return importlib.import_module(f"experiments.{stem}")
@@ -59,6 +59,11 @@ def _table(table: str) -> ModuleType:
     if not isinstance(getattr(module, "ROWS", None), dict):
         raise UserError(f"{path} defines no dict ROWS; write ROWS = {{'name': Experiment(...)}} in it.")
     return module
+
+
+def table_names() -> list[str]:
+    """The modules of the experiments folder."""
+    return sorted(path.stem for path in _folder().glob("*.py") if path.stem != "__init__")
 
 
 def _folder() -> Path:

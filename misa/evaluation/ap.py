@@ -3,7 +3,7 @@
 import contextlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,19 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+class _Evaluation(COCOeval):
+    """COCOeval in which some objects are neither found nor missed, as COCO has it for objects of other sizes."""
+
+    counts: Callable[[dict[str, Any]], bool] | None = None
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        if self.counts is not None:
+            for objects in self._gts.values():
+                for annotation in objects:
+                    annotation["ignore"] = bool(annotation["ignore"]) or not self.counts(annotation)
 
 
 def read_truth(annotation_file: str | Path) -> COCO:
@@ -26,16 +39,19 @@ def mask_ap(
     *,
     images: Iterable[int] | None = None,
     categories: Iterable[str | int] | None = None,
+    counts: Callable[[dict[str, Any]], bool] | None = None,
 ) -> dict[str, float | None]:
     """AP, AP50, AP75, APs, APm, APl in percent; None where the truth has no object of that size.
 
     `detections` are COCO results: image_id, category_id, score, segmentation (RLE at the original size).
     `images` restricts the evaluation to some image ids, `categories` to some names or ids: those that were trained on,
-    or classes that the network cannot know count as missed.
+    or classes that the network cannot know count as missed. `counts` says of an annotation whether its object is
+    asked for: a detection of any other is dropped, one of no object stays wrong.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         results = _results(truth, detections)
-        evaluation = COCOeval(truth, results, iouType="segm")
+        evaluation = _Evaluation(truth, results, iouType="segm")
+        evaluation.counts = counts
         if images is not None:
             evaluation.params.imgIds = sorted(images)
         if categories is not None:
@@ -88,7 +104,7 @@ def score(
     limit: int | None = None,
     classes: Iterable[str] | None = None,
 ) -> dict[str, Any]:
-    """Mask AP of a results file, and of the same detections as full rectangles.
+    """Mask AP of a results file, of the same detections as full rectangles, and by failure mode where that is noted.
 
     limit: the first images only; classes: the names that were trained on, None for all in the file.
     """
@@ -96,9 +112,15 @@ def score(
     images = truth.getImgIds()[:limit]
     names = None if classes is None else list(classes)
     found = json.loads(Path(detections).read_text())
+    modes = sorted({a["mode"] for a in truth.dataset["annotations"] if "mode" in a})
+    by_mode = {
+        mode: mask_ap(truth, found, images=images, categories=names, counts=lambda a, m=mode: a.get("mode") == m)  # type: ignore[misc]
+        for mode in modes
+    }
     return {
         "segm": mask_ap(truth, found, images=images, categories=names),
         "segm_as_rectangles": mask_ap(truth, as_rectangles(found), images=images, categories=names),
+        **({"segm_by_mode": by_mode} if modes else {}),
         "detections": len(found),
         "images": len(images),
     }

@@ -126,3 +126,28 @@ def test_score_counts_only_the_first_images(truth_file, tmp_path):
     results.write_text(json.dumps([detection(square(10, 10, 40)), detection(square(60, 60, 20))]))
     assert score(truth_file, results)["images"] == 1
     assert score(truth_file, results, limit=0)["images"] == 0
+
+
+def test_objects_that_do_not_count_are_neither_found_nor_missed(truth_file):
+    content = json.loads(truth_file.read_text())
+    for annotation, mode in zip(content["annotations"], ("plain", "contrast"), strict=True):
+        annotation["mode"] = mode
+    truth_file.write_text(json.dumps(content))
+    truth = read_truth(truth_file)
+    both = [detection(square(10, 10, 40), 0.9), detection(square(60, 60, 20), 0.8)]
+    for found, plain in ((both, 100), (both[:1], 100), (both[1:], 0)):
+        assert mask_ap(truth, found, counts=lambda a: a["mode"] == "plain")["AP"] == pytest.approx(plain)
+    wrong = [detection(square(0, 60, 30), 0.95), *both]  # on no object: half of the precision, whatever is asked for
+    assert mask_ap(truth, wrong, counts=lambda a: a["mode"] == "plain")["AP"] == pytest.approx(50)
+
+
+def test_scores_by_failure_mode_where_the_truth_notes_it(truth_file, tmp_path):
+    results = tmp_path / "found.json"
+    results.write_text(json.dumps([detection(square(60, 60, 20))]))
+    assert "segm_by_mode" not in score(truth_file, results)
+    content = json.loads(truth_file.read_text())
+    for annotation, mode in zip(content["annotations"], ("plain", "contrast"), strict=True):
+        annotation["mode"] = mode
+    truth_file.write_text(json.dumps(content))
+    by_mode = score(truth_file, results)["segm_by_mode"]
+    assert {mode: round(values["AP"]) for mode, values in by_mode.items()} == {"contrast": 100, "plain": 0}

@@ -1,0 +1,39 @@
+"""Table 5: which affinity is propagated (color, with the teacher's feature, reweighted by its saliency) and how far.
+
+misa tables 5 --data demo --seeds 5 --run
+misa train experiments/table5_affinity.py:demo_pamr_saliency --smoke
+"""
+
+from experiments.table3_components import BASES, SEPA, student
+from misa.experiment import Comparison
+
+TABLE = Comparison(
+    title="Table 5: effects of pairwise affinities",
+    rows={
+        "pamr_color": "PAMR: color",
+        "pamr_feature": "PAMR: color + feature",
+        "pamr_saliency": "PAMR: color + feature + saliency",
+        "apro_color": "APro: color",
+        "apro_feature": "APro: color + feature",
+        "apro_saliency": "APro: color + feature + saliency",
+    },
+    baseline="apro_color",
+)
+
+_SAME = {name: value for name, value in SEPA.items() if name != "saliency"}
+AFFINITIES = {"color": {}, "feature": {"feature": True, **_SAME}, "saliency": SEPA}
+ROWS = {
+    f"{data}_{mode}_{name}": student(data, mode=mode, **affinity)
+    for data in BASES
+    for mode in ("pamr", "apro")
+    for name, affinity in AFFINITIES.items()
+}
+PAPER = {
+    "pamr_color": (37.7, 65.1, 38.7),
+    "pamr_feature": (37.9, 65.4, 39.1),
+    "pamr_saliency": (38.3, 65.9, 39.3),
+    "apro_color": (38.3, 65.1, 39.4),
+    "apro_feature": (38.7, 65.9, 39.9),
+    "apro_saliency": (39.3, 66.5, 40.1),
+}
+ROWS |= {f"voc_{name}": ROWS[f"voc_{name}"].expecting(*figures) for name, figures in PAPER.items()}

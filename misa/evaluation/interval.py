@@ -1,0 +1,16 @@
+"""Means over seeds, with what chance alone would change."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import t
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Mean and half width of Student's confidence interval; NaN without values, the width also for one."""
+    mean = float(np.mean(values)) if len(values) else math.nan
+    if len(values) < 2:
+        return mean, math.nan
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return mean, float(t.ppf((1 + confidence) / 2, len(values) - 1)) * error
