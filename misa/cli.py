@@ -9,6 +9,7 @@ import importlib
 import sys
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from misa.errors import Diverged, UserError
@@ -107,9 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="read a data set's annotations and images and list what is wrong with them",
-        epilog="example: misa check path/to/coco",
+        epilog="example: misa check path/to/data --picture check.png",
     )
-    check.add_argument("data_root", help="a COCO-layout folder")
+    check.add_argument("data_root", help="a folder in COCO layout, of VOC xml or csv; or one COCO json, or one csv")
+    check.add_argument("--images", help="of one COCO json: the folder of its images (default: beside it)")
+    check.add_argument("--picture", help="draw 16 images with their boxes here (default: runs/check-<data>.png)")
+    check.add_argument("--no-picture", action="store_true", help="draw nothing")
     check.set_defaults(run=_check)
     _add_data(commands)
     return parser
@@ -211,6 +215,7 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument("checkpoint", help="a run folder, a checkpoint in it, or a file made by misa export")
     predict.add_argument("inputs", nargs="+", help="images, folders of images, videos")
     predict.add_argument("--out", required=True, help="the folder of the results; the same command again goes on")
+    predict.add_argument("--boxes", help="known boxes (COCO json, csv, or a folder of VOC xml): a mask for each")
     predict.add_argument("--score", type=float, default=0.3, help="least score of an instance (default 0.3)")
     predict.add_argument("--mask", type=float, help="least probability of a mask's pixel (default: the row's)")
     predict.add_argument("--batch", type=int, default=1, help="images at a time")
@@ -227,13 +232,18 @@ def _add_predict(commands: Any) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    import numpy as np
     import torch
 
-    from misa.engine.predict import predict
+    from misa.data.convert import read_boxes
+    from misa.engine.predict import Boxes, predict
 
     torch.set_num_threads(max(options.threads, 1))
     names = ("out", "score", "mask", "batch", "device", "tile", "overlap", "every", "masks", "overlay")
-    done = predict(options.checkpoint, options.inputs, **{name: getattr(options, name) for name in names})
+    boxes = None
+    if options.boxes:
+        boxes = {name: Boxes(np.array(box), label) for name, (box, label) in read_boxes(options.boxes).items()}
+    done = predict(options.checkpoint, options.inputs, boxes=boxes, **{name: getattr(options, name) for name in names})
     print(f"{done.folder}: {done.instances} instances in {done.images} images")
     if done.failed:
         first = next(iter(done.failed.values()))
@@ -275,14 +285,13 @@ def _tables(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from misa.data.check import check_coco
-    from misa.data.layout import find_layout
+    from misa.engine.checkup import check_data
 
-    layout = find_layout(options.data_root)
-    train = check_coco(*layout.train, verify_images="open")
-    val = check_coco(*layout.val, classes=train.classes, verify_images="open", purpose="eval")
-    print(f"{train}\n\n{val}")
-    return 0 if train.usable and val.usable else 2
+    name = Path(options.data_root).expanduser().resolve().stem
+    picture = None if options.no_picture else options.picture or f"runs/check-{name}.png"
+    found = check_data(options.data_root, images=options.images, picture=picture)
+    print(found)
+    return 0 if found.usable else 2
 
 
 def _evaluate(options: argparse.Namespace) -> int:

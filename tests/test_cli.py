@@ -55,7 +55,7 @@ BAD = {
         "is expected, but found are",
     ),
     "no masks in val": (
-        lambda root: edit(root, lambda c: [a.pop("segmentation") for a in c["annotations"]], "val"),
+        lambda root: edit(root, lambda c: c["annotations"][0].pop("segmentation"), "val"),
         "it has no 'segmentation', and scoring compares with true masks",
     ),
     "a mask in val that does not decode": (
@@ -110,3 +110,52 @@ def test_help_loads_no_framework():
     code = "import sys; from misa.cli import _parser; _parser(); print(sorted({'torch', 'mmdet'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def boxes_only(root):
+    """The same data as csv files, which cannot hold masks."""
+    for split in ("train", "val"):
+        content = json.loads((root / "annotations" / f"instances_{split}2017.json").read_text())
+        file = {image["id"]: f"{split}2017/{image['file_name']}" for image in content["images"]}
+        name = {category["id"]: category["name"] for category in content["categories"]}
+        lines = ["image,x,y,w,h,label"]
+        for a in content["annotations"]:
+            lines.append(",".join(map(str, [file[a["image_id"]], *a["bbox"], name[a["category_id"]]])))
+        (root / f"{split}.csv").write_text("\n".join(lines))
+    shutil.rmtree(root / "annotations")
+
+
+def test_boxes_in_csv_files_train_from_the_same_command(root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    boxes_only(root)
+    run = tmp_path / "run"
+    assert main(["check", str(root), "--picture", str(tmp_path / "check.png")]) == 0
+    assert (tmp_path / "check.png").is_file()
+    assert "(train split): 4 images" in capsys.readouterr().out
+    assert main(["train", "coco_mini:box", "--smoke", "--data-root", str(root), "--work-dir", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "the val split has no masks; the score compares boxes" in out
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert "segm" not in metrics
+    assert set(metrics["bbox"]) == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
+    assert main(["evaluate", str(run)]) == 0
+    assert "boxes" in capsys.readouterr().out
+    assert main(["evaluate", str(run), "--miou"]) == 2
+    assert "mean IoU compares with true masks" in capsys.readouterr().err
+
+
+def test_check_of_one_json_and_what_it_tells(root, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(first(root), root / "val2017" / first(root, "val").name)  # an image of both splits
+    edit(root, lambda c: c["annotations"].append({**c["annotations"][0], "id": 999}))
+    edit(root, lambda c: c["categories"].append({"id": 77, "name": " ".join(c["categories"][0]["name"]).upper()}))
+    json_file = root / "annotations/instances_train2017.json"
+    assert main(["check", str(json_file), "--images", str(root / "train2017")]) == 0
+    out = capsys.readouterr().out
+    assert "has the same box; remove one of them" in out
+    assert "differs from" in out
+    assert (tmp_path / "runs/check-instances_train2017.png").is_file()
+    assert main(["check", str(root), "--no-picture"]) == 2
+    assert "has the same content as" in capsys.readouterr().out
+    assert main(["check", str(root), "--images", str(root)]) == 2
+    assert "images goes with one COCO json" in capsys.readouterr().err

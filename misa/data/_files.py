@@ -1,10 +1,12 @@
 """Looks at the image files that an annotation file lists: there, whole, and of the size it says."""
 
+import filecmp
 import os
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -17,6 +19,8 @@ from misa.data.layout import DataError
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _EXIF_ORIENTATION = 0x0112
 _THREADS = 8
+_AT_ONCE = 2000  # images in the hands of the threads
+_TAIL = 4096  # bytes that tell most files apart
 
 
 class Listed(NamedTuple):
@@ -26,6 +30,7 @@ class Listed(NamedTuple):
     file_name: str
     width: int
     height: int
+    where: str = ""  # where it is listed, for data that was converted
 
 
 class Fault(NamedTuple):
@@ -35,10 +40,18 @@ class Fault(NamedTuple):
     kind: str
     message: str
     cure: str
+    weight: Literal["error", "warning", "note"] = "error"
 
 
-def check_files(images: list[Listed], folder: Path, *, read: bool) -> Iterator[Fault]:
-    """The faults of the listed files, in their order; `read` also opens each file, with a progress bar."""
+Twins = dict[tuple[int, int], list[Path]]
+"""Files by their size and the checksum of their end: only these can be equal."""
+
+
+def check_files(images: list[Listed], folder: Path, *, read: bool, twins: Twins | None = None) -> Iterator[Fault]:
+    """The faults of the listed files, in their order; `read` also opens each file, with a progress bar.
+
+    twins: gathers the files, so that those of equal content are told, across several calls.
+    """
     there: dict[str, list[str]] = {}
     names: set[str] = set()
     for entry in os.scandir(folder):
@@ -56,11 +69,37 @@ def check_files(images: list[Listed], folder: Path, *, read: bool) -> Iterator[F
             yield Fault(image, "image-absent", f"the file {folder / image.file_name} is absent", cure)
     if not read:
         return
-    with ThreadPoolExecutor(_THREADS) as pool:
-        looks = pool.map(lambda image: _look(image, folder), found)
-        # Neither a bar for a second's work nor one in a log file.
-        bar = tqdm(looks, total=len(found), desc="check images", unit="image", leave=False, delay=2, disable=None)
-        yield from (fault for fault in bar if fault)
+    unlisted = len(names) - len({image.file_name for image in found} & names)
+    # Neither a bar for a second's work nor one in a log file.
+    bar = tqdm(total=len(found), desc="check images", unit="image", leave=False, delay=2, disable=None)
+    with bar, ThreadPoolExecutor(_THREADS) as pool:
+        for first in range(0, len(found), _AT_ONCE):
+            some = found[first : first + _AT_ONCE]
+            for image, faults in zip(some, pool.map(lambda image: _look(image, folder), some), strict=True):
+                yield from faults
+                if twins is not None and not any(fault.weight == "error" for fault in faults):
+                    yield from _twin(image, folder / image.file_name, twins)
+                bar.update()
+    if unlisted and found:
+        message = f"the folder {folder} has {unlisted} files that are not listed"
+        yield Fault(Listed(0, "", 0, 0, str(folder)), "unlisted", message, "nothing, if they are not meant", "note")
+
+
+def _twin(image: Listed, path: Path, twins: Twins) -> Iterator[Fault]:
+    """A warning where another file has the same content; whole files are read only where they may be equal."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - _TAIL, 0))
+        mine = twins.setdefault((size, zlib.crc32(file.read())), [])
+    for other in mine:
+        if other == path:
+            return  # listed twice, which is told elsewhere
+        if filecmp.cmp(path, other, shallow=False):
+            message = f"the file {path} has the same content as {other}"
+            cure = "keep one of them; an image that is trained and scored on flatters the score"
+            yield Fault(image, "image-duplicate", message, cure, "warning")
+            return
+    mine.append(path)
 
 
 def _is_file(path: Path) -> bool:
@@ -70,20 +109,59 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _look(image: Listed, folder: Path) -> Fault | None:
+def _look(image: Listed, folder: Path) -> list[Fault]:
     path = folder / image.file_name
     try:
         facts = look(path, listed=(image.width, image.height))
     except BadFile as error:
-        return Fault(image, error.kind, f"the file {path} {error.message}", error.cure)
+        return [Fault(image, error.kind, f"the file {path} {error.message}", error.cure)]
+    faults = [Fault(image, kind, f"the file {path} {words}", cure, weight) for kind, words, cure, weight in facts.odd]
     if (image.width, image.height) == facts.size:
-        return None
+        return faults
     shown, listed = f"{facts.size[0]} x {facts.size[1]}", f"{image.width} x {image.height}"
     if facts.size != facts.raw:
         message = f"the file {path} is read as {shown} pixels, turned by its EXIF orientation, but {listed} are listed"
-        return Fault(image, "image-size", message, "list the turned size and boxes, or remove the orientation")
-    message = f"the file {path} is {shown} pixels, but {listed} are listed"
-    return Fault(image, "image-size", message, "correct width and height, the boxes are in these pixels")
+        cure = "list the turned size and boxes, or remove the orientation"
+    else:
+        message = f"the file {path} is {shown} pixels, but {listed} are listed"
+        cure = "correct width and height, the boxes are in these pixels"
+    return [Fault(image, "image-size", message, cure), *faults]
+
+
+# What a file may be that is read otherwise than it looks: kind, what is said of it, the cure.
+_Odd = tuple[str, str, str, Literal["warning", "note"]]
+_GREY: _Odd = ("image-grey", "is grey and is read as three equal channels", "nothing", "note")
+_TURNED: _Odd = ("image-turned", "is turned by its EXIF orientation when it is read", "nothing", "note")
+_DEEP: _Odd = (
+    "image-16-bit",
+    "has 16 bits a channel, of which the upper 8 are read",
+    "convert it to 8 bits with the contrast that you want",
+    "warning",
+)
+_CLEAR: _Odd = (
+    "image-alpha",
+    "has transparency, which is not read: what is hidden there appears",
+    "put it on a background, if that matters",
+    "warning",
+)
+_INKS: _Odd = (
+    "image-cmyk", "is CMYK, which is read as RGB with other colours", "convert it to RGB yourself", "warning"
+)  # fmt: skip
+
+
+def _odd(picture: Image.Image) -> tuple[_Odd, ...]:
+    """What is told of a picture's kind; nothing is decoded."""
+    found = []
+    deep = picture.mode.startswith("I") or picture.mode == "F" or ";16" in str(getattr(picture, "tile", ""))
+    if deep:
+        found.append(_DEEP)
+    elif picture.mode in ("1", "L", "LA"):
+        found.append(_GREY)
+    if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
+        found.append(_CLEAR)
+    if picture.mode == "CMYK":
+        found.append(_INKS)
+    return tuple(found)
 
 
 class BadFile(Exception):
@@ -95,10 +173,11 @@ class BadFile(Exception):
 
 
 class Facts(NamedTuple):
-    """An image file: (width, height) as it is read and as it lies in the file."""
+    """An image file: (width, height) as it is read and as it lies in the file, and what is odd about it."""
 
     size: tuple[int, int]
     raw: tuple[int, int]
+    odd: tuple[_Odd, ...] = ()
 
 
 def look(path: Path, *, listed: tuple[int, int] | None = None) -> Facts:
@@ -113,7 +192,10 @@ def look(path: Path, *, listed: tuple[int, int] | None = None) -> Facts:
         with Image.open(path) as picture:
             size = raw = picture.size
             # The reader turns a picture as its EXIF says. It is asked itself where that may be: that means decoding.
-            doubt = _may_be_turned(picture) or (listed is not None and raw != listed)
+            odd, orientation = _odd(picture), _orientation(picture)
+            doubt = orientation >= 5 or (listed is not None and raw != listed)
+            if 2 <= orientation <= 8:
+                odd = (*odd, _TURNED)
             if str(picture.format) not in _ENDS and not cv2.haveImageReader(str(path)):
                 message = f"is {picture.format}, which OpenCV does not read here"
                 raise BadFile("image-format", message, "convert it to PNG or JPEG")
@@ -127,7 +209,7 @@ def look(path: Path, *, listed: tuple[int, int] | None = None) -> Facts:
     except (OSError, ValueError, SyntaxError, cv2.error, Image.DecompressionBombError) as error:
         reason = str(error).split("\n")[0].replace(f" {str(path)!r}", "")
         raise BadFile("image-truncated", f"is truncated or no image ({reason})", again) from error
-    return Facts(size, raw)
+    return Facts(size, raw, odd)
 
 
 def require_whole(path: Path) -> None:
@@ -138,14 +220,14 @@ def require_whole(path: Path) -> None:
         raise DataError(f"the file {path} {error.message}; {error.cure}.") from error
 
 
-def _may_be_turned(picture: Image.Image) -> bool:
-    """Whether rows and columns may be swapped when it is read; cheap, as nothing is decoded."""
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, 1 for none, 5 and more where rows and columns may be swapped; nothing is decoded."""
     if picture.format == "PNG" and "exif" not in picture.info:
-        return False  # asking on would decode it
+        return 1  # asking on would decode it
     try:
-        return int(picture.getexif().get(_EXIF_ORIENTATION, 1)) >= 5
+        return int(picture.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # Pillow raises what it likes on broken EXIF
-        return True
+        return 9
 
 
 def _size_as_read(path: Path) -> tuple[int, int]:

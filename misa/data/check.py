@@ -6,26 +6,29 @@ training from boxes: a missing or senseless `segmentation` is no problem there.
 
 import json
 import os
+import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from misa.data._files import Listed, check_files
+from misa.data._files import Listed, Twins, check_files
+from misa.data._jsonfile import read_object
 from misa.data._masks import broken_runs, mask_fault
 from misa.data._values import number, whole
 from misa.data.layout import DataError, PathLike
 from misa.errors import did_you_mean
 
-__all__ = ["Problem", "Purpose", "Report", "check_coco", "require_usable"]
+__all__ = ["Problem", "Purpose", "Report", "Sample", "Twins", "check_coco", "has_masks", "require_usable"]
 
-Purpose = Literal["train", "mask", "eval"]
+Purpose = Literal["train", "mask", "eval", "boxes"]
 # What a purpose needs of an object besides its box, and the reason.
 _NEEDED: dict[str, tuple[str, ...]] = {
     "train": (),
     "mask": ("segmentation", "area"),
     "eval": ("segmentation", "area", "iscrowd"),
+    "boxes": (),
 }
 _WHY = {"mask": "this row learns from masks", "eval": "scoring compares with true masks"}
 _CURE = {
@@ -49,11 +52,20 @@ class Problem:
     message: str
     cure: str
     fatal: bool = True
+    note: bool = False  # not even a warning: good to know
 
     @property
     def sentence(self) -> str:
         """All of it in one sentence."""
         return f"{self.where}: {self.message}; {self.cure}" + ("" if self.cure.endswith("?") else ".")
+
+
+class Sample(NamedTuple):
+    """An image and its boxes (x1 y1 x2 y2 in pixels) with their class names."""
+
+    path: Path
+    boxes: list[list[float]]
+    labels: list[str]
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,7 @@ class Report:
 
     objects: boxes to train on, of the wanted classes, without crowds; empty_images: images without any.
     problems: the first of each kind, fatal ones first; totals: how many of each kind there are in all.
+    notes: what is no problem, but good to know. samples: some images with their boxes, to look at.
     """
 
     annotation_file: Path
@@ -74,6 +87,8 @@ class Report:
     per_class: dict[str, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     totals: dict[str, int] = field(default_factory=dict)
+    notes: tuple[Problem, ...] = ()
+    samples: tuple[Sample, ...] = ()
 
     @property
     def fatal(self) -> tuple[Problem, ...]:
@@ -95,8 +110,9 @@ class Report:
             f"{self.annotation_file}: {self.images} images ({self.empty_images} without objects), "
             f"{self.objects} objects in {len(self.classes)} classes, {self.crowds} crowds"
         )
-        told = Counter(problem.kind for problem in self.problems)
-        lines = [f"{'error' if p.fatal else 'warning'}: {p.sentence}" for p in self.problems]
+        listed = self.problems + self.notes
+        told = Counter(problem.kind for problem in listed)
+        lines = [f"{'error' if p.fatal else 'note' if p.note else 'warning'}: {p.sentence}" for p in listed]
         lines += [
             f"... and {self.totals[kind] - n} more of {kind}" for kind, n in told.items() if self.totals[kind] > n
         ]
@@ -108,14 +124,18 @@ class _Notes:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.converted = False  # its rows then say themselves where they come from
         self.problems: list[Problem] = []
         self.totals: Counter[str] = Counter()
 
-    def add(self, kind: str, place: str, message: str, cure: str, *, fatal: bool = True) -> None:
+    def add(self, kind: str, place: str, message: str, cure: str, *, fatal: bool = True, note: bool = False) -> None:
         self.totals[kind] += 1
         if self.totals[kind] <= _KEPT:
-            where = f"{self.file}, {place}" if place else str(self.file)
-            self.problems.append(Problem(kind, where, message, cure, fatal))
+            where = str(self.file) if not place else place if self.converted else f"{self.file}, {place}"
+            self.problems.append(Problem(kind, where, message, cure, fatal and not note, note))
+
+    def place(self, row: dict[str, Any], otherwise: str) -> str:
+        return str(row["where"]) if self.converted and "where" in row else otherwise
 
 
 def check_coco(
@@ -126,14 +146,21 @@ def check_coco(
     verify_images: Literal["exists", "open"] = "exists",
     purpose: Purpose = "train",
     long_side: int | None = None,
+    samples: int = 0,
+    twins: Twins | None = None,
 ) -> Report:
     """Reads the whole annotation file and looks at the images; never raises for what they hold.
+
+    Annotations are read row by row, twice: what is held in memory are the ids, names and sizes of the images and the
+    ids of the annotations.
 
     classes: the names that must be there (others are left out with a warning); None takes all.
     verify_images: "exists" lists the folder; "open" also reads the start and end of each file (8 threads).
     purpose: "train" looks at boxes only; "mask" also at the masks to learn from (segmentation and area), "eval" at
-        those that pycocotools scores with (and iscrowd).
+        those that pycocotools scores with (and iscrowd); "boxes" is scoring without masks.
     long_side: the cap of the resized long side in pixels; images too thin to be shrunk so far are fatal.
+    samples: how many images to keep with their boxes in the report.
+    twins: gathers the images by content, so that equal ones are told; give it to the check of each split.
 
     Boxes that reach beyond the image are clipped with a warning; boxes without area or wholly outside are fatal,
     except that flat boxes rarer than 1 in 10,000 (COCO itself has two) are left out with a warning.
@@ -141,18 +168,18 @@ def check_coco(
     if verify_images not in ("exists", "open"):
         raise ValueError(f"verify_images must be 'exists' or 'open'; got {verify_images!r}.")
     if purpose not in _NEEDED:
-        raise ValueError(f"purpose must be 'train', 'mask' or 'eval'; got {purpose!r}.")
+        raise ValueError(f"purpose must be 'train', 'mask', 'eval' or 'boxes'; got {purpose!r}.")
     path, folder = Path(annotation_file), Path(image_dir)
     notes = _Notes(path)
-    tables = _load(path, notes)
-    images = _images(tables["images"], notes) if "images" in tables else {}
-    names = _categories(tables["categories"], notes) if "categories" in tables else {}
-    wanted = _match(names, classes, notes) if "categories" in tables else tuple(classes or ())
-    crowds, per_class, busy = 0, dict.fromkeys(wanted, 0), set[int]()
-    if tables.keys() >= {"images", "annotations", "categories"}:
-        crowds, per_class, busy = _annotations(tables["annotations"], images, names, wanted, purpose, notes)
-        if not sum(per_class.values()) and not any(problem.fatal for problem in notes.problems):
-            aim = "to score on" if purpose == "eval" else "to learn from"
+    content = _read(path, notes)
+    images, names = content.images, content.names
+    wanted = _match(names, classes, notes) if "categories" in content.tables else tuple(classes or ())
+    found = _Objects(dict.fromkeys(wanted, 0))
+    if content.tables >= {"images", "annotations", "categories"}:
+        shown = _chosen(images, samples)
+        _annotations(_rows(path, "annotations"), images, names, purpose, found, shown, notes)
+        if not sum(found.per_class.values()) and not any(problem.fatal for problem in notes.problems):
+            aim = "to learn from" if purpose in ("train", "mask") else "to score on"
             notes.add("no-objects", "", f"it has no object {aim}", "add annotations, or choose another file")
     if long_side is not None:
         _thin(images, long_side, notes)
@@ -161,20 +188,46 @@ def check_coco(
         notes.add("image-folder", "", message, "give the folder of the images")
     else:
         listed = [image for image in images.values() if image is not None]
-        for fault in check_files(listed, folder, read=verify_images == "open"):
-            notes.add(fault.kind, f"image {fault.image.id}", fault.message, fault.cure)
+        for fault in check_files(listed, folder, read=verify_images == "open", twins=twins):
+            place = fault.image.where or f"image {fault.image.id}"
+            weight = {"fatal": fault.weight == "error", "note": fault.weight == "note"}
+            notes.add(fault.kind, place, fault.message, fault.cure, **weight)
+    empty = images.keys() - found.busy
+    for image in (images[key] for key in sorted(empty)[:_KEPT]):
+        if image is not None:
+            place = image.where or f"image {image.id}"
+            message, cure = f"{image.file_name} has no object", "nothing, if that is so"
+            notes.add("image-empty", place, message, cure, note=True)
+    if notes.totals["image-empty"]:
+        notes.totals["image-empty"] = len(empty)
     return Report(
-        annotation_file=path,
+        annotation_file=notes.file,
         image_dir=folder,
         images=len(images),
-        objects=sum(per_class.values()),
-        crowds=crowds,
-        empty_images=len(images.keys() - busy),
+        objects=sum(found.per_class.values()),
+        crowds=found.crowds,
+        empty_images=len(empty),
         classes=wanted,
-        per_class=per_class,
-        problems=tuple(sorted(notes.problems, key=lambda problem: not problem.fatal)),
+        per_class=found.per_class,
+        problems=tuple(sorted((p for p in notes.problems if not p.note), key=lambda problem: not problem.fatal)),
         totals=dict(notes.totals),
+        notes=tuple(p for p in notes.problems if p.note),
+        samples=tuple(
+            Sample(folder / image.file_name, *found.shown[key])
+            for key in sorted(found.shown)
+            if (image := images[key]) is not None
+        ),
     )
+
+
+def has_masks(annotation_file: PathLike) -> bool:
+    """Whether any object has a `segmentation`; also where the file cannot be read, which a check will tell."""
+    try:
+        return any(
+            isinstance(row, dict) and "segmentation" in row for row in _rows(Path(annotation_file), "annotations")
+        )
+    except (OSError, ValueError, RecursionError):
+        return True
 
 
 def require_usable(
@@ -202,63 +255,121 @@ def require_usable(
     raise DataError(f"{first[:-1]} ({more} more; `misa check` lists them){first[-1]}" if more else first)
 
 
-def _load(path: Path, notes: _Notes) -> dict[str, list[Any]]:
-    """The three tables of the file, as far as they are there."""
+@dataclass
+class _Content:
+    """What the first reading leaves: which tables are there, the images and class names by id."""
+
+    tables: set[str] = field(default_factory=set)
+    images: dict[int, Listed | None] = field(default_factory=dict)  # None: known but not usable
+    names: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Objects:
+    """What the second reading counts."""
+
+    per_class: dict[str, int]
+    crowds: int = 0
+    busy: set[int] = field(default_factory=set)
+    shown: dict[int, tuple[list[list[float]], list[str]]] = field(default_factory=dict)
+
+
+def _read(path: Path, notes: _Notes) -> _Content:
+    """The file's tables, as far as they are there, without the annotations."""
+    found = _Content()
+    others: list[str] = []
+    files: dict[str, int] = {}
+    counts: Counter[str] = Counter()
+    before = len(notes.problems)
     try:
-        data = json.loads(path.read_bytes())
+        for kind, key, value in read_object(path):
+            if kind == "value" and not key:
+                notes.add("not-coco", "", f"it holds {_kind(value)}, not an object", "give a COCO annotation file")
+                return found
+            if kind == "list":
+                if key in found.tables:
+                    notes.add("duplicate-key", "", f"it has '{key}' more than once", "put all in one list")
+                found.tables.add(key)
+            elif kind == "row" and key == "images":
+                _image(value, counts[key], found.images, files, notes)
+            elif kind == "row" and key == "categories":
+                _category(value, counts[key], found.names, notes)
+            elif kind == "row" and key == "faults" and notes.converted:
+                notes.add(*(str(part) for part in value))
+            elif key == "converted_from":
+                notes.converted, notes.file = True, Path(str(value))
+            elif kind == "value" and key in ("images", "annotations", "categories"):
+                others.append(key)
+                notes.add("not-coco", "", f"'{key}' is {_kind(value)}, not a list", "give a COCO annotation file")
+            if kind != "row":
+                others.append(key)
+            counts[key] += kind == "row"
     except OSError as error:
         notes.add("unreadable", "", f"it cannot be read ({error.strerror})", "give an annotation file that is there")
-        return {}
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        ended = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string")
-        message = "the file ends too early" if ended else f"it is not json ({error.msg})"
-        notes.add("not-json", place, message, "copy or download it again" if ended else "correct it there")
-        return {}
-    except (ValueError, RecursionError) as error:  # not unicode, a number of thousands of digits, nested without end
-        notes.add("not-json", "", f"it is not json ({error})", "give a COCO annotation file")
-        return {}
-    if not isinstance(data, dict):
-        notes.add("not-coco", "", f"it holds {_kind(data)}, not an object", "give a COCO annotation file")
-        return {}
-    tables: dict[str, list[Any]] = {}
+        return _Content()
+    except (ValueError, RecursionError) as error:  # also no unicode, a number of thousands of digits, endless nesting
+        del notes.problems[before:]
+        notes.totals.clear()
+        _not_json(error, notes)
+        return _Content()
     for key in ("images", "annotations", "categories"):
-        if isinstance(data.get(key), list):
-            tables[key] = data[key]
-        elif key in data:
-            notes.add("not-coco", "", f"'{key}' is {_kind(data[key])}, not a list", "give a COCO annotation file")
-        else:
-            hint = did_you_mean(key, (name for name in data if name not in ("info", "licenses")))
-            found = ", ".join(list(data)[:8]) or "nothing"
-            notes.add("missing-key", "", f"it has no '{key}' but {found}{hint.rstrip('?')}", "add the key")
-    return tables
-
-
-def _images(rows: list[Any], notes: _Notes) -> dict[int, Listed | None]:
-    """The images by id; None for one that is known but not usable."""
-    images: dict[int, Listed | None] = {}
-    for index, row in enumerate(rows):
-        key = _key(row, "image", index, notes)
-        if key is None:
-            continue
-        place = f"image {key}"
-        if key in images:
-            notes.add("duplicate-id", place, "this id is used more than once", "number the images apart")
-            continue
-        images[key] = None
-        missing = [name for name in ("file_name", "width", "height") if name not in row]
-        if missing:
-            notes.add("missing-key", place, f"it has no '{missing[0]}'", "add the key")
-        elif not isinstance(row["file_name"], str) or not row["file_name"]:
-            notes.add("bad-value", place, f"file_name is {_kind(row['file_name'])}", "give the name of the image file")
-        elif not (_size(row["width"]) and _size(row["height"])):
-            size = f"{_short(row['width'])} x {_short(row['height'])}"
-            notes.add("bad-value", place, f"its size is {size}", "give width and height as whole numbers above 0")
-        else:
-            images[key] = Listed(key, row["file_name"], int(row["width"]), int(row["height"]))
-    if not rows:
+        if key not in others:
+            hint = did_you_mean(key, (name for name in others if name not in ("info", "licenses")))
+            there = ", ".join(others[:8]) or "nothing"
+            notes.add("missing-key", "", f"it has no '{key}' but {there}{hint.rstrip('?')}", "add the key")
+    if "images" in found.tables and not counts["images"]:
         notes.add("no-images", "", "it lists no images", "choose another file, this data set is empty")
-    return images
+    if "categories" in found.tables and not counts["categories"]:
+        notes.add("no-classes", "", "it lists no categories", "add the classes as [{'id': 1, 'name': ...}, ...]")
+    return found
+
+
+def _not_json(error: Exception, notes: _Notes) -> None:
+    if not isinstance(error, json.JSONDecodeError):
+        notes.add("not-json", "", f"it is not json ({error})", "give a COCO annotation file")
+        return
+    place = f"line {error.lineno}, column {error.colno}"
+    ended = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string")
+    message = "the file ends too early" if ended else f"it is not json ({error.msg})"
+    notes.add("not-json", place, message, "copy or download it again" if ended else "correct it there")
+
+
+def _rows(path: Path, key: str) -> Iterator[Any]:
+    """The rows of a list in a file that has been read before."""
+    return (event.value for event in read_object(path) if event.kind == "row" and event.key == key)
+
+
+def _chosen(images: dict[int, Listed | None], count: int) -> list[int]:
+    """Some images to look at, the same each time."""
+    usable = [key for key, image in images.items() if image is not None]
+    return random.Random(0).sample(usable, min(count, len(usable)))
+
+
+def _image(row: Any, index: int, images: dict[int, Listed | None], files: dict[str, int], notes: _Notes) -> None:
+    key = _key(row, "image", index, notes)
+    if key is None:
+        return
+    place = notes.place(row, f"image {key}")
+    if key in images:
+        notes.add("duplicate-id", place, "this id is used more than once", "number the images apart")
+        return
+    images[key] = None
+    missing = [name for name in ("file_name", "width", "height") if name not in row]
+    if missing:
+        notes.add("missing-key", place, f"it has no '{missing[0]}'", "add the key")
+    elif not isinstance(row["file_name"], str) or not row["file_name"]:
+        notes.add("bad-value", place, f"file_name is {_kind(row['file_name'])}", "give the name of the image file")
+    elif not (_size(row["width"]) and _size(row["height"])):
+        size = f"{_short(row['width'])} x {_short(row['height'])}"
+        notes.add("bad-value", place, f"its size is {size}", "give width and height as whole numbers above 0")
+    else:
+        name = row["file_name"]
+        where = place if notes.converted else ""
+        images[key] = Listed(key, name, int(row["width"]), int(row["height"]), where)
+        if name in files:
+            message = f"{name} is listed before, as image {files[name]}"
+            notes.add("duplicate-file", place, message, "list every file once, with all its objects", fatal=False)
+        files.setdefault(name, key)
 
 
 def _thin(images: dict[int, Listed | None], long_side: int, notes: _Notes) -> None:
@@ -271,25 +382,23 @@ def _thin(images: dict[int, Listed | None], long_side: int, notes: _Notes) -> No
             notes.add("image-thin", f"image {image.id}", message, "cut it into parts, or take it out of the list")
 
 
-def _categories(rows: list[Any], notes: _Notes) -> dict[int, str]:
-    """The class names by id."""
-    names: dict[int, str] = {}
-    for index, row in enumerate(rows):
-        key = _key(row, "category", index, notes)
-        if key is None:
-            continue
-        place, name = f"category {key}", row.get("name")
-        if key in names:
-            notes.add("duplicate-id", place, "this id is used more than once", "number the categories apart")
-        elif not isinstance(name, str) or not name:
-            notes.add("missing-key", place, "it has no 'name'", "add the key")
-        elif name in names.values():
-            notes.add("duplicate-name", place, f"the name {name!r} is used more than once", "name each class once")
-        else:
-            names[key] = name
-    if not rows:
-        notes.add("no-classes", "", "it lists no categories", "add the classes as [{'id': 1, 'name': ...}, ...]")
-    return names
+def _category(row: Any, index: int, names: dict[int, str], notes: _Notes) -> None:
+    key = _key(row, "category", index, notes)
+    if key is None:
+        return
+    place, name = f"category {key}", row.get("name")
+    if key in names:
+        notes.add("duplicate-id", place, "this id is used more than once", "number the categories apart")
+    elif not isinstance(name, str) or not name:
+        notes.add("missing-key", place, "it has no 'name'", "add the key")
+    elif name in names.values():
+        notes.add("duplicate-name", place, f"the name {name!r} is used more than once", "name each class once")
+    else:
+        alike = [other for other in names.values() if "".join(other.split()).lower() == "".join(name.split()).lower()]
+        if alike:
+            message = f"the class {name!r} differs from {alike[0]!r} in case or spaces only"
+            notes.add("class-names-alike", place, message, "give both one name, if they are one class", fatal=False)
+        names[key] = name
 
 
 def _match(names: dict[int, str], classes: Sequence[str] | None, notes: _Notes) -> tuple[str, ...]:
@@ -311,24 +420,26 @@ def _match(names: dict[int, str], classes: Sequence[str] | None, notes: _Notes) 
 
 
 def _annotations(
-    rows: list[Any],
+    rows: Iterator[Any],
     images: dict[int, Listed | None],
     names: dict[int, str],
-    wanted: tuple[str, ...],
     purpose: str,
+    found: _Objects,
+    shown: list[int],
     notes: _Notes,
-) -> tuple[int, dict[str, int], set[int]]:
-    """The number of crowds, of objects by class, and the images with objects."""
+) -> None:
+    """Count the crowds, the objects by class, the images with objects; keep the boxes of those to be shown."""
     seen: set[int] = set()
-    busy: set[int] = set()
+    boxes: set[int] = set()
     flat: list[tuple[str, str]] = []
     masks: list[tuple[str, str, int]] = []
-    crowds, per_class = 0, dict.fromkeys(wanted, 0)
+    index, per_class = -1, found.per_class
+    found.shown = {key: ([], []) for key in shown}
     for index, row in enumerate(rows):
         key = _key(row, "annotation", index, notes)
         if key is None:
             continue
-        place = f"annotation {key}"
+        place = notes.place(row, f"annotation {key}")
         if key in seen:
             notes.add("duplicate-id", place, "this id is used more than once", "number the annotations apart")
             continue
@@ -352,22 +463,31 @@ def _annotations(
             continue
         if names[category] in per_class and not _mask(row, images[image], place, purpose, masks, notes):
             continue
-        if not _box(row["bbox"], images[image], f"{place} on image {image}", flat, notes):
+        at = place if notes.converted else f"{place} on image {image}"
+        if not _box(row["bbox"], images[image], at, flat, notes):
             continue
         if crowd:
-            crowds += 1
+            found.crowds += 1
         elif names[category] in per_class:
             per_class[names[category]] += 1
-            busy.add(image)
+            found.busy.add(image)
+            same = hash((image, category, *row["bbox"]))
+            if same in boxes:
+                message = f"another {names[category]} of this image has the same box"
+                notes.add("duplicate-box", at, message, "remove one of them", fatal=False)
+            boxes.add(same)
+            if image in found.shown:
+                x, y, w, h = row["bbox"]
+                found.shown[image][0].append([x, y, x + w, y + h])
+                found.shown[image][1].append(names[category])
     broken = broken_runs([counts for _, counts, _ in masks], [pixels for _, _, pixels in masks])
     for (place, _, _), bad in zip(masks, broken, strict=True):
         if bad:
             notes.add("bad-mask", place, "segmentation has counts that cannot be decoded", "draw or encode it again")
-    few = len(flat) <= _FEW * len(rows)
+    few = len(flat) <= _FEW * (index + 1)
     for place, message in flat:
         cure = "it is left out" if few else "give it a width and height above 0, or remove it"
         notes.add("box-size", place, message, cure, fatal=not few)
-    return crowds, per_class, busy
 
 
 def _mask(
@@ -385,7 +505,7 @@ def _mask(
             message, cure = f"{message}, and {_WHY[purpose]}", _CURE[purpose]
         notes.add("missing-key", place, message, cure)
         return False
-    if purpose == "train":
+    if not _NEEDED[purpose]:
         return True
     if not number(row["area"]):
         notes.add("bad-value", place, f"area is {_short(row['area'])}", "give the mask's number of pixels")

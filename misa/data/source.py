@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from misa.data.check import Purpose, Report, require_usable
-from misa.data.layout import Split, find_layout
+from misa.data.check import Purpose, Report, has_masks, require_usable
+from misa.data.convert import open_layout
+from misa.data.layout import Split
 from misa.data.synthetic import EDITION, Scenes, write_scenes
 from misa.experiment import Experiment
 
@@ -16,6 +17,11 @@ _COUNTED = {
     "box-clipped": ("box clipped", "boxes clipped"),
     "box-thin": ("box thinner than a pixel left out", "boxes thinner than a pixel left out"),
     "box-size": ("box without area left out", "boxes without area left out"),
+    "duplicate-box": ("box given twice", "boxes given twice"),
+    "duplicate-file": ("image listed twice", "images listed twice"),
+    "image-16-bit": ("image of 16 bits read as 8", "images of 16 bits read as 8"),
+    "image-alpha": ("image whose transparency is not read", "images whose transparency is not read"),
+    "image-cmyk": ("CMYK image read as RGB", "CMYK images read as RGB"),
 }
 # Checks that this process has passed: look, train and evaluate in one notebook read the images once.
 _passed: dict[tuple[Any, ...], Report] = {}
@@ -27,6 +33,7 @@ class Source:
     """A data set that can be trained on: both splits and the classes, in the annotation file's order.
 
     images: how many training images the experiment uses; 0 where only the validation split was opened.
+    masks: whether the validation split has true masks to score with, or boxes only.
     """
 
     root: Path
@@ -34,6 +41,7 @@ class Source:
     val: Split
     classes: tuple[str, ...]
     images: int = 0
+    masks: bool = True
 
 
 def open_source(
@@ -47,7 +55,8 @@ def open_source(
 
     Args:
         experiment: says which data, whether masks are learned from, and how far images are shrunk.
-        data_root: a COCO-layout folder; for data="demo" the folder that the embedded data goes into.
+        data_root: a folder in COCO layout, of VOC xml or csv; for data="demo" the folder that the embedded data goes
+            into.
         classes: those that must be there, in this order; None: the training split's.
         need_train: off: only the validation split is looked at, for which `classes` must be given.
 
@@ -61,7 +70,7 @@ def open_source(
         scenes = Scenes(**dict(experiment.scenes))
         name = hashlib.sha256(f"{EDITION} {scenes!r}".encode()).hexdigest()[:8]
         root = write_scenes(root / f"demo-{name}", scenes)
-    layout = find_layout(root, need_train=need_train)
+    layout = open_layout(root, need_train=need_train)
     wanted, images = tuple(classes) if classes is not None else None, 0
     cap = experiment.augmentation.long_side
     if need_train:
@@ -69,8 +78,12 @@ def open_source(
         report = _checked(layout.root, "train", layout.train, wanted, purpose, cap)
         wanted = report.classes
         images = report.images if experiment.limit is None else min(report.images, experiment.limit)
-    report = _checked(layout.root, "val", layout.val, wanted, "eval", cap)
-    return Source(layout.root, layout.train, layout.val, report.classes, images)
+    masks = has_masks(layout.val.annotations)
+    report = _checked(layout.root, "val", layout.val, wanted, "eval" if masks else "boxes", cap)
+    if not masks and (layout.root, "masks") not in _told:
+        _told.add((layout.root, "masks"))
+        print("data: the val split has no masks; the score compares boxes around the masks with its boxes", flush=True)
+    return Source(layout.root, layout.train, layout.val, report.classes, images, masks)
 
 
 def _checked(

@@ -36,6 +36,8 @@ def evaluate(
     """
     choose_device(gpus, threads)
     experiment, source, folder, params = opened(run_folder, data_root=data_root)
+    if merged and not source.masks:
+        raise UserError(f"mean IoU compares with true masks, and {source.val.annotations} has none; leave miou out.")
     path = None if checkpoint == "none" else Path(checkpoint) if checkpoint else last_checkpoint(folder)
     with tempfile.TemporaryDirectory() as scratch:
         config = run_config(

@@ -54,7 +54,9 @@ def results(run: Run, *, count: int = 6, seed: int = 0, threshold: float = 0.3) 
                 "boxes": sample["boxes"],
                 "predicted": predicted,
                 "predicted_labels": labels,
-                "truth": stacked_objects(truth, run.source.classes, image_id),
+                "truth": stacked_objects(truth, run.source.classes, image_id)
+                if run.source.masks
+                else _stack([], sample["image"].shape[:2]),
             }
         )
     return rows

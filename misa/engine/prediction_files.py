@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from pycocotools import mask as rle
 
+from misa.data._jsonfile import ObjectFile
 from misa.data.inputs import Video
 from misa.data.runs import decode_part
 from misa.engine.student import Image, Instances
@@ -120,7 +121,7 @@ def collect(folder: Path, classes: Sequence[str], *, prompted: bool) -> tuple[in
     """
     category = {name: i + 1 for i, name in enumerate(classes)}
     images = instances = 0
-    with _Table(folder / "instances.csv", prompted) as table, _Json(folder / "instances.json") as result:
+    with _Table(folder / "instances.csv", prompted) as table, ObjectFile(folder / "instances.json") as result:
         result.value("categories", [{"id": i, "name": name} for name, i in category.items()])
         with result.rows("images") as add:
             for images, (_, row) in enumerate(records(folder), 1):
@@ -171,52 +172,6 @@ class _Table:
         self.file.close()
         if kind is None:
             os.replace(self.file.name, self.path)
-
-
-class _Json:
-    """A json object written piece by piece, put in place when it is complete."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.first = True
-
-    def __enter__(self) -> "_Json":
-        self.file = self.path.with_name(self.path.name + ".part").open("w")
-        self.file.write("{")
-        return self
-
-    def value(self, key: str, value: Any) -> None:
-        """A key with its value."""
-        self.file.write(("" if self.first else ",") + f"\n{json.dumps(key)}: {json.dumps(value)}")
-        self.first = False
-
-    def rows(self, key: str) -> "_Rows":
-        """A key with a list, of which each row is added by itself."""
-        return _Rows(self, key)
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            self.file.write("\n}\n")
-        self.file.close()
-        if kind is None:
-            os.replace(self.file.name, self.path)
-
-
-class _Rows:
-    def __init__(self, parent: _Json, key: str) -> None:
-        self.parent, self.key, self.between = parent, key, "\n"
-
-    def __enter__(self) -> Callable[[Any], None]:
-        self.parent.file.write(("" if self.parent.first else ",") + f"\n{json.dumps(self.key)}: [")
-        self.parent.first = False
-        return self._add
-
-    def _add(self, row: Any) -> None:
-        self.parent.file.write(self.between + json.dumps(row))
-        self.between = ",\n"
-
-    def __exit__(self, *_: Any) -> None:
-        self.parent.file.write("\n]")
 
 
 def film(folder: Path, video: Video, every: int) -> None:

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torchvision.ops import box_iou
 
-from misa.data.runs import encode_part
-from misa.engine.student import Image, Instances, Student, View, extent, views
+from misa.data.runs import decode_part, encode_part
+from misa.engine.student import Image, Instances, Student, View, extent, find, views
 from misa.errors import UserError
 from misa.models.decode import Part, cell_masks, enlarge, enlargement
 from misa.ops.boxes import box_masks, positive_cells
@@ -36,6 +37,8 @@ def find_boxes(
     the mask's pixels. A box for which nothing is proposed is left out: `prompts` names the boxes that were answered.
     A label that is None is predicted.
 
+    Students other than SOLOv2 have no cells: there the instances that they find are matched to the boxes.
+
     boxes: (n 4) x1 y1 x2 y2 in pixels of the image. mask: least probability of a pixel (default: the row's).
 
     Raises:
@@ -49,6 +52,8 @@ def find_boxes(
     for name in wanted:
         if name is not None and name not in student.classes:
             raise UserError(f"the student knows no class {name!r}; its classes are {', '.join(student.classes)}.")
+    if student.experiment.student != "solov2":
+        return _answers(find(student, [image], score=0.0, mask=mask)[0], boxes, wanted)
     threshold = student.experiment.inference.mask if mask is None else mask
     (view,) = views(student, [image])
     chosen = _matched(student, view, boxes, size, threshold)
@@ -119,6 +124,23 @@ def _span(touched: Tensor) -> Tensor:
     first = touched.int().argmax(dim=1)
     last = length - 1 - touched.flip(1).int().argmax(dim=1)
     return torch.where(touched.any(dim=1), last - first + 1, 0)
+
+
+def _answers(found: Instances, boxes: NDArray[np.float64], wanted: Sequence[str | None]) -> Instances:
+    """Of the instances found in an image the one that answers each box, where there is one."""
+    overlap = box_iou(torch.as_tensor(boxes), torch.as_tensor(found.boxes)).numpy() if len(found) else np.zeros((0, 0))
+    rows, columns = linear_sum_assignment(overlap, maximize=True)
+    pairs = [(i, k) for i, k in zip(rows.tolist(), columns.tolist(), strict=True) if overlap[i, k] > 0]
+    parts = [_within(Part(*decode_part(found.runs[k])), boxes[i]) for i, k in pairs]
+    kept = [(i, k, part) for (i, k), part in zip(pairs, parts, strict=True) if part.pixels.any()]
+    return Instances(
+        found.size,
+        np.array([overlap[i, k] * found.scores[k] for i, k, _ in kept], dtype=float),
+        tuple(wanted[i] or found.labels[k] for i, k, _ in kept),
+        np.array([extent(part) for *_, part in kept], dtype=float).reshape(-1, 4),
+        tuple(encode_part(part.pixels, part.top, part.left, found.size) for *_, part in kept),
+        tuple(i for i, *_ in kept),
+    )
 
 
 def _checked(boxes: Any, size: tuple[int, int]) -> NDArray[np.float64]:

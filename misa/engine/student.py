@@ -12,6 +12,7 @@ from typing import Any
 import mmcv
 import numpy as np
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from misa.engine.evaluate import fill, require_fit
 from misa.engine.record import read_params
 from misa.errors import UserError
 from misa.experiment import Experiment
-from misa.models.decode import Dense, Found, Part, decode, dense_outputs, enlarge, enlargement
+from misa.models.decode import Dense, Found, Part, decode, dense_outputs, enlarge, enlargement, whole_part
 
 CARD = "student"
 """The key of an exported checkpoint under which its row and classes are."""
@@ -143,10 +144,16 @@ def find(
 ) -> list[Instances]:
     """The instances of RGB images (h w 3, 0..255).
 
-    score: least score of an instance; mask: least probability of a mask's pixel (default: the row's); per_image: most
-    instances of an image (default: the row's). Images that have one size as the network sees them run together;
-    others would be padded, which moves the network's grid.
+    score: least score of an instance; mask: least probability of a mask's pixel, of SOLOv2 only (default: the row's);
+    per_image: most instances of an image (default: the row's). Images that have one size as the network sees them run
+    together; others would be padded, which moves the network's grid.
     """
+    if student.experiment.student != "solov2":
+        if mask is not None:
+            raise UserError(
+                f"mask is a threshold of solov2 students; {student.path} is a {student.experiment.student}."
+            )
+        return _find_by_mmdet(student, images, score, per_image)
     inference = student.experiment.inference
     threshold = inference.mask if mask is None else mask
     grids, strides = student.experiment.network.grids, student.experiment.network.strides
@@ -163,6 +170,39 @@ def find(
             per_image=per_image or inference.per_image,
         )
         results.append(as_instances(student, found, view, (image.shape[0], image.shape[1]), threshold))
+    return results
+
+
+def _find_by_mmdet(student: Student, images: Sequence[Image], score: float, per_image: int | None) -> list[Instances]:
+    """What the other students' own heads find; masks of the whole image are in memory for one image at a time."""
+    results = []
+    for image in images:
+        resized = resize(image, student.experiment)
+        h, w = resized.shape[:2]
+        meta = {
+            "img_shape": (h, w),
+            "ori_shape": image.shape[:2],
+            "scale_factor": (w / image.shape[1], h / image.shape[0]),
+        }
+        sample = DetDataSample(metainfo=meta)
+        data = student.model.data_preprocessor(  # type: ignore[operator]
+            {"inputs": [_tensor(resized)], "data_samples": [sample]}, False
+        )
+        (answer,) = student.model.predict(data["inputs"], data["data_samples"], rescale=True)  # type: ignore[operator]
+        found = answer.pred_instances
+        order = found.scores.argsort(descending=True)[:per_image]
+        chosen = [i for i in order.tolist() if found.scores[i] >= score and found.masks[i].any()]
+        parts = [whole_part(found.masks[i].cpu().numpy()) for i in chosen]
+        size = (image.shape[0], image.shape[1])
+        results.append(
+            Instances(
+                size,
+                found.scores.double().cpu().numpy()[chosen],
+                tuple(student.classes[int(found.labels[i])] for i in chosen),
+                np.array([extent(part) for part in parts], dtype=float).reshape(-1, 4),
+                tuple(encode_part(part.pixels, part.top, part.left, size) for part in parts),
+            )
+        )
     return results
 
 

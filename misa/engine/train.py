@@ -38,7 +38,12 @@ class Run:
     metrics: dict[str, Any]
 
     def scores(self) -> dict[str, dict[str, float | None]]:
-        """A student's mask AP and what the same detections score as full rectangles; a teacher's IoU a class."""
+        """A student's mask AP and what the same detections score as full rectangles; a teacher's IoU a class.
+
+        Where the validation data has no masks, the AP of the boxes around the predicted ones.
+        """
+        if "bbox" in self.metrics:
+            return {"boxes": self.metrics["bbox"]}
         if "segm" not in self.metrics:
             return {"IoU": iou_figures(self.metrics)}
         return {"masks": self.metrics["segm"], "as rectangles": self.metrics["segm_as_rectangles"]}
@@ -49,7 +54,7 @@ class Run:
 
     def table(self) -> str:
         """The scores as text, with the IoU of a student's merged instances where it was asked for."""
-        tables = [score_table(self.scores())] if "segm" in self.metrics else []
+        tables = [] if self.metrics.keys().isdisjoint(("segm", "bbox")) else [score_table(self.scores())]
         if "miou" in self.metrics:
             # A line a class: there may be eighty.
             name = "merged IoU" if tables else "IoU"
@@ -213,9 +218,18 @@ def train(
 
 def scored(experiment: Experiment, source: Source, folder: Path) -> dict[str, Any]:
     """The scores of the predictions in a run folder."""
+    if experiment.semantic is not None and not source.masks:
+        # Its label maps have nothing to be compared with; a student still learns from it.
+        return {"miou": None, "miou_foreground": None, "iou": dict.fromkeys((*source.classes, "background"))}
     if experiment.semantic is not None:
         return score_label_maps(source, folder / LABEL_MAPS, limit=experiment.limit)
-    return score(source.val.annotations, folder / DETECTIONS, limit=experiment.limit, classes=source.classes)
+    return score(
+        source.val.annotations,
+        folder / DETECTIONS,
+        limit=experiment.limit,
+        classes=source.classes,
+        masks=source.masks,
+    )
 
 
 def choose_device(gpus: int | None, threads: int) -> str:

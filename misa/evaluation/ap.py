@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
@@ -40,17 +40,19 @@ def mask_ap(
     images: Iterable[int] | None = None,
     categories: Iterable[str | int] | None = None,
     counts: Callable[[dict[str, Any]], bool] | None = None,
+    compare: Literal["segm", "bbox"] = "segm",
 ) -> dict[str, float | None]:
     """AP, AP50, AP75, APs, APm, APl in percent; None where the truth has no object of that size.
 
     `detections` are COCO results: image_id, category_id, score, segmentation (RLE at the original size).
     `images` restricts the evaluation to some image ids, `categories` to some names or ids: those that were trained on,
     or classes that the network cannot know count as missed. `counts` says of an annotation whether its object is
-    asked for: a detection of any other is dropped, one of no object stays wrong.
+    asked for: a detection of any other is dropped, one of no object stays wrong. `compare="bbox"` scores the boxes
+    around the masks, for a truth without masks.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         results = _results(truth, detections)
-        evaluation = _Evaluation(truth, results, iouType="segm")
+        evaluation = _Evaluation(truth, results, iouType=compare)
         evaluation.counts = counts
         if images is not None:
             evaluation.params.imgIds = sorted(images)
@@ -103,15 +105,23 @@ def score(
     *,
     limit: int | None = None,
     classes: Iterable[str] | None = None,
+    masks: bool = True,
 ) -> dict[str, Any]:
     """Mask AP of a results file, of the same detections as full rectangles, and by failure mode where that is noted.
 
-    limit: the first images only; classes: the names that were trained on, None for all in the file.
+    limit: the first images only; classes: the names that were trained on, None for all in the file. masks: whether the
+    truth has any; without, box AP of the boxes around the predicted masks is all there is to say.
     """
     truth = read_truth(annotation_file)
     images = truth.getImgIds()[:limit]
     names = None if classes is None else list(classes)
     found = json.loads(Path(detections).read_text())
+    if not masks:
+        for annotation in truth.dataset["annotations"]:
+            annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+            annotation.setdefault("iscrowd", 0)
+        boxes = mask_ap(truth, found, images=images, categories=names, compare="bbox")
+        return {"bbox": boxes, "detections": len(found), "images": len(images)}
     modes = sorted({a["mode"] for a in truth.dataset["annotations"] if "mode" in a})
     by_mode = {
         mode: mask_ap(truth, found, images=images, categories=names, counts=lambda a, m=mode: a.get("mode") == m)  # type: ignore[misc]

@@ -145,6 +145,11 @@ def _reached(weights: Tensor, sure: Tensor) -> slice:
     return slice(0, 0) if len(touched) == 0 else slice(int(touched[0]), int(touched[-1]) + 1)
 
 
+def whole_part(pixels: NDArray[np.bool_]) -> Part:
+    """A mask of the whole image (h w) within its extent."""
+    return _trimmed(0, 0, pixels)
+
+
 def _trimmed(top: int, left: int, pixels: NDArray[Any]) -> Part:
     rows, columns = np.nonzero(pixels.any(axis=1))[0], np.nonzero(pixels.any(axis=0))[0]
     if len(rows) == 0:

@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from misa.data._masks import broken_runs
-from misa.data.check import Report, check_coco, require_usable
+from misa.data.check import Report, Twins, check_coco, require_usable
 from misa.data.layout import DataError
 
 Spoil = Callable[..., tuple[Path, Path]]
@@ -103,7 +103,7 @@ def test_two_flat_boxes_in_all_of_coco_are_no_reason_to_stop(spoil: Spoil, copie
 
     report = check_coco(*spoil(change))
     assert report.usable is usable
-    assert report.totals == {"box-size": 2}
+    assert report.totals["box-size"] == 2
 
 
 def test_an_absent_image_is_named(spoil: Spoil) -> None:
@@ -458,7 +458,7 @@ def test_wrong_arguments_are_named(spoil: Spoil) -> None:
     files = spoil()
     with pytest.raises(ValueError, match="verify_images must be 'exists' or 'open'"):
         check_coco(*files, verify_images="decode")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="purpose must be 'train', 'mask' or 'eval'"):
+    with pytest.raises(ValueError, match="purpose must be 'train', 'mask', 'eval' or 'boxes'"):
         check_coco(*files, purpose="test")  # type: ignore[arg-type]
 
 
@@ -499,9 +499,98 @@ def test_no_mutation_escapes(spoil: Spoil, random: st.DataObject) -> None:
         text = text[: random.draw(st.integers(0, len(text)))]
     file.write_text(text)
     report = check_coco(
-        file, folder, verify_images="open", purpose=random.draw(st.sampled_from(["train", "mask", "eval"]))
+        file, folder, verify_images="open", purpose=random.draw(st.sampled_from(["train", "mask", "eval", "boxes"]))
     )
     assert isinstance(report, Report)
     assert str(report)
     with contextlib.suppress(DataError):
         assert require_usable(file, folder).usable
+
+
+def grey(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels[..., 0])
+
+
+ODD: dict[str, tuple[Callable[[np.ndarray], Image.Image], str, str]] = {
+    "grey": (grey, "x.png", "note: {}, image 7: the file {} is grey"),
+    "grey jpeg": (grey, "x.jpg", "note: {}, image 7: the file {} is grey"),
+    "alpha": (
+        lambda p: Image.fromarray(p).convert("RGBA"),
+        "x.png",
+        "warning: {}, image 7: the file {} has transparency",
+    ),
+    "palette with alpha": (
+        lambda p: Image.fromarray(p).convert("RGBA").quantize(8),
+        "x.png",
+        "warning: {}, image 7: the file {} has transparency",
+    ),
+    "16 bits": (
+        lambda p: Image.fromarray(p[..., 0].astype(np.uint16) * 200),
+        "x.png",
+        "warning: {}, image 7: the file {} has 16 bits a channel",
+    ),
+    "CMYK": (lambda p: Image.fromarray(p).convert("CMYK"), "x.jpg", "warning: {}, image 7: the file {} is CMYK"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_kinds_of_files_are_told_and_usable(spoil: Spoil, kind: str) -> None:
+    make, name, words = ODD[kind]
+    file, folder = spoil(lambda data: data["images"][0].update(file_name=name))
+    make(np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(folder / name)
+    report = check_coco(file, folder, verify_images="open")
+    assert report.usable
+    assert words.format(file, folder / name) in str(report)
+    assert mmcv.imread(folder / name).shape == (30, 40, 3), "and it is read"
+
+
+def test_16_bits_in_color_are_told(spoil: Spoil) -> None:
+    import cv2
+
+    file, folder = spoil(lambda data: data["images"][0].update(file_name="x.png"))
+    cv2.imwrite(str(folder / "x.png"), np.full((30, 40, 3), 4000, np.uint16))
+    assert "has 16 bits a channel" in str(check_coco(file, folder, verify_images="open"))
+
+
+def test_what_is_given_twice_is_told(spoil: Spoil) -> None:
+    def change(data: Data) -> None:
+        data["images"].append({**data["images"][0], "id": 70})
+        data["annotations"].append({**data["annotations"][0], "id": 70})
+        data["categories"].append({"id": 9, "name": "Cat "})
+
+    file, folder = spoil(change)
+    Image.open(folder / "b.png").save(folder / "c.png")
+    text = str(check_coco(file, folder, verify_images="open"))
+    assert "warning: " in text
+    assert "image 70: a.jpg is listed before, as image 7" in text
+    assert "annotation 70 on image 7: another cat of this image has the same box" in text
+    assert "category 9: the class 'Cat ' differs from 'cat' in case or spaces only" in text
+    assert "note: " in text
+    assert "has 1 files that are not listed" in text
+    assert "image 70: a.jpg has no object" in text
+
+
+def test_equal_files_are_told_across_splits(spoil: Spoil) -> None:
+    file, folder = spoil(lambda data: data["images"][1].update(file_name="copy.jpg", width=40, height=30))
+    shutil.copy(folder / "a.jpg", folder / "copy.jpg")
+    twins: Twins = {}
+    report = check_coco(file, folder, verify_images="open", twins=twins)
+    assert report.totals["image-duplicate"] == 1
+    assert f"copy.jpg has the same content as {folder / 'a.jpg'}" in str(report)
+    assert "image-duplicate" not in check_coco(file, folder, verify_images="open").totals, "only where asked for"
+    other = shutil.copytree(folder, folder.parent / "val")
+    assert check_coco(file, other, verify_images="open", twins=twins).totals["image-duplicate"] == 2
+    with (other / "a.jpg").open("r+b") as stream:  # equal ends alone are not equal files
+        stream.seek(100)
+        stream.write(b"\0\1\2")
+    assert check_coco(file, other, twins=twins, verify_images="open").totals["image-duplicate"] == 1
+
+
+def test_some_images_are_kept_to_look_at(spoil: Spoil) -> None:
+    file, folder = spoil()
+    samples = {sample.path.name: sample for sample in check_coco(file, folder, samples=16).samples}
+    assert set(samples) == {"a.jpg", "b.png"}
+    assert samples["a.jpg"].boxes == [[2.0, 3.0, 12.0, 15.5]], "the crowd is not drawn"
+    assert samples["b.png"].labels == ["dog"]
+    assert len(check_coco(file, folder, samples=1).samples) == 1
+    assert check_coco(file, folder).samples == ()

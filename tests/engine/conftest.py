@@ -17,6 +17,12 @@ SMALL = Experiment(
 
 
 @pytest.fixture(scope="session")
+def small_row():
+    """The row of `small_run`, to make others from."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
 def small_run(tmp_path_factory):
     """A finished run of `SMALL`."""
     place = tmp_path_factory.mktemp("small")

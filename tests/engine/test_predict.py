@@ -27,7 +27,9 @@ from misa.engine.predict import Boxes, predict
 from misa.engine.prompts import find_boxes
 from misa.engine.student import Instances, find, load_student
 from misa.engine.tiles import find_tiled, tiles
+from misa.engine.train import train
 from misa.errors import UserError
+from misa.experiment import TINY, TINY_MASK2FORMER
 
 
 @pytest.fixture(scope="module")
@@ -370,3 +372,37 @@ def test_wrong_inputs_are_named_before_the_checkpoint_is_read(photos, tmp_path, 
     with pytest.raises(DataError, match=message):
         predict("/no/checkpoint", given, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_known_boxes_from_a_file(small_run, photos, tmp_path, capsys):
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("image,x1,y1,x2,y2,label\na.png,3,4,30,40,dotted cross\nmore/a.png,20,10,60,51,striped star\n")
+    common = ["predict", str(small_run.folder), str(photos), "--mask", "0.1"]
+    assert main([*common, "--boxes", str(boxes), "--out", str(tmp_path / "out")]) == 0
+    content = json.loads((tmp_path / "out/instances.json").read_text())
+    assert sorted(image["file_name"] for image in content["images"]) == ["a.png", "more/a.png"]
+    boxes.write_text("image,x1,y1,x2,y2,label\na.png,3,4,30,40,zebra\n")
+    assert main([*common, "--boxes", str(boxes), "--out", str(tmp_path / "zebra")]) == 2
+    assert "a.png: the student knows no class 'zebra'" in capsys.readouterr().err
+    assert main([*common, "--boxes", str(tmp_path / "no.csv"), "--out", str(tmp_path / "no")]) == 2
+    assert "there is no file of boxes" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["mask2former", "boxinst"])
+def test_other_students_predict_as_they_are_evaluated(student, small_row, tmp_path):
+    row = small_row.but(student=student, network=TINY_MASK2FORMER if student == "mask2former" else TINY)
+    run = train(row.but(schedule={"epochs": 1}), data_root=tmp_path / "data", work_dir=tmp_path / "run", gpus=0)
+    expected = json.loads((run.folder / DETECTIONS).read_text())
+    done = predict(run.folder, run.source.val.images, out=tmp_path / "out", score=0.0)
+    found = json.loads((done.folder / "instances.json").read_text())["annotations"]
+    whole = [row for row in expected if rle.area(row["segmentation"])]
+    assert len(found) == len(whole)
+    scores = sorted(row["score"] for row in whole)
+    np.testing.assert_allclose(sorted(row["score"] for row in found), scores, atol=1e-5)
+    assert sum(row["area"] for row in found) == sum(int(rle.area(row["segmentation"])) for row in whole)
+    image = np.asarray(Image.open(next(run.source.val.images.iterdir())).convert("RGB"))
+    answers = find_boxes(load_student(run.folder), image, [[3, 4, 30, 40], [20, 10, 60, 51]])
+    assert len(set(answers.prompts)) == len(answers)
+    with pytest.raises(UserError, match="mask is a threshold of solov2 students"):
+        find(load_student(run.folder), [image], mask=0.5)
