@@ -121,6 +121,31 @@ class AffinityParameters(Parameters):
     interactive: bool = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class FrequencyParameters(Parameters):
+    """What `notebooks/frequency.ipynb` takes.
+
+    run: run folder of a student with a teacher; where there is none, demo:misa is trained once.
+    data_root: where the embedded data goes.
+    place: of the image among the validation images, from 0.
+    channel: of the features that is shown.
+    radius, scale: t, in bins of the feature map, and θ of Eq. 4.
+    threads: of torch on the CPU.
+    smoke: networks of two training steps, to see that everything runs.
+    interactive: the live panel as well, below the figures that are stored.
+    """
+
+    run: str = "runs/demo-misa-seed0"
+    data_root: str = "datasets"
+    place: int = between(0, 0)
+    channel: int = between(5, 0)
+    radius: float = between(10.0, 0)
+    scale: float = between(0.2, 0, 1)
+    threads: int = between(1, 1, 256)
+    smoke: bool = False
+    interactive: bool = True
+
+
 def _leave_notebook_folder() -> None:
     """JupyterLab starts a notebook in its own folder, papermill in the project's: relative paths should agree."""
     here = Path.cwd()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from misa.data.example import Example
 from misa.figures.style import LINES, PAGE, Picture
-from misa.figures.tiles import Sheet, Tile, outline, trace
+from misa.figures.tiles import Sheet, Tile, chart, outline, trace
 from misa.ops.propagation import SemanticGuide
 from misa.ops.seed import KERNELS, Kernel, Knobs, Seed, SeedField, seed_mask
 
@@ -246,35 +246,24 @@ def _draw_profile(
     example: Example,
     box: int | None,
 ) -> None:
-    """The affinities to the seed along its row, drawn into the sheet: an Axes of its own would double the time."""
+    """The affinities to the seed along its row."""
     width, height = layout.size
-    tile = Tile(46, height - _PROFILE + 14, width - 46 - 110, _PROFILE - 52, 1, layout.w)
-    bottom, right = tile.top + tile.height, tile.left + tile.width
-
-    def x(columns: NDArray[np.number] | float) -> NDArray[np.floating]:
-        return tile.left + (np.asarray(columns) + 0.5) / layout.w * tile.width
-
     inside = extent(example, layout.seed, box)
-    if inside is not None:
-        edges = np.flatnonzero(np.diff(np.pad(inside, 1).astype(int))).reshape(-1, 2) - 0.5
-        for first, last in edges:
-            axes.fill_between(x(np.array([first, last])), tile.top, bottom, color="#DDDDDD", linewidth=0)
-    for kernel, values in lines.items():
-        style = LINES[KERNELS.index(kernel)]
-        axes.plot(x(np.arange(layout.w)), bottom - values * tile.height, lw=1.5, **style)
-    frame = np.array([tile.left, tile.left, right]), np.array([tile.top, bottom, bottom])
-    axes.plot(*frame, color="black", linewidth=0.8)
-    axes.plot([x(layout.seed[1])] * 2, [tile.top - 4, bottom], color="black", linewidth=0.8)
-    for value in (0, 1):
-        axes.text(tile.left - 5, bottom - value * tile.height, f"{value}", fontsize=7, ha="right", va="center")
-    for column in (0, layout.w - 1):
-        axes.text(float(x(column)), bottom + 4, f"{column}", fontsize=7, ha="center", va="top")
-    words = f"row {layout.seed[0]}: affinity along the tree{_gray(example, inside)}"
-    axes.text(tile.left + tile.width / 2, bottom + 6, words, fontsize=8, ha="center", va="top")
-    for place, kernel in enumerate(lines):
-        y = tile.top + (place + 0.5) * tile.height / 4
-        axes.plot([right + 14, right + 42], [y, y], lw=1.8, **LINES[KERNELS.index(kernel)])
-        axes.text(right + 48, y, f"{NAMES[kernel]} {SYMBOLS[kernel]}", fontsize=7, va="center")
+    ends = [] if inside is None else np.flatnonzero(np.diff(np.pad(inside, 1).astype(int))).tolist()
+    columns = np.arange(layout.w, dtype=float)
+    chart(
+        axes,
+        Tile(46, height - _PROFILE + 14, width - 46 - 116, _PROFILE - 58, 1, layout.w),
+        {f"{NAMES[kernel]} {SYMBOLS[kernel]}": (columns, values) for kernel, values in lines.items()},
+        [LINES[KERNELS.index(kernel)] for kernel in lines],
+        xlim=(-0.5, layout.w - 0.5),
+        ylim=(0, 1),
+        xlabel=f"column of row {layout.seed[0]}: affinity along the tree{_gray(example, inside)}",
+        xticks=sorted({0, layout.seed[1], layout.w - 1}),
+        yticks={"0": 0, "1": 1},
+        shaded=[(first - 0.5, last - 0.5) for first, last in zip(ends[::2], ends[1::2], strict=True)],
+        marks=[layout.seed[1]],
+    )
 
 
 def _gray(example: Example, inside: object | None) -> str:

@@ -3,7 +3,7 @@
 Lengths are pixels of the finished picture at 100 dpi, from its top left corner.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,3 +125,47 @@ def trace(
         ys += [np.where(outside, np.nan, y), gap]
     if xs:
         axes.plot(np.concatenate(xs), np.concatenate(ys), color=color, linewidth=width, solid_capstyle="projecting")
+
+
+def chart(
+    axes: Axes,
+    tile: Tile,
+    lines: Mapping[str, tuple[NDArray[np.floating], NDArray[np.floating]]],
+    styles: Sequence[Mapping[str, Any]],
+    *,
+    xlim: tuple[float, float],
+    ylim: tuple[float, float],
+    xlabel: str,
+    xticks: Sequence[float],
+    yticks: Mapping[str, float],
+    shaded: Sequence[tuple[float, float]] = (),
+    marks: Sequence[float] = (),
+) -> None:
+    """A small diagram of named lines (x, y) in a tile of a sheet; an Axes of its own would take longer than the rest.
+
+    shaded: ranges of x on gray; marks: places of x with a line from bottom to top. The names stand at the right.
+    """
+    right, bottom = tile.left + tile.width, tile.top + tile.height
+
+    def x(values: NDArray[np.floating] | float) -> NDArray[np.floating]:
+        return tile.left + (np.asarray(values, float) - xlim[0]) / (xlim[1] - xlim[0]) * tile.width
+
+    def y(values: NDArray[np.floating] | float) -> NDArray[np.floating]:
+        return bottom - (np.clip(values, *ylim) - ylim[0]) / (ylim[1] - ylim[0]) * tile.height
+
+    for first, last in shaded:
+        ends = x(np.clip(np.array([first, last]), *xlim))
+        axes.fill_between(ends, tile.top, bottom, color="#DDDDDD", linewidth=0)
+    for place, ((name, (xs, ys)), style) in enumerate(zip(lines.items(), styles, strict=False)):
+        axes.plot(x(xs), y(ys), linewidth=1.5, **style)
+        height = tile.top + (place + 0.5) * tile.height / max(len(lines), 4)
+        axes.plot([right + 12, right + 40], [height, height], linewidth=1.8, **style)
+        axes.text(right + 46, height, name, fontsize=7, va="center")
+    axes.plot([tile.left, tile.left, right], [tile.top, bottom, bottom], color="black", linewidth=0.8)
+    for mark in marks:
+        axes.plot([float(x(mark))] * 2, [tile.top - 4, bottom], color="black", linewidth=0.8)
+    for name, value in yticks.items():
+        axes.text(tile.left - 5, float(y(value)), name, fontsize=7, ha="right", va="center")
+    for value in xticks:
+        axes.text(float(x(value)), bottom + 4, f"{value:g}", fontsize=7, ha="center", va="top")
+    axes.text(tile.left + tile.width / 2, bottom + 16, xlabel, fontsize=8, ha="center", va="top")

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from misa.data.example import Example
 from misa.figures.affinity import Layout, affinity_figure, category_at, field_of
+from misa.figures.frequency import frequency_figure, maps_of
 from misa.figures.style import to_png
 from misa.ops.seed import Knobs, Seed, SeedField
 
@@ -153,3 +154,26 @@ class SeedExplorer(Panel):
         seed = min(row, example.size[0] - 1), min(column, example.size[1] - 1)
         knobs = Knobs(**{field.name: rest[field.name] for field in fields(Knobs)})
         return affinity_figure(example, seed, field=self._field(label), knobs=knobs, start=start, reach=reach)
+
+
+class FrequencyExplorer(Panel):
+    """Sliders for the radius t and the scale θ of Eq. 4 and for the channel, on any of the examples."""
+
+    def __init__(
+        self, examples: Sequence[Example], *, channel: int = 0, radius: float = 10.0, scale: float = 0.2
+    ) -> None:
+        self.examples = {f"{i + 1}: {example.name}": example for i, example in enumerate(examples)}
+        channels = min(len(values) for example in examples for values in maps_of(example).values())
+        reach = max(max(example.size) for example in examples) / 2**0.5
+        controls: dict[str, Any] = {
+            "image": widgets.Dropdown(options=list(self.examples), description="image"),
+            "channel": whole("channel", min(channel, channels - 1), 0, channels - 1),
+            "radius": number("radius t", radius, 0, max(radius, reach), step=0.5),
+            "scale": number("scale θ", scale, 0, 1, step=0.05),
+        }
+        super().__init__(self._figure, controls)
+
+    def _figure(self, image: str, channel: int, radius: float, scale: float) -> Figure:
+        example = self.examples[image]
+        inside = example.box_masks().any(dim=0)
+        return frequency_figure(maps_of(example), inside, channel=channel, radius=radius, scale=scale)

@@ -10,11 +10,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from misa.parameters import AffinityParameters, TrainParameters
+from misa.parameters import AffinityParameters, FrequencyParameters, TrainParameters
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-PARAMETERS = {"affinity": AffinityParameters, "train": TrainParameters}
+PARAMETERS = {"affinity": AffinityParameters, "frequency": FrequencyParameters, "train": TrainParameters}
 
 
 def cells(path, kind="code"):
@@ -48,13 +48,18 @@ def test_declares_its_classs_parameters_and_defaults(path):
     assert any(f"{PARAMETERS[path.stem].__name__}.read(globals())" in cell.source for cell in cells(path))
 
 
-def papermill(tmp_path, **parameters):
-    output = tmp_path / "train.ipynb"
-    command = [sys.executable, "-m", "papermill", str(FOLDER / "train.ipynb"), str(output), "--no-progress-bar"]
+def papermill(tmp_path, name="train", **parameters):
+    output = tmp_path / f"{name}.ipynb"
+    command = [sys.executable, "-m", "papermill", str(FOLDER / f"{name}.ipynb"), str(output), "--no-progress-bar"]
     command += ["--execution-timeout", "300"]
     for name, value in parameters.items():
         command += ["-p", name, str(value)]
     return output, subprocess.run(command, capture_output=True, text=True, timeout=500)
+
+
+def pictures(path):
+    outputs = [output for cell in cells(path) for output in cell.outputs]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
 @pytest.mark.slow
@@ -64,7 +69,7 @@ def test_train_runs_headless_and_leaves_its_figures(tmp_path):
     for name in ("ap", "losses", "masks"):
         assert (tmp_path / "run" / "figures" / f"{name}.pdf").stat().st_size > 1000
     outputs = [o for cell in cells(output) for o in cell.outputs]
-    assert sum("image/png" in o.get("data", {}) for o in outputs) == 4
+    assert pictures(output) == 4
     assert any("masks" in o.get("text", "") and "AP50" in o.get("text", "") for o in outputs)
     assert "segm" in json.loads((tmp_path / "run" / "metrics.json").read_text())
 
@@ -85,3 +90,21 @@ def test_train_runs_a_teacher(tmp_path):
     for name in ("ap", "losses", "masks"):
         assert (tmp_path / "run" / "figures" / f"{name}.pdf").stat().st_size > 1000
     assert "miou" in json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "drawn"), [("affinity", 7), ("frequency", 3)])
+def test_explorers_run_headless(tmp_path, smoke_run, name, drawn):
+    """Every loop is asserted equal to the package in the notebook itself; solutions run as well."""
+    output, done = papermill(tmp_path, name, run=smoke_run, smoke=True, interactive=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert pictures(output) == drawn
+    assert "widget-view" not in output.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "wrong"), [("affinity", "balanc"), ("frequency", "radios")])
+def test_explorers_stop_on_a_misspelt_parameter(tmp_path, name, wrong):
+    _, done = papermill(tmp_path, name, **{wrong: 1.0})
+    assert done.returncode != 0
+    assert f"there is no parameter {wrong}; did you mean" in done.stderr

@@ -1,0 +1,130 @@
+"""Frequency and space (§3.2, Eq. 3–5; Figure 3): what the filter keeps of a feature map, where, and how much of it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+from torch import Tensor
+
+from misa.data.example import Example
+from misa.figures.style import LINES, Picture
+from misa.figures.tiles import Sheet, Tile, chart, outline, trace
+from misa.ops.frequency import high_pass, low_pass
+from misa.ops.spectrum import power, radial_energy
+
+_SIDE = 118  # pixels of a tile's longer side
+_MARGIN, _GAP, _TITLE, _LABEL = 10, 9, 24, 22
+_CHART = 150
+COLUMNS = ("map", "log spectrum", "high pass", "low pass", "high, in boxes", "low, outside")
+
+
+def maps_of(example: Example) -> dict[str, Float[Tensor, "d h w"]]:
+    """The dense features of an example by the names that the figure shows: S, I behind the adapter, and I itself.
+
+    Without any network, its colors.
+    """
+    found = {"teacher S": example.features, "student I, adapted": example.adapted, "student I": example.student}
+    return {name: values for name, values in found.items() if values is not None} or {"colors": example.colors}
+
+
+def bands(
+    features: Float[Tensor, "h w"], box_mask: Bool[Tensor, "h w"], *, radius: float, scale: float
+) -> dict[str, Float[Tensor, "h w"]]:
+    """A channel and what Eq. 3–5 make of it, by the names of the figure's columns."""
+    high = high_pass(features[None, None], radius=radius, scale=scale)[0, 0]
+    low = low_pass(features[None, None], radius=radius, scale=scale)[0, 0]
+    return {
+        "map": features,
+        "high pass": high,
+        "low pass": low,
+        "high, in boxes": high * box_mask,
+        "low, outside": low * ~box_mask,
+    }
+
+
+def frequency_figure(
+    maps: Mapping[str, Float[Tensor, "d h w"]],
+    box_mask: Bool[Tensor, "h w"],
+    *,
+    channel: int = 0,
+    radius: float = 10.0,
+    scale: float = 0.2,
+) -> Picture:
+    """One channel of each map, its spectrum with the circle of Eq. 4, both bands, and what Eq. 5 keeps of them.
+
+    All maps of a row share one scale, so that what the filter takes away is seen. Below, how the energy of all
+    channels is spread over the frequencies; gray is what the high pass damps to `scale` and the low pass keeps.
+
+    maps: a name for each row, for example the teacher's S and the student's I behind its adapter, of one size.
+    box_mask: B of Eq. 5, the union of the boxes.
+    """
+    (h, w) = box_mask.shape
+    ratio = _SIDE / max(h, w)
+    height, width = max(round(h * ratio), 1), max(round(w * ratio), 1)
+    across = _MARGIN + _LABEL + len(COLUMNS) * (width + _GAP) + 40
+    sheet = Sheet(max(across, 560), _TITLE + len(maps) * (height + _GAP) + _CHART)
+    tiles: dict[tuple[int, str], Tile] = {}
+    for row, values in enumerate(maps.values()):
+        shown = bands(values[channel], box_mask, radius=radius, scale=scale)
+        low, high = (float(f(*(x.min() if f is min else x.max() for x in shown.values()))) for f in (min, max))
+        for column, name in enumerate(COLUMNS):
+            left = _MARGIN + _LABEL + column * (width + _GAP)
+            tile = tiles[row, name] = Tile(left, _TITLE + row * (height + _GAP), width, height, h, w)
+            if name == "log spectrum":
+                sheet.put(tile, _unit(torch.log10(power(values[channel]) + 1e-6)))
+            else:
+                sheet.put(tile, ((shown[name] - low) / max(high - low, 1e-12)).numpy())
+
+    figure = Picture()
+    axes = sheet.draw(figure)
+    for name in COLUMNS:
+        tile = tiles[0, name]
+        axes.text(tile.left + tile.width / 2, tile.top - 4, name, fontsize=8, ha="center", va="bottom")
+    for row, name in enumerate(maps):
+        tile = tiles[row, "map"]
+        axes.text(tile.left - 5, tile.top + tile.height / 2, name, fontsize=8, ha="right", va="center", rotation=90)
+        _circle(axes, tiles[row, "log spectrum"], h, w, radius)
+    in_space = [tile for (_, name), tile in tiles.items() if name != "log spectrum"]
+    trace(axes, in_space, outline(box_mask.numpy()), color="white", width=1.0)
+    _draw_energy(axes, sheet, maps, radius, scale)
+    return figure
+
+
+def _unit(values: Tensor) -> NDArray[np.floating]:
+    low, high = values.min(), values.max()
+    scaled: NDArray[np.floating] = ((values - low) / (high - low).clamp(min=1e-12)).numpy()
+    return scaled
+
+
+def _circle(axes: Axes, tile: Tile, h: int, w: int, radius: float) -> None:
+    """The bins that the high pass damps: around DC, whose bin is centered half a cell further."""
+    angle = np.linspace(0, 2 * np.pi, 121)
+    rows, columns = h // 2 + 0.5 + radius * np.sin(angle), w // 2 + 0.5 + radius * np.cos(angle)
+    trace(axes, [tile], (rows, columns), color="white", width=1.3)
+
+
+def _draw_energy(axes: Axes, sheet: Sheet, maps: Mapping[str, Tensor], radius: float, scale: float) -> None:
+    height, width = sheet.pixels.shape[:2]
+    lines = {}
+    for name, values in maps.items():
+        rings = radial_energy(values).numpy()
+        shares = rings / max(float(rings.sum()), 1e-12)
+        lines[name] = (np.arange(len(shares), dtype=float), np.log10(shares + 1e-12))
+    last = max(len(x) for x, _ in lines.values()) - 1
+    chart(
+        axes,
+        Tile(58, height - _CHART + 16, width - 58 - 156, _CHART - 62, 1, 1),
+        lines,
+        [LINES[3], LINES[0], LINES[2]],
+        xlim=(0, last),
+        ylim=(-6, 0),
+        xlabel=f"frequency: distance from DC in bins; t = {radius:g}, θ = {scale:g}",
+        xticks=[0, last // 4, last // 2, 3 * last // 4, last],
+        yticks={"100 %": 0, "1 %": -2, "10⁻⁴": -4, "10⁻⁶": -6},
+        shaded=[(0, radius)],
+        marks=[min(radius, last)],
+    )
+    axes.text(58, height - _CHART + 10, "share of the energy in each ring", fontsize=8, va="bottom")

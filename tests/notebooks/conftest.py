@@ -1,0 +1,13 @@
+"""A student and its teacher after two training steps each, shared by the tests that execute notebooks."""
+
+import pytest
+
+from misa.engine.explore import trained
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory):
+    """A run folder of demo:misa, its teacher's beside it, and the folder of its data."""
+    root = tmp_path_factory.mktemp("smoke")
+    trained(root / "run", data_root=root / "data", smoke=True)
+    return root / "run"
