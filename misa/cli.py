@@ -230,6 +230,28 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument("--overlay", action=argparse.BooleanOptionalAction, default=True, help="pictures to look at")
     predict.set_defaults(run=_predict)
 
+    export = commands.add_parser(
+        "export",
+        help="a student as one file with its row and class names, without teacher and optimiser",
+        epilog="example: misa export runs/demo student.pth",
+    )
+    export.add_argument("checkpoint", help="a run folder, or a checkpoint in it")
+    export.add_argument("out", help="the new file")
+    export.add_argument("--torchscript", action="store_true", help="the dense part of a SOLOv2 as a program instead")
+    export.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from misa.engine.export import export_student, export_torchscript
+
+    if options.torchscript:
+        made = export_torchscript(options.checkpoint, options.out)
+        path, more = made.path, f"; at most {made.difference:.1e} from the student, at several sizes"
+    else:
+        path, more = export_student(options.checkpoint, options.out), ""
+    print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB{more}")
+    return 0
+
 
 def _predict(options: argparse.Namespace) -> int:
     import numpy as np

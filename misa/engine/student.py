@@ -26,7 +26,7 @@ from misa.engine.evaluate import fill, require_fit
 from misa.engine.record import read_params
 from misa.errors import UserError
 from misa.experiment import Experiment
-from misa.models.decode import Dense, Found, Part, decode, dense_outputs, enlarge, enlargement, whole_part
+from misa.models.decode import Dense, Found, Part, decode, dense_outputs, each_image, enlarge, enlargement, whole_part
 
 CARD = "student"
 """The key of an exported checkpoint under which its row and classes are."""
@@ -125,9 +125,13 @@ def build_student(
     experiment: Experiment, classes: tuple[str, ...], *, path: Path, weights: dict[str, Tensor]
 ) -> nn.Module:
     """The student's network with these weights, in evaluation mode; UserError where they are of another network."""
-    config = ConfigDict(model_config(for_inference(experiment), classes))
-    with torch.device("meta"):  # a stranger's card may ask for any size: nothing is allocated before it fits
-        require_fit(MODELS.build(config), weights, path)
+    try:
+        config = ConfigDict(model_config(for_inference(experiment), classes))
+        with torch.device("meta"):  # a stranger's card may ask for any size: nothing is allocated before it fits
+            skeleton = MODELS.build(config)
+    except (TypeError, ValueError, AssertionError, KeyError, IndexError, RuntimeError, ArithmeticError) as error:
+        raise UserError(f"{path} names no network that can be built ({error!r}); export it again.") from error
+    require_fit(skeleton, weights, path)
     model: nn.Module = MODELS.build(config)
     fill(model, weights, path)
     return model.eval().requires_grad_(False)
@@ -226,7 +230,9 @@ def views(student: Student, images: Sequence[Image]) -> list[View]:
         inputs = student.model.data_preprocessor(  # type: ignore[operator]
             {"inputs": [_tensor(resized[i]) for i in members], "data_samples": None}, False
         )["inputs"]
-        outputs = dense_outputs(student.model.mask_head(student.model.extract_feat(inputs)))  # type: ignore[operator]
+        outputs = each_image(
+            dense_outputs(student.model.mask_head(student.model.extract_feat(inputs)))  # type: ignore[operator]
+        )
         padded = (inputs.shape[-2], inputs.shape[-1])
         for i, dense in zip(members, outputs, strict=True):
             found[i] = View(dense, (resized[i].shape[0], resized[i].shape[1]), padded)

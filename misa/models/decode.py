@@ -38,12 +38,22 @@ class Found(NamedTuple):
     masks: Tensor
 
 
-def dense_outputs(outputs: tuple[Sequence[Tensor], Sequence[Tensor], Tensor]) -> list[Dense]:
-    """The head's outputs (kernels a level b d g g, class logits a level b c g g, feature b d h w), image by image."""
+def dense_outputs(outputs: tuple[Sequence[Tensor], Sequence[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The head's outputs with levels strung together: kernels (b p d), class probabilities (b p c), feature (b d h w).
+
+    They come as kernels a level (b d g g), class logits a level (b c g g) and the feature.
+    """
     kernels, scores, features = outputs
-    strung_kernels = torch.cat([level.flatten(2) for level in kernels], dim=2).transpose(1, 2)
-    strung_scores = torch.cat([level.sigmoid().flatten(2) for level in scores], dim=2).transpose(1, 2)
-    return [Dense(*image) for image in zip(strung_kernels, strung_scores, features, strict=True)]
+    return (
+        torch.cat([level.flatten(2) for level in kernels], dim=2).transpose(1, 2),
+        torch.cat([level.sigmoid().flatten(2) for level in scores], dim=2).transpose(1, 2),
+        features,
+    )
+
+
+def each_image(dense: tuple[Tensor, Tensor, Tensor]) -> list[Dense]:
+    """A batch's dense outputs, image by image."""
+    return [Dense(*image) for image in zip(*dense, strict=True)]
 
 
 def peaks(scores: Float[Tensor, "p c"], grids: Sequence[int]) -> Float[Tensor, "p c"]:

@@ -7,7 +7,7 @@ from mmdet.models.dense_heads import SOLOV2Head
 from mmengine.config import ConfigDict
 from torch.testing import assert_close
 
-from misa.models.decode import cell_masks, decode, dense_outputs, enlarge, enlargement, peaks
+from misa.models.decode import cell_masks, decode, dense_outputs, each_image, enlarge, enlargement, peaks
 
 GRIDS, STRIDES = (7, 5), (8, 16)
 
@@ -50,7 +50,7 @@ def test_the_same_instances_as_mmdets_head(rng, original):
         raw[2],
         [{"img_shape": resized, "ori_shape": original}],
     )
-    (dense,) = dense_outputs(raw)
+    (dense,) = each_image(dense_outputs(raw))
     found = decode(dense, grids=GRIDS, strides=STRIDES, score=0.3, keep=0.05, mask=0.6, **limits)
     assert len(found.scores) == 8
     assert_close(found.scores, theirs.scores)
@@ -71,8 +71,9 @@ def test_the_same_instances_as_mmdets_head(rng, original):
 
 def test_a_batch_is_its_images(rng):
     raw = outputs(rng, batch=3)
-    for b, dense in enumerate(dense_outputs(raw)):
-        (alone,) = dense_outputs(([k[b : b + 1] for k in raw[0]], [s[b : b + 1] for s in raw[1]], raw[2][b : b + 1]))
+    for b, dense in enumerate(each_image(dense_outputs(raw))):
+        one_image = [k[b : b + 1] for k in raw[0]], [s[b : b + 1] for s in raw[1]], raw[2][b : b + 1]
+        (alone,) = each_image(dense_outputs(one_image))
         for one, other in zip(dense, alone, strict=True):
             assert_close(one, other)
 
@@ -97,7 +98,7 @@ def test_peaks_are_the_local_maxima(rng):
 
 
 def test_nothing_above_the_score_is_no_instance(rng):
-    (dense,) = dense_outputs(outputs(rng))
+    (dense,) = each_image(dense_outputs(outputs(rng)))
     found = decode(dense, grids=GRIDS, strides=STRIDES, score=1.0, keep=0.0, mask=0.5, candidates=5, per_image=5)
     assert found.scores.shape == (0,)
     assert found.masks.shape[0] == 0
@@ -106,13 +107,13 @@ def test_nothing_above_the_score_is_no_instance(rng):
 def test_an_untrained_network_does_not_fill_the_memory():
     grids = (60,)
     raw = ([torch.randn(1, 4, 60, 60)], [torch.full((1, 2, 60, 60), 4.0)], torch.randn(1, 4, 30, 30))
-    (dense,) = dense_outputs(raw)
+    (dense,) = each_image(dense_outputs(raw))
     found = decode(dense, grids=grids, strides=(8,), score=0.1, keep=0.0, mask=0.5, candidates=50, per_image=300)
     assert len(found.scores) == 50
 
 
 def test_a_masks_logit_is_its_kernel_at_every_pixel(rng):
-    (dense,) = dense_outputs(outputs(rng))
+    (dense,) = each_image(dense_outputs(outputs(rng)))
     mask = cell_masks(dense, torch.tensor([3]))[0]
     expected = torch.stack([(dense.kernels[3] * dense.features[:, y, x]).sum() for y in range(12) for x in range(17)])
     assert_close(mask, expected.reshape(12, 17).sigmoid())
