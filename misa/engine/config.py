@@ -14,6 +14,7 @@ from misa.data.coco import CocoImages
 from misa.data.pipeline import test_pipeline, train_pipeline
 from misa.data.source import Source
 from misa.engine.baseline_config import condinst_config, mask_rcnn_config, solo_config
+from misa.engine.health import Health, NaNGuard
 from misa.engine.hooks import EpochSeed, LossRecord, Progress, ResumableState, RuntimeInfo
 from misa.engine.mask2former_config import mask2former_config
 from misa.engine.optimizer_config import optimizer_config
@@ -24,6 +25,7 @@ from misa.evaluation.metric import Detections, LabelMaps
 from misa.experiment import Experiment
 
 DETECTIONS = "predictions/val.json"
+HEALTH_EVERY = 50  # steps
 STUDENTS: dict[str, Callable[[Experiment, tuple[str, ...]], dict[str, Any]]] = {
     "solov2": solov2_config,
     "mask2former": mask2former_config,
@@ -141,6 +143,8 @@ def run_config(
             "custom_hooks": [
                 {"type": EpochSeed},
                 {"type": ResumableState},
+                {"type": NaNGuard, "folder": str(folder)},
+                *([] if semantic or experiment.supervision == "mask" else [{"type": Health, "every": HEALTH_EVERY}]),
                 {"type": LossRecord, "path": str(folder / "losses.jsonl")},
                 {"type": Progress, "path": str(folder / "log.txt"), "interactive": interactive},
                 *([{"type": TeacherCard, "experiment": experiment.values()}] if semantic else []),

@@ -121,6 +121,21 @@ def _step(line: str) -> float:
         return float("inf")
 
 
+_HEALTH = ("mask_", "gradient_")
+
+
+def _in_words(health: dict[str, torch.Tensor]) -> str:
+    """The last look at the student, for a line of the log."""
+    if not health:
+        return ""
+    values = {name: value.item() for name, value in health.items()}
+    shares = [(n.removeprefix("gradient_"), v) for n, v in values.items() if n.startswith("gradient_")]
+    return (
+        f" | masks fill {values['mask_fill']:.0%} of their boxes, {values['mask_is_box']:.0%} are the box"
+        f" | gradient {' '.join(f'{name} {share:.0%}' for name, share in shares)}"
+    )
+
+
 class Progress(Hook):
     """A line about every twentieth of the run to standard output and `log.txt`; a bar in an interactive notebook."""
 
@@ -131,6 +146,7 @@ class Progress(Hook):
         self.interactive = interactive
         self.lines = lines
         self.bar: Any = None
+        self.health: dict[str, torch.Tensor] = {}
 
     @master_only
     def before_train(self, runner: Runner) -> None:
@@ -150,6 +166,8 @@ class Progress(Hook):
     ) -> None:
         """Report."""
         done = runner.iter + 1
+        watched = {name: value.detach() for name, value in (outputs or {}).items() if name.startswith(_HEALTH)}
+        self.health = watched or self.health
         if self.bar is not None:
             self.bar.update()
         if done % self.every and done != runner.max_iters and done != self.first + 1:
@@ -160,7 +178,7 @@ class Progress(Hook):
         parts = " ".join(f"{key.removeprefix('loss_')} {value:.2f}" for key, value in losses.items())
         self._say(
             f"epoch {runner.epoch + 1}/{runner.max_epochs} step {done}/{runner.max_iters} | {parts} | "
-            f"{seconds:.2f} s/step, {left // 60}:{left % 60:02d} left",
+            f"{seconds:.2f} s/step, {left // 60}:{left % 60:02d} left{_in_words(self.health)}",
             quiet=self.bar is not None,
         )
 

@@ -83,6 +83,21 @@ def losses(folder: str | Path) -> dict[str, NDArray[np.float64]]:
     return {name.removeprefix("loss_"): np.array([line[name] for line in lines]) for name in names}
 
 
+def health(folder: str | Path) -> dict[str, NDArray[np.float64]]:
+    """What was seen of the student at every so manyth step: `step`, `mask_fill`, `mask_is_box`, `gradient_<term>`.
+
+    Shares from 0 to 1, see `misa.models._health`; empty for a run that was not watched (a teacher's, a mask row's).
+    """
+    path = Path(folder) / "losses.jsonl"
+    lines = [line for line in _whole_lines(path.read_text()) if "mask_fill" in line] if path.is_file() else []
+    if not lines:
+        return {}
+    names = [name for name in lines[0] if name.startswith(("mask_", "gradient_"))]
+    return {"step": np.array([line["iter"] + 1 for line in lines])} | {
+        name: np.array([line[name] for line in lines]) for name in names
+    }
+
+
 def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
     for line in text.splitlines():
         try:

@@ -18,11 +18,12 @@ from mmengine.runner import Runner
 from misa.data.source import Source, open_source
 from misa.engine.checkpoints import newest
 from misa.engine.config import DETECTIONS, loadable, run_config
+from misa.engine.health import NaNGuard
 from misa.engine.labels import prepare_labels
 from misa.engine.record import environment, held, read_json, read_params, require_own, run_params, write_json
 from misa.engine.rows import find_row, teacher_row
 from misa.engine.teacher import LABEL_MAPS, load_teacher, score_label_maps
-from misa.errors import UserError
+from misa.errors import Diverged, UserError
 from misa.evaluation.ap import score
 from misa.experiment import Experiment
 from misa.parameters import TrainParameters
@@ -206,7 +207,11 @@ def train(
             if checkpoint is None:
                 write_json(folder / "env.json", environment(device))
             loadable(config).dump(str(folder / "config.py"))
-            runner.train()
+            try:
+                runner.train()
+            except Diverged as error:
+                guard = next(hook for hook in runner.hooks if isinstance(hook, NaNGuard))
+                raise guard.explain(error) from error
             runner.test()
             metrics = scored(experiment, source, folder)
             metrics |= {"row": row, "digest": experiment.digest(), "seed": seed, "data": experiment.data}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -101,6 +102,60 @@ def loss_curves(losses: Mapping[str, NDArray[np.float64]], *, window: int = 20) 
         ax.plot(steps[width - 1 :], smooth, color=color, linestyle=styles[i % len(styles)], label=name, linewidth=1.6)
     ax.set(xlabel="step", ylabel="loss", ylim=(0, None))
     ax.legend(fontsize=7, frameon=False, ncols=2)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def health_curves(health: Mapping[str, NDArray[np.float64]]) -> Figure:
+    """Left: how much of their boxes the masks fill, and how many are just the box. Right: which loss moves the student.
+
+    `health` as from `misa.engine.look.health`.
+    """
+    figure = Picture(figsize=(7, 2.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    if not health:
+        left.text(0.5, 0.5, "this run was not watched", ha="center", va="center", transform=left.transAxes)
+        right.set_axis_off()
+        return figure
+    step = health["step"]
+    left.plot(step, 100 * health["mask_fill"], color=COLORS[0], label="mask area / box area")
+    left.plot(step, 100 * health["mask_is_box"], color=COLORS[1], linestyle="--", label="masks that are the box")
+    left.set(xlabel="step", ylabel="%", ylim=(0, 105))
+    shares = {name.removeprefix("gradient_"): 100 * v for name, v in health.items() if name.startswith("gradient_")}
+    areas = right.stackplot(step, *shares.values(), labels=shares, colors=COLORS, linewidth=0)
+    for area, hatch in zip(areas, ("", "//", "..", "xx", "--", "++", "oo"), strict=False):
+        area.set_hatch(hatch)
+        area.set_edgecolor("white")
+    right.set(
+        xlabel="step", ylabel="share of gradient norm (%)", ylim=(0, 100), xlim=(step[0], max(step[-1], step[0] + 1))
+    )
+    for ax in (left, right):
+        ax.legend(fontsize=7, frameon=ax is right, ncols=2 if ax is right else 1)
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def grouped_intervals(frame: pd.DataFrame, *, label: str = "mask AP (%)") -> Figure:
+    """Means with confidence intervals side by side: one group of dots a `group`, one dot a `row`.
+
+    `frame` as from `misa.engine.tables.Table.by_mode`: columns row, group, mean, ci, n.
+    """
+    rows, groups = list(dict.fromkeys(frame["row"])), list(dict.fromkeys(frame["group"]))
+    figure = Picture(figsize=(max(4.0, 1.1 * len(groups) + 1.5), 3.0), layout="constrained")
+    ax = figure.subplots()
+    markers = "osD^vPX*"
+    for i, row in enumerate(rows):
+        own = frame[frame["row"] == row].set_index("group").reindex(groups)
+        at = np.arange(len(groups)) + (i - (len(rows) - 1) / 2) * 0.7 / max(len(rows), 1)
+        ax.errorbar(
+            at, own["mean"], yerr=own["ci"].fillna(0), fmt=markers[i % len(markers)], markersize=5, capsize=2.5,
+            linewidth=1.2, color=COLORS[i % len(COLORS)], label=row,
+        )  # fmt: skip
+    ax.set_xticks(np.arange(len(groups)), groups)
+    ax.set_ylabel(label)
+    ax.set_ylim(bottom=0)
+    ax.grid(axis="y", alpha=0.3)
+    ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     ax.spines[["top", "right"]].set_visible(False)
     return figure
 

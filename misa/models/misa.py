@@ -1,6 +1,6 @@
 """MISA's detector: a student and the box objectives that train it (Figure 2)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from misa.errors import Diverged
 from misa.losses.distillation import distillation_loss, in_units_of_spread
 from misa.losses.inputs import Batch, Positives, SemanticPrior
 from misa.losses.total import box_objectives
+from misa.models._health import gradient_shares, mask_health
 from misa.models._parallel import batch_mean, share
 from misa.models.adapter import Adapter
 from misa.models.mask2former import BoxMask2FormerHead
@@ -47,6 +48,7 @@ class BoxSupervised(nn.Module):
     """
 
     teacher: SeMask | None = None
+    _maps: tuple[Tensor, ...] | None = None
 
     def __init__(
         self,
@@ -69,7 +71,13 @@ class BoxSupervised(nn.Module):
             with torch.random.fork_rng(devices=[]):
                 self.adapter = Adapter(self.feature_channels(), teacher_channels)
 
-    extract_feat: Callable[[Tensor], tuple[Tensor, ...]]  # the detector's
+    watched = False  # whether the next step tells its health as well
+
+    def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
+        """The detector's maps (b d h w), kept while the step is watched."""
+        maps: tuple[Tensor, ...] = super().extract_feat(batch_inputs)  # type: ignore[misc]
+        self._maps = maps if self.watched and self.training else None
+        return maps
 
     def feature_channels(self) -> int:
         """The channels of the dense feature I."""
@@ -116,6 +124,9 @@ class BoxSupervised(nn.Module):
             target = prior.features if unit == "raw" else in_units_of_spread(prior.features, valid, across=batch_mean)
             error = distillation_loss(self.adapter(features), target, union, valid=valid, across=batch_mean, **options)
             losses["loss_distillation"] = weight * error
+        if self._maps is not None:
+            losses |= mask_health(positives) | gradient_shares(losses, self._maps)
+            self._maps = None
         return losses
 
     def _share(self, name: str, positives: Positives) -> Tensor | float:
