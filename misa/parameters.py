@@ -146,6 +146,40 @@ class FrequencyParameters(Parameters):
     interactive: bool = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class TablesParameters(Parameters):
+    """What `notebooks/tables.ipynb` takes.
+
+    table: 3, 4 or 5; data: "demo", "voc" or "coco_mini"; seeds: trainings of every row, from seed 0.
+    train: train what is missing; off: show what is there.
+    slots: trainings at a time on this machine; cluster: submit them through submitit instead, such as "slurm".
+    data_root, gpus, workers, threads: of every training, as in `TrainParameters`.
+    root: where the runs are.
+    smoke: two steps a training, to see that the rows run.
+    """
+
+    table: int = between(3, 3, 5)
+    data: str = "demo"
+    seeds: int = between(5, 1, 1000)
+    train: bool = True
+    slots: int = between(1, 1, 1024)
+    cluster: str = ""
+    data_root: str = "datasets"
+    root: str = "runs/tables"
+    gpus: int | None = between(None, 0)
+    workers: int = between(0, 0, 64)
+    threads: int = between(1, 1, 256)
+    smoke: bool = False
+
+    def table_options(self) -> dict[str, Any]:
+        """The arguments of `misa.engine.tables.open_table`."""
+        return {name: getattr(self, name) for name in ("table", "data", "seeds", "root", "smoke")}
+
+    def sweep_options(self) -> dict[str, Any]:
+        """The arguments of `misa.engine.sweep.run` beside the jobs."""
+        return {name: getattr(self, name) for name in ("slots", "cluster", "data_root", "gpus", "workers", "threads")}
+
+
 def _leave_notebook_folder() -> None:
     """JupyterLab starts a notebook in its own folder, papermill in the project's: relative paths should agree."""
     here = Path.cwd()
