@@ -34,7 +34,7 @@ _HELP = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # These two have arguments of their own.
+    # These have arguments of their own.
     if arguments[:1] == ["doctor"]:
         from misa.doctor import main as doctor
 
@@ -43,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         bench = importlib.import_module(f"misa.bench.{arguments[1]}")
         status: int = bench.main(arguments[2:])
         return status
+    if arguments[:1] == ["profile"]:
+        from misa.bench.step import main as profile
+
+        return profile(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         status = options.run(options)
@@ -68,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("doctor", help="look at the installation and say what is missing", add_help=False)
+    commands.add_parser("profile", help="where a training step goes, part by part", add_help=False)
     bench = commands.add_parser(
         "bench",
         help="measure against a plain form, in turn in one process",

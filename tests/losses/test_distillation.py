@@ -1,5 +1,6 @@
 """Oracle: Eq. 3–6 typed out in float64, one region and one image at a time, with torch.fft."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import misa.losses.distillation
-from misa.losses.distillation import distillation_loss
+from misa.losses.distillation import distillation_loss, in_units_of_spread
 
 B, D, H, W = 2, 3, 14, 17
 
@@ -250,3 +251,27 @@ def wrong(**change):
 def test_wrong_input_is_one_clear_sentence(arguments, words):
     with pytest.raises(ValueError, match=words):
         distillation_loss(**arguments)
+
+
+def test_units_of_spread_do_not_depend_on_the_teachers_scale_or_width():
+    rng = torch.Generator().manual_seed(0)
+    s = torch.randn(2, 6, 5, 7, generator=rng) + torch.arange(6.0)[:, None, None]
+    valid = torch.ones(2, 1, 5, 7, dtype=torch.bool)
+    valid[1, :, 3:] = False
+    unit = in_units_of_spread(s, valid)
+    entries = s.double().permute(1, 0, 2, 3)[:, valid[:, 0]].numpy()
+    spread = np.sqrt(((entries - entries.mean(axis=1, keepdims=True)) ** 2).mean())
+    assert_close(unit, (s.double() / (spread * np.sqrt(6))).float())
+    assert_close(in_units_of_spread(100 * s, valid), unit)
+    padded = torch.where(valid, s, 1e3)
+    assert_close(in_units_of_spread(padded, valid)[0], unit[0])
+    # twice as many channels of the same kind: the same loss
+    box = torch.zeros(2, 1, 5, 7, dtype=torch.bool)
+    box[..., 1:3, 2:5] = True
+    one, two = (distillation_loss(torch.zeros_like(x), in_units_of_spread(x), box) for x in (s, torch.cat([s, s], 1)))
+    assert_close(one, two)
+
+
+def test_a_constant_teacher_has_no_spread_to_divide_by():
+    s = torch.full((1, 3, 4, 4), 2.5)
+    assert_close(in_units_of_spread(s), s)

@@ -10,11 +10,16 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from misa.parameters import AffinityParameters, FrequencyParameters, TrainParameters
+from misa.parameters import AffinityParameters, FrequencyParameters, TablesParameters, TrainParameters
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-PARAMETERS = {"affinity": AffinityParameters, "frequency": FrequencyParameters, "train": TrainParameters}
+PARAMETERS = {
+    "affinity": AffinityParameters,
+    "frequency": FrequencyParameters,
+    "tables": TablesParameters,
+    "train": TrainParameters,
+}
 
 
 def cells(path, kind="code"):
@@ -80,6 +85,30 @@ def test_train_stops_on_a_misspelt_parameter(tmp_path):
     assert done.returncode != 0
     assert "there is no parameter epoch; did you mean 'epochs'?" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_tables_runs_headless_and_goes_on(tmp_path):
+    """Table 4 in two steps a training; a second call with more seeds trains the new ones only."""
+    common = {
+        "table": 4,
+        "smoke": True,
+        "root": tmp_path / "runs",
+        "data_root": tmp_path / "data",
+        "gpus": 0,
+        "slots": 2,
+    }
+    output, done = papermill(tmp_path, "tables", seeds=1, **common)
+    assert done.returncode == 0, done.stderr[-2000:]
+    text = "".join(o.get("text", "") for cell in cells(output) for o in cell.outputs)
+    assert "0 finished, 0 started, 5 not run" in text
+    assert "5 finished, 0 started, 0 not run" in text
+    for suffix in ("html", "tex", "csv"):
+        assert (tmp_path / "runs" / f"table4_demo.{suffix}").stat().st_size > 100
+    assert (tmp_path / "runs" / "table4_demo_groups.pdf").stat().st_size > 1000
+    output, done = papermill(tmp_path, "tables", seeds=2, train=False, **common)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "5 finished, 0 started, 5 not run" in "".join(o.get("text", "") for c in cells(output) for o in c.outputs)
 
 
 @pytest.mark.slow
