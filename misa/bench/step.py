@@ -165,7 +165,7 @@ def report(steps: dict[str, Step], options: argparse.Namespace) -> None:
     for name, (wall, cpu) in medians.items():
         print(f"{name:<22} {wall:9.0f} {cpu:9.0f} {wall / base[0]:11.2f}x {memory(steps[name], options.device):9.0f}")
     which = 0 if options.device == "cuda" else 1
-    step = medians["+ FSD + SEPA"][which]
+    misa_step = medians["+ FSD + SEPA"][which]
     costs = {
         "teacher forward": teacher[which],
         "FSD": medians["+ FSD"][which] - base[which] - teacher[which],
@@ -173,7 +173,7 @@ def report(steps: dict[str, Step], options: argparse.Namespace) -> None:
     }
     print(f"\nof MISA's step ({'wall' if which == 0 else 'CPU time'}), forward and backward:")
     for name, cost in costs.items():
-        print(f"  {name:<20} {cost:8.0f} ms {cost / step:7.1%}")
+        print(f"  {name:<20} {cost:8.0f} ms {cost / misa_step:7.1%}")
     print("\nparts of one profiled step's forward pass (the profiler slows small operations down):")
     for name, spent in parts(whole, options.device).items():
         print(f"  {name:<20} {spent:8.1f} ms")
