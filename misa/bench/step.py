@@ -175,8 +175,8 @@ def report(steps: dict[str, Step], options: argparse.Namespace) -> None:
     for name, cost in costs.items():
         print(f"  {name:<20} {cost:8.0f} ms {cost / misa_step:7.1%}")
     print("\nparts of one profiled step's forward pass (the profiler slows small operations down):")
-    for name, spent in parts(whole, options.device).items():
-        print(f"  {name:<20} {spent:8.1f} ms")
+    for name, took in parts(whole, options.device).items():
+        print(f"  {name:<20} {took:8.1f} ms")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
