@@ -137,5 +137,6 @@ def _put(out: Path, write: Callable[[Path], None]) -> Path:
     except (OSError, RuntimeError) as error:  # torch says RuntimeError of a full disk
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise UserError(f"out {out} cannot be written ({str(error).splitlines()[0]}); choose another place.") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"out {out} cannot be written ({reason}); choose another place.") from error
     return out

@@ -16,7 +16,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from misa.data.source import Source, open_source
-from misa.engine.checkpoints import newest
+from misa.engine.checkpoints import newest, read_checkpoint, tensors_only
 from misa.engine.config import DETECTIONS, loadable, run_config
 from misa.engine.health import NaNGuard
 from misa.engine.labels import prepare_labels
@@ -173,6 +173,8 @@ def train(
         if not resume and (metrics or checkpoint):
             raise UserError(f"work_dir {folder} holds this run already; set resume or choose another work_dir.")
         if metrics is None:
+            if checkpoint is not None:
+                read_checkpoint(checkpoint)  # the folder may be a stranger's: said in a sentence, before any work
             teacher = None
             if experiment.teacher:
                 # The first of two stages: the same data and seed, in a folder of its own beside this one.
@@ -208,7 +210,8 @@ def train(
                 write_json(folder / "env.json", environment(device))
             loadable(config).dump(str(folder / "config.py"))
             try:
-                runner.train()
+                with tensors_only():
+                    runner.train()
             except Diverged as error:
                 guard = next(hook for hook in runner.hooks if isinstance(hook, NaNGuard))
                 raise guard.explain(error) from error
