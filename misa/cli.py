@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_predict(commands)
     _add_tables(commands)
+    _add_figures(commands)
 
     check = commands.add_parser(
         "check",
@@ -165,6 +166,37 @@ def _data_coco(options: argparse.Namespace) -> int:
     splits = look_at_coco(options.root)
     print(*splits, sep="\n")
     return 0 if all(split.whole for split in splits if split.needed) else 2
+
+
+def _add_figures(commands: Any) -> None:
+    """`misa figures` and `misa whence`."""
+    from misa.parameters import FiguresParameters
+
+    default = FiguresParameters()
+    figures = commands.add_parser(
+        "figures",
+        help="Figures 1, 3, 4 and 5 from run folders, as PDF and PNG that say where they come from",
+        epilog="example: misa figures runs/demo-misa-seed0 --out figures --images 3,17",
+    )
+    figures.add_argument("runs", nargs="+", help="run folders; the teachers beside students are found")
+    figures.add_argument("--out", default=default.out, help=f"the folder that they go into (default: {default.out})")
+    figures.add_argument("--only", default=default.only, help=f"which figures (default: {default.only})")
+    figures.add_argument("--images", default=default.images, help="ids of images to show in any case, as 3,17")
+    figures.add_argument("--random", type=int, default=default.random, help="how many more are drawn by chance")
+    figures.add_argument("--worst", type=int, default=default.worst, help="how many of the worst Figure 5 adds")
+    figures.add_argument("--seed", type=int, default=default.seed, help="of the images drawn by chance")
+    figures.add_argument("--channel", type=int, default=default.channel, help="of the features in Figure 3")
+    figures.add_argument(
+        "--semantic-scale", type=float, default=default.semantic_scale, help="σ of S times this, in Figure 4"
+    )
+    figures.set_defaults(run=_figures)
+    origin = commands.add_parser(
+        "whence",
+        help="what a figure was made from, and the command that makes it again",
+        epilog="example: misa whence runs/figures/figure4.pdf",
+    )
+    origin.add_argument("file", help="a PDF or PNG made by misa figures")
+    origin.set_defaults(run=_whence)
 
 
 def _add_tables(commands: Any) -> None:
@@ -287,6 +319,25 @@ def _train(options: argparse.Namespace) -> int:
     run = train_from(TrainParameters(**{name: getattr(options, name) for name in names}))
     print(run.table())
     print(f"run folder: {run.folder}")
+    return 0
+
+
+def _figures(options: argparse.Namespace) -> int:
+    from misa.engine.paper import factory_from
+    from misa.parameters import FiguresParameters
+
+    names = ("out", "only", "images", "random", "worst", "seed", "channel", "semantic_scale")
+    given = {name: getattr(options, name) for name in names}
+    parameters = FiguresParameters(runs=",".join(options.runs), **given)
+    written = factory_from(parameters).make(parameters.out, parameters.only.replace(",", " ").split())
+    print(*written, sep="\n")
+    return 0 if written else 2
+
+
+def _whence(options: argparse.Namespace) -> int:
+    from misa.figures.provenance import as_text, whence
+
+    print(as_text(whence(options.file)))
     return 0
 
 

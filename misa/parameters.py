@@ -180,6 +180,35 @@ class TablesParameters(Parameters):
         return {name: getattr(self, name) for name in ("slots", "cluster", "data_root", "gpus", "workers", "threads")}
 
 
+@dataclass(frozen=True, kw_only=True)
+class FiguresParameters(Parameters):
+    """What `notebooks/figures.ipynb` and `misa figures` take.
+
+    runs: run folders with commas between; the teachers beside students are found.
+    out: the folder that the figures go into.
+    only: which of Figures 1, 3, 4 and 5, with commas between.
+    images: ids of validation images with commas between, to be shown in any case.
+    random: how many more are drawn by chance, from `seed`.
+    worst: how many of the student's worst images Figure 5 adds.
+    channel: of the features in Figure 3.
+    semantic_scale: how many σ of S make the bandwidth of A^f and A^c in Figure 4.
+    data_root: where the embedded data goes, if demo:misa has to be trained first (the notebook only).
+    smoke: with networks of two training steps, to see that everything runs (the notebook only).
+    """
+
+    runs: str = "runs/demo-misa-seed0"
+    out: str = "runs/figures"
+    only: str = "1,3,4,5"
+    images: str = ""
+    random: int = between(5, 1, 100)
+    worst: int = between(10, 0, 100)
+    seed: int = between(0, 0, 2**32 - 1)
+    channel: int = between(5, 0)
+    semantic_scale: float = between(8.0, 1e-2, 100)
+    data_root: str = "datasets"
+    smoke: bool = False
+
+
 def _leave_notebook_folder() -> None:
     """JupyterLab starts a notebook in its own folder, papermill in the project's: relative paths should agree."""
     here = Path.cwd()

@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "losses": {"ops"},
     "data": {"ops", "errors", "experiment"},
     "evaluation": {"ops"},
-    "figures": {"ops", "data"},
+    "figures": {"ops", "data", "errors"},
     "models": {"ops", "losses", "data", "errors"},
     "mmcv_ext": set(),
     "engine": {"ops", "losses", "data", "evaluation", "models", "figures", "errors", "experiment", "parameters"},
@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "parameters": {"errors"},
     "errors": set(),
     "doctor": {"mmcv_ext"},
-    "cli": {"data", "engine", "bench", "doctor", "errors", "parameters"},
+    "cli": {"data", "engine", "figures", "bench", "doctor", "errors", "parameters"},
     "__init__": {"mmcv_ext"},
     "__main__": {"cli"},
 }

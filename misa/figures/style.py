@@ -27,7 +27,7 @@ LINES: tuple[dict[str, Any], ...] = (
 )
 """Okabe and Ito's colors, each with a dash of its own."""
 
-PRINT: dict[str, Any] = {"pdf.fonttype": 42, "font.size": 7, "axes.linewidth": 0.5, "savefig.dpi": 300}
+PRINT: Any = {"pdf.fonttype": 42, "font.size": 7, "axes.linewidth": 0.5, "savefig.dpi": 300}
 """rc parameters of a printed figure: embedded TrueType, small type, thin frames."""
 
 

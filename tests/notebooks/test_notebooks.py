@@ -10,12 +10,19 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from misa.parameters import AffinityParameters, FrequencyParameters, TablesParameters, TrainParameters
+from misa.parameters import (
+    AffinityParameters,
+    FiguresParameters,
+    FrequencyParameters,
+    TablesParameters,
+    TrainParameters,
+)
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 PARAMETERS = {
     "affinity": AffinityParameters,
+    "figures": FiguresParameters,
     "frequency": FrequencyParameters,
     "tables": TablesParameters,
     "train": TrainParameters,
@@ -132,7 +139,16 @@ def test_explorers_run_headless(tmp_path, smoke_run, name, drawn):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "wrong"), [("affinity", "balanc"), ("frequency", "radios")])
+def test_figures_run_headless(tmp_path, smoke_run):
+    output, done = papermill(tmp_path, "figures", runs=smoke_run, out=tmp_path / "out", smoke=True, random=2, worst=1)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert pictures(output) == 4
+    assert len(list((tmp_path / "out").iterdir())) == 8
+    assert "command: misa figures" in output.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "wrong"), [("affinity", "balanc"), ("frequency", "radios"), ("figures", "image")])
 def test_explorers_stop_on_a_misspelt_parameter(tmp_path, name, wrong):
     _, done = papermill(tmp_path, name, **{wrong: 1.0})
     assert done.returncode != 0

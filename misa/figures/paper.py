@@ -1,0 +1,198 @@
+"""Figures 1, 3, 4 and 5 in the layout of the venue: arrays in, a figure of exactly one column or page width out.
+
+Pixels stay pixels, everything else is vectors. One shared scale and one color bar a figure, except where a row says
+otherwise.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Circle
+from numpy.typing import NDArray
+
+from misa.data.example import Example
+from misa.figures.affinity import NAMES, SYMBOLS, field_of, start_mask
+from misa.figures.frequency import COLUMNS, bands
+from misa.figures.plots import draw_objects
+from misa.figures.style import COLORS, COLUMN, LINES, MAP, PAGE, PRINT, Picture
+from misa.figures.tiles import outline
+from misa.ops.seed import Kernel, Knobs, Seed
+from misa.ops.spectrum import power, radial_energy
+
+
+def _blank(axes: Axes, *, title: str = "", label: str = "", size: float = 7) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    if title:
+        axes.set_title(title, fontsize=size, pad=3)
+    if label:
+        axes.set_ylabel(label, fontsize=size, labelpad=2)
+
+
+def _printed(width: float, height: float) -> Picture:
+    with matplotlib.rc_context(PRINT):
+        figure = Picture(figsize=(width, height), layout="constrained")
+        figure.set_layout_engine("constrained", w_pad=0.015, h_pad=0.015, wspace=0.01, hspace=0.01)
+    return figure
+
+
+def class_picture(labels: NDArray[np.integer], classes: int) -> NDArray[np.uint8]:
+    """A label map (h w) as colors; the background, which is the last, and void are white."""
+    table = np.full((256, 3), 255, np.uint8)
+    for label in range(classes):
+        table[label] = (np.array(to_rgb(COLORS[label % len(COLORS)])) * 255).round()
+    return table[labels]
+
+
+def figure1(scores: Mapping[str, Mapping[str, float]], rows: Sequence[Mapping[str, Any]]) -> Picture:
+    """Segmentation when instances are ignored: (a) mIoU in percent by network and supervision, (b) label maps.
+
+    scores: for "boxes" and "masks", whichever were measured, the mIoU of "instances, merged" and "semantic".
+    rows: `image` (h w 3) and, side by side with it, a picture (h w 3) for each other name.
+    """
+    shown = len(rows[0]) if rows else 0
+    columns = [1.6] + [1.0] * shown
+    height = max(1.15, 0.74 * len(rows) * (PAGE / 7.0)) + 0.25
+    figure = _printed(PAGE if rows else COLUMN, height if rows else 1.6)
+    grid = figure.add_gridspec(max(len(rows), 1), len(columns) if rows else 1, width_ratios=columns if rows else None)
+    bars = figure.add_subplot(grid[:, 0])
+    kinds = list(dict.fromkeys(kind for values in scores.values() for kind in values))
+    width = 0.8 / max(len(kinds), 1)
+    for i, kind in enumerate(kinds):
+        at = [g + (i - (len(kinds) - 1) / 2) * width for g, values in enumerate(scores.values()) if kind in values]
+        heights = [values[kind] for values in scores.values() if kind in values]
+        look = {"color": LINES[(3, 0)[i % 2]]["color"], "hatch": ("", "///")[i % 2], "edgecolor": "white"}
+        drawn = bars.bar(at, heights, width * 0.94, label=kind, linewidth=0, **look)
+        bars.bar_label(drawn, fmt="%.1f", fontsize=6, padding=1)
+    bars.set_xticks(range(len(scores)), [f"from {name}" for name in scores], fontsize=7)
+    bars.set_ylabel("mIoU (%)", fontsize=7)
+    bars.tick_params(labelsize=6, length=2)
+    bars.margins(y=0.28)
+    bars.legend(fontsize=6, frameon=False, loc="upper left", handlelength=1.4)
+    bars.spines[["top", "right"]].set_visible(False)
+    for r, row in enumerate(rows):
+        for c, (name, picture) in enumerate(row.items(), 1):
+            axes = figure.add_subplot(grid[r, c])
+            axes.imshow(picture, interpolation="none")
+            _blank(axes, title=name if r == 0 else "")
+            if name != "image":
+                axes.spines[:].set_visible(True)
+                axes.spines[:].set(color="#BBBBBB", linewidth=0.5)
+    return figure
+
+
+def figure3(
+    rows: Mapping[str, tuple[torch.Tensor, torch.Tensor]], *, channel: int = 0, radius: float = 10.0, scale: float = 0.2
+) -> Picture:
+    """How features are taken apart in frequency and space: a row each, on one scale, and where their energy is.
+
+    rows: by name the features (d h w) and the union of the boxes (h w).
+    """
+    figure = _printed(PAGE, 1.06 * len(rows) + 1.25)
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.06 * len(rows), 1.15))
+    axes = parts[0].subplots(len(rows), len(COLUMNS), squeeze=False)
+    for r, (name, (features, inside)) in enumerate(rows.items()):
+        shown = bands(features[channel], inside, radius=radius, scale=scale)
+        low, high = min(float(x.min()) for x in shown.values()), max(float(x.max()) for x in shown.values())
+        edge = outline(inside.numpy())
+        for c, column in enumerate(COLUMNS):
+            ax = axes[r, c]
+            _blank(ax, title=column if r == 0 else "", label=name if c == 0 else "")
+            if column == "log spectrum":
+                h, w = inside.shape
+                ax.imshow(torch.log10(power(features[channel]) + 1e-6).numpy(), cmap="gray", interpolation="none")
+                ax.add_patch(Circle((w // 2, h // 2), radius, fill=False, edgecolor=LINES[0]["color"], linewidth=1))
+                ax.set(xlim=(-0.5, w - 0.5), ylim=(h - 0.5, -0.5))
+                continue
+            drawn = ax.imshow(shown[column].numpy(), cmap=MAP, vmin=low, vmax=high, interpolation="none")
+            ax.plot(edge[1] - 0.5, edge[0] - 0.5, color="white", linewidth=0.6)
+        bar = parts[0].colorbar(drawn, ax=axes[r].tolist(), fraction=0.012, pad=0.004)
+        bar.ax.tick_params(labelsize=5, length=1.5)
+        bar.outline.set_linewidth(0.3)
+    ax = parts[1].subplots()
+    for (name, (features, _)), style in zip(rows.items(), (LINES[3], LINES[0], LINES[2], LINES[1]), strict=False):
+        rings = radial_energy(features).numpy()
+        ax.plot(rings / rings.sum(), label=name, linewidth=1.1, **style)
+    ax.axvspan(0, radius, color="#E4E4E4", linewidth=0)
+    ax.set_yscale("log")
+    ax.set_xlim(0, None)
+    ax.set_xlabel(f"frequency (bins from DC); the high pass damps the gray part to θ = {scale:g}", fontsize=7)
+    ax.set_ylabel("share of energy", fontsize=7)
+    ax.tick_params(labelsize=6, length=2)
+    ax.legend(fontsize=6, frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def figure4(examples: Sequence[tuple[Example, Seed]], *, knobs: Knobs | None = None) -> Picture:
+    """What color affinity and SEPA make of a seed: a row an image, every map from 0 to 1.
+
+    Columns: the image with seed and box, A, A^f, A^c and SEPA to every pixel, the masks that color and SEPA spread
+    from a blob in the box, and the truth, which only the evaluation knows (left out where there is none).
+    """
+    knobs = Knobs() if knobs is None else knobs
+    kernels = field_of(examples[0][0], 0).kernels
+    made: tuple[Kernel, ...] = ("color", "enhanced") if len(kernels) > 1 else ("color",)
+    titles = ["image", *(f"{NAMES[k]} {SYMBOLS[k]}" for k in kernels), *(f"mask, {NAMES[k]}" for k in made), "truth"]
+    shapes = [example.size[0] / example.size[1] for example, _ in examples]
+    cell = (PAGE - 0.45) / len(titles)
+    figure = _printed(PAGE, sum(cell * shape + 0.06 for shape in shapes) + 0.25)
+    axes = figure.subplots(len(examples), len(titles), squeeze=False, height_ratios=shapes)
+    for r, (example, seed) in enumerate(examples):
+        box = example.box_at(seed)
+        inside = example.box_masks()[box] if box is not None else None
+        field = field_of(example, example.labels[box] if box is not None else 0)
+        direct = field.direct(seed, knobs)
+        masks = field.masks(start_mask(example, seed, "blob"), knobs, box=inside)
+        truth = example.coarse_masks()
+        own = truth[box].numpy() if truth is not None and box is not None else None
+        maps = [direct[k].numpy() for k in kernels]
+        maps += [(masks[k] / masks[k].max().clamp(min=1e-12)).numpy() for k in made]
+        h, w = example.size
+        axes[r, 0].imshow(example.image, interpolation="none", extent=(-0.5, w - 0.5, h - 0.5, -0.5))
+        for c, values in enumerate(maps, 1):
+            drawn = axes[r, c].imshow(values, cmap=MAP, vmin=0, vmax=1, interpolation="none")
+        axes[r, -1].imshow(np.zeros((h, w)) if own is None else own, cmap=MAP, vmin=0, vmax=1, interpolation="none")
+        for c, ax in enumerate(axes[r]):
+            _blank(ax, title=titles[c] if r == 0 else "")
+            if own is not None and c < len(titles) - 1:
+                rows, columns = outline(own)
+                ax.plot(columns - 0.5, rows - 0.5, color="white", linewidth=0.6)
+            if c <= len(kernels):
+                ax.plot(seed[1], seed[0], "+", color="black", markersize=5, markeredgewidth=1.6)
+                ax.plot(seed[1], seed[0], "+", color="white", markersize=4.4, markeredgewidth=0.8)
+            if c == 0 and inside is not None:
+                rows, columns = outline(inside.numpy())
+                ax.plot(columns - 0.5, rows - 0.5, color=LINES[0]["color"], linewidth=0.9)
+            ax.set(xlim=(-0.5, w - 0.5), ylim=(h - 0.5, -0.5))
+    bar = figure.colorbar(drawn, ax=axes.ravel().tolist(), fraction=0.012, pad=0.004, ticks=(0, 0.5, 1))
+    bar.ax.tick_params(labelsize=5, length=1.5)
+    bar.outline.set_linewidth(0.3)
+    return figure
+
+
+def figure5(groups: Mapping[str, Sequence[Mapping[str, Any]]], *, columns: int = 5) -> Picture:
+    """Predicted masks by group, so that it is plain which images were chosen, drawn by chance, or are the worst.
+
+    Each image has `image` (h w 3), `masks` (n h w) and a `title`.
+    """
+    lines = [(name, found[i : i + columns]) for name, found in groups.items() for i in range(0, len(found), columns)]
+    cell = (PAGE - 0.2) / columns
+    tall = [max(s["image"].shape[0] / s["image"].shape[1] for s in found) for _, found in lines]
+    figure = _printed(PAGE, sum(cell * ratio + 0.19 for ratio in tall) + 0.05)
+    axes = figure.subplots(len(lines), columns, squeeze=False, height_ratios=tall)
+    seen: set[str] = set()
+    for r, (name, found) in enumerate(lines):
+        for c, ax in enumerate(axes[r]):
+            if c < len(found):
+                draw_objects(ax, found[c]["image"], masks=found[c]["masks"])
+                ax.set_axis_on()
+            _blank(ax, title=str(found[c]["title"]) if c < len(found) else "", size=6)
+        axes[r, 0].set_ylabel(name if name not in seen else "", fontsize=7, labelpad=2)
+        seen.add(name)
+    return figure

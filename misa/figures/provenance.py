@@ -1,0 +1,86 @@
+"""Figures that know where they come from: what made them is written into the file, and can be read back.
+
+save_figure(figure, "figures", "figure4", {"command": "misa figures runs/demo", ...})
+misa whence figures/figure4.pdf
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from PIL import Image
+from pypdf import PdfReader
+from pypdf.errors import PyPdfError
+
+from misa.errors import UserError
+from misa.figures.style import PRINT
+
+_KEY = "misa"
+
+
+def save_figure(figure: Figure, folder: str | Path, name: str, provenance: Mapping[str, Any]) -> tuple[Path, Path]:
+    """Write a figure as PDF (vectors, embedded TrueType) and PNG (300 dpi), with `provenance` in the file's metadata.
+
+    The same figure and provenance give the same bytes: no date is written.
+    """
+    text = json.dumps(dict(provenance), sort_keys=True)
+    title = f"{name} ({provenance.get('what', 'misa')})"
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with matplotlib.rc_context(PRINT):
+            pdf, png = folder / f"{name}.pdf", folder / f"{name}.png"
+            figure.savefig(pdf, metadata={"Title": title, "Keywords": text, "Creator": "misa", "CreationDate": None})
+            figure.savefig(png, dpi=300, metadata={"Title": title, _KEY: text, "Software": "misa"})
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"figures cannot be written to {folder} ({reason}); choose another folder.") from error
+    return pdf, png
+
+
+def whence(path: str | Path) -> dict[str, Any]:
+    """What a figure was made from, as `save_figure` wrote it.
+
+    Raises:
+        UserError: no such file, not a PDF or PNG, or none of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; give a PDF or PNG made by misa figures.")
+    try:
+        if path.suffix.lower() == ".pdf":
+            about = PdfReader(path).metadata
+            text = "" if about is None else str(about.get("/Keywords", ""))
+        else:
+            with Image.open(path) as image:
+                text = image.info.get(_KEY, "")
+    except (PyPdfError, OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a PDF or PNG ({error}); give one made by misa figures.") from error
+    try:
+        values = json.loads(text)
+    except (ValueError, TypeError):
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not say where it comes from; only figures made by misa figures do.")
+    return values
+
+
+def as_text(provenance: Mapping[str, Any]) -> str:
+    """A line for each value, nested ones indented; the command that makes the figure again comes first."""
+    first = {"command": provenance["command"]} if "command" in provenance else {}
+    return "\n".join(_lines({**first, **{k: v for k, v in provenance.items() if k != "command"}}, ""))
+
+
+def _lines(values: Mapping[str, Any], indent: str) -> list[str]:
+    lines: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            lines += [f"{indent}{name}:", *_lines(value, indent + "  ")]
+        elif isinstance(value, list):
+            lines.append(f"{indent}{name}: {', '.join(map(str, value))}")
+        else:
+            lines.append(f"{indent}{name}: {value}")
+    return lines

@@ -1,0 +1,70 @@
+"""Four small figures against stored pictures of them, so that a change in their looks is seen.
+
+MISA_NEW_PICTURES=1 python -m pytest tests/figures/test_pictures.py stores them anew; look at them before committing.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.testing.compare import compare_images
+
+from misa.figures.affinity import affinity_figure
+from misa.figures.frequency import frequency_figure, maps_of
+from misa.figures.paper import figure3, figure4, figure5
+from misa.figures.style import PRINT
+from misa.ops.seed import Knobs
+
+STORED = Path(__file__).parent / "pictures"
+
+
+def seed(example):
+    return affinity_figure(example, (5, 6), knobs=Knobs(semantic_scale=2.0, tree_bandwidth=0.5))
+
+
+def frequency(example):
+    return frequency_figure(maps_of(example), example.box_masks().any(dim=0), radius=3.0)
+
+
+def third(example):
+    inside = example.box_masks().any(dim=0)
+    return figure3(
+        {"teacher S": (example.features, inside), "student I": (example.student, inside)}, radius=3.0, channel=0
+    )
+
+
+def fourth(example):
+    return figure4([(example, (5, 6))], knobs=Knobs(semantic_scale=2.0))
+
+
+def fifth(example):
+    sample = {"image": example.image, "masks": example.masks, "title": "7 · AP 50"}
+    return figure5({"chosen": [sample, sample], "worst by AP": [sample]}, columns=3)
+
+
+@pytest.mark.parametrize("draw", [seed, frequency, third, fourth, fifth], ids=lambda draw: draw.__name__)
+def test_looks_as_stored(example, tmp_path, draw):
+    stored, drawn = STORED / f"{draw.__name__}.png", tmp_path / f"{draw.__name__}.png"
+    with matplotlib.rc_context(PRINT):
+        draw(example).savefig(drawn, dpi=80)
+    if os.environ.get("MISA_NEW_PICTURES"):
+        STORED.mkdir(exist_ok=True)
+        shutil.copy(drawn, stored)
+    # Root mean square of the gray levels: another letter shape is below 3, a line, a map or a label more is above.
+    difference = compare_images(str(stored), str(drawn), tol=3.0)
+    assert difference is None, difference
+
+
+def test_a_changed_map_is_seen(example, tmp_path):
+    """The tolerance is not so wide that it lets another picture pass."""
+    drawn = tmp_path / "fourth.png"
+    with matplotlib.rc_context(PRINT):
+        figure4([(example, (5, 6))], knobs=Knobs(semantic_scale=1.0)).savefig(drawn, dpi=80)
+    assert compare_images(str(STORED / "fourth.png"), str(drawn), tol=3.0) is not None
+    assert (
+        np.asarray(matplotlib.image.imread(drawn)).shape
+        == np.asarray(matplotlib.image.imread(STORED / "fourth.png")).shape
+    )
