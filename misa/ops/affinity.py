@@ -48,6 +48,9 @@ def squared_distances(
     |K^c S(i) − K^c S(k)|² = Σ_d (K^c_d)² (S_d(i) − S_d(k))²: one pass over the differences and one matrix product
     serve all categories of Eq. 12. Distances to pixels outside the image are meaningless; mask them with `inside`.
     """
+    b, _, h, w = values.shape
+    if not offsets:  # a window of one pixel
+        return values.new_empty(b, *(() if channel_weights is None else channel_weights.shape[:1]), 0, h, w)
     planes = []
     for offset in offsets:
         difference = (shift(values, offset) - values).square()

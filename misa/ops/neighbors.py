@@ -46,9 +46,8 @@ def inside(
 ) -> Bool[Tensor, "k {h} {w}"]:
     """Whether the neighbor at each offset lies in the image."""
     rows, columns = torch.arange(h, device=device)[:, None], torch.arange(w, device=device)[None, :]
-    return torch.stack(
-        [(rows + dy >= 0) & (rows + dy < h) & (columns + dx >= 0) & (columns + dx < w) for dy, dx in offsets]
-    )
+    every = [(rows + dy >= 0) & (rows + dy < h) & (columns + dx >= 0) & (columns + dx < w) for dy, dx in offsets]
+    return torch.stack(every) if every else torch.empty(0, h, w, dtype=torch.bool, device=device)
 
 
 def neighbors(values: Float[Tensor, "b d h w"], offsets: Sequence[Offset]) -> Float[Tensor, "b d k h w"]:

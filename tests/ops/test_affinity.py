@@ -46,6 +46,12 @@ def test_affinity_is_the_equation(rng, device, h, w, window, dilation):
         assert_close(fixed[b].double(), slow_affinity(values[b], offsets, lambda y, x: 0.3), atol=1e-6, rtol=0)
 
 
+def test_a_window_of_one_pixel_has_no_neighbors(rng, device):
+    values, rows = torch.rand(2, 3, 4, 5, generator=rng).to(device), torch.rand(7, 3, generator=rng).to(device)
+    assert pairwise_affinity(values, window=1, sigma="window").shape == (2, 0, 4, 5)
+    assert pairwise_affinity(values, window=1, channel_weights=rows).shape == (2, 7, 0, 4, 5)
+
+
 def test_window_spread_is_that_of_the_vectors(rng, device):
     values = torch.rand(1, 3, 4, 5, generator=rng)
 

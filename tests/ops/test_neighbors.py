@@ -25,6 +25,7 @@ def test_several_dilations_follow_each_other():
     assert window_offsets(3, (1, 4)) == [*window_offsets(3, 1), *window_offsets(3, 4)]
     assert window_offsets(3, centre=True) == [(0, 0), *window_offsets(3)]
     assert window_offsets(1) == []
+    assert inside(4, 5, []).shape == (0, 4, 5)
 
 
 def test_shift_keeps_booleans():

@@ -274,7 +274,7 @@ def test_nothing_crosses_padding(rng, device, path):
 
 
 @pytest.mark.parametrize(("h", "w"), [(7, 9), (1, 8), (6, 1), (1, 1)])
-@pytest.mark.parametrize("window", [3, 5])
+@pytest.mark.parametrize("window", [1, 3, 5])
 def test_local_is_the_closed_form(rng, device, path, h, w, window):
     masks, guide = scene(rng, h, w)
     boxes = torch.zeros(3, h, w)
