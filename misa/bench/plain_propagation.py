@@ -12,6 +12,7 @@ from torch.nn.functional import pad, unfold
 from misa.ops import _cpu
 from misa.ops._compile import I8, F4s, F8s, I4s, I8s, f4, f8, i8, kernel
 from misa.ops._kernels import exp_minus
+from misa.ops._run import run, spread_out
 from misa.ops.tree import grid_lengths
 
 Masks = Tensor
@@ -73,7 +74,7 @@ def tree_per_mask(image: Tensor, n: int) -> list[Tensor]:
         pixel, parent, _edge = _cpu.spanning_trees(grid_lengths(image)[None], h, w)
         return torch.stack([pixel[0, 1:], pixel[0][parent[0, 1:].long()]], dim=1).contiguous()
 
-    return _cpu.spread_out(one, range(n))
+    return spread_out(one, range(n))
 
 
 def pass_per_mask(masks: Masks, guides: list[Tensor], trees: list[Tensor], bandwidth: float) -> Masks:
@@ -86,9 +87,9 @@ def pass_per_mask(masks: Masks, guides: list[Tensor], trees: list[Tensor], bandw
         s = ((flat[:, ends[:, 0]] - flat[:, ends[:, 1]]).square().sum(dim=0) / bandwidth**2).contiguous()
         top = torch.empty(p, dtype=torch.int32)
         size, total, up, down = torch.empty(4, p, dtype=torch.float64)
-        _cpu.run(union_sums, masks[i], trees[i], s.argsort(), s, p, top, size, total, up, down, result[i])
+        run(union_sums, masks[i], trees[i], s.argsort(), s, p, top, size, total, up, down, result[i])
 
-    _cpu.spread_out(one, range(len(masks)))
+    spread_out(one, range(len(masks)))
     return result
 
 

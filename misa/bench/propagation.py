@@ -105,6 +105,7 @@ def ours(
     scene = Scene(work.image[None], [0] * len(work.masks))
     if sem is not None:
         scene.features, scene.factors, scene.labels = sem
+        scene.look(work.boxes, 5)
     with torch.no_grad():
         trees = scene.trees()
         clock("tree")

@@ -9,7 +9,7 @@ so in the signature. Assignments, `for … in range`, `while`, `if`, `break`, `c
 `and`, `or`, `not`, `x if c else y`, the functions in `FUNCTIONS`, and calls of other kernels as statements or values.
 Sixteen numbers at once, for sums that are to stay in registers over an inner loop: `lanes` reads them, `put` writes
 them, `wide` repeats one; numbers mix with them. `e = registers()` makes e[0], e[1], … variables, and a loop over
-`unrolled(n)` is written out n times, which makes such indices constants.
+`unrolled(n)` is written out n times, which makes such indices constants. `prefetch` is a hint.
 Arrays must not overlap, nothing checks their bounds, and `//` rounds towards zero.
 """
 
@@ -98,6 +98,10 @@ def put(a: Any, i: Any, x: Any) -> None:
     a[i : i + 16] = x
 
 
+def prefetch(a: Any, i: Any) -> None:
+    """Have `a` near i brought from memory while other work goes on; i may lie outside."""
+
+
 def registers() -> dict[int, Any]:
     """Variables by number."""
     return {}
@@ -106,7 +110,7 @@ def registers() -> dict[int, Any]:
 unrolled = range
 
 FUNCTIONS = {"f4": f4, "f8": f8, "i8": i8, "bits": bits, "power_of_two": power_of_two, "min": min, "max": max}
-FUNCTIONS |= {"wide": wide, "lanes": lanes, "put": put}
+FUNCTIONS |= {"wide": wide, "lanes": lanes, "put": put, "prefetch": prefetch}
 
 Value = tuple[str, str]  # an LLVM value and its type in our notation
 
@@ -256,11 +260,12 @@ class _Writer:
             return None
         return f"{ast.unparse(node.value)}.{constant(node.slice)}"
 
-    def address(self, node: ast.Subscript) -> tuple[str, str]:
+    def address(self, node: ast.Subscript, *, inside: bool = True) -> tuple[str, str]:
         assert isinstance(node.value, ast.Name)
         kind = self.kernel.arguments[node.value.id][:-1]
         index = self.convert(self.read(node.slice), "i8")
-        return self.value(f"getelementptr inbounds {LLVM[kind]}, ptr %{node.value.id}, i64 {index}", "p")[0], kind
+        how = "getelementptr inbounds" if inside else "getelementptr"
+        return self.value(f"{how} {LLVM[kind]}, ptr %{node.value.id}, i64 {index}", "p")[0], kind
 
     def read(self, node: ast.expr) -> Value:
         match node:
@@ -340,8 +345,11 @@ class _Writer:
                 self.emit(f"call void {text}")
                 return "", "void"
             return self.value(f"call {LLVM[other.result]} {text}", other.result)
-        if name in ("lanes", "put"):
-            where, kind = self.address(ast.Subscript(arguments[0], arguments[1]))
+        if name in ("lanes", "put", "prefetch"):
+            where, kind = self.address(ast.Subscript(arguments[0], arguments[1]), inside=name != "prefetch")
+            if name == "prefetch":
+                self.emit(f"call void @llvm.prefetch.p0(ptr {where}, i32 0, i32 2, i32 1)")
+                return "", "void"
             assert kind == "f4"
             if name == "lanes":
                 return self.value(f"load {LLVM[WIDE]}, ptr {where}, align 4", WIDE)
@@ -497,7 +505,7 @@ def llvm_text(source: Kernel) -> str:
                 add(other, visible=False)
 
     add(source, visible=True)
-    return "\n".join(parts)
+    return "\n".join([*parts, "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"])
 
 
 _lock = threading.Lock()

@@ -1,6 +1,6 @@
 """The path in torch operations alone: any device, a fixed number of rounds, no waiting for the device.
 
-The same five functions as `_cpu`. On CUDA the window propagation goes through Triton where it is installed.
+The same functions as `_cpu`. On CUDA the window propagation goes through Triton where it is installed.
 """
 
 from collections.abc import Sequence
@@ -139,6 +139,15 @@ def spanning_trees(lengths: Float[Tensor, "g m"], h: int, w: int) -> tuple[Tenso
     return pixel.int(), parent.int(), edge.int()
 
 
+def at_edges(
+    values: Float[Tensor, "g m"], edge: Int[Tensor, "g p"], length: Float[Tensor, "g p"]
+) -> Float[Tensor, "g p"]:
+    """Values of grid edges at the upward edges of trees; infinite at the roots and where `length` is."""
+    if values.shape[1] == 0:
+        return torch.full_like(length, torch.inf)
+    return torch.where((edge < 0) | torch.isinf(length), torch.inf, values.gather(1, edge.long().clamp(min=0)))
+
+
 # ---- sums over the tree ----
 
 
@@ -192,7 +201,13 @@ def propagate_along(
 # ---- features ----
 
 
-def feature_lengths(features: Float[Tensor, "d h w"], factors: Float[Tensor, "c d"]) -> tuple[Tensor, Tensor]:
+def plan_windows(*_: object) -> None:
+    """`_cpu` measures S^c over windows together with the grid edges; here they are measured when they are needed."""
+
+
+def feature_lengths(
+    features: Float[Tensor, "d h w"], factors: Float[Tensor, "c d"], *_: object
+) -> tuple[Tensor, Tensor]:
     """Squared distances of K^c · S along the grid edges (c m), and the sums of S_d and S_d² (d 2)."""
     vertical = (features[:, 1:] - features[:, :-1]).square().flatten(1)
     horizontal = (features[:, :, 1:] - features[:, :, :-1]).square().flatten(1)
@@ -255,6 +270,7 @@ def propagate_window(
     offsets: Sequence[tuple[int, int]],
     groups: Sequence[tuple[Index, Sequence[Layer]]],
     steps: int,
+    *_ahead: object,
 ) -> Float[Tensor, "n h w"]:
     """Eq. 14 over a window for groups of masks, each with its layers of affinity; `offsets` is half of the window."""
     n, h, w = masks.shape

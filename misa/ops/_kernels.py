@@ -3,6 +3,8 @@
 Each function says what it serves; `_merge` explains the merge tree that `meet` builds and `sums` walks.
 """
 
+import math
+
 from misa.ops._compile import (
     F4,
     F8,
@@ -18,6 +20,7 @@ from misa.ops._compile import (
     kernel,
     lanes,
     power_of_two,
+    prefetch,
     put,
     registers,
     unrolled,
@@ -28,6 +31,7 @@ NONE = 9223372036854775807  # no edge: larger than any key
 LOW = 4294967295  # the lower half of a key holds the edge number
 FLAT = 3e-8  # exp(−s) rounds to 1 in single precision below this: one flat zone
 FAR = 48.0  # exp(−48) · 10^6 pixels is below the rounding of a double: not connected
+INFINITE = math.inf
 LOG2E = 1.4426950408889634
 LN2 = 0.6931471805599453
 
@@ -49,10 +53,11 @@ def exp_minus(s: F8) -> F8:
 
 
 @kernel
-def edge_keys(lengths: F4s, m: I8, keys: I8s) -> None:
+def edge_keys(lengths: F4s, m: I8, keys: I8s, chosen: I4s) -> None:
     """(length, edge number) as one integer: the total order that makes the minimum spanning tree unique."""
     for e in range(m):
         keys[e] = (bits(lengths[e]) << 32) | e
+        chosen[e] = 0
 
 
 @kernel
@@ -230,6 +235,46 @@ def preorder(chosen: I4s, h: I8, w: I8, pixel: I4s, up: I4s, edge: I4s, stack: I
             stack[3 * top + 2] = v
             top += 1
         count += 1
+
+
+@kernel
+def spanning_tree(
+    lengths: F4s,
+    h: I8,
+    w: I8,
+    m: I8,
+    keys: I8s,
+    left: I8s,
+    best: I8s,
+    link: I4s,
+    label: I4s,
+    ends: I4s,
+    chosen: I4s,
+    stack: I4s,
+    pixel: I4s,
+    up: I4s,
+    edge: I4s,
+) -> None:
+    """The minimum spanning tree of a grid under the total order (length, edge number), by Boruvka, in preorder."""
+    edge_keys(lengths, m, keys, chosen)
+    shortest_on_grid(keys, h, w, best)
+    join_pixels(best, h, w, link, chosen)
+    clusters = number_clusters(link, h * w, label)
+    kept = edges_between(keys, h, w, label, ends, left)
+    while clusters > 1:
+        join_clusters(left, ends, kept, clusters, best, link, chosen)
+        clusters = number_clusters(link, clusters, label)
+        kept = keep_between(left, ends, kept, label)
+    preorder(chosen, h, w, pixel, up, edge, stack)
+
+
+@kernel
+def at_edges(values: F4s, edge: I4s, length: F4s, result: F4s, p: I8) -> None:
+    """Values of grid edges at the upward edges of a tree; infinite at the root and where `length` is."""
+    result[0] = INFINITE
+    for v in range(1, p):
+        value = values[edge[v]]
+        result[v] = value if length[v] < 1e37 else f4(INFINITE)
 
 
 @kernel
@@ -422,20 +467,19 @@ def write_ratio(totals: F8s, pixel: I4s, group: I4s, p: I8, result: F4s) -> None
 
 
 @kernel
-def add_sums(totals: F8s, pixel: I4s, group: I4s, p: I8, factor: F8, both: F8s) -> None:
-    """Add a kernel's numerators and denominators to those of others (Eq. 13), in pixel order."""
+def zones(pixel: I4s, group: I4s, p: I8, zone: I4s) -> None:
+    """The flat zone of every pixel, in pixel order."""
     for v in range(p):
-        g = 2 * i8(group[v])
-        i = 2 * i8(pixel[v])
-        both[i] += factor * totals[g]
-        both[i + 1] += factor * totals[g + 1]
+        zone[pixel[v]] = group[v]
 
 
 @kernel
-def divide(both: F8s, p: I8, result: F4s) -> None:
-    """The one division of Eq. 14 after several kernels were added."""
+def write_ratio_of_two(a: F8s, a_zone: I4s, a_share: F8, b: F8s, b_zone: I4s, b_share: F8, p: I8, result: F4s) -> None:
+    """The one division of Eq. 14 after the numerators and denominators of two kernels are added (Eq. 13)."""
     for i in range(p):
-        result[i] = both[2 * i] / both[2 * i + 1]
+        g = 2 * i8(a_zone[i])
+        q = 2 * i8(b_zone[i])
+        result[i] = (a_share * a[g] + b_share * b[q]) / (a_share * a[g + 1] + b_share * b[q + 1])
 
 
 @kernel
@@ -459,6 +503,7 @@ def add_edges(
     last: I8,
     p: I8,
     w: I8,
+    ahead: I8,
     start: I8,
     stop: I8,
     down: F4s,
@@ -474,6 +519,7 @@ def add_edges(
         d0 = lanes(down, at + i)
         s0 = lanes(side, to + i)
         for k in range(first, last):
+            prefetch(values, k * p + i + ahead)
             here = lanes(values, k * p + i)
             below = lanes(values, k * p + w + i) - here
             right = lanes(values, k * p + 1 + i) - here
@@ -494,6 +540,7 @@ def add_edges_3(
     last: I8,
     p: I8,
     w: I8,
+    ahead: I8,
     start: I8,
     stop: I8,
     down: F4s,
@@ -512,6 +559,7 @@ def add_edges_3(
         s1 = lanes(side, to + size + i)
         s2 = lanes(side, to + 2 * size + i)
         for k in range(first, last):
+            prefetch(values, k * p + i + ahead)
             here = lanes(values, k * p + i)
             below = lanes(values, k * p + w + i) - here
             right = lanes(values, k * p + 1 + i) - here
@@ -555,67 +603,6 @@ def add_moments(values: F4s, start: I8, stop: I8, moments: F8s, at: I8) -> None:
 
 
 @kernel
-def feature_edges(
-    features: F4s,
-    squares: F4s,
-    c: I8,
-    d: I8,
-    h: I8,
-    w: I8,
-    first: I8,
-    last: I8,
-    side: F4s,
-    lengths: F4s,
-    moments: F8s,
-) -> None:
-    """Σ_d (K^c_d)² (S_d(i) − S_d(j))² along the grid edges of the rows first … last, all categories in one pass over S.
-
-    `moments` gathers the sums of S_d and S_d² over these rows, from which σ_{S^c} follows. Rows go in blocks and
-    channels in groups, so that a channel is read in long pieces and what was read serves all. `side` holds the
-    edges to the right of one block, 32 c w numbers.
-    """
-    p = h * w
-    vertical = (h - 1) * w
-    m = vertical + h * (w - 1)
-    size = 32 * w
-    for block in range(first, last, 32):
-        start = block * w
-        stop = min(block + 32, last) * w
-        below = max(start, min(stop, vertical))
-        whole = start + (below - start) // 16 * 16
-        for i in range(c * size):
-            side[i] = 0.0
-        for j in range(c):
-            for i in range(start, below):
-                lengths[j * m + i] = 0.0
-        for k in range(0, d, 8):
-            end = min(k + 8, d)
-            for one in range(k, end):
-                add_moments(features, one * p + start, one * p + stop, moments, 2 * one)
-            j = 0
-            while j < c:
-                to = j * size - start
-                if j + 3 <= c:
-                    add_edges_3(
-                        features, squares, j * d, d, k, end, p, w, start, whole, lengths, j * m, m, side, to, size
-                    )
-                    j += 3
-                else:
-                    add_edges(features, squares, j * d, k, end, p, w, start, whole, lengths, j * m, side, to)
-                    j += 1
-            for j in range(c):  # what is left of the block, and the last row
-                add_distances(features, squares, j * d, k, end, p, w, whole, below, lengths, j * m)
-                to = j * size - start
-                add_distances(features, squares, j * d, k, end, p, 1, whole, min(stop, p - 1), side, to)
-        for j in range(c):
-            for i in range(block, min(block + 32, last)):
-                at = j * m + vertical + i * (w - 1)
-                to = j * size + (i - block) * w
-                for x in range(w - 1):
-                    lengths[at + x] = side[to + x]
-
-
-@kernel
 def exp_minus_4(s: F4) -> F4:
     """exp(−s) in single precision, relative error below 3e-7; 0 where it is below 1e-20 (denormals are slow)."""
     bounded = min(s, f4(46.0))
@@ -643,22 +630,23 @@ def add_window(
     half: I8,
     distance: F4s,
     at: I8,
+    line: I8,
 ) -> None:
-    """distance[at + o · count + i] += Σ_d (V_d(here + i + offset o) − V_d(here + i))² for i < count.
+    """distance[at + o · line + i] += Σ_d (V_d(here + i + offset o) − V_d(here + i))² for i < count.
 
-    Channels are `plane` apart, rows `pitch`. Sixteen pixels and four offsets at a time: half a window is always a
-    multiple of four.
+    Channels are `plane` apart, rows `pitch`. Sixteen pixels and four offsets at a time: half a
+    window is always a multiple of four.
     """
     e = registers()
     for i in range(here, here + count, 16):
         for o in range(0, half, 4):
-            to = at + o * count + i - here
+            to = at + o * line + i - here
             m0 = offsets[2 * o] * pitch + offsets[2 * o + 1]
             m1 = offsets[2 * o + 2] * pitch + offsets[2 * o + 3]
             m2 = offsets[2 * o + 4] * pitch + offsets[2 * o + 5]
             m3 = offsets[2 * o + 6] * pitch + offsets[2 * o + 7]
             for n in unrolled(4):
-                e[n] = lanes(distance, to + n * count)
+                e[n] = lanes(distance, to + n * line)
             k = i
             for _ in range(channels):
                 centre = lanes(values, k)
@@ -672,17 +660,27 @@ def add_window(
                 e[3] += a * a
                 k += plane
             for n in unrolled(4):
-                put(distance, to + n * count, e[n])
+                put(distance, to + n * line, e[n])
 
 
 @kernel
-def add_window_5(values: F4s, channels: I8, plane: I8, pitch: I8, here: I8, count: I8, distance: F4s, at: I8) -> None:
+def add_window_5(
+    values: F4s,
+    channels: I8,
+    plane: I8,
+    pitch: I8,
+    here: I8,
+    count: I8,
+    distance: F4s,
+    at: I8,
+    line: I8,
+) -> None:
     """`add_window` for the 5x5 window and two rows at once, which share most of what they read."""
     e = registers()
     for i in range(here, here + count, 16):
         to = at + i - here
         for n in unrolled(24):
-            e[n] = lanes(distance, to + n * count)
+            e[n] = lanes(distance, to + n * line)
         k = i
         for _ in range(channels):
             first = lanes(values, k)
@@ -695,102 +693,315 @@ def add_window_5(values: F4s, channels: I8, plane: I8, pitch: I8, here: I8, coun
                 e[n + 12] += a * a
             k += plane
         for n in unrolled(24):
-            put(distance, to + n * count, e[n])
+            put(distance, to + n * line, e[n])
 
 
 @kernel
-def add_affinity(
+def find_runs(needed: I4s, c: I8, blocks: I8, block: I8, w: I8, runs: I8s) -> I8:
+    """Group, first column and length of every run of columns that a block of rows needs; how many there are.
+
+    Lengths are rounded up to sixteen, so a run may end beyond the last column.
+    """
+    count = 0
+    for g in range(c):
+        at = (g * blocks + block) * w
+        x = 0
+        while x < w:
+            if needed[at + x] == 0:
+                x += 1
+            else:
+                begin = x
+                while x < w and needed[at + x] == 1:
+                    x += 1
+                length = (x - begin + 15) // 16 * 16
+                runs[3 * count] = g
+                runs[3 * count + 1] = begin
+                runs[3 * count + 2] = length
+                count += 1
+                x = begin + length
+    return count
+
+
+@kernel
+def clear_runs(runs: I8s, count: I8, half: I8, line: I8, distance: F4s) -> None:
+    """Distances of the runs start at 0."""
+    for n in range(count):
+        for i in range(8 * half):
+            at = (runs[3 * n] * 8 * half + i) * line + runs[3 * n + 1]
+            for x in range(runs[3 * n + 2]):
+                distance[at + x] = 0.0
+
+
+@kernel
+def add_runs(
     values: F4s,
-    roots: F4s,
+    factors: F4s,
+    d: I8,
+    first: I8,
+    last: I8,
+    h: I8,
+    w: I8,
+    block: I8,
+    stop: I8,
+    reach: I8,
+    half: I8,
+    offsets: I8s,
+    runs: I8s,
+    count: I8,
+    packed: F4s,
+    distance: F4s,
+    ahead: I8,
+) -> None:
+    """The squared distances over the window of all runs in the rows block … stop, channels first … last, at most 32.
+
+    The values of a run, less the first one's so that no digits are lost, times the `factors` of its group, go to
+    `packed`, from where all offsets are served. `packed` has room for 32 · (8 + reach) rows of w + 64 numbers,
+    `distance` for 8 · half rows of w + 16 a group.
+    """
+    line = w + 16
+    for n in range(count):
+        g = runs[3 * n]
+        begin = runs[3 * n + 1]
+        width = runs[3 * n + 2]
+        pitch = width + 48
+        plane = (8 + reach) * pitch
+        low = max(0, begin - reach)
+        high = min(w, begin + width + reach)
+        for k in range(first, last):
+            origin = values[(k * h + block) * w + begin]
+            factor = factors[g * d + k]
+            for row in range(block, min(stop + reach, h)):
+                here = (k * h + row) * w
+                to = (k - first) * plane + (row - block) * pitch + 16 - begin
+                whole = low + (high - low) // 16 * 16
+                for x in range(low, whole, 16):
+                    prefetch(values, here + x + ahead)
+                    put(packed, to + x, (lanes(values, here + x) - origin) * factor)
+                for x in range(whole, high):
+                    packed[to + x] = (values[here + x] - origin) * factor
+        for row in range(0, stop - block, 2):
+            at = (g * 8 + row) * half * line + begin
+            here = row * pitch + 16
+            if half == 12:
+                add_window_5(packed, last - first, plane, pitch, here, width, distance, at, line)
+            else:
+                for _ in range(2):
+                    add_window(packed, last - first, plane, pitch, here, width, offsets, half, distance, at, line)
+                    at += half * line
+                    here += pitch
+
+
+@kernel
+def clear_planes(half: I8, fields: I8s, g: I8, first: I8, last: I8, planes: F4s) -> None:
+    """The planes of group g are 0 in the image rows first … last; `fields` as in `add_affinities`."""
+    top = fields[5 * g]
+    rows = fields[5 * g + 2]
+    columns = fields[5 * g + 3]
+    for o in range(half):
+        for row in range(max(0, first - top), min(rows, last - top)):
+            out = fields[5 * g + 4] + (o * rows + row) * columns
+            for x in range(columns):
+                planes[out + x] = 0.0
+
+
+@kernel
+def decay_planes(
+    half: I8,
+    offsets: I8s,
+    fields: I8s,
+    g: I8,
+    first: I8,
+    last: I8,
+    h: I8,
+    w: I8,
+    scale: F4,
+    share: F4,
+    valid: F4s,
+    planes: F4s,
+) -> None:
+    """The distances in the planes of group g become share · exp(−scale · distance), 0 where a pixel is absent."""
+    top = fields[5 * g]
+    left = fields[5 * g + 1]
+    rows = fields[5 * g + 2]
+    columns = fields[5 * g + 3]
+    for y in range(max(first, top), min(last, top + rows)):
+        for o in range(half):
+            dy = offsets[2 * o]
+            dx = offsets[2 * o + 1]
+            if y + dy < h:
+                here = y * w
+                there = here + dy * w + dx
+                out = fields[5 * g + 4] + (o * rows + y - top) * columns - left
+                for x in range(max(max(0, left), -dx), min(min(w, left + columns), w - dx)):
+                    both = valid[here + x] * valid[there + x]
+                    planes[out + x] = share * both * exp_minus_4(scale * planes[out + x])
+
+
+@kernel
+def feature_distances(
+    features: F4s,
+    factors: F4s,
+    squares: F4s,
+    c: I8,
     d: I8,
     h: I8,
     w: I8,
-    top: I8,
-    left: I8,
-    eh: I8,
-    ew: I8,
+    first: I8,
+    last: I8,
+    side: F4s,
+    lengths: F4s,
+    moments: F8s,
+    reach: I8,
+    half: I8,
+    offsets: I8s,
+    fields: I8s,
+    needed: I4s,
+    runs: I8s,
+    packed: F4s,
+    distance: F4s,
+    planes: F4s,
+) -> None:
+    """Σ_d (K^c_d)² (S_d(i) − S_d(j))² along grid edges and over windows, all categories, in one pass over S.
+
+    `lengths` are those of the grid edges of the rows first … last, `moments` gathers the sums of S_d and S_d² over
+    these rows, from which σ_{S^c} follows, and `planes` are those of `add_affinities`, as are the arguments from
+    `fields` on; none of them with half = 0. Rows go in blocks and channels in groups, so that a channel is read in long
+    pieces and what was read serves all. `side` holds the edges to the right of one block, 8 c w numbers.
+    """
+    p = h * w
+    vertical = (h - 1) * w
+    m = vertical + h * (w - 1)
+    size = 8 * w
+    line = w + 16
+    for block in range(first, last, 8):
+        last_row = min(block + 8, last)
+        start = block * w
+        stop = last_row * w
+        below = max(start, min(stop, vertical))
+        whole = start + (below - start) // 16 * 16
+        for i in range(c * size):
+            side[i] = 0.0
+        for j in range(c):
+            for i in range(start, below):
+                lengths[j * m + i] = 0.0
+        count = 0
+        if half > 0:
+            for g in range(c):
+                clear_planes(half, fields, g, block, last_row, planes)
+            count = find_runs(needed, c, (h + 7) // 8, block // 8, w, runs)
+            clear_runs(runs, count, half, line, distance)
+        for k in range(0, d, 32):
+            end = min(k + 32, d)
+            ahead = 32 * p
+            if end == d:
+                ahead = 8 * w - k * p
+            for one in range(k, end):
+                add_moments(features, one * p + start, one * p + stop, moments, 2 * one)
+            j = 0
+            while j < c:
+                to = j * size - start
+                if j + 3 <= c:
+                    add_edges_3(
+                        features, squares, j * d, d, k, end, p, w, ahead, start, whole, lengths, j * m, m, side, to,
+                        size,
+                    )  # fmt: skip
+                    j += 3
+                else:
+                    add_edges(features, squares, j * d, k, end, p, w, ahead, start, whole, lengths, j * m, side, to)
+                    j += 1
+            for j in range(c):  # what is left of the block, and the last row
+                add_distances(features, squares, j * d, k, end, p, w, whole, below, lengths, j * m)
+                to = j * size - start
+                add_distances(features, squares, j * d, k, end, p, 1, whole, min(stop, p - 1), side, to)
+            if count > 0:
+                add_runs(
+                    features, factors, d, k, end, h, w, block, last_row, reach, half, offsets, runs, count, packed,
+                    distance, ahead,
+                )  # fmt: skip
+        for j in range(c):
+            for i in range(block, last_row):
+                at = j * m + vertical + i * (w - 1)
+                to = j * size + (i - block) * w
+                for x in range(w - 1):
+                    lengths[at + x] = side[to + x]
+        for n in range(count):
+            g = runs[3 * n]
+            top = fields[5 * g]
+            left = fields[5 * g + 1]
+            rows = fields[5 * g + 2]
+            columns = fields[5 * g + 3]
+            begin = max(runs[3 * n + 1], left)
+            until = min(runs[3 * n + 1] + runs[3 * n + 2], left + columns)
+            for y in range(max(block, top), min(last_row, top + rows)):
+                for o in range(half):
+                    dx = offsets[2 * o + 1]
+                    if y + offsets[2 * o] < h:
+                        at = ((g * 8 + y - block) * half + o) * line
+                        out = fields[5 * g + 4] + (o * rows + y - top) * columns - left
+                        for x in range(max(begin, -dx), min(until, w - max(dx, 0))):
+                            planes[out + x] = distance[at + x]
+
+
+@kernel
+def add_affinities(
+    values: F4s,
+    factors: F4s,
+    shares: F4s,
+    c: I8,
+    d: I8,
+    h: I8,
+    w: I8,
     first: I8,
     last: I8,
     reach: I8,
     half: I8,
     offsets: I8s,
-    share: F4,
     valid: F4s,
+    fields: I8s,
     needed: I4s,
+    runs: I8s,
     packed: F4s,
     distance: F4s,
     planes: F4s,
 ) -> None:
-    """planes[o] += share · exp(−Σ_d (roots_d (V_d(i) − V_d(k)))²) for k = i + offset o (Eq. 8, 12).
+    """planes_g[o] += shares_g · exp(−Σ_d (factors_gd (V_d(i) − V_d(k)))²) for k = i + offset o (Eq. 8, 12), c groups.
 
-    The planes cover eh x ew pixels from (top, left), which may lie outside the image: absent, so left alone. Of rows
-    first … last the `needed` pixels are done, eight rows at a time: run by run of columns that one of them needs.
-    Their values, less the first one's so that no digits are lost, times `roots`, go to `packed`, 32 channels at a
-    time, and from there all offsets are served. `packed` has room for 32 · (8 + reach) rows of w + 47 numbers,
-    `distance` for 8 · half rows of w + 15.
+    `fields` holds five numbers a group: first row and column of its planes in the image, their rows and columns, and
+    where they start. They may reach over the image: absent pixels are left alone. Image rows first … last go eight at
+    a time, of which each group does the columns that `needed` (group, eight rows, column) marks; `runs` has room for
+    c · (w / 16 + 1) of these, times three.
     """
-    p = h * w
-    size = eh * ew
-    for block in range(max(first, -top), min(last, h - top), 8):
-        stop = min(min(block + 8, last), h - top)
-        x = max(0, left)
-        end = min(w, left + ew)
-        while x < end:
-            wanted = 0
-            while x < end and wanted == 0:
-                for row in range(block, stop):
-                    wanted += needed[row * ew + x - left]
-                if wanted == 0:
-                    x += 1
-            begin = x
-            while x < end and wanted > 0:
-                wanted = 0
-                for row in range(block, stop):
-                    wanted += needed[row * ew + x - left]
-                if wanted > 0:
-                    x += 1
-            width = ((x - begin) + 15) // 16 * 16
-            x = min(end, begin + width)
-            if width > 0:
-                pitch = width + 32
-                plane = (8 + reach) * pitch
-                low = max(0, begin - reach)
-                high = min(w, begin + width + reach)
-                for i in range(8 * half * width):
-                    distance[i] = 0.0
-                for k in range(0, d, 32):
-                    channels = min(32, d - k)
-                    for c in range(channels):
-                        origin = values[(k + c) * p + (top + block) * w + begin]
-                        root = roots[k + c]
-                        for row in range(top + block, min(top + stop + reach, h)):
-                            here = (k + c) * p + row * w
-                            to = c * plane + (row - top - block) * pitch + 16 - begin
-                            for u in range(low, high):
-                                packed[to + u] = (values[here + u] - origin) * root
-                    for row in range(0, stop - block, 2):
-                        at = row * half * width
-                        here = row * pitch + 16
-                        if half == 12:
-                            add_window_5(packed, channels, plane, pitch, here, width, distance, at)
-                        else:
-                            add_window(packed, channels, plane, pitch, here, width, offsets, half, distance, at)
-                            at += half * width
-                            here += pitch
-                            add_window(packed, channels, plane, pitch, here, width, offsets, half, distance, at)
-                for row in range(block, stop):
-                    y = top + row
-                    for o in range(half):
-                        dy = offsets[2 * o]
-                        dx = offsets[2 * o + 1]
-                        if y + dy < h:
-                            here = y * w
-                            there = here + dy * w + dx
-                            at = ((row - block) * half + o) * width - begin
-                            out = o * size + row * ew - left
-                            for u in range(max(begin, -dx), min(x, w - dx)):
-                                both = valid[here + u] * valid[there + u]
-                                planes[out + u] += share * both * exp_minus_4(distance[at + u])
+    line = w + 16
+    for block in range(first, last, 8):
+        stop = min(block + 8, last)
+        count = find_runs(needed, c, (h + 7) // 8, block // 8, w, runs)
+        clear_runs(runs, count, half, line, distance)
+        for k in range(0, d, 32):
+            end = min(k + 32, d)
+            add_runs(
+                values, factors, d, k, end, h, w, block, stop, reach, half, offsets, runs, count, packed, distance, 0
+            )
+        for n in range(count):
+            g = runs[3 * n]
+            top = fields[5 * g]
+            left = fields[5 * g + 1]
+            rows = fields[5 * g + 2]
+            columns = fields[5 * g + 3]
+            begin = max(runs[3 * n + 1], left)
+            end = min(runs[3 * n + 1] + runs[3 * n + 2], left + columns)
+            share = shares[g]
+            for y in range(max(block, top), min(stop, top + rows)):
+                for o in range(half):
+                    dy = offsets[2 * o]
+                    dx = offsets[2 * o + 1]
+                    if y + dy < h:
+                        here = y * w
+                        there = here + dy * w + dx
+                        at = ((g * 8 + y - block) * half + o) * line
+                        out = fields[5 * g + 4] + (o * rows + y - top) * columns - left
+                        for x in range(max(begin, -dx), min(end, w - max(dx, 0))):
+                            both = valid[here + x] * valid[there + x]
+                            planes[out + x] += share * both * exp_minus_4(distance[at + x])
 
 
 @kernel

@@ -4,9 +4,9 @@ A tree or an affinity is needed once per image, and once per image and category 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,6 +33,7 @@ class Scene:
     labels: Sequence[int] | None = None
     saliency: bool = True
     valid: Bool[Tensor, "b h w"] | None = None
+    _look: tuple[Tensor | None, int, Any] | None = field(default=None, init=False)  # boxes, window, where that is
 
     @property
     def size(self) -> tuple[int, int]:
@@ -56,6 +57,21 @@ class Scene:
         place = {pair: i for i, pair in enumerate(self.pairs)}
         return [place[pair] for pair in zip(self.image, labels, strict=True)]
 
+    @cached_property
+    def members(self) -> list[list[int]]:
+        """The masks of every pair; of every image without S."""
+        key = self.pair if self.features is not None else self.image
+        return [[n for n, k in enumerate(key) if k == one] for one in sorted(set(key))]
+
+    def look(self, boxes: Tensor | None, window: int) -> None:
+        """Say ahead where `along_window` will look: then S is read once, for the trees and the windows."""
+        if self.features is None:
+            return
+        where = backend(self.guides).plan_windows(boxes, *self.size, self.members, half_window(window))
+        self._look = boxes, window, where
+        if where is not None:
+            self.__dict__.pop("_measured", None)
+
     def rows(self, image: int) -> Float[Tensor, "c e"]:
         """K of the categories present in an image (Eq. 11); ones for A^f (Eq. 10)."""
         assert self.factors is not None
@@ -70,7 +86,9 @@ class Scene:
         lengths, variances = [], []
         for image in sorted(set(self.image)):
             k, features = self.rows(image), self.features[image]
-            length, moments = backend(features).feature_lengths(features, k)
+            mine = [q for q, (i, _) in enumerate(self.pairs) if i == image]
+            where = None if self._look is None else self._look[2]
+            length, moments = backend(features).feature_lengths(features, k, where, mine)
             first, second = (moments / features[0].numel()).unbind(dim=1)
             k = k.double()
             mean = (k * first).mean(dim=1)
@@ -161,12 +179,11 @@ class Scene:
         offsets = half_window(window)
         d = self.guides.shape[1]
         flat = self.guides.new_full((d,), bandwidth**-2)
-        colours = {i: (self.guides[i], flat, 1.0, None) for i in sorted(set(self.image))}
-        groups: list[tuple[list[int], list[Layer]]] = []
-        if self.features is None:
-            for i, layer in colours.items():
-                groups.append(([n for n, image in enumerate(self.image) if image == i], [layer]))
-        else:
+        colours: dict[int, Layer] = {i: (self.guides[i], flat, 1.0, None) for i in sorted(set(self.image))}
+        images = list(colours) if self.features is None else [i for i, _ in self.pairs]
+        layers = [[colours[i]] for i in images]
+        ahead: tuple[Any, ...] = ()
+        if self.features is not None:
             maps = {i: self.features[i] for i in colours}
             rows = torch.cat([self.rows(i) for i in colours])
             precision: list[Tensor | None] = [None] * len(rows)
@@ -178,26 +195,31 @@ class Scene:
                 precision = list(1 / (spreads * factor).square().clamp(min=TINY))
                 squares = rows.square()
             else:
-                squares = rows.square() / self.semantic_scale(sigma, factor)[:, None]
+                if form == "sum" and (self._look is None or self._look[0] is not boxes or self._look[1] != window):
+                    self.look(boxes, window)
+                scale = 1 / self.semantic_scale(sigma, factor)
+                squares = rows.square() * scale[:, None]
+                if form == "sum":
+                    _ = self._measured  # whether σ needed it or not
+                    ahead = (self._look and self._look[2], scale)
             if form == "product":  # exp(−a) · exp(−b): one layer whose distances add up
                 joined = {i: torch.cat([self.guides[i], maps[i]]) for i in colours}
-            for q, (i, _) in enumerate(self.pairs):
-                if form == "product":
-                    layers: list[Layer] = [(joined[i], torch.cat([flat, balance * squares[q]]), 1.0, None)]
-                else:
-                    layers = [colours[i], (maps[i], squares[q], balance, precision[q])]
-                groups.append(([n for n, pair in enumerate(self.pair) if pair == q], layers))
-        images = list(colours) if self.features is None else [i for i, _ in self.pairs]
-        valid = [None if self.valid is None else self.valid[i] for i in images]
-        return backend(masks).propagate_window(masks, boxes, valid, offsets, groups, steps)
+                layers = [
+                    [(joined[i], torch.cat([flat, balance * squares[q]]), 1.0, None)] for q, i in enumerate(images)
+                ]
+            else:
+                for q, i in enumerate(images):
+                    layers[q].append((maps[i], squares[q], balance, precision[q]))
+        self._look = None  # what was measured is used up
+        padding = {i: None if self.valid is None else self.valid[i] for i in colours}
+        groups = list(zip(self.members, layers, strict=True))
+        valid = [padding[i] for i in images]
+        return backend(masks).propagate_window(masks, boxes, valid, offsets, groups, steps, *ahead)
 
 
 def on_edges(trees: Trees, values: Float[Tensor, "g m"]) -> Float[Tensor, "g p"]:
     """Values of grid edges at the upward edges of the trees; infinite where the tree's own edge is."""
-    if values.shape[1] == 0:
-        return torch.full_like(trees.length, torch.inf)
-    upward = values.gather(1, trees.edge.long().clamp(min=0))
-    return torch.where(torch.isinf(trees.length), torch.inf, upward)
+    return backend(values).at_edges(values, trees.edge, trees.length)
 
 
 def half_window(window: int) -> list[Offset]:

@@ -87,10 +87,8 @@ def spanning_trees(lengths: Float[Tensor, "g m"], h: int, w: int, *, tie_rule: T
     lengths = lengths.detach().float().contiguous()
     keys = lengths + 1.0 if tie_rule == "official" else lengths
     pixel, parent, edge = backend(lengths).spanning_trees(keys, h, w)
-    length = torch.full_like(pixel, torch.inf, dtype=torch.float32)
-    if h * w > 1:
-        length[:, 1:] = lengths.gather(1, edge[:, 1:].long())
-    return Trees(h, w, pixel, parent, edge, length)
+    nowhere = torch.zeros_like(edge, dtype=torch.float32)
+    return Trees(h, w, pixel, parent, edge, backend(lengths).at_edges(lengths, edge, nowhere))
 
 
 def minimum_spanning_tree(

@@ -4,13 +4,14 @@ import math
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
-from misa.ops import _backend, _cpu, _device, _kernels
+from misa.ops import _backend, _cpu, _device, _kernels, _run
 from misa.ops._compile import (
     F4,
     F8,
@@ -27,13 +28,14 @@ from misa.ops._compile import (
     lanes,
     llvm_text,
     power_of_two,
+    prefetch,
     put,
     registers,
     unrolled,
     wide,
 )
-from misa.ops.propagation import propagate_global
-from misa.ops.scene import half_window
+from misa.ops.propagation import SemanticGuide, propagate_global, propagate_local
+from misa.ops.scene import Scene, half_window
 from misa.ops.tree import minimum_spanning_tree
 
 LIMIT = 40
@@ -91,6 +93,7 @@ def sixteen(a: F4s, b: F4s, n: I8, share: F4) -> None:
     for o in unrolled(3):
         e[o] = wide(1.5)
     for i in range(0, n, 16):
+        prefetch(a, i - 100)
         for o in unrolled(3):
             e[o] += lanes(a, i + 5 * o) * share - 0.25
             e[2 - o] = e[2 - o] * e[o]
@@ -171,6 +174,62 @@ def test_windows_are_those_of_torch(rng, window, offset):
     assert_close(_cpu.propagate_window(masks, boxes, [None, None], offsets, groups, 3), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("window", [1, 3, 5])
+def test_windows_measured_with_the_trees_are_those_of_torch(rng, monkeypatch, window):
+    """Two images, categories that share one, an empty box; told ahead, told wrongly, not told, and a second time."""
+    h, w = 19, 40
+    masks, boxes = torch.rand(5, h, w, generator=rng), torch.zeros(5, h, w)
+    for box, (y0, x0, y1, x1) in zip(boxes, [(0, 0, 4, 5), (2, 30, 19, 40), (0, 0, 0, 0), (5, 9, 6, 33)], strict=False):
+        box[y0:y1, x0:x1] = 1
+    boxes[4] = 1
+    valid = torch.ones(2, h, w, dtype=torch.bool)
+    valid[1, :, 37:] = False
+    guides, features = torch.rand(2, 3, h, w, generator=rng), torch.randn(2, 40, h, w, generator=rng)
+    scene = Scene(guides, [0, 1, 0, 1, 1], features, torch.randn(3, 40, generator=rng), [0, 1, 0, 2, 1], valid=valid)
+    options = {"window": window, "bandwidth": 0.4, "steps": 3, "balance": 0.7, "sigma": "image", "factor": 0.8}
+    results = [scene.along_window(masks, boxes, **options)]
+    for told, how in ((boxes, window), (boxes.flip(2), window), (None, 5)):
+        scene.look(told, how)
+        scene.along_trees(masks, scene.trees(), 0.1)
+        results.append(scene.along_window(masks, boxes, **options))
+    results.append(scene.along_window(masks, None, **options))
+    monkeypatch.setitem(_backend._choice, "kernels", "torch")
+    expected = scene.along_window(masks, boxes, **options)
+    everywhere = scene.along_window(masks, None, **options)
+    for result in results[:-1]:
+        assert_close(result, expected, rtol=1e-5, atol=1e-6)
+    assert_close(results[-1], everywhere, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_is_read_before_it_is_written(rng, monkeypatch):
+    """Fresh memory full of NaN gives the same results."""
+    masks, guide = torch.rand(4, 21, 37, generator=rng), torch.rand(3, 21, 37, generator=rng)
+    boxes = torch.zeros(4, 21, 37)
+    boxes[0, :3, :4], boxes[1, 15:, 20:], boxes[2, 9, 1:36], boxes[3] = 1, 1, 1, 1
+    semantic = SemanticGuide(torch.randn(37, 21, 37, generator=rng), torch.randn(2, 37, generator=rng))
+    more = {"semantic": semantic, "labels": torch.tensor([0, 1, 0, 1])}
+
+    def both() -> list[torch.Tensor]:
+        tree = propagate_global(masks, guide, bandwidth=0.3, **more)
+        return [
+            tree,
+            propagate_global(tree, tree[:, None], bandwidth=0.3, tree=minimum_spanning_tree(guide)),
+            propagate_local(masks, guide, box_masks=boxes, bandwidth=0.3, **more),
+            propagate_local(masks, guide, box_masks=boxes, bandwidth=0.3, window=3),
+        ]
+
+    usual = both()
+    monkeypatch.setattr(_run, "_scratch", threading.local())
+    torch.use_deterministic_algorithms(True)  # torch.empty is filled with NaN then
+    try:
+        assert torch.empty(3).isnan().all()
+        spoiled = both()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for one, other in zip(usual, spoiled, strict=True):
+        assert_close(one, other, atol=0, rtol=0)
+
+
 def test_what_is_no_kernel_is_refused():
     for wrong in (unknown, lists, remainder, floored):
         with pytest.raises(SyntaxError, match="kernel language"):
@@ -238,7 +297,7 @@ def test_threads_do_not_change_a_bit(rng):
     torch.set_num_threads(3)
     try:
         three = propagate_global(masks, image, bandwidth=0.2)
-        assert _cpu.spread_out(lambda x: x + 1, range(5)) == [1, 2, 3, 4, 5]
+        assert _run.spread_out(lambda x: x + 1, range(5)) == [1, 2, 3, 4, 5]
     finally:
         torch.set_num_threads(1)
     assert_close(one, three, atol=0, rtol=0)
