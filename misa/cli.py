@@ -267,6 +267,20 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument("--overlay", action=argparse.BooleanOptionalAction, default=True, help="pictures to look at")
     predict.set_defaults(run=_predict)
 
+    inspect = commands.add_parser(
+        "inspect",
+        help="where a run fails: worst images, failures by kind, intervals, on one page",
+        epilog="example: misa inspect runs/demo",
+    )
+    inspect.add_argument("run_folder", help="a finished student's run folder")
+    inspect.add_argument("--predictions", help="another COCO results file (default: the run's own)")
+    inspect.add_argument("--data-root", help="default: the run's own")
+    inspect.add_argument("--out", default="", help="the page (default: inspection.html in the run folder)")
+    inspect.add_argument("--threshold", type=float, default=0.3, help="least score of a detection taken seriously")
+    inspect.add_argument("--good", type=float, default=0.5, help="IoU from which on an object is found (default 0.5)")
+    inspect.add_argument("--resamples", type=int, default=1000, help="of the images, for the intervals")
+    inspect.set_defaults(run=_inspect)
+
     export = commands.add_parser(
         "export",
         help="a student as one file with its row and class names, without teacher and optimiser",
@@ -276,6 +290,15 @@ def _add_predict(commands: Any) -> None:
     export.add_argument("out", help="the new file")
     export.add_argument("--torchscript", action="store_true", help="the dense part of a SOLOv2 as a program instead")
     export.set_defaults(run=_export)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from misa.engine.inspection import inspect_run, summary
+
+    names = ("predictions", "data_root", "out", "threshold", "good", "resamples")
+    found = inspect_run(options.run_folder, **{name: getattr(options, name) for name in names})
+    print(f"{summary(found)}\n\nthe page: {found.page}")
+    return 0
 
 
 def _export(options: argparse.Namespace) -> int:

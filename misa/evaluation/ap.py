@@ -50,6 +50,26 @@ def mask_ap(
     asked for: a detection of any other is dropped, one of no object stays wrong. `compare="bbox"` scores the boxes
     around the masks, for a truth without masks.
     """
+    evaluation = matched(truth, detections, images=images, categories=categories, counts=counts, compare=compare)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+        evaluation.summarize()
+    # pycocotools writes -1 where nothing could be measured.
+    return {
+        name: None if value < 0 else 100 * float(value) for name, value in zip(NAMES, evaluation.stats[:6], strict=True)
+    }
+
+
+def matched(
+    truth: COCO,
+    detections: Sequence[dict[str, Any]],
+    *,
+    images: Iterable[int] | None = None,
+    categories: Iterable[str | int] | None = None,
+    counts: Callable[[dict[str, Any]], bool] | None = None,
+    compare: Literal["segm", "bbox"] = "segm",
+) -> COCOeval:
+    """pycocotools' evaluation after the matching and before any score; the arguments are those of `mask_ap`."""
     with contextlib.redirect_stdout(io.StringIO()):
         results = _results(truth, detections)
         evaluation = _Evaluation(truth, results, iouType=compare)
@@ -59,12 +79,7 @@ def mask_ap(
         if categories is not None:
             evaluation.params.catIds = _category_ids(truth, categories)
         evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    # pycocotools writes -1 where nothing could be measured.
-    return {
-        name: None if value < 0 else 100 * float(value) for name, value in zip(NAMES, evaluation.stats[:6], strict=True)
-    }
+    return evaluation
 
 
 def _category_ids(truth: COCO, categories: Iterable[str | int]) -> list[int]:
