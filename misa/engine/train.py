@@ -118,6 +118,17 @@ def teacher_folder(experiment: Experiment, seed: int) -> str:
     return f"{Path(table).stem}-{name}-{teacher_row(experiment).digest()}-seed{seed}"
 
 
+def _teacher_place(experiment: Experiment, seed: int, source: Source, beside: Path) -> Path:
+    """Where a student's teacher is, or will be: a folder of its own, or the default one if it was trained alone."""
+    alone = beside / default_folder(experiment.teacher, seed).name
+    if (alone / "metrics.json").exists():
+        params = read_params(alone)
+        made = (teacher_row(experiment).digest(), seed, str(source.root))
+        if (params["digest"], params["seed"], params["data_root"]) == made:
+            return alone
+    return beside / teacher_folder(experiment, seed)
+
+
 def _student_folder(experiment: Experiment, seed: int) -> Path | None:
     """The trained student that a teacher's labels come from: a run folder as named, or the default one of a row."""
     name = experiment.semantic.student if experiment.semantic else ""
@@ -181,7 +192,7 @@ def train(
                 trained = train(
                     teacher_row(experiment),
                     data_root=data_root,
-                    work_dir=folder.parent / teacher_folder(experiment, seed),
+                    work_dir=_teacher_place(experiment, seed, source, folder.parent),
                     row=experiment.teacher,
                     seed=seed,
                     gpus=gpus,

@@ -60,6 +60,22 @@ def test_the_next_student_finds_the_teacher(run, student, place, capsys):
     assert (teacher / "metrics.json").stat().st_mtime_ns == before
 
 
+def test_a_teacher_that_was_trained_alone_is_found(run, student, place, capsys):
+    own = place / "alone"
+    trained = run.folder.parent / teacher_folder(student, 0)
+    shutil.copytree(trained, own / "rows-teacher-seed0")
+    capsys.readouterr()
+    again = train(student, data_root=place / "data", work_dir=own / "misa", gpus=0)
+    assert "rows-teacher-seed0 is finished; nothing to train" in capsys.readouterr().out
+    assert again.metrics == run.metrics
+    shutil.rmtree(own / "misa")
+    params = json.loads((own / "rows-teacher-seed0" / "params.json").read_text())
+    (own / "rows-teacher-seed0" / "params.json").write_text(json.dumps(params | {"digest": "another"}))
+    shutil.copytree(trained, own / trained.name)
+    train(student, data_root=place / "data", work_dir=own / "misa", gpus=0)
+    assert f"{trained.name} is finished" in capsys.readouterr().out
+
+
 def test_a_student_stopped_between_epochs_ends_the_same(run, student, place):
     stopped = shutil.copytree(run.folder, run.folder.parent / "stopped")
     (stopped / "metrics.json").unlink()
