@@ -14,7 +14,7 @@ from typing import Any
 
 from misa.errors import Diverged, UserError
 
-_BENCHES = ("propagation", "frequency")
+_BENCHES = ("propagation", "frequency", "panels")
 _HELP = {
     "row": "table:row, for example demo:box or experiments/demo.py:box",
     "data_root": "a COCO-layout folder; for the embedded data, the folder to write it into",

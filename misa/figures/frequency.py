@@ -30,6 +30,11 @@ def maps_of(example: Example) -> dict[str, Float[Tensor, "d h w"]]:
     return {name: values for name, values in found.items() if values is not None} or {"colors": example.colors}
 
 
+def energies_of(maps: Mapping[str, Float[Tensor, "d h w"]]) -> dict[str, Float[Tensor, " r"]]:
+    """The energy of all channels ring by ring: the one part of the figure that no slider changes."""
+    return {name: radial_energy(values) for name, values in maps.items()}
+
+
 def bands(
     features: Float[Tensor, "h w"], box_mask: Bool[Tensor, "h w"], *, radius: float, scale: float
 ) -> dict[str, Float[Tensor, "h w"]]:
@@ -52,6 +57,7 @@ def frequency_figure(
     channel: int = 0,
     radius: float = 10.0,
     scale: float = 0.2,
+    energies: Mapping[str, Float[Tensor, " r"]] | None = None,
 ) -> Picture:
     """One channel of each map, its spectrum with the circle of Eq. 4, both bands, and what Eq. 5 keeps of them.
 
@@ -59,7 +65,7 @@ def frequency_figure(
     channels is spread over the frequencies; gray is what the high pass damps to `scale` and the low pass keeps.
 
     maps: a name for each row, for example the teacher's S and the student's I behind its adapter, of one size.
-    box_mask: B of Eq. 5, the union of the boxes.
+    box_mask: B of Eq. 5, the union of the boxes. energies: `energies_of(maps)`, made by the caller to be kept.
     """
     (h, w) = box_mask.shape
     ratio = _SIDE / max(h, w)
@@ -89,7 +95,7 @@ def frequency_figure(
         _circle(axes, tiles[row, "log spectrum"], h, w, radius)
     in_space = [tile for (_, name), tile in tiles.items() if name != "log spectrum"]
     trace(axes, in_space, outline(box_mask.numpy()), color="white", width=1.0)
-    _draw_energy(axes, sheet, maps, radius, scale)
+    _draw_energy(axes, sheet, energies_of(maps) if energies is None else energies, radius, scale)
     return figure
 
 
@@ -106,12 +112,11 @@ def _circle(axes: Axes, tile: Tile, h: int, w: int, radius: float) -> None:
     trace(axes, [tile], (rows, columns), color="white", width=1.3)
 
 
-def _draw_energy(axes: Axes, sheet: Sheet, maps: Mapping[str, Tensor], radius: float, scale: float) -> None:
+def _draw_energy(axes: Axes, sheet: Sheet, energies: Mapping[str, Tensor], radius: float, scale: float) -> None:
     height, width = sheet.pixels.shape[:2]
     lines = {}
-    for name, values in maps.items():
-        rings = radial_energy(values).numpy()
-        shares = rings / max(float(rings.sum()), 1e-12)
+    for name, rings in energies.items():
+        shares = rings.numpy() / max(float(rings.sum()), 1e-12)
         lines[name] = (np.arange(len(shares), dtype=float), np.log10(shares + 1e-12))
     last = max(len(x) for x, _ in lines.values()) - 1
     chart(

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from misa.data.example import Example
 from misa.figures.affinity import Layout, affinity_figure, category_at, field_of
-from misa.figures.frequency import frequency_figure, maps_of
+from misa.figures.frequency import energies_of, frequency_figure, maps_of
 from misa.figures.style import to_png
 from misa.ops.seed import Knobs, Seed, SeedField
 
@@ -163,6 +163,7 @@ class FrequencyExplorer(Panel):
         self, examples: Sequence[Example], *, channel: int = 0, radius: float = 10.0, scale: float = 0.2
     ) -> None:
         self.examples = {f"{i + 1}: {example.name}": example for i, example in enumerate(examples)}
+        self._energies = {name: energies_of(maps_of(example)) for name, example in self.examples.items()}
         channels = min(len(values) for example in examples for values in maps_of(example).values())
         reach = max(max(example.size) for example in examples) / 2**0.5
         controls: dict[str, Any] = {
@@ -176,4 +177,6 @@ class FrequencyExplorer(Panel):
     def _figure(self, image: str, channel: int, radius: float, scale: float) -> Figure:
         example = self.examples[image]
         inside = example.box_masks().any(dim=0)
-        return frequency_figure(maps_of(example), inside, channel=channel, radius=radius, scale=scale)
+        return frequency_figure(
+            maps_of(example), inside, channel=channel, radius=radius, scale=scale, energies=self._energies[image]
+        )
