@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench lint clean
+.PHONY: help setup demo test test-slow gallery bench lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ test: setup  ## the default tests (4 min)
 
 test-slow: setup  ## the long tests: notebooks, real networks (5 min)
 	$(BIN)/python -m pytest -q -n 2 -m slow
+
+gallery: setup  ## all notebooks executed, as pages in runs/gallery (SMOKE=1: a few minutes; else what is not trained yet is trained)
+	$(BIN)/python -m misa gallery $(if $(SMOKE),--smoke --out runs/gallery-smoke)
 
 bench: setup  ## propagation against the plain form, time and memory (5 min, nothing else running)
 	env -u OMP_NUM_THREADS $(BIN)/python -m misa bench propagation

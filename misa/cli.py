@@ -39,6 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from misa.doctor import main as doctor
 
         return doctor(arguments[1:])
+    if arguments[:1] == ["gallery"]:
+        from misa.gallery import main as gallery
+
+        try:
+            return gallery(arguments[1:])
+        except UserError as error:
+            print(f"misa gallery: {error}", file=sys.stderr)
+            return 2
     if arguments[:1] == ["bench"] and arguments[1:2] and arguments[1] in _BENCHES:
         bench = importlib.import_module(f"misa.bench.{arguments[1]}")
         status: int = bench.main(arguments[2:])
@@ -73,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("doctor", help="look at the installation and say what is missing", add_help=False)
     commands.add_parser("profile", help="where a training step goes, part by part", add_help=False)
+    commands.add_parser("gallery", help="execute the notebooks and make pages of them", add_help=False)
     bench = commands.add_parser(
         "bench",
         help="measure against a plain form, in turn in one process",

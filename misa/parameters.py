@@ -209,6 +209,31 @@ class FiguresParameters(Parameters):
     smoke: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnDataParameters(Parameters):
+    """What `notebooks/own_data.ipynb` takes.
+
+    data: folder of images and boxes (COCO layout, Pascal VOC xml, or csv); empty: an example is drawn below `out`.
+    out: where everything that is made goes.
+    row: what to train, file and name of an experiment.
+    photos: images, or a folder of them, to predict on; empty: those of `data`.
+    score: least score of an instance that is shown.
+    epochs: in place of the row's.
+    seed, threads: of the training.
+    smoke: two training steps on small images, to see that everything runs.
+    """
+
+    data: str = ""
+    out: str = "runs/own_data"
+    row: str = "own:small"
+    photos: str = ""
+    score: float = between(0.3, 0, 1)
+    epochs: int | None = between(None, 1)
+    seed: int = between(0, 0, 2**32 - 1)
+    threads: int = between(1, 1, 256)
+    smoke: bool = False
+
+
 def _leave_notebook_folder() -> None:
     """JupyterLab starts a notebook in its own folder, papermill in the project's: relative paths should agree."""
     here = Path.cwd()

@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "parameters": {"errors"},
     "errors": set(),
     "doctor": {"mmcv_ext"},
-    "cli": {"data", "engine", "figures", "bench", "doctor", "errors", "parameters"},
+    "gallery": {"errors"},
+    "cli": {"data", "engine", "figures", "bench", "doctor", "gallery", "errors", "parameters"},
     "__init__": {"mmcv_ext"},
     "__main__": {"cli"},
 }

@@ -62,7 +62,7 @@ class Networks:
                 f"{', '.join(map(str, ids[:5]))}."
             )
         sample = boxed(truth, self.source.val, self.classes, image_id)
-        masks = stacked_objects(truth, self.classes, image_id)
+        masks = stacked_objects(truth, self.classes, image_id) if self.source.masks else None
         labels = tuple(self.classes.index(name) for name in sample["labels"])
         return self.see(sample["image"], name=f"image {image_id}", boxes=sample["boxes"], labels=labels, masks=masks)
 

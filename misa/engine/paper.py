@@ -29,8 +29,8 @@ from misa.engine.record import _commit, read_json, read_params
 from misa.engine.teacher import LABEL_MAPS, MERGE_SCORE, score_merged
 from misa.engine.train import opened, teacher_folder
 from misa.errors import UserError
-from misa.evaluation.ap import read_truth
-from misa.evaluation.per_image import image_ap, worst
+from misa.evaluation.ap import matched, read_truth
+from misa.evaluation.bootstrap import image_scores, matches_of
 from misa.experiment import Experiment
 from misa.figures.paper import class_picture, figure1, figure3, figure4, figure5
 from misa.figures.provenance import save_figure
@@ -123,6 +123,8 @@ class Factory:
             return "it needs a student's run, such as one of misa train demo:misa"
         if name == "1" and (student is None or teacher is None):
             return "it compares a student with a semantic network; give a run of each"
+        if name == "1" and not self.runs[0].source.masks:
+            return "the validation images have no masks to compare with"
         return ""
 
     def draw(self, name: str) -> Figure:
@@ -225,17 +227,20 @@ class Factory:
         student = self.run_of(teacher=False)
         if student is None:
             return {}
-        return image_ap(
+        evaluation = matched(
             read_truth(student.source.val.annotations),
             _detections(student),
             images=self.image_ids,
             categories=student.source.classes,
+            compare="segm" if student.source.masks else "bbox",
         )
+        return image_scores(matches_of(evaluation))
 
     @property
     def worst(self) -> tuple[int, ...]:
-        """The student's worst images."""
-        return tuple(worst(self.scores, self.choice.worst))
+        """The student's worst images, the worst first; equal ones by their id."""
+        known = [(value, image_id) for image_id, value in self.scores.items() if value is not None]
+        return tuple(image_id for _, image_id in sorted(known)[: self.choice.worst])
 
     def provenance(self, name: str, out: str | Path) -> dict[str, Any]:
         """What makes this figure again, and what it was made from."""

@@ -14,6 +14,7 @@ from misa.parameters import (
     AffinityParameters,
     FiguresParameters,
     FrequencyParameters,
+    OwnDataParameters,
     TablesParameters,
     TrainParameters,
 )
@@ -24,6 +25,7 @@ PARAMETERS = {
     "affinity": AffinityParameters,
     "figures": FiguresParameters,
     "frequency": FrequencyParameters,
+    "own_data": OwnDataParameters,
     "tables": TablesParameters,
     "train": TrainParameters,
 }
@@ -148,7 +150,18 @@ def test_figures_run_headless(tmp_path, smoke_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "wrong"), [("affinity", "balanc"), ("frequency", "radios"), ("figures", "image")])
+def test_own_data_runs_from_a_table_of_boxes_to_an_exported_student(tmp_path):
+    output, done = papermill(tmp_path, "own_data", out=tmp_path / "out", smoke=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert pictures(output) == 4
+    assert (tmp_path / "out" / "exported.pth").is_file()
+    assert (tmp_path / "out" / "predictions" / "instances.csv").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("affinity", "balanc"), ("frequency", "radios"), ("figures", "image"), ("own_data", "photo")]
+)
 def test_explorers_stop_on_a_misspelt_parameter(tmp_path, name, wrong):
     _, done = papermill(tmp_path, name, **{wrong: 1.0})
     assert done.returncode != 0

@@ -1,0 +1,25 @@
+"""A first training on a folder of your own: small images, a small network, from scratch, minutes on one CPU core.
+
+misa train experiments/own.py:small --data-root path/to/folder
+misa train experiments/own.py:medium --data-root path/to/folder
+
+With a GPU and ImageNet weights, a recipe of table1_coco.py is the better start.
+"""
+
+from experiments.coco_mini import BASE as LIGHT
+from misa.experiment import TINY, Affinity, Augmentation, Experiment, Inference, Schedule
+
+SMALL = Experiment(
+    data="coco",
+    network=TINY,
+    affinity=Affinity(),
+    schedule=Schedule(epochs=30, batch=8, lr=1e-3, decay="cosine", warmup=20, clip=10.0),
+    augmentation=Augmentation(short_sides=(128,), long_side=192, test_short_side=128),
+    inference=Inference(score=0.05, keep=0.05, mask=0.5),
+)
+
+ROWS = {
+    "small": SMALL,
+    "medium": LIGHT.but(affinity=Affinity(), schedule={"epochs": 24}),
+}
+"""small: images of 128 pixels; medium: of about 224, ResNet-50."""

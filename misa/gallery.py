@@ -1,0 +1,134 @@
+"""`misa gallery`: all notebooks executed, as pages that need nothing but a browser.
+
+Solutions of exercises are folded. A notebook that fails leaves its page with the error in it, and the others go on.
+"""
+
+import argparse
+import html
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from jinja2 import DictLoader
+from nbconvert import HTMLExporter
+
+from misa.errors import UserError, did_you_mean
+
+# Parameters that name a folder, and where a smoke run puts it, so that it never mixes with real runs.
+_FOLDERS = ("run", "runs", "work_dir", "out", "root", "data_root")
+_FOLDED = """{% extends 'lab/index.html.j2' %}
+{% block codecell %}
+{% if 'solution' in cell.metadata.get('tags', []) %}<details><summary>Solution</summary>{{ super() }}</details>
+{% else %}{{ super() }}{% endif %}
+{% endblock codecell %}"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Execute and convert; returns 1 where a notebook failed."""
+    parser = argparse.ArgumentParser(prog="misa gallery", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("names", nargs="*", help="notebooks, such as affinity frequency (default: all)")
+    parser.add_argument("--notebooks", default="notebooks", help="their folder")
+    parser.add_argument("--out", default="runs/gallery", help="where the pages go")
+    parser.add_argument("--smoke", action="store_true", help="two training steps wherever something is trained")
+    parser.add_argument("--timeout", type=int, default=4 * 3600, help="most seconds of one cell")
+    options = parser.parse_args(argv)
+    folder, out = Path(options.notebooks), Path(options.out)
+    paths = _chosen(folder, options.names)
+    out.mkdir(parents=True, exist_ok=True)
+    failed: dict[str, str] = {}
+    for path in paths:
+        start = time.monotonic()
+        error = execute(path, out, smoke=options.smoke, timeout=options.timeout)
+        if error:
+            failed[path.stem] = error
+        print(f"{path.stem}: {error or 'done'}, {time.monotonic() - start:.0f} s", flush=True)
+    pages = [path.with_suffix(".html").name for path in paths]
+    (out / "index.html").write_text(index([out / page for page in pages]), encoding="utf-8")
+    print(f"open {out / 'index.html'}")
+    return 1 if failed else 0
+
+
+def _chosen(folder: Path, names: Sequence[str]) -> list[Path]:
+    there = {path.stem: path for path in sorted(folder.glob("*.ipynb"))}
+    if not there:
+        raise UserError(f"{folder} holds no notebooks; give the project's folder with --notebooks.")
+    for name in names:
+        if name not in there:
+            hint = did_you_mean(name, there) or f"; there are {', '.join(there)}."
+            raise UserError(f"{folder} has no notebook {name}{hint}")
+    return [there[name] for name in names or there]
+
+
+def parameters_of(path: Path, out: Path, *, smoke: bool) -> dict[str, Any]:
+    """What a notebook is executed with: no live panels, and for a smoke run folders of its own."""
+    declared = papermill.inspect_notebook(str(path))
+    found: dict[str, Any] = {"interactive": False} if "interactive" in declared else {}
+    if smoke:
+        found |= {name: value for name, value in {"smoke": True, "seeds": 2}.items() if name in declared}
+        shared = {"run": "demo-misa", "runs": "demo-misa", "data_root": "data"}
+        for name in _FOLDERS:
+            if name in declared:
+                found[name] = str((out / "smoke" / shared.get(name, path.stem)).resolve())
+    return found
+
+
+def execute(path: Path, out: Path, *, smoke: bool = False, timeout: int = 4 * 3600) -> str:
+    """Execute one notebook into `out` and write its page; returns the error's last line, empty if there was none."""
+    executed = out / path.name
+    error = ""
+    try:
+        papermill.execute_notebook(
+            str(path),
+            str(executed),
+            parameters_of(path, out, smoke=smoke),
+            progress_bar=False,
+            execution_timeout=timeout,
+            extra_arguments=["--IPKernelApp.log_level=40"],
+        )
+    except papermill.PapermillExecutionError as failure:
+        error = f"{failure.ename}: {failure.evalue}".splitlines()[0]
+    executed.with_suffix(".html").write_text(page(executed), encoding="utf-8")
+    return error
+
+
+def page(executed: Path) -> str:
+    """An executed notebook as one self-contained page."""
+    exporter = HTMLExporter(extra_loaders=[DictLoader({"folded.html.j2": _FOLDED})], template_file="folded.html.j2")
+    exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
+    body, _ = exporter.from_notebook_node(nbformat.read(executed, as_version=4))
+    return str(body)
+
+
+def index(pages: Sequence[Path]) -> str:
+    """A page that leads to the others: title, first sentence and last picture of each."""
+    cards = []
+    for path in pages:
+        notebook = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
+        texts = (cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        first = next(text for text in texts if text.startswith("# "))  # above it there may be the report of a failure
+        title, _, text = first.partition("\n")
+        sentence = re.split(r"(?<=[.?!])\s", text.strip().replace("\n", " "), maxsplit=1)[0]
+        pictures = [
+            output["data"]["image/png"]
+            for cell in notebook.cells
+            for output in cell.get("outputs", [])
+            if "image/png" in output.get("data", {})
+        ]
+        shown = f'<img src="data:image/png;base64,{pictures[-1]}" alt="">' if pictures else ""
+        words = f"<h2>{html.escape(title.lstrip('# '))}</h2><p>{html.escape(re.sub(r'[*`]', '', sentence))}</p>"
+        cards.append(f'<a href="{html.escape(path.name)}">{words}{shown}</a>')
+    style = (
+        "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
+        "main{display:grid;grid-template-columns:repeat(auto-fill,minmax(20rem,1fr));gap:1.5rem}"
+        "a{color:inherit;text-decoration:none;border:1px solid #ccc;border-radius:8px;padding:1rem;overflow:hidden}"
+        "a:hover{border-color:#0072B2}h2{font-size:1.05rem;margin:0}"
+        "img{width:100%;max-height:14rem;object-fit:contain;object-position:top}"
+    )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>misa: gallery</title><style>{style}</style>'
+        f"<body><h1>misa: the notebooks, executed</h1><main>{''.join(cards)}</main></body></html>"
+    )

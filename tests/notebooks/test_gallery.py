@@ -1,0 +1,63 @@
+"""The gallery: pages of executed notebooks, solutions folded, failures shown and counted."""
+
+import nbformat
+import pytest
+
+from misa.cli import main
+from misa.gallery import parameters_of
+
+CELLS = {
+    "good": ["x: int = 1  # a number\ninteractive: bool = True\n", "'twice', 2 * x if interactive is False else 0"],
+    "bad": ["x: int = 1\n", "1 / 0"],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, (parameters, code) in CELLS.items():
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+        notebook.cells = [
+            nbformat.v4.new_markdown_cell(f"# The {name} one\n\nIt asks a question. And more."),
+            nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell(code),
+            nbformat.v4.new_code_cell("'the answer'", metadata={"tags": ["solution"]}),
+        ]
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+    return tmp_path
+
+
+def test_a_page_for_each_and_one_that_leads_to_them(folder, capsys):
+    assert main(["gallery", "--notebooks", str(folder), "--out", str(folder / "out")]) == 1
+    told = capsys.readouterr().out
+    assert "bad: ZeroDivisionError: division by zero" in told
+    assert "good: done" in told
+    good, bad, index = ((folder / "out" / f"{name}.html").read_text() for name in ("good", "bad", "index"))
+    assert "<pre>(&#39;twice&#39;, 2)" in good or "<pre>('twice', 2)" in good
+    assert "<details><summary>Solution</summary>" in good
+    assert "ZeroDivisionError" in bad
+    assert 'href="good.html"' in index
+    assert "The bad one" in index
+    assert "It asks a question." in index
+    assert "And more" not in index
+
+
+def test_only_what_is_asked_for(folder, capsys):
+    assert main(["gallery", "good", "--notebooks", str(folder), "--out", str(folder / "out")]) == 0
+    assert not (folder / "out" / "bad.html").exists()
+    assert main(["gallery", "goof", "--notebooks", str(folder)]) == 2
+    assert "has no notebook goof; did you mean 'good'?" in capsys.readouterr().err
+
+
+def test_a_smoke_run_has_folders_of_its_own(tmp_path):
+    cell = nbformat.v4.new_code_cell(
+        "run: str = 'runs/a'\ndata_root: str = 'datasets'\nsmoke: bool = False\nseed: int = 0\n",
+        metadata={"tags": ["parameters"]},
+    )
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), tmp_path / "a.ipynb")
+    assert parameters_of(tmp_path / "a.ipynb", tmp_path, smoke=False) == {}
+    chosen = parameters_of(tmp_path / "a.ipynb", tmp_path, smoke=True)
+    assert chosen.pop("smoke") is True
+    assert set(chosen) == {"run", "data_root"}
+    assert all(value.startswith(str(tmp_path / "smoke")) for value in chosen.values())
