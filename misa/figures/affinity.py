@@ -16,7 +16,7 @@ from torch import Tensor
 
 from misa.data.example import Example
 from misa.figures.style import LINES, PAGE, Picture
-from misa.figures.tiles import Sheet, Tile, chart, outline, trace
+from misa.figures.tiles import Sheet, Tile, chart, outline, trace, write
 from misa.ops.propagation import SemanticGuide
 from misa.ops.seed import KERNELS, Kernel, Knobs, Seed, SeedField, seed_mask
 
@@ -206,14 +206,14 @@ def _name(
     titles = ("image", *(f"{NAMES[kernel]} {SYMBOLS[kernel]}" for kernel in field.kernels))
     for number, title in enumerate(titles):
         tile = layout.tile(number, 1)
-        axes.text(tile.left + tile.width / 2, layout.tile(0, 0).top - 3, title, **small)
+        write(axes, tile.left + tile.width / 2, layout.tile(0, 0).top - 3, title, **small)
     way = f"mask, {knobs.steps} steps" if reach == "local" else "mask, tree"
     for number, title in enumerate(
         (f"window {knobs.window} x {knobs.window}", "to every pixel", "along the tree", way)
     ):
         tile = layout.tile(1, number)
         edge = layout.tile(1, 1).left - 5
-        axes.text(edge, tile.top + tile.height / 2, title, fontsize=8, ha="right", va="center", rotation=90)
+        write(axes, edge, tile.top + tile.height / 2, title, fontsize=8, ha="right", va="center", rotation=90)
     inside: dict[str, Any] = {
         "fontsize": 7,
         "color": "white",
@@ -223,10 +223,10 @@ def _name(
     names = ("boxes", "as the loss sees it", "start", "truth" if example.masks is not None else "boxes")
     for number, title in enumerate(names):
         tile = layout.tile(0, number)
-        axes.text(tile.left + 3, tile.top + 4, title, **inside)
+        write(axes, tile.left + 3, tile.top + 4, title, **inside)
     for value in (0, 0.5, 1):
         y = bar.top + bar.height * (1 - value)
-        axes.text(bar.left + bar.width + 4, y, f"{value:g}", fontsize=7, va="center")
+        write(axes, bar.left + bar.width + 4, y, f"{value:g}", fontsize=7, va="center")
 
 
 def _window_frames(axes: Axes, layout: Layout, seed: Seed) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from misa.data.example import Example
 from misa.figures.style import LINES, Picture
-from misa.figures.tiles import Sheet, Tile, chart, outline, trace
+from misa.figures.tiles import Sheet, Tile, chart, outline, trace, write
 from misa.ops.frequency import high_pass, low_pass
 from misa.ops.spectrum import power, radial_energy
 
@@ -88,10 +88,10 @@ def frequency_figure(
     axes = sheet.draw(figure)
     for name in COLUMNS:
         tile = tiles[0, name]
-        axes.text(tile.left + tile.width / 2, tile.top - 4, name, fontsize=8, ha="center", va="bottom")
+        write(axes, tile.left + tile.width / 2, tile.top - 4, name, fontsize=8, ha="center", va="bottom")
     for row, name in enumerate(maps):
         tile = tiles[row, "map"]
-        axes.text(tile.left - 5, tile.top + tile.height / 2, name, fontsize=8, ha="right", va="center", rotation=90)
+        write(axes, tile.left - 5, tile.top + tile.height / 2, name, fontsize=8, ha="right", va="center", rotation=90)
         _circle(axes, tiles[row, "log spectrum"], h, w, radius)
     in_space = [tile for (_, name), tile in tiles.items() if name != "log spectrum"]
     trace(axes, in_space, outline(box_mask.numpy()), color="white", width=1.0)
@@ -132,4 +132,4 @@ def _draw_energy(axes: Axes, sheet: Sheet, energies: Mapping[str, Tensor], radiu
         shaded=[(0, radius)],
         marks=[min(radius, last)],
     )
-    axes.text(58, height - _CHART + 10, "share of the energy in each ring", fontsize=8, va="bottom")
+    write(axes, 58, height - _CHART + 10, "share of the energy in each ring", fontsize=8, va="bottom")

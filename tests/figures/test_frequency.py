@@ -5,6 +5,7 @@ from torch.testing import assert_close
 
 from misa.figures.frequency import bands, frequency_figure, maps_of
 from misa.figures.style import to_png
+from misa.figures.tiles import Word
 from misa.figures.widgets import FrequencyExplorer
 from misa.losses.distillation import distillation_loss
 
@@ -25,7 +26,7 @@ def test_a_row_for_each_map(example, make_example):
     assert list(maps_of(example)) == ["teacher S", "student I, adapted", "student I"]
     assert list(maps_of(make_example(teacher=False))) == ["colors"]
     inside = example.box_masks().any(dim=0)
-    words = [text.get_text() for text in frequency_figure(maps_of(example), inside, radius=3).axes[0].texts]
+    words = [word.text for word in frequency_figure(maps_of(example), inside, radius=3).findobj(Word)]
     assert {"teacher S", "student I", "low, outside"} <= set(words)
 
 
