@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -134,10 +135,13 @@ def parts(step: Step, device: str) -> dict[str, float]:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with named_parts(), torch.profiler.profile(activities=activities) as trace:
-        step()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Profiler clears events.*")  # one cycle is all there is
+        with named_parts(), torch.profiler.profile(activities=activities) as trace:
+            step()
+        events = trace.key_averages()
     found = {}
-    for event in trace.key_averages():
+    for event in events:
         if event.key.startswith("misa: "):
             spent = event.device_time_total if device == "cuda" else event.cpu_time_total
             found[event.key.removeprefix("misa: ")] = spent / 1e3
