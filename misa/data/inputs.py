@@ -126,7 +126,10 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     from misa.data._files import require_whole
 
     require_whole(path)
-    image: Any = mmcv.imread(path, channel_order="rgb")
+    try:
+        image: Any = mmcv.imread(path, channel_order="rgb")
+    except (cv2.error, OSError, ValueError) as error:  # spoilt in the middle, where a first look does not go
+        raise DataError(f"the file {path} cannot be decoded by OpenCV; copy or download it again.") from error
     return np.asarray(image, dtype=np.uint8)
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
+from misa.data._masks import broken_runs, mask_fault
 from misa.data.inputs import read_image
 from misa.data.layout import DataError
 from misa.data.runs import decode_part
@@ -132,13 +132,17 @@ def _detections(path: Path, truth: COCO) -> list[dict[str, Any]]:
         for row in rows:
             if row["image_id"] not in known or row["category_id"] not in truth.cats:
                 raise UserError(f"{path} holds predictions on other data: image {row['image_id']} is not in this.")
-            size = truth.imgs[row["image_id"]]["height"], truth.imgs[row["image_id"]]["width"]
-            if tuple(row["segmentation"]["size"]) != size or not -1e9 < row["score"] < 1e9:
-                raise ValueError(f"a mask or score of image {row['image_id']} is not of this image")
-            rle.area(row["segmentation"])
+            image, mask = truth.imgs[row["image_id"]], row["segmentation"]
+            fault = mask_fault(mask, image["height"], image["width"]) if isinstance(mask, dict) else "is no run lengths"
+            if fault is None and not (isinstance(mask["counts"], str) and -1e9 < row["score"] < 1e9):
+                fault = "or score is none"
+            if fault is None and broken_runs([mask["counts"]], [image["height"] * image["width"]])[0]:
+                fault = "has counts that cannot be decoded"
+            if fault is not None:
+                raise ValueError(f"a segmentation of image {row['image_id']} {fault}")
     except UserError:
         raise
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is no COCO results file with masks ({error!r}); evaluate the run again.") from error
     return list(rows)
 

@@ -27,6 +27,7 @@ from misa.engine.prompts import find_boxes
 from misa.engine.record import held, read_json, write_json
 from misa.engine.student import Image, Instances, Student, find, load_student
 from misa.engine.tiles import find_tiled
+from misa.engine.typed import require_types
 from misa.errors import UserError
 
 MASKS = ("map", "each", "none")
@@ -65,16 +66,20 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("score", "mask"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+            if isinstance(value, int | float) and not 0 <= value <= 1:
                 raise UserError(f"{name} must be from 0 to 1, not {value!r}.")
+        if self.masks not in MASKS:
+            raise UserError(f"masks must be one of {', '.join(MASKS)}, not {self.masks!r}.")
+        try:
+            require_types(self, "predict")
+        except TypeError as error:
+            raise UserError(f"{error}, which is of another type than asked for.") from error
         if self.tile is not None and self.tile < 32:
             raise UserError(f"tile must be at least 32 pixels, not {self.tile}.")
         if self.tile is not None and not 0 <= self.overlap < self.tile:
             raise UserError(f"overlap must be at least 0 and below tile ({self.tile}), not {self.overlap}.")
         if self.every < 1:
             raise UserError(f"every must be at least 1, not {self.every}.")
-        if self.masks not in MASKS:
-            raise UserError(f"masks must be one of {', '.join(MASKS)}, not {self.masks!r}.")
 
 
 @dataclass(frozen=True)

@@ -145,9 +145,15 @@ def _answers(found: Instances, boxes: NDArray[np.float64], wanted: Sequence[str 
 
 def _checked(boxes: Any, size: tuple[int, int]) -> NDArray[np.float64]:
     """The boxes clipped to the image."""
-    boxes = np.asarray(boxes, dtype=float).reshape(-1, 4) if len(boxes) == 0 else np.asarray(boxes, dtype=float)
+    wrong = UserError("boxes must be an array (n 4) of finite x1 y1 x2 y2 in pixels.")
+    try:
+        boxes = np.asarray(boxes, dtype=float)
+    except (ValueError, TypeError) as error:  # rows of different lengths, or no numbers
+        raise wrong from error
+    if boxes.size == 0:
+        return np.zeros((0, 4))
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
-        raise UserError("boxes must be an array (n 4) of finite x1 y1 x2 y2 in pixels.")
+        raise wrong
     clipped = boxes.clip(0, [size[1], size[0], size[1], size[0]])
     for given, left in zip(boxes, clipped, strict=True):
         if left[0] >= left[2] or left[1] >= left[3]:

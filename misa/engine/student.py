@@ -5,7 +5,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from misa.engine.checkpoints import last_checkpoint, read_checkpoint
 from misa.engine.config import model_config
 from misa.engine.evaluate import fill, require_fit
 from misa.engine.record import read_params
+from misa.engine.typed import require_types
 from misa.errors import UserError
 from misa.experiment import Experiment
 from misa.models.decode import Dense, Found, Part, decode, dense_outputs, each_image, enlarge, enlargement, whole_part
@@ -61,7 +62,7 @@ class Instances:
 class Student:
     """A trained student, ready to predict: see `load_student`. `digest` names its weights."""
 
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     experiment: Experiment
     classes: tuple[str, ...]
     path: Path
@@ -129,7 +130,7 @@ def build_student(
         config = ConfigDict(model_config(for_inference(experiment), classes))
         with torch.device("meta"):  # a stranger's card may ask for any size: nothing is allocated before it fits
             skeleton = MODELS.build(config)
-    except (TypeError, ValueError, AssertionError, KeyError, IndexError, RuntimeError, ArithmeticError) as error:
+    except Exception as error:  # mmdet and torch raise what they like for values that make no network
         raise UserError(f"{path} names no network that can be built ({error!r}); export it again.") from error
     require_fit(skeleton, weights, path)
     model: nn.Module = MODELS.build(config)
@@ -299,15 +300,16 @@ def _card(path: Path, checkpoint: dict[str, Any]) -> tuple[Experiment, tuple[str
             params = read_params(path.parent.parent)
             classes, experiment = params["classes"], Experiment.from_values(params["experiment"])
         elif "experiment" in checkpoint:  # a teacher's
-            return Experiment.from_values(json.loads(checkpoint["experiment"])), ()
+            raise UserError(f"{path} is a semantic teacher; predictions are a student's, of a row such as demo:box.")
         else:
             raise UserError(
                 f"{path} does not say what network it is of, and no run folder is around it; give the run folder, or "
                 "a file made by misa export."
             )
+        require_types(experiment, "experiment")
     except UserError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} was made by another version of misa ({error}); export it again.") from error
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) and name for name in classes):
         raise UserError(f"{path} names no classes; export it again.")

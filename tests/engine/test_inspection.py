@@ -118,8 +118,12 @@ def test_pictures_are_in_the_page():
         ('[{"image_id": 1, "category_id": 1}]', "is no COCO results file"),
         ('[{"image_id": 987654, "category_id": 1}]', "holds predictions on other data"),
         (
+            '[{"image_id": 1, "category_id": 1, "score": 1, "segmentation": {"size": [52, 70], "counts": "zzzz"}}]',
+            "cannot be decoded",
+        ),
+        (
             '[{"image_id": 1, "category_id": 1, "score": 1, "segmentation": {"size": [3, 3], "counts": "09"}}]',
-            "is not of this image",
+            "is of size",
         ),
     ],
 )
