@@ -2,6 +2,7 @@
 
 import filecmp
 import os
+import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,7 @@ def check_files(images: list[Listed], folder: Path, *, read: bool, twins: Twins 
 
     twins: gathers the files, so that those of equal content are told, across several calls.
     """
+    _hush()
     there: dict[str, list[str]] = {}
     names: set[str] = set()
     for entry in os.scandir(folder):
@@ -212,8 +214,14 @@ def look(path: Path, *, listed: tuple[int, int] | None = None) -> Facts:
     return Facts(size, raw, odd)
 
 
+def _hush() -> None:
+    """Pillow warns of spoilt tags on its own, in its own words; what cannot be used is told in ours."""
+    warnings.filterwarnings("ignore", module=r"PIL\..*")
+
+
 def require_whole(path: Path) -> None:
     """DataError where a file is not a whole image."""
+    _hush()
     try:
         look(path)
     except BadFile as error:

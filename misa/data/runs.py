@@ -45,7 +45,8 @@ def decode(runs: Runs) -> NDArray[np.bool_]:
 def decode_part(runs: Runs) -> tuple[int, int, NDArray[np.bool_]]:
     """Top, left and the pixels within a mask's extent."""
     left, top, width, height = (int(side) for side in rle.toBbox(runs))
-    return top, left, decode(runs)[top : top + height, left : left + width]
+    # A copy: a view would hold the whole image's mask, which hundreds of instances cannot afford.
+    return top, left, rle.decode(runs)[top : top + height, left : left + width].astype(bool, order="C")
 
 
 def _text(runs: Runs) -> Runs:

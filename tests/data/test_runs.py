@@ -35,3 +35,11 @@ def test_a_part_beyond_the_image_is_refused():
 
 def test_an_empty_part_is_an_empty_mask():
     assert encode_part(np.zeros((0, 0), bool), 0, 0, (4, 5)) == encode(np.zeros((4, 5), bool))
+
+
+def test_a_part_does_not_hold_the_whole():
+    whole = np.zeros((500, 700), bool)
+    whole[20:30, 40:44] = True
+    _, _, inner = decode_part(encode(whole))
+    assert inner.base is None
+    assert inner.shape == (10, 4)

@@ -140,6 +140,7 @@ PICTURES = {suffix: picture(suffix) for suffix in (".png", ".jpg", ".bmp", ".web
 @FUZZ
 @given(st.sampled_from(list(PICTURES)), st.data())
 def test_images(tmp_path, suffix, data):
+    """Pillow, which looks, and OpenCV, which reads, must agree on what is an image, or say so."""
     path = tmp_path / f"x{suffix}"
     path.write_bytes(spoil(data, PICTURES[suffix]))
     with suppress(UserError):
