@@ -32,6 +32,7 @@ BASE = Experiment(
 MASK2FORMER = BASE.but(
     student="mask2former",
     network=TINY_MASK2FORMER,
+    schedule={"epochs": 16, "clip": 0.1},
     projection_weight=5.0,
     affinity=Affinity(tree_bandwidth=0.03, refine_bandwidth=0.03, global_weight=1.0, reduction="box_ratio"),
 )

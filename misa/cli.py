@@ -6,13 +6,14 @@ Exit status: 0 done, 2 wrong input (one sentence on standard error), 1 failure.
 import argparse
 import dataclasses
 import importlib
+import os
 import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from misa.errors import Diverged, UserError
+from misa.errors import Diverged, Stopped, UserError
 
 _BENCHES = ("propagation", "frequency", "panels")
 _HELP = {
@@ -21,8 +22,12 @@ _HELP = {
     "work_dir": "the run folder (default: runs/<row>-seed<seed>)",
     "seed": "of weights, order and augmentation",
     "epochs": "instead of the row's",
-    "batch": "images a step, instead of the row's",
-    "gpus": "0 for the CPU, 1 for a GPU (default: a GPU if there is one)",
+    "batch": "images a step over all GPUs, instead of the row's",
+    "gpus": "0 for the CPU, more for as many GPUs (default: a GPU if there is one)",
+    "per_gpu": "images that a GPU sees at a time; the batch is accumulated from these (default: its whole part)",
+    "scale_lr": "with another batch, the learning rate in proportion",
+    "precision": "of the networks: float32, bfloat16, float16 (default: as the row says)",
+    "loggers": "wandb, mlflow or both, beside TensorBoard",
     "workers": "processes that load images",
     "threads": "of torch on the CPU",
     "resume": "go on from the last checkpoint of the run folder",
@@ -59,8 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = options.run(options)
     except UserError as error:
-        print(f"misa {options.command}: {error}", file=sys.stderr)
+        if _speaks():
+            print(f"misa {options.command}: {error}", file=sys.stderr)
         return 2
+    except Stopped as error:
+        if str(error):
+            print(f"misa {options.command}: {error}", file=sys.stderr)
+        return error.status
     except Diverged as error:
         print(f"misa {options.command}: {error}", file=sys.stderr)
         return 1
@@ -72,6 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nstopped; the same command goes on where it was stopped.", file=sys.stderr)
         return 1
     return status
+
+
+def _speaks() -> bool:
+    """Of several processes that train together the first one."""
+    return os.environ.get("RANK", "0") == "0" and os.environ.get("SLURM_PROCID", "0") == "0"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,6 +125,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--separation", action="store_true", help="of a teacher: does S tell objects apart where colour does not?"
     )
+    evaluate.add_argument("--per-class", action="store_true", help="also the AP of every class")
+    evaluate.add_argument("--boundary", action="store_true", help="also boundary AP (needs misa[boundary])")
+    evaluate.add_argument(
+        "--test-dev",
+        metavar="FOLDER",
+        help="instead: COCO test-dev results as json and zip into this new folder; --data-root is COCO's",
+    )
     evaluate.add_argument("--predictions", help="keep the detections here, as a COCO results file")
     for name in ("gpus", "workers", "threads"):
         default = {"gpus": None, "workers": 0, "threads": 1}[name]
@@ -131,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--no-picture", action="store_true", help="draw nothing")
     check.set_defaults(run=_check)
     _add_data(commands)
+    _add_estimate(commands)
     return parser
 
 
@@ -156,6 +179,37 @@ def _add_data(commands: Any) -> None:
     )
     coco.add_argument("root", help="the folder with annotations/ and the image folders")
     coco.set_defaults(run=_data_coco)
+
+
+def _add_estimate(commands: Any) -> None:
+    estimate = commands.add_parser(
+        "estimate",
+        help="step time, memory and days of a row on other GPUs, from two small steps measured here",
+        epilog="example: misa estimate table1_coco:misa_r50 --gpus 8 --gpu H100",
+    )
+    estimate.add_argument("row", help=_HELP["row"])
+    estimate.add_argument("--gpus", type=int, default=1, help="how many (default 1)")
+    estimate.add_argument("--gpu", default="H100", help="their kind (default H100)")
+    estimate.add_argument("--per-gpu", type=int, help=_HELP["per_gpu"])
+    estimate.add_argument("--precision", default="", help=_HELP["precision"])
+    estimate.add_argument("--images", type=int, help="training images (default: COCO's or VOC's published number)")
+    estimate.add_argument("--utilization", type=float, help="share of the GPU's peak (default: measured, or 0.3)")
+    estimate.set_defaults(run=_estimate)
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    import torch
+
+    from misa.engine.estimate import estimate, measure
+    from misa.engine.train import experiment_of
+    from misa.parameters import TrainParameters
+
+    experiment = experiment_of(TrainParameters(row=options.row, precision=options.precision))
+    work = measure(experiment, device="cuda" if torch.cuda.is_available() else "cpu")
+    names = ("gpus", "gpu", "per_gpu", "images", "utilization")
+    print(estimate(experiment, work, **{name: getattr(options, name) for name in names}))
+    print("the formula and what it leaves out: misa/engine/estimate.py")
+    return 0
 
 
 def _data_voc(options: argparse.Namespace) -> int:
@@ -349,8 +403,9 @@ def _train(options: argparse.Namespace) -> int:
 
     names = [field.name for field in dataclasses.fields(TrainParameters)]
     run = train_from(TrainParameters(**{name: getattr(options, name) for name in names}))
-    print(run.table())
-    print(f"run folder: {run.folder}")
+    if _speaks():
+        print(run.table())
+        print(f"run folder: {run.folder}")
     return 0
 
 
@@ -413,12 +468,21 @@ def _evaluate(options: argparse.Namespace) -> int:
 
         print(score_table(teacher_separation(options.run_folder, data_root=options.data_root)))
         return 0
+    if options.test_dev:
+        from misa.engine.submission import NOTE, submit
+
+        machine = {name: getattr(options, name) for name in ("checkpoint", "gpus", "workers", "threads")}
+        print(submit(options.run_folder, options.data_root or "datasets/coco", options.test_dev, **machine))
+        print(NOTE)
+        return 0
     result = evaluate(
         options.run_folder,
         checkpoint=options.checkpoint,
         data_root=options.data_root,
         merged=options.miou,
         merge_score=options.merge_score,
+        details=options.per_class,
+        boundary=options.boundary,
         predictions=options.predictions,
         gpus=options.gpus,
         workers=options.workers,

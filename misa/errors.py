@@ -8,6 +8,14 @@ class Diverged(RuntimeError):
     """A training whose losses are no longer numbers; the command line prints its sentence and exits with status 1."""
 
 
+class Stopped(RuntimeError):
+    """A training that ended before it was done and can go on; the command line prints its sentence, exits `status`."""
+
+    def __init__(self, message: str, *, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class UserError(ValueError):
     """Wrong input by the person who runs misa; the command line prints its sentence and exits with status 2."""
 

@@ -71,8 +71,12 @@ class TrainParameters(Parameters):
     data_root: a COCO-layout folder; for the embedded data, the folder to write it into.
     work_dir: the run folder; empty: runs/<row>-seed<seed>.
     seed: of weights, order and augmentation.
-    epochs, batch: in place of the row's.
-    gpus: 0 for the CPU, 1 for a GPU; None: a GPU if there is one.
+    epochs, batch: in place of the row's; batch is over all GPUs.
+    gpus: 0 for the CPU, more for as many GPUs; None: a GPU if there is one.
+    per_gpu: images that a GPU sees at a time; the batch is accumulated from these. None: its whole part.
+    scale_lr: with another batch, the learning rate in proportion.
+    precision: of the networks, float32, bfloat16 or float16; empty: as the row says.
+    loggers: wandb, mlflow or both ("wandb,mlflow"), beside TensorBoard.
     workers: processes that load images.
     threads: of torch on the CPU.
     resume: go on from the last checkpoint of work_dir.
@@ -86,7 +90,11 @@ class TrainParameters(Parameters):
     seed: int = between(0, 0, 2**32 - 1)
     epochs: int | None = between(None, 1)
     batch: int | None = between(None, 1)
-    gpus: int | None = between(None, 0, 1)
+    gpus: int | None = between(None, 0, 64)
+    per_gpu: int | None = between(None, 1)
+    scale_lr: bool = True
+    precision: str = ""
+    loggers: str = ""
     workers: int = between(0, 0, 64)
     threads: int = between(1, 1, 256)
     resume: bool = True
@@ -232,6 +240,30 @@ class OwnDataParameters(Parameters):
     seed: int = between(0, 0, 2**32 - 1)
     threads: int = between(1, 1, 256)
     smoke: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateParameters(Parameters):
+    """What `notebooks/evaluate.ipynb` takes.
+
+    run: a student's run folder, made by misa train.
+    checkpoint: one of its checkpoints; empty: the last.
+    data_root: other data to score on, with the same class names; empty: the run's own.
+    boundary: boundary AP as well, which needs the package faster-coco-eval.
+    test_dev: a new folder for COCO test-dev results of the run; empty: none. data_root is then COCO's.
+    gpus: 0 for the CPU, 1 for a GPU; None: a GPU if there is one.
+    workers: processes that load images.
+    threads: of torch on the CPU.
+    """
+
+    run: str = "runs/demo-box-seed0"
+    checkpoint: str = ""
+    data_root: str = ""
+    boundary: bool = False
+    test_dev: str = ""
+    gpus: int | None = between(None, 0, 1)
+    workers: int = between(0, 0, 64)
+    threads: int = between(1, 1, 256)
 
 
 def _leave_notebook_folder() -> None:

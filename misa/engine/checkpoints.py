@@ -19,7 +19,7 @@ def newest(folder: Path) -> Path | None:
     What counts is what lies in the folder: it may have been moved or copied, and a kill may have cut the file that
     was being written. A damaged checkpoint is passed over, and said so.
     """
-    found = sorted((folder / "checkpoints").glob("epoch_*.pth"), key=_epoch, reverse=True)
+    found = sorted((folder / "checkpoints").glob("epoch_*.pth"), key=_progress, reverse=True)
     for path in found:
         if _whole(path):
             return path
@@ -68,9 +68,9 @@ def tensors_only() -> Iterator[None]:
             os.environ[name] = before
 
 
-def _epoch(path: Path) -> int:
-    number = re.search(r"\d+", path.stem)
-    return int(number.group()) if number else -1
+def _progress(path: Path) -> tuple[int, ...]:
+    """How far a checkpoint has come: whole epochs, then steps where it was saved within one."""
+    return tuple(int(number) for number in re.findall(r"\d+", path.stem))
 
 
 def _whole(path: Path) -> bool:

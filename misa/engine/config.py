@@ -6,18 +6,23 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
-from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, ParamSchedulerHook
-from mmengine.optim import CosineAnnealingLR, LinearLR, MultiStepLR
-from mmengine.runner import EpochBasedTrainLoop, TestLoop
+from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook
+from mmengine.model import MMDistributedDataParallel
+from mmengine.runner import TestLoop
 
 from misa.data.coco import CocoImages
 from misa.data.pipeline import test_pipeline, train_pipeline
 from misa.data.source import Source
 from misa.engine.baseline_config import condinst_config, mask_rcnn_config, solo_config
 from misa.engine.health import Health, NaNGuard
-from misa.engine.hooks import EpochSeed, LossRecord, Progress, ResumableState, RuntimeInfo
+from misa.engine.hooks import EpochSeed, LossRecord, Progress, ResumableState, RuntimeInfo, StepSchedulers
+from misa.engine.loggers import visualizer_config
+from misa.engine.loop import ResumableLoop, WholeBatches
 from misa.engine.mask2former_config import mask2former_config
-from misa.engine.optimizer_config import optimizer_config
+from misa.engine.optimizer_config import learning_rates, optimizer_config
+from misa.engine.parallel import Sharing, share_batch
+from misa.engine.preemption import Preemption
 from misa.engine.solov2_config import solov2_config
 from misa.engine.teacher import LABEL_MAPS, TeacherCard
 from misa.engine.teacher_config import label_folder, teacher_config
@@ -65,8 +70,14 @@ def run_config(
     workers: int,
     checkpoint: Path | None = None,
     interactive: bool = False,
+    sharing: Sharing | None = None,
+    loggers: tuple[str, ...] | None = None,
 ) -> Config:
-    """Everything mmengine's Runner needs for one training and its final evaluation."""
+    """Everything mmengine's Runner needs for one training and its final evaluation.
+
+    sharing: of a batch between processes; None: this process takes all of it. loggers: beside TensorBoard; None for no
+    logger at all.
+    """
     schedule, semantic = experiment.schedule, experiment.semantic is not None
     masks = experiment.supervision == "mask" and not semantic  # a teacher's masks are in its label maps
     labels = label_folder(experiment, folder)
@@ -91,17 +102,10 @@ def run_config(
         **common,
     }
     loader = {"num_workers": workers, "persistent_workers": False, "collate_fn": {"type": "pseudo_collate"}}
-    if schedule.decay == "cosine":
-        decay = {
-            "type": CosineAnnealingLR,
-            "T_max": schedule.epochs,
-            "end": schedule.epochs,
-            "by_epoch": True,
-            "convert_to_iter_based": True,
-        }
-    else:
-        decay = {"type": MultiStepLR, "milestones": list(schedule.milestones), "gamma": 0.1, "by_epoch": True}
-    warmup = {"type": LinearLR, "start_factor": 0.001, "by_epoch": False, "begin": 0, "end": schedule.warmup}
+    sharing = sharing or share_batch(schedule.batch, 1)
+    about = f"{sharing}, learning rate {schedule.lr:g}"
+    if schedule.precision != "float32":
+        about += f", networks in {schedule.precision}"
     return Config(
         {
             "default_scope": "mmdet",
@@ -111,8 +115,8 @@ def run_config(
             "train_dataloader": {
                 **loader,
                 "dataset": train,
-                "batch_size": schedule.batch,
-                "sampler": {"type": DefaultSampler, "shuffle": True, "seed": seed},
+                "batch_size": sharing.images,
+                "sampler": {"type": WholeBatches, "batch": schedule.batch, "seed": seed},
                 "drop_last": True,
             },
             "test_dataloader": {
@@ -124,20 +128,18 @@ def run_config(
             "test_evaluator": {
                 "type": LabelMaps if semantic else Detections,
                 "path": str(folder / (LABEL_MAPS if semantic else DETECTIONS)),
+                **({"collect_dir": str(folder / "predictions" / "parts")} if sharing.processes > 1 else {}),
             },
-            "train_cfg": {"type": EpochBasedTrainLoop, "max_epochs": schedule.epochs},
+            "train_cfg": {"type": ResumableLoop, "max_epochs": schedule.epochs},
             "test_cfg": {"type": TestLoop},
-            "optim_wrapper": optimizer_config(experiment),
-            "param_scheduler": [
-                *([warmup] if schedule.warmup > 1 else []),
-                decay,
-            ],
+            "optim_wrapper": optimizer_config(experiment, accumulate=sharing.accumulate),
+            "param_scheduler": learning_rates(schedule, max(1, source.images // schedule.batch)),
             "default_hooks": {
                 "runtime_info": {"type": RuntimeInfo},
                 "timer": {"type": IterTimerHook},
                 "sampler_seed": {"type": DistSamplerSeedHook},
                 "logger": None,
-                "param_scheduler": {"type": ParamSchedulerHook},
+                "param_scheduler": {"type": StepSchedulers, "accumulate": sharing.accumulate},
                 "checkpoint": {"type": CheckpointHook, "interval": 1, "max_keep_ckpts": 2},
             },
             "custom_hooks": [
@@ -146,12 +148,28 @@ def run_config(
                 {"type": NaNGuard, "folder": str(folder)},
                 *([] if semantic or experiment.supervision == "mask" else [{"type": Health, "every": HEALTH_EVERY}]),
                 {"type": LossRecord, "path": str(folder / "losses.jsonl")},
-                {"type": Progress, "path": str(folder / "log.txt"), "interactive": interactive},
+                {"type": Progress, "path": str(folder / "log.txt"), "interactive": interactive, "about": about},
+                {"type": Preemption, "accumulate": sharing.accumulate},
                 *([{"type": TeacherCard, "experiment": experiment.values()}] if semantic else []),
             ],
+            "visualizer": visualizer_config(folder, loggers),
+            **(_distributed(experiment) if sharing.processes > 1 else {}),
             "randomness": {"seed": seed},
             "load_from": None if checkpoint is None else str(checkpoint),
             "resume": checkpoint is not None,
             "log_level": "ERROR",
         }
     )
+
+
+def _distributed(experiment: Experiment) -> dict[str, Any]:
+    """What mmengine needs to know of several processes, which have found each other already."""
+    cuda = get_device() == "cuda"
+    wrapper: dict[str, Any] = {"type": MMDistributedDataParallel, "broadcast_buffers": False}
+    if not cuda:
+        wrapper["device_ids"] = None
+    # mmdet's own students leave a branch out where a batch has no object for it.
+    wrapper["find_unused_parameters"] = experiment.student not in ("solov2", "mask2former")
+    config = {"launcher": "pytorch", "model_wrapper_cfg": wrapper}
+    # Statistics of the whole batch, where they are learned at all; torch has that for GPUs alone.
+    return config | ({"sync_bn": "torch"} if cuda and not experiment.network.norm_eval else {})

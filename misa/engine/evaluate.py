@@ -1,16 +1,32 @@
 """Score a checkpoint, or the untrained network, on a run's validation data or on other data."""
 
+import importlib.util
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
+from misa.data.source import Source
 from misa.engine.checkpoints import last_checkpoint, read_checkpoint
 from misa.engine.config import DETECTIONS, run_config
 from misa.engine.teacher import MERGE_SCORE, score_merged
-from misa.engine.train import Run, choose_device, opened, quiet_runner, scored
+from misa.engine.train import Run, choose_device, opened, quiet_runner, recorded, scored
 from misa.errors import UserError
+from misa.evaluation.details import detailed
+from misa.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run folder's row, parameters and chosen checkpoint; None for the untrained network."""
+
+    experiment: Experiment
+    folder: Path
+    params: dict[str, Any]
+    checkpoint: Path | None
 
 
 def evaluate(
@@ -20,6 +36,8 @@ def evaluate(
     data_root: str | Path | None = None,
     merged: bool = False,
     merge_score: float = MERGE_SCORE,
+    details: bool = False,
+    boundary: bool = False,
     predictions: str | Path | None = None,
     gpus: int | None = None,
     workers: int = 0,
@@ -28,38 +46,63 @@ def evaluate(
     """Mask AP of a run's checkpoint (default: its last; "none": the untrained network); mIoU of a teacher's.
 
     `merged` scores a student by mIoU as well: its instances of `merge_score` or more painted into one label map, the
-    better on top (Figure 1). `predictions` keeps a student's
-    detections as a COCO results file. Nothing in the run folder changes. gpus, workers, threads: as in `train`.
+    better on top (Figure 1). `details` adds AP a class and precision-recall curves, `boundary` the AP of boundaries,
+    which needs the package faster-coco-eval. `predictions` keeps a student's detections as a COCO results file.
+    Nothing in the run folder changes. gpus, workers, threads: as in `train`.
 
     Raises:
         UserError: no run folder, no checkpoint, another model's checkpoint, unusable data.
     """
-    choose_device(gpus, threads)
-    experiment, source, folder, params = opened(run_folder, data_root=data_root)
+    if boundary and importlib.util.find_spec("faster_coco_eval") is None:
+        raise UserError("boundary AP needs the package faster-coco-eval; pip install 'misa[boundary]'.")
+    run = load_run(run_folder, checkpoint=checkpoint, gpus=gpus, threads=threads)
+    experiment, source, folder, _ = opened(run_folder, data_root=data_root)
     if merged and not source.masks:
         raise UserError(f"mean IoU compares with true masks, and {source.val.annotations} has none; leave miou out.")
-    path = None if checkpoint == "none" else Path(checkpoint) if checkpoint else last_checkpoint(folder)
     with tempfile.TemporaryDirectory() as scratch:
-        config = run_config(
-            # A checkpoint fills everything: no pre-trained weights are fetched for it.
-            experiment if path is None else experiment.but(network={"pretrained": False}),
-            source,
-            folder=Path(scratch),
-            seed=params["seed"],
-            workers=workers,
-        )
-        runner = quiet_runner(config)
-        runner.model.init_weights()
-        if path is not None:
-            load_weights(runner.model, path)
-        runner.test()
+        predict_split(run, source, Path(scratch), workers=workers)
         metrics = scored(experiment, source, Path(scratch))
+        detections = Path(scratch) / DETECTIONS
         if predictions is not None:
-            shutil.copyfile(Path(scratch) / DETECTIONS, predictions)
+            shutil.copyfile(detections, predictions)
         if merged and experiment.semantic is None:
-            detections = Path(scratch) / DETECTIONS
             metrics |= score_merged(source, detections, limit=experiment.limit, threshold=merge_score)
+        if (details or boundary) and experiment.semantic is None and source.masks:
+            metrics |= detailed(
+                source.val.annotations,
+                detections,
+                limit=experiment.limit,
+                classes=source.classes,
+                boundary=boundary,
+            )
     return Run(experiment, folder, source, metrics)
+
+
+def load_run(
+    run_folder: str | Path, *, checkpoint: str | Path | None = None, gpus: int | None = None, threads: int = 1
+) -> Trained:
+    """A run folder to predict with; sets device and threads. UserError where there is no run or no checkpoint."""
+    choose_device(gpus, threads)
+    experiment, folder, params = recorded(run_folder)
+    path = None if checkpoint == "none" else Path(checkpoint) if checkpoint else last_checkpoint(folder)
+    return Trained(experiment, folder, params, path)
+
+
+def predict_split(run: Trained, source: Source, target: Path, *, workers: int = 0) -> None:
+    """Write what the network predicts on the validation split of `source` into `target`, as a training does."""
+    config = run_config(
+        # A checkpoint fills everything: no pre-trained weights are fetched for it.
+        run.experiment if run.checkpoint is None else run.experiment.but(network={"pretrained": False}),
+        source,
+        folder=target,
+        seed=run.params["seed"],
+        workers=workers,
+    )
+    runner = quiet_runner(config)
+    runner.model.init_weights()
+    if run.checkpoint is not None:
+        load_weights(runner.model, run.checkpoint)
+    runner.test()
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -4,13 +4,14 @@ import json
 import math
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import master_only
-from mmengine.hooks import Hook, RuntimeInfoHook
+from mmengine.dist import all_reduce, is_main_process, master_only
+from mmengine.hooks import Hook, ParamSchedulerHook, RuntimeInfoHook
 from mmengine.runner import Runner
 from tqdm.auto import tqdm
 
@@ -73,14 +74,34 @@ class RuntimeInfo(RuntimeInfoHook):
         """Nothing: `LossRecord` keeps the losses."""
 
 
-class LossRecord(Hook):
-    """Writes every step's losses to a jsonl file, in one go an epoch, so that nothing waits for the device.
+class StepSchedulers(ParamSchedulerHook):
+    """mmengine's, but once a step of the optimiser: accumulation leaves the learning rates as they would be.
 
-    A resumed run first drops the lines of steps that it will repeat.
+    Args:
+        accumulate: batches that make a step.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, accumulate: int = 1) -> None:
+        self.accumulate = accumulate
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Called by mmengine."""
+        if (runner.iter + 1) % self.accumulate == 0:
+            super().after_train_iter(runner, batch_idx, data_batch, outputs)
+
+
+class LossRecord(Hook):
+    """Writes every step's losses to a jsonl file and to the loggers, many steps in one go, so that little waits.
+
+    With several processes these are the means over them: the losses of the whole batch. A resumed run first drops the
+    lines of steps that it will repeat.
+    """
+
+    def __init__(self, path: str, every: int = 50) -> None:
         self.path = Path(path)
+        self.every = every
         self.pending: list[dict[str, Any]] = []
 
     @master_only
@@ -90,28 +111,48 @@ class LossRecord(Hook):
             kept = [line for line in self.path.read_text().splitlines() if _step(line) < runner.iter]
             self.path.write_text("".join(line + "\n" for line in kept))
 
-    @master_only
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
         """Remember the losses as tensors; reading them here would stall a GPU, keeping their graph would fill it."""
         losses = {name: value.detach() for name, value in (outputs or {}).items() if torch.is_tensor(value)}
         self.pending.append({"iter": runner.iter, "lr": runner.optim_wrapper.param_groups[0]["lr"], **losses})
+        if len(self.pending) >= self.every:
+            self.flush(runner)
 
-    @master_only
     def after_train_epoch(self, runner: Runner) -> None:
-        """Write what was remembered; a loss that is no number ends the training here."""
-        rows = [{k: v.item() if torch.is_tensor(v) else v for k, v in row.items()} for row in self.pending]
+        """Write what was remembered."""
+        self.flush(runner)
+
+    def flush(self, runner: Runner) -> None:
+        """Write what was remembered; a loss that is no number ends the training here. All processes together."""
+        rows = read_losses(self.pending)
         self.pending.clear()
-        with self.path.open("a") as file:
-            for row in rows:
-                broken = [name for name, value in row.items() if not math.isfinite(value)]
-                if broken:
+        whole = [row for row in rows if all(map(math.isfinite, row.values()))]
+        if is_main_process():
+            with self.path.open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in whole)
+        for row in whole:
+            scalars = {name: value for name, value in row.items() if name != "iter"}
+            runner.visualizer.add_scalars(scalars, step=row["iter"] + 1)
+        for row in rows:
+            for name, value in row.items():
+                if not math.isfinite(value):
                     raise Diverged(
-                        f"{broken[0]} became {row[broken[0]]} at step {row['iter'] + 1}; the checkpoints before it are "
-                        "whole: lower the learning rate or the weight of that loss, in another work_dir."
+                        f"{name} became {value} at step {row['iter'] + 1}; the checkpoints before it are whole: "
+                        "lower the learning rate or the weight of that loss, in another work_dir."
                     )
-                file.write(json.dumps(row) + "\n")
+
+
+def read_losses(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with plain numbers in place of tensors, each the mean over the processes; one transfer for all."""
+    tensors = [value for row in rows for value in row.values() if torch.is_tensor(value)]
+    if not tensors:
+        return [dict(row) for row in rows]
+    stacked = torch.stack([value.double() for value in tensors])
+    all_reduce(stacked, op="mean")
+    numbers = iter(stacked.tolist())
+    return [{name: next(numbers) if torch.is_tensor(value) else value for name, value in row.items()} for row in rows]
 
 
 def _step(line: str) -> float:
@@ -137,22 +178,30 @@ def _in_words(health: dict[str, torch.Tensor]) -> str:
 
 
 class Progress(Hook):
-    """A line about every twentieth of the run to standard output and `log.txt`; a bar in an interactive notebook."""
+    """A line about every twentieth of the run to standard output and `log.txt`; a bar in an interactive notebook.
+
+    The first of several processes speaks for all.
+
+    Args:
+        about: said before the first step.
+    """
 
     priority = "LOWEST"
 
-    def __init__(self, path: str, interactive: bool = False, lines: int = 20) -> None:
+    def __init__(self, path: str, interactive: bool = False, lines: int = 20, about: str = "") -> None:
         self.path = Path(path)
-        self.interactive = interactive
+        self.interactive = interactive and is_main_process()
         self.lines = lines
+        self.about = about
         self.bar: Any = None
         self.health: dict[str, torch.Tensor] = {}
 
-    @master_only
     def before_train(self, runner: Runner) -> None:
         """Start the clock at the step that training starts from."""
         self.started, self.first = time.monotonic(), runner.iter
         self.every = max(1, runner.max_iters // self.lines)
+        if self.about:
+            self._say(self.about)
         if 0 < runner.iter < runner.max_iters:
             self._say(
                 f"resuming at epoch {runner.epoch + 1}/{runner.max_epochs}, step {runner.iter}/{runner.max_iters}"
@@ -160,7 +209,6 @@ class Progress(Hook):
         if self.interactive:
             self.bar = tqdm(total=runner.max_iters, initial=runner.iter, desc="train", unit="step")
 
-    @master_only
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
@@ -174,7 +222,7 @@ class Progress(Hook):
             return
         seconds = (time.monotonic() - self.started) / (done - self.first)
         left = int(seconds * (runner.max_iters - done))
-        losses = {key: value.detach().item() for key, value in (outputs or {}).items() if "loss" in key}
+        (losses,) = read_losses([{k: v.detach() for k, v in (outputs or {}).items() if "loss" in k}])
         parts = " ".join(f"{key.removeprefix('loss_')} {value:.2f}" for key, value in losses.items())
         self._say(
             f"epoch {runner.epoch + 1}/{runner.max_epochs} step {done}/{runner.max_iters} | {parts} | "
@@ -182,19 +230,18 @@ class Progress(Hook):
             quiet=self.bar is not None,
         )
 
-    @master_only
     def after_train(self, runner: Runner) -> None:
         """Close the bar."""
         if self.bar is not None:
             self.bar.close()
 
-    @master_only
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Report the evaluation four times."""
         total = len(runner.test_dataloader)
         if (batch_idx + 1) % max(1, total // 4) == 0:
             self._say(f"evaluated {batch_idx + 1}/{total} images")
 
+    @master_only
     def _say(self, text: str, *, quiet: bool = False) -> None:
         if not quiet:
             print(text, flush=True)

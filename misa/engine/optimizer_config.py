@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.optim import AmpOptimWrapper, CosineAnnealingLR, LinearLR, MultiStepLR, OptimWrapper
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from misa.experiment import Experiment
+from misa.experiment import Experiment, Schedule
 from misa.models.backbones import SWINS
 
 
@@ -45,6 +45,17 @@ def optimizer_config(experiment: Experiment, *, accumulate: int = 1) -> dict[str
         "paramwise_cfg": {"norm_decay_mult": 0.0, **({"custom_keys": keys} if keys else {})},
         **({"accumulative_counts": accumulate} if accumulate > 1 else {}),
     }
+
+
+def learning_rates(schedule: Schedule, steps: int) -> list[dict[str, Any]]:
+    """Warm-up and decay for epochs of so many steps of the optimiser."""
+    if schedule.decay == "cosine":
+        last = schedule.epochs * steps
+        decay = {"type": CosineAnnealingLR, "T_max": last, "end": last, "by_epoch": False}
+    else:
+        decay = {"type": MultiStepLR, "milestones": list(schedule.milestones), "gamma": 0.1, "by_epoch": True}
+    warmup = {"type": LinearLR, "start_factor": 0.001, "by_epoch": False, "begin": 0, "end": schedule.warmup}
+    return [*([warmup] if schedule.warmup > 1 else []), decay]
 
 
 def _parameter_groups(experiment: Experiment) -> dict[str, dict[str, float]]:

@@ -4,14 +4,16 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mmengine.device.utils
 import torch
 from mmengine.config import Config
+from mmengine.dist import get_world_size
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
@@ -20,6 +22,18 @@ from misa.engine.checkpoints import newest, read_checkpoint, tensors_only
 from misa.engine.config import DETECTIONS, loadable, run_config
 from misa.engine.health import NaNGuard
 from misa.engine.labels import prepare_labels
+from misa.engine.loggers import logger_names
+from misa.engine.parallel import (
+    expected_processes,
+    from_first,
+    is_first,
+    join,
+    launch,
+    leave,
+    share_batch,
+    told_when_lost,
+)
+from misa.engine.preemption import restored_signal
 from misa.engine.record import environment, held, read_json, read_params, require_own, run_params, write_json
 from misa.engine.rows import find_row, teacher_row
 from misa.engine.teacher import LABEL_MAPS, load_teacher, score_label_maps
@@ -47,7 +61,8 @@ class Run:
             return {"boxes": self.metrics["bbox"]}
         if "segm" not in self.metrics:
             return {"IoU": iou_figures(self.metrics)}
-        return {"masks": self.metrics["segm"], "as rectangles": self.metrics["segm_as_rectangles"]}
+        rows = {"masks": self.metrics["segm"], "as rectangles": self.metrics["segm_as_rectangles"]}
+        return rows | ({"boundaries": self.metrics["boundary"]} if "boundary" in self.metrics else {})
 
     def leading(self) -> dict[str, float | None]:
         """The first of the scores."""
@@ -56,6 +71,8 @@ class Run:
     def table(self) -> str:
         """The scores as text, with the IoU of a student's merged instances where it was asked for."""
         tables = [] if self.metrics.keys().isdisjoint(("segm", "bbox")) else [score_table(self.scores())]
+        if "per_class" in self.metrics:
+            tables.append(score_table(self.metrics["per_class"]))
         if "miou" in self.metrics:
             # A line a class: there may be eighty.
             name = "merged IoU" if tables else "IoU"
@@ -84,26 +101,76 @@ def experiment_of(parameters: TrainParameters) -> Experiment:
     experiment = find_row(parameters.row)
     if parameters.smoke:
         experiment = experiment.smoke()
-    schedule = {name: value for name in ("epochs", "batch") if (value := getattr(parameters, name)) is not None}
-    return experiment.but(schedule=schedule) if schedule else experiment
+    schedule: dict[str, Any] = {
+        name: value for name in ("epochs", "batch") if (value := getattr(parameters, name)) is not None
+    }
+    before = experiment.schedule
+    if parameters.scale_lr and schedule.get("batch", before.batch) != before.batch:
+        schedule["lr"] = before.lr * schedule["batch"] / before.batch
+    if parameters.precision:
+        schedule["precision"] = parameters.precision
+    try:
+        return experiment.but(schedule=schedule) if schedule else experiment
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def train_from(parameters: TrainParameters) -> Run:
-    """`train` with the notebook's and the command line's parameters; UserError for wrong ones."""
-    changed = {"smoke": parameters.smoke, "epochs": parameters.epochs, "batch": parameters.batch}
+    """`train` with the notebook's and the command line's parameters; UserError for wrong ones.
+
+    More than one GPU means as many processes, started here unless torchrun or SLURM has started this one.
+    """
+    experiment, folder = experiment_of(parameters), _folder_of(parameters)
+    processes = parameters.gpus or 1
+    if processes > 1 and expected_processes() == 1:
+        share_batch(experiment.schedule.batch, processes, parameters.per_gpu)
+        if processes > torch.cuda.device_count():
+            raise UserError(
+                f"gpus is {processes}, but torch finds {torch.cuda.device_count()} CUDA devices; set gpus to "
+                "that: per_gpu keeps the batch by accumulation."
+            )
+        launch(parameters, processes)
+        return finished(folder)
+    before = find_row(parameters.row).schedule
+    if experiment.schedule.lr != before.lr and is_first():
+        print(
+            f"batch {experiment.schedule.batch} in place of the row's: learning rate {experiment.schedule.lr:g} in "
+            f"place of {before.lr:g}, in proportion (scale_lr=False keeps it)",
+            flush=True,
+        )
+    try:
+        return train(
+            experiment,
+            data_root=parameters.data_root,
+            work_dir=folder,
+            row=parameters.row,
+            seed=parameters.seed,
+            gpus=parameters.gpus,
+            per_gpu=parameters.per_gpu,
+            workers=parameters.workers,
+            threads=parameters.threads,
+            resume=parameters.resume,
+            interactive=parameters.interactive,
+            loggers=logger_names(parameters.loggers),
+        )
+    finally:
+        leave()
+
+
+def _folder_of(parameters: TrainParameters) -> Path:
+    changed: dict[str, Any] = {"smoke": parameters.smoke, "epochs": parameters.epochs, "batch": parameters.batch}
+    changed |= {parameters.precision or "precision": bool(parameters.precision)}
     suffix = "".join(f"-{name}{'' if value is True else value}" for name, value in changed.items() if value)
-    return train(
-        experiment_of(parameters),
-        data_root=parameters.data_root,
-        work_dir=parameters.work_dir or default_folder(parameters.row, parameters.seed, suffix=suffix),
-        row=parameters.row,
-        seed=parameters.seed,
-        gpus=parameters.gpus,
-        workers=parameters.workers,
-        threads=parameters.threads,
-        resume=parameters.resume,
-        interactive=parameters.interactive,
-    )
+    return Path(parameters.work_dir or default_folder(parameters.row, parameters.seed, suffix=suffix))
+
+
+def finished(folder: str | Path) -> Run:
+    """The run that a folder holds, as `train` returned it; UserError where it has not been scored."""
+    experiment, source, folder, _ = opened(folder)
+    metrics = read_json(folder / "metrics.json")
+    if metrics is None:
+        raise UserError(f"{folder} has no metrics.json: its training has not ended; train it on.")
+    return Run(experiment, folder, source, metrics)
 
 
 def default_folder(row: str, seed: int, *, suffix: str = "") -> Path:
@@ -145,12 +212,17 @@ def train(
     row: str = "custom",
     seed: int = 0,
     gpus: int | None = None,
+    per_gpu: int | None = None,
     workers: int = 0,
     threads: int = 1,
     resume: bool = True,
     interactive: bool = False,
+    loggers: tuple[str, ...] = (),
 ) -> Run:
     """Train and evaluate; the same call again resumes where it was stopped or returns the finished run.
+
+    Called in each of several processes that torchrun or SLURM started, they train together: each takes its part of
+    every batch, the first one writes.
 
     Args:
         experiment: what to train.
@@ -158,31 +230,33 @@ def train(
         work_dir: the run folder; it must be new, or this very run's.
         row: the row's name in the experiments folder, for the record.
         seed: of weights, order and augmentation.
-        gpus: 0 for the CPU, 1 for a GPU; None: a GPU if there is one.
+        gpus: 0 for the CPU, more for GPUs, one a process; None: a GPU if there is one.
+        per_gpu: images that a process sees at a time; its part of the batch is accumulated from these. None: all of it.
         workers: processes that load images; the result does not depend on it.
         threads: of torch on the CPU. Two busy threads on two busy cores are many times slower than one.
         resume: go on from the last checkpoint; off: a folder with checkpoints is an error.
         interactive: progress bars instead of lines.
+        loggers: "wandb", "mlflow", beside TensorBoard.
 
     Raises:
         UserError: wrong input, before any long work and with nothing overwritten.
+        Stopped: by SIGTERM, or another process has ended; the same call goes on.
     """
     device = choose_device(gpus, threads)
+    if experiment.schedule.precision == "float16" and device == "cpu":
+        raise UserError("float16 needs a GPU, its gradients vanish or overflow on a CPU; choose bfloat16 or float32.")
+    sharing = share_batch(experiment.schedule.batch, get_world_size(), per_gpu)
     folder = Path(work_dir).expanduser().resolve()
-    # Nobody writes into a finished run, so several students may look at one teacher at a time.
-    with held(folder) if read_json(folder / "metrics.json") is None else contextlib.nullcontext():
-        source = open_source(experiment, data_root)
+    with told_when_lost(), restored_signal(), contextlib.ExitStack() as stack:
+        from_first(lambda: _hold(folder, stack))
+        source = from_first(lambda: open_source(experiment, data_root))
         if source.images < experiment.schedule.batch:
             raise UserError(
                 f"a batch takes {experiment.schedule.batch} images and {source.train.annotations} has "
                 f"{source.images}; set batch to {source.images} or less."
             )
         params = run_params(experiment, row=row, seed=seed, data_root=source.root, classes=source.classes)
-        require_own(folder, params)
-        metrics = read_json(folder / "metrics.json")
-        checkpoint = newest(folder)
-        if not resume and (metrics or checkpoint):
-            raise UserError(f"work_dir {folder} holds this run already; set resume or choose another work_dir.")
+        metrics, checkpoint = from_first(lambda: _before(folder, params, resume))
         if metrics is None:
             if checkpoint is not None:
                 read_checkpoint(checkpoint)  # the folder may be a stranger's: said in a sentence, before any work
@@ -196,12 +270,15 @@ def train(
                     row=experiment.teacher,
                     seed=seed,
                     gpus=gpus,
+                    per_gpu=per_gpu,
                     workers=workers,
                     threads=threads,
                     interactive=interactive,
+                    loggers=loggers,
                 )
                 teacher = load_teacher(trained.folder, classes=source.classes)
-            prepare_labels(experiment, source, folder, student=_student_folder(experiment, seed), workers=workers)
+            labels = partial(prepare_labels, experiment, source, folder, workers=workers)
+            from_first(lambda: labels(student=_student_folder(experiment, seed)))
             config = run_config(
                 experiment,
                 source,
@@ -210,16 +287,14 @@ def train(
                 workers=workers,
                 checkpoint=checkpoint,
                 interactive=interactive,
+                sharing=sharing,
+                loggers=loggers,
             )
             runner = quiet_runner(config)
             if teacher is not None:
                 student = runner.model.module if is_model_wrapper(runner.model) else runner.model
                 student.attach(teacher)
-            # What the folder says of itself: once everything is known to fit together, and before the long work.
-            write_json(folder / "params.json", params)
-            if checkpoint is None:
-                write_json(folder / "env.json", environment(device))
-            loadable(config).dump(str(folder / "config.py"))
+            from_first(lambda: _write_record(folder, params, config, device if checkpoint is None else None))
             try:
                 with tensors_only():
                     runner.train()
@@ -227,12 +302,52 @@ def train(
                 guard = next(hook for hook in runner.hooks if isinstance(hook, NaNGuard))
                 raise guard.explain(error) from error
             runner.test()
-            metrics = scored(experiment, source, folder)
-            metrics |= {"row": row, "digest": experiment.digest(), "seed": seed, "data": experiment.data}
-            write_json(folder / "metrics.json", metrics)
-        else:
+            metrics = from_first(lambda: _write_scores(experiment, source, folder, params))
+            runner.visualizer.add_scalars(
+                {f"{name}/{key}": value for name, key, value in _figures(metrics)}, step=runner.max_iters
+            )
+            runner.visualizer.close()
+        elif is_first():
             print(f"{folder.name} is finished; nothing to train. Choose another work_dir to train again.")
     return Run(experiment, folder, source, metrics)
+
+
+def _hold(folder: Path, stack: contextlib.ExitStack) -> None:
+    """Nobody writes into a finished run, so several students may look at one teacher at a time."""
+    if read_json(folder / "metrics.json") is None:
+        stack.enter_context(held(folder))
+
+
+def _before(folder: Path, params: dict[str, Any], resume: bool) -> tuple[dict[str, Any] | None, Path | None]:
+    """The metrics and the newest checkpoint of an earlier call; UserError where the folder is another run's."""
+    require_own(folder, params)
+    metrics, checkpoint = read_json(folder / "metrics.json"), newest(folder)
+    if not resume and (metrics or checkpoint):
+        raise UserError(f"work_dir {folder} holds this run already; set resume or choose another work_dir.")
+    return metrics, checkpoint
+
+
+def _write_record(folder: Path, params: dict[str, Any], config: Config, device: str | None) -> None:
+    """What the folder says of itself: once everything is known to fit together, and before the long work."""
+    write_json(folder / "params.json", params)
+    if device is not None:
+        write_json(folder / "env.json", environment(device) | {"processes": get_world_size()})
+    loadable(config).dump(str(folder / "config.py"))
+
+
+def _write_scores(experiment: Experiment, source: Source, folder: Path, params: dict[str, Any]) -> dict[str, Any]:
+    metrics = scored(experiment, source, folder)
+    metrics |= {name: params[name] for name in ("row", "digest", "seed")} | {"data": experiment.data}
+    write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+def _figures(metrics: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """The scores for the loggers: those that could be measured."""
+    for name in ("segm", "segm_as_rectangles", "bbox", "iou"):
+        for key, value in metrics.get(name, {}).items():
+            if value is not None:
+                yield name, key, value
 
 
 def scored(experiment: Experiment, source: Source, folder: Path) -> dict[str, Any]:
@@ -252,13 +367,17 @@ def scored(experiment: Experiment, source: Source, folder: Path) -> dict[str, An
 
 
 def choose_device(gpus: int | None, threads: int) -> str:
-    """Set threads and device for mmengine, which otherwise takes a GPU whenever there is one; returns the device."""
+    """Set threads and device for mmengine, which otherwise takes a GPU whenever there is one; returns the device.
+
+    Joins the other processes where torchrun or SLURM has started several.
+    """
     torch.set_num_threads(threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # mmengine sets its own where this is missing
     if gpus and not torch.cuda.is_available():
         raise UserError(f"gpus is {gpus}, but torch finds no CUDA device; set gpus to 0, or see `misa doctor`.")
     use_cuda = torch.cuda.is_available() if gpus is None else gpus > 0
     mmengine.device.utils.DEVICE = device = "cuda" if use_cuda else "cpu"
+    join(cuda=use_cuda)
     return device
 
 
@@ -273,14 +392,19 @@ def opened(
     folder: str | Path, *, data_root: str | Path | None = None
 ) -> tuple[Experiment, Source, Path, dict[str, Any]]:
     """The experiment, data, path and parameters of a run folder; UserError where it is none."""
-    folder = Path(folder).expanduser().resolve()
-    params = read_params(folder)
-    try:
-        experiment = Experiment.from_values(params["experiment"])
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{folder / 'params.json'} is not this version's ({error}); train the row again.") from error
+    experiment, folder, params = recorded(folder)
     root = Path(data_root or params["data_root"])
     # The data is there already, at the root that was recorded; nothing is drawn again.
     there = replace(experiment, data="coco", scenes=()) if experiment.data == "demo" else experiment
     source = open_source(there, root, classes=params["classes"], need_train=False)
     return experiment, source, folder, params
+
+
+def recorded(folder: str | Path) -> tuple[Experiment, Path, dict[str, Any]]:
+    """The experiment, path and parameters of a run folder, without its data; UserError where it is none."""
+    folder = Path(folder).expanduser().resolve()
+    params = read_params(folder)
+    try:
+        return Experiment.from_values(params["experiment"]), folder, params
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{folder / 'params.json'} is not this version's ({error}); train the row again.") from error

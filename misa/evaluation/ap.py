@@ -50,14 +50,23 @@ def mask_ap(
     asked for: a detection of any other is dropped, one of no object stays wrong. `compare="bbox"` scores the boxes
     around the masks, for a truth without masks.
     """
-    evaluation = matched(truth, detections, images=images, categories=categories, counts=counts, compare=compare)
+    evaluation = compared(truth, detections, images=images, categories=categories, counts=counts, compare=compare)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.summarize()
+    return named(evaluation.stats)
+
+
+def named(stats: Sequence[float]) -> dict[str, float | None]:
+    """The first six figures of a COCO evaluation by name, in percent; it writes -1 where it could not measure."""
+    return {name: None if value < 0 else 100 * float(value) for name, value in zip(NAMES, stats[:6], strict=True)}
+
+
+def compared(truth: COCO, detections: Sequence[dict[str, Any]], **options: Any) -> COCOeval:
+    """`matched` and accumulated: precision by threshold, recall, category, size and number of detections."""
+    evaluation = matched(truth, detections, **options)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
-        evaluation.summarize()
-    # pycocotools writes -1 where nothing could be measured.
-    return {
-        name: None if value < 0 else 100 * float(value) for name, value in zip(NAMES, evaluation.stats[:6], strict=True)
-    }
+    return evaluation
 
 
 def matched(
@@ -71,18 +80,18 @@ def matched(
 ) -> COCOeval:
     """pycocotools' evaluation after the matching and before any score; the arguments are those of `mask_ap`."""
     with contextlib.redirect_stdout(io.StringIO()):
-        results = _results(truth, detections)
-        evaluation = _Evaluation(truth, results, iouType=compare)
+        evaluation = _Evaluation(truth, _results(truth, detections), iouType=compare)
         evaluation.counts = counts
         if images is not None:
             evaluation.params.imgIds = sorted(images)
         if categories is not None:
-            evaluation.params.catIds = _category_ids(truth, categories)
+            evaluation.params.catIds = category_ids(truth, categories)
         evaluation.evaluate()
     return evaluation
 
 
-def _category_ids(truth: COCO, categories: Iterable[str | int]) -> list[int]:
+def category_ids(truth: COCO, categories: Iterable[str | int]) -> list[int]:
+    """The ids of categories given by name or id, in ascending order; ValueError for one that is not there."""
     ids = {category["name"]: int(category["id"]) for category in truth.dataset["categories"]}
     found = [ids.get(c, c) if isinstance(c, str) else c for c in categories]
     if unknown := [c for c in found if c not in ids.values()]:

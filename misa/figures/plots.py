@@ -178,6 +178,45 @@ def ap_bars(scores: Mapping[str, Mapping[str, float | None]]) -> Figure:
     return figure
 
 
+def precision_recall(curves: Mapping[str, Sequence[float]]) -> Figure:
+    """Precision along the recall, a line for every entry but "recall"; all 0 to 1."""
+    figure = Picture(figsize=(3.4, 2.8), layout="constrained")
+    ax = figure.subplots()
+    lines = [name for name in curves if name != "recall"]
+    for i, name in enumerate(lines):
+        ax.plot(curves["recall"], curves[name], color=COLORS[i], linestyle=("-", "--", ":")[i % 3], label=name)
+    ax.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
+    if lines:
+        ax.legend(fontsize=7, frameon=False)
+    else:
+        ax.text(0.5, 0.5, "no object to find", ha="center", va="center")
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def class_bars(scores: Mapping[str, Mapping[str, float | None]], *, metric: str = "AP", most: int = 40) -> Figure:
+    """A metric of every class in percent, best first, with the number of `objects`; at most `most`, the rest left out.
+
+    Classes without a value come last, without a bar.
+    """
+    values = {name: np.nan if (value := row[metric]) is None else value for name, row in scores.items()}
+    ordered = sorted(values, key=lambda name: np.nan_to_num(values[name], nan=-1.0), reverse=True)
+    shown = ordered[:most]
+    figure = Picture(figsize=(4.5, 0.8 + 0.17 * len(shown)), layout="constrained")
+    ax = figure.subplots()
+    bars = ax.barh(np.arange(len(shown)), [np.nan_to_num(values[name]) for name in shown], color=COLORS[0])
+    texts = ["–" if np.isnan(values[name]) else f"{values[name]:.1f}" for name in shown]
+    ax.bar_label(bars, labels=texts, fontsize=6, padding=2)
+    counts = (scores[name].get("objects") for name in shown)
+    labels = [name if count is None else f"{name} ({count:.0f})" for name, count in zip(shown, counts, strict=True)]
+    ax.set_yticks(np.arange(len(shown)), labels, fontsize=7)
+    ax.invert_yaxis()
+    left_out = len(ordered) - len(shown)
+    ax.set_xlabel(f"{metric} (%)" + (f"; {left_out} classes further down are left out" if left_out else ""), fontsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def save(figure: Figure, folder: str | Path, name: str) -> None:
     """Write a figure as PDF (vectors, embedded fonts) and PNG (200 dpi) into a folder."""
     folder = Path(folder)

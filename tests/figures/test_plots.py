@@ -5,7 +5,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from misa.data.synthetic import Scenes, draw_scene
-from misa.figures.plots import ap_bars, box_to_mask, loss_curves, sample_grid, save
+from misa.figures.plots import (
+    ap_bars,
+    box_to_mask,
+    class_bars,
+    loss_curves,
+    precision_recall,
+    sample_grid,
+    save,
+)
 
 
 @pytest.fixture
@@ -67,3 +75,24 @@ def test_saved_as_pdf_with_truetype_fonts_and_as_png(tmp_path, rows):
     assert pdf.startswith(b"%PDF")
     assert b"/Type3" not in pdf
     assert (tmp_path / "figures" / "ap.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_classes_come_best_first_and_those_without_objects_last():
+    scores = {
+        "cat": {"AP": 10.0, "objects": 3.0},
+        "dog": {"AP": None, "objects": 0.0},
+        "cow": {"AP": 30.0, "objects": 7.0},
+    }
+    (ax,) = class_bars(scores).axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["cow (7)", "cat (3)", "dog (0)"]
+    assert [bar.get_width() for bar in ax.patches] == [30.0, 10.0, 0.0]
+    (ax,) = class_bars(scores, most=1).axes
+    assert "2 classes further down are left out" in ax.get_xlabel()
+
+
+def test_a_line_for_every_threshold():
+    recall = [0.0, 0.5, 1.0]
+    (ax,) = precision_recall({"recall": recall, "IoU 0.50": [1.0, 0.8, 0.0], "IoU 0.75": [1.0, 0.2, 0.0]}).axes
+    assert [line.get_label() for line in ax.lines] == ["IoU 0.50", "IoU 0.75"]
+    assert list(ax.lines[1].get_ydata()) == [1.0, 0.2, 0.0]
+    assert "no object" in precision_recall({}).axes[0].texts[0].get_text()

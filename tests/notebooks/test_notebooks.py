@@ -12,6 +12,7 @@ import pytest
 
 from misa.parameters import (
     AffinityParameters,
+    EvaluateParameters,
     FiguresParameters,
     FrequencyParameters,
     OwnDataParameters,
@@ -23,6 +24,7 @@ FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 PARAMETERS = {
     "affinity": AffinityParameters,
+    "evaluate": EvaluateParameters,
     "figures": FiguresParameters,
     "frequency": FrequencyParameters,
     "own_data": OwnDataParameters,
@@ -166,3 +168,12 @@ def test_explorers_stop_on_a_misspelt_parameter(tmp_path, name, wrong):
     _, done = papermill(tmp_path, name, **{wrong: 1.0})
     assert done.returncode != 0
     assert f"there is no parameter {wrong}; did you mean" in done.stderr
+
+
+@pytest.mark.slow
+def test_evaluate_runs_headless_and_leaves_its_figures(tmp_path, smoke_run):
+    output, done = papermill(tmp_path, "evaluate", run=smoke_run, gpus=0)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert pictures(output) == 3
+    for name in ("evaluation", "precision_recall", "classes"):
+        assert (Path(smoke_run) / "figures" / f"{name}.pdf").stat().st_size > 1000

@@ -1,0 +1,49 @@
+"""Where losses and scores can be watched: TensorBoard always, W&B and MLflow on request, all by mmengine."""
+
+import hashlib
+import importlib.util
+import itertools
+from pathlib import Path
+from typing import Any
+
+from mmengine.visualization import MLflowVisBackend, TensorboardVisBackend, Visualizer, WandbVisBackend
+
+from misa.errors import UserError, did_you_mean
+
+_number = itertools.count()
+PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
+
+
+def logger_names(text: str) -> tuple[str, ...]:
+    """The loggers in a list such as "wandb,mlflow"; UserError for one that is unknown or not installed."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name == "tensorboard":
+            continue
+        if name not in PACKAGES:
+            hint = did_you_mean(name, PACKAGES) or f"; the loggers are {', '.join(PACKAGES)}"
+            raise UserError(f"there is no logger {name!r}{hint} (TensorBoard is always on).")
+        if importlib.util.find_spec(PACKAGES[name]) is None:
+            raise UserError(f"the logger {name} is not installed; pip install {PACKAGES[name]}.")
+    return tuple(name for name in names if name != "tensorboard")
+
+
+def visualizer_config(folder: Path, loggers: tuple[str, ...] | None) -> dict[str, Any]:
+    """mmengine's visualizer for a run folder; without any logger for None."""
+    backends: list[dict[str, Any]] = []
+    if loggers is not None:
+        backends.append({"type": TensorboardVisBackend, "save_dir": str(folder / "tensorboard")})
+    if loggers and "wandb" in loggers:
+        start = {"project": "misa", "name": folder.name, "dir": str(folder), "resume": "allow", "id": run_id(folder)}
+        backends.append({"type": WandbVisBackend, "save_dir": str(folder / "wandb"), "init_kwargs": start})
+    if loggers and "mlflow" in loggers:
+        kept = {"save_dir": str(folder / "mlflow"), "exp_name": "misa", "run_name": folder.name}
+        backends.append({"type": MLflowVisBackend, **kept})
+    # A name of its own: mmengine keeps a visualizer a name, closed or not, and warns where one is asked for again.
+    name = f"misa {folder} {next(_number)}"
+    return {"type": Visualizer, "vis_backends": backends or None, "name": name, "save_dir": str(folder)}
+
+
+def run_id(folder: Path) -> str:
+    """An id that a resumed run has again: W&B goes on in the same curve."""
+    return hashlib.sha256(str(folder).encode()).hexdigest()[:16]

@@ -1,0 +1,112 @@
+"""Mask AP taken apart: class by class, along the recall, and at the boundaries."""
+
+import contextlib
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.cocoeval import COCOeval
+
+from misa.evaluation.ap import category_ids, compared, named, read_truth
+
+_ALL_SIZES, _MOST = 0, -1  # areas and numbers of detections, as pycocotools counts them
+
+
+def detailed(
+    annotation_file: str | Path,
+    detections: str | Path,
+    *,
+    limit: int | None = None,
+    classes: Iterable[str] | None = None,
+    boundary: bool = False,
+) -> dict[str, Any]:
+    """`per_class` and `curves` of a results file, and `boundary` on request; arguments as in `score`."""
+    truth = read_truth(annotation_file)
+    images = truth.getImgIds()[:limit]
+    names = None if classes is None else list(classes)
+    found = json.loads(Path(detections).read_text())
+    evaluation = compared(truth, found, images=images, categories=names)
+    parts: dict[str, Any] = {"per_class": per_class(evaluation), "curves": curves(evaluation)}
+    if boundary:
+        wanted = None if names is None else category_ids(truth, names)
+        parts["boundary"] = fast_ap(annotation_file, found, images=images, categories=wanted, compare="boundary")
+    return parts
+
+
+def per_class(evaluation: COCOeval) -> dict[str, dict[str, float | None]]:
+    """AP, AP50, AP75 of every class in percent and its number of objects; None for a class without any."""
+    precision = _precision(evaluation)
+    thresholds = evaluation.params.iouThrs
+    truth = evaluation.cocoGt
+    table: dict[str, dict[str, float | None]] = {}
+    for place, category in enumerate(truth.loadCats(evaluation.params.catIds)):
+        own = precision[:, :, place]
+        rows = {"AP": own, "AP50": own[np.isclose(thresholds, 0.5)], "AP75": own[np.isclose(thresholds, 0.75)]}
+        number = sum(
+            not annotation.get("iscrowd", 0)
+            for annotation in truth.loadAnns(truth.getAnnIds(evaluation.params.imgIds, category["id"]))
+        )
+        table[category["name"]] = {name: _mean(values) for name, values in rows.items()} | {"objects": float(number)}
+    return table
+
+
+def curves(evaluation: COCOeval) -> dict[str, list[float]]:
+    """Precision along the recall, both 0 to 1: mean over the classes at IoU 0.50, 0.75 and over 0.50 to 0.95.
+
+    Empty where the truth has no object at all.
+    """
+    precision = _precision(evaluation)
+    thresholds = evaluation.params.iouThrs
+    there = precision[0, 0] > -1
+    if not there.any():
+        return {}
+    kept = precision[:, :, there].mean(axis=2)
+    chosen = {"IoU 0.50": np.isclose(thresholds, 0.5), "IoU 0.75": np.isclose(thresholds, 0.75)}
+    chosen["IoU 0.50:0.95"] = np.ones(len(thresholds), bool)
+    lines = {name: kept[rows].mean(axis=0).tolist() for name, rows in chosen.items()}
+    return {"recall": evaluation.params.recThrs.tolist(), **lines}
+
+
+def fast_ap(
+    annotation_file: str | Path,
+    detections: Sequence[dict[str, Any]],
+    *,
+    images: Iterable[int] | None = None,
+    categories: Iterable[int] | None = None,
+    compare: str = "boundary",
+) -> dict[str, float | None]:
+    """AP by faster-coco-eval: of the boundaries (Cheng et al. 2021, a band of 2 % of the diagonal), or "segm" as usual.
+
+    ImportError where that optional package is not installed.
+    """
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(annotation_file))
+        if not detections:
+            return dict.fromkeys(named([0.0] * 6), 0.0) if truth.anns else named([-1.0] * 6)
+        found = truth.loadRes([{k: v for k, v in d.items() if k != "bbox"} for d in detections])
+        evaluation = COCOeval_faster(truth, found, iouType=compare)
+        if images is not None:
+            evaluation.params.imgIds = sorted(images)
+        if categories is not None:
+            evaluation.params.catIds = sorted(categories)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return named(evaluation.stats)
+
+
+def _precision(evaluation: COCOeval) -> NDArray[np.float64]:
+    """Precision (IoU, recall, category) over all sizes with the most detections an image; -1 without objects."""
+    precision: NDArray[np.float64] = evaluation.eval["precision"][:, :, :, _ALL_SIZES, _MOST]
+    return precision
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    known = values[values > -1]
+    return 100 * float(known.mean()) if known.size else None

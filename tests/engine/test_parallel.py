@@ -1,0 +1,285 @@
+"""Several processes: the same training as one, stopped and killed, started from one command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from misa.engine.loop import WholeBatches
+from misa.engine.parallel import launch, share_batch, train_options
+from misa.engine.train import train_from
+from misa.errors import Stopped, UserError
+from misa.experiment import (
+    TINY,
+    Augmentation,
+    Experiment,
+    Inference,
+    Schedule,
+)
+from misa.parameters import TrainParameters
+
+# BatchNorm keeps its statistics: learned ones would be those of each process's own images.
+BOX = Experiment(
+    data="demo",
+    network=TINY.__class__(**{**TINY.__dict__, "norm_eval": True}),
+    schedule=Schedule(epochs=3, batch=4, lr=1e-4, decay="cosine", warmup=2, clip=10.0),
+    augmentation=Augmentation(short_sides=(64,), long_side=64, test_short_side=64),
+    inference=Inference(score=0.001, keep=0.0, mask=0.3, candidates=30, per_image=10),
+    scenes=(("size", 64), ("train", 16), ("val", 3), ("objects", (1, 3))),
+)
+ROWS = """
+from misa.experiment import *
+BOX = Experiment.from_values({box!r})
+ROWS = {{
+    "box": BOX,
+    "long": BOX.but(schedule={{"epochs": 10}}),
+    "teacher": BOX.but(semantic=Semantic(), schedule={{"epochs": 1}}),
+    "misa": BOX.but(teacher="{file}:teacher", distillation=Distillation(),
+                    affinity={{"saliency": True}}, schedule={{"lr": 2e-5}}),
+    "mask2former": BOX.but(
+        student="mask2former", network=TINY_MASK2FORMER,
+        affinity={{"reduction": "box_ratio"}}, schedule={{"lr": 1e-5}},
+    ).but(network={{"norm_eval": True}}),
+    "baseline": BOX.but(student="boxinst", affinity=None),
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parallel")
+    (folder / "rows.py").write_text(ROWS.format(box=json.loads(json.dumps(BOX.values())), file=folder / "rows.py"))
+    return folder
+
+
+def options(place, row, name, **more):
+    return {
+        "row": f"{place / 'rows.py'}:{row}",
+        "data_root": str(place / "data"),
+        "work_dir": str(place / name),
+        "gpus": 0,
+    } | more
+
+
+def torchrun(place, row, name, *more, processes=2):
+    parameters = TrainParameters(**options(place, row, name))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    # gpus is at its default in no machine with a GPU: it is said.
+    command += ["-m", "misa", "train", parameters.row, *train_options(parameters), *more]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def losses(folder):
+    return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["box", "misa", "mask2former"])
+def test_two_processes_learn_what_one_does(place, row):
+    """The same images, each process with half of every batch: the loss to 1e-4 over all 12 steps, its terms to 5e-4.
+
+    Rounding grows from step to step: the projection looks at the largest pixel alone, and another may become it.
+    """
+    one = train_from(TrainParameters(**options(place, row, f"{row}-one")))
+    child = torchrun(place, row, f"{row}-two")
+    text, _ = child.communicate(timeout=400)
+    assert child.returncode == 0, text
+    assert "batch 4 = 2 processes x 2 images" in text
+    assert text.count("run folder") == 1  # one of them speaks
+    ours, theirs = losses(one.folder), losses(place / f"{row}-two")
+    assert len(ours) == len(theirs) == 12
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            close = 1e-4 if name == "loss" else 5e-4
+            assert b[name] == pytest.approx(value, rel=close, abs=close if name != "loss" else 0), (a["iter"], name)
+    there = json.loads((place / f"{row}-two" / "metrics.json").read_text())
+    assert there["images"] == one.metrics["images"]
+    assert there["detections"] == pytest.approx(one.metrics["detections"], abs=2)
+
+
+def process_of(launcher, rank):
+    """The id of the process that torchrun gave this rank."""
+    for _ in range(600):
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                if parent == launcher and f"RANK={rank}\0".encode() in b"\0" + (path / "environ").read_bytes():
+                    return int(path.name)
+            except (OSError, ValueError):
+                continue
+        time.sleep(0.1)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def read_until(child, words):
+    for line in child.stdout:
+        if words in line:
+            return
+    raise AssertionError(f"never said {words!r}")
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_with_a_sentence_and_the_run_resumes(place):
+    child = torchrun(place, "long", "killed")
+    read_until(child, "epoch 4/10")
+    os.kill(process_of(child.pid, 1), signal.SIGKILL)
+    text, _ = child.communicate(timeout=120)
+    assert child.returncode != 0
+    assert "process 0 of 2 lost the others" in text
+    assert "the same command goes on from the last checkpoint" in text
+    assert not (place / "killed" / "metrics.json").exists()
+    child = torchrun(place, "long", "killed")
+    text, _ = child.communicate(timeout=400)
+    assert child.returncode == 0, text
+    assert "resuming at epoch" in text
+    assert len(losses(place / "killed")) == 40
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_stops_both_at_one_step(place):
+    child = torchrun(place, "long", "preempted")
+    read_until(child, "epoch 4/10")
+    os.kill(process_of(child.pid, 1), signal.SIGTERM)
+    text, _ = child.communicate(timeout=120)
+    assert text.count("stopped by SIGTERM after step") == 1
+    child = torchrun(place, "long", "preempted")
+    text, _ = child.communicate(timeout=400)
+    assert child.returncode == 0, text
+    assert [row["iter"] for row in losses(place / "preempted")] == list(range(40))
+
+
+def single(place, name, row="long"):
+    parameters = TrainParameters(**options(place, row, name))
+    command = [sys.executable, "-m", "misa", "train", parameters.row, *train_options(parameters)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+@pytest.mark.slow
+def test_sigterm_within_an_epoch_loses_nothing(place):
+    """Stopped anywhere and started again, the weights are those of a run that was left alone, to the bit."""
+    child = single(place, "term")
+    read_until(child, "epoch 4/10")
+    child.send_signal(signal.SIGTERM)
+    text, _ = child.communicate(timeout=60)
+    assert child.returncode == 128 + signal.SIGTERM, text
+    assert "goes on from there" in text
+    (saved,) = (place / "term" / "checkpoints").glob("epoch_*_step_*.pth")
+    assert saved.name in text
+    child = single(place, "term")
+    assert child.wait(timeout=300) == 0
+    whole = train_from(TrainParameters(**options(place, "long", "whole")))
+    assert losses(whole.folder) == losses(place / "term")
+    a, b = (
+        torch.load(f / "checkpoints" / "epoch_10.pth", weights_only=True)["state_dict"]
+        for f in (whole.folder, place / "term")
+    )
+    assert all(torch.equal(value, b[name]) for name, value in a.items())
+    assert not list((place / "term" / "checkpoints").glob("*_step_*"))
+
+
+@pytest.mark.slow
+def test_one_command_starts_them_and_passes_on_what_they_say(place, capsys):
+    launch(TrainParameters(**options(place, "box", "launched")), 2)
+    text = capsys.readouterr().out
+    assert "batch 4 = 2 processes x 2 images" in text
+    assert "step 12/12" in text
+    with pytest.raises(UserError, match="cannot be shared evenly by 3"):
+        launch(TrainParameters(**options(place, "box", "three")), 3)
+    assert not (place / "three").exists()
+
+
+@pytest.mark.slow
+def test_a_student_that_leaves_a_branch_out_trains_too(place):
+    child = torchrun(place, "baseline", "baseline", "--epochs", "1")
+    text, _ = child.communicate(timeout=200)
+    assert child.returncode == 0, text
+
+
+def test_a_batch_is_shared_evenly_or_not_at_all():
+    assert str(share_batch(16, 8)) == "batch 16 = 8 processes x 2 images"
+    assert str(share_batch(16, 1, 2)) == "batch 16 = 2 images x 8 accumulated"
+    assert str(share_batch(16, 2, 4)) == "batch 16 = 2 processes x 4 images x 2 accumulated"
+    with pytest.raises(UserError, match="by 3 processes; take 1, 2, 4, 8 or 16"):
+        share_batch(16, 3)
+    with pytest.raises(UserError, match="per_gpu is 3"):
+        share_batch(16, 2, 3)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_every_batch_has_the_same_images_in_any_number_of_processes(world):
+    whole = list(WholeBatches(range(23), batch=8, seed=3))
+    assert len(whole) == 16
+    samplers = []
+    for rank in range(world):
+        sampler = WholeBatches(range(23), batch=8, seed=3)
+        sampler.rank, sampler.world_size, sampler.num_samples = rank, world, 16 // world
+        samplers.append(list(sampler))
+    part = 8 // world
+    for step in range(2):
+        together = sorted(i for own in samplers for i in own[step * part : (step + 1) * part])
+        assert together == sorted(whole[step * 8 : step * 8 + 8])
+
+
+def test_an_epoch_can_be_entered_anywhere_once():
+    sampler = WholeBatches(range(10), batch=2, seed=0)
+    whole = list(sampler)
+    sampler.skip = 4
+    assert list(sampler) == whole[4:]
+    assert list(sampler) == whole
+    assert len(sampler) == 10
+
+
+def test_accumulation_is_said_and_steps_once_for_all(place):
+    """Four batches of one image make one step: the weights stay until the fourth."""
+    run = train_from(TrainParameters(**options(place, "box", "accumulated", per_gpu=1, epochs=1)))
+    assert "batch 4 = 1 images x 4 accumulated, learning rate 0.0001" in (run.folder / "log.txt").read_text()
+    assert len(losses(run.folder)) == 16
+    saved = torch.load(run.folder / "checkpoints" / "epoch_1.pth", weights_only=True)
+    steps = {int(state["step"]) for state in saved["optimizer"]["state"].values()}
+    assert steps == {4}
+    # The learning rate goes down as without accumulation.
+    whole = train_from(TrainParameters(**options(place, "box", "at-once", epochs=1)))
+    assert [row["lr"] for row in losses(run.folder)][::4] == [row["lr"] for row in losses(whole.folder)]
+
+
+def test_another_batch_takes_the_learning_rate_along(place, capsys):
+    from misa.engine.train import experiment_of
+
+    row = f"{place / 'rows.py'}:box"
+    assert experiment_of(TrainParameters(row=row, batch=2)).schedule.lr == pytest.approx(5e-5)
+    assert experiment_of(TrainParameters(row=row, batch=2, scale_lr=False)).schedule.lr == 1e-4
+    with pytest.raises(UserError, match="precision is 'half'; choose one of float32, bfloat16, float16"):
+        experiment_of(TrainParameters(row=row, precision="half"))
+
+
+def test_more_gpus_than_there_are_is_told_before_anything_starts(place):
+    with pytest.raises(UserError, match="a batch of 4 cannot be shared evenly by 64 processes"):
+        train_from(TrainParameters(**options(place, "box", "many", gpus=64)))
+    with pytest.raises(UserError, match="float16 needs a GPU"):
+        train_from(TrainParameters(**options(place, "box", "half", precision="float16")))
+
+
+def test_bfloat16_networks_have_float32_losses(place):
+    """The first loss is that of float32 to the precision of the networks; the weights stay in float32."""
+    half = train_from(TrainParameters(**options(place, "box", "bfloat16", precision="bfloat16", epochs=1)))
+    full = train_from(TrainParameters(**options(place, "box", "float32", epochs=1)))
+    a, b = losses(half.folder)[0], losses(full.folder)[0]
+    assert a["loss"] != b["loss"]
+    assert a["loss"] == pytest.approx(b["loss"], rel=0.02)
+    saved = torch.load(half.folder / "checkpoints" / "epoch_1.pth", weights_only=True)["state_dict"]
+    assert all(v.dtype != torch.bfloat16 for v in saved.values() if torch.is_tensor(v))
+    assert "networks in bfloat16" in (half.folder / "log.txt").read_text()
+
+
+def test_stopped_has_a_status_of_its_own():
+    assert Stopped("x").status == 1
+    assert isinstance(Stopped("x", status=143), RuntimeError)
