@@ -184,5 +184,5 @@ def image_scores(matches: Matches) -> dict[int, float | None]:
             for name in matches.classes
             if matches.cells[name, "all"].objects[i]
         ]
-        found[image] = 100 * float(np.mean(values)) if values else None
+        found[int(image)] = 100 * float(np.mean(values)) if values else None
     return found
