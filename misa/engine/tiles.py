@@ -1,4 +1,4 @@
-"""Very large images in overlapping tiles, each predicted at full resolution, and put together again.
+"""Very large images in overlapping tiles, each predicted as an image of its own, and put together again.
 
 Axes: n instance · h row · w column.
 """
@@ -73,6 +73,7 @@ def find_tiled(
 
     Objects of one class are joined where the overlap of two tiles shows the same mask in both. A joined object has
     the best score of its pieces. An object is found only if a tile shows enough of it: take `side` some times larger.
+    A tile is resized as the row's test images are; it is seen pixel by pixel where `side` is the row's test size.
     """
     places = tiles((image.shape[0], image.shape[1]), side, overlap)
     pieces: list[_Piece] = []
@@ -87,10 +88,22 @@ def find_tiled(
 
 
 def _joined(pieces: Sequence[_Piece], places: Sequence[Tile], size: tuple[int, int]) -> Instances:
-    pairs = [(i, j) for i in range(len(pieces)) for j in range(i) if _same(pieces[i], pieces[j], places)]
+    mine: dict[int, list[int]] = {}
+    for i, piece in enumerate(pieces):
+        mine.setdefault(piece.tile, []).append(i)
+    sides = np.array(places).reshape(-1, 4)
+    pairs = []
+    for tile, own in mine.items():
+        # Only what neighbouring tiles show can be one object.
+        near = (sides[:tile, :2] < sides[tile, 2:]).all(axis=1) & (sides[:tile, 2:] > sides[tile, :2]).all(axis=1)
+        for other in np.flatnonzero(near).tolist():
+            pairs += [(i, j) for i in own for j in mine.get(other, ()) if _same(pieces[i], pieces[j], places)]
     graph = coo_array((np.ones(len(pairs)), np.array(pairs, int).reshape(-1, 2).T), shape=(len(pieces),) * 2)
     count, groups = connected_components(graph, directed=False) if pieces else (0, np.zeros(0, int))
-    whole = [_union([pieces[i] for i in np.flatnonzero(groups == g)]) for g in range(count)]
+    members: list[list[_Piece]] = [[] for _ in range(count)]
+    for piece, group in zip(pieces, groups.tolist(), strict=True):
+        members[group].append(piece)
+    whole = [_union(group) for group in members]
     whole.sort(key=lambda piece: -piece.score)
     return Instances(
         size,

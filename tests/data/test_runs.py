@@ -37,6 +37,27 @@ def test_an_empty_part_is_an_empty_mask():
     assert encode_part(np.zeros((0, 0), bool), 0, 0, (4, 5)) == encode(np.zeros((4, 5), bool))
 
 
+@settings(max_examples=150, deadline=None)
+@given(arrays.arrays(bool, st.tuples(st.integers(1, 300), st.integers(1, 12))))
+def test_a_part_is_decoded_as_pycocotools_decodes_the_whole(mask):
+    for runs in (encode(mask), rle.encode(np.asfortranarray(mask, dtype=np.uint8))):
+        top, left, inner = decode_part(runs)
+        again = np.zeros_like(mask)
+        again[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
+        assert np.array_equal(again, mask)
+
+
+def test_runs_of_polygons_are_decoded():
+    """Their run lengths may be empty in between."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        corners = rng.uniform(0, 90, (2, 8)).tolist()
+        runs = rle.merge(rle.frPyObjects(corners, 100, 90))
+        top, left, inner = decode_part(runs)
+        assert np.array_equal(rle.decode(runs)[top : top + inner.shape[0], left : left + inner.shape[1]], inner)
+        assert inner.sum() == rle.area(runs)
+
+
 def test_a_part_does_not_hold_the_whole():
     whole = np.zeros((500, 700), bool)
     whole[20:30, 40:44] = True
