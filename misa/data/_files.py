@@ -84,7 +84,7 @@ def check_files(images: list[Listed], folder: Path, *, read: bool, twins: Twins 
                 bar.update()
     if unlisted and found:
         message = f"the folder {folder} has {unlisted} files that are not listed"
-        yield Fault(Listed(0, "", 0, 0, str(folder)), "unlisted", message, "nothing, if they are not meant", "note")
+        yield Fault(Listed(0, "", 0, 0, str(folder)), "unlisted", message, "nothing to do, if they are not meant", "note")
 
 
 def _twin(image: Listed, path: Path, twins: Twins) -> Iterator[Fault]:
@@ -132,8 +132,8 @@ def _look(image: Listed, folder: Path) -> list[Fault]:
 
 # What a file may be that is read otherwise than it looks: kind, what is said of it, the cure.
 _Odd = tuple[str, str, str, Literal["warning", "note"]]
-_GREY: _Odd = ("image-grey", "is grey and is read as three equal channels", "nothing", "note")
-_TURNED: _Odd = ("image-turned", "is turned by its EXIF orientation when it is read", "nothing", "note")
+_GREY: _Odd = ("image-grey", "is grey and is read as three equal channels", "nothing to do", "note")
+_TURNED: _Odd = ("image-turned", "is turned by its EXIF orientation when it is read", "nothing to do", "note")
 _DEEP: _Odd = (
     "image-16-bit",
     "has 16 bits a channel, of which the upper 8 are read",

@@ -196,7 +196,7 @@ def check_coco(
     for image in (images[key] for key in sorted(empty)[:_KEPT]):
         if image is not None:
             place = image.where or f"image {image.id}"
-            message, cure = f"{image.file_name} has no object", "nothing, if that is so"
+            message, cure = f"{image.file_name} has no object", "nothing to do, if that is so"
             notes.add("image-empty", place, message, cure, note=True)
     if notes.totals["image-empty"]:
         notes.totals["image-empty"] = len(empty)
