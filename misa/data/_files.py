@@ -84,7 +84,9 @@ def check_files(images: list[Listed], folder: Path, *, read: bool, twins: Twins 
                 bar.update()
     if unlisted and found:
         message = f"the folder {folder} has {unlisted} files that are not listed"
-        yield Fault(Listed(0, "", 0, 0, str(folder)), "unlisted", message, "nothing to do, if they are not meant", "note")
+        yield Fault(
+            Listed(0, "", 0, 0, str(folder)), "unlisted", message, "nothing to do, if they are not meant", "note"
+        )
 
 
 def _twin(image: Listed, path: Path, twins: Twins) -> Iterator[Fault]:
