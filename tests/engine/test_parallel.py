@@ -98,6 +98,8 @@ def test_two_processes_learn_what_one_does(place, row):
     for a, b in zip(ours, theirs, strict=True):
         assert a.keys() == b.keys()
         for name, value in a.items():
+            if name.startswith(("mask_", "gradient_")):
+                continue  # a watched step looks at the first process's images alone
             close = 1e-4 if name == "loss" else 5e-4
             assert b[name] == pytest.approx(value, rel=close, abs=close if name != "loss" else 0), (a["iter"], name)
     there = json.loads((place / f"{row}-two" / "metrics.json").read_text())
