@@ -177,7 +177,8 @@ def test_sigterm_within_an_epoch_loses_nothing(place):
     (saved,) = (place / "term" / "checkpoints").glob("epoch_*_step_*.pth")
     assert saved.name in text
     child = single(place, "term")
-    assert child.wait(timeout=300) == 0
+    text, _ = child.communicate(timeout=300)
+    assert child.returncode == 0, text
     whole = train_from(TrainParameters(**options(place, "long", "whole")))
     assert losses(whole.folder) == losses(place / "term")
     a, b = (

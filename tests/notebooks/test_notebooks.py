@@ -82,10 +82,10 @@ def pictures(path):
 def test_train_runs_headless_and_leaves_its_figures(tmp_path):
     output, done = papermill(tmp_path, smoke=True, work_dir=tmp_path / "run", data_root=tmp_path / "data", gpus=0)
     assert done.returncode == 0, done.stderr[-2000:]
-    for name in ("ap", "losses", "masks"):
+    for name in ("ap", "health", "losses", "masks"):
         assert (tmp_path / "run" / "figures" / f"{name}.pdf").stat().st_size > 1000
     outputs = [o for cell in cells(output) for o in cell.outputs]
-    assert pictures(output) == 4
+    assert pictures(output) == 5  # these and the samples
     assert any("masks" in o.get("text", "") and "AP50" in o.get("text", "") for o in outputs)
     assert "segm" in json.loads((tmp_path / "run" / "metrics.json").read_text())
 
