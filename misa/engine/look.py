@@ -28,13 +28,16 @@ def training_samples(source: Source, *, count: int = 8, seed: int = 0) -> list[d
 
 
 def results(run: Run, *, count: int = 6, seed: int = 0, threshold: float = 0.3) -> list[dict[str, Any]]:
-    """Some validation images with what was predicted above a score and the truth, for `figures.box_to_mask`."""
+    """Some validation images with what was predicted above a score and the truth, for `figures.box_to_mask`.
+
+    An object that several classes claim is shown once, see `surest`.
+    """
     truth = read_truth(run.source.val.annotations)
     images = truth.getImgIds()[: run.experiment.limit]
     semantic = run.experiment.semantic is not None
     sure: dict[int, list[dict[str, Any]]] = {}
     if not semantic:
-        for detection in sorted(json.loads((run.folder / DETECTIONS).read_text()), key=lambda d: -d["score"]):
+        for detection in json.loads((run.folder / DETECTIONS).read_text()):
             if detection["score"] >= threshold:
                 sure.setdefault(detection["image_id"], []).append(detection)
     names = {category["id"]: category["name"] for category in truth.dataset["categories"]}
@@ -42,7 +45,7 @@ def results(run: Run, *, count: int = 6, seed: int = 0, threshold: float = 0.3) 
     for image_id in _some(images, count, seed):
         sample = boxed(truth, run.source.val, run.source.classes, image_id)
         size = sample["image"].shape[:2]
-        shown = sure.get(image_id, [])
+        shown = surest(sure.get(image_id, []))
         if semantic:
             predicted, labels = _classes(run, image_id)
         else:
@@ -60,6 +63,20 @@ def results(run: Run, *, count: int = 6, seed: int = 0, threshold: float = 0.3) 
             }
         )
     return rows
+
+
+def surest(detections: Sequence[dict[str, Any]], *, same: float = 0.5) -> list[dict[str, Any]]:
+    """An image's detections, the surest first, without those whose mask another one has already.
+
+    A student may find an object once as each of several classes. The score counts all of them; drawn on top of each
+    other they would hide the best. `same`: the overlap (IoU, 0 to 1) from which on two masks are of one object.
+    """
+    kept: list[dict[str, Any]] = []
+    for detection in sorted(detections, key=lambda d: -float(d["score"])):
+        before = [other["segmentation"] for other in kept]
+        if not before or rle.iou([detection["segmentation"]], before, [0] * len(before)).max() < same:
+            kept.append(detection)
+    return kept
 
 
 def _classes(run: Run, image_id: int) -> tuple[NDArray[np.bool_], list[str]]:

@@ -25,6 +25,7 @@ from misa.data.synthetic import named_scene
 from misa.engine.checkpoints import last_checkpoint
 from misa.engine.config import DETECTIONS
 from misa.engine.explore import Networks, open_networks
+from misa.engine.look import surest
 from misa.engine.record import _commit, read_json, read_params
 from misa.engine.teacher import LABEL_MAPS, MERGE_SCORE, score_merged
 from misa.engine.train import opened, teacher_folder
@@ -39,7 +40,7 @@ from misa.parameters import FiguresParameters
 
 FIGURES = ("1", "3", "4", "5")
 # Figure 4's two failures, drawn, each with a seed (row, column).
-_SCENES: dict[str, Seed] = {"same_color_neighbors": (14, 8), "two_tone_object": (14, 16)}
+_SCENES: dict[str, Seed] = {"same_color_neighbors": (14, 8), "two_tone_object": (14, 19)}
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,11 @@ class Factory:
 
     def figure4(self) -> Figure:
         """Affinities from a seed: the two drawn failures where the data is the embedded one, then chosen images."""
+        return figure4(self.seeded, knobs=self.knobs)
+
+    @cached_property
+    def seeded(self) -> list[tuple[Example, Seed]]:
+        """The rows of Figure 4, each with its seed."""
         examples: list[tuple[Example, Seed]] = []
         if self.networks.experiment.data == "demo":
             examples += [(self.networks.scene(named_scene(n), n), _fit(seed, n)) for n, seed in _SCENES.items()]
@@ -173,7 +179,7 @@ class Factory:
             example = self.networks.example(image_id)
             if len(example.labels):
                 examples.append((example, deepest(example)))
-        return figure4(examples[:5], knobs=self.knobs)
+        return examples[:5]
 
     def figure5(self) -> Figure:
         """Predicted masks of chosen, random and worst images."""
@@ -253,6 +259,7 @@ class Factory:
         images: dict[str, Any] = {"chosen": list(choice.given), "random": list(self.drawn)}
         if name == "5":
             images["worst"] = list(self.worst)
+        seeds = {"seeds": {example.name: list(seed) for example, seed in self.seeded}} if name == "4" else {}
         return {
             "what": f"Figure {name}",
             "command": shlex.join(command),
@@ -260,6 +267,7 @@ class Factory:
             "commit": _commit(),
             "data": _digest(self.runs[0].source.val.annotations),
             "images": images,
+            **seeds,
             "runs": {run.folder.name: _card(run) for run in self.runs},
         }
 
@@ -367,10 +375,10 @@ def _label_maps(student: Trained, teacher: Trained, image_id: int) -> dict[str, 
 
 
 def _predicted(run: Trained, image_id: int, ap: float | None) -> dict[str, Any]:
-    """An image with the student's sure masks, the surest first."""
+    """An image with the student's sure masks, the surest first; an object that several classes claim once."""
     image, _ = _image(run, image_id)
     mine = [d for d in _detections(run) if d["image_id"] == image_id and d["score"] >= MERGE_SCORE]
-    masks = [rle.decode(d["segmentation"]).astype(bool) for d in sorted(mine, key=lambda d: -d["score"])]
+    masks = [rle.decode(d["segmentation"]).astype(bool) for d in surest(mine)]
     stacked = np.stack(masks) if masks else np.zeros((0, *image.shape[:2]), bool)
     return {"image": image, "masks": stacked, "title": f"{image_id}" + ("" if ap is None else f" · AP {ap:.0f}")}
 

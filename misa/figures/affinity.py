@@ -249,7 +249,6 @@ def _draw_profile(
     """The affinities to the seed along its row."""
     width, height = layout.size
     inside = extent(example, layout.seed, box)
-    ends = [] if inside is None else np.flatnonzero(np.diff(np.pad(inside, 1).astype(int))).tolist()
     columns = np.arange(layout.w, dtype=float)
     chart(
         axes,
@@ -261,7 +260,7 @@ def _draw_profile(
         xlabel=f"column of row {layout.seed[0]}: affinity along the tree{_gray(example, inside)}",
         xticks=sorted({0, layout.seed[1], layout.w - 1}),
         yticks={"0": 0, "1": 1},
-        shaded=[(first - 0.5, last - 0.5) for first, last in zip(ends[::2], ends[1::2], strict=True)],
+        shaded=_stretches(inside),
         marks=[layout.seed[1]],
     )
 
@@ -277,6 +276,12 @@ def extent(example: Example, seed: Seed, box: int | None) -> NDArray[np.bool_] |
     truth = example.coarse_masks()
     of_row: NDArray[np.bool_] = (truth if truth is not None else example.box_masks())[box, seed[0]].numpy()
     return of_row
+
+
+def _stretches(inside: NDArray[np.bool_] | None) -> list[tuple[float, float]]:
+    """From where to where along a row the columns are inside, with the whole width of the first and the last."""
+    ends = [] if inside is None else np.flatnonzero(np.diff(np.pad(inside, 1).astype(int))).tolist()
+    return [(first - 0.5, last - 0.5) for first, last in zip(ends[::2], ends[1::2], strict=True)]
 
 
 def profile_figure(
@@ -302,8 +307,8 @@ def profile_figure(
     maps = {"to every pixel": field.direct(seed, knobs), "along the tree": field.along_tree(seed, knobs)}
     for place, (name, values) in enumerate(maps.items()):
         axes = figure.add_subplot(grid[place, 1])
-        if inside is not None:
-            axes.fill_between(columns, 0, 1.04, where=inside, step="mid", color="#DDDDDD", linewidth=0)
+        for first, last in _stretches(inside):
+            axes.axvspan(first, last, color="#DDDDDD", linewidth=0)
         for kernel, affinity in values.items():
             label, style = f"{NAMES[kernel]} {SYMBOLS[kernel]}", LINES[KERNELS.index(kernel)]
             axes.plot(columns, affinity[seed[0]].numpy(), label=label, linewidth=1.4, **style)

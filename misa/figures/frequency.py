@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -112,6 +113,12 @@ def _circle(axes: Axes, tile: Tile, h: int, w: int, radius: float) -> None:
     trace(axes, [tile], (rows, columns), color="white", width=1.3)
 
 
+def _round_places(last: int) -> list[float]:
+    """Some round numbers from 0 to `last`."""
+    places = MaxNLocator(nbins=5, integer=True).tick_values(0, last)
+    return [float(place) for place in places if place <= last]
+
+
 def _draw_energy(axes: Axes, sheet: Sheet, energies: Mapping[str, Tensor], radius: float, scale: float) -> None:
     height, width = sheet.pixels.shape[:2]
     lines = {}
@@ -127,8 +134,8 @@ def _draw_energy(axes: Axes, sheet: Sheet, energies: Mapping[str, Tensor], radiu
         xlim=(0, last),
         ylim=(-6, 0),
         xlabel=f"frequency: distance from DC in bins; t = {radius:g}, θ = {scale:g}",
-        xticks=[0, last // 4, last // 2, 3 * last // 4, last],
-        yticks={"100 %": 0, "1 %": -2, "10⁻⁴": -4, "10⁻⁶": -6},
+        xticks=_round_places(last),
+        yticks={"1": 0, "10⁻²": -2, "10⁻⁴": -4, "10⁻⁶": -6},
         shaded=[(0, radius)],
         marks=[min(radius, last)],
     )

@@ -39,19 +39,40 @@ def draw_objects(
         color = COLORS[i % len(COLORS)]
         frame = Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=1.2)
         axes.add_patch(frame)
-    anchors = boxes if boxes is not None else _corners(masks)
+    places = boxes if boxes is not None else _extents(masks)
+    taken: list[tuple[float, float]] = []
     for i, text in enumerate(labels or ()):
-        x, y = anchors[i][0], anchors[i][1]
-        axes.text(x, y, text, fontsize=5, color="white", va="bottom", clip_on=True,
+        x, y, side = _place(places[i], image.shape[:2], taken)
+        axes.text(x, y, text, fontsize=5, color="white", ha=side, va="bottom", clip_on=True,
                   bbox={"facecolor": COLORS[i % len(COLORS)], "edgecolor": "none", "pad": 0.8})  # fmt: skip
 
 
-def _corners(masks: NDArray[np.bool_] | None) -> list[tuple[float, float]]:
-    corners = []
+def _extents(masks: NDArray[np.bool_] | None) -> list[tuple[float, ...]]:
+    """The box (xyxy) around each mask."""
+    extents: list[tuple[float, ...]] = []
     for mask in () if masks is None else masks:
         rows, columns = np.nonzero(mask)
-        corners.append((float(columns.min()), float(rows.min())) if len(rows) else (0.0, 0.0))
-    return corners
+        ends = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else (0, 0, 0, 0)
+        extents.append(tuple(float(end) for end in ends))
+    return extents
+
+
+def _place(
+    box: Sequence[float] | NDArray[np.float64], size: tuple[int, ...], taken: list[tuple[float, float]]
+) -> tuple[float, float, str]:
+    """Where a label stands (x, y of its lower end) and to which side of it: above its box, within the image.
+
+    A label goes one line further down while another one is already there; `taken` remembers the places.
+    """
+    height, width = size
+    line = height / 16
+    right = box[0] > width / 2
+    x = (min(box[2], width) if right else max(box[0], 0.0)) - 0.5
+    y = max(box[1], line)
+    while any(abs(y - other) < line and abs(x - beside) < width / 2 for beside, other in taken) and y < height:
+        y += line
+    taken.append((x, y))
+    return x, y, "right" if right else "left"
 
 
 def sample_grid(samples: Sequence[Mapping[str, object]], *, columns: int = 4, title: str = "") -> Figure:

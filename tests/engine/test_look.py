@@ -7,11 +7,12 @@ import mmcv
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as rle
 
 from misa.data.source import open_source
 from misa.data.synthetic import Scenes, write_scenes
 from misa.engine.config import DETECTIONS
-from misa.engine.look import losses, results, training_samples
+from misa.engine.look import losses, results, surest, training_samples
 from misa.errors import UserError
 from misa.experiment import Experiment
 
@@ -74,8 +75,9 @@ def test_objects_and_detections_are_those_of_the_image_and_the_classes(root, tmp
     for row, image in zip(rows, plain["images"], strict=True):
         own = [a for a in plain["annotations"] if a["image_id"] == image["id"]]
         assert len(row["truth"]) == len(row["boxes"]) == len(own)
-        assert [float(label[-4:]) for label in row["predicted_labels"]] == [0.9] * len(own) + [0.5] * len(own)
+        assert [float(label[-4:]) for label in row["predicted_labels"]] == [0.9] * len(own)
         assert np.array_equal(row["predicted"].any(axis=0), row["truth"].any(axis=0))
+    assert all(len(row["predicted"]) == 0 for row in results(run, threshold=0.95))
 
 
 def test_a_half_written_line_of_losses_is_left_out(tmp_path):
@@ -90,3 +92,16 @@ def test_no_losses_are_a_sentence(tmp_path, content):
         (tmp_path / "losses.jsonl").write_text(content)
     with pytest.raises(UserError, match=r"there are no losses in .*losses\.jsonl; a run writes them at the end"):
         losses(tmp_path)
+
+
+def test_an_object_that_two_classes_claim_is_shown_once():
+    def detection(score, category, rows):
+        mask = np.zeros((20, 20), np.uint8, order="F")
+        mask[rows] = 1
+        return {"score": score, "category_id": category, "segmentation": rle.encode(mask)}
+
+    right, wrong = detection(0.9, 1, slice(0, 10)), detection(0.4, 2, slice(0, 9))
+    other, worse = detection(0.5, 2, slice(9, 15)), detection(0.3, 2, slice(10, 15))
+    assert surest([wrong, worse, other, right]) == [right, other]
+    assert surest([wrong, right], same=0.95) == [right, wrong]
+    assert surest([]) == []

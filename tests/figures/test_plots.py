@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from misa.data.synthetic import Scenes, draw_scene
@@ -96,3 +97,16 @@ def test_a_line_for_every_threshold():
     assert [line.get_label() for line in ax.lines] == ["IoU 0.50", "IoU 0.75"]
     assert list(ax.lines[1].get_ydata()) == [1.0, 0.2, 0.0]
     assert "no object" in precision_recall({}).axes[0].texts[0].get_text()
+
+
+def test_labels_stay_in_the_image_and_off_each_other():
+    image = np.zeros((64, 64, 3), np.uint8)
+    boxes = np.array([[50.0, 2, 64, 20], [50, 2, 63, 21], [0, 40, 10, 60]])
+    figure = sample_grid(
+        [{"image": image, "boxes": boxes, "labels": ["a class with a name", "another one", "a third"]}]
+    )
+    FigureCanvasAgg(figure).draw()
+    (ax,) = figure.axes
+    frame, places = ax.get_window_extent(), [text.get_window_extent() for text in ax.texts]
+    assert all(frame.x0 - 1 <= p.x0 and p.x1 <= frame.x1 + 1 and p.y1 <= frame.y1 + 1 for p in places)
+    assert not any(places[i].overlaps(places[j]) for i in range(3) for j in range(i))

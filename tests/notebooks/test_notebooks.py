@@ -133,7 +133,7 @@ def test_train_runs_a_teacher(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "drawn"), [("affinity", 7), ("frequency", 3)])
+@pytest.mark.parametrize(("name", "drawn"), [("affinity", 8), ("frequency", 3)])
 def test_explorers_run_headless(tmp_path, smoke_run, name, drawn):
     """Every loop is asserted equal to the package in the notebook itself; solutions run as well."""
     output, done = papermill(tmp_path, name, run=smoke_run, smoke=True, interactive=False)
