@@ -1,6 +1,7 @@
 """The semantic teacher (§3.1; §4.3: SeMask, the student's backbone): what it learns from, and the paper's recipes.
 
 misa train experiments/teacher.py:demo            # from boxes by the student's own objectives, the default
+misa train experiments/teacher.py:demo_unsure     # without the term that makes the network sure of itself
 misa train experiments/teacher.py:demo_boxes      # the yardstick: boxes filled with their class
 misa train experiments/teacher.py:demo_grabcut    # GrabCut in each box
 misa train experiments/teacher.py:demo_student    # a student's masks; first misa train experiments/demo.py of that seed
@@ -15,6 +16,9 @@ rate, decay, warm-up and batch of SeMask (Jain et al. 2023), and length and imag
 from experiments import coco_mini
 from misa.experiment import TINY, Affinity, Augmentation, Experiment, Network, Schedule, Semantic
 
+# The student's own box objectives, and cross-entropy to the network's own sure answers within what the boxes allow.
+OBJECTIVES = Semantic(sure_weight=1.0)
+
 DEMO = Experiment(
     data="demo",
     network=TINY,
@@ -22,22 +26,23 @@ DEMO = Experiment(
     schedule=Schedule(epochs=12, batch=8, lr=1e-3, decay="cosine", warmup=50, clip=10.0),
     augmentation=Augmentation(short_sides=(128,), long_side=128, test_short_side=128),
     scenes=(("train", 500), ("val", 100)),
-    semantic=Semantic(),
+    semantic=OBJECTIVES,
 )
 
 # A few epochs on a small folder, from scratch, for the students of experiments/coco_mini.py.
-COCO_MINI = coco_mini.BASE.but(semantic=Semantic())
+COCO_MINI = coco_mini.BASE.but(semantic=OBJECTIVES)
 
 VOC = Experiment(
     data="voc",
     affinity=Affinity(),
     schedule=Schedule(epochs=36, batch=16, lr=1e-4, weight_decay=1e-4, decay="cosine", warmup=1500, clip=1.0),
-    semantic=Semantic(),
+    semantic=OBJECTIVES,
 )
 COCO = VOC.but(data="coco", affinity={"window": 3})
 
 ROWS = {
     "demo": DEMO,
+    "demo_unsure": DEMO.but(semantic={"sure_weight": 0.0}),
     "demo_boxes": DEMO.but(semantic={"labels": "rectangles"}),
     "demo_grabcut": DEMO.but(semantic={"labels": "grabcut"}),
     "demo_student": DEMO.but(semantic={"labels": "student", "student": "demo:box"}),

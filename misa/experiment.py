@@ -182,6 +182,7 @@ class Semantic:
     stage_weight: float = 0.4  # of the summed stage maps' loss, SeMask's
     outside_weight: float = 1.0  # of the background outside all boxes, for labels="objectives"
     class_weight: float = 1.0  # of the class inside them, likewise
+    sure_weight: float = _later(0.0)  # of the network's own sure answers inside them, likewise
     loss_stride: int = 4  # pixels of the input per pixel of the objectives' masks
     residual: Literal["input", "norm"] = "input"  # base of the attention: "norm" as published for Swin
 

@@ -36,6 +36,7 @@ def teacher_config(experiment: Experiment, classes: tuple[str, ...]) -> dict[str
         objectives = {
             "outside_weight": semantic.outside_weight,
             "class_weight": semantic.class_weight,
+            "sure_weight": semantic.sure_weight,
             "projection_weight": experiment.projection_weight,
             "affinity": None if experiment.affinity is None else pairwise_arguments(experiment.affinity),
         }

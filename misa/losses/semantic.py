@@ -6,6 +6,7 @@ From boxes, the student's objectives in semantic form; only telling instances ap
 says: outside all boxes is background, what is an object in b is c, and c reaches all four sides of b. Other boxes of
 the same class are merged: q, the probability of c wherever some box of c allows it, is one map for all of them, and b
 looks at q through its own window. That holds for the union as for the instance: the object in b touches b's sides.
+On top of that the network may learn from itself: where it is sure, its own answer among what the boxes allow counts.
 """
 
 from collections.abc import Mapping
@@ -76,6 +77,24 @@ def class_loss(
     return (loss * region).sum() / region.sum().clamp(min=1)
 
 
+def sure_loss(
+    logits: Float[Tensor, "b e h w"],
+    allowed: Bool[Tensor, "b e h w"],
+    valid: Bool[Tensor, "b h w"],
+    threshold: float = 0.7,
+) -> Float[Tensor, ""]:
+    """Cross-entropy to the network's own answer inside boxes, where it is sure of it; 0 where it nowhere is.
+
+    The answer is the most probable allowed class, sure where its share among the allowed ones is over `threshold`:
+    what is an object is then of the box's class, which the network alone may have taken for another.
+    """
+    shares = (logits.detach().softmax(dim=1) * allowed).clamp(min=1e-8)
+    share, answer = (shares / shares.sum(dim=1, keepdim=True)).max(dim=1)
+    region = valid & (allowed.sum(dim=1) > 1) & (share > threshold)
+    loss = F.cross_entropy(logits, answer, reduction="none")
+    return (loss * region).sum() / region.sum().clamp(min=1)
+
+
 def semantic_objectives(
     logits: Float[Tensor, "b e h w"],
     boxes: Boxes,
@@ -85,11 +104,12 @@ def semantic_objectives(
     outside_weight: float = 1.0,
     class_weight: float = 1.0,
     projection_weight: float = 3.0,
+    sure_weight: float = 0.0,
     affinity: Mapping[str, Any] | None = None,
 ) -> dict[str, Tensor]:
     """The weighted losses of class scores at the resolution of `boxes` and `batch`, by name.
 
-    outside · L_outside + class · L_class + projection · L_projection(q, b) + L_pairwise(q) inside b (Eq. 15).
+    outside · L_outside + class · L_class + sure · L_sure + projection · L_projection(q, b), and L_pairwise(q) (Eq. 15).
     `affinity` holds the arguments of `pairwise_loss`; None leaves it out. Without boxes L_outside alone is not zero.
     """
     if logits.dim() != 4 or logits.shape[-2:] != batch.images.shape[-2:]:
@@ -104,6 +124,8 @@ def semantic_objectives(
         "loss_outside": outside_weight * outside_loss(logits, allowed, batch.valid, background),
         "loss_class": class_weight * class_loss(logits, allowed, batch.valid, background),
     }
+    if sure_weight:
+        losses["loss_sure"] = sure_weight * sure_loss(logits, allowed, batch.valid)
     rows = _rows(boxes.labels, background)
     merged = logits.softmax(dim=1)[boxes.image, rows] * allowed[boxes.image, rows]
     projection = projection_loss(merged * boxes.masks, boxes.masks)

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from misa.losses.inputs import Batch
-from misa.losses.semantic import Boxes, allowed_classes, label_map_loss, outside_loss, semantic_objectives
+from misa.losses.semantic import Boxes, allowed_classes, label_map_loss, outside_loss, semantic_objectives, sure_loss
 
 H, W = 6, 8
 
@@ -99,6 +99,31 @@ def test_boxes_of_one_class_see_each_others_pixels(logits, boxes, batch, monkeyp
     assert seen["options"]["window"] == 3
 
 
+@pytest.mark.parametrize("background", [0, 1, 2])
+@pytest.mark.parametrize("threshold", [0.5, 0.7])
+def test_sure_answers_against_loops(logits, boxes, batch, background, threshold):
+    rows, p = rows_of(background), logits.double().softmax(dim=1)
+    losses = []
+    for b in range(2):
+        for y in range(H):
+            for x in range(W):
+                here = zip(boxes.masks, boxes.labels, boxes.image, strict=True)
+                classes = {rows[int(c)] for m, c, i in here if i == b and m[y, x]}
+                if not classes or not batch.valid[b, y, x]:
+                    continue
+                may = {e: float(p[b, e, y, x]) for e in classes | {background}}
+                answer = max(may, key=may.__getitem__)
+                if may[answer] > threshold * sum(may.values()):
+                    losses.append(-math.log(may[answer]))
+    allowed = allowed_classes(boxes, (H, W), images=2, classes=3, background=background)
+    assert 0 < len(losses) < int((batch.valid & (allowed.sum(dim=1) > 1)).sum())
+    result = sure_loss(logits, allowed, batch.valid, threshold)
+    assert_close(result.double(), torch.tensor(sum(losses) / len(losses), dtype=torch.float64), rtol=1e-5, atol=1e-6)
+    both = semantic_objectives(logits, boxes, batch, background=background, sure_weight=2.0)
+    if threshold == 0.7:
+        assert_close(both["loss_sure"], 2 * result)
+
+
 def test_the_right_answer_costs_next_to_nothing(batch):
     boxes = Boxes(box(1, 2, 5, 6)[None], torch.tensor([0]), torch.tensor([0]))
     answer = torch.zeros(2, 3, H, W)
@@ -130,8 +155,9 @@ def test_padding_is_in_no_loss(boxes, batch):
 def test_no_boxes_give_zeros_with_a_gradient(batch):
     logits = torch.zeros(2, 3, H, W, requires_grad=True)
     nothing = Boxes(torch.zeros(0, H, W, dtype=torch.bool), torch.zeros(0).long(), torch.zeros(0).long())
-    losses = semantic_objectives(logits, nothing, batch, background=2, affinity={})
+    losses = semantic_objectives(logits, nothing, batch, background=2, sure_weight=1.0, affinity={})
     assert {name for name, value in losses.items() if value == 0} == {
+        "loss_sure",
         "loss_class",
         "loss_projection",
         "loss_global",
@@ -145,7 +171,7 @@ def test_huge_scores_stay_finite(boxes, batch):
     logits = torch.full((2, 3, H, W), -3e4)
     logits[:, 1] = 3e4
     logits.requires_grad_()
-    losses = semantic_objectives(logits, boxes, batch, background=2)
+    losses = semantic_objectives(logits, boxes, batch, background=2, sure_weight=1.0)
     sum(losses.values()).backward()
     assert logits.grad.isfinite().all()
 
