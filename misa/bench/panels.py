@@ -20,6 +20,7 @@ SIZES = (
     ("embedded scene, 128 x 128", 32, 32, 64),
     ("photograph, 256 x 384", 64, 96, 256),
     ("photograph, 480 x 640", 120, 160, 256),
+    ("training, 800 x 1216", 200, 304, 256),
 )
 
 

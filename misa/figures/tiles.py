@@ -58,13 +58,19 @@ class Sheet:
         self.pixels = np.full((height, width, 3), 255, np.uint8)
 
     def put(self, tile: Tile, picture: NDArray[Any]) -> None:
-        """A map (h w) of values from 0 to 1, or an RGB picture (h w 3), enlarged cell by cell to its tile."""
-        colors = shade(picture) if picture.ndim == 2 else np.asarray(picture, np.uint8)
+        """A map (h w) of values from 0 to 1, or an RGB picture (h w 3), enlarged cell by cell to its tile.
+
+        A larger one is averaged down: a map before it gets its colors, which are fewer then.
+        """
         w, h = round(tile.width), round(tile.height)
-        shrink = colors.shape[0] > h
-        way = cv2.INTER_AREA if shrink else cv2.INTER_NEAREST
         y, x = round(tile.top), round(tile.left)
-        self.pixels[y : y + h, x : x + w] = cv2.resize(np.ascontiguousarray(colors), (w, h), interpolation=way)
+        cells: NDArray[Any] = np.ascontiguousarray(picture, np.float32 if picture.ndim == 2 else np.uint8)
+        if cells.shape[0] > h:
+            cells = cv2.resize(cells, (w, h), interpolation=cv2.INTER_AREA)
+        colors: NDArray[Any] = shade(cells) if picture.ndim == 2 else cells
+        if colors.shape[:2] != (h, w):
+            colors = cv2.resize(colors, (w, h), interpolation=cv2.INTER_NEAREST)
+        self.pixels[y : y + h, x : x + w] = colors
 
     def draw(self, figure: Figure) -> Axes:
         """One Axes over the whole figure with the sheet behind it, in the sheet's pixels."""

@@ -78,7 +78,7 @@ def whole(label: str, value: int, low: int, high: int, *, step: int = 1) -> widg
 
 def factor(label: str, value: float, low: float, high: float) -> widgets.FloatLogSlider:
     """A slider for a positive number over some powers of ten, given as exponents."""
-    return widgets.FloatLogSlider(value, min=low, max=high, step=0.05, description=label, readout_format=".3g")
+    return widgets.FloatLogSlider(value, min=low, max=high, step=0.025, description=label, readout_format=".3g")
 
 
 class SeedExplorer(Panel):

@@ -11,9 +11,10 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from misa.ops._merge import merge_tree
 from misa.ops.affinity import TINY, reweight, spread
 from misa.ops.propagation import SemanticGuide, propagate_global, propagate_local
 from misa.ops.tree import Tree, minimum_spanning_tree
@@ -56,25 +57,36 @@ def seed_affinity(
     return torch.exp(-distances / max(sigma**2, TINY))
 
 
+@dataclass(frozen=True)
+class Ways:
+    """The ways along a tree, laid out so that the longest edge to a seed is a running maximum.
+
+    The pixels stand in a line in which everything that is joined by shorter edges stands together; `place` is where
+    each stands, and gap[i] the edge (a squared distance) that joins those up to place i − 1 to those from i on.
+    """
+
+    place: Int[Tensor, "h w"]
+    gap: Float[Tensor, " p"]
+
+    @classmethod
+    def of(cls, tree: Tree) -> "Ways":
+        """Made once a tree, in a few gathers over all pixels."""
+        leaf = merge_tree(tree.parent.long(), tree.length).leaf[0]
+        place = torch.empty_like(leaf).scatter(0, tree.pixel[0].long(), leaf)
+        gap = torch.empty_like(tree.length[0]).scatter(0, leaf, tree.length[0])  # at 0 the root's, which nobody asks
+        return cls(place.view(tree.h, tree.w), gap)
+
+    def longest(self, seed: Seed) -> Float[Tensor, "h w"]:
+        """The longest edge on the path from the seed to every pixel, 0 at the seed itself."""
+        here = int(self.place[_inside(seed, *self.place.shape)])
+        before = self.gap[1 : here + 1].flip(0).cummax(0).values.flip(0)
+        after = self.gap[here + 1 :].cummax(0).values
+        return torch.cat([before, self.gap.new_zeros(1), after])[self.place]
+
+
 def longest_edges(tree: Tree, seed: Seed) -> Float[Tensor, "h w"]:
     """The longest edge (a squared distance) on the tree's path from the seed to every pixel, 0 at the seed itself."""
-    row, column = _inside(seed, tree.h, tree.w)
-    pixel, parent, length = (values[0].tolist() for values in (tree.pixel, tree.parent, tree.length))
-    start = pixel.index(row * tree.w + column)
-    longest = [0.0] * len(pixel)
-    vertex, so_far = start, 0.0
-    while vertex:  # up to the root, which is 0; who is on this way becomes its own parent and keeps its value
-        up, so_far = parent[vertex], max(so_far, length[vertex])
-        parent[vertex] = vertex
-        length[vertex] = longest[vertex]
-        vertex = up
-        longest[vertex] = so_far
-    for vertex in range(1, len(pixel)):  # a parent comes before its children
-        before, own = longest[parent[vertex]], length[vertex]
-        longest[vertex] = before if before > own else own
-    result = tree.length.new_zeros(len(pixel))
-    result[tree.pixel[0].long()] = tree.length.new_tensor(longest)
-    return result.view(tree.h, tree.w)
+    return Ways.of(tree).longest(seed)
 
 
 @dataclass(frozen=True)
@@ -108,8 +120,8 @@ class SeedField:
         sigmas = {"color": knobs.tree_bandwidth}
         sigmas |= {kernel: sigma * knobs.semantic_scale for kernel, (_, sigma) in self._semantic_maps.items()}
         found = {
-            kernel: torch.exp(-longest_edges(tree, seed) / max(sigmas[kernel] ** 2, TINY))
-            for kernel, tree in self._trees.items()
+            kernel: torch.exp(-ways.longest(seed) / max(sigmas[kernel] ** 2, TINY))
+            for kernel, ways in self._ways.items()
         }
         return self._with_enhanced(found, knobs)
 
@@ -187,6 +199,10 @@ class SeedField:
         guides: dict[Kernel, Tensor] = {"color": self.colors}
         guides |= {kernel: values for kernel, (values, _) in self._semantic_maps.items()}
         return {kernel: minimum_spanning_tree(guide) for kernel, guide in guides.items()}
+
+    @cached_property
+    def _ways(self) -> dict[Kernel, Ways]:
+        return {kernel: Ways.of(tree) for kernel, tree in self._trees.items()}
 
     def _with_enhanced(self, found: dict[Kernel, Tensor], knobs: Knobs) -> dict[Kernel, Tensor]:
         if self.semantic is None:

@@ -38,6 +38,13 @@ def test_longest_edges_are_those_of_the_best_ways(rng, size):
         assert_close(found.flatten().double(), ways[place], atol=1e-6, rtol=1e-6)
 
 
+def test_longest_edges_where_many_are_equal(rng):
+    guide = torch.randint(0, 3, (1, 6, 7), generator=rng).float()
+    tree, ways = minimum_spanning_tree(guide), all_ways(guide)
+    found = torch.stack([longest_edges(tree, divmod(place, 7)).flatten() for place in range(42)])
+    assert_close(found.double(), ways)
+
+
 def test_longest_edge_from_a_corner_is_the_trees_heaviest(rng):
     """Against SciPy: the farthest any seed sees is at most the heaviest edge of the tree, and some seed sees it."""
     guide = torch.randn(2, 6, 6, generator=rng)
