@@ -1,6 +1,6 @@
 """The CPU path: calls the kernels of `_kernels` on tensors, one thread per tree, mask or strip of rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,11 +30,13 @@ def spanning_trees(lengths: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Ten
 
 def _spanning_tree(h: int, w: int, lengths: Tensor, pixel: Tensor, parent: Tensor, edge: Tensor) -> None:
     p, m = h * w, len(lengths)
-    needs = [("keys", m), ("left", m + 1), ("best", p)]
-    longs = [scratch(name, size, torch.int64) for name, size in needs]
-    needs = [("link", p), ("label", p), ("ends", 2 * m + 2), ("chosen", m + 1), ("stack", 3 * p)]
-    shorts = [scratch(name, size, torch.int32) for name, size in needs]
-    run(kernels.spanning_tree, lengths, h, w, m, *longs, *shorts, pixel, parent, edge)
+    with scratch() as new:
+        chosen = new(m + 1, torch.int32)
+        with scratch():
+            keys, best = new(m + 1, torch.int64), new(p, torch.int64)
+            link, label, ends = (new(size, torch.int32) for size in (p, p, 2 * m + 2))
+            run(kernels.spanning_tree, lengths, h, w, m, keys, best, link, label, ends, chosen)
+        run(kernels.preorder, chosen, h, w, pixel, parent, edge, new(3 * p, torch.int32))
 
 
 def at_edges(values: Tensor, edge: Tensor, length: Tensor) -> Tensor:
@@ -52,38 +54,29 @@ def at_edges(values: Tensor, edge: Tensor, length: Tensor) -> Tensor:
 
 
 class Merges:
-    """The merge tree of one tree with one set of lengths, as `kernels.meet` leaves it."""
+    """The merge tree of one tree with one set of lengths, as `kernels.meet` leaves it, in memory from `new`."""
 
-    def __init__(self, p: int, *, keep: bool) -> None:
-        def new(name: str, size: int, dtype: torch.dtype) -> Tensor:
-            return torch.empty(size, dtype=dtype) if keep else scratch("merges " + name, size, dtype)
-
-        self.group, self.meeting = new("group", p, torch.int32), new("meeting", p, torch.int32)
-        self.children = new("children", p, torch.int64)
-        self.start, self.decay = new("start", p + 1, torch.int32), new("decay", p, torch.float32)
-        self.k = 0
-
-    def build(self, parent: Tensor, s: Tensor) -> "Merges":
-        """Fill in the merge tree for upward edges `s`."""
+    def __init__(self, parent: Tensor, s: Tensor | int, new: Callable[[int, torch.dtype], Tensor | int]) -> None:
         p = len(parent)
-        length, jump, depth = (scratch(x, p, t) for x, t in _MEET_SCRATCH)
-        self.k = run(
-            kernels.meet, parent, s, p, self.group, self.meeting, length, self.decay, jump, depth, self.start,
-            self.children,
-        )  # fmt: skip
-        return self
+        self.group, self.meeting = new(p, torch.int32), new(p, torch.int32)
+        self.children = new(p, torch.int64)
+        self.start, self.decay = new(p + 1, torch.int32), new(p, torch.float32)
+        with scratch() as room:
+            length, jump, depth = (room(p, dtype) for dtype in (torch.float32, torch.int32, torch.int32))
+            self.k = run(
+                kernels.meet, parent, s, p, self.group, self.meeting, length, self.decay, jump, depth, self.start,
+                self.children,
+            )  # fmt: skip
 
-    def sums(self, values: Tensor, pixel: Tensor, name: str = "out") -> Tensor:
-        """Numerators and denominators side by side, per flat zone, in the scratch memory of this name."""
-        own, below, gain, out = (scratch(x, 2 * self.k, torch.float64) for x in ("own", "below", "gain", name))
-        run(
-            kernels.sums, values, pixel, len(pixel), self.k, self.group, self.meeting, self.decay, self.start,
-            self.children, own, below, gain, out,
-        )  # fmt: skip
+    def sums(self, values: Tensor, pixel: Tensor, out: int) -> int:
+        """Numerators and denominators side by side, per flat zone, at the address `out`."""
+        with scratch() as room:
+            own, below = room(2 * self.k, torch.float64), room(2 * self.k, torch.float64)
+            run(
+                kernels.sums, values, pixel, len(pixel), self.k, self.group, self.meeting, self.decay, self.start,
+                self.children, own, below, out,
+            )  # fmt: skip
         return out
-
-
-_MEET_SCRATCH = (("length", torch.float32), ("jump", torch.int32), ("depth", torch.int32))
 
 
 def propagate(
@@ -97,27 +90,36 @@ def propagate(
     n, p = values.shape
     values, result = values.contiguous(), torch.empty(n, p)
     plans = [spread_out(_plan, pixel, parent, s.contiguous()) for pixel, parent, s, _, _ in parts]
+    zones = [spread_out(_zones, *zip(*plan, strict=True)) for plan in plans] if len(parts) > 1 else []
 
     def one(i: int, mask: Tensor, target: Tensor) -> None:
-        merges, pixel, _ = plans[0][parts[0][3][i]]
-        run(kernels.write_ratio, merges.sums(mask, pixel), pixel, merges.group, p, target)
+        merges, pixel = plans[0][parts[0][3][i]]
+        with scratch() as new:
+            out = merges.sums(mask, pixel, new(2 * merges.k, torch.float64))
+            run(kernels.write_ratio, out, pixel, merges.group, p, target)
 
     def one_of_two(i: int, mask: Tensor, target: Tensor) -> None:
-        sums: list[Tensor | float] = []
-        for plan, (_, _, _, index, share), name in zip(plans, parts, ("out", "other"), strict=True):
-            merges, pixel, zone = plan[index[i]]
-            sums += [merges.sums(mask, pixel, name), zone, share]
-        run(kernels.write_ratio_of_two, *sums, p, target)
+        with scratch() as new:
+            sums: list[Tensor | float] = []
+            for plan, zone, (_, _, _, index, share) in zip(plans, zones, parts, strict=True):
+                merges, pixel = plan[index[i]]
+                sums += [merges.sums(mask, pixel, new(2 * merges.k, torch.float64)), zone[index[i]], share]
+            run(kernels.write_ratio_of_two, *sums, p, target)
 
     spread_out(one if len(parts) == 1 else one_of_two, range(n), values, result)
     return result
 
 
-def _plan(pixel: Tensor, parent: Tensor, s: Tensor) -> tuple[Merges, Tensor, Tensor]:
-    """The merges of one tree, its pixels, and the flat zone of every pixel."""
-    merges, zone = Merges(len(pixel), keep=True).build(parent, s), torch.empty_like(pixel)
+def _plan(pixel: Tensor, parent: Tensor, s: Tensor) -> tuple[Merges, Tensor]:
+    """The merges of one tree, in memory of their own, and its pixels."""
+    return Merges(parent, s, lambda size, dtype: torch.empty(size, dtype=dtype)), pixel
+
+
+def _zones(merges: Merges, pixel: Tensor) -> Tensor:
+    """The flat zone of every pixel."""
+    zone = torch.empty_like(pixel)
     run(kernels.zones, pixel, merges.group, len(pixel), zone)
-    return merges, pixel, zone
+    return zone
 
 
 def propagate_along(
@@ -136,10 +138,14 @@ def propagate_along(
 
     def one(i: int, mask: Tensor, guide: Tensor, target: Tensor) -> None:
         pixel, parent, length = trees[index[i]]
-        s, at = scratch("s", p, torch.float32), scratch("at", p, torch.float32)
-        run(kernels.tree_lengths, guide, len(guide), p, pixel, parent, length, factor, at, s)
-        merges = Merges(p, keep=False).build(parent, s)
-        run(kernels.write_ratio, merges.sums(mask, pixel), pixel, merges.group, p, target)
+        with scratch() as new:
+            s = new(p, torch.float32)
+            with scratch():
+                at = new(p, torch.float32)
+                run(kernels.tree_lengths, guide, len(guide), p, pixel, parent, length, factor, at, s)
+            merges = Merges(parent, s, new)
+            out = merges.sums(mask, pixel, new(2 * merges.k, torch.float64))
+            run(kernels.write_ratio, out, pixel, merges.group, p, target)
 
     spread_out(one, range(n), values, guides, result)
     return result

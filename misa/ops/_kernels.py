@@ -103,28 +103,30 @@ def join_pixels(best: I8s, h: I8, w: I8, link: I4s, chosen: I4s) -> None:
 
 @kernel
 def number_clusters(link: I4s, n: I8, label: I4s) -> I8:
-    """Follow the links to the roots and number these: label[v] is the cluster of v."""
-    for v in range(n):
-        label[v] = -1
+    """Shorten the links until each goes to its root and number the roots: label[v] is the cluster of v.
+
+    Passes without a branch inside, as how far a root is cannot be foreseen.
+    """
+    open_links = 1
+    while open_links != 0:
+        open_links = 0
+        for v in range(n):
+            near = i8(link[v])
+            far = i8(link[near])
+            link[v] = far
+            open_links = open_links | (near - far)
     clusters = 0
     for v in range(n):
-        root = v
-        while label[root] < 0 and link[root] != root:
-            root = i8(link[root])
-        if label[root] < 0:
-            label[root] = clusters
-            clusters += 1
-        number = i8(label[root])
-        at = v
-        while label[at] < 0:
-            label[at] = number
-            at = i8(link[at])
+        label[v] = clusters
+        clusters += 1 if link[v] == v else 0
+    for v in range(n):
+        label[v] = label[link[v]]
     return clusters
 
 
 @kernel
-def edges_between(keys: I8s, h: I8, w: I8, label: I4s, ends: I4s, left: I8s) -> I8:
-    """The grid edges between different clusters: their keys in `left`, the clusters in `ends`, two by two."""
+def edges_between(keys: I8s, h: I8, w: I8, label: I4s, ends: I4s) -> I8:
+    """The grid edges between different clusters: their keys move to the front, the clusters to `ends`, two by two."""
     vertical = (h - 1) * w
     m = 0
     for e in range(vertical):
@@ -132,7 +134,7 @@ def edges_between(keys: I8s, h: I8, w: I8, label: I4s, ends: I4s, left: I8s) -> 
         b = i8(label[e + w])
         ends[2 * m] = a
         ends[2 * m + 1] = b
-        left[m] = keys[e]
+        keys[m] = keys[e]
         if a != b:
             m += 1
     for y in range(h):
@@ -143,49 +145,49 @@ def edges_between(keys: I8s, h: I8, w: I8, label: I4s, ends: I4s, left: I8s) -> 
             b = i8(label[row + x + 1])
             ends[2 * m] = a
             ends[2 * m + 1] = b
-            left[m] = keys[edge + x]
+            keys[m] = keys[edge + x]
             if a != b:
                 m += 1
     return m
 
 
 @kernel
-def join_clusters(left: I8s, ends: I4s, m: I8, n: I8, best: I8s, link: I4s, chosen: I4s) -> None:
-    """One more round of Boruvka: every cluster chooses the shortest edge that leaves it."""
+def shortest_between(keys: I8s, ends: I4s, m: I8, n: I8, best: I8s) -> None:
+    """The shortest edge that leaves each of n clusters: its length and its place in `keys`, ordered like numbers."""
     for c in range(n):
         best[c] = NONE
-        link[c] = c
     for i in range(m):
-        key = left[i]
+        key = keys[i] - (keys[i] & LOW) + i
         a = i8(ends[2 * i])
         b = i8(ends[2 * i + 1])
         best[a] = min(best[a], key)
         best[b] = min(best[b], key)
-    for i in range(m):
-        key = left[i]
-        a = i8(ends[2 * i])
-        b = i8(ends[2 * i + 1])
-        if best[a] == key:
-            chosen[key & LOW] = 1
-            if best[b] != key or b < a:
-                link[a] = b
-        if best[b] == key:
-            chosen[key & LOW] = 1
-            if best[a] != key or a < b:
-                link[b] = a
 
 
 @kernel
-def keep_between(left: I8s, ends: I4s, m: I8, label: I4s) -> I8:
+def join_clusters(keys: I8s, ends: I4s, n: I8, best: I8s, link: I4s, chosen: I4s) -> None:
+    """One more round of Boruvka: every cluster joins the one across; of two with the same edge the first stays."""
+    for c in range(n):
+        link[c] = c
+        if best[c] != NONE:
+            i = best[c] & LOW
+            chosen[keys[i] & LOW] = 1
+            other = ends[2 * i] + ends[2 * i + 1] - c
+            if best[other] != best[c] or other < c:
+                link[c] = other
+
+
+@kernel
+def keep_between(keys: I8s, ends: I4s, m: I8, label: I4s) -> I8:
     """Drop the edges that have come to lie inside a cluster."""
     kept = 0
     for i in range(m):
         a = i8(label[ends[2 * i]])
         b = i8(label[ends[2 * i + 1]])
-        key = left[i]
+        key = keys[i]
         ends[2 * kept] = a
         ends[2 * kept + 1] = b
-        left[kept] = key
+        keys[kept] = key
         if a != b:
             kept += 1
     return kept
@@ -244,28 +246,23 @@ def spanning_tree(
     w: I8,
     m: I8,
     keys: I8s,
-    left: I8s,
     best: I8s,
     link: I4s,
     label: I4s,
     ends: I4s,
     chosen: I4s,
-    stack: I4s,
-    pixel: I4s,
-    up: I4s,
-    edge: I4s,
 ) -> None:
-    """The minimum spanning tree of a grid under the total order (length, edge number), by Boruvka, in preorder."""
+    """Which edges of a grid are in its minimum spanning tree under the total order (length, edge number): Boruvka."""
     edge_keys(lengths, m, keys, chosen)
     shortest_on_grid(keys, h, w, best)
     join_pixels(best, h, w, link, chosen)
     clusters = number_clusters(link, h * w, label)
-    kept = edges_between(keys, h, w, label, ends, left)
+    kept = edges_between(keys, h, w, label, ends)
     while clusters > 1:
-        join_clusters(left, ends, kept, clusters, best, link, chosen)
+        shortest_between(keys, ends, kept, clusters, best)
+        join_clusters(keys, ends, clusters, best, link, chosen)
         clusters = number_clusters(link, clusters, label)
-        kept = keep_between(left, ends, kept, label)
-    preorder(chosen, h, w, pixel, up, edge, stack)
+        kept = keep_between(keys, ends, kept, label)
 
 
 @kernel
@@ -402,14 +399,13 @@ def sums(
     children: I8s,
     own: F8s,
     below: F8s,
-    gain: F8s,
     out: F8s,
 ) -> None:
     """Numerator and denominator of Eq. 14 for one mask, side by side: out[2 zone] and out[2 zone + 1].
 
-    Backwards over the merges: the mass below every vertex, what later siblings send it, and what its own children
-    send it. Forwards: what its meeting point held before it, and what reaches that from above. Nothing is
-    subtracted, so no digits are lost.
+    Backwards over the merges: the mass below every vertex and what later siblings send it. Forwards: what its meeting
+    point held before it, what reaches that from above, and what it sends there. Nothing is subtracted, so no digits
+    are lost.
     """
     for i in range(2 * k):
         own[i] = 0.0
@@ -419,7 +415,6 @@ def sums(
         own[g + 1] += 1.0
     for i in range(2 * k):
         below[i] = own[i]
-        gain[i] = 0.0
         out[i] = 0.0
     merges = i8(start[k])
     sent = 0.0
@@ -436,12 +431,12 @@ def sums(
         out[2 * c + 1] = sent_d
         sent += e * below[2 * c]
         sent_d += e * below[2 * c + 1]
-        gain[2 * t] = sent
-        gain[2 * t + 1] = sent_d
         below[2 * t] += below[2 * c]
         below[2 * t + 1] += below[2 * c + 1]
     held = 0.0
     held_d = 0.0
+    above = 0.0
+    above_d = 0.0
     before = -1
     for i in range(merges):
         c = children[i] & LOW
@@ -449,13 +444,17 @@ def sums(
         e = f8(decay[c])
         held = held if t == before else own[2 * t]
         held_d = held_d if t == before else own[2 * t + 1]
+        above = above if t == before else out[2 * t]
+        above_d = above_d if t == before else out[2 * t + 1]
         before = t
-        out[2 * c] += out[2 * t] + e * held
-        out[2 * c + 1] += out[2 * t + 1] + e * held_d
+        out[2 * c] += above + e * held
+        out[2 * c + 1] += above_d + e * held_d
+        out[2 * t] += e * below[2 * c]
+        out[2 * t + 1] += e * below[2 * c + 1]
         held += below[2 * c]
         held_d += below[2 * c + 1]
     for i in range(2 * k):
-        out[i] += own[i] + gain[i]
+        out[i] += own[i]
 
 
 @kernel
@@ -697,8 +696,22 @@ def add_window_5(
 
 
 @kernel
+def mark_needed(crops: I8s, n: I8, reach: I8, h: I8, w: I8, needed: I4s) -> None:
+    """The pixels whose half of the window serves a crop: per eight rows and column, a bit for each two rows.
+
+    Half of a window looks right and down, so what serves a crop reaches over it on all sides but below.
+    """
+    for i in range(n):
+        for y in range(max(0, crops[4 * i] - reach), min(h, crops[4 * i + 2])):
+            block = y // 8
+            bit = 1 << ((y - 8 * block) // 2)
+            for x in range(max(0, crops[4 * i + 1] - reach), min(w, crops[4 * i + 3] + reach)):
+                needed[block * w + x] = needed[block * w + x] | bit
+
+
+@kernel
 def find_runs(needed: I4s, c: I8, blocks: I8, block: I8, w: I8, runs: I8s) -> I8:
-    """Group, first column and length of every run of columns that a block of rows needs; how many there are.
+    """Group, first column, length and rows of every run of columns that a block of rows needs; how many there are.
 
     Lengths are rounded up to sixteen, so a run may end beyond the last column.
     """
@@ -711,12 +724,15 @@ def find_runs(needed: I4s, c: I8, blocks: I8, block: I8, w: I8, runs: I8s) -> I8
                 x += 1
             else:
                 begin = x
-                while x < w and needed[at + x] == 1:
+                rows = 0
+                while x < w and needed[at + x] != 0:
+                    rows = rows | needed[at + x]
                     x += 1
                 length = (x - begin + 15) // 16 * 16
-                runs[3 * count] = g
-                runs[3 * count + 1] = begin
-                runs[3 * count + 2] = length
+                runs[4 * count] = g
+                runs[4 * count + 1] = begin
+                runs[4 * count + 2] = length
+                runs[4 * count + 3] = rows
                 count += 1
                 x = begin + length
     return count
@@ -727,8 +743,8 @@ def clear_runs(runs: I8s, count: I8, half: I8, line: I8, distance: F4s) -> None:
     """Distances of the runs start at 0."""
     for n in range(count):
         for i in range(8 * half):
-            at = (runs[3 * n] * 8 * half + i) * line + runs[3 * n + 1]
-            for x in range(runs[3 * n + 2]):
+            at = (runs[4 * n] * 8 * half + i) * line + runs[4 * n + 1]
+            for x in range(runs[4 * n + 2]):
                 distance[at + x] = 0.0
 
 
@@ -752,34 +768,44 @@ def add_runs(
     distance: F4s,
     ahead: I8,
 ) -> None:
-    """The squared distances over the window of all runs in the rows block … stop, channels first … last, at most 32.
+    """The squared distances over the window of all runs in the rows block … stop, channels first … last, at most 16.
 
     The values of a run, less the first one's so that no digits are lost, times the `factors` of its group, go to
-    `packed`, from where all offsets are served. `packed` has room for 32 · (8 + reach) rows of w + 64 numbers,
+    `packed`, from where all offsets are served. `packed` has room for 16 · (8 + reach) rows of w + 64 numbers,
     `distance` for 8 · half rows of w + 16 a group.
     """
     line = w + 16
     for n in range(count):
-        g = runs[3 * n]
-        begin = runs[3 * n + 1]
-        width = runs[3 * n + 2]
+        g = runs[4 * n]
+        begin = runs[4 * n + 1]
+        width = runs[4 * n + 2]
+        rows = runs[4 * n + 3]
+        top = 0
+        while (rows >> (top // 2)) & 1 == 0:
+            top += 2
+        bottom = 8
+        while (rows >> (bottom // 2 - 1)) & 1 == 0:
+            bottom -= 2
         pitch = width + 48
         plane = (8 + reach) * pitch
         low = max(0, begin - reach)
         high = min(w, begin + width + reach)
+        whole = high if high - low >= 16 else low
         for k in range(first, last):
             origin = values[(k * h + block) * w + begin]
             factor = factors[g * d + k]
-            for row in range(block, min(stop + reach, h)):
+            for row in range(block + top, min(block + bottom + reach, h)):
                 here = (k * h + row) * w
                 to = (k - first) * plane + (row - block) * pitch + 16 - begin
-                whole = low + (high - low) // 16 * 16
                 for x in range(low, whole, 16):
+                    at = min(x, whole - 16)  # the last sixteen overlap those before
                     prefetch(values, here + x + ahead)
-                    put(packed, to + x, (lanes(values, here + x) - origin) * factor)
+                    put(packed, to + at, (lanes(values, here + at) - origin) * factor)
                 for x in range(whole, high):
                     packed[to + x] = (values[here + x] - origin) * factor
-        for row in range(0, stop - block, 2):
+        for row in range(top, bottom, 2):
+            if (rows >> (row // 2)) & 1 == 0:
+                continue
             at = (g * 8 + row) * half * line + begin
             here = row * pitch + 16
             if half == 12:
@@ -792,49 +818,53 @@ def add_runs(
 
 
 @kernel
-def clear_planes(half: I8, fields: I8s, g: I8, first: I8, last: I8, planes: F4s) -> None:
-    """The planes of group g are 0 in the image rows first … last; `fields` as in `add_affinities`."""
-    top = fields[5 * g]
-    rows = fields[5 * g + 2]
-    columns = fields[5 * g + 3]
-    for o in range(half):
-        for row in range(max(0, first - top), min(rows, last - top)):
-            out = fields[5 * g + 4] + (o * rows + row) * columns
-            for x in range(columns):
-                planes[out + x] = 0.0
+def clear_planes(c: I8, half: I8, fields: I8s, first: I8, last: I8, planes: F4s) -> None:
+    """The planes of c groups are 0 in the image rows first … last; `fields` as in `add_affinities`."""
+    for g in range(c):
+        top = fields[5 * g]
+        rows = fields[5 * g + 2]
+        columns = fields[5 * g + 3]
+        for o in range(half):
+            for row in range(max(0, first - top), min(rows, last - top)):
+                out = fields[5 * g + 4] + (o * rows + row) * columns
+                for x in range(columns):
+                    planes[out + x] = 0.0
 
 
 @kernel
 def decay_planes(
+    c: I8,
     half: I8,
     offsets: I8s,
     fields: I8s,
-    g: I8,
     first: I8,
     last: I8,
     h: I8,
     w: I8,
-    scale: F4,
-    share: F4,
+    scales: F4s,
+    shares: F4s,
     valid: F4s,
     planes: F4s,
 ) -> None:
-    """The distances in the planes of group g become share · exp(−scale · distance), 0 where a pixel is absent."""
-    top = fields[5 * g]
-    left = fields[5 * g + 1]
-    rows = fields[5 * g + 2]
-    columns = fields[5 * g + 3]
-    for y in range(max(first, top), min(last, top + rows)):
-        for o in range(half):
-            dy = offsets[2 * o]
-            dx = offsets[2 * o + 1]
-            if y + dy < h:
-                here = y * w
-                there = here + dy * w + dx
-                out = fields[5 * g + 4] + (o * rows + y - top) * columns - left
-                for x in range(max(max(0, left), -dx), min(min(w, left + columns), w - dx)):
-                    both = valid[here + x] * valid[there + x]
-                    planes[out + x] = share * both * exp_minus_4(scale * planes[out + x])
+    """The distances in the planes of c groups become shares · exp(−scales · distance), 0 where a pixel is absent."""
+    for g in range(c):
+        top = fields[5 * g]
+        left = fields[5 * g + 1]
+        rows = fields[5 * g + 2]
+        columns = fields[5 * g + 3]
+        scale = scales[g]
+        share = shares[g]
+        for y in range(max(first, top), min(last, top + rows)):
+            for o in range(half):
+                dy = offsets[2 * o]
+                dx = offsets[2 * o + 1]
+                if y + dy < h:
+                    here = y * w
+                    there = here + dy * w + dx
+                    out = fields[5 * g + 4] + (o * rows + y - top) * columns - left
+                    for x in range(max(max(0, left), -dx), min(min(w, left + columns), w - dx)):
+                        both = valid[here + x] * valid[there + x]
+                        planes[out + x] = share * both * exp_minus_4(scale * planes[out + x])
 
 
 @kernel
@@ -886,13 +916,12 @@ def feature_distances(
                 lengths[j * m + i] = 0.0
         count = 0
         if half > 0:
-            for g in range(c):
-                clear_planes(half, fields, g, block, last_row, planes)
+            clear_planes(c, half, fields, block, last_row, planes)
             count = find_runs(needed, c, (h + 7) // 8, block // 8, w, runs)
             clear_runs(runs, count, half, line, distance)
-        for k in range(0, d, 32):
-            end = min(k + 32, d)
-            ahead = 32 * p
+        for k in range(0, d, 16):
+            end = min(k + 16, d)
+            ahead = 16 * p  # what comes next is fetched meanwhile
             if end == d:
                 ahead = 8 * w - k * p
             for one in range(k, end):
@@ -925,13 +954,13 @@ def feature_distances(
                 for x in range(w - 1):
                     lengths[at + x] = side[to + x]
         for n in range(count):
-            g = runs[3 * n]
+            g = runs[4 * n]
             top = fields[5 * g]
             left = fields[5 * g + 1]
             rows = fields[5 * g + 2]
             columns = fields[5 * g + 3]
-            begin = max(runs[3 * n + 1], left)
-            until = min(runs[3 * n + 1] + runs[3 * n + 2], left + columns)
+            begin = max(runs[4 * n + 1], left)
+            until = min(runs[4 * n + 1] + runs[4 * n + 2], left + columns)
             for y in range(max(block, top), min(last_row, top + rows)):
                 for o in range(half):
                     dx = offsets[2 * o + 1]
@@ -969,26 +998,26 @@ def add_affinities(
     `fields` holds five numbers a group: first row and column of its planes in the image, their rows and columns, and
     where they start. They may reach over the image: absent pixels are left alone. Image rows first … last go eight at
     a time, of which each group does the columns that `needed` (group, eight rows, column) marks; `runs` has room for
-    c · (w / 16 + 1) of these, times three.
+    c · (w / 16 + 1) of these, times four.
     """
     line = w + 16
     for block in range(first, last, 8):
         stop = min(block + 8, last)
         count = find_runs(needed, c, (h + 7) // 8, block // 8, w, runs)
         clear_runs(runs, count, half, line, distance)
-        for k in range(0, d, 32):
-            end = min(k + 32, d)
+        for k in range(0, d, 16):
+            end = min(k + 16, d)
             add_runs(
                 values, factors, d, k, end, h, w, block, stop, reach, half, offsets, runs, count, packed, distance, 0
             )
         for n in range(count):
-            g = runs[3 * n]
+            g = runs[4 * n]
             top = fields[5 * g]
             left = fields[5 * g + 1]
             rows = fields[5 * g + 2]
             columns = fields[5 * g + 3]
-            begin = max(runs[3 * n + 1], left)
-            end = min(runs[3 * n + 1] + runs[3 * n + 2], left + columns)
+            begin = max(runs[4 * n + 1], left)
+            end = min(runs[4 * n + 1] + runs[4 * n + 2], left + columns)
             share = shares[g]
             for y in range(max(block, top), min(stop, top + rows)):
                 for o in range(half):

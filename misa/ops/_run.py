@@ -5,8 +5,9 @@ Threads follow `torch.get_num_threads()`. Scratch memory belongs to a thread and
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -15,12 +16,12 @@ from torch import Tensor
 from misa.ops._compile import Kernel
 
 T = TypeVar("T")
-_scratch = threading.local()
+BLOCK = 1 << 25  # bytes; systems hand out memory when it is touched, so the rest costs nothing
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
 def run(kernel: Kernel, *arguments: Any) -> Any:
-    """Call a kernel with tensors, which must be contiguous, and numbers."""
+    """Call a kernel with tensors, which must be contiguous, addresses and numbers."""
     return kernel.compiled(*[x.data_ptr() if isinstance(x, Tensor) else x for x in arguments])
 
 
@@ -35,9 +36,38 @@ def spread_out(task: Callable[..., T], *items: Any) -> list[T]:
     return list(_pools[key].map(task, *items))
 
 
-def scratch(name: str, size: int, dtype: torch.dtype) -> Tensor:
-    """Memory of this thread under a name, at least `size` long, with whatever was in it."""
-    have: dict[str, Tensor] = _scratch.__dict__
-    if name not in have or have[name].numel() < size:
-        have[name] = torch.empty(size, dtype=dtype)
-    return have[name]
+class _Memory(threading.local):
+    """Memory of one thread to work in, handed out piece after piece and taken back in the reverse order."""
+
+    def __init__(self) -> None:
+        self.block = torch.empty(BLOCK, dtype=torch.uint8)
+        self.more: list[Tensor] = []  # what did not fit; the next block is as large as all together
+        self.used = self.most = 0
+
+    def piece(self, size: int, dtype: torch.dtype) -> int:
+        """The address of room for `size` numbers, with whatever was in it."""
+        start = self.used
+        self.used += -(-size * dtype.itemsize // 64) * 64
+        self.most = max(self.most, self.used)
+        if self.used <= len(self.block):
+            return self.block.data_ptr() + start
+        self.more.append(torch.empty(self.used - start, dtype=torch.uint8))
+        return self.more[-1].data_ptr()
+
+
+_memory = _Memory()
+
+
+@contextmanager
+def scratch() -> Iterator[Callable[[int, torch.dtype], int]]:
+    """Addresses of memory of this thread, by size and type, good until the block ends; blocks may be nested."""
+    mine, before = _memory, _memory.used
+    if before == 0 and mine.most > len(mine.block):
+        mine.block = torch.empty(0, dtype=torch.uint8)  # let go first
+        mine.block = torch.empty(mine.most, dtype=torch.uint8)
+    try:
+        yield mine.piece
+    finally:
+        mine.used = before
+        if before == 0:
+            mine.more.clear()

@@ -1,6 +1,6 @@
 """The CPU path of features and windows: distances of S along grid edges and over windows, Eq. 14 over a window."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from misa.ops._device import Layer
 from misa.ops._run import run, scratch, spread_out
 
 ROWS = 8  # the kernels take so many rows at once
-STRIP = 2 * ROWS  # and a thread so many
+STRIP = 4 * ROWS  # and a thread so many
 Crop = tuple[int, int, int, int]  # first row and column, one past the last
 
 
@@ -56,12 +56,11 @@ class Windows:
         for group, needed in zip(self.members, self.needed, strict=True):
             field = Field([self.crops[i] for i in group])
             if group:
-                first, last = torch.tensor(field.crops).amin(dim=0), torch.tensor(field.crops).amax(dim=0)
-                field.top, field.left = int(first[0]) - reach, int(first[1]) - reach
-                field.rows, field.columns = int(last[2]) + reach - field.top, int(last[3]) + reach - field.left
-            for y0, x0, y1, x1 in field.crops:  # half of the window looks back from there, so the reach counts twice
-                rows = slice(max(0, y0 - reach) // ROWS, -(-(y1 + reach) // ROWS))
-                needed[rows, max(0, x0 - reach) : x1 + reach] = 1
+                top, left, bottom, right = zip(*field.crops, strict=True)
+                field.top, field.left = min(top) - reach, min(left) - reach
+                field.rows, field.columns = max(bottom) + reach - field.top, max(right) + reach - field.left
+                crops = torch.tensor(field.crops)
+                run(kernels.mark_needed, crops, len(crops), reach, h, w, needed)
             field.start = start
             start += self.half * field.size
             self.fields.append(field)
@@ -80,12 +79,12 @@ class Windows:
         chosen = [self.fields[g] for g in groups]
         return torch.tensor([[f.top, f.left, f.rows, f.columns, f.start] for f in chosen], dtype=torch.int64)
 
-    def room(self, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    def room(self, new: Callable[[int, torch.dtype], int], groups: int) -> tuple[int, int, int]:
         """`runs`, `packed` and `distance` of the kernels."""
         return (
-            scratch("runs", 3 * groups * (self.w // 16 + 1), torch.int64),
-            scratch("packed", 32 * (ROWS + self.reach) * (self.w + 64) + 2 * self.reach, torch.float32),
-            scratch("distance", groups * ROWS * self.half * (self.w + 16), torch.float32),
+            new(4 * groups * (self.w // 16 + 1), torch.int64),
+            new(16 * (ROWS + self.reach) * (self.w + 64) + 2 * self.reach, torch.float32),
+            new(groups * ROWS * self.half * (self.w + 16), torch.float32),
         )
 
 
@@ -100,7 +99,8 @@ def _bounds(box: Tensor) -> Crop:
     """First row and column where the box is not 0, and one past the last; all 0 for an empty box."""
     h, w = box.shape
     found = torch.empty(4, dtype=torch.int64)
-    run(kernels.bounds, box, h, w, scratch("columns", w, torch.float32), found)
+    with scratch() as new:
+        run(kernels.bounds, box, h, w, new(w, torch.float32), found)
     y0, x0, y1, x1 = found.tolist()
     return (y0, x0, y1, x1) if y1 > 0 else (0, 0, 0, 0)
 
@@ -126,11 +126,12 @@ def feature_lengths(
     shape, needed = windows.shape(groups), windows.needed[list(groups)]
 
     def strip(first: int, last: int, sums: Tensor) -> None:
-        run(
-            kernels.feature_distances, features, factors, squares, c, d, h, w, first, last,
-            scratch("side", ROWS * c * w, torch.float32), lengths, sums, windows.reach, windows.half, windows.offsets,
-            shape, needed, *windows.room(c), windows.planes,
-        )  # fmt: skip
+        with scratch() as new:
+            run(
+                kernels.feature_distances, features, factors, squares, c, d, h, w, first, last,
+                new(ROWS * c * w + 16, torch.float32), lengths, sums, windows.reach, windows.half, windows.offsets,
+                shape, needed, *windows.room(new, c), windows.planes,
+            )  # fmt: skip
 
     spread_out(strip, cuts[:-1], cuts[1:], list(moments))
     return lengths, moments.sum(dim=0)
@@ -159,7 +160,7 @@ def propagate_window(
     layers = [layers for _, layers in groups]
     if windows is None:
         windows = Windows(boxes, h, w, [members for members, _ in groups], offsets)
-    _fill(windows, layers, present, [] if scales is None else scales.tolist())
+    _fill(windows, layers, present, scales)
     norms = [torch.empty(field.rows, field.columns) for field in windows.fields]
     centres = [float(sum(share for _, _, share, _ in mine)) for mine in layers]
 
@@ -173,12 +174,13 @@ def propagate_window(
     def one(i: int, g: int) -> None:
         field, (y0, x0, y1, x1) = windows.fields[g], windows.crops[i]
         size = (y1 - y0 + 2 * windows.reach) * (x1 - x0 + 2 * windows.reach)
-        now, then = scratch("now", size, torch.float32), scratch("then", size, torch.float32)
-        run(
-            kernels.local_steps, windows.of(g), norms[g], windows.half, windows.offsets, field.rows, field.columns, w,
-            field.top, field.left, windows.reach, windows.boxes[i], y0, x0, y1 - y0, x1 - x0, centres[g], steps,
-            masks[i], now, then, scratch("sum", w, torch.float32), result[i],
-        )  # fmt: skip
+        with scratch() as new:
+            now, then, sums = (new(length, torch.float32) for length in (size, size, w))
+            run(
+                kernels.local_steps, windows.of(g), norms[g], windows.half, windows.offsets, field.rows, field.columns,
+                w, field.top, field.left, windows.reach, windows.boxes[i], y0, x0, y1 - y0, x1 - x0, centres[g], steps,
+                masks[i], now, then, sums, result[i],
+            )  # fmt: skip
 
     tasks = [(i, g) for g, members in enumerate(windows.members) for i in members]
     if tasks:
@@ -197,37 +199,42 @@ def _present(valid: Sequence[Tensor | None], h: int, w: int) -> list[Tensor]:
 
 
 def _fill(
-    windows: Windows, layers: Sequence[Sequence[Layer]], present: Sequence[Tensor], scales: Sequence[float]
+    windows: Windows, layers: Sequence[Sequence[Layer]], present: Sequence[Tensor], scales: Tensor | None
 ) -> None:
-    """The affinities of all groups, strip by strip; layers with the same values share one reading of these."""
-    h, w = windows.h, windows.w
+    """The affinities of all groups, strip by strip; layers with the same values share one reading of these.
+
+    With `scales` the last layer of every group is in the planes already, as distances.
+    """
+    h, w, half = windows.h, windows.w, windows.half
     shared: dict[tuple[int, int], list[tuple[int, Layer]]] = {}
     for g, mine in enumerate(layers):
-        for layer in mine[:-1] if scales else mine:
+        for layer in mine if scales is None else mine[:-1]:
             shared.setdefault((id(layer[0]), id(present[g])), []).append((g, layer))
     calls = []
     for users in shared.values():
         its = [g for g, _ in users]
         factors = torch.stack([squares for _, (_, squares, _, _) in users]).sqrt()
         shares = torch.tensor([share for _, (_, _, share, _) in users])
+        there = () if scales is None else (scales[its].contiguous(), torch.tensor([layers[g][-1][2] for g in its]))
         where = (present[its[0]], windows.shape(its), windows.needed[its])
-        calls.append((users[0][1][0].contiguous(), factors, shares, where))
-    fields = windows.shape(range(len(layers)))
+        calls.append((users[0][1][0].contiguous(), factors, shares, where, there))
+    every = windows.shape(range(len(layers)))
 
     def strip(first: int) -> None:
         last = min(first + STRIP, h)
-        for g, mine in enumerate(layers):
-            if not scales:
-                run(kernels.clear_planes, windows.half, fields, g, first, last, windows.planes)
-            else:
+        if scales is None:
+            run(kernels.clear_planes, len(layers), half, every, first, last, windows.planes)
+        for values, factors, shares, (valid, fields, needed), there in calls:
+            c = len(factors)
+            if there:
                 run(
-                    kernels.decay_planes, windows.half, windows.offsets, fields, g, first, last, h, w, scales[g],
-                    mine[-1][2], present[g], windows.planes,
+                    kernels.decay_planes, c, half, windows.offsets, fields, first, last, h, w, *there, valid,
+                    windows.planes,
                 )  # fmt: skip
-        for values, factors, shares, where in calls:
-            run(
-                kernels.add_affinities, values, factors, shares, len(factors), len(values), h, w, first, last,
-                windows.reach, windows.half, windows.offsets, *where, *windows.room(len(factors)), windows.planes,
-            )  # fmt: skip
+            with scratch() as new:
+                run(
+                    kernels.add_affinities, values, factors, shares, c, len(values), h, w, first, last, windows.reach,
+                    half, windows.offsets, valid, fields, needed, *windows.room(new, c), windows.planes,
+                )  # fmt: skip
 
     spread_out(strip, range(0, h, STRIP))

@@ -94,7 +94,7 @@ class Scene:
             mean = (k * first).mean(dim=1)
             lengths.append(length)
             variances.append(((k.square() * second).mean(dim=1) - mean.square()).clamp(min=0).float())
-        return torch.cat(lengths), torch.cat(variances)
+        return lengths[0] if len(lengths) == 1 else torch.cat(lengths), torch.cat(variances)
 
     def semantic_scale(self, sigma: Literal["image"] | float, factor: float) -> Float[Tensor, " q"]:
         """(factor · σ_{S^c})² for every pair."""

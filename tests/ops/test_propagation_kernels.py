@@ -4,7 +4,6 @@ import math
 import os
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -219,7 +218,7 @@ def test_nothing_is_read_before_it_is_written(rng, monkeypatch):
         ]
 
     usual = both()
-    monkeypatch.setattr(_run, "_scratch", threading.local())
+    monkeypatch.setattr(_run, "_memory", _run._Memory())
     torch.use_deterministic_algorithms(True)  # torch.empty is filled with NaN then
     try:
         assert torch.empty(3).isnan().all()
