@@ -3,7 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from misa.bench import plain_propagation as plain
-from misa.bench.propagation import exponent, main
+from misa.bench.propagation import exponent, fired, load, main
 from misa.ops.propagation import propagate_global, propagate_local
 from misa.ops.tree import minimum_spanning_tree
 
@@ -27,6 +27,18 @@ def test_exponent():
 
 
 @pytest.mark.shared
+def test_masks_of_the_cells_that_fire(shared):
+    root = shared / "data" / "coco_mini"
+    cells = fired(root, 86, 800)
+    assert set(cells) == {0, 1, 2}
+    assert len(cells) > 9  # an object fires in several cells
+    work, alone = load(root, 86, cells, short=128), load(root, 86, None, short=128)
+    assert_close(work.boxes, alone.boxes[cells])
+    assert work.labels == [alone.labels[i] for i in cells]
+    assert not torch.equal(work.masks[0], work.masks[1])  # each cell predicts on its own
+
+
+@pytest.mark.shared
 def test_quick_run_prints_its_tables(shared, capsys):
     threads = torch.get_num_threads()
     try:
@@ -34,7 +46,7 @@ def test_quick_run_prints_its_tables(shared, capsys):
     finally:
         torch.set_num_threads(threads)
     out = capsys.readouterr().out
-    for word in ("tree+global", "SEPA", "start-up", "1 threads", "with the compiler"):
+    for word in ("tree+global", "SOLOv2", "SEPA", "start-up", "1 threads", "with the compiler"):
         assert word in out
 
 
