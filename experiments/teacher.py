@@ -13,7 +13,7 @@ The paper gives neither losses nor schedule of its teacher: the demo's are ours,
 rate, decay, warm-up and batch of SeMask (Jain et al. 2023), and length and image sizes of the student.
 """
 
-from experiments import coco_mini
+from experiments import coco_mini, demo
 from misa.experiment import TINY, Affinity, Augmentation, Experiment, Network, Schedule, Semantic
 
 # The student's own box objectives, and cross-entropy to the network's own sure answers within what the boxes allow.
@@ -47,6 +47,7 @@ ROWS = {
     "demo_grabcut": DEMO.but(semantic={"labels": "grabcut"}),
     "demo_student": DEMO.but(semantic={"labels": "student", "student": "demo:box"}),
     "demo_mask": DEMO.but(supervision="mask"),
+    "demo_tables": DEMO.but(scenes=demo.MANY),  # for the students of Tables 3-5
     "coco_mini": COCO_MINI,
     "voc_r50": VOC,
     "voc_r101": VOC.but(network=Network(backbone="resnet101")),
