@@ -61,11 +61,11 @@ class Merges:
         self.group, self.meeting = new(p, torch.int32), new(p, torch.int32)
         self.children = new(p, torch.int64)
         self.start, self.decay = new(p + 1, torch.int32), new(p, torch.float32)
-        with scratch() as room:
-            length, jump, depth = (room(p, dtype) for dtype in (torch.float32, torch.int32, torch.int32))
+        with scratch() as short:
+            length, jump, depth = short(p, torch.float32), short(p, torch.int32), short(max(p, 256), torch.int32)
             self.k = run(
                 kernels.meet, parent, s, p, self.group, self.meeting, length, self.decay, jump, depth, self.start,
-                self.children,
+                self.children, short(p, torch.int64),
             )  # fmt: skip
 
     def sums(self, values: Tensor, pixel: Tensor, out: int) -> int:

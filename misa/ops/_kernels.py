@@ -304,6 +304,7 @@ def meet(
     depth: I4s,
     start: I4s,
     children: I8s,
+    room: I8s,
 ) -> I8:
     """The merge tree of one rooted tree with edges s: flat zones, meeting points t(x), children in ascending s.
 
@@ -365,25 +366,44 @@ def meet(
             children[first] = min(a_key, b_key)
             children[first + 1] = max(a_key, b_key)
         elif last - first > 2:
-            sort(children, first, last)
+            sort(children, first, last, room, depth)
     return k
 
 
 @kernel
-def sort(keys: I8s, first: I8, last: I8) -> None:
-    """Sort keys[first:last]: by insertion, over growing gaps where there are many (Shell)."""
-    gap = 1
-    while gap * 9 < last - first:
-        gap = gap * 3 + 1
-    while gap > 0:
-        for i in range(first + gap, last):
+def sort(keys: I8s, first: I8, last: I8, room: I8s, place: I4s) -> None:
+    """Sort keys[first:last], which ascend in their lower halves: by insertion, or where there are many digit by digit.
+
+    Four digits of a byte in the upper half, the least first, each pass keeping the order of equals; `room` is for as
+    many keys, `place` for 256 numbers.
+    """
+    if last - first <= 64:
+        for i in range(first + 1, last):
             key = keys[i]
             j = i
-            while j - gap >= first and keys[j - gap] > key:
-                keys[j] = keys[j - gap]
-                j -= gap
+            while j > first and keys[j - 1] > key:
+                keys[j] = keys[j - 1]
+                j -= 1
             keys[j] = key
-        gap = gap // 3
+        return
+    for digit in range(4):
+        shift = 32 + 8 * digit
+        for b in range(256):
+            place[b] = 0
+        for i in range(first, last):
+            b = (keys[i] >> shift) & 255
+            place[b] += 1
+        total = 0
+        for b in range(256):
+            many = place[b]
+            place[b] = total
+            total += many
+        for i in range(first, last):
+            b = (keys[i] >> shift) & 255
+            room[place[b]] = keys[i]
+            place[b] += 1
+        for i in range(first, last):
+            keys[i] = room[i - first]
 
 
 @kernel

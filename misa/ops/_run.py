@@ -40,17 +40,23 @@ class _Memory(threading.local):
     """Memory of one thread to work in, handed out piece after piece and taken back in the reverse order."""
 
     def __init__(self) -> None:
-        self.block = torch.empty(BLOCK, dtype=torch.uint8)
         self.more: list[Tensor] = []  # what did not fit; the next block is as large as all together
         self.used = self.most = 0
+        self.reserve(BLOCK)
+
+    def reserve(self, size: int) -> None:
+        """A block of `size` bytes."""
+        self.block: Tensor | None = None  # let go first
+        self.block = torch.empty(size, dtype=torch.uint8)
+        self.size, self.address = size, self.block.data_ptr()
 
     def piece(self, size: int, dtype: torch.dtype) -> int:
         """The address of room for `size` numbers, with whatever was in it."""
         start = self.used
         self.used += -(-size * dtype.itemsize // 64) * 64
         self.most = max(self.most, self.used)
-        if self.used <= len(self.block):
-            return self.block.data_ptr() + start
+        if self.used <= self.size:
+            return self.address + start
         self.more.append(torch.empty(self.used - start, dtype=torch.uint8))
         return self.more[-1].data_ptr()
 
@@ -62,9 +68,8 @@ _memory = _Memory()
 def scratch() -> Iterator[Callable[[int, torch.dtype], int]]:
     """Addresses of memory of this thread, by size and type, good until the block ends; blocks may be nested."""
     mine, before = _memory, _memory.used
-    if before == 0 and mine.most > len(mine.block):
-        mine.block = torch.empty(0, dtype=torch.uint8)  # let go first
-        mine.block = torch.empty(mine.most, dtype=torch.uint8)
+    if before == 0 and mine.most > mine.size:
+        mine.reserve(mine.most)
     try:
         yield mine.piece
     finally:

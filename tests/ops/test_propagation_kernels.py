@@ -262,7 +262,7 @@ def test_climb_is_that_of_the_plain_loop(rng):
     arrays["children"] = np.zeros(p, dtype=np.int64)
     length, decay = np.zeros(p, dtype=np.float32), np.zeros(p, dtype=np.float32)
     arguments = [parent, s.numpy(), p, arrays["group"], arrays["meeting"], length, decay]
-    arguments += [arrays["jump"], arrays["depth"], arrays["start"], arrays["children"]]
+    arguments += [arrays["jump"], arrays["depth"], arrays["start"], arrays["children"], np.zeros(p, dtype=np.int64)]
     k = _kernels.meet(*arguments)
     assert k == p - 1
     group = arrays["group"]
@@ -281,12 +281,15 @@ def test_climb_is_that_of_the_plain_loop(rng):
         assert (arrays["meeting"][members] == t).all()
 
 
-@pytest.mark.parametrize(("first", "last"), [(3, 490), (5, 5), (5, 6), (5, 7), (5, 14), (5, 15)])
-def test_sort(first, last):
-    keys = np.random.default_rng(0).integers(0, 1000, 500)
+@pytest.mark.parametrize(("first", "last"), [(3, 490), (5, 5), (5, 6), (5, 14), (5, 69), (5, 70)])
+@pytest.mark.parametrize("largest", [3, 2**31])
+def test_sort(first, last, largest):
+    """By lengths and then numbers, few keys and many, with and without equal lengths; what is around stays."""
+    keys = np.random.default_rng(0).integers(0, largest, 500) << 32 | np.arange(500)
     expected = keys.copy()
     expected[first:last].sort()
-    _kernels.sort.compiled(keys.ctypes.data, first, last)
+    room, place = np.empty(last - first, dtype=np.int64), np.empty(256, dtype=np.int32)
+    _kernels.sort.compiled(keys.ctypes.data, first, last, room.ctypes.data, place.ctypes.data)
     np.testing.assert_array_equal(keys, expected)
 
 
