@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from misa.data.inputs import IMAGES
 from misa.data.layout import DataError
 
 # The last bytes of a whole file. Decoding 100k images takes many minutes, reading their ends some seconds.
@@ -48,10 +49,13 @@ Twins = dict[tuple[int, int], list[Path]]
 """Files by their size and the checksum of their end: only these can be equal."""
 
 
-def check_files(images: list[Listed], folder: Path, *, read: bool, twins: Twins | None = None) -> Iterator[Fault]:
+def check_files(
+    images: list[Listed], folder: Path, *, read: bool, twins: Twins | None = None, alone: bool = True
+) -> Iterator[Fault]:
     """The faults of the listed files, in their order; `read` also opens each file, with a progress bar.
 
     twins: gathers the files, so that those of equal content are told, across several calls.
+    alone: no other list has its images in the folder, so that an image which is not listed is worth a note.
     """
     _hush()
     there: dict[str, list[str]] = {}
@@ -71,7 +75,7 @@ def check_files(images: list[Listed], folder: Path, *, read: bool, twins: Twins 
             yield Fault(image, "image-absent", f"the file {folder / image.file_name} is absent", cure)
     if not read:
         return
-    unlisted = len(names) - len({image.file_name for image in found} & names)
+    unlisted = {name for name in names if name.lower().endswith(IMAGES)} - {image.file_name for image in found}
     # Neither a bar for a second's work nor one in a log file.
     bar = tqdm(total=len(found), desc="check images", unit="image", leave=False, delay=2, disable=None)
     with bar, ThreadPoolExecutor(_THREADS) as pool:
@@ -82,8 +86,8 @@ def check_files(images: list[Listed], folder: Path, *, read: bool, twins: Twins 
                 if twins is not None and not any(fault.weight == "error" for fault in faults):
                     yield from _twin(image, folder / image.file_name, twins)
                 bar.update()
-    if unlisted and found:
-        message = f"the folder {folder} has {unlisted} files that are not listed"
+    if unlisted and found and alone:
+        message = f"the folder {folder} has {len(unlisted)} images that are not listed"
         yield Fault(
             Listed(0, "", 0, 0, str(folder)), "unlisted", message, "nothing to do, if they are not meant", "note"
         )

@@ -148,6 +148,7 @@ def check_coco(
     long_side: int | None = None,
     samples: int = 0,
     twins: Twins | None = None,
+    alone: bool = True,
 ) -> Report:
     """Reads the whole annotation file and looks at the images; never raises for what they hold.
 
@@ -161,6 +162,7 @@ def check_coco(
     long_side: the cap of the resized long side in pixels; images too thin to be shrunk so far are fatal.
     samples: how many images to keep with their boxes in the report.
     twins: gathers the images by content, so that equal ones are told; give it to the check of each split.
+    alone: no other split has its images in that folder; False leaves out the note on images that are not listed.
 
     Boxes that reach beyond the image are clipped with a warning; boxes without area or wholly outside are fatal,
     except that flat boxes rarer than 1 in 10,000 (COCO itself has two) are left out with a warning.
@@ -188,7 +190,7 @@ def check_coco(
         notes.add("image-folder", "", message, "give the folder of the images")
     else:
         listed = [image for image in images.values() if image is not None]
-        for fault in check_files(listed, folder, read=verify_images == "open", twins=twins):
+        for fault in check_files(listed, folder, read=verify_images == "open", twins=twins, alone=alone):
             place = fault.image.where or f"image {fault.image.id}"
             weight = {"fatal": fault.weight == "error", "note": fault.weight == "note"}
             notes.add(fault.kind, place, fault.message, fault.cure, **weight)

@@ -56,6 +56,7 @@ def check_data(
         raise DataError(f"images goes with one COCO json; {path} is none.")
     else:
         layout = open_layout(path)
+        options["alone"] = layout.train.images != layout.val.images
         train = check_coco(*layout.train, **options)  # type: ignore[arg-type]
         purpose = "eval" if has_masks(layout.val.annotations) else "boxes"
         val = check_coco(*layout.val, classes=train.classes, purpose=purpose, **options)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,25 @@ def visualizer_config(folder: Path, loggers: tuple[str, ...] | None) -> dict[str
         start = {"project": "misa", "name": folder.name, "dir": str(folder), "resume": "allow", "id": run_id(folder)}
         backends.append({"type": WandbVisBackend, "save_dir": str(folder / "wandb"), "init_kwargs": start})
     if loggers and "mlflow" in loggers:
-        kept = {"save_dir": str(folder / "mlflow"), "exp_name": "misa", "run_name": folder.name}
-        backends.append({"type": MLflowVisBackend, **kept})
+        backends.append(
+            {"type": MLflowVisBackend, "exp_name": "misa", "run_name": folder.name, **_mlflow_store(folder)}
+        )
     # A name of its own: mmengine keeps a visualizer a name, closed or not, and warns where one is asked for again.
     name = f"misa {folder} {next(_number)}"
     return {"type": Visualizer, "vis_backends": backends or None, "name": name, "save_dir": str(folder)}
+
+
+def _mlflow_store(folder: Path) -> dict[str, Any]:
+    """The server that MLflow's own MLFLOW_TRACKING_URI names, else a database in the run folder.
+
+    mmengine would write plain files, which MLflow 3 refuses, and would not ask for the server.
+    """
+    kept = folder.absolute() / "mlflow"
+    server = os.environ.get("MLFLOW_TRACKING_URI")
+    if server:
+        return {"save_dir": str(kept), "tracking_uri": server}
+    place = {"tracking_uri": f"sqlite:///{kept / 'mlflow.db'}", "artifact_location": (kept / "artifacts").as_uri()}
+    return {"save_dir": str(kept), **place}
 
 
 def run_id(folder: Path) -> str:

@@ -6,6 +6,7 @@ from misa.data.boxfolder import write_box_folder
 from misa.data.convert import open_layout, read_boxes
 from misa.data.layout import DataError
 from misa.data.synthetic import Scenes, draw_scene
+from misa.engine.checkup import check_data
 
 
 def test_the_table_holds_the_boxes_of_the_scenes(tmp_path, monkeypatch):
@@ -19,6 +20,9 @@ def test_the_table_holds_the_boxes_of_the_scenes(tmp_path, monkeypatch):
         assert boxes == scene.boxes.tolist()
         assert labels == [scenes.names[label] for label in scene.labels]
     assert open_layout(root).val.annotations.is_file()
+    report = str(check_data(root))
+    assert "2 images (0 without objects)" in report  # of the twelve, for validation
+    assert "not listed" not in report  # neither those of the other split nor the table
 
 
 def test_it_is_drawn_once_and_over_nothing_else(tmp_path):

@@ -566,7 +566,7 @@ def test_what_is_given_twice_is_told(spoil: Spoil) -> None:
     assert "annotation 70 on image 7: another cat of this image has the same box" in text
     assert "category 9: the class 'Cat ' differs from 'cat' in case or spaces only" in text
     assert "note: " in text
-    assert "has 1 files that are not listed" in text
+    assert "has 1 images that are not listed" in text
     assert "image 70: a.jpg has no object" in text
 
 

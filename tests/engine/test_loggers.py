@@ -83,3 +83,26 @@ def test_every_training_has_its_own_also_in_one_folder(tmp_path):
         "MLflowVisBackend",
     ]
     assert visualizer_config(tmp_path, None)["vis_backends"] is None
+
+
+def test_mlflow_writes_into_the_run_folder_or_to_the_named_server(tmp_path, monkeypatch):
+    """MLflow 3 refuses plain files, and a folder beside the shell's would be litter."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    own = visualizer_config(tmp_path / "a b", ("mlflow",))["vis_backends"][1]
+    assert own["tracking_uri"] == f"sqlite:///{tmp_path}/a b/mlflow/mlflow.db"
+    assert own["artifact_location"] == f"file://{tmp_path}/a%20b/mlflow/artifacts"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    shared = visualizer_config(tmp_path / "a b", ("mlflow",))["vis_backends"][1]
+    assert shared["tracking_uri"] == "http://server:5000"
+    assert "artifact_location" not in shared
+
+
+@pytest.mark.filterwarnings("ignore")  # those of MLflow's own libraries
+def test_mlflow_has_every_step_and_the_scores(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed: pip install mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = train(TOY, data_root=tmp_path / "data", work_dir=tmp_path / "run", gpus=0, loggers=("mlflow",))
+    client = mlflow.MlflowClient(f"sqlite:///{run.folder}/mlflow/mlflow.db")
+    (kept,) = client.search_runs([client.get_experiment_by_name("misa").experiment_id])
+    assert [point.step for point in client.get_metric_history(kept.info.run_id, "loss")] == [1, 2, 3, 4]
+    assert kept.data.metrics["segm/AP"] == pytest.approx(run.metrics["segm"]["AP"])
