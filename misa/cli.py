@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--miou", action="store_true", help="also mean IoU, a student's instances merged (Figure 1)")
     evaluate.add_argument("--merge-score", type=float, default=0.3, help="least score of an instance to be merged")
     evaluate.add_argument(
-        "--separation", action="store_true", help="of a teacher: does S tell objects apart where colour does not?"
+        "--separation", action="store_true", help="of a teacher: does S tell objects apart where color does not?"
     )
     evaluate.add_argument("--per-class", action="store_true", help="also the AP of every class")
     evaluate.add_argument("--boundary", action="store_true", help="also boundary AP (needs misa[boundary])")
@@ -205,7 +205,9 @@ def _estimate(options: argparse.Namespace) -> int:
     from misa.parameters import TrainParameters
 
     experiment = experiment_of(TrainParameters(row=options.row, precision=options.precision))
-    work = measure(experiment, device="cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"measuring steps of {options.row} on this machine's {device}; minutes on a CPU", flush=True)
+    work = measure(experiment, device=device)
     names = ("gpus", "gpu", "per_gpu", "images", "utilization")
     print(estimate(experiment, work, **{name: getattr(options, name) for name in names}))
     print("the formula and what it leaves out: misa/engine/estimate.py")

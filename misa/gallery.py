@@ -20,6 +20,8 @@ from misa.errors import UserError, did_you_mean
 
 # Parameters that name a folder, and where a smoke run puts it, so that it never mixes with real runs.
 _FOLDERS = ("run", "runs", "work_dir", "out", "root", "data_root")
+# Without a kernel a progress bar says 0 % for ever.
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 _FOLDED = """{% extends 'lab/index.html.j2' %}
 {% block codecell %}
 {% if 'solution' in cell.metadata.get('tags', []) %}<details><summary>Solution</summary>{{ super() }}</details>
@@ -99,7 +101,11 @@ def page(executed: Path) -> str:
     """An executed notebook as one self-contained page."""
     exporter = HTMLExporter(extra_loaders=[DictLoader({"folded.html.j2": _FOLDED})], template_file="folded.html.j2")
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
-    body, _ = exporter.from_notebook_node(nbformat.read(executed, as_version=4))
+    notebook = nbformat.read(executed, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if _WIDGET not in output.get("data", {})]
+    body, _ = exporter.from_notebook_node(notebook)
     return str(body)
 
 

@@ -16,6 +16,7 @@ buffers of single operations, scoring.
 
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -127,6 +128,7 @@ def measure(experiment: Experiment, *, sides: tuple[int, int] = (192, 320), devi
         raise UserError(f"sides are {sides}; give two multiples of 32 from 64, the smaller first.")
     MMLogger.get_current_instance().setLevel("ERROR")  # it tells of every single parameter that it initialises
     classes = tuple(f"class {i}" for i in range(CLASSES[experiment.data]))
+    warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")  # mmdet's heads, at their first call
     scratch = experiment.but(network={"pretrained": False}, augmentation={"jitter": None})
     model: nn.Module = MODELS.build(ConfigDict(model_config(scratch, classes)))
     model.init_weights()  # type: ignore[operator]

@@ -4,7 +4,7 @@ import nbformat
 import pytest
 
 from misa.cli import main
-from misa.gallery import parameters_of
+from misa.gallery import page, parameters_of
 
 CELLS = {
     "good": ["x: int = 1  # a number\ninteractive: bool = True\n", "'twice', 2 * x if interactive is False else 0"],
@@ -40,6 +40,16 @@ def test_a_page_for_each_and_one_that_leads_to_them(folder, capsys):
     assert "The bad one" in index
     assert "It asks a question." in index
     assert "And more" not in index
+
+
+def test_a_progress_bar_is_left_out(tmp_path):
+    bar = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "predict:   0%"}
+    cell = nbformat.v4.new_code_cell("1")
+    cell.outputs = [nbformat.v4.new_output("display_data", data) for data in (bar, {"text/plain": "kept"})]
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    made = page(tmp_path / "a.ipynb")
+    assert "kept" in made
+    assert "predict:" not in made
 
 
 def test_only_what_is_asked_for(folder, capsys):
