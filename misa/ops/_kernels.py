@@ -518,42 +518,6 @@ def add_edges(
     values: F4s,
     squares: F4s,
     q: I8,
-    first: I8,
-    last: I8,
-    p: I8,
-    w: I8,
-    ahead: I8,
-    start: I8,
-    stop: I8,
-    down: F4s,
-    at: I8,
-    side: F4s,
-    to: I8,
-) -> None:
-    """down[at + i] += Σ_d squares_d (V_d(i + w) − V_d(i))² for start ≤ i < stop; side[to + i] likewise to i + 1.
-
-    Channels first … last, sixteen pixels at a time; `squares` starts at q.
-    """
-    for i in range(start, stop, 16):
-        d0 = lanes(down, at + i)
-        s0 = lanes(side, to + i)
-        for k in range(first, last):
-            prefetch(values, k * p + i + ahead)
-            here = lanes(values, k * p + i)
-            below = lanes(values, k * p + w + i) - here
-            right = lanes(values, k * p + 1 + i) - here
-            w0 = wide(squares[q + k])
-            d0 += w0 * (below * below)
-            s0 += w0 * (right * right)
-        put(down, at + i, d0)
-        put(side, to + i, s0)
-
-
-@kernel
-def add_edges_3(
-    values: F4s,
-    squares: F4s,
-    q: I8,
     d: I8,
     first: I8,
     last: I8,
@@ -568,15 +532,22 @@ def add_edges_3(
     side: F4s,
     to: I8,
     size: I8,
+    second: I8,
+    third: I8,
 ) -> None:
-    """`add_edges` for three rows of `squares`, d apart, whose `down` is m apart and whose `side` size."""
+    """down[at + i] += Σ_d squares_d (V_d(i + w) − V_d(i))² for start ≤ i < stop; side[to + i] likewise to i + 1.
+
+    Channels first … last, sixteen pixels at a time, for three rows of `squares`: the first starts at q, the others are
+    `second` and `third` rows of d numbers on; a row of `down` has m, one of `side` size. With fewer rows to do,
+    one is named again and done twice, to the same end: reading V takes longer than that.
+    """
     for i in range(start, stop, 16):
         d0 = lanes(down, at + i)
-        d1 = lanes(down, at + m + i)
-        d2 = lanes(down, at + 2 * m + i)
+        d1 = lanes(down, at + second * m + i)
+        d2 = lanes(down, at + third * m + i)
         s0 = lanes(side, to + i)
-        s1 = lanes(side, to + size + i)
-        s2 = lanes(side, to + 2 * size + i)
+        s1 = lanes(side, to + second * size + i)
+        s2 = lanes(side, to + third * size + i)
         for k in range(first, last):
             prefetch(values, k * p + i + ahead)
             here = lanes(values, k * p + i)
@@ -585,8 +556,8 @@ def add_edges_3(
             below = below * below
             right = right * right
             w0 = wide(squares[q + k])
-            w1 = wide(squares[q + d + k])
-            w2 = wide(squares[q + 2 * d + k])
+            w1 = wide(squares[q + second * d + k])
+            w2 = wide(squares[q + third * d + k])
             d0 += w0 * below
             d1 += w1 * below
             d2 += w2 * below
@@ -594,11 +565,11 @@ def add_edges_3(
             s1 += w1 * right
             s2 += w2 * right
         put(down, at + i, d0)
-        put(down, at + m + i, d1)
-        put(down, at + 2 * m + i, d2)
+        put(down, at + second * m + i, d1)
+        put(down, at + third * m + i, d2)
         put(side, to + i, s0)
-        put(side, to + size + i, s1)
-        put(side, to + 2 * size + i, s2)
+        put(side, to + second * size + i, s1)
+        put(side, to + third * size + i, s2)
 
 
 @kernel
@@ -946,18 +917,11 @@ def feature_distances(
                 ahead = 8 * w - k * p
             for one in range(k, end):
                 add_moments(features, one * p + start, one * p + stop, moments, 2 * one)
-            j = 0
-            while j < c:
-                to = j * size - start
-                if j + 3 <= c:
-                    add_edges_3(
-                        features, squares, j * d, d, k, end, p, w, ahead, start, whole, lengths, j * m, m, side, to,
-                        size,
-                    )  # fmt: skip
-                    j += 3
-                else:
-                    add_edges(features, squares, j * d, k, end, p, w, ahead, start, whole, lengths, j * m, side, to)
-                    j += 1
+            for j in range(0, c, 3):
+                add_edges(
+                    features, squares, j * d, d, k, end, p, w, ahead, start, whole, lengths, j * m, m, side,
+                    j * size - start, size, min(1, c - 1 - j), min(2, c - 1 - j),
+                )  # fmt: skip
             for j in range(c):  # what is left of the block, and the last row
                 add_distances(features, squares, j * d, k, end, p, w, whole, below, lengths, j * m)
                 to = j * size - start
