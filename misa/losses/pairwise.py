@@ -220,7 +220,8 @@ def _pamr_masks(masks: Tensor, box_masks: Tensor, scene: Scene, steps: int, bala
     """PAMR image by image."""
     result = torch.zeros_like(masks)
     for image in sorted(set(scene.image)):
-        mine = torch.tensor([i for i, where in enumerate(scene.image) if where == image]).to(masks.device)
+        members = torch.tensor([i for i, where in enumerate(scene.image) if where == image])
+        mine = members.to(masks.device, non_blocking=True)
         semantic, labels = None, None
         if scene.features is not None and scene.factors is not None and scene.labels is not None:
             semantic = SemanticGuide(scene.features[image], scene.factors)

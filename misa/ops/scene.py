@@ -143,7 +143,8 @@ class Scene:
                 its = trees.rows(images)
                 parts = [(its.pixel, its.parent, on_edges(its, semantic), self.pair, 1.0)]
             elif form == "product":  # one tree for both: the kernels multiply
-                own = spanning_trees(s[images] + balance * semantic, *self.size, tie_rule=tie_rule)
+                of_pair = torch.stack([s[i] for i in images])  # a list as an index would wait for the device
+                own = spanning_trees(of_pair + balance * semantic, *self.size, tie_rule=tie_rule)
                 parts = [(own.pixel, own.parent, own.length, self.pair, 1.0)]
             else:
                 raise ValueError(f"propagate_global knows 'sum', 'embedding' and 'product', not {form!r}.")
