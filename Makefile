@@ -27,10 +27,10 @@ demo: setup  ## train, score and draw the demo from the notebook into runs/demo 
 	  --execution-timeout 7200 -p row demo:box -p work_dir runs/demo
 	@echo "The executed notebook is runs/demo/train.ipynb; its figures are in runs/demo/figures."
 
-test: setup  ## the default tests (4 min)
+test: setup  ## the default tests (6 min)
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
-test-slow: setup  ## the long tests: notebooks, real networks (5 min)
+test-slow: setup  ## the long tests: notebooks, real networks (10 min)
 	$(BIN)/python -m pytest -q -n 2 -m slow
 
 gallery: setup  ## all notebooks executed, as pages in runs/gallery (SMOKE=1: a few minutes; else what is not trained yet is trained)

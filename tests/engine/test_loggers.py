@@ -97,9 +97,11 @@ def test_mlflow_writes_into_the_run_folder_or_to_the_named_server(tmp_path, monk
     assert "artifact_location" not in shared
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # those of MLflow's own libraries
 def test_mlflow_has_every_step_and_the_scores(tmp_path, monkeypatch):
-    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed: pip install mlflow")
+    import mlflow  # takes seconds
+
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run = train(TOY, data_root=tmp_path / "data", work_dir=tmp_path / "run", gpus=0, loggers=("mlflow",))
     client = mlflow.MlflowClient(f"sqlite:///{run.folder}/mlflow/mlflow.db")
