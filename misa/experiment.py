@@ -104,6 +104,9 @@ class Affinity:
     global_form: Literal["sum", "embedding", "product"] = _later("sum")
     local_form: Literal["sum", "product"] = _later("sum")
     semantic_scale: float = _later(1.0)  # on σ of A^f and A^c
+    # With mode="pamr": 3x3 neighbors at these distances in cells of the mask, and how often.
+    pamr_dilations: tuple[int, ...] = _later((1, 2, 4, 8, 12, 24))
+    pamr_steps: int = _later(10)
 
 
 @dataclass(frozen=True)
@@ -241,6 +244,8 @@ class Experiment:
             raise ValueError("Schedule: lr and clip must be positive, weight_decay at least 0.")
         if self.affinity is not None and (self.affinity.window < 3 or self.affinity.window % 2 == 0):
             raise ValueError(f"Affinity.window is {self.affinity.window}; it must be odd and at least 3.")
+        if self.affinity is not None and min(self.affinity.pamr_steps, *self.affinity.pamr_dilations) < 1:
+            raise ValueError("Affinity: pamr_dilations and pamr_steps must be at least 1.")
 
     def _check_student(self) -> None:
         """ValueError where the student cannot learn from what the row gives it."""

@@ -3,7 +3,7 @@
 Axes: b image · n instance · c category · d channel · h row · w column.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -65,6 +65,7 @@ def pairwise_loss(
     window: int = 5,
     local_steps: int = 20,
     pamr_steps: int = 10,
+    pamr_dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
     balance: float = 0.7,
     saliency: bool = True,
     global_form: GlobalForm = "sum",
@@ -103,7 +104,7 @@ def pairwise_loss(
     pairs: dict[str, tuple[Tensor, Tensor]] = {}  # of each term the masks and what they are pulled to
     fixed = masks.detach()
     if mode == "pamr":
-        pairs["pamr"] = masks, _pamr_masks(fixed, box_masks, scene, pamr_steps, balance)
+        pairs["pamr"] = masks, _pamr_masks(fixed, box_masks, scene, pamr_dilations, pamr_steps, balance)
     else:
         size = (masks.shape[-2], masks.shape[-1])
         coarse = size if global_size is None else (global_size, global_size)
@@ -216,7 +217,9 @@ def _local_masks(masks: Tensor, box_masks: Tensor, scene: Scene, options: Mappin
     return scene.along_window(masks.float(), box_masks, **options).to(masks.dtype)
 
 
-def _pamr_masks(masks: Tensor, box_masks: Tensor, scene: Scene, steps: int, balance: float) -> Tensor:
+def _pamr_masks(
+    masks: Tensor, box_masks: Tensor, scene: Scene, dilations: Sequence[int], steps: int, balance: float
+) -> Tensor:
     """PAMR image by image."""
     result = torch.zeros_like(masks)
     for image in sorted(set(scene.image)):
@@ -230,6 +233,7 @@ def _pamr_masks(masks: Tensor, box_masks: Tensor, scene: Scene, steps: int, bala
             masks[mine],
             scene.guides[image],
             box_masks=box_masks[mine],
+            dilations=dilations,
             steps=steps,
             semantic=semantic,
             labels=labels,

@@ -85,6 +85,19 @@ def test_pamr_is_its_propagation(rng, device):
     assert_close(result["loss_pamr"].cpu(), expected, atol=1e-6, rtol=1e-5)
 
 
+def test_how_far_pamr_looks(rng):
+    masks, boxes, images, index, _, _ = batch(rng)
+    near = {"dilations": (1, 2), "steps": 3}
+    expected = sum(
+        (abs(propagate_pamr(masks[i : i + 1], images[image], box_masks=boxes[i : i + 1], **near) - masks[i]) * boxes[i])
+        .sum()
+        .div(5 * boxes[i].sum())
+        for i, image in enumerate(index.tolist())
+    )
+    result = pairwise_loss(masks, boxes, images, index, mode="pamr", pamr_dilations=(1, 2), pamr_steps=3)
+    assert_close(result["loss_pamr"], expected, atol=1e-6, rtol=1e-5)
+
+
 def test_pamr_leaves_padding_out(rng):
     masks, boxes, images, index, _, _ = batch(rng)
     valid = torch.ones(3, 1, 12, 14, dtype=torch.bool)
