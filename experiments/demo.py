@@ -34,7 +34,7 @@ MANY = (("train", 500), ("val", 400))
 MASK2FORMER = BASE.but(
     student="mask2former",
     network=TINY_MASK2FORMER,
-    schedule={"epochs": 16, "clip": 0.1},
+    schedule={"epochs": 40, "clip": 0.1},  # masks are late here: 16 epochs give 14 AP where 40 give 23
     projection_weight=5.0,
     affinity=Affinity(tree_bandwidth=0.03, refine_bandwidth=0.03, global_weight=1.0, reduction="box_ratio"),
     scenes=MANY,
