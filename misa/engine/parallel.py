@@ -10,6 +10,7 @@ torchrun itself, for one machine. On several machines the same module is started
 import contextlib
 import dataclasses
 import datetime
+import gc
 import os
 import signal
 import subprocess
@@ -100,9 +101,12 @@ def join(*, cuda: bool) -> None:
 
 
 def leave() -> None:
-    """Leave the group, so that the next training of this process starts clean."""
+    """Leave the group and end its threads, so that this process ends or trains again clean."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        # gloo's threads end with the last reference to the group, and a model under DDP, which is in a cycle, has one.
+        # A thread that still lets go of a tensor when the interpreter ends would abort the process.
+        gc.collect()
 
 
 def _from_slurm() -> dict[str, str]:

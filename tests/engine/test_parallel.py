@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from misa.engine.loop import WholeBatches
-from misa.engine.parallel import launch, share_batch, train_options
+from misa.engine.parallel import launch, leave, share_batch, train_options
 from misa.engine.train import train_from
 from misa.errors import Stopped, UserError
 from misa.experiment import (
@@ -105,6 +106,22 @@ def test_two_processes_learn_what_one_does(place, row):
     there = json.loads((place / f"{row}-two" / "metrics.json").read_text())
     assert there["images"] == one.metrics["images"]
     assert there["detections"] == pytest.approx(one.metrics["detections"], abs=2)
+
+
+def gloo_threads():
+    return [path for path in Path("/proc/self/task").glob("*/comm") if "gloo" in path.read_text()]
+
+
+def test_no_thread_of_the_group_is_left_when_the_training_is(tmp_path):
+    """Such a thread may want the interpreter while that is ending, and then aborts the process."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+    model.itself = [model]  # as runners and their hooks refer to each other
+    assert gloo_threads()
+    del model
+    leave()
+    assert not dist.is_initialized()
+    assert gloo_threads() == []
 
 
 def process_of(launcher, rank):
