@@ -120,23 +120,22 @@ class Table:
         return paths
 
     def by_mode(self, score: str = "AP") -> pd.DataFrame:
-        """Per row and failure mode of the scenes, or size of the object: mean, ci and n over the finished seeds."""
+        """A line per row and failure mode of the scenes, or size of the object, in percent.
+
+        mean, ci: over the n finished seeds. difference, difference_ci: to the baseline's, paired by seed; NaN for the
+        baseline itself.
+        """
+        base = {job.seed: _score_by_group(job, score) for job in self.jobs[self.baseline]}
         lines = []
         for row, jobs in self.jobs.items():
-            groups: dict[str, list[float]] = {}
-            for job in jobs:
-                metrics = job.metrics() or {}
-                found = {mode: values.get(score) for mode, values in metrics.get("segm_by_mode", {}).items()}
-                if score == "AP":
-                    sizes = {"small": "APs", "medium": "APm", "large": "APl"}
-                    found |= {size: metrics.get("segm", {}).get(name) for size, name in sizes.items()}
-                for group, value in found.items():
-                    if value is not None:
-                        groups.setdefault(group, []).append(value)
-            for group, values in groups.items():
-                mean, half = interval(values)
-                lines.append({"row": self.labels[row], "group": group, "mean": mean, "ci": half, "n": len(values)})
-        return pd.DataFrame(lines, columns=["row", "group", "mean", "ci", "n"])
+            own = {job.seed: _score_by_group(job, score) for job in jobs}
+            for group in dict.fromkeys(group for scores in own.values() for group in scores):
+                values = {seed: scores[group] for seed, scores in own.items() if group in scores}
+                pairs = [value - base[seed][group] for seed, value in values.items() if group in base[seed]]
+                mean, half = interval(list(values.values()))
+                difference, over = (math.nan, math.nan) if row == self.baseline else interval(pairs)
+                lines.append((self.labels[row], group, mean, half, len(values), difference, over))
+        return pd.DataFrame(lines, columns=["row", "group", "mean", "ci", "n", "difference", "difference_ci"])
 
 
 def open_table(
@@ -198,6 +197,16 @@ def _score(job: Job, name: str) -> float | None:
         value: float | None = metrics["segm"][name]
         return value
     return metrics["miou"] if name == "AP" else None
+
+
+def _score_by_group(job: Job, score: str) -> dict[str, float]:
+    """The score on the objects of each failure mode and size, of those that the truth has."""
+    metrics = job.metrics() or {}
+    found = {mode: values.get(score) for mode, values in metrics.get("segm_by_mode", {}).items()}
+    if score == "AP":
+        sizes = {"small": "APs", "medium": "APm", "large": "APl"}
+        found |= {size: metrics.get("segm", {}).get(name) for size, name in sizes.items()}
+    return {group: value for group, value in found.items() if value is not None}
 
 
 def _number(value: float) -> str:

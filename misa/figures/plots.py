@@ -157,27 +157,35 @@ def health_curves(health: Mapping[str, NDArray[np.float64]]) -> Figure:
 
 
 def grouped_intervals(frame: pd.DataFrame, *, label: str = "mask AP (%)") -> Figure:
-    """Means with confidence intervals side by side: one group of dots a `group`, one dot a `row`.
+    """Means with confidence intervals above, differences paired by seed below: one group a `group`, one dot a `row`.
 
-    `frame` as from `misa.engine.tables.Table.by_mode`: columns row, group, mean, ci, n.
+    `frame` as from `misa.engine.tables.Table.by_mode`: columns row, group, mean, ci, difference, difference_ci. A row
+    without differences is the baseline, the line at 0.
     """
     rows, groups = list(dict.fromkeys(frame["row"])), list(dict.fromkeys(frame["group"]))
-    figure = Picture(figsize=(max(4.0, 1.1 * len(groups) + 1.5), 3.0), layout="constrained")
-    ax = figure.subplots()
+    figure = Picture(figsize=(max(4.0, 1.1 * len(groups) + 1.5), 4.6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1))
     markers = "osD^vPX*"
     for i, row in enumerate(rows):
         own = frame[frame["row"] == row].set_index("group").reindex(groups)
         at = np.arange(len(groups)) + (i - (len(rows) - 1) / 2) * 0.7 / max(len(rows), 1)
-        ax.errorbar(
-            at, own["mean"], yerr=own["ci"].fillna(0), fmt=markers[i % len(markers)], markersize=5, capsize=2.5,
-            linewidth=1.2, color=COLORS[i % len(COLORS)], label=row,
-        )  # fmt: skip
-    ax.set_xticks(np.arange(len(groups)), groups)
-    ax.set_ylabel(label)
-    ax.set_ylim(bottom=0)
-    ax.grid(axis="y", alpha=0.3)
-    ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    ax.spines[["top", "right"]].set_visible(False)
+        for ax, mean, half in ((above, own["mean"], own["ci"]), (below, own["difference"], own["difference_ci"])):
+            if mean.notna().any():
+                ax.errorbar(
+                    at, mean, yerr=half.fillna(0), fmt=markers[i % len(markers)], markersize=5, capsize=2.5,
+                    linewidth=1.2, color=COLORS[i % len(COLORS)], label=row,
+                )  # fmt: skip
+            else:
+                ax.axhline(0, color=COLORS[i % len(COLORS)], linewidth=1.2)
+    above.set_ylim(bottom=0)
+    above.set_ylabel(label)
+    below.set_ylabel("difference, same seed")
+    below.set_xticks(np.arange(len(groups)), groups)
+    if rows:
+        above.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    for ax in (above, below):
+        ax.grid(axis="y", alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -110,6 +110,10 @@ def test_scores_by_mode_and_size(tmp_path):
     assert groups.loc[("demo:box", "plain"), "mean"] == pytest.approx(12)
     assert groups.loc[("demo:mask", "small"), "mean"] == pytest.approx(21)
     assert groups.loc[("demo:mask", "small"), "n"] == 2
+    assert groups.loc[("demo:mask", "plain"), "difference"] == pytest.approx(10)
+    assert groups.loc[("demo:mask", "plain"), "difference_ci"] == pytest.approx(0)  # both move with the seed
+    assert groups.loc[("demo:mask", "plain"), "ci"] > 1
+    assert math.isnan(groups.loc[("demo:box", "plain"), "difference"])
     assert ("demo:box", "medium") not in groups.index  # the truth has no object of that size
 
 

@@ -1,6 +1,7 @@
 """Figures hold what they were given, and are saved as vectors with embedded fonts."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -10,6 +11,7 @@ from misa.figures.plots import (
     ap_bars,
     box_to_mask,
     class_bars,
+    grouped_intervals,
     loss_curves,
     precision_recall,
     sample_grid,
@@ -52,6 +54,25 @@ def test_sample_grid_fills_row_by_row(rows):
     figure = sample_grid(samples, columns=2)
     assert [len(ax.images) for ax in figure.axes] == [1, 1, 1, 0]
     assert isinstance(sample_grid([]), Figure)
+
+
+def test_groups_are_drawn_above_and_their_differences_to_the_baseline_below():
+    columns = ["row", "group", "mean", "ci", "n", "difference", "difference_ci"]
+    nan = float("nan")
+    lines = [
+        ("baseline", "plain", 20.0, 1.0, 5, nan, nan),
+        ("baseline", "camouflage", 10.0, 1.0, 5, nan, nan),
+        ("ours", "plain", 21.0, 1.0, 5, 1.0, 0.5),
+    ]  # ours has not met camouflage
+    above, below = grouped_intervals(pd.DataFrame(lines, columns=columns)).axes
+    assert [text.get_text() for text in above.get_legend().get_texts()] == ["baseline", "ours"]
+    assert [tick.get_text() for tick in below.get_xticklabels()] == ["plain", "camouflage"]
+    (zero,) = [line for line in below.lines if len(line.get_xdata()) == 2 and set(line.get_ydata()) == {0}]
+    ((drawn, *_),) = below.containers
+    np.testing.assert_array_equal(np.array(drawn.get_ydata(), float), [1.0, nan])
+    assert zero.get_color() == above.containers[0][0].get_color()
+    assert len(above.containers) == 2
+    assert grouped_intervals(pd.DataFrame(columns=columns)).axes  # nothing was run yet
 
 
 def test_loss_curves_show_the_running_mean():
