@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 import torch
 from mmengine.runner import Runner
+from tqdm.auto import tqdm
 
 import misa.models.misa
 from misa.bench.propagation import peak_memory
@@ -154,20 +155,29 @@ def report(steps: dict[str, Step], options: argparse.Namespace) -> None:
     teacher_times: list[tuple[float, float]] = []
     whole = steps["+ FSD + SEPA"]
     images = whole.model.data_preprocessor(whole.batch, True)["inputs"]
+    # Warm-up, the turns, then a step of each form for its memory and one under the profiler.
+    bar = tqdm(total=(options.steps + 2) * len(steps) + 1, desc="measuring", unit="step", leave=False)
     for turn in range(options.steps + 1):
         for name, step in steps.items():
             spent = timed(step, options.device)
+            bar.update()
             if turn:
                 seen[name].append(spent)
         spent = timed(lambda: whole.model.teacher.prior(images), options.device)
         if turn:
             teacher_times.append(spent)
+    peaks = {}
+    for name, step in steps.items():
+        peaks[name] = memory(step, options.device)
+        bar.update()
+    inside = parts(whole, options.device)
+    bar.close()
     medians = {name: tuple(statistics.median(v[k] for v in values) for k in (0, 1)) for name, values in seen.items()}
     teacher = tuple(statistics.median(v[k] for v in teacher_times) for k in (0, 1))
     print(f"\n{'a whole step':<22} {'wall ms':>9} {'CPU ms':>9} {'to baseline':>12} {'peak MB':>9}")
     base = medians["box baseline"]
     for name, (wall, cpu) in medians.items():
-        print(f"{name:<22} {wall:9.0f} {cpu:9.0f} {wall / base[0]:11.2f}x {memory(steps[name], options.device):9.0f}")
+        print(f"{name:<22} {wall:9.0f} {cpu:9.0f} {wall / base[0]:11.2f}x {peaks[name]:9.0f}")
     which = 0 if options.device == "cuda" else 1
     misa_step = medians["+ FSD + SEPA"][which]
     costs = {
@@ -179,7 +189,7 @@ def report(steps: dict[str, Step], options: argparse.Namespace) -> None:
     for name, cost in costs.items():
         print(f"  {name:<20} {cost:8.0f} ms {cost / misa_step:7.1%}")
     print("\nparts of one profiled step's forward pass (the profiler slows small operations down):")
-    for name, took in parts(whole, options.device).items():
+    for name, took in inside.items():
         print(f"  {name:<20} {took:8.1f} ms")
 
 

@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from misa.engine.hooks import LossRecord
+from misa.engine.parallel import expected_processes
 from misa.errors import Stopped
 
 SIGTERM_STATUS = 128 + signal.SIGTERM
@@ -20,13 +21,18 @@ SIGTERM_STATUS = 128 + signal.SIGTERM
 
 @contextlib.contextmanager
 def restored_signal() -> Iterator[None]:
-    """SIGTERM means afterwards what it meant before."""
+    """SIGTERM means afterwards what it meant before.
+
+    But not in one of several processes whose training failed: torchrun ends it, and it has a sentence to say first.
+    """
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
+    failed = True
     try:
         yield
+        failed = False
     finally:
-        if main:
+        if main and not (failed and expected_processes() > 1):
             signal.signal(signal.SIGTERM, before)
 
 

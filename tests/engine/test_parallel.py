@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from misa.engine.loop import WholeBatches
 from misa.engine.parallel import launch, leave, share_batch, train_options
+from misa.engine.preemption import restored_signal
 from misa.engine.train import train_from
 from misa.errors import Stopped, UserError
 from misa.experiment import (
@@ -122,6 +123,22 @@ def test_no_thread_of_the_group_is_left_when_the_training_is(tmp_path):
     leave()
     assert not dist.is_initialized()
     assert gloo_threads() == []
+
+
+@pytest.mark.parametrize(("processes", "restored"), [("1", True), ("2", False)])
+def test_one_of_several_processes_that_fails_is_not_ended_before_it_has_said_why(monkeypatch, processes, restored):
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(Stopped), restored_signal():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise Stopped("lost the others")
+        assert (signal.getsignal(signal.SIGTERM) == before) is restored
+        with restored_signal():
+            signal.signal(signal.SIGTERM, lambda *_: None)
+        assert (signal.getsignal(signal.SIGTERM) == before) is restored  # as it was before this time
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def process_of(launcher, rank):
