@@ -3,7 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from misa.bench import plain_propagation as plain
-from misa.bench.propagation import exponent, fired, load, main
+from misa.bench.propagation import exponent, fired, load, main, peak_memory
 from misa.ops.propagation import propagate_global, propagate_local
 from misa.ops.tree import minimum_spanning_tree
 
@@ -39,6 +39,18 @@ def test_masks_of_the_cells_that_fire(shared):
 
 
 @pytest.mark.shared
+def test_memory_that_was_used_before_counts_again():
+    kept = []
+
+    def task():
+        blocks = []
+        for _ in range(1000):
+            blocks.append(torch.ones(25_000))  # 0.1 MB
+            kept.append(bytearray(700))  # between them, or what is freed would leave the process anyway
+
+    assert [peak_memory(task) for _ in range(3)] == pytest.approx([100] * 3, rel=0.2)
+
+
 def test_quick_run_prints_its_tables(shared, capsys):
     threads = torch.get_num_threads()
     try:
