@@ -127,12 +127,16 @@ def test_no_thread_of_the_group_is_left_when_the_training_is(tmp_path):
 
 @pytest.mark.parametrize(("processes", "restored"), [("1", True), ("2", False)])
 def test_one_of_several_processes_that_fails_is_not_ended_before_it_has_said_why(monkeypatch, processes, restored):
+    def fail():
+        with restored_signal():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise Stopped("lost the others")
+
     monkeypatch.setenv("WORLD_SIZE", processes)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(Stopped), restored_signal():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            raise Stopped("lost the others")
+        with pytest.raises(Stopped):
+            fail()
         assert (signal.getsignal(signal.SIGTERM) == before) is restored
         with restored_signal():
             signal.signal(signal.SIGTERM, lambda *_: None)
