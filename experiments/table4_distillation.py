@@ -25,7 +25,7 @@ TABLE = Comparison(
 
 PARTS = {"plain": (False, False), "frequency": (True, False), "space": (False, True), "both": (True, True)}
 ROWS = {f"{data}_baseline": BASES[data] for data in BASES} | {
-    f"{data}_{name}": student(data, fsd=dataclasses.replace(FSD, frequency=frequency, space=space))
+    f"{data}_{name}": student(data, fsd=dataclasses.replace(FSD[data], frequency=frequency, space=space))
     for data in BASES
     for name, (frequency, space) in PARTS.items()
 }
