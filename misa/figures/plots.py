@@ -159,12 +159,12 @@ def health_curves(health: Mapping[str, NDArray[np.float64]]) -> Figure:
 def grouped_intervals(frame: pd.DataFrame, *, label: str = "mask AP (%)") -> Figure:
     """Means with confidence intervals above, differences paired by seed below: one group a `group`, one dot a `row`.
 
-    `frame` as from `misa.engine.tables.Table.by_mode`: columns row, group, mean, ci, difference, difference_ci. A row
-    without differences is the baseline, the line at 0.
+    `frame` as from `misa.engine.tables.Table.by_mode`: columns row, group, mean, ci, difference, difference_ci. The
+    line at 0 is the baseline; a row without pairs has nothing below.
     """
     rows, groups = list(dict.fromkeys(frame["row"])), list(dict.fromkeys(frame["group"]))
     figure = Picture(figsize=(max(4.0, 1.1 * len(groups) + 1.5), 4.6), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1))
+    above, below = figure.subplots(2, 1, sharex=True)
     markers = "osD^vPX*"
     for i, row in enumerate(rows):
         own = frame[frame["row"] == row].set_index("group").reindex(groups)
@@ -175,8 +175,7 @@ def grouped_intervals(frame: pd.DataFrame, *, label: str = "mask AP (%)") -> Fig
                     at, mean, yerr=half.fillna(0), fmt=markers[i % len(markers)], markersize=5, capsize=2.5,
                     linewidth=1.2, color=COLORS[i % len(COLORS)], label=row,
                 )  # fmt: skip
-            else:
-                ax.axhline(0, color=COLORS[i % len(COLORS)], linewidth=1.2)
+    below.axhline(0, color="0.4", linewidth=1)
     above.set_ylim(bottom=0)
     above.set_ylabel(label)
     below.set_ylabel("difference, same seed")

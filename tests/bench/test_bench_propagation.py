@@ -38,7 +38,6 @@ def test_masks_of_the_cells_that_fire(shared):
     assert not torch.equal(work.masks[0], work.masks[1])  # each cell predicts on its own
 
 
-@pytest.mark.shared
 def test_memory_that_was_used_before_counts_again():
     kept = []
 
@@ -51,6 +50,7 @@ def test_memory_that_was_used_before_counts_again():
     assert [peak_memory(task) for _ in range(3)] == pytest.approx([100] * 3, rel=0.2)
 
 
+@pytest.mark.shared
 def test_quick_run_prints_its_tables(shared, capsys):
     threads = torch.get_num_threads()
     try:
