@@ -20,7 +20,7 @@ from misa.experiment import (
 )
 
 # SOLOv2 --------------------------------------------------------------------------------------------------------------
-# The row of MISA is that of Tables 3-5 with everything switched on. Sizes of heads [M], images 640-800 with flip
+# The row of MISA is Table 3's `voc_literal`: Eq. 3-15 as they are printed. Sizes of heads [M], images 640-800 with flip
 # [P: "default settings recommended in mmdet"; M, A].
 MISA = Experiment(
     data="voc",

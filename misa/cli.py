@@ -279,6 +279,12 @@ def _add_tables(commands: Any) -> None:
     )
     tables.add_argument("--slots", type=int, default=1, help="trainings at a time on this machine")
     tables.add_argument("--cluster", default="", help="submit the trainings through submitit instead, such as slurm")
+    tables.add_argument(
+        "--cluster-options",
+        default="",
+        metavar="NAME=VALUE,...",
+        help="for submitit: timeout_min=1440,gpus_per_node=1,slurm_partition=gpu; timeout_min is of one training",
+    )
     tables.add_argument("--data-root", default="datasets", help=_HELP["data_root"])
     tables.add_argument("--root", default="runs/tables", help="where the runs are (default: runs/tables)")
     tables.add_argument("--format", choices=("text", "html", "latex", "csv"), default="text")
@@ -438,8 +444,8 @@ def _tables(options: argparse.Namespace) -> int:
         raise UserError(f"seeds and slots must be 1 or more: they are {options.seeds} and {options.slots}.")
     table = open_table(options.table, data=options.data, seeds=options.seeds, root=options.root, smoke=options.smoke)
     if options.train:
-        given = {name: getattr(options, name) for name in ("data_root", "gpus", "workers", "threads")}
-        sweep.run(table.every_job(), slots=options.slots, cluster=options.cluster, **given)
+        names = ("slots", "cluster", "cluster_options", "data_root", "gpus", "workers", "threads")
+        sweep.run(table.every_job(), **{name: getattr(options, name) for name in names})
     print(table.render(options.format))
     if options.format == "text":
         print(summary(table.every_job()))

@@ -8,6 +8,10 @@ class Diverged(RuntimeError):
     """A training whose losses are no longer numbers; the command line prints its sentence and exits with status 1."""
 
 
+class NotFinite(ValueError):
+    """NaN or infinity, in what was given or in what came out; a training ends with `Diverged` in its place."""
+
+
 class Stopped(RuntimeError):
     """A training that ended before it was done and can go on; the command line prints its sentence, exits `status`."""
 

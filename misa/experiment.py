@@ -333,12 +333,14 @@ def _plain(value: Any) -> Any:
 class Comparison:
     """A table of the paper: rows of one module, compared with one of them seed by seed.
 
-    `rows` gives the printed name of every row; a row of the module is called `<data>_<row>`.
+    `rows` gives the printed name of every row; a row of the module is called `<data>_<row>`. `data` is what the
+    paper's figures are of.
     """
 
     title: str
     rows: dict[str, str]
     baseline: str
+    data: str = "voc"
 
 
 def _check_choices(value: Any) -> None:

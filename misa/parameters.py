@@ -161,6 +161,7 @@ class TablesParameters(Parameters):
     table: 3, 4 or 5; data: "demo", "voc" or "coco_mini"; seeds: trainings of every row, from seed 0.
     train: train what is missing; off: show what is there.
     slots: trainings at a time on this machine; cluster: submit them through submitit instead, such as "slurm".
+    cluster_options: submitit's parameters with commas between; timeout_min, the minutes of one training, is needed.
     data_root, gpus, workers, threads: of every training, as in `TrainParameters`.
     root: where the runs are.
     smoke: two steps a training, to see that the rows run.
@@ -172,6 +173,7 @@ class TablesParameters(Parameters):
     train: bool = True
     slots: int = between(1, 1, 1024)
     cluster: str = ""
+    cluster_options: str = ""
     data_root: str = "datasets"
     root: str = "runs/tables"
     gpus: int | None = between(None, 0)
@@ -185,7 +187,8 @@ class TablesParameters(Parameters):
 
     def sweep_options(self) -> dict[str, Any]:
         """The arguments of `misa.engine.sweep.run` beside the jobs."""
-        return {name: getattr(self, name) for name in ("slots", "cluster", "data_root", "gpus", "workers", "threads")}
+        names = ("slots", "cluster", "cluster_options", "data_root", "gpus", "workers", "threads")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from mmengine.runner import Runner
 from tqdm.auto import tqdm
 
 import misa.models.misa
+import misa.ops.scene
 from misa.bench.propagation import peak_memory
 from misa.data.source import open_source
 from misa.engine.config import run_config
@@ -41,7 +42,7 @@ from misa.ops.scene import Scene
 PARTS = (
     (BoxSupervised, "_prior", "teacher forward"),
     (misa.models.misa, "distillation_loss", "FSD"),
-    (Scene, "trees", "tree"),
+    (misa.ops.scene, "spanning_trees", "tree"),
     (Scene, "along_trees", "propagation, global"),
     (Scene, "along_masks", "propagation, global"),
     (Scene, "along_window", "propagation, local"),
@@ -64,14 +65,19 @@ def forms(row: Experiment) -> dict[str, Experiment]:
 
 @contextmanager
 def named_parts() -> Iterator[None]:
-    """Inside, a profiler sees the parts by name."""
+    """Inside, a profiler sees the parts by name; one within another is called `misa: inner < outer`."""
+    running: list[str] = []
     with ExitStack() as stack:
         for owner, name, part in PARTS:
             original = getattr(owner, name)
 
             def inner(*args: Any, _original: Any = original, _part: str = part, **kwargs: Any) -> Any:
-                with torch.profiler.record_function(f"misa: {_part}"):
-                    return _original(*args, **kwargs)
+                running.append(_part)
+                try:
+                    with torch.profiler.record_function(f"misa: {' < '.join(reversed(running))}"):
+                        return _original(*args, **kwargs)
+                finally:
+                    running.pop()
 
             stack.enter_context(patch.object(owner, name, inner))
         yield
@@ -141,11 +147,26 @@ def parts(step: Step, device: str) -> dict[str, float]:
         with named_parts(), torch.profiler.profile(activities=activities) as trace:
             step()
         events = trace.key_averages()
-    found = {}
-    for event in events:
-        if event.key.startswith("misa: "):
-            spent = event.device_time_total if device == "cuda" else event.cpu_time_total
-            found[event.key.removeprefix("misa: ")] = spent / 1e3
+    spent = {
+        event.key.removeprefix("misa: "): (event.device_time_total if device == "cuda" else event.cpu_time_total) / 1e3
+        for event in events
+        if event.key.startswith("misa: ")
+    }
+    return own_times(spent)
+
+
+def own_times(spent: dict[str, float]) -> dict[str, float]:
+    """Each part's time without that of the parts within it, which go to their own name.
+
+    >>> own_times({"tree": 1.0, "propagation": 5.0, "tree < propagation": 2.0})
+    {'tree': 3.0, 'propagation': 3.0}
+    """
+    found: dict[str, float] = {}
+    for name, time_spent in spent.items():
+        inner, *outer = name.split(" < ")
+        found[inner] = found.get(inner, 0.0) + time_spent
+        if outer:
+            found[outer[0]] = found.get(outer[0], 0.0) - time_spent
     return found
 
 

@@ -1,5 +1,6 @@
 """Watching a training: how the masks look, which loss moves the student, and a step whose losses are no numbers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class NaNGuard(Hook):
             self.open.pop(0)
             broken = [name for name, value in zip(names, values.tolist(), strict=True) if not _finite(value)]
             if broken:
-                raise Diverged(f"{broken[0]} became no number at step {step + 1}. {self.save(step, batch)}")
+                raise Diverged(f"{blamed(broken)} became no number at step {step + 1}. {self.save(step, batch)}")
 
     def explain(self, error: Diverged) -> Diverged:
         """The model's own refusal, with the step and the batch that it happened on."""
@@ -104,6 +105,11 @@ class NaNGuard(Hook):
             f"The batch is in {self.path}, and the checkpoints before it are whole: look at its images, or lower the "
             "learning rate or the weight of that loss, in another work_dir."
         )
+
+
+def blamed(broken: Sequence[str]) -> str:
+    """The first that is not "loss": that is the sum, and no number as soon as one of its parts is none."""
+    return next((name for name in broken if name != "loss"), broken[0])
 
 
 def _finite(value: float) -> bool:

@@ -15,6 +15,7 @@ from mmengine.hooks import Hook, ParamSchedulerHook, RuntimeInfoHook
 from mmengine.runner import Runner
 from tqdm.auto import tqdm
 
+from misa.engine.health import blamed
 from misa.errors import Diverged
 
 
@@ -136,12 +137,12 @@ class LossRecord(Hook):
             scalars = {name: value for name, value in row.items() if name != "iter"}
             runner.visualizer.add_scalars(scalars, step=row["iter"] + 1)
         for row in rows:
-            for name, value in row.items():
-                if not math.isfinite(value):
-                    raise Diverged(
-                        f"{name} became {value} at step {row['iter'] + 1}; the checkpoints before it are whole: "
-                        "lower the learning rate or the weight of that loss, in another work_dir."
-                    )
+            if broken := [name for name, value in row.items() if not math.isfinite(value)]:
+                name = blamed(broken)
+                raise Diverged(
+                    f"{name} became {row[name]} at step {row['iter'] + 1}; the checkpoints before it are whole: "
+                    "lower the learning rate or the weight of that loss, in another work_dir."
+                )
 
 
 def read_losses(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

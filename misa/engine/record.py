@@ -17,6 +17,7 @@ from misa.errors import UserError
 from misa.experiment import Experiment
 
 FILES = ("params.json", "env.json", "config.py", "log.txt", "losses.jsonl", "metrics.json")
+IN_USE = "is in use by another run"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -103,7 +104,7 @@ def held(folder: Path, name: str = "work_dir") -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"{name} {folder} is in use by another run; wait for it or choose another.") from error
+            raise UserError(f"{name} {folder} {IN_USE}; wait for it or choose another.") from error
         try:
             yield
         finally:

@@ -1,24 +1,28 @@
 """Many rows and seeds: what is missing is trained, here in parallel slots or on a cluster; what is there is kept."""
 
+import contextlib
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
 from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
-from misa.engine.record import read_json
+from misa.data.convert import open_layout
+from misa.engine.record import IN_USE, read_json, write_json
 from misa.engine.rows import find_row, teacher_row
 from misa.engine.train import teacher_folder
-from misa.errors import UserError
+from misa.errors import Stopped, UserError
 from misa.experiment import Experiment
 
 ROOT = "runs/tables"
 State = Literal["finished", "started", "not run"]
+AT_WORK = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")  # SLURM's words
 
 
 @dataclass(frozen=True)
@@ -85,32 +89,106 @@ def run(
     *,
     slots: int = 1,
     cluster: str = "",
-    cluster_options: Mapping[str, Any] | None = None,
+    cluster_options: str = "",
     **options: object,
 ) -> None:
     """Train what is not finished; the same call again goes on where it was stopped.
 
     Teachers come first, once each. `slots` trainings at a time run on this machine, each a process of its own whose
     output goes to `<root>/logs`; with `cluster` ("slurm", or any other that submitit knows) each is submitted with
-    `cluster_options`, submitit's parameters. `options` are those of `misa train`: data_root, gpus, workers, threads.
+    `cluster_options` (see `read_options`), or waited for where an earlier call has submitted it to SLURM.
+    `options` are those of `misa train`: data_root, gpus, workers, threads.
 
     Raises:
-        UserError: a training ended with an error; all others were still tried. Its last line is quoted.
+        UserError: a training ended with an error; all others that do without it were still tried. Its last line is
+            quoted. Or a folder holds a run on other data than `data_root`: before any training.
+        Stopped: by SIGTERM, which the trainings of this machine are told as well; the same call goes on.
     """
+    require_one_data([*jobs, *(wanted.teacher for wanted in jobs if wanted.teacher)], options.get("data_root"))
+    how = read_options(cluster_options)
+    if cluster and not {"timeout_min", "slurm_time"} & how.keys():
+        raise UserError(
+            "cluster needs cluster_options with timeout_min, the minutes that one training may take, and what else "
+            "the cluster asks for, such as timeout_min=1440,gpus_per_node=1,slurm_partition=gpu."
+        )
     teachers = {wanted.teacher.folder: wanted.teacher for wanted in jobs if wanted.teacher is not None}
+    failed: dict[Path, tuple[Job, str]] = {}
     for stage in (list(teachers.values()), jobs):
-        missing = [wanted for wanted in stage if wanted.state != "finished"]
-        if not missing:
-            continue
-        launch = _submit if cluster else _here
-        failed = launch(missing, slots=slots, cluster=cluster, how=cluster_options or {}, options=options)
-        if failed:
-            wanted, sentence = failed[0]
-            more = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
+        missing = [
+            wanted
+            for wanted in stage
+            if wanted.state != "finished" and not (wanted.teacher and wanted.teacher.folder in failed)
+        ]
+        if missing:
+            launch = _submit if cluster else _here
+            with _sigterm_raises():
+                found = launch(missing, slots=slots, cluster=cluster, how=how, options=options)
+            failed |= {wanted.folder: (wanted, sentence) for wanted, sentence in found}
+    if failed:
+        wanted, sentence = next(iter(failed.values()))
+        more = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
+        cure = "wait for that one" if IN_USE in sentence else "mend it"
+        raise UserError(
+            f"{wanted.row} with seed {wanted.seed} failed: {sentence.removesuffix('.')}{more}; "
+            f"see {_log(wanted)}, {cure} and run the same again."
+        )
+
+
+def read_options(text: str) -> dict[str, int | str]:
+    """submitit's parameters from `name=value,name=value`; a whole number is read as one.
+
+    >>> read_options("timeout_min=1440, slurm_partition=gpu")
+    {'timeout_min': 1440, 'slurm_partition': 'gpu'}
+    """
+    found: dict[str, int | str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and value):
             raise UserError(
-                f"{wanted.row} with seed {wanted.seed} failed: {sentence}{more}; "
-                f"see {_log(wanted)}, mend it and run the same again."
+                f"cluster_options has {part!r}; write name=value with commas between, such as "
+                "timeout_min=1440,gpus_per_node=1."
             )
+        found[name] = int(value) if value.isdecimal() else value
+    return found
+
+
+def require_one_data(jobs: Iterable[Job], data_root: object = None) -> None:
+    """UserError where runs are on another folder of data than `data_root`, or, without it, than one another.
+
+    A row's hash does not tell one folder from another. The embedded data is the same in any.
+    """
+    wanted = None
+    for one in jobs:
+        params = read_json(one.folder / "params.json")
+        if params is None or params["experiment"]["data"] == "demo":
+            continue
+        if wanted is None:
+            given = None if data_root is None else open_layout(Path(str(data_root)).expanduser().resolve())
+            wanted = params["data_root"] if given is None else str(given.root)
+        if params["data_root"] != wanted:
+            raise UserError(
+                f"{one.folder} is a run on {params['data_root']}, not on {wanted}; give each folder of data a root of "
+                "its own."
+            )
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM ends the wait with an exception, so that the trainings of this machine hear of it too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def told(*_: object) -> None:
+        raise Stopped(
+            "stopped by SIGTERM; the same command goes on with what is not finished.", status=128 + signal.SIGTERM
+        )
+
+    before = signal.signal(signal.SIGTERM, told)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _log(wanted: Job) -> Path:
@@ -119,7 +197,7 @@ def _log(wanted: Job) -> Path:
 
 def _here(jobs: Sequence[Job], *, slots: int, options: Mapping[str, object], **_: object) -> list[tuple[Job, str]]:
     """Processes of this machine, `slots` at a time; the jobs that failed, each with its last words."""
-    stopped, running = Event(), set[subprocess.Popen[bytes]]()
+    stopped, running = threading.Event(), set[subprocess.Popen[bytes]]()
 
     def one(wanted: Job) -> str | None:
         if stopped.is_set():
@@ -159,11 +237,23 @@ def _submit(
         raise UserError("cluster needs submitit; pip install submitit, or leave cluster out.") from error
     folder = _log(jobs[0]).parent / "cluster"
     executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-    executor.update_parameters(**how)
-    submitted = [
-        (wanted, executor.submit(submitit.helpers.CommandFunction(wanted.command(options), verbose=False)))
-        for wanted in jobs
-    ]
+    try:
+        executor.update_parameters(**how)
+    except (NameError, TypeError) as error:
+        raise UserError(f"cluster_options: submitit says: {' '.join(str(error).split())}") from error
+    ids: dict[str, str] = read_json(folder / "jobs.json") or {}
+    submitted: list[tuple[Job, submitit.Job[str]]] = []
+    for wanted in jobs:
+        task: submitit.Job[str] | None = None
+        if wanted.folder.name in ids:
+            task = submitit.SlurmJob(folder, ids[wanted.folder.name])
+        if task is None or task.state not in AT_WORK:
+            command = submitit.helpers.CommandFunction(wanted.command(options), verbose=False)
+            task = executor.submit(command)
+            if cluster == "slurm":  # the others know of their jobs as long as this process lives
+                ids[wanted.folder.name] = task.job_id
+                write_json(folder / "jobs.json", ids)
+        submitted.append((wanted, task))
     failed = []
     for wanted, task in tqdm(submitted, desc=f"trainings ({cluster})", unit="run"):
         try:

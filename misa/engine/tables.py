@@ -14,7 +14,7 @@ from misa.engine.rows import find_row, table_names
 from misa.engine.sweep import Job, plan
 from misa.errors import UserError
 from misa.evaluation.interval import interval
-from misa.experiment import Comparison, Experiment
+from misa.experiment import Comparison, Expected, Experiment
 
 SCORES = ("AP", "AP50", "AP75")
 NOT_RUN = "not run"
@@ -23,12 +23,17 @@ Format = Literal["text", "html", "latex", "csv"]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with a printed name each, the one that they are compared with, and the runs of every row by seed."""
+    """Rows with a printed name each, the one that they are compared with, and the runs of every row by seed.
+
+    expected: what the paper prints for a row, on the data `printed_on`, which need not be this table's.
+    """
 
     title: str
     labels: dict[str, str]
     baseline: str
     jobs: dict[str, list[Job]]
+    expected: dict[str, Expected | None]
+    printed_on: str = ""
 
     @property
     def rows(self) -> list[str]:
@@ -37,18 +42,19 @@ class Table:
 
     def every_job(self) -> list[Job]:
         """Seed by seed, so that an interrupted sweep has equally many of every row."""
-        return [job for runs in zip(*self.jobs.values(), strict=True) for job in runs]
+        every = [job for runs in zip(*self.jobs.values(), strict=True) for job in runs]
+        return list({job.folder: job for job in every}.values())  # a row may be there under two names
 
     def figures(self) -> pd.DataFrame:
         """A line a row, in percent; NaN for what is not known.
 
-        paper_AP …: as printed there. AP, AP_ci …: mean over the finished seeds and half width of its 95 % interval,
-        n of them. difference, difference_ci: of AP to the baseline's, paired by seed, over `pairs` seeds.
+        paper_AP …: as printed there, for `printed_on`. AP, AP_ci …: mean over the n finished seeds and half width of
+        its 95 % interval. difference, difference_ci: of AP to the baseline's, paired by seed, over `pairs` seeds.
         """
         base = {job.seed: _score(job, "AP") for job in self.jobs[self.baseline]}
         lines = []
         for row, jobs in self.jobs.items():
-            expected = find_row(row).expected
+            expected = self.expected[row]
             line: dict[str, Any] = {"row": self.labels[row]}
             for name in SCORES:
                 line[f"paper_{name}"] = getattr(expected, name.lower()) if expected else math.nan
@@ -73,7 +79,8 @@ class Table:
         text = pd.DataFrame(index=figures.index)
         for name in SCORES:
             if figures[f"paper_{name}"].notna().any():
-                text[f"paper {name}"] = [_number(x) for x in figures[f"paper_{name}"]]
+                heading = f"paper {name}, {self.printed_on}" if self.printed_on else f"paper {name}"
+                text[heading] = [_number(x) for x in figures[f"paper_{name}"]]
         for name in SCORES:
             text[name] = [
                 _measured(mean, half, n)
@@ -86,16 +93,23 @@ class Table:
         return text
 
     def render(self, kind: Format) -> str:
-        """As plain text, HTML, LaTeX (booktabs) or CSV (the bare figures)."""
+        """As plain text, HTML, LaTeX (booktabs) or CSV (the bare figures, and "not run")."""
         if kind == "csv":
-            return self.figures().to_csv(float_format="%.4f")
+            figures = self.figures()
+            for name in SCORES:
+                text = figures[name].map("{:.4f}".format, na_action="ignore")
+                figures[name] = text.mask(figures["n"] == 0, NOT_RUN)
+            return figures.to_csv(float_format="%.4f")
         text = self.printed()
         text.index.name = None
+        found = [job.metrics() or {} for job in self.every_job()]
+        boxes = any("bbox" in metrics and "segm" not in metrics for metrics in found)
+        title = f"{self.title}; AP of boxes, since the data has no masks" if boxes else self.title
         if kind == "text":
-            return f"{self.title}\n{text.to_string()}"
+            return f"{title}\n{text.to_string()}"
         if kind == "html":
             return text.to_html(border=0, classes="misa-table", justify="right").replace(
-                "<thead>", f"<caption>{self.title}; mean ± 95 % confidence interval over n seeds</caption>\n<thead>", 1
+                "<thead>", f"<caption>{title}; mean ± 95 % confidence interval over n seeds</caption>\n<thead>", 1
             )
         if kind == "latex":
             math_text = text.astype(str).map(_latex)
@@ -103,7 +117,7 @@ class Table:
             math_text.index = [_latex(name) for name in math_text.index]
             return math_text.to_latex(
                 escape=False,
-                caption=f"{self.title}. Mean and 95\\,\\% confidence interval over $n$ seeds.",
+                caption=f"{title}. Mean and 95\\,\\% confidence interval over $n$ seeds.",
                 column_format="l" + "r" * len(text.columns),
             )
         raise UserError(f"there is no table format {kind!r}; choose text, html, latex or csv.")
@@ -150,7 +164,8 @@ def open_table(
     if ":" in name:
         rows = [row.strip() for row in name.split(",")]
         comparison = Comparison(title=", ".join(rows), rows={row: row for row in rows}, baseline=rows[0])
-        names = {row: row for row in rows}
+        names, paper = {row: row for row in rows}, {row: find_row(row).expected for row in rows}
+        printed_on = ""
     else:
         module, comparison = _comparison(name)
         names = {row: f"{module}:{data}_{row}" for row in comparison.rows}
@@ -164,9 +179,13 @@ def open_table(
         )
         if f"{data}_{comparison.baseline}" not in _rows(module):
             raise UserError(f"table {table} has no data {data!r}; choose one of {', '.join(kinds)}.")
+        printed = [_rows(module)[f"{comparison.data}_{row}"].expected for row in comparison.rows]
+        paper = dict(zip(names.values(), printed, strict=True))
+        printed_on = "" if data == comparison.data else comparison.data.upper()
     jobs = {row: plan([row], range(seeds), root=root, smoke=smoke) for row in names.values()}
+    sweep.require_one_data(job for runs in jobs.values() for job in runs)
     labels = {names[row]: label for row, label in comparison.rows.items()}
-    return Table(comparison.title, labels, names[comparison.baseline], jobs)
+    return Table(comparison.title, labels, names[comparison.baseline], jobs, paper, printed_on)
 
 
 def _comparison(number: str) -> tuple[str, Comparison]:
@@ -189,12 +208,12 @@ def _rows(module: str) -> dict[str, Experiment]:
 
 
 def _score(job: Job, name: str) -> float | None:
-    """A student's mask AP, a teacher's mean IoU in its place."""
+    """A student's mask AP, or that of boxes where the data has no masks; a teacher's mean IoU in its place."""
     metrics = job.metrics()
     if metrics is None:
         return None
-    if "segm" in metrics:
-        value: float | None = metrics["segm"][name]
+    if found := metrics.get("segm") or metrics.get("bbox"):
+        value: float | None = found[name]
         return value
     return metrics["miou"] if name == "AP" else None
 

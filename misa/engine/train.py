@@ -196,6 +196,16 @@ def _teacher_place(experiment: Experiment, seed: int, source: Source, beside: Pa
     return beside / teacher_folder(experiment, seed)
 
 
+def _require_own_teacher(place: Path, source: Source) -> None:
+    """The user never named the folder of a teacher, so the cure is to move the student's."""
+    params = read_json(place / "params.json")
+    if params is not None and params["data_root"] != str(source.root):
+        raise UserError(
+            f"the teacher beside this work_dir, {place}, learned from {params['data_root']}, and the student is to "
+            f"learn from {source.root}; choose a work_dir in another folder, where a teacher of its own is trained."
+        )
+
+
 def _student_folder(experiment: Experiment, seed: int) -> Path | None:
     """The trained student that a teacher's labels come from: a run folder as named, or the default one of a row."""
     name = experiment.semantic.student if experiment.semantic else ""
@@ -263,10 +273,12 @@ def train(
             teacher = None
             if experiment.teacher:
                 # The first of two stages: the same data and seed, in a folder of its own beside this one.
+                place = _teacher_place(experiment, seed, source, folder.parent)
+                from_first(lambda: _require_own_teacher(place, source))
                 trained = train(
                     teacher_row(experiment),
                     data_root=data_root,
-                    work_dir=_teacher_place(experiment, seed, source, folder.parent),
+                    work_dir=place,
                     row=experiment.teacher,
                     seed=seed,
                     gpus=gpus,

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from misa.errors import NotFinite
 from misa.ops.frequency import Transform, check_band, disc_filter, is_finite, promote
 
 # Numbers filtered at a time on a CPU: what stays in its cache (1 MB of float32); three times faster at d = 256.
@@ -53,7 +54,7 @@ def distillation_loss(
     the mean over the processes makes the result the loss of the whole batch.
 
     Computes in float32 for half precision and under autocast. Raises ValueError on shapes, types or ranges that do
-    not fit, and on the CPU on NaN or Inf; elsewhere nothing waits for the device.
+    not fit, and on the CPU NotFinite, a ValueError, on NaN or Inf; elsewhere nothing waits for the device.
     """
     _check(student, teacher, box_mask, valid)
     check_band("distillation_loss", radius, scale)
@@ -89,7 +90,7 @@ def distillation_loss(
     if not is_finite(loss):
         wrong = [n for n, v in (("student", student), ("teacher", teacher)) if not v.isfinite().all()]
         where = f"{' and '.join(wrong)} hold NaN or Inf" if wrong else "the squared difference overflows"
-        raise ValueError(f"distillation_loss is not finite: {where}.")
+        raise NotFinite(f"distillation_loss is not finite: {where}.")
     return loss
 
 

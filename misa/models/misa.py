@@ -10,7 +10,7 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from misa.errors import Diverged
+from misa.errors import Diverged, NotFinite
 from misa.losses.distillation import distillation_loss, in_units_of_spread
 from misa.losses.inputs import Batch, Positives, SemanticPrior
 from misa.losses.total import box_objectives
@@ -96,7 +96,17 @@ class BoxSupervised(nn.Module):
         """The named losses of a batch (b 3 h w); no ground-truth mask is read. In float32 behind the networks.
 
         Where several processes share the batch, each returns its part, such that their mean is the loss of the whole.
+
+        Raises:
+            Diverged: a loss is no number; on the CPU only, elsewhere the training watches its losses.
         """
+        try:
+            return self._losses(batch_inputs, batch_data_samples)
+        except NotFinite as error:
+            cure = "Lower the learning rate or the weight of that loss, in another work_dir."
+            raise Diverged(f"{error} {cure}") from error
+
+    def _losses(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> dict[str, Tensor]:
         instances = [sample.gt_instances for sample in batch_data_samples]
         positives, features, losses, repeats = self.handover(batch_inputs, instances)
         if batch_inputs.device.type == "cpu" and not positives.mask_logits.isfinite().all():  # elsewhere it would wait
@@ -121,8 +131,12 @@ class BoxSupervised(nn.Module):
             stride = batch_inputs.shape[-2] // size[0]
             union = union_of_boxes([truth.bboxes for truth in instances], features, stride)
             valid = batch.valid[:, None]
+            # A crowd's box says neither what is in it nor that nothing is.
+            told = union | ~union_of_boxes([_crowds(sample) for sample in batch_data_samples], features, stride)
             target = prior.features if unit == "raw" else in_units_of_spread(prior.features, valid, across=batch_mean)
-            error = distillation_loss(self.adapter(features), target, union, valid=valid, across=batch_mean, **options)
+            error = distillation_loss(
+                self.adapter(features), target, union, valid=valid & told, across=batch_mean, **options
+            )
             losses["loss_distillation"] = weight * error
         if self._maps is not None:
             losses |= mask_health(positives) | gradient_shares(losses, self._maps)
@@ -183,6 +197,12 @@ def union_of_boxes(boxes: list[Tensor], features: Tensor, stride: int) -> Tensor
     """B of Eq. 5 (b 1 h w): where any of an image's boxes is, at the size of `features`."""
     h, w = features.shape[-2:]
     return torch.stack([box_masks(own, h, w, stride=stride).any(dim=0, keepdim=True) for own in boxes])
+
+
+def _crowds(sample: DetDataSample) -> Tensor:
+    """Boxes of several objects at once (n, 4), of which the data says no more."""
+    boxes: Tensor = sample.ignored_instances.bboxes if "ignored_instances" in sample else sample.gt_instances.bboxes[:0]
+    return boxes
 
 
 def _shrink(images: Tensor, shapes: list[tuple[int, int]], size: tuple[int, int]) -> Batch:

@@ -14,7 +14,7 @@ from misa.ops.boxes import box_masks, positive_cells
 
 
 class Cells(NamedTuple):
-    """Which grid cells fire in a batch, image by image. Made on the host before the network runs: nothing waits.
+    """Which grid cells fire in a batch, image by image. Made on the host before the network runs, to wait but once.
 
     `position` is a cell's place in all levels of its image strung together; `instance` its box; `counts` how many
     cells each image has; `targets` (b cells) the class of every cell, the number of classes where none fires.

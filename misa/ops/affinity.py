@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from misa.errors import NotFinite
 from misa.ops.neighbors import Offset, inside, shift, window_offsets
 
 Sigma = Literal["image", "window"] | float
@@ -21,10 +22,10 @@ TINY = 1e-12  # keeps a constant image, whose spread is 0, at affinity 1
 
 
 def check_finite(name: str, values: Tensor) -> None:
-    """Refuse NaN and Inf; on the CPU only, because elsewhere the answer would stall the device."""
+    """NotFinite for NaN and Inf; on the CPU only, because elsewhere the answer would stall the device."""
     # The sum alone answers nearly always, thirty times as fast; only it may overflow.
     if values.device.type == "cpu" and not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
-        raise ValueError(f"{name} has NaN or Inf in it: propagation would spread them over the whole map.")
+        raise NotFinite(f"{name} has NaN or Inf in it: propagation would spread them over the whole map.")
 
 
 def promote(values: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from misa.errors import NotFinite
 from misa.ops._dft import Transform, disc_filter
 
 __all__ = ["Transform", "disc_filter", "fourier_mask", "high_pass", "low_pass"]
@@ -94,7 +95,7 @@ def _checked(caller: str, features: Tensor, radius: float, scale: float) -> Tens
         raise ValueError(f"{caller} needs features of shape (b, d, h, w): they are {tuple(features.shape)}.")
     check_band(caller, radius, scale)
     if not is_finite(features):
-        raise ValueError(f"{caller}: features hold NaN or Inf, which a filter would spread over the whole map.")
+        raise NotFinite(f"{caller}: features hold NaN or Inf, which a filter would spread over the whole map.")
     return promote(features)
 
 

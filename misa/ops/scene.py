@@ -81,15 +81,18 @@ class Scene:
 
     @cached_property
     def _measured(self) -> tuple[Tensor, Tensor]:
-        """Squared distances of S^c along the grid edges (pairs, m) and the variance of S^c (pairs,)."""
+        """Squared distances of S^c along the grid edges (pairs, m), and its variance without padding (pairs,)."""
         assert self.features is not None
         lengths, variances = [], []
         for image in sorted(set(self.image)):
             k, features = self.rows(image), self.features[image]
             mine = [q for q, (i, _) in enumerate(self.pairs) if i == image]
             where = None if self._look is None else self._look[2]
+            count: Tensor | int = features[0].numel()
+            if self.valid is not None:  # edges into the padding are cut anyway
+                features, count = features * self.valid[image], self.valid[image].sum().clamp(min=1)
             length, moments = backend(features).feature_lengths(features, k, where, mine)
-            first, second = (moments / features[0].numel()).unbind(dim=1)
+            first, second = (moments / count).unbind(dim=1)
             k = k.double()
             mean = (k * first).mean(dim=1)
             lengths.append(length)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from misa.bench.step import PARTS, forms, named_parts
+from misa.bench.step import PARTS, forms, named_parts, own_times
 from misa.cli import main
 from misa.engine.rows import find_row
 from misa.errors import UserError
@@ -27,6 +27,11 @@ def test_the_parts_are_put_back():
         inside = [getattr(owner, name) for owner, name, _ in PARTS]
     assert all(one is not other for one, other in zip(before, inside, strict=True))
     assert [getattr(owner, name) for owner, name, _ in PARTS] == before
+
+
+def test_a_part_within_another_counts_once():
+    spent = {"tree": 1.0, "b": 7.0, "tree < b": 2.0, "c < b": 3.0, "tree < c < b": 1.0}
+    assert own_times(spent) == {"tree": 4.0, "b": 2.0, "c": 2.0}
 
 
 @pytest.mark.slow

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
+from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 
 from misa.engine.health import NaNGuard
 from misa.engine.look import health
 from misa.engine.rows import find_row
 from misa.engine.train import train
-from misa.errors import Diverged
+from misa.errors import Diverged, NotFinite
 from misa.figures.plots import health_curves
 
 
@@ -62,6 +63,17 @@ def test_a_training_that_explodes_names_its_step_and_keeps_the_batch(place):
     assert not (place / "exploded" / "metrics.json").exists()
 
 
+def test_a_loss_that_refuses_keeps_the_batch_too(place, monkeypatch):
+    def overflows(*_, **__):
+        raise NotFinite("distillation_loss is not finite: the squared difference overflows.")
+
+    monkeypatch.setattr("misa.models.misa.box_objectives", overflows)
+    row = find_row("demo:box").smoke()
+    with pytest.raises(Diverged, match=r"^step 1: distillation_loss is not finite.*The batch is in .*diverged\.pth"):
+        train(row, data_root=place / "data", work_dir=place / "refused", gpus=0)
+    assert (place / "refused" / "diverged.pth").exists()
+
+
 def batch():
     sample = DetDataSample(metainfo={"img_id": 7, "img_path": "a.png"})
     sample.gt_instances = InstanceData(bboxes=torch.ones(1, 4), labels=torch.tensor([2]))
@@ -71,12 +83,17 @@ def batch():
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
 def test_the_guard_names_the_loss(tmp_path, wrong):
     guard, runner = NaNGuard(str(tmp_path)), SimpleNamespace(iter=4)
-    whole = {"loss": torch.tensor(1.0), "loss_local": torch.tensor(0.5)}
-    guard.after_train_iter(runner, 0, batch(), whole)
+
+    def told(local):
+        """As mmengine hands it on: the sum comes first, and is broken with its part."""
+        parts = {"loss_cls": torch.tensor(1.0), "loss_local": torch.tensor(local)}
+        return BaseModel.parse_losses(None, parts)[1]
+
+    guard.after_train_iter(runner, 0, batch(), told(0.5))
     assert not (tmp_path / "diverged.pth").exists()
     runner.iter = 5
     with pytest.raises(Diverged, match="loss_local became no number at step 6"):
-        guard.after_train_iter(runner, 1, batch(), whole | {"loss_local": torch.tensor(wrong)})
+        guard.after_train_iter(runner, 1, batch(), told(wrong))
     kept = torch.load(tmp_path / "diverged.pth", weights_only=True)
     assert (kept["step"], kept["img_ids"], kept["labels"][0].tolist()) == (5, [7], [2])
 

@@ -4,7 +4,11 @@ import csv
 import io
 import json
 import math
+import os
+import signal
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,9 +16,10 @@ from scipy import stats
 
 from misa.cli import main
 from misa.engine import sweep
+from misa.engine.record import held
 from misa.engine.sweep import plan, run
 from misa.engine.tables import open_table, summary
-from misa.errors import UserError
+from misa.errors import Stopped, UserError
 
 
 def finish(job, ap, **more):
@@ -72,10 +77,12 @@ def test_the_paper_stands_beside_and_never_in_the_place_of_a_result(tmp_path):
     assert printed.loc["APro: color", "paper AP"] == "38.3"
     assert (printed["AP"] == "not run").all()
     rows = list(csv.DictReader(io.StringIO(table.render("csv"))))
-    assert rows[0]["AP"] == ""
+    assert (rows[0]["AP"], rows[0]["AP75"], rows[0]["AP_ci"]) == ("not run", "not run", "")
     assert rows[0]["paper_AP"] == "37.7000"
     demo = open_table(5, seeds=2, root=tmp_path).printed()
-    assert not [name for name in demo if name.startswith("paper")]  # the paper has no figures for this data
+    assert demo.loc["APro: color", "paper AP, VOC"] == "38.3"  # says that it is of other data
+    own = open_table("demo:box,demo:mask", seeds=2, root=tmp_path).printed()
+    assert not [name for name in own if name.startswith("paper")]
 
 
 @pytest.mark.shared
@@ -84,7 +91,7 @@ def test_what_the_rows_expect_is_what_the_paper_prints(shared):
         lines = [line for line in csv.DictReader(file) if line["table"] in "345"]
     for number in "345":
         table = open_table(int(number), data="voc", seeds=1)
-        figures = table.figures().dropna(subset="paper_AP")
+        figures = table.figures().drop(index="+ FSD + SEPA, literal", errors="ignore").dropna(subset="paper_AP")
         printed = [[float(line[key]) for key in ("ap", "ap50", "ap75")] for line in lines if line["table"] == number]
         assert figures[["paper_AP", "paper_AP50", "paper_AP75"]].to_numpy().tolist() == printed
 
@@ -156,14 +163,15 @@ def test_teachers_come_first_and_only_what_is_missing_runs(tmp_path, monkeypatch
     fake_train(monkeypatch, DONE)
     jobs = plan(["demo:box", "demo:misa"], range(2), root=tmp_path)
     finish(jobs[0], 3.0)
-    run(jobs, slots=2, cluster=cluster)
+    options = "timeout_min=5" if cluster else ""
+    run(jobs, slots=2, cluster=cluster, cluster_options=options)
     order = (tmp_path / "order").read_text().split()
     assert sorted(order) == sorted(
         {job.folder.name for job in jobs[1:]} | {job.teacher.folder.name for job in jobs if job.teacher}
     )
     assert [name.startswith("teacher") for name in order] == [True, True, False, False, False]
     assert all(job.state == "finished" for job in jobs)
-    run(jobs, slots=2, cluster=cluster)  # nothing is left
+    run(jobs, slots=2, cluster=cluster, cluster_options=options)  # nothing is left
     assert (tmp_path / "order").read_text().split() == order
 
 
@@ -174,6 +182,150 @@ def test_a_failed_training_is_named_and_the_others_still_run(tmp_path, monkeypat
     with pytest.raises(UserError, match="demo:box with seed 0 failed: no room on the disk"):
         run(jobs, slots=1)
     assert [job.state for job in jobs[1:]] == ["finished", "finished"]
+
+
+def test_a_failed_teacher_stops_only_the_students_of_its_seed(tmp_path, monkeypatch):
+    fails = "import sys; '/teacher-' in sys.argv[1] and 'seed1' in sys.argv[1] and sys.exit('no');"
+    fake_train(monkeypatch, fails + DONE)
+    jobs = plan(["demo:box", "demo:misa"], range(3), root=tmp_path)
+    with pytest.raises(UserError, match=r"teacher:demo.* with seed 1 failed: no; see"):
+        run(jobs, slots=2)
+    assert [job.state for job in jobs] == ["finished", "finished", "finished", "not run", "finished", "finished"]
+
+
+def test_a_training_of_another_process_is_to_be_waited_for(tmp_path):
+    wanted = plan(["demo:box"], range(1), root=tmp_path)
+    with held(wanted[0].folder), pytest.raises(UserError, match=r"in use by another run.*wait for that one and run"):
+        run(wanted, gpus=0, data_root=tmp_path / "data")
+
+
+SLEEP = (
+    "import pathlib, signal, sys, time; f = pathlib.Path(sys.argv[1]); f.mkdir(parents=True);"
+    "signal.signal(signal.SIGTERM, lambda *_: ((f / 'told').touch(), sys.exit(143)));"
+    '(f / \'params.json\').write_text(\'{"experiment": {"data": "demo"}}\'); time.sleep(60)'
+)
+
+
+def test_sigterm_reaches_the_trainings(tmp_path, monkeypatch):
+    fake_train(monkeypatch, SLEEP)
+    jobs = plan(["demo:box"], range(3), root=tmp_path)
+
+    def tell():
+        while sum(job.state == "started" for job in jobs) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    watch = threading.Thread(target=tell)
+    watch.start()
+    with pytest.raises(Stopped, match="the same command goes on") as stopped:
+        run(jobs, slots=2)
+    watch.join()
+    assert stopped.value.status == 143
+    assert [(job.folder / "told").exists() for job in jobs] == [True, True, False]
+    assert jobs[2].state == "not run"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def place(job, data_root):
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / "params.json").write_text(
+        json.dumps({"experiment": {"data": "coco_mini"}, "data_root": str(data_root)})
+    )
+
+
+def test_runs_on_other_data_are_not_taken_for_this_ones(tmp_path, monkeypatch):
+    """A row's hash does not say which folder of data it learned from."""
+    fake_train(monkeypatch, DONE)
+    for name in "ab":
+        annotations = tmp_path / name / "annotations"
+        annotations.mkdir(parents=True)
+        for split in ("train", "val"):
+            (annotations / f"instances_{split}2017.json").write_text("{}")
+            (tmp_path / name / f"{split}2017").mkdir()
+    jobs = plan(["coco_mini:box"], range(2), root=tmp_path / "runs")
+    place(jobs[0], tmp_path / "a")
+    finish(jobs[0], 3.0)
+    with pytest.raises(UserError, match=r"is a run on .*/a, not on .*/b; give each folder of data a root of its own"):
+        run(jobs, data_root=tmp_path / "b")
+    assert jobs[1].state == "not run"
+    run(jobs, data_root=tmp_path / "a")
+    assert jobs[1].state == "finished"
+    place(jobs[1], tmp_path / "b")
+    with pytest.raises(UserError, match="give each folder of data a root of its own"):
+        open_table("coco_mini:box", seeds=2, root=tmp_path / "runs")
+
+
+def test_data_without_masks_is_compared_by_the_boxes(tmp_path):
+    table = open_table("demo:box", seeds=1, root=tmp_path)
+    (job,) = table.every_job()
+    job.folder.mkdir()
+    (job.folder / "metrics.json").write_text(json.dumps({"bbox": {"AP": 12.5, "AP50": 30.0, "AP75": 9.0}}))
+    assert table.figures().loc["demo:box", "AP75"] == 9
+    assert "AP of boxes, since the data has no masks" in table.render("text")
+
+
+def test_one_row_by_two_names_is_trained_once(tmp_path):
+    table = open_table("table3_components:demo_baseline,table5_affinity:demo_apro_color", seeds=2, root=tmp_path)
+    assert len(table.every_job()) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("", "needs cluster_options with timeout_min"),
+        ("timeout_min", "cluster_options has 'timeout_min'; write name=value"),
+        ("timeout_min=5,gpu_number=1", "submitit says: .*gpu_number"),
+    ],
+)
+def test_a_cluster_is_told_how_long_a_training_takes(tmp_path, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        run(plan(["demo:box"], range(1), root=tmp_path), cluster="local", cluster_options=options)
+
+
+def slurm(folder, monkeypatch, state):
+    """sbatch writes down what it was asked for; sacct says `state` until the job's result is there."""
+    tools = folder / "bin"
+    tools.mkdir(exist_ok=True)
+    scripts = {
+        "sbatch": f"echo x >> {folder}/asked; cp $1 {folder}/batch.sh; echo Submitted batch job 7",
+        "sacct": f"echo 'JobID|State'; echo '7|{state}'",
+        "srun": "exit 1",
+        "scancel": "exit 0",
+    }
+    for name, body in scripts.items():
+        (tools / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+
+
+def test_a_submitted_training_is_waited_for_and_not_submitted_again(tmp_path, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    jobs = plan(["demo:box"], range(1), root=tmp_path)
+    slurm(tmp_path, monkeypatch, "RUNNING")
+    options = {"cluster": "slurm", "cluster_options": "timeout_min=1440,gpus_per_node=1"}
+    waited = []
+
+    def result(task):
+        waited.append(task.job_id)
+        if len(waited) == 1:
+            raise KeyboardInterrupt  # by the person who waits
+        return "done"
+
+    monkeypatch.setattr(submitit.SlurmJob, "result", result)
+    with pytest.raises(KeyboardInterrupt):
+        run(jobs, **options)
+    batch = (tmp_path / "batch.sh").read_text()
+    assert "--time=1440" in batch
+    assert "--gpus-per-node=1" in batch
+    submitit.SlurmJob.watcher.clear()
+    run(jobs, **options)
+    assert waited == ["7", "7"]
+    assert (tmp_path / "asked").read_text() == "x\n"
+    slurm(tmp_path, monkeypatch, "FAILED")  # ended without a result: it is submitted again
+    submitit.SlurmJob.watcher.clear()
+    run(jobs, **options)
+    assert (tmp_path / "asked").read_text() == "x\nx\n"
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 from misa.losses.pairwise import pairwise_loss, propagation_error
@@ -68,6 +69,35 @@ def test_all_at_once_is_instance_by_instance(rng, device, form, semantic):
     assert set(result) == TERMS["apro"]
     for name, value in result.items():
         assert_close(value.cpu(), expected[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("semantic", [False, True])
+@pytest.mark.parametrize(("form", "local"), [("sum", "sum"), ("embedding", "sum"), ("product", "product")])
+def test_an_image_is_taught_the_same_beside_a_larger_one(rng, device, form, local, semantic):
+    """What stands in the padding, S too, is in no tree, no window and no spread."""
+    masks, boxes, images, index, labels, prior = batch(rng)
+
+    def loss(right, below):
+        def pad(values, fill):
+            return F.pad(values.float(), (0, right, 0, below), value=fill).to(values.dtype).to(device)
+
+        valid = pad(torch.ones(3, 1, 12, 14), 0) > 0
+        return pairwise_loss(
+            pad(masks, 0.7),
+            pad(boxes, 0),
+            pad(0.02 * images, 5.0),
+            index.to(device),
+            labels=labels.to(device),
+            prior=(pad(prior[0], 3.0), prior[1].to(device)) if semantic else None,
+            valid=valid,
+            global_form=form,
+            local_form=local,
+        )
+
+    alone, beside = loss(0, 0), loss(6, 3)
+    for name, value in alone.items():
+        assert value > 1e-3
+        assert_close(beside[name], value, atol=1e-6, rtol=1e-5)
 
 
 def test_pamr_is_its_propagation(rng, device):

@@ -11,6 +11,7 @@ import misa.models  # noqa: F401  (imports mmdet silently)
 from misa.engine.config import model_config
 from misa.engine.rows import find_row, teacher_row
 from misa.engine.teacher_config import network_arguments
+from misa.errors import Diverged
 from misa.models.misa import union_of_boxes
 from misa.models.semask import SeMask
 
@@ -93,6 +94,35 @@ def test_prediction_needs_no_teacher(batch):
         assert len(model.predict(data["inputs"], data["data_samples"])) == 2
     with pytest.raises(RuntimeError, match="attach one"):
         losses(model.train(), batch)
+
+
+def test_a_crowd_is_neither_object_nor_background(batch):
+    """FSD says nothing of what lies in a crowd's box alone; a box of an object in it still counts."""
+    model = build(MISA.but(affinity={"saliency": False}))
+    plain = losses(model, batch)
+    crowded, around = copy.deepcopy(batch), copy.deepcopy(batch)
+    for sample, all_crowds in zip(crowded["data_samples"], ([(60.0, 0, 128, 96)], []), strict=True):
+        sample.ignored_instances = InstanceData(bboxes=torch.tensor(all_crowds).reshape(-1, 4))
+    assert losses(model, crowded)["loss_distillation"] != plain["loss_distillation"]
+    for sample in around["data_samples"]:  # crowds that cover objects only change nothing
+        sample.ignored_instances = InstanceData(bboxes=sample.gt_instances.bboxes.clone())
+    assert torch.equal(losses(model, around)["loss_distillation"], plain["loss_distillation"])
+
+    # With all but the boxes a crowd, nothing is outside: the weight of the background plays no part.
+    for sample in crowded["data_samples"]:
+        sample.ignored_instances = InstanceData(bboxes=torch.tensor([[0.0, 0, 128, 96]]))
+    heavy = build(MISA.but(affinity={"saliency": False}, distillation={"bg_weight": 60.0}))
+    assert torch.equal(losses(heavy, crowded)["loss_distillation"], losses(model, crowded)["loss_distillation"])
+    assert losses(heavy, batch)["loss_distillation"] > plain["loss_distillation"]
+
+
+def test_a_loss_that_is_no_number_ends_the_training_by_name(batch):
+    model = build(MISA)
+    with torch.no_grad():
+        for parameter in model.adapter.parameters():
+            parameter.mul_(1e25)
+    with pytest.raises(Diverged, match=r"distillation_loss is not finite.*Lower the learning rate"):
+        losses(model, batch)
 
 
 def test_switched_off_it_is_the_baseline_to_the_bit(batch):
