@@ -42,7 +42,7 @@ MASK2FORMER = BASE.but(
 
 # Our readings of what the paper leaves open; experiments/table3_components.py has the literal ones beside them.
 SEPA: dict[str, Any] = {"saliency": True, "local_form": "product", "global_form": "product", "semantic_scale": 1.5}
-# Eq. 4: 10 bins on maps of about 200 x 336 are the same share of the spectrum as 1.5 on the demo's 32 x 32.
+# Eq. 4: 10 bins on maps of about 200 x 336 are the same share of the map's height as 1.5 on the demo's 32 x 32.
 FSD = Distillation(unit="spread", radius=1.5)
 
 ROWS = {

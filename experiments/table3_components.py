@@ -34,7 +34,7 @@ BASES = {
 }
 TEACHERS = {"demo": "teacher:demo_tables", "voc": "teacher:voc_r50", "coco_mini": "teacher:coco_mini"}
 SEPA = demo.SEPA  # what joins `Affinity` for A + A^c
-# By data set: the radius of Eq. 4 is the paper's on VOC, and the same share of the spectrum on smaller maps.
+# By data set: the radius of Eq. 4 is the paper's on VOC, and the same share of the height on smaller maps.
 FSD = {
     "demo": demo.FSD,
     "voc": dataclasses.replace(demo.FSD, radius=10.0),

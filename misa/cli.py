@@ -126,7 +126,9 @@ def _parser() -> argparse.ArgumentParser:
         "--separation", action="store_true", help="of a teacher: does S tell objects apart where color does not?"
     )
     evaluate.add_argument("--per-class", action="store_true", help="also the AP of every class")
-    evaluate.add_argument("--boundary", action="store_true", help="also boundary AP (needs misa[boundary])")
+    evaluate.add_argument(
+        "--boundary", action="store_true", help="also boundary AP (needs the package faster-coco-eval)"
+    )
     evaluate.add_argument(
         "--test-dev",
         metavar="FOLDER",
@@ -200,11 +202,12 @@ def _add_estimate(commands: Any) -> None:
 def _estimate(options: argparse.Namespace) -> int:
     import torch
 
-    from misa.engine.estimate import estimate, measure
+    from misa.engine.estimate import estimate, measure, require_known
     from misa.engine.train import experiment_of
     from misa.parameters import TrainParameters
 
     experiment = experiment_of(TrainParameters(row=options.row, precision=options.precision))
+    require_known(options.gpu)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"measuring steps of {options.row} on this machine's {device}; minutes on a CPU", flush=True)
     work = measure(experiment, device=device)
@@ -401,7 +404,8 @@ def _predict(options: argparse.Namespace) -> int:
     if done.failed:
         first = next(iter(done.failed.values()))
         more = f" ({len(done.failed) - 1} more like it)" if len(done.failed) > 1 else ""
-        raise UserError(f"the other images are done, but {first}{more}")
+        others = "the other images are done, but " if done.images else ""
+        raise UserError(f"{others}{first}{more}")
     return 0
 
 
@@ -424,7 +428,7 @@ def _figures(options: argparse.Namespace) -> int:
     names = ("out", "only", "images", "random", "worst", "seed", "channel", "semantic_scale")
     given = {name: getattr(options, name) for name in names}
     parameters = FiguresParameters(runs=",".join(options.runs), **given)
-    written = factory_from(parameters).make(parameters.out, parameters.only.replace(",", " ").split())
+    written = factory_from(parameters).make(parameters.out)
     print(*written, sep="\n")
     return 0 if written else 2
 

@@ -4,6 +4,7 @@ Solutions of exercises are folded. A notebook that fails leaves its page with th
 """
 
 import argparse
+import ast
 import html
 import re
 import time
@@ -55,25 +56,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _chosen(folder: Path, names: Sequence[str]) -> list[Path]:
-    there = {path.stem: path for path in sorted(folder.glob("*.ipynb"))}
+    # What trains nothing itself comes last, and finds what the others have trained.
+    paths = sorted(folder.glob("*.ipynb"), key=lambda path: ("smoke" not in _declared(path), path))
+    there = {path.stem: path for path in paths}
     if not there:
         raise UserError(f"{folder} holds no notebooks; give the project's folder with --notebooks.")
     for name in names:
         if name not in there:
             hint = did_you_mean(name, there) or f"; there are {', '.join(there)}."
             raise UserError(f"{folder} has no notebook {name}{hint}")
-    return [there[name] for name in names or there]
+    return [path for name, path in there.items() if not names or name in names]
+
+
+def _declared(path: Path) -> dict[str, Any]:
+    """The parameters of a notebook with their defaults."""
+    found = papermill.inspect_notebook(str(path))
+    return {name: ast.literal_eval(parameter["default"]) for name, parameter in found.items()}
 
 
 def parameters_of(path: Path, out: Path, *, smoke: bool) -> dict[str, Any]:
     """What a notebook is executed with: no live panels, and for a smoke run folders of its own."""
-    declared = papermill.inspect_notebook(str(path))
+    declared = _declared(path)
     found: dict[str, Any] = {"interactive": False} if "interactive" in declared else {}
     if smoke:
         found |= {name: value for name, value in {"smoke": True, "seeds": 2}.items() if name in declared}
         shared = {"run": "demo-misa", "runs": "demo-misa", "data_root": "data"}
         for name in _FOLDERS:
-            if name in declared:
+            if declared.get(name):  # an empty one is not in use
                 found[name] = str((out / "smoke" / shared.get(name, path.stem)).resolve())
     return found
 

@@ -110,7 +110,7 @@ class AffinityParameters(Parameters):
     data_root: where the embedded data goes.
     local_bandwidth, tree_bandwidth: of the color affinity in windows and along the tree; APro's.
     semantic_scale: how many σ of S make the bandwidth of A^f and A^c.
-    balance: of A^c against A.
+    balance: of A^c against A; form: how the two are joined, the "sum" of Eq. 13 or the "product".
     steps: of the propagation in windows.
     threads: of torch on the CPU.
     smoke: a teacher of two training steps, to see that everything runs.
@@ -123,6 +123,7 @@ class AffinityParameters(Parameters):
     tree_bandwidth: float = between(0.01, 1e-3, 10)
     semantic_scale: float = between(8.0, 1e-2, 100)
     balance: float = between(0.7, 0, 10)
+    form: str = "sum"
     steps: int = between(20, 0, 1000)
     threads: int = between(1, 1, 256)
     smoke: bool = False
@@ -137,7 +138,7 @@ class FrequencyParameters(Parameters):
     data_root: where the embedded data goes.
     place: of the image among the validation images, from 0.
     channel: of the features that is shown.
-    radius, scale: t, in bins of the feature map, and θ of Eq. 4.
+    radius, scale: t, in bins of the feature map, and θ of Eq. 4; the defaults are those of demo:misa.
     threads: of torch on the CPU.
     smoke: networks of two training steps, to see that everything runs.
     interactive: the live panel as well, below the figures that are stored.
@@ -147,7 +148,7 @@ class FrequencyParameters(Parameters):
     data_root: str = "datasets"
     place: int = between(0, 0)
     channel: int = between(5, 0)
-    radius: float = between(10.0, 0)
+    radius: float = between(1.5, 0)
     scale: float = between(0.2, 0, 1)
     threads: int = between(1, 1, 256)
     smoke: bool = False
@@ -259,7 +260,7 @@ class EvaluateParameters(Parameters):
     threads: of torch on the CPU.
     """
 
-    run: str = "runs/demo-box-seed0"
+    run: str = "runs/demo-misa-seed0"
     checkpoint: str = ""
     data_root: str = ""
     boundary: bool = False

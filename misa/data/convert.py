@@ -58,13 +58,13 @@ def open_layout(root: PathLike, *, need_train: bool = True) -> Layout:
     Raises:
         DataError: nothing of that kind is there.
     """
-    root = Path(root).expanduser()
+    root = Path(root).expanduser().resolve()
     if _is_coco(root):
         return find_layout(root, need_train=need_train)
     parts = _parts(root)
     if not parts:
         return find_layout(root, need_train=need_train)  # which says what is missing
-    return _converted(root.resolve(), parts)
+    return _converted(root, parts)
 
 
 def _is_coco(root: Path) -> bool:

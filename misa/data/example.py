@@ -22,7 +22,7 @@ class Example:
     image (H W 3): uint8 RGB; boxes (n 4): xyxy in its pixels; labels (n): places in `classes`; masks (n H W): the
     truth, to compare with, None where there is none. colors (3 h w): V, the normalised image. features S (d h w) and
     saliency_factors K (c d): the teacher's, None without one. student I (e h w): the student's dense feature, and
-    adapted (d h w): the same behind the adapter of FSD; None without.
+    adapted (d h w): the same behind the adapter of FSD, in the units of S; None without.
     """
 
     name: str

@@ -91,7 +91,7 @@ def _annotations(root: Path, split: str, given: PathLike | None) -> Path:
     if not folder.is_dir():
         raise DataError(
             f"the {split} annotation file {path} is missing: there is no folder {folder}, and {root} holds "
-            f"{_listing(root)}; give the folder that holds annotations/, or put the file there."
+            f"{_listing(root)}; give the folder that holds annotations/, or a csv or Pascal VOC xml files of boxes."
         )
     hint = _rename(path.name, _names(folder), split, "; rename or link the right one to this name.")
     raise DataError(f"the {split} annotation file {path} is missing: {folder} holds {_listing(folder)}{hint}")

@@ -159,6 +159,13 @@ def _measured(model: nn.Module, experiment: Experiment, side: int, device: str, 
     return Step(counter.get_total_flops(), kept.total, parameters, frozen, side * side, seconds, name)
 
 
+def require_known(gpu: str) -> None:
+    """UserError where there is no data sheet for the GPU."""
+    if gpu not in GPUS:
+        hint = did_you_mean(gpu, GPUS) or f"; known are {', '.join(GPUS)}."
+        raise UserError(f"there is no data sheet for the GPU {gpu!r}{hint}")
+
+
 def estimate(
     experiment: Experiment,
     work: Work,
@@ -174,9 +181,7 @@ def estimate(
     Raises:
         UserError: an unknown GPU, a batch that cannot be shared, data whose size is not known.
     """
-    if gpu not in GPUS:
-        hint = did_you_mean(gpu, GPUS) or f"; known are {', '.join(GPUS)}"
-        raise UserError(f"there is no data sheet for the GPU {gpu!r}{hint}.")
+    require_known(gpu)
     images = images or IMAGES.get(experiment.data)
     if images is None:
         raise UserError(f"how many training images {experiment.data} has is not known; give images.")

@@ -54,7 +54,7 @@ def evaluate(
         UserError: no run folder, no checkpoint, another model's checkpoint, unusable data.
     """
     if boundary and importlib.util.find_spec("faster_coco_eval") is None:
-        raise UserError("boundary AP needs the package faster-coco-eval; pip install 'misa[boundary]'.")
+        raise UserError("boundary AP needs the package faster-coco-eval; pip install it.")
     run = load_run(run_folder, checkpoint=checkpoint, gpus=gpus, threads=threads)
     experiment, source, folder, _ = opened(run_folder, data_root=data_root)
     if merged and not source.masks:

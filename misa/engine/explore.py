@@ -27,6 +27,7 @@ from misa.engine.train import opened, teacher_folder, train
 from misa.errors import UserError
 from misa.evaluation.ap import read_truth
 from misa.experiment import Experiment
+from misa.losses.distillation import spread_unit
 from misa.models.semask import SeMask
 
 STRIDE = 4
@@ -104,8 +105,11 @@ class Networks:
         if self.student is not None:
             dense = self.student.mask_head(self.student.extract_feat(pixels))[2]  # type: ignore[operator]
             example = replace(example, student=_at(dense, size))
-            if hasattr(self.student, "adapter"):
-                example = replace(example, adapted=_at(self.student.adapter(dense), size))  # type: ignore[operator]
+            learned = self.experiment.distillation
+            if learned is not None and self.teacher is not None:
+                unit = spread_unit(features) if learned.unit == "spread" else 1.0
+                adapted = unit * self.student.adapter(dense)  # type: ignore[operator]
+                example = replace(example, adapted=_at(adapted, size))
         return example
 
 

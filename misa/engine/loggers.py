@@ -22,8 +22,8 @@ def logger_names(text: str) -> tuple[str, ...]:
         if name == "tensorboard":
             continue
         if name not in PACKAGES:
-            hint = did_you_mean(name, PACKAGES) or f"; the loggers are {', '.join(PACKAGES)}"
-            raise UserError(f"there is no logger {name!r}{hint} (TensorBoard is always on).")
+            hint = did_you_mean(name, PACKAGES) or f"; the loggers are {', '.join(PACKAGES)}."
+            raise UserError(f"there is no logger {name!r}{hint} TensorBoard is always on.")
         if importlib.util.find_spec(PACKAGES[name]) is None:
             raise UserError(f"the logger {name} is not installed; pip install {PACKAGES[name]}.")
     return tuple(name for name in names if name != "tensorboard")

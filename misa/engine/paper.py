@@ -79,7 +79,13 @@ class Factory:
     """
 
     def __init__(
-        self, runs: Sequence[str | Path], *, choice: Choice | None = None, knobs: Knobs | None = None, channel: int = 5
+        self,
+        runs: Sequence[str | Path],
+        *,
+        choice: Choice | None = None,
+        knobs: Knobs | None = None,
+        channel: int = 5,
+        wanted: Sequence[str] = FIGURES,
     ) -> None:
         if not runs:
             raise UserError("figures are made from run folders; give one or more, as made by misa train.")
@@ -88,6 +94,9 @@ class Factory:
         self.choice = Choice() if choice is None else choice
         self.knobs = Knobs(semantic_scale=8.0) if knobs is None else knobs
         self.channel = channel
+        self.wanted = tuple(wanted)
+        if unknown := [name for name in wanted if name not in FIGURES]:
+            raise UserError(f"there is no figure {unknown[0]!r}; the figures are {', '.join(FIGURES)}.")
         self._figures: dict[str, Figure] = {}
         first = self.runs[0]
         for run in self.runs[1:]:
@@ -101,12 +110,10 @@ class Factory:
         kind = (teacher, supervision)
         return next((r for r in self.runs if (r.is_teacher, r.experiment.supervision) == kind), None)
 
-    def make(self, out: str | Path, figures: Sequence[str] = FIGURES) -> list[Path]:
-        """Draw and write the figures that the runs suffice for; what is missing is said in a line."""
+    def make(self, out: str | Path) -> list[Path]:
+        """Draw and write the wanted figures that the runs suffice for; what is missing is said in a line."""
         written: list[Path] = []
-        for name in figures:
-            if name not in FIGURES:
-                raise UserError(f"there is no figure {name!r}; the figures are {', '.join(FIGURES)}.")
+        for name in self.wanted:
             missing = self.missing(name)
             if missing:
                 print(f"figure {name} is left out: {missing}")
@@ -127,6 +134,10 @@ class Factory:
         if name == "1" and not self.runs[0].source.masks:
             return "the validation images have no masks to compare with"
         return ""
+
+    def show(self, name: str) -> Figure | None:
+        """A figure for a notebook; None where it is not wanted or, as `make` has said, cannot be drawn."""
+        return self.draw(name) if name in self.wanted and not self.missing(name) else None
 
     def draw(self, name: str) -> Figure:
         """One figure; drawn once, however often it is asked for."""
@@ -283,6 +294,7 @@ def factory_from(parameters: FiguresParameters) -> Factory:
         choice=Choice(given, parameters.random, parameters.worst, parameters.seed),
         knobs=Knobs(semantic_scale=parameters.semantic_scale),
         channel=parameters.channel,
+        wanted=parameters.only.replace(",", " ").split(),
     )
 
 

@@ -17,7 +17,8 @@ def find_row(name: str) -> Experiment:
         raise UserError(f"row {name!r} should be written table:row, for example demo:box.")
     rows = _table(table).ROWS
     if row not in rows:
-        raise UserError(f"{table} has no row {row!r}{did_you_mean(row, rows)}; its rows are {', '.join(rows)}.")
+        hint = did_you_mean(row, rows).replace("?", ",")
+        raise UserError(f"{table} has no row {row!r}{hint or ';'} its rows are {', '.join(rows)}.")
     experiment = rows[row]
     if not isinstance(experiment, Experiment):
         raise UserError(f"{name} is {experiment!r}, not an Experiment; write ROWS = {{'name': Experiment(...)}}.")
@@ -43,8 +44,9 @@ def _table(table: str) -> ModuleType:
         return importlib.import_module(f"experiments.{stem}")
     path = Path(table)
     if path.suffix != ".py" or not path.is_file():
+        hint = did_you_mean(stem, shipped).replace("?", ",")
         known = f"the tables are {', '.join(shipped)}, or a .py file with ROWS"
-        raise UserError(f"there is no table {table!r}{did_you_mean(stem, shipped)}; {known}.")
+        raise UserError(f"there is no table {table!r}{hint or ';'} {known}.")
     spec = importlib.util.spec_from_file_location(f"misa_rows_{stem}", path)
     assert spec is not None, "a .py file has a loader"
     assert spec.loader is not None, "a .py file has a loader"

@@ -106,6 +106,11 @@ class SeedExplorer(Panel):
             "tree_bandwidth": factor("tree bandwidth", knobs.tree_bandwidth, -3, 0),
             "semantic_scale": factor("scale of σ(S)", knobs.semantic_scale, -1, 1.5),
             "balance": number("balance", knobs.balance, 0, 3),
+            "form": widgets.Dropdown(
+                options=[("A + balance · Aᶜ", "sum"), ("A · Aᶜ to the balance", "product")],
+                value=knobs.form,
+                description="SEPA",
+            ),
             "window": widgets.Dropdown(options=[3, 5, 7, 9], value=knobs.window, description="window"),
             "steps": whole("steps", knobs.steps, 0, 100),
             "start": widgets.Dropdown(

@@ -107,11 +107,22 @@ def in_units_of_spread(
     constant S is returned as it is. `across` as in `distillation_loss`.
     """
     features = promote(features)
+    return features / spread_unit(features, valid, across=across)
+
+
+def spread_unit(
+    features: Float[Tensor, "b d h w"],
+    valid: Bool[Tensor, "b 1 h w"] | None = None,
+    *,
+    across: Callable[[Tensor], Tensor] = lambda pixels: pixels,
+) -> Float[Tensor, ""]:
+    """√d · σ, what `in_units_of_spread` divides by; 1 for a constant S."""
+    features = promote(features)
     weight = torch.ones_like(features[:, :1]) if valid is None else valid.to(features.dtype)
     count = across(weight.sum()).clamp(min=1e-3)
     mean = across((features * weight).sum(dim=(0, 2, 3), keepdim=True)) / count
     variance = across(((features - mean).square() * weight).sum()) / count
-    return features / torch.where(variance > 0, variance, 1).sqrt()
+    return torch.where(variance > 0, variance, 1).sqrt()
 
 
 def _share(

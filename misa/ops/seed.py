@@ -1,14 +1,14 @@
 """Affinity as one pixel, the seed, sees it (§3.3, Eq. 8 and 10–14): to every pixel, along the tree, as a mask.
 
 Axes: d channel · h row · w column. A seed is (row, column). Four kernels: "color" A (Eq. 8), "feature" A^f (Eq. 10),
-"saliency" A^c (Eq. 12) and "enhanced" Â^c = A + balance · A^c (Eq. 13), divided by 1 + balance here so that all four
-run from 0 to 1.
+"saliency" A^c (Eq. 12) and "enhanced" Â^c. In the form "sum" it is A + balance · A^c (Eq. 13), divided by 1 + balance
+here so that all four run from 0 to 1; in the form "product" A · (A^c)^balance, which is near only where both are.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,7 @@ from misa.ops.tree import Tree, minimum_spanning_tree
 
 Seed = tuple[int, int]
 Kernel = Literal["color", "feature", "saliency", "enhanced"]
+Form = Literal["sum", "product"]
 KERNELS: tuple[Kernel, ...] = ("color", "feature", "saliency", "enhanced")
 
 
@@ -34,6 +35,11 @@ class Knobs:
     balance: float = 0.7
     window: int = 5
     steps: int = 20
+    form: Form = "sum"
+
+    def __post_init__(self) -> None:
+        if self.form not in get_args(Form):
+            raise ValueError(f"SEPA has the forms {' and '.join(get_args(Form))}, not {self.form!r}.")
 
 
 def seed_affinity(
@@ -113,7 +119,7 @@ class SeedField:
             found[kernel] = seed_affinity(
                 values, seed, sigma=sigma * knobs.semantic_scale, norms=self._squared_norms[kernel]
             )
-        return self._with_enhanced(found, knobs)
+        return self._with_sum(found, knobs) if knobs.form == "sum" else self._with_product(found, knobs)
 
     def along_tree(self, seed: Seed, knobs: Knobs) -> dict[Kernel, Float[Tensor, "h w"]]:
         """Every kernel along its own minimum spanning tree: as weak as the longest edge on the way (global 𝒩)."""
@@ -123,7 +129,16 @@ class SeedField:
             kernel: torch.exp(-ways.longest(seed) / max(sigmas[kernel] ** 2, TINY))
             for kernel, ways in self._ways.items()
         }
-        return self._with_enhanced(found, knobs)
+        if self.semantic is None or knobs.form == "sum":
+            return self._with_sum(found, knobs)
+        # Distances that add up are those of vectors that stand one above the other.
+        joined = torch.cat(
+            [
+                self.colors / knobs.tree_bandwidth,
+                self._semantic_maps["saliency"][0] * (knobs.balance**0.5 / max(sigmas["saliency"], TINY**0.5)),
+            ]
+        )
+        return {**found, "enhanced": torch.exp(-longest_edges(minimum_spanning_tree(joined), seed))}
 
     def masks(
         self,
@@ -153,6 +168,7 @@ class SeedField:
             labels=torch.tensor([self.label]),
             balance=knobs.balance,
             semantic_scale=knobs.semantic_scale,
+            local_form=knobs.form if semantic is not None else "sum",
         )
 
     def _global(self, kernel: Kernel, knobs: Knobs) -> Callable[[Tensor], Tensor]:
@@ -166,6 +182,7 @@ class SeedField:
             labels=torch.tensor([self.label]),
             balance=knobs.balance,
             semantic_scale=knobs.semantic_scale,
+            global_form=knobs.form if semantic is not None else "sum",
         )
 
     def _guide(self, kernel: Kernel, knobs: Knobs, bandwidth: float) -> tuple[Tensor, float, SemanticGuide | None]:
@@ -204,7 +221,12 @@ class SeedField:
     def _ways(self) -> dict[Kernel, Ways]:
         return {kernel: Ways.of(tree) for kernel, tree in self._trees.items()}
 
-    def _with_enhanced(self, found: dict[Kernel, Tensor], knobs: Knobs) -> dict[Kernel, Tensor]:
+    def _with_product(self, found: dict[Kernel, Tensor], knobs: Knobs) -> dict[Kernel, Tensor]:
+        if self.semantic is None:
+            return found
+        return {**found, "enhanced": found["color"] * found["saliency"] ** knobs.balance}
+
+    def _with_sum(self, found: dict[Kernel, Tensor], knobs: Knobs) -> dict[Kernel, Tensor]:
         if self.semantic is None:
             return found
         enhanced = (found["color"] + knobs.balance * found["saliency"]) / (1 + knobs.balance)

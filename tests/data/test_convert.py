@@ -155,6 +155,13 @@ def test_every_form_gives_the_same_data(form, tmp_path):
     assert not source.masks
 
 
+@pytest.mark.parametrize("form", [*FORMS, "csv_file"])
+def test_a_relative_path_is_the_same_data(form, tmp_path, monkeypatch):
+    made = (FORMS | {"csv_file": csv_file})[form](tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert open_layout(made.relative_to(tmp_path)) == open_layout(made)
+
+
 def test_without_a_split_a_tenth_is_for_validation(tmp_path, capsys):
     layout = open_layout(csv_file(tmp_path / "mine"))
     train, val = read(layout.train), read(layout.val)

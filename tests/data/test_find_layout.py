@@ -85,7 +85,7 @@ def test_the_cure_is_one_that_the_command_line_has(root: Path) -> None:
     (root / "annotations/x.json").rename(root / "annotations/instances_val2017.json")
     assert "did you mean" not in told(root), "the other split's file is not meant"
     shutil.rmtree(root / "annotations")
-    assert told(root).endswith("give the folder that holds annotations/, or put the file there.")
+    assert told(root).endswith("give the folder that holds annotations/, or a csv or Pascal VOC xml files of boxes.")
 
 
 def test_validation_alone_needs_no_training_split(root: Path) -> None:

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from misa.data.synthetic import Scenes, draw_scene, named_scene
 from misa.engine.explore import embedded, example_of, open_networks, trained
 from misa.errors import UserError
+from misa.losses.distillation import in_units_of_spread
 from misa.models.misa import _shrink, union_of_boxes
 
 
@@ -39,7 +40,13 @@ def test_features_are_the_networks_own(networks):
     with torch.no_grad():
         dense = networks.student.mask_head.mask_feature_head(networks.student.extract_feat(images)[:4])
         assert_close(example.student, dense[0])
-        assert_close(example.adapted, networks.student.adapter(dense)[0])
+        answer = networks.student.adapter(dense)
+    target = in_units_of_spread(features)
+    learned = networks.experiment.distillation
+    assert learned.unit == "spread"
+    # What is compared in training, but for the units.
+    expected = (target - answer).square().sum() * (features.square().sum() / target.square().sum())
+    assert_close((example.features - example.adapted).square().sum(), expected, rtol=1e-4, atol=1e-4)
     assert example.size == tuple(example.features.shape[-2:]) == (32, 32)
     assert len(example.masks) == len(example.labels) == len(example.boxes) == len(example.coarse_masks())
 

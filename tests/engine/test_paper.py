@@ -40,8 +40,10 @@ def test_all_figures_from_one_command(runs, tmp_path, capsys):
 
 
 def test_the_command_in_a_figure_makes_it_again(runs, tmp_path):
-    factory = Factory([runs / "misa"], choice=Choice(drawn=2, worst=2, seed=4))
-    (pdf, _) = factory.make(tmp_path / "first", ["5"])
+    factory = Factory([runs / "misa"], choice=Choice(drawn=2, worst=2, seed=4), wanted="5")
+    (pdf, _) = factory.make(tmp_path / "first")
+    assert factory.show("5") is factory.draw("5")
+    assert factory.show("4") is None
     before = pdf.read_bytes()
     pdf.unlink()
     command = whence(tmp_path / "first" / "figure5.png")["command"].split()
@@ -51,7 +53,9 @@ def test_the_command_in_a_figure_makes_it_again(runs, tmp_path):
 
 
 def test_what_is_missing_is_said_and_left_out(runs, tmp_path, capsys):
-    assert Factory([runs / "mask"]).make(tmp_path, ["1", "3", "4"]) == []
+    factory = Factory([runs / "mask"], wanted="134")
+    assert factory.make(tmp_path) == []
+    assert factory.show("4") is None
     words = capsys.readouterr().out
     assert "figure 1 is left out: it compares a student with a semantic network" in words
     assert "figure 4 is left out: it needs a semantic teacher" in words
@@ -67,7 +71,7 @@ def test_wrong_input_is_a_sentence(runs, tmp_path):
     with pytest.raises(UserError, match="has no image 99; it has 4"):
         Factory([runs / "misa"], choice=Choice(given=(99,))).draw("5")
     with pytest.raises(UserError, match="there is no figure '2'"):
-        Factory([runs / "misa"]).make(tmp_path, ["2"])
+        Factory([runs / "misa"], wanted="2")
     with pytest.raises(UserError, match="give one or more"):
         Factory([])
     unfinished = tmp_path / "unfinished"

@@ -4,7 +4,7 @@ import nbformat
 import pytest
 
 from misa.cli import main
-from misa.gallery import page, parameters_of
+from misa.gallery import _chosen, page, parameters_of
 
 CELLS = {
     "good": ["x: int = 1  # a number\ninteractive: bool = True\n", "'twice', 2 * x if interactive is False else 0"],
@@ -50,6 +50,27 @@ def test_a_progress_bar_is_left_out(tmp_path):
     made = page(tmp_path / "a.ipynb")
     assert "kept" in made
     assert "predict:" not in made
+
+
+def test_what_trains_nothing_comes_last_and_empty_folders_stay_empty(tmp_path):
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    for name, text in (("a", "run: str = 'r'\ndata_root: str = ''\n"), ("b", "run: str = 'r'\nsmoke: bool = False\n")):
+        cell = nbformat.v4.new_code_cell(text, metadata={"tags": ["parameters"]})
+        nbformat.write(
+            nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), tmp_path / f"{name}.ipynb"
+        )
+    assert [path.stem for path in _chosen(tmp_path, [])] == ["b", "a"]
+    assert [path.stem for path in _chosen(tmp_path, ["a", "b"])] == ["b", "a"]
+    assert set(parameters_of(tmp_path / "a.ipynb", tmp_path, smoke=True)) == {"run"}
+
+
+@pytest.mark.slow
+def test_what_one_notebook_trains_another_evaluates(tmp_path, capsys):
+    """In a folder where nothing was trained before, as `make gallery` in a clean clone."""
+    assert main(["gallery", "evaluate", "frequency", "--smoke", "--out", str(tmp_path / "gallery")]) == 0
+    told = capsys.readouterr().out
+    assert "frequency: done" in told
+    assert "evaluate: done" in told
 
 
 def test_only_what_is_asked_for(folder, capsys):

@@ -105,19 +105,32 @@ def test_tree_kernels_follow_the_best_ways(field):
     )
 
 
+def test_the_product_is_near_where_both_are(field):
+    knobs = Knobs(local_bandwidth=0.9, tree_bandwidth=0.8, semantic_scale=2.0, balance=0.4, form="product")
+    found = field.direct((1, 7), knobs)
+    assert_close(found["enhanced"], found["color"] * found["saliency"] ** 0.4)
+    weighted = field.semantic.features * field.semantic.saliency_factors[2][:, None, None]
+    sigma = 2.0 * float(spread(weighted[None])[0])
+    joined = torch.cat([field.colors / 0.8, weighted * 0.4**0.5 / sigma])  # |.|² adds A's exponent and 0.4 of A^c's
+    ways = all_ways(joined)[1 * 9 + 7]
+    enhanced = field.along_tree((1, 7), knobs)["enhanced"].flatten().double()
+    assert_close(enhanced, torch.exp(-ways), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["sum", "product"])
 @pytest.mark.parametrize("reach", ["local", "global"])
-def test_sepa_masks_are_the_losses(field, reach):
+def test_sepa_masks_are_the_losses(field, reach, form):
     """The mask of "enhanced" is what `propagate_*` gives with the semantic guide, that of "color" without it."""
-    knobs = Knobs(steps=4, semantic_scale=1.5)
+    knobs = Knobs(steps=4, semantic_scale=1.5, form=form)
     start = seed_mask(8, 9, (4, 4), radius=2)
     found = field.masks(start, knobs, reach=reach)
     own = {"semantic": field.semantic, "labels": torch.tensor([2]), "semantic_scale": 1.5}
     if reach == "local":
         plain = propagate_local(start[None], field.colors, steps=4)[0]
-        enhanced = propagate_local(start[None], field.colors, steps=4, **own)[0]
+        enhanced = propagate_local(start[None], field.colors, steps=4, local_form=form, **own)[0]
     else:
         plain = propagate_global(start[None], field.colors, bandwidth=0.01)[0]
-        enhanced = propagate_global(start[None], field.colors, bandwidth=0.01, **own)[0]
+        enhanced = propagate_global(start[None], field.colors, bandwidth=0.01, global_form=form, **own)[0]
     assert_close(found["color"], plain)
     assert_close(found["enhanced"], enhanced)
 
