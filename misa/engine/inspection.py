@@ -22,15 +22,18 @@ from misa.data.layout import DataError
 from misa.data.runs import decode_part
 from misa.data.source import Source
 from misa.engine.config import DETECTIONS
+from misa.engine.look import health, losses
 from misa.engine.train import opened
 from misa.errors import UserError
 from misa.evaluation.ap import matched, read_truth
 from misa.evaluation.bootstrap import Estimate, estimates, image_scores, matches_of
 from misa.evaluation.failures import KINDS, MEANING, Judged, Verdict, judge
 from misa.figures.overlay import overlay
-from misa.figures.page import Markup, bar, gallery, page, section, table
+from misa.figures.page import Markup, bar, chart, gallery, page, section, table
+from misa.figures.plots import health_curves, loss_curves
 
 PAGE = "inspection.html"
+LOSSES = "losses.jsonl"
 _SIDE = 280  # pixels of a picture on the page
 _AROUND = 12  # pixels that are shown around an object
 _ROWS = 1000  # of the table of all images
@@ -118,6 +121,8 @@ def inspect_run(
         f"{threshold:g} or more; an object is found from an intersection over union of {good:g} on."
     )
     parts = _parts(inspection, truth, source, by_image, resamples, examples)
+    if (folder / LOSSES).is_file() and (folder / LOSSES).stat().st_size:
+        parts.insert(1, _training(folder))
     _write(path, page(title, about, parts))
     return Inspection(scores, inspection.images, judged, path)
 
@@ -186,6 +191,19 @@ def _scores(inspection: Inspection, resamples: int) -> Markup:
     named = [(name.removeprefix("class "), *rest) for name, *rest in classes]
     named.sort(key=lambda row: -1.0 if row[1] is None else float(row[1]))
     return section("Scores", note, table(head, plain), Markup("<p></p>"), table(["class", *head[1:]], named))
+
+
+def _training(folder: Path) -> Markup:
+    note = (
+        "Losses can fall while the masks turn into plain boxes: what the masks looked like, and which loss moved the "
+        "student, at every so manyth step."
+    )
+    charts = [chart(loss_curves(losses(folder)), "losses, faint as recorded and bold as a running mean")]
+    if watched := health(folder):
+        charts.append(
+            chart(health_curves(watched), "health: how much of its box a mask fills, and each loss's gradient")
+        )
+    return section("Training", note, *charts)
 
 
 def _interval(estimate: Estimate) -> str | None:

@@ -74,9 +74,19 @@ def test_the_page_is_whole_by_itself(small_run, perfect, tmp_path, capsys):
     seen.feed(out.read_text())
     assert seen.scripts == 0
     assert seen.addresses
-    assert all(address.startswith("data:image/jpeg;base64,") for address in seen.addresses)
+    assert all(address.startswith(("data:image/jpeg;base64,", "data:image/png;base64,")) for address in seen.addresses)
+    assert sum(address.startswith("data:image/png") for address in seen.addresses) == 2  # losses and health
     text = " ".join(seen.text)
-    for words in ("Scores", "95 % interval", "Wrong class (1)", "Missed (1)", "Worst images", "All images"):
+    for words in (
+        "Training",
+        "health: how much of its box a mask fills",
+        "Scores",
+        "95 % interval",
+        "Wrong class (1)",
+        "Missed (1)",
+        "Worst images",
+        "All images",
+    ):
         assert words in text
     for name in small_run.source.classes:
         assert name in text

@@ -85,6 +85,27 @@ def test_a_student_stopped_between_epochs_ends_the_same(run, student, place):
     assert (stopped / "losses.jsonl").read_bytes() == (run.folder / "losses.jsonl").read_bytes()
 
 
+def test_a_teacher_stopped_between_epochs_ends_the_same(run, student, place):
+    """The same command goes on in the first stage, then with the student."""
+    own = place / "teacher_stopped"
+    teacher = shutil.copytree(run.folder.parent / teacher_folder(student, 0), own / teacher_folder(student, 0))
+    whole = json.loads((teacher / "metrics.json").read_text())
+    (teacher / "metrics.json").unlink()
+    (teacher / "checkpoints" / "epoch_2.pth").unlink()
+    again = train(student, data_root=place / "data", work_dir=own / "misa", gpus=0)
+    assert json.loads((teacher / "metrics.json").read_text()) == whole
+    np.testing.assert_equal(again.metrics, run.metrics)
+
+
+def test_a_teacher_on_another_folder_of_data_is_not_taken(run, student, place):
+    own = place / "moved"
+    teacher = shutil.copytree(run.folder.parent / teacher_folder(student, 0), own / teacher_folder(student, 0))
+    params = json.loads((teacher / "params.json").read_text())
+    (teacher / "params.json").write_text(json.dumps(params | {"data_root": "/elsewhere"}))
+    with pytest.raises(UserError, match=r"learned from /elsewhere, and the student .* choose a work_dir in another"):
+        train(student, data_root=place / "data", work_dir=own / "misa", gpus=0)
+
+
 def test_a_teacher_for_other_data_or_none_at_all_is_refused(student, place):
     other = student.but(teacher=student.teacher.replace(":teacher", ":other"))
     with pytest.raises(UserError, match="other data"):

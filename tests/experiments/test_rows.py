@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from misa.engine.rows import find_row
+from misa.engine.rows import find_row, teacher_row
 from misa.errors import UserError
 from misa.experiment import Experiment
 
@@ -33,6 +33,13 @@ def test_a_row_survives_json(name):
     assert again == row
     assert again.digest() == row.digest()
     assert row.smoke().digest() != row.digest()
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if find_row(name).teacher])
+def test_teacher_and_student_share_data_and_backbone(name):
+    row = find_row(name)
+    teacher = teacher_row(row)
+    assert (teacher.data, teacher.scenes, teacher.network.backbone) == (row.data, row.scenes, row.network.backbone)
 
 
 def test_what_the_paper_expects_does_not_change_the_hash():

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from misa.losses import pairwise
 from misa.losses.pairwise import pairwise_loss, propagation_error
 from misa.ops.propagation import SemanticGuide, propagate_global, propagate_local, propagate_pamr
 from misa.ops.tree import minimum_spanning_tree
@@ -184,6 +185,33 @@ def test_error_has_the_gradient_of_an_absolute_value(rng, reduction):
     pseudo = torch.rand(2, 3, 4, generator=rng, dtype=torch.float64)
     boxes = torch.rand(2, 3, 4, generator=rng, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda m: propagation_error(m, pseudo, boxes, reduction=reduction), masks)
+
+
+@pytest.mark.parametrize("semantic", [False, True])
+@pytest.mark.parametrize("options", [{}, {"global_size": 7, "reduction": "box_ratio"}, {"mode": "pamr"}])
+def test_gradcheck(rng, monkeypatch, options, semantic):
+    """Of the whole loss in float64. The pseudo masks are targets: they stay where the masks as they are put them."""
+    masks, boxes, images, index, labels, prior = batch(rng, h=8, w=9, n=3, b=3)
+    index, labels = index[:3], labels[:3]
+    images = 0.02 * images  # near enough that no pixel stays where it is, on the kink of |.|
+    for name in ("_global_masks", "_local_masks", "_pamr_masks"):
+        made = getattr(pairwise, name)
+        kept = []
+
+        def once(*args, made=made, kept=kept):
+            if not kept:
+                kept.append(made(*args))
+            return kept[0]
+
+        monkeypatch.setattr(pairwise, name, once)
+
+    def loss(m):
+        terms = pairwise_loss(m, boxes, images, index, labels=labels, prior=prior if semantic else None, **options)
+        return sum(terms.values())
+
+    masks = masks.double().requires_grad_()
+    assert loss(masks) > 1e-3
+    assert torch.autograd.gradcheck(loss, masks)
 
 
 @pytest.mark.parametrize("mode", ["apro", "pamr"])
