@@ -2,6 +2,8 @@
 
 misa tables 5 --data demo --seeds 5 --run
 misa train experiments/table5_affinity.py:demo_pamr_saliency --smoke
+
+Both modes join color and saliency by our reading of SEPA (`experiments/demo.py`): they differ by the mode alone.
 """
 
 from typing import Any

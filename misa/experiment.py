@@ -100,7 +100,7 @@ class Affinity:
     local_weight: float = 1.0
     global_size: int | None = _later(None)
     reduction: Literal["box_mean", "box_ratio"] = _later("box_mean")
-    # How A^f or A^c joins A: "sum" is Eq. 13, "product" cuts wherever either of them does.
+    # How A^f or A^c joins A: "sum" is Eq. 13, "product" cuts wherever either of them does. PAMR takes the local form.
     global_form: Literal["sum", "embedding", "product"] = _later("sum")
     local_form: Literal["sum", "product"] = _later("sum")
     semantic_scale: float = _later(1.0)  # on σ of A^f and A^c

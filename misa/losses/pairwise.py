@@ -85,6 +85,9 @@ def pairwise_loss(
     `global_size` squeezes images, prior and masks to a square of that side for the global pseudo mask, as APro's
     Mask2Former (96) does, and compares at the masks' own size with the masks squeezed and stretched likewise.
 
+    "pamr" joins A and A^c by `local_form` and `semantic_scale` too; `semantic_sigma` is of "apro" alone, since PAMR has
+    spreads of its own.
+
     On CUDA, `image_index` and `labels` are read by the host; leave them on the CPU and nothing waits for the device.
     """
     _check(masks, box_masks, images, image_index, labels, prior)
@@ -104,7 +107,8 @@ def pairwise_loss(
     pairs: dict[str, tuple[Tensor, Tensor]] = {}  # of each term the masks and what they are pulled to
     fixed = masks.detach()
     if mode == "pamr":
-        pairs["pamr"] = masks, _pamr_masks(fixed, box_masks, scene, pamr_dilations, pamr_steps, balance)
+        pamr_options = {"balance": balance, "form": local_form, "semantic_scale": semantic_scale}
+        pairs["pamr"] = masks, _pamr_masks(fixed, box_masks, scene, pamr_dilations, pamr_steps, pamr_options)
     else:
         size = (masks.shape[-2], masks.shape[-1])
         coarse = size if global_size is None else (global_size, global_size)
@@ -218,7 +222,12 @@ def _local_masks(masks: Tensor, box_masks: Tensor, scene: Scene, options: Mappin
 
 
 def _pamr_masks(
-    masks: Tensor, box_masks: Tensor, scene: Scene, dilations: Sequence[int], steps: int, balance: float
+    masks: Tensor,
+    box_masks: Tensor,
+    scene: Scene,
+    dilations: Sequence[int],
+    steps: int,
+    options: Mapping[str, Any],
 ) -> Tensor:
     """PAMR image by image."""
     result = torch.zeros_like(masks)
@@ -237,8 +246,8 @@ def _pamr_masks(
             steps=steps,
             semantic=semantic,
             labels=labels,
-            balance=balance,
             saliency=scene.saliency,
             valid=None if scene.valid is None else scene.valid[image],
+            **options,
         )
     return result

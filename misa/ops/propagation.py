@@ -233,19 +233,25 @@ def propagate_pamr(
     labels: Int[Tensor, " n"] | None = None,
     balance: float = 0.7,
     saliency: bool = True,
+    form: LocalForm = "sum",
+    semantic_scale: float = 1.0,
     valid: Bool[Tensor, "h w"] | None = None,
 ) -> Float[Tensor, "n h w"]:
     """The PAMR mode of Table 5: a(i, k) = softmax_k mean_d(−|V_d(i) − V_d(k)| / (1e-8 + sharpness · σ_d(i))).
 
     The neighbors are those of 3x3 windows with several dilations, the centre left out and the border replicated;
     σ_d(i) is their standard deviation with the centre counted once per dilation. A^c has the same form with one σ
-    for all channels: |S^c(i) − S^c(k)| and σ are root mean squares over channels, so that K does not cancel.
+    for all channels: |S^c(i) − S^c(k)| and σ are root mean squares over channels, so that K does not cancel, and
+    `semantic_scale` multiplies this σ. `form` "sum" adds balance · A^c to A before the division (Eq. 13), "product"
+    takes A · (A^c)^balance, as in `propagate_local`.
 
     Pixels that are not `valid` are absent: no neighbors, nothing in σ, and 0 in the result.
     """
     check_masks("propagate_pamr", masks, guide, semantic, labels)
     if guide.dim() != 3:
         raise ValueError(f"propagate_pamr needs one guide (d, h, w) for all masks: it is {tuple(guide.shape)}.")
+    if form not in ("sum", "product"):
+        raise ValueError(f"propagate_pamr knows the forms 'sum' and 'product', not {form!r}.")
     check_boxes("propagate_pamr", masks, box_masks)
     if len(masks) == 0:
         return masks.clone()
@@ -256,8 +262,8 @@ def propagate_pamr(
     affinity = color
     if semantic is not None:
         features = semantic.features.float()
-        planes = _pamr_saliency(features, scene.rows(0), offsets, sharpness, len(dilations), present)
-        affinity = color + balance * torch.exp(planes)
+        planes = _pamr_saliency(features, scene.rows(0), offsets, sharpness * semantic_scale, len(dilations), present)
+        affinity = color + balance * torch.exp(planes) if form == "sum" else color * torch.exp(balance * planes)
     if present is None:
         weights = affinity / affinity.sum(dim=1, keepdim=True)
     else:

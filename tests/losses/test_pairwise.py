@@ -129,6 +129,27 @@ def test_how_far_pamr_looks(rng):
     assert_close(result["loss_pamr"], expected, atol=1e-6, rtol=1e-5)
 
 
+def test_pamr_takes_the_form_and_the_scale_of_the_prior(rng):
+    """As the other mode does: a row of Table 5 differs from its neighbor by the mode alone."""
+    masks, boxes, images, index, labels, prior = batch(rng)
+    options = {"labels": labels, "prior": prior, "mode": "pamr"}
+    found = pairwise_loss(masks, boxes, images, index, local_form="product", semantic_scale=1.5, **options)
+    expected = 0.0
+    for i, image in enumerate(index.tolist()):
+        target = propagate_pamr(
+            masks[i : i + 1],
+            images[image],
+            box_masks=boxes[i : i + 1],
+            semantic=SemanticGuide(prior[0][image], prior[1]),
+            labels=labels[i : i + 1],
+            form="product",
+            semantic_scale=1.5,
+        )
+        expected += ((target - masks[i]).abs() * boxes[i]).sum() / boxes[i].sum() / 5
+    assert_close(found["loss_pamr"], expected)
+    assert abs(found["loss_pamr"] - pairwise_loss(masks, boxes, images, index, **options)["loss_pamr"]) > 1e-4
+
+
 def test_pamr_leaves_padding_out(rng):
     masks, boxes, images, index, _, _ = batch(rng)
     valid = torch.ones(3, 1, 12, 14, dtype=torch.bool)

@@ -107,7 +107,7 @@ def slow_local(masks, layers, boxes=None, window=5, steps=2, valid=None):
     return now
 
 
-def slow_pamr(masks, guide, dilations, steps, sharpness=0.1, layer=None, valid=None):
+def slow_pamr(masks, guide, dilations, steps, sharpness=0.1, layer=None, valid=None, form="sum", scale=1.0):
     """PAMR: |difference| over the local spread per channel, mean over channels; `layer` adds (S^c, share)."""
     _, h, w = masks.shape
     ring = [(dy * d, dx * d) for d in dilations for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
@@ -136,7 +136,11 @@ def slow_pamr(masks, guide, dilations, steps, sharpness=0.1, layer=None, valid=N
                 spread = math.sqrt(samples.astype(np.float64).var(axis=0, ddof=1).mean())
                 for v, u in here:
                     distance = math.sqrt(((values[:, v, u].astype(np.float64) - values[:, y, x]) ** 2).mean())
-                    affinity[y, x, v, u] += share * math.exp(-distance / (1e-8 + sharpness * spread))
+                    own = math.exp(-distance / (1e-8 + sharpness * scale * spread))
+                    if form == "sum":
+                        affinity[y, x, v, u] += share * own
+                    else:
+                        affinity[y, x, v, u] *= own**share
     affinity /= np.maximum(affinity.sum(axis=(2, 3), keepdims=True), 1e-300)
     now = masks.astype(np.float64)
     for _ in range(steps):
@@ -419,6 +423,32 @@ def test_pamr_is_the_closed_form(rng, device, h, w):
         semantic=SemanticGuide(s.to(device), k.to(device)),
         labels=torch.tensor([2, 2]),
         balance=0.4,
+    )
+    assert_close(result.cpu(), torch.tensor(expected).float(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["sum", "product"])
+def test_pamr_joins_color_and_saliency_in_either_form(rng, device, form):
+    """Without replicated borders, where the slow form adds a neighbor twice: one neighbor is one product."""
+    masks, guide = scene(rng, 7, 9, n=2)
+    s, k = semantic(rng, 7, 9)
+    values = s * k[2][:, None, None]
+    valid = torch.zeros(7, 9, dtype=torch.bool)
+    valid[1:6, 1:8] = True
+    expected = slow_pamr(
+        masks.numpy(), guide.numpy(), (1,), 2, layer=(values.numpy(), 0.4), valid=valid.numpy(), form=form, scale=2.5
+    )
+    result = propagate_pamr(
+        masks.to(device),
+        guide.to(device),
+        dilations=(1,),
+        steps=2,
+        semantic=SemanticGuide(s.to(device), k.to(device)),
+        labels=torch.tensor([2, 2]),
+        balance=0.4,
+        form=form,
+        semantic_scale=2.5,
+        valid=valid.to(device),
     )
     assert_close(result.cpu(), torch.tensor(expected).float(), atol=1e-5, rtol=0)
 
