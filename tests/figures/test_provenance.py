@@ -1,9 +1,12 @@
 """A saved figure: the venue's width, embedded fonts, and where it comes from."""
 
+from pathlib import Path
+
 import pytest
 from PIL import Image
 from pypdf import PdfReader
 
+from misa.engine.rows import find_row
 from misa.errors import UserError
 from misa.figures.paper import figure1, figure3, figure4, figure5
 from misa.figures.provenance import as_text, save_figure, whence
@@ -85,3 +88,13 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(example, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="figures cannot be written to"):
         save_figure(figure4([(example, (5, 6))]), tmp_path / "file", "figure4", MADE)
+
+
+@pytest.mark.parametrize("name", ["figure3", "figure4"])
+def test_the_readmes_figures_are_of_the_row_as_it_is(name):
+    """Whoever changes the row draws its pictures again."""
+    docs = Path(__file__).parents[2] / "docs"
+    made = whence(docs / f"{name}.png")
+    assert made["command"].startswith("misa figures runs/demo-misa-seed0 ")
+    for card in made["runs"].values():
+        assert card["hash"] == find_row(card["row"]).digest()
