@@ -190,6 +190,7 @@ def test_affinity_a_slider_and_a_click(opened):
 def test_frequency_sliders(opened):
     page, _ = opened
     assert_no_error(page)
-    report("slider, in the browser", [changed(page, lambda: press(page, "radius", "ArrowRight")) for _ in range(ROUNDS)])
+    seconds = [changed(page, lambda: press(page, "radius", "ArrowRight")) for _ in range(ROUNDS)]
+    report("slider, in the browser", seconds)
     changed(page, lambda: press(page, "channel", "ArrowRight"))
     assert_no_error(page)
