@@ -704,7 +704,7 @@ def mark_needed(crops: I8s, n: I8, reach: I8, h: I8, w: I8, needed: I4s) -> None
 def find_runs(needed: I4s, c: I8, blocks: I8, block: I8, w: I8, runs: I8s) -> I8:
     """Group, first column, length and rows of every run of columns that a block of rows needs; how many there are.
 
-    Lengths are rounded up to sixteen, so a run may end beyond the last column.
+    Lengths are rounded up to sixteen, so a run may end beyond the last column, or take in columns of the next one.
     """
     count = 0
     for g in range(c):
@@ -720,6 +720,8 @@ def find_runs(needed: I4s, c: I8, blocks: I8, block: I8, w: I8, runs: I8s) -> I8
                     rows = rows | needed[at + x]
                     x += 1
                 length = (x - begin + 15) // 16 * 16
+                for tail in range(x, min(w, begin + length)):  # a neighbour that begins within the rounding
+                    rows = rows | needed[at + tail]
                 runs[4 * count] = g
                 runs[4 * count + 1] = begin
                 runs[4 * count + 2] = length
