@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import master_only
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -33,13 +33,16 @@ class Health(Hook):
 class NaNGuard(Hook):
     """Ends the training at a step whose losses are no numbers: names the loss, and keeps the batch for a second look.
 
+    Of several processes each keeps its own batch: `diverged.pth` is the first one's, `diverged-1.pth` the next one's.
+
     On a GPU the answer is fetched behind the training's back, `behind` steps late at most, so that nothing waits.
     """
 
     priority = "VERY_HIGH"
 
     def __init__(self, folder: str, behind: int = 8) -> None:
-        self.path = Path(folder) / BATCH
+        rank = get_rank()
+        self.path = Path(folder) / (BATCH if rank == 0 else f"{Path(BATCH).stem}-{rank}.pth")
         self.behind = behind
         self.current: tuple[int, Any] | None = None
         self.open: list[tuple[int, Any, list[str], torch.Tensor, Any]] = []
@@ -86,7 +89,6 @@ class NaNGuard(Hook):
         step, batch = self.current
         return Diverged(f"step {step + 1}: {error} {self.save(step, batch)}")
 
-    @master_only
     def save(self, step: int, batch: Any) -> str:
         """Write the batch as plain tensors, loadable with weights_only=True; a sentence that says so."""
         samples = batch["data_samples"]

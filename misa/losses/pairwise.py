@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from misa.losses.inputs import SemanticPrior
-from misa.ops.affinity import check_finite
+from misa.ops.affinity import check_finite, check_kernel
 from misa.ops.propagation import GlobalForm, SemanticGuide, constant, propagate_pamr
 from misa.ops.scene import LocalForm, Scene
 
@@ -91,6 +91,7 @@ def pairwise_loss(
     On CUDA, `image_index` and `labels` are read by the host; leave them on the CPU and nothing waits for the device.
     """
     _check(masks, box_masks, images, image_index, labels, prior)
+    check_kernel("pairwise_loss", balance=balance, sigma=semantic_sigma, scale=semantic_scale)
     if mode not in ("apro", "pamr"):
         raise ValueError(f"pairwise_loss knows the modes 'apro' and 'pamr', not {mode!r}.")
     scene = _scene(images, image_index, labels, prior, saliency, valid)
@@ -133,16 +134,24 @@ def _resized(maps: Float[Tensor, "n h w"], size: tuple[int, int]) -> Float[Tenso
 
 
 def _squeezed(scene: Scene, size: tuple[int, int]) -> Scene:
-    """The scene at another size; a cell is padding where its centre is."""
+    """The scene at another size; a cell is padding where most of it is, and takes nothing from padding."""
     if scene.size == size:
         return scene
-    options: dict[str, Any] = {"size": size, "mode": "bilinear", "align_corners": False}
-    return replace(
-        scene,
-        guides=F.interpolate(scene.guides, **options),
-        features=None if scene.features is None else F.interpolate(scene.features, **options),
-        valid=None if scene.valid is None else F.interpolate(scene.valid[:, None].float(), size=size)[:, 0] > 0,
-    )
+
+    def resized(maps: Tensor) -> Tensor:
+        return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+    if scene.valid is None:
+        features = None if scene.features is None else resized(scene.features)
+        return replace(scene, guides=resized(scene.guides), features=features)
+    present = scene.valid[:, None].float()
+    share = resized(present)
+
+    def mean(maps: Tensor) -> Tensor:
+        return resized(maps * present) / share.clamp(min=0.5)
+
+    features = None if scene.features is None else mean(scene.features)
+    return replace(scene, guides=mean(scene.guides), features=features, valid=share[:, 0] >= 0.5)
 
 
 def _check(
@@ -189,6 +198,8 @@ def _scene(
                 f"pairwise_loss needs prior features at the size of the masks {tuple(images.shape[-2:])}: "
                 f"they are {tuple(features.shape)}."
             )
+        check_finite("pairwise_loss: prior features", features)
+        check_finite("pairwise_loss: prior factors", factors)
         scene.features, scene.factors = features.detach().float(), factors.detach().float()
         scene.labels = [int(c) for c in labels.tolist()]
         if scene.labels and not 0 <= min(scene.labels) <= max(scene.labels) < len(factors):

@@ -7,18 +7,24 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from misa.ops.affinity import check_probabilities
+
 
 def projection_loss(masks: Float[Tensor, "n h w"], box_masks: Float[Tensor, "n h w"] | Bool[Tensor, "n h w"]) -> Tensor:
     """Dice distance between the max-projections of mask and box on both axes; (n,), each in [0, 2].
 
     `masks` are probabilities in [0, 1]. Denominators are squared with eps 1e-5, as in BoxInst
-    (Tian et al. 2021). The maximum sends gradient to one pixel of each row and column. float32 inside.
+    (Tian et al. 2021). Each row's and column's maximum takes the gradient, equal ones share it. float32 inside.
+
+    Raises:
+        ValueError: the shapes differ; on the CPU also for masks with NaN or outside [0, 1], such as logits.
     """
     if masks.shape != box_masks.shape or masks.dim() != 3:
         raise ValueError(
             f"projection_loss needs masks and box_masks of one shape (n, h, w); "
             f"got {tuple(masks.shape)} and {tuple(box_masks.shape)}."
         )
+    check_probabilities("projection_loss: masks", masks)
     masks = masks.float() if masks.dtype in (torch.float16, torch.bfloat16) else masks
     box_masks = box_masks.to(masks.dtype)
     return _dice(masks.amax(1), box_masks.amax(1)) + _dice(masks.amax(2), box_masks.amax(2))

@@ -113,7 +113,9 @@ class BoxSupervised(nn.Module):
             raise Diverged("the masks became NaN or infinite; lower the learning rate, in another work_dir.")
         shapes = [sample.img_shape for sample in batch_data_samples]
         size = (features.shape[-2], features.shape[-1])
-        batch = _shrink(batch_inputs, shapes, size)
+        stride = batch_inputs.shape[-2] // size[0]
+        union = union_of_boxes([truth.bboxes for truth in instances], features, stride)
+        batch = _shrink(batch_inputs, shapes, union)
         prior = self._prior(batch_inputs, size)
         with torch.autocast(features.device.type, enabled=False):
             terms = box_objectives(
@@ -128,8 +130,6 @@ class BoxSupervised(nn.Module):
             assert prior is not None
             options = dict(self.distillation)
             weight, unit = options.pop("weight"), options.pop("unit", "raw")
-            stride = batch_inputs.shape[-2] // size[0]
-            union = union_of_boxes([truth.bboxes for truth in instances], features, stride)
             valid = batch.valid[:, None]
             # A crowd's box says neither what is in it nor that nothing is.
             told = union | ~union_of_boxes([_crowds(sample) for sample in batch_data_samples], features, stride)
@@ -205,10 +205,14 @@ def _crowds(sample: DetDataSample) -> Tensor:
     return boxes
 
 
-def _shrink(images: Tensor, shapes: list[tuple[int, int]], size: tuple[int, int]) -> Batch:
-    """The images at the masks' size (bilinear without antialiasing, as APro) and where they are not padding."""
+def _shrink(images: Tensor, shapes: list[tuple[int, int]], union: Tensor) -> Batch:
+    """The images at the size of `union` (bilinear without antialiasing, as APro) and where they are not padding.
+
+    A cell half in the padding counts by its centre, unless a box (b 1 h w) says that something is there.
+    """
+    size = (union.shape[-2], union.shape[-1])
     stride = images.shape[-2] / size[0], images.shape[-1] / size[1]
-    valid = torch.zeros((len(images), *size), dtype=torch.bool, device=images.device)
+    valid = union[:, 0].clone()
     for mask, (h, w, *_) in zip(valid, shapes, strict=True):
         mask[: round(h / stride[0]), : round(w / stride[1])] = True
     return Batch(F.interpolate(images, size=size, mode="bilinear", align_corners=False), valid)

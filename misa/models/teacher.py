@@ -59,19 +59,18 @@ class SemanticTeacher(BaseModel):
     def _from_boxes(self, maps: SemanticMaps, inputs: Tensor, samples: list[DetDataSample]) -> dict[str, Tensor]:
         assert self.objectives is not None
         size = (-(-inputs.shape[-2] // self.loss_stride), -(-inputs.shape[-1] // self.loss_stride))
-        batch = _shrink(inputs, [sample.img_shape for sample in samples], size)
-        masks, labels, images = [], [], []
-        valid = batch.valid.clone()
+        masks, labels, images, crowds = [], [], [], []
         for b, sample in enumerate(samples):
             truth, ignored = sample.gt_instances, sample.ignored_instances
             masks.append(box_masks(truth.bboxes, *size, stride=self.loss_stride))
             labels.append(truth.labels)
             images.append(torch.full_like(truth.labels, b))
-            # A crowd's box says neither what is in it nor that nothing is.
-            crowd = box_masks(ignored.bboxes, *size, stride=self.loss_stride).any(dim=0)
-            valid[b] &= ~crowd | masks[-1].any(dim=0)
+            crowds.append(box_masks(ignored.bboxes, *size, stride=self.loss_stride).any(dim=0))
+        union = torch.stack([own.any(dim=0, keepdim=True) for own in masks])
+        batch = _shrink(inputs, [sample.img_shape for sample in samples], union)
+        # A crowd's box says neither what is in it nor that nothing is.
+        batch = Batch(batch.images, batch.valid & (~torch.stack(crowds) | union[:, 0]))
         boxes = Boxes(torch.cat(masks), torch.cat(labels), torch.cat(images))
-        batch = Batch(batch.images, valid)
         options = {"background": self.network.contract.background, **self.objectives}
         main = semantic_objectives(_sized(maps.logits, size), boxes, batch, **options)
         stages = semantic_objectives(_sized(maps.stage_logits, size), boxes, batch, **{**options, "affinity": None})

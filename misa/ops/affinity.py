@@ -7,11 +7,12 @@ The spread σ is one number for all channels. With a spread per channel a consta
 and with it the saliency factors K of Eq. 11: A^c would equal A^f for every category.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from misa.errors import NotFinite
@@ -26,6 +27,26 @@ def check_finite(name: str, values: Tensor) -> None:
     # The sum alone answers nearly always, thirty times as fast; only it may overflow.
     if values.device.type == "cpu" and not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
         raise NotFinite(f"{name} has NaN or Inf in it: propagation would spread them over the whole map.")
+
+
+def check_probabilities(name: str, values: Tensor) -> None:
+    """NotFinite for NaN, ValueError for what is not in [0, 1]; on the CPU only, as `check_finite`."""
+    check_finite(name, values)
+    if values.device.type != "cpu" or values.numel() == 0:
+        return
+    low, high = values.detach().aminmax()
+    if low < 0 or high > 1:
+        raise ValueError(f"{name} must be probabilities in [0, 1]: they are {low:.3g} to {high:.3g}. Logits?")
+
+
+def check_kernel(name: str, *, balance: float, sigma: float | str, scale: float) -> None:
+    """ValueError where A^c would be no affinity (Eq. 8, 13)."""
+    if not 0 <= balance < math.inf:
+        raise ValueError(f"{name} needs a balance of 0 or more: it is {balance}.")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"{name} needs a positive semantic_scale: it is {scale}.")
+    if not isinstance(sigma, str) and not 0 < sigma < math.inf:
+        raise ValueError(f"{name} needs a semantic_sigma by name or positive: it is {sigma}.")
 
 
 def promote(values: Tensor) -> Tensor:
@@ -80,11 +101,17 @@ def spread(
 
 
 def window_spread(
-    values: Float[Tensor, "b d h w"], offsets: Sequence[Offset], *, channel_weights: Float[Tensor, "c d"] | None = None
+    values: Float[Tensor, "b d h w"],
+    offsets: Sequence[Offset],
+    *,
+    channel_weights: Float[Tensor, "c d"] | None = None,
+    valid: Bool[Tensor, "h w"] | None = None,
 ) -> Float[Tensor, "b h w"] | Float[Tensor, "b c h w"]:
-    """σ per pixel: root mean squared distance of the window's vectors, centre included, from their mean."""
+    """σ per pixel: root mean squared distance of the window's `valid` vectors, centre included, from their mean."""
     h, w = values.shape[-2:]
     present = inside(h, w, offsets, device=values.device).to(values.dtype)
+    if valid is not None:
+        present = present * torch.stack([shift(valid.to(values.dtype), o) for o in offsets])
     count = present.sum(dim=0) + 1
     # Sums of differences to the centre: the spread does not change, and nothing cancels in float32.
     differences = [(shift(values, o) - values) * p for o, p in zip(offsets, present, strict=True)]

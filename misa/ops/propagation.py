@@ -5,6 +5,7 @@ go through together. With a `SemanticGuide` the kernel is Â^c = A + balance · 
 denominators of both kernels are added before the one division. Results carry no gradient: they are pseudo masks.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -15,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from misa.ops.affinity import check_finite
+from misa.ops.affinity import check_finite, check_kernel
 from misa.ops.neighbors import Offset, window_offsets
 from misa.ops.scene import GlobalForm, LocalForm, Scene
 from misa.ops.tree import TieRule, Tree, Trees
@@ -128,6 +129,7 @@ def propagate_global(
     the image's tree by S^c instead of the guide; "product" takes one tree of both squared distances added up.
     """
     check_masks("propagate_global", masks, guide, semantic, labels)
+    check_kernel("propagate_global", balance=balance, sigma=semantic_sigma, scale=semantic_scale)
     if not bandwidth > 0:
         raise ValueError(f"propagate_global needs a positive bandwidth: it is {bandwidth}.")
     if guide.dim() == 4 and len(guide) != len(masks):
@@ -153,7 +155,8 @@ def propagate_global(
             tie_rule=tie_rule,
         )
     elif tree is not None:
-        result = Scene(guide[:1].float(), [0] * len(masks)).along_masks(values, guide.float(), tree, bandwidth)
+        scene = Scene(guide[:1].float(), [0] * len(masks), valid=None if valid is None else valid[None])
+        result = scene.along_masks(values, guide.float(), scene.cut(tree), bandwidth)
     else:
         every = None if valid is None else valid.expand(len(masks), *valid.shape)
         scene = Scene(guide.float(), range(len(masks)), valid=every)
@@ -188,6 +191,7 @@ def propagate_local(
     separate what color joins. "product" is A · (A^c)^balance, which separates wherever either of them does.
     """
     check_masks("propagate_local", masks, guide, semantic, labels)
+    check_kernel("propagate_local", balance=balance, sigma=semantic_sigma, scale=semantic_scale)
     if guide.dim() != 3:
         raise ValueError(f"propagate_local needs one guide (d, h, w) for all masks: it is {tuple(guide.shape)}.")
     if not bandwidth > 0 or steps < 0:
@@ -248,6 +252,7 @@ def propagate_pamr(
     Pixels that are not `valid` are absent: no neighbors, nothing in σ, and 0 in the result.
     """
     check_masks("propagate_pamr", masks, guide, semantic, labels)
+    check_kernel("propagate_pamr", balance=balance, sigma="image", scale=semantic_scale)
     if guide.dim() != 3:
         raise ValueError(f"propagate_pamr needs one guide (d, h, w) for all masks: it is {tuple(guide.shape)}.")
     if form not in ("sum", "product"):
@@ -257,18 +262,17 @@ def propagate_pamr(
         return masks.clone()
     offsets = window_offsets(3, dilations)
     present = None if valid is None else torch.stack(list(_replicated(valid[None].float(), offsets)), dim=1)[0] * valid
-    color = torch.exp(_pamr_logits(guide.float(), offsets, sharpness, len(dilations), present))[None]
+    logits = _pamr_logits(guide.float(), offsets, sharpness, len(dilations), present)[None]
     scene = scene_of(masks, guide, semantic, labels, saliency, None)
-    affinity = color
-    if semantic is not None:
+    if semantic is not None and balance > 0:
         features = semantic.features.float()
         planes = _pamr_saliency(features, scene.rows(0), offsets, sharpness * semantic_scale, len(dilations), present)
-        affinity = color + balance * torch.exp(planes) if form == "sum" else color * torch.exp(balance * planes)
+        logits = torch.logaddexp(logits, planes + math.log(balance)) if form == "sum" else logits + balance * planes
     if present is None:
-        weights = affinity / affinity.sum(dim=1, keepdim=True)
+        weights = logits.softmax(dim=1)
     else:
-        affinity = affinity * present
-        weights = affinity / affinity.sum(dim=1, keepdim=True).clamp(min=torch.finfo(affinity.dtype).tiny)
+        absent = present == 0
+        weights = logits.masked_fill(absent, -math.inf).softmax(dim=1).masked_fill(absent, 0.0)
     index = torch.tensor(scene.pair if len(weights) > 1 else [0] * len(masks))
     values = masks.float()
     boxes = None if box_masks is None else box_masks.float()

@@ -4,7 +4,7 @@ A tree or an affinity is needed once per image, and once per image and category 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -121,6 +121,10 @@ class Scene:
         """One minimum spanning tree per image."""
         return spanning_trees(self.lengths, *self.size, tie_rule=tie_rule)
 
+    def cut(self, trees: Trees) -> Trees:
+        """The same trees with the guides' lengths, and none of their edges into the padding."""
+        return trees if self.valid is None else replace(trees, length=on_edges(trees, self.lengths))
+
     def along_trees(
         self,
         masks: Float[Tensor, "n h w"],
@@ -186,6 +190,7 @@ class Scene:
         colours: dict[int, Layer] = {i: (self.guides[i], flat, 1.0, None) for i in sorted(set(self.image))}
         images = list(colours) if self.features is None else [i for i, _ in self.pairs]
         layers = [[colours[i]] for i in images]
+        padding = {i: None if self.valid is None else self.valid[i] for i in colours}
         ahead: tuple[Any, ...] = ()
         if self.features is not None:
             maps = {i: self.features[i] for i in colours}
@@ -194,7 +199,10 @@ class Scene:
             if sigma == "window":
                 every = window_offsets(window)
                 spreads = torch.cat(
-                    [window_spread(maps[i][None], every, channel_weights=self.rows(i))[0] for i in colours]
+                    [
+                        window_spread(maps[i][None], every, channel_weights=self.rows(i), valid=padding[i])[0]
+                        for i in colours
+                    ]
                 )
                 precision = list(1 / (spreads * factor).square().clamp(min=TINY))
                 squares = rows.square()
@@ -215,7 +223,6 @@ class Scene:
                 for q, i in enumerate(images):
                     layers[q].append((maps[i], squares[q], balance, precision[q]))
         self._look = None  # what was measured is used up
-        padding = {i: None if self.valid is None else self.valid[i] for i in colours}
         groups = list(zip(self.members, layers, strict=True))
         valid = [padding[i] for i in images]
         return backend(masks).propagate_window(masks, boxes, valid, offsets, groups, steps, *ahead)

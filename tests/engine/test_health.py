@@ -98,6 +98,14 @@ def test_the_guard_names_the_loss(tmp_path, wrong):
     assert (kept["step"], kept["img_ids"], kept["labels"][0].tolist()) == (5, [7], [2])
 
 
+def test_each_process_keeps_its_own_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr("misa.engine.health.get_rank", lambda: 2)
+    guard, runner = NaNGuard(str(tmp_path)), SimpleNamespace(iter=4)
+    with pytest.raises(Diverged, match=r"loss_local became no number at step 5. The batch is in .*diverged-2.pth"):
+        guard.after_train_iter(runner, 0, batch(), {"loss_local": torch.tensor(np.nan)})
+    assert torch.load(tmp_path / "diverged-2.pth", weights_only=True)["img_ids"] == [7]
+
+
 def test_a_late_answer_still_names_its_own_step(tmp_path):
     """As on a GPU: the losses of a step arrive later, and the batch that is kept is theirs."""
     guard = NaNGuard(str(tmp_path), behind=2)

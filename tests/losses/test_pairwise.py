@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from misa.errors import NotFinite
 from misa.losses import pairwise
 from misa.losses.pairwise import pairwise_loss, propagation_error
 from misa.ops.propagation import SemanticGuide, propagate_global, propagate_local, propagate_pamr
+from misa.ops.scene import Scene
 from misa.ops.tree import minimum_spanning_tree
 
 TERMS = {"apro": {"loss_global", "loss_local"}, "pamr": {"loss_pamr"}}
@@ -99,6 +101,34 @@ def test_an_image_is_taught_the_same_beside_a_larger_one(rng, device, form, loca
     for name, value in alone.items():
         assert value > 1e-3
         assert_close(beside[name], value, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("below", [1, 2, 3, 4])
+def test_a_squeezed_scene_takes_nothing_from_padding(rng, device, below):
+    """Cells of the square that reach over the border hold what is in the image alone, whatever is in the padding."""
+    _, _, images, _, _, prior = batch(rng)
+    valid = torch.ones(3, 12, 14, dtype=torch.bool)
+    valid[:, 12 - below :] = False
+    scenes = []
+    for noise in (0.0, 9.0):
+        spoiled = [(x + noise * ~valid[:, None]).to(device) for x in (images, prior[0])]
+        scene = Scene(spoiled[0], [0, 1, 2], spoiled[1], prior[1].to(device), [0, 1, 2], valid=valid.to(device))
+        scenes.append(pairwise._squeezed(scene, (8, 8)))
+    there = scenes[0].valid.cpu()
+    assert there.sum(dim=1).unique().tolist() == [round((12 - below) * 8 / 12 + 1e-6)]
+    for name in ("guides", "features"):
+        one, other = (getattr(scene, name).movedim(1, -1)[scene.valid] for scene in scenes)
+        assert_close(one, other, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("mode", ["apro", "pamr"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_prior_that_is_no_number_is_refused(rng, mode, which, bad):
+    masks, boxes, images, index, labels, prior = batch(rng)
+    prior[which].view(-1)[7] = bad
+    with pytest.raises(NotFinite, match=r"prior (features|factors) has NaN or Inf"):
+        pairwise_loss(masks, boxes, images, index, labels=labels, prior=prior, mode=mode)
 
 
 def test_pamr_is_its_propagation(rng, device):

@@ -61,6 +61,21 @@ def test_no_instances_cost_nothing():
     assert projection_loss(torch.zeros(0, 4, 4), torch.zeros(0, 4, 4)).shape == (0,)
 
 
+@pytest.mark.parametrize(("bad", "says"), [(float("nan"), "NaN or Inf"), (-5.0, "Logits"), (1.5, "Logits")])
+def test_what_is_no_probability_is_refused(bad, says):
+    masks = torch.rand(2, 4, 4)
+    masks[1, 2, 3] = bad
+    with pytest.raises(ValueError, match=says):
+        projection_loss(masks, torch.ones(2, 4, 4))
+
+
+def test_equal_maxima_share_the_gradient():
+    masks = torch.full((1, 3, 3), 0.5, requires_grad=True)
+    projection_loss(masks, torch.ones(1, 3, 3)).sum().backward()
+    assert_close(masks.grad, masks.grad[:, :1, :1].expand(1, 3, 3))
+    assert masks.grad.max() < 0
+
+
 def test_different_shapes_are_named():
     with pytest.raises(ValueError, match=r"\(1, 4, 4\) and \(1, 4, 5\)"):
         projection_loss(torch.zeros(1, 4, 4), torch.zeros(1, 4, 5))

@@ -12,7 +12,7 @@ from misa.engine.config import model_config
 from misa.engine.rows import find_row, teacher_row
 from misa.engine.teacher_config import network_arguments
 from misa.errors import Diverged
-from misa.models.misa import union_of_boxes
+from misa.models.misa import _shrink, union_of_boxes
 from misa.models.semask import SeMask
 
 SIZE = (96, 128)
@@ -114,6 +114,21 @@ def test_a_crowd_is_neither_object_nor_background(batch):
     heavy = build(MISA.but(affinity={"saliency": False}, distillation={"bg_weight": 60.0}))
     assert torch.equal(losses(heavy, crowded)["loss_distillation"], losses(model, crowded)["loss_distillation"])
     assert losses(heavy, batch)["loss_distillation"] > plain["loss_distillation"]
+
+
+def test_a_box_at_the_edge_of_the_image_is_no_padding():
+    """Two pixels at the end of 125 x 93 lie in cells whose centres are beyond it; the terms still see the box."""
+    images, shapes = torch.rand(2, 3, 96, 128), [(96, 128), (93, 125)]
+    boxes = [torch.tensor([[0.0, 0, 40, 40]]), torch.tensor([[10.0, 10, 30, 30], [123.5, 91.5, 125, 93]])]
+    features = torch.zeros(2, 1, 24, 32)
+    union = union_of_boxes(boxes, features, 4)
+    shrunk = _shrink(images, shapes, union)
+    assert not (union[:, 0] & ~shrunk.valid).any()
+    assert shrunk.valid[0].all()
+    expected = torch.zeros(24, 32, dtype=torch.bool)
+    expected[:23, :31] = True
+    expected[23, 31] = True
+    assert torch.equal(shrunk.valid[1], expected)
 
 
 def test_a_loss_that_is_no_number_ends_the_training_by_name(batch):

@@ -1,6 +1,7 @@
 """Propagation against the equations written out in loops and float64, against recorded outputs, and by its laws."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -393,6 +394,37 @@ def test_local_spread_over_the_window(rng, device, path):
     assert_close(result[0].cpu(), torch.tensor(top / bottom).float(), atol=3e-6, rtol=0)
 
 
+@pytest.mark.parametrize("sigma", ["image", "window"])
+def test_padding_is_absent_from_windows_of_s(rng, device, path, sigma):
+    masks, guide = scene(rng, 6, 7)
+    s, k = semantic(rng, 6, 7)
+    options = {"bandwidth": 0.4, "steps": 2, "labels": torch.tensor([0, 2, 0]), "semantic_sigma": sigma}
+
+    def there(right):
+        def pad(x):
+            return torch.nn.functional.pad(x, (0, right), value=3.0).to(device)
+
+        valid = torch.nn.functional.pad(torch.ones(6, 7, dtype=torch.bool), (0, right)).to(device)
+        guides = SemanticGuide(pad(s), k.to(device))
+        return propagate_local(pad(masks), pad(guide), semantic=guides, valid=valid, **options)[..., :7]
+
+    assert_close(there(4), there(0), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("one_each", [False, True])
+def test_padding_is_absent_along_a_tree_that_knows_none(rng, device, path, one_each):
+    masks, guide = (x.to(device) for x in scene(rng, 6, 7))
+    guides = guide.expand(3, *guide.shape) if one_each else guide
+    tree, valid = minimum_spanning_tree(guide), torch.ones(6, 7, dtype=torch.bool, device=device)
+    valid[:, 5:] = False
+    results = [
+        propagate_global(masks + noise * ~valid, guides, bandwidth=0.5, tree=tree, valid=valid)[:, valid]
+        for noise in (0.0, 5.0)
+    ]
+    assert_close(*results, atol=0, rtol=0)
+    assert (results[0] - propagate_global(masks, guides, bandwidth=0.5, tree=tree)[:, valid]).abs().max() > 1e-3
+
+
 def test_padding_is_absent_from_windows(rng, device, path):
     masks, guide = scene(rng, 6, 7)
     valid = torch.ones(6, 7, dtype=torch.bool)
@@ -451,6 +483,36 @@ def test_pamr_joins_color_and_saliency_in_either_form(rng, device, form):
         valid=valid.to(device),
     )
     assert_close(result.cpu(), torch.tensor(expected).float(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["sum", "product"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_pamr_of_a_pixel_unlike_all_its_neighbors_is_still_a_mean(rng, device, form, padded):
+    """Every affinity of the odd pixel is 0 in float32; the nearest of its neighbors count all the same."""
+    masks, guide = scene(rng, 9, 9, n=1)
+    guide = 1e-3 * guide
+    s, k = semantic(rng, 9, 9)
+    s = 1e-3 * s
+    guide[:, 4, 4] = s[:, 4, 4] = 5.0
+    values, valid = s * k[2][:, None, None], torch.zeros(9, 9, dtype=torch.bool)
+    valid[1:8, 1:8] = True
+    expected = slow_pamr(
+        masks.numpy(), guide.numpy(), (1,), 1, layer=(values.numpy(), 0.7), valid=valid.numpy(), form=form, scale=0.1
+    )
+    result = propagate_pamr(
+        masks.to(device),
+        guide.to(device),
+        dilations=(1,),
+        steps=1,
+        semantic=SemanticGuide(s.to(device), k.to(device)),
+        labels=torch.tensor([2]),
+        form=form,
+        semantic_scale=0.1,
+        valid=valid.to(device) if padded else None,
+    ).cpu()
+    assert torch.isfinite(result).all()
+    inside = result[:, 2:7, 2:7]  # the border is replicated without `valid`
+    assert_close(inside, torch.tensor(expected).float()[:, 2:7, 2:7], atol=1e-4, rtol=0)
 
 
 def test_padding_is_absent_from_pamr(rng, device):
@@ -709,6 +771,14 @@ def test_wrong_input_is_named(rng):
         propagate_local(masks, guide, window=4)
     with pytest.raises(ValueError, match="steps"):
         propagate_local(masks, guide, steps=-1)
+    for bad in (-1.0, math.nan, math.inf):
+        for function in (partial(propagate_global, bandwidth=0.1), propagate_local, propagate_pamr):
+            with pytest.raises(ValueError, match="balance of 0 or more"):
+                function(masks, guide, balance=bad)
+            with pytest.raises(ValueError, match="positive semantic_scale"):
+                function(masks, guide, semantic_scale=bad)
+        with pytest.raises(ValueError, match="semantic_sigma by name or positive"):
+            propagate_local(masks, guide, semantic_sigma=bad)
     with pytest.raises(ValueError, match="one guide"):
         propagate_local(masks, guide[None])
 

@@ -8,6 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from misa.ops import _backend, _cpu, _device, _kernels, _run
@@ -171,6 +173,36 @@ def test_windows_are_those_of_torch(rng, window, offset):
     offsets = half_window(window)
     expected = _device.propagate_window(masks, boxes, [None, None], offsets, groups, 3)
     assert_close(_cpu.propagate_window(masks, boxes, [None, None], offsets, groups, 3), expected, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_windows_of_any_boxes_are_those_of_torch(data):
+    """Boxes side by side, above each other and overlapping: each pixel of each has all of its neighbors."""
+    h, w = data.draw(st.integers(1, 24)), data.draw(st.integers(1, 60))
+    n, window = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([3, 5]))
+    rng = torch.Generator().manual_seed(h * 60 + w)
+    masks, boxes, values = torch.rand(n, h, w, generator=rng), torch.zeros(n, h, w), torch.rand(4, h, w, generator=rng)
+    for box in boxes:
+        top, left = data.draw(st.integers(0, h - 1)), data.draw(st.integers(0, w - 1))
+        box[top : data.draw(st.integers(top + 1, h)), left : data.draw(st.integers(left + 1, w))] = 1
+    groups = [(list(range(n)), [(values, torch.ones(4), 1.0, None)])]
+    arguments = masks, boxes, [None], half_window(window), groups, 2
+    assert_close(_cpu.propagate_window(*arguments), _device.propagate_window(*arguments), rtol=1e-5, atol=1e-6)
+
+
+def test_a_box_that_begins_within_its_neighbours_last_lanes(rng):
+    """A run of columns is rounded up to sixteen; the box at column 14 needs rows above the first one's."""
+    masks, boxes, values = (
+        torch.rand(2, 16, 32, generator=rng),
+        torch.zeros(2, 16, 32),
+        torch.rand(3, 16, 32, generator=rng),
+    )
+    boxes[0, 5:8, 2:9] = boxes[1, 0:8, 14:18] = 1
+    together = propagate_local(masks, values, box_masks=boxes)
+    for i in (0, 1):
+        alone = propagate_local(masks[i : i + 1], values, box_masks=boxes[i : i + 1])
+        assert_close(together[i : i + 1], alone, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("window", [1, 3, 5])
