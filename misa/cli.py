@@ -7,13 +7,15 @@ import argparse
 import dataclasses
 import importlib
 import os
+import re
 import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from misa.errors import Diverged, Stopped, UserError
+from misa.errors import DIVERGED, Diverged, Stopped, UserError
+from misa.parameters import at_least
 
 _BENCHES = ("propagation", "frequency", "panels")
 _HELP = {
@@ -72,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"misa {options.command}: {error}", file=sys.stderr)
         return error.status
     except Diverged as error:
-        print(f"misa {options.command}: {error}", file=sys.stderr)
+        print(f"misa {options.command}: {DIVERGED}{error}", file=sys.stderr)
         return 1
     except OSError as error:  # a full disk, a file system that went away
         what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
@@ -190,11 +192,11 @@ def _add_estimate(commands: Any) -> None:
         epilog="example: misa estimate table1_coco:misa_r50 --gpus 8 --gpu H100",
     )
     estimate.add_argument("row", help=_HELP["row"])
-    estimate.add_argument("--gpus", type=int, default=1, help="how many (default 1)")
+    estimate.add_argument("--gpus", type=at_least(1), default=1, help="how many (default 1)")
     estimate.add_argument("--gpu", default="H100", help="their kind (default H100)")
-    estimate.add_argument("--per-gpu", type=int, help=_HELP["per_gpu"])
+    estimate.add_argument("--per-gpu", type=at_least(1), help=_HELP["per_gpu"])
     estimate.add_argument("--precision", default="", help=_HELP["precision"])
-    estimate.add_argument("--images", type=int, help="training images (default: COCO's or VOC's published number)")
+    estimate.add_argument("--images", type=at_least(1), help="training images (default: the published number)")
     estimate.add_argument("--utilization", type=float, help="share of the GPU's peak (default: measured, or 0.3)")
     estimate.set_defaults(run=_estimate)
 
@@ -454,9 +456,8 @@ def _tables(options: argparse.Namespace) -> int:
     if options.format == "text":
         print(summary(table.every_job()))
     if options.save:
-        for path in table.save(
-            options.save, f"table{options.table}_{options.data}".replace(":", "_").replace(",", "_")
-        ):
+        name = re.sub(r"[^\w.-]+", "_", f"table{options.table}_{options.data}")
+        for path in table.save(options.save, name):
             print(path)
     return 0
 

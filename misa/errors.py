@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+DIVERGED = "diverged: "  # how the command line begins such a sentence, for whoever started it
+
 
 class Diverged(RuntimeError):
     """A training whose losses are no longer numbers; the command line prints its sentence and exits with status 1."""

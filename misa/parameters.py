@@ -4,12 +4,13 @@ papermill only warns of a parameter that a notebook does not declare and runs on
 notebook's second cell hands its names to the `read` of its own class, which does not forgive a typo.
 """
 
+import argparse
 import dataclasses
 import difflib
 import os
 import types
 import typing
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +24,17 @@ _IPYTHON = {"In", "Out", "get_ipython", "exit", "quit", "open"}
 def between(default: Any, low: float, high: float | None = None) -> Any:
     """A field with a default and limits, both allowed."""
     return dataclasses.field(default=default, metadata={"low": low, "high": high})
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """A whole number of the command line, with its least value; argparse turns the error into a sentence."""
+
+    def read(text: str) -> int:
+        if not text.strip().removeprefix("-").isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} on")
+        return int(text)
+
+    return read
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,6 +93,24 @@ def test_check_lists_problems_and_exits_with_2(root, capsys):
     assert "error:" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["estimate", "demo:box", "--gpus", "0"],
+        ["estimate", "demo:box", "--per-gpu", "-1"],
+        ["estimate", "demo:box", "--images", "many"],
+        ["profile", "--batch", "0"],
+        ["profile", "--steps", "0"],
+        ["profile", "--threads", "-2"],
+    ],
+)
+def test_counts_are_counts(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert f"argument {arguments[-2]}: {arguments[-1]!r} is no whole number from 1 on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["train", "evaluate", "check"])
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:

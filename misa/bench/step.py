@@ -37,6 +37,7 @@ from misa.experiment import Experiment
 from misa.models.misa import BoxSupervised
 from misa.models.semask import SeMask
 from misa.ops.scene import Scene
+from misa.parameters import at_least
 
 # What is timed inside a step: the owner of a function, its name, and the part it belongs to.
 PARTS = (
@@ -223,9 +224,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("row", nargs="?", default="demo:misa", help="a row with FSD and SEPA (default: demo:misa)")
     parser.add_argument("--data-root", default="datasets")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--batch", type=int, help="images a step, instead of the row's")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=at_least(1), default=10)
+    parser.add_argument("--batch", type=at_least(1), help="images a step, instead of the row's")
+    parser.add_argument("--threads", type=at_least(1), default=1)
     parser.add_argument("--smoke", action="store_true", help="small images and networks: does it run")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)

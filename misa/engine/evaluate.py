@@ -59,6 +59,8 @@ def evaluate(
     experiment, source, folder, _ = opened(run_folder, data_root=data_root)
     if merged and not source.masks:
         raise UserError(f"mean IoU compares with true masks, and {source.val.annotations} has none; leave miou out.")
+    if predictions is not None and experiment.semantic is not None:
+        raise UserError(f"{folder} is a semantic teacher, which detects nothing; leave predictions out.")
     with tempfile.TemporaryDirectory() as scratch:
         predict_split(run, source, Path(scratch), workers=workers)
         metrics = scored(experiment, source, Path(scratch))

@@ -23,7 +23,7 @@ from misa.engine.evaluate import load_weights
 from misa.engine.look import boxed, stacked_objects
 from misa.engine.rows import find_row, teacher_row
 from misa.engine.teacher import load_teacher
-from misa.engine.train import opened, teacher_folder, train
+from misa.engine.train import opened, teacher_place, train
 from misa.errors import UserError
 from misa.evaluation.ap import read_truth
 from misa.experiment import Experiment
@@ -167,7 +167,7 @@ def open_networks(run: str | Path, *, data_root: str | Path | None = None) -> Ne
     student.eval().requires_grad_(False)
     if not experiment.teacher:
         return Networks(experiment, source, None, student, (folder,))
-    beside = folder.parent / teacher_folder(experiment, params["seed"])
+    beside = teacher_place(experiment, params["seed"], folder.parent, data_root=params["data_root"])
     if not beside.is_dir():
         raise UserError(f"the teacher of {folder} should be in {beside}; put its run folder there, or train again.")
     teacher = load_teacher(beside, classes=source.classes)
@@ -193,7 +193,7 @@ def trained(
         return open_networks(folder)
     experiment = find_row(row).smoke() if smoke else find_row(row)
     if teacher_only and experiment.teacher:
-        folder = folder.parent / teacher_folder(experiment, 0)
+        folder = teacher_place(experiment, 0, folder.parent)
         experiment, row = teacher_row(experiment), experiment.teacher
     if not (folder / "metrics.json").is_file():
         print(

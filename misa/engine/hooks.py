@@ -46,22 +46,29 @@ class ResumableState(Hook):
         numpy_state: Any = np.random.get_state()  # noqa: NPY002
         name, keys, position, has_gauss, gauss = numpy_state
         version, numbers, following = random.getstate()
+        checkpoint["batches_per_epoch"] = len(runner.train_dataloader)
         checkpoint["random_states"] = {
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
             "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
             "python": [version, list(numbers), following],
         }
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Set the generators as they were; only a resumed run carries their states."""
+        """Set the generators as they were; only a resumed run carries their states.
+
+        Another per_gpu or number of GPUs makes another number of batches an epoch: where the run is, is counted anew.
+        """
         states = checkpoint.get("random_states")
         if states is None or not runner._resume:
             return
+        batches = len(runner.train_dataloader)  # whole steps of the optimiser, and saved after whole ones: it divides
+        meta, before = checkpoint["meta"], checkpoint.get("batches_per_epoch", batches)
+        meta["iter"] = meta["iter"] * batches // before
         # The checkpoint is loaded onto the training's device, the generators want their states on the CPU.
         torch.set_rng_state(states["torch"].cpu())
         if states["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+            torch.cuda.set_rng_state(states["cuda"][0].cpu())
         name, keys, *rest = states["numpy"]
         np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
         version, numbers, following = states["python"]
@@ -104,6 +111,17 @@ class LossRecord(Hook):
         self.path = Path(path)
         self.every = every
         self.pending: list[dict[str, Any]] = []
+
+    @master_only
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Count the lines of a run that goes on with another number of batches an epoch in those batches."""
+        batches = len(runner.train_dataloader) if runner._resume else 0
+        before = checkpoint.get("batches_per_epoch", batches)
+        if batches == before or not self.path.exists():
+            return
+        kept = [line for line in self.path.read_text().splitlines() if _step(line) < checkpoint["meta"]["iter"]]
+        rows = [row | {"iter": row["iter"] * batches // before} for row in map(json.loads, kept)]
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     @master_only
     def before_train(self, runner: Runner) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sized
 from mmengine.dataset import DefaultSampler
 from mmengine.runner import EpochBasedTrainLoop
 
+from misa.errors import UserError
+
 
 class WholeBatches(DefaultSampler):
     """Shuffled indices, as many as make whole batches over all processes, and of these the process's own share.
@@ -35,6 +37,11 @@ class ResumableLoop(EpochBasedTrainLoop):
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
         done = self._iter - self._epoch * len(self.dataloader)
+        if not 0 <= done < len(self.dataloader):
+            raise UserError(
+                f"the checkpoint is at batch {self._iter} after {self._epoch} epochs of {len(self.dataloader)}: it was "
+                "written with another per_gpu or number of GPUs; go on with those."
+            )
         batches = self.dataloader.batch_sampler
         batches.sampler.skip = done * batches.batch_size
         for index, batch in enumerate(self.dataloader, start=done):

@@ -28,7 +28,7 @@ from misa.engine.explore import Networks, open_networks
 from misa.engine.look import surest
 from misa.engine.record import _commit, read_json, read_params
 from misa.engine.teacher import LABEL_MAPS, MERGE_SCORE, score_merged
-from misa.engine.train import opened, teacher_folder
+from misa.engine.train import opened, teacher_place
 from misa.errors import UserError
 from misa.evaluation.ap import matched, read_truth
 from misa.evaluation.bootstrap import image_scores, matches_of
@@ -326,7 +326,8 @@ def _with_teachers(runs: list[Trained]) -> list[Trained]:
     found = {run.folder: run for run in runs}
     for run in runs:
         if run.experiment.teacher:
-            beside = run.folder.parent / teacher_folder(run.experiment, run.params["seed"])
+            known = run.params["seed"], run.folder.parent
+            beside = teacher_place(run.experiment, *known, data_root=run.params["data_root"])
             if beside not in found and (beside / "metrics.json").is_file():
                 found[beside] = _read(beside)
     return list(found.values())

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from misa.errors import Stopped, UserError
+from misa.errors import DIVERGED, Diverged, Stopped, UserError
 from misa.parameters import TrainParameters
 
 T = TypeVar("T")
@@ -163,6 +163,7 @@ def launch(parameters: TrainParameters, processes: int) -> None:
 
     Raises:
         UserError: they refused the parameters or the data.
+        Diverged: their losses are no longer numbers.
         Stopped: they ended before the training did.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -185,6 +186,8 @@ def launch(parameters: TrainParameters, processes: int) -> None:
     if "SIGTERM" in reason:
         raise Stopped(reason, status=128 + signal.SIGTERM)
     # Wrong input ends a process with status 2, which torchrun turns into 1: only the sentence tells them apart.
+    if reason.startswith(DIVERGED):
+        raise Diverged(reason.removeprefix(DIVERGED))
     raise (Stopped if "goes on" in reason else UserError)(reason)
 
 

@@ -1,5 +1,6 @@
 """The run folder: everything that made a result, and the result."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 import misa
+from misa.engine.rows import lineage, teacher_row
 from misa.errors import UserError
 from misa.experiment import Experiment
 
@@ -44,7 +46,8 @@ def run_params(
     experiment: Experiment, *, row: str, seed: int, data_root: Path, classes: Sequence[str]
 ) -> dict[str, Any]:
     """What makes a run that run; the same values again mean the same run."""
-    return {
+    learns_from = {"teacher_digest": lineage(teacher_row(experiment))} if experiment.teacher else {}
+    return learns_from | {
         "row": row,
         "digest": experiment.digest(),
         "seed": seed,
@@ -73,8 +76,9 @@ def require_own(folder: Path, params: dict[str, Any]) -> None:
         if foreign:
             raise UserError(f"work_dir {folder} has a {foreign[0]} but no params.json; choose an empty folder.")
         return
-    # The row's name is only a name.
-    ours = {name: value for name, value in params.items() if name not in ("row", "digest")}
+    # The row's name is only a name; older runs do not say of which values their teacher was.
+    names = {"row", "digest"} if "teacher_digest" in before else {"row", "digest", "teacher_digest"}
+    ours = {name: value for name, value in params.items() if name not in names}
     for name, there, here in _differences(before, json.loads(json.dumps(ours))):
         raise UserError(
             f"work_dir {folder} holds another run ({name} is {there} there and {here} here); "
@@ -110,8 +114,9 @@ def held(folder: Path, name: str = "work_dir") -> Iterator[None]:
         finally:
             if made and [path.name for path in folder.iterdir()] == [".lock"]:  # nothing came of it
                 (folder / ".lock").unlink()
-                for path in made:
-                    path.rmdir()
+                with contextlib.suppress(OSError):  # another run has begun beside it
+                    for path in made:
+                        path.rmdir()
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Find a row of a table by its name: `demo:box`, `experiments/demo.py:box`, or a file of your own."""
 
+import hashlib
 import importlib
 import importlib.util
 import traceback
@@ -35,6 +36,18 @@ def teacher_row(experiment: Experiment) -> Experiment:
     if (teacher.data, teacher.scenes) != (experiment.data, experiment.scenes):
         raise UserError(f"{experiment.teacher} is for other data than its student; both must be trained on the same.")
     return teacher
+
+
+def lineage(experiment: Experiment) -> str:
+    """The row's hash; where it learns from another row by name, together with that row's, so that it changes along."""
+    parents = [teacher_row(experiment)] if experiment.teacher else []
+    student = experiment.semantic.student if experiment.semantic else ""
+    if ":" in student and not Path(student).is_dir():
+        parents.append(find_row(student))
+    if not parents:
+        return experiment.digest()
+    every = " ".join([experiment.digest(), *map(lineage, parents)])
+    return hashlib.sha256(every.encode()).hexdigest()[:10]
 
 
 def _table(table: str) -> ModuleType:

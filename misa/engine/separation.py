@@ -13,6 +13,7 @@ from misa.data.coco import _OrderedCOCO
 from misa.data.source import Source
 from misa.engine.teacher import load_teacher
 from misa.engine.train import opened
+from misa.errors import UserError
 from misa.evaluation.separation import separation
 
 MAPS = ("colour", "S", "S x K")
@@ -27,6 +28,8 @@ def teacher_separation(
     An object counts where half a cell or more is its own. The last entry of each map is over all objects.
     """
     experiment, source, folder, _ = opened(run_folder, data_root=data_root)
+    if not source.masks:
+        raise UserError(f"separation compares with true masks, and {source.val.annotations} has none.")
     teacher = load_teacher(folder, classes=source.classes)
     found: dict[str, dict[str, list[float]]] = {name: {} for name in MAPS}
     truth, label = _truth(source)

@@ -1,6 +1,7 @@
 """Many rows and seeds: what is missing is trained, here in parallel slots or on a cluster; what is there is kept."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -9,14 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal
 
+import torch
 from tqdm.auto import tqdm
 
 from misa.data.convert import open_layout
 from misa.engine.record import IN_USE, read_json, write_json
-from misa.engine.rows import find_row, teacher_row
-from misa.engine.train import teacher_folder
+from misa.engine.rows import find_row, lineage, teacher_row
+from misa.engine.train import teacher_place
 from misa.errors import Stopped, UserError
 from misa.experiment import Experiment
 
@@ -61,11 +64,11 @@ def job(row: str, seed: int, *, root: str | Path = ROOT, smoke: bool = False) ->
     experiment = _experiment(row, smoke)
     root, teacher = Path(root), None
     if experiment.teacher:
-        teacher = Job(experiment.teacher, seed, root / teacher_folder(experiment, seed), smoke)
+        teacher = Job(experiment.teacher, seed, teacher_place(experiment, seed, root), smoke)
     if experiment.semantic is not None:
         table, _, name = row.rpartition(":")
-        return Job(row, seed, root / f"{Path(table).stem}-{name}-{experiment.digest()}-seed{seed}", smoke)
-    return Job(row, seed, root / f"{experiment.digest()}-seed{seed}", smoke, teacher)
+        return Job(row, seed, root / f"{Path(table).stem}-{name}-{lineage(experiment)}-seed{seed}", smoke)
+    return Job(row, seed, root / f"{lineage(experiment)}-seed{seed}", smoke, teacher)
 
 
 def _experiment(row: str, smoke: bool) -> Experiment:
@@ -94,9 +97,10 @@ def run(
 ) -> None:
     """Train what is not finished; the same call again goes on where it was stopped.
 
-    Teachers come first, once each. `slots` trainings at a time run on this machine, each a process of its own whose
-    output goes to `<root>/logs`; with `cluster` ("slurm", or any other that submitit knows) each is submitted with
-    `cluster_options` (see `read_options`), or waited for where an earlier call has submitted it to SLURM.
+    Teachers come first, once each. `slots` trainings at a time run on this machine, each a process of its own on GPUs
+    of its own as far as there are any, whose output goes to `<root>/logs`; with `cluster` ("slurm", or any other that
+    submitit knows) each is submitted with `cluster_options` (see `read_options`), or waited for where an earlier call
+    has submitted it to SLURM.
     `options` are those of `misa train`: data_root, gpus, workers, threads.
 
     Raises:
@@ -198,17 +202,27 @@ def _log(wanted: Job) -> Path:
 def _here(jobs: Sequence[Job], *, slots: int, options: Mapping[str, object], **_: object) -> list[tuple[Job, str]]:
     """Processes of this machine, `slots` at a time; the jobs that failed, each with its last words."""
     stopped, running = threading.Event(), set[subprocess.Popen[bytes]]()
+    free: SimpleQueue[str] = SimpleQueue()
+    for devices in _devices(slots, options.get("gpus")):
+        free.put(devices)
 
     def one(wanted: Job) -> str | None:
         if stopped.is_set():
             return None
         log = _log(wanted)
         log.parent.mkdir(parents=True, exist_ok=True)
+        devices = free.get()
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": devices} if devices else None
         with log.open("ab") as output:
-            process = subprocess.Popen(wanted.command(options), stdout=output, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                wanted.command(options), stdout=output, stderr=subprocess.STDOUT, env=environment
+            )
             running.add(process)
             status = process.wait()
             running.discard(process)
+        free.put(devices)
+        if status < 0:
+            return f"{signal.Signals(-status).name} ended it; if that was for want of memory, take fewer slots"
         return None if status == 0 else _last_line(log) or f"exit status {status}"
 
     failed = []
@@ -225,6 +239,16 @@ def _here(jobs: Sequence[Job], *, slots: int, options: Mapping[str, object], **_
                 process.terminate()
             raise
     return failed
+
+
+def _devices(slots: int, gpus: object) -> list[str]:
+    """The GPUs of each slot as CUDA_VISIBLE_DEVICES names them; empty: whatever the training finds."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    each = 1 if gpus is None else int(str(gpus))
+    if not 0 < each <= len(names):  # on the CPU, or more than there are, which the training says
+        return [""] * slots
+    return [",".join(names[(slot * each + i) % len(names)] for i in range(each)) for slot in range(slots)]
 
 
 def _submit(

@@ -117,7 +117,7 @@ class Table:
             math_text.index = [_latex(name) for name in math_text.index]
             return math_text.to_latex(
                 escape=False,
-                caption=f"{title}. Mean and 95\\,\\% confidence interval over $n$ seeds.",
+                caption=f"{_latex(title)}. Mean and 95\\,\\% confidence interval over $n$ seeds.",
                 column_format="l" + "r" * len(text.columns),
             )
         raise UserError(f"there is no table format {kind!r}; choose text, html, latex or csv.")
@@ -248,7 +248,8 @@ def _signed(mean: float, half: float) -> str:
 
 
 def _latex(text: str) -> str:
-    for plain, coded in (("±", r"$\pm$"), ("−", "$-$"), ("–", "--"), ("+", "$+$"), ("%", r"\%"), ("_", r"\_")):
+    signs = (("±", r"$\pm$"), ("−", "$-$"), ("–", "--"), ("+", "$+$"), *((sign, f"\\{sign}") for sign in "%_&#"))
+    for plain, coded in signs:
         text = text.replace(plain, coded)
     return text
 

@@ -35,7 +35,7 @@ from misa.engine.parallel import (
 )
 from misa.engine.preemption import restored_signal
 from misa.engine.record import environment, held, read_json, read_params, require_own, run_params, write_json
-from misa.engine.rows import find_row, teacher_row
+from misa.engine.rows import find_row, lineage, teacher_row
 from misa.engine.teacher import LABEL_MAPS, load_teacher, score_label_maps
 from misa.errors import Diverged, UserError
 from misa.evaluation.ap import score
@@ -182,16 +182,19 @@ def default_folder(row: str, seed: int, *, suffix: str = "") -> Path:
 def teacher_folder(experiment: Experiment, seed: int) -> str:
     """The name of the run folder of a student's teacher: the same for every student that learns from it."""
     table, _, name = experiment.teacher.rpartition(":")
-    return f"{Path(table).stem}-{name}-{teacher_row(experiment).digest()}-seed{seed}"
+    return f"{Path(table).stem}-{name}-{lineage(teacher_row(experiment))}-seed{seed}"
 
 
-def _teacher_place(experiment: Experiment, seed: int, source: Source, beside: Path) -> Path:
-    """Where a student's teacher is, or will be: a folder of its own, or the default one if it was trained alone."""
+def teacher_place(experiment: Experiment, seed: int, beside: Path, *, data_root: object = None) -> Path:
+    """Where a student's teacher is, or will be: a folder of its own, or the default one if it was trained alone.
+
+    Only on the same data, where `data_root` says which.
+    """
     alone = beside / default_folder(experiment.teacher, seed).name
     if (alone / "metrics.json").exists():
         params = read_params(alone)
-        made = (teacher_row(experiment).digest(), seed, str(source.root))
-        if (params["digest"], params["seed"], params["data_root"]) == made:
+        same = data_root is None or params["data_root"] == str(data_root)
+        if same and (params["digest"], params["seed"]) == (teacher_row(experiment).digest(), seed):
             return alone
     return beside / teacher_folder(experiment, seed)
 
@@ -273,7 +276,7 @@ def train(
             teacher = None
             if experiment.teacher:
                 # The first of two stages: the same data and seed, in a folder of its own beside this one.
-                place = _teacher_place(experiment, seed, source, folder.parent)
+                place = teacher_place(experiment, seed, folder.parent, data_root=source.root)
                 from_first(lambda: _require_own_teacher(place, source))
                 trained = train(
                     teacher_row(experiment),

@@ -7,16 +7,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from misa.engine.hooks import ResumableState
 from misa.engine.loop import WholeBatches
 from misa.engine.parallel import launch, leave, share_batch, train_options
 from misa.engine.preemption import restored_signal
 from misa.engine.train import train_from
-from misa.errors import Stopped, UserError
+from misa.errors import DIVERGED, Diverged, Stopped, UserError
 from misa.experiment import (
     TINY,
     Augmentation,
@@ -290,6 +292,63 @@ def test_accumulation_is_said_and_steps_once_for_all(place):
     # The learning rate goes down as without accumulation.
     whole = train_from(TrainParameters(**options(place, "box", "at-once", epochs=1)))
     assert [row["lr"] for row in losses(run.folder)][::4] == [row["lr"] for row in losses(whole.folder)]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, 1)])
+def test_a_run_goes_on_with_another_accumulation(place, before, after):
+    """After running out of memory, or with more GPUs: no image is left out, no step taken twice."""
+    name = f"from-{before}-to-{after}"
+    run = train_from(TrainParameters(**options(place, "box", name, per_gpu=before)))
+    (run.folder / "metrics.json").unlink()
+    (run.folder / "checkpoints" / "epoch_3.pth").unlink()
+    train_from(TrainParameters(**options(place, "box", name, per_gpu=after)))
+    saved = torch.load(run.folder / "checkpoints" / "epoch_3.pth", weights_only=True)
+    assert {int(state["step"]) for state in saved["optimizer"]["state"].values()} == {12}
+    each = 4 // after  # batches a step
+    assert saved["meta"]["iter"] == 12 * each
+    rows = losses(run.folder)
+    assert [row["iter"] for row in rows[-4 * each :]] == list(range(8 * each, 12 * each))
+    assert [row["iter"] for row in rows[: -4 * each]] == [i * before * each // 4 for i in range(32 // before)]
+    whole = train_from(TrainParameters(**options(place, "box", "at-once-whole")))
+    assert [row["lr"] for row in rows[-4 * each :]][::each] == [row["lr"] for row in losses(whole.folder)][8:]
+
+
+def test_a_checkpoint_that_counts_otherwise_is_refused(place):
+    """One that does not say how many batches its epochs had, as before they did."""
+    run = train_from(TrainParameters(**options(place, "box", "silent", per_gpu=1, epochs=2)))
+    (run.folder / "metrics.json").unlink()
+    (run.folder / "checkpoints" / "epoch_2.pth").unlink()
+    path = run.folder / "checkpoints" / "epoch_1.pth"
+    saved = torch.load(path, weights_only=True)
+    del saved["batches_per_epoch"]
+    torch.save(saved, path)
+    with pytest.raises(UserError, match="written with another per_gpu or number of GPUs"):
+        train_from(TrainParameters(**options(place, "box", "silent", epochs=2)))
+
+
+def test_generators_of_more_gpus_than_there_are_here(monkeypatch):
+    """A checkpoint of a machine that shows several GPUs goes on where one is shown: the training's own state counts."""
+    told = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", told.append)
+    checkpoint = {"meta": {"iter": 3}}
+    runner = SimpleNamespace(_resume=True, train_dataloader=[1, 2])
+    runner.message_hub = SimpleNamespace(runtime_info={})
+    ResumableState().before_save_checkpoint(runner, checkpoint)
+    states = [torch.full((4,), i, dtype=torch.uint8) for i in range(8)]
+    checkpoint["random_states"]["cuda"] = states
+    ResumableState().after_load_checkpoint(runner, checkpoint)
+    assert torch.equal(told[0], states[0])
+    assert checkpoint["meta"]["iter"] == 3
+
+
+def test_what_diverged_elsewhere_is_no_wrong_input(place, monkeypatch):
+    said = f"misa train: {DIVERGED}loss_cls became no number at step 3. The checkpoints before it are whole."
+    child = [sys.executable, "-c", f"import sys; print({said!r}); sys.exit(1)"]
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **more: real(child, **more))
+    with pytest.raises(Diverged, match=r"^loss_cls became no number"):
+        launch(TrainParameters(**options(place, "box", "diverged")), 2)
 
 
 def test_another_batch_takes_the_learning_rate_along(place, capsys):

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -108,6 +109,17 @@ def test_files_are_written_in_all_three_formats(tmp_path):
     assert len(list(csv.DictReader(io.StringIO(table_csv.read_text())))) == 5
 
 
+def test_any_comparison_can_be_saved_and_typeset(tmp_path, capsys):
+    """Rows named by files: the name of the saved files has no slash, the caption no bare underscore."""
+    rows = "experiments/teacher.py:demo_mask,experiments/teacher.py:demo_boxes"
+    arguments = ["tables", rows, "--seeds", "1", "--root", str(tmp_path / "runs"), "--save", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    (latex,) = (tmp_path / "out").glob("*.tex")
+    caption = latex.read_text().split("\\caption")[1].splitlines()[0]
+    assert r"demo\_mask" in caption
+    assert not re.search(r"(?<!\\)_", caption)
+
+
 def test_scores_by_mode_and_size(tmp_path):
     table = open_table("demo:box,demo:mask", seeds=2, root=tmp_path)
     for row, value in (("demo:box", 10.0), ("demo:mask", 20.0)):
@@ -182,6 +194,38 @@ def test_a_failed_training_is_named_and_the_others_still_run(tmp_path, monkeypat
     with pytest.raises(UserError, match="demo:box with seed 0 failed: no room on the disk"):
         run(jobs, slots=1)
     assert [job.state for job in jobs[1:]] == ["finished", "finished"]
+
+
+def test_a_training_that_was_killed_says_so(tmp_path, monkeypatch):
+    fake_train(monkeypatch, "import os, signal; print('epoch 3/12 | 3:54 left', flush=True); os.kill(os.getpid(), 9)")
+    with pytest.raises(UserError, match=r"with seed 0 failed: SIGKILL ended it; .*fewer slots"):
+        run(plan(["demo:box"], range(1), root=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("visible", "slots", "gpus", "found"),
+    [
+        (None, 3, None, ["0", "1", "2"]),
+        (None, 2, 2, ["0,1", "2,3"]),
+        (None, 3, 2, ["0,1", "2,3", "0,1"]),
+        ("5, 7", 3, 1, ["5", "7", "5"]),
+        ("GPU-a", 1, None, ["GPU-a"]),
+        (None, 2, 0, ["", ""]),
+        (None, 1, 5, [""]),
+    ],
+)
+def test_each_slot_has_gpus_of_its_own(tmp_path, monkeypatch, visible, slots, gpus, found):
+    monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert sweep._devices(slots, gpus) == found
+    if gpus == 2 and slots == 2:  # and the trainings are told
+        tell = "import os; (f / 'seen').write_text(os.environ['CUDA_VISIBLE_DEVICES']); import time; time.sleep(0.5);"
+        fake_train(monkeypatch, DONE.replace("(f.parent / 'order')", tell + "(f.parent / 'order')"))
+        jobs = plan(["demo:box"], range(2), root=tmp_path)
+        run(jobs, slots=2, gpus=2)
+        assert {(job.folder / "seen").read_text() for job in jobs} == set(found)
 
 
 def test_a_failed_teacher_stops_only_the_students_of_its_seed(tmp_path, monkeypatch):

@@ -244,6 +244,19 @@ def test_separation_is_told_for_each_failure_mode(runs, capsys):
     assert "S x K" in capsys.readouterr().out
 
 
+def test_what_a_teacher_cannot_be_asked_is_told_before_any_work(runs, tmp_path):
+    with pytest.raises(UserError, match="is a semantic teacher, which detects nothing"):
+        evaluate(runs["objectives"].folder, predictions=tmp_path / "out.json")
+    root = shutil.copytree(runs["objectives"].source.root, tmp_path / "boxes")
+    path = root / "annotations" / runs["objectives"].source.val.annotations.name
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="separation compares with true masks"):
+        teacher_separation(runs["objectives"].folder, data_root=root)
+
+
 def test_a_teachers_results_can_be_drawn(runs):
     run = runs["mask"]
     rows = results(run, count=2)

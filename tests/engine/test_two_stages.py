@@ -2,12 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from misa.engine.explore import open_networks
+from misa.engine.paper import Factory
+from misa.engine.record import require_own
+from misa.engine.rows import lineage
 from misa.engine.train import teacher_folder, train
-from misa.errors import UserError
+from misa.errors import Stopped, UserError
 from misa.experiment import TINY, Augmentation, Distillation, Experiment, Inference, Schedule, Semantic
 
 TEACHER = Experiment(
@@ -74,6 +79,46 @@ def test_a_teacher_that_was_trained_alone_is_found(run, student, place, capsys):
     shutil.copytree(trained, own / trained.name)
     train(student, data_root=place / "data", work_dir=own / "misa", gpus=0)
     assert f"{trained.name} is finished" in capsys.readouterr().out
+
+
+def test_figures_and_explorers_find_a_teacher_that_was_trained_alone(run, student, place):
+    own = place / "found_alone"
+    shutil.copytree(run.folder.parent / teacher_folder(student, 0), own / "rows-teacher-seed0")
+    shutil.copytree(run.folder, own / "misa")
+    assert open_networks(own / "misa").folders == (own / "misa", own / "rows-teacher-seed0")
+    assert [one.folder.name for one in Factory([own / "misa"]).runs] == ["misa", "rows-teacher-seed0"]
+
+
+def test_a_student_of_other_values_of_its_teachers_row_is_another_run(run, student, place):
+    """The row is named, its values are what the student learned from."""
+    rows = Path(student.teacher.rpartition(":")[0])
+    text, before = rows.read_text(), lineage(student)
+    own = shutil.copytree(run.folder.parent, place / "other_values") / "misa"
+    (own / "metrics.json").unlink()
+    try:
+        rows.write_text(text.replace("'epochs': 2", "'epochs': 3"))
+        assert lineage(student) != before
+        assert student.digest() == json.loads((own / "params.json").read_text())["digest"]
+        with pytest.raises(UserError, match=r"holds another run \(teacher_digest is"):
+            train(student, data_root=place / "data", work_dir=own, gpus=0)
+        params = json.loads((own / "params.json").read_text())
+        del params["teacher_digest"]  # a run from before it was written down
+        require_own(own, params)
+    finally:
+        rows.write_text(text)
+    assert lineage(student) == before
+
+
+def test_what_stops_the_teacher_is_what_is_said(student, tmp_path, monkeypatch):
+    """A first student's folder comes to nothing then, and the teacher's beside it stays."""
+
+    def stop(config):
+        (Path(config["work_dir"]).parent / "log.txt").write_text("the teacher had begun")
+        raise Stopped("stopped by SIGTERM", status=143)
+
+    monkeypatch.setattr("misa.engine.train.quiet_runner", stop)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        train(student, data_root=tmp_path / "data", work_dir=tmp_path / "runs" / "misa", gpus=0)
 
 
 def test_a_student_stopped_between_epochs_ends_the_same(run, student, place):

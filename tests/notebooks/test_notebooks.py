@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -50,6 +51,18 @@ def test_committed_clean(path):
         assert "parameters" in cell.metadata.get("tags", []) or len(cell.source.splitlines()) <= 12
         definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
         assert not any(isinstance(node, definitions) for node in ast.walk(ast.parse(cell.source)))
+
+
+@pytest.mark.parametrize("path", [FOLDER.parent / "README.md", *NOTEBOOKS], ids=lambda p: p.stem)
+def test_papermill_is_told_to_write_where_a_folder_is(path):
+    """It makes none itself: the output is in the project's folder, a run's, or one that the line before makes."""
+    texts = [cell.source for cell in cells(path, "markdown")] if path.suffix == ".ipynb" else [path.read_text()]
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    for before, line in itertools.pairwise(["", *lines]):
+        if line.startswith("papermill "):
+            out = Path(line.split()[2]).parent
+            known = out == Path() or f"mkdir -p {out}" == before or f"-p run {out}" in line
+            assert known, line
 
 
 def declared(path):
