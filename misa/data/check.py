@@ -223,11 +223,13 @@ def check_coco(
 
 
 def has_masks(annotation_file: PathLike) -> bool:
-    """Whether any object has a `segmentation`; also where the file cannot be read, which a check will tell."""
+    """Whether any object has a `segmentation`; also where the file cannot be read, which a check will tell.
+
+    An empty one, as tools for boxes write it, is none.
+    """
     try:
-        return any(
-            isinstance(row, dict) and "segmentation" in row for row in _rows(Path(annotation_file), "annotations")
-        )
+        rows = _rows(Path(annotation_file), "annotations")
+        return any(isinstance(row, dict) and row.get("segmentation") not in (None, []) for row in rows)
     except (OSError, ValueError, RecursionError):
         return True
 

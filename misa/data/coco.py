@@ -10,6 +10,7 @@ import io
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,10 @@ class CocoImages(CocoDataset):
         if not self.masks:
             annotations = [_only_box(annotation) for annotation in raw_data_info["raw_ann_info"]]
             raw_data_info = {**raw_data_info, "raw_ann_info": annotations}
-        return super().parse_data_info(raw_data_info)
+        info: dict[str, Any] = super().parse_data_info(raw_data_info)
+        if self.data_prefix.get("seg"):  # by the id: names may be absolute, or differ in their suffix alone
+            info["seg_map_path"] = str(Path(self.data_prefix["seg"]) / f"{info['img_id']}.png")
+        return info
 
     def prepare_data(self, idx: int) -> Any:
         """The transformed sample, a function of (seed, epoch, idx)."""

@@ -27,8 +27,13 @@ from misa.data.inputs import IMAGES
 from misa.data.layout import DataError, Layout, PathLike, Split, find_layout
 
 # Part of the cache's key: raised when the same data is written otherwise.
-_EDITION = 1
+_EDITION = 2
 _VAL = ("val", "valid", "validation")
+_SPLITS = {
+    **dict.fromkeys((*_VAL, "validate", "dev"), "val"),
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),  # not used
+}
 _SHARE = 10  # one image in so many is for validation, where no split is given
 _told: set[Path] = set()
 
@@ -158,7 +163,9 @@ def _write(root: Path, parts: Sequence[_Part], files: dict[str, Path]) -> None:
                 known = pictures.get(name)
                 if known is None or (known.size is None and entry.size is not None):
                     pictures[name] = _Picture(base / name, entry.size, known.where if known else entry.where)
-                if split := part.split or ("val" if entry.split in _VAL else entry.split):
+                if entry.split and entry.split not in _SPLITS:
+                    tell("split", entry.where, f"its split is {entry.split!r}", "write train, val or test")
+                if split := part.split or _SPLITS.get(entry.split, ""):
                     splits.setdefault(name, split)
                 for o in entry.objects:
                     labels.add(o.label)

@@ -20,6 +20,7 @@ class BoxedImage(NamedTuple):
     """An image and its boxes (x1, y1, x2, y2) in pixels; crowds apart, which are boxes of no single object."""
 
     name: str
+    image_id: int
     boxes: NDArray[np.float64]
     labels: list[int]
     crowds: NDArray[np.float64]
@@ -41,6 +42,7 @@ def boxed_images(split: Split, classes: tuple[str, ...], *, limit: int | None = 
         images.append(
             BoxedImage(
                 image["file_name"],
+                image["id"],
                 _corners([box for box, _, crowd in mine if not crowd]),
                 [c for _, c, crowd in mine if not crowd],
                 _corners([box for box, _, crowd in mine if crowd]),

@@ -60,7 +60,8 @@ def write_voc(
     """COCO layout in the new folder `out` from a VOC 2012 devkit and, for train_aug, SBD's folder.
 
     Every list that there is becomes annotations/voc2012_<list>.json; instances_train2017.json and
-    instances_val2017.json, which training reads, are links to two of them, train2017 and val2017 to the images.
+    instances_val2017.json, which training reads, are links to two of them, train2017 and val2017 to the images,
+    SegmentationClass to VOC's label maps, which know the void borders of objects; SBD's images have none.
 
     Args:
         devkit: VOC2012, or a folder that holds it (VOCdevkit).
@@ -96,6 +97,8 @@ def write_voc(
     for split, name in chosen.items():
         os.symlink(f"voc2012_{name}.json", out / "annotations" / f"instances_{split}2017.json")
         os.symlink(os.path.relpath(root / "JPEGImages", out), out / f"{split}2017")
+    if (root / "SegmentationClass").is_dir():  # mean IoU and masks for the teacher: with VOC's void borders
+        os.symlink(os.path.relpath(root / "SegmentationClass", out), out / "SegmentationClass")
     return summaries
 
 

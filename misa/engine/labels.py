@@ -21,7 +21,7 @@ from misa.errors import UserError
 from misa.experiment import Experiment
 from misa.losses.semantic import VOID
 
-Job = tuple[str, Callable[[], LabelMap]]
+Job = tuple[int, Callable[[], LabelMap]]
 
 
 def prepare_labels(
@@ -42,7 +42,7 @@ def prepare_labels(
         raise UserError(f"{target} holds labels made otherwise ({found}); choose another work_dir or delete that one.")
     if kind == "masks":
         jobs: Iterator[Job] = (
-            (m.name, m.make) for m in true_maps(source.train, source.classes, limit=experiment.limit)
+            (m.image_id, m.make) for m in true_maps(source.train, source.classes, limit=experiment.limit)
         )
     else:
         jobs = _from_boxes(kind, source, experiment.limit, student)
@@ -51,7 +51,7 @@ def prepare_labels(
     write_json(target / "labels.json", card)
 
     def write(job: Job) -> None:
-        path = target / Path(job[0]).with_suffix(".png")
+        path = target / f"{job[0]}.png"
         if not path.exists():
             write_label_map(path, job[1]())
 
@@ -76,7 +76,7 @@ def _from_boxes(kind: str, source: Source, limit: int | None, student: Path | No
     else:
         makers = (partial(_filled, image, background) for image in images)
     for image, make in zip(images, makers, strict=True):
-        yield image.name, partial(_crowds_void, make, image, background)
+        yield image.image_id, partial(_crowds_void, make, image, background)
 
 
 def _filled(image: BoxedImage, background: int) -> LabelMap:

@@ -9,6 +9,7 @@ For arrays in memory see `misa.engine.student.find`, for known boxes `misa.engin
 import dataclasses
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from tqdm.auto import tqdm
 
 from misa.data.inputs import Picture, Video, find_inputs, frames, read_image
 from misa.data.layout import DataError, PathLike
-from misa.engine.prediction_files import DONE, collect, ends_with_newline, film, paint, records, rows_of
+from misa.engine.prediction_files import DONE, collect, ends_with_newline, film, forget, paint, records, rows_of
 from misa.engine.prompts import find_boxes
 from misa.engine.record import held, read_json, write_json
 from misa.engine.student import Image, Instances, Student, find, load_student
@@ -40,7 +41,7 @@ class _Frame(NamedTuple):
 
     name: str
     file: str
-    stamp: tuple[int, int]
+    stamp: tuple[int, ...]
     image: Image
 
 
@@ -180,17 +181,22 @@ def _work(
     batch: int,
 ) -> dict[str, str]:
     """Predict what is not done yet, one record a line; returns what failed."""
+    outdated = _outdated(inputs, folder)
     done = {name: row["stamp"] for name, row in records(folder)}
     failed: dict[str, str] = {}
     # A line that a kill has cut is ended, so that the next one is whole.
     with (folder / DONE).open("a+b") as record:
         if record.tell() and not ends_with_newline(folder / DONE):
             record.write(b"\n")
+        for row in outdated:
+            forget(folder, row["name"], masks=options.masks)
+            record.write(json.dumps(row | {"instances": None}).encode() + b"\n")
         for group in _batches(_images(inputs, options, done, boxes, failed), batch):
             results = _find(student, group, options, boxes, failed, batch)
             for frame, result in zip(group, results, strict=True):
                 if result is None:
                     continue
+                forget(folder, frame.name, masks=options.masks)
                 paint(folder, frame.name, frame.image, result, masks=options.masks, pictures=options.overlay)
                 row = {"name": frame.name, "file": frame.file, "stamp": frame.stamp, "size": result.size}
                 row["instances"] = rows_of(result)
@@ -245,9 +251,9 @@ def _images(
     total = sum(-(-item.frames // options.every) if isinstance(item, Video) else 1 for item in inputs)
     with tqdm(total=total, desc="predict", unit="image", disable=None) as bar:
         for item in inputs:
-            stamp = item.stamp
+            stamp = _stamp(item, boxes)
 
-            def wanted(name: str, stamp: tuple[int, int] = stamp) -> bool:
+            def wanted(name: str, stamp: tuple[int, ...] = stamp) -> bool:
                 return done.get(name) != list(stamp) and (boxes is None or name in boxes)
 
             if isinstance(item, Picture):
@@ -263,6 +269,27 @@ def _images(
                 if frame is not None:
                     yield _Frame(name, name, stamp, frame)
                 bar.update()
+
+
+def _stamp(item: Picture | Video, boxes: Mapping[str, Boxes] | None) -> tuple[int, ...]:
+    """What tells that an input, or what is known of it, has changed."""
+    if boxes is None or item.name not in boxes:
+        return item.stamp
+    known = boxes[item.name]
+    text = json.dumps([np.asarray(known.boxes, dtype=float).tolist(), known.labels])
+    return (*item.stamp, zlib.crc32(text.encode()))
+
+
+def _outdated(inputs: Sequence[Picture | Video], folder: Path) -> list[dict[str, Any]]:
+    """Records of frames that a video had before it changed, and of images under names that they no longer have."""
+    videos = {item.name: list(item.stamp) for item in inputs if isinstance(item, Video)}
+    names = {(Path(i.name).parent / i.path.name).as_posix(): i.name for i in inputs if isinstance(i, Picture)}
+    return [
+        row
+        for name, row in records(folder)
+        if videos.get(name.rpartition("/")[0], row["stamp"]) != row["stamp"]
+        or (row["file"] != name and names.get(row["file"], name) != name)
+    ]
 
 
 def _batches(images: Iterable[_Frame], size: int) -> Iterator[list[_Frame]]:

@@ -62,6 +62,13 @@ def paint(folder: Path, name: str, image: Image, result: Instances, *, masks: st
         _save(folder / "overlay" / f"{name}.jpg", lambda file: picture.save(file, format="JPEG", quality=90))
 
 
+def forget(folder: Path, name: str, *, masks: str) -> None:
+    """Remove the pictures of an image."""
+    of_each = (folder / "masks" / name).glob("[0-9]*.png") if masks == "each" else ()
+    for path in (folder / "masks" / f"{name}.png", folder / "overlay" / f"{name}.jpg", *of_each):
+        path.unlink(missing_ok=True)
+
+
 def instance_map(parts: Sequence[tuple[int, int, NDArray[np.bool_]]], size: tuple[int, int]) -> Pillow.Image:
     """An image (h w) of instance numbers from 1, 0 for none; where masks overlap the first is on top.
 
@@ -86,13 +93,16 @@ def _save(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What is on record, the last line of each name only; a line cut by a kill is left out."""
+    """What is on record, the last line of each name only; a line cut by a kill is left out.
+
+    Without instances (None, not an empty list) a line takes back what was on record.
+    """
     path = folder / DONE
     if not path.is_file():
         return
     last = {row["name"]: number for number, row in _lines(path)}
     for number, row in _lines(path):
-        if last[row["name"]] == number:
+        if last[row["name"]] == number and row["instances"] is not None:
             yield row["name"], row
 
 

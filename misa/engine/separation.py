@@ -34,11 +34,12 @@ def teacher_separation(
     found: dict[str, dict[str, list[float]]] = {name: {} for name in MAPS}
     truth, label = _truth(source)
     for record in truth.loadImgs(truth.getImgIds()[: experiment.limit if limit is None else limit]):
-        objects = truth.loadAnns(truth.getAnnIds(imgIds=[record["id"]], iscrowd=False))
+        objects = truth.loadAnns(truth.getAnnIds(imgIds=[record["id"]], catIds=list(label), iscrowd=False))
         if not objects:
             continue
         pixels = mmcv.imread(source.val.images / record["file_name"], channel_order="rgb")
-        images = _input(pixels, experiment.augmentation.test_short_side, teacher.contract.mean, teacher.contract.std)
+        sides = experiment.augmentation.long_side, experiment.augmentation.test_short_side
+        images = _input(pixels, sides, teacher.contract.mean, teacher.contract.std)
         features, factors = teacher.prior(images)
         size = (features.shape[-2], features.shape[-1])
         masks = np.stack([_coarse(truth.annToMask(a), size) for a in objects])
@@ -68,14 +69,15 @@ def _mean(values: list[float]) -> float | None:
 
 def _truth(source: Source) -> tuple[Any, dict[int, int]]:
     truth = _OrderedCOCO(str(source.val.annotations))
-    return truth, {c["id"]: source.classes.index(c["name"]) for c in truth.dataset["categories"]}
+    names = {c["id"]: c["name"] for c in truth.dataset["categories"]}
+    return truth, {i: source.classes.index(name) for i, name in names.items() if name in source.classes}
 
 
-def _input(pixels: Any, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """An image as the network sees it: short side as in the test, normalised, without padding."""
-    h, w = pixels.shape[:2]
-    scale = side / min(h, w)
-    resized = pixels if scale == 1 else cv2.resize(pixels, (round(w * scale), round(h * scale)))
+def _input(pixels: Any, sides: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """An image as the network sees it: its long and short side as in the test, normalised, without padding."""
+    size = pixels.shape[1], pixels.shape[0]
+    wanted = mmcv.rescale_size(size, sides)
+    resized = pixels if wanted == size else mmcv.imresize(pixels, wanted)
     return torch.from_numpy((resized - np.array(mean)) / np.array(std)).permute(2, 0, 1)[None].float()
 
 

@@ -28,9 +28,18 @@ class _Evaluation(COCOeval):
 
 
 def read_truth(annotation_file: str | Path) -> COCO:
-    """The ground truth of a COCO annotation file, read without pycocotools' chatter."""
+    """The ground truth of a COCO annotation file, read without pycocotools' chatter, objects numbered from 1."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return COCO(str(annotation_file))
+        truth = COCO(str(annotation_file))
+        number_objects(truth)
+    return truth
+
+
+def number_objects(truth: Any) -> None:
+    """Ids of the annotations from 1 on: to the matching of pycocotools and its kin, an object with id 0 is none."""
+    for number, annotation in enumerate(truth.dataset.get("annotations", ()), 1):
+        annotation["id"] = number
+    truth.createIndex()
 
 
 def mask_ap(
@@ -80,7 +89,11 @@ def matched(
 ) -> COCOeval:
     """pycocotools' evaluation after the matching and before any score; the arguments are those of `mask_ap`."""
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _Evaluation(truth, _results(truth, detections), iouType=compare)
+        results = _results(truth, detections)
+        if compare == "bbox":  # pycocotools would sort what is found by its mask's area, and what is there by its box's
+            for found in results.dataset["annotations"]:
+                found["area"] = found["bbox"][2] * found["bbox"][3]
+        evaluation = _Evaluation(truth, results, iouType=compare)
         evaluation.counts = counts
         if images is not None:
             evaluation.params.imgIds = sorted(images)
@@ -142,7 +155,7 @@ def score(
     found = json.loads(Path(detections).read_text())
     if not masks:
         for annotation in truth.dataset["annotations"]:
-            annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
             annotation.setdefault("iscrowd", 0)
         boxes = mask_ap(truth, found, images=images, categories=names, compare="bbox")
         return {"bbox": boxes, "detections": len(found), "images": len(images)}

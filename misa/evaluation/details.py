@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools.cocoeval import COCOeval
 
-from misa.evaluation.ap import category_ids, compared, named, read_truth
+from misa.evaluation.ap import category_ids, compared, named, number_objects, read_truth
 
 _ALL_SIZES, _MOST = 0, -1  # areas and numbers of detections, as pycocotools counts them
 
@@ -86,7 +86,9 @@ def fast_ap(
     from faster_coco_eval import COCO, COCOeval_faster
 
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotation_file))
+        truth = COCO()
+        truth.dataset = json.loads(Path(annotation_file).read_text())
+        number_objects(truth)
         if not detections:
             return dict.fromkeys(named([0.0] * 6), 0.0) if truth.anns else named([-1.0] * 6)
         found = truth.loadRes([{k: v for k, v in d.items() if k != "bbox"} for d in detections])

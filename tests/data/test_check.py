@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from misa.data._masks import broken_runs
-from misa.data.check import Report, Twins, check_coco, require_usable
+from misa.data.check import Report, Twins, check_coco, has_masks, require_usable
 from misa.data.layout import DataError
 
 Spoil = Callable[..., tuple[Path, Path]]
@@ -594,3 +594,14 @@ def test_some_images_are_kept_to_look_at(spoil: Spoil) -> None:
     assert samples["b.png"].labels == ["dog"]
     assert len(check_coco(file, folder, samples=1).samples) == 1
     assert check_coco(file, folder).samples == ()
+
+
+@pytest.mark.parametrize(("mask", "there"), [([], False), (None, False), ([[2, 2, 8, 2, 8, 8.5]], True)])
+def test_an_empty_segmentation_is_no_mask(spoil: Spoil, mask: object, there: bool) -> None:
+    def change(data: Data) -> None:
+        for annotation in data["annotations"]:
+            annotation["segmentation"] = mask
+
+    file, folder = spoil(change)
+    assert has_masks(file) == there
+    assert not check_coco(file, folder, purpose="boxes").problems

@@ -249,6 +249,7 @@ def test_faults_of_xml_are_named_with_file_and_object(tmp_path, content, words):
         ({"xmax": ""}, "boxes.csv, line 2: its box 2, 3, , 15 is not four numbers"),
         ({"class": ""}, "boxes.csv, line 2: it has a box and no label"),
         ({"filename": ""}, "boxes.csv, line 2: it names no image"),
+        ({"split": "treino"}, "boxes.csv, line 2: its split is 'treino'; write train, val or test"),
         ({"filename": "zebra.jpg"}, "zebra.jpg is absent"),
         ({"xmin": 12, "xmax": 2}, "boxes.csv, line 2: bbox [12.0, 3.0, -10.0, 12.0] has negative size"),
     ],
@@ -260,6 +261,19 @@ def test_faults_of_a_csv_are_named_with_the_line(tmp_path, change, words):
     write_csv(root / "boxes.csv", rows)
     report = check_coco(*open_layout(root).train)
     assert any(words in problem.sentence for problem in report.fatal), str(report)
+
+
+def test_other_words_for_the_splits(tmp_path):
+    root = csv_column(tmp_path / "mine")
+    words = {"train": "Training", "val": "validate"}
+    write_csv(root / "boxes.csv", [{**row, "split": words[split_of(row)]} for row in LINES])
+    layout = open_layout(root)
+    assert {
+        Path(image["file_name"]).name[0] for image in json.loads(layout.train.annotations.read_text())["images"]
+    } == set("ac")
+    assert not {
+        Path(image["file_name"]).name[0] for image in json.loads(layout.val.annotations.read_text())["images"]
+    } & set("ac")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from misa.cli import main
 from misa.data import voc
 from misa.data.labels import VOC_CLASSES
 from misa.data.layout import find_layout
+from misa.data.semantic import true_maps
 from misa.data.voc import augmented, download_voc, read_sbd_objects, write_voc
 from misa.errors import UserError
 
@@ -92,6 +93,11 @@ def test_train_aug_is_train_with_all_of_sbd_that_is_not_scored_on(both, tmp_path
     layout = find_layout(out)
     assert (layout.train.images / f"{C}.jpg").is_file()
     assert main(["check", str(out)]) == 0
+    # Label maps are VOC's own where VOC has one, with the void border; SBD knows of none.
+    maps = {true.name: true.make() for true in true_maps(layout.train, tuple(VOC_CLASSES))}
+    assert {name: bool((labels == 255).any()) for name, labels in maps.items()} == {
+        f"{A}.jpg": True, f"{C}.jpg": False, f"{D}.jpg": False
+    }  # fmt: skip
 
 
 def test_the_official_counts_come_out_of_the_official_lists():

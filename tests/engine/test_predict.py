@@ -406,3 +406,60 @@ def test_other_students_predict_as_they_are_evaluated(student, small_row, tmp_pa
     assert len(set(answers.prompts)) == len(answers)
     with pytest.raises(UserError, match="mask is a threshold of solov2 students"):
         find(load_student(run.folder), [image], mask=0.5)
+
+
+def test_corrected_boxes_are_looked_at_again(student, photos, tmp_path):
+    def table(boxes):
+        known = {"a.png": Boxes(np.array(boxes), [None] * len(boxes))}
+        done = predict(student, photos, out=tmp_path / "out", boxes=known, mask=0.1)
+        return list(csv.DictReader((done.folder / "instances.csv").read_text().splitlines()))
+
+    first = table([[3.0, 4, 30, 40]])
+    stamp = (tmp_path / "out" / "masks" / "a.png").stat().st_mtime_ns
+    assert table([[3.0, 4, 30, 40]]) == first
+    assert (tmp_path / "out" / "masks" / "a.png").stat().st_mtime_ns == stamp
+    other = [[3.0, 4, 30, 40], [35.0, 10, 66, 50]]
+    again = table(other)
+    assert {row["box"] for row in again} == {"1", "2"} != {row["box"] for row in first}
+    image = np.asarray(Image.open(photos / "a.png").convert("RGB"))
+    assert len(again) == len(find_boxes(student, image, np.array(other), [None] * 2, mask=0.1))
+
+
+def test_nothing_is_left_of_an_image_that_changed_or_has_another_name_now(student, photos, tmp_path):
+    out = tmp_path / "out"
+
+    def numbers(masks):
+        done = predict(student, photos, out=out, score=0.0, masks=masks)
+        rows = list(csv.DictReader((out / "instances.csv").read_text().splitlines()))
+        return done, {row["image"] for row in rows}, sum(row["image"] == "a" for row in rows)
+
+    _, names, before = numbers("each")
+    assert before == len(list((out / "masks" / "a").iterdir()))
+    assert "a" in names
+    (out / "masks" / "a" / "0999.png").touch()  # as if it had had more instances
+    Image.new("RGB", (8, 8)).save(photos / "a.png")
+    _, _, after = numbers("each")
+    assert after == len(list((out / "masks" / "a").iterdir()))
+    shutil.copy(photos / "b.png", photos / "a.png")
+    shutil.copy(photos / "c.png", photos / "a.bmp")  # now both go by their whole names
+    done, names, _ = numbers("each")
+    assert done.images == 5
+    assert "a" not in names
+    assert {"a.png", "a.bmp"} <= names
+    assert not list((out / "masks" / "a").iterdir())
+    assert not (out / "overlay" / "a.jpg").exists()
+    # Only what belongs to the image: a folder may have its name, and its images be numbers.
+    assert (out / "masks" / "more" / "a").is_dir()
+
+
+def test_a_shorter_video_has_no_frames_of_the_longer_one(student, small_run, tmp_path):
+    frame = cv2.imread(str(next(iter(small_run.source.val.images.iterdir()))))
+    for length in (7, 4):
+        writer = cv2.VideoWriter(str(tmp_path / "film.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 12, (70, 52))
+        for _ in range(length):
+            writer.write(frame)
+        writer.release()
+        done = predict(student, tmp_path / "film.mp4", out=tmp_path / "out", score=0.0)
+        assert done.images == length
+        for kind in ("masks", "overlay"):
+            assert len(list((tmp_path / "out" / kind / "film").iterdir())) == length

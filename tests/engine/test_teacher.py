@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +12,16 @@ from PIL import Image
 
 from experiments.teacher import DEMO
 from misa.cli import main
+from misa.data.coco import CocoImages
 from misa.data.labels import fill_boxes, read_label_map
 from misa.data.semantic import boxed_images, true_maps
 from misa.engine.evaluate import evaluate
+from misa.engine.labels import prepare_labels
 from misa.engine.look import results, training_samples
+from misa.engine.separation import _input as separation_input
 from misa.engine.separation import teacher_separation
 from misa.engine.teacher import load_teacher, score_merged
+from misa.engine.teacher_config import label_folder
 from misa.engine.train import train
 from misa.errors import UserError
 from misa.evaluation.miou import miou
@@ -130,7 +135,7 @@ def test_label_maps_are_what_they_are_called(runs):
         boxed_images(source.train, source.classes), true_maps(source.train, source.classes), strict=True
     ):
         made = {
-            name: read_label_map(runs[name].folder / "labels" / image.name)
+            name: read_label_map(runs[name].folder / "labels" / f"{image.image_id}.png")
             for name in runs
             if (runs[name].folder / "labels").exists()
         }
@@ -270,3 +275,48 @@ def test_a_teachers_results_can_be_drawn(runs):
 def test_unknown_labels_are_named():
     with pytest.raises(ValueError, match=r"Semantic\.labels is 'magic'"):
         Experiment(semantic=Semantic(labels="magic"))
+
+
+def test_label_maps_are_named_by_the_image_and_not_by_its_file(runs, tmp_path):
+    """Absolute names, as tables of boxes give them, and names that differ in their suffix alone."""
+    source = runs["rectangles"].source
+    content = json.loads(source.train.annotations.read_text())
+    place = tmp_path / "photos"
+    place.mkdir()
+    for image, name in zip(content["images"], ("p.png", "p.bmp", "c.png", "d.png", "e.png", "f.png"), strict=True):
+        Image.open(source.train.images / image["file_name"]).save(place / name)
+        image["file_name"] = str(place / name)
+    annotations = tmp_path / "boxes.json"
+    annotations.write_text(json.dumps(content))
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    named = replace(source, train=source.train._replace(annotations=annotations, images=tmp_path))
+    row = WAYS["rectangles"]
+    prepare_labels(row, named, tmp_path / "run")
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+    data = CocoImages(
+        ann_file=str(annotations),
+        data_prefix={"img": str(tmp_path), "seg": str(label_folder(row, tmp_path / "run"))},
+        metainfo={"classes": source.classes},
+        masks=False,
+        pipeline=[],
+    )
+    boxed = boxed_images(named.train, named.classes)
+    assert len(data) == len(boxed) == 6
+    for i, image in enumerate(boxed):
+        found = read_label_map(Path(data.get_data_info(i)["seg_map_path"]))
+        expected = fill_boxes(image.boxes, image.labels, image.size, background=len(named.classes))
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_separation_sees_an_image_at_the_size_of_the_test_and_the_classes_of_the_training(runs, tmp_path):
+    pixels = np.zeros((400, 2000, 3), np.uint8)
+    assert separation_input(pixels, (1333, 800), (0.0,) * 3, (1.0,) * 3).shape == (1, 3, 267, 1333)
+    root = shutil.copytree(runs["objectives"].source.root, tmp_path / "more")
+    path = root / "annotations" / runs["objectives"].source.val.annotations.name
+    content = json.loads(path.read_text())
+    content["categories"].insert(0, {"id": 99, "name": "unseen"})
+    content["annotations"].append({**content["annotations"][0], "id": 9999, "category_id": 99})
+    path.write_text(json.dumps(content))
+    assert teacher_separation(runs["objectives"].folder, data_root=root) == teacher_separation(
+        runs["objectives"].folder
+    )

@@ -7,6 +7,7 @@ import pytest
 from pycocotools import mask as rle
 
 from misa.evaluation.ap import as_rectangles, mask_ap, read_truth, score
+from misa.evaluation.details import fast_ap
 
 
 def encoded(mask):
@@ -151,3 +152,33 @@ def test_scores_by_failure_mode_where_the_truth_notes_it(truth_file, tmp_path):
     truth_file.write_text(json.dumps(content))
     by_mode = score(truth_file, results)["segm_by_mode"]
     assert {mode: round(values["AP"]) for mode, values in by_mode.items()} == {"contrast": 100, "plain": 0}
+
+
+@pytest.mark.parametrize("first", [0, -1, 5])
+def test_ids_of_objects_may_begin_anywhere(truth_file, first):
+    """pycocotools takes an object with id 0 for none."""
+    content = json.loads(truth_file.read_text())
+    for i, annotation in enumerate(content["annotations"]):
+        annotation["id"] = first + i
+    truth_file.write_text(json.dumps(content))
+    found = [detection(square(10, 10, 40)), detection(square(60, 60, 20))]
+    assert mask_ap(read_truth(truth_file), found)["AP"] == pytest.approx(100)
+    pytest.importorskip("faster_coco_eval")
+    assert fast_ap(truth_file, found, compare="segm")["AP"] == pytest.approx(100)
+
+
+def test_boxes_have_the_size_of_boxes_on_both_sides(truth_file, tmp_path):
+    """A thin mask in a medium box is a medium detection: the wrong one, which scores better, counts."""
+    content = json.loads(truth_file.read_text())
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+        annotation["area"] = 0
+    del content["annotations"][1]
+    truth_file.write_text(json.dumps(content))
+    masks = np.zeros((2, 100, 100))
+    masks[0, 55:95, 55:95] = masks[1, 10:50, 10:50] = np.eye(40)
+    found = tmp_path / "found.json"
+    found.write_text(json.dumps([detection(masks[0], 0.9), detection(masks[1], 0.5)]))
+    result = score(truth_file, found, masks=False)["bbox"]
+    assert result["APm"] == pytest.approx(result["AP"]) == pytest.approx(50)
+    assert result["APs"] is None
