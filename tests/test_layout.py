@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "models": {"ops", "losses", "data", "errors"},
     "mmcv_ext": set(),
     "engine": {"ops", "losses", "data", "evaluation", "models", "figures", "errors", "experiment", "parameters"},
-    "bench": {"ops", "losses", "data", "models", "engine", "figures", "errors", "experiment"},
+    "bench": {"ops", "losses", "data", "models", "engine", "figures", "errors", "experiment", "parameters"},
     "experiment": set(),
     "parameters": {"errors"},
     "errors": set(),

@@ -115,9 +115,11 @@ class LossRecord(Hook):
     @master_only
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Count the lines of a run that goes on with another number of batches an epoch in those batches."""
-        batches = len(runner.train_dataloader) if runner._resume else 0
+        if not runner._resume or not self.path.exists():
+            return
+        batches = len(runner.train_dataloader)
         before = checkpoint.get("batches_per_epoch", batches)
-        if batches == before or not self.path.exists():
+        if batches == before:
             return
         kept = [line for line in self.path.read_text().splitlines() if _step(line) < checkpoint["meta"]["iter"]]
         rows = [row | {"iter": row["iter"] * batches // before} for row in map(json.loads, kept)]

@@ -24,7 +24,7 @@ def test_colors_are_those_of_the_loss():
     example = embedded(scene, "scene")
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
     images = torch.from_numpy((scene.image - mean) / std).permute(2, 0, 1)[None].float()
-    assert_close(example.colors, _shrink(images, [(64, 64)], (16, 16)).images[0])
+    assert_close(example.colors, _shrink(images, [(64, 64)], torch.zeros(1, 1, 16, 16, dtype=torch.bool)).images[0])
     boxes = torch.from_numpy(scene.boxes)
     assert torch.equal(example.box_masks().any(dim=0), union_of_boxes([boxes], torch.zeros(1, 1, 16, 16), 4)[0, 0])
 

@@ -143,7 +143,7 @@ def test_all_predictions_at_once_are_the_sum_of_each(reduction):
     model = build(BOX.but(affinity={"reduction": reduction}))
     images, samples = prepared(model, *TWO)
     positives, features, _, repeats = model.handover(images, [sample.gt_instances for sample in samples])
-    small = _shrink(images, [SIZE, SIZE], tuple(features.shape[-2:]))
+    small = _shrink(images, [SIZE, SIZE], torch.zeros(2, 1, *features.shape[-2:], dtype=torch.bool))
     options = {"projection_weight": 5.0, "affinity": model.affinity}
     whole = box_objectives(positives, small, **options)
     # The first image's object in every prediction, then the second image's two.

@@ -140,7 +140,7 @@ def test_padding_does_not_touch_the_losses(build):
     from misa.models.misa import _shrink
 
     images = torch.zeros(2, 3, 64, 96)
-    shrunk = _shrink(images, [(64, 96), (32, 60)], (16, 24))
+    shrunk = _shrink(images, [(64, 96), (32, 60)], torch.zeros(2, 1, 16, 24, dtype=torch.bool))
     assert shrunk.valid[0].all()
     assert shrunk.valid[1].sum() == 8 * 15
     assert not shrunk.valid[1, 8:].any()
