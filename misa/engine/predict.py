@@ -284,11 +284,12 @@ def _outdated(inputs: Sequence[Picture | Video], folder: Path) -> list[dict[str,
     """Records of frames that a video had before it changed, and of images under names that they no longer have."""
     videos = {item.name: list(item.stamp) for item in inputs if isinstance(item, Video)}
     names = {(Path(i.name).parent / i.path.name).as_posix(): i.name for i in inputs if isinstance(i, Picture)}
+    now = set(names.values())
     return [
         row
         for name, row in records(folder)
-        if videos.get(name.rpartition("/")[0], row["stamp"]) != row["stamp"]
-        or (row["file"] != name and names.get(row["file"], name) != name)
+        if name not in now
+        and (videos.get(name.rpartition("/")[0], row["stamp"]) != row["stamp"] or row["file"] in names)
     ]
 
 

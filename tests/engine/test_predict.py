@@ -452,6 +452,18 @@ def test_nothing_is_left_of_an_image_that_changed_or_has_another_name_now(studen
     assert (out / "masks" / "more" / "a").is_dir()
 
 
+def test_a_folder_with_the_name_of_a_video_keeps_its_images(student, small_run, tmp_path):
+    frame = cv2.imread(str(next(iter(small_run.source.val.images.iterdir()))))
+    writer = cv2.VideoWriter(str(tmp_path / "in.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 12, (70, 52))
+    writer.write(frame)
+    writer.release()
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "x.png"), frame)
+    found = [tmp_path / "in.mp4", tmp_path / "in" / "x.png"]
+    for _ in range(2):
+        assert predict(student, found, out=tmp_path / "out", score=0.0).images == 2
+
+
 def test_a_shorter_video_has_no_frames_of_the_longer_one(student, small_run, tmp_path):
     frame = cv2.imread(str(next(iter(small_run.source.val.images.iterdir()))))
     for length in (7, 4):
