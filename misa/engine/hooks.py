@@ -114,7 +114,10 @@ class LossRecord(Hook):
 
     @master_only
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Count the lines of a run that goes on with another number of batches an epoch in those batches."""
+        """Count the lines of a run that goes on with another number of batches an epoch in those batches.
+
+        Before `ResumableState`, whose priority is lower, counts the checkpoint's own place anew.
+        """
         if not runner._resume or not self.path.exists():
             return
         batches = len(runner.train_dataloader)

@@ -1,5 +1,7 @@
 """Eq. 15 against the propagations it is made of, written out instance by instance."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -119,6 +121,9 @@ def test_a_squeezed_scene_takes_nothing_from_padding(rng, device, below):
     for name in ("guides", "features"):
         one, other = (getattr(scene, name).movedim(1, -1)[scene.valid] for scene in scenes)
         assert_close(one, other, atol=0, rtol=0)
+    flat = replace(scene, guides=(torch.full_like(images, 2.0) * valid[:, None]).to(device))
+    even = pairwise._squeezed(flat, (8, 8))
+    assert_close(even.guides.movedim(1, -1)[even.valid].cpu(), torch.tensor(2.0).expand(int(there.sum()), 3))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
