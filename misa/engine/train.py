@@ -53,7 +53,7 @@ class Run:
     metrics: dict[str, Any]
 
     def scores(self) -> dict[str, dict[str, float | None]]:
-        """A student's mask AP and what the same detections score as full rectangles; a teacher's IoU a class.
+        """A student's mask AP, also as full rectangles and with all classes taken for one; a teacher's IoU a class.
 
         Where the validation data has no masks, the AP of the boxes around the predicted ones.
         """
@@ -62,6 +62,7 @@ class Run:
         if "segm" not in self.metrics:
             return {"IoU": iou_figures(self.metrics)}
         rows = {"masks": self.metrics["segm"], "as rectangles": self.metrics["segm_as_rectangles"]}
+        rows |= {"any class": self.metrics["segm_any_class"]} if "segm_any_class" in self.metrics else {}
         return rows | ({"boundaries": self.metrics["boundary"]} if "boundary" in self.metrics else {})
 
     def leading(self) -> dict[str, float | None]:
@@ -359,7 +360,7 @@ def _write_scores(experiment: Experiment, source: Source, folder: Path, params: 
 
 def _figures(metrics: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
     """The scores for the loggers: those that could be measured."""
-    for name in ("segm", "segm_as_rectangles", "bbox", "iou"):
+    for name in ("segm", "segm_as_rectangles", "segm_any_class", "bbox", "iou"):
         for key, value in metrics.get(name, {}).items():
             if value is not None:
                 yield name, key, value

@@ -50,6 +50,7 @@ def mask_ap(
     categories: Iterable[str | int] | None = None,
     counts: Callable[[dict[str, Any]], bool] | None = None,
     compare: Literal["segm", "bbox"] = "segm",
+    any_class: bool = False,
 ) -> dict[str, float | None]:
     """AP, AP50, AP75, APs, APm, APl in percent; None where the truth has no object of that size.
 
@@ -57,9 +58,18 @@ def mask_ap(
     `images` restricts the evaluation to some image ids, `categories` to some names or ids: those that were trained on,
     or classes that the network cannot know count as missed. `counts` says of an annotation whether its object is
     asked for: a detection of any other is dropped, one of no object stays wrong. `compare="bbox"` scores the boxes
-    around the masks, for a truth without masks.
+    around the masks, for a truth without masks. `any_class` takes all categories for one: how well objects are outlined
+    and ranked, whatever they are called; an object found as two things is then found once and once in vain.
     """
-    evaluation = compared(truth, detections, images=images, categories=categories, counts=counts, compare=compare)
+    evaluation = compared(
+        truth,
+        detections,
+        images=images,
+        categories=categories,
+        counts=counts,
+        compare=compare,
+        any_class=any_class,
+    )
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.summarize()
     return named(evaluation.stats)
@@ -86,6 +96,7 @@ def matched(
     categories: Iterable[str | int] | None = None,
     counts: Callable[[dict[str, Any]], bool] | None = None,
     compare: Literal["segm", "bbox"] = "segm",
+    any_class: bool = False,
 ) -> COCOeval:
     """pycocotools' evaluation after the matching and before any score; the arguments are those of `mask_ap`."""
     with contextlib.redirect_stdout(io.StringIO()):
@@ -95,6 +106,7 @@ def matched(
                 found["area"] = found["bbox"][2] * found["bbox"][3]
         evaluation = _Evaluation(truth, results, iouType=compare)
         evaluation.counts = counts
+        evaluation.params.useCats = int(not any_class)
         if images is not None:
             evaluation.params.imgIds = sorted(images)
         if categories is not None:
@@ -144,7 +156,9 @@ def score(
     classes: Iterable[str] | None = None,
     masks: bool = True,
 ) -> dict[str, Any]:
-    """Mask AP of a results file, of the same detections as full rectangles, and by failure mode where that is noted.
+    """Mask AP of a results file, of the same detections as full rectangles, and with all classes taken for one.
+
+    Also by failure mode, where the annotations note one.
 
     limit: the first images only; classes: the names that were trained on, None for all in the file. masks: whether the
     truth has any; without, box AP of the boxes around the predicted masks is all there is to say.
@@ -167,6 +181,7 @@ def score(
     return {
         "segm": mask_ap(truth, found, images=images, categories=names),
         "segm_as_rectangles": mask_ap(truth, as_rectangles(found), images=images, categories=names),
+        "segm_any_class": mask_ap(truth, found, images=images, categories=names, any_class=True),
         **({"segm_by_mode": by_mode} if modes else {}),
         "detections": len(found),
         "images": len(images),

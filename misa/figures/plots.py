@@ -190,14 +190,16 @@ def grouped_intervals(frame: pd.DataFrame, *, label: str = "mask AP (%)") -> Fig
 
 def ap_bars(scores: Mapping[str, Mapping[str, float | None]]) -> Figure:
     """AP or IoU figures side by side: one group a metric, one bar a variant (missing values stay empty)."""
-    figure = Picture(figsize=(5, 2.6), layout="constrained")
+    figure = Picture(figsize=(max(5, 1.6 * len(scores)), 2.6), layout="constrained")  # room for the figures on the bars
     ax = figure.subplots()
     names = list(next(iter(scores.values())))
     width = 0.8 / len(scores)
     for i, (variant, values) in enumerate(scores.items()):
         at = np.arange(len(names)) + (i - (len(scores) - 1) / 2) * width
         heights = np.array([values[name] for name in names], dtype=float)
-        bars = ax.bar(at, np.nan_to_num(heights), width, label=variant, color=COLORS[i], hatch=("", "//", "..")[i % 3])
+        bars = ax.bar(
+            at, np.nan_to_num(heights), width, label=variant, color=COLORS[i], hatch=("", "//", "..", "xx")[i % 4]
+        )
         ax.bar_label(bars, labels=["" if np.isnan(h) else f"{h:.1f}" for h in heights], fontsize=6)
     ax.set_xticks(np.arange(len(names)), names)
     ax.set_ylabel("mask AP (%)" if "AP" in names else "IoU (%)")

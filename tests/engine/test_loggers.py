@@ -54,7 +54,7 @@ def test_tensorboard_has_every_step_and_the_scores_and_so_has_wandb(tmp_path, wa
     run = train(TOY, data_root=tmp_path / "data", work_dir=tmp_path / "run", gpus=0, loggers=logger_names("wandb"))
     events = EventAccumulator(str(run.folder / "tensorboard"))
     events.Reload()
-    assert {"loss", "loss_cls", "loss_local", "lr", "segm/AP"} <= set(events.Tags()["scalars"])
+    assert {"loss", "loss_cls", "loss_local", "lr", "segm/AP", "segm_any_class/AP"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
     assert events.Scalars("segm/AP")[0].value == pytest.approx(run.metrics["segm"]["AP"])
     assert wandb.started["project"] == "misa"

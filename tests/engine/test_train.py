@@ -66,6 +66,16 @@ def test_the_run_folder_is_complete(run):
     assert len((run.folder / "losses.jsonl").read_text().splitlines()) == 9  # 7 images in batches of 2, 3 epochs
 
 
+def test_scores_are_named_by_what_was_compared(run):
+    metrics = {"segm": {"AP": 1.0}, "segm_as_rectangles": {"AP": 2.0}, "segm_any_class": {"AP": 3.0}}
+    named = {"masks": {"AP": 1.0}, "as rectangles": {"AP": 2.0}, "any class": {"AP": 3.0}}
+    assert replace(run, metrics=metrics).scores() == named
+    before = {name: value for name, value in metrics.items() if name != "segm_any_class"}  # runs of older versions
+    del named["any class"]
+    assert replace(run, metrics=before).scores() == named
+    assert set(run.scores()) == {"masks", "as rectangles", "any class"}
+
+
 def test_the_written_config_builds_the_same_model(run):
     from mmdet.registry import MODELS
     from mmengine.config import Config

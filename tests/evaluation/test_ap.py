@@ -117,6 +117,29 @@ def test_classes_that_were_not_trained_on_do_not_count(truth_file, tmp_path):
         mask_ap(read_truth(truth_file), found, categories=["circle"])
 
 
+def test_any_class_asks_for_the_mask_alone(truth_file, tmp_path):
+    content = json.loads(truth_file.read_text())
+    content["categories"].append({"id": 9, "name": "extra"})
+    content["annotations"][1]["category_id"] = 9
+    truth_file.write_text(json.dumps(content))
+    first, second = detection(square(10, 10, 40), 0.9), detection(square(60, 60, 20), 0.8)  # both as squares
+    found = [first, second]
+    truth = read_truth(truth_file)
+    assert mask_ap(truth, found, categories=["square", "extra"])["AP"] == pytest.approx(50)
+    assert mask_ap(truth, found, categories=["square", "extra"], any_class=True)["AP"] == pytest.approx(100)
+    # What was not trained on does not count here either.
+    assert mask_ap(truth, [first], categories=["square"], any_class=True)["AP"] == pytest.approx(100)
+    # An object found under two names is a wrong find before the second object: precision 1 up to half of the recall
+    # (51 of 101 points), 2/3 behind it.
+    twice = [first, {**first, "category_id": 9, "score": 0.85}, {**second, "category_id": 9}]
+    precision = (51 + 50 * 2 / 3) / 101
+    assert mask_ap(truth, twice, any_class=True)["AP50"] == pytest.approx(100 * precision)
+    results = tmp_path / "found.json"
+    results.write_text(json.dumps(found))
+    scored = score(truth_file, results)
+    assert (scored["segm"]["AP"], scored["segm_any_class"]["AP"]) == pytest.approx((50, 100))
+
+
 def test_an_empty_mask_stays_empty():
     (rectangle,) = as_rectangles([detection(np.zeros((9, 9)))])
     assert rle.area(rectangle["segmentation"]) == 0
