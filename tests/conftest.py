@@ -1,6 +1,8 @@
 """Fixtures shared by all tests: seeded generators, the device and the reference data."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def rng() -> torch.Generator:
     """A seeded generator on the CPU, so that every device sees the same numbers."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def module_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for the tests of one file, removed behind them: the checkpoints of all files together fill a disk."""
+    folder = tmp_path_factory.mktemp("module")
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -41,6 +42,8 @@ from misa.errors import Diverged, UserError
 from misa.evaluation.ap import score
 from misa.experiment import Experiment
 from misa.parameters import TrainParameters
+
+_RUNNERS = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -398,10 +401,15 @@ def choose_device(gpus: int | None, threads: int) -> str:
 
 
 def quiet_runner(config: Config) -> Runner:
-    """mmengine's Runner without its greeting; its own log goes below checkpoints/."""
+    """mmengine's Runner without its greeting; its own log goes below checkpoints/.
+
+    Runners of one name share their history, logger and writers, and mmengine's names tell them apart by the second only.
+    """
     warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")
+    named = config.copy()
+    named.experiment_name = f"{config.experiment_name}-{next(_RUNNERS)}"
     with contextlib.redirect_stdout(io.StringIO()):
-        return Runner.from_cfg(config)
+        return Runner.from_cfg(named)
 
 
 def opened(

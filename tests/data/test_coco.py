@@ -17,8 +17,8 @@ AUGMENTATION = Augmentation(short_sides=(48, 64, 80), long_side=96, test_short_s
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_scenes(tmp_path_factory.mktemp("scenes") / "toy", Scenes(size=64, train=6, val=2, classes=3))
+def root(module_path):
+    return write_scenes(module_path / "toy", Scenes(size=64, train=6, val=2, classes=3))
 
 
 def dataset(root, *, classes=None, masks=False, seed=0, annotations="instances_train2017.json"):

@@ -19,8 +19,8 @@ SCENES = Scenes(size=(64, 80), train=6, val=3, seed=5)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scenes(tmp_path_factory.mktemp("scenes") / "demo", SCENES)
+def folder(module_path: Path) -> Path:
+    return write_scenes(module_path / "demo", SCENES)
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:

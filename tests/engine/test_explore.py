@@ -13,9 +13,8 @@ from misa.models.misa import _shrink, union_of_boxes
 
 
 @pytest.fixture(scope="module")
-def networks(tmp_path_factory):
-    root = tmp_path_factory.mktemp("explore")
-    return trained(root / "run", data_root=root / "data", smoke=True)
+def networks(module_path):
+    return trained(module_path / "run", data_root=module_path / "data", smoke=True)
 
 
 def test_colors_are_those_of_the_loss():

@@ -23,8 +23,8 @@ from misa.models.decode import decode, each_image
 
 
 @pytest.fixture(scope="module")
-def exported(small_run, tmp_path_factory):
-    return export_student(small_run.folder, tmp_path_factory.mktemp("export") / "student.pth")
+def exported(small_run, module_path):
+    return export_student(small_run.folder, module_path / "student.pth")
 
 
 def images(run):

@@ -91,9 +91,9 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def template(small_run, tmp_path_factory):
+def template(small_run, module_path):
     """The run without its optimizer's state, which is most of it; its data as if it were a user's own."""
-    folder = tmp_path_factory.mktemp("template")
+    folder = module_path
     shutil.copytree(small_run.folder, folder / "run", ignore=shutil.ignore_patterns(".lock", "figures"))
     for path in (folder / "run" / "checkpoints").glob("*.pth"):
         content = torch.load(path, weights_only=True)

@@ -42,8 +42,8 @@ def student(small_run):
 
 
 @pytest.fixture(scope="module")
-def exported(student, tmp_path_factory):
-    return export_student(student, tmp_path_factory.mktemp("fuzz") / "student.pth")
+def exported(student, module_path):
+    return export_student(student, module_path / "student.pth")
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,8 @@ from misa.figures.plots import health_curves
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("health")
+def place(module_path):
+    return module_path
 
 
 def test_a_run_says_how_its_masks_look_and_which_loss_moves_it(place):

@@ -18,7 +18,7 @@ from misa.figures.page import Markup, bar, gallery, page, table
 
 
 @pytest.fixture(scope="module")
-def perfect(small_run, tmp_path_factory):
+def perfect(small_run, module_path):
     """Predictions that are the truth, but for one object taken for another class and one missed."""
     truth = read_truth(small_run.source.val.annotations)
     rows = [
@@ -26,7 +26,7 @@ def perfect(small_run, tmp_path_factory):
         for a in truth.dataset["annotations"]
     ]
     rows[0]["category_id"] = next(i for i in truth.getCatIds() if i != rows[0]["category_id"])
-    path = tmp_path_factory.mktemp("predictions") / "perfect.json"
+    path = module_path / "perfect.json"
     path.write_text(json.dumps(rows[:-1]))
     return path, rows
 

@@ -14,11 +14,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("paper")
-    trained(root / "misa", data_root=root / "data", smoke=True)
-    trained(root / "mask", row="demo:mask", data_root=root / "data", smoke=True)
-    return root
+def runs(module_path):
+    trained(module_path / "misa", data_root=module_path / "data", smoke=True)
+    trained(module_path / "mask", row="demo:mask", data_root=module_path / "data", smoke=True)
+    return module_path
 
 
 def test_all_figures_from_one_command(runs, tmp_path, capsys):

@@ -56,10 +56,10 @@ ROWS = {{
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("parallel")
-    (folder / "rows.py").write_text(ROWS.format(box=json.loads(json.dumps(BOX.values())), file=folder / "rows.py"))
-    return folder
+def place(module_path):
+    rows = module_path / "rows.py"
+    rows.write_text(ROWS.format(box=json.loads(json.dumps(BOX.values())), file=rows))
+    return module_path
 
 
 def options(place, row, name, **more):

@@ -23,9 +23,8 @@ TOY = Experiment(
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("submission")
-    return train(TOY, data_root=folder / "data", work_dir=folder / "run", gpus=0)
+def run(module_path):
+    return train(TOY, data_root=module_path / "data", work_dir=module_path / "run", gpus=0)
 
 
 @pytest.fixture

@@ -42,8 +42,8 @@ WAYS = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("teacher")
+def place(module_path):
+    return module_path
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import torch
 from misa.cli import main
 from misa.engine.evaluate import evaluate
 from misa.engine.record import held
-from misa.engine.train import train
+from misa.engine.train import quiet_runner, train
 from misa.errors import UserError
 from misa.experiment import TINY, Augmentation, Experiment, Inference, Schedule
 
@@ -37,11 +37,10 @@ ROWS = {{"toy": Experiment.from_values({json.loads(json.dumps(TOY.values()))!r})
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(module_path):
     """A folder with the toy's data and its row as a user's own file."""
-    folder = tmp_path_factory.mktemp("toy")
-    (folder / "rows.py").write_text(ROWS)
-    return folder
+    (module_path / "rows.py").write_text(ROWS)
+    return module_path
 
 
 def run_toy(place, name, **options):
@@ -196,6 +195,26 @@ def test_a_checkpoint_from_a_stranger_runs_no_code(run, tmp_path):
     with pytest.raises(UserError, match="cannot be read as a checkpoint"):
         evaluate(run.folder, checkpoint=tmp_path / "stranger.pth")
     assert not (tmp_path / "sprung").exists()
+
+
+def test_runs_of_one_second_share_nothing(place, monkeypatch):
+    runners = []
+
+    def kept(config):
+        runners.append(quiet_runner(config))
+        return runners[-1]
+
+    monkeypatch.setattr("misa.engine.train.quiet_runner", kept)
+    monkeypatch.setattr(time, "strftime", lambda *_: "20260102_030405")
+    short = TOY.but(schedule={"epochs": 1})
+    for name in ("one", "other"):
+        train(short, data_root=place / "data", work_dir=place / name, gpus=0)
+        assert len((place / name / "losses.jsonl").read_text().splitlines()) == 3
+        assert list((place / name / "tensorboard").iterdir())
+    one, other = runners
+    assert one.message_hub is not other.message_hub
+    assert one.visualizer is not other.visualizer
+    assert one.logger is not other.logger
 
 
 def test_a_folder_with_another_run_is_left_alone(run, place):

@@ -27,8 +27,8 @@ TEACHER = Experiment(
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("stages")
+def place(module_path):
+    return module_path
 
 
 @pytest.fixture(scope="module")

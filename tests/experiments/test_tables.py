@@ -3,6 +3,7 @@
 import csv
 import json
 import resource
+import shutil
 
 import pytest
 
@@ -63,13 +64,13 @@ def test_a_row_of_misa_is_that_of_apro_with_both_modules():
 
 
 @pytest.fixture(scope="module")
-def places(shared, tmp_path_factory):
+def places(shared, module_path):
     """A data folder and a runs folder for each table: rows that share a teacher find it there."""
     from misa.data.voc import write_voc
 
-    folder = tmp_path_factory.mktemp("tables")
-    write_voc(shared / "data" / "voc_mini" / "VOC2012", folder / "voc", train="trainval", val="trainval")
-    return {"table1_coco": shared / "data" / "coco_mini", "table2_voc": folder / "voc", "runs": folder}
+    voc = module_path / "voc"
+    write_voc(shared / "data" / "voc_mini" / "VOC2012", voc, train="trainval", val="trainval")
+    return {"table1_coco": shared / "data" / "coco_mini", "table2_voc": voc, "runs": module_path}
 
 
 @pytest.mark.slow
@@ -94,3 +95,4 @@ def test_every_row_trains_and_predicts_in_small(name, places):
     assert run.metrics["segm"]["AP"] is not None
     assert (run.folder / "predictions" / "val.json").exists()
     print(f"{name}: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
+    shutil.rmtree(run.folder)  # its teacher, which others share, is beside it
