@@ -403,7 +403,7 @@ def choose_device(gpus: int | None, threads: int) -> str:
 def quiet_runner(config: Config) -> Runner:
     """mmengine's Runner without its greeting; its own log goes below checkpoints/.
 
-    Runners of one name share their history, logger and writers, and mmengine's names tell them apart by the second only.
+    Runners of one name share history, logger and writers, and mmengine tells names apart by the second only.
     """
     warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")
     named = config.copy()
