@@ -197,7 +197,7 @@ def test_a_checkpoint_from_a_stranger_runs_no_code(run, tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_runs_of_one_second_share_nothing(place, monkeypatch):
+def test_runs_of_one_second_share_nothing(place, tmp_path, monkeypatch):
     runners = []
 
     def kept(config):
@@ -208,9 +208,9 @@ def test_runs_of_one_second_share_nothing(place, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda *_: "20260102_030405")
     short = TOY.but(schedule={"epochs": 1})
     for name in ("one", "other"):
-        train(short, data_root=place / "data", work_dir=place / name, gpus=0)
-        assert len((place / name / "losses.jsonl").read_text().splitlines()) == 3
-        assert list((place / name / "tensorboard").iterdir())
+        train(short, data_root=place / "data", work_dir=tmp_path / name, gpus=0)
+        assert len((tmp_path / name / "losses.jsonl").read_text().splitlines()) == 3
+        assert list((tmp_path / name / "tensorboard").iterdir())
     one, other = runners
     assert one.message_hub is not other.message_hub
     assert one.visualizer is not other.visualizer
