@@ -1,4 +1,4 @@
-"""An `Experiment` as an mmengine config: classes, never strings, so that a typo is an ImportError here."""
+"""An `Experiment` as an mmengine config: classes rather than strings, so that a typo is an ImportError here."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from mmengine.runner import TestLoop
 from misa.data.coco import CocoImages
 from misa.data.pipeline import test_pipeline, train_pipeline
 from misa.data.source import Source
-from misa.engine.baseline_config import condinst_config, mask_rcnn_config, solo_config
+from misa.engine.baseline_config import boxinst_config, condinst_config, mask_rcnn_config, solo_config
 from misa.engine.health import Health, NaNGuard
 from misa.engine.hooks import EpochSeed, LossRecord, Progress, ResumableState, RuntimeInfo, StepSchedulers
 from misa.engine.loggers import visualizer_config
@@ -34,7 +34,7 @@ HEALTH_EVERY = 50  # steps
 STUDENTS: dict[str, Callable[[Experiment, tuple[str, ...]], dict[str, Any]]] = {
     "solov2": solov2_config,
     "mask2former": mask2former_config,
-    "boxinst": condinst_config,
+    "boxinst": boxinst_config,
     "condinst": condinst_config,
     "solo": solo_config,
     "mask_rcnn": mask_rcnn_config,

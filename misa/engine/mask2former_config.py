@@ -1,131 +1,51 @@
-"""Mask2Former of an `Experiment` as mmengine values: the box-supervised student, or mmdet's own taught by masks.
+"""Mask2Former of an `Experiment` as mmengine values: the box-supervised student, or mmdet's own taught by masks."""
 
-Sizes and weights that an `Experiment` does not name are mmdet's (mask2former_r50_8xb2-lsj-50e_coco).
-"""
-
-from typing import Any
-
-from mmdet.models.dense_heads import Mask2FormerHead
 from mmdet.models.detectors import Mask2Former
-from mmdet.models.layers import MSDeformAttnPixelDecoder
-from mmdet.models.losses import CrossEntropyLoss, DiceLoss
-from mmdet.models.seg_heads import MaskFormerFusionHead
-from mmdet.models.task_modules import (
-    ClassificationCost,
-    CrossEntropyLossCost,
-    DiceCost,
-    HungarianAssigner,
-    MaskPseudoSampler,
-)
+from mmengine.config import ConfigDict
 
-from misa.engine.student_config import backbone_of, objectives, preprocessor, stage_widths
+from misa.engine.student_config import backbone_of, mmdet_model, objectives, preprocessor, stage_widths
 from misa.experiment import Experiment, Network
-from misa.models.mask2former import CLASS_WEIGHT, NO_OBJECT, BoxMask2FormerHead
+from misa.models.mask2former import NO_OBJECT, BoxMask2FormerHead
 from misa.models.misa import MISAMask2Former
 
-HEADS, LEVELS, POINTS = 8, 3, 4
 
-
-def mask2former_config(experiment: Experiment, classes: tuple[str, ...]) -> dict[str, Any]:
+def mask2former_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
     """The detector."""
-    network, supervised = experiment.network, experiment.supervision == "mask"
-    backbone = backbone_of(network)
-    if network.norm_eval and "norm_cfg" in backbone:
-        backbone["norm_cfg"]["requires_grad"] = False
-    things = {"num_things_classes": len(classes), "num_stuff_classes": 0}
-    config = {
-        "type": Mask2Former if supervised else MISAMask2Former,
-        "data_preprocessor": preprocessor(experiment),
-        "backbone": backbone,
-        "panoptic_head": {
-            "type": Mask2FormerHead if supervised else BoxMask2FormerHead,
-            "in_channels": stage_widths(network),
-            "strides": [4, 8, 16, 32],
-            **things,
-            **_head(network, len(classes)),
-        },
-        "panoptic_fusion_head": {"type": MaskFormerFusionHead, **things, "loss_panoptic": None, "init_cfg": None},
-        "test_cfg": {
-            "panoptic_on": False,
-            "semantic_on": False,
-            "instance_on": True,
-            "max_per_image": min(experiment.inference.per_image, network.queries * len(classes)),
-        },
-    }
-    if not supervised:
-        config |= objectives(experiment)
-    else:
-        config["train_cfg"] = {
-            "num_points": network.points,
-            "oversample_ratio": 3.0,
-            "importance_sample_ratio": 0.75,
-            "assigner": {
-                "type": HungarianAssigner,
-                "match_costs": [
-                    {"type": ClassificationCost, "weight": 2.0},
-                    {"type": CrossEntropyLossCost, "weight": 5.0, "use_sigmoid": True},
-                    {"type": DiceCost, "weight": 5.0, "pred_act": True, "eps": 1.0},
-                ],
-            },
-            "sampler": {"type": MaskPseudoSampler},
-        }
-    return config
+    network = experiment.network
+    model = mmdet_model("mask2former/mask2former_r50_8xb2-lsj-50e_coco.py")
+    model.type = Mask2Former
+    model.data_preprocessor = preprocessor(experiment)
+    model.backbone = backbone_of(network)
+    if network.norm_eval and "norm_cfg" in model.backbone:
+        model.backbone.norm_cfg.requires_grad = False
+    _set_head(model.panoptic_head, network, len(classes))
+    model.panoptic_fusion_head.num_things_classes = len(classes)
+    model.train_cfg.num_points = network.points
+    model.test_cfg.max_per_image = min(experiment.inference.per_image, network.queries * len(classes))
+    if experiment.supervision == "box":
+        model.type, model.panoptic_head.type = MISAMask2Former, BoxMask2FormerHead
+        del model.train_cfg  # of the match to masks
+        model.update(objectives(experiment))
+    return model
 
 
-def _head(network: Network, classes: int) -> dict[str, Any]:
-    """The pixel decoder, the queries and the decoder; the last two losses serve supervision="mask" alone."""
+def _set_head(head: ConfigDict, network: Network, classes: int) -> None:
+    """Set the sizes of the pixel decoder, the queries and the decoder."""
     d = network.feature_channels
-    position = {"num_feats": d // 2, "normalize": True}
-    attention = {"embed_dims": d, "num_heads": HEADS, "attn_drop": 0.0, "proj_drop": 0.0, "batch_first": True}
-    deformable = {"num_levels": LEVELS, "num_points": POINTS, "dropout": 0.0, "batch_first": True}
-
-    def forward(times: int) -> dict[str, Any]:
-        activation = {"type": "ReLU", "inplace": True}
-        width = {"embed_dims": d, "feedforward_channels": times * d}
-        return {**width, "num_fcs": 2, "ffn_drop": 0.0, "act_cfg": activation}
-
-    return {
-        "feat_channels": d,
-        "out_channels": d,
-        "num_queries": network.queries,
-        "num_transformer_feat_level": LEVELS,
-        "pixel_decoder": {
-            "type": MSDeformAttnPixelDecoder,
-            "num_outs": LEVELS,
-            "norm_cfg": {"type": "GN", "num_groups": 32},
-            "act_cfg": {"type": "ReLU"},
-            "encoder": {
-                "num_layers": network.encoder_layers,
-                "layer_cfg": {
-                    "self_attn_cfg": {"embed_dims": d, "num_heads": HEADS, **deformable},
-                    "ffn_cfg": forward(4),
-                },
-            },
-            "positional_encoding": position,
-        },
-        "enforce_decoder_input_project": False,
-        "positional_encoding": position,
-        "transformer_decoder": {
-            "return_intermediate": True,
-            "num_layers": network.decoder_layers,
-            "layer_cfg": {"self_attn_cfg": attention, "cross_attn_cfg": attention, "ffn_cfg": forward(8)},
-            "init_cfg": None,
-        },
-        "loss_cls": {
-            "type": CrossEntropyLoss,
-            "use_sigmoid": False,
-            "loss_weight": CLASS_WEIGHT,
-            "reduction": "mean",
-            "class_weight": [1.0] * classes + [NO_OBJECT],
-        },
-        "loss_mask": {"type": CrossEntropyLoss, "use_sigmoid": True, "reduction": "mean", "loss_weight": 5.0},
-        "loss_dice": {
-            "type": DiceLoss,
-            "use_sigmoid": True,
-            "activate": True,
-            "reduction": "mean",
-            "naive_dice": True,
-            "eps": 1.0,
-            "loss_weight": 5.0,
-        },
-    }
+    head.update(
+        in_channels=stage_widths(network),
+        feat_channels=d,
+        out_channels=d,
+        num_queries=network.queries,
+        num_things_classes=classes,
+    )
+    head.loss_cls.class_weight = [1.0] * classes + [NO_OBJECT]
+    head.positional_encoding.num_feats = head.pixel_decoder.positional_encoding.num_feats = d // 2
+    encoder, decoder = head.pixel_decoder.encoder, head.transformer_decoder
+    encoder.num_layers, decoder.num_layers = network.encoder_layers, network.decoder_layers
+    encoder.layer_cfg.self_attn_cfg.embed_dims = d
+    encoder.layer_cfg.ffn_cfg.update(embed_dims=d, feedforward_channels=4 * d)
+    decoder.layer_cfg.ffn_cfg.update(embed_dims=d, feedforward_channels=8 * d)
+    for attention in (decoder.layer_cfg.self_attn_cfg, decoder.layer_cfg.cross_attn_cfg):
+        attention.embed_dims = d
+        del attention.dropout  # 0.0 as by default; mmcv warns of the name

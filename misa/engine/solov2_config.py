@@ -2,70 +2,53 @@
 
 from typing import Any
 
-from mmdet.models.dense_heads import SOLOV2Head
 from mmdet.models.detectors import SOLOv2
-from mmdet.models.losses import DiceLoss, FocalLoss
-from mmdet.models.necks import FPN
+from mmengine.config import ConfigDict
 
-from misa.engine.student_config import backbone_of, objectives, preprocessor, stage_widths
-from misa.experiment import Experiment, Inference
+from misa.engine.student_config import backbone_of, mmdet_model, objectives, preprocessor, stage_widths
+from misa.experiment import Experiment, Inference, Network
 from misa.models.misa import MISA
 from misa.models.solov2 import BoxSOLOv2Head
 
-GROUP_NORM = {"type": "GN", "num_groups": 32, "requires_grad": True}
 
-
-def solov2_config(experiment: Experiment, classes: tuple[str, ...]) -> dict[str, Any]:
+def solov2_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
     """The detector."""
-    network, supervised = experiment.network, experiment.supervision == "mask"
-    head = {
-        "type": SOLOV2Head if supervised else BoxSOLOv2Head,
-        "num_classes": len(classes),
-        "in_channels": network.neck_channels,
-        "feat_channels": network.head_channels,
-        "stacked_convs": network.stacked_convs,
-        "strides": list(network.strides),
-        "scale_ranges": network.scale_ranges,
-        "pos_scale": 0.2,
-        "num_grids": list(network.grids),
-        "cls_down_index": 0,
-        "mask_feature_head": {
-            "feat_channels": network.mask_channels,
-            "start_level": 0,
-            "end_level": 3,
-            "out_channels": network.feature_channels,
-            "mask_stride": 4,
-            "norm_cfg": GROUP_NORM,
-        },
-        "norm_cfg": GROUP_NORM,
-        "loss_mask": {"type": DiceLoss, "use_sigmoid": True, "loss_weight": 3.0},
-        "loss_cls": {"type": FocalLoss, "use_sigmoid": True, "gamma": 2.0, "alpha": 0.25, "loss_weight": 1.0},
-    }
-    return {
-        "type": SOLOv2 if supervised else MISA,
-        "data_preprocessor": preprocessor(experiment),
-        "backbone": backbone_of(network),
-        "neck": {
-            "type": FPN,
-            "in_channels": stage_widths(network),
-            "out_channels": network.neck_channels,
-            "start_level": 0,
-            "num_outs": len(network.strides),
-        },
-        "mask_head": head,
-        "test_cfg": matrix_nms(experiment.inference),
-        **({} if supervised else objectives(experiment)),
-    }
+    network = experiment.network
+    model = mmdet_model("solov2/solov2_r50_fpn_1x_coco.py")
+    model.type = SOLOv2
+    model.data_preprocessor = preprocessor(experiment)
+    model.backbone = backbone_of(network)
+    grid_neck_and_head(model, network, len(classes))
+    model.mask_head.mask_feature_head.update(feat_channels=network.mask_channels, out_channels=network.feature_channels)
+    model.test_cfg.update(matrix_nms(experiment.inference))
+    if experiment.supervision == "box":
+        model.type, model.mask_head.type = MISA, BoxSOLOv2Head
+        model.update(objectives(experiment))
+    return model
+
+
+def grid_neck_and_head(model: ConfigDict, network: Network, classes: int) -> None:
+    """Set what SOLO and SOLOv2 share: as many levels as there are strides, a grid on each."""
+    model.neck.update(
+        in_channels=stage_widths(network), out_channels=network.neck_channels, num_outs=len(network.strides)
+    )
+    model.mask_head.update(
+        num_classes=classes,
+        in_channels=network.neck_channels,
+        feat_channels=network.head_channels,
+        stacked_convs=network.stacked_convs,
+        strides=list(network.strides),
+        scale_ranges=network.scale_ranges,
+        num_grids=list(network.grids),
+    )
 
 
 def matrix_nms(inference: Inference) -> dict[str, Any]:
-    """SOLO's and SOLOv2's way from candidates to detections."""
+    """SOLO's and SOLOv2's thresholds on the way from candidates to detections."""
     return {
         "nms_pre": inference.candidates,
         "score_thr": inference.score,
         "mask_thr": inference.mask,
         "filter_thr": inference.keep,
-        "kernel": "gaussian",
-        "sigma": 2.0,
         "max_per_img": inference.per_image,
     }

@@ -1,15 +1,26 @@
-"""What all students' mmengine configs share: the preprocessor, the backbone, the box objectives."""
+"""What all students' mmengine configs share: mmdet's files, the preprocessor, the backbone, the box objectives."""
 
 import dataclasses
 from typing import Any
 
 from mmdet.models.data_preprocessors import BatchFixedSizePad, DetDataPreprocessor
+from mmengine.config import ConfigDict
+from mmengine.hub import get_config
 
 from misa.data.pipeline import MEAN, STD
 from misa.engine.rows import teacher_row
 from misa.engine.teacher_config import pairwise_arguments
 from misa.experiment import Experiment, Network
 from misa.models.backbones import RESNETS, SWINS, backbone_config
+
+
+def mmdet_model(file: str) -> ConfigDict:
+    """The model of a configuration file that mmdet is installed with, such as "solo/solo_r50_fpn_1x_coco.py".
+
+    Types are strings in it, which mmdet resolves. The model and its preprocessor, built by mmengine, need a class.
+    """
+    model: ConfigDict = get_config(f"mmdet::{file}").model
+    return model
 
 
 def preprocessor(experiment: Experiment) -> dict[str, Any]:
