@@ -1,0 +1,59 @@
+"""The edge loss of BoxInst: neighbors that belong together must get the same label.
+
+Axes: n instance · k neighbor · h row · w column, neighbors as `window_offsets(window, dilation)`.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from misa.ops.affinity import check_finite, promote
+from misa.ops.neighbors import shift, window_offsets
+
+
+def edge_error(mask_logits: Float[Tensor, "n h w"], *, window: int = 3, dilation: int = 2) -> Float[Tensor, "n k h w"]:
+    """−log P(y_i = y_k) = −log(p_i p_k + (1 − p_i)(1 − p_k)) for every neighbor k, from the logits; 0 or more.
+
+    BoxInst (Tian et al. 2021, Eq. 3 and 4), in log space so that sure masks neither overflow nor lose the gradient.
+    A neighbor outside the image agrees with both labels: error 0.
+
+    Raises:
+        ValueError: the shape is not (n, h, w).
+        NotFinite: NaN or Inf, on the CPU only.
+    """
+    if mask_logits.dim() != 3:
+        raise ValueError(f"edge_error needs mask logits of shape (n, h, w): they are {tuple(mask_logits.shape)}.")
+    check_finite("edge_error: mask_logits", mask_logits)
+    logits = promote(mask_logits)
+    log_in, log_out = F.logsigmoid(logits), F.logsigmoid(-logits)
+    planes = []
+    for offset in window_offsets(window, dilation):
+        planes.append(-torch.logaddexp(log_in + shift(log_in, offset), log_out + shift(log_out, offset)))
+    return torch.stack(planes, dim=1)
+
+
+def pair_loss(
+    error: Float[Tensor, "n k h w"],
+    keep: Bool[Tensor, "n k h w"],
+    *,
+    reduction: Literal["ratio", "positive"] = "ratio",
+) -> Float[Tensor, ""] | Float[Tensor, " n"]:
+    """The mean error over the kept pairs: one over all instances ("ratio", a scalar) or one each ("positive", n).
+
+    BoxInst and SIM take one ratio, Σ error · keep / max(Σ keep, 1), in which large objects count for more; BoxTeacher's
+    affinity term one per positive. 0 with a gradient where nothing is kept.
+    """
+    if error.dim() != 4 or error.shape != keep.shape:
+        raise ValueError(
+            "pair_loss needs error and keep of one shape (n, k, h, w): "
+            f"they are {tuple(error.shape)} and {tuple(keep.shape)}."
+        )
+    if reduction not in ("ratio", "positive"):
+        raise ValueError(f"pair_loss knows the reductions 'ratio' and 'positive', not {reduction!r}.")
+    kept = keep.to(error.dtype)
+    if reduction == "ratio":
+        return (error * kept).sum() / kept.sum().clamp(min=1)
+    return (error * kept).sum(dim=(1, 2, 3)) / kept.sum(dim=(1, 2, 3)).clamp(min=1)

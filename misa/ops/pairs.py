@@ -1,0 +1,67 @@
+"""Which neighboring pixels belong together: by color, by feature, or by a mask that is already there.
+
+Axes: b image · d channel · n instance · k neighbor · h row · w column. The neighbors are those of
+`window_offsets(window, dilation)`; the defaults are BoxInst's, eight neighbors at a distance of two.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from misa.ops.affinity import check_finite, promote
+from misa.ops.neighbors import inside, shift, window_offsets
+
+
+def pair_similarity(
+    values: Float[Tensor, "b d h w"],
+    valid: Bool[Tensor, "b h w"],
+    *,
+    scale: float,
+    window: int = 3,
+    dilation: int = 2,
+) -> Float[Tensor, "b k h w"]:
+    """exp(−scale · |v_i − v_k|) for every neighbor k, 0 where it is outside the image or padding; in [0, 1].
+
+    BoxInst (Tian et al. 2021, Eq. 5) and BoxTeacher: `values` in L*a*b*, scale 0.5. SIM: features, scale 1. Whether
+    the pixel itself is valid is not asked, as in the published code: boxes select the pixels.
+
+    Raises:
+        ValueError: shapes do not fit, or a scale that is not positive.
+        NotFinite: NaN or Inf, on the CPU only.
+    """
+    if values.dim() != 4 or valid.shape != (values.shape[0], *values.shape[2:]):
+        raise ValueError(
+            f"pair_similarity needs values (b, d, h, w) and valid (b, h, w): "
+            f"they are {tuple(values.shape)} and {tuple(valid.shape)}."
+        )
+    if not scale > 0:
+        raise ValueError(f"pair_similarity needs a positive scale: it is {scale}.")
+    check_finite("pair_similarity: values", values)
+    values = promote(values)
+    planes = []
+    for offset in window_offsets(window, dilation):
+        distance = torch.linalg.vector_norm(shift(values, offset) - values, dim=1)
+        planes.append((-scale * distance).exp() * shift(valid, offset))
+    return torch.stack(planes, dim=1)
+
+
+def same_side(
+    masks: Float[Tensor, "n h w"] | Bool[Tensor, "n h w"], *, window: int = 3, dilation: int = 2, smooth: bool = False
+) -> Bool[Tensor, "n k h w"]:
+    """Whether a pixel and its neighbor are both in the mask or both out of it; never across the image's border.
+
+    BoxTeacher (Cheng et al. 2023) asks b_i b_k + (1 − b_i)(1 − b_k) ≥ 0.5 of b, the mean of the mask and its average
+    over 3 x 3 pixels (`smooth`, zeros outside). For binary masks that is the same as comparing the masks at 0.5, which
+    is the default and cheaper; for soft masks the two differ.
+    """
+    if masks.dim() != 3:
+        raise ValueError(f"same_side needs masks of shape (n, h, w): they are {tuple(masks.shape)}.")
+    offsets = window_offsets(window, dilation)
+    there = inside(masks.shape[-2], masks.shape[-1], offsets, device=masks.device)
+    if not smooth:
+        inner = masks > 0.5
+        return torch.stack([shift(inner, offset) == inner for offset in offsets], dim=1) & there
+    b = promote(masks)
+    b = (b + torch.nn.functional.avg_pool2d(b[:, None], 3, stride=1, padding=1)[:, 0]) / 2
+    both = [shift(b, offset) * b + (1 - shift(b, offset)) * (1 - b) for offset in offsets]
+    return (torch.stack(both, dim=1) >= 0.5) & there
