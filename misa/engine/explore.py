@@ -8,6 +8,7 @@ import mmcv
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmdet.models.detectors import Mask2Former, SOLOv2
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from misa.errors import UserError
 from misa.evaluation.ap import read_truth
 from misa.experiment import Experiment
 from misa.losses.distillation import spread_unit
+from misa.models.misa import BoxSupervised
 from misa.models.semask import SeMask
 
 STRIDE = 4
@@ -103,7 +105,7 @@ class Networks:
             features, factors = self.teacher.prior(pixels)
             example = replace(example, features=_at(features, size), saliency_factors=factors)
         if self.student is not None:
-            dense = self.student.mask_head(self.student.extract_feat(pixels))[2]  # type: ignore[operator]
+            dense = _dense_feature(self.student, self.student.extract_feat(pixels))  # type: ignore[operator]
             example = replace(example, student=_at(dense, size))
             learned = self.experiment.distillation
             if learned is not None and self.teacher is not None:
@@ -156,13 +158,19 @@ def open_networks(run: str | Path, *, data_root: str | Path | None = None) -> Ne
     """The networks of a run folder: a teacher's alone, or a student's with the teacher that it learned from.
 
     Raises:
-        UserError: no run folder, no checkpoint, or the student's teacher is not beside it.
+        UserError: no run folder, no checkpoint, a student without a dense feature I (a baseline such as BoxInst), or
+            the student's teacher is not beside it.
     """
     warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")  # mmdet's heads, at their first call
     experiment, source, folder, params = opened(run, data_root=data_root)
     if experiment.semantic is not None:
         return Networks(experiment, source, load_teacher(folder, classes=source.classes), None, (folder,))
     student = MODELS.build(ConfigDict(model_config(experiment.but(network={"pretrained": False}), source.classes)))
+    if not isinstance(student, BoxSupervised | SOLOv2 | Mask2Former):
+        raise UserError(
+            f"{folder} is a {experiment.student}, which has no dense feature I (Eq. 2) to explore; "
+            "give the run of a solov2 or a mask2former."
+        )
     load_weights(student, last_checkpoint(folder))
     student.eval().requires_grad_(False)
     if not experiment.teacher:
@@ -201,6 +209,18 @@ def trained(
         )
         train(experiment, data_root=data_root, work_dir=folder, row=row, threads=threads)
     return open_networks(folder)
+
+
+def _dense_feature(student: nn.Module, maps: tuple[Tensor, ...]) -> Tensor:
+    """I of Eq. 2 (b d h w). Students taught by masks are mmdet's own, with the same parts as those taught by boxes."""
+    if isinstance(student, BoxSupervised):
+        return student.dense_feature(maps)
+    dense: Tensor = (
+        student.mask_head.mask_feature_head(maps)
+        if isinstance(student, SOLOv2)
+        else student.panoptic_head.pixel_decoder(maps)[0]  # type: ignore[union-attr, operator]
+    )
+    return dense
 
 
 def _normalised(image: NDArray[np.uint8], short_side: int, long_side: int) -> Tensor:

@@ -83,6 +83,10 @@ class BoxSupervised(nn.Module):
         """The channels of the dense feature I."""
         raise NotImplementedError
 
+    def dense_feature(self, maps: tuple[Tensor, ...]) -> Tensor:
+        """I of Eq. 2 (b d h w) from the detector's maps."""
+        raise NotImplementedError
+
     def handover(self, images: Tensor, instances: list[InstanceData]) -> Handover:
         """The student's part of a batch (b 3 h w) with `bboxes` and `labels` of each image."""
         raise NotImplementedError
@@ -170,6 +174,11 @@ class MISA(BoxSupervised, SOLOv2):
         """D' of Eq. 2."""
         return int(self.mask_head.mask_feature_head.out_channels)
 
+    def dense_feature(self, maps: tuple[Tensor, ...]) -> Tensor:
+        """The mask features of Eq. 2."""
+        features: Tensor = self.mask_head.mask_feature_head(maps)
+        return features
+
     def handover(self, images: Tensor, instances: list[InstanceData]) -> Handover:
         """The cells that fire."""
         cells = self.mask_head.assign(instances, (images.shape[-2], images.shape[-1]))
@@ -184,6 +193,11 @@ class MISAMask2Former(BoxSupervised, Mask2Former):
     def feature_channels(self) -> int:
         """Those of a query and of every map."""
         return int(self.panoptic_head.decoder_embed_dims)
+
+    def dense_feature(self, maps: tuple[Tensor, ...]) -> Tensor:
+        """The pixel decoder's finest map, which every query is multiplied with."""
+        features: Tensor = self.panoptic_head.pixel_decoder(maps)[0]
+        return features.float()
 
     def handover(self, images: Tensor, instances: list[InstanceData]) -> Handover:
         """The queries that match, of the initial prediction and of every decoder layer."""

@@ -3,11 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import MODELS
+from mmengine.structures import InstanceData
 from torch.testing import assert_close
 
+from misa.cli import main
 from misa.data.synthetic import Scenes, draw_scene, named_scene
-from misa.engine.explore import embedded, example_of, open_networks, trained
+from misa.engine.config import model_config
+from misa.engine.explore import Networks, embedded, example_of, open_networks, trained
+from misa.engine.train import train
 from misa.errors import UserError
+from misa.experiment import TINY_MASK2FORMER
 from misa.losses.distillation import in_units_of_spread
 from misa.models.misa import _shrink, union_of_boxes
 
@@ -100,3 +106,72 @@ def test_a_student_without_its_teacher_is_a_sentence(networks, tmp_path):
             open_networks(tmp_path / "elsewhere")
     finally:
         (tmp_path / "elsewhere").rename(networks.folders[0])
+
+
+def normalised(image):
+    """An image whose size no network has to change, as it sees it."""
+    mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+    return torch.from_numpy((image - mean) / std).permute(2, 0, 1)[None].float()
+
+
+@pytest.fixture(scope="module")
+def mask2former(module_path):
+    run = module_path / "mask2former"
+    return trained(run, row="demo:mask2former_misa", data_root=module_path / "data", smoke=True)
+
+
+@pytest.mark.slow
+def test_a_mask2formers_feature_is_what_it_hands_over_in_training(mask2former):
+    example = mask2former.example(mask2former.image_ids()[0])
+    truth = InstanceData(bboxes=torch.tensor(example.boxes).float(), labels=torch.tensor(example.labels))
+    with torch.no_grad():
+        features = mask2former.student.handover(normalised(example.image), [truth]).features
+        assert_close(example.student, features[0])
+        unit = mask2former.teacher.prior(normalised(example.image))[0].square().mean().sqrt()
+        assert example.adapted.shape == example.features.shape
+        answer = mask2former.student.adapter(features)[0]
+    ratio = example.adapted / answer  # in the units of S, one factor for all
+    assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-3, atol=1e-3 * float(unit))
+
+
+@pytest.mark.slow
+def test_a_mask2former_has_all_its_figures(mask2former, tmp_path):
+    given = [str(mask2former.folders[0]), "--only", "3,4,5", "--random", "1", "--worst", "1"]
+    assert main(["figures", *given, "--out", str(tmp_path)]) == 0
+    assert {path.stem for path in tmp_path.iterdir()} == {"figure3", "figure4", "figure5"}
+
+
+@pytest.mark.parametrize("supervision", ["box", "mask"])
+@pytest.mark.parametrize("student", ["solov2", "mask2former"])
+def test_every_student_of_the_paper_has_a_feature(small_row, small_run, student, supervision):
+    """The one that its prediction is made from, without the padding."""
+    network = {"network": TINY_MASK2FORMER} if student == "mask2former" else {}
+    row = small_row.but(student=student, supervision=supervision, affinity=None, **network)
+    row = row.but(augmentation={"test_short_side": 52})
+    model = MODELS.build(model_config(row, small_run.source.classes)).eval()
+    example = Networks(row, small_run.source, None, model, ()).example(1)
+    assert example.image.shape == (52, 70, 3)
+    assert example.student.shape == (TINY_MASK2FORMER.feature_channels, 13, 18)
+    padded = torch.zeros(1, 3, 64, 96)
+    padded[:, :, :52, :70] = normalised(example.image)
+    kept = []
+    head = model.mask_head.mask_feature_head if student == "solov2" else model.panoptic_head.pixel_decoder
+    with torch.no_grad(), head.register_forward_hook(lambda module, inputs, output: kept.append(output)):
+        model.predict(padded, samples(padded))
+    (dense,) = kept if student == "solov2" else kept[0][:1]
+    assert_close(example.student, dense[0, :, :13, :18])
+
+
+def samples(images):
+    from mmdet.structures import DetDataSample
+
+    size = images.shape[-2:]
+    metainfo = {"img_shape": size, "ori_shape": size, "scale_factor": (1.0, 1.0), "batch_input_shape": size}
+    return [DetDataSample(metainfo=metainfo)]
+
+
+def test_a_student_without_a_feature_is_a_sentence(small_row, tmp_path):
+    row = small_row.but(student="boxinst", affinity=None, schedule={"epochs": 1})
+    run = train(row, data_root=tmp_path / "data", work_dir=tmp_path / "run", gpus=0)
+    with pytest.raises(UserError, match=r"is a boxinst, which has no dense feature .* give the run of a solov2"):
+        open_networks(run.folder)
