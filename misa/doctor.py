@@ -19,7 +19,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-_INSTALL = "run `make setup`, or: python -m pip install -c constraints.txt -e '.[notebooks,dev]'"
+_INSTALL = "run `make setup`, or: python -m pip install -c constraints.txt -e '.[notebooks,photos,dev]'"
 _LEAST_DISK = 2 * 2**30  # the embedded data, a few run folders with their checkpoints
 _LEAST_SHM = 2**30  # images on their way from the data loader's workers
 _ORIGINALS = ("mmengine", "mmcv", "mmcv-lite", "mmcv-full", "mmdet")

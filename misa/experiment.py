@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 _LABELS = Literal["objectives", "grabcut", "student", "rectangles"]
-_Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "swin_t", "swin_s", "swin_b", "swin_l"]
 # What smoke runs build instead.
-_SMALLEST: dict[_Backbone, _Backbone] = {
+_SMALLEST = {
     "resnet50": "resnet18",
     "resnet101": "resnet18",
     "swin_s": "swin_t",
     "swin_b": "swin_t",
     "swin_l": "swin_t",
+    "efficientnet_lite1": "efficientnet_lite0",
+    "efficientnet_lite2": "efficientnet_lite0",
 }
 
 
@@ -37,10 +38,8 @@ class Network:
     and grids are SOLOv2's; Mask2Former takes `feature_channels` throughout, and the last four.
     """
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "swin_t", "swin_s", "swin_b", "swin_l"] = (
-        "resnet50"
-    )
-    base_channels: int = 64
+    backbone: str = "resnet50"  # a row of `misa.models.backbones.BACKBONES`, or "timm:<model>"
+    base_channels: int = 64  # of a ResNet
     pretrained: bool = True  # ImageNet weights; off: from scratch
     frozen_stages: int = 1
     norm_eval: bool = True  # keep the backbone's BatchNorm statistics fixed
@@ -55,6 +54,7 @@ class Network:
     queries: int = _later(100)
     encoder_layers: int = _later(6)
     decoder_layers: int = _later(9)
+    weights: str = _later("")  # file or name of pretrained weights in place of the usual ones
     points: int = _later(12544)  # that a mask is compared at; by supervision="mask" alone, boxes look at every pixel
 
 

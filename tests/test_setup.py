@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 def ranges() -> dict[str, SpecifierSet]:
     """What pyproject.toml asks for, extras included."""
     extras = PROJECT["optional-dependencies"]
-    texts = PROJECT["dependencies"] + [text for name in ("notebooks", "dev") for text in extras[name]]
+    texts = PROJECT["dependencies"] + [text for name in ("notebooks", "photos", "dev") for text in extras[name]]
     return {canonicalize_name(r.name): r.specifier for r in map(Requirement, texts)}
 
 
@@ -59,12 +59,14 @@ def test_environment_installs_the_project_with_the_tested_versions():
     assert env["channels"] == ["conda-forge"]
     python, pip, pip_part = env["dependencies"]
     assert pip == "pip"
-    assert pip_part == {"pip": ["-c constraints.txt", "-e .[notebooks,dev]"]}
+    assert pip_part == {"pip": ["-c constraints.txt", "-e .[notebooks,photos,dev]"]}
     assert set(env) == {"name", "channels", "dependencies"}
 
     extras = Requirement(f"misa{pip_part['pip'][1].removeprefix('-e .')}").extras
-    assert extras == set(PROJECT["optional-dependencies"]) - {"boundary"}  # dev brings what is in it
-    assert set(PROJECT["optional-dependencies"]["boundary"]) <= set(PROJECT["optional-dependencies"]["dev"])
+    optional = PROJECT["optional-dependencies"]
+    contained = {"boundary": "dev", "timm": "photos"}
+    assert extras == set(optional) - set(contained)
+    assert all(set(optional[part]) <= set(optional[whole]) for part, whole in contained.items())
     name, _, version = python.partition("=")
     assert name == "python"
     assert f"{version}.0" in SpecifierSet(PROJECT["requires-python"])

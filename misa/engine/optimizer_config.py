@@ -5,7 +5,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.optim import AmpOptimWrapper, CosineAnnealingLR, LinearLR, MultiStepLR, OptimWrapper
+from mmengine.optim import (
+    AmpOptimWrapper,
+    CosineAnnealingLR,
+    DefaultOptimWrapperConstructor,
+    LinearLR,
+    MultiStepLR,
+    OptimWrapper,
+)
 from torch import nn
 from torch.optim import SGD, AdamW
 
@@ -24,6 +31,28 @@ class BFloat16(OptimWrapper):
             yield
 
 
+class SlowBackbone(DefaultOptimWrapperConstructor):
+    """Every parameter of a part named "backbone" learns `backbone_lr` times as fast; decay is by the same rules.
+
+    A key of `custom_keys` would do so too, but what matches one is not looked at for `norm_decay_mult` any more.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
+        options = dict(paramwise_cfg or {})
+        self.backbone_lr = options.pop("backbone_lr")
+        super().__init__(optim_wrapper_cfg, options)
+
+    def add_params(self, params: list[dict[str, Any]], module: nn.Module, prefix: str = "", **kwargs: Any) -> None:
+        """Called by mmengine for every module, the whole network first."""
+        super().add_params(params, module, prefix=prefix, **kwargs)
+        if prefix:
+            return
+        slow = {id(p) for name, p in module.named_parameters() if "backbone" in name.split(".")}
+        for group in params:
+            if all(id(p) in slow for p in group["params"]):
+                group["lr"] = group.get("lr", self.base_lr) * self.backbone_lr
+
+
 WRAPPERS: dict[str, dict[str, Any]] = {
     "float32": {"type": OptimWrapper},
     "bfloat16": {"type": BFloat16},
@@ -38,11 +67,16 @@ def optimizer_config(experiment: Experiment, *, accumulate: int = 1) -> dict[str
     if schedule.optimizer == "sgd":
         optimizer |= {"type": SGD, "momentum": 0.9}
     keys = _parameter_groups(experiment)
+    paramwise: dict[str, Any] = {"norm_decay_mult": 0.0, **({"custom_keys": keys} if keys else {})}
+    constructor = {}
+    if schedule.backbone_lr != 1 and "backbone" not in keys:
+        constructor, paramwise = {"constructor": SlowBackbone}, paramwise | {"backbone_lr": schedule.backbone_lr}
     return {
         **WRAPPERS[schedule.precision],
         "optimizer": optimizer,
         "clip_grad": {"max_norm": schedule.clip, "norm_type": 2},
-        "paramwise_cfg": {"norm_decay_mult": 0.0, **({"custom_keys": keys} if keys else {})},
+        "paramwise_cfg": paramwise,
+        **constructor,
         **({"accumulative_counts": accumulate} if accumulate > 1 else {}),
     }
 

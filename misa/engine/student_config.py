@@ -9,9 +9,11 @@ from mmengine.hub import get_config
 
 from misa.data.pipeline import MEAN, STD
 from misa.engine.rows import teacher_row
-from misa.engine.teacher_config import pairwise_arguments
+from misa.engine.teacher_config import backbone_of, pairwise_arguments
 from misa.experiment import Experiment, Network
-from misa.models.backbones import RESNETS, SWINS, backbone_config
+from misa.models.backbones import backbone_row
+
+__all__ = ["backbone_of", "objectives", "preprocessor", "stage_widths"]
 
 
 def mmdet_model(file: str) -> ConfigDict:
@@ -38,23 +40,9 @@ def preprocessor(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def backbone_of(network: Network) -> dict[str, Any]:
-    """The backbone of a student."""
-    return backbone_config(
-        network.backbone,
-        base_channels=network.base_channels,
-        pretrained=network.pretrained,
-        frozen_stages=network.frozen_stages,
-        norm_eval=network.norm_eval,
-    )
-
-
 def stage_widths(network: Network) -> list[int]:
     """The channels of the backbone's four stages."""
-    if network.backbone in SWINS:
-        return [SWINS[network.backbone][0] * 2**stage for stage in range(4)]
-    expansion = 1 if RESNETS[network.backbone] < 50 else 4
-    return [network.base_channels * expansion * 2**stage for stage in range(4)]
+    return backbone_row(network.backbone).widths(network.base_channels)
 
 
 def objectives(experiment: Experiment) -> dict[str, Any]:

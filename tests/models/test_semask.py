@@ -13,7 +13,15 @@ from torch.testing import assert_close
 from misa.data.pipeline import MEAN, STD
 from misa.errors import UserError
 from misa.models._semantic_attention import SemanticAttention
-from misa.models.backbones import RESNETS, SWINS, backbone_config, build_backbone, run_stages, stage_channels
+from misa.models.backbones import (
+    BACKBONES,
+    RESNETS,
+    SWINS,
+    backbone_config,
+    build_backbone,
+    run_stages,
+    stage_channels,
+)
 from misa.models.semask import SeMask, stage_windows
 
 CLASSES = ("disc", "bar", "star")
@@ -160,6 +168,13 @@ def test_what_a_stage_is_given_goes_on_to_the_next(images):
     assert_close(maps[3][0], maps[3][1])
 
 
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_table_says_the_widths_of_the_network(name):
+    config = backbone_config(name, base_channels=16, pretrained=False)
+    backbone = MODELS.build(config | ({"depths": (1, 1, 1, 1)} if name in SWINS else {}))
+    assert stage_channels(backbone) == BACKBONES[name].widths(16)
+
+
 @pytest.mark.parametrize("name", [*RESNETS, *SWINS])
 def test_every_backbone_has_its_published_widths_and_windows(name):
     config = backbone_config(name, pretrained=False)
@@ -173,7 +188,9 @@ def test_every_backbone_has_its_published_widths_and_windows(name):
 
 
 def test_an_unknown_backbone_is_one_clear_sentence():
-    with pytest.raises(UserError, match=r"no backbone 'resnet19'; choose one of resnet18, .*swin_l"):
+    with pytest.raises(
+        UserError, match=r"no backbone 'resnet19'; did you mean 'resnet18'; choose one of resnet18, .*timm:"
+    ):
         backbone_config("resnet19")
 
 
