@@ -20,6 +20,7 @@ from misa.engine.config import model_config
 from misa.engine.evaluate import load_weights
 from misa.engine.train import opened
 from misa.errors import UserError
+from misa.models.misa import BoxSupervised
 
 UNSURE = (0.35, 0.65)
 """A student's mask probabilities in between are void."""
@@ -28,7 +29,7 @@ UNSURE = (0.35, 0.65)
 def student_maps(run: Path, source: Source, *, limit: int | None = None) -> Iterator[Callable[[], LabelMap]]:
     """How to make the label map of each training image, in the annotation file's order.
 
-    A box takes the mean of the masks of the grid cells that it owns, so neither its class nor its instance is guessed.
+    Every box has its own mask (`BoxSupervised.masks_of_boxes`), so neither its class nor its instance is guessed.
 
     Raises:
         UserError: `run` is not a trained box-supervised student of these classes.
@@ -38,10 +39,16 @@ def student_maps(run: Path, source: Source, *, limit: int | None = None) -> Iter
         raise UserError(f"{run} is no box-supervised student; give the run of a row such as demo:box.")
     if data.classes != source.classes:
         raise UserError(f"the student {run} knows {', '.join(data.classes)}, the data has {', '.join(source.classes)}.")
-    model: Any = MODELS.build(model_config(student.but(network={"pretrained": False}), source.classes))
+    model = MODELS.build(model_config(student.but(network={"pretrained": False}), source.classes))
+    if not isinstance(model, BoxSupervised):
+        raise UserError(
+            f"{run} is a {student.student}, whose masks are not matched to boxes; give the run of a box-supervised "
+            "solov2 or mask2former."
+        )
     load_weights(model, last_checkpoint(run))
     model.eval()
-    sizes = {"short_sides": (student.augmentation.test_short_side,), "flip": 0.0}
+    # As in the test, the whole image: large-scale jittering would cut a part of it by chance.
+    sizes = {"short_sides": (student.augmentation.test_short_side,), "flip": 0.0, "jitter": None}
     images = CocoImages(
         ann_file=str(source.train.annotations),
         data_prefix={"img": str(source.train.images)},
@@ -63,14 +70,10 @@ def _label_map(model: Any, images: CocoImages, index: int, background: int) -> L
     if len(truth.labels) == 0:
         return np.full(original, background, np.uint8)
     size = (inputs.shape[-2], inputs.shape[-1])
-    cells = model.mask_head.assign([truth], size)
-    positives, _, _ = model.mask_head.match(model.extract_feat(inputs), cells, [truth])
-    own = F.one_hot(cells.instance, len(truth.labels)).T.float()  # (boxes, cells)
-    count = own.sum(dim=1)
-    mean = torch.einsum("np,phw->nhw", own, positives.mask_logits.sigmoid()) / count.clamp(min=1)[:, None, None]
-    mean[count == 0] = sum(UNSURE) / 2  # a box without a cell says nothing about its pixels: halfway is void
+    ((masks, answered),) = model.masks_of_boxes(inputs, [truth])
+    masks[~answered] = sum(UNSURE) / 2  # what stands for no box says nothing about its pixels: halfway is void
     rows, columns = sample.img_shape[:2]
-    fine = F.interpolate(mean[None], size=size, mode="bilinear", align_corners=False)[:, :, :rows, :columns]
+    fine = F.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[:, :, :rows, :columns]
     whole = F.interpolate(fine, size=original, mode="bilinear", align_corners=False)[0]
     boxes = truth.bboxes.double().cpu().numpy() / np.tile(np.asarray(sample.scale_factor), 2)
     return merge_probabilities(

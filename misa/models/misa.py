@@ -17,7 +17,7 @@ from misa.losses.total import box_objectives
 from misa.models._health import gradient_shares, mask_health
 from misa.models._parallel import batch_mean, share
 from misa.models.adapter import Adapter
-from misa.models.mask2former import BoxMask2FormerHead
+from misa.models.mask2former import BoxMask2FormerHead, assign
 from misa.models.semask import SeMask
 from misa.models.solov2 import BoxSOLOv2Head
 from misa.ops.boxes import box_masks
@@ -33,6 +33,16 @@ class Handover(NamedTuple):
     features: Tensor
     losses: dict[str, Tensor]
     repeats: int = 1
+
+
+class BoxMasks(NamedTuple):
+    """A student's masks of the known boxes of an image.
+
+    probabilities (n h w) at the size of the dense feature, 0 where `answered` (n) says that nothing stands for a box.
+    """
+
+    probabilities: Tensor
+    answered: Tensor
 
 
 class BoxSupervised(nn.Module):
@@ -89,6 +99,10 @@ class BoxSupervised(nn.Module):
 
     def handover(self, images: Tensor, instances: list[InstanceData]) -> Handover:
         """The student's part of a batch (b 3 h w) with `bboxes` and `labels` of each image."""
+        raise NotImplementedError
+
+    def masks_of_boxes(self, images: Tensor, instances: list[InstanceData]) -> list[BoxMasks]:
+        """The masks of the known `bboxes` and `labels` of each image of a batch (b 3 h w), matched as in training."""
         raise NotImplementedError
 
     def attach(self, teacher: SeMask) -> None:
@@ -184,6 +198,20 @@ class MISA(BoxSupervised, SOLOv2):
         cells = self.mask_head.assign(instances, (images.shape[-2], images.shape[-1]))
         return Handover(*self.mask_head.match(self.extract_feat(images), cells, instances))
 
+    def masks_of_boxes(self, images: Tensor, instances: list[InstanceData]) -> list[BoxMasks]:
+        """The mean of the masks of the grid cells that a box owns."""
+        cells = self.mask_head.assign(instances, (images.shape[-2], images.shape[-1]))
+        positives, _, _ = self.mask_head.match(self.extract_feat(images), cells, instances)
+        found = []
+        for logits, owner, truth in zip(
+            positives.mask_logits.split(cells.counts), cells.instance.split(cells.counts), instances, strict=True
+        ):
+            own = (torch.arange(len(truth.bboxes))[:, None] == owner).to(logits)  # (boxes, cells)
+            count = own.sum(dim=1)
+            total = torch.einsum("np,phw->nhw", own, logits.sigmoid())
+            found.append(BoxMasks(total / count.clamp(min=1)[:, None, None], count > 0))
+        return found
+
 
 class MISAMask2Former(BoxSupervised, Mask2Former):
     """Mask2Former as the student."""
@@ -205,6 +233,21 @@ class MISAMask2Former(BoxSupervised, Mask2Former):
         size = (images.shape[-2], images.shape[-1])
         positives, features, losses = head.match(self.extract_feat(images), instances, size)
         return Handover(positives, features, losses, repeats=head.num_transformer_decoder_layers + 1)
+
+    def masks_of_boxes(self, images: Tensor, instances: list[InstanceData]) -> list[BoxMasks]:
+        """The mask of the last decoder layer's query that matches a box; there may be more boxes than queries."""
+        scores, logits = (each[-1].float() for each in self.panoptic_head(self.extract_feat(images), []))
+        h, w = logits.shape[-2:]
+        boxes = [box_masks(truth.bboxes, h, w, stride=images.shape[-2] // h) for truth in instances]
+        match = assign(scores[None], logits[None], boxes, [truth.labels for truth in instances])
+        found = []
+        for b, own in enumerate(boxes):
+            mine = match.image == b
+            query, instance = (index[mine].to(logits.device) for index in (match.query, match.instance))
+            probabilities = logits.new_zeros(own.shape).index_copy(0, instance, logits[b, query].sigmoid())
+            answered = torch.zeros(len(own), dtype=torch.bool, device=logits.device).index_fill(0, instance, True)
+            found.append(BoxMasks(probabilities, answered))
+        return found
 
 
 def union_of_boxes(boxes: list[Tensor], features: Tensor, stride: int) -> Tensor:

@@ -219,3 +219,38 @@ def test_every_backbone_fits(backbone):
     assert features.shape == (1, 256, 24, 24)  # padded to the square of 96 pixels
     assert positives.mask_logits.shape == (10, 24, 24)
     assert repeats == 10
+
+
+@torch.no_grad()
+def test_the_mask_of_a_known_box_is_that_of_the_query_that_the_last_layer_matches(student):
+    """Against every one-to-one match of two boxes; an image without objects beside it."""
+    images, samples = prepared(student, TWO[1], [])
+    truth = [sample.gt_instances for sample in samples]
+    found, empty = student.masks_of_boxes(images, truth)
+    scores, logits = (each[-1][0] for each in student.panoptic_head(student.extract_feat(images), []))
+    masks, classes = logits.sigmoid(), scores.softmax(-1)
+    assert empty.probabilities.shape == (0, *masks.shape[-2:])
+    assert found.answered.tolist() == [True, True]
+
+    def cost(query, instance):
+        box = torch.zeros(SIZE)
+        x1, y1, x2, y2 = truth[0].bboxes[instance].int().tolist()
+        box[y1:y2, x1:x2] = 1
+        box = box[2::4, 2::4]  # about the centre of each cell of stride 4
+        total = -2 * classes[query, truth[0].labels[instance]]
+        for axis in (0, 1):
+            a, b = masks[query].amax(axis), box.amax(axis)
+            total += 5 * (1 - (2 * (a * b).sum() + 1) / (a.square().sum() + b.square().sum() + 1))
+        return float(total)
+
+    table = [[cost(query, instance) for instance in range(2)] for query in range(len(masks))]
+    one, other = min(permutations(range(len(masks)), 2), key=lambda pair: table[pair[0]][0] + table[pair[1]][1])
+    torch.testing.assert_close(found.probabilities, masks[[one, other]])
+
+
+@torch.no_grad()
+def test_boxes_beyond_the_queries_have_no_mask(student):
+    images, samples = prepared(student, MANY)
+    (found,) = student.masks_of_boxes(images, [samples[0].gt_instances])
+    assert found.answered.sum() == TINY_MASK2FORMER.queries < len(MANY) == len(found.probabilities)
+    assert torch.equal(found.answered, found.probabilities.flatten(1).any(1))

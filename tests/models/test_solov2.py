@@ -144,3 +144,25 @@ def test_padding_does_not_touch_the_losses(build):
     assert shrunk.valid[0].all()
     assert shrunk.valid[1].sum() == 8 * 15
     assert not shrunk.valid[1, 8:].any()
+
+
+def test_the_mask_of_a_known_box_is_the_mean_of_its_cells(build):
+    """Of an image with objects of two sizes, one without any, and a box that no level is for."""
+    model = build()
+    model.mask_head.scale_ranges = ((30, 60), (50, 80), (60, 90), (70, 200))
+    boxes = [(10, 10, 60, 50, 2), (70, 40, 110, 90, 1), (20, 20, 30, 30, 0)]
+    data = model.data_preprocessor(batch(boxes, []), False)
+    truth = [sample.gt_instances for sample in data["data_samples"]]
+    with torch.no_grad():
+        found, empty = model.masks_of_boxes(data["inputs"], truth)
+        kernels, _, features = model.mask_head(model.extract_feat(data["inputs"]))
+    assert empty.probabilities.shape == (0, *features.shape[-2:])
+    assert empty.answered.shape == (0,)
+    assert found.answered.tolist() == [True, True, False]
+    assert not found.probabilities[2].any()
+    strung = torch.cat([level[0].flatten(1) for level in kernels], dim=1)
+    cells = model.mask_head.assign(truth, SIZE)
+    for n in range(2):
+        own = cells.position[cells.instance == n].tolist()
+        masks = [torch.einsum("d,dhw->hw", strung[:, cell].double(), features[0].double()).sigmoid() for cell in own]
+        torch.testing.assert_close(found.probabilities[n], (sum(masks) / len(masks)).float())
