@@ -7,14 +7,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from misa.losses.pseudo import dice
 from misa.ops.affinity import check_probabilities
 
 
-def projection_loss(masks: Float[Tensor, "n h w"], box_masks: Float[Tensor, "n h w"] | Bool[Tensor, "n h w"]) -> Tensor:
+def projection_loss(
+    masks: Float[Tensor, "n h w"], box_masks: Float[Tensor, "n h w"] | Bool[Tensor, "n h w"], *, eps: float = 1e-5
+) -> Tensor:
     """Dice distance between the max-projections of mask and box on both axes; (n,), each in [0, 2].
 
-    `masks` are probabilities in [0, 1]. Denominators are squared with eps 1e-5, as in BoxInst
-    (Tian et al. 2021). Each row's and column's maximum takes the gradient, equal ones share it. float32 inside.
+    `masks` are probabilities in [0, 1]. Denominators are squared; eps 1e-5 is BoxInst's (Tian et al. 2021), DiscoBox has
+    1e-3 for either sum, 2e-3 in all. Each row's and column's maximum takes the gradient, equal ones share it. float32
+    inside.
 
     Raises:
         ValueError: the shapes differ; on the CPU also for masks with NaN or outside [0, 1], such as logits.
@@ -27,9 +31,4 @@ def projection_loss(masks: Float[Tensor, "n h w"], box_masks: Float[Tensor, "n h
     check_probabilities("projection_loss: masks", masks)
     masks = masks.float() if masks.dtype in (torch.float16, torch.bfloat16) else masks
     box_masks = box_masks.to(masks.dtype)
-    return _dice(masks.amax(1), box_masks.amax(1)) + _dice(masks.amax(2), box_masks.amax(2))
-
-
-def _dice(a: Float[Tensor, "n k"], b: Float[Tensor, "n k"], eps: float = 1e-5) -> Float[Tensor, " n"]:
-    overlap = (a * b).sum(1)
-    return 1 - 2 * overlap / ((a * a).sum(1) + (b * b).sum(1) + eps)
+    return dice(masks.amax(1), box_masks.amax(1), eps) + dice(masks.amax(2), box_masks.amax(2), eps)

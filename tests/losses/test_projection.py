@@ -79,3 +79,11 @@ def test_equal_maxima_share_the_gradient():
 def test_different_shapes_are_named():
     with pytest.raises(ValueError, match=r"\(1, 4, 4\) and \(1, 4, 5\)"):
         projection_loss(torch.zeros(1, 4, 4), torch.zeros(1, 4, 5))
+
+
+def test_discobox_has_its_own_eps():
+    """A perfect mask of 4 x 3: 1 − 2·4/(2·4 + 2e-3) plus the same with 3."""
+    box = torch.zeros(1, 6, 6, dtype=torch.float64)
+    box[:, 1:5, 2:5] = 1
+    expected = sum(1 - 2 * side / (2 * side + 2e-3) for side in (4, 3))
+    assert_close(projection_loss(box, box, eps=2e-3).item(), expected)

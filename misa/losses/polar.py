@@ -1,0 +1,42 @@
+"""PolarMask's losses on the distances from a location to the contour.
+
+Axes: n positive location · k ray.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from misa.ops.affinity import check_finite
+
+SHORTEST = 1e-6  # a ray that found no contour, in pixels
+
+
+def polar_iou_loss(lengths: Float[Tensor, "n k"], target: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
+    """log(Σ_k max(d, d*) / Σ_k min(d, d*)) of each location, 0 or more; lengths in pixels, 0 or more.
+
+    PolarMask (Xie et al. 2020, Eq. 10), the sums before the logarithm as in the published code. 0 exactly where all
+    rays agree, |log r| where all differ by the factor r, the same for scaled lengths. Lengths below 1e-6 count as that.
+
+    Raises:
+        ValueError: the shapes differ.
+        NotFinite: NaN or Inf, on the CPU only.
+    """
+    if lengths.dim() != 2 or lengths.shape != target.shape:
+        raise ValueError(
+            "polar_iou_loss needs lengths and target of one shape (n, k): "
+            f"they are {tuple(lengths.shape)} and {tuple(target.shape)}."
+        )
+    check_finite("polar_iou_loss: lengths", lengths)
+    d, aim = lengths.clamp(min=SHORTEST), target.clamp(min=SHORTEST)
+    return (d.maximum(aim).sum(dim=1) / d.minimum(aim).sum(dim=1)).log()
+
+
+def polar_centerness(target: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
+    """sqrt(min_k d* / max_k d*), in (0, 1]: 1 at the centre of a circle (PolarMask, Eq. 4).
+
+    A location with a missing ray gets about 0, and so nearly no weight.
+    """
+    if target.dim() != 2 or target.shape[1] == 0:
+        raise ValueError(f"polar_centerness needs lengths of shape (n, k): they are {tuple(target.shape)}.")
+    aim = target.clamp(min=SHORTEST)
+    return (aim.amin(dim=1) / aim.amax(dim=1)).sqrt()

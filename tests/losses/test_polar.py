@@ -1,0 +1,61 @@
+"""PolarMask's losses: the loop, and what a ratio of areas must do."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from misa.losses.polar import polar_centerness, polar_iou_loss
+
+
+def test_equal_the_loop(rng, device):
+    d, aim = 1 + 9 * torch.rand(2, 4, 36, generator=rng, dtype=torch.float64)
+    expected = [
+        math.log(sum(map(max, x, y)) / sum(map(min, x, y))) for x, y in zip(d.tolist(), aim.tolist(), strict=True)
+    ]
+    assert_close(polar_iou_loss(d.to(device), aim.to(device)).cpu(), torch.tensor(expected, dtype=torch.float64))
+    centre = [math.sqrt(min(y) / max(y)) for y in aim.tolist()]
+    assert_close(polar_centerness(aim.to(device)).cpu(), torch.tensor(centre, dtype=torch.float64))
+
+
+def test_the_factor_between_two_shapes_is_what_it_costs(rng):
+    d = 1 + torch.rand(3, 36, generator=rng, dtype=torch.float64)
+    assert torch.equal(polar_iou_loss(d, d), torch.zeros(3, dtype=torch.float64))
+    for factor in (1.1, 0.5):
+        assert_close(polar_iou_loss(factor * d, d), torch.full((3,), abs(math.log(factor)), dtype=torch.float64))
+    other = 1 + torch.rand(3, 36, generator=rng, dtype=torch.float64)
+    assert_close(polar_iou_loss(d, other), polar_iou_loss(other, d))
+    assert_close(polar_iou_loss(7 * d, 7 * other), polar_iou_loss(d, other))
+
+
+def test_gradcheck(rng):
+    d, aim = 1 + 9 * torch.rand(2, 3, 36, generator=rng, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: polar_iou_loss(x, aim), (d.requires_grad_(),))
+
+
+def test_missing_rays_are_finite_and_weigh_nothing():
+    aim = torch.full((3, 36), 50.0)
+    aim[1, 5] = 1e-6
+    aim[2] = 0
+    d = torch.full((3, 36), 40.0, requires_grad=True)
+    loss, weight = polar_iou_loss(d, aim), polar_centerness(aim)
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert d.grad.isfinite().all()
+    assert weight[0] == 1
+    assert weight[1] < 1e-3
+    assert weight[2] == 1  # all rays missing: the same length everywhere
+
+
+def test_no_positives():
+    d = torch.zeros(0, 36, requires_grad=True)
+    polar_iou_loss(d, d.detach()).sum().backward()
+    assert polar_centerness(d.detach()).shape == (0,)
+
+
+def test_says_what_it_needs():
+    with pytest.raises(ValueError, match="one shape"):
+        polar_iou_loss(torch.ones(2, 36), torch.ones(2, 35))
+    with pytest.raises(ValueError, match="polar_centerness needs"):
+        polar_centerness(torch.ones(36))
