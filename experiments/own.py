@@ -6,8 +6,9 @@ misa train experiments/own.py:medium --data-root path/to/folder
 With a GPU and ImageNet weights, a recipe of table1_coco.py is the better start.
 """
 
-from experiments.coco_mini import BASE as LIGHT
 from misa.experiment import TINY, Affinity, Augmentation, Experiment, Inference, Schedule
+
+from .coco_mini import BASE as LIGHT
 
 SMALL = Experiment(
     data="coco",

@@ -11,8 +11,9 @@ the upper bound: the same student, taught by masks.
 
 import dataclasses
 
-from experiments import coco_mini, demo
 from misa.experiment import Affinity, Comparison, Distillation, Experiment
+
+from . import coco_mini, demo
 
 TABLE = Comparison(
     title="Table 3: effects of the two semantic priors",

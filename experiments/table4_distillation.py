@@ -8,8 +8,9 @@ The paper does not spell out the rows without a split; `distillation_loss` says 
 
 import dataclasses
 
-from experiments.table3_components import BASES, FSD, student
 from misa.experiment import Comparison
+
+from .table3_components import BASES, FSD, student
 
 TABLE = Comparison(
     title="Table 4: effects of distillation schemes",

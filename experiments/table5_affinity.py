@@ -8,8 +8,9 @@ Both modes join color and saliency by our reading of SEPA (`experiments/demo.py`
 
 from typing import Any
 
-from experiments.table3_components import BASES, SEPA, student
 from misa.experiment import Comparison
+
+from .table3_components import BASES, SEPA, student
 
 TABLE = Comparison(
     title="Table 5: effects of pairwise affinities",

@@ -13,8 +13,9 @@ The paper gives neither losses nor schedule of its teacher: the demo's are ours,
 rate, decay, warm-up and batch of SeMask (Jain et al. 2023), and length and image sizes of the student.
 """
 
-from experiments import coco_mini, demo
 from misa.experiment import TINY, Affinity, Augmentation, Experiment, Network, Schedule, Semantic
+
+from . import coco_mini, demo
 
 # The student's own box objectives, and cross-entropy to the network's own sure answers within what the boxes allow.
 OBJECTIVES = Semantic(sure_weight=1.0)

@@ -3,12 +3,16 @@
 import hashlib
 import importlib
 import importlib.util
+import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
 
+import misa
 from misa.errors import UserError, did_you_mean
 from misa.experiment import Experiment
+
+_PACKAGE = "misa.experiments"
 
 
 def find_row(name: str) -> Experiment:
@@ -54,13 +58,15 @@ def _table(table: str) -> ModuleType:
     shipped = table_names()
     stem = Path(table).stem
     if table in shipped or (table == f"experiments/{stem}.py" and stem in shipped):
-        return importlib.import_module(f"experiments.{stem}")
+        return table_module(stem)
     path = Path(table)
     if path.suffix != ".py" or not path.is_file():
         hint = did_you_mean(stem, shipped).replace("?", ",")
         known = f"the tables are {', '.join(shipped)}, or a .py file with ROWS"
         raise UserError(f"there is no table {table!r}{hint or ';'} {known}.")
-    spec = importlib.util.spec_from_file_location(f"misa_rows_{stem}", path)
+    # As if it stood among the tables, so that `from .demo import BASE` works in a file of one's own.
+    _load_package()
+    spec = importlib.util.spec_from_file_location(f"{_PACKAGE}.own_{stem}", path)
     assert spec is not None, "a .py file has a loader"
     assert spec.loader is not None, "a .py file has a loader"
     module = importlib.util.module_from_spec(spec)
@@ -81,7 +87,30 @@ def table_names() -> list[str]:
     return sorted(path.stem for path in _folder().glob("*.py") if path.stem != "__init__")
 
 
-def _folder() -> Path:
-    import experiments
+def table_module(name: str) -> ModuleType:
+    """One of `table_names` as a module.
 
-    return Path(next(iter(experiments.__path__)))
+    It is imported as `misa.experiments.<name>`: a folder called experiments in the user's project is another thing.
+    """
+    _load_package()
+    return importlib.import_module(f"{_PACKAGE}.{name}")
+
+
+def _load_package() -> None:
+    if _PACKAGE not in sys.modules:
+        folder = _folder()
+        spec = importlib.util.spec_from_file_location(
+            _PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None, "a .py file has a loader"
+        assert spec.loader is not None, "a .py file has a loader"
+        package = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(package)
+        sys.modules[_PACKAGE] = package
+
+
+def _folder() -> Path:
+    """The tables: part of an installed package, or beside it in a checkout."""
+    package = Path(misa.__file__).parent
+    inside = package / "experiments"
+    return inside if inside.is_dir() else package.parent / "experiments"

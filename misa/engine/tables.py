@@ -1,6 +1,5 @@
 """Tables 3-5: what the paper prints beside what was measured here, with intervals, and what was not run."""
 
-import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from misa.engine import sweep
-from misa.engine.rows import find_row, table_names
+from misa.engine.rows import find_row, table_module, table_names
 from misa.engine.sweep import Job, plan
 from misa.errors import UserError
 from misa.evaluation.interval import interval
@@ -192,7 +191,7 @@ def _comparison(number: str) -> tuple[str, Comparison]:
     """The module of a table and what it compares."""
     known = {}
     for name in table_names():
-        module = importlib.import_module(f"experiments.{name}")
+        module = table_module(name)
         if isinstance(comparison := getattr(module, "TABLE", None), Comparison):
             known[name.removeprefix("table").partition("_")[0]] = (name, comparison)
     if number not in known:
@@ -203,7 +202,7 @@ def _comparison(number: str) -> tuple[str, Comparison]:
 
 
 def _rows(module: str) -> dict[str, Experiment]:
-    rows: dict[str, Experiment] = importlib.import_module(f"experiments.{module}").ROWS
+    rows: dict[str, Experiment] = table_module(module).ROWS
     return rows
 
 
