@@ -16,9 +16,9 @@ def projection_loss(
 ) -> Tensor:
     """Dice distance between the max-projections of mask and box on both axes; (n,), each in [0, 2].
 
-    `masks` are probabilities in [0, 1]. Denominators are squared; eps 1e-5 is BoxInst's (Tian et al. 2021), DiscoBox has
-    1e-3 for either sum, 2e-3 in all. Each row's and column's maximum takes the gradient, equal ones share it. float32
-    inside.
+    `masks` are probabilities in [0, 1]. Denominators are squared; eps 1e-5 is BoxInst's (Tian et al. 2021), DiscoBox
+    has 1e-3 for either sum, 2e-3 in all. Each row's and column's maximum takes the gradient, equal ones share it.
+    float32 inside.
 
     Raises:
         ValueError: the shapes differ; on the CPU also for masks with NaN or outside [0, 1], such as logits.
