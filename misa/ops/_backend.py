@@ -20,6 +20,10 @@ def backend(like: Tensor) -> ModuleType:
     """
     if like.device.type != "cpu" or torch.compiler.is_compiling() or _choice["kernels"] == "torch" or not available():
         return _device
+    if _choice["kernels"] == "numba":
+        from misa.ops.backends import cpu
+
+        return cpu
     from misa.ops import _cpu
 
     return _cpu

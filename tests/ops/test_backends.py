@@ -1,0 +1,97 @@
+"""The loops compiled by numba against those that they replace, on random scenes."""
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from misa.ops import _backend
+from misa.ops.propagation import SemanticGuide, propagate_pamr
+from misa.ops.scene import Scene
+
+SCENES = 200
+
+
+class Case:
+    """A batch of one or two images with masks, boxes, features, categories and padding; everything drawn by a seed."""
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.rng = rng
+        generator = torch.Generator().manual_seed(seed)
+        b, h, w, n = (int(rng.integers(low, high)) for low, high in ((1, 3), (1, 40), (1, 60), (1, 7)))
+        d, e, c = (int(rng.integers(low, high)) for low, high in ((1, 5), (1, 40), (1, 4)))
+        guides = torch.rand(b, d, h, w, generator=generator)
+        if seed % 3 == 0:  # ties and flat zones
+            guides = (guides * 3).round() / 3
+        features = torch.randn(b, e, h, w, generator=generator) + float(rng.choice([0.0, 5.0]))
+        self.masks = torch.rand(n, h, w, generator=generator)
+        self.boxes = None if seed % 5 == 0 else self._boxes(n, h, w, fractional=seed % 7 == 0)
+        valid = torch.ones(b, h, w, dtype=torch.bool)
+        valid[-1, h - int(rng.integers(0, h // 2 + 1)) :] = False
+        valid[-1, :, w - int(rng.integers(0, w // 2 + 1)) :] = False
+        image = [int(i) for i in rng.integers(0, b, n)]
+        labels = [int(i) for i in rng.integers(0, c, n)]
+        self.scene = Scene(
+            guides,
+            image,
+            features if seed % 4 else None,
+            torch.randn(c, e, generator=generator),
+            labels,
+            saliency=seed % 6 != 0,
+            valid=valid if seed % 2 else None,
+        )
+        self.bandwidth = float(rng.choice([0.02, 0.2, 1.0]))
+        self.balance = float(rng.choice([0.0, 0.7, 2.0]))
+        self.sigma = [1.0, "image", 0.3][seed % 3]
+        self.form = ["sum", "embedding", "product"][seed % 3]
+        self.tie_rule = ["exact", "official"][seed % 2]
+        self.window = [1, 3, 5, 7][seed % 4]
+
+    def _boxes(self, n: int, h: int, w: int, *, fractional: bool) -> torch.Tensor:
+        boxes = torch.zeros(n, h, w)
+        for box in boxes[: max(1, n - 1)]:  # one is empty
+            top, left = self.rng.integers(0, h), self.rng.integers(0, w)
+            box[top : self.rng.integers(top + 1, h + 1), left : self.rng.integers(left + 1, w + 1)] = 1
+        return boxes * 0.6 if fractional else boxes
+
+    def run(self) -> dict[str, torch.Tensor]:
+        """Everything that the backends compute."""
+        scene = self.scene
+        scene.__dict__.pop("_measured", None)
+        scene.__dict__.pop("lengths", None)
+        trees = scene.trees(self.tie_rule)
+        found = {name: getattr(trees, name) for name in ("pixel", "parent", "edge", "length")}
+        common = {"balance": self.balance, "sigma": self.sigma, "factor": 0.8}
+        options = {**common, "form": self.form, "tie_rule": self.tie_rule}
+        found["first"] = scene.along_trees(self.masks, trees, self.bandwidth, **options)
+        found["second"] = scene.along_masks(found["first"], found["first"][:, None], scene.cut(trees), 0.3)
+        window = {"window": self.window, "bandwidth": self.bandwidth, "steps": 4, **common}
+        found["window"] = scene.along_window(self.masks, self.boxes, **window)
+        if self.sigma == "image":
+            found["product"] = scene.along_window(self.masks, self.boxes, **window, form="product")
+            found["spread"] = scene.along_window(self.masks, self.boxes, **{**window, "sigma": "window"})
+        if scene.features is not None:
+            found["lengths"], found["variance"] = scene._measured
+            found["pamr"] = propagate_pamr(
+                self.masks,
+                scene.guides[0],
+                box_masks=self.boxes,
+                semantic=SemanticGuide(scene.features[0], scene.factors),
+                labels=torch.tensor(scene.labels),
+                balance=self.balance,
+                valid=None if scene.valid is None else scene.valid[0],
+            )
+        return found
+
+
+@pytest.mark.parametrize("seed", range(SCENES))
+def test_numba_loops_are_those_before(seed, monkeypatch):
+    case, found = Case(seed), {}
+    for name in ("auto", "numba"):
+        monkeypatch.setitem(_backend._choice, "kernels", name)
+        found[name] = case.run()
+    for name, expected in found["auto"].items():
+        exact = {"atol": 0, "rtol": 0}
+        loose = {"atol": 1e-4, "rtol": 1e-4} if name in ("lengths", "variance") else {"atol": 1e-5, "rtol": 1e-5}
+        assert_close(found["numba"][name], expected, **(loose if expected.is_floating_point() else exact), msg=name)
