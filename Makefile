@@ -37,7 +37,7 @@ gallery: setup  ## all notebooks executed, as pages in runs/gallery (SMOKE=1: a 
 	$(BIN)/python -m misa gallery $(if $(SMOKE),--smoke --out runs/gallery-smoke)
 
 bench: setup  ## propagation against the plain form, time and memory (5 min, nothing else running)
-	env -u OMP_NUM_THREADS $(BIN)/python -m misa bench propagation
+	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.propagation
 
 lint: setup  ## ruff and mypy (1 min)
 	$(BIN)/ruff check

@@ -5,7 +5,6 @@ Exit status: 0 done, 2 wrong input (one sentence on standard error), 1 failure.
 
 import argparse
 import dataclasses
-import importlib
 import os
 import re
 import sys
@@ -17,7 +16,6 @@ from typing import Any
 from misa.errors import DIVERGED, Diverged, Stopped, UserError
 from misa.parameters import at_least
 
-_BENCHES = ("propagation", "frequency", "panels")
 _HELP = {
     "row": "table:row, for example demo:box or experiments/demo.py:box",
     "data_root": "a COCO-layout folder; for the embedded data, the folder to write it into",
@@ -54,17 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         except UserError as error:
             print(f"misa gallery: {error}", file=sys.stderr)
             return 2
-    if arguments[:1] == ["bench"] and arguments[1:2] and arguments[1] in _BENCHES:
-        bench = importlib.import_module(f"misa.bench.{arguments[1]}")
-        status: int = bench.main(arguments[2:])
-        return status
     if arguments[:1] == ["profile"]:
-        from misa.bench.step import main as profile
+        from misa.engine.training.profile import main as profile
 
         return profile(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
-        status = options.run(options)
+        status: int = options.run(options)
     except UserError as error:
         if _speaks():
             print(f"misa {options.command}: {error}", file=sys.stderr)
@@ -99,12 +93,6 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("doctor", help="look at the installation and say what is missing", add_help=False)
     commands.add_parser("profile", help="where a training step goes, part by part", add_help=False)
     commands.add_parser("gallery", help="execute the notebooks and make pages of them", add_help=False)
-    bench = commands.add_parser(
-        "bench",
-        help="measure against a plain form, in turn in one process",
-        epilog="example: misa bench propagation --quick",
-    )
-    bench.add_argument("what", choices=_BENCHES)
 
     train = commands.add_parser(
         "train",
@@ -204,8 +192,8 @@ def _add_estimate(commands: Any) -> None:
 def _estimate(options: argparse.Namespace) -> int:
     import torch
 
-    from misa.engine.estimate import estimate, measure, require_known
-    from misa.engine.train import experiment_of
+    from misa.engine.training.estimate import estimate, measure, require_known
+    from misa.engine.training.train import experiment_of
     from misa.parameters import TrainParameters
 
     experiment = experiment_of(TrainParameters(row=options.row, precision=options.precision))
@@ -215,12 +203,12 @@ def _estimate(options: argparse.Namespace) -> int:
     work = measure(experiment, device=device)
     names = ("gpus", "gpu", "per_gpu", "images", "utilization")
     print(estimate(experiment, work, **{name: getattr(options, name) for name in names}))
-    print("the formula and what it leaves out: misa/engine/estimate.py")
+    print("the formula and what it leaves out: misa/engine/training/estimate.py")
     return 0
 
 
 def _data_voc(options: argparse.Namespace) -> int:
-    from misa.data.voc import download_voc, write_voc
+    from misa.data.formats.voc import download_voc, write_voc
 
     devkit, sbd = options.devkit, options.sbd
     if options.download:
@@ -231,7 +219,7 @@ def _data_voc(options: argparse.Namespace) -> int:
 
 
 def _data_coco(options: argparse.Namespace) -> int:
-    from misa.data.coco2017 import look_at_coco
+    from misa.data.formats.coco2017 import look_at_coco
 
     splits = look_at_coco(options.root)
     print(*splits, sep="\n")
@@ -369,7 +357,7 @@ def _add_predict(commands: Any) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from misa.engine.inspection import inspect_run, summary
+    from misa.engine.reports.inspection import inspect_run, summary
 
     names = ("predictions", "data_root", "out", "threshold", "good", "resamples")
     found = inspect_run(options.run_folder, **{name: getattr(options, name) for name in names})
@@ -378,7 +366,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from misa.engine.export import export_student, export_torchscript
+    from misa.engine.prediction.export import export_student, export_torchscript
 
     if options.torchscript:
         made = export_torchscript(options.checkpoint, options.out)
@@ -393,8 +381,8 @@ def _predict(options: argparse.Namespace) -> int:
     import numpy as np
     import torch
 
-    from misa.data.convert import read_boxes
-    from misa.engine.predict import Boxes, predict
+    from misa.data.formats.convert import read_boxes
+    from misa.engine.prediction.predict import Boxes, predict
 
     torch.set_num_threads(max(options.threads, 1))
     names = ("out", "score", "mask", "batch", "device", "tile", "overlap", "every", "masks", "overlay")
@@ -412,7 +400,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from misa.engine.train import train_from
+    from misa.engine.training.train import train_from
     from misa.parameters import TrainParameters
 
     names = [field.name for field in dataclasses.fields(TrainParameters)]
@@ -424,7 +412,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _figures(options: argparse.Namespace) -> int:
-    from misa.engine.paper import factory_from
+    from misa.engine.reports.figures import factory_from
     from misa.parameters import FiguresParameters
 
     names = ("out", "only", "images", "random", "worst", "seed", "channel", "semantic_scale")
@@ -443,8 +431,8 @@ def _whence(options: argparse.Namespace) -> int:
 
 
 def _tables(options: argparse.Namespace) -> int:
-    from misa.engine import sweep
-    from misa.engine.tables import open_table, summary
+    from misa.engine.reports.tables import open_table, summary
+    from misa.engine.training import sweep
 
     if options.seeds < 1 or options.slots < 1:
         raise UserError(f"seeds and slots must be 1 or more: they are {options.seeds} and {options.slots}.")
@@ -463,7 +451,7 @@ def _tables(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from misa.engine.checkup import check_data
+    from misa.engine.reports.checkup import check_data
 
     name = Path(options.data_root).expanduser().resolve().stem
     picture = None if options.no_picture else options.picture or f"runs/check-{name}.png"
@@ -473,16 +461,16 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from misa.engine.evaluate import evaluate
+    from misa.engine.reports.evaluate import evaluate
 
     if options.separation:
-        from misa.engine.separation import teacher_separation
-        from misa.engine.train import score_table
+        from misa.engine.reports.separation import teacher_separation
+        from misa.engine.runs.folder import score_table
 
         print(score_table(teacher_separation(options.run_folder, data_root=options.data_root)))
         return 0
     if options.test_dev:
-        from misa.engine.submission import NOTE, submit
+        from misa.engine.reports.submission import NOTE, submit
 
         machine = {name: getattr(options, name) for name in ("checkpoint", "gpus", "workers", "threads")}
         print(submit(options.run_folder, options.data_root or "datasets/coco", options.test_dev, **machine))

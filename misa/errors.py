@@ -1,7 +1,9 @@
 """What stops a run in one sentence, and the hint for a misspelt name. Standard library only, free for all to import."""
 
 import difflib
+import math
 from collections.abc import Iterable
+from typing import Any
 
 DIVERGED = "diverged: "  # how the command line begins such a sentence, for whoever started it
 
@@ -32,3 +34,13 @@ def did_you_mean(wanted: str, found: Iterable[str], *, before: str = "") -> str:
     names = {name.lower(): name for name in found}
     close = difflib.get_close_matches(wanted.lower(), names, n=1, cutoff=0.6)
     return f"; did you mean {before}{names[close[0]]!r}?" if close else ""
+
+
+def whole(value: Any) -> bool:
+    """A whole number of 64 bits (ids, sizes and seeds end in tensors), which true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def number(value: Any) -> bool:
+    """A whole or a finite number."""
+    return whole(value) or (isinstance(value, float) and math.isfinite(value))

@@ -8,8 +8,9 @@ table of rows imports at once.
 import dataclasses
 import hashlib
 import json
+import math
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, Self
 
 _LABELS = Literal["objectives", "grabcut", "student", "rectangles"]
@@ -218,7 +219,7 @@ class Experiment:
     schedule: Schedule = field(default_factory=Schedule)
     augmentation: Augmentation = field(default_factory=Augmentation)
     inference: Inference = field(default_factory=Inference)
-    scenes: tuple[tuple[str, Any], ...] = ()  # knobs of misa.data.synthetic.Scenes, for data="demo"
+    scenes: tuple[tuple[str, Any], ...] = ()  # knobs of misa.data.scenes.scenes.Scenes, for data="demo"
     limit: int | None = None  # use only the first images, for smoke runs
     distillation: Distillation | None = None
     teacher: str = ""  # a teacher's row, trained first or found (Table 3-5 and MISA itself)
@@ -365,3 +366,28 @@ def _build(kind: Any, values: Any) -> Any:
 
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def require_types(values: Any, name: str) -> None:
+    """TypeError where a field of a dataclass, or of one within it, holds another type than it is declared with."""
+    hints = typing.get_type_hints(type(values))
+    for one in fields(values):
+        value, hint = getattr(values, one.name), hints[one.name]
+        if is_dataclass(value) and type(value) in (hint, *typing.get_args(hint)):
+            require_types(value, f"{name}.{one.name}")
+        elif not _fits(value, hint):
+            raise TypeError(f"{name}.{one.name} is {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    inner, args = typing.get_origin(hint), typing.get_args(hint)
+    if inner is Literal:
+        return value in args
+    if inner is tuple:
+        kinds = args[:1] * len(value) if isinstance(value, tuple) and args[-1] is Ellipsis else args
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if args:  # a union
+        return any(_fits(value, kind) for kind in args)
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return hint is Any or type(value) is hint

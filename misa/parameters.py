@@ -195,11 +195,11 @@ class TablesParameters(Parameters):
     smoke: bool = False
 
     def table_options(self) -> dict[str, Any]:
-        """The arguments of `misa.engine.tables.open_table`."""
+        """The arguments of `misa.engine.reports.tables.open_table`."""
         return {name: getattr(self, name) for name in ("table", "data", "seeds", "root", "smoke")}
 
     def sweep_options(self) -> dict[str, Any]:
-        """The arguments of `misa.engine.sweep.run` beside the jobs."""
+        """The arguments of `misa.engine.training.sweep.run` beside the jobs."""
         names = ("slots", "cluster", "cluster_options", "data_root", "gpus", "workers", "threads")
         return {name: getattr(self, name) for name in names}
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from misa.cli import main
-from misa.data.synthetic import Scenes, write_scenes
+from misa.data.scenes.scenes import Scenes, write_scenes
 
 
 @pytest.fixture

@@ -1,35 +1,47 @@
-"""Imports point one way: each room may use only what the table allows."""
+"""Imports point one way: a room uses only what the table allows, and no two files import each other in a circle."""
 
 import ast
+import graphlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1] / "misa"
+FILES = {"errors", "experiment", "files", "parameters", "rows"}
 # room: the misa modules that it may import besides its own.
 MAY_IMPORT = {
-    "ops": {"errors"},
-    "losses": {"ops", "errors"},
-    "data": {"ops", "errors", "experiment"},
-    "evaluation": {"ops"},
-    "figures": {"ops", "data", "errors"},
-    "models": {"ops", "losses", "data", "errors"},
-    "mmcv_ext": set(),
-    "engine": {"ops", "losses", "data", "evaluation", "models", "figures", "errors", "experiment", "parameters"},
-    "bench": {"ops", "losses", "data", "models", "engine", "figures", "errors", "experiment", "parameters"},
-    "experiment": set(),
-    "parameters": {"errors"},
     "errors": set(),
+    "experiment": set(),
+    "files": {"errors"},
+    "rows": {"errors", "experiment"},
+    "parameters": {"errors"},
+    "ops": {"errors"},
+    "losses": {"ops", "errors", "experiment"},
+    "data": {"ops", "errors", "experiment", "files"},
+    "evaluation": {"ops", "files"},
+    "figures": {"ops", "data", "errors", "files"},
+    "models": {"ops", "losses", "data", *FILES},
+    "mmcv_ext": set(),
+    "engine": {"ops", "losses", "data", "evaluation", "models", "figures", *FILES},
     "doctor": {"mmcv_ext"},
     "gallery": {"errors"},
-    "cli": {"data", "engine", "figures", "bench", "doctor", "gallery", "errors", "parameters"},
+    "cli": {"data", "engine", "figures", "doctor", "gallery", *FILES},
     "__init__": {"mmcv_ext"},
     "__main__": {"cli"},
+}
+# The same inside engine/: a run folder knows nothing of training, and using a student nothing of training it.
+ENGINE = {
+    "runs": set(),
+    "training": {"runs"},
+    "prediction": {"runs"},
+    "reports": {"runs", "training", "prediction"},
+    "__init__": set(),
 }
 PATHS = sorted(ROOT.rglob("*.py"))
 
 
-def imported(path):
+def imported(path: Path) -> Iterator[str]:
     """Every module that a file imports, wherever in the file; `from a import b` counts as a.b."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
@@ -39,18 +51,41 @@ def imported(path):
             yield from (alias.name for alias in node.names)
 
 
-def rooms(path):
-    """The rooms of misa that a file uses; a name of misa itself, as its version, is none."""
-    parts = [name.split(".") for name in imported(path)]
-    return {name[1] for name in parts if name[0] == "misa" and len(name) > 1 and not name[1].startswith("__")}
+def rooms(path: Path, *, below: str = "misa") -> set[str]:
+    """The rooms of misa, or of one of its rooms, that a file uses; a name of misa itself, as its version, is none."""
+    parts = [name.removeprefix(f"{below}.").split(".") for name in imported(path) if name.startswith(f"{below}.")]
+    return {name[0] for name in parts if not name[0].startswith("__")}
 
 
-def own_room(path):
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def own_room(path: Path, root: Path = ROOT) -> str:
+    return path.relative_to(root).parts[0].removesuffix(".py")
 
 
-def test_every_room_is_in_the_table():
+def module_of(name: str) -> str | None:
+    """The file of misa that an imported name is in, as a dotted module; None for other packages."""
+    parts = name.split(".")
+    while parts and parts[0] == "misa":
+        path = ROOT.parent.joinpath(*parts)
+        if path.with_suffix(".py").is_file() or (path / "__init__.py").is_file():
+            return ".".join(parts)
+        parts.pop()
+    return None
+
+
+def circle(files: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle; empty where there is none."""
+    try:
+        graphlib.TopologicalSorter(files).prepare()
+    except graphlib.CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return []
+
+
+def test_every_room_is_in_the_tables():
     assert {own_room(path) for path in PATHS} == set(MAY_IMPORT)
+    engine = ROOT / "engine"
+    assert {own_room(path, engine) for path in PATHS if engine in path.parents} == set(ENGINE)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: str(p.relative_to(ROOT)))
@@ -58,17 +93,45 @@ def test_imports_stay_in_their_room(path):
     own = own_room(path)
     allowed, used = MAY_IMPORT[own] | {own}, rooms(path)
     assert used <= allowed, f"{path.name} is in {own} and may import {sorted(allowed)}, not {sorted(used - allowed)}"
+    if own == "engine":
+        own = own_room(path, ROOT / "engine")
+        allowed, used = ENGINE[own] | {own}, rooms(path, below="misa.engine")
+        assert used <= allowed, f"{path} is in engine.{own}, may import {sorted(allowed)}, not {sorted(used - allowed)}"
+
+
+def test_no_files_import_each_other_in_a_circle():
+    graph = {}
+    for path in PATHS:
+        own = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+        # A package's own file runs before the files in it, which is no circle unless it imports them.
+        graph[own] = {name for name in map(module_of, imported(path)) if name is not None and name != own}
+    assert circle(graph) == []
+
+
+def test_a_circle_is_seen():
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize(
-    "line", ["from misa import engine", "import misa.engine.train", "from misa.engine.train import train"]
+    "line",
+    [
+        "from misa import engine",
+        "import misa.engine.training.train",
+        "from misa.engine.training.train import train",
+    ],
 )
 def test_every_form_of_import_is_seen(tmp_path, line):
     (tmp_path / "module.py").write_text(f"def late():\n    {line}\n")
     assert rooms(tmp_path / "module.py") == {"engine"}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "ops").glob("*.py")), ids=lambda p: p.name)
+def test_rooms_are_small():
+    """At most a dozen files side by side in the rooms of engine/."""
+    for room in ROOT.joinpath("engine").iterdir():
+        assert len([path for path in room.glob("*.py") if path.stem != "__init__"]) <= 12
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ops").rglob("*.py")), ids=lambda p: p.name)
 def test_ops_need_no_framework(path):
     assert not {name.split(".")[0] for name in imported(path)} & {"mmdet", "mmengine", "mmcv", "matplotlib"}
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from misa.data.coco import _OrderedCOCO
-from misa.data.labels import LabelMap, rasterise, read_voc_label_map
-from misa.data.layout import Split
+from misa.data.dataset import _OrderedCOCO
+from misa.data.formats.coco import Split
+from misa.data.label_maps import LabelMap, rasterise, read_voc_label_map
 
 
 class BoxedImage(NamedTuple):

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from misa.data.check import Purpose, Report, has_masks, require_usable
-from misa.data.convert import open_layout
-from misa.data.layout import Split
-from misa.data.synthetic import EDITION, Scenes, write_scenes
+from misa.data.check.annotations import Purpose, has_masks, require_usable
+from misa.data.check.report import Report
+from misa.data.formats.coco import Split
+from misa.data.formats.convert import open_layout
+from misa.data.scenes.scenes import EDITION, Scenes, write_scenes
 from misa.experiment import Experiment
 
 # How many of a kind of warning are put into words; the classes that are left out are named instead.

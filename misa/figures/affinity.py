@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import Tensor
 
-from misa.data.example import Example
+from misa.figures.example import Example
+from misa.figures.sheet import Sheet, Tile, chart, outline, trace, write
 from misa.figures.style import LINES, PAGE, Picture
-from misa.figures.tiles import Sheet, Tile, chart, outline, trace, write
 from misa.ops.propagation import SemanticGuide
-from misa.ops.seed import KERNELS, Kernel, Knobs, Seed, SeedField, seed_mask
+from misa.ops.seed_affinity import KERNELS, Kernel, Knobs, Seed, SeedField, seed_mask
 
 Start = Literal["seed", "blob", "box"]
 Reach = Literal["local", "global"]

@@ -10,9 +10,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from misa.data.example import Example
+from misa.figures.example import Example
+from misa.figures.sheet import Sheet, Tile, chart, outline, trace, write
 from misa.figures.style import LINES, Picture
-from misa.figures.tiles import Sheet, Tile, chart, outline, trace, write
 from misa.ops.frequency import high_pass, low_pass
 from misa.ops.spectrum import power, radial_energy
 

@@ -15,13 +15,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Circle
 from numpy.typing import NDArray
 
-from misa.data.example import Example
 from misa.figures.affinity import NAMES, SYMBOLS, field_of, start_mask
+from misa.figures.example import Example
 from misa.figures.frequency import COLUMNS, bands
 from misa.figures.plots import draw_objects
+from misa.figures.sheet import outline
 from misa.figures.style import COLORS, COLUMN, LINES, MAP, PAGE, PRINT, Picture
-from misa.figures.tiles import outline
-from misa.ops.seed import Kernel, Knobs, Seed
+from misa.ops.seed_affinity import Kernel, Knobs, Seed
 from misa.ops.spectrum import power, radial_energy
 
 

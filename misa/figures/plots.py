@@ -130,7 +130,7 @@ def loss_curves(losses: Mapping[str, NDArray[np.float64]], *, window: int = 20) 
 def health_curves(health: Mapping[str, NDArray[np.float64]]) -> Figure:
     """Left: how much of their boxes the masks fill, and how many are just the box. Right: which loss moves the student.
 
-    `health` as from `misa.engine.look.health`.
+    `health` as from `misa.engine.runs.samples.health`.
     """
     figure = Picture(figsize=(7, 2.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -159,8 +159,8 @@ def health_curves(health: Mapping[str, NDArray[np.float64]]) -> Figure:
 def grouped_intervals(frame: pd.DataFrame, *, label: str = "mask AP (%)") -> Figure:
     """Means with confidence intervals above, differences paired by seed below: one group a `group`, one dot a `row`.
 
-    `frame` as from `misa.engine.tables.Table.by_mode`: columns row, group, mean, ci, difference, difference_ci. The
-    line at 0 is the baseline; a row without pairs has nothing below.
+    `frame` as from `misa.engine.reports.tables.Table.by_mode`: columns row, group, mean, ci, difference,
+    difference_ci. The line at 0 is the baseline; a row without pairs has nothing below.
     """
     rows, groups = list(dict.fromkeys(frame["row"])), list(dict.fromkeys(frame["group"]))
     figure = Picture(figsize=(max(4.0, 1.1 * len(groups) + 1.5), 4.6), layout="constrained")

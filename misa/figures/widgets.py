@@ -14,11 +14,11 @@ import ipywidgets as widgets
 from ipyevents import Event
 from matplotlib.figure import Figure
 
-from misa.data.example import Example
 from misa.figures.affinity import Layout, affinity_figure, category_at, field_of
+from misa.figures.example import Example
 from misa.figures.frequency import energies_of, frequency_figure, maps_of
 from misa.figures.style import to_png
-from misa.ops.seed import Knobs, Seed, SeedField
+from misa.ops.seed_affinity import Knobs, Seed, SeedField
 
 _WIDE = {"description_width": "120px"}
 

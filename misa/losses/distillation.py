@@ -191,7 +191,7 @@ def _check(student: Tensor, teacher: Tensor, box_mask: Tensor, valid: Tensor | N
         raise ValueError(
             "distillation_loss compares features bin by bin, so both need one shape: "
             f"student is {tuple(student.shape)}, teacher is {tuple(teacher.shape)}. "
-            "Pass the student through misa.models.adapter.Adapter first."
+            "Pass the student through misa.models.students.adapter.Adapter first."
         )
     b, _, h, w = student.shape
     for name, mask in (("box_mask", box_mask), ("valid", valid)):

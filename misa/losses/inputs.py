@@ -6,8 +6,12 @@ which framework fed them. Axes: b image · n instance · c category · d channel
 
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from misa.ops.boxes import box_masks
 
 
 class Positives(NamedTuple):
@@ -31,3 +35,22 @@ class Batch(NamedTuple):
 
     images: Float[Tensor, "b 3 h w"]
     valid: Bool[Tensor, "b h w"]
+
+
+def union_of_boxes(boxes: list[Tensor], features: Tensor, stride: int) -> Tensor:
+    """B of Eq. 5 (b 1 h w): where any of an image's boxes is, at the size of `features`."""
+    h, w = features.shape[-2:]
+    return torch.stack([box_masks(own, h, w, stride=stride).any(dim=0, keepdim=True) for own in boxes])
+
+
+def _shrink(images: Tensor, shapes: list[tuple[int, int]], union: Tensor) -> Batch:
+    """The images at the size of `union` (bilinear without antialiasing, as APro) and where they are not padding.
+
+    A cell half in the padding counts by its centre, unless a box (b 1 h w) says that something is there.
+    """
+    size = (union.shape[-2], union.shape[-1])
+    stride = images.shape[-2] / size[0], images.shape[-1] / size[1]
+    valid = union[:, 0].clone()
+    for mask, (h, w, *_) in zip(valid, shapes, strict=True):
+        mask[: round(h / stride[0]), : round(w / stride[1])] = True
+    return Batch(F.interpolate(images, size=size, mode="bilinear", align_corners=False), valid)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from misa.losses.inputs import SemanticPrior
 from misa.ops.affinity import check_finite, check_kernel
+from misa.ops.guides import LocalForm, Scene
 from misa.ops.propagation import GlobalForm, SemanticGuide, constant, propagate_pamr
-from misa.ops.scene import LocalForm, Scene
 
 Reduction = Literal["box_mean", "box_ratio", "sum"]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 Transform = Literal["auto", "pruned", "fft"]
 
-# Measured on one CPU thread with `python -m misa.bench.frequency --radii`: the pruned form's lead shrinks as the disc
+# Measured on one CPU thread with `python -m benchmarks.frequency --radii`: the pruned form's lead shrinks as the disc
 # fills the map and is lost at about this share of the basis functions that a map's side has. Not yet measured on CUDA.
 PRUNED_SHARE = 0.5
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from misa.ops.affinity import check_finite, check_kernel
+from misa.ops.guides import GlobalForm, LocalForm, Scene
 from misa.ops.neighbors import Offset, window_offsets
-from misa.ops.scene import GlobalForm, LocalForm, Scene
 from misa.ops.tree import TieRule, Tree, Trees
 
 P = ParamSpec("P")

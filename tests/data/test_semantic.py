@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from misa.data.labels import VOC_CLASSES
-from misa.data.layout import Split
+from misa.data.formats.coco import Split
+from misa.data.label_maps import VOC_CLASSES
 from misa.data.semantic import boxed_images, true_maps
 
 CLASSES = ("cat", "dog")

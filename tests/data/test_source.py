@@ -6,10 +6,12 @@ import shutil
 import pytest
 from PIL import Image
 
-from misa.data import check, source, synthetic
-from misa.data.layout import DataError
+from misa.data import source
+from misa.data.check import annotations as check
+from misa.data.formats.coco import DataError
+from misa.data.scenes import scenes as synthetic
+from misa.data.scenes.scenes import Scenes, write_scenes
 from misa.data.source import open_source
-from misa.data.synthetic import Scenes, write_scenes
 from misa.experiment import Experiment, Semantic
 
 BOX = Experiment(data="coco")

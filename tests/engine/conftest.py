@@ -2,7 +2,7 @@
 
 import pytest
 
-from misa.engine.train import train
+from misa.engine.training.train import train
 from misa.experiment import TINY, Augmentation, Experiment, Inference, Schedule
 
 SMALL = Experiment(

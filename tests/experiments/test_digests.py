@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from misa.engine.rows import find_row
+from misa.rows import find_row
 
 STORED = Path(__file__).with_name("digests.csv")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from misa.engine.rows import find_row, teacher_row
 from misa.errors import UserError
 from misa.experiment import Experiment
+from misa.rows import find_row, teacher_row
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 TABLES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")

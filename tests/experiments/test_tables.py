@@ -8,10 +8,10 @@ import shutil
 import pytest
 
 from experiments import table1_coco, table2_voc
-from misa.engine.rows import find_row
-from misa.engine.train import train_from
+from misa.engine.training.train import train_from
 from misa.experiment import Expected
 from misa.parameters import TrainParameters
+from misa.rows import find_row
 
 # What neither mmdet nor our own parts give.
 NOT_HERE = {"PolarMask", "DiscoBox", "Box2Mask", "BoxLevelSet", "SIM", "BoxTeacher"}
@@ -66,7 +66,7 @@ def test_a_row_of_misa_is_that_of_apro_with_both_modules():
 @pytest.fixture(scope="module")
 def places(shared, module_path):
     """A data folder and a runs folder for each table: rows that share a teacher find it there."""
-    from misa.data.voc import write_voc
+    from misa.data.formats.voc import write_voc
 
     voc = module_path / "voc"
     write_voc(shared / "data" / "voc_mini" / "VOC2012", voc, train="trainval", val="trainval")

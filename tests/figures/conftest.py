@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from misa.data.example import Example
+from misa.figures.example import Example
 
 
 def make(height=12, width=16, *, teacher=True, stride=4):

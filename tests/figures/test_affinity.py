@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from misa.figures.affinity import Layout, affinity_figure, category_at, field_of, profile_figure, start_mask
+from misa.figures.sheet import Tile, outline
 from misa.figures.style import shade, to_png
-from misa.figures.tiles import Tile, outline
 from misa.figures.widgets import SeedExplorer
-from misa.ops.seed import Knobs
+from misa.ops.seed_affinity import Knobs
 
 
 def pixels(figure):

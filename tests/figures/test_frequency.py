@@ -4,8 +4,8 @@ import torch
 from torch.testing import assert_close
 
 from misa.figures.frequency import bands, frequency_figure, maps_of
+from misa.figures.sheet import Word
 from misa.figures.style import to_png
-from misa.figures.tiles import Word
 from misa.figures.widgets import FrequencyExplorer
 from misa.losses.distillation import distillation_loss
 

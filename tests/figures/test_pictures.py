@@ -16,7 +16,7 @@ from misa.figures.affinity import affinity_figure
 from misa.figures.frequency import frequency_figure, maps_of
 from misa.figures.paper import figure3, figure4, figure5
 from misa.figures.style import PRINT
-from misa.ops.seed import Knobs
+from misa.ops.seed_affinity import Knobs
 
 STORED = Path(__file__).parent / "pictures"
 

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from misa.data.synthetic import Scenes, draw_scene
+from misa.data.scenes.scenes import Scenes, draw_scene
 from misa.figures.plots import (
     ap_bars,
     box_to_mask,

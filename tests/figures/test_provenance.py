@@ -6,11 +6,11 @@ import pytest
 from PIL import Image
 from pypdf import PdfReader
 
-from misa.engine.rows import find_row
 from misa.errors import UserError
 from misa.figures.paper import figure1, figure3, figure4, figure5
 from misa.figures.provenance import as_text, save_figure, whence
 from misa.figures.style import COLUMN, PAGE
+from misa.rows import find_row
 
 MADE = {"what": "Figure 4", "command": "misa figures 'runs/a b'", "images": {"random": [3, 1]}, "commit": None}
 

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from misa.errors import NotFinite
 from misa.losses import pairwise
 from misa.losses.pairwise import pairwise_loss, propagation_error
+from misa.ops.guides import Scene
 from misa.ops.propagation import SemanticGuide, propagate_global, propagate_local, propagate_pamr
-from misa.ops.scene import Scene
 from misa.ops.tree import minimum_spanning_tree
 
 TERMS = {"apro": {"loss_global", "loss_local"}, "pamr": {"loss_pamr"}}

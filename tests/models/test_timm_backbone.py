@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from misa.data.pipeline import MEAN, STD
 from misa.errors import UserError
 from misa.models.backbones import backbone_config, backbone_row, build_backbone, run_stages, stage_channels
-from misa.models.semask import SeMask
+from misa.models.teacher.semask import SeMask
 
 # Repeats of each stage, and its stride, of EfficientNet-Lite0 and of 1 and 2 (depth 1.1 and 1.2, first and last fixed).
 REPEATS = {0: (1, 2, 2, 3, 3, 4, 1), 1: (1, 3, 3, 4, 4, 5, 1), 2: (1, 3, 3, 4, 4, 5, 1)}

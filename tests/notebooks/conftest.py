@@ -2,7 +2,7 @@
 
 import pytest
 
-from misa.engine.explore import trained
+from misa.engine.reports.explore import trained
 
 
 @pytest.fixture(scope="session")

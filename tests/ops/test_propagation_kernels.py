@@ -35,8 +35,8 @@ from misa.ops._compile import (
     unrolled,
     wide,
 )
+from misa.ops.guides import Scene, half_window
 from misa.ops.propagation import SemanticGuide, propagate_global, propagate_local
-from misa.ops.scene import Scene, half_window
 from misa.ops.tree import minimum_spanning_tree
 
 LIMIT = 40

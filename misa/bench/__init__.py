@@ -1,1 +1,0 @@
-"""Timings against the literal or the official form, in turn in one process."""

@@ -1,0 +1,263 @@
+"""Looks at the image files that an annotation file lists: there, whole, and of the size it says."""
+
+import filecmp
+import os
+import warnings
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from misa.data.formats.coco import DataError
+
+# The last bytes of a whole file. Decoding 100k images takes many minutes, reading their ends some seconds.
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_EXIF_ORIENTATION = 0x0112
+_THREADS = 8
+_AT_ONCE = 2000  # images in the hands of the threads
+_TAIL = 4096  # bytes that tell most files apart
+
+
+class Listed(NamedTuple):
+    """An image as the annotation file has it; width and height in pixels."""
+
+    id: int
+    file_name: str
+    width: int
+    height: int
+    where: str = ""  # where it is listed, for data that was converted
+
+
+class Fault(NamedTuple):
+    """What is wrong with an image file, and what to do."""
+
+    image: Listed
+    kind: str
+    message: str
+    cure: str
+    weight: Literal["error", "warning", "note"] = "error"
+
+
+Twins = dict[tuple[int, int], list[Path]]
+"""Files by their size and the checksum of their end: only these can be equal."""
+
+
+def check_files(
+    images: list[Listed], folder: Path, *, read: bool, twins: Twins | None = None, alone: bool = True
+) -> Iterator[Fault]:
+    """The faults of the listed files, in their order; `read` also opens each file, with a progress bar.
+
+    twins: gathers the files, so that those of equal content are told, across several calls.
+    alone: no other list has its images in the folder, so that an image which is not listed is worth a note.
+    """
+    _hush()
+    there: dict[str, list[str]] = {}
+    names: set[str] = set()
+    for entry in os.scandir(folder):
+        if entry.is_file():
+            names.add(entry.name)
+            there.setdefault(Path(entry.name).stem, []).append(entry.name)
+    found: list[Listed] = []
+    for image in images:
+        # One listing of the folder instead of 100k questions; only names with a folder in them are asked for.
+        if image.file_name in names or _is_file(folder / image.file_name):
+            found.append(image)
+        else:
+            other = there.get(Path(image.file_name).stem, [])
+            cure = f"did you mean {other[0]!r}?" if other else f"add it, or take image {image.id} out of the list"
+            yield Fault(image, "image-absent", f"the file {folder / image.file_name} is absent", cure)
+    if not read:
+        return
+    unlisted = {name for name in names if name.lower().endswith(IMAGES)} - {image.file_name for image in found}
+    # Neither a bar for a second's work nor one in a log file.
+    bar = tqdm(total=len(found), desc="check images", unit="image", leave=False, delay=2, disable=None)
+    with bar, ThreadPoolExecutor(_THREADS) as pool:
+        for first in range(0, len(found), _AT_ONCE):
+            some = found[first : first + _AT_ONCE]
+            for image, faults in zip(some, pool.map(lambda image: _look(image, folder), some), strict=True):
+                yield from faults
+                if twins is not None and not any(fault.weight == "error" for fault in faults):
+                    yield from _twin(image, folder / image.file_name, twins)
+                bar.update()
+    if unlisted and found and alone:
+        message = f"the folder {folder} has {len(unlisted)} images that are not listed"
+        yield Fault(
+            Listed(0, "", 0, 0, str(folder)), "unlisted", message, "nothing to do, if they are not meant", "note"
+        )
+
+
+def _twin(image: Listed, path: Path, twins: Twins) -> Iterator[Fault]:
+    """A warning where another file has the same content; whole files are read only where they may be equal."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - _TAIL, 0))
+        mine = twins.setdefault((size, zlib.crc32(file.read())), [])
+    for other in mine:
+        if other == path:
+            return  # listed twice, which is told elsewhere
+        if filecmp.cmp(path, other, shallow=False):
+            message = f"the file {path} has the same content as {other}"
+            cure = "keep one of them; an image that is trained and scored on flatters the score"
+            yield Fault(image, "image-duplicate", message, cure, "warning")
+            return
+    mine.append(path)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have, such as one with a zero byte
+        return False
+
+
+def _look(image: Listed, folder: Path) -> list[Fault]:
+    path = folder / image.file_name
+    try:
+        facts = look(path, listed=(image.width, image.height))
+    except BadFile as error:
+        return [Fault(image, error.kind, f"the file {path} {error.message}", error.cure)]
+    faults = [Fault(image, kind, f"the file {path} {words}", cure, weight) for kind, words, cure, weight in facts.odd]
+    if (image.width, image.height) == facts.size:
+        return faults
+    shown, listed = f"{facts.size[0]} x {facts.size[1]}", f"{image.width} x {image.height}"
+    if facts.size != facts.raw:
+        message = f"the file {path} is read as {shown} pixels, turned by its EXIF orientation, but {listed} are listed"
+        cure = "list the turned size and boxes, or remove the orientation"
+    else:
+        message = f"the file {path} is {shown} pixels, but {listed} are listed"
+        cure = "correct width and height, the boxes are in these pixels"
+    return [Fault(image, "image-size", message, cure), *faults]
+
+
+# What a file may be that is read otherwise than it looks: kind, what is said of it, the cure.
+_Odd = tuple[str, str, str, Literal["warning", "note"]]
+_GREY: _Odd = ("image-grey", "is grey and is read as three equal channels", "nothing to do", "note")
+_TURNED: _Odd = ("image-turned", "is turned by its EXIF orientation when it is read", "nothing to do", "note")
+_DEEP: _Odd = (
+    "image-16-bit",
+    "has 16 bits a channel, of which the upper 8 are read",
+    "convert it to 8 bits with the contrast that you want",
+    "warning",
+)
+_CLEAR: _Odd = (
+    "image-alpha",
+    "has transparency, which is not read: what is hidden there appears",
+    "put it on a background, if that matters",
+    "warning",
+)
+_INKS: _Odd = (
+    "image-cmyk", "is CMYK, which is read as RGB with other colours", "convert it to RGB yourself", "warning"
+)  # fmt: skip
+
+
+def _odd(picture: Image.Image) -> tuple[_Odd, ...]:
+    """What is told of a picture's kind; nothing is decoded."""
+    found = []
+    deep = picture.mode.startswith("I") or picture.mode == "F" or ";16" in str(getattr(picture, "tile", ""))
+    if deep:
+        found.append(_DEEP)
+    elif picture.mode in ("1", "L", "LA"):
+        found.append(_GREY)
+    if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
+        found.append(_CLEAR)
+    if picture.mode == "CMYK":
+        found.append(_INKS)
+    return tuple(found)
+
+
+class BadFile(Exception):
+    """An image file that cannot be used: its kind of fault, what is said of it after its name, and the cure."""
+
+    def __init__(self, kind: str, message: str, cure: str) -> None:
+        super().__init__(kind, message, cure)
+        self.kind, self.message, self.cure = kind, message, cure
+
+
+class Facts(NamedTuple):
+    """An image file: (width, height) as it is read and as it lies in the file, and what is odd about it."""
+
+    size: tuple[int, int]
+    raw: tuple[int, int]
+    odd: tuple[_Odd, ...] = ()
+
+
+def look(path: Path, *, listed: tuple[int, int] | None = None) -> Facts:
+    """Look at a file without decoding it where that can be helped; BadFile where it is not a whole image.
+
+    listed: the (width, height) that it should have; a file that has them, unturned, need not be decoded.
+    """
+    again = "copy or download it again"
+    try:
+        if path.stat().st_size == 0:
+            raise BadFile("image-truncated", "is empty", again)
+        with Image.open(path) as picture:
+            size = raw = picture.size
+            # The reader turns a picture as its EXIF says. It is asked itself where that may be: that means decoding.
+            odd, orientation = _odd(picture), _orientation(picture)
+            doubt = orientation >= 5 or (listed is not None and raw != listed)
+            if 2 <= orientation <= 8:
+                odd = (*odd, _TURNED)
+            if str(picture.format) not in _ENDS and not cv2.haveImageReader(str(path)):
+                message = f"is {picture.format}, which OpenCV does not read here"
+                raise BadFile("image-format", message, "convert it to PNG or JPEG")
+            if not _ends_well(path, str(picture.format)):
+                picture.load()  # decodes it all: the only way to be sure
+                # Pillow is content with a PNG that has its pixels but no end; OpenCV, which will read it, is not.
+                if picture.format == "PNG" and _ENDS["PNG"] not in path.read_bytes():
+                    raise OSError("its end is missing")
+        if doubt:
+            size = _size_as_read(path)
+    except (OSError, ValueError, SyntaxError, cv2.error, Image.DecompressionBombError) as error:
+        reason = str(error).split("\n")[0].replace(f" {str(path)!r}", "")
+        raise BadFile("image-truncated", f"is truncated or no image ({reason})", again) from error
+    return Facts(size, raw, odd)
+
+
+def _hush() -> None:
+    """Pillow warns of spoilt tags on its own, in its own words; what cannot be used is told in ours."""
+    warnings.filterwarnings("ignore", module=r"PIL\..*")
+
+
+def require_whole(path: Path) -> None:
+    """DataError where a file is not a whole image."""
+    _hush()
+    try:
+        look(path)
+    except BadFile as error:
+        raise DataError(f"the file {path} {error.message}; {error.cure}.") from error
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, 1 for none, 5 and more where rows and columns may be swapped; nothing is decoded."""
+    if picture.format == "PNG" and "exif" not in picture.info:
+        return 1  # asking on would decode it
+    try:
+        return int(picture.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # Pillow raises what it likes on broken EXIF
+        return 9
+
+
+def _size_as_read(path: Path) -> tuple[int, int]:
+    """Width and height as the training's reader gives them."""
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise OSError("OpenCV cannot decode it")
+    return pixels.shape[1], pixels.shape[0]
+
+
+def _ends_well(path: Path, kind: str) -> bool:
+    end = _ENDS.get(kind)
+    if end is None:
+        return False
+    with path.open("rb") as file:
+        file.seek(-len(end), os.SEEK_END)
+        return file.read() == end
+
+
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".ppm", ".pgm", ".pbm")

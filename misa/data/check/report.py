@@ -1,0 +1,104 @@
+"""What a check of a data set found."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Of each kind, so that a data set of 100k faults is told in a page; `Report.totals` counts them all.
+_KEPT = 50
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: `where` names the file and the id in it."""
+
+    kind: str
+    where: str
+    message: str
+    cure: str
+    fatal: bool = True
+    note: bool = False  # not even a warning: good to know
+
+    @property
+    def sentence(self) -> str:
+        """All of it in one sentence."""
+        return f"{self.where}: {self.message}; {self.cure}" + ("" if self.cure.endswith("?") else ".")
+
+
+class Sample(NamedTuple):
+    """An image and its boxes (x1 y1 x2 y2 in pixels) with their class names."""
+
+    path: Path
+    boxes: list[list[float]]
+    labels: list[str]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check found.
+
+    objects: boxes to train on, of the wanted classes, without crowds; empty_images: images without any.
+    problems: the first of each kind, fatal ones first; totals: how many of each kind there are in all.
+    notes: what is no problem, but good to know. samples: some images with their boxes, to look at.
+    """
+
+    annotation_file: Path
+    image_dir: Path
+    images: int = 0
+    objects: int = 0
+    crowds: int = 0
+    empty_images: int = 0
+    classes: tuple[str, ...] = ()
+    per_class: dict[str, int] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+    totals: dict[str, int] = field(default_factory=dict)
+    notes: tuple[Problem, ...] = ()
+    samples: tuple[Sample, ...] = ()
+
+    @property
+    def fatal(self) -> tuple[Problem, ...]:
+        """The problems that forbid a training."""
+        return tuple(problem for problem in self.problems if problem.fatal)
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """The problems that do not."""
+        return tuple(problem for problem in self.problems if not problem.fatal)
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing is fatal."""
+        return not self.fatal
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.annotation_file}: {self.images} images ({self.empty_images} without objects), "
+            f"{self.objects} objects in {len(self.classes)} classes, {self.crowds} crowds"
+        )
+        listed = self.problems + self.notes
+        told = Counter(problem.kind for problem in listed)
+        lines = [f"{'error' if p.fatal else 'note' if p.note else 'warning'}: {p.sentence}" for p in listed]
+        lines += [
+            f"... and {self.totals[kind] - n} more of {kind}" for kind, n in told.items() if self.totals[kind] > n
+        ]
+        return "\n".join([head, *lines])
+
+
+class _Notes:
+    """Gathers problems, and forgets all but the first of each kind."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.converted = False  # its rows then say themselves where they come from
+        self.problems: list[Problem] = []
+        self.totals: Counter[str] = Counter()
+
+    def add(self, kind: str, place: str, message: str, cure: str, *, fatal: bool = True, note: bool = False) -> None:
+        self.totals[kind] += 1
+        if self.totals[kind] <= _KEPT:
+            where = str(self.file) if not place else place if self.converted else f"{self.file}, {place}"
+            self.problems.append(Problem(kind, where, message, cure, fatal and not note, note))
+
+    def place(self, row: dict[str, Any], otherwise: str) -> str:
+        return str(row["where"]) if self.converted and "where" in row else otherwise

@@ -1,0 +1,1 @@
+"""Annotation formats that are read and written."""

@@ -1,0 +1,278 @@
+"""PASCAL VOC 2012 and SBD as COCO annotations: one instance a number of SegmentationObject or of SBD's inst.
+
+Images of VOC's train and val lists have VOC's own masks, whose border (255) belongs to no object; the further images of
+train_aug have SBD's (Hariharan et al. 2011), which have no such border. Masks are RLE, area is the mask's, the box is
+the mask's extent, nothing is a crowd. The PNGs do not say what is difficult, so nothing is left out.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from pycocotools import mask as rle
+from scipy.io import loadmat
+from tqdm.auto import tqdm
+
+from misa.data.label_maps import VOC_CLASSES, VOID
+from misa.errors import UserError
+
+COUNTS = {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10582}
+"""The images of VOC 2012's lists, and of its train list with what SBD adds outside of val."""
+_THREADS = 8
+_UNPACK = "unpack the whole of VOCtrainval_11-May-2012.tar"
+
+
+class Objects(NamedTuple):
+    """An image's instances: `numbers` (h w) counts them, 0 for none; `classes` says what each one is, 1 to 20."""
+
+    numbers: NDArray[np.uint8]
+    classes: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a split came to."""
+
+    name: str
+    path: Path
+    images: int
+    objects: int
+
+    def __str__(self) -> str:
+        official = COUNTS.get(self.name)
+        other = (
+            "" if official in (None, self.images) else f" (VOC 2012 has {official:,}: the lists are not the official)"
+        )
+        return f"{self.name}: {self.images:,} images{other}, {self.objects:,} objects in {self.path}"
+
+
+def write_voc(
+    devkit: str | Path, out: str | Path, *, sbd: str | Path | None = None, train: str = "", val: str = "val"
+) -> list[Summary]:
+    """COCO layout in the new folder `out` from a VOC 2012 devkit and, for train_aug, SBD's folder.
+
+    Every list that there is becomes annotations/voc2012_<list>.json; instances_train2017.json and
+    instances_val2017.json, which training reads, are links to two of them, train2017 and val2017 to the images,
+    SegmentationClass to VOC's label maps, which know the void borders of objects; SBD's images have none.
+
+    Args:
+        devkit: VOC2012, or a folder that holds it (VOCdevkit).
+        out: must not hold annotations yet.
+        sbd: the folder with inst/ (benchmark_RELEASE/dataset), or one above it.
+        train: the list to train on; by default train_aug with `sbd`, train without.
+        val: the list to score on.
+
+    Raises:
+        UserError: something is missing, unreadable or contradicts itself.
+    """
+    root, out = voc_root(devkit), Path(out).expanduser().resolve()
+    extra = None if sbd is None else sbd_root(sbd)
+    lists = {name: _read_list(root, name) for name in ("train", "val", "trainval") if _list_path(root, name).is_file()}
+    train = train or ("train" if extra is None else "train_aug")
+    if extra is not None:
+        lists["train_aug"] = augmented(_need(lists, "train", root), _need(lists, "val", root), _sbd_names(extra))
+    chosen = {"train": train, "val": val}
+    for name in chosen.values():
+        _need(lists, name, root)
+    if (out / "annotations").exists():
+        raise UserError(f"{out} has an annotations folder already; give a new folder as out, or delete that one.")
+    own = {name for split in ("train", "val", "trainval") for name in lists.get(split, [])}
+    read = _reader(root, extra, own)
+    wanted = sorted({name for names in lists.values() for name in names})
+    with ThreadPoolExecutor(_THREADS) as pool:
+        rows = list(tqdm(pool.map(lambda n: _rows(n, *read(n)), wanted), total=len(wanted), desc="VOC", unit="image"))
+    found = dict(zip(wanted, rows, strict=True))
+    (out / "annotations").mkdir(parents=True)
+    summaries = [
+        _write(out / "annotations" / f"voc2012_{split}.json", split, names, found) for split, names in lists.items()
+    ]
+    for split, name in chosen.items():
+        os.symlink(f"voc2012_{name}.json", out / "annotations" / f"instances_{split}2017.json")
+        os.symlink(os.path.relpath(root / "JPEGImages", out), out / f"{split}2017")
+    if (root / "SegmentationClass").is_dir():  # mean IoU and masks for the teacher: with VOC's void borders
+        os.symlink(os.path.relpath(root / "SegmentationClass", out), out / "SegmentationClass")
+    return summaries
+
+
+def augmented(train: Sequence[str], val: Sequence[str], sbd: Sequence[str]) -> list[str]:
+    """train_aug: VOC's train list and all of SBD that VOC does not score on."""
+    return sorted((set(train) | set(sbd)) - set(val))
+
+
+def voc_root(folder: str | Path) -> Path:
+    """The folder with JPEGImages, at `folder` or below it."""
+    folder = Path(folder).expanduser().resolve()
+    for root in (folder, folder / "VOC2012", folder / "VOCdevkit" / "VOC2012"):
+        if (root / "JPEGImages").is_dir():
+            for part in ("SegmentationObject", "SegmentationClass", "ImageSets/Segmentation"):
+                if not (root / part).is_dir():
+                    raise UserError(f"{root} has no {part}; {_UNPACK}.")
+            return root
+    raise UserError(f"there is no VOC devkit in {folder}: no JPEGImages in it or in VOC2012 below; {_UNPACK}.")
+
+
+def sbd_root(folder: str | Path) -> Path:
+    """The folder with inst, at `folder` or below it."""
+    folder = Path(folder).expanduser().resolve()
+    for root in (folder, folder / "dataset", folder / "benchmark_RELEASE" / "dataset"):
+        if (root / "inst").is_dir():
+            return root
+    raise UserError(f"there is no SBD in {folder}: no inst folder in it or below; unpack the whole of benchmark.tgz.")
+
+
+def download_voc(folder: str | Path, *, sbd: bool = True) -> tuple[Path, Path | None]:
+    """Fetch VOC 2012 (2 GB) and SBD (1.4 GB) with torchvision; the folders for `write_voc`. Needs the internet."""
+    from torchvision.datasets import SBDataset, VOCSegmentation
+
+    folder = Path(folder).expanduser()
+    try:
+        VOCSegmentation(folder, year="2012", image_set="trainval", download=True)
+        if sbd and not (folder / "sbd" / "inst").is_dir():
+            SBDataset(folder / "sbd", mode="segmentation", download=True)
+    except (OSError, RuntimeError) as error:  # no network, a checksum that does not fit, no space
+        raise UserError(
+            f"the data could not be fetched into {folder} ({error}); fetch VOCtrainval_11-May-2012.tar and "
+            "benchmark.tgz by hand and give their folders."
+        ) from error
+    return folder / "VOCdevkit" / "VOC2012", folder / "sbd" if sbd else None
+
+
+def _list_path(root: Path, name: str) -> Path:
+    return root / "ImageSets" / "Segmentation" / f"{name}.txt"
+
+
+def _read_list(root: Path, name: str) -> list[str]:
+    return _list_path(root, name).read_text().split()
+
+
+def _need(lists: dict[str, list[str]], name: str, root: Path) -> list[str]:
+    if name not in lists:
+        hint = "; train_aug needs --sbd" if name == "train_aug" else f"; {_UNPACK}"
+        raise UserError(f"there is no list {name}: {root / 'ImageSets' / 'Segmentation'} has {', '.join(lists)}{hint}.")
+    return lists[name]
+
+
+def _sbd_names(root: Path) -> list[str]:
+    lists = [root / f"{name}.txt" for name in ("train", "val")]
+    for path in lists:
+        if not path.is_file():
+            raise UserError(f"{path} is missing; unpack the whole of benchmark.tgz.")
+    return [name for path in lists for name in path.read_text().split()]
+
+
+def _reader(root: Path, sbd: Path | None, own: set[str]) -> Callable[[str], tuple[tuple[int, int], Objects]]:
+    """Reads an image's (width, height) and objects, from VOC where VOC has them."""
+
+    def read(name: str) -> tuple[tuple[int, int], Objects]:
+        picture = root / "JPEGImages" / f"{name}.jpg"
+        with _open(picture, f"it is in a list and not on the disk; {_UNPACK}") as image:
+            size = image.size
+        objects = read_voc_objects(root, name) if name in own or sbd is None else read_sbd_objects(sbd, name)
+        if objects.numbers.shape != size[::-1]:
+            h, w = objects.numbers.shape
+            raise UserError(f"{picture} has {size[0]} x {size[1]} pixels and its masks {w} x {h}; {_UNPACK} again.")
+        return size, objects
+
+    return read
+
+
+def read_voc_objects(root: Path, name: str) -> Objects:
+    """The instances of VOC's PNGs; the void border belongs to none of them."""
+    index, classes = (_png(root / part / f"{name}.png") for part in ("SegmentationObject", "SegmentationClass"))
+    if index.shape != classes.shape:
+        raise UserError(
+            f"the PNGs of {name} in SegmentationObject and SegmentationClass differ in size; {_UNPACK} again."
+        )
+    found = {}
+    for number in np.unique(index).tolist():
+        if number in (0, VOID):
+            continue
+        under = np.bincount(classes[index == number], minlength=256)
+        under[[0, VOID]] = 0
+        label = int(under.argmax())
+        if not (under[label] and label <= len(VOC_CLASSES)):
+            raise UserError(
+                f"object {number} of {root / 'SegmentationObject' / name}.png has no class in SegmentationClass."
+            )
+        found[number] = label
+    return Objects(np.where(index == VOID, 0, index).astype(np.uint8), found)
+
+
+def read_sbd_objects(root: Path, name: str) -> Objects:
+    """The instances of SBD's inst/<name>.mat: a map of numbers and the class of each."""
+    path = root / "inst" / f"{name}.mat"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; unpack the whole of benchmark.tgz.")
+    try:
+        truth = loadmat(path, variable_names=["GTinst"])["GTinst"][0, 0]
+        index = np.asarray(truth["Segmentation"], dtype=np.uint8)
+        labels = [int(label) for label in np.ravel(truth["Categories"])]
+    except Exception as error:  # scipy raises many kinds for a file that is cut or none of MATLAB's
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be read ({reason}); unpack benchmark.tgz again.") from error
+    numbers = [number for number in np.unique(index).tolist() if number not in (0, VOID)]
+    if index.ndim != 2 or not set(numbers) <= set(range(1, len(labels) + 1)) or not set(labels) <= set(range(1, 21)):
+        raise UserError(f"{path} contradicts itself: objects {numbers}, classes {labels}; unpack benchmark.tgz again.")
+    return Objects(np.where(index == VOID, 0, index).astype(np.uint8), {n: labels[n - 1] for n in numbers})
+
+
+def _png(path: Path) -> NDArray[np.uint8]:
+    with _open(path, _UNPACK) as image:
+        if image.mode not in ("P", "L"):
+            raise UserError(f"{path} is a {image.mode} image and no palette image; {_UNPACK} again.")
+        try:
+            return np.asarray(image, dtype=np.uint8)
+        except (OSError, SyntaxError) as error:
+            raise UserError(f"{path} is damaged ({error}); {_UNPACK} again.") from error
+
+
+def _open(path: Path, cure: str) -> Image.Image:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; {cure}.")
+    try:
+        return Image.open(path)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise UserError(f"{path} is no readable image ({error}); {_UNPACK} again.") from error
+
+
+def _rows(name: str, size: tuple[int, int], objects: Objects) -> dict[str, Any]:
+    """An image and its annotations, without ids."""
+    annotations = []
+    for number, label in objects.classes.items():
+        mask = rle.encode(np.asfortranarray(objects.numbers == number, dtype=np.uint8))
+        annotations.append(
+            {
+                "category_id": label,
+                "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()},
+                "area": int(rle.area(mask)),
+                "bbox": rle.toBbox(mask).tolist(),
+                "iscrowd": 0,
+            }
+        )
+    return {"file_name": f"{name}.jpg", "width": size[0], "height": size[1], "annotations": annotations}
+
+
+def _write(path: Path, split: str, names: Sequence[str], found: dict[str, dict[str, Any]]) -> Summary:
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for place, name in enumerate(names, 1):
+        row = dict(found[name])
+        # 2007_000032 is image 2007000032 in every list.
+        image = int(name.replace("_", "")) if re.fullmatch(r"\d{4}_\d{6}", name) else place
+        for annotation in row.pop("annotations"):
+            annotations.append({"id": len(annotations) + 1, "image_id": image, **annotation})
+        images.append({"id": image, **row})
+    categories = [{"id": number, "name": name} for number, name in enumerate(VOC_CLASSES, 1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(content))
+    partial.replace(path)
+    return Summary(split, path, len(images), len(annotations))

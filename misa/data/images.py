@@ -1,0 +1,157 @@
+"""Images to predict on: files, folders of them, and the frames of videos. No annotation file is needed.
+
+Images are read as the training reads them: turned by their EXIF orientation, 8 bits, three channels; here RGB.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmcv
+import numpy as np
+from numpy.typing import NDArray
+
+from misa.data.check.image_files import IMAGES
+from misa.data.formats.coco import DataError, PathLike
+from misa.errors import did_you_mean
+
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file under the name that its results get: a relative path without suffix.
+
+    stamp: size in bytes and time of change, by which a changed file is noticed.
+    """
+
+    name: str
+    path: Path
+    stamp: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video file; its frames are named `name`/000000 and so on. frames: how many it says it has; fps: a second."""
+
+    name: str
+    path: Path
+    stamp: tuple[int, int]
+    frames: int
+    fps: float
+
+
+def find_inputs(paths: Sequence[PathLike]) -> list[Picture | Video]:
+    """The images and videos that the paths name; a folder gives all images in it and in its folders.
+
+    DataError where a path does not exist, is of another kind, or a folder holds no image.
+    """
+    found: dict[Path, tuple[Path, str]] = {}  # the file, below which folder it was found, and its name there
+    for given in paths:
+        path = Path(given).expanduser()
+        if "://" in str(given):
+            raise DataError(f"{given} is an address; download it and give the file.")
+        if os.path.isdir(path):
+            inside = [file for file in _walk(path) if file.suffix.lower() in IMAGES]
+            if not inside:
+                raise DataError(f"the folder {path} holds no image; {_what_else(path)}.")
+            for file in inside:
+                found.setdefault(file.resolve(), (path, file.relative_to(path).as_posix()))
+        elif os.path.isfile(path):
+            if path.suffix.lower() not in IMAGES + VIDEOS:
+                kinds = ", ".join(IMAGES + VIDEOS)
+                raise DataError(f"{path} is neither an image nor a video by its name; known are {kinds}.")
+            found.setdefault(path.resolve(), (path.parent, path.name))
+        else:
+            there = sorted(os.listdir(path.parent)) if os.path.isdir(path.parent) else []
+            hint = did_you_mean(path.name, there)
+            raise DataError(f"there is no image, folder or video {path}" + (hint or "; correct the path."))
+    if not found:
+        raise DataError("there are no images: give image files, a folder of them, or a video.")
+    names = _names([(below, name) for below, name in found.values()])
+    return [_input(path, name) for path, name in zip(found, names, strict=True)]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files of a folder and its folders in the order of their names; hidden ones are left out."""
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(root) / name for name in sorted(files) if not name.startswith("."))
+
+
+def _what_else(folder: Path) -> str:
+    videos = sum(file.suffix.lower() in VIDEOS for file in _walk(folder))
+    return "give its videos by their names" if videos else f"known are {', '.join(IMAGES)}"
+
+
+def _names(places: list[tuple[Path, str]]) -> list[str]:
+    """A name for each file: its path without suffix, with the suffix or the folder where that is not enough."""
+    plain = [str(Path(name).with_suffix("")) for _, name in places]
+    full = [name for _, name in places]
+    below = [f"{folder.absolute().name}/{name}" for folder, name in places]
+    names, once = plain, Counter(plain)
+    for longer in (full, below):
+        names = [name if once[name] == 1 else other for name, other in zip(names, longer, strict=True)]
+        once = Counter(names)
+    twice = [place for place, name in zip(places, names, strict=True) if once[name] > 1]
+    if twice:
+        raise DataError(
+            f"two images would both be called {twice[0][1]}: one in {twice[0][0]}, one in {twice[1][0]}; predict them "
+            "into different folders."
+        )
+    return names
+
+
+def _input(path: Path, name: str) -> Picture | Video:
+    status = path.stat()
+    stamp = status.st_size, status.st_mtime_ns
+    if path.suffix.lower() in IMAGES:
+        return Picture(name, path, stamp)
+    capture = cv2.VideoCapture(str(path))
+    try:
+        if not capture.isOpened() or not capture.grab():
+            raise DataError(f"the video {path} cannot be read by OpenCV; convert it to mp4 (H.264 or MPEG-4).")
+        frames, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
+    finally:
+        capture.release()
+    return Video(name, path, stamp, max(int(frames), 0), fps if 0 < fps < 1000 else 25.0)
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """An image (h w 3) in RGB; DataError where it is truncated or none."""
+    from misa.data.check.image_files import require_whole
+
+    require_whole(path)
+    try:
+        image: Any = mmcv.imread(path, channel_order="rgb")
+    except (cv2.error, OSError, ValueError) as error:  # spoilt in the middle, where a first look does not go
+        raise DataError(f"the file {path} cannot be decoded by OpenCV; copy or download it again.") from error
+    return np.asarray(image, dtype=np.uint8)
+
+
+def frames(video: Video, *, every: int = 1, wanted: Any = None) -> Iterator[tuple[str, NDArray[np.uint8] | None]]:
+    """Every `every`-th frame in RGB with its name; None for those that `wanted(name)` denies, which cost little."""
+    capture = cv2.VideoCapture(str(video.path))
+    try:
+        index = 0
+        while capture.grab():
+            if index % every == 0:
+                name = frame_name(video, index)
+                if wanted is not None and not wanted(name):
+                    yield name, None
+                else:
+                    there, frame = capture.retrieve()
+                    if there:
+                        yield name, np.ascontiguousarray(frame[:, :, ::-1])
+            index += 1
+    finally:
+        capture.release()
+
+
+def frame_name(video: Video, index: int) -> str:
+    """The name of a frame, counted from 0."""
+    return f"{video.name}/{index:06d}"

@@ -1,0 +1,143 @@
+"""A trained student as one small file: weights, row and class names; and its dense part as TorchScript.
+
+The file holds tensors and text only and is read with weights_only=True: reading a stranger's runs nothing in it. The
+TorchScript is a program; load one only from whom you trust.
+"""
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import misa
+from misa.engine.prediction.student import CARD, Student, for_inference, load_student
+from misa.errors import UserError
+from misa.models.students.solov2_decode import dense_outputs
+
+_FORMAT = 1
+# Sizes that the traced program is compared at, besides the one it was traced with: it must not have frozen any.
+_CHECKED = ((1, 64, 96), (2, 128, 64), (1, 96, 160))
+
+
+def export_student(checkpoint: str | Path | Student, out: str | Path) -> Path:
+    """Write the student of a run folder or checkpoint to the new file `out`; returns its path.
+
+    The teacher, the adapter of FSD, the optimiser and the states of the random generators stay behind. What it
+    predicts is what the checkpoint predicts, to the bit: see `load_student`.
+
+    Raises:
+        UserError: no student there, or `out` exists already or cannot be written.
+    """
+    student = checkpoint if isinstance(checkpoint, Student) else load_student(checkpoint, device="cpu")
+    content = {CARD: _card(student), "state_dict": {k: v.cpu() for k, v in student.model.state_dict().items()}}
+    return _put(Path(out).expanduser(), lambda partial: torch.save(content, partial))
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """A TorchScript file and the largest difference from the student that was found in checking it."""
+
+    path: Path
+    difference: float
+
+
+def export_torchscript(checkpoint: str | Path | Student, out: str | Path) -> Scripted:
+    """Write the dense part of a SOLOv2 student as TorchScript to the new file `out`, compared with the student.
+
+    Input: RGB images (b 3 h w), float32 of 0..255, resized and padded with the row's mean color to sides that are
+    multiples of 32 (the `DensePart`'s docstring says it exactly). Output: kernels (b p d), class probabilities
+    (b p c), the feature I (b d h/4 w/4), for `misa.models.students.solov2_decode.decode`. Sides and number of images
+    are free.
+
+    Not supported: what follows the dense part, since matrix NMS and the number of instances depend on the data
+    (`decode` does it in Python); students other than SOLOv2; half precision; ONNX, which needs the package of that
+    name.
+
+    Raises:
+        UserError: another student, `out` exists already or cannot be written.
+    """
+    student = checkpoint if isinstance(checkpoint, Student) else load_student(checkpoint, device="cpu")
+    if student.experiment.student != "solov2":
+        raise UserError(f"{student.path} is a {student.experiment.student}; TorchScript is there for solov2 students.")
+    dense = DensePart(student).eval()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and the head builds its grids in Python
+        program = torch.jit.trace(dense, _noise(1, 128, 128, student), check_trace=False)
+        difference = max(_differences(program, dense, student))
+    if not difference <= 1e-4:
+        raise RuntimeError(f"the traced program differs from the student by {difference:.1e}; it is not written.")
+    extra = {"card.json": _card(student)}
+
+    def save(partial: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.save(program, str(partial), _extra_files=extra)
+
+    return Scripted(_put(Path(out).expanduser(), save), difference)
+
+
+class DensePart(nn.Module):
+    """From pixels to what every grid cell says: normalisation, backbone, neck and head, without any decision.
+
+    images: RGB (b 3 h w), float, 0..255; h and w multiples of 32. Padding is `mean`, which normalises to 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.model = student.model
+        for name in ("mean", "std"):
+            self.register_buffer(name, getattr(student.model.data_preprocessor, name).detach().clone().view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Kernels (b p d), class probabilities (b p c), the feature (b d h/4 w/4)."""
+        features = self.model.extract_feat((images - self.mean) / self.std)  # type: ignore[operator]
+        return dense_outputs(self.model.mask_head(features))  # type: ignore[operator]
+
+
+def _differences(program: Any, dense: nn.Module, student: Student) -> list[float]:
+    return [
+        float((ours - theirs).abs().max())
+        for batch, h, w in _CHECKED
+        for images in [_noise(batch, h, w, student)]
+        for ours, theirs in zip(program(images), dense(images), strict=True)
+    ]
+
+
+def _noise(batch: int, h: int, w: int, student: Student) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return 255 * torch.rand(batch, 3, h, w, generator=generator).to(student.device)
+
+
+def _card(student: Student) -> str:
+    values = for_inference(student.experiment).values()
+    card = {"format": _FORMAT, "misa": misa.__version__, "classes": list(student.classes), "experiment": values}
+    return json.dumps(card)
+
+
+def _put(out: Path, write: Callable[[Path], None]) -> Path:
+    """Write a new file in one step."""
+    if out.is_dir():
+        raise UserError(f"out {out} is a folder; give the name of a new file, for example {out / 'student.pth'}.")
+    if out.exists():
+        raise UserError(f"out {out} exists already; give another name, or delete it first.")
+    partial = out.with_name(out.name + ".part")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        os.replace(partial, out)
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError of a full disk
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"out {out} cannot be written ({reason}); choose another place.") from error
+    return out

@@ -1,0 +1,202 @@
+"""The files of a prediction: the record of what is done, masks and overlays, COCO json, CSV and video.
+
+Each is put in place in one step, so that a kill leaves whole files only; the record is ahead of none of them.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from pycocotools import mask as rle
+
+from misa.data.formats.json_rows import ObjectFile
+from misa.data.images import Video
+from misa.data.rle import decode_part
+from misa.engine.prediction.student import Image, Instances
+from misa.figures.overlay import label_palette, overlay
+
+DONE = "done.jsonl"
+"""One line an image that is done: name, file, stamp, size and instances."""
+
+
+def rows_of(result: Instances) -> list[dict[str, Any]]:
+    """The instances of an image as plain values."""
+    return [
+        {
+            "label": label,
+            "score": round(float(score), 6),
+            "box": [float(side) for side in box],
+            "area": int(rle.area(runs)),
+            "segmentation": runs,
+            **({} if result.prompts is None else {"prompt": result.prompts[i]}),
+        }
+        for i, (label, score, box, runs) in enumerate(
+            zip(result.labels, result.scores, result.boxes, result.runs, strict=True)
+        )
+    ]
+
+
+def paint(folder: Path, name: str, image: Image, result: Instances, *, masks: str, pictures: bool) -> None:
+    """The PNG masks and the overlay of an image."""
+    if masks == "none" and not pictures:
+        return
+    parts = [decode_part(runs) for runs in result.runs]
+    if masks == "map":
+        _save(folder / "masks" / f"{name}.png", lambda file: instance_map(parts, result.size).save(file, format="PNG"))
+    elif masks == "each":
+        for i, (top, left, pixels) in enumerate(parts):
+            canvas = np.zeros(result.size, np.uint8)
+            canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]] = 255 * pixels
+            picture = Pillow.fromarray(canvas)
+            _save(folder / "masks" / name / f"{i + 1:04d}.png", lambda file, p=picture: p.save(file, format="PNG"))  # type: ignore[misc]
+    if pictures:
+        labels = [f"{label} {score:.2f}" for label, score in zip(result.labels, result.scores, strict=True)]
+        picture = Pillow.fromarray(overlay(image, parts, labels))
+        _save(folder / "overlay" / f"{name}.jpg", lambda file: picture.save(file, format="JPEG", quality=90))
+
+
+def forget(folder: Path, name: str, *, masks: str) -> None:
+    """Remove the pictures of an image."""
+    of_each = (folder / "masks" / name).glob("[0-9]*.png") if masks == "each" else ()
+    for path in (folder / "masks" / f"{name}.png", folder / "overlay" / f"{name}.jpg", *of_each):
+        path.unlink(missing_ok=True)
+
+
+def instance_map(parts: Sequence[tuple[int, int, NDArray[np.bool_]]], size: tuple[int, int]) -> Pillow.Image:
+    """An image (h w) of instance numbers from 1, 0 for none; where masks overlap the first is on top.
+
+    8 bits with a palette, or 16 bits for more than 255 instances.
+    """
+    wide = len(parts) > 255
+    canvas = np.zeros(size, np.uint16 if wide else np.uint8)
+    for i, (top, left, pixels) in reversed(list(enumerate(parts))):
+        canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]][pixels] = i + 1
+    picture = Pillow.fromarray(canvas)
+    if not wide:
+        picture.putpalette(label_palette())
+    return picture
+
+
+def _save(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    write(partial)
+    os.replace(partial, path)
+
+
+def records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is on record, the last line of each name only; a line cut by a kill is left out.
+
+    Without instances (None, not an empty list) a line takes back what was on record.
+    """
+    path = folder / DONE
+    if not path.is_file():
+        return
+    last = {row["name"]: number for number, row in _lines(path)}
+    for number, row in _lines(path):
+        if last[row["name"]] == number and row["instances"] is not None:
+            yield row["name"], row
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and {"name", "file", "stamp", "size", "instances"} <= row.keys():
+                yield number, row
+
+
+def ends_with_newline(path: Path) -> bool:
+    """Whether a file that is not empty ends with a line break."""
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
+def collect(folder: Path, classes: Sequence[str], *, prompted: bool) -> tuple[int, int]:
+    """Write instances.json and instances.csv from the record, one image at a time; how many images and instances.
+
+    prompted: whether the instances answer known boxes, whose numbers the CSV then has.
+    """
+    category = {name: i + 1 for i, name in enumerate(classes)}
+    images = instances = 0
+    with _Table(folder / "instances.csv", prompted) as table, ObjectFile(folder / "instances.json") as result:
+        result.value("categories", [{"id": i, "name": name} for name, i in category.items()])
+        with result.rows("images") as add:
+            for images, (_, row) in enumerate(records(folder), 1):
+                h, w = row["size"]
+                add({"id": images, "file_name": row["file"], "height": h, "width": w})
+        with result.rows("annotations") as add:
+            for image, (name, row) in enumerate(records(folder), 1):
+                for number, found in enumerate(row["instances"], 1):
+                    instances += 1
+                    x1, y1, x2, y2 = found["box"]
+                    add(
+                        {
+                            "id": instances,
+                            "image_id": image,
+                            "category_id": category[found["label"]],
+                            "bbox": [x1, y1, x2 - x1, y2 - y1],
+                            "area": found["area"],
+                            "iscrowd": 0,
+                            "score": found["score"],
+                            "segmentation": found["segmentation"],
+                        }
+                    )
+                    table.add(name, number, found)
+    return images, instances
+
+
+class _Table:
+    """instances.csv: a line an instance, put in place when it is complete."""
+
+    def __init__(self, path: Path, prompted: bool) -> None:
+        self.path, self.prompted = path, prompted
+
+    def __enter__(self) -> "_Table":
+        self.file = self.path.with_name(self.path.name + ".part").open("w", newline="")
+        self.writer = csv.writer(self.file)
+        self.writer.writerow(
+            ["image", "number", "label", "score", "x1", "y1", "x2", "y2", "area", *(["box"] if self.prompted else [])]
+        )
+        return self
+
+    def add(self, name: str, number: int, found: Mapping[str, Any]) -> None:
+        """A line; `number` is the pixel value in the image's mask."""
+        box = [f"{side:g}" for side in found["box"]]
+        tail = [found["prompt"] + 1] if self.prompted else []
+        self.writer.writerow([name, number, found["label"], found["score"], *box, found["area"], *tail])
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self.file.close()
+        if kind is None:
+            os.replace(self.file.name, self.path)
+
+
+def film(folder: Path, video: Video, every: int) -> None:
+    """The overlays of a video's frames as an mp4, where there is none that is newer than they."""
+    target = folder / "overlay" / f"{video.name}.mp4"
+    pictures = sorted((folder / "overlay" / video.name).glob("*.jpg"))
+    newest = max((picture.stat().st_mtime_ns for picture in pictures), default=0)
+    if not pictures or (target.exists() and target.stat().st_mtime_ns > newest):
+        return
+    partial = target.with_name(f".{target.name}.part.mp4")  # OpenCV goes by the suffix
+    h, w = cv2.imread(str(pictures[0])).shape[:2]  # type: ignore[union-attr]
+    writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*"mp4v"), video.fps / every, (w, h))  # type: ignore[attr-defined]
+    try:
+        for picture in pictures:
+            writer.write(cv2.imread(str(picture)))  # type: ignore[arg-type]
+    finally:
+        writer.release()
+    os.replace(partial, target)

@@ -1,0 +1,326 @@
+"""Predictions of a student on images, folders and videos: masks, overlays, COCO json and CSV; no annotations needed.
+
+    from misa.engine.prediction.predict import predict
+    predict("runs/demo", ["photos", "film.mp4"], out="results")
+
+For arrays in memory see `misa.engine.prediction.student.find`, for known boxes
+`misa.engine.prediction.known_boxes.find_boxes`.
+"""
+
+import dataclasses
+import json
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from misa.data.formats.coco import DataError, PathLike
+from misa.data.images import Picture, Video, find_inputs, frames, read_image
+from misa.engine.prediction.files import DONE, collect, ends_with_newline, film, forget, paint, records, rows_of
+from misa.engine.prediction.known_boxes import find_boxes
+from misa.engine.prediction.student import Image, Instances, Student, find, load_student
+from misa.engine.prediction.tiling import find_tiled
+from misa.errors import UserError
+from misa.experiment import require_types
+from misa.files import held, read_json, write_json
+
+MASKS = ("map", "each", "none")
+"""One indexed PNG an image, one PNG an instance, or none."""
+_CARD = "predict.json"
+
+
+class _Frame(NamedTuple):
+    """An image on its way: the name of its results, its file, by what a change is noticed, and its pixels."""
+
+    name: str
+    file: str
+    stamp: tuple[int, ...]
+    image: Image
+
+
+class Boxes(NamedTuple):
+    """Known boxes of an image: `boxes` (n 4, x1 y1 x2 y2 in pixels) and `labels`, None where unknown."""
+
+    boxes: NDArray[np.float64]
+    labels: list[str | None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the predictions of a folder; the same values again go on with it. See `predict`."""
+
+    score: float = 0.3
+    mask: float | None = None
+    tile: int | None = None
+    overlap: int = 128
+    every: int = 1
+    masks: Literal["map", "each", "none"] = "map"
+    overlay: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("score", "mask"):
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not 0 <= value <= 1:
+                raise UserError(f"{name} must be from 0 to 1, not {value!r}.")
+        if self.masks not in MASKS:
+            raise UserError(f"masks must be one of {', '.join(MASKS)}, not {self.masks!r}.")
+        try:
+            require_types(self, "predict")
+        except TypeError as error:
+            raise UserError(f"{error}, which is of another type than asked for.") from error
+        if self.tile is not None and self.tile < 32:
+            raise UserError(f"tile must be at least 32 pixels, not {self.tile}.")
+        if self.tile is not None and not 0 <= self.overlap < self.tile:
+            raise UserError(f"overlap must be at least 0 and below tile ({self.tile}), not {self.overlap}.")
+        if self.every < 1:
+            raise UserError(f"every must be at least 1, not {self.every}.")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What `predict` has written: the folder, how many images and instances it holds, and which images failed."""
+
+    folder: Path
+    images: int
+    instances: int
+    failed: dict[str, str]
+
+
+def predict(
+    checkpoint: str | Path | Student,
+    inputs: PathLike | Sequence[PathLike],
+    *,
+    out: PathLike,
+    boxes: Mapping[str, Boxes] | None = None,
+    batch: int = 1,
+    device: str = "auto",
+    **options: Any,
+) -> Predictions:
+    """Predict on image files, folders and videos, and write everything into the folder `out`.
+
+    `out` gets masks/ (PNG), overlay/ (JPEG; of a video also an mp4), instances.json (a COCO file: images, categories,
+    annotations with run lengths and scores) and instances.csv. The same call again goes on where it was stopped, and
+    looks at new or changed images only.
+
+    Args:
+        checkpoint: a run folder, a checkpoint in it, a file made by `misa export`, or a loaded student.
+        inputs: files and folders; results are named by their paths.
+        out: a new folder, or one that the same call has made.
+        boxes: known boxes by image name; then these boxes get a mask each (`find_boxes`), and images without any are
+            left out.
+        batch: images that run together; the result depends on it by rounding only.
+        device: "cpu", "cuda", "cuda:1", or "auto".
+        options: the fields of `Options`: score, mask (least score of an instance, least probability of a pixel),
+            tile and overlap (pixels; very large images in parts), every (of a video: each so many frames), masks
+            ("map": an indexed PNG an image, the pixel's number is that in the CSV; "each": a PNG an instance;
+            "none"), overlay.
+
+    Raises:
+        UserError: wrong input, before anything is written. Images that cannot be read are told in `failed`.
+    """
+    try:
+        chosen = Options(**options)
+    except TypeError as error:
+        names = ", ".join(field.name for field in dataclasses.fields(Options))
+        raise UserError(f"predict: {str(error).split('() ')[-1]}; the options are {names}.") from error
+    if batch < 1:
+        raise UserError(f"batch must be at least 1, not {batch}.")
+    if boxes is not None and chosen.tile is not None:
+        raise UserError("boxes and tile do not go together: known boxes are looked at in the whole image.")
+    found = find_inputs([inputs] if isinstance(inputs, str | os.PathLike) else list(inputs))
+    student = checkpoint if isinstance(checkpoint, Student) else load_student(checkpoint, device=device)
+    known = _boxes_by_name(boxes, found, student) if boxes is not None else None
+    folder = Path(out).expanduser().resolve()
+    with held(folder, "out"):
+        _require_own(folder, _settings(student, chosen, known))
+        failed = _work(student, found, folder, chosen, known, batch)
+        images, instances = collect(folder, student.classes, prompted=known is not None)
+        for item in found:
+            if chosen.overlay and isinstance(item, Video):
+                film(folder, item, chosen.every)
+        return Predictions(folder, images, instances, failed)
+
+
+def _settings(student: Student, options: Options, boxes: Mapping[str, Boxes] | None) -> dict[str, Any]:
+    settings: dict[str, Any] = {"weights": student.digest, "classes": list(student.classes)}
+    settings |= {f"options.{name}": value for name, value in dataclasses.asdict(options).items()}
+    return settings | {"boxes": boxes is not None}
+
+
+def _require_own(folder: Path, settings: dict[str, Any]) -> None:
+    """UserError where the folder holds something else than predictions with these settings."""
+    card = folder / _CARD
+    before = read_json(card)
+    if before is None:
+        others = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+        if others:
+            raise UserError(f"out {folder} holds {others[0]} and no predictions; choose a new folder.")
+        write_json(card, settings)
+        return
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise UserError(
+                f"out {folder} was made with other settings ({name.removeprefix('options.')} is {before.get(name)} "
+                f"there and {value} here); choose another folder or delete that one."
+            )
+
+
+def _work(
+    student: Student,
+    inputs: Sequence[Picture | Video],
+    folder: Path,
+    options: Options,
+    boxes: Mapping[str, Boxes] | None,
+    batch: int,
+) -> dict[str, str]:
+    """Predict what is not done yet, one record a line; returns what failed."""
+    outdated = _outdated(inputs, folder)
+    done = {name: row["stamp"] for name, row in records(folder)}
+    failed: dict[str, str] = {}
+    # A line that a kill has cut is ended, so that the next one is whole.
+    with (folder / DONE).open("a+b") as record:
+        if record.tell() and not ends_with_newline(folder / DONE):
+            record.write(b"\n")
+        for row in outdated:
+            forget(folder, row["name"], masks=options.masks)
+            record.write(json.dumps(row | {"instances": None}).encode() + b"\n")
+        for group in _batches(_images(inputs, options, done, boxes, failed), batch):
+            results = _find(student, group, options, boxes, failed, batch)
+            for frame, result in zip(group, results, strict=True):
+                if result is None:
+                    continue
+                forget(folder, frame.name, masks=options.masks)
+                paint(folder, frame.name, frame.image, result, masks=options.masks, pictures=options.overlay)
+                row = {"name": frame.name, "file": frame.file, "stamp": frame.stamp, "size": result.size}
+                row["instances"] = rows_of(result)
+                # After its pictures: what is on record is there.
+                record.write(json.dumps(row).encode() + b"\n")
+                record.flush()
+    return failed
+
+
+def _find(
+    student: Student,
+    group: Sequence[_Frame],
+    options: Options,
+    boxes: Mapping[str, Boxes] | None,
+    failed: dict[str, str],
+    batch: int,
+) -> list[Instances | None]:
+    if boxes is not None:
+        results: list[Instances | None] = []
+        for frame in group:
+            try:
+                results.append(find_boxes(student, frame.image, *boxes[frame.name], mask=options.mask))
+            except UserError as error:
+                failed[frame.name] = f"{frame.file}: {error}"
+                results.append(None)
+        return results
+    try:
+        if options.tile is not None:
+            side, overlap = options.tile, options.overlap
+            return [
+                find_tiled(
+                    student, f.image, side=side, overlap=overlap, batch=batch, score=options.score, mask=options.mask
+                )
+                for f in group
+            ]
+        return list(find(student, [f.image for f in group], score=options.score, mask=options.mask))
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{group[0].file} does not fit into the memory of {student.device}; set a smaller batch, tile, or device "
+            "cpu."
+        ) from error
+
+
+def _images(
+    inputs: Sequence[Picture | Video],
+    options: Options,
+    done: Mapping[str, list[int]],
+    boxes: Mapping[str, Boxes] | None,
+    failed: dict[str, str],
+) -> Iterator[_Frame]:
+    """Everything that is still to be predicted, with a progress bar."""
+    total = sum(-(-item.frames // options.every) if isinstance(item, Video) else 1 for item in inputs)
+    with tqdm(total=total, desc="predict", unit="image", disable=None) as bar:
+        for item in inputs:
+            stamp = _stamp(item, boxes)
+
+            def wanted(name: str, stamp: tuple[int, ...] = stamp) -> bool:
+                return done.get(name) != list(stamp) and (boxes is None or name in boxes)
+
+            if isinstance(item, Picture):
+                if wanted(item.name):
+                    try:
+                        file = (Path(item.name).parent / item.path.name).as_posix()
+                        yield _Frame(item.name, file, stamp, read_image(item.path))
+                    except DataError as error:
+                        failed[item.name] = str(error)
+                bar.update()
+                continue
+            for name, frame in frames(item, every=options.every, wanted=wanted):
+                if frame is not None:
+                    yield _Frame(name, name, stamp, frame)
+                bar.update()
+
+
+def _stamp(item: Picture | Video, boxes: Mapping[str, Boxes] | None) -> tuple[int, ...]:
+    """What tells that an input, or what is known of it, has changed."""
+    if boxes is None or item.name not in boxes:
+        return item.stamp
+    known = boxes[item.name]
+    text = json.dumps([np.asarray(known.boxes, dtype=float).tolist(), known.labels])
+    return (*item.stamp, zlib.crc32(text.encode()))
+
+
+def _outdated(inputs: Sequence[Picture | Video], folder: Path) -> list[dict[str, Any]]:
+    """Records of frames that a video had before it changed, and of images under names that they no longer have."""
+    videos = {item.name: list(item.stamp) for item in inputs if isinstance(item, Video)}
+    names = {(Path(i.name).parent / i.path.name).as_posix(): i.name for i in inputs if isinstance(i, Picture)}
+    now = set(names.values())
+    return [
+        row
+        for name, row in records(folder)
+        if name not in now
+        and (videos.get(name.rpartition("/")[0], row["stamp"]) != row["stamp"] or row["file"] in names)
+    ]
+
+
+def _batches(images: Iterable[_Frame], size: int) -> Iterator[list[_Frame]]:
+    group: list[_Frame] = []
+    for item in images:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _boxes_by_name(given: Mapping[str, Boxes], inputs: Sequence[Picture | Video], student: Student) -> dict[str, Boxes]:
+    """The boxes of each input by its name; UserError where none of them is of an input, or a label is unknown."""
+    plain = {str(Path(name).with_suffix("")): value for name, value in given.items()}
+    # By the file's name alone where there is but one of it on either side.
+    alone = {Path(name).name: value for name, value in given.items()}
+    once = Counter(Path(name).name for name in given) + Counter(item.path.name for item in inputs)
+    known: dict[str, Boxes] = {}
+    for item in inputs:
+        if isinstance(item, Video):
+            raise UserError(f"boxes are for images; {item.path} is a video.")
+        file = (Path(item.name).parent / item.path.name).as_posix()
+        for table, key in ((given, file), (given, item.name), (plain, item.name), (alone, item.path.name)):
+            if key in table and (table is not alone or once[key] == 2):
+                known[item.name] = table[key]
+                break
+    if not known:
+        some = next(iter(given), "no image")
+        raise UserError(f"no box is of an image that was given: boxes are of {some}, the images are {inputs[0].name}.")
+    return known

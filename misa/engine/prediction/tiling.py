@@ -1,0 +1,173 @@
+"""Very large images in overlapping tiles, each predicted as an image of its own, and put together again.
+
+Axes: n instance · h row · w column.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from misa.data.rle import decode_part, encode_part
+from misa.engine.prediction.student import Image, Instances, Student, extent, find
+from misa.models.students.solov2_decode import Part
+
+# Two masks are one object where they agree on what both tiles see: intersection over union there.
+_SAME = 0.5
+
+
+class Tile(NamedTuple):
+    """A part of an image: rows `top` to `bottom`, columns `left` to `right`."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+
+class _Piece(NamedTuple):
+    """What a tile shows of an object: its mask within its extent, in pixels of the whole image."""
+
+    tile: int
+    label: str
+    score: float
+    top: int
+    left: int
+    pixels: NDArray[np.bool_]
+
+    @property
+    def part(self) -> Part:
+        """Where it is."""
+        return Part(self.top, self.left, self.pixels)
+
+
+def tiles(size: tuple[int, int], side: int, overlap: int) -> list[Tile]:
+    """Squares of `side` pixels that cover an image of `size` (h, w); neighbours share `overlap` pixels or more."""
+    if not 0 <= overlap < side:
+        raise ValueError(f"overlap must be at least 0 and below side ({side}); got {overlap}.")
+    rows, columns = (_starts(length, side, side - overlap) for length in size)
+    return [Tile(y, x, min(y + side, size[0]), min(x + side, size[1])) for y in rows for x in columns]
+
+
+def _starts(length: int, side: int, step: int) -> list[int]:
+    if length <= side:
+        return [0]
+    count = -(-(length - side) // step) + 1
+    return [round(i * (length - side) / (count - 1)) for i in range(count)]
+
+
+def find_tiled(
+    student: Student,
+    image: Image,
+    *,
+    side: int,
+    overlap: int,
+    batch: int = 1,
+    score: float = 0.3,
+    mask: float | None = None,
+) -> Instances:
+    """`find` on tiles of `side` pixels, with what neighbouring tiles show of one object joined.
+
+    Objects of one class are joined where the overlap of two tiles shows the same mask in both. A joined object has
+    the best score of its pieces. An object is found only if a tile shows enough of it: take `side` some times larger.
+    A tile is resized as the row's test images are; it is seen pixel by pixel where `side` is the row's test size.
+    """
+    places = tiles((image.shape[0], image.shape[1]), side, overlap)
+    pieces: list[_Piece] = []
+    for first in range(0, len(places), batch):
+        some = places[first : first + batch]
+        crops = [image[t.top : t.bottom, t.left : t.right] for t in some]
+        for i, (tile, found) in enumerate(zip(some, find(student, crops, score=score, mask=mask), strict=True), first):
+            for label, value, runs in zip(found.labels, found.scores, found.runs, strict=True):
+                top, left, pixels = decode_part(runs)
+                pieces.append(_Piece(i, label, float(value), tile.top + top, tile.left + left, pixels))
+    return _joined(pieces, places, (image.shape[0], image.shape[1]))
+
+
+def _joined(pieces: Sequence[_Piece], places: Sequence[Tile], size: tuple[int, int]) -> Instances:
+    mine: dict[int, list[int]] = {}
+    for i, piece in enumerate(pieces):
+        mine.setdefault(piece.tile, []).append(i)
+    sides = np.array(places).reshape(-1, 4)
+    pairs = []
+    for tile, own in mine.items():
+        # Only what neighbouring tiles show can be one object.
+        near = (sides[:tile, :2] < sides[tile, 2:]).all(axis=1) & (sides[:tile, 2:] > sides[tile, :2]).all(axis=1)
+        for other in np.flatnonzero(near).tolist():
+            pairs += [(i, j) for i in own for j in mine.get(other, ()) if _same(pieces[i], pieces[j], places)]
+    graph = coo_array((np.ones(len(pairs)), np.array(pairs, int).reshape(-1, 2).T), shape=(len(pieces),) * 2)
+    count, groups = connected_components(graph, directed=False) if pieces else (0, np.zeros(0, int))
+    members: list[list[_Piece]] = [[] for _ in range(count)]
+    for piece, group in zip(pieces, groups.tolist(), strict=True):
+        members[group].append(piece)
+    whole = [_union(group) for group in members]
+    whole.sort(key=lambda piece: -piece.score)
+    return Instances(
+        size,
+        np.array([p.score for p in whole], dtype=float),
+        tuple(p.label for p in whole),
+        np.array([extent(p.part) for p in whole], dtype=float).reshape(-1, 4),
+        tuple(encode_part(p.pixels, p.top, p.left, size) for p in whole),
+    )
+
+
+def _same(a: _Piece, b: _Piece, places: Sequence[Tile]) -> bool:
+    if a.label != b.label or a.tile == b.tile:
+        return False
+    one, other = places[a.tile], places[b.tile]
+    top, left = max(one.top, other.top), max(one.left, other.left)
+    bottom, right = min(one.bottom, other.bottom), min(one.right, other.right)
+    if top >= bottom or left >= right:
+        return False
+    shared = Tile(top, left, bottom, right)
+    if not (_touches(a, shared) and _touches(b, shared)):
+        return False
+    # Only the extent of both within what the tiles share is looked at.
+    window = Tile(
+        max(top, min(a.top, b.top)),
+        max(left, min(a.left, b.left)),
+        min(bottom, max(a.top + a.pixels.shape[0], b.top + b.pixels.shape[0])),
+        min(right, max(a.left + a.pixels.shape[1], b.left + b.pixels.shape[1])),
+    )
+    first, second = _cut(a, window), _cut(b, window)
+    union = int((first | second).sum())
+    return union > 0 and int((first & second).sum()) >= _SAME * union
+
+
+def _touches(piece: _Piece, tile: Tile) -> bool:
+    h, w = piece.pixels.shape
+    return (
+        piece.top < tile.bottom and piece.top + h > tile.top and piece.left < tile.right and piece.left + w > tile.left
+    )
+
+
+def _cut(piece: _Piece, window: Tile) -> NDArray[np.bool_]:
+    """A piece's pixels within a window of the image."""
+    canvas = np.zeros((window.bottom - window.top, window.right - window.left), bool)
+    top, left = max(piece.top, window.top), max(piece.left, window.left)
+    bottom = min(piece.top + piece.pixels.shape[0], window.bottom)
+    right = min(piece.left + piece.pixels.shape[1], window.right)
+    if top < bottom and left < right:
+        canvas[top - window.top : bottom - window.top, left - window.left : right - window.left] = piece.pixels[
+            top - piece.top : bottom - piece.top, left - piece.left : right - piece.left
+        ]
+    return canvas
+
+
+def _union(pieces: Sequence[_Piece]) -> _Piece:
+    best = max(pieces, key=lambda piece: piece.score)
+    if len(pieces) == 1:
+        return best
+    window = Tile(
+        min(p.top for p in pieces),
+        min(p.left for p in pieces),
+        max(p.top + p.pixels.shape[0] for p in pieces),
+        max(p.left + p.pixels.shape[1] for p in pieces),
+    )
+    pixels = np.zeros((window.bottom - window.top, window.right - window.left), bool)
+    for piece in pieces:
+        pixels |= _cut(piece, window)
+    return _Piece(best.tile, best.label, best.score, window.top, window.left, pixels)

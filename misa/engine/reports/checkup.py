@@ -1,0 +1,88 @@
+"""Looks at a whole data set before any training, and draws some of it: `misa check`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mmcv
+import numpy as np
+
+from misa.data.check.annotations import Twins, check_coco, has_masks
+from misa.data.check.report import Report, Sample
+from misa.data.formats.coco import DataError, PathLike
+from misa.data.formats.convert import open_layout
+from misa.errors import UserError
+from misa.figures.plots import sample_grid
+
+SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """The report of each annotation file, and where the picture of some images is; None where there is none."""
+
+    reports: tuple[Report, ...]
+    picture: Path | None
+
+    @property
+    def usable(self) -> bool:
+        """Whether one can train on it."""
+        return all(report.usable for report in self.reports)
+
+    def __str__(self) -> str:
+        lines = [str(report) for report in self.reports]
+        if self.picture is not None:
+            lines.append(f"some of its images with their boxes: {self.picture}")
+        return "\n\n".join(lines)
+
+
+def check_data(
+    data: PathLike, *, images: PathLike | None = None, picture: PathLike | None = None, count: int = SAMPLES
+) -> Checkup:
+    """Check a data set: a folder in COCO layout, of VOC xml or csv, a csv, or one COCO json with its folder of images.
+
+    Every image file is opened; those of equal content are told, also across the splits. picture: where some images
+    with their boxes are drawn; None: nowhere.
+
+    Raises:
+        UserError: there is no data set, or the picture cannot be written.
+    """
+    path = Path(data).expanduser()
+    twins: Twins = {}
+    options = {"verify_images": "open", "twins": twins, "samples": -(-count // 2)}
+    if path.suffix.lower() == ".json" and path.is_file():
+        folder = path.parent if images is None else Path(images).expanduser()
+        purpose = "eval" if has_masks(path) else "train"
+        reports = [check_coco(path, folder, purpose=purpose, **{**options, "samples": count})]  # type: ignore[arg-type]
+    elif images is not None:
+        raise DataError(f"images goes with one COCO json; {path} is none.")
+    else:
+        layout = open_layout(path)
+        options["alone"] = layout.train.images != layout.val.images
+        train = check_coco(*layout.train, **options)  # type: ignore[arg-type]
+        purpose = "eval" if has_masks(layout.val.annotations) else "boxes"
+        val = check_coco(*layout.val, classes=train.classes, purpose=purpose, **options)  # type: ignore[arg-type]
+        reports = [train, val]
+    shown = [sample for report in reports for sample in report.samples][:count]
+    return Checkup(tuple(reports), None if picture is None else _draw(shown, Path(picture).expanduser()))
+
+
+def _draw(samples: list[Sample], path: Path) -> Path | None:
+    """A grid of the images that can be read."""
+    cells = []
+    for sample in samples:
+        try:
+            image = mmcv.imread(sample.path, channel_order="rgb")
+        except Exception:  # it is in the report; OpenCV and mmcv raise what they like
+            continue
+        if image is None:
+            continue
+        boxes = np.array(sample.boxes, dtype=float).reshape(-1, 4)
+        cells.append({"image": image, "boxes": boxes, "labels": sample.labels, "title": sample.path.name[-24:]})
+    if not cells:
+        return None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sample_grid(cells, columns=4).savefig(path, dpi=200)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the picture {path} cannot be written ({error}); give another name, or none.") from error
+    return path

@@ -1,0 +1,106 @@
+"""Score a checkpoint, or the untrained network, on a run's validation data or on other data."""
+
+import importlib.util
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from misa.data.source import Source
+from misa.engine.runs.checkpoints import last_checkpoint, load_weights
+from misa.engine.runs.folder import Run, opened, recorded
+from misa.engine.runs.scores import DETECTIONS, MERGE_SCORE, score_merged, scored
+from misa.engine.training.config import run_config
+from misa.engine.training.runner import choose_device, quiet_runner
+from misa.errors import UserError
+from misa.evaluation.details import detailed
+from misa.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run folder's row, parameters and chosen checkpoint; None for the untrained network."""
+
+    experiment: Experiment
+    folder: Path
+    params: dict[str, Any]
+    checkpoint: Path | None
+
+
+def evaluate(
+    run_folder: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    data_root: str | Path | None = None,
+    merged: bool = False,
+    merge_score: float = MERGE_SCORE,
+    details: bool = False,
+    boundary: bool = False,
+    predictions: str | Path | None = None,
+    gpus: int | None = None,
+    workers: int = 0,
+    threads: int = 1,
+) -> Run:
+    """Mask AP of a run's checkpoint (default: its last; "none": the untrained network); mIoU of a teacher's.
+
+    `merged` scores a student by mIoU as well: its instances of `merge_score` or more painted into one label map, the
+    better on top (Figure 1). `details` adds AP a class and precision-recall curves, `boundary` the AP of boundaries,
+    which needs the package faster-coco-eval. `predictions` keeps a student's detections as a COCO results file.
+    Nothing in the run folder changes. gpus, workers, threads: as in `train`.
+
+    Raises:
+        UserError: no run folder, no checkpoint, another model's checkpoint, unusable data.
+    """
+    if boundary and importlib.util.find_spec("faster_coco_eval") is None:
+        raise UserError("boundary AP needs the package faster-coco-eval; pip install it.")
+    run = load_run(run_folder, checkpoint=checkpoint, gpus=gpus, threads=threads)
+    experiment, source, folder, _ = opened(run_folder, data_root=data_root)
+    if merged and not source.masks:
+        raise UserError(f"mean IoU compares with true masks, and {source.val.annotations} has none; leave miou out.")
+    if predictions is not None and experiment.semantic is not None:
+        raise UserError(f"{folder} is a semantic teacher, which detects nothing; leave predictions out.")
+    with tempfile.TemporaryDirectory() as scratch:
+        predict_split(run, source, Path(scratch), workers=workers)
+        metrics = scored(experiment, source, Path(scratch))
+        detections = Path(scratch) / DETECTIONS
+        if predictions is not None:
+            shutil.copyfile(detections, predictions)
+        if merged and experiment.semantic is None:
+            metrics |= score_merged(source, detections, limit=experiment.limit, threshold=merge_score)
+        if (details or boundary) and experiment.semantic is None and source.masks:
+            metrics |= detailed(
+                source.val.annotations,
+                detections,
+                limit=experiment.limit,
+                classes=source.classes,
+                boundary=boundary,
+            )
+    return Run(experiment, folder, source, metrics)
+
+
+def load_run(
+    run_folder: str | Path, *, checkpoint: str | Path | None = None, gpus: int | None = None, threads: int = 1
+) -> Trained:
+    """A run folder to predict with; sets device and threads. UserError where there is no run or no checkpoint."""
+    choose_device(gpus, threads)
+    experiment, folder, params = recorded(run_folder)
+    path = None if checkpoint == "none" else Path(checkpoint) if checkpoint else last_checkpoint(folder)
+    return Trained(experiment, folder, params, path)
+
+
+def predict_split(run: Trained, source: Source, target: Path, *, workers: int = 0) -> None:
+    """Write what the network predicts on the validation split of `source` into `target`, as a training does."""
+    config = run_config(
+        # A checkpoint fills everything: no pre-trained weights are fetched for it.
+        run.experiment if run.checkpoint is None else run.experiment.but(network={"pretrained": False}),
+        source,
+        folder=target,
+        seed=run.params["seed"],
+        workers=workers,
+    )
+    runner = quiet_runner(config)
+    runner.model.init_weights()
+    if run.checkpoint is not None:
+        load_weights(runner.model, run.checkpoint)
+    runner.test()

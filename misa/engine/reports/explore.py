@@ -1,0 +1,246 @@
+"""Images as a trained student and its teacher see them, for the notebooks and figures."""
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmdet.models.detectors import Mask2Former, SOLOv2
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from misa.data.pipeline import MEAN, STD
+from misa.data.scenes.scenes import Scene, Scenes
+from misa.data.source import Source
+from misa.engine.runs.checkpoints import last_checkpoint, load_weights
+from misa.engine.runs.folder import opened, teacher_place
+from misa.engine.runs.samples import boxed, stacked_objects
+from misa.engine.runs.teacher import load_teacher
+from misa.engine.training.train import train
+from misa.errors import UserError
+from misa.evaluation.ap import read_truth
+from misa.experiment import Experiment
+from misa.figures.example import Example
+from misa.losses.distillation import spread_unit
+from misa.models.students.base import BoxSupervised
+from misa.models.students.table import model_config
+from misa.models.teacher.semask import SeMask
+from misa.rows import find_row, teacher_row
+
+STRIDE = 4
+
+
+@dataclass(frozen=True)
+class Networks:
+    """A run's student and teacher, either of which may be missing, and the data that they were made for."""
+
+    experiment: Experiment
+    source: Source
+    teacher: SeMask | None
+    student: nn.Module | None
+    folders: tuple[Path, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the categories, in the order of the labels and of K's rows."""
+        return self.source.classes
+
+    def image_ids(self) -> list[int]:
+        """The validation images."""
+        ids: list[int] = read_truth(self.source.val.annotations).getImgIds()
+        return ids
+
+    def example(self, image_id: int) -> Example:
+        """A validation image as the networks see it; UserError where there is none of that id."""
+        truth = read_truth(self.source.val.annotations)
+        if image_id not in truth.imgs:
+            ids = truth.getImgIds()
+            raise UserError(
+                f"{self.source.val.annotations} has no image {image_id}; it has {len(ids)}, the first are "
+                f"{', '.join(map(str, ids[:5]))}."
+            )
+        sample = boxed(truth, self.source.val, self.classes, image_id)
+        masks = stacked_objects(truth, self.classes, image_id) if self.source.masks else None
+        labels = tuple(self.classes.index(name) for name in sample["labels"])
+        return self.see(sample["image"], name=f"image {image_id}", boxes=sample["boxes"], labels=labels, masks=masks)
+
+    def scene(self, scene: Scene, name: str) -> Example:
+        """An embedded scene as the networks see it."""
+        return self.see(
+            scene.image,
+            name=name.replace("_", " "),
+            boxes=scene.boxes.astype(np.float64),
+            labels=tuple(int(label) for label in scene.labels),
+            masks=scene.masks,
+        )
+
+    @torch.no_grad()
+    def see(
+        self,
+        image: NDArray[np.uint8],
+        *,
+        name: str = "image",
+        boxes: NDArray[np.float64] | None = None,
+        labels: tuple[int, ...] = (),
+        masks: NDArray[np.bool_] | None = None,
+    ) -> Example:
+        """Any RGB image (H W 3) as the networks see it."""
+        example = example_of(
+            image,
+            short_side=self.experiment.augmentation.test_short_side,
+            long_side=self.experiment.augmentation.long_side,
+            name=name,
+            boxes=boxes,
+            labels=labels,
+            classes=self.classes,
+            masks=masks,
+        )
+        pixels, size = _input(image, self.experiment), example.size
+        if self.teacher is not None:
+            features, factors = self.teacher.prior(pixels)
+            example = replace(example, features=_at(features, size), saliency_factors=factors)
+        if self.student is not None:
+            dense = _dense_feature(self.student, self.student.extract_feat(pixels))  # type: ignore[operator]
+            example = replace(example, student=_at(dense, size))
+            learned = self.experiment.distillation
+            if learned is not None and self.teacher is not None:
+                unit = spread_unit(features) if learned.unit == "spread" else 1.0
+                adapted = unit * self.student.adapter(dense)  # type: ignore[operator]
+                example = replace(example, adapted=_at(adapted, size))
+        return example
+
+
+def example_of(
+    image: NDArray[np.uint8],
+    *,
+    short_side: int,
+    long_side: int = 10**6,
+    name: str = "image",
+    boxes: NDArray[np.float64] | None = None,
+    labels: tuple[int, ...] = (),
+    classes: tuple[str, ...] = (),
+    masks: NDArray[np.bool_] | None = None,
+) -> Example:
+    """An RGB image (H W 3) without any network: its colors at stride 4 of the resized image, as the losses see them."""
+    pixels = _normalised(image, short_side, long_side)
+    size = (-(-pixels.shape[-2] // STRIDE), -(-pixels.shape[-1] // STRIDE))
+    colors = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)[0]
+    return Example(
+        name=name,
+        image=image,
+        boxes=np.zeros((0, 4)) if boxes is None else boxes,
+        labels=labels,
+        classes=classes,
+        masks=masks,
+        colors=colors,
+    )
+
+
+def embedded(scene: Scene, name: str) -> Example:
+    """An embedded scene without any network."""
+    return example_of(
+        scene.image,
+        short_side=min(scene.image.shape[:2]),
+        name=name.replace("_", " "),
+        boxes=scene.boxes.astype(np.float64),
+        labels=tuple(int(label) for label in scene.labels),
+        classes=Scenes(classes=8).names,
+        masks=scene.masks,
+    )
+
+
+def open_networks(run: str | Path, *, data_root: str | Path | None = None) -> Networks:
+    """The networks of a run folder: a teacher's alone, or a student's with the teacher that it learned from.
+
+    Raises:
+        UserError: no run folder, no checkpoint, a student without a dense feature I (a baseline such as BoxInst), or
+            the student's teacher is not beside it.
+    """
+    warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")  # mmdet's heads, at their first call
+    experiment, source, folder, params = opened(run, data_root=data_root)
+    if experiment.semantic is not None:
+        return Networks(experiment, source, load_teacher(folder, classes=source.classes), None, (folder,))
+    student = MODELS.build(ConfigDict(model_config(experiment.but(network={"pretrained": False}), source.classes)))
+    if not isinstance(student, BoxSupervised | SOLOv2 | Mask2Former):
+        raise UserError(
+            f"{folder} is a {experiment.student}, which has no dense feature I (Eq. 2) to explore; "
+            "give the run of a solov2 or a mask2former."
+        )
+    load_weights(student, last_checkpoint(folder))
+    student.eval().requires_grad_(False)
+    if not experiment.teacher:
+        return Networks(experiment, source, None, student, (folder,))
+    beside = teacher_place(experiment, params["seed"], folder.parent, data_root=params["data_root"])
+    if not beside.is_dir():
+        raise UserError(f"the teacher of {folder} should be in {beside}; put its run folder there, or train again.")
+    teacher = load_teacher(beside, classes=source.classes)
+    return Networks(experiment, source, teacher, student, (folder, beside))
+
+
+def trained(
+    run: str | Path,
+    *,
+    row: str = "demo:misa",
+    data_root: str | Path = "datasets",
+    teacher_only: bool = False,
+    smoke: bool = False,
+    threads: int = 1,
+) -> Networks:
+    """The networks of a run folder; where there is no finished run, `row` is trained into it first.
+
+    With `teacher_only`, only the row's teacher is trained where anything is missing, into the folder beside `run` in
+    which the student will look for it. A run that was stopped goes on from its last checkpoint. `smoke`: two steps.
+    """
+    folder = Path(run)
+    if (folder / "metrics.json").is_file():
+        return open_networks(folder)
+    experiment = find_row(row).smoke() if smoke else find_row(row)
+    if teacher_only and experiment.teacher:
+        folder = teacher_place(experiment, 0, folder.parent)
+        experiment, row = teacher_row(experiment), experiment.teacher
+    if not (folder / "metrics.json").is_file():
+        print(
+            f"no finished run in {folder}: training {row} into it, once; log.txt there says how far it is", flush=True
+        )
+        train(experiment, data_root=data_root, work_dir=folder, row=row, threads=threads)
+    return open_networks(folder)
+
+
+def _dense_feature(student: nn.Module, maps: tuple[Tensor, ...]) -> Tensor:
+    """I of Eq. 2 (b d h w). Students taught by masks are mmdet's own, with the same parts as those taught by boxes."""
+    if isinstance(student, BoxSupervised):
+        return student.dense_feature(maps)
+    dense: Tensor = (
+        student.mask_head.mask_feature_head(maps)
+        if isinstance(student, SOLOv2)
+        else student.panoptic_head.pixel_decoder(maps)[0]  # type: ignore[union-attr, operator]
+    )
+    return dense
+
+
+def _normalised(image: NDArray[np.uint8], short_side: int, long_side: int) -> Tensor:
+    """An RGB image as the network sees it (1 3 h w): resized as in the test, normalised, not padded."""
+    width, height = mmcv.rescale_size((image.shape[1], image.shape[0]), (long_side, short_side))
+    resized = image if (height, width) == image.shape[:2] else mmcv.imresize(image, (width, height))
+    return torch.from_numpy((resized - np.array(MEAN)) / np.array(STD)).permute(2, 0, 1)[None].float()
+
+
+def _input(image: NDArray[np.uint8], experiment: Experiment) -> Tensor:
+    """The same padded to a multiple of 32, as mmdet's preprocessor does."""
+    sizes = experiment.augmentation
+    pixels = _normalised(image, sizes.test_short_side, sizes.long_side)
+    h, w = pixels.shape[-2:]
+    return F.pad(pixels, (0, -w % 32, 0, -h % 32))
+
+
+def _at(features: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map at stride 4 without its padding; another stride is resized, as in training."""
+    padded = (-(-size[0] // 8) * 8, -(-size[1] // 8) * 8)
+    if (features.shape[-2], features.shape[-1]) != padded:
+        features = F.interpolate(features, size=padded, mode="bilinear", align_corners=False)
+    return features[0, :, : size[0], : size[1]]

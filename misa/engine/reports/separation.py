@@ -1,0 +1,86 @@
+"""What a trained teacher's S knows that colour does not, on held-out images (Figure 4 as numbers)."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmcv
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from misa.data.dataset import _OrderedCOCO
+from misa.data.source import Source
+from misa.engine.runs.folder import opened
+from misa.engine.runs.teacher import load_teacher
+from misa.errors import UserError
+from misa.evaluation.separation import separation
+
+MAPS = ("colour", "S", "S x K")
+
+
+def teacher_separation(
+    run_folder: str | Path, *, data_root: str | Path | None = None, limit: int | None = None, seed: int = 0
+) -> dict[str, dict[str, float | None]]:
+    """Mean AUC in percent over the validation objects, for colour, S and S reweighted by K, by failure mode.
+
+    All maps at stride 4, where the losses see them: colour is the network's input resized as for the pairwise loss.
+    An object counts where half a cell or more is its own. The last entry of each map is over all objects.
+    """
+    experiment, source, folder, _ = opened(run_folder, data_root=data_root)
+    if not source.masks:
+        raise UserError(f"separation compares with true masks, and {source.val.annotations} has none.")
+    teacher = load_teacher(folder, classes=source.classes)
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in MAPS}
+    truth, label = _truth(source)
+    for record in truth.loadImgs(truth.getImgIds()[: experiment.limit if limit is None else limit]):
+        objects = truth.loadAnns(truth.getAnnIds(imgIds=[record["id"]], catIds=list(label), iscrowd=False))
+        if not objects:
+            continue
+        pixels = mmcv.imread(source.val.images / record["file_name"], channel_order="rgb")
+        sides = experiment.augmentation.long_side, experiment.augmentation.test_short_side
+        images = _input(pixels, sides, teacher.contract.mean, teacher.contract.std)
+        features, factors = teacher.prior(images)
+        size = (features.shape[-2], features.shape[-1])
+        masks = np.stack([_coarse(truth.annToMask(a), size) for a in objects])
+        rows = factors.numpy()[[label[a["category_id"]] for a in objects]]
+        colour = F.interpolate(images, size=size, mode="bilinear", align_corners=False)[0].numpy()
+        semantic = features[0].numpy()
+        scores = (
+            separation(colour, masks, seed=seed),
+            separation(semantic, masks, seed=seed),
+            separation(semantic, masks, factors=rows, seed=seed),
+        )
+        for name, values in zip(MAPS, scores, strict=True):
+            for a, value in zip(objects, values, strict=True):
+                found[name].setdefault(a.get("mode", "unknown"), []).append(100 * float(value))
+    return {name: _means(modes) for name, modes in found.items()}
+
+
+def _means(modes: dict[str, list[float]]) -> dict[str, float | None]:
+    everything = [value for values in modes.values() for value in values]
+    return {mode: _mean(values) for mode, values in sorted(modes.items())} | {"all": _mean(everything)}
+
+
+def _mean(values: list[float]) -> float | None:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else None
+
+
+def _truth(source: Source) -> tuple[Any, dict[int, int]]:
+    truth = _OrderedCOCO(str(source.val.annotations))
+    names = {c["id"]: c["name"] for c in truth.dataset["categories"]}
+    return truth, {i: source.classes.index(name) for i, name in names.items() if name in source.classes}
+
+
+def _input(pixels: Any, sides: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """An image as the network sees it: its long and short side as in the test, normalised, without padding."""
+    size = pixels.shape[1], pixels.shape[0]
+    wanted = mmcv.rescale_size(size, sides)
+    resized = pixels if wanted == size else mmcv.imresize(pixels, wanted)
+    return torch.from_numpy((resized - np.array(mean)) / np.array(std)).permute(2, 0, 1)[None].float()
+
+
+def _coarse(mask: Any, size: tuple[int, int]) -> Any:
+    share = cv2.resize(mask.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    return share >= 0.5

@@ -1,0 +1,70 @@
+"""Results for COCO's test-dev: detections on images whose truth is not public, as the server wants them.
+
+Public scoring is closed; val2017, which anybody can score, is the yardstick here.
+"""
+
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+
+from misa.data.formats.coco import Split
+from misa.data.formats.coco2017 import TEST_DEV, list_images
+from misa.data.source import Source
+from misa.engine.reports.evaluate import load_run, predict_split
+from misa.engine.runs.scores import DETECTIONS
+from misa.errors import UserError
+
+NOTE = "public scoring of test-dev is closed, its truth is not public: val2017 is the yardstick (misa evaluate)."
+
+
+def submit(
+    run_folder: str | Path,
+    data_root: str | Path,
+    out: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    gpus: int | None = None,
+    workers: int = 0,
+    threads: int = 1,
+) -> Path:
+    """Detect on test-dev2017 and write the results as json and, beside it, the zip to upload; returns the zip.
+
+    `data_root` holds annotations/image_info_test-dev2017.json and test2017/. `out` is a new folder.
+
+    Raises:
+        UserError: no run, no list or no images there, or something in `out` already.
+    """
+    out = Path(out).expanduser()
+    run = load_run(run_folder, checkpoint=checkpoint, gpus=gpus, threads=threads)
+    if run.experiment.semantic is not None:
+        raise UserError(f"{run_folder} is a semantic teacher; test-dev scores instances, a student's.")
+    split = _test_dev(Path(data_root).expanduser())
+    target = out / f"detections_test-dev2017_{run.folder.name}_results.json"
+    if target.exists():
+        raise UserError(f"{target} is there already; give another folder or delete it.")
+    source = Source(Path(data_root), split, split, tuple(run.params["classes"]))
+    with tempfile.TemporaryDirectory() as scratch:
+        predict_split(run, source, Path(scratch), workers=workers)
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(scratch) / DETECTIONS, target)
+    archive = target.with_suffix(".zip")
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.write(target, target.name)
+    return archive
+
+
+def _test_dev(root: Path) -> Split:
+    """The list and the images, all of them there."""
+    path = root / TEST_DEV
+    if not path.is_file():
+        raise UserError(f"{path} is missing; fetch image_info_test2017.zip from cocodataset.org.")
+    images = next((p for p in (root / "test2017", root / "images" / "test2017") if p.is_dir()), None)
+    if images is None:
+        raise UserError(f"{root} has no test2017 folder; fetch test2017.zip from cocodataset.org.")
+    names = list_images(path)
+    there = {entry.name for entry in images.iterdir()}
+    absent = [name for name in names if name not in there]
+    if absent:
+        raise UserError(f"{images} lacks {len(absent)} of {len(names)} listed images, such as {absent[0]}; fetch them.")
+    return Split(path, images)

@@ -1,0 +1,259 @@
+"""Tables 3-5: what the paper prints beside what was measured here, with intervals, and what was not run."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from misa.engine.training import sweep
+from misa.engine.training.sweep import Job, plan
+from misa.errors import UserError
+from misa.evaluation.interval import interval
+from misa.experiment import Comparison, Expected, Experiment
+from misa.rows import find_row, table_module, table_names
+
+SCORES = ("AP", "AP50", "AP75")
+NOT_RUN = "not run"
+Format = Literal["text", "html", "latex", "csv"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with a printed name each, the one that they are compared with, and the runs of every row by seed.
+
+    expected: what the paper prints for a row, on the data `printed_on`, which need not be this table's.
+    """
+
+    title: str
+    labels: dict[str, str]
+    baseline: str
+    jobs: dict[str, list[Job]]
+    expected: dict[str, Expected | None]
+    printed_on: str = ""
+
+    @property
+    def rows(self) -> list[str]:
+        """All of them, as `misa train` takes them."""
+        return list(self.jobs)
+
+    def every_job(self) -> list[Job]:
+        """Seed by seed, so that an interrupted sweep has equally many of every row."""
+        every = [job for runs in zip(*self.jobs.values(), strict=True) for job in runs]
+        return list({job.folder: job for job in every}.values())  # a row may be there under two names
+
+    def figures(self) -> pd.DataFrame:
+        """A line a row, in percent; NaN for what is not known.
+
+        paper_AP …: as printed there, for `printed_on`. AP, AP_ci …: mean over the n finished seeds and half width of
+        its 95 % interval. difference, difference_ci: of AP to the baseline's, paired by seed, over `pairs` seeds.
+        """
+        base = {job.seed: _score(job, "AP") for job in self.jobs[self.baseline]}
+        lines = []
+        for row, jobs in self.jobs.items():
+            expected = self.expected[row]
+            line: dict[str, Any] = {"row": self.labels[row]}
+            for name in SCORES:
+                line[f"paper_{name}"] = getattr(expected, name.lower()) if expected else math.nan
+            for name in SCORES:
+                values = [value for job in jobs if (value := _score(job, name)) is not None]
+                line[name], line[f"{name}_ci"] = interval(values)
+            line["n"] = sum(job.state == "finished" for job in jobs)
+            pairs = [
+                own - other
+                for job in jobs
+                if (own := _score(job, "AP")) is not None and (other := base[job.seed]) is not None
+            ]
+            same = row == self.baseline
+            line["difference"], line["difference_ci"] = (math.nan, math.nan) if same else interval(pairs)
+            line["pairs"] = 0 if same else len(pairs)
+            lines.append(line)
+        return pd.DataFrame(lines).set_index("row")
+
+    def printed(self) -> pd.DataFrame:
+        """The figures as text: `mean ± half width`, "not run" where nothing was, a dash where nothing is to be said."""
+        figures = self.figures()
+        text = pd.DataFrame(index=figures.index)
+        for name in SCORES:
+            if figures[f"paper_{name}"].notna().any():
+                heading = f"paper {name}, {self.printed_on}" if self.printed_on else f"paper {name}"
+                text[heading] = [_number(x) for x in figures[f"paper_{name}"]]
+        for name in SCORES:
+            text[name] = [
+                _measured(mean, half, n)
+                for mean, half, n in zip(figures[name], figures[f"{name}_ci"], figures["n"], strict=True)
+            ]
+        text["n"] = figures["n"]
+        text["AP − baseline"] = [
+            _signed(mean, half) for mean, half in zip(figures["difference"], figures["difference_ci"], strict=True)
+        ]
+        return text
+
+    def render(self, kind: Format) -> str:
+        """As plain text, HTML, LaTeX (booktabs) or CSV (the bare figures, and "not run")."""
+        if kind == "csv":
+            figures = self.figures()
+            for name in SCORES:
+                text = figures[name].map("{:.4f}".format, na_action="ignore")
+                figures[name] = text.mask(figures["n"] == 0, NOT_RUN)
+            return figures.to_csv(float_format="%.4f")
+        text = self.printed()
+        text.index.name = None
+        found = [job.metrics() or {} for job in self.every_job()]
+        boxes = any("bbox" in metrics and "segm" not in metrics for metrics in found)
+        title = f"{self.title}; AP of boxes, since the data has no masks" if boxes else self.title
+        if kind == "text":
+            return f"{title}\n{text.to_string()}"
+        if kind == "html":
+            return text.to_html(border=0, classes="misa-table", justify="right").replace(
+                "<thead>", f"<caption>{title}; mean ± 95 % confidence interval over n seeds</caption>\n<thead>", 1
+            )
+        if kind == "latex":
+            math_text = text.astype(str).map(_latex)
+            math_text.columns = [_latex(name) for name in math_text.columns]
+            math_text.index = [_latex(name) for name in math_text.index]
+            return math_text.to_latex(
+                escape=False,
+                caption=f"{_latex(title)}. Mean and 95\\,\\% confidence interval over $n$ seeds.",
+                column_format="l" + "r" * len(text.columns),
+            )
+        raise UserError(f"there is no table format {kind!r}; choose text, html, latex or csv.")
+
+    def save(self, folder: str | Path, name: str) -> list[Path]:
+        """Write HTML, LaTeX and CSV into a folder; the paths."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        kinds: dict[str, Format] = {"html": "html", "tex": "latex", "csv": "csv"}
+        paths = []
+        for suffix, kind in kinds.items():
+            paths.append(folder / f"{name}.{suffix}")
+            paths[-1].write_text(self.render(kind))
+        return paths
+
+    def by_mode(self, score: str = "AP") -> pd.DataFrame:
+        """A line per row and failure mode of the scenes, or size of the object, in percent.
+
+        mean, ci: over the n finished seeds. difference, difference_ci: to the baseline's, paired by seed; NaN for the
+        baseline itself.
+        """
+        base = {job.seed: _score_by_group(job, score) for job in self.jobs[self.baseline]}
+        lines = []
+        for row, jobs in self.jobs.items():
+            own = {job.seed: _score_by_group(job, score) for job in jobs}
+            for group in dict.fromkeys(group for scores in own.values() for group in scores):
+                values = {seed: scores[group] for seed, scores in own.items() if group in scores}
+                pairs = [value - base[seed][group] for seed, value in values.items() if group in base[seed]]
+                mean, half = interval(list(values.values()))
+                difference, over = (math.nan, math.nan) if row == self.baseline else interval(pairs)
+                lines.append((self.labels[row], group, mean, half, len(values), difference, over))
+        return pd.DataFrame(lines, columns=["row", "group", "mean", "ci", "n", "difference", "difference_ci"])
+
+
+def open_table(
+    table: int | str, *, data: str = "demo", seeds: int = 5, root: str | Path = sweep.ROOT, smoke: bool = False
+) -> Table:
+    """Table 3, 4 or 5 on a data set ("demo", "voc", "coco_mini"), or any rows: "demo:box,demo:mask".
+
+    Raises:
+        UserError: no such table, data set or row.
+    """
+    name = str(table)
+    if ":" in name:
+        rows = [row.strip() for row in name.split(",")]
+        comparison = Comparison(title=", ".join(rows), rows={row: row for row in rows}, baseline=rows[0])
+        names, paper = {row: row for row in rows}, {row: find_row(row).expected for row in rows}
+        printed_on = ""
+    else:
+        module, comparison = _comparison(name)
+        names = {row: f"{module}:{data}_{row}" for row in comparison.rows}
+        kinds = sorted(
+            {
+                row.removesuffix(f"_{ending}")
+                for ending in comparison.rows
+                for row in _rows(module)
+                if row.endswith(f"_{ending}")
+            }
+        )
+        if f"{data}_{comparison.baseline}" not in _rows(module):
+            raise UserError(f"table {table} has no data {data!r}; choose one of {', '.join(kinds)}.")
+        printed = [_rows(module)[f"{comparison.data}_{row}"].expected for row in comparison.rows]
+        paper = dict(zip(names.values(), printed, strict=True))
+        printed_on = "" if data == comparison.data else comparison.data.upper()
+    jobs = {row: plan([row], range(seeds), root=root, smoke=smoke) for row in names.values()}
+    sweep.require_one_data(job for runs in jobs.values() for job in runs)
+    labels = {names[row]: label for row, label in comparison.rows.items()}
+    return Table(comparison.title, labels, names[comparison.baseline], jobs, paper, printed_on)
+
+
+def _comparison(number: str) -> tuple[str, Comparison]:
+    """The module of a table and what it compares."""
+    known = {}
+    for name in table_names():
+        module = table_module(name)
+        if isinstance(comparison := getattr(module, "TABLE", None), Comparison):
+            known[name.removeprefix("table").partition("_")[0]] = (name, comparison)
+    if number not in known:
+        raise UserError(
+            f"there is no table {number}; choose one of {', '.join(known)}, or rows such as demo:box,demo:mask."
+        )
+    return known[number]
+
+
+def _rows(module: str) -> dict[str, Experiment]:
+    rows: dict[str, Experiment] = table_module(module).ROWS
+    return rows
+
+
+def _score(job: Job, name: str) -> float | None:
+    """A student's mask AP, or that of boxes where the data has no masks; a teacher's mean IoU in its place."""
+    metrics = job.metrics()
+    if metrics is None:
+        return None
+    if found := metrics.get("segm") or metrics.get("bbox"):
+        value: float | None = found[name]
+        return value
+    return metrics["miou"] if name == "AP" else None
+
+
+def _score_by_group(job: Job, score: str) -> dict[str, float]:
+    """The score on the objects of each failure mode and size, of those that the truth has."""
+    metrics = job.metrics() or {}
+    found = {mode: values.get(score) for mode, values in metrics.get("segm_by_mode", {}).items()}
+    if score == "AP":
+        sizes = {"small": "APs", "medium": "APm", "large": "APl"}
+        found |= {size: metrics.get("segm", {}).get(name) for size, name in sizes.items()}
+    return {group: value for group, value in found.items() if value is not None}
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.1f}"
+
+
+def _measured(mean: float, half: float, n: int) -> str:
+    if n == 0:
+        return NOT_RUN
+    if math.isnan(mean):
+        return "–"
+    return f"{mean:.1f}" if math.isnan(half) else f"{mean:.1f} ± {half:.1f}"
+
+
+def _signed(mean: float, half: float) -> str:
+    if math.isnan(mean):
+        return "–"
+    sign = "+" if mean >= 0 else "−"
+    return f"{sign}{abs(mean):.1f}" if math.isnan(half) else f"{sign}{abs(mean):.1f} ± {half:.1f}"
+
+
+def _latex(text: str) -> str:
+    signs = (("±", r"$\pm$"), ("−", "$-$"), ("–", "--"), ("+", "$+$"), *((sign, f"\\{sign}") for sign in "%_&#"))
+    for plain, coded in signs:
+        text = text.replace(plain, coded)
+    return text
+
+
+def summary(jobs: Sequence[Job]) -> str:
+    """How many of the trainings are finished, started and not run."""
+    states = [job.state for job in jobs]
+    return ", ".join(f"{states.count(state)} {state}" for state in ("finished", "started", "not run"))

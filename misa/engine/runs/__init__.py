@@ -1,0 +1,1 @@
+"""A run folder: open it, read it, score it."""

@@ -1,0 +1,170 @@
+"""A run folder: its name, its record, and what a finished run holds."""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dist import get_world_size
+
+from misa.data.source import Source, open_source
+from misa.engine.runs.checkpoints import newest
+from misa.engine.runs.record import environment, loadable, read_params, require_own
+from misa.errors import UserError
+from misa.experiment import Experiment
+from misa.files import held, read_json, write_json
+from misa.rows import lineage, teacher_row
+
+
+@dataclass(frozen=True)
+class Run:
+    """A scored run: what was trained, its folder, the data it was scored on, and its metrics in percent."""
+
+    experiment: Experiment
+    folder: Path
+    source: Source
+    metrics: dict[str, Any]
+
+    def scores(self) -> dict[str, dict[str, float | None]]:
+        """A student's mask AP, also as full rectangles and with all classes taken for one; a teacher's IoU a class.
+
+        Where the validation data has no masks, the AP of the boxes around the predicted ones.
+        """
+        if "bbox" in self.metrics:
+            return {"boxes": self.metrics["bbox"]}
+        if "segm" not in self.metrics:
+            return {"IoU": iou_figures(self.metrics)}
+        rows = {"masks": self.metrics["segm"], "as rectangles": self.metrics["segm_as_rectangles"]}
+        rows |= {"any class": self.metrics["segm_any_class"]} if "segm_any_class" in self.metrics else {}
+        return rows | ({"boundaries": self.metrics["boundary"]} if "boundary" in self.metrics else {})
+
+    def leading(self) -> dict[str, float | None]:
+        """The first of the scores."""
+        return next(iter(self.scores().values()))
+
+    def table(self) -> str:
+        """The scores as text, with the IoU of a student's merged instances where it was asked for."""
+        tables = [] if self.metrics.keys().isdisjoint(("segm", "bbox")) else [score_table(self.scores())]
+        if "per_class" in self.metrics:
+            tables.append(score_table(self.metrics["per_class"]))
+        if "miou" in self.metrics:
+            # A line a class: there may be eighty.
+            name = "merged IoU" if tables else "IoU"
+            tables.append(score_table({label: {name: value} for label, value in iou_figures(self.metrics).items()}))
+        return "\n\n".join(tables)
+
+
+def iou_figures(metrics: dict[str, Any]) -> dict[str, float | None]:
+    """The mean IoU and that of each class, None where the data has none of it."""
+    return {"mean": metrics["miou"], **metrics["iou"]}
+
+
+def score_table(scores: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Rows of figures as plain text; a dash where the data has nothing to measure one on."""
+    names = list(next(iter(scores.values())))
+    width, margin = max(7, 1 + max(map(len, names))), max(16, 1 + max(map(len, scores)))
+    lines = [" " * margin + "".join(f"{name:>{width}}" for name in names)]
+    for label, values in scores.items():
+        cells = ("-" if (value := values[name]) is None else f"{value:.1f}" for name in names)
+        lines.append(f"{label:<{margin}}" + "".join(f"{cell:>{width}}" for cell in cells))
+    return "\n".join(lines)
+
+
+def finished(folder: str | Path) -> Run:
+    """The run that a folder holds, as `train` returned it; UserError where it has not been scored."""
+    experiment, source, folder, _ = opened(folder)
+    metrics = read_json(folder / "metrics.json")
+    if metrics is None:
+        raise UserError(f"{folder} has no metrics.json: its training has not ended; train it on.")
+    return Run(experiment, folder, source, metrics)
+
+
+def default_folder(row: str, seed: int, *, suffix: str = "") -> Path:
+    """Where a row is trained unless a work_dir is given."""
+    table, _, name = row.rpartition(":")
+    return Path(f"runs/{Path(table).stem}-{name}-seed{seed}{suffix}")
+
+
+def teacher_folder(experiment: Experiment, seed: int) -> str:
+    """The name of the run folder of a student's teacher: the same for every student that learns from it."""
+    table, _, name = experiment.teacher.rpartition(":")
+    return f"{Path(table).stem}-{name}-{lineage(teacher_row(experiment))}-seed{seed}"
+
+
+def teacher_place(experiment: Experiment, seed: int, beside: Path, *, data_root: object = None) -> Path:
+    """Where a student's teacher is, or will be: a folder of its own, or the default one if it was trained alone.
+
+    Only on the same data, where `data_root` says which.
+    """
+    alone = beside / default_folder(experiment.teacher, seed).name
+    if (alone / "metrics.json").exists():
+        params = read_params(alone)
+        same = data_root is None or params["data_root"] == str(data_root)
+        if same and (params["digest"], params["seed"]) == (teacher_row(experiment).digest(), seed):
+            return alone
+    return beside / teacher_folder(experiment, seed)
+
+
+def _require_own_teacher(place: Path, source: Source) -> None:
+    """The user never named the folder of a teacher, so the cure is to move the student's."""
+    params = read_json(place / "params.json")
+    if params is not None and params["data_root"] != str(source.root):
+        raise UserError(
+            f"the teacher beside this work_dir, {place}, learned from {params['data_root']}, and the student is to "
+            f"learn from {source.root}; choose a work_dir in another folder, where a teacher of its own is trained."
+        )
+
+
+def _student_folder(experiment: Experiment, seed: int) -> Path | None:
+    """The trained student that a teacher's labels come from: a run folder as named, or the default one of a row."""
+    name = experiment.semantic.student if experiment.semantic else ""
+    if not name:
+        return None
+    return default_folder(name, seed) if ":" in name and not Path(name).is_dir() else Path(name).expanduser()
+
+
+def _hold(folder: Path, stack: contextlib.ExitStack) -> None:
+    """Nobody writes into a finished run, so several students may look at one teacher at a time."""
+    if read_json(folder / "metrics.json") is None:
+        stack.enter_context(held(folder))
+
+
+def _before(folder: Path, params: dict[str, Any], resume: bool) -> tuple[dict[str, Any] | None, Path | None]:
+    """The metrics and the newest checkpoint of an earlier call; UserError where the folder is another run's."""
+    require_own(folder, params)
+    metrics, checkpoint = read_json(folder / "metrics.json"), newest(folder)
+    if not resume and (metrics or checkpoint):
+        raise UserError(f"work_dir {folder} holds this run already; set resume or choose another work_dir.")
+    return metrics, checkpoint
+
+
+def _write_record(folder: Path, params: dict[str, Any], config: Config, device: str | None) -> None:
+    """What the folder says of itself: once everything is known to fit together, and before the long work."""
+    write_json(folder / "params.json", params)
+    if device is not None:
+        write_json(folder / "env.json", environment(device) | {"processes": get_world_size()})
+    loadable(config).dump(str(folder / "config.py"))
+
+
+def opened(
+    folder: str | Path, *, data_root: str | Path | None = None
+) -> tuple[Experiment, Source, Path, dict[str, Any]]:
+    """The experiment, data, path and parameters of a run folder; UserError where it is none."""
+    experiment, folder, params = recorded(folder)
+    root = Path(data_root or params["data_root"])
+    # The data is there already, at the root that was recorded; nothing is drawn again.
+    there = replace(experiment, data="coco", scenes=()) if experiment.data == "demo" else experiment
+    source = open_source(there, root, classes=params["classes"], need_train=False)
+    return experiment, source, folder, params
+
+
+def recorded(folder: str | Path) -> tuple[Experiment, Path, dict[str, Any]]:
+    """The experiment, path and parameters of a run folder, without its data; UserError where it is none."""
+    folder = Path(folder).expanduser().resolve()
+    params = read_params(folder)
+    try:
+        return Experiment.from_values(params["experiment"]), folder, params
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{folder / 'params.json'} is not this version's ({error}); train the row again.") from error

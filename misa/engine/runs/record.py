@@ -1,0 +1,123 @@
+"""The run folder: everything that made a result, and the result."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+
+import misa
+from misa.errors import UserError
+from misa.experiment import Experiment
+from misa.files import read_json
+from misa.rows import lineage, teacher_row
+
+FILES = ("params.json", "env.json", "config.py", "log.txt", "losses.jsonl", "metrics.json")
+
+
+def run_params(
+    experiment: Experiment, *, row: str, seed: int, data_root: Path, classes: Sequence[str]
+) -> dict[str, Any]:
+    """What makes a run that run; the same values again mean the same run."""
+    learns_from = {"teacher_digest": lineage(teacher_row(experiment))} if experiment.teacher else {}
+    return learns_from | {
+        "row": row,
+        "digest": experiment.digest(),
+        "seed": seed,
+        "data_root": str(data_root),
+        "classes": list(classes),
+        "experiment": experiment.values(),
+    }
+
+
+def read_params(folder: Path) -> dict[str, Any]:
+    """The parameters of a run folder; UserError where it is none."""
+    params = read_json(folder / "params.json")
+    if params is None:
+        raise UserError(f"{folder} is no run folder: it has no params.json; give a folder made by misa train.")
+    missing = {"row", "digest", "seed", "data_root", "classes", "experiment"} - params.keys()
+    if missing:
+        raise UserError(f"{folder / 'params.json'} lacks {sorted(missing)[0]}; give a folder made by misa train.")
+    return params
+
+
+def require_own(folder: Path, params: dict[str, Any]) -> None:
+    """UserError if `folder` holds another run than `params`, or files of which it does not say what they are."""
+    before = read_json(folder / "params.json")
+    if before is None:
+        foreign = [name for name in FILES if (folder / name).exists()]
+        if foreign:
+            raise UserError(f"work_dir {folder} has a {foreign[0]} but no params.json; choose an empty folder.")
+        return
+    # The row's name is only a name; older runs do not say of which values their teacher was.
+    names = {"row", "digest"} if "teacher_digest" in before else {"row", "digest", "teacher_digest"}
+    ours = {name: value for name, value in params.items() if name not in names}
+    for name, there, here in _differences(before, json.loads(json.dumps(ours))):
+        raise UserError(
+            f"work_dir {folder} holds another run ({name} is {there} there and {here} here); "
+            "choose another work_dir or delete that one."
+        )
+
+
+def _differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The values of `now` that are others in `before`, by dotted name."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in now:
+            yield from _differences(before.get(key), now[key], f"{name}.{key}" if name else key)
+    elif before != now:
+        yield name.removeprefix("experiment."), before, now
+
+
+def environment(device: str) -> dict[str, Any]:
+    """The versions, device and commit that a result came from."""
+    import mmcv
+    import mmdet
+    import mmengine
+    import numpy
+    import torchvision
+
+    return {
+        "misa": misa.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "mmdet": mmdet.__version__,
+        "mmcv": mmcv.__version__,
+        "mmengine": mmengine.__version__,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+    }
+
+
+def _commit() -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(Path(misa.__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def loadable(config: Config) -> Config:
+    """The config with dotted names in place of classes, so that its file can be loaded back by `Config.fromfile`."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: named(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(named(item) for item in value)
+        return f"{value.__module__}.{value.__qualname__}" if isinstance(value, type) else value
+
+    return Config(named(config.to_dict()))

@@ -1,0 +1,99 @@
+"""The scores of the predictions in a run folder."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as rle
+
+from misa.data.label_maps import merge_by_score, read_label_map
+from misa.data.semantic import true_maps
+from misa.data.source import Source
+from misa.evaluation.ap import score
+from misa.evaluation.miou import miou
+from misa.experiment import Experiment
+from misa.files import write_json
+
+LABEL_MAPS = "predictions/val"
+
+
+MERGE_SCORE = 0.3
+"""Instances that score less are left out when they are merged into a label map (Figure 1)."""
+
+
+def score_label_maps(source: Source, folder: Path, *, limit: int | None = None) -> dict[str, Any]:
+    """mIoU of the predicted label maps in `folder` on the validation data (see `true_maps` for the truth)."""
+    pairs = (
+        (m.make(), read_label_map(folder / f"{m.image_id}.png"))
+        for m in true_maps(source.val, source.classes, limit=limit)
+    )
+    return miou(pairs, source.classes)
+
+
+def score_merged(
+    source: Source, detections: Path, *, limit: int | None = None, threshold: float = MERGE_SCORE
+) -> dict[str, Any]:
+    """mIoU of instances merged into label maps, instance discrimination ignored (Figure 1).
+
+    Detections of `threshold` or more are painted from the lowest score to the highest, each with its class; what no
+    mask covers is background.
+    """
+    categories = {c["id"]: c["name"] for c in json.loads(source.val.annotations.read_text())["categories"]}
+    found: dict[int, list[dict[str, Any]]] = {}
+    for detection in json.loads(detections.read_text()):
+        found.setdefault(detection["image_id"], []).append(detection)
+
+    def pairs() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+        for true in true_maps(source.val, source.classes, limit=limit):
+            truth = true.make()
+            mine = [d for d in found.get(true.image_id, []) if d["score"] >= threshold]
+            yield (
+                truth,
+                merge_by_score(
+                    [rle.decode(d["segmentation"]).astype(bool) for d in mine],
+                    [source.classes.index(categories[d["category_id"]]) for d in mine],
+                    [d["score"] for d in mine],
+                    (truth.shape[0], truth.shape[1]),
+                    background=len(source.classes),
+                    threshold=threshold,
+                ),
+            )
+
+    return {**miou(pairs(), source.classes), "merged_from_score": threshold}
+
+
+DETECTIONS = "predictions/val.json"
+
+
+def _write_scores(experiment: Experiment, source: Source, folder: Path, params: dict[str, Any]) -> dict[str, Any]:
+    metrics = scored(experiment, source, folder)
+    metrics |= {name: params[name] for name in ("row", "digest", "seed")} | {"data": experiment.data}
+    write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+def _figures(metrics: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """The scores for the loggers: those that could be measured."""
+    for name in ("segm", "segm_as_rectangles", "segm_any_class", "bbox", "iou"):
+        for key, value in metrics.get(name, {}).items():
+            if value is not None:
+                yield name, key, value
+
+
+def scored(experiment: Experiment, source: Source, folder: Path) -> dict[str, Any]:
+    """The scores of the predictions in a run folder."""
+    if experiment.semantic is not None and not source.masks:
+        # Its label maps have nothing to be compared with; a student still learns from it.
+        return {"miou": None, "miou_foreground": None, "iou": dict.fromkeys((*source.classes, "background"))}
+    if experiment.semantic is not None:
+        return score_label_maps(source, folder / LABEL_MAPS, limit=experiment.limit)
+    return score(
+        source.val.annotations,
+        folder / DETECTIONS,
+        limit=experiment.limit,
+        classes=source.classes,
+        masks=source.masks,
+    )

@@ -1,0 +1,67 @@
+"""A trained semantic teacher as a frozen network, and its score."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from misa.data.pipeline import MEAN, STD
+from misa.engine.runs.checkpoints import last_checkpoint, read_checkpoint
+from misa.errors import UserError
+from misa.experiment import Experiment
+from misa.models.teacher.config import network_arguments
+from misa.models.teacher.contract import TeacherContract
+from misa.models.teacher.semask import SeMask
+
+_PREFIX = "network."
+
+
+class TeacherCard(Hook):
+    """Puts the row's values into every checkpoint, so that one file is enough to build the teacher again."""
+
+    def __init__(self, experiment: dict[str, Any]) -> None:
+        self.experiment = json.dumps(experiment)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Called by mmengine."""
+        checkpoint["experiment"] = self.experiment
+
+
+def load_teacher(path: str | Path, *, classes: Sequence[str] | None = None) -> SeMask:
+    """The frozen SeMask of a teacher's run folder or checkpoint: `.prior(images)` gives S and K.
+
+    Weights only are loaded, nothing in the file is executed. `classes` are the student's, in its order; the teacher
+    must know exactly these, and expect images normalised as `misa.data.pipeline` does.
+
+    Raises:
+        UserError: no teacher there, or one for other data.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = last_checkpoint(path)
+    checkpoint = read_checkpoint(path)
+    card, weights = checkpoint.get("experiment"), checkpoint["state_dict"]
+    if not isinstance(card, str) or f"{_PREFIX}_extra_state" not in weights:
+        raise UserError(f"{path} is no semantic teacher's checkpoint; give one of a row such as teacher:demo.")
+    contract = TeacherContract.decoded(weights[f"{_PREFIX}_extra_state"])
+    _check_contract(path, contract, classes)
+    experiment = Experiment.from_values(json.loads(card))
+    network = SeMask(**network_arguments(experiment.but(network={"pretrained": False}), contract.classes))
+    network.load_state_dict({k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)})
+    return network.eval().requires_grad_(False)
+
+
+def _check_contract(path: Path, contract: TeacherContract, classes: Sequence[str] | None) -> None:
+    if classes is not None and tuple(classes) != contract.classes:
+        raise UserError(
+            f"the teacher {path} knows the classes {', '.join(contract.classes)}, the student's data has "
+            f"{', '.join(classes)}; train a teacher on the same data."
+        )
+    if contract.mean != MEAN or contract.std != STD:
+        raise UserError(
+            f"the teacher {path} expects images normalised by {contract.mean} and {contract.std}, "
+            f"the student's are by {MEAN} and {STD}; train a teacher with this version."
+        )

@@ -1,0 +1,1 @@
+"""From an `Experiment` to a trained run folder."""

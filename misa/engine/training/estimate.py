@@ -1,0 +1,280 @@
+"""What a row costs on other machines, from one training step measured on this one.
+
+    step   = accumulate · images · F / (peak · u)          seconds on N GPUs, batch = N · images · accumulate
+    memory = P · (4 + 4 + state) + T + images · A          bytes on each of them
+    days   = epochs · ⌊training images / batch⌋ · step / 86,400
+
+F, the multiplications and additions of one image forward and backward in matrix products and convolutions, and A, the
+bytes that one image keeps for the backward pass, are counted while real steps of the row run on two smaller images, and
+drawn out as a straight line in the number of pixels: grids and queries cost the same at any size, maps grow. P are the
+parameters (weight, gradient and the optimiser's state, 8 bytes for AdamW, 4 for SGD), T the teacher's bytes, weights
+alone. `peak` is the vendor's figure for dense products in the row's precision, u the share of it that is reached. On a
+known GPU u is measured, F / (seconds · peak); anywhere else it is an assumption, and said to be one. Left out: loading
+images (give enough workers), exchanging gradients (it overlaps with the backward pass), propagation and matching, the
+buffers of single operations, scoring.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.config import ConfigDict
+from mmengine.logging import MMLogger
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from misa.engine.training.parallel import Sharing, share_batch
+from misa.errors import UserError, did_you_mean
+from misa.experiment import Experiment
+from misa.models.students.table import model_config
+from misa.models.teacher.config import network_arguments
+from misa.models.teacher.semask import SeMask
+from misa.rows import teacher_row
+
+OBJECTS = 7  # of an image: COCO has 7.3
+ASSUMED = 0.3  # u where it cannot be measured
+CLASSES = {"coco": 80, "voc": 20, "demo": 8}
+IMAGES = {"coco": 118_287, "voc": 10_582}
+
+
+class Gpu(NamedTuple):
+    """Vendors' data sheets: dense TFLOP/s without and with tensor cores for half precision, and GB of memory."""
+
+    float32: float
+    half: float
+    memory: float
+
+
+GPUS: Mapping[str, Gpu] = {
+    "T4": Gpu(8.1, 65, 16),
+    "V100": Gpu(15.7, 125, 32),
+    "RTX3090": Gpu(35.6, 71, 24),
+    "RTX4090": Gpu(82.6, 165, 24),
+    "L40S": Gpu(91.6, 362, 48),
+    "A100": Gpu(19.5, 312, 80),
+    "H100": Gpu(67, 989, 80),
+    "H200": Gpu(67, 989, 141),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step of one image, as measured: what is in the formula, at so many pixels of padded input."""
+
+    flops: float
+    kept: float  # bytes for the backward pass
+    parameters: int
+    frozen: int  # the teacher's
+    pixels: int
+    seconds: float
+    device: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """Two measured steps, the smaller image first, and what they say of other sizes."""
+
+    small: Step
+    large: Step
+
+    def flops(self, pixels: float) -> float:
+        """F of an image of so many pixels."""
+        return self._drawn_out("flops", pixels)
+
+    def kept(self, pixels: float) -> float:
+        """A of an image of so many pixels, in bytes."""
+        return self._drawn_out("kept", pixels)
+
+    def _drawn_out(self, name: str, pixels: float) -> float:
+        low, high = getattr(self.small, name), getattr(self.large, name)
+        share = (pixels - self.small.pixels) / (self.large.pixels - self.small.pixels)
+        value: float = low + share * (high - low)
+        return value
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The prediction for a row on so many GPUs of a kind; memory in GB."""
+
+    sharing: Sharing
+    step_seconds: float
+    memory: float
+    days: float
+    utilization: float
+    measured: bool  # the utilization
+    gpu: str
+
+    def __str__(self) -> str:
+        u = f"u = {self.utilization:.2f}, {'measured here' if self.measured else 'assumed'}"
+        fits = "" if self.memory <= 0.92 * GPUS[self.gpu].memory else f", more than a {self.gpu} has: lower per_gpu"
+        return (
+            f"{self.sharing} on {self.sharing.processes} x {self.gpu} ({u})\n"
+            f"step {self.step_seconds:.2f} s, memory {self.memory:.1f} GB on each{fits}, {self.days:.2f} days"
+        )
+
+
+def measure(experiment: Experiment, *, sides: tuple[int, int] = (192, 320), device: str = "cpu") -> Work:
+    """Run training steps of the row's own network, in its real size, on square images of these two sides."""
+    if not 64 <= sides[0] < sides[1] or any(side % 32 for side in sides):
+        raise UserError(f"sides are {sides}; give two multiples of 32 from 64, the smaller first.")
+    MMLogger.get_current_instance().setLevel("ERROR")  # it tells of every single parameter that it initialises
+    classes = tuple(f"class {i}" for i in range(CLASSES[experiment.data]))
+    warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")  # mmdet's heads, at their first call
+    scratch = experiment.but(network={"pretrained": False}, augmentation={"jitter": None})
+    model: nn.Module = MODELS.build(ConfigDict(model_config(scratch, classes)))
+    model.init_weights()  # type: ignore[operator]
+    model.to(device).train()
+    frozen = 0
+    if experiment.teacher:
+        teacher = SeMask(**network_arguments(teacher_row(experiment).but(network={"pretrained": False}), classes))
+        model.attach(teacher)  # type: ignore[operator]
+        frozen = sum(value.numel() for value in teacher.parameters())
+    parameters = sum(value.numel() for value in model.parameters())
+    small, large = (_measured(model, experiment, side, device, parameters, frozen) for side in sides)
+    return Work(small, large)
+
+
+def _measured(model: nn.Module, experiment: Experiment, side: int, device: str, parameters: int, frozen: int) -> Step:
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(experiment.schedule.precision)
+    kept = _Kept({value.untyped_storage().data_ptr() for value in model.parameters()})
+    with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+        # The first step compiles and tunes kernels, so it can count as well.
+        with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(kept.keep, _as_it_is):
+            _step(model, experiment, side)
+        _wait(device)
+        started = time.perf_counter()
+        _step(model, experiment, side)
+        _wait(device)
+    seconds = time.perf_counter() - started
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    return Step(counter.get_total_flops(), kept.total, parameters, frozen, side * side, seconds, name)
+
+
+def require_known(gpu: str) -> None:
+    """UserError where there is no data sheet for the GPU."""
+    if gpu not in GPUS:
+        hint = did_you_mean(gpu, GPUS) or f"; known are {', '.join(GPUS)}."
+        raise UserError(f"there is no data sheet for the GPU {gpu!r}{hint}")
+
+
+def estimate(
+    experiment: Experiment,
+    work: Work,
+    *,
+    gpus: int,
+    gpu: str,
+    per_gpu: int | None = None,
+    images: int | None = None,
+    utilization: float | None = None,
+) -> Estimate:
+    """The formula of this file. images: of the training list, the published number by default.
+
+    Raises:
+        UserError: an unknown GPU, a batch that cannot be shared, data whose size is not known.
+    """
+    require_known(gpu)
+    images = images or IMAGES.get(experiment.data)
+    if images is None:
+        raise UserError(f"how many training images {experiment.data} has is not known; give images.")
+    sharing = share_batch(experiment.schedule.batch, gpus, per_gpu)
+    half = experiment.schedule.precision != "float32"
+    measured = _utilization(work.large, half=half)
+    u = utilization or measured or ASSUMED
+    pixels = input_pixels(experiment)
+    peak = 1e12 * (GPUS[gpu].half if half else GPUS[gpu].float32)
+    seconds = sharing.accumulate * sharing.images * work.flops(pixels) / (peak * u)
+    state = 8 if experiment.schedule.optimizer == "adamw" else 4
+    weights = work.large.parameters * (8 + state) + work.large.frozen * 4
+    memory = weights + sharing.images * work.kept(pixels)
+    steps = experiment.schedule.epochs * (images // experiment.schedule.batch)
+    return Estimate(
+        sharing=sharing,
+        step_seconds=seconds,
+        memory=memory / 1e9,
+        days=steps * seconds / 86400,
+        utilization=u,
+        measured=measured is not None and utilization is None,
+        gpu=gpu,
+    )
+
+
+def input_pixels(experiment: Experiment) -> float:
+    """Pixels of a padded training image: the crop's, or a 4:3 image with the mean short side, capped, padded to 32."""
+    sizes = experiment.augmentation
+    if sizes.jitter:
+        return float(sizes.crop**2)
+    short = float(np.mean(sizes.short_sides))
+    long = min(short * 4 / 3, sizes.long_side)
+    return math.ceil(short / 32) * 32 * math.ceil(long / 32) * 32
+
+
+def _utilization(step: Step, *, half: bool) -> float | None:
+    """u of the machine that measured, where its data sheet is known."""
+    known = [sheet for name, sheet in GPUS.items() if name in step.device.replace(" ", "").upper()]
+    if not known:
+        return None
+    return step.flops / (step.seconds * 1e12 * (known[0].half if half else known[0].float32))
+
+
+class _Kept:
+    """Adds up what autograd keeps for the backward pass, every storage once and without the weights."""
+
+    def __init__(self, weights: set[int]) -> None:
+        self.seen = weights
+        self.held: list[Tensor] = []  # so that no address is used again
+        self.total = 0
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.seen:
+            self.seen.add(storage.data_ptr())
+            self.held.append(tensor)
+            self.total += storage.nbytes()
+        return tensor
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _step(model: nn.Module, experiment: Experiment, side: int) -> None:
+    """Forward and backward on a random image with boxes of all sizes."""
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 0.6 * side, (OBJECTS, 2))
+    boxes = np.concatenate([low, low + np.geomspace(0.08, 0.4, OBJECTS)[:, None] * side], axis=1)
+    shape = (side, side)
+    sample: Any = DetDataSample(metainfo={"img_shape": shape, "ori_shape": shape, "scale_factor": (1.0, 1.0)})
+    truth = InstanceData(
+        bboxes=torch.tensor(boxes, dtype=torch.float32), labels=torch.arange(OBJECTS) % CLASSES[experiment.data]
+    )
+    if experiment.supervision == "mask":
+        masks = np.zeros((OBJECTS, *shape), np.uint8)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.astype(int), strict=True):
+            mask[y1:y2, x1:x2] = 1
+        truth.masks = BitmapMasks(masks, *shape)
+    sample.gt_instances = truth
+    image = torch.from_numpy(rng.integers(0, 256, (3, *shape), dtype=np.uint8))
+    data: Any = model.data_preprocessor({"inputs": [image], "data_samples": [sample]}, True)  # type: ignore[operator]
+    losses = model.loss(data["inputs"], data["data_samples"])  # type: ignore[operator]
+    total = sum(
+        part
+        for name, value in losses.items()
+        if "loss" in name
+        for part in (value if isinstance(value, list) else [value])
+    )
+    model.zero_grad()
+    total.backward()

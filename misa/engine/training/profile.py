@@ -1,0 +1,283 @@
+"""Where a training step goes: plain SOLOv2, the box baseline, + FSD, + SEPA and MISA, in turn in one process.
+
+    misa profile                                       # the demo's step on the CPU
+    misa profile table3_components:voc_misa --data-root path/to/voc --device cuda
+
+Times are medians of whole steps (forward, backward, update) on one real batch. What a term costs is the difference of
+two forms' steps; the teacher's forward pass is timed by itself, because two terms share it. A last, profiled step
+says what each part takes of the forward pass.
+"""
+
+import argparse
+import ctypes
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from mmengine.runner import Runner
+from tqdm.auto import tqdm
+
+import misa.models.students.base
+import misa.ops.guides
+from misa.data.source import open_source
+from misa.engine.training.config import run_config
+from misa.engine.training.runner import quiet_runner
+from misa.errors import UserError
+from misa.experiment import Experiment
+from misa.models.students.base import BoxSupervised
+from misa.models.teacher.config import network_arguments
+from misa.models.teacher.semask import SeMask
+from misa.ops.guides import Scene
+from misa.parameters import at_least
+from misa.rows import find_row, teacher_row
+
+# What is timed inside a step: the owner of a function, its name, and the part it belongs to.
+PARTS = (
+    (BoxSupervised, "_prior", "teacher forward"),
+    (misa.models.students.base, "distillation_loss", "FSD"),
+    (misa.ops.guides, "spanning_trees", "tree"),
+    (Scene, "along_trees", "propagation, global"),
+    (Scene, "along_masks", "propagation, global"),
+    (Scene, "along_window", "propagation, local"),
+)
+
+
+def forms(row: Experiment) -> dict[str, Experiment]:
+    """The row's student as mask-supervised SOLOv2, from boxes, with either prior, and with both."""
+    if row.affinity is None or row.distillation is None or not row.teacher:
+        raise UserError("misa profile takes a row with FSD and SEPA, such as demo:misa.")
+    colors = row.but(affinity={"saliency": False, "feature": False})
+    return {
+        "mmdet, from masks": colors.but(supervision="mask", distillation=None, teacher=""),
+        "box baseline": colors.but(distillation=None, teacher=""),
+        "+ FSD": colors,
+        "+ SEPA": row.but(distillation=None),
+        "+ FSD + SEPA": row,
+    }
+
+
+@contextmanager
+def named_parts() -> Iterator[None]:
+    """Inside, a profiler sees the parts by name; one within another is called `misa: inner < outer`."""
+    running: list[str] = []
+    with ExitStack() as stack:
+        for owner, name, part in PARTS:
+            original = getattr(owner, name)
+
+            def inner(*args: Any, _original: Any = original, _part: str = part, **kwargs: Any) -> Any:
+                running.append(_part)
+                try:
+                    with torch.profiler.record_function(f"misa: {' < '.join(reversed(running))}"):
+                        return _original(*args, **kwargs)
+                finally:
+                    running.pop()
+
+            stack.enter_context(patch.object(owner, name, inner))
+        yield
+
+
+class Step:
+    """One form, ready to train on one batch again and again."""
+
+    def __init__(self, row: Experiment, teacher: SeMask | None, options: argparse.Namespace, folder: Path) -> None:
+        source = open_source(row, options.data_root)
+        row = row.but(network={"pretrained": False})  # the time does not depend on the weights
+        self.runner: Runner = quiet_runner(run_config(row, source, folder=folder, seed=0, workers=0))
+        self.model: Any = self.runner.model.to(options.device)
+        self.model.init_weights()
+        if row.teacher:
+            assert teacher is not None
+            self.model.attach(teacher)
+        loader = Runner.build_dataloader(self.runner._train_dataloader, seed=0)
+        self.batch = next(iter(loader))
+        self.optimizer = self.runner.build_optim_wrapper(self.runner.optim_wrapper)
+        self.model.train()
+
+    def __call__(self) -> None:
+        """One step."""
+        self.model.train_step(self.batch, self.optimizer)
+
+
+def build(row: Experiment, options: argparse.Namespace, folder: Path) -> dict[str, Step]:
+    """Every form; the teacher with random weights, which take as long as trained ones."""
+    torch.manual_seed(0)
+    every = forms(row)
+    source = open_source(row, options.data_root)
+    teacher = SeMask(**network_arguments(teacher_row(row).but(network={"pretrained": False}), source.classes))
+    return {name: Step(form, teacher, options, folder / str(i)) for i, (name, form) in enumerate(every.items())}
+
+
+def timed(step: Callable[[], None], device: str) -> tuple[float, float]:
+    """Wall and CPU ms."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    wall, cpu = time.perf_counter(), time.process_time()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)
+
+
+def memory(step: Step, device: str) -> float:
+    """Peak MB of a step beyond what is held between steps."""
+    if device != "cuda":
+        return peak_memory(step)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def parts(step: Step, device: str) -> dict[str, float]:
+    """ms of every part of one profiled step's forward pass, on the device where there is one."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Profiler clears events.*")  # one cycle is all there is
+        with named_parts(), torch.profiler.profile(activities=activities) as trace:
+            step()
+        events = trace.key_averages()
+    spent = {
+        event.key.removeprefix("misa: "): (event.device_time_total if device == "cuda" else event.cpu_time_total) / 1e3
+        for event in events
+        if event.key.startswith("misa: ")
+    }
+    return own_times(spent)
+
+
+def own_times(spent: dict[str, float]) -> dict[str, float]:
+    """Each part's time without that of the parts within it, which go to their own name.
+
+    >>> own_times({"tree": 1.0, "propagation": 5.0, "tree < propagation": 2.0})
+    {'tree': 3.0, 'propagation': 3.0}
+    """
+    found: dict[str, float] = {}
+    for name, time_spent in spent.items():
+        inner, *outer = name.split(" < ")
+        found[inner] = found.get(inner, 0.0) + time_spent
+        if outer:
+            found[outer[0]] = found.get(outer[0], 0.0) - time_spent
+    return found
+
+
+def report(steps: dict[str, Step], options: argparse.Namespace) -> None:
+    """Measure in turn and print."""
+    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    teacher_times: list[tuple[float, float]] = []
+    whole = steps["+ FSD + SEPA"]
+    images = whole.model.data_preprocessor(whole.batch, True)["inputs"]
+    # Warm-up, the turns, then a step of each form for its memory and one under the profiler.
+    bar = tqdm(total=(options.steps + 2) * len(steps) + 1, desc="measuring", unit="step", leave=False)
+    for turn in range(options.steps + 1):
+        for name, step in steps.items():
+            spent = timed(step, options.device)
+            bar.update()
+            if turn:
+                seen[name].append(spent)
+        spent = timed(lambda: whole.model.teacher.prior(images), options.device)
+        if turn:
+            teacher_times.append(spent)
+    peaks = {}
+    for name, step in steps.items():
+        peaks[name] = memory(step, options.device)
+        bar.update()
+    inside = parts(whole, options.device)
+    bar.close()
+    medians = {name: tuple(statistics.median(v[k] for v in values) for k in (0, 1)) for name, values in seen.items()}
+    teacher = tuple(statistics.median(v[k] for v in teacher_times) for k in (0, 1))
+    print(f"\n{'a whole step':<22} {'wall ms':>9} {'CPU ms':>9} {'to baseline':>12} {'peak MB':>9}")
+    base = medians["box baseline"]
+    for name, (wall, cpu) in medians.items():
+        print(f"{name:<22} {wall:9.0f} {cpu:9.0f} {wall / base[0]:11.2f}x {peaks[name]:9.0f}")
+    which = 0 if options.device == "cuda" else 1
+    misa_step = medians["+ FSD + SEPA"][which]
+    costs = {
+        "teacher forward": teacher[which],
+        "FSD": medians["+ FSD"][which] - base[which] - teacher[which],
+        "SEPA": medians["+ SEPA"][which] - base[which] - teacher[which],
+    }
+    print(f"\nof MISA's step ({'wall' if which == 0 else 'CPU time'}), forward and backward:")
+    for name, cost in costs.items():
+        print(f"  {name:<20} {cost:8.0f} ms {cost / misa_step:7.1%}")
+    print("\nparts of one profiled step's forward pass (the profiler slows small operations down):")
+    for name, took in inside.items():
+        print(f"  {name:<20} {took:8.1f} ms")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the measurement."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        "misa profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("row", nargs="?", default="demo:misa", help="a row with FSD and SEPA (default: demo:misa)")
+    parser.add_argument("--data-root", default="datasets")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--steps", type=at_least(1), default=10)
+    parser.add_argument("--batch", type=at_least(1), help="images a step, instead of the row's")
+    parser.add_argument("--threads", type=at_least(1), default=1)
+    parser.add_argument("--smoke", action="store_true", help="small images and networks: does it run")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    try:
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("torch finds no CUDA device; leave --device out, or see `misa doctor`.")
+        row = find_row(options.row)
+        row = row.smoke() if options.smoke else row
+        row = row.but(schedule={"batch": options.batch}) if options.batch else row
+        with tempfile.TemporaryDirectory() as folder:
+            steps = build(row, options, Path(folder))
+            images = steps["box baseline"].batch["inputs"]
+            print(
+                f"{options.row}: {len(images)} images, the first {tuple(images[0].shape[-2:])}, {options.device}, ",
+                end="",
+            )
+            print(f"{options.threads} thread(s), medians of {options.steps} steps in turn, torch {torch.__version__}")
+            report(steps, options)
+    except UserError as error:
+        print(f"misa profile: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+
+def peak_memory(task: Callable[[], object]) -> float:
+    """How many MB the process grows by at most while the task runs (Linux)."""
+    page = os.sysconf("SC_PAGE_SIZE") / 2**20
+    # What earlier work freed is kept by the allocator, and would not count as growth.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * page
+
+    before, peak, done = resident(), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            peak[0] = max(peak[0], resident())
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    task()
+    done.set()
+    watcher.join()
+    return peak[0] - before

@@ -1,0 +1,136 @@
+"""An epoch of whole batches, whatever the number of processes, that can be left and entered anywhere."""
+
+import random
+from collections.abc import Iterator, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import DefaultSampler
+from mmengine.hooks import Hook, ParamSchedulerHook, RuntimeInfoHook
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from misa.errors import UserError
+
+
+class WholeBatches(DefaultSampler):
+    """Shuffled indices, as many as make whole batches over all processes, and of these the process's own share.
+
+    Every batch has the same images in whatever number of processes and steps of accumulation it is learned.
+
+    Args:
+        batch: images of one step of the optimiser, over all processes.
+    """
+
+    def __init__(self, dataset: Sized, *, batch: int, seed: int) -> None:
+        super().__init__(dataset, shuffle=True, seed=seed, round_up=False)
+        self.total_size = len(dataset) // batch * batch
+        self.num_samples = self.total_size // self.world_size
+        self.skip = 0  # indices of this process that the next epoch leaves out
+
+    def __iter__(self) -> Iterator[int]:
+        mine = list(super().__iter__())[self.skip :]
+        self.skip = 0
+        return iter(mine)
+
+
+class ResumableLoop(EpochBasedTrainLoop):
+    """mmengine's, which enters an epoch where a checkpoint left it."""
+
+    def run_epoch(self) -> None:
+        """Called by mmengine."""
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        done = self._iter - self._epoch * len(self.dataloader)
+        if not 0 <= done < len(self.dataloader):
+            raise UserError(
+                f"the checkpoint is at batch {self._iter} after {self._epoch} epochs of {len(self.dataloader)}: it was "
+                "written with another per_gpu or number of GPUs; go on with those."
+            )
+        batches = self.dataloader.batch_sampler
+        batches.sampler.skip = done * batches.batch_size
+        for index, batch in enumerate(self.dataloader, start=done):
+            self.run_iter(index, batch)
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1
+
+
+class EpochSeed(Hook):
+    """Tells the data set which epoch it is, before its workers start."""
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Called by mmengine."""
+        runner.train_dataloader.dataset.epoch = runner.epoch
+
+
+class ResumableState(Hook):
+    """Makes a resumed run equal to an uninterrupted one, and its checkpoints loadable with weights_only=True.
+
+    mmengine saves neither the random generators nor anything but pickled objects for its logs.
+    """
+
+    priority = "VERY_LOW"
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Add the generators' states; leave the log buffers out (`losses.jsonl` has them)."""
+        kept = runner.message_hub.runtime_info.get("keep_ckpt_ids", [])  # which checkpoints may be deleted next
+        checkpoint["message_hub"] = {
+            "log_scalars": {},
+            "runtime_info": {"keep_ckpt_ids": kept},
+            "resumed_keys": {"keep_ckpt_ids": True},
+        }
+        numpy_state: Any = np.random.get_state()  # noqa: NPY002
+        name, keys, position, has_gauss, gauss = numpy_state
+        version, numbers, following = random.getstate()
+        checkpoint["batches_per_epoch"] = len(runner.train_dataloader)
+        checkpoint["random_states"] = {
+            "torch": torch.get_rng_state(),
+            "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
+            "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+            "python": [version, list(numbers), following],
+        }
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Set the generators as they were; only a resumed run carries their states.
+
+        Another per_gpu or number of GPUs makes another number of batches an epoch: where the run is, is counted anew.
+        """
+        states = checkpoint.get("random_states")
+        if states is None or not runner._resume:
+            return
+        batches = len(runner.train_dataloader)  # whole steps of the optimiser, and saved after whole ones: it divides
+        meta, before = checkpoint["meta"], checkpoint.get("batches_per_epoch", batches)
+        meta["iter"] = meta["iter"] * batches // before
+        # The checkpoint is loaded onto the training's device, the generators want their states on the CPU.
+        torch.set_rng_state(states["torch"].cpu())
+        if states["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states["cuda"][0].cpu())
+        name, keys, *rest = states["numpy"]
+        np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        version, numbers, following = states["python"]
+        random.setstate((version, tuple(numbers), following))
+
+
+class RuntimeInfo(RuntimeInfoHook):
+    """mmengine's, without reading every loss back from the device at every step."""
+
+    def after_train_iter(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `LossRecord` keeps the losses."""
+
+
+class StepSchedulers(ParamSchedulerHook):
+    """mmengine's, but once a step of the optimiser: accumulation leaves the learning rates as they would be.
+
+    Args:
+        accumulate: batches that make a step.
+    """
+
+    def __init__(self, accumulate: int = 1) -> None:
+        self.accumulate = accumulate
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Called by mmengine."""
+        if (runner.iter + 1) % self.accumulate == 0:
+            super().after_train_iter(runner, batch_idx, data_batch, outputs)

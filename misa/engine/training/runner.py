@@ -1,0 +1,106 @@
+"""The device, the loggers, and mmengine's Runner without its greeting."""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import itertools
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import mmengine.device.utils
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from mmengine.visualization import MLflowVisBackend, TensorboardVisBackend, Visualizer, WandbVisBackend
+
+from misa.engine.training.parallel import (
+    join,
+)
+from misa.errors import UserError, did_you_mean
+
+_number = itertools.count()
+
+
+PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
+
+
+def logger_names(text: str) -> tuple[str, ...]:
+    """The loggers in a list such as "wandb,mlflow"; UserError for one that is unknown or not installed."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name == "tensorboard":
+            continue
+        if name not in PACKAGES:
+            hint = did_you_mean(name, PACKAGES) or f"; the loggers are {', '.join(PACKAGES)}."
+            raise UserError(f"there is no logger {name!r}{hint} TensorBoard is always on.")
+        if importlib.util.find_spec(PACKAGES[name]) is None:
+            raise UserError(f"the logger {name} is not installed; pip install {PACKAGES[name]}.")
+    return tuple(name for name in names if name != "tensorboard")
+
+
+def visualizer_config(folder: Path, loggers: tuple[str, ...] | None) -> dict[str, Any]:
+    """mmengine's visualizer for a run folder; without any logger for None."""
+    backends: list[dict[str, Any]] = []
+    if loggers is not None:
+        backends.append({"type": TensorboardVisBackend, "save_dir": str(folder / "tensorboard")})
+    if loggers and "wandb" in loggers:
+        start = {"project": "misa", "name": folder.name, "dir": str(folder), "resume": "allow", "id": run_id(folder)}
+        backends.append({"type": WandbVisBackend, "save_dir": str(folder / "wandb"), "init_kwargs": start})
+    if loggers and "mlflow" in loggers:
+        backends.append(
+            {"type": MLflowVisBackend, "exp_name": "misa", "run_name": folder.name, **_mlflow_store(folder)}
+        )
+    # A name of its own: mmengine keeps a visualizer a name, closed or not, and warns where one is asked for again.
+    name = f"misa {folder} {next(_number)}"
+    return {"type": Visualizer, "vis_backends": backends or None, "name": name, "save_dir": str(folder)}
+
+
+def _mlflow_store(folder: Path) -> dict[str, Any]:
+    """The server that MLflow's own MLFLOW_TRACKING_URI names, else a database in the run folder.
+
+    mmengine would write plain files, which MLflow 3 refuses, and would not ask for the server.
+    """
+    kept = folder.absolute() / "mlflow"
+    server = os.environ.get("MLFLOW_TRACKING_URI")
+    if server:
+        return {"save_dir": str(kept), "tracking_uri": server}
+    place = {"tracking_uri": f"sqlite:///{kept / 'mlflow.db'}", "artifact_location": (kept / "artifacts").as_uri()}
+    return {"save_dir": str(kept), **place}
+
+
+def run_id(folder: Path) -> str:
+    """An id that a resumed run has again: W&B goes on in the same curve."""
+    return hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+
+
+_RUNNERS = itertools.count(1)
+
+
+def choose_device(gpus: int | None, threads: int) -> str:
+    """Set threads and device for mmengine, which otherwise takes a GPU whenever there is one; returns the device.
+
+    Joins the other processes where torchrun or SLURM has started several.
+    """
+    torch.set_num_threads(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # mmengine sets its own where this is missing
+    if gpus and not torch.cuda.is_available():
+        raise UserError(f"gpus is {gpus}, but torch finds no CUDA device; set gpus to 0, or see `misa doctor`.")
+    use_cuda = torch.cuda.is_available() if gpus is None else gpus > 0
+    mmengine.device.utils.DEVICE = device = "cuda" if use_cuda else "cpu"
+    join(cuda=use_cuda)
+    return device
+
+
+def quiet_runner(config: Config) -> Runner:
+    """mmengine's Runner without its greeting; its own log goes below checkpoints/.
+
+    Runners of one name share history, logger and writers, and mmengine tells names apart by the second only.
+    """
+    warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")
+    named = config.copy()
+    named.experiment_name = f"{config.experiment_name}-{next(_RUNNERS)}"
+    with contextlib.redirect_stdout(io.StringIO()):
+        return Runner.from_cfg(named)

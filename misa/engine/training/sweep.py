@@ -1,0 +1,293 @@
+"""Many rows and seeds: what is missing is trained, here in parallel slots or on a cluster; what is there is kept."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal
+
+import torch
+from tqdm.auto import tqdm
+
+from misa.data.formats.convert import open_layout
+from misa.engine.runs.folder import teacher_place
+from misa.errors import Stopped, UserError
+from misa.experiment import Experiment
+from misa.files import IN_USE, read_json, write_json
+from misa.rows import find_row, lineage, teacher_row
+
+ROOT = "runs/tables"
+State = Literal["finished", "started", "not run"]
+AT_WORK = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")  # SLURM's words
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: a row and a seed, in the folder that is this training's wherever the row is listed."""
+
+    row: str
+    seed: int
+    folder: Path
+    smoke: bool = False
+    teacher: "Job | None" = field(default=None, compare=False)
+
+    @property
+    def state(self) -> State:
+        """What the folder holds."""
+        if (self.folder / "metrics.json").exists():
+            return "finished"
+        return "started" if (self.folder / "params.json").exists() else "not run"
+
+    def metrics(self) -> dict[str, Any] | None:
+        """Of a finished run; None of any other."""
+        return read_json(self.folder / "metrics.json")
+
+    def command(self, options: Mapping[str, object]) -> list[str]:
+        """The command that trains it, goes on with it, or finds it finished."""
+        more = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
+        smoke = ["--smoke"] if self.smoke else []
+        return [
+            sys.executable, "-m", "misa", "train", self.row, f"--seed={self.seed}", f"--work-dir={self.folder}",
+            *smoke, *more,
+        ]  # fmt: skip
+
+
+def job(row: str, seed: int, *, root: str | Path = ROOT, smoke: bool = False) -> Job:
+    """A student's run is `<hash>-seed<seed>` below `root`, so that tables share rows; its teacher is beside it."""
+    experiment = _experiment(row, smoke)
+    root, teacher = Path(root), None
+    if experiment.teacher:
+        teacher = Job(experiment.teacher, seed, teacher_place(experiment, seed, root), smoke)
+    if experiment.semantic is not None:
+        table, _, name = row.rpartition(":")
+        return Job(row, seed, root / f"{Path(table).stem}-{name}-{lineage(experiment)}-seed{seed}", smoke)
+    return Job(row, seed, root / f"{lineage(experiment)}-seed{seed}", smoke, teacher)
+
+
+def _experiment(row: str, smoke: bool) -> Experiment:
+    experiment = find_row(row).smoke() if smoke else find_row(row)
+    if experiment.teacher:
+        teacher_row(experiment)  # says what is wrong with it now, not after the first hour
+    return experiment
+
+
+def plan(rows: Iterable[str], seeds: Iterable[int], *, root: str | Path = ROOT, smoke: bool = False) -> list[Job]:
+    """One job a row and seed, none twice: seed by seed, so that every row has as many seeds as any other."""
+    seeds, rows = list(seeds), list(rows)
+    unique = {
+        wanted.folder: wanted for seed in seeds for row in rows for wanted in [job(row, seed, root=root, smoke=smoke)]
+    }
+    return list(unique.values())
+
+
+def run(
+    jobs: Sequence[Job],
+    *,
+    slots: int = 1,
+    cluster: str = "",
+    cluster_options: str = "",
+    **options: object,
+) -> None:
+    """Train what is not finished; the same call again goes on where it was stopped.
+
+    Teachers come first, once each. `slots` trainings at a time run on this machine, each a process of its own on GPUs
+    of its own as far as there are any, whose output goes to `<root>/logs`; with `cluster` ("slurm", or any other that
+    submitit knows) each is submitted with `cluster_options` (see `read_options`), or waited for where an earlier call
+    has submitted it to SLURM.
+    `options` are those of `misa train`: data_root, gpus, workers, threads.
+
+    Raises:
+        UserError: a training ended with an error; all others that do without it were still tried. Its last line is
+            quoted. Or a folder holds a run on other data than `data_root`: before any training.
+        Stopped: by SIGTERM, which the trainings of this machine are told as well; the same call goes on.
+    """
+    require_one_data([*jobs, *(wanted.teacher for wanted in jobs if wanted.teacher)], options.get("data_root"))
+    how = read_options(cluster_options)
+    if cluster and not {"timeout_min", "slurm_time"} & how.keys():
+        raise UserError(
+            "cluster needs cluster_options with timeout_min, the minutes that one training may take, and what else "
+            "the cluster asks for, such as timeout_min=1440,gpus_per_node=1,slurm_partition=gpu."
+        )
+    teachers = {wanted.teacher.folder: wanted.teacher for wanted in jobs if wanted.teacher is not None}
+    failed: dict[Path, tuple[Job, str]] = {}
+    for stage in (list(teachers.values()), jobs):
+        missing = [
+            wanted
+            for wanted in stage
+            if wanted.state != "finished" and not (wanted.teacher and wanted.teacher.folder in failed)
+        ]
+        if missing:
+            launch = _submit if cluster else _here
+            with _sigterm_raises():
+                found = launch(missing, slots=slots, cluster=cluster, how=how, options=options)
+            failed |= {wanted.folder: (wanted, sentence) for wanted, sentence in found}
+    if failed:
+        wanted, sentence = next(iter(failed.values()))
+        more = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
+        cure = "wait for that one" if IN_USE in sentence else "mend it"
+        raise UserError(
+            f"{wanted.row} with seed {wanted.seed} failed: {sentence.removesuffix('.')}{more}; "
+            f"see {_log(wanted)}, {cure} and run the same again."
+        )
+
+
+def read_options(text: str) -> dict[str, int | str]:
+    """submitit's parameters from `name=value,name=value`; a whole number is read as one.
+
+    >>> read_options("timeout_min=1440, slurm_partition=gpu")
+    {'timeout_min': 1440, 'slurm_partition': 'gpu'}
+    """
+    found: dict[str, int | str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and value):
+            raise UserError(
+                f"cluster_options has {part!r}; write name=value with commas between, such as "
+                "timeout_min=1440,gpus_per_node=1."
+            )
+        found[name] = int(value) if value.isdecimal() else value
+    return found
+
+
+def require_one_data(jobs: Iterable[Job], data_root: object = None) -> None:
+    """UserError where runs are on another folder of data than `data_root`, or, without it, than one another.
+
+    A row's hash does not tell one folder from another. The embedded data is the same in any.
+    """
+    wanted = None
+    for one in jobs:
+        params = read_json(one.folder / "params.json")
+        if params is None or params["experiment"]["data"] == "demo":
+            continue
+        if wanted is None:
+            given = None if data_root is None else open_layout(Path(str(data_root)).expanduser().resolve())
+            wanted = params["data_root"] if given is None else str(given.root)
+        if params["data_root"] != wanted:
+            raise UserError(
+                f"{one.folder} is a run on {params['data_root']}, not on {wanted}; give each folder of data a root of "
+                "its own."
+            )
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM ends the wait with an exception, so that the trainings of this machine hear of it too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def told(*_: object) -> None:
+        raise Stopped(
+            "stopped by SIGTERM; the same command goes on with what is not finished.", status=128 + signal.SIGTERM
+        )
+
+    before = signal.signal(signal.SIGTERM, told)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _log(wanted: Job) -> Path:
+    return wanted.folder.parent / "logs" / f"{wanted.folder.name}.txt"
+
+
+def _here(jobs: Sequence[Job], *, slots: int, options: Mapping[str, object], **_: object) -> list[tuple[Job, str]]:
+    """Processes of this machine, `slots` at a time; the jobs that failed, each with its last words."""
+    stopped, running = threading.Event(), set[subprocess.Popen[bytes]]()
+    free: SimpleQueue[str] = SimpleQueue()
+    for devices in _devices(slots, options.get("gpus")):
+        free.put(devices)
+
+    def one(wanted: Job) -> str | None:
+        if stopped.is_set():
+            return None
+        log = _log(wanted)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        devices = free.get()
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": devices} if devices else None
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                wanted.command(options), stdout=output, stderr=subprocess.STDOUT, env=environment
+            )
+            running.add(process)
+            status = process.wait()
+            running.discard(process)
+        free.put(devices)
+        if status < 0:
+            return f"{signal.Signals(-status).name} ended it; if that was for want of memory, take fewer slots"
+        return None if status == 0 else _last_line(log) or f"exit status {status}"
+
+    failed = []
+    with ThreadPoolExecutor(slots) as pool:
+        started: dict[Future[str | None], Job] = {pool.submit(one, wanted): wanted for wanted in jobs}
+        try:
+            for done in tqdm(as_completed(started), total=len(jobs), desc="trainings", unit="run"):
+                sentence = done.result()
+                if sentence is not None:
+                    failed.append((started[done], sentence))
+        except BaseException:
+            stopped.set()
+            for process in running.copy():
+                process.terminate()
+            raise
+    return failed
+
+
+def _devices(slots: int, gpus: object) -> list[str]:
+    """The GPUs of each slot as CUDA_VISIBLE_DEVICES names them; empty: whatever the training finds."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    each = 1 if gpus is None else int(str(gpus))
+    if not 0 < each <= len(names):  # on the CPU, or more than there are, which the training says
+        return [""] * slots
+    return [",".join(names[(slot * each + i) % len(names)] for i in range(each)) for slot in range(slots)]
+
+
+def _submit(
+    jobs: Sequence[Job], *, cluster: str, how: Mapping[str, Any], options: Mapping[str, object], **_: object
+) -> list[tuple[Job, str]]:
+    """The same through submitit, all at once: the cluster has slots of its own."""
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("cluster needs submitit; pip install submitit, or leave cluster out.") from error
+    folder = _log(jobs[0]).parent / "cluster"
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    try:
+        executor.update_parameters(**how)
+    except (NameError, TypeError) as error:
+        raise UserError(f"cluster_options: submitit says: {' '.join(str(error).split())}") from error
+    ids: dict[str, str] = read_json(folder / "jobs.json") or {}
+    submitted: list[tuple[Job, submitit.Job[str]]] = []
+    for wanted in jobs:
+        task: submitit.Job[str] | None = None
+        if wanted.folder.name in ids:
+            task = submitit.SlurmJob(folder, ids[wanted.folder.name])
+        if task is None or task.state not in AT_WORK:
+            command = submitit.helpers.CommandFunction(wanted.command(options), verbose=False)
+            task = executor.submit(command)
+            if cluster == "slurm":  # the others know of their jobs as long as this process lives
+                ids[wanted.folder.name] = task.job_id
+                write_json(folder / "jobs.json", ids)
+        submitted.append((wanted, task))
+    failed = []
+    for wanted, task in tqdm(submitted, desc=f"trainings ({cluster})", unit="run"):
+        try:
+            _log(wanted).write_text(task.result())
+        except Exception as error:  # submitit raises whatever went wrong over there, of many kinds
+            _log(wanted).write_text(str(error))
+            failed.append((wanted, _last_line(_log(wanted)) or repr(error)))
+    return failed
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else ""

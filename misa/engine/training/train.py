@@ -1,0 +1,225 @@
+"""Train a row, score it, and leave a run folder (§4.3)."""
+
+import contextlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import get_world_size
+from mmengine.model import is_model_wrapper
+
+from misa.data.source import open_source
+from misa.engine.runs.checkpoints import read_checkpoint, tensors_only
+from misa.engine.runs.folder import (
+    Run,
+    _before,
+    _hold,
+    _require_own_teacher,
+    _student_folder,
+    _write_record,
+    default_folder,
+    finished,
+    teacher_place,
+)
+from misa.engine.runs.record import run_params
+from misa.engine.runs.scores import _figures, _write_scores
+from misa.engine.runs.teacher import load_teacher
+from misa.engine.training.config import run_config
+from misa.engine.training.labels import prepare_labels
+from misa.engine.training.parallel import (
+    expected_processes,
+    from_first,
+    is_first,
+    launch,
+    leave,
+    share_batch,
+    told_when_lost,
+)
+from misa.engine.training.preemption import restored_signal
+from misa.engine.training.runner import choose_device, logger_names, quiet_runner
+from misa.engine.training.watch import NaNGuard
+from misa.errors import Diverged, UserError
+from misa.experiment import Experiment
+from misa.models.backbones import backbone_row
+from misa.parameters import TrainParameters
+from misa.rows import find_row, teacher_row
+
+
+def experiment_of(parameters: TrainParameters) -> Experiment:
+    """The row that the parameters name, with what they change."""
+    experiment = find_row(parameters.row)
+    if parameters.smoke:
+        experiment = experiment.smoke()
+    schedule: dict[str, Any] = {
+        name: value for name in ("epochs", "batch") if (value := getattr(parameters, name)) is not None
+    }
+    before = experiment.schedule
+    if parameters.scale_lr and schedule.get("batch", before.batch) != before.batch:
+        schedule["lr"] = before.lr * schedule["batch"] / before.batch
+    if parameters.precision:
+        schedule["precision"] = parameters.precision
+    try:
+        return experiment.but(schedule=schedule) if schedule else experiment
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def train_from(parameters: TrainParameters) -> Run:
+    """`train` with the notebook's and the command line's parameters; UserError for wrong ones.
+
+    More than one GPU means as many processes, started here unless torchrun or SLURM has started this one.
+    """
+    experiment, folder = experiment_of(parameters), _folder_of(parameters)
+    processes = parameters.gpus or 1
+    if processes > 1 and expected_processes() == 1:
+        share_batch(experiment.schedule.batch, processes, parameters.per_gpu)
+        if processes > torch.cuda.device_count():
+            raise UserError(
+                f"gpus is {processes}, but torch finds {torch.cuda.device_count()} CUDA devices; set gpus to "
+                "that: per_gpu keeps the batch by accumulation."
+            )
+        launch(parameters, processes)
+        return finished(folder)
+    before = find_row(parameters.row).schedule
+    if experiment.schedule.lr != before.lr and is_first():
+        print(
+            f"batch {experiment.schedule.batch} in place of the row's: learning rate {experiment.schedule.lr:g} in "
+            f"place of {before.lr:g}, in proportion (scale_lr=False keeps it)",
+            flush=True,
+        )
+    try:
+        return train(
+            experiment,
+            data_root=parameters.data_root,
+            work_dir=folder,
+            row=parameters.row,
+            seed=parameters.seed,
+            gpus=parameters.gpus,
+            per_gpu=parameters.per_gpu,
+            workers=parameters.workers,
+            threads=parameters.threads,
+            resume=parameters.resume,
+            interactive=parameters.interactive,
+            loggers=logger_names(parameters.loggers),
+        )
+    finally:
+        leave()
+
+
+def _folder_of(parameters: TrainParameters) -> Path:
+    changed: dict[str, Any] = {"smoke": parameters.smoke, "epochs": parameters.epochs, "batch": parameters.batch}
+    changed |= {parameters.precision or "precision": bool(parameters.precision)}
+    suffix = "".join(f"-{name}{'' if value is True else value}" for name, value in changed.items() if value)
+    return Path(parameters.work_dir or default_folder(parameters.row, parameters.seed, suffix=suffix))
+
+
+def train(
+    experiment: Experiment,
+    *,
+    data_root: str | Path,
+    work_dir: str | Path,
+    row: str = "custom",
+    seed: int = 0,
+    gpus: int | None = None,
+    per_gpu: int | None = None,
+    workers: int = 0,
+    threads: int = 1,
+    resume: bool = True,
+    interactive: bool = False,
+    loggers: tuple[str, ...] = (),
+) -> Run:
+    """Train and evaluate; the same call again resumes where it was stopped or returns the finished run.
+
+    Called in each of several processes that torchrun or SLURM started, they train together: each takes its part of
+    every batch, the first one writes.
+
+    Args:
+        experiment: what to train.
+        data_root: a COCO-layout folder; for data="demo" the folder that the embedded data goes into.
+        work_dir: the run folder; it must be new, or this very run's.
+        row: the row's name in the experiments folder, for the record.
+        seed: of weights, order and augmentation.
+        gpus: 0 for the CPU, more for GPUs, one a process; None: a GPU if there is one.
+        per_gpu: images that a process sees at a time; its part of the batch is accumulated from these. None: all of it.
+        workers: processes that load images; the result does not depend on it.
+        threads: of torch on the CPU. Two busy threads on two busy cores are many times slower than one.
+        resume: go on from the last checkpoint; off: a folder with checkpoints is an error.
+        interactive: progress bars instead of lines.
+        loggers: "wandb", "mlflow", beside TensorBoard.
+
+    Raises:
+        UserError: wrong input, before any long work and with nothing overwritten.
+        Stopped: by SIGTERM, or another process has ended; the same call goes on.
+    """
+    backbone_row(experiment.network.backbone)  # a misspelt one is known before a teacher is trained
+    device = choose_device(gpus, threads)
+    if experiment.schedule.precision == "float16" and device == "cpu":
+        raise UserError("float16 needs a GPU, its gradients vanish or overflow on a CPU; choose bfloat16 or float32.")
+    sharing = share_batch(experiment.schedule.batch, get_world_size(), per_gpu)
+    folder = Path(work_dir).expanduser().resolve()
+    with told_when_lost(), restored_signal(), contextlib.ExitStack() as stack:
+        from_first(lambda: _hold(folder, stack))
+        source = from_first(lambda: open_source(experiment, data_root))
+        if source.images < experiment.schedule.batch:
+            raise UserError(
+                f"a batch takes {experiment.schedule.batch} images and {source.train.annotations} has "
+                f"{source.images}; set batch to {source.images} or less."
+            )
+        params = run_params(experiment, row=row, seed=seed, data_root=source.root, classes=source.classes)
+        metrics, checkpoint = from_first(lambda: _before(folder, params, resume))
+        if metrics is None:
+            if checkpoint is not None:
+                read_checkpoint(checkpoint)  # the folder may be a stranger's: said in a sentence, before any work
+            teacher = None
+            if experiment.teacher:
+                # The first of two stages: the same data and seed, in a folder of its own beside this one.
+                place = teacher_place(experiment, seed, folder.parent, data_root=source.root)
+                from_first(lambda: _require_own_teacher(place, source))
+                trained = train(
+                    teacher_row(experiment),
+                    data_root=data_root,
+                    work_dir=place,
+                    row=experiment.teacher,
+                    seed=seed,
+                    gpus=gpus,
+                    per_gpu=per_gpu,
+                    workers=workers,
+                    threads=threads,
+                    interactive=interactive,
+                    loggers=loggers,
+                )
+                teacher = load_teacher(trained.folder, classes=source.classes)
+            labels = partial(prepare_labels, experiment, source, folder, workers=workers)
+            from_first(lambda: labels(student=_student_folder(experiment, seed)))
+            config = run_config(
+                experiment,
+                source,
+                folder=folder,
+                seed=seed,
+                workers=workers,
+                checkpoint=checkpoint,
+                interactive=interactive,
+                sharing=sharing,
+                loggers=loggers,
+            )
+            runner = quiet_runner(config)
+            if teacher is not None:
+                student = runner.model.module if is_model_wrapper(runner.model) else runner.model
+                student.attach(teacher)
+            from_first(lambda: _write_record(folder, params, config, device if checkpoint is None else None))
+            try:
+                with tensors_only():
+                    runner.train()
+            except Diverged as error:
+                guard = next(hook for hook in runner.hooks if isinstance(hook, NaNGuard))
+                raise guard.explain(error) from error
+            runner.test()
+            metrics = from_first(lambda: _write_scores(experiment, source, folder, params))
+            runner.visualizer.add_scalars(
+                {f"{name}/{key}": value for name, key, value in _figures(metrics)}, step=runner.max_iters
+            )
+            runner.visualizer.close()
+        elif is_first():
+            print(f"{folder.name} is finished; nothing to train. Choose another work_dir to train again.")
+    return Run(experiment, folder, source, metrics)

@@ -1,0 +1,1 @@
+"""Box-supervised students and mmdet's own baselines."""

@@ -1,0 +1,78 @@
+"""The published baselines of Tables 1 and 2 that mmdet has, as mmengine values.
+
+SOLO, CondInst and Mask R-CNN learn from masks, BoxInst from boxes by losses of its own. Each is mmdet's own
+configuration file, with only what an `Experiment` decides set anew.
+"""
+
+from mmdet.models.data_preprocessors import BoxInstDataPreprocessor
+from mmdet.models.detectors import SOLO, BoxInst, CondInst, MaskRCNN
+from mmengine.config import ConfigDict
+
+from misa.experiment import Experiment
+from misa.models.students.common import backbone_of, mmdet_model, preprocessor, stage_widths
+from misa.models.students.solov2 import grid_neck_and_head, matrix_nms
+
+
+def solo_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
+    """SOLO (Wang et al. 2020a): seven convolutions a tower, one mask a grid cell."""
+    model = mmdet_model("solo/solo_r50_fpn_1x_coco.py")
+    model.type = SOLO
+    model.data_preprocessor = preprocessor(experiment)
+    model.backbone = backbone_of(experiment.network)
+    grid_neck_and_head(model, experiment.network, len(classes))
+    model.test_cfg.update(matrix_nms(experiment.inference))
+    return model
+
+
+def condinst_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
+    """CondInst (Tian et al. 2020) taught by masks."""
+    model = mmdet_model("condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py")
+    model.type = CondInst
+    model.data_preprocessor = preprocessor(experiment)
+    return _dynamic_masks(model, experiment, len(classes))
+
+
+def boxinst_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
+    """BoxInst (Tian et al. 2021): CondInst taught by boxes."""
+    model = mmdet_model("boxinst/boxinst_r50_fpn_ms-90k_coco.py")
+    model.type = BoxInst
+    prepared = preprocessor(experiment) | {"type": BoxInstDataPreprocessor}
+    del prepared["pad_mask"]  # it makes its masks from the boxes
+    model.data_preprocessor.update(prepared)
+    return _dynamic_masks(model, experiment, len(classes))
+
+
+def _dynamic_masks(model: ConfigDict, experiment: Experiment, classes: int) -> ConfigDict:
+    """`model` in the experiment's sizes; the widths of the dynamic layers are mmdet's."""
+    network, inference = experiment.network, experiment.inference
+    model.backbone = backbone_of(network)
+    model.neck.update(in_channels=stage_widths(network), out_channels=network.neck_channels)
+    model.bbox_head.update(
+        num_classes=classes,
+        in_channels=network.neck_channels,
+        stacked_convs=network.stacked_convs,
+        feat_channels=network.head_channels,
+    )
+    model.mask_head.mask_feature_head.update(in_channels=network.neck_channels, feat_channels=network.mask_channels)
+    model.test_cfg.update(score_thr=inference.score, max_per_img=inference.per_image, mask_thr=inference.mask)
+    return model
+
+
+def mask_rcnn_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
+    """Mask R-CNN (He et al. 2017)."""
+    network, inference = experiment.network, experiment.inference
+    channels = network.neck_channels
+    model = mmdet_model("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py")
+    model.type = MaskRCNN
+    model.data_preprocessor = preprocessor(experiment)
+    model.backbone = backbone_of(network)
+    model.neck.update(in_channels=stage_widths(network), out_channels=channels)
+    model.rpn_head.update(in_channels=channels, feat_channels=channels)
+    heads = model.roi_head
+    heads.bbox_roi_extractor.out_channels = heads.mask_roi_extractor.out_channels = channels
+    heads.bbox_head.update(num_classes=len(classes), in_channels=channels, fc_out_channels=4 * channels)
+    heads.mask_head.update(num_classes=len(classes), in_channels=channels, conv_out_channels=channels)
+    model.test_cfg.rcnn.update(
+        score_thr=inference.score, max_per_img=inference.per_image, mask_thr_binary=inference.mask
+    )
+    return model

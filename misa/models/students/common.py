@@ -1,0 +1,60 @@
+"""What all students' mmengine configs share: mmdet's files, the preprocessor, the backbone, the box objectives."""
+
+import dataclasses
+from typing import Any
+
+from mmdet.models.data_preprocessors import BatchFixedSizePad, DetDataPreprocessor
+from mmengine.config import ConfigDict
+from mmengine.hub import get_config
+
+from misa.data.pipeline import MEAN, STD
+from misa.experiment import Experiment, Network
+from misa.models.backbones import backbone_row
+from misa.models.teacher.config import backbone_of, pairwise_arguments
+from misa.rows import teacher_row
+
+__all__ = ["backbone_of", "objectives", "preprocessor", "stage_widths"]
+
+
+def mmdet_model(file: str) -> ConfigDict:
+    """The model of a configuration file that mmdet is installed with, such as "solo/solo_r50_fpn_1x_coco.py".
+
+    Types are strings in it, which mmdet resolves. The model and its preprocessor, built by mmengine, need a class.
+    """
+    model: ConfigDict = get_config(f"mmdet::{file}").model
+    return model
+
+
+def preprocessor(experiment: Experiment) -> dict[str, Any]:
+    """Normalisation and padding; to the whole square where large-scale jittering cut one."""
+    masks, augmentation = experiment.supervision == "mask", experiment.augmentation
+    square = {"type": BatchFixedSizePad, "size": (augmentation.crop, augmentation.crop), "pad_mask": masks}
+    return {
+        "type": DetDataPreprocessor,
+        "mean": MEAN,
+        "std": STD,
+        "bgr_to_rgb": True,
+        "pad_mask": masks,
+        "pad_size_divisor": 32,
+        **({"batch_augments": [square]} if augmentation.jitter else {}),
+    }
+
+
+def stage_widths(network: Network) -> list[int]:
+    """The channels of the backbone's four stages."""
+    return backbone_row(network.backbone).widths(network.base_channels)
+
+
+def objectives(experiment: Experiment) -> dict[str, Any]:
+    """The arguments of `BoxSupervised`."""
+    affinity = experiment.affinity
+    arguments: dict[str, Any] = {
+        "projection_weight": experiment.projection_weight,
+        "affinity": None if affinity is None else pairwise_arguments(affinity),
+    }
+    if experiment.teacher:
+        arguments["semantic"] = affinity is not None and (affinity.feature or affinity.saliency)
+        arguments["teacher_channels"] = teacher_row(experiment).network.feature_channels
+    if experiment.distillation is not None:
+        arguments["distillation"] = dataclasses.asdict(experiment.distillation)
+    return arguments

@@ -1,0 +1,219 @@
+"""Mask2Former as a box-supervised student (Eq. 2): mmdet's head, with `Positives` in place of mask targets.
+
+Every prediction of the decoder, that of the initial queries included, is matched and supervised on its own. As in
+APro, no points are sampled: costs and losses look at whole masks. APro matches at the input's size; here it is done at
+the masks' own, a quarter of it, where boxes are drawn and losses are computed as well.
+
+Axes: l prediction · b image · q query · n instance · h row · w column.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from mmdet.models.dense_heads import Mask2FormerHead
+from mmdet.models.detectors import Mask2Former
+from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from misa.errors import Diverged
+from misa.experiment import Experiment, Network
+from misa.losses.inputs import Positives
+from misa.models.students.base import BoxMasks, BoxSupervised, Handover
+from misa.models.students.batch_means import share
+from misa.models.students.common import backbone_of, mmdet_model, objectives, preprocessor, stage_widths
+from misa.ops.boxes import box_masks
+
+CLASS_COST, PROJECTION_COST = 2.0, 5.0  # APro's
+CLASS_WEIGHT, NO_OBJECT = 2.0, 0.1  # of the classification loss, and of "no object" in it: mmdet's and APro's
+
+
+class Match(NamedTuple):
+    """Which query of which prediction stands for which instance; on the host."""
+
+    prediction: Int[Tensor, " m"]
+    image: Int[Tensor, " m"]
+    query: Int[Tensor, " m"]
+    instance: Int[Tensor, " m"]  # within its image
+
+
+class BoxMask2FormerHead(Mask2FormerHead):
+    """Mask2Former's head that matches queries to boxes and hands their masks over as `Positives`."""
+
+    def match(
+        self, features: tuple[Tensor, ...], instances: list[InstanceData], size: tuple[int, int]
+    ) -> tuple[Positives, Tensor, dict[str, Tensor]]:
+        """The positives of all predictions, the dense feature I (b d h w) and the classification loss.
+
+        `size` is the padded input's (h, w). Every prediction has as many positives as the others, so that a mean over
+        all of them is a tenth of the sum over ten predictions.
+        """
+        kept: list[Tensor] = []
+
+        def surface(module: object, inputs: object, output: tuple[Tensor, list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
+            """mmdet computes I in its forward pass and drops it. Made float32 once, not for each of ten predictions."""
+            kept.append(output[0].float())
+            return kept[0], output[1]
+
+        with self.pixel_decoder.register_forward_hook(surface):
+            scores, logits = self(features, [])
+        (mask_features,) = kept
+        with torch.autocast(mask_features.device.type, enabled=False):
+            classes, masks = torch.stack(scores).float(), torch.stack(logits).float()
+            h, w = masks.shape[-2:]
+            stride = size[0] // h
+            boxes = [box_masks(truth.bboxes, h, w, stride=stride) for truth in instances]
+            labels = [truth.labels for truth in instances]
+            found = assign(classes, masks, boxes, labels)
+            here = Match(*(index.to(masks.device, non_blocking=True) for index in found))
+            first = torch.tensor([0, *(len(own) for own in labels)]).cumsum(0)[:-1]
+            chosen = (first[found.image] + found.instance).to(masks.device, non_blocking=True)
+            target = classes.new_full(classes.shape[:3], self.num_classes, dtype=torch.long)
+            target[here.prediction, here.image, here.query] = torch.cat(labels)[chosen]
+            losses = {"loss_cls": self._class_loss(classes, target, len(found.image))}
+            positives = Positives(
+                masks[here.prediction, here.image, here.query],
+                torch.cat(boxes)[chosen],
+                torch.cat([own.cpu() for own in labels])[first[found.image] + found.instance],
+                found.image,
+            )
+        return positives, mask_features, losses
+
+    def _forward_head(
+        self, decoder_out: Tensor, mask_feature: Tensor, attn_mask_target_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A prediction in float32: a mask sums hundreds of products, which may be too large for float16."""
+        with torch.autocast(decoder_out.device.type, enabled=False):
+            predicted: tuple[Tensor, Tensor, Tensor] = super()._forward_head(
+                decoder_out.float(), mask_feature.float(), attn_mask_target_size
+            )
+        return predicted
+
+    def _class_loss(
+        self, scores: Float[Tensor, "l b q e"], target: Int[Tensor, "l b q"], matched: int
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy with little weight on "no object", summed over the predictions."""
+        weight = scores.new_ones(self.num_classes + 1)
+        weight[-1] = NO_OBJECT
+        total = F.cross_entropy(scores.flatten(0, 2), target.flatten(), weight=weight, reduction="sum")
+        whole = matched + NO_OBJECT * (target.numel() - matched)  # of all predictions: each has the same
+        return CLASS_WEIGHT * len(scores) * total / whole * share(whole, scores.device)
+
+
+@torch.no_grad()
+def assign(
+    scores: Float[Tensor, "l b q e"],
+    logits: Float[Tensor, "l b q h w"],
+    boxes: list[Tensor],
+    labels: list[Tensor],
+) -> Match:
+    """The cheapest one-to-one match of queries to each image's boxes (n h w), prediction by prediction.
+
+    cost = 2 · (−p_class) + 5 · (dice of the row projections + dice of the column projections), as APro. One transfer
+    to the host for the whole batch.
+    """
+    masks = logits.sigmoid()
+    columns, rows = masks.amax(dim=-2), masks.amax(dim=-1)
+    probabilities = scores.softmax(dim=-1)
+    costs = []
+    for b, (own, classes) in enumerate(zip(boxes, labels, strict=True)):
+        own = own.to(masks.dtype)
+        overlap = _dice(columns[:, b], own.amax(dim=-2)) + _dice(rows[:, b], own.amax(dim=-1))
+        costs.append(PROJECTION_COST * overlap - CLASS_COST * probabilities[:, b][..., classes])
+    table = torch.cat(costs, dim=-1).cpu()
+    if not table.isfinite().all():
+        raise Diverged("the queries' masks or scores became NaN; lower the learning rate, in another work_dir.")
+    found = []
+    for b, part in enumerate(table.split([len(own) for own in labels], dim=-1)):
+        for prediction, cost in enumerate(part):
+            query, instance = (torch.as_tensor(index) for index in linear_sum_assignment(cost))
+            found.append((torch.full_like(query, prediction), torch.full_like(query, b), query, instance))
+    return Match(*(torch.cat(index) for index in zip(*found, strict=True)))
+
+
+def _dice(a: Float[Tensor, "l q k"], b: Float[Tensor, "n k"], eps: float = 1.0) -> Float[Tensor, "l q n"]:
+    """Dice distance of every projection to every other, squared denominators, eps in both parts."""
+    overlap = torch.einsum("lqk,nk->lqn", a, b)
+    return 1 - (2 * overlap + eps) / (a.square().sum(-1)[..., None] + b.square().sum(-1) + eps)
+
+
+def mask2former_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
+    """The detector."""
+    network = experiment.network
+    model = mmdet_model("mask2former/mask2former_r50_8xb2-lsj-50e_coco.py")
+    model.type = Mask2Former
+    model.data_preprocessor = preprocessor(experiment)
+    model.backbone = backbone_of(network)
+    if network.norm_eval and "norm_cfg" in model.backbone:
+        model.backbone.norm_cfg.requires_grad = False
+    _set_head(model.panoptic_head, network, len(classes))
+    model.panoptic_fusion_head.num_things_classes = len(classes)
+    model.train_cfg.num_points = network.points
+    model.test_cfg.max_per_image = min(experiment.inference.per_image, network.queries * len(classes))
+    if experiment.supervision == "box":
+        model.type, model.panoptic_head.type = MISAMask2Former, BoxMask2FormerHead
+        del model.train_cfg  # of the match to masks
+        model.update(objectives(experiment))
+    return model
+
+
+def _set_head(head: ConfigDict, network: Network, classes: int) -> None:
+    """Set the sizes of the pixel decoder, the queries and the decoder."""
+    d = network.feature_channels
+    head.update(
+        in_channels=stage_widths(network),
+        feat_channels=d,
+        out_channels=d,
+        num_queries=network.queries,
+        num_things_classes=classes,
+    )
+    head.loss_cls.class_weight = [1.0] * classes + [NO_OBJECT]
+    head.positional_encoding.num_feats = head.pixel_decoder.positional_encoding.num_feats = d // 2
+    encoder, decoder = head.pixel_decoder.encoder, head.transformer_decoder
+    encoder.num_layers, decoder.num_layers = network.encoder_layers, network.decoder_layers
+    encoder.layer_cfg.self_attn_cfg.embed_dims = d
+    encoder.layer_cfg.ffn_cfg.update(embed_dims=d, feedforward_channels=4 * d)
+    decoder.layer_cfg.ffn_cfg.update(embed_dims=d, feedforward_channels=8 * d)
+    for attention in (decoder.layer_cfg.self_attn_cfg, decoder.layer_cfg.cross_attn_cfg):
+        attention.embed_dims = d
+        del attention.dropout  # 0.0 as by default; mmcv warns of the name
+
+
+class MISAMask2Former(BoxSupervised, Mask2Former):
+    """Mask2Former as the student."""
+
+    panoptic_head: BoxMask2FormerHead
+
+    def feature_channels(self) -> int:
+        """Those of a query and of every map."""
+        return int(self.panoptic_head.decoder_embed_dims)
+
+    def dense_feature(self, maps: tuple[Tensor, ...]) -> Tensor:
+        """The pixel decoder's finest map, which every query is multiplied with."""
+        features: Tensor = self.panoptic_head.pixel_decoder(maps)[0]
+        return features.float()
+
+    def handover(self, images: Tensor, instances: list[InstanceData]) -> Handover:
+        """The queries that match, of the initial prediction and of every decoder layer."""
+        head = self.panoptic_head
+        size = (images.shape[-2], images.shape[-1])
+        positives, features, losses = head.match(self.extract_feat(images), instances, size)
+        return Handover(positives, features, losses, repeats=head.num_transformer_decoder_layers + 1)
+
+    def masks_of_boxes(self, images: Tensor, instances: list[InstanceData]) -> list[BoxMasks]:
+        """The mask of the last decoder layer's query that matches a box; there may be more boxes than queries."""
+        scores, logits = (each[-1].float() for each in self.panoptic_head(self.extract_feat(images), []))
+        h, w = logits.shape[-2:]
+        boxes = [box_masks(truth.bboxes, h, w, stride=images.shape[-2] // h) for truth in instances]
+        match = assign(scores[None], logits[None], boxes, [truth.labels for truth in instances])
+        found = []
+        for b, own in enumerate(boxes):
+            mine = match.image == b
+            query, instance = (index[mine].to(logits.device) for index in (match.query, match.instance))
+            probabilities = logits.new_zeros(own.shape).index_copy(0, instance, logits[b, query].sigmoid())
+            answered = torch.zeros(len(own), dtype=torch.bool, device=logits.device).index_fill(0, instance, True)
+            found.append(BoxMasks(probabilities, answered))
+        return found

@@ -1,0 +1,178 @@
+"""SOLOv2 as a box-supervised student (Eq. 2): mmdet's head, with `Positives` in place of mask targets."""
+
+from typing import Any, NamedTuple
+
+import torch
+from mmdet.models.dense_heads import SOLOV2Head
+from mmdet.models.detectors import SOLOv2
+from mmengine.config import ConfigDict
+from mmengine.dist import get_world_size
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from misa.experiment import Experiment, Inference, Network
+from misa.losses.inputs import Positives
+from misa.models.students.base import BoxMasks, BoxSupervised, Handover
+from misa.models.students.batch_means import share
+from misa.models.students.common import backbone_of, mmdet_model, objectives, preprocessor, stage_widths
+from misa.ops.boxes import box_masks, positive_cells
+
+
+class Cells(NamedTuple):
+    """Which grid cells fire in a batch, image by image. Made on the host before the network runs, to wait but once.
+
+    `position` is a cell's place in all levels of its image strung together; `instance` its box; `counts` how many
+    cells each image has; `targets` (b cells) the class of every cell, the number of classes where none fires.
+    """
+
+    position: Tensor
+    instance: Tensor
+    labels: Tensor
+    image: Tensor
+    counts: list[int]
+    targets: Tensor
+
+
+class BoxSOLOv2Head(SOLOV2Head):
+    """SOLOv2's head that learns which cells fire from boxes and hands its masks over as `Positives`."""
+
+    def assign(self, instances: list[InstanceData], size: tuple[int, int]) -> Cells:
+        """The cells that fire for each image's `bboxes` (n, 4) and `labels` (n,); `size`: the padded input's (h, w)."""
+        found = [self._assign_image(truth.bboxes.cpu(), size) for truth in instances]
+        labels = [truth.labels.cpu() for truth in instances]
+        cells = sum(grid * grid for grid in self.num_grids)
+        return Cells(
+            position=torch.cat([position for position, _ in found]),
+            instance=torch.cat([instance for _, instance in found]),
+            labels=torch.cat([own[instance] for own, (_, instance) in zip(labels, found, strict=True)]),
+            image=torch.cat([torch.full_like(instance, b) for b, (_, instance) in enumerate(found)]),
+            counts=[len(position) for position, _ in found],
+            targets=torch.stack(
+                [
+                    _cell_labels(own, instance, position, cells, self.num_classes)
+                    for own, (position, instance) in zip(labels, found, strict=True)
+                ]
+            ),
+        )
+
+    def _assign_image(self, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        positions, instances, start = [], [], 0
+        for grid, scale_range in zip(self.num_grids, self.scale_ranges, strict=True):
+            instance, cell = positive_cells(boxes, size, grid, scale_range, shrink=self.pos_scale)
+            positions.append(start + cell)
+            instances.append(instance)
+            start += grid * grid
+        return torch.cat(positions), torch.cat(instances)
+
+    def match(
+        self, features: tuple[Tensor, ...], cells: Cells, instances: list[InstanceData]
+    ) -> tuple[Positives, Tensor, dict[str, Tensor]]:
+        """The positives, the dense feature I (b d h w) and the classification loss of a batch."""
+        kernels, scores, mask_features = self(features)
+        device = mask_features.device
+        h, w = mask_features.shape[-2:]
+        image = cells.image.to(device, non_blocking=True)
+        position = cells.position.to(device, non_blocking=True)
+        strung = torch.cat([level.flatten(2) for level in kernels], dim=2)
+        chosen = strung.transpose(1, 2)[image, position]
+        with torch.autocast(device.type, enabled=False):  # a sum over hundreds of channels: too large for float16
+            masks = [
+                (kernel @ dense).view(-1, h, w)
+                for kernel, dense in zip(
+                    chosen.float().split(cells.counts), mask_features.float().flatten(2), strict=True
+                )
+            ]
+        boxes = [
+            box_masks(truth.bboxes, h, w, stride=self.mask_stride)[own.to(device, non_blocking=True)]
+            for truth, own in zip(instances, cells.instance.split(cells.counts), strict=True)
+        ]
+        logits = torch.cat([level.flatten(2) for level in scores], dim=2).transpose(1, 2).flatten(0, 1)
+        targets = cells.targets.flatten().to(device, non_blocking=True)
+        # One more than the positives, as mmdet has it: a batch without any still teaches the background.
+        count = len(cells.position) + 1 / get_world_size()
+        loss = self.loss_cls(logits.float(), targets, avg_factor=count) * share(count, device)
+        positives = Positives(torch.cat(masks), torch.cat(boxes), cells.labels, cells.image)
+        return positives, mask_features, {"loss_cls": loss}
+
+
+def _cell_labels(labels: Tensor, instance: Tensor, cell: Tensor, cells: int, background: int) -> Tensor:
+    """The class of every cell (cells,): the later instance wins a shared cell, `background` where none fires."""
+    winner = labels.new_full((cells,), -1).scatter_reduce(0, cell, instance, "amax")
+    return torch.cat([labels, labels.new_full((1,), background)])[winner]
+
+
+def solov2_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
+    """The detector."""
+    network = experiment.network
+    model = mmdet_model("solov2/solov2_r50_fpn_1x_coco.py")
+    model.type = SOLOv2
+    model.data_preprocessor = preprocessor(experiment)
+    model.backbone = backbone_of(network)
+    grid_neck_and_head(model, network, len(classes))
+    model.mask_head.mask_feature_head.update(feat_channels=network.mask_channels, out_channels=network.feature_channels)
+    model.test_cfg.update(matrix_nms(experiment.inference))
+    if experiment.supervision == "box":
+        model.type, model.mask_head.type = MISA, BoxSOLOv2Head
+        model.update(objectives(experiment))
+    return model
+
+
+def grid_neck_and_head(model: ConfigDict, network: Network, classes: int) -> None:
+    """Set what SOLO and SOLOv2 share: as many levels as there are strides, a grid on each."""
+    model.neck.update(
+        in_channels=stage_widths(network), out_channels=network.neck_channels, num_outs=len(network.strides)
+    )
+    model.mask_head.update(
+        num_classes=classes,
+        in_channels=network.neck_channels,
+        feat_channels=network.head_channels,
+        stacked_convs=network.stacked_convs,
+        strides=list(network.strides),
+        scale_ranges=network.scale_ranges,
+        num_grids=list(network.grids),
+    )
+
+
+def matrix_nms(inference: Inference) -> dict[str, Any]:
+    """SOLO's and SOLOv2's thresholds on the way from candidates to detections."""
+    return {
+        "nms_pre": inference.candidates,
+        "score_thr": inference.score,
+        "mask_thr": inference.mask,
+        "filter_thr": inference.keep,
+        "max_per_img": inference.per_image,
+    }
+
+
+class MISA(BoxSupervised, SOLOv2):
+    """SOLOv2 as the student."""
+
+    mask_head: BoxSOLOv2Head
+
+    def feature_channels(self) -> int:
+        """D' of Eq. 2."""
+        return int(self.mask_head.mask_feature_head.out_channels)
+
+    def dense_feature(self, maps: tuple[Tensor, ...]) -> Tensor:
+        """The mask features of Eq. 2."""
+        features: Tensor = self.mask_head.mask_feature_head(maps)
+        return features
+
+    def handover(self, images: Tensor, instances: list[InstanceData]) -> Handover:
+        """The cells that fire."""
+        cells = self.mask_head.assign(instances, (images.shape[-2], images.shape[-1]))
+        return Handover(*self.mask_head.match(self.extract_feat(images), cells, instances))
+
+    def masks_of_boxes(self, images: Tensor, instances: list[InstanceData]) -> list[BoxMasks]:
+        """The mean of the masks of the grid cells that a box owns."""
+        cells = self.mask_head.assign(instances, (images.shape[-2], images.shape[-1]))
+        positives, _, _ = self.mask_head.match(self.extract_feat(images), cells, instances)
+        found = []
+        for logits, owner, truth in zip(
+            positives.mask_logits.split(cells.counts), cells.instance.split(cells.counts), instances, strict=True
+        ):
+            own = (torch.arange(len(truth.bboxes))[:, None] == owner).to(logits)  # (boxes, cells)
+            count = own.sum(dim=1)
+            total = torch.einsum("np,phw->nhw", own, logits.sigmoid())
+            found.append(BoxMasks(total / count.clamp(min=1)[:, None, None], count > 0))
+        return found

@@ -1,0 +1,95 @@
+"""The semantic teacher of an `Experiment` as mmengine values."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from mmdet.models.data_preprocessors import DetDataPreprocessor
+
+from misa.data.label_maps import MOST_CLASSES
+from misa.data.pipeline import MEAN, STD
+from misa.errors import UserError
+from misa.experiment import Affinity, Experiment, Network
+from misa.losses.semantic import VOID
+from misa.models.backbones import backbone_config
+from misa.models.teacher.semask import stage_windows
+from misa.models.teacher.training import SemanticTeacher
+
+
+def from_boxes(experiment: Experiment) -> bool:
+    """Whether the teacher learns by box objectives, without label maps."""
+    return (
+        experiment.semantic is not None
+        and experiment.supervision == "box"
+        and experiment.semantic.labels == "objectives"
+    )
+
+
+def teacher_config(experiment: Experiment, classes: tuple[str, ...]) -> dict[str, Any]:
+    """The network of a teacher's row and what it learns from."""
+    assert experiment.semantic is not None
+    semantic = experiment.semantic
+    if len(classes) > MOST_CLASSES:
+        raise UserError(f"a semantic teacher takes at most {MOST_CLASSES} classes, the data has {len(classes)}.")
+    objectives = None
+    if from_boxes(experiment):
+        objectives = {
+            "outside_weight": semantic.outside_weight,
+            "class_weight": semantic.class_weight,
+            "sure_weight": semantic.sure_weight,
+            "projection_weight": experiment.projection_weight,
+            "affinity": None if experiment.affinity is None else pairwise_arguments(experiment.affinity),
+        }
+    return {
+        "type": SemanticTeacher,
+        "data_preprocessor": {
+            "type": DetDataPreprocessor,
+            "mean": MEAN,
+            "std": STD,
+            "bgr_to_rgb": True,
+            "pad_mask": False,
+            "pad_seg": True,
+            "seg_pad_value": VOID,
+            "pad_size_divisor": 32,
+        },
+        "network": network_arguments(experiment, classes),
+        "objectives": objectives,
+        "stage_weight": semantic.stage_weight,
+        "loss_stride": semantic.loss_stride,
+    }
+
+
+def network_arguments(experiment: Experiment, classes: tuple[str, ...]) -> dict[str, Any]:
+    """The arguments of `SeMask` for a teacher's row."""
+    assert experiment.semantic is not None
+    network = experiment.network
+    return {
+        "backbone": backbone_of(network),
+        "classes": list(classes),
+        "channels": network.feature_channels,
+        "windows": list(stage_windows(network.backbone, len(classes) + 1)),
+        "residual": experiment.semantic.residual,
+    }
+
+
+def backbone_of(network: Network) -> dict[str, Any]:
+    """The backbone of a student or of a teacher."""
+    return backbone_config(
+        network.backbone,
+        base_channels=network.base_channels,
+        pretrained=network.pretrained and (network.weights or True),
+        frozen_stages=network.frozen_stages,
+        norm_eval=network.norm_eval,
+    )
+
+
+def pairwise_arguments(affinity: Affinity) -> dict[str, Any]:
+    """The arguments of `pairwise_loss`; whether there is a semantic prior is the model's to know."""
+    arguments = dataclasses.asdict(affinity)
+    del arguments["feature"]
+    return arguments
+
+
+def label_folder(experiment: Experiment, folder: Path) -> Path | None:
+    """Where a run's label maps are; None where it needs none."""
+    return None if experiment.semantic is None or from_boxes(experiment) else folder / "labels"

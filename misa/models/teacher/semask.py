@@ -1,0 +1,170 @@
+"""The semantic teacher, SeMask (§3.1, Eq. 1; Jain et al. 2023): dense feature S and classifier K from one network.
+
+Axes: b image · d channel · n class (background included) · c category (without) · h row · w column.
+
+Semantic attention after each stage of a backbone, a Semantic-FPN decoder, S the sum of its four levels at stride 4
+(so S ≥ 0), and a 1x1 classifier whose weight rows are the saliency factors K of Eq. 11.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from misa.data.pipeline import MEAN, STD
+from misa.errors import UserError
+from misa.losses.inputs import SemanticPrior
+from misa.models.backbones import SWINS, build_backbone, run_stages, stage_channels
+from misa.models.teacher.attention import Residual, SemanticAttention
+from misa.models.teacher.contract import TeacherContract, evaluating
+
+__all__ = ["SeMask", "SemanticMaps", "stage_windows"]
+
+
+class SemanticMaps(NamedTuple):
+    """What SeMask sees in a batch, at stride 4 of its input."""
+
+    features: Tensor  # S (b d h w), before the classifier's dropout
+    logits: Tensor  # (b n h w)
+    stage_logits: Tensor  # (b n h w), the four stages' class scores summed: SeMask weighs their loss by 0.4
+
+
+class SeMask(nn.Module):
+    """The teacher network.
+
+    backbone: config of an mmdet ResNet or Swin Transformer with four stages (see `backbone_config`).
+    classes: names of the foreground categories; the network has one more class, the background.
+    channels: D of S, 256 as published.
+    windows: for each stage the attention's window, None for the whole map; 7 everywhere suits ResNet, see
+        `stage_windows` for the published choice.
+    residual: "input" keeps a pre-trained backbone intact at the start, "norm" is the published form for Swin.
+    background: row of the classifier for the background; the last one where it is not given.
+    or_scratch: go on without pre-trained weights where they cannot be loaded.
+
+    The class names, the background's row and the input's mean and std travel in the state dict (`contract`), and
+    loading refuses a checkpoint that declares others.
+    """
+
+    foreground: Tensor
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        classes: Sequence[str],
+        *,
+        channels: int = 256,
+        windows: Sequence[int | None] = (7, 7, 7, 7),
+        residual: Residual = "input",
+        background: int | None = None,
+        dropout: float = 0.1,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+        or_scratch: bool = False,
+    ) -> None:
+        super().__init__()
+        n = len(classes) + 1
+        background = n - 1 if background is None else background
+        if not classes or not 0 <= background < n:
+            raise ValueError(
+                f"SeMask needs one class or more and a background row from 0 to their number: "
+                f"{len(classes)} classes, background {background}."
+            )
+        self.contract = TeacherContract(tuple(classes), background, tuple(mean), tuple(std))
+        self.backbone = build_backbone(backbone, or_scratch=or_scratch)
+        stages = stage_channels(self.backbone)
+        if len(windows) != len(stages):
+            raise ValueError(f"SeMask needs a window for each of {len(stages)} stages: windows is {tuple(windows)}.")
+        self.attention = nn.ModuleList(
+            SemanticAttention(d, n, window=window, residual=residual, dropout=dropout)
+            for d, window in zip(stages, windows, strict=True)
+        )
+        self.decoder = nn.ModuleList(_level(d, channels, steps=max(1, level)) for level, d in enumerate(stages))
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(channels, n, 1)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
+        rows = [row for row in range(n) if row != background]
+        self.register_buffer("foreground", torch.tensor(rows), persistent=False)
+
+    def forward(self, images: Tensor) -> SemanticMaps:
+        """S, logits and summed stage logits at stride 4 of the normalised images (b 3 h w); any height and width."""
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"SeMask takes images of shape (b, 3, h, w): they are {tuple(images.shape)}.")
+        scores: list[Tensor] = []
+
+        def attend(stage: int, features: Tensor) -> Tensor:
+            attended, classes = self.attention[stage](features)
+            scores.append(classes)
+            return attended
+
+        maps = run_stages(self.backbone, images, attend)
+        sizes = [(x.shape[-2], x.shape[-1]) for x in maps]
+        branches = zip(self.decoder, maps, strict=True)
+        levels = [_decode(blocks, x, sizes[:level]) for level, (blocks, x) in enumerate(branches)]
+        features = torch.stack(levels).sum(dim=0)
+        stage_logits = torch.stack([_rise(score, sizes[:level]) for level, score in enumerate(scores)]).sum(dim=0)
+        return SemanticMaps(features, self.classifier(self.dropout(features)), stage_logits)
+
+    @torch.no_grad()
+    def prior(self, images: Tensor) -> SemanticPrior:
+        """S and the foreground rows of K for the losses, without gradient and as in evaluation."""
+        with evaluating(self):
+            features = self(images).features
+        return SemanticPrior(features, self.classifier.weight.detach().flatten(1).index_select(0, self.foreground))
+
+    def get_extra_state(self) -> Tensor:
+        """The contract, for the state dict."""
+        return self.contract.encoded()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Compare a checkpoint's contract with this network's; raises UserError where they differ."""
+        found = TeacherContract.decoded(state)
+        for name, ours, theirs in zip(self.contract._fields, self.contract, found, strict=True):
+            if ours != theirs:
+                raise UserError(
+                    f"This teacher checkpoint declares {name} {theirs}, but the network was built for {ours}: "
+                    "build it with the checkpoint's own values or train a teacher for these data."
+                )
+
+
+def stage_windows(backbone: str, classes: int) -> tuple[int | None, ...]:
+    """SeMask's published attention windows for a backbone's name and a number of classes, background included.
+
+    Swin-T, S and L with more than 19 classes attend over the whole map in the last two stages; Swin-B never does.
+    ResNets, which the paper does not have, get 7 everywhere.
+    """
+    if backbone not in SWINS:
+        return (7, 7, 7, 7)
+    embedding, _, _, window, _, _ = SWINS[backbone]
+    return (window, window, None, None) if embedding != 128 and classes > 19 else (window,) * 4
+
+
+def _level(incoming: int, channels: int, *, steps: int) -> nn.ModuleList:
+    """One level of the decoder: a 3x3 block for each doubling of the resolution, at least one."""
+    return nn.ModuleList(
+        nn.Sequential(
+            nn.Conv2d(incoming if step == 0 else channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+        )
+        for step in range(steps)
+    )
+
+
+def _decode(blocks: Any, x: Tensor, finer: list[tuple[int, int]]) -> Tensor:
+    """Blocks and doublings in turn, up to the finest map's size."""
+    targets: list[tuple[int, int] | None] = [*reversed(finer)] or [None]
+    for block, target in zip(blocks, targets, strict=True):
+        x = block(x)
+        if target is not None:
+            x = F.interpolate(x, size=target, mode="bilinear", align_corners=False)
+    return x
+
+
+def _rise(x: Tensor, finer: list[tuple[int, int]]) -> Tensor:
+    """Doubled step by step through the finer maps' sizes (which need not be exact doubles)."""
+    for target in reversed(finer):
+        x = F.interpolate(x, size=target, mode="bilinear", align_corners=False)
+    return x

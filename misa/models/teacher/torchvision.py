@@ -1,0 +1,76 @@
+"""A torchvision segmentation network as the teacher: any network with a dense feature and a classifier can be one.
+
+Axes: b image · d channel · c category · h row · w column.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from misa.data.pipeline import MEAN, STD
+from misa.losses.inputs import SemanticPrior
+from misa.models.teacher.contract import TeacherContract, evaluating
+
+
+class TorchvisionTeacher(nn.Module):
+    """FCN or DeepLabV3 of torchvision behind the teacher's two doors, `contract` and `prior`.
+
+    model: for example `torchvision.models.segmentation.fcn_resnet50(weights=...)`.
+    categories: the name of every row of its last 1x1 convolution, such as `weights.meta["categories"]`.
+    classes: the student's categories, which must be among them; the rows come in this order.
+    background: name of the background's row.
+
+    torchvision's ImageNet mean and std are those of `misa.data.pipeline`, so the student's images serve as they are.
+    """
+
+    foreground: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        categories: Sequence[str],
+        classes: Sequence[str],
+        *,
+        background: str = "__background__",
+    ) -> None:
+        super().__init__()
+        head = getattr(model, "classifier", None)
+        if not isinstance(head, nn.Sequential) or not isinstance(head[-1], nn.Conv2d) or head[-1].kernel_size != (1, 1):
+            raise ValueError(
+                "TorchvisionTeacher needs a network whose `classifier` is a sequence ending in a 1x1 convolution, "
+                f"as FCN and DeepLabV3 have: {type(model).__name__} has {type(head).__name__}."
+            )
+        if len(categories) != head[-1].out_channels:
+            raise ValueError(
+                f"TorchvisionTeacher needs a name for each of the classifier's {head[-1].out_channels} rows: "
+                f"categories has {len(categories)}."
+            )
+        missing = [name for name in [background, *classes] if name not in categories]
+        if missing:
+            raise ValueError(
+                f"TorchvisionTeacher cannot teach {', '.join(missing)}: the network knows {', '.join(categories)}."
+            )
+        self.model = model
+        self.contract = TeacherContract(tuple(classes), list(categories).index(background), MEAN, STD)
+        rows = torch.tensor([list(categories).index(name) for name in classes])
+        self.register_buffer("foreground", rows, persistent=False)
+        self.train(model.training)  # a wrapper changes nothing about what it wraps
+
+    @torch.no_grad()
+    def prior(self, images: Tensor) -> SemanticPrior:
+        """The feature before the last 1x1 convolution at stride 4 (bilinear) and that layer's rows for `classes`.
+
+        `images` (b 3 h w) are normalised by the contract; runs without gradient and as in evaluation.
+        """
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"TorchvisionTeacher takes images of shape (b, 3, h, w): they are {tuple(images.shape)}.")
+        *body, classifier = self.model.classifier  # type: ignore[misc]
+        with evaluating(self):
+            features = self.model.backbone(images)["out"]  # type: ignore[operator]
+            for layer in body:
+                features = layer(features)
+        size = (-(-images.shape[-2] // 4), -(-images.shape[-1] // 4))
+        features = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+        return SemanticPrior(features, classifier.weight.detach().flatten(1).index_select(0, self.foreground))

@@ -1,0 +1,100 @@
+"""SeMask in training: the semantic teacher behind mmengine's door, learning from boxes or from label maps."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from mmdet.structures import DetDataSample
+from mmengine.model import BaseModel
+from mmengine.structures import PixelData
+from torch import Tensor
+
+from misa.losses.inputs import Batch, _shrink
+from misa.losses.semantic import Boxes, label_map_loss, semantic_objectives
+from misa.models.teacher.semask import SemanticMaps, SeMask
+from misa.ops.boxes import box_masks
+
+
+class SemanticTeacher(BaseModel):
+    """A SeMask network and what it learns from.
+
+    network: the arguments of `SeMask`.
+    objectives: the arguments of `semantic_objectives` for learning from boxes; None: from label maps.
+    stage_weight: of the loss of the summed stage maps, in which propagation has no part.
+    loss_stride: pixels of the input per pixel at which box objectives are computed.
+    """
+
+    def __init__(
+        self,
+        network: Mapping[str, Any],
+        objectives: Mapping[str, Any] | None,
+        stage_weight: float,
+        loss_stride: int,
+        data_preprocessor: Any = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor)
+        self.network = SeMask(**network)
+        self.objectives = objectives
+        self.stage_weight = stage_weight
+        self.loss_stride = loss_stride
+
+    def forward(
+        self,
+        inputs: Tensor,
+        data_samples: list[DetDataSample] | None = None,
+        mode: Literal["loss", "predict", "tensor"] = "tensor",
+    ) -> Any:
+        """Called by mmengine: named losses, data samples with `pred_sem_seg`, or the raw maps."""
+        maps = self.network(inputs)
+        if mode == "tensor" or data_samples is None:
+            return maps
+        if mode == "predict":
+            return self._predictions(maps, inputs, data_samples)
+        return self._from_boxes(maps, inputs, data_samples) if self.objectives else _from_labels(
+            maps, data_samples, self.stage_weight
+        )  # fmt: skip
+
+    def _from_boxes(self, maps: SemanticMaps, inputs: Tensor, samples: list[DetDataSample]) -> dict[str, Tensor]:
+        assert self.objectives is not None
+        size = (-(-inputs.shape[-2] // self.loss_stride), -(-inputs.shape[-1] // self.loss_stride))
+        masks, labels, images, crowds = [], [], [], []
+        for b, sample in enumerate(samples):
+            truth, ignored = sample.gt_instances, sample.ignored_instances
+            masks.append(box_masks(truth.bboxes, *size, stride=self.loss_stride))
+            labels.append(truth.labels)
+            images.append(torch.full_like(truth.labels, b))
+            crowds.append(box_masks(ignored.bboxes, *size, stride=self.loss_stride).any(dim=0))
+        union = torch.stack([own.any(dim=0, keepdim=True) for own in masks])
+        batch = _shrink(inputs, [sample.img_shape for sample in samples], union)
+        # A crowd's box says neither what is in it nor that nothing is.
+        batch = Batch(batch.images, batch.valid & (~torch.stack(crowds) | union[:, 0]))
+        boxes = Boxes(torch.cat(masks), torch.cat(labels), torch.cat(images))
+        options = {"background": self.network.contract.background, **self.objectives}
+        main = semantic_objectives(_sized(maps.logits, size), boxes, batch, **options)
+        stages = semantic_objectives(_sized(maps.stage_logits, size), boxes, batch, **{**options, "affinity": None})
+        return main | {"loss_stages": self.stage_weight * torch.stack(list(stages.values())).sum()}
+
+    def _predictions(self, maps: SemanticMaps, inputs: Tensor, samples: list[DetDataSample]) -> list[DetDataSample]:
+        """The most probable class of every pixel of the original images, as `pred_sem_seg.sem_seg` (1 h w)."""
+        logits = _sized(maps.logits, (inputs.shape[-2], inputs.shape[-1]))
+        for scores, sample in zip(logits, samples, strict=True):
+            h, w = sample.img_shape[:2]
+            whole = _sized(scores[None, :, :h, :w], tuple(sample.ori_shape[:2]))
+            sample.pred_sem_seg = PixelData(sem_seg=whole.argmax(dim=1).to(torch.uint8))
+        return samples
+
+
+def _from_labels(maps: SemanticMaps, samples: list[DetDataSample], stage_weight: float) -> dict[str, Tensor]:
+    """SeMask's own loss: cross-entropy of the output, and of the summed stage maps."""
+    labels = torch.cat([sample.gt_sem_seg.sem_seg for sample in samples]).long()
+    return {
+        "loss_labels": label_map_loss(maps.logits, labels),
+        "loss_stages": stage_weight * label_map_loss(maps.stage_logits, labels),
+    }
+
+
+def _sized(logits: Tensor, size: tuple[int, ...]) -> Tensor:
+    if tuple(logits.shape[-2:]) == size:
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

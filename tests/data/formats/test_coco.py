@@ -1,0 +1,116 @@
+"""Finding a data set: what is missing is named, with what is there instead."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from misa.data.formats.coco import DataError, find_layout
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "coco"
+    for name in ("annotations", "train2017", "val2017"):
+        (root / name).mkdir(parents=True)
+    for split in ("train", "val"):
+        (root / "annotations" / f"instances_{split}2017.json").write_text("{}")
+    return root
+
+
+def told(root: Path, **options: str) -> str:
+    with pytest.raises(DataError) as error:
+        find_layout(root, **options)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_usual_layout_is_found(root: Path) -> None:
+    layout = find_layout(root)
+    assert layout.root == root
+    assert layout.train == (root / "annotations/instances_train2017.json", root / "train2017")
+    assert layout.val == (root / "annotations/instances_val2017.json", root / "val2017")
+
+
+def test_images_may_lie_one_folder_deeper(root: Path) -> None:
+    (root / "images").mkdir()
+    (root / "train2017").rename(root / "images" / "train2017")
+    assert find_layout(str(root)).train.images == root / "images" / "train2017"
+
+
+def test_own_names_are_given_relative_or_absolute(root: Path, tmp_path: Path) -> None:
+    (root / "annotations/instances_train2017.json").rename(root / "annotations/cells.json")
+    (root / "train2017").rename(tmp_path / "pictures")
+    layout = find_layout(root, train_annotations="annotations/cells.json", train_images=tmp_path / "pictures")
+    assert layout.train == (root / "annotations/cells.json", tmp_path / "pictures")
+
+
+def test_the_reference_data_is_found(shared: Path) -> None:
+    assert find_layout(shared / "data" / "coco_mini").val.images.name == "val2017"
+
+
+def test_a_wrong_root_is_named_with_the_right_one(root: Path) -> None:
+    sentence = told(root.parent / "COCO2")
+    assert f"data_root {root.parent / 'COCO2'} does not exist" in sentence
+    assert sentence.endswith("did you mean 'coco'?")
+    assert "holds coco; give the folder" in told(root.parent / "pictures" / "mine")
+
+
+def test_a_file_as_root_is_named(root: Path) -> None:
+    assert "is a file; give the folder" in told(root / "annotations" / "instances_val2017.json")
+
+
+@pytest.mark.parametrize("place", ["..", "annotations"])
+def test_a_folder_one_level_off_is_noticed(root: Path, place: str) -> None:
+    assert told((root / place).resolve()).endswith(f"did you mean {str(root)!r}?")
+
+
+def test_a_missing_annotation_file_is_named(root: Path) -> None:
+    file = root / "annotations/instances_val2017.json"
+    file.rename(file.with_name("instances_valid2017.json"))
+    sentence = told(root)
+    assert f"the val annotation file {file} is missing" in sentence
+    assert "holds instances_train2017.json, instances_valid2017.json" in sentence
+    assert sentence.endswith("did you mean 'instances_valid2017.json'? Rename or link it to this name.")
+    assert "there is no folder" in told(root, val_annotations="labels/val.json")
+
+
+def test_the_cure_is_one_that_the_command_line_has(root: Path) -> None:
+    file = root / "annotations/instances_train2017.json"
+    file.rename(file.with_name("cells.json"))
+    (root / "annotations/instances_val2017.json").rename(root / "annotations/x.json")
+    assert told(root).endswith("holds cells.json, x.json; rename or link the right one to this name.")
+    (root / "annotations/x.json").rename(root / "annotations/instances_val2017.json")
+    assert "did you mean" not in told(root), "the other split's file is not meant"
+    shutil.rmtree(root / "annotations")
+    assert told(root).endswith("give the folder that holds annotations/, or a csv or Pascal VOC xml files of boxes.")
+
+
+def test_validation_alone_needs_no_training_split(root: Path) -> None:
+    shutil.rmtree(root / "train2017")
+    (root / "annotations/instances_train2017.json").unlink()
+    layout = find_layout(root, need_train=False)
+    assert layout.val.images == root / "val2017"
+    assert layout.train == (root / "annotations/instances_train2017.json", root / "train2017")
+    with pytest.raises(DataError, match="did you mean"):
+        find_layout(root / "annotations", need_train=False)
+
+
+def test_a_missing_image_folder_is_named(root: Path) -> None:
+    (root / "train2017").rename(root / "Train2017")
+    sentence = told(root)
+    assert f"the train image folder {root / 'train2017'} is missing" in sentence
+    assert sentence.endswith("did you mean 'Train2017'? Rename or link it to this name.")
+    (root / "Train2017").rename(root / "x")
+    assert told(root, train_images="photos").endswith("or rename or link their folder to it.")
+
+
+def test_an_empty_root_says_so(tmp_path: Path) -> None:
+    assert f"{tmp_path} holds nothing" in told(tmp_path)
+
+
+def test_the_layout_needs_the_standard_library_only() -> None:
+    code = "import sys, misa.data.formats.coco; assert not {'numpy', 'torch', 'cv2', 'PIL'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

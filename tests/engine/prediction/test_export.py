@@ -1,0 +1,177 @@
+"""An exported student: the same predictions, nothing of the training, nothing that runs when it is read."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from misa.cli import main
+from misa.data.pipeline import MEAN
+from misa.engine.prediction import export
+from misa.engine.prediction.export import export_student, export_torchscript
+from misa.engine.prediction.student import CARD, as_instances, find, load_student, resize, views
+from misa.errors import UserError
+from misa.experiment import Distillation
+from misa.models.students.solov2_decode import decode, each_image
+
+
+@pytest.fixture(scope="module")
+def exported(small_run, module_path):
+    return export_student(small_run.folder, module_path / "student.pth")
+
+
+def images(run):
+    return [np.asarray(Image.open(path).convert("RGB")) for path in sorted(run.source.val.images.iterdir())]
+
+
+def same(ours, theirs):
+    assert len(ours) > 0
+    assert ours.labels == theirs.labels
+    assert np.array_equal(ours.scores, theirs.scores)
+    assert ours.runs == theirs.runs
+
+
+def test_it_predicts_the_same_to_the_bit(small_run, exported):
+    run, file = load_student(small_run.folder, device="cpu"), load_student(exported, device="cpu")
+    assert (file.classes, file.digest) == (run.classes, run.digest)
+    for image in images(small_run):
+        same(find(file, [image], score=0.0)[0], find(run, [image], score=0.0)[0])
+
+
+def test_it_holds_the_student_alone_as_tensors_and_text(small_run, exported):
+    content = torch.load(exported, weights_only=True)
+    assert set(content) == {CARD, "state_dict"}
+    assert all(isinstance(value, torch.Tensor) for value in content["state_dict"].values())
+    card = json.loads(content[CARD])
+    assert card["classes"] == list(small_run.source.classes)
+    (checkpoint,) = (small_run.folder / "checkpoints").glob("epoch_8.pth")
+    assert exported.stat().st_size < 0.5 * checkpoint.stat().st_size, "no optimiser"
+
+
+def test_it_loads_without_the_run_and_without_any_teacher(exported, small_run, tmp_path):
+    """In a new process, from another folder, with nothing else there."""
+    shutil.copy(exported, tmp_path / "only.pth")
+    image = sorted(small_run.source.val.images.iterdir())[0]
+    code = (
+        "import sys, misa; from misa.engine.prediction.student import load_student, find; import mmcv; "
+        f"s = load_student('only.pth', device='cpu'); x = mmcv.imread({str(image)!r}, channel_order='rgb'); "
+        "print(len(find(s, [x], score=0.0)[0])); print('misa.models.teacher.semask' in sys.modules and "
+        "any('Se' + 'Mask' in type(m).__name__ for m in s.model.modules()))"
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(export.__file__).parents[3])}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    count, teacher = done.stdout.split()
+    assert int(count) > 0
+    assert teacher == "False"
+
+
+def test_the_adapter_of_fsd_stays_behind(small_run, tmp_path):
+    """A checkpoint of a row with a teacher: what only its training needs is neither asked for nor written."""
+    folder = shutil.copytree(small_run.folder, tmp_path / "run")
+    params = json.loads((folder / "params.json").read_text())
+    distilled = small_run.experiment.but(teacher="teacher:demo", distillation=Distillation())
+    params["experiment"] = json.loads(json.dumps(distilled.values()))
+    (folder / "params.json").write_text(json.dumps(params))
+    path = folder / "checkpoints/epoch_8.pth"
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["adapter.conv.weight"] = torch.zeros(3, 3)
+    torch.save(content, path)
+    out = export_student(folder, tmp_path / "student.pth")
+    assert not any("adapter" in name for name in torch.load(out, weights_only=True)["state_dict"])
+    for image in images(small_run)[:1]:
+        same(
+            find(load_student(out), [image], score=0.0)[0], find(load_student(small_run.folder), [image], score=0.0)[0]
+        )
+
+
+def test_nothing_is_overwritten(small_run, exported, tmp_path, capsys):
+    before = exported.read_bytes()
+    assert main(["export", str(small_run.folder), str(exported)]) == 2
+    assert "exists already; give another name" in capsys.readouterr().err
+    assert exported.read_bytes() == before
+    assert main(["export", str(small_run.folder), str(tmp_path)]) == 2
+    assert "is a folder; give the name of a new file" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["export", str(small_run.folder), str(tmp_path / "file" / "x.pth")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_torchscript_gives_the_same_instances(small_run, tmp_path, capsys):
+    out = tmp_path / "student.ts"
+    assert main(["export", str(small_run.folder), str(out), "--torchscript"]) == 0
+    assert "from the student, at several sizes" in capsys.readouterr().out
+    extra = {"card.json": ""}
+    program = torch.jit.load(str(out), _extra_files=extra)
+    assert json.loads(extra["card.json"])["classes"] == list(small_run.source.classes)
+    student = load_student(small_run.folder, device="cpu")
+    network, inference = student.experiment.network, student.experiment.inference
+    for image in images(small_run):
+        (view,) = views(student, [image])
+        (h, w), padded = view.resized, view.padded
+        pixels = torch.tensor(MEAN).view(3, 1, 1).repeat(1, *padded)
+        resized = resize(image, student.experiment)
+        pixels[:, :h, :w] = torch.from_numpy(resized.astype(np.float32)).permute(2, 0, 1)
+        with torch.inference_mode():
+            (dense,) = each_image(program(pixels[None]))
+            found = decode(
+                dense, grids=network.grids, strides=network.strides, score=inference.score, keep=0.0,
+                mask=inference.mask, candidates=inference.candidates, per_image=inference.per_image,
+            )  # fmt: skip
+        ours = as_instances(student, found, type(view)(dense, view.resized, padded), image.shape[:2], inference.mask)
+        theirs = find(student, [image], score=0.0)[0]
+        assert ours.labels == theirs.labels
+        np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
+
+
+def test_a_program_that_differs_is_not_written(small_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_differences", lambda *a: [0.0, 0.01])
+    with pytest.raises(RuntimeError, match=r"differs from the student by 1\.0e-02; it is not written"):
+        export_torchscript(small_run.folder, tmp_path / "x.ts")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.pop(CARD), "does not say what network it is of"),
+        (lambda c: c.update({CARD: "{"}), "made by another version of misa"),
+        (lambda c: c.update({CARD: "[]"}), "made by another version of misa"),
+        (lambda c: c.update({CARD: 7}), "made by another version of misa"),
+        (lambda c: card(c, classes=[]), "names no classes"),
+        (lambda c: card(c, classes=["a", 3]), "names no classes"),
+        (lambda c: card(c, classes=["a"]), "is a checkpoint of another model"),
+        (lambda c: card(c, experiment={"zebra": 1}), "has no field 'zebra'"),
+        (lambda c: network(c, base_channels=10**6), "is a checkpoint of another model"),
+        (lambda c: network(c, base_channels="many"), "another version of misa .*base_channels is 'many'"),
+        (lambda c: network(c, grids=[]), "names no network that can be built"),
+        (lambda c: c["state_dict"].popitem(), "is missing"),
+        (lambda c: c.update(state_dict={}), "is missing"),
+        (lambda c: c["state_dict"].update({next(iter(c["state_dict"])): "text"}), "is missing"),
+    ],
+)
+def test_a_strangers_card_is_judged_before_anything_is_built(exported, tmp_path, change, words):
+    content = torch.load(exported, weights_only=True)
+    change(content)
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=words):
+        load_student(tmp_path / "x.pth")
+
+
+def card(content, **changes):
+    content[CARD] = json.dumps(json.loads(content[CARD]) | changes)
+
+
+def network(content, **changes):
+    values = json.loads(content[CARD])
+    values["experiment"]["network"] |= changes
+    content[CARD] = json.dumps(values)

@@ -1,0 +1,477 @@
+"""Predictions on files: the same as the evaluation's, readable by others, and whole after a kill."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+
+from misa.cli import main
+from misa.data.formats.coco import DataError
+from misa.data.images import find_inputs
+from misa.data.rle import encode
+from misa.engine.prediction import tiling
+from misa.engine.prediction.known_boxes import find_boxes
+from misa.engine.prediction.predict import Boxes, predict
+from misa.engine.prediction.student import Instances, find, load_student
+from misa.engine.prediction.tiling import find_tiled, tiles
+from misa.engine.runs.scores import DETECTIONS
+from misa.engine.training.train import train
+from misa.errors import UserError
+from misa.experiment import TINY, TINY_MASK2FORMER
+
+
+@pytest.fixture(scope="module")
+def student(small_run):
+    return load_student(small_run.folder, device="cpu")
+
+
+@pytest.fixture
+def photos(small_run, tmp_path):
+    """The four validation images under names of a user's own, one in a folder of its own."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for path, name in zip(sorted(small_run.source.val.images.iterdir()), ("a", "b", "more/a", "c"), strict=True):
+        shutil.copy(path, folder / f"{name}.png")
+    return folder
+
+
+def read(path):
+    return np.asarray(Image.open(path))
+
+
+def contents(folder):
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name not in (".lock", "done.jsonl")
+    }
+
+
+def test_predictions_are_those_of_the_evaluation(small_run, tmp_path):
+    """mmdet's own path through its pipeline, test loop and head is the oracle."""
+    done = predict(small_run.folder, small_run.source.val.images, out=tmp_path / "out", score=0.0, batch=3)
+    expected = json.loads((small_run.folder / DETECTIONS).read_text())
+    content = json.loads((done.folder / "instances.json").read_text())
+    assert (done.images, done.instances) == (4, len(expected))
+    truth = json.loads(small_run.source.val.annotations.read_text())
+    file = {image["id"]: image["file_name"] for image in truth["images"]}
+    name = {category["id"]: category["name"] for category in truth["categories"]}
+    ours = {image["id"]: image["file_name"] for image in content["images"]}
+    called = {category["id"]: category["name"] for category in content["categories"]}
+
+    def order(rows, files, names):
+        return sorted(rows, key=lambda r: (files[r["image_id"]], names[r["category_id"]], -r["score"]))
+
+    pairs = zip(order(content["annotations"], ours, called), order(expected, file, name), strict=True)
+    for mine, theirs in pairs:
+        assert ours[mine["image_id"]] == file[theirs["image_id"]]
+        assert called[mine["category_id"]] == name[theirs["category_id"]]
+        assert mine["score"] == pytest.approx(theirs["score"], abs=1e-5)
+        assert rle.iou([mine["segmentation"]], [theirs["segmentation"]], [0])[0, 0] > 0.99
+
+
+def test_the_files_agree_with_one_another(student, photos, tmp_path):
+    done = predict(student, photos, out=tmp_path / "out", score=0.0)
+    out = done.folder
+    coco = COCO(str(out / "instances.json"))
+    assert sorted(image["file_name"] for image in coco.dataset["images"]) == ["a.png", "b.png", "c.png", "more/a.png"]
+    rows = list(csv.DictReader((out / "instances.csv").read_text().splitlines()))
+    assert len(rows) == len(coco.anns) == done.instances > 0
+    for image in coco.dataset["images"]:
+        name = image["file_name"].removesuffix(".png")
+        numbers = read(out / "masks" / f"{name}.png")
+        assert numbers.shape == (image["height"], image["width"]) == read(photos / image["file_name"]).shape[:2]
+        mine = [row for row in rows if row["image"] == name]
+        assert [int(row["number"]) for row in mine] == list(range(1, len(mine) + 1))
+        covered = np.zeros(numbers.shape, bool)
+        for row, annotation in zip(mine, coco.imgToAnns[image["id"]], strict=True):
+            mask = coco.annToMask(annotation).astype(bool)
+            assert np.array_equal(numbers == int(row["number"]), mask & ~covered), "the better one is on top"
+            covered |= mask
+            assert (float(row["score"]), int(row["area"])) == (annotation["score"], mask.sum())
+            y, x = np.nonzero(mask)
+            corners = [float(row[side]) for side in ("x1", "y1", "x2", "y2")]
+            assert corners == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+            assert row["label"] == coco.cats[annotation["category_id"]]["name"]
+        assert (out / "overlay" / f"{name}.jpg").is_file()
+
+
+def test_a_mask_an_instance(student, photos, tmp_path):
+    done = predict(student, photos / "a.png", out=tmp_path / "out", score=0.0, masks="each", overlay=False)
+    annotations = json.loads((done.folder / "instances.json").read_text())["annotations"]
+    found = [read(path) for path in sorted((done.folder / "masks" / "a").iterdir())]
+    assert len(found) == len(annotations) > 0
+    for mask, annotation in zip(found, annotations, strict=True):
+        assert set(np.unique(mask)) <= {0, 255}
+        assert encode(mask > 0) == annotation["segmentation"]
+    assert not (done.folder / "overlay").exists()
+
+
+def test_the_batch_changes_nothing_but_rounding(student, photos, tmp_path):
+    one = predict(student, photos, out=tmp_path / "one", score=0.01)
+    four = predict(student, photos, out=tmp_path / "four", score=0.01, batch=4)
+    a, b = (json.loads((p.folder / "instances.json").read_text())["annotations"] for p in (one, four))
+    assert [x["category_id"] for x in a] == [x["category_id"] for x in b]
+    np.testing.assert_allclose([x["score"] for x in a], [x["score"] for x in b], atol=1e-5)
+
+
+def test_the_score_is_a_threshold(student, photos, tmp_path):
+    low = predict(student, photos, out=tmp_path / "low", score=0.0)
+    rows = json.loads((low.folder / "instances.json").read_text())["annotations"]
+    middle = float(np.median([row["score"] for row in rows]))
+    high = predict(student, photos, out=tmp_path / "high", score=middle)
+    assert high.instances == sum(row["score"] >= middle for row in rows)
+
+
+def test_the_same_call_again_looks_at_new_and_changed_images_only(student, photos, tmp_path):
+    out = tmp_path / "out"
+    predict(student, photos, out=out)
+    stamps = {path.name: path.stat().st_mtime_ns for path in (out / "masks").iterdir() if path.is_file()}
+    shutil.copy(photos / "a.png", photos / "new.png")
+    shutil.copy(photos / "c.png", photos / "b.png")
+    done = predict(student, photos, out=out)
+    assert done.images == 5
+    after = {path.name: path.stat().st_mtime_ns for path in (out / "masks").iterdir() if path.is_file()}
+    assert {name for name, stamp in after.items() if stamps.get(name) != stamp} == {"new.png", "b.png"}
+    assert (read(out / "masks/b.png") == read(out / "masks/c.png")).all()
+
+
+def test_a_killed_call_goes_on_and_ends_as_if_it_had_not_been_killed(small_run, photos, tmp_path):
+    for i in range(20):
+        shutil.copy(photos / "a.png", photos / f"copy{i:02d}.png")
+    command = [sys.executable, "-m", "misa", "predict", str(small_run.folder), str(photos), "--score", "0", "--out"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    out = tmp_path / "killed"
+    process = subprocess.Popen([*command, str(out)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (out / "done.jsonl").exists() or (out / "done.jsonl").read_bytes().count(b"\n") < 3:
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "instances.json").exists()
+    with (out / "done.jsonl").open("a") as file:
+        file.write('{"name": "c", "stamp": [1')  # a line that was being written
+    assert main([*command[3:], str(out)]) == 0
+    assert main([*command[3:], str(tmp_path / "whole")]) == 0
+    assert contents(out) == contents(tmp_path / "whole")
+    names = [json.loads(line)["name"] for line in (out / "done.jsonl").read_text().splitlines() if line.endswith("}")]
+    assert len(names) == len(set(names)) == 24, "nothing was done twice"
+
+
+def test_a_folder_of_something_else_is_left_alone(student, photos, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"holds thesis\.txt and no predictions"):
+        predict(student, photos, out=mine)
+    assert [p.name for p in mine.iterdir() if p.name != ".lock"] == ["thesis.txt"]
+    predict(student, photos, out=tmp_path / "out", score=0.5)
+    before = contents(tmp_path / "out")
+    with pytest.raises(UserError, match=r"made with other settings \(score is 0\.5 there and 0\.4 here\)"):
+        predict(student, photos, out=tmp_path / "out", score=0.4)
+    assert contents(tmp_path / "out") == before
+
+
+def test_bad_images_are_told_and_the_others_done(small_run, photos, tmp_path, capsys):
+    cut = (photos / "b.png").read_bytes()
+    (photos / "b.png").write_bytes(cut[: len(cut) // 2])
+    (photos / "none.jpg").write_text("not an image")
+    arguments = ["predict", str(small_run.folder), str(photos), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the other images are done, but the file" in error
+    assert "b.png is truncated or no image" in error
+    assert "(1 more like it)" in error
+    assert len(list((tmp_path / "out" / "masks").rglob("*.png"))) == 3
+    (photos / "b.png").write_bytes(cut)
+    (photos / "none.jpg").unlink()
+    assert main(arguments) == 0, "a mended image is tried again"
+    assert len(list((tmp_path / "out" / "masks").rglob("*.png"))) == 4
+
+
+@pytest.mark.parametrize("kind", ["grey", "alpha", "palette", "16 bits", "turned", "1x1", "thin", "grey-alpha"])
+def test_every_kind_of_image_is_read_at_its_size(student, tmp_path, kind):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    path, expected = tmp_path / "x.png", (40, 60)
+    if kind == "grey":
+        Image.fromarray(pixels[..., 0]).save(path)
+    elif kind == "alpha":
+        Image.fromarray(pixels).convert("RGBA").save(path)
+    elif kind == "grey-alpha":
+        Image.fromarray(pixels[..., 0]).convert("LA").save(path)
+    elif kind == "palette":
+        Image.fromarray(pixels).convert("P").save(path)
+    elif kind == "16 bits":
+        cv2.imwrite(str(path), pixels.astype(np.uint16) * 256)
+    elif kind == "turned":
+        path, expected = tmp_path / "x.jpg", (60, 40)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(pixels).save(path, exif=exif)
+    else:
+        expected = (1, 1) if kind == "1x1" else (1, 900)
+        Image.fromarray(rng.integers(0, 255, (*expected, 3), dtype=np.uint8)).save(path)
+    done = predict(student, path, out=tmp_path / "out", score=0.0)
+    assert done.failed == {}
+    (image,) = json.loads((done.folder / "instances.json").read_text())["images"]
+    assert (image["height"], image["width"]) == expected
+    assert read(done.folder / "masks" / "x.png").shape == expected
+
+
+def test_a_video_gives_its_frames_and_a_video(student, small_run, tmp_path):
+    frames = [cv2.imread(str(path)) for path in sorted(small_run.source.val.images.iterdir())] * 2
+    film = tmp_path / "film.mp4"
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter_fourcc(*"mp4v"), 12, (70, 52))
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+    done = predict(student, film, out=tmp_path / "out", score=0.0, every=3)
+    assert sorted(p.stem for p in (done.folder / "masks" / "film").iterdir()) == ["000000", "000003", "000006"]
+    capture = cv2.VideoCapture(str(done.folder / "overlay" / "film.mp4"))
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(4)
+    assert [capture.read()[0] for _ in range(4)] == [True, True, True, False]
+
+
+def test_tiles_cover_the_image_and_overlap():
+    for size, side, overlap in (((100, 257), 64, 16), ((10, 10), 64, 16), ((64, 65), 64, 63), ((300, 64), 100, 0)):
+        seen = np.zeros(size, int)
+        places = tiles(size, side, overlap)
+        for t in places:
+            assert t.bottom - t.top == min(side, size[0])
+            assert t.right - t.left == min(side, size[1])
+            seen[t.top : t.bottom, t.left : t.right] += 1
+        assert seen.min() >= 1
+        rows = sorted({t.top for t in places})
+        assert all(a + side - b >= overlap for a, b in pairwise(rows))
+
+
+def test_objects_cut_by_tiles_are_joined_again(student, monkeypatch):
+    """Every tile sees its part of known objects; what comes out is the objects."""
+    size = (150, 200)
+    truth = {}
+    for name, window in {
+        "striped star": (slice(10, 140), slice(20, 60)),
+        "checked ring": (slice(60, 100), slice(15, 190)),  # crosses the first, of another class
+        "dotted cross": (slice(3, 9), slice(150, 160)),
+    }.items():
+        truth[name] = np.zeros(size, bool)
+        truth[name][window] = True
+    where = np.arange(size[0] * size[1]).reshape(size)
+    image = np.stack([where >> 16, (where >> 8) & 255, where & 255], axis=-1).astype(np.uint8)
+
+    def seen(_, crops, **options):
+        results = []
+        for crop in crops:
+            index = (crop[..., 0].astype(int) << 16) | (crop[..., 1].astype(int) << 8) | crop[..., 2]
+            masks = {name: mask.reshape(-1)[index] for name, mask in truth.items() if mask.reshape(-1)[index].any()}
+            runs = tuple(encode(mask) for mask in masks.values())
+            results.append(
+                Instances(crop.shape[:2], np.full(len(masks), 0.9), tuple(masks), np.zeros((len(masks), 4)), runs)
+            )
+        return results
+
+    monkeypatch.setattr(tiling, "find", seen)
+    found = find_tiled(student, image, side=64, overlap=24, batch=5)
+    assert sorted(found.labels) == sorted(truth)
+    for label, mask, box in zip(found.labels, found.masks(), found.boxes, strict=True):
+        assert np.array_equal(mask, truth[label]), label
+        y, x = np.nonzero(mask)
+        assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+
+
+def test_one_tile_is_the_whole_image(student, photos):
+    image = np.asarray(Image.open(photos / "a.png").convert("RGB"))
+    (whole,) = find(student, [image], score=0.01)
+    tiled = find_tiled(student, image, side=100, overlap=10, score=0.01)
+    assert tiled.labels == whole.labels
+    assert tiled.runs == whole.runs
+
+
+def test_known_boxes_get_a_mask_each_within_the_box(student, photos):
+    image = np.asarray(Image.open(photos / "a.png").convert("RGB"))
+    boxes = np.array([[3, 4, 30, 40], [20.5, 10, 60, 51], [3, 4, 30, 40], [40, 40, 44, 43]])
+    found = find_boxes(student, image, boxes, ["dotted cross", None, "striped star", None], mask=0.1)
+    assert len(set(found.prompts)) == len(found) > 0
+    assert all(0 < score <= 1 for score in found.scores)
+    for prompt, label, mask in zip(found.prompts, found.labels, found.masks(), strict=True):
+        assert label == {0: "dotted cross", 2: "striped star"}.get(prompt, label)
+        y, x = np.nonzero(mask)
+        x1, y1, x2, y2 = boxes[prompt]
+        assert x.min() + 0.5 >= x1
+        assert x.max() + 0.5 < x2
+        assert y.min() + 0.5 >= y1
+        assert y.max() + 0.5 < y2
+    assert len(find_boxes(student, image, np.zeros((0, 4)))) == 0
+
+
+@pytest.mark.parametrize(
+    ("boxes", "labels", "message"),
+    [
+        ([[5, 5, 5, 9]], None, r"the box \[5.0, 5.0, 5.0, 9.0\] has no area in the image of 70 x 52 pixels"),
+        ([[80, 5, 90, 9]], None, "has no area in the image"),
+        ([[5, 5, np.nan, 9]], None, "finite x1 y1 x2 y2"),
+        ([5, 5, 6, 7], None, r"an array \(n 4\)"),
+        ([[5, 5, 16, 17]], ["zebra"], "knows no class 'zebra'; its classes are striped star"),
+        ([[5, 5, 16, 17]], ["dotted cross"] * 2, "1 boxes and 2 labels"),
+    ],
+)
+def test_wrong_boxes_are_named(student, photos, boxes, labels, message):
+    image = np.asarray(Image.open(photos / "a.png").convert("RGB"))
+    with pytest.raises(UserError, match=message):
+        find_boxes(student, image, boxes, labels)
+
+
+def test_boxes_by_image_name(student, photos, tmp_path):
+    boxes = {"a.png": Boxes(np.array([[3.0, 4, 30, 40]]), [None])}
+    done = predict(student, photos, out=tmp_path / "out", boxes=boxes, mask=0.1)
+    assert done.images == 1
+    with pytest.raises(UserError, match=r"no box is of an image that was given: boxes are of other\.png"):
+        predict(student, photos, out=tmp_path / "no", boxes={"other.png": boxes["a.png"]})
+
+
+def test_names_of_results(tmp_path):
+    for name in ("one/x.jpg", "one/x.png", "one/y.png", "two/x.jpg", "two/.hidden.png", "one/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    names = {item.path.relative_to(tmp_path).as_posix(): item.name for item in find_inputs([tmp_path])}
+    assert names == {"one/x.jpg": "one/x.jpg", "one/x.png": "one/x.png", "one/y.png": "one/y", "two/x.jpg": "two/x"}
+    two = find_inputs([tmp_path / "one", tmp_path / "two", tmp_path / "one" / "y.png"])
+    assert sorted(item.name for item in two) == ["one/x.jpg", "two/x.jpg", "x.png", "y"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ("phtoos", "did you mean 'photos'"),
+        ("empty", "holds no image"),
+        ("https://example.org/a.jpg", "is an address; download it"),
+        ("photos/notes.txt", "neither an image nor a video"),
+        ("photos/broken.mp4", "cannot be read by OpenCV"),
+    ],
+)
+def test_wrong_inputs_are_named_before_the_checkpoint_is_read(photos, tmp_path, inputs, message):
+    (tmp_path / "empty").mkdir()
+    (photos / "notes.txt").write_text("")
+    (photos / "broken.mp4").write_bytes(b"0" * 100)
+    given = inputs if ":" in inputs else tmp_path / inputs
+    with pytest.raises(DataError, match=message):
+        predict("/no/checkpoint", given, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_known_boxes_from_a_file(small_run, photos, tmp_path, capsys):
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("image,x1,y1,x2,y2,label\na.png,3,4,30,40,dotted cross\nmore/a.png,20,10,60,51,striped star\n")
+    common = ["predict", str(small_run.folder), str(photos), "--mask", "0.1"]
+    assert main([*common, "--boxes", str(boxes), "--out", str(tmp_path / "out")]) == 0
+    content = json.loads((tmp_path / "out/instances.json").read_text())
+    assert sorted(image["file_name"] for image in content["images"]) == ["a.png", "more/a.png"]
+    boxes.write_text("image,x1,y1,x2,y2,label\na.png,3,4,30,40,zebra\n")
+    assert main([*common, "--boxes", str(boxes), "--out", str(tmp_path / "zebra")]) == 2
+    assert "a.png: the student knows no class 'zebra'" in capsys.readouterr().err
+    assert main([*common, "--boxes", str(tmp_path / "no.csv"), "--out", str(tmp_path / "no")]) == 2
+    assert "there is no file of boxes" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["mask2former", "boxinst"])
+def test_other_students_predict_as_they_are_evaluated(student, small_row, tmp_path):
+    row = small_row.but(student=student, network=TINY_MASK2FORMER if student == "mask2former" else TINY)
+    run = train(row.but(schedule={"epochs": 1}), data_root=tmp_path / "data", work_dir=tmp_path / "run", gpus=0)
+    expected = json.loads((run.folder / DETECTIONS).read_text())
+    done = predict(run.folder, run.source.val.images, out=tmp_path / "out", score=0.0)
+    found = json.loads((done.folder / "instances.json").read_text())["annotations"]
+    whole = [row for row in expected if rle.area(row["segmentation"])]
+    assert len(found) == len(whole)
+    scores = sorted(row["score"] for row in whole)
+    np.testing.assert_allclose(sorted(row["score"] for row in found), scores, atol=1e-5)
+    assert sum(row["area"] for row in found) == sum(int(rle.area(row["segmentation"])) for row in whole)
+    image = np.asarray(Image.open(next(run.source.val.images.iterdir())).convert("RGB"))
+    answers = find_boxes(load_student(run.folder), image, [[3, 4, 30, 40], [20, 10, 60, 51]])
+    assert len(set(answers.prompts)) == len(answers)
+    with pytest.raises(UserError, match="mask is a threshold of solov2 students"):
+        find(load_student(run.folder), [image], mask=0.5)
+
+
+def test_corrected_boxes_are_looked_at_again(student, photos, tmp_path):
+    def table(boxes):
+        known = {"a.png": Boxes(np.array(boxes), [None] * len(boxes))}
+        done = predict(student, photos, out=tmp_path / "out", boxes=known, mask=0.1)
+        return list(csv.DictReader((done.folder / "instances.csv").read_text().splitlines()))
+
+    first = table([[3.0, 4, 30, 40]])
+    stamp = (tmp_path / "out" / "masks" / "a.png").stat().st_mtime_ns
+    assert table([[3.0, 4, 30, 40]]) == first
+    assert (tmp_path / "out" / "masks" / "a.png").stat().st_mtime_ns == stamp
+    other = [[3.0, 4, 30, 40], [35.0, 10, 66, 50]]
+    again = table(other)
+    assert {row["box"] for row in again} == {"1", "2"} != {row["box"] for row in first}
+    image = np.asarray(Image.open(photos / "a.png").convert("RGB"))
+    assert len(again) == len(find_boxes(student, image, np.array(other), [None] * 2, mask=0.1))
+
+
+def test_nothing_is_left_of_an_image_that_changed_or_has_another_name_now(student, photos, tmp_path):
+    out = tmp_path / "out"
+
+    def numbers(masks):
+        done = predict(student, photos, out=out, score=0.0, masks=masks)
+        rows = list(csv.DictReader((out / "instances.csv").read_text().splitlines()))
+        return done, {row["image"] for row in rows}, sum(row["image"] == "a" for row in rows)
+
+    _, names, before = numbers("each")
+    assert before == len(list((out / "masks" / "a").iterdir()))
+    assert "a" in names
+    (out / "masks" / "a" / "0999.png").touch()  # as if it had had more instances
+    Image.new("RGB", (8, 8)).save(photos / "a.png")
+    _, _, after = numbers("each")
+    assert after == len(list((out / "masks" / "a").iterdir()))
+    shutil.copy(photos / "b.png", photos / "a.png")
+    shutil.copy(photos / "c.png", photos / "a.bmp")  # now both go by their whole names
+    done, names, _ = numbers("each")
+    assert done.images == 5
+    assert "a" not in names
+    assert {"a.png", "a.bmp"} <= names
+    assert not list((out / "masks" / "a").iterdir())
+    assert not (out / "overlay" / "a.jpg").exists()
+    # Only what belongs to the image: a folder may have its name, and its images be numbers.
+    assert (out / "masks" / "more" / "a").is_dir()
+
+
+def test_a_folder_with_the_name_of_a_video_keeps_its_images(student, small_run, tmp_path):
+    frame = cv2.imread(str(next(iter(small_run.source.val.images.iterdir()))))
+    writer = cv2.VideoWriter(str(tmp_path / "in.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 12, (70, 52))
+    writer.write(frame)
+    writer.release()
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "x.png"), frame)
+    found = [tmp_path / "in.mp4", tmp_path / "in" / "x.png"]
+    for _ in range(2):
+        assert predict(student, found, out=tmp_path / "out", score=0.0).images == 2
+
+
+def test_a_shorter_video_has_no_frames_of_the_longer_one(student, small_run, tmp_path):
+    frame = cv2.imread(str(next(iter(small_run.source.val.images.iterdir()))))
+    for length in (7, 4):
+        writer = cv2.VideoWriter(str(tmp_path / "film.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 12, (70, 52))
+        for _ in range(length):
+            writer.write(frame)
+        writer.release()
+        done = predict(student, tmp_path / "film.mp4", out=tmp_path / "out", score=0.0)
+        assert done.images == length
+        for kind in ("masks", "overlay"):
+            assert len(list((tmp_path / "out" / kind / "film").iterdir())) == length

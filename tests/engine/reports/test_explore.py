@@ -1,0 +1,177 @@
+"""Examples hold what the losses see: the same colors, features, boxes and masks as in a training step."""
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import MODELS
+from mmengine.structures import InstanceData
+from torch.testing import assert_close
+
+from misa.cli import main
+from misa.data.scenes.scenes import Scenes, draw_scene, named_scene
+from misa.engine.reports.explore import Networks, embedded, example_of, open_networks, trained
+from misa.engine.training.train import train
+from misa.errors import UserError
+from misa.experiment import TINY_MASK2FORMER
+from misa.losses.distillation import in_units_of_spread
+from misa.losses.inputs import _shrink, union_of_boxes
+from misa.models.students.table import model_config
+
+
+@pytest.fixture(scope="module")
+def networks(module_path):
+    return trained(module_path / "run", data_root=module_path / "data", smoke=True)
+
+
+def test_colors_are_those_of_the_loss():
+    """`_shrink` is what MISA.loss feeds the pairwise loss with."""
+    scene = draw_scene(Scenes(size=64), 3)
+    example = embedded(scene, "scene")
+    mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+    images = torch.from_numpy((scene.image - mean) / std).permute(2, 0, 1)[None].float()
+    assert_close(example.colors, _shrink(images, [(64, 64)], torch.zeros(1, 1, 16, 16, dtype=torch.bool)).images[0])
+    boxes = torch.from_numpy(scene.boxes)
+    assert torch.equal(example.box_masks().any(dim=0), union_of_boxes([boxes], torch.zeros(1, 1, 16, 16), 4)[0, 0])
+
+
+@pytest.mark.slow
+def test_features_are_the_networks_own(networks):
+    example = networks.example(networks.image_ids()[0])
+    mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+    images = torch.from_numpy((example.image - mean) / std).permute(2, 0, 1)[None].float()
+    features, factors = networks.teacher.prior(images)
+    assert_close(example.features, features[0])
+    assert_close(example.saliency_factors, factors)
+    with torch.no_grad():
+        dense = networks.student.mask_head.mask_feature_head(networks.student.extract_feat(images)[:4])
+        assert_close(example.student, dense[0])
+        answer = networks.student.adapter(dense)
+    target = in_units_of_spread(features)
+    learned = networks.experiment.distillation
+    assert learned.unit == "spread"
+    # What is compared in training, but for the units.
+    expected = (target - answer).square().sum() * (features.square().sum() / target.square().sum())
+    assert_close((example.features - example.adapted).square().sum(), expected, rtol=1e-4, atol=1e-4)
+    assert example.size == tuple(example.features.shape[-2:]) == (32, 32)
+    assert len(example.masks) == len(example.labels) == len(example.boxes) == len(example.coarse_masks())
+
+
+@pytest.mark.slow
+def test_padding_is_cut_off(networks):
+    example = networks.scene(named_scene("odd_size"), "odd_size")
+    assert example.features.shape[-2:] == example.student.shape[-2:] == example.colors.shape[-2:]
+
+
+def test_a_turned_page_is_resized_as_in_the_test():
+    example = example_of(np.zeros((100, 300, 3), np.uint8), short_side=64, long_side=96)
+    assert example.size == (8, 24)
+    assert example.stride == (12.5, 12.5)
+
+
+def test_coarse_masks_are_the_majority_of_a_cell():
+    masks = np.zeros((1, 8, 8), bool)
+    masks[0, :4, :2] = masks[0, 4:, 4:] = True
+    masks[0, 3, 1] = False  # 7 of 16 pixels
+    example = example_of(np.zeros((8, 8, 3), np.uint8), short_side=8, masks=masks)
+    assert example.coarse_masks()[0].tolist() == [[False, False], [False, True]]
+
+
+@pytest.mark.slow
+def test_an_unknown_image_is_a_sentence(networks):
+    with pytest.raises(UserError, match="has no image 999; it has 4"):
+        networks.example(999)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_not_trained_again(networks, capsys):
+    again = trained(networks.folders[0], row="demo:misa")
+    assert again.student is not None
+    assert "training" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_teacher_alone(networks):
+    alone = open_networks(networks.folders[1])
+    assert alone.student is None
+    example = alone.scene(named_scene("two_tone_object"), "two_tone_object")
+    assert example.features is not None
+    assert example.student is example.adapted is None
+
+
+@pytest.mark.slow
+def test_a_student_without_its_teacher_is_a_sentence(networks, tmp_path):
+    networks.folders[0].rename(tmp_path / "elsewhere")
+    try:
+        with pytest.raises(UserError, match=r"the teacher of .*elsewhere should be in"):
+            open_networks(tmp_path / "elsewhere")
+    finally:
+        (tmp_path / "elsewhere").rename(networks.folders[0])
+
+
+def normalised(image):
+    """An image whose size no network has to change, as it sees it."""
+    mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+    return torch.from_numpy((image - mean) / std).permute(2, 0, 1)[None].float()
+
+
+@pytest.fixture(scope="module")
+def mask2former(module_path):
+    run = module_path / "mask2former"
+    return trained(run, row="demo:mask2former_misa", data_root=module_path / "data", smoke=True)
+
+
+@pytest.mark.slow
+def test_a_mask2formers_feature_is_what_it_hands_over_in_training(mask2former):
+    example = mask2former.example(mask2former.image_ids()[0])
+    truth = InstanceData(bboxes=torch.tensor(example.boxes).float(), labels=torch.tensor(example.labels))
+    with torch.no_grad():
+        features = mask2former.student.handover(normalised(example.image), [truth]).features
+        assert_close(example.student, features[0])
+        unit = mask2former.teacher.prior(normalised(example.image))[0].square().mean().sqrt()
+        assert example.adapted.shape == example.features.shape
+        answer = mask2former.student.adapter(features)[0]
+    ratio = example.adapted / answer  # in the units of S, one factor for all
+    assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-3, atol=1e-3 * float(unit))
+
+
+@pytest.mark.slow
+def test_a_mask2former_has_all_its_figures(mask2former, tmp_path):
+    given = [str(mask2former.folders[0]), "--only", "3,4,5", "--random", "1", "--worst", "1"]
+    assert main(["figures", *given, "--out", str(tmp_path)]) == 0
+    assert {path.stem for path in tmp_path.iterdir()} == {"figure3", "figure4", "figure5"}
+
+
+@pytest.mark.parametrize("supervision", ["box", "mask"])
+@pytest.mark.parametrize("student", ["solov2", "mask2former"])
+def test_every_student_of_the_paper_has_a_feature(small_row, small_run, student, supervision):
+    """The one that its prediction is made from, without the padding."""
+    network = {"network": TINY_MASK2FORMER} if student == "mask2former" else {}
+    row = small_row.but(student=student, supervision=supervision, affinity=None, **network)
+    row = row.but(augmentation={"test_short_side": 52})
+    model = MODELS.build(model_config(row, small_run.source.classes)).eval()
+    example = Networks(row, small_run.source, None, model, ()).example(1)
+    assert example.image.shape == (52, 70, 3)
+    assert example.student.shape == (TINY_MASK2FORMER.feature_channels, 13, 18)
+    padded = torch.zeros(1, 3, 64, 96)
+    padded[:, :, :52, :70] = normalised(example.image)
+    kept = []
+    head = model.mask_head.mask_feature_head if student == "solov2" else model.panoptic_head.pixel_decoder
+    with torch.no_grad(), head.register_forward_hook(lambda module, inputs, output: kept.append(output)):
+        model.predict(padded, samples(padded))
+    (dense,) = kept if student == "solov2" else kept[0][:1]
+    assert_close(example.student, dense[0, :, :13, :18])
+
+
+def samples(images):
+    from mmdet.structures import DetDataSample
+
+    size = images.shape[-2:]
+    metainfo = {"img_shape": size, "ori_shape": size, "scale_factor": (1.0, 1.0), "batch_input_shape": size}
+    return [DetDataSample(metainfo=metainfo)]
+
+
+def test_a_student_without_a_feature_is_a_sentence(small_row, tmp_path):
+    row = small_row.but(student="boxinst", affinity=None, schedule={"epochs": 1})
+    run = train(row, data_root=tmp_path / "data", work_dir=tmp_path / "run", gpus=0)
+    with pytest.raises(UserError, match=r"is a boxinst, which has no dense feature .* give the run of a solov2"):
+        open_networks(run.folder)

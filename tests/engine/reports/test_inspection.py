@@ -1,0 +1,154 @@
+"""The inspection of a run: its figures agree with the run's, its page holds all that it shows."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import cv2
+import numpy as np
+import pytest
+
+from misa.cli import main
+from misa.engine.reports.inspection import inspect_run, summary
+from misa.engine.runs.scores import DETECTIONS
+from misa.errors import UserError
+from misa.evaluation.ap import read_truth
+from misa.evaluation.failures import KINDS
+from misa.figures.page import Markup, bar, gallery, page, table
+
+
+@pytest.fixture(scope="module")
+def perfect(small_run, module_path):
+    """Predictions that are the truth, but for one object taken for another class and one missed."""
+    truth = read_truth(small_run.source.val.annotations)
+    rows = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "score": 0.9, "segmentation": a["segmentation"]}
+        for a in truth.dataset["annotations"]
+    ]
+    rows[0]["category_id"] = next(i for i in truth.getCatIds() if i != rows[0]["category_id"])
+    path = module_path / "perfect.json"
+    path.write_text(json.dumps(rows[:-1]))
+    return path, rows
+
+
+def test_scores_are_those_of_the_run(small_run):
+    found = inspect_run(small_run.folder, out=None, resamples=20)
+    for name, value in small_run.metrics["segm"].items():
+        assert found.scores[name].value == (None if value is None else pytest.approx(value, abs=1e-9))
+    assert found.page is None
+
+
+def test_planted_failures_are_counted(small_run, perfect):
+    path, rows = perfect
+    found = inspect_run(small_run.folder, predictions=path, out=None, resamples=0)
+    kinds = found.kinds()
+    assert (kinds["found"], kinds["wrong class"], kinds["missed"]) == (len(rows) - 2, 1, 1)
+    assert sum(kinds[kind] for kind in KINDS) == len(rows)
+    spoilt = {rows[0]["image_id"], rows[-1]["image_id"]}
+    assert set(found.worst(len(spoilt))) == spoilt
+    assert all(value == 100 for image, value in found.images.items() if image not in spoilt and value is not None)
+    assert re.search(r"wrong class +1\b", summary(found))
+
+
+class Seen(HTMLParser):
+    """What a page consists of."""
+
+    def __init__(self):
+        super().__init__()
+        self.addresses, self.scripts, self.text = [], 0, []
+
+    def handle_starttag(self, tag, attrs):
+        self.scripts += tag == "script"
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_is_whole_by_itself(small_run, perfect, tmp_path, capsys):
+    out = tmp_path / "page.html"
+    arguments = ["inspect", str(small_run.folder), "--predictions", str(perfect[0]), "--out", str(out)]
+    assert main([*arguments, "--resamples", "20"]) == 0
+    assert str(out) in capsys.readouterr().out
+    seen = Seen()
+    seen.feed(out.read_text())
+    assert seen.scripts == 0
+    assert seen.addresses
+    assert all(address.startswith(("data:image/jpeg;base64,", "data:image/png;base64,")) for address in seen.addresses)
+    assert sum(address.startswith("data:image/png") for address in seen.addresses) == 2  # losses and health
+    text = " ".join(seen.text)
+    for words in (
+        "Training",
+        "health: how much of its box a mask fills",
+        "Scores",
+        "95 % interval",
+        "Wrong class (1)",
+        "Missed (1)",
+        "Worst images",
+        "All images",
+    ):
+        assert words in text
+    for name in small_run.source.classes:
+        assert name in text
+
+
+def test_the_page_is_the_runs_own_and_made_again(small_run, tmp_path):
+    first = inspect_run(small_run.folder, resamples=5, examples=1)
+    assert first.page == small_run.folder / "inspection.html"
+    inspect_run(small_run.folder, resamples=5, examples=1)
+    first.page.unlink()
+
+
+def test_names_are_text_and_not_markup():
+    html = page("<b>&", "<i>", [table(["a<", "note"], [("<script>alert(1)</script>", Markup("<em>x</em>"))])])
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+    assert "<em>x</em>" in html
+    assert "&lt;b&gt;&amp;" in html
+
+
+def test_pictures_are_in_the_page():
+    pixels = np.full((20, 30, 3), (200, 30, 30), np.uint8)
+    html = gallery([([pixels], "caption <x>")])
+    data = re.search(r"base64,([^\"]+)", html).group(1)
+    import base64
+
+    shown = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+    assert np.abs(shown.astype(int) - pixels).max() < 12
+    assert "caption &lt;x&gt;" in html
+    assert "width:9.00em" in bar(7)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "there are no predictions"),
+        ("{", "is no COCO results file"),
+        ("[3]", "is no COCO results file"),
+        ('[{"image_id": 1, "category_id": 1}]', "is no COCO results file"),
+        ('[{"image_id": 987654, "category_id": 1}]', "holds predictions on other data"),
+        (
+            '[{"image_id": 1, "category_id": 1, "score": 1, "segmentation": {"size": [52, 70], "counts": "zzzz"}}]',
+            "cannot be decoded",
+        ),
+        (
+            '[{"image_id": 1, "category_id": 1, "score": 1, "segmentation": {"size": [3, 3], "counts": "09"}}]',
+            "is of size",
+        ),
+    ],
+)
+def test_predictions_of_something_else_are_named(small_run, tmp_path, content, words):
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=words):
+        inspect_run(small_run.folder, predictions=path, out=None)
+
+
+def test_wrong_values_are_named(small_run, tmp_path, capsys):
+    assert main(["inspect", str(small_run.folder), "--good", "2"]) == 2
+    assert "good must be from 0 to 1" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+    with pytest.raises(UserError, match="cannot be written"):
+        inspect_run(small_run.folder, out=small_run.folder / DETECTIONS / "x.html", resamples=0)

@@ -1,0 +1,82 @@
+"""Results for test-dev, and a student scored in detail."""
+
+import json
+import shutil
+import zipfile
+
+import pytest
+
+from misa.cli import main
+from misa.engine.reports.submission import submit
+from misa.engine.training.train import train
+from misa.errors import UserError
+from misa.experiment import TINY, Augmentation, Experiment, Inference, Schedule
+
+TOY = Experiment(
+    data="demo",
+    network=TINY,
+    schedule=Schedule(epochs=1, batch=2, lr=1e-3, decay="cosine", warmup=1, clip=10.0),
+    augmentation=Augmentation(short_sides=(64,), long_side=64, test_short_side=64),
+    inference=Inference(score=0.001, keep=0.0, mask=0.3, candidates=30, per_image=10),
+    scenes=(("size", 64), ("train", 4), ("val", 3), ("objects", (1, 2))),
+)
+
+
+@pytest.fixture(scope="module")
+def run(module_path):
+    return train(TOY, data_root=module_path / "data", work_dir=module_path / "run", gpus=0)
+
+
+@pytest.fixture
+def coco(run, tmp_path):
+    """A COCO folder whose test-dev has the validation images, without a word about their objects."""
+    val = json.loads(run.source.val.annotations.read_text())
+    (tmp_path / "annotations").mkdir()
+    listed = {"images": val["images"], "categories": val["categories"]}
+    (tmp_path / "annotations" / "image_info_test-dev2017.json").write_text(json.dumps(listed))
+    shutil.copytree(run.source.val.images, tmp_path / "test2017")
+    return tmp_path
+
+
+def test_what_is_sent_is_what_was_detected(run, coco, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["evaluate", str(run.folder), "--test-dev", str(out), "--data-root", str(coco), "--gpus", "0"]) == 0
+    assert "public scoring of test-dev is closed" in capsys.readouterr().out
+    results = json.loads((out / "detections_test-dev2017_run_results.json").read_text())
+    assert results == json.loads((run.folder / "predictions" / "val.json").read_text())
+    assert results[0].keys() == {"image_id", "category_id", "score", "segmentation"}
+    with zipfile.ZipFile(out / "detections_test-dev2017_run_results.zip") as archive:
+        assert archive.namelist() == ["detections_test-dev2017_run_results.json"]
+        assert json.loads(archive.read(archive.namelist()[0])) == results
+    with pytest.raises(UserError, match="is there already"):
+        submit(run.folder, coco, out)
+
+
+def test_what_is_missing_is_named(run, coco, tmp_path):
+    name = json.loads((coco / "annotations" / "image_info_test-dev2017.json").read_text())["images"][0]["file_name"]
+    (coco / "test2017" / name).unlink()
+    with pytest.raises(UserError, match=f"lacks 1 of 3 listed images, such as {name}"):
+        submit(run.folder, coco, tmp_path / "out")
+    shutil.rmtree(coco / "test2017")
+    with pytest.raises(UserError, match="no test2017 folder"):
+        submit(run.folder, coco, tmp_path / "out")
+    with pytest.raises(UserError, match=r"image_info_test-dev2017\.json is missing"):
+        submit(run.folder, tmp_path / "elsewhere", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_prints_a_line_a_class_and_the_boundaries(run, capsys):
+    pytest.importorskip("faster_coco_eval")
+    assert main(["evaluate", str(run.folder), "--per-class", "--boundary", "--gpus", "0"]) == 0
+    text = capsys.readouterr().out
+    assert "boundaries" in text
+    assert all(name in text for name in run.source.classes)
+    assert "objects" in text
+
+
+def test_without_the_package_the_cure_is_named(run, monkeypatch):
+    from misa.engine.reports.evaluate import evaluate
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the package faster-coco-eval; pip install it"):
+        evaluate(run.folder, boundary=True)

@@ -1,0 +1,388 @@
+"""Sweeps and tables: every training once, figures as numpy computes them, and "not run" where nothing was."""
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from misa.cli import main
+from misa.engine.reports.tables import open_table, summary
+from misa.engine.training import sweep
+from misa.engine.training.sweep import plan, run
+from misa.errors import Stopped, UserError
+from misa.files import held
+
+
+def finish(job, ap, **more):
+    job.folder.mkdir(parents=True, exist_ok=True)
+    segm = {"AP": ap, "AP50": 2 * ap, "AP75": ap / 2, "APs": ap, "APm": None, "APl": None}
+    (job.folder / "metrics.json").write_text(json.dumps({"segm": segm, **more}))
+
+
+def test_tables_share_the_rows_that_are_equal(tmp_path):
+    tables = [open_table(number, seeds=2, root=tmp_path) for number in (3, 4, 5)]
+    folders = [{job.folder for job in table.every_job()} for table in tables]
+    three, four, five = tables
+    shared = three.jobs["table3_components:demo_baseline"][0].folder
+    assert shared == four.jobs["table4_distillation:demo_baseline"][0].folder
+    assert shared == five.jobs["table5_affinity:demo_apro_color"][0].folder
+    assert len(folders[0] & folders[1]) == 2 * 2  # the baseline and FSD
+    assert len(folders[0] & folders[2]) == 2 * 2  # the baseline and SEPA
+    teachers = {job.teacher.folder for table in tables for job in table.every_job() if job.teacher}
+    assert len(teachers) == 2  # one a seed
+
+
+def test_the_plan_goes_seed_by_seed_and_has_nothing_twice(tmp_path):
+    rows = ["table4_distillation:demo_baseline", "demo:mask", "table3_components:demo_baseline"]
+    jobs = plan(rows, range(2), root=tmp_path)
+    assert [job.seed for job in jobs] == [0, 0, 1, 1]
+    assert len({job.folder for job in jobs}) == 4
+
+
+def test_figures_are_the_mean_and_the_paired_difference(tmp_path):
+    table = open_table(3, seeds=4, root=tmp_path)
+    rng = np.random.default_rng(0)
+    base, fsd = rng.normal(25, 1, 4), rng.normal(27, 1, 4)
+    for job, ap in zip(table.jobs["table3_components:demo_baseline"], base, strict=True):
+        finish(job, ap)
+    for job, ap in list(zip(table.jobs["table3_components:demo_fsd"], fsd, strict=True))[:3]:
+        finish(job, ap)
+    figures = table.figures()
+    line = figures.loc["+ FSD"]
+    assert (line["n"], line["pairs"]) == (3, 3)
+    assert line["AP"] == pytest.approx(fsd[:3].mean())
+    assert line["AP50"] == pytest.approx(2 * fsd[:3].mean())
+    paired = stats.ttest_rel(fsd[:3], base[:3]).confidence_interval()
+    assert line["difference"] - line["difference_ci"] == pytest.approx(paired.low)
+    assert line["difference"] + line["difference_ci"] == pytest.approx(paired.high)
+    assert math.isnan(figures.loc["baseline (APro)", "difference"])
+    text = table.printed()
+    assert text.loc["+ SEPA", "AP"] == "not run"
+    assert text.loc["+ FSD", "AP"].startswith(f"{fsd[:3].mean():.1f} ± ")
+    assert summary(table.every_job()) == "7 finished, 0 started, 17 not run"
+
+
+def test_the_paper_stands_beside_and_never_in_the_place_of_a_result(tmp_path):
+    table = open_table(5, data="voc", seeds=2, root=tmp_path)
+    printed = table.printed()
+    assert printed.loc["APro: color", "paper AP"] == "38.3"
+    assert (printed["AP"] == "not run").all()
+    rows = list(csv.DictReader(io.StringIO(table.render("csv"))))
+    assert (rows[0]["AP"], rows[0]["AP75"], rows[0]["AP_ci"]) == ("not run", "not run", "")
+    assert rows[0]["paper_AP"] == "37.7000"
+    demo = open_table(5, seeds=2, root=tmp_path).printed()
+    assert demo.loc["APro: color", "paper AP, VOC"] == "38.3"  # says that it is of other data
+    own = open_table("demo:box,demo:mask", seeds=2, root=tmp_path).printed()
+    assert not [name for name in own if name.startswith("paper")]
+
+
+@pytest.mark.shared
+def test_what_the_rows_expect_is_what_the_paper_prints(shared):
+    with (shared / "data" / "golden" / "paper_tables.csv").open() as file:
+        lines = [line for line in csv.DictReader(file) if line["table"] in "345"]
+    for number in "345":
+        table = open_table(int(number), data="voc", seeds=1)
+        figures = table.figures().drop(index="+ FSD + SEPA, literal", errors="ignore").dropna(subset="paper_AP")
+        printed = [[float(line[key]) for key in ("ap", "ap50", "ap75")] for line in lines if line["table"] == number]
+        assert figures[["paper_AP", "paper_AP50", "paper_AP75"]].to_numpy().tolist() == printed
+
+
+def test_files_are_written_in_all_three_formats(tmp_path):
+    table = open_table(4, seeds=1, root=tmp_path)
+    for job in table.every_job():
+        finish(job, 25.0)
+    html, tex, table_csv = table.save(tmp_path / "out", "table4_demo")
+    assert "<caption>Table 4" in html.read_text()
+    assert "25.0" in html.read_text()
+    assert r"\toprule" in tex.read_text()
+    assert "±" not in tex.read_text()
+    assert len(list(csv.DictReader(io.StringIO(table_csv.read_text())))) == 5
+
+
+def test_any_comparison_can_be_saved_and_typeset(tmp_path, capsys):
+    """Rows named by files: the name of the saved files has no slash, the caption no bare underscore."""
+    rows = "experiments/teacher.py:demo_mask,experiments/teacher.py:demo_boxes"
+    arguments = ["tables", rows, "--seeds", "1", "--root", str(tmp_path / "runs"), "--save", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    (latex,) = (tmp_path / "out").glob("*.tex")
+    caption = latex.read_text().split("\\caption")[1].splitlines()[0]
+    assert r"demo\_mask" in caption
+    assert not re.search(r"(?<!\\)_", caption)
+
+
+def test_scores_by_mode_and_size(tmp_path):
+    table = open_table("demo:box,demo:mask", seeds=2, root=tmp_path)
+    for row, value in (("demo:box", 10.0), ("demo:mask", 20.0)):
+        for job, more in zip(table.jobs[row], (0.0, 2.0), strict=True):
+            finish(job, value + more, segm_by_mode={"plain": {"AP": value + more + 1}})
+    groups = table.by_mode().set_index(["row", "group"])
+    assert groups.loc[("demo:box", "plain"), "mean"] == pytest.approx(12)
+    assert groups.loc[("demo:mask", "small"), "mean"] == pytest.approx(21)
+    assert groups.loc[("demo:mask", "small"), "n"] == 2
+    assert groups.loc[("demo:mask", "plain"), "difference"] == pytest.approx(10)
+    assert groups.loc[("demo:mask", "plain"), "difference_ci"] == pytest.approx(0)  # both move with the seed
+    assert groups.loc[("demo:mask", "plain"), "ci"] > 1
+    assert math.isnan(groups.loc[("demo:box", "plain"), "difference"])
+    assert ("demo:box", "medium") not in groups.index  # the truth has no object of that size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["7"], "no table 7; choose one of 3, 4, 5"),
+        (["3", "--data", "kitti"], "no data 'kitti'; choose one of coco_mini, demo, voc"),
+        (["demo:boxx"], "did you mean 'box'"),
+        (["3", "--seeds", "0"], "seeds and slots must be 1 or more"),
+    ],
+)
+def test_a_table_that_is_none(arguments, sentence, capsys):
+    assert main(["tables", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_command_prints_what_was_not_run(tmp_path, capsys):
+    assert main(["tables", "3", "--seeds", "1", "--root", str(tmp_path), "--save", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "not run" in out
+    assert "0 finished, 0 started, 6 not run" in out
+    assert (tmp_path / "out" / "table3_demo.tex").exists()
+
+
+def fake_train(monkeypatch, body):
+    """In place of `misa train`, for the scheduler alone."""
+    monkeypatch.setattr(sweep.Job, "command", lambda self, options: [sys.executable, "-c", body, str(self.folder)])
+
+
+DONE = (
+    "import sys, pathlib; f = pathlib.Path(sys.argv[1]); f.mkdir(parents=True);"
+    "(f.parent / 'order').open('a').write(f.name + chr(10));"
+    "(f / 'metrics.json').write_text('{\"segm\": {\"AP\": 1.0}}')"
+)
+
+
+@pytest.mark.parametrize("cluster", ["", "local"])
+def test_teachers_come_first_and_only_what_is_missing_runs(tmp_path, monkeypatch, cluster):
+    fake_train(monkeypatch, DONE)
+    jobs = plan(["demo:box", "demo:misa"], range(2), root=tmp_path)
+    finish(jobs[0], 3.0)
+    options = "timeout_min=5" if cluster else ""
+    run(jobs, slots=2, cluster=cluster, cluster_options=options)
+    order = (tmp_path / "order").read_text().split()
+    assert sorted(order) == sorted(
+        {job.folder.name for job in jobs[1:]} | {job.teacher.folder.name for job in jobs if job.teacher}
+    )
+    assert [name.startswith("teacher") for name in order] == [True, True, False, False, False]
+    assert all(job.state == "finished" for job in jobs)
+    run(jobs, slots=2, cluster=cluster, cluster_options=options)  # nothing is left
+    assert (tmp_path / "order").read_text().split() == order
+
+
+def test_a_failed_training_is_named_and_the_others_still_run(tmp_path, monkeypatch):
+    body = DONE + "; 'seed0' in sys.argv[1] and (sys.stderr.write('first\\nno room on the disk\\n'), sys.exit(3))"
+    fake_train(monkeypatch, body.replace("import sys, pathlib;", "import sys, pathlib;", 1))
+    jobs = plan(["demo:box"], range(3), root=tmp_path)
+    with pytest.raises(UserError, match="demo:box with seed 0 failed: no room on the disk"):
+        run(jobs, slots=1)
+    assert [job.state for job in jobs[1:]] == ["finished", "finished"]
+
+
+def test_a_training_that_was_killed_says_so(tmp_path, monkeypatch):
+    fake_train(monkeypatch, "import os, signal; print('epoch 3/12 | 3:54 left', flush=True); os.kill(os.getpid(), 9)")
+    with pytest.raises(UserError, match=r"with seed 0 failed: SIGKILL ended it; .*fewer slots"):
+        run(plan(["demo:box"], range(1), root=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("visible", "slots", "gpus", "found"),
+    [
+        (None, 3, None, ["0", "1", "2"]),
+        (None, 2, 2, ["0,1", "2,3"]),
+        (None, 3, 2, ["0,1", "2,3", "0,1"]),
+        ("5, 7", 3, 1, ["5", "7", "5"]),
+        ("GPU-a", 1, None, ["GPU-a"]),
+        (None, 2, 0, ["", ""]),
+        (None, 1, 5, [""]),
+    ],
+)
+def test_each_slot_has_gpus_of_its_own(tmp_path, monkeypatch, visible, slots, gpus, found):
+    monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert sweep._devices(slots, gpus) == found
+    if gpus == 2 and slots == 2:  # and the trainings are told
+        tell = "import os; (f / 'seen').write_text(os.environ['CUDA_VISIBLE_DEVICES']); import time; time.sleep(0.5);"
+        fake_train(monkeypatch, DONE.replace("(f.parent / 'order')", tell + "(f.parent / 'order')"))
+        jobs = plan(["demo:box"], range(2), root=tmp_path)
+        run(jobs, slots=2, gpus=2)
+        assert {(job.folder / "seen").read_text() for job in jobs} == set(found)
+
+
+def test_a_failed_teacher_stops_only_the_students_of_its_seed(tmp_path, monkeypatch):
+    fails = "import sys; '/teacher-' in sys.argv[1] and 'seed1' in sys.argv[1] and sys.exit('no');"
+    fake_train(monkeypatch, fails + DONE)
+    jobs = plan(["demo:box", "demo:misa"], range(3), root=tmp_path)
+    with pytest.raises(UserError, match=r"teacher:demo.* with seed 1 failed: no; see"):
+        run(jobs, slots=2)
+    assert [job.state for job in jobs] == ["finished", "finished", "finished", "not run", "finished", "finished"]
+
+
+def test_a_training_of_another_process_is_to_be_waited_for(tmp_path):
+    wanted = plan(["demo:box"], range(1), root=tmp_path)
+    with held(wanted[0].folder), pytest.raises(UserError, match=r"in use by another run.*wait for that one and run"):
+        run(wanted, gpus=0, data_root=tmp_path / "data")
+
+
+SLEEP = (
+    "import pathlib, signal, sys, time; f = pathlib.Path(sys.argv[1]); f.mkdir(parents=True);"
+    "signal.signal(signal.SIGTERM, lambda *_: ((f / 'told').touch(), sys.exit(143)));"
+    '(f / \'params.json\').write_text(\'{"experiment": {"data": "demo"}}\'); time.sleep(60)'
+)
+
+
+def test_sigterm_reaches_the_trainings(tmp_path, monkeypatch):
+    fake_train(monkeypatch, SLEEP)
+    jobs = plan(["demo:box"], range(3), root=tmp_path)
+
+    def tell():
+        while sum(job.state == "started" for job in jobs) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    watch = threading.Thread(target=tell)
+    watch.start()
+    with pytest.raises(Stopped, match="the same command goes on") as stopped:
+        run(jobs, slots=2)
+    watch.join()
+    assert stopped.value.status == 143
+    assert [(job.folder / "told").exists() for job in jobs] == [True, True, False]
+    assert jobs[2].state == "not run"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def place(job, data_root):
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / "params.json").write_text(
+        json.dumps({"experiment": {"data": "coco_mini"}, "data_root": str(data_root)})
+    )
+
+
+def test_runs_on_other_data_are_not_taken_for_this_ones(tmp_path, monkeypatch):
+    """A row's hash does not say which folder of data it learned from."""
+    fake_train(monkeypatch, DONE)
+    for name in "ab":
+        annotations = tmp_path / name / "annotations"
+        annotations.mkdir(parents=True)
+        for split in ("train", "val"):
+            (annotations / f"instances_{split}2017.json").write_text("{}")
+            (tmp_path / name / f"{split}2017").mkdir()
+    jobs = plan(["coco_mini:box"], range(2), root=tmp_path / "runs")
+    place(jobs[0], tmp_path / "a")
+    finish(jobs[0], 3.0)
+    with pytest.raises(UserError, match=r"is a run on .*/a, not on .*/b; give each folder of data a root of its own"):
+        run(jobs, data_root=tmp_path / "b")
+    assert jobs[1].state == "not run"
+    run(jobs, data_root=tmp_path / "a")
+    assert jobs[1].state == "finished"
+    place(jobs[1], tmp_path / "b")
+    with pytest.raises(UserError, match="give each folder of data a root of its own"):
+        open_table("coco_mini:box", seeds=2, root=tmp_path / "runs")
+
+
+def test_data_without_masks_is_compared_by_the_boxes(tmp_path):
+    table = open_table("demo:box", seeds=1, root=tmp_path)
+    (job,) = table.every_job()
+    job.folder.mkdir()
+    (job.folder / "metrics.json").write_text(json.dumps({"bbox": {"AP": 12.5, "AP50": 30.0, "AP75": 9.0}}))
+    assert table.figures().loc["demo:box", "AP75"] == 9
+    assert "AP of boxes, since the data has no masks" in table.render("text")
+
+
+def test_one_row_by_two_names_is_trained_once(tmp_path):
+    table = open_table("table3_components:demo_baseline,table5_affinity:demo_apro_color", seeds=2, root=tmp_path)
+    assert len(table.every_job()) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("", "needs cluster_options with timeout_min"),
+        ("timeout_min", "cluster_options has 'timeout_min'; write name=value"),
+        ("timeout_min=5,gpu_number=1", "submitit says: .*gpu_number"),
+    ],
+)
+def test_a_cluster_is_told_how_long_a_training_takes(tmp_path, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        run(plan(["demo:box"], range(1), root=tmp_path), cluster="local", cluster_options=options)
+
+
+def slurm(folder, monkeypatch, state):
+    """sbatch writes down what it was asked for; sacct says `state` until the job's result is there."""
+    tools = folder / "bin"
+    tools.mkdir(exist_ok=True)
+    scripts = {
+        "sbatch": f"echo x >> {folder}/asked; cp $1 {folder}/batch.sh; echo Submitted batch job 7",
+        "sacct": f"echo 'JobID|State'; echo '7|{state}'",
+        "srun": "exit 1",
+        "scancel": "exit 0",
+    }
+    for name, body in scripts.items():
+        (tools / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+
+
+def test_a_submitted_training_is_waited_for_and_not_submitted_again(tmp_path, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    jobs = plan(["demo:box"], range(1), root=tmp_path)
+    slurm(tmp_path, monkeypatch, "RUNNING")
+    options = {"cluster": "slurm", "cluster_options": "timeout_min=1440,gpus_per_node=1"}
+    waited = []
+
+    def result(task):
+        waited.append(task.job_id)
+        if len(waited) == 1:
+            raise KeyboardInterrupt  # by the person who waits
+        return "done"
+
+    monkeypatch.setattr(submitit.SlurmJob, "result", result)
+    with pytest.raises(KeyboardInterrupt):
+        run(jobs, **options)
+    batch = (tmp_path / "batch.sh").read_text()
+    assert "--time=1440" in batch
+    assert "--gpus-per-node=1" in batch
+    submitit.SlurmJob.watcher.clear()
+    run(jobs, **options)
+    assert waited == ["7", "7"]
+    assert (tmp_path / "asked").read_text() == "x\n"
+    slurm(tmp_path, monkeypatch, "FAILED")  # ended without a result: it is submitted again
+    submitit.SlurmJob.watcher.clear()
+    run(jobs, **options)
+    assert (tmp_path / "asked").read_text() == "x\nx\n"
+
+
+@pytest.mark.slow
+def test_a_smoke_sweep_end_to_end(tmp_path, capsys):
+    """Teacher, students and table by the real command, in two slots; the second call trains nothing."""
+    arguments = [
+        "tables", "demo:misa,demo:box", "--seeds", "1", "--smoke", "--run", "--slots", "2",
+        "--root", str(tmp_path / "runs"), "--data-root", str(tmp_path / "data"), "--gpus", "0",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    assert "2 finished, 0 started, 0 not run" in capsys.readouterr().out
+    logs = sorted((tmp_path / "runs" / "logs").iterdir())
+    before = [log.stat().st_size for log in logs]
+    assert len(logs) == 3
+    assert main(arguments) == 0
+    assert [log.stat().st_size for log in logs] == before

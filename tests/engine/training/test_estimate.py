@@ -1,0 +1,84 @@
+"""What a row would cost: the count against another library's, the formula against numbers written out."""
+
+import pytest
+import torch
+
+from misa.cli import main
+from misa.engine.training.estimate import GPUS, Step, Work, estimate, input_pixels, measure
+from misa.errors import UserError
+from misa.rows import find_row
+
+MISA = find_row("table1_coco:misa_r50")
+
+
+def work(device="cpu", seconds=1.0):
+    small = Step(
+        flops=2e11, kept=1e8, parameters=40_000_000, frozen=10_000_000, pixels=10_000, seconds=seconds, device=device
+    )
+    return Work(small, Step(**{**small.__dict__, "flops": 3e11, "kept": 3e8, "pixels": 20_000}))
+
+
+def test_the_formula():
+    """1e6 pixels lie 99 differences beyond the small image: F = 2e11 + 99e11, A = 1e8 + 99 * 2e8."""
+    row = MISA.but(augmentation={"jitter": (0.1, 2.0), "crop": 1000})
+    found = estimate(row, work(), gpus=4, gpu="A100", per_gpu=2, utilization=0.5)
+    assert str(found.sharing) == "batch 16 = 4 processes x 2 images x 2 accumulated"
+    seconds = 2 * 2 * 1.01e13 / (19.5e12 * 0.5)
+    assert found.step_seconds == pytest.approx(seconds)
+    assert found.memory == pytest.approx((40e6 * 16 + 10e6 * 4 + 2 * 1.99e10) / 1e9)
+    assert found.days == pytest.approx(36 * (118_287 // 16) * seconds / 86400)
+    half = estimate(row.but(schedule={"precision": "bfloat16"}), work(), gpus=4, gpu="A100", utilization=0.5)
+    assert half.step_seconds == pytest.approx(seconds * 19.5 / 312)  # four images at once take as long as two twice
+
+
+def test_what_is_assumed_and_what_does_not_fit_is_said():
+    text = str(estimate(MISA, work(), gpus=1, gpu="T4"))
+    assert "u = 0.30, assumed" in text
+    assert "more than a T4 has: lower per_gpu" in text
+    measured = estimate(MISA, work("NVIDIA A100-SXM4-80GB", seconds=0.05), gpus=8, gpu="A100")
+    assert measured.utilization == pytest.approx(3e11 / (0.05 * 19.5e12))
+    assert "measured here" in str(measured)
+
+
+def test_sizes_are_those_of_the_recipe():
+    assert input_pixels(MISA) == 736 * 960  # the mean short side is 720
+    assert input_pixels(find_row("table1_coco:misa_m2f_swin_b")) == 1024**2
+
+
+def test_wrong_input_is_told():
+    with pytest.raises(UserError, match="did you mean 'H100'"):
+        estimate(MISA, work(), gpus=8, gpu="H10")
+    with pytest.raises(UserError, match="cannot be shared evenly by 3"):
+        estimate(MISA, work(), gpus=3, gpu="H100")
+    with pytest.raises(UserError, match="give images"):
+        estimate(find_row("demo:box"), work(), gpus=1, gpu="H100")
+    with pytest.raises(UserError, match="two multiples of 32"):
+        measure(MISA, sides=(100, 200))
+    assert all(sheet.half > sheet.float32 for sheet in GPUS.values())
+
+
+def test_a_convolution_counts_as_written_out():
+    """torch's counter on one layer: two operations a product, and twice as many again for the two gradients."""
+    layer = torch.nn.Conv2d(3, 5, 3, padding=1)
+    images = torch.randn(1, 3, 16, 20, requires_grad=True)
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        layer(images).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * (16 * 20) * 5 * 3 * 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["demo:box", "demo:misa", "demo:mask2former_misa", "demo:mask"])
+def test_two_small_images_tell_of_a_larger_one(name):
+    """The straight line through 96 and 160 pixels meets what is counted at 256 within five percent."""
+    row = find_row(name)
+    line, larger = measure(row, sides=(96, 160)), measure(row, sides=(160, 256)).large
+    assert line.flops(larger.pixels) == pytest.approx(larger.flops, rel=0.05)
+    assert line.kept(larger.pixels) == pytest.approx(larger.kept, rel=0.05)
+
+
+@pytest.mark.slow
+def test_the_command(capsys):
+    assert main(["estimate", "demo:box", "--gpus", "2", "--gpu", "A100", "--images", "500"]) == 0
+    text = capsys.readouterr().out
+    assert "batch 8 = 2 processes x 4 images on 2 x A100 (u = 0.30, assumed)" in text
+    assert "days" in text

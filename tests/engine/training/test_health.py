@@ -1,0 +1,118 @@
+"""The watch over a training: what is recorded, and how a training whose losses are no numbers ends."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.model import BaseModel
+from mmengine.structures import InstanceData
+
+from misa.engine.runs.samples import health
+from misa.engine.training.train import train
+from misa.engine.training.watch import NaNGuard
+from misa.errors import Diverged, NotFinite
+from misa.figures.plots import health_curves
+from misa.rows import find_row
+
+
+@pytest.fixture(scope="module")
+def place(module_path):
+    return module_path
+
+
+def test_a_run_says_how_its_masks_look_and_which_loss_moves_it(place):
+    run = train(find_row("demo:box").smoke(), data_root=place / "data", work_dir=place / "run", gpus=0)
+    found = health(run.folder)
+    assert found["step"].tolist() == [1]  # step 1 of 2; every fiftieth
+    assert 0 <= found["mask_fill"][0] <= 1
+    shares = {name: value[0] for name, value in found.items() if name.startswith("gradient_")}
+    assert set(shares) == {"gradient_cls", "gradient_projection", "gradient_global", "gradient_local"}
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
+    assert "masks fill" in (run.folder / "log.txt").read_text()
+    assert len(health_curves(found).axes) == 2
+    assert health_curves({}).axes[0].texts[0].get_text() == "this run was not watched"
+    lines = [json.loads(line) for line in (run.folder / "losses.jsonl").read_text().splitlines()]
+    losses = [value for name, value in lines[0].items() if name.startswith("loss_")]
+    assert lines[0]["loss"] == pytest.approx(sum(losses), rel=1e-5)  # what is watched is not trained on
+
+
+def test_watching_changes_no_weight(place, monkeypatch):
+    row = find_row("demo:box").smoke()
+    for name, every in (("watched", 1), ("alone", 10**9)):
+        monkeypatch.setattr("misa.engine.training.config.HEALTH_EVERY", every)
+        train(row, data_root=place / "data", work_dir=place / name, gpus=0)
+    one, other = (
+        torch.load(place / name / "checkpoints" / "epoch_1.pth", weights_only=True)["state_dict"]
+        for name in ("watched", "alone")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert len(health(place / "watched")["step"]) == 2
+
+
+def test_a_training_that_explodes_names_its_step_and_keeps_the_batch(place):
+    row = find_row("demo:box").smoke().but(schedule={"lr": 1e30, "clip": 1e30, "epochs": 3})
+    with pytest.raises(Diverged, match=r"step \d+.*The batch is in .*diverged\.pth"):
+        train(row, data_root=place / "data", work_dir=place / "exploded", gpus=0)
+    kept = torch.load(place / "exploded" / "diverged.pth", weights_only=True)
+    assert len(kept["inputs"]) == len(kept["boxes"]) == len(kept["img_ids"]) == 2
+    assert kept["inputs"][0].dtype == torch.uint8
+    assert kept["boxes"][0].shape == (len(kept["labels"][0]), 4)
+    assert not (place / "exploded" / "metrics.json").exists()
+
+
+def test_a_loss_that_refuses_keeps_the_batch_too(place, monkeypatch):
+    def overflows(*_, **__):
+        raise NotFinite("distillation_loss is not finite: the squared difference overflows.")
+
+    monkeypatch.setattr("misa.models.students.base.box_objectives", overflows)
+    row = find_row("demo:box").smoke()
+    with pytest.raises(Diverged, match=r"^step 1: distillation_loss is not finite.*The batch is in .*diverged\.pth"):
+        train(row, data_root=place / "data", work_dir=place / "refused", gpus=0)
+    assert (place / "refused" / "diverged.pth").exists()
+
+
+def batch():
+    sample = DetDataSample(metainfo={"img_id": 7, "img_path": "a.png"})
+    sample.gt_instances = InstanceData(bboxes=torch.ones(1, 4), labels=torch.tensor([2]))
+    return {"inputs": [torch.zeros(3, 4, 4, dtype=torch.uint8)], "data_samples": [sample]}
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+def test_the_guard_names_the_loss(tmp_path, wrong):
+    guard, runner = NaNGuard(str(tmp_path)), SimpleNamespace(iter=4)
+
+    def told(local):
+        """As mmengine hands it on: the sum comes first, and is broken with its part."""
+        parts = {"loss_cls": torch.tensor(1.0), "loss_local": torch.tensor(local)}
+        return BaseModel.parse_losses(None, parts)[1]
+
+    guard.after_train_iter(runner, 0, batch(), told(0.5))
+    assert not (tmp_path / "diverged.pth").exists()
+    runner.iter = 5
+    with pytest.raises(Diverged, match="loss_local became no number at step 6"):
+        guard.after_train_iter(runner, 1, batch(), told(wrong))
+    kept = torch.load(tmp_path / "diverged.pth", weights_only=True)
+    assert (kept["step"], kept["img_ids"], kept["labels"][0].tolist()) == (5, [7], [2])
+
+
+def test_each_process_keeps_its_own_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr("misa.engine.training.watch.get_rank", lambda: 2)
+    guard, runner = NaNGuard(str(tmp_path)), SimpleNamespace(iter=4)
+    with pytest.raises(Diverged, match=r"loss_local became no number at step 5. The batch is in .*diverged-2.pth"):
+        guard.after_train_iter(runner, 0, batch(), {"loss_local": torch.tensor(np.nan)})
+    assert torch.load(tmp_path / "diverged-2.pth", weights_only=True)["img_ids"] == [7]
+
+
+def test_a_late_answer_still_names_its_own_step(tmp_path):
+    """As on a GPU: the losses of a step arrive later, and the batch that is kept is theirs."""
+    guard = NaNGuard(str(tmp_path), behind=2)
+    ready = SimpleNamespace(query=lambda: False, synchronize=lambda: None)
+    for step in range(2):
+        guard.open.append((step, batch(), ["loss"], torch.tensor([1.0 if step else np.nan]), ready))
+    guard._look(all_of_them=False)  # two may be open
+    guard.open.append((2, batch(), ["loss"], torch.tensor([1.0]), ready))
+    with pytest.raises(Diverged, match="loss became no number at step 1"):
+        guard._look(all_of_them=False)

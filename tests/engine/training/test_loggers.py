@@ -1,0 +1,110 @@
+"""Losses and scores where they can be watched."""
+
+import sys
+import types
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from misa.engine.training.runner import logger_names, run_id, visualizer_config
+from misa.engine.training.train import train
+from misa.errors import UserError
+from misa.experiment import TINY, Augmentation, Experiment, Inference, Schedule
+
+TOY = Experiment(
+    data="demo",
+    network=TINY,
+    schedule=Schedule(epochs=2, batch=2, lr=1e-3, decay="cosine", warmup=1, clip=10.0),
+    augmentation=Augmentation(short_sides=(64,), long_side=64, test_short_side=64),
+    inference=Inference(score=0.001, keep=0.0, mask=0.3, candidates=30, per_image=10),
+    scenes=(("size", 64), ("train", 4), ("val", 3), ("objects", (1, 2))),
+)
+
+
+class FakeWandb(types.ModuleType):
+    """Remembers what mmengine's backend tells W&B."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.started, self.logged, self.config = {}, [], types.SimpleNamespace(update=lambda *a, **k: None)
+        self.run = types.SimpleNamespace(log_code=lambda *a, **k: None)
+
+    def init(self, **options):
+        self.started = options
+
+    def log(self, values, **_):
+        self.logged.append(values)
+
+    def join(self):
+        pass
+
+    def define_metric(self, *_, **__):
+        pass
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    module = FakeWandb()
+    module.__spec__ = types.SimpleNamespace(name="wandb")
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+def test_tensorboard_has_every_step_and_the_scores_and_so_has_wandb(tmp_path, wandb):
+    run = train(TOY, data_root=tmp_path / "data", work_dir=tmp_path / "run", gpus=0, loggers=logger_names("wandb"))
+    events = EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    assert {"loss", "loss_cls", "loss_local", "lr", "segm/AP", "segm_any_class/AP"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+    assert events.Scalars("segm/AP")[0].value == pytest.approx(run.metrics["segm"]["AP"])
+    assert wandb.started["project"] == "misa"
+    assert wandb.started["id"] == run_id(run.folder)
+    assert sum("loss_cls" in values for values in wandb.logged) == 4
+    assert any("segm/AP" in values for values in wandb.logged)
+
+
+def test_a_logger_that_is_not_there_is_told(monkeypatch):
+    assert logger_names("") == ()
+    assert logger_names("tensorboard") == ()
+    with pytest.raises(UserError, match="did you mean 'wandb'"):
+        logger_names("wandbb")
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install mlflow"):
+        logger_names("mlflow")
+
+
+def test_every_training_has_its_own_also_in_one_folder(tmp_path):
+    one, two, again = (visualizer_config(tmp_path / name, ("wandb", "mlflow")) for name in ("a", "b", "a"))
+    assert len({one["name"], two["name"], again["name"]}) == 3
+    assert [backend["type"].__name__ for backend in one["vis_backends"]] == [
+        "TensorboardVisBackend",
+        "WandbVisBackend",
+        "MLflowVisBackend",
+    ]
+    assert visualizer_config(tmp_path, None)["vis_backends"] is None
+
+
+def test_mlflow_writes_into_the_run_folder_or_to_the_named_server(tmp_path, monkeypatch):
+    """MLflow 3 refuses plain files, and a folder beside the shell's would be litter."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    own = visualizer_config(tmp_path / "a b", ("mlflow",))["vis_backends"][1]
+    assert own["tracking_uri"] == f"sqlite:///{tmp_path}/a b/mlflow/mlflow.db"
+    assert own["artifact_location"] == f"file://{tmp_path}/a%20b/mlflow/artifacts"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    shared = visualizer_config(tmp_path / "a b", ("mlflow",))["vis_backends"][1]
+    assert shared["tracking_uri"] == "http://server:5000"
+    assert "artifact_location" not in shared
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of MLflow's own libraries
+def test_mlflow_has_every_step_and_the_scores(tmp_path, monkeypatch):
+    import mlflow  # takes seconds
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = train(TOY, data_root=tmp_path / "data", work_dir=tmp_path / "run", gpus=0, loggers=("mlflow",))
+    client = mlflow.MlflowClient(f"sqlite:///{run.folder}/mlflow/mlflow.db")
+    (kept,) = client.search_runs([client.get_experiment_by_name("misa").experiment_id])
+    assert [point.step for point in client.get_metric_history(kept.info.run_id, "loss")] == [1, 2, 3, 4]
+    assert kept.data.metrics["segm/AP"] == pytest.approx(run.metrics["segm"]["AP"])

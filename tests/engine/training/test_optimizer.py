@@ -1,0 +1,66 @@
+"""Which parameters learn slower: read off the optimiser that a row's network gets."""
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from misa.engine.training.optimizer import optimizer_config
+from misa.experiment import TINY, Experiment, Semantic
+from misa.models.students.table import STUDENTS, model_config
+
+BOX = ("solov2", "mask2former", "boxinst")
+
+
+def smallest(student):
+    row = Experiment(student=student, supervision="box" if student in BOX else "mask", data="coco").smoke()
+    return row.but(affinity=None, network={"pretrained": False}, schedule={"lr": 0.01, "weight_decay": 0.1})
+
+
+def rates(row):
+    """Name -> (learning rate, decay) as the optimiser holds it."""
+    with torch.device("cpu" if row.semantic else "meta"):
+        model = MODELS.build(ConfigDict(model_config(row, ("disc", "bar"))))
+    optimizer = build_optim_wrapper(model, optimizer_config(row)).optimizer
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    norms = {
+        f"{n}.{part}" for n, m in model.named_modules() if isinstance(m, _BatchNorm) for part in ("weight", "bias")
+    }
+    return found, norms
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_the_backbone_of_every_student_learns_slower_where_the_row_says_so(student):
+    row = smallest(student)
+    plain, norms = rates(row)
+    slow, _ = rates(row.but(schedule={"backbone_lr": 0.1}))
+    assert plain.keys() == slow.keys()
+    mine = {name for name in slow if name.startswith("backbone.")}
+    assert mine
+    assert all(slow[name][0] == pytest.approx(0.001 if name in mine else 0.01) for name in slow)
+    assert {rate for rate, _ in plain.values()} == {0.01}
+    if student != "mask2former":  # mmdet's own recipe lets the norms of a slower backbone decay
+        assert all(slow[name][1] == plain[name][1] for name in slow)
+        assert all(slow[name][1] == 0 for name in norms & mine)
+        assert all(slow[name][1] == 0.1 for name in mine - norms)
+
+
+def test_the_backbone_of_the_teacher_learns_slower_too():
+    row = smallest("solov2").but(semantic=Semantic(), schedule={"backbone_lr": 0.1})
+    found, _ = rates(row)
+    assert {name for name, (rate, _) in found.items() if rate < 0.01} == {n for n in found if ".backbone." in n}
+
+
+def test_an_unknown_backbone_is_refused_before_a_teacher_is_trained(tmp_path):
+    from misa.engine.training.train import train
+    from misa.errors import UserError
+
+    row = Experiment(network=TINY).but(
+        network={"backbone": "resnet20"}, teacher="teacher:demo", affinity={"saliency": True}
+    )
+    with pytest.raises(UserError, match="no backbone 'resnet20'"):
+        train(row, data_root=tmp_path, work_dir=tmp_path / "run")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,384 @@
+"""Several processes: the same training as one, stopped and killed, started from one command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from misa.engine.training.parallel import launch, leave, share_batch, train_options
+from misa.engine.training.preemption import restored_signal
+from misa.engine.training.resume import ResumableState, WholeBatches
+from misa.engine.training.train import train_from
+from misa.errors import DIVERGED, Diverged, Stopped, UserError
+from misa.experiment import (
+    TINY,
+    Augmentation,
+    Experiment,
+    Inference,
+    Schedule,
+)
+from misa.parameters import TrainParameters
+
+# BatchNorm keeps its statistics: learned ones would be those of each process's own images.
+BOX = Experiment(
+    data="demo",
+    network=TINY.__class__(**{**TINY.__dict__, "norm_eval": True}),
+    schedule=Schedule(epochs=3, batch=4, lr=1e-4, decay="cosine", warmup=2, clip=10.0),
+    augmentation=Augmentation(short_sides=(64,), long_side=64, test_short_side=64),
+    inference=Inference(score=0.001, keep=0.0, mask=0.3, candidates=30, per_image=10),
+    scenes=(("size", 64), ("train", 16), ("val", 3), ("objects", (1, 3))),
+)
+ROWS = """
+from misa.experiment import *
+BOX = Experiment.from_values({box!r})
+ROWS = {{
+    "box": BOX,
+    "long": BOX.but(schedule={{"epochs": 10}}),
+    "teacher": BOX.but(semantic=Semantic(), schedule={{"epochs": 1}}),
+    "misa": BOX.but(teacher="{file}:teacher", distillation=Distillation(),
+                    affinity={{"saliency": True}}, schedule={{"lr": 2e-5}}),
+    "mask2former": BOX.but(
+        student="mask2former", network=TINY_MASK2FORMER,
+        affinity={{"reduction": "box_ratio"}}, schedule={{"lr": 1e-5}},
+    ).but(network={{"norm_eval": True}}),
+    "baseline": BOX.but(student="boxinst", affinity=None),
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(module_path):
+    rows = module_path / "rows.py"
+    rows.write_text(ROWS.format(box=json.loads(json.dumps(BOX.values())), file=rows))
+    return module_path
+
+
+def options(place, row, name, **more):
+    return {
+        "row": f"{place / 'rows.py'}:{row}",
+        "data_root": str(place / "data"),
+        "work_dir": str(place / name),
+        "gpus": 0,
+    } | more
+
+
+def torchrun(place, row, name, *more, processes=2):
+    parameters = TrainParameters(**options(place, row, name))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    # gpus is at its default in no machine with a GPU: it is said.
+    command += ["-m", "misa", "train", parameters.row, *train_options(parameters), *more]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def losses(folder):
+    return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["box", "misa", "mask2former"])
+def test_two_processes_learn_what_one_does(place, row):
+    """The same images, each process with half of every batch: the loss to 1e-4 over all 12 steps, its terms to 5e-4.
+
+    Rounding grows from step to step: the projection looks at the largest pixel alone, and another may become it.
+    """
+    one = train_from(TrainParameters(**options(place, row, f"{row}-one")))
+    child = torchrun(place, row, f"{row}-two")
+    text, _ = child.communicate(timeout=400)
+    assert child.returncode == 0, text
+    assert "batch 4 = 2 processes x 2 images" in text
+    assert text.count("run folder") == 1  # one of them speaks
+    ours, theirs = losses(one.folder), losses(place / f"{row}-two")
+    assert len(ours) == len(theirs) == 12
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            if name.startswith(("mask_", "gradient_")):
+                continue  # a watched step looks at the first process's images alone
+            close = 1e-4 if name == "loss" else 5e-4
+            assert b[name] == pytest.approx(value, rel=close, abs=close if name != "loss" else 0), (a["iter"], name)
+    there = json.loads((place / f"{row}-two" / "metrics.json").read_text())
+    assert there["images"] == one.metrics["images"]
+    assert there["detections"] == pytest.approx(one.metrics["detections"], abs=2)
+
+
+def gloo_threads():
+    return [path for path in Path("/proc/self/task").glob("*/comm") if "gloo" in path.read_text()]
+
+
+def test_no_thread_of_the_group_is_left_when_the_training_is(tmp_path):
+    """Such a thread may want the interpreter while that is ending, and then aborts the process."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+    model.itself = [model]  # as runners and their hooks refer to each other
+    assert gloo_threads()
+    del model
+    leave()
+    assert not dist.is_initialized()
+    assert gloo_threads() == []
+
+
+@pytest.mark.parametrize(("processes", "restored"), [("1", True), ("2", False)])
+def test_one_of_several_processes_that_fails_is_not_ended_before_it_has_said_why(monkeypatch, processes, restored):
+    def fail():
+        with restored_signal():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise Stopped("lost the others")
+
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(Stopped):
+            fail()
+        assert (signal.getsignal(signal.SIGTERM) == before) is restored
+        with restored_signal():
+            signal.signal(signal.SIGTERM, lambda *_: None)
+        assert (signal.getsignal(signal.SIGTERM) == before) is restored  # as it was before this time
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def process_of(launcher, rank):
+    """The id of the process that torchrun gave this rank."""
+    for _ in range(600):
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                if parent == launcher and f"RANK={rank}\0".encode() in b"\0" + (path / "environ").read_bytes():
+                    return int(path.name)
+            except (OSError, ValueError):
+                continue
+        time.sleep(0.1)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def read_until(child, words):
+    for line in child.stdout:
+        if words in line:
+            return
+    raise AssertionError(f"never said {words!r}")
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_with_a_sentence_and_the_run_resumes(place):
+    child = torchrun(place, "long", "killed")
+    read_until(child, "epoch 4/10")
+    os.kill(process_of(child.pid, 1), signal.SIGKILL)
+    text, _ = child.communicate(timeout=120)
+    assert child.returncode != 0
+    assert "process 0 of 2 lost the others" in text
+    assert "the same command goes on from the last checkpoint" in text
+    assert not (place / "killed" / "metrics.json").exists()
+    child = torchrun(place, "long", "killed")
+    text, _ = child.communicate(timeout=400)
+    assert child.returncode == 0, text
+    assert "resuming at epoch" in text
+    assert len(losses(place / "killed")) == 40
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_stops_both_at_one_step(place):
+    child = torchrun(place, "long", "preempted")
+    read_until(child, "epoch 4/10")
+    os.kill(process_of(child.pid, 1), signal.SIGTERM)
+    text, _ = child.communicate(timeout=120)
+    assert text.count("stopped by SIGTERM after step") == 1
+    child = torchrun(place, "long", "preempted")
+    text, _ = child.communicate(timeout=400)
+    assert child.returncode == 0, text
+    assert [row["iter"] for row in losses(place / "preempted")] == list(range(40))
+
+
+def single(place, name, row="long"):
+    parameters = TrainParameters(**options(place, row, name))
+    command = [sys.executable, "-m", "misa", "train", parameters.row, *train_options(parameters)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+@pytest.mark.slow
+def test_sigterm_within_an_epoch_loses_nothing(place):
+    """Stopped anywhere and started again, the weights are those of a run that was left alone, to the bit."""
+    child = single(place, "term")
+    read_until(child, "epoch 4/10")
+    child.send_signal(signal.SIGTERM)
+    text, _ = child.communicate(timeout=60)
+    assert child.returncode == 128 + signal.SIGTERM, text
+    assert "goes on from there" in text
+    (saved,) = (place / "term" / "checkpoints").glob("epoch_*_step_*.pth")
+    assert saved.name in text
+    child = single(place, "term")
+    text, _ = child.communicate(timeout=300)
+    assert child.returncode == 0, text
+    whole = train_from(TrainParameters(**options(place, "long", "whole")))
+    assert losses(whole.folder) == losses(place / "term")
+    a, b = (
+        torch.load(f / "checkpoints" / "epoch_10.pth", weights_only=True)["state_dict"]
+        for f in (whole.folder, place / "term")
+    )
+    assert all(torch.equal(value, b[name]) for name, value in a.items())
+    assert not list((place / "term" / "checkpoints").glob("*_step_*"))
+
+
+@pytest.mark.slow
+def test_one_command_starts_them_and_passes_on_what_they_say(place, capsys):
+    launch(TrainParameters(**options(place, "box", "launched")), 2)
+    text = capsys.readouterr().out
+    assert "batch 4 = 2 processes x 2 images" in text
+    assert "step 12/12" in text
+    with pytest.raises(UserError, match="cannot be shared evenly by 3"):
+        launch(TrainParameters(**options(place, "box", "three")), 3)
+    assert not (place / "three").exists()
+
+
+@pytest.mark.slow
+def test_a_student_that_leaves_a_branch_out_trains_too(place):
+    child = torchrun(place, "baseline", "baseline", "--epochs", "1")
+    text, _ = child.communicate(timeout=200)
+    assert child.returncode == 0, text
+
+
+def test_a_batch_is_shared_evenly_or_not_at_all():
+    assert str(share_batch(16, 8)) == "batch 16 = 8 processes x 2 images"
+    assert str(share_batch(16, 1, 2)) == "batch 16 = 2 images x 8 accumulated"
+    assert str(share_batch(16, 2, 4)) == "batch 16 = 2 processes x 4 images x 2 accumulated"
+    with pytest.raises(UserError, match="by 3 processes; take 1, 2, 4, 8 or 16"):
+        share_batch(16, 3)
+    with pytest.raises(UserError, match="per_gpu is 3"):
+        share_batch(16, 2, 3)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_every_batch_has_the_same_images_in_any_number_of_processes(world):
+    whole = list(WholeBatches(range(23), batch=8, seed=3))
+    assert len(whole) == 16
+    samplers = []
+    for rank in range(world):
+        sampler = WholeBatches(range(23), batch=8, seed=3)
+        sampler.rank, sampler.world_size, sampler.num_samples = rank, world, 16 // world
+        samplers.append(list(sampler))
+    part = 8 // world
+    for step in range(2):
+        together = sorted(i for own in samplers for i in own[step * part : (step + 1) * part])
+        assert together == sorted(whole[step * 8 : step * 8 + 8])
+
+
+def test_an_epoch_can_be_entered_anywhere_once():
+    sampler = WholeBatches(range(10), batch=2, seed=0)
+    whole = list(sampler)
+    sampler.skip = 4
+    assert list(sampler) == whole[4:]
+    assert list(sampler) == whole
+    assert len(sampler) == 10
+
+
+def test_accumulation_is_said_and_steps_once_for_all(place):
+    """Four batches of one image make one step: the weights stay until the fourth."""
+    run = train_from(TrainParameters(**options(place, "box", "accumulated", per_gpu=1, epochs=1)))
+    assert "batch 4 = 1 images x 4 accumulated, learning rate 0.0001" in (run.folder / "log.txt").read_text()
+    assert len(losses(run.folder)) == 16
+    saved = torch.load(run.folder / "checkpoints" / "epoch_1.pth", weights_only=True)
+    steps = {int(state["step"]) for state in saved["optimizer"]["state"].values()}
+    assert steps == {4}
+    # The learning rate goes down as without accumulation.
+    whole = train_from(TrainParameters(**options(place, "box", "at-once", epochs=1)))
+    assert [row["lr"] for row in losses(run.folder)][::4] == [row["lr"] for row in losses(whole.folder)]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, 1)])
+def test_a_run_goes_on_with_another_accumulation(place, before, after):
+    """After running out of memory, or with more GPUs: no image is left out, no step taken twice."""
+    name = f"from-{before}-to-{after}"
+    run = train_from(TrainParameters(**options(place, "box", name, per_gpu=before)))
+    (run.folder / "metrics.json").unlink()
+    (run.folder / "checkpoints" / "epoch_3.pth").unlink()
+    train_from(TrainParameters(**options(place, "box", name, per_gpu=after)))
+    saved = torch.load(run.folder / "checkpoints" / "epoch_3.pth", weights_only=True)
+    assert {int(state["step"]) for state in saved["optimizer"]["state"].values()} == {12}
+    each = 4 // after  # batches a step
+    assert saved["meta"]["iter"] == 12 * each
+    rows = losses(run.folder)
+    assert [row["iter"] for row in rows[-4 * each :]] == list(range(8 * each, 12 * each))
+    assert [row["iter"] for row in rows[: -4 * each]] == [i * before * each // 4 for i in range(32 // before)]
+    whole = train_from(TrainParameters(**options(place, "box", "at-once-whole")))
+    assert [row["lr"] for row in rows[-4 * each :]][::each] == [row["lr"] for row in losses(whole.folder)][8:]
+
+
+def test_a_checkpoint_that_counts_otherwise_is_refused(place):
+    """One that does not say how many batches its epochs had, as before they did."""
+    run = train_from(TrainParameters(**options(place, "box", "silent", per_gpu=1, epochs=2)))
+    (run.folder / "metrics.json").unlink()
+    (run.folder / "checkpoints" / "epoch_2.pth").unlink()
+    path = run.folder / "checkpoints" / "epoch_1.pth"
+    saved = torch.load(path, weights_only=True)
+    del saved["batches_per_epoch"]
+    torch.save(saved, path)
+    with pytest.raises(UserError, match="written with another per_gpu or number of GPUs"):
+        train_from(TrainParameters(**options(place, "box", "silent", epochs=2)))
+
+
+def test_generators_of_more_gpus_than_there_are_here(monkeypatch):
+    """A checkpoint of a machine that shows several GPUs goes on where one is shown: the training's own state counts."""
+    told = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", told.append)
+    checkpoint = {"meta": {"iter": 3}}
+    runner = SimpleNamespace(_resume=True, train_dataloader=[1, 2])
+    runner.message_hub = SimpleNamespace(runtime_info={})
+    ResumableState().before_save_checkpoint(runner, checkpoint)
+    states = [torch.full((4,), i, dtype=torch.uint8) for i in range(8)]
+    checkpoint["random_states"]["cuda"] = states
+    ResumableState().after_load_checkpoint(runner, checkpoint)
+    assert torch.equal(told[0], states[0])
+    assert checkpoint["meta"]["iter"] == 3
+
+
+def test_what_diverged_elsewhere_is_no_wrong_input(place, monkeypatch):
+    said = f"misa train: {DIVERGED}loss_cls became no number at step 3. The checkpoints before it are whole."
+    child = [sys.executable, "-c", f"import sys; print({said!r}); sys.exit(1)"]
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **more: real(child, **more))
+    with pytest.raises(Diverged, match=r"^loss_cls became no number"):
+        launch(TrainParameters(**options(place, "box", "diverged")), 2)
+
+
+def test_another_batch_takes_the_learning_rate_along(place, capsys):
+    from misa.engine.training.train import experiment_of
+
+    row = f"{place / 'rows.py'}:box"
+    assert experiment_of(TrainParameters(row=row, batch=2)).schedule.lr == pytest.approx(5e-5)
+    assert experiment_of(TrainParameters(row=row, batch=2, scale_lr=False)).schedule.lr == 1e-4
+    with pytest.raises(UserError, match="precision is 'half'; choose one of float32, bfloat16, float16"):
+        experiment_of(TrainParameters(row=row, precision="half"))
+
+
+def test_more_gpus_than_there_are_is_told_before_anything_starts(place):
+    with pytest.raises(UserError, match="a batch of 4 cannot be shared evenly by 64 processes"):
+        train_from(TrainParameters(**options(place, "box", "many", gpus=64)))
+    with pytest.raises(UserError, match="float16 needs a GPU"):
+        train_from(TrainParameters(**options(place, "box", "half", precision="float16")))
+
+
+def test_bfloat16_networks_have_float32_losses(place):
+    """The first loss is that of float32 to the precision of the networks; the weights stay in float32."""
+    half = train_from(TrainParameters(**options(place, "box", "bfloat16", precision="bfloat16", epochs=1)))
+    full = train_from(TrainParameters(**options(place, "box", "float32", epochs=1)))
+    a, b = losses(half.folder)[0], losses(full.folder)[0]
+    assert a["loss"] != b["loss"]
+    assert a["loss"] == pytest.approx(b["loss"], rel=0.02)
+    saved = torch.load(half.folder / "checkpoints" / "epoch_1.pth", weights_only=True)["state_dict"]
+    assert all(v.dtype != torch.bfloat16 for v in saved.values() if torch.is_tensor(v))
+    assert "networks in bfloat16" in (half.folder / "log.txt").read_text()
+
+
+def test_stopped_has_a_status_of_its_own():
+    assert Stopped("x").status == 1
+    assert isinstance(Stopped("x", status=143), RuntimeError)

@@ -1,0 +1,316 @@
+"""Training end to end on a handful of embedded scenes: deterministic, resumable, honest about wrong input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from misa.cli import main
+from misa.engine.reports.evaluate import evaluate
+from misa.engine.training.runner import quiet_runner
+from misa.engine.training.train import train
+from misa.errors import UserError
+from misa.experiment import TINY, Augmentation, Experiment, Inference, Schedule
+from misa.files import held
+
+TOY = Experiment(
+    data="demo",
+    network=TINY,
+    schedule=Schedule(epochs=3, batch=2, lr=1e-3, decay="cosine", warmup=2, clip=10.0),
+    augmentation=Augmentation(short_sides=(64, 80), long_side=96, test_short_side=64),
+    inference=Inference(score=0.001, keep=0.0, mask=0.3, candidates=30, per_image=10),
+    scenes=(("size", 64), ("train", 7), ("val", 3), ("objects", (1, 2))),
+)
+
+ROWS = f"""
+from misa.experiment import *
+import sys
+ROWS = {{"toy": Experiment.from_values({json.loads(json.dumps(TOY.values()))!r})}}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(module_path):
+    """A folder with the toy's data and its row as a user's own file."""
+    (module_path / "rows.py").write_text(ROWS)
+    return module_path
+
+
+def run_toy(place, name, **options):
+    return train(TOY, data_root=place / "data", work_dir=place / name, gpus=0, **options)
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    return run_toy(place, "first")
+
+
+def final_weights(folder):
+    return torch.load(folder / "checkpoints" / "epoch_3.pth", weights_only=True)["state_dict"]
+
+
+def test_the_run_folder_is_complete(run):
+    for name in ("config.py", "params.json", "env.json", "metrics.json", "log.txt", "losses.jsonl"):
+        assert (run.folder / name).exists(), name
+    metrics = json.loads((run.folder / "metrics.json").read_text())
+    assert set(metrics["segm"]) == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
+    assert (metrics["row"], metrics["seed"], metrics["data"]) == ("custom", 0, "demo")
+    assert len((run.folder / "losses.jsonl").read_text().splitlines()) == 9  # 7 images in batches of 2, 3 epochs
+
+
+def test_scores_are_named_by_what_was_compared(run):
+    metrics = {"segm": {"AP": 1.0}, "segm_as_rectangles": {"AP": 2.0}, "segm_any_class": {"AP": 3.0}}
+    named = {"masks": {"AP": 1.0}, "as rectangles": {"AP": 2.0}, "any class": {"AP": 3.0}}
+    assert replace(run, metrics=metrics).scores() == named
+    before = {name: value for name, value in metrics.items() if name != "segm_any_class"}  # runs of older versions
+    del named["any class"]
+    assert replace(run, metrics=before).scores() == named
+    assert set(run.scores()) == {"masks", "as rectangles", "any class"}
+
+
+def test_the_written_config_builds_the_same_model(run):
+    from mmdet.registry import MODELS
+    from mmengine.config import Config
+
+    model = MODELS.build(Config.fromfile(run.folder / "config.py").model)
+    assert model.state_dict().keys() == final_weights(run.folder).keys()
+
+
+def test_the_same_seed_gives_the_same_result_whatever_the_workers(run, place):
+    again = run_toy(place, "again", workers=2)
+    assert (again.folder / "metrics.json").read_bytes() == (run.folder / "metrics.json").read_bytes()
+    for name, value in final_weights(run.folder).items():
+        assert torch.equal(value, final_weights(again.folder)[name]), name
+
+
+def test_another_seed_gives_another_result(run, place):
+    other = run_toy(place, "other", seed=1)
+    assert any(
+        not torch.equal(value, final_weights(other.folder)[name]) for name, value in final_weights(run.folder).items()
+    )
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been_killed(run, place):
+    folder = place / "killed"
+    command = [sys.executable, "-m", "misa", "train", f"{place / 'rows.py'}:toy", "--gpus", "0"]
+    command += ["--data-root", str(place / "data"), "--work-dir", str(folder)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "last_checkpoint").exists():
+        assert process.poll() is None, "the run ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "metrics.json").exists()
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    assert "resuming at epoch" in (folder / "log.txt").read_text()
+    expected = json.loads((run.folder / "metrics.json").read_text())
+    resumed = json.loads((folder / "metrics.json").read_text())
+    np.testing.assert_equal({**resumed, "row": "custom"}, expected)
+    for name, value in final_weights(run.folder).items():
+        assert torch.equal(value, final_weights(folder)[name]), name
+    kept = [json.loads(line)["iter"] for line in (folder / "losses.jsonl").read_text().splitlines()]
+    assert kept == list(range(9))
+
+
+def strip(annotation):
+    return {key: value for key, value in annotation.items() if key not in ("segmentation", "area")}
+
+
+def spoil(annotation):
+    return {**annotation, "segmentation": [[1, 2, "x"]], "area": -1}
+
+
+@pytest.mark.parametrize("change", [strip, spoil])
+def test_losses_are_the_same_to_the_bit_without_masks(run, tmp_path, change):
+    """Every training mask deleted or replaced by nonsense: not one loss of one step differs."""
+    root = shutil.copytree(run.source.root, tmp_path / "data")
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = [change(a) for a in content["annotations"]]
+    path.write_text(json.dumps(content))
+    other = train(replace(TOY, data="coco"), data_root=root, work_dir=tmp_path / "run", gpus=0)
+    assert (other.folder / "losses.jsonl").read_bytes() == (run.folder / "losses.jsonl").read_bytes()
+
+
+def test_a_finished_run_is_shown_not_repeated(run, place, capsys):
+    before = (run.folder / "metrics.json").stat().st_mtime_ns
+    again = run_toy(place, "first")
+    assert "is finished" in capsys.readouterr().out
+    np.testing.assert_equal(again.metrics, run.metrics)
+    assert (run.folder / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_checkpoints_hold_nothing_that_needs_unpickling(run):
+    checkpoint = torch.load(run.folder / "checkpoints" / "epoch_3.pth", weights_only=True)
+    assert checkpoint["meta"]["epoch"] == 3
+
+
+def test_evaluate_repeats_the_runs_own_predictions(run, tmp_path):
+    again = evaluate(run.folder, predictions=tmp_path / "again.json").metrics
+    np.testing.assert_equal(again["segm"], run.metrics["segm"])
+    own = (run.folder / "predictions" / "val.json").read_bytes()
+    assert (tmp_path / "again.json").read_bytes() == own
+    evaluate(run.folder, checkpoint="none", predictions=tmp_path / "untrained.json")
+    assert (tmp_path / "untrained.json").read_bytes() != own
+
+
+def test_evaluate_refuses_another_models_checkpoint(run, place, tmp_path):
+    wider = TOY.but(network={"head_channels": 96}, schedule={"epochs": 1})
+    other = train(wider, data_root=place / "data", work_dir=tmp_path / "wider", gpus=0)
+    with pytest.raises(UserError, match=r"another model: .* this run's has"):
+        evaluate(run.folder, checkpoint=other.folder / "checkpoints" / "epoch_1.pth")
+
+
+def test_evaluate_refuses_what_is_no_checkpoint(run, tmp_path):
+    (tmp_path / "cut.pth").write_bytes((run.folder / "checkpoints" / "epoch_3.pth").read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"cut\.pth cannot be read as a checkpoint"):
+        evaluate(run.folder, checkpoint=tmp_path / "cut.pth")
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        evaluate(run.folder, checkpoint=tmp_path / "absent.pth")
+    with pytest.raises(UserError, match="is no run folder"):
+        evaluate(tmp_path)
+
+
+class Trap:
+    """Unpickled, it would leave a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_checkpoint_from_a_stranger_runs_no_code(run, tmp_path):
+    torch.save({"state_dict": {}, "extra": Trap(tmp_path / "sprung")}, tmp_path / "stranger.pth")
+    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+        evaluate(run.folder, checkpoint=tmp_path / "stranger.pth")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_runs_of_one_second_share_nothing(place, tmp_path, monkeypatch):
+    runners = []
+
+    def kept(config):
+        runners.append(quiet_runner(config))
+        return runners[-1]
+
+    monkeypatch.setattr("misa.engine.training.train.quiet_runner", kept)
+    monkeypatch.setattr(time, "strftime", lambda *_: "20260102_030405")
+    short = TOY.but(schedule={"epochs": 1})
+    for name in ("one", "other"):
+        train(short, data_root=place / "data", work_dir=tmp_path / name, gpus=0)
+        assert len((tmp_path / name / "losses.jsonl").read_text().splitlines()) == 3
+        assert list((tmp_path / name / "tensorboard").iterdir())
+    one, other = runners
+    assert one.message_hub is not other.message_hub
+    assert one.visualizer is not other.visualizer
+    assert one.logger is not other.logger
+
+
+def test_a_folder_with_another_run_is_left_alone(run, place):
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.name != ".lock"}
+    with pytest.raises(UserError, match=r"schedule\.epochs is 3 there and 4 here"):
+        train(TOY.but(schedule={"epochs": 4}), data_root=place / "data", work_dir=run.folder, gpus=0)
+    with pytest.raises(UserError, match="seed is 0 there and 5 here"):
+        run_toy(place, "first", seed=5)
+    after = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.name != ".lock"}
+    assert after == before
+
+
+def test_work_dir_that_cannot_be_made(place):
+    blocked = place / "blocked"
+    blocked.write_text("a file where a folder should be")
+    with pytest.raises(UserError, match=r"work_dir .*blocked.* cannot be written"):
+        run_toy(place, "blocked/run")
+
+
+def test_a_moved_run_goes_on_from_its_own_checkpoints(run, place):
+    """The pointer that mmengine writes names the old place; a cut newest checkpoint falls back to the one before."""
+    moved = shutil.copytree(run.folder, place / "moved")
+    (moved / "metrics.json").unlink()
+    (moved / "checkpoints" / "last_checkpoint").write_text("")
+    newest = moved / "checkpoints" / "epoch_3.pth"
+    newest.write_bytes(newest.read_bytes()[:-5000])
+    again = run_toy(place, "moved")
+    assert "resuming at epoch 3/3" in (moved / "log.txt").read_text()
+    np.testing.assert_equal(again.metrics, run.metrics)
+    for name, value in final_weights(run.folder).items():
+        assert torch.equal(value, final_weights(moved)[name]), name
+    # Still the two newest only, as in a run that was left alone.
+    assert {p.name for p in (moved / "checkpoints").glob("*.pth")} == {"epoch_2.pth", "epoch_3.pth"}
+
+
+def test_a_damaged_record_is_named_and_left_alone(run, place):
+    for name, content in (("params.json", "[]"), ("metrics.json", '{"segm": '), ("metrics.json", "{}")):
+        copy = shutil.copytree(run.folder, place / f"damaged-{name}-{len(content)}")
+        (copy / name).write_text(content)
+        with pytest.raises(UserError, match=f"{name} (cannot be read|holds no values)"):
+            run_toy(place, copy.name)
+        assert (copy / name).read_text() == content
+
+
+def test_two_runs_cannot_share_a_folder(place):
+    with held(place / "shared"), pytest.raises(UserError, match="in use by another run"):
+        run_toy(place, "shared")
+
+
+def test_a_loss_that_is_no_number_ends_the_run(place, capsys):
+    rows = place / "wild.py"
+    rows.write_text(ROWS + "ROWS['wild'] = ROWS['toy'].but(schedule={'lr': 1e30, 'clip': 1e30})\n")
+    folder = place / "wild"
+    common = ["--data-root", str(place / "data"), "--work-dir", str(folder), "--gpus", "0"]
+    assert main(["train", f"{rows}:wild", *common]) == 1
+    assert "became" in capsys.readouterr().err
+    assert not (folder / "metrics.json").exists()
+    assert not list((folder / "checkpoints").glob("*.pth"))
+
+
+def test_a_row_file_that_fails_is_named_with_its_line(place, capsys):
+    broken = place / "broken.py"
+    broken.write_text("from misa.experiment import Experiment\n\nROWS = {'a': Experiment(projection=1)}\n")
+    assert main(["train", f"{broken}:a"]) == 2
+    assert "broken.py, line 3: TypeError" in capsys.readouterr().err
+
+
+def test_a_batch_larger_than_the_data_is_refused(place, capsys):
+    common = ["--data-root", str(place / "data"), "--work-dir", str(place / "large"), "--gpus", "0"]
+    assert main(["train", f"{place / 'rows.py'}:toy", "--batch", "8", *common]) == 2
+    assert "set batch to 7 or less" in capsys.readouterr().err
+    assert not (place / "large").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo:bxo"], "did you mean 'box'"),
+        (["dmeo:box"], "did you mean 'demo'"),
+        (["demo"], "table:row"),
+        (["demo:box", "--seed", "-1"], "seed must be from 0"),
+        (["demo:box", "--epochs", "0"], "epochs must be at least 1"),
+        (["coco_mini:box", "--data-root", "/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_option_is_status_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "demo:box", "--epoch-count", "3"])
+    assert stop.value.code == 2

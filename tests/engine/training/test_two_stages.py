@@ -1,0 +1,160 @@
+"""Teacher and student in one command: the teacher is trained or found, and either stage resumes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from misa.engine.reports.explore import open_networks
+from misa.engine.reports.figures import Factory
+from misa.engine.runs.folder import teacher_folder
+from misa.engine.runs.record import require_own
+from misa.engine.training.train import train
+from misa.errors import Stopped, UserError
+from misa.experiment import TINY, Augmentation, Distillation, Experiment, Inference, Schedule, Semantic
+from misa.rows import lineage
+
+TEACHER = Experiment(
+    data="demo",
+    network=TINY,
+    schedule=Schedule(epochs=2, batch=2, lr=1e-3, decay="cosine", warmup=2, clip=10.0),
+    augmentation=Augmentation(short_sides=(64,), long_side=96, test_short_side=64),
+    inference=Inference(score=0.001, keep=0.0, mask=0.3, candidates=30, per_image=10),
+    scenes=(("size", 64), ("train", 6), ("val", 3), ("objects", (1, 2))),
+    semantic=Semantic(),
+)
+
+
+@pytest.fixture(scope="module")
+def place(module_path):
+    return module_path
+
+
+@pytest.fixture(scope="module")
+def student(place):
+    values = json.loads(json.dumps(TEACHER.values()))
+    other = json.loads(json.dumps(TEACHER.but(scenes=(("size", 64),)).values()))
+    (place / "rows.py").write_text(
+        f"from misa.experiment import Experiment\nROWS = {{'teacher': Experiment.from_values({values!r}), "
+        f"'other': Experiment.from_values({other!r})}}\n"
+    )
+    return TEACHER.but(
+        semantic=None, teacher=f"{place / 'rows.py'}:teacher", distillation=Distillation(), affinity={"saliency": True}
+    )
+
+
+@pytest.fixture(scope="module")
+def run(place, student):
+    return train(student, data_root=place / "data", work_dir=place / "runs" / "misa", gpus=0)
+
+
+def test_both_stages_leave_their_run_folders(run, student):
+    teacher = run.folder.parent / teacher_folder(student, 0)
+    assert "miou" in json.loads((teacher / "metrics.json").read_text())
+    assert "segm" in run.metrics
+    first = json.loads((run.folder / "losses.jsonl").read_text().splitlines()[0])
+    assert first["loss_distillation"] > 0
+
+
+def test_the_next_student_finds_the_teacher(run, student, place, capsys):
+    teacher = run.folder.parent / teacher_folder(student, 0)
+    before = (teacher / "metrics.json").stat().st_mtime_ns
+    train(student.but(distillation=None), data_root=place / "data", work_dir=run.folder.parent / "sepa", gpus=0)
+    assert f"{teacher.name} is finished" in capsys.readouterr().out
+    assert (teacher / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_teacher_that_was_trained_alone_is_found(run, student, place, capsys):
+    own = place / "alone"
+    trained = run.folder.parent / teacher_folder(student, 0)
+    shutil.copytree(trained, own / "rows-teacher-seed0")
+    capsys.readouterr()
+    again = train(student, data_root=place / "data", work_dir=own / "misa", gpus=0)
+    assert "rows-teacher-seed0 is finished; nothing to train" in capsys.readouterr().out
+    assert again.metrics == run.metrics
+    shutil.rmtree(own / "misa")
+    params = json.loads((own / "rows-teacher-seed0" / "params.json").read_text())
+    (own / "rows-teacher-seed0" / "params.json").write_text(json.dumps(params | {"digest": "another"}))
+    shutil.copytree(trained, own / trained.name)
+    train(student, data_root=place / "data", work_dir=own / "misa", gpus=0)
+    assert f"{trained.name} is finished" in capsys.readouterr().out
+
+
+def test_figures_and_explorers_find_a_teacher_that_was_trained_alone(run, student, place):
+    own = place / "found_alone"
+    shutil.copytree(run.folder.parent / teacher_folder(student, 0), own / "rows-teacher-seed0")
+    shutil.copytree(run.folder, own / "misa")
+    assert open_networks(own / "misa").folders == (own / "misa", own / "rows-teacher-seed0")
+    assert [one.folder.name for one in Factory([own / "misa"]).runs] == ["misa", "rows-teacher-seed0"]
+
+
+def test_a_student_of_other_values_of_its_teachers_row_is_another_run(run, student, place):
+    """The row is named, its values are what the student learned from."""
+    rows = Path(student.teacher.rpartition(":")[0])
+    text, before = rows.read_text(), lineage(student)
+    own = shutil.copytree(run.folder.parent, place / "other_values") / "misa"
+    (own / "metrics.json").unlink()
+    try:
+        rows.write_text(text.replace("'epochs': 2", "'epochs': 3"))
+        assert lineage(student) != before
+        assert student.digest() == json.loads((own / "params.json").read_text())["digest"]
+        with pytest.raises(UserError, match=r"holds another run \(teacher_digest is"):
+            train(student, data_root=place / "data", work_dir=own, gpus=0)
+        params = json.loads((own / "params.json").read_text())
+        del params["teacher_digest"]  # a run from before it was written down
+        require_own(own, params)
+    finally:
+        rows.write_text(text)
+    assert lineage(student) == before
+
+
+def test_what_stops_the_teacher_is_what_is_said(student, tmp_path, monkeypatch):
+    """A first student's folder comes to nothing then, and the teacher's beside it stays."""
+
+    def stop(config):
+        (Path(config["work_dir"]).parent / "log.txt").write_text("the teacher had begun")
+        raise Stopped("stopped by SIGTERM", status=143)
+
+    monkeypatch.setattr("misa.engine.training.train.quiet_runner", stop)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        train(student, data_root=tmp_path / "data", work_dir=tmp_path / "runs" / "misa", gpus=0)
+
+
+def test_a_student_stopped_between_epochs_ends_the_same(run, student, place):
+    stopped = shutil.copytree(run.folder, run.folder.parent / "stopped")
+    (stopped / "metrics.json").unlink()
+    (stopped / "checkpoints" / "epoch_2.pth").unlink()
+    again = train(student, data_root=place / "data", work_dir=stopped, gpus=0)
+    np.testing.assert_equal(again.metrics, run.metrics)
+    assert (stopped / "losses.jsonl").read_bytes() == (run.folder / "losses.jsonl").read_bytes()
+
+
+def test_a_teacher_stopped_between_epochs_ends_the_same(run, student, place):
+    """The same command goes on in the first stage, then with the student."""
+    own = place / "teacher_stopped"
+    teacher = shutil.copytree(run.folder.parent / teacher_folder(student, 0), own / teacher_folder(student, 0))
+    whole = json.loads((teacher / "metrics.json").read_text())
+    (teacher / "metrics.json").unlink()
+    (teacher / "checkpoints" / "epoch_2.pth").unlink()
+    again = train(student, data_root=place / "data", work_dir=own / "misa", gpus=0)
+    assert json.loads((teacher / "metrics.json").read_text()) == whole
+    np.testing.assert_equal(again.metrics, run.metrics)
+
+
+def test_a_teacher_on_another_folder_of_data_is_not_taken(run, student, place):
+    own = place / "moved"
+    teacher = shutil.copytree(run.folder.parent / teacher_folder(student, 0), own / teacher_folder(student, 0))
+    params = json.loads((teacher / "params.json").read_text())
+    (teacher / "params.json").write_text(json.dumps(params | {"data_root": "/elsewhere"}))
+    with pytest.raises(UserError, match=r"learned from /elsewhere, and the student .* choose a work_dir in another"):
+        train(student, data_root=place / "data", work_dir=own / "misa", gpus=0)
+
+
+def test_a_teacher_for_other_data_or_none_at_all_is_refused(student, place):
+    other = student.but(teacher=student.teacher.replace(":teacher", ":other"))
+    with pytest.raises(UserError, match="other data"):
+        train(other, data_root=place / "data", work_dir=place / "runs" / "wrong", gpus=0)
+    with pytest.raises(UserError, match="student's row"):
+        train(student.but(teacher="demo:box"), data_root=place / "data", work_dir=place / "runs" / "wrong", gpus=0)

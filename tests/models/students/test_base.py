@@ -1,0 +1,188 @@
+"""MISA: what learns, what does not, and what is left when everything is switched off."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
+
+import misa.models  # noqa: F401  (imports mmdet silently)
+from misa.errors import Diverged
+from misa.losses.inputs import _shrink, union_of_boxes
+from misa.models.students.table import model_config
+from misa.models.teacher.config import network_arguments
+from misa.models.teacher.semask import SeMask
+from misa.rows import find_row, teacher_row
+
+SIZE = (96, 128)
+CLASSES = ("a", "b", "c")
+MISA = find_row("demo:misa")
+
+
+def build(row):
+    from mmdet.registry import MODELS
+
+    torch.manual_seed(0)
+    model = MODELS.build(ConfigDict(model_config(row, CLASSES)))
+    model.init_weights()
+    if row.teacher:
+        torch.manual_seed(1)
+        teacher = SeMask(**network_arguments(teacher_row(row), CLASSES))
+        with torch.no_grad():
+            for parameter in teacher.parameters():
+                parameter.add_(0.01 * torch.randn(parameter.shape))  # a fresh attention has a gain of zero
+        model.attach(teacher)
+    return model.train()
+
+
+@pytest.fixture(scope="module")
+def batch():
+    from mmdet.structures import DetDataSample
+
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for boxes in ([(10.0, 10, 60, 50)], [(20.0, 30, 90, 80), (5, 5, 40, 40)]):
+        sample = DetDataSample(metainfo={"img_shape": SIZE, "ori_shape": SIZE, "scale_factor": (1.0, 1.0)})
+        labels = torch.arange(len(boxes)) % 3
+        sample.gt_instances = InstanceData(bboxes=torch.tensor(boxes), labels=labels)
+        samples.append(sample)
+    inputs = [torch.randint(0, 256, (3, *SIZE), generator=generator, dtype=torch.uint8) for _ in samples]
+    return {"inputs": inputs, "data_samples": samples}
+
+
+def losses(model, batch):
+    data = model.data_preprocessor(copy.deepcopy(batch), True)
+    return model.loss(data["inputs"], data["data_samples"])
+
+
+def test_every_part_is_logged(batch):
+    assert list(losses(build(MISA), batch)) == [
+        "loss_cls",
+        "loss_projection",
+        "loss_global",
+        "loss_local",
+        "loss_distillation",
+    ]
+
+
+def test_the_loss_reaches_student_and_adapter_and_not_the_teacher(batch):
+    model = build(MISA)
+    before = {name: value.clone() for name, value in model.teacher.state_dict().items() if torch.is_tensor(value)}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    sum(losses(model, batch).values()).backward()
+    optimizer.step()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.adapter.parameters())
+    assert all(p.grad is not None for p in model.backbone.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
+    after = {name: value for name, value in model.teacher.state_dict().items() if torch.is_tensor(value)}
+    assert all(torch.equal(value, after[name]) for name, value in before.items())  # BatchNorm statistics too
+    assert not model.teacher.training
+
+
+def test_the_teacher_is_no_part_of_the_student():
+    model = build(MISA)
+    assert not any("teacher" in name for name in model.state_dict())
+    assert {id(p) for p in model.teacher.parameters()}.isdisjoint({id(p) for p in model.parameters()})
+
+
+def test_prediction_needs_no_teacher(batch):
+    model = build(MISA).eval()
+    object.__setattr__(model, "teacher", None)
+    data = model.data_preprocessor(copy.deepcopy(batch), False)
+    with torch.no_grad():
+        assert len(model.predict(data["inputs"], data["data_samples"])) == 2
+    with pytest.raises(RuntimeError, match="attach one"):
+        losses(model.train(), batch)
+
+
+def test_a_crowd_is_neither_object_nor_background(batch):
+    """FSD says nothing of what lies in a crowd's box alone; a box of an object in it still counts."""
+    model = build(MISA.but(affinity={"saliency": False}))
+    plain = losses(model, batch)
+    crowded, around = copy.deepcopy(batch), copy.deepcopy(batch)
+    for sample, all_crowds in zip(crowded["data_samples"], ([(60.0, 0, 128, 96)], []), strict=True):
+        sample.ignored_instances = InstanceData(bboxes=torch.tensor(all_crowds).reshape(-1, 4))
+    assert losses(model, crowded)["loss_distillation"] != plain["loss_distillation"]
+    for sample in around["data_samples"]:  # crowds that cover objects only change nothing
+        sample.ignored_instances = InstanceData(bboxes=sample.gt_instances.bboxes.clone())
+    assert torch.equal(losses(model, around)["loss_distillation"], plain["loss_distillation"])
+
+    # With all but the boxes a crowd, nothing is outside: the weight of the background plays no part.
+    for sample in crowded["data_samples"]:
+        sample.ignored_instances = InstanceData(bboxes=torch.tensor([[0.0, 0, 128, 96]]))
+    heavy = build(MISA.but(affinity={"saliency": False}, distillation={"bg_weight": 60.0}))
+    assert torch.equal(losses(heavy, crowded)["loss_distillation"], losses(model, crowded)["loss_distillation"])
+    assert losses(heavy, batch)["loss_distillation"] > plain["loss_distillation"]
+
+
+def test_a_box_at_the_edge_of_the_image_is_no_padding():
+    """Two pixels at the end of 125 x 93 lie in cells whose centres are beyond it; the terms still see the box."""
+    images, shapes = torch.rand(2, 3, 96, 128), [(96, 128), (93, 125)]
+    boxes = [torch.tensor([[0.0, 0, 40, 40]]), torch.tensor([[10.0, 10, 30, 30], [123.5, 91.5, 125, 93]])]
+    features = torch.zeros(2, 1, 24, 32)
+    union = union_of_boxes(boxes, features, 4)
+    shrunk = _shrink(images, shapes, union)
+    assert not (union[:, 0] & ~shrunk.valid).any()
+    assert shrunk.valid[0].all()
+    expected = torch.zeros(24, 32, dtype=torch.bool)
+    expected[:23, :31] = True
+    expected[23, 31] = True
+    assert torch.equal(shrunk.valid[1], expected)
+
+
+def test_a_loss_that_is_no_number_ends_the_training_by_name(batch):
+    model = build(MISA)
+    with torch.no_grad():
+        for parameter in model.adapter.parameters():
+            parameter.mul_(1e25)
+    with pytest.raises(Diverged, match=r"distillation_loss is not finite.*Lower the learning rate"):
+        losses(model, batch)
+
+
+def test_switched_off_it_is_the_baseline_to_the_bit(batch):
+    """Rows of one seed start from the same student, and the terms that they share are the same."""
+    baseline, full = build(find_row("demo:box")), build(MISA)
+    for name, value in baseline.state_dict().items():
+        assert torch.equal(value, full.state_dict()[name]), name
+    off = MISA.but(distillation=None, affinity={"saliency": False}, teacher="")
+    expected, got = losses(baseline, batch), losses(build(off), batch)
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    only_fsd = losses(build(MISA.but(affinity={"saliency": False})), batch)
+    assert all(torch.equal(expected[name], only_fsd[name]) for name in expected)
+
+
+def test_saliency_and_feature_change_the_pairwise_terms_alone(batch):
+    rows = {
+        "color": find_row("demo:box"),
+        "saliency": MISA.but(distillation=None),
+        "feature": MISA.but(distillation=None, affinity={"saliency": False, "feature": True}),
+    }
+    got = {name: losses(build(row), batch) for name, row in rows.items()}
+    for term in ("loss_cls", "loss_projection"):
+        assert torch.equal(got["color"][term], got["saliency"][term])
+    values = {name: terms["loss_local"].item() for name, terms in got.items()}
+    assert len(set(values.values())) == 3, values
+
+
+def test_distillation_has_a_weight(batch):
+    once, twice = (losses(build(MISA.but(distillation={"weight": w})), batch) for w in (1.0, 2.0))
+    torch.testing.assert_close(twice["loss_distillation"], 2 * once["loss_distillation"])
+
+
+def test_union_of_boxes_is_what_any_box_covers():
+    boxes = [torch.tensor([[0.0, 0, 8, 8], [4, 4, 16, 12]]), torch.zeros(0, 4)]
+    union = union_of_boxes(boxes, torch.zeros(2, 5, 4, 6), 4)
+    expected = torch.zeros(4, 6, dtype=torch.bool)
+    expected[:2, :2] = True
+    expected[1:3, 1:4] = True
+    assert torch.equal(union[0, 0], expected)
+    assert not union[1].any()
+
+
+def test_a_row_that_lacks_its_teacher_is_refused():
+    with pytest.raises(ValueError, match="belong together"):
+        MISA.but(teacher="")
+    with pytest.raises(ValueError, match="belong together"):
+        find_row("demo:box").but(teacher="teacher:demo")
