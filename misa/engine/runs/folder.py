@@ -15,7 +15,7 @@ from misa.engine.runs.record import environment, loadable, read_params, require_
 from misa.errors import UserError
 from misa.experiment import Experiment
 from misa.files import held, read_json, write_json
-from misa.rows import lineage, teacher_row
+from misa.rows import find_row, lineage, teacher_row
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,33 @@ def _require_own_teacher(place: Path, source: Source) -> None:
         )
 
 
-def _student_folder(experiment: Experiment, seed: int) -> Path | None:
-    """The trained student that a teacher's labels come from: a run folder as named, or the default one of a row."""
+def named_student(experiment: Experiment) -> Path | None:
+    """The run folder of the student that a teacher's row names as such."""
     name = experiment.semantic.student if experiment.semantic else ""
-    if not name:
+    return Path(name).expanduser() if name else None
+
+
+def student_row(experiment: Experiment) -> tuple[str, Experiment] | None:
+    """The row of the student whose masks a teacher learns from, where it is named as a row."""
+    semantic = experiment.semantic
+    if semantic is None or semantic.labels != "student" or experiment.supervision == "mask":
         return None
-    return default_folder(name, seed) if ":" in name and not Path(name).is_dir() else Path(name).expanduser()
+    if ":" not in semantic.student or Path(semantic.student).is_dir():
+        return None
+    row = find_row(semantic.student)
+    return semantic.student, row if experiment.limit is None else row.smoke()
+
+
+def student_place(row: str, experiment: Experiment, seed: int, beside: Path, *, data_root: object) -> Path:
+    """Where the student is that a teacher learns from, or will be: as its own training or a table's would name it."""
+    name = default_folder(row, seed)
+    for alone in (beside / name.name, name):
+        params = read_json(alone / "params.json")
+        if params is None or not (alone / "metrics.json").exists():
+            continue
+        if (params["digest"], params["seed"], params["data_root"]) == (experiment.digest(), seed, str(data_root)):
+            return alone
+    return beside / f"{lineage(experiment)}-seed{seed}"
 
 
 def _hold(folder: Path, stack: contextlib.ExitStack) -> None:

@@ -16,10 +16,12 @@ from misa.engine.runs.folder import (
     _before,
     _hold,
     _require_own_teacher,
-    _student_folder,
     _write_record,
     default_folder,
     finished,
+    named_student,
+    student_place,
+    student_row,
     teacher_place,
 )
 from misa.engine.runs.record import run_params
@@ -171,27 +173,29 @@ def train(
         if metrics is None:
             if checkpoint is not None:
                 read_checkpoint(checkpoint)  # the folder may be a stranger's: said in a sentence, before any work
-            teacher = None
+            # What it learns from comes first: the same data and seed, in folders of their own beside this one.
+            before = partial(
+                train,
+                data_root=data_root,
+                seed=seed,
+                gpus=gpus,
+                per_gpu=per_gpu,
+                workers=workers,
+                threads=threads,
+                interactive=interactive,
+                loggers=loggers,
+            )
+            teacher, labelled_by = None, named_student(experiment)
             if experiment.teacher:
-                # The first of two stages: the same data and seed, in a folder of its own beside this one.
                 place = teacher_place(experiment, seed, folder.parent, data_root=source.root)
                 from_first(lambda: _require_own_teacher(place, source))
-                trained = train(
-                    teacher_row(experiment),
-                    data_root=data_root,
-                    work_dir=place,
-                    row=experiment.teacher,
-                    seed=seed,
-                    gpus=gpus,
-                    per_gpu=per_gpu,
-                    workers=workers,
-                    threads=threads,
-                    interactive=interactive,
-                    loggers=loggers,
-                )
+                trained = before(teacher_row(experiment), work_dir=place, row=experiment.teacher)
                 teacher = load_teacher(trained.folder, classes=source.classes)
+            elif (named := student_row(experiment)) is not None:
+                place = student_place(*named, seed, folder.parent, data_root=source.root)
+                labelled_by = before(named[1], work_dir=place, row=named[0]).folder
             labels = partial(prepare_labels, experiment, source, folder, workers=workers)
-            from_first(lambda: labels(student=_student_folder(experiment, seed)))
+            from_first(lambda: labels(student=labelled_by))
             config = run_config(
                 experiment,
                 source,
