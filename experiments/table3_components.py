@@ -4,16 +4,16 @@ misa tables 3 --data demo --seeds 5 --run
 misa train experiments/table3_components.py:voc_misa --data-root path/to/voc
 
 The paper's figures are on VOC 2012 val with ResNet-50. `demo` is the embedded data, scored on 400 scenes instead of
-100, `coco_mini` any small folder in COCO layout, from scratch. `misa` and `literal` are the paper's one row in two
-readings: ours, and Eq. 6, 13 and 14 as they are printed (see `misa.experiment.Affinity` and `Distillation`). `mask` is
-the upper bound: the same student, taught by masks.
+100, `coco_mini` any small folder in COCO layout, from scratch, `photos` one of photographs, pretrained. `misa` and
+`literal` are the paper's one row in two readings: ours, and Eq. 6, 13 and 14 as they are printed (see
+`misa.experiment.Affinity` and `Distillation`). `mask` is the upper bound: the same student, taught by masks.
 """
 
 import dataclasses
 
 from misa.experiment import Affinity, Comparison, Distillation, Experiment
 
-from . import coco_mini, demo
+from . import coco_mini, demo, photos
 
 TABLE = Comparison(
     title="Table 3: effects of the two semantic priors",
@@ -32,14 +32,21 @@ BASES = {
     "demo": demo.ROWS["box"].but(scenes=demo.MANY),
     "voc": Experiment(data="voc", affinity=Affinity()),
     "coco_mini": coco_mini.ROWS["box"],
+    "photos": photos.ROWS["box"],
 }
-TEACHERS = {"demo": "teacher:demo_tables", "voc": "teacher:voc_r50", "coco_mini": "teacher:coco_mini"}
-SEPA = demo.SEPA  # what joins `Affinity` for A + A^c
+TEACHERS = {
+    "demo": "teacher:demo_tables",
+    "voc": "teacher:voc_r50",
+    "coco_mini": "teacher:coco_mini",
+    "photos": "photos:teacher",
+}
+SEPA = {data: photos.SEPA if data == "photos" else demo.SEPA for data in BASES}  # what joins `Affinity` for A + A^c
 # By data set: the radius of Eq. 4 is the paper's on VOC, and the same share of the height on smaller maps.
 FSD = {
     "demo": demo.FSD,
     "voc": dataclasses.replace(demo.FSD, radius=10.0),
     "coco_mini": dataclasses.replace(demo.FSD, radius=3.0),
+    "photos": photos.FSD,
 }
 
 
@@ -55,8 +62,8 @@ ROWS = {
     for name, row in {
         "baseline": BASES[data],
         "fsd": student(data, fsd=FSD[data]),
-        "sepa": student(data, **SEPA),
-        "misa": student(data, fsd=FSD[data], **SEPA),
+        "sepa": student(data, **SEPA[data]),
+        "misa": student(data, fsd=FSD[data], **SEPA[data]),
         "literal": student(data, fsd=Distillation(), saliency=True),
         "mask": BASES[data].but(supervision="mask"),
     }.items()

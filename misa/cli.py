@@ -265,7 +265,7 @@ def _add_tables(commands: Any) -> None:
         epilog="example: misa tables 3 --data demo --seeds 5 --run",
     )
     tables.add_argument("table", help="3, 4 or 5, or rows to compare with the first: teacher:demo,teacher:demo_boxes")
-    tables.add_argument("--data", default="demo", help="demo, voc or coco_mini (default: demo)")
+    tables.add_argument("--data", default="demo", help="demo, voc, coco_mini or photos (default: demo)")
     tables.add_argument("--seeds", type=int, default=5, help="how many, from 0 (default: 5)")
     tables.add_argument(
         "--run", dest="train", action="store_true", help="train what is missing, go on with what was interrupted"

@@ -171,7 +171,7 @@ class FrequencyParameters(Parameters):
 class TablesParameters(Parameters):
     """What `notebooks/tables.ipynb` takes.
 
-    table: 3, 4 or 5; data: "demo", "voc" or "coco_mini"; seeds: trainings of every row, from seed 0.
+    table: 3, 4 or 5; data: "demo", "voc", "coco_mini" or "photos"; seeds: trainings of every row, from seed 0.
     train: train what is missing; off: show what is there.
     slots: trainings at a time on this machine; cluster: submit them through submitit instead, such as "slurm".
     cluster_options: submitit's parameters with commas between; timeout_min, the minutes of one training, is needed.

@@ -154,7 +154,7 @@ class Table:
 def open_table(
     table: int | str, *, data: str = "demo", seeds: int = 5, root: str | Path = sweep.ROOT, smoke: bool = False
 ) -> Table:
-    """Table 3, 4 or 5 on a data set ("demo", "voc", "coco_mini"), or any rows: "demo:box,demo:mask".
+    """Table 3, 4 or 5 on a data set ("demo", "voc", "coco_mini", "photos"), or any rows: "demo:box,demo:mask".
 
     Raises:
         UserError: no such table, data set or row.

@@ -158,3 +158,23 @@ def test_a_teacher_for_other_data_or_none_at_all_is_refused(student, place):
         train(other, data_root=place / "data", work_dir=place / "runs" / "wrong", gpus=0)
     with pytest.raises(UserError, match="student's row"):
         train(student.but(teacher="demo:box"), data_root=place / "data", work_dir=place / "runs" / "wrong", gpus=0)
+
+
+def test_a_teacher_of_a_students_labels_trains_that_student_first(place, tmp_path, monkeypatch, capsys):
+    """By its row, beside the teacher; trained under its own name it is found."""
+    monkeypatch.chdir(tmp_path)
+    box = TEACHER.but(semantic=None)
+    values = json.loads(json.dumps(box.values()))
+    rows = tmp_path / "labelled.py"
+    rows.write_text(f"from misa.experiment import Experiment\nROWS = {{'box': Experiment.from_values({values!r})}}\n")
+    teacher = TEACHER.but(semantic={"labels": "student", "student": f"{rows}:box"})
+    first = train(teacher, data_root=place / "data", work_dir=tmp_path / "a" / "teacher", gpus=0)
+    made = tmp_path / "a" / f"{box.digest()}-seed0"
+    card = json.loads((first.folder / "labels" / "labels.json").read_text())
+    assert card == {"labels": "student", "student": {"digest": box.digest(), "seed": 0}}
+    assert "segm" in json.loads((made / "metrics.json").read_text())
+    shutil.copytree(made, tmp_path / "b" / "labelled-box-seed0")
+    capsys.readouterr()
+    again = train(teacher, data_root=place / "data", work_dir=tmp_path / "b" / "teacher", gpus=0)
+    assert "labelled-box-seed0 is finished; nothing to train" in capsys.readouterr().out
+    assert again.metrics == first.metrics
