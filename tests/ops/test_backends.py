@@ -6,8 +6,8 @@ import torch
 from torch.testing import assert_close
 
 from misa.ops import _backend
+from misa.ops.guides import Scene
 from misa.ops.propagation import SemanticGuide, propagate_pamr
-from misa.ops.scene import Scene
 
 SCENES = 200
 
