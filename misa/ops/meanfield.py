@@ -1,0 +1,123 @@
+"""DiscoBox's structured teacher: masks refined by rounds of a mean field on the image's colors.
+
+Axes: b image · d channel · n mask · h row · w column. The nine taps are those of `window_offsets(3, centre=True)`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from misa.ops.affinity import check_finite, check_probabilities, promote
+from misa.ops.neighbors import inside, shift, window_offsets
+
+TAPS = window_offsets(3, centre=True)
+SURE = 0.9  # what a label's probability becomes after every round
+
+
+def window_kernel(
+    images: Float[Tensor, "b d h w"],
+    *,
+    valid: Bool[Tensor, "b h w"] | None = None,
+    theta_color: float = 0.5,
+    theta_space: float = 30.0,
+    strength: float = 2.0,
+) -> Float[Tensor, "b 9 h w"]:
+    """strength · exp(−|I_i − I_k|² / 2θ_c² − |i − k|² / 2θ_s²) for a pixel's 3 x 3 window, itself included.
+
+    DiscoBox (Lan et al. 2021) on the normalised image, with its code's constants. Taps outside the image weigh 0, and
+    so do those on padding where `valid` is given (the published code lets a padded cell vote). No gradient.
+
+    Raises:
+        ValueError: shapes do not fit, or a constant that is not positive.
+        NotFinite: NaN or Inf, on the CPU only.
+    """
+    if images.dim() != 4 or (valid is not None and valid.shape != (images.shape[0], *images.shape[2:])):
+        raise ValueError(
+            f"window_kernel needs images (b, d, h, w) and valid (b, h, w): they are {tuple(images.shape)}."
+        )
+    if not min(theta_color, theta_space, strength) > 0:
+        raise ValueError(
+            f"window_kernel needs positive constants: they are {theta_color}, {theta_space} and {strength}."
+        )
+    check_finite("window_kernel: images", images)
+    images = promote(images.detach())
+    there = inside(images.shape[-2], images.shape[-1], TAPS, device=images.device)
+    planes = []
+    for (dy, dx), present in zip(TAPS, there, strict=True):
+        squared = (shift(images, (dy, dx)) - images).square().sum(dim=1) / (2 * theta_color**2)
+        weight = strength * (-squared - (dy**2 + dx**2) / (2 * theta_space**2)).exp() * present
+        planes.append(weight if valid is None else weight * shift(valid, (dy, dx)))
+    return torch.stack(planes, dim=1)
+
+
+@torch.no_grad()
+def mean_field(
+    masks: Float[Tensor, "n h w"],
+    box_masks: Bool[Tensor, "n h w"],
+    kernel: Float[Tensor, "b 9 h w"],
+    image: Sequence[int],
+    *,
+    steps: int = 10,
+    message: Float[Tensor, "n 2 h w"] | None = None,
+    share: float = 0.01,
+) -> Bool[Tensor, "n h w"]:
+    """The pseudo masks after `steps` rounds, within their boxes: hard labels, no gradient.
+
+    A mask starts as M > 0.5 in its box. In each round of DiscoBox (Lan et al. 2021) a label l gets
+    exp(−Σ_k w_ik (−log q_kl)), q being 0.9 or 0.1 by the label before; so without a `message` a round is a weighted
+    majority vote, [Σ_k w_ik (2 y_k − 1) > 0] with ties to the background, which is what is computed. `message`
+    (background, object) from other images is added with `share` before the box is applied and the larger one wins.
+
+    `image` says which kernel each mask takes.
+
+    Raises:
+        ValueError: shapes do not fit; on the CPU also for masks outside [0, 1].
+    """
+    if masks.dim() != 3 or masks.shape != box_masks.shape or len(image) != len(masks):
+        raise ValueError(
+            "mean_field needs masks and box_masks (n, h, w) and the image of each: "
+            f"they are {tuple(masks.shape)}, {tuple(box_masks.shape)} and {len(image)}."
+        )
+    if kernel.dim() != 4 or kernel.shape[1] != len(TAPS) or kernel.shape[2:] != masks.shape[1:]:
+        raise ValueError(
+            f"mean_field needs a kernel (b, 9, h, w) at the size of the masks {tuple(masks.shape[1:])}: "
+            f"it is {tuple(kernel.shape)}."
+        )
+    check_probabilities("mean_field: masks", masks)
+    boxes = box_masks.bool()
+    labels = (masks > 0.5) & boxes
+    for b in sorted(set(image)):
+        rows = torch.tensor([n for n, i in enumerate(image) if i == b]).to(masks.device, non_blocking=True)
+        own, box = labels[rows], boxes[rows]
+        told = None if message is None else share * message[rows].to(kernel.dtype)
+        for _ in range(steps):
+            own = box & (_votes(own, kernel[b]) > 0 if told is None else _heard(own, kernel[b], told))
+        labels[rows] = own
+    return labels
+
+
+def _votes(labels: Bool[Tensor, "m h w"], kernel: Float[Tensor, "9 h w"]) -> Float[Tensor, "m h w"]:
+    """Σ_k w_ik (2 y_k − 1)."""
+    sign = labels.to(kernel.dtype) * 2 - 1
+    total = torch.zeros_like(sign)
+    for offset, weight in zip(TAPS, kernel, strict=True):
+        total += weight * shift(sign, offset)
+    return total
+
+
+def _heard(
+    labels: Bool[Tensor, "m h w"], kernel: Float[Tensor, "9 h w"], told: Float[Tensor, "m 2 h w"]
+) -> Bool[Tensor, "m h w"]:
+    """Which of the two labels' products of neighbors, plus what other images say, is larger."""
+    surely, hardly = torch.tensor([SURE, 1 - SURE], dtype=torch.float64).log().tolist()
+    both = []
+    for label in (~labels, labels):
+        exponent = torch.zeros_like(label, dtype=kernel.dtype)
+        for offset, weight in zip(TAPS, kernel, strict=True):
+            # Taps outside the image have weight 0, whatever `shift` puts there.
+            exponent += weight * torch.where(shift(label, offset), surely, hardly)
+        both.append(exponent.exp())
+    background, thing = both
+    return thing + told[:, 1] > background + told[:, 0]
