@@ -92,11 +92,12 @@ def _cast(away: Float[Tensor, "n t 2"]) -> Float[Tensor, "n 36"]:
     direction = _directions(away.dtype)
     along = torch.einsum("ntc,kc->nkt", away, direction)
     across = torch.einsum("ntc,kc->nkt", away, torch.stack([direction[:, 1], -direction[:, 0]], dim=1))
+    across = torch.where(across.abs() < SHORTEST, 0, across)
     along_next, across_next = along.roll(-1, dims=2), across.roll(-1, dims=2)
-    # A side crosses the ray's line where its ends lie on two sides of it; an end on the line belongs to one of them.
-    crosses = (across >= 0) != (across_next >= 0)
+    crosses = across * across_next < 0
     part = across / torch.where(crosses, across - across_next, 1)
     distance = torch.where(crosses, along + part * (along_next - along), -1)
+    distance = torch.where(across == 0, distance.maximum(along), distance)  # a corner, or a side along the ray
     return distance.amax(dim=2)
 
 
