@@ -8,11 +8,13 @@ BoxLevelSet and Box2Mask learn through it; APro and MISA propagate with another 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from misa.ops._backend import backend
 from misa.ops._merge import rounds
 from misa.ops.affinity import check_finite
 from misa.ops.tree import Trees
@@ -28,8 +30,8 @@ def tree_filter(
     edge of weight 0, as into padding, cuts the tree there, and an isolated pixel keeps its value.
 
     After Song et al. 2019 ("Learnable tree filter"), as BoxLevelSet (Li et al. 2022) uses it: sums up the tree,
-    S(v) = x(v) + Σ_children w S, then down, A(v) = S(v)(1 − w²) + w A(parent). In torch operations by pointer
-    doubling, in as many rounds as the logarithm of the tree's depth.
+    S(v) = x(v) + Σ_children w S, then down, A(v) = S(v)(1 − w²) + w A(parent). In compiled loops on the CPU;
+    elsewhere by pointer doubling, in as many rounds as the logarithm of the number of pixels.
 
     Raises:
         ValueError: shapes do not fit, or a map has no tree; on the CPU also for weights outside [0, 1].
@@ -42,7 +44,8 @@ def tree_filter(
     weights = weights.to(dtype).masked_fill(trees.edge < 0, 0)  # or the root would be a child of its own
     place = pixel[which]
     ordered = values.flatten(1).to(dtype).gather(1, place)
-    filtered = _TreeFilter.apply(ordered, weights, parent, which)
+    every = torch.arange(len(weights), device=values.device)
+    filtered = _TreeFilter.apply(ordered, weights, parent, which, every)
     result: Tensor = torch.zeros_like(ordered).scatter(1, place, filtered)
     return result.view_as(values)
 
@@ -68,26 +71,26 @@ class _TreeFilter(torch.autograd.Function):
     """The filter in the tree's numbers. The kernel is symmetric, so the gradient is the same filter again."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, weights: Tensor, parent: Tensor, which: Tensor) -> Tensor:
-        up, full = tree_sums(values, parent[which], weights[which])
-        up_one, norm = tree_sums(torch.ones_like(weights), parent, weights)
+    def forward(ctx: Any, values: Tensor, weights: Tensor, parent: Tensor, which: Tensor, every: Tensor) -> Tensor:
+        up, full = tree_sums(values, parent, weights, which)
+        up_one, norm = tree_sums(torch.ones_like(weights), parent, weights, every)
         out = full / norm[which]
-        ctx.save_for_backward(weights, parent, which, up, full, up_one, norm, out)
+        ctx.save_for_backward(weights, parent, which, every, up, full, up_one, norm, out)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weights, parent, which, up, full, up_one, norm, out = ctx.saved_tensors
+        weights, parent, which, every, up, full, up_one, norm, out = ctx.saved_tensors
         grad = grad / norm[which]
-        up_grad, full_grad = tree_sums(grad, parent[which], weights[which])
+        up_grad, full_grad = tree_sums(grad, parent, weights, which)
         if not ctx.needs_input_grad[1]:
-            return full_grad, None, None, None
+            return full_grad, None, None, None, None
         own = _edge_gradient(up, full, up_grad, full_grad, parent[which], weights[which])
         by_norm = torch.zeros_like(weights).index_add(0, which, grad * out)
-        up_by, full_by = tree_sums(by_norm, parent, weights)
+        up_by, full_by = tree_sums(by_norm, parent, weights, every)
         shared = _edge_gradient(up_one, norm, up_by, full_by, parent, weights)
-        return full_grad, torch.zeros_like(weights).index_add(0, which, own) - shared, None, None
+        return full_grad, torch.zeros_like(weights).index_add(0, which, own) - shared, None, None, None
 
 
 def _edge_gradient(
@@ -100,9 +103,31 @@ def _edge_gradient(
 
 
 def tree_sums(
-    values: Float[Tensor, "n p"], parent: Int[Tensor, "n p"], weight: Float[Tensor, "n p"]
+    values: Float[Tensor, "n p"], parent: Int[Tensor, "g p"], weight: Float[Tensor, "g p"], which: Int[Tensor, " n"]
 ) -> tuple[Float[Tensor, "n p"], Float[Tensor, "n p"]]:
-    """Σ K x over everything below a vertex and itself, and Σ K x over the whole tree; the root's weight must be 0."""
+    """Σ K x over everything below a vertex and itself, and Σ K x over the whole tree; the root's weight must be 0.
+
+    On the CPU in compiled loops, elsewhere in torch operations.
+    """
+    if backend(values).__name__.endswith("cpu"):
+        return _looped(values.contiguous(), parent.int(), weight.contiguous(), which)
+    return _doubled(values, parent[which], weight[which])
+
+
+def _looped(values: Tensor, parent: Tensor, weight: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+    from misa.ops.backends import tree_sums as compiled
+
+    run = compiled.double if values.dtype == torch.float64 else compiled.single
+    up, full = torch.empty_like(values), torch.empty_like(values)
+    parents, weights = parent.numpy().view(np.uint32), weight.numpy()
+    for x, i, u, f in zip(values.numpy(), which.tolist(), up.numpy(), full.numpy(), strict=True):
+        run(x, parents[i], weights[i], u, f)
+    return up, full
+
+
+def _doubled(
+    values: Float[Tensor, "n p"], parent: Int[Tensor, "n p"], weight: Float[Tensor, "n p"]
+) -> tuple[Tensor, Tensor]:
     n, p = values.shape
     start = torch.arange(n, device=values.device)[:, None] * p
     steps = []
@@ -111,8 +136,6 @@ def tree_sums(
         steps.append((above, along))
         along = along * along[above]
         above = above[above]
-        if values.device.type == "cpu" and not along.any():  # elsewhere the answer would stall the device
-            break
     up = values.flatten()
     for above, along in steps:
         up = up.index_add(0, above, along * up)

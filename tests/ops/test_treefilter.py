@@ -7,8 +7,16 @@ from scipy.sparse import coo_array
 from scipy.sparse.linalg import spsolve
 from torch.testing import assert_close
 
+from misa.ops import _backend
 from misa.ops.tree import cut_padding, grid_lengths, spanning_trees
 from misa.ops.treefilter import edge_weights, tree_filter
+
+
+@pytest.fixture(params=["auto", "torch"], autouse=True)
+def path(request, monkeypatch):
+    """Compiled loops and torch operations, on the CPU."""
+    monkeypatch.setitem(_backend._choice, "kernels", request.param)
+
 
 SIZES = [(1, 1), (1, 6), (6, 1), (2, 2), (5, 6), (9, 7)]
 
@@ -137,6 +145,16 @@ def test_padding_is_as_if_cropped(rng):
     cropped = spanning_trees(grid_lengths(small), 5, 6)
     assert_close(padded[:, :5, :6], tree_filter(values[:, :5, :6], cropped, (-cropped.length / 0.3).exp(), [0]))
     assert torch.equal(padded[~valid], values[~valid])
+
+
+def test_a_deep_tree_of_light_edges(rng):
+    """A path through all pixels, its weights near 1: single precision must not lose the far ones."""
+    trees = spanning_trees(torch.zeros(1, 4095), 1, 4096)
+    values, weights = torch.rand(1, 1, 4096, generator=rng), torch.full((1, 4096), 0.999)
+    distance = (torch.arange(4096)[:, None] - torch.arange(4096)).abs()
+    kernel = torch.tensor(0.999).double() ** distance
+    expected = values[0].double() @ kernel / kernel.sum(dim=0)
+    assert_close(tree_filter(values, trees, weights, [0])[0].double(), expected, atol=2e-5, rtol=1e-4)
 
 
 def test_no_maps(rng):
