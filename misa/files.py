@@ -1,4 +1,4 @@
-"""Files of a run: JSON written in one step, and a folder held for one process."""
+"""Atomic writes, JSON, and a folder locked for one process."""
 
 import contextlib
 import fcntl
@@ -14,11 +14,31 @@ from misa.errors import UserError
 IN_USE = "is in use by another run"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a json file in one step: a killed process leaves the old file or the new one, never half of one."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
+@contextmanager
+def atomic_write(path: Path, *, suffix: str = ".part") -> Iterator[Path]:
+    """A file to write to, which takes the place of `path` when the block ends: a kill leaves the old or the new one.
+
+    The folder of `path` is made if need be. Where the block raises, `path` stays as it was and nothing is left.
+
+    Args:
+        path: the file to write.
+        suffix: appended to its name while it is written, for libraries that choose a format by the name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + suffix)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
+    """Write a json file atomically; ValueError for NaN or infinity, which JSON has no words for."""
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -35,8 +55,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def held(folder: Path, name: str = "work_dir") -> Iterator[None]:
-    """The folder, made if need be, for this process alone; UserError if it cannot be written or another run has it."""
+def locked(folder: Path, name: str = "work_dir") -> Iterator[None]:
+    """Lock a folder, made if need be, for this process alone.
+
+    Raises:
+        UserError: it cannot be written, or another run has locked it. `name` is what the sentence calls it.
+    """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

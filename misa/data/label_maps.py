@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from misa.errors import UserError
+from misa.files import atomic_write
 
 VOID = 255
 MOST_CLASSES = 254
@@ -144,11 +145,9 @@ def read_label_map(path: Path) -> LabelMap:
 
 
 def write_label_map(path: Path, labels: LabelMap) -> None:
-    """As an 8-bit PNG, in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    Image.fromarray(labels).save(partial, format="PNG")
-    partial.replace(path)
+    """As an 8-bit PNG, atomically."""
+    with atomic_write(path) as partial:
+        Image.fromarray(labels).save(partial, format="PNG")
 
 
 def read_voc_label_map(path: Path, classes: Sequence[str]) -> LabelMap:

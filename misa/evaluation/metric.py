@@ -1,7 +1,6 @@
 """Collects what a model predicts at original image size while mmengine's test loop runs."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ import numpy as np
 from mmdet.structures.mask import encode_mask_results
 from mmengine.evaluator import BaseMetric
 from PIL import Image
+
+from misa.files import atomic_write
 
 
 class Detections(BaseMetric):
@@ -45,10 +46,8 @@ class Detections(BaseMetric):
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
         """Write the file; returns how many detections it holds."""
         detections = [detection for image in results for detection in image]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".part")
-        partial.write_text(json.dumps(detections))
-        os.replace(partial, self.path)
+        with atomic_write(self.path) as partial:
+            partial.write_text(json.dumps(detections))
         return {"detections": len(detections)}
 
 

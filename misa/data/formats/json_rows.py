@@ -5,10 +5,12 @@ and what is wrong with one, is the standard library's json to say.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+
+from misa.files import atomic_write
 
 _CHUNK = 1 << 20  # characters
 # A value that the end of a chunk has cut is reported this near to it, an unfinished text at its start.
@@ -144,7 +146,9 @@ class ObjectFile:
         self._first = True
 
     def __enter__(self) -> Self:
-        self._file = self.path.with_name(self.path.name + ".part").open("w")
+        self._stack = ExitStack()
+        self._file = self._stack.enter_context(self._stack.enter_context(atomic_write(self.path)).open("w"))
+        self._stack.push(self._end)
         self._file.write("{")
         return self
 
@@ -162,12 +166,12 @@ class ObjectFile:
         self._file.write(("" if self._first else ",") + f"\n{json.dumps(key)}: ")
         self._first = False
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
+    def _end(self, kind: Any, *_: Any) -> None:
         if kind is None:
             self._file.write("\n}\n")
-        self._file.close()
-        if kind is None:
-            os.replace(self._file.name, self.path)
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
 
 class _Rows:

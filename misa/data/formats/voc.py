@@ -5,7 +5,6 @@ train_aug have SBD's (Hariharan et al. 2011), which have no such border. Masks a
 the mask's extent, nothing is a crowd. The PNGs do not say what is difficult, so nothing is left out.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from tqdm.auto import tqdm
 
 from misa.data.label_maps import VOC_CLASSES, VOID
 from misa.errors import UserError
+from misa.files import write_json
 
 COUNTS = {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10582}
 """The images of VOC 2012's lists, and of its train list with what SBD adds outside of val."""
@@ -272,7 +272,5 @@ def _write(path: Path, split: str, names: Sequence[str], found: dict[str, dict[s
         images.append({"id": image, **row})
     categories = [{"id": number, "name": name} for number, name in enumerate(VOC_CLASSES, 1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(content))
-    partial.replace(path)
+    write_json(path, content, indent=None)
     return Summary(split, path, len(images), len(annotations))

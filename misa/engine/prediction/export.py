@@ -4,9 +4,7 @@ The file holds tensors and text only and is read with weights_only=True: reading
 TorchScript is a program; load one only from whom you trust.
 """
 
-import contextlib
 import json
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 import misa
 from misa.engine.prediction.student import CARD, Student, for_inference, load_student
 from misa.errors import UserError
+from misa.files import atomic_write
 from misa.models.students.solov2_decode import dense_outputs
 
 _FORMAT = 1
@@ -125,19 +124,15 @@ def _card(student: Student) -> str:
 
 
 def _put(out: Path, write: Callable[[Path], None]) -> Path:
-    """Write a new file in one step."""
+    """Write a new file atomically; UserError where there is one already or it cannot be written."""
     if out.is_dir():
         raise UserError(f"out {out} is a folder; give the name of a new file, for example {out / 'student.pth'}.")
     if out.exists():
         raise UserError(f"out {out} exists already; give another name, or delete it first.")
-    partial = out.with_name(out.name + ".part")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        os.replace(partial, out)
+        with atomic_write(out) as partial:
+            write(partial)
     except (OSError, RuntimeError) as error:  # torch says RuntimeError of a full disk
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"out {out} cannot be written ({reason}); choose another place.") from error
     return out

@@ -6,7 +6,8 @@ Each is put in place in one step, so that a kill leaves whole files only; the re
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from misa.data.images import Video
 from misa.data.rle import decode_part
 from misa.engine.prediction.student import Image, Instances
 from misa.figures.overlay import label_palette, overlay
+from misa.files import atomic_write
 
 DONE = "done.jsonl"
 """One line an image that is done: name, file, stamp, size and instances."""
@@ -49,17 +51,21 @@ def paint(folder: Path, name: str, image: Image, result: Instances, *, masks: st
         return
     parts = [decode_part(runs) for runs in result.runs]
     if masks == "map":
-        _save(folder / "masks" / f"{name}.png", lambda file: instance_map(parts, result.size).save(file, format="PNG"))
+        _save(folder / "masks" / f"{name}.png", instance_map(parts, result.size), format="PNG")
     elif masks == "each":
         for i, (top, left, pixels) in enumerate(parts):
             canvas = np.zeros(result.size, np.uint8)
             canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]] = 255 * pixels
-            picture = Pillow.fromarray(canvas)
-            _save(folder / "masks" / name / f"{i + 1:04d}.png", lambda file, p=picture: p.save(file, format="PNG"))  # type: ignore[misc]
+            _save(folder / "masks" / name / f"{i + 1:04d}.png", Pillow.fromarray(canvas), format="PNG")
     if pictures:
         labels = [f"{label} {score:.2f}" for label, score in zip(result.labels, result.scores, strict=True)]
         picture = Pillow.fromarray(overlay(image, parts, labels))
-        _save(folder / "overlay" / f"{name}.jpg", lambda file: picture.save(file, format="JPEG", quality=90))
+        _save(folder / "overlay" / f"{name}.jpg", picture, format="JPEG", quality=90)
+
+
+def _save(path: Path, picture: Pillow.Image, **options: Any) -> None:
+    with atomic_write(path) as partial:
+        picture.save(partial, **options)
 
 
 def forget(folder: Path, name: str, *, masks: str) -> None:
@@ -82,14 +88,6 @@ def instance_map(parts: Sequence[tuple[int, int, NDArray[np.bool_]]], size: tupl
     if not wide:
         picture.putpalette(label_palette())
     return picture
-
-
-def _save(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    write(partial)
-    os.replace(partial, path)
 
 
 def records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -165,7 +163,8 @@ class _Table:
         self.path, self.prompted = path, prompted
 
     def __enter__(self) -> "_Table":
-        self.file = self.path.with_name(self.path.name + ".part").open("w", newline="")
+        self.stack = ExitStack()
+        self.file = self.stack.enter_context(self.stack.enter_context(atomic_write(self.path)).open("w", newline=""))
         self.writer = csv.writer(self.file)
         self.writer.writerow(
             ["image", "number", "label", "score", "x1", "y1", "x2", "y2", "area", *(["box"] if self.prompted else [])]
@@ -178,10 +177,8 @@ class _Table:
         tail = [found["prompt"] + 1] if self.prompted else []
         self.writer.writerow([name, number, found["label"], found["score"], *box, found["area"], *tail])
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        self.file.close()
-        if kind is None:
-            os.replace(self.file.name, self.path)
+    def __exit__(self, *error: Any) -> None:
+        self.stack.__exit__(*error)
 
 
 def film(folder: Path, video: Video, every: int) -> None:
@@ -191,12 +188,11 @@ def film(folder: Path, video: Video, every: int) -> None:
     newest = max((picture.stat().st_mtime_ns for picture in pictures), default=0)
     if not pictures or (target.exists() and target.stat().st_mtime_ns > newest):
         return
-    partial = target.with_name(f".{target.name}.part.mp4")  # OpenCV goes by the suffix
     h, w = cv2.imread(str(pictures[0])).shape[:2]  # type: ignore[union-attr]
-    writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*"mp4v"), video.fps / every, (w, h))  # type: ignore[attr-defined]
-    try:
-        for picture in pictures:
-            writer.write(cv2.imread(str(picture)))  # type: ignore[arg-type]
-    finally:
-        writer.release()
-    os.replace(partial, target)
+    with atomic_write(target, suffix=".part.mp4") as partial:  # OpenCV chooses the container by the suffix
+        writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*"mp4v"), video.fps / every, (w, h))  # type: ignore[attr-defined]
+        try:
+            for picture in pictures:
+                writer.write(cv2.imread(str(picture)))  # type: ignore[arg-type]
+        finally:
+            writer.release()

@@ -30,7 +30,7 @@ from misa.engine.prediction.student import Image, Instances, Student, find, load
 from misa.engine.prediction.tiling import find_tiled
 from misa.errors import UserError
 from misa.experiment import require_types
-from misa.files import held, read_json, write_json
+from misa.files import locked, read_json, write_json
 
 MASKS = ("map", "each", "none")
 """One indexed PNG an image, one PNG an instance, or none."""
@@ -139,7 +139,7 @@ def predict(
     student = checkpoint if isinstance(checkpoint, Student) else load_student(checkpoint, device=device)
     known = _boxes_by_name(boxes, found, student) if boxes is not None else None
     folder = Path(out).expanduser().resolve()
-    with held(folder, "out"):
+    with locked(folder, "out"):
         _require_own(folder, _settings(student, chosen, known))
         failed = _work(student, found, folder, chosen, known, batch)
         images, instances = collect(folder, student.classes, prompted=known is not None)

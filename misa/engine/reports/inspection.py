@@ -4,7 +4,6 @@ misa inspect runs/demo        # writes runs/demo/inspection.html
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from misa.evaluation.failures import KINDS, MEANING, Judged, Verdict, judge
 from misa.figures.overlay import overlay
 from misa.figures.page import Markup, bar, chart, gallery, page, section, table
 from misa.figures.plots import health_curves, loss_curves
+from misa.files import atomic_write
 
 PAGE = "inspection.html"
 LOSSES = "losses.jsonl"
@@ -350,12 +350,9 @@ def _small(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _write(path: Path, text: str) -> None:
-    """In one step."""
-    partial = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(partial, path)
+        with atomic_write(path) as partial:
+            partial.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"the page {path} cannot be written ({error.strerror}); choose another place.") from error
 

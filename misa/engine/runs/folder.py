@@ -14,7 +14,7 @@ from misa.engine.runs.checkpoints import newest
 from misa.engine.runs.record import environment, loadable, read_params, require_own
 from misa.errors import UserError
 from misa.experiment import Experiment
-from misa.files import held, read_json, write_json
+from misa.files import locked, read_json, write_json
 from misa.rows import find_row, lineage, teacher_row
 
 
@@ -149,7 +149,7 @@ def student_place(row: str, experiment: Experiment, seed: int, beside: Path, *, 
 def _hold(folder: Path, stack: contextlib.ExitStack) -> None:
     """Nobody writes into a finished run, so several students may look at one teacher at a time."""
     if read_json(folder / "metrics.json") is None:
-        stack.enter_context(held(folder))
+        stack.enter_context(locked(folder))
 
 
 def _before(folder: Path, params: dict[str, Any], resume: bool) -> tuple[dict[str, Any] | None, Path | None]:

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from tqdm.auto import tqdm
 
 from misa.errors import Diverged
+from misa.files import atomic_write
 
 
 class LossRecord(Hook):
@@ -43,14 +44,17 @@ class LossRecord(Hook):
             return
         kept = [line for line in self.path.read_text().splitlines() if _step(line) < checkpoint["meta"]["iter"]]
         rows = [row | {"iter": row["iter"] * batches // before} for row in map(json.loads, kept)]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self._rewrite(map(json.dumps, rows))
 
     @master_only
     def before_train(self, runner: Runner) -> None:
         """Keep the lines before the step at which training starts."""
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step(line) < runner.iter]
-            self.path.write_text("".join(line + "\n" for line in kept))
+            self._rewrite([line for line in self.path.read_text().splitlines() if _step(line) < runner.iter])
+
+    def _rewrite(self, lines: Iterable[str]) -> None:
+        with atomic_write(self.path) as partial:
+            partial.write_text("".join(line + "\n" for line in lines))
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None

@@ -20,7 +20,7 @@ from misa.engine.reports.tables import open_table, summary
 from misa.engine.training import sweep
 from misa.engine.training.sweep import plan, run
 from misa.errors import Stopped, UserError
-from misa.files import held
+from misa.files import locked
 
 
 def finish(job, ap, **more):
@@ -239,7 +239,7 @@ def test_a_failed_teacher_stops_only_the_students_of_its_seed(tmp_path, monkeypa
 
 def test_a_training_of_another_process_is_to_be_waited_for(tmp_path):
     wanted = plan(["demo:box"], range(1), root=tmp_path)
-    with held(wanted[0].folder), pytest.raises(UserError, match=r"in use by another run.*wait for that one and run"):
+    with locked(wanted[0].folder), pytest.raises(UserError, match=r"in use by another run.*wait for that one and run"):
         run(wanted, gpus=0, data_root=tmp_path / "data")
 
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from misa.cli import main
-from misa.files import held
+from misa.files import locked
 
 ROW = """
 from misa.experiment import Experiment
@@ -337,9 +337,9 @@ def test_the_matrix_is_large_enough():
 
 
 def test_two_at_once(place, capsys):
-    with held(place.folder / "out", "out"):
+    with locked(place.folder / "out", "out"):
         expect(place, place.predict(), "out is in use by another run", capsys)
-    with held(place.folder / "new"):
+    with locked(place.folder / "new"):
         expect(place, place.train(), "new is in use by another run", capsys)
 
 

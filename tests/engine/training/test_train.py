@@ -19,7 +19,7 @@ from misa.engine.training.runner import quiet_runner
 from misa.engine.training.train import train
 from misa.errors import UserError
 from misa.experiment import TINY, Augmentation, Experiment, Inference, Schedule
-from misa.files import held
+from misa.files import locked
 
 TOY = Experiment(
     data="demo",
@@ -261,7 +261,7 @@ def test_a_damaged_record_is_named_and_left_alone(run, place):
 
 
 def test_two_runs_cannot_share_a_folder(place):
-    with held(place / "shared"), pytest.raises(UserError, match="in use by another run"):
+    with locked(place / "shared"), pytest.raises(UserError, match="in use by another run"):
         run_toy(place, "shared")
 
 
