@@ -105,6 +105,12 @@ class Affinity:
     global_form: Literal["sum", "embedding", "product"] = _later("sum")
     local_form: Literal["sum", "product"] = _later("sum")
     semantic_scale: float = _later(1.0)  # on σ of A^f and A^c
+    # Readings of Eq. 11 (see `misa.ops.readings`): what S^c is, how S is normalised, and what of K counts.
+    semantic_values: Literal["channels", "class", "probability"] = _later("channels")
+    semantic_norm: Literal["none", "channel", "pixel"] = _later("none")
+    semantic_factors: Literal["signed", "absolute", "positive", "contrast"] = _later("signed")
+    # The window's half side as a share of the map's shorter side, in place of `window`: APro's 5 x 5 is 0.01 of 200.
+    window_share: float | None = _later(None)
     # With mode="pamr": 3x3 neighbors at these distances in cells of the mask, and how often.
     pamr_dilations: tuple[int, ...] = _later((1, 2, 4, 8, 12, 24))
     pamr_steps: int = _later(10)
@@ -246,6 +252,10 @@ class Experiment:
                 raise ValueError(f"Schedule.{name} is {getattr(schedule, name)}; it is too small.")
         if not (schedule.lr > 0 and schedule.weight_decay >= 0 and schedule.clip > 0):
             raise ValueError("Schedule: lr and clip must be positive, weight_decay at least 0.")
+        if self.affinity is not None and self.affinity.feature and self.affinity.semantic_values != "channels":
+            raise ValueError("Affinity.semantic_values is of saliency; A^f compares the channels of S themselves.")
+        if self.affinity is not None and self.affinity.window_share is not None and not self.affinity.window_share > 0:
+            raise ValueError(f"Affinity.window_share is {self.affinity.window_share}; it must be positive, or None.")
         if self.affinity is not None and (self.affinity.window < 3 or self.affinity.window % 2 == 0):
             raise ValueError(f"Affinity.window is {self.affinity.window}; it must be odd and at least 3.")
         if self.affinity is not None and min(self.affinity.pamr_steps, *self.affinity.pamr_dilations) < 1:

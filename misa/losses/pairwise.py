@@ -16,6 +16,7 @@ from misa.losses.inputs import SemanticPrior
 from misa.ops.affinity import check_finite, check_kernel
 from misa.ops.guides import LocalForm, Scene
 from misa.ops.propagation import GlobalForm, SemanticGuide, constant, propagate_pamr
+from misa.ops.readings import window_of
 
 Reduction = Literal["box_mean", "box_ratio", "sum"]
 
@@ -50,19 +51,42 @@ def pairwise_loss(
     images: Float[Tensor, "b 3 h w"],
     image_index: Int[Tensor, " n"],
     *,
+    reduction: Reduction = "box_mean",
+    global_weight: float = 2.0,
+    local_weight: float = 1.0,
+    pamr_weight: float = 1.0,
+    **propagation: Any,
+) -> dict[str, Float[Tensor, ""]]:
+    """L1 between mask probabilities and the pseudo masks propagated from them (Eq. 15), per term.
+
+    `propagation` are the further arguments of `pseudo_masks`, which says what the terms are: "apro" gives `loss_global`
+    and `loss_local`, "pamr" gives `loss_pamr`. Pseudo masks are constants: the gradient flows through M alone. Without
+    instances every term is a zero that still depends on `masks`.
+    """
+    pairs = pseudo_masks(masks, box_masks, images, image_index, **propagation)
+    weights = {"global": global_weight, "local": local_weight, "pamr": pamr_weight}
+    return {
+        f"loss_{name}": weights[name] * propagation_error(seen, target, box_masks, reduction=reduction)
+        for name, (seen, target) in pairs.items()
+    }
+
+
+def pseudo_masks(
+    masks: Float[Tensor, "n h w"],
+    box_masks: Float[Tensor, "n h w"] | Bool[Tensor, "n h w"],
+    images: Float[Tensor, "b 3 h w"],
+    image_index: Int[Tensor, " n"],
+    *,
     labels: Int[Tensor, " n"] | None = None,
     prior: SemanticPrior | tuple[Tensor, Tensor] | None = None,
     valid: Bool[Tensor, "b h w"] | Bool[Tensor, "b 1 h w"] | None = None,
     mode: Literal["apro", "pamr"] = "apro",
-    reduction: Reduction = "box_mean",
     global_size: int | None = None,
-    global_weight: float = 2.0,
-    local_weight: float = 1.0,
-    pamr_weight: float = 1.0,
     tree_bandwidth: float = 0.01,
     refine_bandwidth: float | None = 0.07,
     local_bandwidth: float = 0.15,
     window: int = 5,
+    window_share: float | None = None,
     local_steps: int = 20,
     pamr_steps: int = 10,
     pamr_dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
@@ -72,15 +96,14 @@ def pairwise_loss(
     local_form: LocalForm = "sum",
     semantic_sigma: Literal["image"] | float = "image",
     semantic_scale: float = 1.0,
-) -> dict[str, Float[Tensor, ""]]:
-    """L1 between mask probabilities and the pseudo masks propagated from them (Eq. 15), per term.
+) -> dict[str, tuple[Float[Tensor, "n h w"], Float[Tensor, "n h w"]]]:
+    """Of each term of the pairwise loss the masks that it compares and the pseudo masks that it pulls them to (Eq. 14).
 
-    "apro" gives `loss_global` and `loss_local`, "pamr" gives `loss_pamr`. The global pseudo mask comes from two
+    "apro" gives "global" and "local", "pamr" gives "pamr". The global pseudo mask comes from two
     passes over the image's tree, the second along the first one's result (`refine_bandwidth=None` leaves it out;
     `global_form="embedding"` puts a pass along S^c in its place). `images` are normalised and have the size of the
     masks; `prior` holds S (b d h w) and K (c d) and turns A into Â^c = A + balance · A^c with the category in
-    `labels`; `valid` leaves padding out. Pseudo masks are constants: the gradient flows through M alone. Without
-    instances every term is a zero that still depends on `masks`.
+    `labels`; `valid` leaves padding out. `window_share` sizes the window by the map, see `misa.ops.readings.window_of`.
 
     `global_size` squeezes images, prior and masks to a square of that side for the global pseudo mask, as APro's
     Mask2Former (96) does, and compares at the masks' own size with the masks squeezed and stretched likewise.
@@ -95,6 +118,8 @@ def pairwise_loss(
     if mode not in ("apro", "pamr"):
         raise ValueError(f"pairwise_loss knows the modes 'apro' and 'pamr', not {mode!r}.")
     scene = _scene(images, image_index, labels, prior, saliency, valid)
+    if window_share is not None:
+        window = window_of(window_share, masks.shape[-2], masks.shape[-1])
     window_options = {
         "window": window,
         "bandwidth": local_bandwidth,
@@ -119,11 +144,7 @@ def pairwise_loss(
         target = _global_masks(seen.detach(), _squeezed(scene, coarse), tree_bandwidth, refine_bandwidth, tree_options)
         pairs["global"] = _resized(seen, size), _resized(target, size)
         pairs["local"] = masks, _local_masks(fixed, box_masks, scene, window_options)
-    weights = {"global": global_weight, "local": local_weight, "pamr": pamr_weight}
-    return {
-        f"loss_{name}": weights[name] * propagation_error(seen, target, box_masks, reduction=reduction)
-        for name, (seen, target) in pairs.items()
-    }
+    return pairs
 
 
 def _resized(maps: Float[Tensor, "n h w"], size: tuple[int, int]) -> Float[Tensor, "n H W"]:

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from misa.errors import NotFinite
 from misa.losses import pairwise
-from misa.losses.pairwise import pairwise_loss, propagation_error
+from misa.losses.pairwise import pairwise_loss, propagation_error, pseudo_masks
 from misa.ops.guides import Scene
 from misa.ops.propagation import SemanticGuide, propagate_global, propagate_local, propagate_pamr
 from misa.ops.tree import minimum_spanning_tree
@@ -406,3 +406,23 @@ def test_a_global_size_squeezes_images_and_masks_alike(rng):
     assert torch.equal(got["loss_local"], full["loss_local"])
     assert not torch.allclose(got["loss_global"], full["loss_global"])
     torch.autograd.grad(got["loss_global"], masks)
+
+
+@pytest.mark.parametrize("mode", TERMS)
+def test_the_loss_is_the_distance_to_the_pseudo_masks(rng, mode):
+    masks, boxes, images, index, labels, prior = batch(rng)
+    options = {"labels": labels, "prior": prior, "mode": mode}
+    pairs = pseudo_masks(masks, boxes, images, index, **options)
+    found = pairwise_loss(masks, boxes, images, index, **options)
+    assert {f"loss_{name}" for name in pairs} == set(found) == TERMS[mode]
+    for name, (seen, target) in pairs.items():
+        weight = 2.0 if name == "global" else 1.0
+        assert torch.equal(seen, masks)
+        assert_close(found[f"loss_{name}"], weight * propagation_error(masks, target, boxes))
+
+
+def test_the_window_can_be_a_share_of_the_map(rng):
+    masks, boxes, images, index, *_ = batch(rng, h=24, w=30)
+    by_share = pairwise_loss(masks, boxes, images, index, window_share=0.08, window=9)
+    assert torch.equal(by_share["loss_local"], pairwise_loss(masks, boxes, images, index, window=5)["loss_local"])
+    assert not torch.equal(by_share["loss_local"], pairwise_loss(masks, boxes, images, index, window=3)["loss_local"])

@@ -17,6 +17,7 @@ from misa.models.students.adapter import Adapter
 from misa.models.students.batch_means import batch_mean, share
 from misa.models.students.step_health import gradient_shares, mask_health
 from misa.models.teacher.semask import SeMask
+from misa.ops.readings import read
 
 
 class Handover(NamedTuple):
@@ -47,7 +48,7 @@ class BoxSupervised(nn.Module):
     projection_weight, affinity: the arguments of `box_objectives`.
     distillation: the arguments of `distillation_loss`, a `weight` and a `unit`, "raw" or "spread" (S in units of its
         standard deviation); None leaves FSD out.
-    semantic: whether the teacher's prior joins the affinity (SEPA).
+    reading: how the teacher's prior joins the affinity (SEPA), the arguments of `misa.ops.readings.read`; None: not.
     teacher_channels: of the teacher's dense feature S; needed for the adapter of FSD.
 
     The teacher is attached, not owned: it is no part of the state dict, of `parameters()` or of inference.
@@ -62,7 +63,7 @@ class BoxSupervised(nn.Module):
         projection_weight: float,
         affinity: Mapping[str, Any] | None,
         distillation: Mapping[str, Any] | None = None,
-        semantic: bool = False,
+        reading: Mapping[str, Any] | None = None,
         teacher_channels: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -70,7 +71,7 @@ class BoxSupervised(nn.Module):
         self.projection_weight = projection_weight
         self.affinity = affinity
         self.distillation = None if distillation is None else dict(distillation)
-        self.semantic = semantic
+        self.reading = reading
         if self.distillation is not None:
             assert teacher_channels is not None, "FSD needs the teacher's number of channels"
             # The student's own weights are drawn as without an adapter, so that rows of one seed start alike.
@@ -132,12 +133,13 @@ class BoxSupervised(nn.Module):
         batch = _shrink(batch_inputs, shapes, union)
         prior = self._prior(batch_inputs, size)
         with torch.autocast(features.device.type, enabled=False):
+            affinity, semantic = self._read(prior, batch.valid)
             terms = box_objectives(
                 positives._replace(mask_logits=positives.mask_logits.float()),
                 batch,
                 projection_weight=self.projection_weight,
-                affinity=self.affinity,
-                prior=prior if self.semantic else None,
+                affinity=affinity,
+                prior=semantic,
             )
         losses |= {name: repeats * term * self._share(name, positives) for name, term in terms.items()}
         if self.distillation is not None:
@@ -163,9 +165,19 @@ class BoxSupervised(nn.Module):
         count = positives.box_masks.sum() if ratio else len(positives.image)
         return share(count, positives.mask_logits.device)
 
+    def _read(
+        self, prior: SemanticPrior | None, valid: Tensor
+    ) -> tuple[Mapping[str, Any] | None, SemanticPrior | None]:
+        """The arguments of the pairwise loss and what it compares of the teacher (Eq. 11)."""
+        if self.reading is None or prior is None or self.affinity is None:
+            return self.affinity, None
+        assert self.teacher is not None
+        values, factors, sigma = read(prior.features, self.teacher.last_layer(), valid=valid, **self.reading)
+        return {**self.affinity, "semantic_sigma": sigma}, SemanticPrior(values, factors)
+
     def _prior(self, images: Tensor, size: tuple[int, int]) -> SemanticPrior | None:
         """S at the size of the masks and K, without gradient; None where no term asks for them."""
-        if self.distillation is None and not self.semantic:
+        if self.distillation is None and self.reading is None:
             return None
         if self.teacher is None:
             raise RuntimeError("this student learns from a semantic teacher: attach one before training.")

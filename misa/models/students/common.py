@@ -10,7 +10,7 @@ from mmengine.hub import get_config
 from misa.data.pipeline import MEAN, STD
 from misa.experiment import Experiment, Network
 from misa.models.backbones import backbone_row
-from misa.models.teacher.config import backbone_of, pairwise_arguments
+from misa.models.teacher.config import backbone_of, pairwise_arguments, reading_arguments
 from misa.rows import teacher_row
 
 __all__ = ["backbone_of", "objectives", "preprocessor", "stage_widths"]
@@ -53,7 +53,8 @@ def objectives(experiment: Experiment) -> dict[str, Any]:
         "affinity": None if affinity is None else pairwise_arguments(affinity),
     }
     if experiment.teacher:
-        arguments["semantic"] = affinity is not None and (affinity.feature or affinity.saliency)
+        if affinity is not None and (affinity.feature or affinity.saliency):
+            arguments["reading"] = reading_arguments(affinity)
         arguments["teacher_channels"] = teacher_row(experiment).network.feature_channels
     if experiment.distillation is not None:
         arguments["distillation"] = dataclasses.asdict(experiment.distillation)

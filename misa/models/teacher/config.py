@@ -86,8 +86,17 @@ def backbone_of(network: Network) -> dict[str, Any]:
 def pairwise_arguments(affinity: Affinity) -> dict[str, Any]:
     """The arguments of `pairwise_loss`; whether there is a semantic prior is the model's to know."""
     arguments = dataclasses.asdict(affinity)
-    del arguments["feature"]
+    for name in ("feature", *(f"semantic_{part}" for part in READING)):
+        del arguments[name]
     return arguments
+
+
+READING = ("values", "norm", "factors")
+
+
+def reading_arguments(affinity: Affinity) -> dict[str, str]:
+    """The arguments of `misa.ops.readings.read`."""
+    return {part: getattr(affinity, f"semantic_{part}") for part in READING}
 
 
 def label_folder(experiment: Experiment, folder: Path) -> Path | None:

@@ -19,6 +19,7 @@ from misa.losses.inputs import SemanticPrior
 from misa.models.backbones import SWINS, build_backbone, run_stages, stage_channels
 from misa.models.teacher.attention import Residual, SemanticAttention
 from misa.models.teacher.contract import TeacherContract, evaluating
+from misa.ops.readings import Classifier
 
 __all__ = ["SeMask", "SemanticMaps", "stage_windows"]
 
@@ -113,6 +114,18 @@ class SeMask(nn.Module):
         with evaluating(self):
             features = self(images).features
         return SemanticPrior(features, self.classifier.weight.detach().flatten(1).index_select(0, self.foreground))
+
+    def last_layer(self) -> Classifier:
+        """K and its bias, without gradient; the background's row apart."""
+        rows, bias = self.classifier.weight.detach().flatten(1), self.classifier.bias
+        assert bias is not None
+        bias, background = bias.detach(), self.contract.background
+        return Classifier(
+            rows.index_select(0, self.foreground),
+            rows[background],
+            bias.index_select(0, self.foreground),
+            bias[background],
+        )
 
     def get_extra_state(self) -> Tensor:
         """The contract, for the state dict."""

@@ -4,6 +4,7 @@ Axes: b image · d channel · c category · h row · w column.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from misa.data.pipeline import MEAN, STD
 from misa.losses.inputs import SemanticPrior
 from misa.models.teacher.contract import TeacherContract, evaluating
+from misa.ops.readings import Classifier
 
 
 class TorchvisionTeacher(nn.Module):
@@ -74,3 +76,11 @@ class TorchvisionTeacher(nn.Module):
         size = (-(-images.shape[-2] // 4), -(-images.shape[-1] // 4))
         features = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
         return SemanticPrior(features, classifier.weight.detach().flatten(1).index_select(0, self.foreground))
+
+    def last_layer(self) -> Classifier:
+        """K and its bias, without gradient; the background's row apart. Rows of other categories are left out."""
+        layer: Any = self.model.classifier[-1]  # type: ignore[index]
+        rows = layer.weight.detach().flatten(1)
+        bias = rows.new_zeros(len(rows)) if layer.bias is None else layer.bias.detach()
+        background = self.contract.background
+        return Classifier(rows[self.foreground], rows[background], bias[self.foreground], bias[background])

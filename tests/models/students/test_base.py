@@ -166,6 +166,39 @@ def test_saliency_and_feature_change_the_pairwise_terms_alone(batch):
     assert len(set(values.values())) == 3, values
 
 
+@pytest.mark.parametrize(
+    "reading",
+    [
+        {"semantic_values": "class"},
+        {"semantic_values": "class", "semantic_factors": "contrast", "local_form": "sum", "global_form": "sum"},
+        {"semantic_values": "probability", "semantic_scale": 0.3},
+        {"semantic_norm": "channel"},
+        {"semantic_norm": "pixel", "semantic_factors": "positive"},
+        {"window_share": 0.01},
+        {"mode": "pamr", "semantic_values": "class", "pamr_dilations": (1, 2), "pamr_steps": 2},
+    ],
+)
+def test_a_reading_of_s_changes_the_pairwise_terms_alone(batch, reading):
+    """Distillation still learns S itself, and the terms have a gradient."""
+    model = build(MISA.but(affinity=reading))
+    plain, read = losses(build(MISA), batch), losses(model, batch)
+    for term in ("loss_cls", "loss_projection", "loss_distillation"):
+        assert torch.equal(plain[term], read[term])
+    changed = set(read) - {"loss_cls", "loss_projection", "loss_distillation"}
+    assert all(not torch.equal(read[name], plain.get(name, torch.zeros(()))) for name in changed - {"loss_global"})
+    sum(read.values()).backward()
+    assert all(p.grad is not None for p in model.backbone.parameters())
+
+
+def test_readings_that_contradict_themselves_are_refused():
+    with pytest.raises(ValueError, match="semantic_values is of saliency"):
+        MISA.but(affinity={"saliency": False, "feature": True, "semantic_values": "class"})
+    with pytest.raises(ValueError, match="window_share is 0"):
+        MISA.but(affinity={"window_share": 0.0})
+    with pytest.raises(ValueError, match="semantic_norm is 'batch'; choose one of none, channel, pixel"):
+        MISA.but(affinity={"semantic_norm": "batch"})
+
+
 def test_distillation_has_a_weight(batch):
     once, twice = (losses(build(MISA.but(distillation={"weight": w})), batch) for w in (1.0, 2.0))
     torch.testing.assert_close(twice["loss_distillation"], 2 * once["loss_distillation"])

@@ -390,3 +390,17 @@ def test_wrong_input_is_one_clear_sentence():
         SeMask(config, CLASSES, windows=(7, 7))
     with pytest.raises(ValueError, match=r"\(b, 3, h, w\)"):
         tiny_semask()(torch.zeros(1, 1, 32, 32))
+
+
+@pytest.mark.parametrize("background", [0, 2, 3])
+def test_the_last_layer_gives_the_logits_with_the_background_apart(images, background):
+    model = scramble(SeMask(tiny_backbone("resnet18"), CLASSES, channels=16, background=background)).eval()
+    with torch.no_grad():
+        maps = model(images)
+    layer = model.last_layer()
+    rows = torch.cat([layer.factors, layer.background[None]])
+    bias = torch.cat([layer.bias, layer.background_bias[None]])
+    found = torch.einsum("nd,bdhw->bnhw", rows, maps.features) + bias[:, None, None]
+    order = [row for row in range(4) if row != background] + [background]
+    assert_close(found, maps.logits[:, order], rtol=1e-4, atol=1e-5)
+    assert_close(layer.factors, model.prior(images).saliency_factors)

@@ -37,6 +37,11 @@ def test_the_feature_reproduces_the_networks_own_output(rng, device, model, size
     expected = torch.nn.functional.interpolate(coarse, size=(h, w), mode="bilinear", align_corners=False)[:, [4, 1]]
     found = torch.einsum("cd,bdhw->bchw", prior.saliency_factors, prior.features) + last.bias[[4, 1], None, None]
     assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    layer = teacher.last_layer()
+    assert torch.equal(layer.factors, prior.saliency_factors)
+    assert torch.equal(layer.background, last.weight[0, :, 0, 0])
+    assert torch.equal(layer.bias, last.bias[[4, 1]])
+    assert torch.equal(layer.background_bias, last.bias[0])
 
 
 def test_a_prior_carries_no_gradient_and_leaves_the_mode(rng, device, model):

@@ -1,0 +1,124 @@
+"""Readings of Eq. 11: what S^c is, from the dense feature S and the classifier of a semantic network (Eq. 1).
+
+Axes: b image · d channel · c category · h row · w column.
+
+Eq. 11 prints S^c = K^c · S and does not say whether channels are summed, whether S is normalised, or what of K counts.
+Every reading ends as values and factors, so that one affinity (Eq. 12), |factors^c · (values(i) − values(k))| / σ,
+serves all of them.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Values = Literal["channels", "class", "probability"]
+Norm = Literal["none", "channel", "pixel"]
+Factors = Literal["signed", "absolute", "positive", "contrast"]
+SMALL = 1e-6  # keeps a constant map, whose spread is 0, finite
+
+
+class Classifier(NamedTuple):
+    """The last layer of a semantic network: K and its bias, the background's row apart."""
+
+    factors: Float[Tensor, "c d"]
+    background: Float[Tensor, " d"]
+    bias: Float[Tensor, " c"]
+    background_bias: Float[Tensor, ""]
+
+
+class Reading(NamedTuple):
+    """What Eq. 12 compares: values (b e h w), factors (c e), and σ, "image" for their own spread."""
+
+    values: Tensor
+    factors: Tensor
+    sigma: Literal["image"] | float
+
+
+def read(
+    features: Float[Tensor, "b d h w"],
+    classifier: Classifier,
+    *,
+    values: Values = "channels",
+    norm: Norm = "none",
+    factors: Factors = "signed",
+    valid: Bool[Tensor, "b h w"] | None = None,
+) -> Reading:
+    """S^c of every category as values and factors.
+
+    values: "channels" K^c · S channel by channel, as Eq. 11 prints it; "class" the sum over the channels, the class's
+        logit map as in CAM; "probability" the class's share of the softmax of Eq. 1, which has no use for `factors`.
+    norm: "none" S as it is; "channel" every channel in units of its standard deviation in the image; "pixel" every
+        pixel's vector divided by its length.
+    factors: "signed" K as it is; "absolute" |K|; "positive" max(K, 0); "contrast" K minus the background's row.
+    valid: pixels that are no padding; others are in no spread.
+
+    With values "class" and "probability" every map has mean 0 and standard deviation 1 in its image, and σ is 1.
+    Raises ValueError on shapes that do not fit and on choices that are none.
+    """
+    _check(features, classifier, values, norm, factors)
+    here = torch.ones_like(features[:, 0]) if valid is None else valid.to(features.dtype)
+    if norm == "channel":
+        features = features / _moments(features, here)[1]
+    elif norm == "pixel":
+        features = features / features.norm(dim=1, keepdim=True).clamp(min=SMALL)
+    if values == "probability":
+        rows = torch.cat([classifier.factors, classifier.background[None]])
+        bias = torch.cat([classifier.bias, classifier.background_bias[None]])
+        maps = (torch.einsum("cd,bdhw->bchw", rows, features) + bias[:, None, None]).softmax(dim=1)[:, :-1]
+        return _standard(maps, here)
+    k = _rows(classifier, factors)
+    if values == "class":
+        return _standard(torch.einsum("cd,bdhw->bchw", k, features), here)
+    return Reading(features, k, "image")
+
+
+def _rows(classifier: Classifier, factors: Factors) -> Float[Tensor, "c d"]:
+    k = classifier.factors
+    if factors == "absolute":
+        return k.abs()
+    if factors == "positive":
+        return k.clamp(min=0)
+    return k - classifier.background if factors == "contrast" else k
+
+
+def _standard(maps: Float[Tensor, "b c h w"], here: Float[Tensor, "b h w"]) -> Reading:
+    mean, spread = _moments(maps, here)
+    return Reading((maps - mean) / spread, torch.eye(maps.shape[1], dtype=maps.dtype, device=maps.device), 1.0)
+
+
+def _moments(maps: Float[Tensor, "b c h w"], here: Float[Tensor, "b h w"]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every map over the pixels that count (b c 1 1)."""
+    here = here[:, None]
+    count = here.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+    mean = (maps * here).sum(dim=(2, 3), keepdim=True) / count
+    variance = ((maps - mean).square() * here).sum(dim=(2, 3), keepdim=True) / count
+    return mean, variance.sqrt().clamp(min=SMALL)
+
+
+def window_of(share: float, h: int, w: int) -> int:
+    """The window's side whose half is this share of a map's shorter side, one cell at least.
+
+    APro's 5 x 5 on maps of 200 x 336 is a share of 0.01.
+    """
+    if not 0 < share < math.inf:
+        raise ValueError(f"window_share must be positive: it is {share}.")
+    return 2 * max(1, round(share * min(h, w))) + 1
+
+
+def _check(features: Tensor, classifier: Classifier, values: str, norm: str, factors: str) -> None:
+    k = classifier.factors
+    if features.dim() != 4 or k.dim() != 2 or features.shape[1] != k.shape[1]:
+        raise ValueError(
+            "read needs features (b, d, h, w) and factors (c, d) with the same d: they are "
+            f"{tuple(features.shape)} and {tuple(k.shape)}."
+        )
+    for name, value, choices in (
+        ("values", values, ("channels", "class", "probability")),
+        ("norm", norm, ("none", "channel", "pixel")),
+        ("factors", factors, ("signed", "absolute", "positive", "contrast")),
+    ):
+        if value not in choices:
+            raise ValueError(f"read knows {name} {', '.join(choices)}, not {value!r}.")
