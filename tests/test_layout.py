@@ -61,7 +61,7 @@ TOO_LARGE = {
     "engine/training/config.py:run_config",
     "engine/training/train.py:train",
     "figures/sheet.py:chart",
-    "losses/pairwise.py:pairwise_loss",
+    "losses/pairwise.py:pseudo_masks",
     "ops/guides.py:along_window",
 }
 
