@@ -16,7 +16,7 @@ from torch import Tensor
 
 from misa.figures.example import Example
 from misa.figures.sheet import Sheet, Tile, chart, outline, trace, write
-from misa.figures.style import LINES, PAGE, Picture
+from misa.figures.style import ACCENT, LINES, PAGE, Picture
 from misa.ops.propagation import SemanticGuide
 from misa.ops.seed_affinity import KERNELS, Kernel, Knobs, Seed, SeedField, seed_mask
 
@@ -150,10 +150,10 @@ def affinity_figure(
     if truth is not None and len(truth):
         trace(axes, everywhere, outline(truth.any(dim=0).numpy()), width=0.8)
     if inside is not None:
-        trace(axes, [layout.tile(0, 0)], outline(inside.numpy()), color="#E69F00", width=1.2)
+        trace(axes, [layout.tile(0, 0)], outline(inside.numpy()), color=ACCENT, width=1.2)
     for column, kernel in enumerate(field.kernels, 1):
         half = _relative(masks[kernel].numpy()) >= 0.5
-        trace(axes, [layout.tile(column, 3)], outline(half), color="#E69F00", width=1.2)
+        trace(axes, [layout.tile(column, 3)], outline(half), color=ACCENT, width=1.2)
     x, y = np.array([tile.at(seed[0] + 0.5, seed[1] + 0.5) for tile in everywhere]).T
     axes.plot(x, y, "+", color="black", markersize=9, markeredgewidth=2.6)
     axes.plot(x, y, "+", color="white", markersize=8, markeredgewidth=1.2)

@@ -1,55 +1,107 @@
-"""Masks painted over an image at its full size, with OpenCV: for many images, where a Figure each would be slow.
+"""The one painter of objects: masks and boxes over an image, with OpenCV, since a Figure an image would be slow.
 
 Axes: n instance · h row · w column.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 from matplotlib.colors import to_rgb
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from misa.figures.plots import COLORS
+from misa.figures.style import COLORS
 
-# Colours by the instance's number, as in the other figures.
 PALETTE = np.array([[round(255 * value) for value in to_rgb(color)] for color in COLORS], dtype=np.uint8)
+"""The figures' colors (k 3) in RGB, by the number of an object."""
+
+Part = tuple[int, int, NDArray[np.bool_]]
+"""A mask within its extent: top, left, pixels (h w)."""
 
 # Pixels of a side that words of a few pixels' height fit into, and how far a small image is enlarged for it.
 _READABLE = 512
 _MOST = 8
+_DARK = (32, 32, 32)
 
 
 def overlay(
     image: NDArray[np.uint8],
-    parts: Iterable[tuple[int, int, NDArray[np.bool_]]],
-    labels: Sequence[str],
+    parts: Iterable[Part] = (),
+    labels: Sequence[str] = (),
     *,
-    opacity: float = 0.45,
+    boxes: ArrayLike = (),
+    colors: Sequence[int | str] | None = None,
+    opacity: float | Sequence[float] = 0.45,
+    readable: int = _READABLE,
+    line: float = 1 / 600,
 ) -> NDArray[np.uint8]:
-    """A copy of an RGB image (h w 3) with tinted and outlined masks, the first on top, and their labels.
+    """A copy of an RGB image (h w 3) with masks as outlined tints, boxes as frames, and labels; the first on top.
 
-    parts: top, left and pixels (h w) of each mask within its extent. A small image is enlarged by a whole factor, so
-    that words do not cover it.
+    A small image is enlarged by a whole factor, so that outlines and words do not cover it.
+
+    Args:
+        image: uint8 RGB (h w 3).
+        parts: the masks, each within its extent.
+        labels: a text for each mask, or none at all.
+        boxes: (n 4), xyxy in pixels of the image.
+        colors: of each object its place in `PALETTE`, or a color of matplotlib; by default its number.
+        opacity: of the tint, 0 (outline alone) to 1; one for all masks or one a mask.
+        readable: pixels of the longer side up to which a small image is enlarged.
+        line: width of outlines as a share of the longer side; one pixel at least.
     """
-    by = min(max(_READABLE // max(image.shape[:2]), 1), _MOST)
+    by = min(max(readable // max(image.shape[:2]), 1), _MOST)
     canvas = np.ascontiguousarray(image.repeat(by, axis=0).repeat(by, axis=1))
-    parts = [(by * top, by * left, pixels.repeat(by, axis=0).repeat(by, axis=1)) for top, left, pixels in parts]
+    masks = [(by * top, by * left, pixels.repeat(by, axis=0).repeat(by, axis=1)) for top, left, pixels in parts]
     # Sizes in pixels that are seen in a picture of any size.
-    line = max(1, round(max(canvas.shape[:2]) / 600))
-    named = []
-    for i, (top, left, pixels) in reversed(list(enumerate(parts))):
-        color = PALETTE[i % len(PALETTE)]
-        window = canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]]
-        tint = (1 - opacity) * window[pixels] + opacity * color.astype(np.float32)
-        window[pixels] = tint.round().astype(np.uint8)
-        framed = np.pad(pixels.astype(np.uint8), 1)
-        contours, _ = cv2.findContours(framed, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE, offset=(left - 1, top - 1))
-        cv2.drawContours(canvas, contours, -1, tuple(map(int, color)), line)
-        named.append((labels[i], left, top, tuple(map(int, color))))
-    for text, left, top, color in named:
-        _label(canvas, text, left, top, color, scale=0.4 * max(1.0, line * 0.75))
+    width = max(1, round(max(canvas.shape[:2]) * line))
+    strength = [opacity] * len(masks) if isinstance(opacity, int | float) else list(opacity)
+    frames = by * np.asarray(boxes, dtype=float).reshape(-1, 4)
+    chosen = [_color(i if colors is None else colors[i]) for i in range(max(len(masks), len(frames)))]
+    for i in reversed(range(len(frames))):
+        x1, y1, x2, y2 = (round(side) for side in frames[i])
+        _bordered(canvas, [np.array([[x1, y1], [x2 - 1, y1], [x2 - 1, y2 - 1], [x1, y2 - 1]])], chosen[i], width)
+    for i in reversed(range(len(masks))):
+        _mask(canvas, masks[i], chosen[i], strength[i], width)
+    for i in reversed(range(len(labels))):
+        _label(canvas, labels[i], masks[i][1], masks[i][0], chosen[i], scale=0.4 * max(1.0, width * 0.75))
     return canvas
+
+
+def whole(masks: Iterable[NDArray[np.bool_]]) -> list[Part]:
+    """Masks (n h w) of a whole image as parts, each cut to its extent."""
+    parts: list[Part] = []
+    for mask in masks:
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        top, left = (int(rows[0]), int(columns[0])) if len(rows) else (0, 0)
+        parts.append((top, left, mask[top : rows[-1] + 1, left : columns[-1] + 1] if len(rows) else mask[:0, :0]))
+    return parts
+
+
+def _color(color: int | str) -> tuple[int, int, int]:
+    if isinstance(color, str):
+        red, green, blue = (round(255 * value) for value in to_rgb(color))
+        return red, green, blue
+    red, green, blue = map(int, PALETTE[color % len(PALETTE)])
+    return red, green, blue
+
+
+def _mask(canvas: NDArray[np.uint8], part: Part, color: tuple[int, int, int], opacity: float, line: int) -> None:
+    top, left, pixels = part
+    window = canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]]
+    tint = (1 - opacity) * window[pixels] + opacity * np.array(color, np.float32)
+    window[pixels] = tint.round().astype(np.uint8)
+    framed = np.pad(pixels.astype(np.uint8), 1)
+    contours, _ = cv2.findContours(framed, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE, offset=(left - 1, top - 1))
+    _bordered(canvas, contours, color, line)
+
+
+def _bordered(
+    canvas: NDArray[np.uint8], lines: Sequence[NDArray[Any]], color: tuple[int, int, int], width: int
+) -> None:
+    """Closed lines with a thin dark rim, so that they are seen on an object of their own color."""
+    for shade, thickness in ((_DARK, width + 2), (color, width)):
+        cv2.drawContours(canvas, [line.reshape(-1, 1, 2) for line in lines], -1, shade, thickness)
 
 
 def _label(canvas: NDArray[np.uint8], text: str, left: int, top: int, color: tuple[int, ...], *, scale: float) -> None:

@@ -7,12 +7,14 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from misa.figures.overlay import overlay, whole
 from misa.figures.style import COLORS, Picture
+
+LABEL = 7
+"""Points of an object's label."""
 
 
 def draw_objects(
@@ -22,29 +24,28 @@ def draw_objects(
     masks: NDArray[np.bool_] | None = None,
     boxes: NDArray[np.float64] | None = None,
     labels: Sequence[str] | None = None,
+    colors: Sequence[int | str] | None = None,
     title: str = "",
 ) -> None:
-    """An image (h w 3) with masks (n h w) as outlined tints and boxes (n 4, xyxy) as frames."""
-    axes.imshow(image, interpolation="none")
-    axes.set_title(title, fontsize=8)
+    """An image (h w 3) with masks (n h w) as outlined tints and boxes (n 4, xyxy) as frames.
+
+    colors: of each object, as for `misa.figures.overlay.overlay`, which paints them; by default its number.
+    """
+    height, width = image.shape[:2]
+    parts = whole(() if masks is None else masks)
+    # The picture is drawn small: lines that are seen there, and no pixels left out on the way.
+    painted = overlay(image, parts, boxes=() if boxes is None else boxes, colors=colors, line=1 / 150)
+    axes.imshow(painted, interpolation="antialiased", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+    axes.set_title(title, fontsize=9)
     axes.set_axis_off()
-    for i, mask in enumerate(() if masks is None else masks):
-        color = COLORS[i % len(COLORS)]
-        tint = np.zeros((*mask.shape, 4))
-        tint[mask] = (*to_rgb(color), 0.45)
-        axes.imshow(tint, interpolation="none")
-        if mask.any() and not mask.all():
-            axes.contour(mask, levels=[0.5], colors=[color], linewidths=1.0)
-    for i, (x1, y1, x2, y2) in enumerate(() if boxes is None else boxes):
-        color = COLORS[i % len(COLORS)]
-        frame = Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=1.2)
-        axes.add_patch(frame)
     places = boxes if boxes is not None else _extents(masks)
     taken: list[tuple[float, float]] = []
     for i, text in enumerate(labels or ()):
         x, y, side = _place(places[i], image.shape[:2], taken)
-        axes.text(x, y, text, fontsize=5, color="white", ha=side, va="bottom", clip_on=True,
-                  bbox={"facecolor": COLORS[i % len(COLORS)], "edgecolor": "none", "pad": 0.8})  # fmt: skip
+        number = i if colors is None else colors[i]
+        face = number if isinstance(number, str) else COLORS[number % len(COLORS)]
+        axes.text(x, y, text, fontsize=LABEL, color="white", ha=side, va="bottom", clip_on=True,
+                  bbox={"facecolor": face, "edgecolor": "none", "pad": 0.8})  # fmt: skip
 
 
 def _extents(masks: NDArray[np.bool_] | None) -> list[tuple[float, ...]]:
@@ -91,22 +92,45 @@ def sample_grid(samples: Sequence[Mapping[str, object]], *, columns: int = 4, ti
 
 
 def box_to_mask(rows: Sequence[Mapping[str, object]]) -> Figure:
-    """What the method does, a row an image: the boxes it learns from, the masks it predicts, the truth.
+    """What the method does, a column an image: the boxes it learns from, the masks it predicts, the truth.
 
-    Each row has `image`, `boxes`, `predicted` (n h w), `predicted_labels` and `truth` (n h w).
+    Each row has `image`, `boxes`, `predicted` (n h w), `predicted_labels` and `truth` (n h w), in the order of the
+    boxes. An object has one color in all three; a prediction of no object is gray.
     """
     figure = Picture(figsize=(1.75 * len(rows), 5.4), layout="constrained")
     axes = figure.subplots(3, len(rows), squeeze=False)
     for column, row in enumerate(rows):
-        draw_objects(axes[0, column], row["image"], boxes=row["boxes"])  # type: ignore[arg-type]
-        draw_objects(axes[1, column], row["image"], masks=row["predicted"], labels=row["predicted_labels"])  # type: ignore[arg-type]
-        draw_objects(axes[2, column], row["image"], masks=row["truth"])  # type: ignore[arg-type]
+        image, predicted, truth = (row[name] for name in ("image", "predicted", "truth"))
+        draw_objects(axes[0, column], image, boxes=row["boxes"])  # type: ignore[arg-type]
+        colors = matched_colors(predicted, truth)  # type: ignore[arg-type]
+        draw_objects(
+            axes[1, column], image, masks=predicted, labels=row["predicted_labels"], colors=colors  # type: ignore[arg-type]
+        )  # fmt: skip
+        draw_objects(axes[2, column], image, masks=truth)  # type: ignore[arg-type]
     for ax, name in zip(axes[:, 0], ("given: boxes", "predicted masks", "true masks"), strict=True):
         ax.set_axis_on()
         ax.set(xticks=[], yticks=[])
         ax.set_ylabel(name, fontsize=8)
         ax.spines[:].set_visible(False)
     return figure
+
+
+def matched_colors(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], *, least: float = 0.3) -> list[int | str]:
+    """For each predicted mask (p h w) the number of the true one (n h w) that it is of, "gray" where it is of none.
+
+    The pair of the largest intersection over union first, from `least` on; each object is matched once.
+    """
+    colors: list[int | str] = ["gray"] * len(predicted)
+    if not len(predicted) or not len(truth):
+        return colors
+    flat, true = predicted.reshape(len(predicted), -1).astype(float), truth.reshape(len(truth), -1).astype(float)
+    common = flat @ true.T
+    ious = common / np.maximum(flat.sum(1)[:, None] + true.sum(1)[None] - common, 1)
+    while ious.max() >= least:
+        one, object_ = np.unravel_index(int(ious.argmax()), ious.shape)
+        colors[int(one)] = int(object_)
+        ious[one, :] = ious[:, object_] = 0
+    return colors
 
 
 def loss_curves(losses: Mapping[str, NDArray[np.float64]], *, window: int = 20) -> Figure:

@@ -8,6 +8,7 @@ import cv2
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -17,16 +18,25 @@ PAGE = 7.0  # two columns and the gap of 0.25 between them
 MAP = "viridis"
 """Perceptual and readable with every kind of color vision; also in gray."""
 
-COLORS = tuple(matplotlib.color_sequences["petroff10"])
-"""Color-blind-safe sequence (Petroff 2021), one a class or instance."""
+_GRAYS = ("#94a4a2", "#717581")
+COLORS: tuple[str, ...] = tuple(
+    name for color in matplotlib.color_sequences["petroff10"] if (name := to_hex(color)) not in _GRAYS
+)
+"""The one palette, safe for every kind of color vision (Petroff 2021): a color a class, object or line.
+
+Its two grays are left out: gray is what is of no object.
+"""
+
+ACCENT = COLORS[1]
+"""Boxes, seeds' frames and half-height contours on maps and photographs."""
 
 LINES: tuple[dict[str, Any], ...] = (
-    {"color": "#E69F00", "linestyle": "--"},
-    {"color": "#56B4E9", "linestyle": ":"},
-    {"color": "#009E73", "linestyle": "-."},
-    {"color": "#0072B2", "linestyle": "-"},
+    {"color": COLORS[1], "linestyle": "--"},
+    {"color": COLORS[7], "linestyle": ":"},
+    {"color": COLORS[2], "linestyle": "-."},
+    {"color": COLORS[0], "linestyle": "-"},
 )
-"""Okabe and Ito's colors, each with a dash of its own."""
+"""Lines of a diagram, each with a dash of its own."""
 
 PRINT: Any = {"pdf.fonttype": 42, "font.size": 7, "axes.linewidth": 0.5, "savefig.dpi": 300}
 """rc parameters of a printed figure: embedded TrueType, small type, thin frames."""

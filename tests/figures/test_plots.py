@@ -13,6 +13,7 @@ from misa.figures.plots import (
     class_bars,
     grouped_intervals,
     loss_curves,
+    matched_colors,
     precision_recall,
     sample_grid,
     save,
@@ -38,15 +39,26 @@ def rows():
 def test_box_to_mask_has_a_column_an_image_and_three_rows(rows):
     figure = box_to_mask(rows)
     assert len(figure.axes) == 9
-    frames = [len(ax.patches) for ax in figure.axes[:3]]
-    assert frames == [len(row["boxes"]) for row in rows]
+    for ax, row in zip(figure.axes[:3], rows, strict=True):
+        painted = ax.images[0].get_array()
+        assert painted.shape[0] == painted.shape[1] == 8 * 48  # enlarged, so that frames cover little
+        assert (painted != row["image"].repeat(8, axis=0).repeat(8, axis=1)).any() == bool(len(row["boxes"]))
     assert [ax.get_ylabel() for ax in figure.axes[::3]] == ["given: boxes", "predicted masks", "true masks"]
 
 
 def test_an_image_without_objects_is_drawn(rows):
     empty = {**rows[0], "boxes": np.zeros((0, 4)), "predicted": np.zeros((0, 48, 48), bool), "predicted_labels": []}
     figure = box_to_mask([{**empty, "truth": np.zeros((0, 48, 48), bool)}])
-    assert len(figure.axes[0].patches) == 0
+    assert (figure.axes[0].images[0].get_array()[::8, ::8] == rows[0]["image"]).all()
+
+
+def test_a_prediction_has_the_color_of_its_object():
+    truth = np.zeros((3, 20, 20), bool)
+    truth[0, :10], truth[1, 10:, :10], truth[2, 10:, 10:] = True, True, True
+    predicted = np.stack([truth[2], truth[0] | truth[1], np.zeros((20, 20), bool), truth[0]])
+    assert matched_colors(predicted, truth) == [2, 1, "gray", 0]
+    assert matched_colors(predicted[:0], truth) == []
+    assert matched_colors(predicted, truth[:0]) == ["gray"] * 4
 
 
 def test_sample_grid_fills_row_by_row(rows):
