@@ -5,7 +5,6 @@ Solutions of exercises are folded. A notebook that fails leaves its page with th
 
 import argparse
 import ast
-import html
 import re
 import time
 from collections.abc import Sequence
@@ -18,11 +17,13 @@ from jinja2 import DictLoader
 from nbconvert import HTMLExporter
 
 from misa.errors import UserError, did_you_mean
+from misa.figures.page import render
 
 # Parameters that name a folder, and where a smoke run puts it, so that it never mixes with real runs.
 _FOLDERS = ("run", "runs", "work_dir", "out", "root", "data_root")
 # Without a kernel a progress bar says 0 % for ever.
 _WIDGET = "application/vnd.jupyter.widget-view+json"
+_SMOKE = "Smoke runs: two training steps each, to see that everything runs; the numbers and figures mean nothing."
 _FOLDED = """{% extends 'lab/index.html.j2' %}
 {% block codecell %}
 {% if 'solution' in cell.metadata.get('tags', []) %}<details><summary>Solution</summary>{{ super() }}</details>
@@ -50,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed[path.stem] = error
         print(f"{path.stem}: {error or 'done'}, {time.monotonic() - start:.0f} s", flush=True)
     pages = [path.with_suffix(".html").name for path in paths]
-    (out / "index.html").write_text(index([out / page for page in pages]), encoding="utf-8")
+    (out / "index.html").write_text(
+        index([out / page for page in pages], warning=_SMOKE if options.smoke else ""), encoding="utf-8"
+    )
     print(f"open {out / 'index.html'}")
     return 1 if failed else 0
 
@@ -118,8 +121,8 @@ def page(executed: Path) -> str:
     return str(body)
 
 
-def index(pages: Sequence[Path]) -> str:
-    """A page that leads to the others: title, first sentence and last picture of each."""
+def index(pages: Sequence[Path], *, warning: str = "") -> str:
+    """A page that leads to the others: title, first sentence and last picture of each; above them a warning."""
     cards = []
     for path in pages:
         notebook = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
@@ -133,17 +136,12 @@ def index(pages: Sequence[Path]) -> str:
             for output in cell.get("outputs", [])
             if "image/png" in output.get("data", {})
         ]
-        shown = f'<img src="data:image/png;base64,{pictures[-1]}" alt="">' if pictures else ""
-        words = f"<h2>{html.escape(title.lstrip('# '))}</h2><p>{html.escape(re.sub(r'[*`]', '', sentence))}</p>"
-        cards.append(f'<a href="{html.escape(path.name)}">{words}{shown}</a>')
-    style = (
-        "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
-        "main{display:grid;grid-template-columns:repeat(auto-fill,minmax(20rem,1fr));gap:1.5rem}"
-        "a{color:inherit;text-decoration:none;border:1px solid #ccc;border-radius:8px;padding:1rem;overflow:hidden}"
-        "a:hover{border-color:#0072B2}h2{font-size:1.05rem;margin:0}"
-        "img{width:100%;max-height:14rem;object-fit:contain;object-position:top}"
-    )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>misa: gallery</title><style>{style}</style>'
-        f"<body><h1>misa: the notebooks, executed</h1><main>{''.join(cards)}</main></body></html>"
-    )
+        cards.append(
+            {
+                "href": path.name,
+                "title": title.lstrip("# "),
+                "text": re.sub(r"[*`]", "", sentence),
+                "picture": pictures[-1] if pictures else "",
+            }
+        )
+    return render("gallery.html.j2", title="misa: the notebooks, executed", warning=warning, cards=cards)

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "mmcv_ext": set(),
     "engine": {"ops", "losses", "data", "evaluation", "models", "figures", *FILES},
     "doctor": {"mmcv_ext"},
-    "gallery": {"errors"},
+    "gallery": {"errors", "figures"},
     "cli": {"data", "engine", "figures", "doctor", "gallery", *FILES},
     "__init__": {"mmcv_ext"},
     "__main__": {"cli"},

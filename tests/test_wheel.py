@@ -26,6 +26,8 @@ def test_a_wheel_holds_one_package(wheel):
     tables = {f"misa/experiments/{path.name}" for path in (ROOT / "experiments").glob("*.py")}
     assert tables <= set(names)
     assert "misa/py.typed" in names
+    templates = (ROOT / "misa").rglob("*.j2")
+    assert {str(path.relative_to(ROOT)) for path in templates} <= set(names)
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""What went wrong with each object: missed, taken for another class, merged, leaked beyond it, or stopped early.
+"""The error type of each object: missed, wrong class, merged, leaked beyond it, or incomplete; and false positives.
+
+TIDE's terms (Bolya et al. 2020) stand beside: Cls, Loc, Miss, Bkg. Its Loc is told apart here by what is wrong with
+the mask, since that is the question of box supervision.
 
 Axes: d detection · n object.
 """
@@ -9,23 +12,34 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pycocotools import mask as rle
 
-Kind = Literal["found", "wrong class", "missed", "merged", "leaked", "stopped early"]
-KINDS: tuple[Kind, ...] = ("found", "wrong class", "missed", "merged", "leaked", "stopped early")
-MEANING: dict[Kind, str] = {
+Kind = Literal["found", "wrong class", "missed", "merged", "leaked", "incomplete"]
+KINDS: tuple[Kind, ...] = ("found", "wrong class", "missed", "merged", "leaked", "incomplete")
+BACKGROUND = "background"
+"""The name of false positives: detections that touch no object."""
+TIDE = {
+    "wrong class": "Cls",
+    "missed": "Miss",
+    "merged": "Loc",
+    "leaked": "Loc",
+    "incomplete": "Loc",
+    BACKGROUND: "Bkg",
+}
+MEANING: dict[str, str] = {
     "found": "a mask of its class agrees with it",
     "wrong class": "a mask of another class agrees with it, and none of its own",
-    "missed": "no mask of its class touches it to speak of",
+    "missed": "no mask of its class overlaps it to speak of",
     "merged": "its mask covers half or more of another object too",
-    "leaked": "its mask goes beyond it further than it falls short",
-    "stopped early": "its mask covers too little of it",
+    "leaked": "its mask reaches beyond it more than it falls short (under-segmentation)",
+    "incomplete": "its mask covers too little of it (over-segmentation)",
+    BACKGROUND: "false positives: detections that overlap no object",
 }
-# Less intersection over union than this is a chance touch.
+# Less intersection over union than this is no overlap.
 _TOUCH = 0.1
 _COVERS = 0.5
 
 
-class Verdict(NamedTuple):
-    """An object's fate: the annotation, the detection that comes nearest to it (None if missed), and their IoU."""
+class Outcome(NamedTuple):
+    """An object's error type: its annotation, the detection that comes nearest (None if missed), and their IoU."""
 
     annotation: dict[str, Any]
     kind: Kind
@@ -33,25 +47,25 @@ class Verdict(NamedTuple):
     iou: float
 
 
-class Judged(NamedTuple):
-    """The verdict of each object of an image, and the detections that are of no object at all."""
+class ImageErrors(NamedTuple):
+    """The outcome of each object of an image, and the false positives: the detections that overlap no object."""
 
-    verdicts: list[Verdict]
-    invented: list[dict[str, Any]]
+    outcomes: list[Outcome]
+    background: list[dict[str, Any]]
 
 
-def judge(
+def error_types(
     objects: Sequence[dict[str, Any]],
     masks: Sequence[dict[str, Any]],
     detections: Sequence[dict[str, Any]],
     *,
     crowds: Sequence[dict[str, Any]] = (),
     good: float = 0.5,
-) -> Judged:
-    """Judge the objects of one image, whose masks are run lengths, by the detections that are taken seriously.
+) -> ImageErrors:
+    """The error type of each object of one image, whose masks are run lengths, by the detections above threshold.
 
     good: the intersection over union from which on an object is found. crowds: masks of crowds, in which a detection
-    is no invention.
+    is no false positive.
     """
     found = [d["segmentation"] for d in detections]
     shape = (len(detections), len(objects))
@@ -63,8 +77,8 @@ def judge(
     sizes = np.array(rle.area(list(masks)), dtype=float) if len(objects) else np.zeros(0)
     covered = within * area[:, None] / np.maximum(sizes, 1)[None]
     label = np.array([d["category_id"] for d in detections], dtype=int)
-    verdicts = [
-        _verdict(n, annotation, detections, label, ious, within, covered, good) for n, annotation in enumerate(objects)
+    outcomes = [
+        _outcome(n, annotation, detections, label, ious, within, covered, good) for n, annotation in enumerate(objects)
     ]
     crowded = (
         np.reshape(rle.iou(found, list(crowds), [1] * len(crowds)), (len(found), len(crowds))).max(axis=1) >= _COVERS
@@ -72,10 +86,12 @@ def judge(
         else np.zeros(len(found), bool)
     )
     touches = ious.max(axis=1, initial=0.0) >= _TOUCH
-    return Judged(verdicts, [d for d, hit, many in zip(detections, touches, crowded, strict=True) if not hit | many])
+    return ImageErrors(
+        outcomes, [d for d, hit, many in zip(detections, touches, crowded, strict=True) if not hit | many]
+    )
 
 
-def _verdict(
+def _outcome(
     n: int,
     annotation: dict[str, Any],
     detections: Sequence[dict[str, Any]],
@@ -84,20 +100,20 @@ def _verdict(
     within: Any,
     covered: Any,
     good: float,
-) -> Verdict:
+) -> Outcome:
     own = np.flatnonzero(label == annotation["category_id"])
     best = int(own[ious[own, n].argmax()]) if len(own) else -1
     iou = float(ious[best, n]) if len(own) else 0.0
     if iou >= good:
-        return Verdict(annotation, "found", detections[best], iou)
+        return Outcome(annotation, "found", detections[best], iou)
     others = np.flatnonzero((label != annotation["category_id"]) & (ious[:, n] >= good))
     if len(others):
         other = int(others[ious[others, n].argmax()])
-        return Verdict(annotation, "wrong class", detections[other], float(ious[other, n]))
+        return Outcome(annotation, "wrong class", detections[other], float(ious[other, n]))
     if iou < _TOUCH:
-        return Verdict(annotation, "missed", None, iou)
+        return Outcome(annotation, "missed", None, iou)
     rest = np.delete(covered[best], n)
-    kind: Kind = "leaked" if covered[best, n] >= within[best, n] else "stopped early"
+    kind: Kind = "leaked" if covered[best, n] >= within[best, n] else "incomplete"
     if (rest >= _COVERS).any() and covered[best, n] >= _COVERS:
         kind = "merged"
-    return Verdict(annotation, kind, detections[best], iou)
+    return Outcome(annotation, kind, detections[best], iou)

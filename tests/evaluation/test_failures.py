@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 
-from misa.evaluation.failures import KINDS, MEANING, judge
+from misa.evaluation.failures import BACKGROUND, KINDS, MEANING, TIDE, error_types
 
 SIZE = (60, 80)
 
@@ -33,48 +33,49 @@ CASES = {
     "missed": detection((50, 58, 60, 70)),
     "merged": detection((10, 30, 10, 52)),
     "leaked": detection((2, 42, 2, 31)),
-    "stopped early": detection((10, 16, 10, 30)),
+    "incomplete": detection((10, 16, 10, 30)),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_planted_failure_gets_its_name(kind):
-    judged = judge(ANNOTATIONS, MASKS, [CASES[kind]])
-    assert judged.verdicts[0].kind == kind
-    assert (judged.verdicts[0].detection is None) == (kind == "missed")
-    assert judged.verdicts[1].kind == ("merged" if kind == "merged" else "missed")
-    assert len(judged.invented) == (kind == "missed")
+    errors = error_types(ANNOTATIONS, MASKS, [CASES[kind]])
+    assert errors.outcomes[0].kind == kind
+    assert (errors.outcomes[0].detection is None) == (kind == "missed")
+    assert errors.outcomes[1].kind == ("merged" if kind == "merged" else "missed")
+    assert len(errors.background) == (kind == "missed")
 
 
 def test_a_merge_over_the_border_of_classes_is_one_too():
-    judged = judge([ANNOTATIONS[0], {"id": 2, "category_id": 2}], MASKS, [CASES["merged"]])
-    assert [verdict.kind for verdict in judged.verdicts] == ["merged", "missed"]
+    errors = error_types([ANNOTATIONS[0], {"id": 2, "category_id": 2}], MASKS, [CASES["merged"]])
+    assert [outcome.kind for outcome in errors.outcomes] == ["merged", "missed"]
 
 
 def test_the_best_of_several_detections_counts():
-    judged = judge(ANNOTATIONS, MASKS, [CASES["leaked"], CASES["found"], CASES["stopped early"]])
-    assert judged.verdicts[0].kind == "found"
-    assert judged.verdicts[0].iou == pytest.approx(19 / 21)
+    errors = error_types(ANNOTATIONS, MASKS, [CASES["leaked"], CASES["found"], CASES["incomplete"]])
+    assert errors.outcomes[0].kind == "found"
+    assert errors.outcomes[0].iou == pytest.approx(19 / 21)
 
 
 def test_good_is_a_threshold():
-    assert judge(ANNOTATIONS, MASKS, [CASES["found"]], good=0.95).verdicts[0].kind in ("leaked", "stopped early")
+    assert error_types(ANNOTATIONS, MASKS, [CASES["found"]], good=0.95).outcomes[0].kind in ("leaked", "incomplete")
 
 
-def test_a_detection_in_a_crowd_is_no_invention():
+def test_a_detection_in_a_crowd_is_no_false_positive():
     lonely = CASES["missed"]
-    assert judge([], [], [lonely]).invented == [lonely]
-    assert judge([], [], [lonely], crowds=[runs((40, 60, 50, 80))]).invented == []
+    assert error_types([], [], [lonely]).background == [lonely]
+    assert error_types([], [], [lonely], crowds=[runs((40, 60, 50, 80))]).background == []
 
 
 def test_nothing_detected_is_all_missed():
-    judged = judge(ANNOTATIONS, MASKS, [])
-    assert [verdict.kind for verdict in judged.verdicts] == ["missed", "missed"]
-    assert judge([], [], []) == ([], [])
+    errors = error_types(ANNOTATIONS, MASKS, [])
+    assert [outcome.kind for outcome in errors.outcomes] == ["missed", "missed"]
+    assert error_types([], [], []) == ([], [])
 
 
 def test_every_kind_is_explained():
-    assert set(MEANING) == set(KINDS)
+    assert set(MEANING) == {*KINDS, BACKGROUND}
+    assert set(TIDE) == set(MEANING) - {"found"}
 
 
 WINDOW = st.tuples(st.integers(0, 50), st.integers(1, 59), st.integers(0, 70), st.integers(1, 79)).map(
@@ -87,12 +88,12 @@ WINDOW = st.tuples(st.integers(0, 50), st.integers(1, 59), st.integers(0, 70), s
     st.lists(st.tuples(WINDOW, st.integers(1, 3)), max_size=4),
     st.lists(st.tuples(WINDOW, st.integers(1, 3)), max_size=5),
 )
-def test_every_object_has_one_verdict(objects, found):
+def test_every_object_has_one_outcome(objects, found):
     annotations = [{"id": i, "category_id": label} for i, (_, label) in enumerate(objects)]
     detections = [detection(window, label=label) for window, label in found]
-    judged = judge(annotations, [runs(window) for window, _ in objects], detections)
-    assert [verdict.annotation["id"] for verdict in judged.verdicts] == list(range(len(objects)))
-    for verdict in judged.verdicts:
-        assert verdict.kind in KINDS
-        assert (verdict.kind in ("found", "wrong class")) == (verdict.iou >= 0.5)
-    assert len(judged.invented) <= len(detections)
+    errors = error_types(annotations, [runs(window) for window, _ in objects], detections)
+    assert [outcome.annotation["id"] for outcome in errors.outcomes] == list(range(len(objects)))
+    for outcome in errors.outcomes:
+        assert outcome.kind in KINDS
+        assert (outcome.kind in ("found", "wrong class")) == (outcome.iou >= 0.5)
+    assert len(errors.background) <= len(detections)

@@ -1,17 +1,18 @@
-"""Where a run fails: its worst images, its failures by kind, and how sure its scores are, as one page.
+"""Where a run fails: its worst images, its errors by type, and the intervals of its scores, as one page.
 
 misa inspect runs/demo        # writes runs/demo/inspection.html
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
@@ -23,13 +24,15 @@ from misa.data.source import Source
 from misa.engine.runs.folder import opened
 from misa.engine.runs.samples import health, losses
 from misa.engine.runs.scores import DETECTIONS
+from misa.engine.runs.state import remarks
 from misa.errors import UserError
 from misa.evaluation.ap import matched, read_truth
 from misa.evaluation.bootstrap import Estimate, estimates, image_scores, matches_of
-from misa.evaluation.failures import KINDS, MEANING, Judged, Verdict, judge
+from misa.evaluation.failures import BACKGROUND, KINDS, MEANING, TIDE, ImageErrors, Outcome, error_types
 from misa.figures.overlay import overlay
-from misa.figures.page import Markup, bar, chart, gallery, page, section, table
+from misa.figures.page import render
 from misa.figures.plots import health_curves, loss_curves
+from misa.figures.style import ACCENT
 from misa.files import atomic_write
 
 PAGE = "inspection.html"
@@ -41,25 +44,26 @@ _ROWS = 1000  # of the table of all images
 
 @dataclass(frozen=True)
 class Inspection:
-    """A run's failures.
+    """A run's errors.
 
     scores: AP, AP50, ... and "class <name>" with intervals; images: the AP of each image id, None without objects;
-    judged: the verdicts of each image id; page: the HTML file, None where none was asked for.
+    errors: the outcomes of each image id; page: the HTML file, None where none was asked for.
     """
 
     scores: dict[str, Estimate]
     images: dict[int, float | None]
-    judged: dict[int, Judged]
+    errors: dict[int, ImageErrors]
     page: Path | None
 
     def kinds(self) -> dict[str, int]:
-        """How many objects met each fate, and the detections that are of no object ("invented")."""
-        count = Counter(verdict.kind for one in self.judged.values() for verdict in one.verdicts)
-        return {**{kind: count[kind] for kind in KINDS}, "invented": sum(len(j.invented) for j in self.judged.values())}
+        """How many objects have each outcome, and the false positives ("background")."""
+        count = Counter(outcome.kind for one in self.errors.values() for outcome in one.outcomes)
+        false = sum(len(one.background) for one in self.errors.values())
+        return {**{kind: count[kind] for kind in KINDS}, BACKGROUND: false}
 
     def worst(self, count: int = 12) -> list[int]:
         """The images of the lowest AP; of equal ones first those with more objects."""
-        known = [(value, -len(self.judged[i].verdicts), i) for i, value in self.images.items() if value is not None]
+        known = [(value, -len(self.errors[i].outcomes), i) for i, value in self.images.items() if value is not None]
         return [i for *_, i in sorted(known)[:count]]
 
 
@@ -82,11 +86,11 @@ def inspect_run(
         predictions: another COCO results file, as `misa evaluate --predictions` writes it; None: the run's own.
         data_root: the data, where it is not where the run was trained.
         out: the page; empty: inspection.html in the run folder; None: no page.
-        threshold: detections of this score or more are taken seriously in judging failures; scores count all.
+        threshold: the score threshold of the detections that error types are counted from; scores count all.
         good: the intersection over union from which on an object is found.
         resamples: of the images, for the 95 % intervals.
         seed: of the resamples.
-        examples: pictures of the worst images, and of each kind of failure.
+        examples: pictures of the worst images, and of each error type.
 
     Raises:
         UserError: no finished student, unreadable predictions, or data without masks.
@@ -109,22 +113,29 @@ def inspect_run(
     for detection in found:
         if detection["score"] >= threshold and detection["image_id"] in by_image:
             by_image[detection["image_id"]].append(detection)
-    judged = {image: _judged(truth, source, image, by_image[image], good) for image in images}
+    errors = {image: _errors(truth, source, image, by_image[image], good) for image in images}
     scores = estimates(matches, resamples=resamples, seed=seed)
-    inspection = Inspection(scores, image_scores(matches), judged, None)
+    inspection = Inspection(scores, image_scores(matches), errors, None)
     if out is None:
         return inspection
     path = Path(out).expanduser() if out else folder / PAGE
-    title = f"{params['row']}, seed {params['seed']}"
     about = (
-        f"{len(images)} validation images of {source.root}. Failures are judged by detections of score "
-        f"{threshold:g} or more; an object is found from an intersection over union of {good:g} on."
+        f"{len(images)} validation images of {source.root}. Error types count detections of score {threshold:g} or "
+        f"more; an object is found from an intersection over union of {good:g} on."
     )
-    parts = _parts(inspection, truth, source, by_image, resamples, examples)
-    if (folder / LOSSES).is_file() and (folder / LOSSES).stat().st_size:
-        parts.insert(1, _training(folder))
-    _write(path, page(title, about, parts))
-    return Inspection(scores, inspection.images, judged, path)
+    values = _values(inspection, _Painter(truth, source, by_image), examples)
+    title = f"{params['row']}, seed {params['seed']}"
+    page = render(
+        "inspection.html.j2",
+        title=title,
+        subtitle=about,
+        warning=" ".join(remarks(folder, experiment)),
+        charts=_charts(folder),
+        resamples=resamples,
+        **values,
+    )
+    _write(path, page)
+    return replace(inspection, page=path)
 
 
 def _detections(path: Path, truth: COCO) -> list[dict[str, Any]]:
@@ -152,117 +163,114 @@ def _detections(path: Path, truth: COCO) -> list[dict[str, Any]]:
     return list(rows)
 
 
-def _judged(truth: COCO, source: Source, image: int, detections: list[dict[str, Any]], good: float) -> Judged:
+def _errors(truth: COCO, source: Source, image: int, detections: list[dict[str, Any]], good: float) -> ImageErrors:
     wanted = [c["id"] for c in truth.dataset["categories"] if c["name"] in source.classes]
     annotations = truth.loadAnns(truth.getAnnIds(imgIds=[image], catIds=wanted))
     objects = [a for a in annotations if not a.get("iscrowd")]
     crowds = [truth.annToRLE(a) for a in annotations if a.get("iscrowd")]
-    return judge(objects, [truth.annToRLE(a) for a in objects], detections, crowds=crowds, good=good)
+    return error_types(objects, [truth.annToRLE(a) for a in objects], detections, crowds=crowds, good=good)
 
 
-def _parts(
-    inspection: Inspection,
-    truth: COCO,
-    source: Source,
-    detections: dict[int, list[dict[str, Any]]],
-    resamples: int,
-    examples: int,
-) -> list[Markup]:
-    draw = _Painter(truth, source, detections)
-    return [
-        _scores(inspection, resamples),
-        _kinds(inspection, truth),
-        *_examples(inspection, draw, examples),
-        _worst(inspection, draw, examples),
-        _all(inspection, truth),
-    ]
+def _values(inspection: Inspection, draw: "_Painter", examples: int) -> dict[str, Any]:
+    """What the page shows, by the names in its template."""
+    scores, classes = _scores(inspection)
+    kinds, by_class = _kinds(inspection, draw.names)
+    images, note = _all(inspection, draw)
+    return {
+        "scores": scores,
+        "classes": classes,
+        "kinds": kinds,
+        "by_class": by_class,
+        "examples": list(_examples(inspection, draw, examples)),
+        "worst": list(_worst(inspection, draw, examples)),
+        "images": images,
+        "all_note": note,
+    }
 
 
-def _scores(inspection: Inspection, resamples: int) -> Markup:
-    rows = [
-        (name, e.value, _interval(e), e.objects, bar((e.value or 0) / 100)) for name, e in inspection.scores.items()
-    ]
-    plain, classes = [r for r in rows if not r[0].startswith("class ")], [r for r in rows if r[0].startswith("class ")]
-    head = ["", "AP (%)", "95 % interval", "objects", ""]
-    note = (
-        f"Mask AP by pycocotools. The interval is where AP lies in 95 % of {resamples} draws of as many images with "
-        "replacement: what other images of the same kind might give. It says nothing of other seeds."
-    )
-    named = [(name.removeprefix("class "), *rest) for name, *rest in classes]
-    named.sort(key=lambda row: -1.0 if row[1] is None else float(row[1]))
-    return section("Scores", note, table(head, plain), Markup("<p></p>"), table(["class", *head[1:]], named))
-
-
-def _training(folder: Path) -> Markup:
-    note = (
-        "Losses can fall while the masks turn into plain boxes: what the masks looked like, and which loss moved the "
-        "student, at every so manyth step."
-    )
-    charts = [chart(loss_curves(losses(folder)), "losses, faint as recorded and bold as a running mean")]
+def _charts(folder: Path) -> list[dict[str, Any]]:
+    """The curves of the training, where there are any."""
+    path = folder / LOSSES
+    if not path.is_file() or not path.stat().st_size:
+        return []
+    drawn = {"losses, faint as recorded and bold as a running mean": loss_curves(losses(folder))}
     if watched := health(folder):
-        charts.append(
-            chart(health_curves(watched), "health: how much of its box a mask fills, and each loss's gradient")
-        )
-    return section("Training", note, *charts)
+        drawn["health: how much of its box a mask fills, and each loss's gradient"] = health_curves(watched)
+    return [
+        {"figure": figure, "caption": caption, "width": round(100 * figure.get_figwidth())}
+        for caption, figure in drawn.items()
+    ]
+
+
+def _scores(inspection: Inspection) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The metrics, and AP by class, the best first."""
+    rows = [(name, e.value, _interval(e), e.objects, (e.value or 0) / 100) for name, e in inspection.scores.items()]
+    head = ["AP (%)", "95 % interval", "objects", "share"]
+    plain = [row for row in rows if not row[0].startswith("class ")]
+    named = [(name.removeprefix("class "), *rest) for name, *rest in rows if name.startswith("class ")]
+    classes = pd.DataFrame(named, columns=["class", *head], dtype=object)
+    classes = classes.sort_values("AP (%)", ascending=False, na_position="last", kind="stable")
+    return pd.DataFrame(plain, columns=["", *head], dtype=object), classes
 
 
 def _interval(estimate: Estimate) -> str | None:
     return None if estimate.low is None or estimate.high is None else f"{estimate.low:.1f} – {estimate.high:.1f}"
 
 
-def _kinds(inspection: Inspection, truth: COCO) -> Markup:
-    kinds = inspection.kinds()
-    total = max(sum(kinds[kind] for kind in KINDS), 1)
-    rows: list[tuple[str, int, Markup, str]] = [
-        (kind, kinds[kind], bar(kinds[kind] / total), MEANING[kind]) for kind in KINDS
-    ]
-    rows.append(("invented", kinds["invented"], bar(kinds["invented"] / total), "detections that touch no object"))
-    names = {c["id"]: c["name"] for c in truth.dataset["categories"]}
-    by_class: dict[str, Counter[str]] = {}
-    for judged in inspection.judged.values():
-        for verdict in judged.verdicts:
-            by_class.setdefault(names[verdict.annotation["category_id"]], Counter())[verdict.kind] += 1
-    grouped = [(name, sum(c.values()), *(c[kind] for kind in KINDS)) for name, c in sorted(by_class.items())]
-    return section(
-        "What happened to the objects",
-        "Each object has one fate; it is told by the mask of its class that comes nearest.",
-        table(["", "objects", "", "note"], rows),
-        Markup("<p></p>"),
-        table(["class", "objects", *KINDS], grouped),
+def _kinds(inspection: Inspection, names: dict[int, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The outcomes of all objects, and of every class."""
+    counts = inspection.kinds()
+    total = max(sum(counts[kind] for kind in KINDS), 1)
+    kinds = pd.DataFrame(
+        [(kind, TIDE.get(kind, ""), count, count / total, MEANING[kind]) for kind, count in counts.items()],
+        columns=["", "TIDE", "objects", "share", "meaning"],
     )
+    rows = [
+        (names[outcome.annotation["category_id"]], outcome.kind)
+        for one in inspection.errors.values()
+        for outcome in one.outcomes
+    ]
+    found = pd.DataFrame(rows, columns=["class", "kind"])
+    by_class = pd.crosstab(found["class"], found["kind"]).reindex(columns=list(KINDS), fill_value=0)
+    by_class.insert(0, "objects", by_class.sum(axis=1))
+    return kinds, by_class.reset_index()
 
 
-def _examples(inspection: Inspection, draw: "_Painter", count: int) -> Iterable[Markup]:
+def _examples(inspection: Inspection, draw: "_Painter", count: int) -> Iterator[dict[str, Any]]:
+    """The largest objects of each error type."""
     for kind in KINDS[1:]:
-        cases = [(i, v) for i, one in inspection.judged.items() for v in one.verdicts if v.kind == kind]
+        cases = [(i, o) for i, one in inspection.errors.items() for o in one.outcomes if o.kind == kind]
         cases.sort(key=lambda case: -case[1].annotation.get("area", 0))
-        figures = [figure for image, verdict in cases[:count] if (figure := draw.verdict(image, verdict)) is not None]
+        figures = [figure for image, outcome in cases[:count] if (figure := draw.outcome(image, outcome)) is not None]
         if figures:
-            note = f"{MEANING[kind]}. The true outline and, tinted, the mask that comes nearest; the largest first."
-            yield section(f"{kind.capitalize()} ({len(cases)})", note[0].upper() + note[1:], gallery(figures))
+            note = f"{MEANING[kind]}. White: the true outline; orange: the mask that comes nearest; the largest first."
+            yield {
+                "name": kind.capitalize(),
+                "count": len(cases),
+                "note": note[0].upper() + note[1:],
+                "figures": figures,
+            }
 
 
-def _worst(inspection: Inspection, draw: "_Painter", count: int) -> Markup:
-    figures = []
+def _worst(inspection: Inspection, draw: "_Painter", count: int) -> Iterator[dict[str, Any]]:
     for image in inspection.worst(count):
         if (pictures := draw.image(image)) is not None:
-            figures.append((pictures, f"{draw.name(image)}: AP {inspection.images[image]:.1f}"))
-    return section(
-        "Worst images", "Image, predicted masks, true masks; by AP of the image alone.", gallery(figures, wide=True)
-    )
+            yield {"pictures": pictures, "caption": f"{draw.name(image)}: AP {inspection.images[image]:.1f}"}
 
 
-def _all(inspection: Inspection, truth: COCO) -> Markup:
+def _all(inspection: Inspection, draw: "_Painter") -> tuple[pd.DataFrame, str]:
+    """A line an image, and what is said above them."""
     order = sorted(inspection.images, key=lambda i: (inspection.images[i] is None, inspection.images[i] or 0.0))
     rows = []
     for image in order[:_ROWS]:
-        one = inspection.judged[image]
-        count = Counter(verdict.kind for verdict in one.verdicts)
-        name = truth.imgs[image]["file_name"]
-        rows.append((name, inspection.images[image], len(one.verdicts), *(count[k] for k in KINDS), len(one.invented)))
+        one = inspection.errors[image]
+        count = Counter(outcome.kind for outcome in one.outcomes)
+        counts = [len(one.outcomes), *(count[kind] for kind in KINDS), len(one.background)]
+        rows.append((draw.name(image), inspection.images[image], *counts))
     more = f" The first {_ROWS} of {len(order)}." if len(order) > _ROWS else ""
-    note = f"From the lowest AP to the highest; images without objects have none.{more}"
-    return section("All images", note, table(["image", "AP", "objects", *KINDS, "invented"], rows))
+    head = ["image", "AP", "objects", *KINDS, BACKGROUND]
+    frame = pd.DataFrame(rows, columns=head, dtype=object)
+    return frame, f"From the lowest AP to the highest; images without objects have none.{more}"
 
 
 class _Painter:
@@ -270,7 +278,7 @@ class _Painter:
 
     def __init__(self, truth: COCO, source: Source, detections: dict[int, list[dict[str, Any]]]) -> None:
         self.truth, self.source, self.detections = truth, source, detections
-        self.names = {c["id"]: c["name"] for c in truth.dataset["categories"]}
+        self.names: dict[int, str] = {c["id"]: c["name"] for c in truth.dataset["categories"]}
 
     def name(self, image: int) -> str:
         return str(self.truth.imgs[image]["file_name"])
@@ -281,8 +289,8 @@ class _Painter:
         except DataError:  # gone since the run was trained
             return None
 
-    def image(self, image: int) -> list[NDArray[np.uint8]] | None:
-        """The image, its predictions and its truth."""
+    def image(self, image: int) -> dict[str, NDArray[np.uint8]] | None:
+        """The image, its predictions and its truth, of one size, by the words above them."""
         pixels = self.pixels(image)
         if pixels is None:
             return None
@@ -290,63 +298,45 @@ class _Painter:
         labels = [f"{self.names[d['category_id']]} {d['score']:.2f}" for d in found]
         true = [a for a in self.truth.imgToAnns[image] if not a.get("iscrowd")]
         named = [self.names[a["category_id"]] for a in true]
-        return [
-            _small(pixels),
-            _small(overlay(pixels, [decode_part(d["segmentation"]) for d in found], labels)),
-            _small(overlay(pixels, [decode_part(self.truth.annToRLE(a)) for a in true], named)),
-        ]
+        return {
+            "image": _fitted(overlay(pixels)),
+            "predicted masks": _fitted(overlay(pixels, [decode_part(d["segmentation"]) for d in found], labels)),
+            "true masks": _fitted(overlay(pixels, [decode_part(self.truth.annToRLE(a)) for a in true], named)),
+        }
 
-    def verdict(self, image: int, verdict: Verdict) -> tuple[list[NDArray[np.uint8]], str] | None:
-        """The surroundings of an object with its outline and what was found of it."""
+    def outcome(self, image: int, outcome: Outcome) -> dict[str, Any] | None:
+        """The surroundings of an object with its outline and what was found of it, and a caption."""
         pixels = self.pixels(image)
         if pixels is None:
             return None
-        true = decode_part(self.truth.annToRLE(verdict.annotation))
-        parts = [true] if verdict.detection is None else [true, decode_part(verdict.detection["segmentation"])]
+        parts = [decode_part(self.truth.annToRLE(outcome.annotation))]
+        label = self.names[outcome.annotation["category_id"]]
+        if outcome.detection is not None:
+            parts.append(decode_part(outcome.detection["segmentation"]))
+            label += f", IoU {outcome.iou:.2f}, score {outcome.detection['score']:.2f}"
+            if outcome.kind == "wrong class":
+                label += f", classified as {self.names[outcome.detection['category_id']]}"
         top, left = max(min(y for y, _, _ in parts) - _AROUND, 0), max(min(x for _, x, _ in parts) - _AROUND, 0)
         bottom = max(y + mask.shape[0] for y, _, mask in parts) + _AROUND
         right = max(x + mask.shape[1] for _, x, mask in parts) + _AROUND
         crop = np.ascontiguousarray(pixels[top:bottom, left:right])
-        by = max(1, min(8, _SIDE // max(crop.shape[:2])))
-        crop = crop.repeat(by, axis=0).repeat(by, axis=1)
-        label = self.names[verdict.annotation["category_id"]]
-        if verdict.detection is not None:
-            crop = _tinted(crop, parts[1], top, left, by)
-            label += f", IoU {verdict.iou:.2f}, score {verdict.detection['score']:.2f}"
-            if verdict.kind == "wrong class":
-                label += f", taken for {self.names[verdict.detection['category_id']]}"
-        _outline(crop, true, top, left, by)
-        return [_small(crop)], f"{self.name(image)}: {label}"
+        shown = overlay(
+            crop,
+            [(y - top, x - left, mask) for y, x, mask in parts],
+            colors=("white", ACCENT),
+            opacity=(0.0, 0.45)[: len(parts)],
+            readable=_SIDE,
+            line=1 / 140,
+        )
+        return {"picture": _fitted(shown), "caption": f"{self.name(image)}: {label}"}
 
 
-def _tinted(
-    crop: NDArray[np.uint8], part: tuple[int, int, NDArray[np.bool_]], top: int, left: int, by: int
-) -> NDArray[np.uint8]:
-    y, x, pixels = part
-    window = crop[
-        (y - top) * by : (y - top + pixels.shape[0]) * by, (x - left) * by : (x - left + pixels.shape[1]) * by
-    ]
-    mask = pixels.repeat(by, axis=0).repeat(by, axis=1)
-    window[mask] = (0.5 * window[mask] + 0.5 * np.array([63, 144, 218])).astype(np.uint8)
-    return crop
-
-
-def _outline(crop: NDArray[np.uint8], part: tuple[int, int, NDArray[np.bool_]], top: int, left: int, by: int) -> None:
-    y, x, pixels = part
-    mask = np.pad(pixels.repeat(by, axis=0).repeat(by, axis=1).astype(np.uint8), 1)
-    offset = ((x - left) * by - 1, (y - top) * by - 1)
-    contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE, offset=offset)
-    for color, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        cv2.drawContours(crop, contours, -1, color, width)
-
-
-def _small(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """An image shrunk to the page's pictures; small ones stay."""
+def _fitted(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """An image whose longer side is that of the page's pictures."""
     scale = _SIDE / max(pixels.shape[:2])
-    if scale >= 1:
-        return pixels
     size = max(round(pixels.shape[1] * scale), 1), max(round(pixels.shape[0] * scale), 1)
-    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    return np.asarray(cv2.resize(pixels, size, interpolation=how), dtype=np.uint8)
 
 
 def _write(path: Path, text: str) -> None:
@@ -358,7 +348,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def summary(inspection: Inspection, rows: Sequence[str] = ("AP", "AP50", "AP75", "APs", "APm", "APl")) -> str:
-    """The scores with their intervals and the failures by kind, as text."""
+    """The scores with their intervals and the errors by type, as text."""
     lines = []
     for name in rows:
         estimate = inspection.scores[name]

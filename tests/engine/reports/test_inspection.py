@@ -1,11 +1,13 @@
 """The inspection of a run: its figures agree with the run's, its page holds all that it shows."""
 
+import base64
 import json
 import re
 from html.parser import HTMLParser
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 
 from misa.cli import main
@@ -14,7 +16,7 @@ from misa.engine.runs.scores import DETECTIONS
 from misa.errors import UserError
 from misa.evaluation.ap import read_truth
 from misa.evaluation.failures import KINDS
-from misa.figures.page import Markup, bar, gallery, page, table
+from misa.figures.page import jpeg, render
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +57,11 @@ class Seen(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.addresses, self.scripts, self.text = [], 0, []
+        self.addresses, self.scripts, self.text, self.ids = [], 0, [], []
 
     def handle_starttag(self, tag, attrs):
         self.scripts += tag == "script"
+        self.ids += [value for name, value in attrs if name == "id"]
         self.addresses += [value for name, value in attrs if name in ("src", "href")]
 
     def handle_data(self, data):
@@ -72,9 +75,13 @@ def test_the_page_is_whole_by_itself(small_run, perfect, tmp_path, capsys):
     assert str(out) in capsys.readouterr().out
     seen = Seen()
     seen.feed(out.read_text())
-    assert seen.scripts == 0
+    assert seen.scripts == 1  # sorts the table of all images; in the page itself, see below
     assert seen.addresses
-    assert all(address.startswith(("data:image/jpeg;base64,", "data:image/png;base64,")) for address in seen.addresses)
+    links = [address[1:] for address in seen.addresses if address.startswith("#")]
+    assert links
+    assert set(links) <= set(seen.ids)
+    rest = [address for address in seen.addresses if not address.startswith("#")]
+    assert all(address.startswith(("data:image/jpeg;base64,", "data:image/png;base64,")) for address in rest)
     assert sum(address.startswith("data:image/png") for address in seen.addresses) == 2  # losses and health
     text = " ".join(seen.text)
     for words in (
@@ -100,23 +107,36 @@ def test_the_page_is_the_runs_own_and_made_again(small_run, tmp_path):
 
 
 def test_names_are_text_and_not_markup():
-    html = page("<b>&", "<i>", [table(["a<", "note"], [("<script>alert(1)</script>", Markup("<em>x</em>"))])])
-    assert "<script>" not in html
-    assert "&lt;script&gt;" in html
-    assert "<em>x</em>" in html
+    empty = pd.DataFrame({"class": []})
+    frame = pd.DataFrame({"class": ["<script>alert(1)</script>"], "AP": [None], "share": [7.0]}, dtype=object)
+    values = dict.fromkeys(("scores", "by_class", "kinds", "images"), empty)
+    html = render(
+        "inspection.html.j2",
+        title="<b>&",
+        subtitle="<i>",
+        warning="a <u>",
+        charts=[],
+        resamples=3,
+        classes=frame,
+        examples=[],
+        worst=[],
+        all_note="",
+        **values,
+    )
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert(1)" in html
+    assert "<b>&" not in html
     assert "&lt;b&gt;&amp;" in html
+    assert "a &lt;u&gt;" in html
+    assert "width:9.00em" in html  # a share above 1 fills its bar
+    assert ">–<" in html
 
 
 def test_pictures_are_in_the_page():
     pixels = np.full((20, 30, 3), (200, 30, 30), np.uint8)
-    html = gallery([([pixels], "caption <x>")])
-    data = re.search(r"base64,([^\"]+)", html).group(1)
-    import base64
-
-    shown = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+    data = base64.b64decode(jpeg(pixels).removeprefix("data:image/jpeg;base64,"))
+    shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
     assert np.abs(shown.astype(int) - pixels).max() < 12
-    assert "caption &lt;x&gt;" in html
-    assert "width:9.00em" in bar(7)
 
 
 @pytest.mark.parametrize(

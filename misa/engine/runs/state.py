@@ -1,0 +1,34 @@
+"""What a run folder's results are worth: whether its training has ended, and whether it was more than a smoke run."""
+
+import re
+import sys
+from pathlib import Path
+
+from misa.engine.runs.checkpoints import newest
+from misa.experiment import Experiment
+from misa.files import read_json
+
+SMOKE = "a smoke run: two training steps on small images, to see that everything runs; its numbers mean nothing."
+
+
+def remarks(folder: Path, experiment: Experiment, *, checkpoint: Path | None = None) -> list[str]:
+    """A sentence for each reason to beware of a run's results; empty for a finished run that is no smoke run.
+
+    checkpoint: the one in use; by default the folder's newest.
+    """
+    found = []
+    if experiment.limit is not None:
+        found.append(f"{folder} is {SMOKE}")
+    if read_json(folder / "metrics.json") is None:
+        path = newest(folder) if checkpoint is None else checkpoint
+        done = re.match(r"epoch_(\d+)", path.stem) if path is not None else None
+        epochs = experiment.schedule.epochs
+        state = f"epoch {done[1]} of {epochs}" if done else f"an unknown state of {epochs} epochs"
+        found.append(f"{folder} has not ended its training; what follows is of {state}.")
+    return found
+
+
+def warn(folder: Path, experiment: Experiment, *, checkpoint: Path | None = None) -> None:
+    """Say `remarks` on standard error, where a notebook shows them in red."""
+    for remark in remarks(folder, experiment, checkpoint=checkpoint):
+        print(f"warning: {remark}", file=sys.stderr, flush=True)
