@@ -19,6 +19,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "misa needs Python 3.11 or 3.12; install one, or: make PYTHON=path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-cache-dir -c constraints.txt -e '.[notebooks,photos,dev]'
+	$(BIN)/python -c "from misa.ops.backends.choice import warm; warm()"
 	@touch $@
 
 demo: setup  ## train, score and draw the demo from the notebook into runs/demo (6 min)

@@ -5,65 +5,58 @@ propagation by `unfold` on the whole map. The loops are compiled like ours and r
 the comparison is between algorithms and not between languages.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, unfold
 
-from misa.ops import _cpu
-from misa.ops._compile import I8, F4s, F8s, I4s, I8s, f4, f8, i8, kernel
-from misa.ops._kernels import exp_minus
-from misa.ops._run import run, spread_out
+from misa.ops.backends import cpu
+from misa.ops.backends.cpu import array, spread_out
+from misa.ops.backends.kernels import F4, I8, U4, exp_minus, kernel
 from misa.ops.tree import grid_lengths
 
 Masks = Tensor
 
 
-@kernel
-def union_sums(
-    values: F4s, ends: I4s, order: I8s, s: F4s, p: I8, top: I4s, size: F8s, total: F8s, up: F8s, down: F8s, out: F4s
-) -> None:
+@kernel("void(f4[::1], u4[:,::1], i8[::1], f4[::1], f4[::1])")
+def union_sums(values: F4, ends: U4, order: I8, s: F4, out: F4) -> None:
     """Kruskal over sorted edges; clusters joined by size, sums that all their pixels receive kept at their tops."""
+    p = len(values)
+    top, size, total = np.empty(p, np.uint32), np.empty(p), np.empty(p)
+    up, down = np.empty(p), np.empty(p)
     for v in range(p):
         top[v] = v
         size[v] = 1.0
         total[v] = values[v]
         up[v] = 0.0
         down[v] = 0.0
-    for i in range(p - 1):
-        e = order[i]
-        a = i8(ends[2 * e])
-        b = i8(ends[2 * e + 1])
+    for e in order:
+        a, b = ends[e, 0], ends[e, 1]
         while top[a] != a:
-            a = i8(top[a])
+            a = top[a]
         while top[b] != b:
-            b = i8(top[b])
+            b = top[b]
         if size[a] < size[b]:
-            swap = a
-            a = b
-            b = swap
-        near = exp_minus(min(f8(s[e]), 600.0))
-        to_a = near * total[b]
-        to_b = near * total[a]
+            a, b = b, a
+        near = exp_minus(min(np.float64(s[e]), 600.0))
+        to_a, to_b = near * total[b], near * total[a]
         up[a] += to_a
         up[b] += to_b - up[a]
-        to_a = near * size[b]
-        to_b = near * size[a]
+        to_a, to_b = near * size[b], near * size[a]
         down[a] += to_a
         down[b] += to_b - down[a]
         total[a] += total[b]
         size[a] += size[b]
         top[b] = a
     for v in range(p):
-        numerator = f8(values[v])
-        denominator = 1.0
-        at = v
+        numerator, denominator, at = np.float64(values[v]), 1.0, np.uint32(v)
         while True:
             numerator += up[at]
             denominator += down[at]
             if top[at] == at:
                 break
-            at = i8(top[at])
-        out[v] = f4(numerator / denominator)
+            at = top[at]
+        out[v] = numerator / denominator
 
 
 def tree_per_mask(image: Tensor, n: int) -> list[Tensor]:
@@ -71,7 +64,7 @@ def tree_per_mask(image: Tensor, n: int) -> list[Tensor]:
     h, w = image.shape[1:]
 
     def one(_: int) -> Tensor:
-        pixel, parent, _edge = _cpu.spanning_trees(grid_lengths(image)[None], h, w)
+        pixel, parent, _edge = cpu.spanning_trees(grid_lengths(image)[None], h, w)
         return torch.stack([pixel[0, 1:], pixel[0][parent[0, 1:].long()]], dim=1).contiguous()
 
     return spread_out(one, range(n))
@@ -79,15 +72,12 @@ def tree_per_mask(image: Tensor, n: int) -> list[Tensor]:
 
 def pass_per_mask(masks: Masks, guides: list[Tensor], trees: list[Tensor], bandwidth: float) -> Masks:
     """Eq. 14 with N = all pixels, mask by mask."""
-    p = masks[0].numel()
     result = torch.empty_like(masks)
 
     def one(i: int) -> None:
         flat, ends = guides[i].flatten(1), trees[i].long()
         s = ((flat[:, ends[:, 0]] - flat[:, ends[:, 1]]).square().sum(dim=0) / bandwidth**2).contiguous()
-        top = torch.empty(p, dtype=torch.int32)
-        size, total, up, down = torch.empty(4, p, dtype=torch.float64)
-        run(union_sums, masks[i], trees[i], s.argsort(), s, p, top, size, total, up, down, result[i])
+        union_sums(*(array(x) for x in (masks[i].flatten(), trees[i], s.argsort(), s, result[i].view(-1))))
 
     spread_out(one, range(len(masks)))
     return result

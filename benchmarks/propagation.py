@@ -1,6 +1,6 @@
 """Propagation: ours against the plain form and the published figures of the official code.
 
-    python -m benchmarks.propagation                   # tables of time and memory, CPU (about five minutes)
+    python -m benchmarks.propagation                   # tables of time and memory, CPU (about six minutes)
     python -m benchmarks.propagation --quick           # does it run: one small image, one round
     python -m benchmarks.propagation --device cuda     # the same work on a GPU, and what a trace says
 
@@ -132,7 +132,6 @@ def ours(
     scene = Scene(work.image[None], [0] * len(work.masks))
     if sem is not None:
         scene.features, scene.factors, scene.labels = sem
-        scene.look(work.boxes, 5)
     with torch.no_grad():
         trees = scene.trees()
         clock("tree")
@@ -217,10 +216,8 @@ import misa.losses.pairwise
 work, sem = torch.load(sys.argv[1], weights_only=False)
 form = sys.argv[2]
 if form == "ours":
-    from misa.ops import _compile, _kernels
-    for one in vars(_kernels).values():
-        if isinstance(one, _compile.Kernel):
-            one.compiled
+    from misa.ops.backends.choice import warm
+    warm()
 before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 if form == "plain":
     peer(work, lambda _: None)
@@ -235,7 +232,7 @@ print(int(peak.split()[1]) / 1024 - before)
 def growth(work: Work, sem: tuple[Tensor, Tensor, list[int]] | None, form: str, threads: int) -> float:
     """How many MB a new process grows by at most in its first propagation (Linux).
 
-    `form` is "ours", kernels compiled before; "ours, compiler"; or "plain".
+    `form` is "ours", kernels loaded before; "ours, numba", which loads them; or "plain".
     """
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "work.pt")
@@ -247,12 +244,12 @@ def growth(work: Work, sem: tuple[Tensor, Tensor, list[int]] | None, form: str, 
 def first_call_memory(root: Path, name: int, counts: Sequence[int], channels: int, threads: int, short: int) -> None:
     """The memory of a first call, where nothing is warm yet, against the plain form."""
     print(f"\nMB that a new process grows by in its first propagation; SEPA with {channels} channels, 3 categories")
-    print(f"{'n':>3} {'plain':>8} {'ours':>8} {'ratio':>6} {'SEPA':>8} {'ratio':>6}   with the compiler")
+    print(f"{'n':>3} {'plain':>8} {'ours':>8} {'ratio':>6} {'SEPA':>8} {'ratio':>6}   with numba")
     for n in counts:
         work = load(root, name, n, short=short)
         sem = semantic(work, channels, 3)
         plain_form, colors = growth(work, None, "plain", threads), growth(work, None, "ours", threads)
-        sepa, whole = growth(work, sem, "ours", threads), growth(work, sem, "ours, compiler", threads)
+        sepa, whole = growth(work, sem, "ours", threads), growth(work, sem, "ours, numba", threads)
         ratios = [plain_form / max(one, 0.1) for one in (colors, sepa)]
         print(
             f"{n:>3} {plain_form:8.0f} {colors:8.1f} {ratios[0]:5.0f}x {sepa:8.1f} {ratios[1]:5.0f}x {whole:8.0f}",
@@ -380,16 +377,20 @@ print(b - a - (time.perf_counter() - b), d - c - (time.process_time() - d))
 """
 
 
-def start_up(threads: int, rounds: int) -> None:
-    """What the first propagation of a process adds: imports and compilation; nothing is cached on disk."""
-    runs = []
-    for _ in range(rounds):
-        text = START.format(threads=threads)
-        out = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout
-        runs.append([float(x) for x in out.split()])
-    wall, cpu = (statistics.median(run[k] for run in runs) for k in (0, 1))
-    print(f"\nstart-up: the first propagation of a new process (all kernels, after `import torch`) adds {wall:.2f} s")
-    print(f"  wall, {cpu:.2f} s CPU; every process alike, the very first one too")
+def start_up(threads: int, rounds: int, *, compilation: bool) -> None:
+    """What the first propagation of a process adds: loading the kernels, and once on a machine compiling them."""
+    print("\nstart-up: what the first propagation of a new process adds, after `import torch`; medians")
+    text = START.format(threads=threads)
+    for what in ("kernels loaded", "kernels compiled")[: 1 + compilation]:
+        runs = []
+        for _ in range(rounds):
+            with tempfile.TemporaryDirectory() as folder:
+                fresh = {"NUMBA_CACHE_DIR": folder} if what == "kernels compiled" else {}
+                command = [sys.executable, "-c", text]
+                done = subprocess.run(command, env=os.environ | fresh, capture_output=True, text=True, check=True)
+                runs.append([float(x) for x in done.stdout.split()])
+        wall, cpu = (statistics.median(run[k] for run in runs) for k in (0, 1))
+        print(f"  {what}: {wall:.2f} s wall, {cpu:.2f} s CPU ({rounds} processes)", flush=True)
 
 
 def on_gpu(root: Path, name: int, n: int, short: int) -> None:
@@ -471,7 +472,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with_semantics(options.data, 308, counts, 16 if options.quick else 256, rounds, "cpu", short)
     if not options.quick:
         scaling(options.data, 308, rounds, short)
-    start_up(options.threads, 1 if options.quick else 3)
+    start_up(options.threads, 1 if options.quick else 5, compilation=not options.quick)
     memory_counts = [3] if options.quick else [1, 8, 38]
     first_call_memory(options.data, 308, memory_counts, 16 if options.quick else 256, options.threads, short)
     return 0

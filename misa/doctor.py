@@ -61,6 +61,7 @@ def examine(data_roots: Sequence[str | Path] = ()) -> list[Finding]:
         _run("torchvision", _torchvision, f"it has to fit torch: {_INSTALL}"),
         _run("mmdet", _mmdet, _INSTALL),
         _run("mmcv ops", _mmcv_ops, _INSTALL),
+        _run("propagation", _propagation, _INSTALL),
         _run("Jupyter", _jupyter, _INSTALL),
         _run("papermill", _papermill, _INSTALL),
         _run("disk", _disk, "start misa in a folder that you can read and write"),
@@ -210,6 +211,23 @@ def _mmcv_ops() -> Finding:
             return Finding("mmcv ops", True, detail)
         return Finding("mmcv ops", True, f"{detail}, as {broken.origin} does not load", f"to be rid of it: {REBUILD}")
     return Finding("mmcv ops", True, f"compiled, for CUDA {ops.get_compiling_cuda_version()}: {ext.__file__}")
+
+
+def _propagation() -> Finding:
+    """Compiles the loops of the CPU where no process of this machine has done so yet."""
+    import torch
+
+    from misa.ops.backends.choice import backend, warm
+    from misa.ops.propagation import propagate_local
+
+    if not warm():
+        hint = "python -m pip install -c constraints.txt numba makes it ten times faster"
+        return Finding("propagation", True, "torch operations on the CPU, as numba is not installed", hint)
+    means = propagate_local(torch.tensor([[[0.0, 1.0]]]), torch.zeros(1, 1, 2), steps=1).flatten().tolist()
+    if means != [0.5, 0.5]:
+        return Finding("propagation", False, f"the mean of 0 and 1 comes out as {means}", "set MISA_KERNELS=torch")
+    how = "compiled loops" if backend(torch.empty(0)).__name__.endswith("cpu") else "torch operations"
+    return Finding("propagation", True, f"{how} on the CPU, numba {metadata.version('numba')}")
 
 
 def _jupyter() -> Finding:

@@ -12,7 +12,7 @@ import pytest
 from misa import doctor
 from misa.doctor import Finding
 
-NAMES = ["Python", "torch", "torchvision", "mmdet", "mmcv ops", "Jupyter", "papermill", "disk", "data"]
+NAMES = ["Python", "torch", "torchvision", "mmdet", "mmcv ops", "propagation", "Jupyter", "papermill", "disk", "data"]
 
 
 def find(check: Callable[[], Finding], cure: str = "the cure") -> Finding:

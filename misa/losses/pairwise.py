@@ -139,8 +139,6 @@ def pseudo_masks(
         size = (masks.shape[-2], masks.shape[-1])
         coarse = size if global_size is None else (global_size, global_size)
         seen = _resized(masks, coarse)
-        if local_form == "sum":
-            scene.look(box_masks, window)
         target = _global_masks(seen.detach(), _squeezed(scene, coarse), tree_bandwidth, refine_bandwidth, tree_options)
         pairs["global"] = _resized(seen, size), _resized(target, size)
         pairs["local"] = masks, _local_masks(fixed, box_masks, scene, window_options)

@@ -4,17 +4,17 @@ A tree or an affinity is needed once per image, and once per image and category 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from misa.ops._backend import backend
-from misa.ops._device import Layer
 from misa.ops.affinity import TINY, window_spread
+from misa.ops.backends.choice import backend
+from misa.ops.backends.torch_ops import Layer
 from misa.ops.neighbors import Offset, window_offsets
 from misa.ops.tree import TieRule, Trees, cut_padding, grid_lengths, spanning_trees
 
@@ -33,7 +33,6 @@ class Scene:
     labels: Sequence[int] | None = None
     saliency: bool = True
     valid: Bool[Tensor, "b h w"] | None = None
-    _look: tuple[Tensor | None, int, Any] | None = field(default=None, init=False)  # boxes, window, where that is
 
     @property
     def size(self) -> tuple[int, int]:
@@ -63,15 +62,6 @@ class Scene:
         key = self.pair if self.features is not None else self.image
         return [[n for n, k in enumerate(key) if k == one] for one in sorted(set(key))]
 
-    def look(self, boxes: Tensor | None, window: int) -> None:
-        """Say ahead where `along_window` will look: then S is read once, for the trees and the windows."""
-        if self.features is None:
-            return
-        where = backend(self.guides).plan_windows(boxes, *self.size, self.members, half_window(window))
-        self._look = boxes, window, where
-        if where is not None:
-            self.__dict__.pop("_measured", None)
-
     def rows(self, image: int) -> Float[Tensor, "c e"]:
         """K of the categories present in an image (Eq. 11); ones for A^f (Eq. 10)."""
         assert self.factors is not None
@@ -80,18 +70,16 @@ class Scene:
         return torch.stack([self.factors[c] for i, c in self.pairs if i == image])
 
     @cached_property
-    def _measured(self) -> tuple[Tensor, Tensor]:
+    def edges_of_features(self) -> tuple[Tensor, Tensor]:
         """Squared distances of S^c along the grid edges (pairs, m), and its variance without padding (pairs,)."""
         assert self.features is not None
         lengths, variances = [], []
         for image in sorted(set(self.image)):
             k, features = self.rows(image), self.features[image]
-            mine = [q for q, (i, _) in enumerate(self.pairs) if i == image]
-            where = None if self._look is None else self._look[2]
             count: Tensor | int = features[0].numel()
             if self.valid is not None:  # edges into the padding are cut anyway
                 features, count = features * self.valid[image], self.valid[image].sum().clamp(min=1)
-            length, moments = backend(features).feature_lengths(features, k, where, mine)
+            length, moments = backend(features).feature_lengths(features, k)
             first, second = (moments / count).unbind(dim=1)
             k = k.double()
             mean = (k * first).mean(dim=1)
@@ -102,7 +90,7 @@ class Scene:
     def semantic_scale(self, sigma: Literal["image"] | float, factor: float) -> Float[Tensor, " q"]:
         """(factor · σ_{S^c})² for every pair."""
         if sigma == "image":
-            squared = self._measured[1]
+            squared = self.edges_of_features[1]
         else:
             squared = torch.full((len(self.pairs),), float(sigma) ** 2, device=self.guides.device)
         return (squared * factor**2).clamp(min=TINY)
@@ -110,7 +98,7 @@ class Scene:
     def semantic_lengths(self) -> Float[Tensor, "q m"]:
         """Squared distances of S^c along the grid edges for every pair, infinite where padding begins."""
         of_image = None if self.valid is None else torch.stack([self.valid[i] for i, _ in self.pairs])
-        return cut_padding(self._measured[0], of_image, *self.size)
+        return cut_padding(self.edges_of_features[0], of_image, *self.size)
 
     @cached_property
     def lengths(self) -> Float[Tensor, "b m"]:
@@ -151,7 +139,8 @@ class Scene:
                 parts = [(its.pixel, its.parent, on_edges(its, semantic), self.pair, 1.0)]
             elif form == "product":  # one tree for both: the kernels multiply
                 of_pair = torch.stack([s[i] for i in images])  # a list as an index would wait for the device
-                own = spanning_trees(of_pair + balance * semantic, *self.size, tie_rule=tie_rule)
+                joined = of_pair + balance * semantic if balance > 0 else of_pair  # 0 · ∞, at padding, is no number
+                own = spanning_trees(joined, *self.size, tie_rule=tie_rule)
                 parts = [(own.pixel, own.parent, own.length, self.pair, 1.0)]
             else:
                 raise ValueError(f"propagate_global knows 'sum', 'embedding' and 'product', not {form!r}.")
@@ -191,7 +180,6 @@ class Scene:
         images = list(colours) if self.features is None else [i for i, _ in self.pairs]
         layers = [[colours[i]] for i in images]
         padding = {i: None if self.valid is None else self.valid[i] for i in colours}
-        ahead: tuple[Any, ...] = ()
         if self.features is not None:
             maps = {i: self.features[i] for i in colours}
             rows = torch.cat([self.rows(i) for i in colours])
@@ -207,13 +195,7 @@ class Scene:
                 precision = list(1 / (spreads * factor).square().clamp(min=TINY))
                 squares = rows.square()
             else:
-                if form == "sum" and (self._look is None or self._look[0] is not boxes or self._look[1] != window):
-                    self.look(boxes, window)
-                scale = 1 / self.semantic_scale(sigma, factor)
-                squares = rows.square() * scale[:, None]
-                if form == "sum":
-                    _ = self._measured  # whether σ needed it or not
-                    ahead = (self._look and self._look[2], scale)
+                squares = rows.square() / self.semantic_scale(sigma, factor)[:, None]
             if form == "product":  # exp(−a) · exp(−b): one layer whose distances add up
                 joined = {i: torch.cat([self.guides[i], maps[i]]) for i in colours}
                 layers = [
@@ -222,10 +204,9 @@ class Scene:
             else:
                 for q, i in enumerate(images):
                     layers[q].append((maps[i], squares[q], balance, precision[q]))
-        self._look = None  # what was measured is used up
         groups = list(zip(self.members, layers, strict=True))
         valid = [padding[i] for i in images]
-        return backend(masks).propagate_window(masks, boxes, valid, offsets, groups, steps, *ahead)
+        return backend(masks).propagate_window(masks, boxes, valid, offsets, groups, steps)
 
 
 def on_edges(trees: Trees, values: Float[Tensor, "g m"]) -> Float[Tensor, "g p"]:

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from misa.ops._merge import merge_tree
 from misa.ops.affinity import TINY, reweight, spread
+from misa.ops.backends.torch_ops import merge_tree
 from misa.ops.propagation import SemanticGuide, propagate_global, propagate_local
 from misa.ops.tree import Tree, minimum_spanning_tree
 

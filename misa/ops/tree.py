@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from misa.ops._backend import backend
-from misa.ops._device import grid_edges
 from misa.ops.affinity import check_finite, promote
+from misa.ops.backends.choice import backend
+from misa.ops.backends.torch_ops import grid_edges
 
 TieRule = Literal["exact", "official"]
 

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from misa.ops._backend import backend
-from misa.ops._merge import rounds
 from misa.ops.affinity import check_finite
+from misa.ops.backends.choice import backend
+from misa.ops.backends.torch_ops import rounds
 from misa.ops.tree import Trees
 
 

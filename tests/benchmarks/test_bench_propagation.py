@@ -59,7 +59,7 @@ def test_quick_run_prints_its_tables(shared, capsys):
     finally:
         torch.set_num_threads(threads)
     out = capsys.readouterr().out
-    for word in ("tree+global", "SOLOv2", "SEPA", "start-up", "1 threads", "with the compiler"):
+    for word in ("tree+global", "SOLOv2", "SEPA", "start-up", "1 threads", "with numba"):
         assert word in out
 
 

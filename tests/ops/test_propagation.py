@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from misa.ops import _backend
+from misa.ops.backends.choice import use
 from misa.ops.propagation import SemanticGuide, propagate_global, propagate_local, propagate_pamr
 from misa.ops.tree import Tree, minimum_spanning_tree
 
@@ -18,14 +18,11 @@ SIZES = [(7, 9), (5, 6), (1, 8), (6, 1), (1, 2), (2, 1), (1, 1)]
 CASES = ["synA", "synB_pad", "synC_frac", "realA", "realB"]
 
 
-@pytest.fixture(params=["loops", "torch"])
-def path(request, monkeypatch, device):
+@pytest.fixture(params=["cpu", "torch"])
+def path(request):
     """Both code paths on the CPU; CUDA has one."""
-    if request.param == "loops" and device.type != "cpu":
-        monkeypatch.setitem(_backend._choice, "kernels", "auto")
-    else:
-        monkeypatch.setitem(_backend._choice, "kernels", {"loops": "auto", "torch": "torch"}[request.param])
-    return request.param
+    with use(request.param):
+        yield request.param
 
 
 # ---- oracles ----

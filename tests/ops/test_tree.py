@@ -12,15 +12,16 @@ from scipy.sparse.csgraph import connected_components
 from scipy.sparse.csgraph import minimum_spanning_tree as scipy_tree
 from torch.testing import assert_close
 
-from misa.ops import _backend
+from misa.ops.backends.choice import use
 from misa.ops.tree import grid_lengths, minimum_spanning_tree, spanning_trees
 
 SIZES = [(1, 1), (1, 2), (2, 1), (1, 7), (6, 1), (2, 2), (5, 8), (17, 23), (40, 31)]
 
 
-@pytest.fixture(params=["auto", "torch"])
-def path(request, monkeypatch):
-    monkeypatch.setitem(_backend._choice, "kernels", request.param)
+@pytest.fixture(params=["cpu", "torch"])
+def path(request):
+    with use(request.param):
+        yield
 
 
 def all_edges(h: int, w: int) -> np.ndarray:

@@ -7,15 +7,16 @@ from scipy.sparse import coo_array
 from scipy.sparse.linalg import spsolve
 from torch.testing import assert_close
 
-from misa.ops import _backend
+from misa.ops.backends.choice import use
 from misa.ops.tree import cut_padding, grid_lengths, spanning_trees
 from misa.ops.treefilter import edge_weights, tree_filter
 
 
-@pytest.fixture(params=["auto", "torch"], autouse=True)
-def path(request, monkeypatch):
+@pytest.fixture(params=["cpu", "torch"], autouse=True)
+def path(request):
     """Compiled loops and torch operations, on the CPU."""
-    monkeypatch.setitem(_backend._choice, "kernels", request.param)
+    with use(request.param):
+        yield
 
 
 SIZES = [(1, 1), (1, 6), (6, 1), (2, 2), (5, 6), (9, 7)]

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from misa.ops import _device as torch_ops
-from misa.ops._device import Index, Layer
-from misa.ops.backends import kernels
+from misa.ops.backends import kernels, torch_ops
+from misa.ops.backends.torch_ops import Index, Layer, Part
 
 T = TypeVar("T")
 STRIP = 32  # rows that a thread takes at once
@@ -62,7 +61,7 @@ def at_edges(values: Tensor, edge: Tensor, length: Tensor) -> Tensor:
 # ---- sums over the tree ----
 
 
-def propagate(values: Tensor, parts: Sequence[tuple[Tensor, Tensor, Tensor, Index, float]]) -> Tensor:
+def propagate(values: Tensor, parts: Sequence[Part]) -> Tensor:
     """Eq. 14 over whole trees: values (n p), per kernel (pixel, parent, s (g p), tree of each mask, its share).
 
     One kernel or two.
@@ -116,11 +115,7 @@ def propagate_along(
 # ---- features ----
 
 
-def plan_windows(*_: object) -> None:
-    """S is read once for the trees and once for the windows."""
-
-
-def feature_lengths(features: Tensor, factors: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+def feature_lengths(features: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
     """Squared distances of K^c · S along the grid edges (c m), and the sums of S_d and S_d² (d 2)."""
     d, h, w = features.shape
     c = len(factors)
@@ -146,7 +141,6 @@ def propagate_window(
     offsets: Sequence[tuple[int, int]],
     groups: Sequence[tuple[Index, Sequence[Layer]]],
     steps: int,
-    *_: object,
 ) -> Tensor:
     """Eq. 14 over a window for groups of masks, each with its layers of affinity; `offsets` is half of the window.
 

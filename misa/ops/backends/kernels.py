@@ -9,11 +9,13 @@ whether it counts from the end, which keeps loops from running several numbers a
 # numpy's integers of a fixed size, which numba compiles to machine integers, are no `int` for mypy.
 
 import pickle
+import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numba
 import numpy as np
+from numba.core import event
 from numpy.typing import NDArray
 
 F4: TypeAlias = NDArray[np.float32]
@@ -37,6 +39,21 @@ BLOCK = 1024  # pixels of a crop that go together
 ALIKE = 4  # channels that go through a row together
 
 
+class _Announcement(event.Listener):
+    """One line on standard error when a kernel is compiled and not loaded: it takes seconds, and is silent else."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        """The first function of a process to be compiled."""
+        if not _Announcement.said:
+            _Announcement.said = True
+            print("misa: compiling the loops of the CPU, about ten seconds, kept for later runs", file=sys.stderr)
+
+    def on_end(self, event: Any) -> None:
+        """Nothing to say."""
+
+
 def kernel(signature: str) -> Callable[[Callable[..., Any]], Any]:
     """Compile a function when the module is imported, or load it from numba's cache.
 
@@ -44,15 +61,16 @@ def kernel(signature: str) -> Callable[[Callable[..., Any]], Any]:
     """
 
     def compiled(function: Callable[..., Any]) -> Any:
-        try:
-            return njit(signature, cache=True, **OPTIONS)(function)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
-            return njit(signature, **OPTIONS)(function)
+        with event.install_listener("numba:compile", _Announcement()):
+            try:
+                return njit(signature, cache=True, **OPTIONS)(function)
+            except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
+                return njit(signature, **OPTIONS)(function)
 
     return compiled
 
 
-helper = njit(no_cpython_wrapper=True, **OPTIONS)
+helper = njit(**OPTIONS)
 
 
 # ---- numbers ----
@@ -466,13 +484,6 @@ def write_ratio(totals: F8, pixel: U4, group: U4, result: F4) -> None:
     for v in range(len(pixel)):
         g = group[v]
         result[pixel[v]] = totals[g, 0] / totals[g, 1]
-
-
-@kernel("void(u4[::1], u4[::1], u4[::1])")
-def zones(pixel: U4, group: U4, zone: U4) -> None:
-    """The flat zone of every pixel, in pixel order."""
-    for v in range(len(pixel)):
-        zone[pixel[v]] = group[v]
 
 
 @kernel("void(f8[:,::1], u4[::1], f8, f8[:,::1], u4[::1], f8, f4[::1])")

@@ -1,16 +1,25 @@
 """The path in torch operations alone: any device, a fixed number of rounds, no waiting for the device.
 
-The same functions as `_cpu`. On CUDA the window propagation goes through Triton where it is installed.
+The same functions as `cpu`. On CUDA the window propagation goes through Triton where it is installed.
+
+Sums along a tree: k(i, j) = exp(−s(i, j)) with s(i, j) the largest edge on the tree path from i to j. Joining the edges
+in ascending order (Kruskal) gives a merge tree. On a rooted tree it can be read off without sorting all edges: when the
+edge above vertex x joins, everything below x that is connected by shorter edges is one cluster topped by x, and it
+meets the cluster topped by t(x), the nearest ancestor whose own upward edge is longer. So the t's form a tree, x meets
+t(x) at weight s(x), and what t(x) holds by then is itself and those of its children with smaller s.
+
+Laid out depth first with the children of each vertex in ascending s, every cluster is a contiguous range of leaves: x
+joins [left, split), the part of t(x), to [split, right), its own part, and sums turn into prefix sums.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from misa.ops._merge import merge_tree, rounds, sweep
 from misa.ops.neighbors import inside, shift
 
 NONE = torch.iinfo(torch.int64).max
@@ -151,6 +160,95 @@ def at_edges(
 # ---- sums over the tree ----
 
 
+@dataclass(frozen=True)
+class MergeTree:
+    """For every vertex x the ranges of leaves that its upward edge joins, and exp(−s) of that edge (0 at the root)."""
+
+    leaf: Int[Tensor, "g p"]
+    left: Int[Tensor, "g p"]
+    right: Int[Tensor, "g p"]
+    kernel: Float[Tensor, "g p"]
+
+    def rows(self, index: Int[Tensor, " n"]) -> "MergeTree":
+        """One row per mask."""
+        return MergeTree(self.leaf[index], self.left[index], self.right[index], self.kernel[index])
+
+
+def rounds(p: int) -> int:
+    """How many doublings reach every ancestor of a tree with p vertices."""
+    return max(1, (p - 1).bit_length())
+
+
+def meeting_points(parent: Int[Tensor, "g p"], s: Float[Tensor, "g p"]) -> Int[Tensor, "g p"]:
+    """t(x): the nearest ancestor whose upward edge is longer than that of x. The root has an infinite edge."""
+    ancestors, longest = [parent], [s]
+    for _ in range(rounds(parent.shape[1]) - 1):
+        jump, top = ancestors[-1], longest[-1]
+        longest.append(torch.maximum(top, top.gather(1, jump)))
+        ancestors.append(jump.gather(1, jump))
+    meeting = parent
+    for jump, top in zip(reversed(ancestors), reversed(longest), strict=True):
+        meeting = torch.where(top.gather(1, meeting) <= s, jump.gather(1, meeting), meeting)
+    return meeting
+
+
+def merge_tree(parent: Int[Tensor, "g p"], s: Float[Tensor, "g p"]) -> MergeTree:
+    """The merge tree of g rooted trees with upward edges s (float32, the root's is ignored)."""
+    g, p = s.shape
+    s = s.clone()
+    s[:, 0] = torch.inf
+    meeting = meeting_points(parent.expand(g, p), s)
+    numbers = torch.arange(p, device=s.device).expand(g, p)
+
+    # Children side by side, ascending in s; the root comes last in its own group, where it disturbs nobody.
+    bits = s.view(torch.int32).long()
+    bits[:, 0] += 1
+    order = torch.argsort((meeting << 32) | bits, dim=1)
+
+    # Leaves below every vertex, by doubling: what is 2^k steps below is added at step k.
+    size = torch.ones_like(meeting)
+    jump = torch.cat([meeting, torch.full((g, 1), p, device=s.device)], dim=1)
+    jump[:, 0] = p
+    for _ in range(rounds(p)):
+        here = jump[:, :p]
+        ended = here == p
+        size = size.scatter_add(1, torch.where(ended, numbers, here), torch.where(ended, 0, size))
+        jump = jump.gather(1, jump)
+
+    # Where a vertex starts: one after its meeting point plus its earlier siblings, summed along the chain of t's.
+    in_order = size.gather(1, order)
+    before = in_order.cumsum(dim=1) - in_order
+    group = meeting.gather(1, order)
+    first = torch.cat([torch.ones_like(group[:, :1], dtype=torch.bool), group[:, 1:] != group[:, :-1]], dim=1)
+    base = torch.where(first, before, 0).cummax(dim=1).values
+    leaf = torch.empty_like(size).scatter(1, order, before - base + 1)
+    leaf[:, 0] = 0
+    jump = meeting
+    for _ in range(rounds(p)):
+        leaf = leaf + leaf.gather(1, jump)
+        jump = jump.gather(1, jump)
+
+    kernel = torch.exp(-s.double())
+    return MergeTree(leaf, left=leaf.gather(1, meeting), right=leaf + size, kernel=kernel)
+
+
+def sweep(tree: MergeTree, values: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
+    """Σ_j k(i, j) values(j) at every vertex; `tree` has one row for all values or one per row of values."""
+    n, p = values.shape
+    leaf, left, right = tree.leaf.expand(n, p), tree.left.expand(n, p), tree.right.expand(n, p)
+    values = values.double()
+    prefix = torch.zeros(n, p + 1, dtype=torch.float64, device=values.device)
+    prefix[:, 1:] = torch.zeros_like(values).scatter(1, leaf, values).cumsum(dim=1)
+    at_split = prefix.gather(1, leaf)
+    to_left = tree.kernel * (prefix.gather(1, right) - at_split)
+    to_right = tree.kernel * (at_split - prefix.gather(1, left))
+    steps = torch.zeros_like(prefix)
+    steps.scatter_add_(1, left, to_left)
+    steps.scatter_add_(1, leaf, to_right - to_left)
+    steps.scatter_add_(1, right, -to_right)
+    return steps.cumsum(dim=1).gather(1, leaf) + values
+
+
 def propagate(values: Float[Tensor, "n p"], parts: Sequence[Part]) -> Float[Tensor, "n p"]:
     """Eq. 14 over whole trees: values (n p), per kernel (pixel, parent, s (g p), tree of each mask, its share)."""
     top: Tensor | None = None
@@ -201,13 +299,7 @@ def propagate_along(
 # ---- features ----
 
 
-def plan_windows(*_: object) -> None:
-    """`_cpu` measures S^c over windows together with the grid edges; here they are measured when they are needed."""
-
-
-def feature_lengths(
-    features: Float[Tensor, "d h w"], factors: Float[Tensor, "c d"], *_: object
-) -> tuple[Tensor, Tensor]:
+def feature_lengths(features: Float[Tensor, "d h w"], factors: Float[Tensor, "c d"]) -> tuple[Tensor, Tensor]:
     """Squared distances of K^c · S along the grid edges (c m), and the sums of S_d and S_d² (d 2)."""
     vertical = (features[:, 1:] - features[:, :-1]).square().flatten(1)
     horizontal = (features[:, :, 1:] - features[:, :, :-1]).square().flatten(1)
@@ -270,7 +362,6 @@ def propagate_window(
     offsets: Sequence[tuple[int, int]],
     groups: Sequence[tuple[Index, Sequence[Layer]]],
     steps: int,
-    *_ahead: object,
 ) -> Float[Tensor, "n h w"]:
     """Eq. 14 over a window for groups of masks, each with its layers of affinity; `offsets` is half of the window."""
     n, h, w = masks.shape
@@ -284,7 +375,7 @@ def propagate_window(
     boxes = None if boxes is None else boxes.to(masks.dtype)
     every = [(0, 0), *offsets, *((-dy, -dx) for dy, dx in offsets)]
     if masks.device.type == "cuda" and find_spec("triton") is not None:
-        from misa.ops._triton import propagate_window as steps_on_device
+        from misa.ops.backends.cuda import propagate_window as steps_on_device
 
         return steps_on_device(masks, boxes, weights, index, every, steps)
     if boxes is not None:
