@@ -5,7 +5,6 @@ Exit status: 0 done, 2 wrong input (one sentence on standard error), 1 failure.
 
 import argparse
 import dataclasses
-import os
 import re
 import sys
 import typing
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from misa.errors import DIVERGED, Diverged, Stopped, UserError
+from misa.machine import is_main_process
 from misa.parameters import at_least
 
 _HELP = {
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = options.run(options)
     except UserError as error:
-        if _speaks():
+        if is_main_process():
             print(f"misa {options.command}: {error}", file=sys.stderr)
         return 2
     except Stopped as error:
@@ -78,11 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nstopped; the same command goes on where it was stopped.", file=sys.stderr)
         return 1
     return status
-
-
-def _speaks() -> bool:
-    """Of several processes that train together the first one."""
-    return os.environ.get("RANK", "0") == "0" and os.environ.get("SLURM_PROCID", "0") == "0"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -405,7 +400,7 @@ def _train(options: argparse.Namespace) -> int:
 
     names = [field.name for field in dataclasses.fields(TrainParameters)]
     run = train_from(TrainParameters(**{name: getattr(options, name) for name in names}))
-    if _speaks():
+    if is_main_process():
         print(run.table())
         print(f"run folder: {run.folder}")
     return 0

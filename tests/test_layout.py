@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "misa"
-FILES = {"errors", "experiment", "files", "parameters", "rows"}
+FILES = {"errors", "experiment", "files", "machine", "parameters", "rows"}
 # room: the misa modules that it may import besides its own.
 MAY_IMPORT = {
     "errors": set(),
     "experiment": set(),
     "files": {"errors"},
+    "machine": {"errors"},
     "rows": {"errors", "experiment"},
     "parameters": {"errors"},
     "ops": {"errors"},

@@ -16,7 +16,6 @@ from misa.data.source import Source
 from misa.engine.runs.scores import DETECTIONS, LABEL_MAPS
 from misa.engine.runs.teacher import TeacherCard
 from misa.engine.training.optimizer import learning_rates, optimizer_config
-from misa.engine.training.parallel import Sharing, share_batch
 from misa.engine.training.preemption import Preemption
 from misa.engine.training.resume import (
     EpochSeed,
@@ -30,6 +29,7 @@ from misa.engine.training.runner import visualizer_config
 from misa.engine.training.watch import Health, LossRecord, NaNGuard, Progress
 from misa.evaluation.metric import Detections, LabelMaps
 from misa.experiment import Experiment
+from misa.machine import BatchSplit, split_batch
 from misa.models.students.table import model_config
 from misa.models.teacher.config import label_folder
 
@@ -45,12 +45,12 @@ def run_config(
     workers: int,
     checkpoint: Path | None = None,
     interactive: bool = False,
-    sharing: Sharing | None = None,
+    split: BatchSplit | None = None,
     loggers: tuple[str, ...] | None = None,
 ) -> Config:
     """Everything mmengine's Runner needs for one training and its final evaluation.
 
-    sharing: of a batch between processes; None: this process takes all of it. loggers: beside TensorBoard; None for no
+    split: of a batch between processes; None: this process takes all of it. loggers: beside TensorBoard; None for no
     logger at all.
     """
     schedule, semantic = experiment.schedule, experiment.semantic is not None
@@ -77,8 +77,8 @@ def run_config(
         **common,
     }
     loader = {"num_workers": workers, "persistent_workers": False, "collate_fn": {"type": "pseudo_collate"}}
-    sharing = sharing or share_batch(schedule.batch, 1)
-    about = f"{sharing}, learning rate {schedule.lr:g}"
+    split = split or split_batch(schedule.batch, 1)
+    about = f"{split}, learning rate {schedule.lr:g}"
     if schedule.precision != "float32":
         about += f", networks in {schedule.precision}"
     return Config(
@@ -90,7 +90,7 @@ def run_config(
             "train_dataloader": {
                 **loader,
                 "dataset": train,
-                "batch_size": sharing.images,
+                "batch_size": split.images,
                 "sampler": {"type": WholeBatches, "batch": schedule.batch, "seed": seed},
                 "drop_last": True,
             },
@@ -103,18 +103,18 @@ def run_config(
             "test_evaluator": {
                 "type": LabelMaps if semantic else Detections,
                 "path": str(folder / (LABEL_MAPS if semantic else DETECTIONS)),
-                **({"collect_dir": str(folder / "predictions" / "parts")} if sharing.processes > 1 else {}),
+                **({"collect_dir": str(folder / "predictions" / "parts")} if split.processes > 1 else {}),
             },
             "train_cfg": {"type": ResumableLoop, "max_epochs": schedule.epochs},
             "test_cfg": {"type": TestLoop},
-            "optim_wrapper": optimizer_config(experiment, accumulate=sharing.accumulate),
+            "optim_wrapper": optimizer_config(experiment, accumulate=split.accumulate),
             "param_scheduler": learning_rates(schedule, max(1, source.images // schedule.batch)),
             "default_hooks": {
                 "runtime_info": {"type": RuntimeInfo},
                 "timer": {"type": IterTimerHook},
                 "sampler_seed": {"type": DistSamplerSeedHook},
                 "logger": None,
-                "param_scheduler": {"type": StepSchedulers, "accumulate": sharing.accumulate},
+                "param_scheduler": {"type": StepSchedulers, "accumulate": split.accumulate},
                 "checkpoint": {"type": CheckpointHook, "interval": 1, "max_keep_ckpts": 2},
             },
             "custom_hooks": [
@@ -124,11 +124,11 @@ def run_config(
                 *([] if semantic or experiment.supervision == "mask" else [{"type": Health, "every": HEALTH_EVERY}]),
                 {"type": LossRecord, "path": str(folder / "losses.jsonl")},
                 {"type": Progress, "path": str(folder / "log.txt"), "interactive": interactive, "about": about},
-                {"type": Preemption, "accumulate": sharing.accumulate},
+                {"type": Preemption, "accumulate": split.accumulate},
                 *([{"type": TeacherCard, "experiment": experiment.values()}] if semantic else []),
             ],
             "visualizer": visualizer_config(folder, loggers),
-            **(_distributed(experiment) if sharing.processes > 1 else {}),
+            **(_distributed(experiment) if split.processes > 1 else {}),
             "randomness": {"seed": seed},
             "load_from": None if checkpoint is None else str(checkpoint),
             "resume": checkpoint is not None,

@@ -32,9 +32,9 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from misa.engine.training.parallel import Sharing, share_batch
 from misa.errors import UserError, did_you_mean
 from misa.experiment import Experiment
+from misa.machine import BatchSplit, split_batch
 from misa.models.students.table import model_config
 from misa.models.teacher.config import network_arguments
 from misa.models.teacher.semask import SeMask
@@ -105,7 +105,7 @@ class Work:
 class Estimate:
     """The prediction for a row on so many GPUs of a kind; memory in GB."""
 
-    sharing: Sharing
+    split: BatchSplit
     step_seconds: float
     memory: float
     days: float
@@ -117,7 +117,7 @@ class Estimate:
         u = f"u = {self.utilization:.2f}, {'measured here' if self.measured else 'assumed'}"
         fits = "" if self.memory <= 0.92 * GPUS[self.gpu].memory else f", more than a {self.gpu} has: lower per_gpu"
         return (
-            f"{self.sharing} on {self.sharing.processes} x {self.gpu} ({u})\n"
+            f"{self.split} on {self.split.processes} x {self.gpu} ({u})\n"
             f"step {self.step_seconds:.2f} s, memory {self.memory:.1f} GB on each{fits}, {self.days:.2f} days"
         )
 
@@ -185,19 +185,19 @@ def estimate(
     images = images or IMAGES.get(experiment.data)
     if images is None:
         raise UserError(f"how many training images {experiment.data} has is not known; give images.")
-    sharing = share_batch(experiment.schedule.batch, gpus, per_gpu)
+    split = split_batch(experiment.schedule.batch, gpus, per_gpu)
     half = experiment.schedule.precision != "float32"
     measured = _utilization(work.large, half=half)
     u = utilization or measured or ASSUMED
     pixels = input_pixels(experiment)
     peak = 1e12 * (GPUS[gpu].half if half else GPUS[gpu].float32)
-    seconds = sharing.accumulate * sharing.images * work.flops(pixels) / (peak * u)
+    seconds = split.accumulate * split.images * work.flops(pixels) / (peak * u)
     state = 8 if experiment.schedule.optimizer == "adamw" else 4
     weights = work.large.parameters * (8 + state) + work.large.frozen * 4
-    memory = weights + sharing.images * work.kept(pixels)
+    memory = weights + split.images * work.kept(pixels)
     steps = experiment.schedule.epochs * (images // experiment.schedule.batch)
     return Estimate(
-        sharing=sharing,
+        split=split,
         step_seconds=seconds,
         memory=memory / 1e9,
         days=steps * seconds / 86400,

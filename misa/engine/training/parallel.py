@@ -1,4 +1,4 @@
-"""Several processes that train together: joining them, agreeing between them, starting them.
+"""Distributed training: join the processes, broadcast between them, launch them.
 
 One process a GPU, under torchrun or SLURM's srun; on a CPU under torchrun too, for tests. `misa train --gpus N` starts
 torchrun itself, for one machine. On several machines the same module is started on each:
@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from misa.errors import DIVERGED, Diverged, Stopped, UserError
+from misa.machine import expected_processes
 from misa.parameters import TrainParameters
 
 T = TypeVar("T")
@@ -30,61 +31,12 @@ _PATIENCE = datetime.timedelta(hours=6)
 _LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "socket timeout")
 
 
-@dataclasses.dataclass(frozen=True)
-class Sharing:
-    """How the images of one step are shared: processes, images that each sees at a time, how often before the step."""
-
-    processes: int
-    images: int
-    accumulate: int
-
-    def __str__(self) -> str:
-        parts = [f"{self.images} images"]
-        if self.processes > 1:
-            parts.insert(0, f"{self.processes} processes")
-        if self.accumulate > 1:
-            parts.append(f"{self.accumulate} accumulated")
-        return f"batch {self.processes * self.images * self.accumulate} = {' x '.join(parts)}"
-
-
-def share_batch(batch: int, processes: int, per_gpu: int | None = None) -> Sharing:
-    """A batch over processes of `per_gpu` images at a time (None: all of their part), the rest accumulated.
-
-    UserError where it cannot be shared evenly: it would be another batch in silence.
-    """
-    if batch % processes:
-        raise UserError(
-            f"a batch of {batch} cannot be shared evenly by {processes} processes; take {_divisors(batch)} of them, or "
-            "another batch."
-        )
-    part = batch // processes
-    images = part if per_gpu is None else per_gpu
-    if part % images:
-        raise UserError(
-            f"per_gpu is {images}, and the {part} images of each process cannot be accumulated from it; take "
-            f"{_divisors(part)}."
-        )
-    return Sharing(processes, images, part // images)
-
-
-def _divisors(number: int) -> str:
-    *most, last = [str(n) for n in range(1, number + 1) if number % n == 0]
-    return f"{', '.join(most)} or {last}" if most else last
-
-
-def expected_processes() -> int:
-    """How many processes torchrun or srun has started for this training; 1 for a process on its own."""
-    # Not SLURM_NTASKS: a batch script has it as well, and is one process.
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
-
-
-def is_first() -> bool:
-    """Whether this process is the one that writes and speaks."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0 or expected_processes() == 1
-
-
 def join(*, cuda: bool) -> None:
-    """Join the other processes, once; nothing to do for a process on its own."""
+    """Join the other processes, once; nothing to do for a process on its own.
+
+    mmengine's `init_dist` is not used: it asks for a CUDA device, takes the tasks of a SLURM batch script for those of
+    its step, and gives all trainings of a machine the same port.
+    """
     if expected_processes() == 1 or dist.is_initialized():
         return
     if "RANK" not in os.environ:
@@ -101,7 +53,7 @@ def join(*, cuda: bool) -> None:
 
 
 def leave() -> None:
-    """Leave the group and end its threads, so that this process ends or trains again clean."""
+    """Destroy the process group and its threads, so that this process can end or train again."""
     if dist.is_initialized():
         dist.destroy_process_group()
         # gloo's threads end with the last reference to the group, and a model under DDP, which is in a cycle, has one.
@@ -122,8 +74,8 @@ def _from_slurm() -> dict[str, str]:
     }
 
 
-def from_first(compute: Callable[[], T]) -> T:
-    """What `compute` gives in the first process, in all of them; its UserError likewise."""
+def on_main_process(compute: Callable[[], T]) -> T:
+    """Call `compute` on the main process and broadcast its result to all processes; its UserError likewise."""
     if not dist.is_initialized():
         return compute()
     message: list[Any] = [None, None]
@@ -142,8 +94,8 @@ def from_first(compute: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def told_when_lost() -> Iterator[None]:
-    """Says in one sentence that another process of the training is gone, in place of the network library's words."""
+def report_lost_peer() -> Iterator[None]:
+    """Raise Stopped with one sentence where another process has ended, instead of the network library's error."""
     try:
         yield
     except RuntimeError as error:
@@ -157,9 +109,9 @@ def told_when_lost() -> Iterator[None]:
 
 
 def launch(parameters: TrainParameters, processes: int) -> None:
-    """Run `misa train` with these parameters in so many processes of this machine, and pass on what they print.
+    """Run `misa train` with these parameters in several processes of this machine and print what they print.
 
-    They get an interrupt or SIGTERM of this process as well, and save before they end.
+    An interrupt or SIGTERM of this process is forwarded to them, and they save before they end.
 
     Raises:
         UserError: they refused the parameters or the data.
@@ -169,20 +121,21 @@ def launch(parameters: TrainParameters, processes: int) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += ["-m", "misa", "train", parameters.row, *train_options(parameters)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TORCH_DISTRIBUTED_LOGGING": "OFF"}
-    environment.setdefault("OMP_NUM_THREADS", str(parameters.threads))  # torchrun would say a word about it
-    said: list[str] = []
+    environment.setdefault("OMP_NUM_THREADS", str(parameters.threads))  # or torchrun warns
+    messages: list[str] = []
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as child, _passing_on(child):
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+    with process as child, _forwarded_signals(child):
         assert child.stdout is not None
         for line in child.stdout:
             if line.startswith("misa train: "):
-                said.append(line.removeprefix("misa train: ").strip())
-            elif not said:  # what follows a sentence of ours is torchrun's report of itself
+                messages.append(line.removeprefix("misa train: ").strip())
+            elif not messages:  # after our own error message comes torchrun's report of the same
                 print(line, end="", flush=True)
         status = child.wait()
     if status == 0:
         return
-    reason = said[0] if said else f"the processes ended with status {status}; the same command goes on."
+    reason = messages[0] if messages else f"the processes ended with status {status}; the same command goes on."
     if "SIGTERM" in reason:
         raise Stopped(reason, status=128 + signal.SIGTERM)
     # Wrong input ends a process with status 2, which torchrun turns into 1: only the sentence tells them apart.
@@ -192,19 +145,19 @@ def launch(parameters: TrainParameters, processes: int) -> None:
 
 
 @contextlib.contextmanager
-def _passing_on(child: "subprocess.Popen[str]") -> Iterator[None]:
-    def end() -> None:
+def _forwarded_signals(child: "subprocess.Popen[str]") -> Iterator[None]:
+    def terminate() -> None:
         if child.poll() is None:
             child.send_signal(signal.SIGTERM)
 
     def on_term(*_: Any) -> None:
-        end()
+        terminate()
 
     before = _set_handler(on_term)
     try:
         yield
     except KeyboardInterrupt:
-        end()
+        terminate()
         child.wait()
         raise
     finally:
@@ -220,7 +173,7 @@ def _set_handler(handler: Any) -> Any:
 
 
 def train_options(parameters: TrainParameters) -> Sequence[str]:
-    """The command line that stands for these parameters, without the row."""
+    """These parameters as options of the command line, without the row."""
     options = []
     for field in dataclasses.fields(parameters):
         value = getattr(parameters, field.name)

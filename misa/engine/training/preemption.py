@@ -12,9 +12,9 @@ import torch.distributed as dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from misa.engine.training.parallel import expected_processes
 from misa.engine.training.watch import LossRecord
 from misa.errors import Stopped
+from misa.machine import expected_processes
 
 SIGTERM_STATUS = 128 + signal.SIGTERM
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib.util
 import io
 import itertools
 import os
@@ -16,29 +15,11 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.visualization import MLflowVisBackend, TensorboardVisBackend, Visualizer, WandbVisBackend
 
-from misa.engine.training.parallel import (
-    join,
-)
-from misa.errors import UserError, did_you_mean
+from misa.engine.training.parallel import join
+from misa.errors import UserError
 
-_number = itertools.count()
-
-
-PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
-
-
-def logger_names(text: str) -> tuple[str, ...]:
-    """The loggers in a list such as "wandb,mlflow"; UserError for one that is unknown or not installed."""
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    for name in names:
-        if name == "tensorboard":
-            continue
-        if name not in PACKAGES:
-            hint = did_you_mean(name, PACKAGES) or f"; the loggers are {', '.join(PACKAGES)}."
-            raise UserError(f"there is no logger {name!r}{hint} TensorBoard is always on.")
-        if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise UserError(f"the logger {name} is not installed; pip install {PACKAGES[name]}.")
-    return tuple(name for name in names if name != "tensorboard")
+_VISUALIZERS = itertools.count()
+_RUNNERS = itertools.count(1)
 
 
 def visualizer_config(folder: Path, loggers: tuple[str, ...] | None) -> dict[str, Any]:
@@ -54,7 +35,7 @@ def visualizer_config(folder: Path, loggers: tuple[str, ...] | None) -> dict[str
             {"type": MLflowVisBackend, "exp_name": "misa", "run_name": folder.name, **_mlflow_store(folder)}
         )
     # A name of its own: mmengine keeps a visualizer a name, closed or not, and warns where one is asked for again.
-    name = f"misa {folder} {next(_number)}"
+    name = f"misa {folder} {next(_VISUALIZERS)}"
     return {"type": Visualizer, "vis_backends": backends or None, "name": name, "save_dir": str(folder)}
 
 
@@ -74,9 +55,6 @@ def _mlflow_store(folder: Path) -> dict[str, Any]:
 def run_id(folder: Path) -> str:
     """An id that a resumed run has again: W&B goes on in the same curve."""
     return hashlib.sha256(str(folder).encode()).hexdigest()[:16]
-
-
-_RUNNERS = itertools.count(1)
 
 
 def choose_device(gpus: int | None, threads: int) -> str:

@@ -29,20 +29,13 @@ from misa.engine.runs.scores import _figures, _write_scores
 from misa.engine.runs.teacher import load_teacher
 from misa.engine.training.config import run_config
 from misa.engine.training.labels import prepare_labels
-from misa.engine.training.parallel import (
-    expected_processes,
-    from_first,
-    is_first,
-    launch,
-    leave,
-    share_batch,
-    told_when_lost,
-)
+from misa.engine.training.parallel import launch, leave, on_main_process, report_lost_peer
 from misa.engine.training.preemption import restored_signal
-from misa.engine.training.runner import choose_device, logger_names, quiet_runner
+from misa.engine.training.runner import choose_device, quiet_runner
 from misa.engine.training.watch import NaNGuard
 from misa.errors import Diverged, UserError
 from misa.experiment import Experiment
+from misa.machine import expected_processes, is_main_process, logger_names, split_batch
 from misa.models.backbones import backbone_row
 from misa.parameters import TrainParameters
 from misa.rows import find_row, teacher_row
@@ -75,7 +68,7 @@ def train_from(parameters: TrainParameters) -> Run:
     experiment, folder = experiment_of(parameters), _folder_of(parameters)
     processes = parameters.gpus or 1
     if processes > 1 and expected_processes() == 1:
-        share_batch(experiment.schedule.batch, processes, parameters.per_gpu)
+        split_batch(experiment.schedule.batch, processes, parameters.per_gpu)
         if processes > torch.cuda.device_count():
             raise UserError(
                 f"gpus is {processes}, but torch finds {torch.cuda.device_count()} CUDA devices; set gpus to "
@@ -84,7 +77,7 @@ def train_from(parameters: TrainParameters) -> Run:
         launch(parameters, processes)
         return finished(folder)
     before = find_row(parameters.row).schedule
-    if experiment.schedule.lr != before.lr and is_first():
+    if experiment.schedule.lr != before.lr and is_main_process():
         print(
             f"batch {experiment.schedule.batch} in place of the row's: learning rate {experiment.schedule.lr:g} in "
             f"place of {before.lr:g}, in proportion (scale_lr=False keeps it)",
@@ -158,18 +151,18 @@ def train(
     device = choose_device(gpus, threads)
     if experiment.schedule.precision == "float16" and device == "cpu":
         raise UserError("float16 needs a GPU, its gradients vanish or overflow on a CPU; choose bfloat16 or float32.")
-    sharing = share_batch(experiment.schedule.batch, get_world_size(), per_gpu)
+    split = split_batch(experiment.schedule.batch, get_world_size(), per_gpu)
     folder = Path(work_dir).expanduser().resolve()
-    with told_when_lost(), restored_signal(), contextlib.ExitStack() as stack:
-        from_first(lambda: _hold(folder, stack))
-        source = from_first(lambda: open_source(experiment, data_root))
+    with report_lost_peer(), restored_signal(), contextlib.ExitStack() as stack:
+        on_main_process(lambda: _hold(folder, stack))
+        source = on_main_process(lambda: open_source(experiment, data_root))
         if source.images < experiment.schedule.batch:
             raise UserError(
                 f"a batch takes {experiment.schedule.batch} images and {source.train.annotations} has "
                 f"{source.images}; set batch to {source.images} or less."
             )
         params = run_params(experiment, row=row, seed=seed, data_root=source.root, classes=source.classes)
-        metrics, checkpoint = from_first(lambda: _before(folder, params, resume))
+        metrics, checkpoint = on_main_process(lambda: _before(folder, params, resume))
         if metrics is None:
             if checkpoint is not None:
                 read_checkpoint(checkpoint)  # the folder may be a stranger's: said in a sentence, before any work
@@ -188,14 +181,14 @@ def train(
             teacher, labelled_by = None, named_student(experiment)
             if experiment.teacher:
                 place = teacher_place(experiment, seed, folder.parent, data_root=source.root)
-                from_first(lambda: _require_own_teacher(place, source))
+                on_main_process(lambda: _require_own_teacher(place, source))
                 trained = before(teacher_row(experiment), work_dir=place, row=experiment.teacher)
                 teacher = load_teacher(trained.folder, classes=source.classes)
             elif (named := student_row(experiment)) is not None:
                 place = student_place(*named, seed, folder.parent, data_root=source.root)
                 labelled_by = before(named[1], work_dir=place, row=named[0]).folder
             labels = partial(prepare_labels, experiment, source, folder, workers=workers)
-            from_first(lambda: labels(student=labelled_by))
+            on_main_process(lambda: labels(student=labelled_by))
             config = run_config(
                 experiment,
                 source,
@@ -204,14 +197,14 @@ def train(
                 workers=workers,
                 checkpoint=checkpoint,
                 interactive=interactive,
-                sharing=sharing,
+                split=split,
                 loggers=loggers,
             )
             runner = quiet_runner(config)
             if teacher is not None:
                 student = runner.model.module if is_model_wrapper(runner.model) else runner.model
                 student.attach(teacher)
-            from_first(lambda: _write_record(folder, params, config, device if checkpoint is None else None))
+            on_main_process(lambda: _write_record(folder, params, config, device if checkpoint is None else None))
             try:
                 with tensors_only():
                     runner.train()
@@ -219,11 +212,11 @@ def train(
                 guard = next(hook for hook in runner.hooks if isinstance(hook, NaNGuard))
                 raise guard.explain(error) from error
             runner.test()
-            metrics = from_first(lambda: _write_scores(experiment, source, folder, params))
+            metrics = on_main_process(lambda: _write_scores(experiment, source, folder, params))
             runner.visualizer.add_scalars(
                 {f"{name}/{key}": value for name, key, value in _figures(metrics)}, step=runner.max_iters
             )
             runner.visualizer.close()
-        elif is_first():
+        elif is_main_process():
             print(f"{folder.name} is finished; nothing to train. Choose another work_dir to train again.")
     return Run(experiment, folder, source, metrics)

@@ -22,7 +22,7 @@ def test_the_formula():
     """1e6 pixels lie 99 differences beyond the small image: F = 2e11 + 99e11, A = 1e8 + 99 * 2e8."""
     row = MISA.but(augmentation={"jitter": (0.1, 2.0), "crop": 1000})
     found = estimate(row, work(), gpus=4, gpu="A100", per_gpu=2, utilization=0.5)
-    assert str(found.sharing) == "batch 16 = 4 processes x 2 images x 2 accumulated"
+    assert str(found.split) == "batch 16 = 4 processes x 2 images x 2 accumulated"
     seconds = 2 * 2 * 1.01e13 / (19.5e12 * 0.5)
     assert found.step_seconds == pytest.approx(seconds)
     assert found.memory == pytest.approx((40e6 * 16 + 10e6 * 4 + 2 * 1.99e10) / 1e9)

@@ -6,10 +6,11 @@ import types
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from misa.engine.training.runner import logger_names, run_id, visualizer_config
+from misa.engine.training.runner import run_id, visualizer_config
 from misa.engine.training.train import train
 from misa.errors import UserError
 from misa.experiment import TINY, Augmentation, Experiment, Inference, Schedule
+from misa.machine import logger_names
 
 TOY = Experiment(
     data="demo",

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from misa.engine.training.parallel import launch, leave, share_batch, train_options
+from misa.engine.training.parallel import launch, leave, train_options
 from misa.engine.training.preemption import restored_signal
 from misa.engine.training.resume import ResumableState, WholeBatches
 from misa.engine.training.train import train_from
@@ -25,6 +25,7 @@ from misa.experiment import (
     Inference,
     Schedule,
 )
+from misa.machine import split_batch
 from misa.parameters import TrainParameters
 
 # BatchNorm keeps its statistics: learned ones would be those of each process's own images.
@@ -247,13 +248,13 @@ def test_a_student_that_leaves_a_branch_out_trains_too(place):
 
 
 def test_a_batch_is_shared_evenly_or_not_at_all():
-    assert str(share_batch(16, 8)) == "batch 16 = 8 processes x 2 images"
-    assert str(share_batch(16, 1, 2)) == "batch 16 = 2 images x 8 accumulated"
-    assert str(share_batch(16, 2, 4)) == "batch 16 = 2 processes x 4 images x 2 accumulated"
+    assert str(split_batch(16, 8)) == "batch 16 = 8 processes x 2 images"
+    assert str(split_batch(16, 1, 2)) == "batch 16 = 2 images x 8 accumulated"
+    assert str(split_batch(16, 2, 4)) == "batch 16 = 2 processes x 4 images x 2 accumulated"
     with pytest.raises(UserError, match="by 3 processes; take 1, 2, 4, 8 or 16"):
-        share_batch(16, 3)
+        split_batch(16, 3)
     with pytest.raises(UserError, match="per_gpu is 3"):
-        share_batch(16, 2, 3)
+        split_batch(16, 2, 3)
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
