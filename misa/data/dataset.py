@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmdet.datasets import CocoDataset
-from mmdet.datasets.api_wrappers import COCO
+
+from misa.data.mmdet_datasets import COCO, CocoDataset
 
 
 class _OrderedCOCO(COCO):

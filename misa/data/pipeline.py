@@ -3,7 +3,8 @@
 from typing import Any
 
 from mmcv.transforms import LoadImageFromFile, RandomChoiceResize, RandomResize
-from mmdet.datasets.transforms import (
+
+from misa.data.mmdet_datasets import (
     FilterAnnotations,
     LoadAnnotations,
     PackDetInputs,
@@ -11,7 +12,6 @@ from mmdet.datasets.transforms import (
     RandomFlip,
     Resize,
 )
-
 from misa.experiment import Augmentation
 
 MEAN = (123.675, 116.28, 103.53)  # ImageNet, RGB, of 0..255

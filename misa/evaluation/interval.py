@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import t
+from scipy.special import stdtrit
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
@@ -13,4 +13,4 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
     if len(values) < 2:
         return mean, math.nan
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return mean, float(t.ppf((1 + confidence) / 2, len(values) - 1)) * error
+    return mean, float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * error

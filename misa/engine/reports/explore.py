@@ -18,7 +18,8 @@ from misa.data.pipeline import MEAN, STD
 from misa.data.scenes.scenes import Scene, Scenes
 from misa.data.source import Source
 from misa.engine.runs.checkpoints import last_checkpoint, load_weights
-from misa.engine.runs.folder import opened, teacher_place
+from misa.engine.runs.folder import opened
+from misa.engine.runs.places import teacher_place
 from misa.engine.runs.samples import boxed, stacked_objects
 from misa.engine.runs.teacher import load_teacher
 from misa.engine.training.train import train

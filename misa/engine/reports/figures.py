@@ -23,7 +23,8 @@ from misa.data.semantic import true_maps
 from misa.data.source import Source
 from misa.engine.reports.explore import Networks, open_networks
 from misa.engine.runs.checkpoints import last_checkpoint
-from misa.engine.runs.folder import opened, teacher_place
+from misa.engine.runs.folder import opened
+from misa.engine.runs.places import teacher_place
 from misa.engine.runs.record import _commit, read_params
 from misa.engine.runs.samples import surest
 from misa.engine.runs.scores import DETECTIONS, LABEL_MAPS, MERGE_SCORE, score_merged

@@ -15,7 +15,6 @@ from misa.engine.runs.record import environment, loadable, read_params, require_
 from misa.errors import UserError
 from misa.experiment import Experiment
 from misa.files import locked, read_json, write_json
-from misa.rows import find_row, lineage, teacher_row
 
 
 @dataclass(frozen=True)
@@ -81,32 +80,6 @@ def finished(folder: str | Path) -> Run:
     return Run(experiment, folder, source, metrics)
 
 
-def default_folder(row: str, seed: int, *, suffix: str = "") -> Path:
-    """Where a row is trained unless a work_dir is given."""
-    table, _, name = row.rpartition(":")
-    return Path(f"runs/{Path(table).stem}-{name}-seed{seed}{suffix}")
-
-
-def teacher_folder(experiment: Experiment, seed: int) -> str:
-    """The name of the run folder of a student's teacher: the same for every student that learns from it."""
-    table, _, name = experiment.teacher.rpartition(":")
-    return f"{Path(table).stem}-{name}-{lineage(teacher_row(experiment))}-seed{seed}"
-
-
-def teacher_place(experiment: Experiment, seed: int, beside: Path, *, data_root: object = None) -> Path:
-    """Where a student's teacher is, or will be: a folder of its own, or the default one if it was trained alone.
-
-    Only on the same data, where `data_root` says which.
-    """
-    alone = beside / default_folder(experiment.teacher, seed).name
-    if (alone / "metrics.json").exists():
-        params = read_params(alone)
-        same = data_root is None or params["data_root"] == str(data_root)
-        if same and (params["digest"], params["seed"]) == (teacher_row(experiment).digest(), seed):
-            return alone
-    return beside / teacher_folder(experiment, seed)
-
-
 def _require_own_teacher(place: Path, source: Source) -> None:
     """The user never named the folder of a teacher, so the cure is to move the student's."""
     params = read_json(place / "params.json")
@@ -115,35 +88,6 @@ def _require_own_teacher(place: Path, source: Source) -> None:
             f"the teacher beside this work_dir, {place}, learned from {params['data_root']}, and the student is to "
             f"learn from {source.root}; choose a work_dir in another folder, where a teacher of its own is trained."
         )
-
-
-def named_student(experiment: Experiment) -> Path | None:
-    """The run folder of the student that a teacher's row names as such."""
-    name = experiment.semantic.student if experiment.semantic else ""
-    return Path(name).expanduser() if name else None
-
-
-def student_row(experiment: Experiment) -> tuple[str, Experiment] | None:
-    """The row of the student whose masks a teacher learns from, where it is named as a row."""
-    semantic = experiment.semantic
-    if semantic is None or semantic.labels != "student" or experiment.supervision == "mask":
-        return None
-    if ":" not in semantic.student or Path(semantic.student).is_dir():
-        return None
-    row = find_row(semantic.student)
-    return semantic.student, row if experiment.limit is None else row.smoke()
-
-
-def student_place(row: str, experiment: Experiment, seed: int, beside: Path, *, data_root: object) -> Path:
-    """Where the student is that a teacher learns from, or will be: as its own training or a table's would name it."""
-    name = default_folder(row, seed)
-    for alone in (beside / name.name, name):
-        params = read_json(alone / "params.json")
-        if params is None or not (alone / "metrics.json").exists():
-            continue
-        if (params["digest"], params["seed"], params["data_root"]) == (experiment.digest(), seed, str(data_root)):
-            return alone
-    return beside / f"{lineage(experiment)}-seed{seed}"
 
 
 def _hold(folder: Path, stack: contextlib.ExitStack) -> None:

@@ -1,20 +1,20 @@
-"""The run folder: everything that made a result, and the result."""
+"""The run folder: everything that made a result, and the result. Reading it loads no framework."""
 
 import json
 import platform
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from mmengine.config import Config
+from typing import TYPE_CHECKING, Any
 
 import misa
 from misa.errors import UserError
 from misa.experiment import Experiment
 from misa.files import read_json
 from misa.rows import lineage, teacher_row
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 FILES = ("params.json", "env.json", "config.py", "log.txt", "losses.jsonl", "metrics.json")
 
@@ -78,6 +78,7 @@ def environment(device: str) -> dict[str, Any]:
     import mmdet
     import mmengine
     import numpy
+    import torch
     import torchvision
 
     return {
@@ -110,8 +111,10 @@ def _commit() -> str | None:
     return answer.stdout.strip()
 
 
-def loadable(config: Config) -> Config:
+def loadable(config: "Config") -> "Config":
     """The config with dotted names in place of classes, so that its file can be loaded back by `Config.fromfile`."""
+
+    from mmengine.config import Config
 
     def named(value: Any) -> Any:
         if isinstance(value, dict):

@@ -13,11 +13,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
-import torch
 from tqdm.auto import tqdm
 
-from misa.data.formats.convert import open_layout
-from misa.engine.runs.folder import teacher_place
+from misa.engine.runs.places import teacher_place
 from misa.errors import Stopped, UserError
 from misa.experiment import Experiment
 from misa.files import IN_USE, read_json, write_json
@@ -167,13 +165,19 @@ def require_one_data(jobs: Iterable[Job], data_root: object = None) -> None:
         if params is None or params["experiment"]["data"] == "demo":
             continue
         if wanted is None:
-            given = None if data_root is None else open_layout(Path(str(data_root)).expanduser().resolve())
-            wanted = params["data_root"] if given is None else str(given.root)
+            wanted = params["data_root"] if data_root is None else _root_of(data_root)
         if params["data_root"] != wanted:
             raise UserError(
                 f"{one.folder} is a run on {params['data_root']}, not on {wanted}; give each folder of data a root of "
                 "its own."
             )
+
+
+def _root_of(data_root: object) -> str:
+    """The folder that a run on this data records, which for VOC xml or csv is the one that they are converted into."""
+    from misa.data.formats.convert import open_layout  # loads OpenCV, which a table of finished runs does not need
+
+    return str(open_layout(Path(str(data_root)).expanduser().resolve()).root)
 
 
 @contextlib.contextmanager
@@ -243,6 +247,8 @@ def _here(jobs: Sequence[Job], *, slots: int, options: Mapping[str, object], **_
 
 def _devices(slots: int, gpus: object) -> list[str]:
     """The GPUs of each slot as CUDA_VISIBLE_DEVICES names them; empty: whatever the training finds."""
+    import torch
+
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     names = [name.strip() for name in visible.split(",") if name.strip()]
     each = 1 if gpus is None else int(str(gpus))

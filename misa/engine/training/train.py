@@ -17,13 +17,9 @@ from misa.engine.runs.folder import (
     _hold,
     _require_own_teacher,
     _write_record,
-    default_folder,
     finished,
-    named_student,
-    student_place,
-    student_row,
-    teacher_place,
 )
+from misa.engine.runs.places import default_folder, named_student, student_place, student_row, teacher_place
 from misa.engine.runs.record import run_params
 from misa.engine.runs.scores import _figures, _write_scores
 from misa.engine.runs.teacher import load_teacher

@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from misa.cli import main
@@ -215,7 +216,7 @@ def test_a_training_that_was_killed_says_so(tmp_path, monkeypatch):
     ],
 )
 def test_each_slot_has_gpus_of_its_own(tmp_path, monkeypatch, visible, slots, gpus, found):
-    monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

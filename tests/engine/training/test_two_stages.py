@@ -9,7 +9,7 @@ import pytest
 
 from misa.engine.reports.explore import open_networks
 from misa.engine.reports.figures import Factory
-from misa.engine.runs.folder import teacher_folder
+from misa.engine.runs.places import teacher_folder
 from misa.engine.runs.record import require_own
 from misa.engine.training.train import train
 from misa.errors import Stopped, UserError

@@ -1,0 +1,63 @@
+"""Where the run of a row is, and those that it learns from. Files only: no framework is loaded."""
+
+from pathlib import Path
+
+from misa.engine.runs.record import read_params
+from misa.experiment import Experiment
+from misa.files import read_json
+from misa.rows import find_row, lineage, teacher_row
+
+
+def default_folder(row: str, seed: int, *, suffix: str = "") -> Path:
+    """Where a row is trained unless a work_dir is given."""
+    table, _, name = row.rpartition(":")
+    return Path(f"runs/{Path(table).stem}-{name}-seed{seed}{suffix}")
+
+
+def teacher_folder(experiment: Experiment, seed: int) -> str:
+    """The name of the run folder of a student's teacher: the same for every student that learns from it."""
+    table, _, name = experiment.teacher.rpartition(":")
+    return f"{Path(table).stem}-{name}-{lineage(teacher_row(experiment))}-seed{seed}"
+
+
+def teacher_place(experiment: Experiment, seed: int, beside: Path, *, data_root: object = None) -> Path:
+    """Where a student's teacher is, or will be: a folder of its own, or the default one if it was trained alone.
+
+    Only on the same data, where `data_root` says which.
+    """
+    alone = beside / default_folder(experiment.teacher, seed).name
+    if (alone / "metrics.json").exists():
+        params = read_params(alone)
+        same = data_root is None or params["data_root"] == str(data_root)
+        if same and (params["digest"], params["seed"]) == (teacher_row(experiment).digest(), seed):
+            return alone
+    return beside / teacher_folder(experiment, seed)
+
+
+def named_student(experiment: Experiment) -> Path | None:
+    """The run folder of the student that a teacher's row names as such."""
+    name = experiment.semantic.student if experiment.semantic else ""
+    return Path(name).expanduser() if name else None
+
+
+def student_row(experiment: Experiment) -> tuple[str, Experiment] | None:
+    """The row of the student whose masks a teacher learns from, where it is named as a row."""
+    semantic = experiment.semantic
+    if semantic is None or semantic.labels != "student" or experiment.supervision == "mask":
+        return None
+    if ":" not in semantic.student or Path(semantic.student).is_dir():
+        return None
+    row = find_row(semantic.student)
+    return semantic.student, row if experiment.limit is None else row.smoke()
+
+
+def student_place(row: str, experiment: Experiment, seed: int, beside: Path, *, data_root: object) -> Path:
+    """Where the student is that a teacher learns from, or will be: as its own training or a table's would name it."""
+    name = default_folder(row, seed)
+    for alone in (beside / name.name, name):
+        params = read_json(alone / "params.json")
+        if params is None or not (alone / "metrics.json").exists():
+            continue
+        if (params["digest"], params["seed"], params["data_root"]) == (experiment.digest(), seed, str(data_root)):
+            return alone
+    return beside / f"{lineage(experiment)}-seed{seed}"
