@@ -128,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_tables(commands)
     _add_figures(commands)
+    _add_guidance(commands)
 
     check = commands.add_parser(
         "check",
@@ -250,6 +251,49 @@ def _add_figures(commands: Any) -> None:
     )
     origin.add_argument("file", help="a PDF or PNG made by misa figures")
     origin.set_defaults(run=_whence)
+
+
+def _add_guidance(commands: Any) -> None:
+    """`misa guidance`."""
+    guidance = commands.add_parser(
+        "guidance",
+        help="what each affinity would pull a student's masks to: towards the truth, or away from it?",
+        epilog="example: misa guidance runs/demo-misa-seed0 --images 60 --out runs/guidance",
+    )
+    guidance.add_argument("run_folder", metavar="RUN", help="the run folder of a student trained from boxes")
+    guidance.add_argument("--teacher", help="the run folder of a teacher in place of the student's own, or of none")
+    guidance.add_argument("--split", choices=("val", "train"), default="val", help="whose images (default: val)")
+    guidance.add_argument("--images", type=int, default=60, help="how many, with objects (default: 60)")
+    guidance.add_argument("--group", default="all", help="print objects of this class, size or mode, such as small")
+    guidance.add_argument("--only", default="", help="readings whose name has one of these words, commas between")
+    guidance.add_argument("--out", help="write the table of all groups (csv) and the figure into this folder")
+    guidance.add_argument("--data-root", default=None, help=_HELP["data_root"])
+    guidance.add_argument("--seed", type=int, default=0, help="of the images drawn by chance (default: 0)")
+    guidance.set_defaults(run=_guidance)
+
+
+def _guidance(options: argparse.Namespace) -> int:
+    from misa.engine.reports.guidance import READINGS, measure_guidance, write_guidance
+
+    words = [word.strip() for word in options.only.split(",") if word.strip()]
+    readings = {name: value for name, value in READINGS.items() if not words or any(word in name for word in words)}
+    if not readings:
+        raise UserError(f"no reading has {options.only!r} in its name; they are {'; '.join(READINGS)}.")
+    if options.images < 1:
+        raise UserError(f"images is {options.images}; it must be at least 1.")
+    measured = measure_guidance(
+        options.run_folder,
+        teacher=options.teacher,
+        readings=readings,
+        split=options.split,
+        images=options.images,
+        data_root=options.data_root,
+        seed=options.seed,
+    )
+    print(measured.text(options.group))
+    if options.out:
+        print(*write_guidance(measured, options.out), sep="\n")
+    return 0
 
 
 def _add_tables(commands: Any) -> None:

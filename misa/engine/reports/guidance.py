@@ -1,0 +1,419 @@
+"""What each affinity would pull a trained student's masks to, on images whose true masks are known (§3.3).
+
+A table of readings in a minute or two, in place of a training each: see `misa.evaluation.guidance` for the measure. A
+reading is an `Affinity`; pseudo masks come from the very functions that the loss calls.
+
+Axes: b image · n object · d channel · h row · w column.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import mmcv
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from mmengine.structures import InstanceData
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from misa.data.check.annotations import has_masks
+from misa.data.pipeline import MEAN, STD
+from misa.data.source import Source, open_source
+from misa.engine.reports.explore import open_networks
+from misa.engine.runs.folder import recorded
+from misa.engine.runs.teacher import load_teacher
+from misa.errors import UserError, did_you_mean
+from misa.evaluation.ap import read_truth
+from misa.evaluation.guidance import Figure, Pull, iou, pull_of, ratio, summary
+from misa.experiment import Affinity, Augmentation
+from misa.figures.guidance import guidance_chart
+from misa.losses.inputs import Batch, _shrink, union_of_boxes
+from misa.losses.pairwise import pseudo_masks
+from misa.models.students.base import BoxSupervised
+from misa.models.teacher.config import pairwise_arguments, reading_arguments
+from misa.models.teacher.semask import SeMask
+from misa.ops.boxes import box_masks
+from misa.ops.readings import read
+
+SIZES = {"small": 0.0, "medium": 32.0**2, "large": 96.0**2}  # COCO's, from this area on
+_PRODUCT: dict[str, Any] = {"saliency": True, "local_form": "product", "global_form": "product"}
+_CLASS = {**_PRODUCT, "semantic_values": "class", "semantic_scale": 0.3}
+_SHARE = {**_PRODUCT, "semantic_values": "probability", "semantic_scale": 0.3}
+_NEAR: dict[str, Any] = {"mode": "pamr", "pamr_dilations": (1, 2), "pamr_steps": 5}
+READINGS: dict[str, dict[str, Any]] = {
+    "color": {},
+    "color, 3x3": {"window": 3},
+    "color, 3x3, 5 steps": {"window": 3, "local_steps": 5},
+    "color, tree 0.03": {"tree_bandwidth": 0.03},
+    "color, tree 0.1": {"tree_bandwidth": 0.1},
+    "feature, sum": {"feature": True},
+    "feature, product 1.5σ": {**_PRODUCT, "saliency": False, "feature": True, "semantic_scale": 1.5},
+    "saliency, sum (printed)": {"saliency": True},
+    "saliency, sum 0.3σ": {"saliency": True, "semantic_scale": 0.3},
+    "saliency, product 1.5σ": {**_PRODUCT, "semantic_scale": 1.5},
+    "saliency, product 0.75σ": {**_PRODUCT, "semantic_scale": 0.75},
+    "saliency, S per channel": {**_PRODUCT, "semantic_norm": "channel", "semantic_scale": 1.5},
+    "saliency, S of length 1": {**_PRODUCT, "semantic_norm": "pixel", "semantic_scale": 1.5},
+    "saliency, K − background": {**_PRODUCT, "semantic_factors": "contrast", "semantic_scale": 1.5},
+    "saliency, embedding 1σ": {"saliency": True, "global_form": "embedding"},
+    "class map, sum": {"saliency": True, "semantic_values": "class", "semantic_scale": 0.3},
+    "class map, 0.1σ": {**_CLASS, "semantic_scale": 0.1},
+    "class map, 0.2σ": {**_CLASS, "semantic_scale": 0.2},
+    "class map, 0.3σ": _CLASS,
+    "class map, 0.5σ": {**_CLASS, "semantic_scale": 0.5},
+    "class map, 3x3": {**_CLASS, "window": 3},
+    "class map, K − background, 3x3": {**_CLASS, "semantic_factors": "contrast", "window": 3},
+    "class map, tree 0.1": {**_CLASS, "tree_bandwidth": 0.1},
+    "class map, embedding": {**_CLASS, "global_form": "embedding"},
+    "class map alone": {**_CLASS, "local_bandwidth": 1e3, "tree_bandwidth": 1e3},
+    "class map, |K|": {**_CLASS, "semantic_factors": "absolute"},
+    "class map, K > 0": {**_CLASS, "semantic_factors": "positive"},
+    "class map, K − background": {**_CLASS, "semantic_factors": "contrast"},
+    "class map, S per channel": {**_CLASS, "semantic_norm": "channel"},
+    "class map, S of length 1": {**_CLASS, "semantic_norm": "pixel"},
+    "probability": _SHARE,
+    "probability, 0.15σ": {**_SHARE, "semantic_scale": 0.15},
+    "probability, balance 2": {**_SHARE, "balance": 2.0},
+    "probability, 3x3": {**_SHARE, "window": 3},
+    "probability, 3x3, 5 steps": {**_SHARE, "window": 3, "local_steps": 5},
+    "PAMR: color": {"mode": "pamr"},
+    "PAMR: color, near": _NEAR,
+    "PAMR: class map, near": {**_CLASS, **_NEAR},
+}
+"""What is measured unless other readings are given, by name: changes of the run's own bandwidths and windows.
+
+Where a name says nothing else, class maps and probabilities join color as a product with 0.3 σ.
+"""
+AS_TRAINED = "as trained"
+# The fields of an affinity that say how S joins it, and those that a term looks at besides.
+_READ: tuple[str, ...] = ("feature", "saliency", "balance", "semantic_scale")
+_READ += ("semantic_values", "semantic_norm", "semantic_factors")
+_LOOKS = {
+    "local": ("local_form", "window", "window_share", "local_bandwidth", "local_steps"),
+    "global": ("global_form", "tree_bandwidth", "refine_bandwidth", "global_size"),
+    "pamr": ("local_form", "pamr_dilations", "pamr_steps"),
+}
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects of an image as the pairwise loss sees them, with the truth at its resolution."""
+
+    image_id: int
+    batch: Batch
+    masks: Tensor  # (n h w) the student's probabilities
+    boxes: Tensor  # (n h w) bool
+    truth: NDArray[np.bool_]  # (n h w)
+    labels: Tensor  # (n)
+    groups: tuple[tuple[str, ...], ...]  # of each object: class, size, failure mode where the data says one
+    pixels: Tensor  # (1 3 H W) the network's input
+
+
+class Seen(NamedTuple):
+    """What a teacher says of an image, at the size of the masks: S (1 d h w) and the categories' shares (1 c h w)."""
+
+    features: Tensor
+    probabilities: Tensor
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The measure of every reading, term and object, and of what it starts from."""
+
+    pulls: Mapping[tuple[str, str], Pull]  # (reading, "local", "global" or "pamr")
+    start: Mapping[str, NDArray[np.float64]]  # IoU of the student's own masks, and of the teacher's class maps
+    images: NDArray[np.int64]  # of each object
+    groups: tuple[tuple[str, ...], ...]
+    split: str
+
+    def table(self, group: str = "all", *, seed: int = 0) -> pd.DataFrame:
+        """A row a reading and term: iou, gain, pull and moved with their 95 % intervals, and the number of objects."""
+        chosen = np.array([group == "all" or group in own for own in self.groups], dtype=bool)
+        images, rows = self.images[chosen], []
+        for (reading, term), pull in self.pulls.items():
+            own = Pull(*(part[chosen] for part in pull))
+            row: dict[str, Any] = {"reading": reading, "term": term, "group": group, "objects": int(chosen.sum())}
+            for name, figure in summary(own, images, seed=seed).items():
+                row |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def started(self) -> dict[str, Figure]:
+        """Mean IoU of the student's own masks, and of the teacher's class maps."""
+        return {name: ratio(values, np.ones_like(values), self.images) for name, values in self.start.items()}
+
+    def kinds(self) -> list[str]:
+        """All groups that an object is in."""
+        return ["all", *dict.fromkeys(name for own in self.groups for name in own)]
+
+    def whole(self) -> pd.DataFrame:
+        """`table` of every group."""
+        return pd.concat([self.table(group) for group in self.kinds()], ignore_index=True)
+
+    def text(self, group: str = "all") -> str:
+        """The table as plain text, in percent, best pull first; what it starts from above. UserError: no such group."""
+        if group not in self.kinds():
+            raise UserError(f"there is no group {group!r}; choose one of {', '.join(self.kinds())}.")
+        count = len(set(self.images.tolist()))
+        lines = [
+            f"{len(self.images)} objects of {count} images of {self.split}, in brackets 95 % intervals over images"
+        ]
+        lines += [f"{name}: IoU {_percent(figure)}" for name, figure in self.started().items()]
+        table = self.table(group).sort_values(["term", "pull"], ascending=[True, False], kind="stable")
+        lines += ["", f"{'reading':32s} {'term':7s} {'IoU':>6s} {'gain':>16s} {'pull':>16s} {'moved':>6s}"]
+        lines += [
+            f"{row.reading:32s} {row.term:7s} {100 * row.iou:6.1f} "
+            f"{_signed(row.gain, row.gain_low, row.gain_high):>16s} "
+            f"{_signed(row.pull, row.pull_low, row.pull_high):>16s} {100 * row.moved:6.2f}"
+            for row in table.itertuples()
+        ]
+        return "\n".join(lines)
+
+
+def measure_guidance(
+    run: str | Path,
+    *,
+    teacher: str | Path | None = None,
+    readings: Mapping[str, Mapping[str, Any]] | None = None,
+    split: Literal["val", "train"] = "val",
+    images: int = 60,
+    data_root: str | Path | None = None,
+    seed: int = 0,
+) -> Guidance:
+    """The guidance that readings would give a box-supervised student on some images of a split.
+
+    run: the student's run folder. teacher: the run folder of a teacher in place of the student's own; without one,
+    readings that need S are left out. readings: changes of the row's `Affinity` by name, None for `READINGS`. images:
+    how many with objects, drawn by `seed`.
+
+    Raises:
+        UserError: no such run, a student that was not trained from boxes, data without true masks, a wrong reading.
+    """
+    networks = open_networks(run, data_root=data_root)
+    student = networks.student
+    if not isinstance(student, BoxSupervised):
+        raise UserError(f"{run} is no box-supervised student; give the run of a row such as demo:box.")
+    source = _with_masks(run, networks.source, split, data_root)
+    guide = networks.teacher if teacher is None else load_teacher(teacher, classes=source.classes)
+    own = networks.experiment.affinity or Affinity()
+    chosen = affinities(own, READINGS if readings is None else readings, taught=guide is not None)
+    found: dict[tuple[str, str], list[Pull]] = {}
+    start: dict[str, list[NDArray[np.float64]]] = {}
+    ids: list[int] = []
+    groups: list[tuple[str, ...]] = []
+    shown = objects_of(student, networks.experiment.augmentation, source, split=split, images=images, seed=seed)
+    for objects in tqdm(shown, total=images, desc="guidance", unit="image", leave=False, delay=2, disable=None):
+        ids += [objects.image_id] * len(objects.masks)
+        groups += objects.groups
+        seen = None if guide is None else seen_by(guide, objects)
+        for name, values in starts(objects, seen).items():
+            start.setdefault(name, []).append(values)
+        for key, pull in pulls_of(objects, chosen, guide, seen).items():
+            found.setdefault(key, []).append(pull)
+    if not ids:
+        raise UserError(f"{split} of {source.root} has no object with a mask that the student answers.")
+    return Guidance(
+        {key: Pull(*map(np.concatenate, zip(*parts, strict=True))) for key, parts in found.items()},
+        {name: np.concatenate(parts) for name, parts in start.items()},
+        np.array(ids),
+        tuple(groups),
+        split,
+    )
+
+
+def write_guidance(measured: Guidance, folder: str | Path) -> list[Path]:
+    """The table of all groups as guidance.csv and the figure as guidance.pdf and .png in a folder; their paths."""
+    folder = Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    measured.whole().to_csv(folder / "guidance.csv", index=False)
+    start = ", ".join(f"{name} {_percent(values)}" for name, values in measured.started().items())
+    chart = guidance_chart(measured.table(), title=f"{len(measured.images)} objects of {measured.split}; IoU: {start}")
+    paths = [folder / "guidance.csv"]
+    for ending in ("pdf", "png"):
+        paths.append(folder / f"guidance.{ending}")
+        chart.savefig(paths[-1], dpi=200)
+    return paths
+
+
+def affinities(own: Affinity, readings: Mapping[str, Mapping[str, Any]], *, taught: bool) -> dict[str, Affinity]:
+    """The affinity of a run, and readings as changes of its color part; without a teacher those that need none."""
+    plain = Affinity()
+    base = replace(own, **{name: getattr(plain, name) for name in (*_READ, "global_form", "local_form")})
+    found = {AS_TRAINED: own} if own.feature or own.saliency else {}
+    for name, changes in readings.items():
+        unknown = [key for key in changes if not hasattr(base, key)]
+        if unknown:
+            raise UserError(
+                f"reading {name!r}: Affinity has no field {unknown[0]!r}{did_you_mean(unknown[0], vars(base))}"
+            )
+        affinity = replace(base, **changes)
+        if taught or not (affinity.feature or affinity.saliency):
+            found[name] = affinity
+    return found
+
+
+@torch.no_grad()
+def pulls_of(
+    objects: Objects, readings: Mapping[str, Affinity], teacher: SeMask | None, seen: Seen | None
+) -> dict[tuple[str, str], Pull]:
+    """What every reading and term does to the objects of an image; a term that an earlier reading had is left out."""
+    found, known = {}, set()
+    index = torch.zeros(len(objects.masks), dtype=torch.long)
+    for name, affinity in readings.items():
+        options = pairwise_arguments(affinity)
+        for other in ("reduction", "global_weight", "local_weight"):
+            del options[other]
+        if affinity.feature or affinity.saliency:
+            assert teacher is not None
+            assert seen is not None
+            chosen: Any = reading_arguments(affinity)
+            s_c = read(seen.features, teacher.last_layer(), valid=objects.batch.valid, **chosen)
+            options |= {"prior": (s_c.values, s_c.factors), "semantic_sigma": s_c.sigma}
+        pairs = pseudo_masks(
+            objects.masks,
+            objects.boxes,
+            objects.batch.images,
+            index,
+            labels=objects.labels,
+            valid=objects.batch.valid,
+            **options,
+        )
+        for term, (own, target) in pairs.items():
+            looks = (term, *(getattr(affinity, field) for field in _LOOKS[term]), *_joined(affinity))
+            if looks not in known:
+                known.add(looks)
+                found[name, term] = pull_of(own, target, objects.truth, objects.boxes)
+    return found
+
+
+def _joined(affinity: Affinity) -> tuple[Any, ...]:
+    """How S joins an affinity; the same for all that do without it."""
+    return tuple(getattr(affinity, name) for name in _READ) if affinity.feature or affinity.saliency else ()
+
+
+def starts(objects: Objects, seen: Seen | None) -> dict[str, NDArray[np.float64]]:
+    """IoU (n) inside the boxes of the student's own masks and of the teacher's class maps."""
+    boxes = objects.boxes.numpy()
+    found = {"student's masks": iou((objects.masks > 0.5).numpy(), objects.truth, boxes)}
+    if seen is not None:
+        own = seen.probabilities[0, objects.labels] > 0.5
+        found["teacher's class maps"] = iou(own.numpy(), objects.truth, boxes)
+    return found
+
+
+@torch.no_grad()
+def seen_by(teacher: SeMask, objects: Objects) -> Seen:
+    """The teacher's view of an image."""
+    maps, size = teacher(objects.pixels), (objects.masks.shape[-2], objects.masks.shape[-1])
+    probabilities = maps.logits.softmax(dim=1)[:, teacher.foreground]
+    return Seen(_sized(maps.features, size), _sized(probabilities, size))
+
+
+def objects_of(
+    student: BoxSupervised, sizes: Augmentation, source: Source, *, split: str, images: int, seed: int
+) -> Iterator[Objects]:
+    """Some images of a split with objects, as the loss sees them in the test's size."""
+    place = source.train if split == "train" else source.val
+    truth = read_truth(place.annotations)
+    names = {c["id"]: c["name"] for c in truth.dataset["categories"]}
+    label = {i: source.classes.index(name) for i, name in names.items() if name in source.classes}
+    left = images
+    for image_id in np.random.default_rng(seed).permutation(truth.getImgIds()).tolist():
+        record = truth.imgs[image_id]
+        own = truth.loadAnns(truth.getAnnIds(imgIds=[image_id], catIds=list(label), iscrowd=False))
+        if left == 0:
+            return
+        if not own:
+            continue
+        pixels = mmcv.imread(place.images / record["file_name"], channel_order="rgb")
+        found = _objects(student, sizes, pixels, truth, own, label, source.classes)
+        if found is not None:
+            left -= 1
+            yield found
+
+
+@torch.no_grad()
+def _objects(
+    student: BoxSupervised,
+    sizes: Augmentation,
+    pixels: NDArray[np.uint8],
+    truth: Any,
+    own: list[dict[str, Any]],
+    label: Mapping[int, int],
+    classes: tuple[str, ...],
+) -> Objects | None:
+    """The objects of an image that the student answers and that are not lost at the masks' resolution."""
+    size, (w, h) = pixels.shape[:2], mmcv.rescale_size(pixels.shape[1::-1], (sizes.long_side, sizes.test_short_side))
+    resized = pixels if (h, w) == size else mmcv.imresize(pixels, (w, h))
+    image = torch.from_numpy((resized - np.array(MEAN)) / np.array(STD)).permute(2, 0, 1)[None].float()
+    image = F.pad(image, (0, -w % 32, 0, -h % 32))
+    corners = torch.tensor([[x, y, x + dx, y + dy] for x, y, dx, dy in (a["bbox"] for a in own)])
+    corners = corners * torch.tensor([w / size[1], h / size[0]] * 2)
+    labels = torch.tensor([label[a["category_id"]] for a in own])
+    answers = student.masks_of_boxes(image, [InstanceData(bboxes=corners, labels=labels)])[0]
+    masks = answers.probabilities
+    stride = image.shape[-2] // masks.shape[-2]
+    boxes = box_masks(corners, masks.shape[-2], masks.shape[-1], stride=stride)
+    true = torch.stack([_coarse(truth.annToMask(a), (h, w), stride, masks.shape[-2:]) for a in own])
+    kept = answers.answered & (true & boxes).flatten(1).any(dim=1)
+    if not kept.any():
+        return None
+    union = union_of_boxes([corners], masks[None], stride)
+    groups = tuple(
+        _groups(a, classes[label[a["category_id"]]]) for a, keep in zip(own, kept.tolist(), strict=True) if keep
+    )
+    return Objects(
+        own[0]["image_id"],
+        _shrink(image, [(h, w)], union),
+        masks[kept],
+        boxes[kept],
+        true[kept].numpy(),
+        labels[kept],
+        groups,
+        image,
+    )
+
+
+def _coarse(mask: NDArray[np.uint8], size: tuple[int, int], stride: int, padded: tuple[int, ...]) -> Tensor:
+    """A true mask at the resolution of the student's: cells of which half or more is the object's."""
+    fine = F.interpolate(torch.from_numpy(mask)[None, None].float(), size=size, mode="bilinear", antialias=True)
+    fine = F.pad(fine, (0, padded[1] * stride - size[1], 0, padded[0] * stride - size[0]))
+    return F.avg_pool2d(fine, stride)[0, 0] >= 0.5
+
+
+def _groups(annotation: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    size = [kind for kind, least in SIZES.items() if annotation["area"] >= least][-1]
+    mode = (f"mode {annotation['mode']}",) if "mode" in annotation else ()
+    return (f"class {name}", size, *mode)
+
+
+def _with_masks(run: str | Path, source: Source, split: str, data_root: str | Path | None) -> Source:
+    """The run's data with the wanted split opened and checked; UserError where it has no true masks."""
+    if split not in ("val", "train"):
+        raise UserError(f"split is {split!r}; choose val or train.")
+    if split == "train":
+        experiment, _, params = recorded(run)
+        there = replace(experiment, data="coco", scenes=()) if experiment.data == "demo" else experiment
+        source = open_source(there, data_root or params["data_root"], classes=source.classes)
+    if not has_masks((source.train if split == "train" else source.val).annotations):
+        raise UserError(f"guidance compares with true masks, and the {split} split of {source.root} has none.")
+    return source
+
+
+def _sized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if maps.shape[-2:] == size:
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def _percent(figure: Figure) -> str:
+    return f"{100 * figure.value:.1f} ({100 * figure.low:.1f} to {100 * figure.high:.1f})"
+
+
+def _signed(value: float, low: float, high: float) -> str:
+    return f"{100 * value:+.1f} ({100 * low:+.1f},{100 * high:+.1f})"

@@ -1,0 +1,116 @@
+"""How good is what a pairwise loss pulls masks to? (Eq. 15 as a number, before any training.)
+
+A propagation turns a mask M into a pseudo mask M̂, and the loss moves M towards M̂ inside the object's box. With the true
+mask T two questions have an answer in each object: is M̂ the better mask, and does M̂ − M point to T?
+
+    pull = Σ (M̂ − M) · (2T − 1) / Σ |M̂ − M|        over the pixels of the box
+
+is 1 where all of the movement goes towards the truth, 0 where as much goes away from it, −1 where all of it does.
+
+Axes: n object · h row · w column.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+
+class Pull(NamedTuple):
+    """What a propagation does to each mask (n): see `pull_of`."""
+
+    iou: Floats  # of the pseudo mask at 0.5 with the truth, inside the box
+    gain: Floats  # over the mask's own IoU
+    towards: Floats  # Σ (M̂ − M)(2T − 1) / area of the box
+    moved: Floats  # Σ |M̂ − M| / area of the box
+
+
+class Figure(NamedTuple):
+    """A mean or ratio over objects, and its 95 % interval over images."""
+
+    value: float
+    low: float
+    high: float
+
+
+def pull_of(masks: ArrayLike, pseudo: ArrayLike, truth: ArrayLike, boxes: ArrayLike) -> Pull:
+    """`Pull` of masks and pseudo masks (n h w, probabilities) with true masks and boxes (n h w, bool).
+
+    Nothing outside an object's box counts: there the loss does not look. A ValueError where an object has no box.
+    """
+    m, p = np.asarray(masks, np.float64), np.asarray(pseudo, np.float64)
+    t, b = np.asarray(truth, bool), np.asarray(boxes, bool)
+    if not m.shape == p.shape == t.shape == b.shape or m.ndim != 3:
+        raise ValueError(
+            "pull_of needs masks, pseudo masks, truth and boxes of one shape (n, h, w): they are "
+            f"{m.shape}, {p.shape}, {t.shape} and {b.shape}."
+        )
+    area = b.sum(axis=(1, 2))
+    if not area.all():
+        raise ValueError(f"pull_of: object {int(np.argmin(area))} has a box without a pixel.")
+    change = (p - m) * b
+    better = iou(p > 0.5, t, b)
+    return Pull(
+        better,
+        better - iou(m > 0.5, t, b),
+        (change * np.where(t, 1.0, -1.0)).sum(axis=(1, 2)) / area,
+        np.abs(change).sum(axis=(1, 2)) / area,
+    )
+
+
+def iou(masks: NDArray[np.bool_], truth: NDArray[np.bool_], boxes: NDArray[np.bool_]) -> Floats:
+    """The IoU of each pair of masks (n h w) inside the boxes; NaN where both are empty there."""
+    m, t = masks & boxes, truth & boxes
+    union = (m | t).sum(axis=(1, 2))
+    both = (m & t).sum(axis=(1, 2))
+    return np.divide(both, union, out=np.full(len(union), np.nan), where=union > 0)
+
+
+def ratio(
+    above: ArrayLike,
+    below: ArrayLike,
+    images: Sequence[int] | NDArray[np.int64],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Figure:
+    """Σ above / Σ below over objects (n), with the 95 % percentile interval over images drawn with replacement.
+
+    `images` (n) says which image an object is in: the objects of one image are not independent. Objects that are NaN in
+    either are left out. NaN without objects, and where Σ below is 0; no interval with fewer than two images.
+    """
+    a, b = np.asarray(above, np.float64), np.asarray(below, np.float64)
+    known = np.isfinite(a) & np.isfinite(b)
+    _, place = np.unique(np.asarray(images)[known], return_inverse=True)
+    count = int(place.max()) + 1 if place.size else 0
+    tops = np.bincount(place, weights=a[known], minlength=count)
+    bottoms = np.bincount(place, weights=b[known], minlength=count)
+    total = bottoms.sum()
+    value = float(tops.sum() / total) if total > 0 else float("nan")
+    if count < 2 or not total > 0:
+        return Figure(value, float("nan"), float("nan"))
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    sums = drawn @ bottoms
+    ratios = np.divide(drawn @ tops, sums, out=np.full(len(sums), np.nan), where=sums > 0)
+    low, high = np.nanpercentile(ratios, [2.5, 97.5])
+    return Figure(value, float(low), float(high))
+
+
+def summary(
+    pull: Pull, images: Sequence[int] | NDArray[np.int64], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Figure]:
+    """Means of IoU, gain and moved over objects, and the pull of all of them: "iou", "gain", "pull", "moved".
+
+    The pull weighs an object by how far its mask is moved, as the loss does.
+    """
+    ones = np.ones_like(pull.iou)
+    options = {"resamples": resamples, "seed": seed}
+    return {
+        "iou": ratio(pull.iou, ones, images, **options),
+        "gain": ratio(pull.gain, ones, images, **options),
+        "pull": ratio(pull.towards, pull.moved, images, **options),
+        "moved": ratio(pull.moved, ones, images, **options),
+    }

@@ -1,0 +1,45 @@
+"""The measure of the guidance as a figure: which readings pull masks to the truth, and how far."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from misa.figures.style import COLORS, Picture
+
+TERMS = ("local", "global", "pamr")
+MARKERS = {"local": "o", "global": "s", "pamr": "D"}
+
+
+def guidance_chart(table: pd.DataFrame, *, title: str = "") -> Figure:
+    """One line a reading, sorted by the pull in its windows: the pull, what it gains in IoU, and how far it moves.
+
+    `table` as from `misa.engine.reports.guidance.Guidance.table`. Bars are 95 % intervals over images.
+    """
+    ranked = table.assign(rank=table["term"].map(TERMS.index)).sort_values(["rank", "pull"])
+    first = ranked.drop_duplicates("reading").sort_values("pull", kind="stable")
+    place = {name: at for at, name in enumerate(first["reading"])}
+    figure = Picture(figsize=(9.4, 0.24 * len(place) + 1.4), layout="constrained")
+    pull, gain, moved = figure.subplots(1, 3, sharey=True, width_ratios=(3, 3, 1.7))
+    for i, term in enumerate(term for term in TERMS if (table["term"] == term).any()):
+        own = table[table["term"] == term]
+        at = [place[name] + 0.22 * (1 - i) for name in own["reading"]]
+        style = {"color": COLORS[i], "fmt": MARKERS[term], "markersize": 4, "linewidth": 1.0}
+        for ax, name in ((pull, "pull"), (gain, "gain")):
+            sides = [100 * (own[name] - own[f"{name}_low"]), 100 * (own[f"{name}_high"] - own[name])]
+            ax.errorbar(100 * own[name], at, xerr=[side.clip(lower=0).fillna(0) for side in sides], label=term, **style)
+        moved.plot(100 * own["moved"], at, MARKERS[term], color=COLORS[i], markersize=4)
+    for ax in (pull, gain):
+        ax.axvline(0, color="0.4", linewidth=0.8)
+    pull.set_yticks(range(len(place)), list(place), fontsize=7)
+    pull.set_xlabel("pull to the truth (%)")
+    gain.set_xlabel("IoU of the pseudo masks\nminus that of the masks (points)")
+    moved.set_xlabel("mean movement (%)")
+    moved.set_xlim(left=0)
+    for ax in (pull, gain, moved):
+        ax.tick_params(labelsize=7)
+        ax.grid(axis="y", color="0.92", linewidth=0.6)
+        ax.spines[["top", "right"]].set_visible(False)
+    pull.legend(fontsize=7, frameon=False, loc="lower right")
+    pull.set_ylim(-0.7, len(place) - 0.3)
+    if title:
+        figure.suptitle(title, fontsize=9)
+    return figure

@@ -1,0 +1,177 @@
+"""Oracles: the propagation's public doors on the same masks, and readings whose answer is known beforehand."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from misa.cli import main
+from misa.engine.reports.explore import open_networks
+from misa.engine.reports.guidance import (
+    AS_TRAINED,
+    READINGS,
+    affinities,
+    measure_guidance,
+    objects_of,
+    write_guidance,
+)
+from misa.engine.training.train import train
+from misa.errors import UserError
+from misa.evaluation.guidance import pull_of
+from misa.experiment import TINY, Affinity, Augmentation, Experiment, Inference, Schedule, Semantic
+from misa.ops.propagation import propagate_local
+
+TEACHER = Experiment(
+    data="demo",
+    network=TINY,
+    schedule=Schedule(epochs=1, batch=2, lr=1e-3, decay="cosine", warmup=2, clip=10.0),
+    augmentation=Augmentation(short_sides=(64,), long_side=96, test_short_side=64),
+    inference=Inference(score=0.001, keep=0.0, mask=0.3, candidates=30, per_image=10),
+    scenes=(("size", 64), ("train", 6), ("val", 4), ("objects", (1, 3))),
+    semantic=Semantic(),
+)
+
+
+@pytest.fixture(scope="module")
+def place(module_path):
+    return module_path
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    """A student with SEPA; its teacher is beside it."""
+    values = json.loads(json.dumps(TEACHER.values()))
+    (place / "rows.py").write_text(
+        f"from misa.experiment import Experiment\nROWS = {{'teacher': Experiment.from_values({values!r})}}\n"
+    )
+    row = TEACHER.but(semantic=None, teacher=f"{place / 'rows.py'}:teacher", affinity={"saliency": True})
+    return train(row, data_root=place / "data", work_dir=place / "runs" / "sepa", gpus=0).folder
+
+
+@pytest.fixture(scope="module")
+def measured(run):
+    return measure_guidance(run, images=3)
+
+
+def test_every_reading_is_measured_on_the_same_objects(run, measured):
+    table = measured.table()
+    assert set(table["reading"]) == {AS_TRAINED, *READINGS} - {"saliency, sum (printed)"}, "that is how it was trained"
+    assert set(table["objects"]) == {len(measured.images)}
+    assert len(set(measured.images.tolist())) == 3
+    assert table.groupby("reading")["term"].first()["PAMR: color"] == "pamr"
+    # What a term does not look at is not listed twice.
+    assert list(table[table["reading"] == "color, 3x3"]["term"]) == ["local"]
+    assert list(table[table["reading"] == "color, tree 0.03"]["term"]) == ["global"]
+    for name in ("iou", "gain", "pull", "moved"):
+        assert (table[f"{name}_low"] <= table[name] + 1e-12).all()
+        assert (table[name] <= table[f"{name}_high"] + 1e-12).all()
+    start = measured.started()
+    assert set(start) == {"student's masks", "teacher's class maps"}
+    own = table[table["reading"] == "color"].iloc[0]
+    assert own["iou"] - own["gain"] == pytest.approx(start["student's masks"].value)
+
+
+def test_the_same_call_gives_the_same_numbers(run, measured):
+    again = measure_guidance(run, images=3)
+    pd.testing.assert_frame_equal(again.whole(), measured.whole())
+
+
+def test_color_in_windows_is_the_propagation_of_the_students_masks(run, measured):
+    networks = open_networks(run)
+    found = []
+    for objects in objects_of(
+        networks.student, networks.experiment.augmentation, networks.source, split="val", images=3, seed=0
+    ):
+        target = propagate_local(
+            objects.masks, objects.batch.images[0], box_masks=objects.boxes, valid=objects.batch.valid[0]
+        )
+        found.append(pull_of(objects.masks, target, objects.truth, objects.boxes))
+        assert (objects.masks >= 0).all()
+        assert objects.truth.any(axis=(1, 2)).all()
+    pull = measured.pulls["color", "local"]
+    for ours, parts in zip(pull, zip(*found, strict=True), strict=True):
+        np.testing.assert_allclose(ours, np.concatenate(parts), atol=1e-6)
+
+
+def test_groups_are_classes_sizes_and_modes(measured):
+    kinds = measured.kinds()
+    assert kinds[0] == "all"
+    assert any(kind.startswith("class ") for kind in kinds)
+    assert any(kind.startswith("mode ") for kind in kinds)
+    assert "small" in kinds
+    counts = {kind: int(measured.table(kind)["objects"].iloc[0]) for kind in kinds}
+    assert sum(n for kind, n in counts.items() if kind.startswith("class ")) == counts["all"]
+    assert sum(counts.get(size, 0) for size in ("small", "medium", "large")) == counts["all"]
+    with pytest.raises(UserError, match="no group 'tiny'; choose one of all"):
+        measured.text("tiny")
+
+
+def test_without_a_teacher_what_needs_one_is_left_out():
+    found = affinities(Affinity(window=7), READINGS, taught=False)
+    assert "color" in found
+    assert found["color"].window == 7
+    assert not any(a.feature or a.saliency for a in found.values())
+    own = Affinity(saliency=True, semantic_scale=3.0, local_form="product")
+    taught = affinities(own, READINGS, taught=True)
+    assert taught[AS_TRAINED] == own
+    assert taught["saliency, sum (printed)"] == dataclasses.replace(Affinity(), saliency=True), (
+        "nothing of the run's own"
+    )
+    with pytest.raises(UserError, match="Affinity has no field 'windows'; did you mean 'window'"):
+        affinities(own, {"wrong": {"windows": 3}}, taught=True)
+
+
+def test_a_teacher_can_be_given_and_the_training_images_looked_at(run, place, capsys):
+    box = TEACHER.but(semantic=None)
+    student = train(box, data_root=place / "data", work_dir=place / "alone" / "box", gpus=0).folder
+    teacher = next(path for path in run.parent.iterdir() if "teacher" in path.name)
+    alone = measure_guidance(student, images=2, readings={"color": {}, "class map": READINGS["class map, 0.3σ"]})
+    assert {reading for reading, _ in alone.pulls} == {"color"}
+    out = place / "out"
+    words = ["--teacher", str(teacher), "--split", "train", "--images", "2", "--only", "color,probability"]
+    assert main(["guidance", str(student), *words, "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "objects of 2 images of train" in text
+    assert "probability, 3x3" in text
+    assert "class map" not in text.replace("teacher's class maps", "")
+    written = pd.read_csv(out / "guidance.csv")
+    assert {"all", "small"} <= set(written["group"])
+    assert (out / "guidance.pdf").stat().st_size > 1000
+    assert (out / "guidance.png").stat().st_size > 1000
+    assert main(["guidance", str(student), "--only", "nonsense"]) == 2
+    assert main(["guidance", str(student), "--images", "0"]) == 2
+    assert main(["guidance", str(teacher)]) == 2
+    said = capsys.readouterr().err
+    assert "no reading has 'nonsense' in its name" in said
+    assert "is no box-supervised student" in said
+
+
+def test_the_figure_holds_every_reading(measured, tmp_path):
+    csv, *_ = write_guidance(measured, tmp_path / "new")
+    assert csv.name == "guidance.csv"
+    from misa.figures.guidance import guidance_chart
+
+    chart = guidance_chart(measured.table())
+    names = {label.get_text() for label in chart.axes[0].get_yticklabels()}
+    assert names == set(measured.table()["reading"])
+
+
+def test_true_masks_are_needed(run, place, monkeypatch):
+    from misa.engine.reports import guidance
+
+    monkeypatch.setattr(guidance, "has_masks", lambda _: False)
+    with pytest.raises(UserError, match="has none"):
+        measure_guidance(run, images=1)
+    with pytest.raises(UserError, match="choose val or train"):
+        measure_guidance(run, images=1, split="test")
+
+
+def test_it_reads_no_gradient(run):
+    networks = open_networks(run)
+    shown = objects_of(
+        networks.student, networks.experiment.augmentation, networks.source, split="val", images=1, seed=0
+    )
+    assert not any(torch.is_tensor(v) and v.requires_grad for o in shown for v in vars(o).values())
