@@ -34,7 +34,7 @@ from benchmarks import plain_propagation as plain
 from misa.experiment import Network
 from misa.losses.pairwise import pairwise_loss
 from misa.ops.boxes import positive_cells
-from misa.ops.guides import Scene
+from misa.ops.guides import Guides
 
 # Published with the reference data of this project: APro's own host code and its local module, 2 threads of a
 # 2-core CPU, median ms per image for tree + both global passes + local 5x5 x 20 steps. Quoted, not measured here.
@@ -129,19 +129,20 @@ def ours(
     work: Work, sem: tuple[Tensor, Tensor, list[int]] | None, clock: Callable[[str], None]
 ) -> tuple[Tensor, Tensor]:
     """Both pseudo masks, stage by stage."""
-    scene = Scene(work.image[None], [0] * len(work.masks))
-    if sem is not None:
-        scene.features, scene.factors, scene.labels = sem
+    if sem is None:
+        guides = Guides(work.image[None], [0] * len(work.masks))
+    else:
+        guides = Guides(work.image[None], [0] * len(work.masks), *sem, ("color", "saliency"))
     with torch.no_grad():
-        trees = scene.trees()
+        trees = guides.trees()
         clock("tree")
-        first = scene.along_trees(work.masks, trees, TREE)
+        first = guides.along_trees(work.masks, trees, TREE)
         clock("pass 1")
-        second = scene.along_masks(first, first[:, None], trees, REFINE)
+        second = guides.along_masks(first, first[:, None], trees, REFINE)
         del first  # as in the loss
         clock("pass 2")
         options = {"window": 5, "bandwidth": LOCAL, "steps": 20, "balance": 0.7, "sigma": "image", "factor": 1.0}
-        local = scene.along_window(work.masks, work.boxes, **options)  # type: ignore[arg-type]
+        local = guides.along_window(work.masks, work.boxes, **options)  # type: ignore[arg-type]
         clock("local")
     return second, local
 

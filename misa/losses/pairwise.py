@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from misa.losses.inputs import SemanticPrior
 from misa.ops.affinity import check_finite, check_kernel
-from misa.ops.guides import LocalForm, Scene
-from misa.ops.propagation import GlobalForm, SemanticGuide, constant, propagate_pamr
+from misa.ops.guides import Guides, LocalForm
+from misa.ops.propagation import GlobalForm, SemanticGuide, along_pamr, constant
 from misa.ops.readings import window_of
 
 Reduction = Literal["box_mean", "box_ratio", "sum"]
@@ -92,6 +91,7 @@ def pseudo_masks(
     pamr_dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
     balance: float = 0.7,
     saliency: bool = True,
+    kernels: Sequence[str] | None = None,
     global_form: GlobalForm = "sum",
     local_form: LocalForm = "sum",
     semantic_sigma: Literal["image"] | float = "image",
@@ -103,7 +103,8 @@ def pseudo_masks(
     passes over the image's tree, the second along the first one's result (`refine_bandwidth=None` leaves it out;
     `global_form="embedding"` puts a pass along S^c in its place). `images` are normalised and have the size of the
     masks; `prior` holds S (b d h w) and K (c d) and turns A into Â^c = A + balance · A^c with the category in
-    `labels`; `valid` leaves padding out. `window_share` sizes the window by the map, see `misa.ops.readings.window_of`.
+    `labels`, or A^f without `saliency`; `kernels` names any two rows of `misa.ops.affinity.KERNELS` in their place.
+    `valid` leaves padding out. `window_share` sizes the window by the map, see `misa.ops.readings.window_of`.
 
     `global_size` squeezes images, prior and masks to a square of that side for the global pseudo mask, as APro's
     Mask2Former (96) does, and compares at the masks' own size with the masks squeezed and stretched likewise.
@@ -117,7 +118,9 @@ def pseudo_masks(
     check_kernel("pairwise_loss", balance=balance, sigma=semantic_sigma, scale=semantic_scale)
     if mode not in ("apro", "pamr"):
         raise ValueError(f"pairwise_loss knows the modes 'apro' and 'pamr', not {mode!r}.")
-    scene = _scene(images, image_index, labels, prior, saliency, valid)
+    if kernels is None:
+        kernels = ("color",) if prior is None else ("color", "saliency" if saliency else "feature")
+    guides = _guides(images, image_index, labels, prior, kernels, valid)
     if window_share is not None:
         window = window_of(window_share, masks.shape[-2], masks.shape[-1])
     window_options = {
@@ -133,15 +136,24 @@ def pseudo_masks(
     pairs: dict[str, tuple[Tensor, Tensor]] = {}  # of each term the masks and what they are pulled to
     fixed = masks.detach()
     if mode == "pamr":
-        pamr_options = {"balance": balance, "form": local_form, "semantic_scale": semantic_scale}
-        pairs["pamr"] = masks, _pamr_masks(fixed, box_masks, scene, pamr_dilations, pamr_steps, pamr_options)
+        target = along_pamr(
+            fixed,
+            guides,
+            box_masks,
+            dilations=pamr_dilations,
+            steps=pamr_steps,
+            balance=balance,
+            form=local_form,
+            scale=semantic_scale,
+        )
+        pairs["pamr"] = masks, target
     else:
         size = (masks.shape[-2], masks.shape[-1])
         coarse = size if global_size is None else (global_size, global_size)
         seen = _resized(masks, coarse)
-        target = _global_masks(seen.detach(), _squeezed(scene, coarse), tree_bandwidth, refine_bandwidth, tree_options)
+        target = _global_masks(seen.detach(), _squeezed(guides, coarse), tree_bandwidth, refine_bandwidth, tree_options)
         pairs["global"] = _resized(seen, size), _resized(target, size)
-        pairs["local"] = masks, _local_masks(fixed, box_masks, scene, window_options)
+        pairs["local"] = masks, _local_masks(fixed, box_masks, guides, window_options)
     return pairs
 
 
@@ -152,25 +164,25 @@ def _resized(maps: Float[Tensor, "n h w"], size: tuple[int, int]) -> Float[Tenso
     return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def _squeezed(scene: Scene, size: tuple[int, int]) -> Scene:
-    """The scene at another size; a cell is padding where most of it is, and takes nothing from padding."""
-    if scene.size == size:
-        return scene
+def _squeezed(guides: Guides, size: tuple[int, int]) -> Guides:
+    """The guides at another size; a cell is padding where most of it is, and takes nothing from padding."""
+    if guides.size == size:
+        return guides
 
     def resized(maps: Tensor) -> Tensor:
         return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
-    if scene.valid is None:
-        features = None if scene.features is None else resized(scene.features)
-        return replace(scene, guides=resized(scene.guides), features=features)
-    present = scene.valid[:, None].float()
+    if guides.valid is None:
+        features = None if guides.features is None else resized(guides.features)
+        return replace(guides, images=resized(guides.images), features=features)
+    present = guides.valid[:, None].float()
     share = resized(present)
 
     def mean(maps: Tensor) -> Tensor:
         return resized(maps * present) / share.clamp(min=0.5)
 
-    features = None if scene.features is None else mean(scene.features)
-    return replace(scene, guides=mean(scene.guides), features=features, valid=share[:, 0] >= 0.5)
+    features = None if guides.features is None else mean(guides.features)
+    return replace(guides, images=mean(guides.images), features=features, valid=share[:, 0] >= 0.5)
 
 
 def _check(
@@ -192,21 +204,21 @@ def _check(
         raise ValueError("pairwise_loss needs labels (n,) with the category of each mask to use the prior.")
 
 
-def _scene(
+def _guides(
     images: Tensor,
     image_index: Tensor,
     labels: Tensor | None,
     prior: SemanticPrior | tuple[Tensor, Tensor] | None,
-    saliency: bool,
+    kernels: Sequence[str],
     valid: Tensor | None,
-) -> Scene:
+) -> Guides:
     """The images of the batch with everything their masks share."""
     where = [int(i) for i in image_index.tolist()]
     if where and not 0 <= min(where) <= max(where) < len(images):
         raise ValueError(f"pairwise_loss: image_index must lie in 0 … {len(images) - 1}, one of the images.")
     if valid is not None:
         valid = valid.reshape(len(images), *images.shape[-2:])
-    scene = Scene(images.detach().float(), where, saliency=saliency, valid=valid)
+    teacher: dict[str, Any] = {}
     if prior is not None:
         assert labels is not None
         features, factors = prior
@@ -219,65 +231,33 @@ def _scene(
             )
         check_finite("pairwise_loss: prior features", features)
         check_finite("pairwise_loss: prior factors", factors)
-        scene.features, scene.factors = features.detach().float(), factors.detach().float()
-        scene.labels = [int(c) for c in labels.tolist()]
-        if scene.labels and not 0 <= min(scene.labels) <= max(scene.labels) < len(factors):
+        numbers = [int(c) for c in labels.tolist()]
+        teacher = {"features": features.detach().float(), "factors": factors.detach().float(), "labels": numbers}
+        if numbers and not 0 <= min(numbers) <= max(numbers) < len(factors):
             raise ValueError(f"pairwise_loss: labels must lie in 0 … {len(factors) - 1}, one row of K each.")
-    return scene
+    return Guides(images.detach().float(), where, kernels=kernels, valid=valid, **teacher)
 
 
 @constant
 def _global_masks(
-    masks: Tensor, scene: Scene, bandwidth: float, refine: float | None, options: Mapping[str, Any]
+    masks: Tensor, guides: Guides, bandwidth: float, refine: float | None, options: Mapping[str, Any]
 ) -> Tensor:
     """APro's cascade: a pass along the image (and S^c), then one along the result, both on the image's tree."""
     if len(masks) == 0:
         return masks
-    trees = scene.trees()
-    if options["form"] == "embedding" and scene.features is not None:
-        first = scene.colors_only().along_trees(masks.float(), trees, bandwidth)
-        return scene.along_trees(first, trees, bandwidth, **options).to(masks.dtype)
-    first = scene.along_trees(masks.float(), trees, bandwidth, **options)
+    trees = guides.trees()
+    if options["form"] == "embedding" and guides.second:
+        first = guides.first_only().along_trees(masks.float(), trees, bandwidth)
+        return guides.along_trees(first, trees, bandwidth, **options).to(masks.dtype)
+    first = guides.along_trees(masks.float(), trees, bandwidth, **options)
     if refine is not None:
-        first = scene.along_masks(first, first[:, None], trees, refine)
+        first = guides.along_masks(first, first[:, None], trees, refine)
     return first.to(masks.dtype)
 
 
 @constant
-def _local_masks(masks: Tensor, box_masks: Tensor, scene: Scene, options: Mapping[str, Any]) -> Tensor:
+def _local_masks(masks: Tensor, box_masks: Tensor, guides: Guides, options: Mapping[str, Any]) -> Tensor:
     """The windows of all images at once."""
     if len(masks) == 0:
         return masks
-    return scene.along_window(masks.float(), box_masks, **options).to(masks.dtype)
-
-
-def _pamr_masks(
-    masks: Tensor,
-    box_masks: Tensor,
-    scene: Scene,
-    dilations: Sequence[int],
-    steps: int,
-    options: Mapping[str, Any],
-) -> Tensor:
-    """PAMR image by image."""
-    result = torch.zeros_like(masks)
-    for image in sorted(set(scene.image)):
-        members = torch.tensor([i for i, where in enumerate(scene.image) if where == image])
-        mine = members.to(masks.device, non_blocking=True)
-        semantic, labels = None, None
-        if scene.features is not None and scene.factors is not None and scene.labels is not None:
-            semantic = SemanticGuide(scene.features[image], scene.factors)
-            labels = torch.tensor([scene.labels[int(i)] for i, where in enumerate(scene.image) if where == image])
-        result[mine] = propagate_pamr(
-            masks[mine],
-            scene.guides[image],
-            box_masks=box_masks[mine],
-            dilations=dilations,
-            steps=steps,
-            semantic=semantic,
-            labels=labels,
-            saliency=scene.saliency,
-            valid=None if scene.valid is None else scene.valid[image],
-            **options,
-        )
-    return result
+    return guides.along_window(masks.float(), box_masks, **options).to(masks.dtype)

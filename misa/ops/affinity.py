@@ -1,15 +1,16 @@
 """Pairwise affinity between a pixel and its neighbors (§3.3, Eq. 8 and 10–13).
 
-Axes: b image · c category · d channel · k neighbor · h row · w column. Colors (A, Eq. 8), features (A^f, Eq. 10)
-and reweighted features (A^c, Eq. 12) differ in what goes in, so they share one function.
+Axes: b image · c category · q row of factors · d channel · k neighbor · h row · w column. Colors (A, Eq. 8), features
+(A^f, Eq. 10) and reweighted features (A^c, Eq. 12) differ in what goes in, so they share one function. What goes in is
+a row of `KERNELS`: `misa.ops.guides` propagates masks along these rows, in training and elsewhere.
 
 The spread σ is one number for all channels. With a spread per channel a constant factor on a channel would cancel,
 and with it the saliency factors K of Eq. 11: A^c would equal A^f for every category.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +21,57 @@ from misa.ops.neighbors import Offset, inside, shift, window_offsets
 
 Sigma = Literal["image", "window"] | float
 TINY = 1e-12  # keeps a constant image, whose spread is 0, at affinity 1
+
+
+class Seen(NamedTuple):
+    """What an affinity can compare of one image, all maps of one size.
+
+    colors (d h w): V, the normalised image. features (e h w): S, or None without a teacher. factors (c e): K of the
+    categories that are present in the image, in ascending order; None without a teacher.
+    """
+
+    colors: Float[Tensor, "d h w"]
+    features: Float[Tensor, "e h w"] | None = None
+    factors: Float[Tensor, "c e"] | None = None
+
+
+class Compared(NamedTuple):
+    """What an affinity compares: exp(−Σ_d (factors_qd (values_d(i) − values_d(k)))² / σ_q²).
+
+    values (d h w). factors (q d): one row for all masks, or one per category of `Seen.factors`. sigma: a number, or
+    None for what its user has it measured in: a bandwidth ζ for colors, the spread of factors · values for the others.
+    """
+
+    values: Float[Tensor, "d h w"]
+    factors: Float[Tensor, "q d"]
+    sigma: float | None = None
+
+
+def color(seen: Seen) -> Compared:
+    """A, Eq. 8: colors, every channel alike."""
+    return Compared(seen.colors, torch.ones_like(seen.colors[None, :, 0, 0]))
+
+
+def feature(seen: Seen) -> Compared:
+    """A^f, Eq. 10: the dense feature S, every channel alike."""
+    features = _of_teacher("feature", seen)
+    return Compared(features, torch.ones_like(features[None, :, 0, 0]))
+
+
+def saliency(seen: Seen) -> Compared:
+    """A^c, Eq. 11–12: S^c = K^c · S, a row of factors for every category."""
+    features = _of_teacher("saliency", seen)
+    assert seen.factors is not None
+    return Compared(features, seen.factors)
+
+
+def _of_teacher(name: str, seen: Seen) -> Tensor:
+    if seen.features is None:
+        raise ValueError(f"the affinity {name!r} compares the features of a semantic teacher, and there are none.")
+    return seen.features
+
+
+KERNELS: dict[str, Callable[[Seen], Compared]] = {"color": color, "feature": feature, "saliency": saliency}
 
 
 def check_finite(name: str, values: Tensor) -> None:
@@ -88,16 +140,20 @@ def spread(
 ) -> Float[Tensor, " b"] | Float[Tensor, "b c"]:
     """σ: the standard deviation of all entries of an image, channels and pixels together.
 
-    With `channel_weights` K, the spread of K^c · S for every c from the channels' first two moments (σ_{S^c}).
+    With `channel_weights` K, the spread of K^c · S for every c (σ_{S^c}).
     """
-    first = values.double().mean(dim=(2, 3))
-    second = values.double().square().mean(dim=(2, 3))
-    if channel_weights is None:
-        variance = second.mean(dim=1) - first.mean(dim=1).square()
-    else:
-        k = channel_weights.double()
-        variance = (second @ k.square().T) / k.shape[1] - ((first @ k.T) / k.shape[1]).square()
-    return variance.clamp(min=0).sqrt().to(values.dtype)
+    first, second = values.double().mean(dim=(2, 3)), values.double().square().mean(dim=(2, 3))
+    k = torch.ones_like(first[:1]) if channel_weights is None else channel_weights.double()
+    sigma = variance(first[:, None], second[:, None], k).sqrt().to(values.dtype)
+    return sigma[:, 0] if channel_weights is None else sigma
+
+
+def variance(
+    first: Float[Tensor, "*b d"], second: Float[Tensor, "*b d"], factors: Float[Tensor, "c d"]
+) -> Float[Tensor, "*b c"]:
+    """σ² of K^c · S over channels and pixels, from each channel's mean and mean square over the pixels."""
+    mean = (factors * first).mean(dim=-1)
+    return ((factors.square() * second).mean(dim=-1) - mean.square()).clamp(min=0)
 
 
 def window_spread(
@@ -159,6 +215,19 @@ def pairwise_affinity(
     return affinity * inside(h, w, offsets, device=values.device)
 
 
+def kernel_affinity(
+    name: str, seen: Seen, *, window: int = 3, dilation: int | Sequence[int] = 1, sigma: Sigma = "image"
+) -> Float[Tensor, "q k h w"]:
+    """One affinity of `KERNELS` to every neighbor; `sigma` counts where the affinity has none of its own.
+
+    Training weighs neighbors by exactly these numbers, A + balance · A^c (Eq. 13) before the division of Eq. 14, but
+    never writes them down for the whole map.
+    """
+    values, factors, own = KERNELS[name](seen)
+    options = {"window": window, "dilation": dilation, "channel_weights": factors}
+    return pairwise_affinity(values[None], sigma=sigma if own is None else own, **options)[0]  # type: ignore[arg-type]
+
+
 def saliency_affinity(
     features: Float[Tensor, "d h w"],
     saliency_factors: Float[Tensor, "c d"],
@@ -169,10 +238,3 @@ def saliency_affinity(
     if labels is not None:
         saliency_factors = saliency_factors[labels]
     return pairwise_affinity(features[None], channel_weights=saliency_factors, **options)[0]  # type: ignore[arg-type]
-
-
-def enhance(
-    color: Float[Tensor, "#n k h w"], saliency: Float[Tensor, "n k h w"], *, balance: float = 0.7
-) -> Float[Tensor, "n k h w"]:
-    """Â^c = A + balance · A^c (Eq. 13; §4.3 gives the 0.7). Only the ratio matters, Eq. 14 divides by the sum."""
-    return color + balance * saliency

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from misa.ops.affinity import TINY, window_spread
+from misa.ops.affinity import KERNELS, TINY, Compared, Seen, variance, window_spread
 from misa.ops.backends.choice import backend
 from misa.ops.backends.torch_ops import Layer
 from misa.ops.neighbors import Offset, window_offsets
@@ -23,87 +23,119 @@ LocalForm = Literal["sum", "product"]
 
 
 @dataclass
-class Scene:
-    """Guides (b d h w) with the image of every mask; for SEPA features (b e h w), factors (c e) and labels too."""
+class Guides:
+    """Images (b d h w), the image of every mask, and which affinities of `KERNELS` are added up: colors, then one more.
 
-    guides: Float[Tensor, "b d h w"]
+    For a semantic teacher's features (b e h w), factors (c e) and the masks' labels too. `valid` (b h w) is False at
+    padding.
+    """
+
+    images: Float[Tensor, "b d h w"]
     image: Sequence[int]
     features: Float[Tensor, "b e h w"] | None = None
     factors: Float[Tensor, "c e"] | None = None
     labels: Sequence[int] | None = None
-    saliency: bool = True
+    kernels: Sequence[str] = ("color",)
     valid: Bool[Tensor, "b h w"] | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.kernels if name not in KERNELS]
+        if unknown:
+            raise ValueError(f"there is no affinity {unknown[0]!r}; there are {', '.join(KERNELS)}.")
+        if not 1 <= len(self.kernels) <= 2:
+            raise ValueError(f"one affinity or two are propagated along, not {len(self.kernels)}.")
+        self.backend = backend(self.images)
 
     @property
     def size(self) -> tuple[int, int]:
         """Rows and columns."""
-        return self.guides.shape[-2], self.guides.shape[-1]
+        return self.images.shape[-2], self.images.shape[-1]
 
-    def colors_only(self) -> "Scene":
-        """The same without S."""
-        return Scene(self.guides, self.image, valid=self.valid)
+    def first_only(self) -> "Guides":
+        """The same without the second affinity."""
+        return replace(self, kernels=self.kernels[:1])
+
+    def _categories(self, image: int) -> list[int]:
+        """Those that are present in an image."""
+        labels = self.labels if self.labels is not None else [0] * len(self.image)
+        return sorted({label for where, label in zip(self.image, labels, strict=True) if where == image})
+
+    def _compared(self, kernel: str) -> dict[int, Compared]:
+        """What an affinity compares, image by image."""
+        found = {}
+        for i in range(len(self.images)) if kernel == self.kernels[0] else sorted(set(self.image)):
+            present, factors = self._categories(i), None
+            if self.factors is not None and present:
+                factors = torch.stack([self.factors[c] for c in present])
+            features = None if self.features is None else self.features[i]
+            found[i] = KERNELS[kernel](Seen(self.images[i], features, factors))
+        return found
+
+    @cached_property
+    def first(self) -> dict[int, Compared]:
+        """What the first affinity compares in every image; one row of factors each."""
+        return self._compared(self.kernels[0])
+
+    @cached_property
+    def second(self) -> dict[int, Compared]:
+        """What the second affinity compares in every image that has masks; empty without one."""
+        return {} if len(self.kernels) == 1 else self._compared(self.kernels[1])
 
     @cached_property
     def pairs(self) -> list[tuple[int, int]]:
-        """The (image, category) pairs present, image by image; without saliency the one category is 'any'."""
-        labels = self.labels if self.labels is not None and self.saliency else [0] * len(self.image)
-        return sorted(set(zip(self.image, labels, strict=True)))
+        """(image, row of its factors) of everything that masks share, image by image."""
+        rows = {i: len(self.second[i].factors) if self.second else 1 for i in sorted(set(self.image))}
+        return [(i, row) for i, many in rows.items() for row in range(many)]
 
     @cached_property
     def pair(self) -> list[int]:
         """Which pair every mask belongs to."""
-        labels = self.labels if self.labels is not None and self.saliency else [0] * len(self.image)
-        place = {pair: i for i, pair in enumerate(self.pairs)}
-        return [place[pair] for pair in zip(self.image, labels, strict=True)]
+        place = {pair: number for number, pair in enumerate(self.pairs)}
+        labels = self.labels if self.labels is not None else [0] * len(self.image)
+        rows = [
+            self._categories(i).index(label) if (i, 1) in place else 0
+            for i, label in zip(self.image, labels, strict=True)
+        ]
+        return [place[pair] for pair in zip(self.image, rows, strict=True)]
 
     @cached_property
     def members(self) -> list[list[int]]:
-        """The masks of every pair; of every image without S."""
-        key = self.pair if self.features is not None else self.image
-        return [[n for n, k in enumerate(key) if k == one] for one in sorted(set(key))]
-
-    def rows(self, image: int) -> Float[Tensor, "c e"]:
-        """K of the categories present in an image (Eq. 11); ones for A^f (Eq. 10)."""
-        assert self.factors is not None
-        if not self.saliency:
-            return torch.ones_like(self.factors[:1])
-        return torch.stack([self.factors[c] for i, c in self.pairs if i == image])
+        """The masks of every pair."""
+        return [[n for n, q in enumerate(self.pair) if q == number] for number in range(len(self.pairs))]
 
     @cached_property
-    def edges_of_features(self) -> tuple[Tensor, Tensor]:
-        """Squared distances of S^c along the grid edges (pairs, m), and its variance without padding (pairs,)."""
-        assert self.features is not None
+    def second_on_edges(self) -> tuple[Tensor, Tensor]:
+        """Of the second affinity the squared distances along the grid edges (pairs, m), and σ² without padding."""
         lengths, variances = [], []
-        for image in sorted(set(self.image)):
-            k, features = self.rows(image), self.features[image]
-            count: Tensor | int = features[0].numel()
+        for image, (values, k, sigma) in self.second.items():
+            count: Tensor | int = values[0].numel()
             if self.valid is not None:  # edges into the padding are cut anyway
-                features, count = features * self.valid[image], self.valid[image].sum().clamp(min=1)
-            length, moments = backend(features).feature_lengths(features, k)
+                values, count = values * self.valid[image], self.valid[image].sum().clamp(min=1)
+            length, moments = self.backend.feature_lengths(values, k)
             first, second = (moments / count).unbind(dim=1)
-            k = k.double()
-            mean = (k * first).mean(dim=1)
             lengths.append(length)
-            variances.append(((k.square() * second).mean(dim=1) - mean.square()).clamp(min=0).float())
+            squared = variance(first, second, k.double()).float()
+            variances.append(squared if sigma is None else torch.full_like(squared, sigma**2))
         return lengths[0] if len(lengths) == 1 else torch.cat(lengths), torch.cat(variances)
 
-    def semantic_scale(self, sigma: Literal["image"] | float, factor: float) -> Float[Tensor, " q"]:
-        """(factor · σ_{S^c})² for every pair."""
+    def second_scale(self, sigma: Literal["image"] | float, factor: float) -> Float[Tensor, " q"]:
+        """(factor · σ)² of the second affinity for every pair."""
         if sigma == "image":
-            squared = self.edges_of_features[1]
+            squared = self.second_on_edges[1]
         else:
-            squared = torch.full((len(self.pairs),), float(sigma) ** 2, device=self.guides.device)
+            squared = torch.full((len(self.pairs),), float(sigma) ** 2, device=self.images.device)
         return (squared * factor**2).clamp(min=TINY)
 
-    def semantic_lengths(self) -> Float[Tensor, "q m"]:
-        """Squared distances of S^c along the grid edges for every pair, infinite where padding begins."""
+    def second_lengths(self) -> Float[Tensor, "q m"]:
+        """Squared distances of the second affinity along the grid edges for every pair, infinite into padding."""
         of_image = None if self.valid is None else torch.stack([self.valid[i] for i, _ in self.pairs])
-        return cut_padding(self.edges_of_features[0], of_image, *self.size)
+        return cut_padding(self.second_on_edges[0], of_image, *self.size)
 
     @cached_property
     def lengths(self) -> Float[Tensor, "b m"]:
-        """Squared distances of the guides along the grid edges, infinite where padding begins."""
-        return cut_padding(grid_lengths(self.guides), self.valid, *self.size)
+        """Squared distances of the first affinity along the grid edges, infinite where padding begins."""
+        weighted = [its.factors[0, :, None, None] * its.values for its in self.first.values()]
+        return cut_padding(grid_lengths(torch.stack(weighted)), self.valid, *self.size)
 
     def trees(self, tie_rule: TieRule = "exact") -> Trees:
         """One minimum spanning tree per image."""
@@ -111,7 +143,7 @@ class Scene:
 
     def cut(self, trees: Trees) -> Trees:
         """The same trees with the guides' lengths, and none of their edges into the padding."""
-        return trees if self.valid is None else replace(trees, length=on_edges(trees, self.lengths))
+        return trees if self.valid is None else replace(trees, length=self.on_edges(trees, self.lengths))
 
     def along_trees(
         self,
@@ -125,26 +157,27 @@ class Scene:
         factor: float = 1.0,
         tie_rule: TieRule = "exact",
     ) -> Float[Tensor, "n h w"]:
-        """Eq. 14 with N = all pixels, along the images' trees and, for SEPA, along the kernel of S^c."""
-        s = self.lengths / bandwidth**2
-        parts = [(trees.pixel, trees.parent, on_edges(trees, s), list(self.image), 1.0)]
-        if self.features is not None:
+        """Eq. 14 with N = all pixels, along the images' trees and along the second affinity."""
+        its_sigma = self.first[0].sigma
+        s = self.lengths / (bandwidth if its_sigma is None else its_sigma) ** 2
+        parts = [(trees.pixel, trees.parent, self.on_edges(trees, s), list(self.image), 1.0)]
+        if self.second:
             images = [image for image, _ in self.pairs]
-            semantic = self.semantic_lengths() / self.semantic_scale(sigma, factor)[:, None]
+            lengths = self.second_lengths() / self.second_scale(sigma, factor)[:, None]
             if form == "sum":  # Eq. 13 on two trees: numerators and denominators add up
-                own = spanning_trees(semantic, *self.size, tie_rule=tie_rule)
+                own = spanning_trees(lengths, *self.size, tie_rule=tie_rule)
                 parts.append((own.pixel, own.parent, own.length, self.pair, balance))
-            elif form == "embedding":  # S^c measures the edges of the image's tree
+            elif form == "embedding":  # the second affinity measures the edges of the image's tree
                 its = trees.rows(images)
-                parts = [(its.pixel, its.parent, on_edges(its, semantic), self.pair, 1.0)]
+                parts = [(its.pixel, its.parent, self.on_edges(its, lengths), self.pair, 1.0)]
             elif form == "product":  # one tree for both: the kernels multiply
                 of_pair = torch.stack([s[i] for i in images])  # a list as an index would wait for the device
-                joined = of_pair + balance * semantic if balance > 0 else of_pair  # 0 · ∞, at padding, is no number
+                joined = of_pair + balance * lengths if balance > 0 else of_pair  # 0 · ∞, at padding, is no number
                 own = spanning_trees(joined, *self.size, tie_rule=tie_rule)
                 parts = [(own.pixel, own.parent, own.length, self.pair, 1.0)]
             else:
                 raise ValueError(f"propagate_global knows 'sum', 'embedding' and 'product', not {form!r}.")
-        return backend(masks).propagate(masks.flatten(1), parts).view_as(masks)
+        return self.backend.propagate(masks.flatten(1), parts).view_as(masks)
 
     def along_masks(
         self, masks: Float[Tensor, "n h w"], guides: Float[Tensor, "n d h w"], trees: Trees, bandwidth: float
@@ -152,7 +185,7 @@ class Scene:
         """Eq. 14 on the images' trees with edge lengths from a guide per mask."""
         flat, along = masks.flatten(1), guides.flatten(2)
         where = (trees.pixel, trees.parent, trees.length, list(self.image))
-        return backend(masks).propagate_along(flat, along, *where, 1 / bandwidth**2).view_as(masks)
+        return self.backend.propagate_along(flat, along, *where, 1 / bandwidth**2).view_as(masks)
 
     def along_window(
         self,
@@ -173,45 +206,52 @@ class Scene:
                 f"propagate_local knows the forms 'sum' and, with one spread an image, 'product': it is {form!r} "
                 f"with sigma {sigma!r}."
             )
-        offsets = half_window(window)
-        d = self.guides.shape[1]
-        flat = self.guides.new_full((d,), bandwidth**-2)
-        colours: dict[int, Layer] = {i: (self.guides[i], flat, 1.0, None) for i in sorted(set(self.image))}
-        images = list(colours) if self.features is None else [i for i, _ in self.pairs]
-        layers = [[colours[i]] for i in images]
-        padding = {i: None if self.valid is None else self.valid[i] for i in colours}
-        if self.features is not None:
-            maps = {i: self.features[i] for i in colours}
-            rows = torch.cat([self.rows(i) for i in colours])
-            precision: list[Tensor | None] = [None] * len(rows)
-            if sigma == "window":
-                every = window_offsets(window)
-                spreads = torch.cat(
-                    [
-                        window_spread(maps[i][None], every, channel_weights=self.rows(i), valid=padding[i])[0]
-                        for i in colours
-                    ]
-                )
-                precision = list(1 / (spreads * factor).square().clamp(min=TINY))
-                squares = rows.square()
-            else:
-                squares = rows.square() / self.semantic_scale(sigma, factor)[:, None]
-            if form == "product":  # exp(−a) · exp(−b): one layer whose distances add up
-                joined = {i: torch.cat([self.guides[i], maps[i]]) for i in colours}
-                layers = [
-                    [(joined[i], torch.cat([flat, balance * squares[q]]), 1.0, None)] for q, i in enumerate(images)
-                ]
-            else:
-                for q, i in enumerate(images):
-                    layers[q].append((maps[i], squares[q], balance, precision[q]))
+        images = [image for image, _ in self.pairs]
+        if form == "product" and self.second:
+            layers = self._joined(bandwidth, balance, self.second_scale(sigma, factor))  # type: ignore[arg-type]
+        else:
+            layers = [[self._first_layer(i, bandwidth)] for i in images]
+            if self.second:
+                for mine, layer in zip(layers, self._second_layers(window, balance, sigma, factor), strict=True):
+                    mine.append(layer)
         groups = list(zip(self.members, layers, strict=True))
+        padding = {i: None if self.valid is None else self.valid[i] for i in images}
         valid = [padding[i] for i in images]
-        return backend(masks).propagate_window(masks, boxes, valid, offsets, groups, steps)
+        return self.backend.propagate_window(masks, boxes, valid, half_window(window), groups, steps)
 
+    def _first_layer(self, image: int, bandwidth: float) -> Layer:
+        values, factors, sigma = self.first[image]
+        return values, factors[0].square() * (bandwidth if sigma is None else sigma) ** -2, 1.0, None
 
-def on_edges(trees: Trees, values: Float[Tensor, "g m"]) -> Float[Tensor, "g p"]:
-    """Values of grid edges at the upward edges of the trees; infinite where the tree's own edge is."""
-    return backend(values).at_edges(values, trees.edge, trees.length)
+    def _second_layers(
+        self, window: int, balance: float, sigma: Literal["image", "window"] | float, factor: float
+    ) -> list[Layer]:
+        """A layer per pair, with its share in the sum of Eq. 13."""
+        rows = torch.cat([its.factors for its in self.second.values()]).square()
+        if sigma != "window":
+            rows = rows / self.second_scale(sigma, factor)[:, None]
+            return [(self.second[i].values, row, balance, None) for (i, _), row in zip(self.pairs, rows, strict=True)]
+        every, spreads = window_offsets(window), []
+        for i, (values, factors, _) in self.second.items():
+            valid = None if self.valid is None else self.valid[i]
+            spreads.append(window_spread(values[None], every, channel_weights=factors, valid=valid)[0])
+        precision = 1 / (torch.cat(spreads) * factor).square().clamp(min=TINY)
+        maps = [self.second[i].values for i, _ in self.pairs]
+        return [(its, row, balance, p) for its, row, p in zip(maps, rows, precision, strict=True)]
+
+    def _joined(self, bandwidth: float, balance: float, scale: Float[Tensor, " q"]) -> list[list[Layer]]:
+        """exp(−a) · exp(−b): one layer a pair, whose distances add up."""
+        joined = {i: torch.cat([self.first[i].values, its.values]) for i, its in self.second.items()}
+        rows = torch.cat([its.factors for its in self.second.values()]).square() / scale[:, None]
+        return [
+            [(joined[i], torch.cat([self._first_layer(i, bandwidth)[1], balance * row]), 1.0, None)]
+            for (i, _), row in zip(self.pairs, rows, strict=True)
+        ]
+
+    def on_edges(self, trees: Trees, values: Float[Tensor, "g m"]) -> Float[Tensor, "g p"]:
+        """Values of grid edges at the upward edges of the trees; infinite where the tree's own edge is."""
+        found: Tensor = self.backend.at_edges(values, trees.edge, trees.length)
+        return found
 
 
 def half_window(window: int) -> list[Offset]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from misa.ops.affinity import check_finite, check_kernel
-from misa.ops.guides import GlobalForm, LocalForm, Scene
+from misa.ops.guides import GlobalForm, Guides, LocalForm
 from misa.ops.neighbors import Offset, window_offsets
 from misa.ops.tree import TieRule, Tree, Trees
 
@@ -83,23 +83,28 @@ def numbers(labels: Int[Tensor, " n"]) -> list[int]:
     return [int(label) for label in labels.tolist()]
 
 
-def scene_of(
+def guides_of(
     masks: Tensor,
     guide: Tensor,
     semantic: SemanticGuide | None,
     labels: Tensor | None,
     saliency: bool,
     valid: Tensor | None,
-) -> Scene:
-    """One image as a scene."""
-    scene = Scene(
-        guide[None].float(), [0] * len(masks), saliency=saliency, valid=None if valid is None else valid[None]
+) -> Guides:
+    """The guides of one image: its colors, and S^c or S."""
+    image, present = [0] * len(masks), None if valid is None else valid[None]
+    if semantic is None:
+        return Guides(guide[None].float(), image, valid=present)
+    assert labels is not None
+    return Guides(
+        guide[None].float(),
+        image,
+        semantic.features[None].float(),
+        semantic.saliency_factors.float(),
+        numbers(labels),
+        ("color", "saliency" if saliency else "feature"),
+        present,
     )
-    if semantic is not None:
-        assert labels is not None
-        scene.features, scene.factors = semantic.features[None].float(), semantic.saliency_factors.float()
-        scene.labels = numbers(labels) if saliency else [0] * len(masks)
-    return scene
 
 
 @constant
@@ -142,9 +147,9 @@ def propagate_global(
         return masks.clone()
     values = masks.float()
     if guide.dim() == 3:
-        scene = scene_of(masks, guide, semantic, labels, saliency, valid)
-        trees: Trees = tree if tree is not None else scene.trees(tie_rule)
-        result = scene.along_trees(
+        guides = guides_of(masks, guide, semantic, labels, saliency, valid)
+        trees: Trees = tree if tree is not None else guides.trees(tie_rule)
+        result = guides.along_trees(
             values,
             trees,
             bandwidth,
@@ -155,12 +160,12 @@ def propagate_global(
             tie_rule=tie_rule,
         )
     elif tree is not None:
-        scene = Scene(guide[:1].float(), [0] * len(masks), valid=None if valid is None else valid[None])
-        result = scene.along_masks(values, guide.float(), scene.cut(tree), bandwidth)
+        guides = Guides(guide[:1].float(), [0] * len(masks), valid=None if valid is None else valid[None])
+        result = guides.along_masks(values, guide.float(), guides.cut(tree), bandwidth)
     else:
         every = None if valid is None else valid.expand(len(masks), *valid.shape)
-        scene = Scene(guide.float(), range(len(masks)), valid=every)
-        result = scene.along_trees(values, scene.trees(tie_rule), bandwidth)
+        guides = Guides(guide.float(), range(len(masks)), valid=every)
+        result = guides.along_trees(values, guides.trees(tie_rule), bandwidth)
     return result.to(masks.dtype)
 
 
@@ -200,7 +205,7 @@ def propagate_local(
     if len(masks) == 0:
         return masks.clone()
     return (
-        scene_of(masks, guide, semantic, labels, saliency, valid)
+        guides_of(masks, guide, semantic, labels, saliency, valid)
         .along_window(
             masks.float(),
             box_masks,
@@ -260,32 +265,75 @@ def propagate_pamr(
     check_boxes("propagate_pamr", masks, box_masks)
     if len(masks) == 0:
         return masks.clone()
-    offsets = window_offsets(3, dilations)
+    return along_pamr(
+        masks,
+        guides_of(masks, guide, semantic, labels, saliency, valid),
+        box_masks,
+        dilations=dilations,
+        steps=steps,
+        sharpness=sharpness,
+        balance=balance,
+        form=form,
+        scale=semantic_scale,
+    )
+
+
+@constant
+def along_pamr(
+    masks: Float[Tensor, "n h w"],
+    guides: Guides,
+    box_masks: Tensor | None,
+    *,
+    dilations: Sequence[int],
+    steps: int,
+    sharpness: float = 0.1,
+    balance: float = 0.7,
+    form: LocalForm = "sum",
+    scale: float = 1.0,
+) -> Float[Tensor, "n h w"]:
+    """`propagate_pamr` along the guides of several images."""
+    offsets, result = window_offsets(3, dilations), torch.zeros_like(masks)
+    for image in sorted(set(guides.image)):
+        weights = _pamr_weights(guides, image, offsets, len(dilations), (sharpness, balance, scale), form)
+        members = [n for n, where in enumerate(guides.image) if where == image]
+        first = guides.pairs.index((image, 0))
+        rows = [guides.pair[n] - first if len(weights) > 1 else 0 for n in members]
+        mine, index = (torch.tensor(x).to(masks.device, non_blocking=True) for x in (members, rows))
+        values = masks[mine].float()
+        boxes = None if box_masks is None else box_masks[mine].float()
+        if boxes is not None:
+            values = values * boxes
+        weights = weights[index] if len(weights) > 1 else weights
+        for _ in range(steps):
+            mean = torch.zeros_like(values)
+            for k, neighbor in enumerate(_replicated(values, offsets)):
+                mean.addcmul_(weights[:, k], neighbor)
+            values = mean if boxes is None else mean * boxes
+        result[mine] = values.to(masks.dtype)
+    return result
+
+
+def _pamr_weights(
+    guides: Guides,
+    image: int,
+    offsets: Sequence[Offset],
+    centres: int,
+    numbers: tuple[float, float, float],
+    form: LocalForm,
+) -> Float[Tensor, "q k h w"]:
+    """The weight of every neighbor of an image's pixels, for every row of factors; `numbers` as in `along_pamr`."""
+    sharpness, balance, scale = numbers
+    valid = None if guides.valid is None else guides.valid[image]
     present = None if valid is None else torch.stack(list(_replicated(valid[None].float(), offsets)), dim=1)[0] * valid
-    logits = _pamr_logits(guide.float(), offsets, sharpness, len(dilations), present)[None]
-    scene = scene_of(masks, guide, semantic, labels, saliency, None)
-    if semantic is not None and balance > 0:
-        features = semantic.features.float()
-        planes = _pamr_saliency(features, scene.rows(0), offsets, sharpness * semantic_scale, len(dilations), present)
+    logits = _pamr_logits(guides.first[image].values, offsets, sharpness, centres, present)[None]
+    if guides.second and balance > 0:
+        values, factors, _ = guides.second[image]
+        planes = _pamr_saliency(values, factors, offsets, sharpness * scale, centres, present)
         logits = torch.logaddexp(logits, planes + math.log(balance)) if form == "sum" else logits + balance * planes
     if present is None:
-        weights = logits.softmax(dim=1)
-    else:
-        absent = present == 0
-        weights = logits.masked_fill(absent, -math.inf).softmax(dim=1).masked_fill(absent, 0.0)
-    index = torch.tensor(scene.pair if len(weights) > 1 else [0] * len(masks))
-    values = masks.float()
-    boxes = None if box_masks is None else box_masks.float()
-    if boxes is not None:
-        values = values * boxes
-    index = index.to(masks.device, non_blocking=True)
-    weights = weights[index] if len(weights) > 1 else weights
-    for _ in range(steps):
-        mean = torch.zeros_like(values)
-        for k, neighbor in enumerate(_replicated(values, offsets)):
-            mean.addcmul_(weights[:, k], neighbor)
-        values = mean if boxes is None else mean * boxes
-    return values.to(masks.dtype)
+        return logits.softmax(dim=1)
+    absent = present == 0
+    return logits.masked_fill(absent, -math.inf).softmax(dim=1).masked_fill(absent, 0.0)
 
 
 def _replicated(values: Float[Tensor, "n h w"], offsets: Sequence[Offset]) -> Iterator[Float[Tensor, "n h w"]]:

@@ -2,7 +2,7 @@
 
 Axes: g tree · n mask · d channel · p pixel in the tree's numbers · h row · w column.
 BoxLevelSet and Box2Mask learn through it; APro and MISA propagate with another kernel, without gradient
-(`Scene.along_trees`).
+(`Guides.along_trees`).
 """
 
 from collections.abc import Sequence

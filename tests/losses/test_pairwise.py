@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from misa.errors import NotFinite
 from misa.losses import pairwise
 from misa.losses.pairwise import pairwise_loss, propagation_error, pseudo_masks
-from misa.ops.guides import Scene
+from misa.ops.guides import Guides
 from misa.ops.propagation import SemanticGuide, propagate_global, propagate_local, propagate_pamr
 from misa.ops.tree import minimum_spanning_tree
 
@@ -106,24 +106,25 @@ def test_an_image_is_taught_the_same_beside_a_larger_one(rng, device, form, loca
 
 
 @pytest.mark.parametrize("below", [1, 2, 3, 4])
-def test_a_squeezed_scene_takes_nothing_from_padding(rng, device, below):
+def test_squeezed_guides_take_nothing_from_padding(rng, device, below):
     """Cells of the square that reach over the border hold what is in the image alone, whatever is in the padding."""
     _, _, images, _, _, prior = batch(rng)
     valid = torch.ones(3, 12, 14, dtype=torch.bool)
     valid[:, 12 - below :] = False
-    scenes = []
+    both = []
     for noise in (0.0, 9.0):
         spoiled = [(x + noise * ~valid[:, None]).to(device) for x in (images, prior[0])]
-        scene = Scene(spoiled[0], [0, 1, 2], spoiled[1], prior[1].to(device), [0, 1, 2], valid=valid.to(device))
-        scenes.append(pairwise._squeezed(scene, (8, 8)))
-    there = scenes[0].valid.cpu()
+        teacher = {"features": spoiled[1], "factors": prior[1].to(device), "labels": [0, 1, 2]}
+        guides = Guides(spoiled[0], [0, 1, 2], valid=valid.to(device), kernels=("color", "saliency"), **teacher)
+        both.append(pairwise._squeezed(guides, (8, 8)))
+    there = both[0].valid.cpu()
     assert there.sum(dim=1).unique().tolist() == [round((12 - below) * 8 / 12 + 1e-6)]
-    for name in ("guides", "features"):
-        one, other = (getattr(scene, name).movedim(1, -1)[scene.valid] for scene in scenes)
+    for name in ("images", "features"):
+        one, other = (getattr(its, name).movedim(1, -1)[its.valid] for its in both)
         assert_close(one, other, atol=0, rtol=0)
-    flat = replace(scene, guides=(torch.full_like(images, 2.0) * valid[:, None]).to(device))
+    flat = replace(guides, images=(torch.full_like(images, 2.0) * valid[:, None]).to(device))
     even = pairwise._squeezed(flat, (8, 8))
-    assert_close(even.guides.movedim(1, -1)[even.valid].cpu(), torch.tensor(2.0).expand(int(there.sum()), 3))
+    assert_close(even.images.movedim(1, -1)[even.valid].cpu(), torch.tensor(2.0).expand(int(there.sum()), 3))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -250,13 +251,13 @@ def test_gradcheck(rng, monkeypatch, options, semantic):
     masks, boxes, images, index, labels, prior = batch(rng, h=8, w=9, n=3, b=3)
     index, labels = index[:3], labels[:3]
     images = 0.02 * images  # near enough that no pixel stays where it is, on the kink of |.|
-    for name in ("_global_masks", "_local_masks", "_pamr_masks"):
+    for name in ("_global_masks", "_local_masks", "along_pamr"):
         made = getattr(pairwise, name)
         kept = []
 
-        def once(*args, made=made, kept=kept):
+        def once(*args, made=made, kept=kept, **options):
             if not kept:
-                kept.append(made(*args))
+                kept.append(made(*args, **options))
             return kept[0]
 
         monkeypatch.setattr(pairwise, name, once)

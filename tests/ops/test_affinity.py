@@ -8,7 +8,6 @@ from torch.testing import assert_close
 
 from misa.ops.affinity import (
     check_finite,
-    enhance,
     pairwise_affinity,
     reweight,
     saliency_affinity,
@@ -122,12 +121,6 @@ def test_spread_has_moments_for_every_category(rng):
     assert_close(spread(features, channel_weights=factors), expected)
     assert_close(spread(features), features.flatten(1).std(dim=1, correction=0))
     assert window_spread(features, window_offsets(3)).shape == (2, 6, 7)
-
-
-def test_enhance_adds(rng):
-    a, b = torch.rand(1, 8, 3, 3, generator=rng), torch.rand(2, 8, 3, 3, generator=rng)
-    assert_close(enhance(a, b), a + 0.7 * b)
-    assert_close(enhance(a, b, balance=0.2), a + 0.2 * b)
 
 
 def test_gradients(rng):

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from misa.ops.backends.choice import use
-from misa.ops.guides import Scene
+from misa.ops.guides import Guides
 from misa.ops.propagation import SemanticGuide, propagate_pamr
 
 SCENES = 100
@@ -34,15 +34,12 @@ class Case:
         valid[-1, :, w - int(rng.integers(0, w // 2 + 1)) :] = False
         image = [int(i) for i in rng.integers(0, b, n)]
         labels = [int(i) for i in rng.integers(0, c, n)]
-        self.scene = Scene(
-            guides,
-            image,
-            features if seed % 4 else None,
-            torch.randn(c, e, generator=generator),
-            labels,
-            saliency=seed % 6 != 0,
-            valid=valid if seed % 2 else None,
-        )
+        teacher = {}
+        if seed % 4:
+            kernels = ("color", "saliency" if seed % 6 else "feature")
+            factors = torch.randn(c, e, generator=generator)
+            teacher = {"features": features, "factors": factors, "labels": labels, "kernels": kernels}
+        self.guides = Guides(guides, image, valid=valid if seed % 2 else None, **teacher)
         self.bandwidth = float(rng.choice([0.02, 0.2, 1.0]))
         self.balance = float(rng.choice([0.0, 0.7, 2.0]))
         self.sigma = [1.0, "image", 0.3][seed % 3]
@@ -59,28 +56,28 @@ class Case:
 
     def run(self) -> dict[str, torch.Tensor]:
         """Everything that the backends compute."""
-        scene = replace(self.scene)  # nothing is kept from the other backend
-        trees = scene.trees(self.tie_rule)
+        guides = replace(self.guides)  # nothing is kept from the other backend
+        trees = guides.trees(self.tie_rule)
         found = {name: getattr(trees, name).sort(dim=1).values for name in ("edge", "length")}  # in any order
         common = {"balance": self.balance, "sigma": self.sigma, "factor": 0.8}
         options = {**common, "form": self.form, "tie_rule": self.tie_rule}
-        found["first"] = scene.along_trees(self.masks, trees, self.bandwidth, **options)
-        found["second"] = scene.along_masks(found["first"], found["first"][:, None], scene.cut(trees), 0.3)
+        found["first"] = guides.along_trees(self.masks, trees, self.bandwidth, **options)
+        found["second"] = guides.along_masks(found["first"], found["first"][:, None], guides.cut(trees), 0.3)
         window = {"window": self.window, "bandwidth": self.bandwidth, "steps": 4, **common}
-        found["window"] = scene.along_window(self.masks, self.boxes, **window)
+        found["window"] = guides.along_window(self.masks, self.boxes, **window)
         if self.sigma == "image":
-            found["product"] = scene.along_window(self.masks, self.boxes, **window, form="product")
-            found["spread"] = scene.along_window(self.masks, self.boxes, **{**window, "sigma": "window"})
-        if scene.features is not None:
-            found["lengths"], found["variance"] = scene.edges_of_features
+            found["product"] = guides.along_window(self.masks, self.boxes, **window, form="product")
+            found["spread"] = guides.along_window(self.masks, self.boxes, **{**window, "sigma": "window"})
+        if guides.second:
+            found["lengths"], found["variance"] = guides.second_on_edges
             found["pamr"] = propagate_pamr(
                 self.masks,
-                scene.guides[0],
+                guides.images[0],
                 box_masks=self.boxes,
-                semantic=SemanticGuide(scene.features[0], scene.factors),
-                labels=torch.tensor(scene.labels),
+                semantic=SemanticGuide(guides.features[0], guides.factors),
+                labels=torch.tensor(guides.labels),
                 balance=self.balance,
-                valid=None if scene.valid is None else scene.valid[0],
+                valid=None if guides.valid is None else guides.valid[0],
             )
         return found
 

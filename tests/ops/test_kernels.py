@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch.testing import assert_close
 from misa.errors import UserError
 from misa.ops import backends
 from misa.ops.backends import choice, cpu, kernels, torch_ops
-from misa.ops.guides import Scene, half_window
+from misa.ops.guides import Guides, half_window
 from misa.ops.propagation import propagate_global, propagate_local
 from misa.ops.tree import minimum_spanning_tree
 
@@ -88,13 +89,14 @@ def test_windows_of_two_images_are_those_of_torch(rng, window):
     boxes[4] = 1
     valid = torch.ones(2, h, w, dtype=torch.bool)
     valid[1, :, 37:] = False
-    guides, features = torch.rand(2, 3, h, w, generator=rng), torch.randn(2, 40, h, w, generator=rng)
-    scene = Scene(guides, [0, 1, 0, 1, 1], features, torch.randn(3, 40, generator=rng), [0, 1, 0, 2, 1], valid=valid)
+    images, features = torch.rand(2, 3, h, w, generator=rng), torch.randn(2, 40, h, w, generator=rng)
+    factors, kernels = torch.randn(3, 40, generator=rng), ("color", "saliency")
+    guides = Guides(images, [0, 1, 0, 1, 1], features, factors, [0, 1, 0, 2, 1], kernels, valid)
     options = {"window": window, "bandwidth": 0.4, "steps": 3, "balance": 0.7, "sigma": "image", "factor": 0.8}
     for its in (boxes, None):
-        result = scene.along_window(masks, its, **options)
+        result = guides.along_window(masks, its, **options)
         with choice.use("torch"):
-            expected = scene.along_window(masks, its, **options)
+            expected = replace(guides).along_window(masks, its, **options)
         assert_close(result, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -227,12 +229,12 @@ def test_threads_do_not_change_a_bit(rng):
     features, factors = torch.randn(17, 70, 21, generator=rng), torch.randn(2, 17, generator=rng)
 
     def results() -> list[torch.Tensor]:
-        scene = Scene(image[None], [0] * 9, features[None], factors, [0, 1, 0] * 3)
-        trees = scene.trees()
-        first = scene.along_trees(masks, trees, 0.2)
+        guides = Guides(image[None], [0] * 9, features[None], factors, [0, 1, 0] * 3, ("color", "saliency"))
+        trees = guides.trees()
+        first = guides.along_trees(masks, trees, 0.2)
         options = {"window": 5, "bandwidth": 0.2, "steps": 5, "balance": 0.7, "sigma": "image", "factor": 1.0}
-        local = scene.along_window(masks, None, **options)
-        return [first, scene.along_masks(first, first[:, None], trees, 0.2), local]
+        local = guides.along_window(masks, None, **options)
+        return [first, guides.along_masks(first, first[:, None], trees, 0.2), local]
 
     usual = results()
     for threads in (2, 3):

@@ -37,7 +37,7 @@ from misa.experiment import Experiment
 from misa.models.students.base import BoxSupervised
 from misa.models.teacher.config import network_arguments
 from misa.models.teacher.semask import SeMask
-from misa.ops.guides import Scene
+from misa.ops.guides import Guides
 from misa.parameters import at_least
 from misa.rows import find_row, teacher_row
 
@@ -46,9 +46,9 @@ PARTS = (
     (BoxSupervised, "_prior", "teacher forward"),
     (misa.models.students.base, "distillation_loss", "FSD"),
     (misa.ops.guides, "spanning_trees", "tree"),
-    (Scene, "along_trees", "propagation, global"),
-    (Scene, "along_masks", "propagation, global"),
-    (Scene, "along_window", "propagation, local"),
+    (Guides, "along_trees", "propagation, global"),
+    (Guides, "along_masks", "propagation, global"),
+    (Guides, "along_window", "propagation, local"),
 )
 
 

@@ -1,0 +1,90 @@
+"""Guides: what is propagated along is what `KERNELS` says, one row an affinity."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from misa.losses.pairwise import pairwise_loss
+from misa.ops.affinity import KERNELS, Compared, Seen, kernel_affinity
+from misa.ops.backends.choice import use
+from misa.ops.guides import Guides
+from misa.ops.neighbors import neighbors, window_offsets
+from misa.ops.propagation import propagate_global, propagate_local
+
+OPTIONS = {"window": 5, "bandwidth": 0.3, "steps": 1, "balance": 0.7, "sigma": "image", "factor": 1.0}
+
+
+def step(masks, weights):
+    """Eq. 14 over a window from the equation: a mean over the neighbors and the pixel itself."""
+    near = neighbors(masks[None], window_offsets(5))[0]
+    centre = 1.7
+    return (centre * masks + (weights * near).sum(dim=1)) / (centre + weights.sum(dim=1))
+
+
+@pytest.fixture(params=["cpu", "torch"])
+def path(request):
+    with use(request.param):
+        yield
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("second", ["feature", "saliency"])
+def test_masks_go_along_the_affinities_of_the_equations(rng, second):
+    """Eq. 8 and 10–14 as `ops.affinity` writes them, against the path that trains."""
+    masks, image = torch.rand(3, 9, 11, generator=rng), torch.rand(3, 9, 11, generator=rng)
+    features, factors = torch.randn(6, 9, 11, generator=rng), torch.randn(5, 6, generator=rng)
+    labels = [4, 1, 4]
+    guides = Guides(image[None], [0, 0, 0], features[None], factors, labels, ("color", second))
+    seen = Seen(image, features, factors[[1, 4]])
+    color, more = kernel_affinity("color", seen, window=5, sigma=0.3), kernel_affinity(second, seen, window=5)
+    more = more[[1, 0, 1]] if second == "saliency" else more
+    assert_close(guides.along_window(masks, None, **OPTIONS), step(masks, color + 0.7 * more), atol=1e-5, rtol=1e-5)
+
+
+def toy(seen: Seen) -> Compared:
+    """Brightness, in units of 0.2."""
+    return Compared(seen.colors.mean(dim=0, keepdim=True), torch.ones(1, 1), 0.2)
+
+
+@pytest.fixture
+def with_toy(monkeypatch):
+    monkeypatch.setitem(KERNELS, "brightness", toy)
+
+
+@pytest.mark.usefixtures("with_toy", "path")
+def test_a_new_affinity_is_one_function_and_one_row(rng):
+    """It guides windows and trees, alone and beside colors, and a loss learns from it without a teacher."""
+    masks, image = torch.rand(3, 9, 11, generator=rng), torch.rand(3, 9, 11, generator=rng)
+    brightness = image.mean(dim=0, keepdim=True)
+    alone = Guides(image[None], [0, 0, 0], kernels=("brightness",))
+    expected = propagate_local(masks, brightness, bandwidth=0.2, steps=1)
+    assert_close(alone.along_window(masks, None, **OPTIONS), expected, atol=1e-6, rtol=0)
+    expected = propagate_global(masks, brightness, bandwidth=0.2)
+    assert_close(alone.along_trees(masks, alone.trees(), 0.9), expected, atol=1e-6, rtol=0)
+    both = Guides(image[None], [0, 0, 0], kernels=("color", "brightness"))
+    weights = kernel_affinity("color", Seen(image), window=5, sigma=0.3)
+    weights = weights + 0.7 * kernel_affinity("brightness", Seen(image), window=5)
+    assert_close(both.along_window(masks, None, **OPTIONS), step(masks, weights), atol=1e-5, rtol=1e-5)
+    losses = {}
+    for kernels in (("color",), ("color", "brightness")):
+        logits = torch.zeros(3, 9, 11, requires_grad=True)
+        for mode in ("apro", "pamr"):
+            terms = pairwise_loss(
+                (logits + masks).sigmoid(), torch.ones_like(masks), image[None], torch.zeros(3).long(),
+                kernels=kernels, mode=mode,
+            )  # fmt: skip
+            losses[kernels, mode] = sum(terms.values())
+            losses[kernels, mode].backward()
+        assert logits.grad.abs().sum() > 0
+    for mode in ("apro", "pamr"):
+        assert losses[("color",), mode] != losses[("color", "brightness"), mode]
+
+
+def test_wrong_affinities_are_named(rng):
+    image = torch.rand(1, 3, 4, 5, generator=rng)
+    with pytest.raises(ValueError, match="no affinity 'colour'; there are color, feature, saliency"):
+        Guides(image, [0], kernels=("colour",))
+    with pytest.raises(ValueError, match="one affinity or two"):
+        Guides(image, [0], kernels=("color",) * 3)
+    with pytest.raises(ValueError, match="'saliency' compares the features of a semantic teacher, and there are none"):
+        Guides(image, [0], kernels=("color", "saliency")).along_window(image[:, 0], None, **OPTIONS)
