@@ -233,7 +233,7 @@ def _add_figures(commands: Any) -> None:
         epilog="example: misa figures runs/demo-misa-seed0 --out figures --images 3,17",
     )
     figures.add_argument("runs", nargs="+", help="run folders; the teachers beside students are found")
-    figures.add_argument("--out", default=default.out, help=f"the folder that they go into (default: {default.out})")
+    figures.add_argument("--out", default=default.out, help="their folder (default: runs/figures/<run>)")
     figures.add_argument("--only", default=default.only, help=f"which figures (default: {default.only})")
     figures.add_argument("--images", default=default.images, help="ids of images to show in any case, as 3,17")
     figures.add_argument("--random", type=int, default=default.random, help="how many more are drawn by chance")
@@ -241,13 +241,17 @@ def _add_figures(commands: Any) -> None:
     figures.add_argument("--seed", type=int, default=default.seed, help="of the images drawn by chance")
     figures.add_argument("--channel", type=int, default=default.channel, help="of the features in Figure 3")
     figures.add_argument(
-        "--semantic-scale", type=float, default=default.semantic_scale, help="σ of S times this, in Figure 4"
+        "--semantic-scale",
+        type=float,
+        default=default.semantic_scale,
+        help="bandwidth in σ of S, in Figure 4 (0: as trained)",
     )
+    figures.add_argument("--form", default=default.form, help="of SEPA in Figure 4: sum, product (default: as trained)")
     figures.set_defaults(run=_figures)
     origin = commands.add_parser(
         "whence",
         help="what a figure was made from, and the command that makes it again",
-        epilog="example: misa whence runs/figures/figure4.pdf",
+        epilog="example: misa whence runs/figures/demo/figure4.pdf",
     )
     origin.add_argument("file", help="a PDF or PNG made by misa figures")
     origin.set_defaults(run=_whence)
@@ -454,7 +458,7 @@ def _figures(options: argparse.Namespace) -> int:
     from misa.engine.reports.figures import factory_from
     from misa.parameters import FiguresParameters
 
-    names = ("out", "only", "images", "random", "worst", "seed", "channel", "semantic_scale")
+    names = ("out", "only", "images", "random", "worst", "seed", "channel", "semantic_scale", "form")
     given = {name: getattr(options, name) for name in names}
     parameters = FiguresParameters(runs=",".join(options.runs), **given)
     written = factory_from(parameters).make(parameters.out)
@@ -463,9 +467,9 @@ def _figures(options: argparse.Namespace) -> int:
 
 
 def _whence(options: argparse.Namespace) -> int:
-    from misa.figures.provenance import as_text, whence
+    from misa.figures.provenance import as_text, provenance_of
 
-    print(as_text(whence(options.file)))
+    print(as_text(provenance_of(options.file)))
     return 0
 
 

@@ -209,26 +209,28 @@ class FiguresParameters(Parameters):
     """What `notebooks/figures.ipynb` and `misa figures` take.
 
     runs: run folders with commas between; the teachers beside students are found.
-    out: the folder that the figures go into.
+    out: the folder that the figures go into; empty: one of the run's own in runs/figures.
     only: which of Figures 1, 3, 4 and 5, with commas between.
     images: ids of validation images with commas between, to be shown in any case.
     random: how many more are drawn by chance, from `seed`.
     worst: how many of the student's worst images Figure 5 adds.
     channel: of the features in Figure 3.
-    semantic_scale: how many σ of S make the bandwidth of A^f and A^c in Figure 4.
+    semantic_scale: how many σ of S make the bandwidth of A^f and A^c in Figure 4; 0: as the run was trained.
+    form: "sum" or "product" of SEPA in Figure 4; empty: as the run was trained.
     data_root: where the embedded data goes, if demo:misa has to be trained first (the notebook only).
     smoke: with networks of two training steps, to see that everything runs (the notebook only).
     """
 
     runs: str = "runs/demo-misa-seed0"
-    out: str = "runs/figures"
+    out: str = ""
     only: str = "1,3,4,5"
     images: str = ""
     random: int = between(5, 1, 100)
     worst: int = between(10, 0, 100)
     seed: int = between(0, 0, 2**32 - 1)
     channel: int = between(5, 0)
-    semantic_scale: float = between(8.0, 1e-2, 100)
+    semantic_scale: float = between(0.0, 0, 100)
+    form: str = ""
     data_root: str = "datasets"
     smoke: bool = False
 

@@ -5,14 +5,15 @@ otherwise.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.patches import Circle
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, to_rgb
+from matplotlib.patches import Circle, Patch
 from numpy.typing import NDArray
 
 from misa.figures.affinity import NAMES, SYMBOLS, field_of, start_mask
@@ -20,7 +21,7 @@ from misa.figures.example import Example
 from misa.figures.frequency import COLUMNS, bands
 from misa.figures.plots import draw_objects
 from misa.figures.sheet import outline
-from misa.figures.style import COLORS, COLUMN, LINES, MAP, PAGE, PRINT, Picture
+from misa.figures.style import ACCENT, COLORS, COLUMN, LINES, MAP, PAGE, PRINT, Picture
 from misa.ops.seed_affinity import Kernel, Knobs, Seed
 from misa.ops.spectrum import power, radial_energy
 
@@ -49,32 +50,21 @@ def class_picture(labels: NDArray[np.integer], classes: int) -> NDArray[np.uint8
     return table[labels]
 
 
-def figure1(scores: Mapping[str, Mapping[str, float]], rows: Sequence[Mapping[str, Any]]) -> Picture:
+def figure1(
+    scores: Mapping[str, Mapping[str, float]], rows: Sequence[Mapping[str, Any]], *, classes: Sequence[str] = ()
+) -> Picture:
     """Segmentation when instances are ignored: (a) mIoU in percent by network and supervision, (b) label maps.
 
     scores: for "boxes" and "masks", whichever were measured, the mIoU of "instances, merged" and "semantic".
-    rows: `image` (h w 3) and, side by side with it, a picture (h w 3) for each other name.
+    rows: `image` (h w 3) and, side by side with it, a picture (h w 3) for each other name. classes: names of the
+    colors of `class_picture`, at most eight of them, for a legend below the maps.
     """
     shown = len(rows[0]) if rows else 0
     columns = [1.6] + [1.0] * shown
     height = max(1.15, 0.74 * len(rows) * (PAGE / 7.0)) + 0.25
     figure = _printed(PAGE if rows else COLUMN, height if rows else 1.6)
     grid = figure.add_gridspec(max(len(rows), 1), len(columns) if rows else 1, width_ratios=columns if rows else None)
-    bars = figure.add_subplot(grid[:, 0])
-    kinds = list(dict.fromkeys(kind for values in scores.values() for kind in values))
-    width = 0.8 / max(len(kinds), 1)
-    for i, kind in enumerate(kinds):
-        at = [g + (i - (len(kinds) - 1) / 2) * width for g, values in enumerate(scores.values()) if kind in values]
-        heights = [values[kind] for values in scores.values() if kind in values]
-        look = {"color": LINES[(3, 0)[i % 2]]["color"], "hatch": ("", "///")[i % 2], "edgecolor": "white"}
-        drawn = bars.bar(at, heights, width * 0.94, label=kind, linewidth=0, **look)
-        bars.bar_label(drawn, fmt="%.1f", fontsize=6, padding=1)
-    bars.set_xticks(range(len(scores)), [f"from {name}" for name in scores], fontsize=7)
-    bars.set_ylabel("mIoU (%)", fontsize=7)
-    bars.tick_params(labelsize=6, length=2)
-    bars.margins(y=0.28)
-    bars.legend(fontsize=6, frameon=False, loc="upper left", handlelength=1.4)
-    bars.spines[["top", "right"]].set_visible(False)
+    _bars(figure.add_subplot(grid[:, 0]), scores)
     for r, row in enumerate(rows):
         for c, (name, picture) in enumerate(row.items(), 1):
             axes = figure.add_subplot(grid[r, c])
@@ -83,7 +73,30 @@ def figure1(scores: Mapping[str, Mapping[str, float]], rows: Sequence[Mapping[st
             if name != "image":
                 axes.spines[:].set_visible(True)
                 axes.spines[:].set(color="#BBBBBB", linewidth=0.5)
+    if rows and classes and len(classes) <= len(COLORS):
+        patches = [Patch(color=COLORS[i], label=name) for i, name in enumerate(classes)]
+        figure.legend(
+            handles=patches, loc="outside lower right", ncols=len(classes), fontsize=6, frameon=False, handlelength=1
+        )
     return figure
+
+
+def _bars(axes: Axes, scores: Mapping[str, Mapping[str, float]]) -> None:
+    """mIoU as bars, a group a supervision."""
+    kinds = list(dict.fromkeys(kind for values in scores.values() for kind in values))
+    width = 0.8 / max(len(kinds), 1)
+    for i, kind in enumerate(kinds):
+        at = [g + (i - (len(kinds) - 1) / 2) * width for g, values in enumerate(scores.values()) if kind in values]
+        heights = [values[kind] for values in scores.values() if kind in values]
+        look = {"color": LINES[(3, 0)[i % 2]]["color"], "hatch": ("", "///")[i % 2], "edgecolor": "white"}
+        drawn = axes.bar(at, heights, width * 0.94, label=kind, linewidth=0, **look)
+        axes.bar_label(drawn, fmt="%.1f", fontsize=6, padding=1)
+    axes.set_xticks(range(len(scores)), [f"from {name}" for name in scores], fontsize=7)
+    axes.set_ylabel("mIoU (%)", fontsize=7)
+    axes.tick_params(labelsize=6, length=2)
+    axes.margins(y=0.28)
+    axes.legend(fontsize=6, frameon=False, loc="upper left", handlelength=1.4)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def figure3(
@@ -133,53 +146,86 @@ def figure4(examples: Sequence[tuple[Example, Seed]], *, knobs: Knobs | None = N
     """What color affinity and SEPA make of a seed: a row an image, every map from 0 to 1.
 
     Columns: the image with seed and box, A, A^f, A^c and SEPA to every pixel, the masks that color and SEPA spread
-    from a blob in the box, and the truth, which only the evaluation knows (left out where there is none).
+    from a blob in the box, relative to their largest value, and the truth, which only the evaluation knows (left out
+    where there is none). A mask's orange line is its contour at half height; its IoU with the truth stands below.
     """
     knobs = Knobs() if knobs is None else knobs
     kernels = field_of(examples[0][0], 0).kernels
     made: tuple[Kernel, ...] = ("color", "enhanced") if len(kernels) > 1 else ("color",)
     titles = ["image", *(f"{NAMES[k]} {SYMBOLS[k]}" for k in kernels), *(f"mask, {NAMES[k]}" for k in made), "truth"]
     shapes = [example.size[0] / example.size[1] for example, _ in examples]
-    cell = (PAGE - 0.45) / len(titles)
-    figure = _printed(PAGE, sum(cell * shape + 0.06 for shape in shapes) + 0.25)
+    cell = (PAGE - 0.6) / len(titles)
+    figure = _printed(PAGE, sum(cell * shape + 0.2 for shape in shapes) + 0.25)
     axes = figure.subplots(len(examples), len(titles), squeeze=False, height_ratios=shapes)
     for r, (example, seed) in enumerate(examples):
-        box = example.box_at(seed)
-        inside = example.box_masks()[box] if box is not None else None
-        field = field_of(example, example.labels[box] if box is not None else 0)
-        direct = field.direct(seed, knobs)
-        masks = field.masks(start_mask(example, seed, "blob"), knobs, box=inside)
-        truth = example.coarse_masks()
-        own = truth[box].numpy() if truth is not None and box is not None else None
-        maps = [direct[k].numpy() for k in kernels]
-        maps += [(masks[k] / masks[k].max().clamp(min=1e-12)).numpy() for k in made]
-        h, w = example.size
-        axes[r, 0].imshow(example.image, interpolation="none", extent=(-0.5, w - 0.5, h - 0.5, -0.5))
-        for c, values in enumerate(maps, 1):
-            drawn = axes[r, c].imshow(values, cmap=MAP, vmin=0, vmax=1, interpolation="none")
-        axes[r, -1].imshow(np.zeros((h, w)) if own is None else own, cmap=MAP, vmin=0, vmax=1, interpolation="none")
-        for c, ax in enumerate(axes[r]):
-            _blank(ax, title=titles[c] if r == 0 else "")
-            if own is not None and c < len(titles) - 1:
-                rows, columns = outline(own)
-                ax.plot(columns - 0.5, rows - 0.5, color="white", linewidth=0.6)
-            if c <= len(kernels):
-                ax.plot(seed[1], seed[0], "+", color="black", markersize=5, markeredgewidth=1.6)
-                ax.plot(seed[1], seed[0], "+", color="white", markersize=4.4, markeredgewidth=0.8)
-            if c == 0 and inside is not None:
-                rows, columns = outline(inside.numpy())
-                ax.plot(columns - 0.5, rows - 0.5, color=LINES[0]["color"], linewidth=0.9)
-            ax.set(xlim=(-0.5, w - 0.5), ylim=(h - 0.5, -0.5))
-    bar = figure.colorbar(drawn, ax=axes.ravel().tolist(), fraction=0.012, pad=0.004, ticks=(0, 0.5, 1))
+        seen = _seen(example, seed, knobs, made)
+        for c, (values, kind) in enumerate(zip(seen.maps, seen.kinds, strict=True)):
+            _figure4_map(axes[r, c], seen, values, kind)
+            _blank(axes[r, c], title=titles[c] if r == 0 else "", label=example.name if c == 0 else "", size=6)
+            if kind == "mask" and seen.truth is not None:
+                axes[r, c].set_xlabel(f"IoU {_iou(values >= 0.5, seen.truth):.2f}", fontsize=6, labelpad=1)
+    shade = ScalarMappable(Normalize(0, 1), MAP)
+    bar = figure.colorbar(shade, ax=axes.ravel().tolist(), fraction=0.012, pad=0.004, ticks=(0, 0.5, 1))
+    bar.set_label("affinity; mask / largest value", fontsize=6)
     bar.ax.tick_params(labelsize=5, length=1.5)
     bar.outline.set_linewidth(0.3)
     return figure
 
 
+class _Seen(NamedTuple):
+    """A row of Figure 4: its pictures from left to right with the kind of each."""
+
+    maps: list[NDArray[Any]]
+    kinds: list[str]
+    size: tuple[int, int]
+    seed: Seed
+    box: NDArray[np.bool_] | None
+    truth: NDArray[np.bool_] | None
+
+
+def _seen(example: Example, seed: Seed, knobs: Knobs, made: Sequence[Kernel]) -> _Seen:
+    box = example.box_at(seed)
+    inside = example.box_masks()[box] if box is not None else None
+    field = field_of(example, example.labels[box] if box is not None else 0)
+    direct = field.direct(seed, knobs)
+    masks = field.masks(start_mask(example, seed, "blob"), knobs, box=inside)
+    truth = example.coarse_masks()
+    own = truth[box].numpy() if truth is not None and box is not None else None
+    maps = [example.image, *(direct[k].numpy() for k in field.kernels)]
+    maps += [(masks[k] / masks[k].max().clamp(min=1e-12)).numpy() for k in made]
+    maps.append(np.zeros(example.size) if own is None else own)
+    kinds = ["image", *["affinity"] * len(field.kernels), *["mask"] * len(made), "truth"]
+    return _Seen(maps, kinds, example.size, seed, None if inside is None else inside.numpy(), own)
+
+
+def _figure4_map(axes: Axes, seen: _Seen, values: NDArray[Any], kind: str) -> None:
+    """One picture with what is drawn over it: the true outline, box, contour and seed."""
+    h, w = seen.size
+    if kind == "image":
+        axes.imshow(values, interpolation="antialiased", extent=(-0.5, w - 0.5, h - 0.5, -0.5))
+    else:
+        axes.imshow(values, cmap=MAP, vmin=0, vmax=1, interpolation="none")
+    lines = [(seen.truth, "white", 0.6)] if seen.truth is not None and kind != "truth" else []
+    lines += [(seen.box, ACCENT, 0.9)] if seen.box is not None and kind == "image" else []
+    lines += [(values >= 0.5, ACCENT, 0.8)] if kind == "mask" else []
+    for mask, color, width in lines:
+        rows, columns = outline(mask)
+        axes.plot(columns - 0.5, rows - 0.5, color=color, linewidth=width)
+    if kind in ("image", "affinity"):
+        axes.plot(seen.seed[1], seen.seed[0], "+", color="black", markersize=5, markeredgewidth=1.6)
+        axes.plot(seen.seed[1], seen.seed[0], "+", color="white", markersize=4.4, markeredgewidth=0.8)
+    axes.set(xlim=(-0.5, w - 0.5), ylim=(h - 0.5, -0.5))
+
+
+def _iou(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    return float((mask & truth).sum() / max((mask | truth).sum(), 1))
+
+
 def figure5(groups: Mapping[str, Sequence[Mapping[str, Any]]], *, columns: int = 5) -> Picture:
     """Predicted masks by group, so that it is plain which images were chosen, drawn by chance, or are the worst.
 
-    Each image has `image` (h w 3), `masks` (n h w) and a `title`.
+    Each image has `image` (h w 3), `masks` (n h w) and a `title`; `colors` of the masks and, drawn as white outlines,
+    the `truth` (m h w) may be None. With truth, a mask has the color of its object, and gray masks are of none.
     """
     lines = [(name, found[i : i + columns]) for name, found in groups.items() for i in range(0, len(found), columns)]
     cell = (PAGE - 0.2) / columns
@@ -190,9 +236,15 @@ def figure5(groups: Mapping[str, Sequence[Mapping[str, Any]]], *, columns: int =
     for r, (name, found) in enumerate(lines):
         for c, ax in enumerate(axes[r]):
             if c < len(found):
-                draw_objects(ax, found[c]["image"], masks=found[c]["masks"])
+                draw_objects(ax, found[c]["image"], masks=found[c]["masks"], colors=found[c].get("colors"))
+                truth = found[c].get("truth")
+                for mask in () if truth is None else truth:
+                    line, across = outline(mask)
+                    ax.plot(across - 0.5, line - 0.5, color="white", linewidth=0.5)
                 ax.set_axis_on()
             _blank(ax, title=str(found[c]["title"]) if c < len(found) else "", size=6)
         axes[r, 0].set_ylabel(name if name not in seen else "", fontsize=7, labelpad=2)
         seen.add(name)
+    if any(image.get("truth") is not None for _, found in lines for image in found):
+        figure.supxlabel("white: true outlines; a mask has its object's color, gray: of no object", fontsize=6)
     return figure

@@ -1,7 +1,7 @@
-"""Figures that know where they come from: what made them is written into the file, and can be read back.
+"""The provenance of figures: what made them is written into the file, and can be read back.
 
 save_figure(figure, "figures", "figure4", {"command": "misa figures runs/demo", ...})
-misa whence figures/figure4.pdf
+misa whence figures/figure4.pdf     # the other way
 """
 
 import json
@@ -41,8 +41,8 @@ def save_figure(figure: Figure, folder: str | Path, name: str, provenance: Mappi
     return pdf, png
 
 
-def whence(path: str | Path) -> dict[str, Any]:
-    """What a figure was made from, as `save_figure` wrote it.
+def provenance_of(path: str | Path) -> dict[str, Any]:
+    """The provenance of a figure, as `save_figure` wrote it.
 
     Raises:
         UserError: no such file, not a PDF or PNG, or none of ours.
@@ -64,7 +64,7 @@ def whence(path: str | Path) -> dict[str, Any]:
     except (ValueError, TypeError):
         values = None
     if not isinstance(values, dict):
-        raise UserError(f"{path} does not say where it comes from; only figures made by misa figures do.")
+        raise UserError(f"{path} has no provenance; only figures made by misa figures do.")
     return values
 
 

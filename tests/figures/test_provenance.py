@@ -8,7 +8,7 @@ from pypdf import PdfReader
 
 from misa.errors import UserError
 from misa.figures.paper import figure1, figure3, figure4, figure5
-from misa.figures.provenance import as_text, save_figure, whence
+from misa.figures.provenance import as_text, provenance_of, save_figure
 from misa.figures.style import COLUMN, PAGE
 from misa.rows import find_row
 
@@ -22,7 +22,7 @@ def saved(example, tmp_path):
 
 def test_both_files_say_where_they_come_from(saved):
     assert [path.name for path in saved] == ["figure4.pdf", "figure4.png"]
-    assert whence(saved[0]) == whence(saved[1]) == MADE
+    assert provenance_of(saved[0]) == provenance_of(saved[1]) == MADE
 
 
 def test_as_text_starts_with_the_command():
@@ -81,7 +81,7 @@ def test_other_files_are_a_sentence(tmp_path, example, name):
     elif name.startswith("text"):
         path.write_text("no figure")
     with pytest.raises(UserError, match="made by misa figures"):
-        whence(path)
+        provenance_of(path)
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(example, tmp_path):
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(example, tmp_path):
 def test_the_readmes_figures_are_of_the_row_as_it_is(name):
     """Whoever changes the row draws its pictures again."""
     docs = Path(__file__).parents[2] / "docs"
-    made = whence(docs / f"{name}.png")
+    made = provenance_of(docs / f"{name}.png")
     assert made["command"].startswith("misa figures runs/demo-misa-seed0 ")
     for card in made["runs"].values():
         assert card["hash"] == find_row(card["row"]).digest()

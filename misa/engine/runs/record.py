@@ -83,7 +83,7 @@ def environment(device: str) -> dict[str, Any]:
 
     return {
         "misa": misa.__version__,
-        "commit": _commit(),
+        "commit": current_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": torch.__version__,
@@ -97,7 +97,8 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
+def current_commit() -> str | None:
+    """The commit of the package's checkout; None where it is installed without one."""
     try:
         answer = subprocess.run(
             ["git", "-C", str(Path(misa.__file__).parent), "rev-parse", "HEAD"],

@@ -6,9 +6,11 @@ import pytest
 
 from misa.cli import main
 from misa.engine.reports.explore import trained
-from misa.engine.reports.figures import Choice, Factory, deepest
+from misa.engine.reports.figure_sources import Choice, knobs_of
+from misa.engine.reports.figures import Factory, deepest
 from misa.errors import UserError
-from misa.figures.provenance import whence
+from misa.experiment import Affinity
+from misa.figures.provenance import provenance_of
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +31,7 @@ def test_all_figures_from_one_command(runs, tmp_path, capsys):
     assert main(["whence", str(tmp_path / "figure5.pdf")]) == 0
     words = capsys.readouterr().out
     assert words.startswith("command: misa figures ")
-    made = whence(tmp_path / "figure5.png")
+    made = provenance_of(tmp_path / "figure5.png")
     assert made["images"]["chosen"] == [2]
     assert len(made["images"]["random"]) == 2
     assert len(made["images"]["worst"]) <= 3
@@ -45,7 +47,7 @@ def test_the_command_in_a_figure_makes_it_again(runs, tmp_path):
     assert factory.show("4") is None
     before = pdf.read_bytes()
     pdf.unlink()
-    command = whence(tmp_path / "first" / "figure5.png")["command"].split()
+    command = provenance_of(tmp_path / "first" / "figure5.png")["command"].split()
     assert command[0] == "misa"
     assert main(command[1:]) == 0
     assert pdf.read_bytes() == before
@@ -61,7 +63,9 @@ def test_what_is_missing_is_said_and_left_out(runs, tmp_path, capsys):
 
 
 def test_the_draw_is_the_seeds(runs):
-    first, again, other = (Factory([runs / "misa"], choice=Choice(drawn=2, seed=seed)).drawn for seed in (0, 0, 5))
+    first, again, other = (
+        Factory([runs / "misa"], choice=Choice(drawn=2, seed=seed)).sources.drawn for seed in (0, 0, 5)
+    )
     assert first == again
     assert first != other
 
@@ -81,7 +85,34 @@ def test_wrong_input_is_a_sentence(runs, tmp_path):
 
 
 def test_the_deepest_place_is_inside_the_largest_object(runs):
-    example = Factory([runs / "misa"]).networks.example(1)
+    example = Factory([runs / "misa"]).sources.networks.example(1)
     masks = example.coarse_masks()
     row, column = deepest(example)
     assert bool(masks[int(masks.sum(dim=(1, 2)).argmax()), row, column])
+
+
+def test_figures_of_two_runs_never_mix(runs, tmp_path, monkeypatch):
+    """Another run's figures are not overwritten, and by default every run has a folder of its own."""
+    quick = {"choice": Choice(drawn=1, worst=0), "wanted": "5"}
+    Factory([runs / "misa"], **quick).make(tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(UserError, match=r"figure5.* was made from another run, misa \(demo:misa\); give an empty"):
+        Factory([runs / "mask"], **quick).make(tmp_path / "out")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    monkeypatch.chdir(tmp_path)
+    for name in ("misa", "mask"):
+        written = Factory([runs / name], **quick).make()
+        assert {str(path.parent) for path in written} <= {f"runs/figures/{name}"}
+
+
+def test_a_smoke_runs_figures_say_so(runs, tmp_path, capsys):
+    assert main(["figures", str(runs / "misa"), "--out", str(tmp_path), "--only", "5", "--random", "1"]) == 0
+    assert "is a smoke run: two training steps" in capsys.readouterr().err
+    assert "is a smoke run" in provenance_of(tmp_path / "figure5.png")["beware"][0]
+
+
+def test_figure_4_shows_the_affinity_that_trained():
+    own = Affinity(saliency=True, semantic_scale=1.5, local_form="product", local_steps=7, local_bandwidth=0.2)
+    knobs = knobs_of(own)
+    assert (knobs.semantic_scale, knobs.form, knobs.steps, knobs.local_bandwidth) == (1.5, "product", 7, 0.2)
+    assert knobs_of(None).semantic_scale == knobs_of(Affinity()).semantic_scale == 8.0

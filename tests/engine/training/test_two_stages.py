@@ -87,7 +87,7 @@ def test_figures_and_explorers_find_a_teacher_that_was_trained_alone(run, studen
     shutil.copytree(run.folder.parent / teacher_folder(student, 0), own / "rows-teacher-seed0")
     shutil.copytree(run.folder, own / "misa")
     assert open_networks(own / "misa").folders == (own / "misa", own / "rows-teacher-seed0")
-    assert [one.folder.name for one in Factory([own / "misa"]).runs] == ["misa", "rows-teacher-seed0"]
+    assert [one.folder.name for one in Factory([own / "misa"]).sources.runs] == ["misa", "rows-teacher-seed0"]
 
 
 def test_a_student_of_other_values_of_its_teachers_row_is_another_run(run, student, place):

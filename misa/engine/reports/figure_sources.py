@@ -1,0 +1,215 @@
+"""What the paper's figures are made from: run folders, the images chosen from them, and the networks."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import numpy as np
+from numpy.typing import NDArray
+
+from misa.data.source import Source
+from misa.engine.reports.explore import Networks, open_networks
+from misa.engine.runs.folder import opened
+from misa.engine.runs.places import teacher_place
+from misa.engine.runs.scores import DETECTIONS
+from misa.errors import UserError
+from misa.evaluation.ap import matched, read_truth
+from misa.evaluation.bootstrap import image_scores, matches_of
+from misa.experiment import Affinity, Experiment
+from misa.files import read_json
+from misa.ops.seed_affinity import Knobs
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run: what it is, its data, and its files."""
+
+    experiment: Experiment
+    source: Source
+    folder: Path
+    params: dict[str, Any]
+
+    @property
+    def is_teacher(self) -> bool:
+        """A semantic network, not a student."""
+        return self.experiment.semantic is not None
+
+    def detections(self) -> list[dict[str, Any]]:
+        """A student's predictions on its validation data, as COCO results."""
+        found: list[dict[str, Any]] = json.loads((self.folder / DETECTIONS).read_text())
+        return found
+
+    def image(self, image_id: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """A validation image (h w 3, RGB) and its entry."""
+        record = read_truth(self.source.val.annotations).loadImgs([image_id])[0]
+        return mmcv.imread(self.source.val.images / record["file_name"], channel_order="rgb"), record
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which images: `given` ids, `drawn` by chance from `seed`, and the `worst` of the student's."""
+
+    given: tuple[int, ...] = ()
+    drawn: int = 5
+    worst: int = 10
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Finished runs on the same data, the images chosen from it, and how the figures look at them.
+
+    knobs: of Figure 4's affinities; None: those that the run trained with. channel: of the features in Figure 3.
+    """
+
+    runs: tuple[Trained, ...]
+    choice: Choice = field(default_factory=Choice)
+    knobs: Knobs | None = None
+    channel: int = 5
+
+    @classmethod
+    def of(cls, runs: Sequence[str | Path], **options: Any) -> "Sources":
+        """The runs of these folders and, after them, the teachers that lie beside their students.
+
+        Raises:
+            UserError: no run folder, an unfinished run, or runs on other data than the first.
+        """
+        if not runs:
+            raise UserError("figures are made from run folders; give one or more, as made by misa train.")
+        found = _with_teachers([_read(run) for run in runs])
+        first = found[0]
+        for run in found[1:]:
+            if digest(run.source.val.annotations) != digest(first.source.val.annotations):
+                raise UserError(
+                    f"{run.folder} was scored on other data than {first.folder}; give runs on the same data."
+                )
+        return cls(tuple(found), **{name: value for name, value in options.items() if value is not None})
+
+    def run_of(self, *, teacher: bool, supervision: str = "box") -> Trained | None:
+        """The first run of that kind."""
+        kind = (teacher, supervision)
+        return next((r for r in self.runs if (r.is_teacher, r.experiment.supervision) == kind), None)
+
+    @property
+    def student(self) -> Trained:
+        """The first student from boxes; ValueError where there is none (see `misa.engine.reports.figures`)."""
+        run = self.run_of(teacher=False)
+        if run is None:
+            raise ValueError("there is no student from boxes among the runs.")
+        return run
+
+    @property
+    def _reads_features(self) -> Trained | None:
+        """Whose networks compute features: the student that has a teacher, else the teacher alone."""
+        students = [r for r in self.runs if not r.is_teacher and r.experiment.teacher]
+        return students[0] if students else self.run_of(teacher=True)
+
+    @cached_property
+    def networks(self) -> Networks:
+        """Teacher and student to compute features with."""
+        run = self._reads_features
+        if run is None:
+            raise ValueError("there is no semantic network among the runs.")
+        return open_networks(run.folder)
+
+    @cached_property
+    def affinity_knobs(self) -> Knobs:
+        """Those given, else those that the run trained with."""
+        if self.knobs is not None:
+            return self.knobs
+        run = self._reads_features
+        return knobs_of(run.experiment.affinity if run is not None else None)
+
+    @cached_property
+    def image_ids(self) -> list[int]:
+        """The validation images that were scored."""
+        run = self.runs[0]
+        ids: list[int] = read_truth(run.source.val.annotations).getImgIds()[: run.experiment.limit]
+        unknown = [i for i in self.choice.given if i not in ids]
+        if unknown:
+            raise UserError(
+                f"{run.source.val.annotations} has no image {unknown[0]}; it has {len(ids)}, the first are "
+                f"{', '.join(map(str, ids[:5]))}."
+            )
+        return ids
+
+    @cached_property
+    def drawn(self) -> tuple[int, ...]:
+        """Images drawn by chance, in the order of their ids."""
+        rng = np.random.default_rng(self.choice.seed)
+        chosen = rng.permutation(len(self.image_ids))[: self.choice.drawn]
+        return tuple(sorted(self.image_ids[i] for i in chosen))
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """The given images, then the drawn ones."""
+        return tuple(dict.fromkeys((*self.choice.given, *self.drawn)))
+
+    @cached_property
+    def scores(self) -> dict[int, float | None]:
+        """The student's AP on each image."""
+        student = self.run_of(teacher=False)
+        if student is None:
+            return {}
+        evaluation = matched(
+            read_truth(student.source.val.annotations),
+            student.detections(),
+            images=self.image_ids,
+            categories=student.source.classes,
+            compare="segm" if student.source.masks else "bbox",
+        )
+        return image_scores(matches_of(evaluation))
+
+    @property
+    def worst(self) -> tuple[int, ...]:
+        """The student's worst images, the worst first; equal ones by their id."""
+        known = [(value, image_id) for image_id, value in self.scores.items() if value is not None]
+        return tuple(image_id for _, image_id in sorted(known)[: self.choice.worst])
+
+
+def knobs_of(affinity: Affinity | None) -> Knobs:
+    """The affinity that a row trains with, in windows, as the figures draw it.
+
+    Rows without a semantic term, and teachers, have no bandwidth for S: it is 8 σ then, at which the sum of Eq. 13
+    is seen.
+    """
+    if affinity is None or not (affinity.feature or affinity.saliency):
+        return Knobs(semantic_scale=8.0)
+    return Knobs(
+        local_bandwidth=affinity.local_bandwidth,
+        tree_bandwidth=affinity.tree_bandwidth,
+        semantic_scale=affinity.semantic_scale,
+        balance=affinity.balance,
+        window=affinity.window,
+        steps=affinity.local_steps,
+        form=affinity.local_form,
+    )
+
+
+def _read(folder: str | Path) -> Trained:
+    experiment, source, path, params = opened(folder)
+    if read_json(path / "metrics.json") is None:
+        raise UserError(f"{path} is not finished; train it to its end first, the same command goes on.")
+    return Trained(experiment, source, path, params)
+
+
+def _with_teachers(runs: list[Trained]) -> list[Trained]:
+    found = {run.folder: run for run in runs}
+    for run in runs:
+        if run.experiment.teacher:
+            known = run.params["seed"], run.folder.parent
+            beside = teacher_place(run.experiment, *known, data_root=run.params["data_root"])
+            if beside not in found and (beside / "metrics.json").is_file():
+                found[beside] = _read(beside)
+    return list(found.values())
+
+
+def digest(path: Path) -> str:
+    """The first digits of a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
