@@ -7,12 +7,15 @@ table of rows imports at once.
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import math
+import pkgutil
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
+_OBJECTIVES = "misa.objectives"
 _LABELS = Literal["objectives", "grabcut", "student", "rectangles"]
 # What smoke runs build instead.
 _SMALLEST = {
@@ -200,6 +203,40 @@ class Semantic:
     residual: Literal["input", "norm"] = "input"  # base of the attention: "norm" as published for Swin
 
 
+class Needs(NamedTuple):
+    """What an objective asks the model for; nothing else is built or run for it."""
+
+    prior: bool = False  # S and K of the semantic teacher
+    adapter: bool = False  # the layers of FSD behind the dense feature I
+    colors: bool = False  # the images as colors of 0..255
+    shadow: bool = False  # a copy of the student that follows it
+    structure: int = 0  # channels of a map that is learned from I
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What supervises a student, as a value: a frozen dataclass of `misa/objectives/<kind>.py`.
+
+    Subclasses derive from `misa.objectives.base.BoxObjective`, which says what they are asked.
+    """
+
+    @property
+    def needs(self) -> Needs:
+        """Nothing by default."""
+        return Needs()
+
+    @property
+    def kind(self) -> str:
+        """The file that it is of: by this name a stored row finds it again."""
+        package, _, kind = type(self).__module__.rpartition(".")
+        if package != _OBJECTIVES:
+            raise ValueError(
+                f"{type(self).__name__} is of the module {type(self).__module__}; an objective belongs into a file of "
+                f"{_OBJECTIVES}, by whose name a run finds it again."
+            )
+        return kind
+
+
 @dataclass(frozen=True)
 class Expected:
     """What the paper prints for a row, in percent."""
@@ -231,21 +268,16 @@ class Experiment:
     teacher: str = ""  # a teacher's row, trained first or found (Table 3-5 and MISA itself)
     semantic: Semantic | None = None  # train the semantic teacher instead of the student
     expected: Expected | None = None
+    # What supervises the student in place of projection_weight, affinity and distillation.
+    objective: Objective | None = field(default=None, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if self.affinity is not None and self.affinity.feature and self.affinity.saliency:
             raise ValueError("Affinity has feature and saliency; A^c stands in for A^f, choose one of them.")
-        for value in (self, self.network, self.affinity, self.schedule, self.semantic, self.distillation):
-            if value is not None:
-                _check_choices(value)
+        _check_choices(self)
         self._check_student()
+        self._check_objective()
         schedule = self.schedule
-        wants = self.distillation is not None or (self.affinity and (self.affinity.feature or self.affinity.saliency))
-        if bool(wants) != bool(self.teacher) and self.semantic is None:
-            raise ValueError(
-                "Experiment.teacher and what learns from it belong together: distillation, or feature or saliency "
-                f"in affinity. teacher is {self.teacher!r}; name a row such as 'teacher:demo', or leave all out."
-            )
         low = {"epochs": schedule.epochs, "batch": schedule.batch, "warmup": schedule.warmup + 1}
         for name, number in low.items():
             if number < 1:
@@ -268,6 +300,25 @@ class Experiment:
             raise ValueError(
                 f"Experiment.student {self.student!r} is a baseline with losses of its own: it takes "
                 f"supervision={only!r}, not {self.supervision!r}, and no teacher."
+            )
+
+    def _check_objective(self) -> None:
+        """ValueError where terms, objective and teacher do not go together."""
+        wants = self.distillation is not None or (self.affinity and (self.affinity.feature or self.affinity.saliency))
+        if self.objective is not None:
+            terms = (self.projection_weight, self.affinity, self.distillation)
+            if terms != (3.0, None, None) or self.supervision != "box" or self.semantic:
+                raise ValueError(
+                    f"Experiment.objective ({self.objective.kind}) supervises a student from boxes in place of "
+                    "projection_weight, affinity and distillation; leave these at 3.0, None and None, supervision at "
+                    "'box' and semantic at None."
+                )
+            wants = self.objective.needs.prior
+        if bool(wants) != bool(self.teacher) and self.semantic is None:
+            raise ValueError(
+                "Experiment.teacher and what learns from it belong together: distillation, feature or saliency in "
+                f"affinity, or an objective that needs its prior. teacher is {self.teacher!r}; name a row such as "
+                "'teacher:demo', or leave all out."
             )
 
     def but(self, **changes: Any) -> Self:
@@ -314,7 +365,7 @@ class Experiment:
 
     def values(self) -> dict[str, Any]:
         """The fields as plain values, nested; those that joined later only where they are not at their default."""
-        values: dict[str, Any] = _plain(self)
+        values: dict[str, Any] = plain(self)
         return values
 
     def digest(self) -> str:
@@ -331,13 +382,15 @@ class Experiment:
         return _build(cls, values)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value of a row as plain values, nested: its fields by name, an objective's `kind` with them."""
     if not dataclasses.is_dataclass(value):
         return value
     kept = (
         f for f in dataclasses.fields(value) if not (f.metadata.get("later") and getattr(value, f.name) == f.default)
     )
-    return {f.name: _plain(getattr(value, f.name)) for f in kept}
+    kind = {"kind": value.kind} if isinstance(value, Objective) else {}
+    return kind | {f.name: plain(getattr(value, f.name)) for f in kept}
 
 
 @dataclass(frozen=True)
@@ -355,14 +408,32 @@ class Comparison:
 
 
 def _check_choices(value: Any) -> None:
-    """ValueError where a field declared as a Literal holds something else."""
+    """ValueError where a field declared as a Literal, of the value or of one within it, holds something else."""
     for name, hint in typing.get_type_hints(type(value)).items():
-        if typing.get_origin(hint) is Literal and getattr(value, name) not in typing.get_args(hint):
+        held = getattr(value, name)
+        if typing.get_origin(hint) is Literal and held not in typing.get_args(hint):
             choices = ", ".join(map(str, typing.get_args(hint)))
-            raise ValueError(f"{type(value).__name__}.{name} is {getattr(value, name)!r}; choose one of {choices}.")
+            raise ValueError(f"{type(value).__name__}.{name} is {held!r}; choose one of {choices}.")
+        if is_dataclass(held):
+            _check_choices(held)
+
+
+def objective_from(values: dict[str, Any]) -> Objective:
+    """The objective whose plain values, `kind` among them, are given; ValueError where there is none of that kind."""
+    values = dict(values)
+    kind, package = values.pop("kind", None), importlib.import_module(_OBJECTIVES)
+    known = sorted({module.name for module in pkgutil.iter_modules(package.__path__)} - {"base"})
+    if kind not in known:  # nothing else is ever imported: the name may come from a stranger's file
+        raise ValueError(f"there is no objective {kind!r}; the objectives are {', '.join(known)}.")
+    module = importlib.import_module(f"{_OBJECTIVES}.{kind}")
+    (own,) = (value for name, value in vars(module).items() if name.lower() == kind and isinstance(value, type))
+    built: Objective = _build(own, values)
+    return built
 
 
 def _build(kind: Any, values: Any) -> Any:
+    if kind is Objective:
+        return objective_from(values)
     hints = typing.get_type_hints(kind)
     known = {f.name for f in dataclasses.fields(kind)}
     if unknown := sorted(set(values) - known):
@@ -383,7 +454,7 @@ def require_types(values: Any, name: str) -> None:
     hints = typing.get_type_hints(type(values))
     for one in fields(values):
         value, hint = getattr(values, one.name), hints[one.name]
-        if is_dataclass(value) and type(value) in (hint, *typing.get_args(hint)):
+        if is_dataclass(value) and isinstance(value, tuple(filter(is_dataclass, (hint, *typing.get_args(hint))))):
             require_types(value, f"{name}.{one.name}")
         elif not _fits(value, hint):
             raise TypeError(f"{name}.{one.name} is {value!r}")

@@ -15,12 +15,13 @@ from misa.ops.boxes import box_masks
 
 
 class Positives(NamedTuple):
-    """The masks that some ground-truth box is responsible for; `labels` and `image` stay on the host."""
+    """The masks that some ground-truth box is responsible for; `labels`, `image` and `instance` stay on the host."""
 
     mask_logits: Float[Tensor, "n h w"]
     box_masks: Bool[Tensor, "n h w"]
     labels: Int[Tensor, " n"]
     image: Int[Tensor, " n"]  # which image of the batch
+    instance: Int[Tensor, " n"]  # which box of the batch, all images' boxes one after the other
 
 
 class SemanticPrior(NamedTuple):

@@ -24,6 +24,7 @@ from misa.engine.runs.checkpoints import fill, last_checkpoint, read_checkpoint,
 from misa.engine.runs.record import read_params
 from misa.errors import UserError
 from misa.experiment import Experiment, require_types
+from misa.models.students.base import TRAINING_ONLY
 from misa.models.students.solov2_decode import (
     Dense,
     Found,
@@ -125,9 +126,9 @@ def choose_device(name: str) -> torch.device:
 
 def for_inference(experiment: Experiment) -> Experiment:
     """The row without what only a training needs: its terms, its teacher, the weights it started from."""
-    return experiment.but(
-        affinity=None, distillation=None, teacher="", expected=None, network={"pretrained": False, "frozen_stages": -1}
-    )
+    network = {"pretrained": False, "frozen_stages": -1}
+    terms: dict[str, Any] = {"affinity": None, "distillation": None, "objective": None, "teacher": ""}
+    return experiment.but(**terms, expected=None, network=network)
 
 
 def build_student(
@@ -328,6 +329,6 @@ def _digest(weights: dict[str, Tensor]) -> str:
     """A short hash of the weights; a file that was copied or exported keeps it."""
     total = hashlib.sha256()
     for name in sorted(weights):
-        if not name.startswith("adapter."):  # a part of the training only
+        if not name.startswith(TRAINING_ONLY):
             total.update(name.encode() + weights[name].detach().cpu().contiguous().numpy().tobytes())
     return total.hexdigest()[:12]

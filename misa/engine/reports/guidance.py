@@ -35,8 +35,8 @@ from misa.figures.guidance import guidance_chart
 from misa.losses.inputs import Batch, _shrink, union_of_boxes
 from misa.losses.pairwise import pseudo_masks
 from misa.models.students.base import BoxSupervised
-from misa.models.teacher.config import pairwise_arguments, reading_arguments
 from misa.models.teacher.semask import SeMask
+from misa.objectives.misa import pairwise_arguments, reading_arguments
 from misa.ops.boxes import box_masks
 from misa.ops.readings import read
 

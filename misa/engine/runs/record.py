@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import misa
 from misa.errors import UserError
-from misa.experiment import Experiment
+from misa.experiment import Experiment, Objective, plain
 from misa.files import read_json
 from misa.rows import lineage, teacher_row
 
@@ -113,8 +113,7 @@ def current_commit() -> str | None:
 
 
 def loadable(config: "Config") -> "Config":
-    """The config with dotted names in place of classes, so that its file can be loaded back by `Config.fromfile`."""
-
+    """The config with dotted names for classes and plain values for objectives: `Config.fromfile` loads its file."""
     from mmengine.config import Config
 
     def named(value: Any) -> Any:
@@ -122,6 +121,8 @@ def loadable(config: "Config") -> "Config":
             return {key: named(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return type(value)(named(item) for item in value)
+        if isinstance(value, Objective):
+            return plain(value)
         return f"{value.__module__}.{value.__qualname__}" if isinstance(value, type) else value
 
     return Config(named(config.to_dict()))

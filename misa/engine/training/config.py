@@ -22,6 +22,7 @@ from misa.engine.training.resume import (
     ResumableLoop,
     ResumableState,
     RuntimeInfo,
+    StepClock,
     StepSchedulers,
     WholeBatches,
 )
@@ -121,7 +122,7 @@ def run_config(
                 {"type": EpochSeed},
                 {"type": ResumableState},
                 {"type": NaNGuard, "folder": str(folder)},
-                *([] if semantic or experiment.supervision == "mask" else [{"type": Health, "every": HEALTH_EVERY}]),
+                *_student_hooks(experiment, seed, split),
                 {"type": LossRecord, "path": str(folder / "losses.jsonl")},
                 {"type": Progress, "path": str(folder / "log.txt"), "interactive": interactive, "about": about},
                 {"type": Preemption, "accumulate": split.accumulate},
@@ -135,6 +136,16 @@ def run_config(
             "log_level": "ERROR",
         }
     )
+
+
+def _student_hooks(experiment: Experiment, seed: int, split: BatchSplit) -> list[dict[str, Any]]:
+    """What a student that learns from boxes has besides."""
+    if experiment.semantic is not None or experiment.supervision == "mask":
+        return []
+    health = {"type": Health, "every": HEALTH_EVERY}
+    if experiment.objective is None:
+        return [health]
+    return [health, {"type": StepClock, "seed": seed, "accumulate": split.accumulate}]
 
 
 def _distributed(experiment: Experiment) -> dict[str, Any]:

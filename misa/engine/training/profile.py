@@ -27,7 +27,7 @@ import torch
 from mmengine.runner import Runner
 from tqdm.auto import tqdm
 
-import misa.models.students.base
+import misa.losses.distillation
 import misa.ops.guides
 from misa.data.source import open_source
 from misa.engine.training.config import run_config
@@ -44,7 +44,7 @@ from misa.rows import find_row, teacher_row
 # What is timed inside a step: the owner of a function, its name, and the part it belongs to.
 PARTS = (
     (BoxSupervised, "_prior", "teacher forward"),
-    (misa.models.students.base, "distillation_loss", "FSD"),
+    (misa.losses.distillation, "distillation_loss", "FSD"),
     (misa.ops.guides, "spanning_trees", "tree"),
     (Guides, "along_trees", "propagation, global"),
     (Guides, "along_masks", "propagation, global"),

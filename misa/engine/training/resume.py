@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import Hook, ParamSchedulerHook, RuntimeInfoHook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from misa.errors import UserError
+from misa.models.students.base import Clock
 
 
 class WholeBatches(DefaultSampler):
@@ -61,6 +63,27 @@ class EpochSeed(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         """Called by mmengine."""
         runner.train_dataloader.dataset.epoch = runner.epoch
+
+
+class StepClock(Hook):
+    """Tells the student before every step of the optimiser where the training is; its objective may follow a ramp.
+
+    Nothing is counted here: the runner knows, also after it was resumed.
+
+    Args:
+        seed: of the run.
+        accumulate: batches that make a step.
+    """
+
+    def __init__(self, seed: int, accumulate: int = 1) -> None:
+        self.seed, self.accumulate = seed, accumulate
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Called by mmengine."""
+        if runner.iter % self.accumulate == 0:
+            student = runner.model.module if is_model_wrapper(runner.model) else runner.model
+            step, steps = runner.iter // self.accumulate, runner.max_iters // self.accumulate
+            student.begin_step(Clock(step, steps, self.seed))
 
 
 class ResumableState(Hook):

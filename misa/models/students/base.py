@@ -1,6 +1,6 @@
 """MISA's detector: a student and the box objectives that train it (Figure 2)."""
 
-from collections.abc import Mapping
+import hashlib
 from typing import Any, NamedTuple
 
 import torch
@@ -9,15 +9,19 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from misa.errors import Diverged, NotFinite
-from misa.losses.distillation import distillation_loss, in_units_of_spread
+from misa.data.pipeline import MEAN, STD
+from misa.errors import Diverged, NotFinite, UserError
+from misa.experiment import objective_from
 from misa.losses.inputs import Positives, SemanticPrior, _shrink, union_of_boxes
-from misa.losses.total import box_objectives
 from misa.models.students.adapter import Adapter
 from misa.models.students.batch_means import batch_mean, share
+from misa.models.students.memory import Memory
 from misa.models.students.step_health import gradient_shares, mask_health
 from misa.models.teacher.semask import SeMask
-from misa.ops.readings import read
+from misa.objectives.base import BoxObjective, Prepared, Step, Term, Truth
+
+TRAINING_ONLY = ("adapter.", "memory.")
+"""How the names of weights begin that serve the training alone."""
 
 
 class Handover(NamedTuple):
@@ -42,41 +46,54 @@ class BoxMasks(NamedTuple):
     answered: Tensor
 
 
+class Clock(NamedTuple):
+    """Where a training is: `iteration` of `total` steps of the optimiser, from 0, and the run's seed."""
+
+    iteration: int = 0
+    total: int = 1
+    seed: int = 0
+
+
 class BoxSupervised(nn.Module):
     """A student trained from boxes alone, with or without a semantic teacher beside it: mixed into a detector.
 
-    projection_weight, affinity: the arguments of `box_objectives`.
-    distillation: the arguments of `distillation_loss`, a `weight` and a `unit`, "raw" or "spread" (S in units of its
-        standard deviation); None leaves FSD out.
-    reading: how the teacher's prior joins the affinity (SEPA), the arguments of `misa.ops.readings.read`; None: not.
+    objective: what supervises it, or the plain values of one (as a run's config.py has them).
+    classes: how many the data has.
     teacher_channels: of the teacher's dense feature S; needed for the adapter of FSD.
 
     The teacher is attached, not owned: it is no part of the state dict, of `parameters()` or of inference.
     """
 
     teacher: SeMask | None = None
+    memory: Memory | None
+    clock = Clock()
+    same_positives = True  # whether a copy of the student has the same positives, in the same order
     _maps: tuple[Tensor, ...] | None = None
 
     def __init__(
         self,
         *args: Any,
-        projection_weight: float,
-        affinity: Mapping[str, Any] | None,
-        distillation: Mapping[str, Any] | None = None,
-        reading: Mapping[str, Any] | None = None,
+        objective: BoxObjective | dict[str, Any],
+        classes: int,
         teacher_channels: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.projection_weight = projection_weight
-        self.affinity = affinity
-        self.distillation = None if distillation is None else dict(distillation)
-        self.reading = reading
-        if self.distillation is not None:
-            assert teacher_channels is not None, "FSD needs the teacher's number of channels"
-            # The student's own weights are drawn as without an adapter, so that rows of one seed start alike.
-            with torch.random.fork_rng(devices=[]):
+        value = objective_from(objective) if isinstance(objective, dict) else objective
+        assert isinstance(value, BoxObjective)
+        if value.needs.shadow and not self.same_positives:
+            raise UserError(
+                f"the objective {value.kind} compares a student's masks with those of a copy that follows it one by "
+                f"one, and the masks of a {type(self).__name__} are matched anew by each; choose another student."
+            )
+        self.objective = value
+        # The student's own weights are drawn as without these, so that rows of one seed start alike.
+        with torch.random.fork_rng(devices=[]):
+            if value.needs.adapter:
+                assert teacher_channels is not None, "FSD needs the teacher's number of channels"
                 self.adapter = Adapter(self.feature_channels(), teacher_channels)
+            memory = Memory(self, value, classes=classes, channels=self.feature_channels())
+        self.memory = memory if any(memory.children()) else None
 
     watched = False  # whether the next step tells its health as well
 
@@ -121,64 +138,67 @@ class BoxSupervised(nn.Module):
             cure = "Lower the learning rate or the weight of that loss, in another work_dir."
             raise Diverged(f"{error} {cure}") from error
 
-    def _losses(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> dict[str, Tensor]:
-        instances = [sample.gt_instances for sample in batch_data_samples]
-        positives, features, losses, repeats = self.handover(batch_inputs, instances)
-        if batch_inputs.device.type == "cpu" and not positives.mask_logits.isfinite().all():  # elsewhere it would wait
+    def begin_step(self, clock: Clock) -> None:
+        """Before a step of the optimiser: where the training is; the shadow follows the student."""
+        self.clock = clock
+        if self.memory is not None and self.memory.shadow is not None:
+            first = clock.iteration == 0
+            momentum = 0.0 if first else self.objective.shadow_momentum(clock.iteration, clock.total)
+            self.memory.shadow.follow(self, momentum)
+
+    def _losses(self, images: Tensor, samples: list[DetDataSample]) -> dict[str, Tensor]:
+        own = None if self.memory is None else self.memory.own
+        generators = [_generator(self.clock, sample) for sample in samples]
+        given = [sample.gt_instances for sample in samples]
+        prepared = self.objective.prepare(images, given, own, generators)
+        positives, features, losses, repeats = self.handover(prepared.images, prepared.instances)
+        if images.device.type == "cpu" and not positives.mask_logits.isfinite().all():  # elsewhere it would wait
             raise Diverged("the masks became NaN or infinite; lower the learning rate, in another work_dir.")
-        shapes = [sample.img_shape for sample in batch_data_samples]
-        size = (features.shape[-2], features.shape[-1])
-        stride = batch_inputs.shape[-2] // size[0]
-        union = union_of_boxes([truth.bboxes for truth in instances], features, stride)
-        batch = _shrink(batch_inputs, shapes, union)
-        prior = self._prior(batch_inputs, size)
+        step = self._step(prepared, positives, features, samples)._replace(generators=generators)
         with torch.autocast(features.device.type, enabled=False):
-            affinity, semantic = self._read(prior, batch.valid)
-            terms = box_objectives(
-                positives._replace(mask_logits=positives.mask_logits.float()),
-                batch,
-                projection_weight=self.projection_weight,
-                affinity=affinity,
-                prior=semantic,
-            )
-        losses |= {name: repeats * term * self._share(name, positives) for name, term in terms.items()}
-        if self.distillation is not None:
-            assert prior is not None
-            options = dict(self.distillation)
-            weight, unit = options.pop("weight"), options.pop("unit", "raw")
-            valid = batch.valid[:, None]
-            # A crowd's box says neither what is in it nor that nothing is.
-            told = union | ~union_of_boxes([_crowds(sample) for sample in batch_data_samples], features, stride)
-            target = prior.features if unit == "raw" else in_units_of_spread(prior.features, valid, across=batch_mean)
-            error = distillation_loss(
-                self.adapter(features), target, union, valid=valid & told, across=batch_mean, **options
-            )
-            losses["loss_distillation"] = weight * error
+            terms = self.objective.losses(step, own)
+        losses |= {name: _part(term, repeats, positives) for name, term in terms.items()}
+        with torch.no_grad():
+            self.objective.update(step, own)
         if self._maps is not None:
             losses |= mask_health(positives) | gradient_shares(losses, self._maps)
             self._maps = None
         return losses
 
-    def _share(self, name: str, positives: Positives) -> Tensor | float:
-        """This process's part of a term whose mean is over all processes' instances, or over their boxes' area."""
-        ratio = name != "loss_projection" and self.affinity is not None and self.affinity["reduction"] == "box_ratio"
-        count = positives.box_masks.sum() if ratio else len(positives.image)
-        return share(count, positives.mask_logits.device)
+    def _step(self, prepared: Prepared, positives: Positives, features: Tensor, samples: list[DetDataSample]) -> Step:
+        """What the objective needs of this batch."""
+        needs, memory = self.objective.needs, self.memory
+        size = (features.shape[-2], features.shape[-1])
+        stride = prepared.images.shape[-2] // size[0]
+        boxes = [truth.bboxes for truth in prepared.instances]
+        union = union_of_boxes(boxes, features, stride)
+        # A crowd's box says neither what is in it nor that nothing is.
+        known = union | ~union_of_boxes([_crowds(sample) for sample in samples], features, stride)
+        shadow = None
+        if memory is not None and memory.shadow is not None:
+            with torch.no_grad():
+                shadow = memory.shadow.copy.handover(prepared.seen, prepared.instances)
+        return Step(
+            positives._replace(mask_logits=positives.mask_logits.float()),
+            _shrink(prepared.images, [sample.img_shape for sample in samples], union),
+            iteration=self.clock.iteration,
+            total=self.clock.total,
+            features=features,
+            adapted=self.adapter(features) if needs.adapter else None,
+            union=union,
+            known=known,
+            truth=_truth(prepared.instances),
+            prior=self._prior(prepared.seen, size) if needs.prior else None,
+            classifier=self.teacher.last_layer() if needs.prior and self.teacher is not None else None,
+            colors=_colors(prepared.seen, size) if needs.colors else None,
+            shadow=shadow and shadow.positives._replace(mask_logits=shadow.positives.mask_logits.float()),
+            shadow_features=shadow and shadow.features,
+            structure=None if memory is None or memory.structure is None else memory.structure(features),
+            across=batch_mean,
+        )
 
-    def _read(
-        self, prior: SemanticPrior | None, valid: Tensor
-    ) -> tuple[Mapping[str, Any] | None, SemanticPrior | None]:
-        """The arguments of the pairwise loss and what it compares of the teacher (Eq. 11)."""
-        if self.reading is None or prior is None or self.affinity is None:
-            return self.affinity, None
-        assert self.teacher is not None
-        values, factors, sigma = read(prior.features, self.teacher.last_layer(), valid=valid, **self.reading)
-        return {**self.affinity, "semantic_sigma": sigma}, SemanticPrior(values, factors)
-
-    def _prior(self, images: Tensor, size: tuple[int, int]) -> SemanticPrior | None:
-        """S at the size of the masks and K, without gradient; None where no term asks for them."""
-        if self.distillation is None and self.reading is None:
-            return None
+    def _prior(self, images: Tensor, size: tuple[int, int]) -> SemanticPrior:
+        """S at the size of the masks and K, without gradient."""
         if self.teacher is None:
             raise RuntimeError("this student learns from a semantic teacher: attach one before training.")
         features, factors = self.teacher.prior(images)
@@ -191,3 +211,28 @@ def _crowds(sample: DetDataSample) -> Tensor:
     """Boxes of several objects at once (n, 4), of which the data says no more."""
     boxes: Tensor = sample.ignored_instances.bboxes if "ignored_instances" in sample else sample.gt_instances.bboxes[:0]
     return boxes
+
+
+def _part(term: Term, repeats: int, positives: Positives) -> Tensor:
+    """This process's part of a term whose mean is over all processes' instances, or over their boxes' area."""
+    if term.per == "batch":
+        return term.loss
+    count = positives.box_masks.sum() if term.per == "box pixels" else len(positives.image)
+    return repeats * term.loss * share(count, positives.mask_logits.device)
+
+
+def _truth(instances: list[InstanceData]) -> Truth:
+    image = torch.cat([torch.full_like(own.labels, b) for b, own in enumerate(instances)])
+    return Truth(torch.cat([own.bboxes for own in instances]), torch.cat([own.labels for own in instances]), image)
+
+
+def _colors(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Normalised images at another size (mean of the pixels of a cell), RGB of 0..255."""
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+    return F.adaptive_avg_pool2d(images * std + mean, size)
+
+
+def _generator(clock: Clock, sample: DetDataSample) -> torch.Generator:
+    """One for this image at this step, whatever process sees it."""
+    key = f"{clock.seed} {clock.iteration} {sample.get('img_id', 0)}"
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1)

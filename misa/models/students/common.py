@@ -1,6 +1,5 @@
 """What all students' mmengine configs share: mmdet's files, the preprocessor, the backbone, the box objectives."""
 
-import dataclasses
 from typing import Any
 
 from mmdet.models.data_preprocessors import BatchFixedSizePad, DetDataPreprocessor
@@ -10,7 +9,8 @@ from mmengine.hub import get_config
 from misa.data.pipeline import MEAN, STD
 from misa.experiment import Experiment, Network
 from misa.models.backbones import backbone_row
-from misa.models.teacher.config import backbone_of, pairwise_arguments, reading_arguments
+from misa.models.teacher.config import backbone_of
+from misa.objectives.misa import objective_of
 from misa.rows import teacher_row
 
 __all__ = ["backbone_of", "objectives", "preprocessor", "stage_widths"]
@@ -45,17 +45,9 @@ def stage_widths(network: Network) -> list[int]:
     return backbone_row(network.backbone).widths(network.base_channels)
 
 
-def objectives(experiment: Experiment) -> dict[str, Any]:
+def objectives(experiment: Experiment, classes: int) -> dict[str, Any]:
     """The arguments of `BoxSupervised`."""
-    affinity = experiment.affinity
-    arguments: dict[str, Any] = {
-        "projection_weight": experiment.projection_weight,
-        "affinity": None if affinity is None else pairwise_arguments(affinity),
-    }
+    arguments: dict[str, Any] = {"objective": objective_of(experiment), "classes": classes}
     if experiment.teacher:
-        if affinity is not None and (affinity.feature or affinity.saliency):
-            arguments["reading"] = reading_arguments(affinity)
         arguments["teacher_channels"] = teacher_row(experiment).network.feature_channels
-    if experiment.distillation is not None:
-        arguments["distillation"] = dataclasses.asdict(experiment.distillation)
     return arguments

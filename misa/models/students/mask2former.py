@@ -70,15 +70,17 @@ class BoxMask2FormerHead(Mask2FormerHead):
             found = assign(classes, masks, boxes, labels)
             here = Match(*(index.to(masks.device, non_blocking=True) for index in found))
             first = torch.tensor([0, *(len(own) for own in labels)]).cumsum(0)[:-1]
-            chosen = (first[found.image] + found.instance).to(masks.device, non_blocking=True)
+            instance = first[found.image] + found.instance
+            chosen = instance.to(masks.device, non_blocking=True)
             target = classes.new_full(classes.shape[:3], self.num_classes, dtype=torch.long)
             target[here.prediction, here.image, here.query] = torch.cat(labels)[chosen]
             losses = {"loss_cls": self._class_loss(classes, target, len(found.image))}
             positives = Positives(
                 masks[here.prediction, here.image, here.query],
                 torch.cat(boxes)[chosen],
-                torch.cat([own.cpu() for own in labels])[first[found.image] + found.instance],
+                torch.cat([own.cpu() for own in labels])[instance],
                 found.image,
+                instance,
             )
         return positives, mask_features, losses
 
@@ -156,7 +158,7 @@ def mask2former_config(experiment: Experiment, classes: tuple[str, ...]) -> Conf
     if experiment.supervision == "box":
         model.type, model.panoptic_head.type = MISAMask2Former, BoxMask2FormerHead
         del model.train_cfg  # of the match to masks
-        model.update(objectives(experiment))
+        model.update(objectives(experiment, len(classes)))
     return model
 
 
@@ -186,6 +188,7 @@ class MISAMask2Former(BoxSupervised, Mask2Former):
     """Mask2Former as the student."""
 
     panoptic_head: BoxMask2FormerHead
+    same_positives = False
 
     def feature_channels(self) -> int:
         """Those of a query and of every map."""

@@ -91,7 +91,9 @@ class BoxSOLOv2Head(SOLOV2Head):
         # One more than the positives, as mmdet has it: a batch without any still teaches the background.
         count = len(cells.position) + 1 / get_world_size()
         loss = self.loss_cls(logits.float(), targets, avg_factor=count) * share(count, device)
-        positives = Positives(torch.cat(masks), torch.cat(boxes), cells.labels, cells.image)
+        first = torch.tensor([0, *(len(truth.bboxes) for truth in instances)]).cumsum(0)[:-1]
+        instance = first[cells.image] + cells.instance
+        positives = Positives(torch.cat(masks), torch.cat(boxes), cells.labels, cells.image, instance)
         return positives, mask_features, {"loss_cls": loss}
 
 
@@ -113,7 +115,7 @@ def solov2_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDic
     model.test_cfg.update(matrix_nms(experiment.inference))
     if experiment.supervision == "box":
         model.type, model.mask_head.type = MISA, BoxSOLOv2Head
-        model.update(objectives(experiment))
+        model.update(objectives(experiment, len(classes)))
     return model
 
 

@@ -1,6 +1,5 @@
 """The semantic teacher of an `Experiment` as mmengine values."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,12 @@ from mmdet.models.data_preprocessors import DetDataPreprocessor
 from misa.data.label_maps import MOST_CLASSES
 from misa.data.pipeline import MEAN, STD
 from misa.errors import UserError
-from misa.experiment import Affinity, Experiment, Network
+from misa.experiment import Experiment, Network
 from misa.losses.semantic import VOID
 from misa.models.backbones import backbone_config
 from misa.models.teacher.semask import stage_windows
 from misa.models.teacher.training import SemanticTeacher
+from misa.objectives.misa import pairwise_arguments
 
 
 def from_boxes(experiment: Experiment) -> bool:
@@ -81,22 +81,6 @@ def backbone_of(network: Network) -> dict[str, Any]:
         frozen_stages=network.frozen_stages,
         norm_eval=network.norm_eval,
     )
-
-
-def pairwise_arguments(affinity: Affinity) -> dict[str, Any]:
-    """The arguments of `pairwise_loss`; whether there is a semantic prior is the model's to know."""
-    arguments = dataclasses.asdict(affinity)
-    for name in ("feature", *(f"semantic_{part}" for part in READING)):
-        del arguments[name]
-    return arguments
-
-
-READING = ("values", "norm", "factors")
-
-
-def reading_arguments(affinity: Affinity) -> dict[str, str]:
-    """The arguments of `misa.ops.readings.read`."""
-    return {part: getattr(affinity, f"semantic_{part}") for part in READING}
 
 
 def label_folder(experiment: Experiment, folder: Path) -> Path | None:

@@ -67,7 +67,7 @@ def test_a_loss_that_refuses_keeps_the_batch_too(place, monkeypatch):
     def overflows(*_, **__):
         raise NotFinite("distillation_loss is not finite: the squared difference overflows.")
 
-    monkeypatch.setattr("misa.models.students.base.box_objectives", overflows)
+    monkeypatch.setattr("misa.objectives.misa.MISA.losses", overflows)
     row = find_row("demo:box").smoke()
     with pytest.raises(Diverged, match=r"^step 1: distillation_loss is not finite.*The batch is in .*diverged\.pth"):
         train(row, data_root=place / "data", work_dir=place / "refused", gpus=0)

@@ -1,6 +1,7 @@
 """Mask2Former as a box-supervised student: matching against brute force, losses against mmdet's, hard batches."""
 
 import copy
+import dataclasses
 from itertools import permutations
 
 import pytest
@@ -12,11 +13,12 @@ import misa.models  # noqa: F401  (imports mmdet silently)
 from misa.errors import Diverged
 from misa.experiment import TINY_MASK2FORMER
 from misa.losses.inputs import _shrink
-from misa.losses.total import box_objectives
 from misa.models.students.mask2former import assign
 from misa.models.students.table import model_config
 from misa.models.teacher.config import network_arguments
 from misa.models.teacher.semask import SeMask
+from misa.objectives import misa as terms
+from misa.objectives.base import Step
 from misa.rows import find_row, teacher_row
 
 SIZE = (64, 96)
@@ -144,19 +146,18 @@ def test_all_predictions_at_once_are_the_sum_of_each(reduction):
     images, samples = prepared(model, *TWO)
     positives, features, _, repeats = model.handover(images, [sample.gt_instances for sample in samples])
     small = _shrink(images, [SIZE, SIZE], torch.zeros(2, 1, *features.shape[-2:], dtype=torch.bool))
-    options = {"projection_weight": 5.0, "affinity": model.affinity}
-    whole = box_objectives(positives, small, **options)
+    objective = model.objective
+    assert objective == terms.MISA(BOX.projection_weight, dataclasses.replace(BOX.affinity, reduction=reduction))
+    whole = objective.losses(Step(positives, small))
     # The first image's object in every prediction, then the second image's two.
     parts = [
-        box_objectives(
-            type(positives)(*(field[[k, repeats + 2 * k, repeats + 2 * k + 1]] for field in positives)),
-            small,
-            **options,
+        objective.losses(
+            Step(type(positives)(*(field[[k, repeats + 2 * k, repeats + 2 * k + 1]] for field in positives)), small)
         )
         for k in range(repeats)
     ]
-    for name, value in whole.items():
-        ordered = sum(part[name] for part in parts) / repeats
+    for name, (value, _) in whole.items():
+        ordered = sum(part[name].loss for part in parts) / repeats
         torch.testing.assert_close(value, ordered, rtol=1e-4, atol=1e-6)
 
 

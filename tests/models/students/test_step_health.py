@@ -21,14 +21,14 @@ def test_fill_and_boxes_against_a_loop():
         inside = sum(m and b for m, b in pixels)
         fill.append(inside / sum(b for _, b in pixels))
         alike.append(inside / max(1, sum(m or b for m, b in pixels)) >= 0.95)
-    found = mask_health(Positives(logits, boxes, torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.long)))
+    found = mask_health(Positives(logits, boxes, *(torch.zeros(4, dtype=torch.long) for _ in range(3))))
     assert float(found["mask_fill"]) == pytest.approx(sum(fill) / 4)
     assert float(found["mask_is_box"]) == pytest.approx(sum(alike) / 4)
     assert sum(alike) >= 1
 
 
 def test_no_positives_are_no_news():
-    empty = Positives(torch.zeros(0, 4, 4), torch.zeros(0, 4, 4), torch.zeros(0), torch.zeros(0))
+    empty = Positives(torch.zeros(0, 4, 4), torch.zeros(0, 4, 4), *torch.zeros(3, 0))
     assert {name: float(value) for name, value in mask_health(empty).items()} == {"mask_fill": 0, "mask_is_box": 0}
 
 
