@@ -188,6 +188,6 @@ def test_explorers_stop_on_a_misspelt_parameter(tmp_path, name, wrong):
 def test_evaluate_runs_headless_and_leaves_its_figures(tmp_path, smoke_run):
     output, done = papermill(tmp_path, "evaluate", run=smoke_run, gpus=0)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert pictures(output) == 3
-    for name in ("evaluation", "precision_recall", "classes"):
+    assert pictures(output) == 4
+    for name in ("evaluation", "precision_recall", "classes", "guidance"):
         assert (Path(smoke_run) / "figures" / f"{name}.pdf").stat().st_size > 1000
