@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from misa.errors import DIVERGED, Diverged, Stopped, UserError
-from misa.machine import is_main_process
+from misa.machine import Machine, is_main_process
 from misa.parameters import at_least
 
 _HELP = {
@@ -481,8 +481,8 @@ def _tables(options: argparse.Namespace) -> int:
         raise UserError(f"seeds and slots must be 1 or more: they are {options.seeds} and {options.slots}.")
     table = open_table(options.table, data=options.data, seeds=options.seeds, root=options.root, smoke=options.smoke)
     if options.train:
-        names = ("slots", "cluster", "cluster_options", "data_root", "gpus", "workers", "threads")
-        sweep.run(table.every_job(), **{name: getattr(options, name) for name in names})
+        names = ("slots", "cluster", "cluster_options", "data_root")
+        sweep.run(table.every_job(), machine=_machine(options), **{name: getattr(options, name) for name in names})
     print(table.render(options.format))
     if options.format == "text":
         print(summary(table.every_job()))
@@ -491,6 +491,10 @@ def _tables(options: argparse.Namespace) -> int:
         for path in table.save(options.save, name):
             print(path)
     return 0
+
+
+def _machine(options: argparse.Namespace) -> Machine:
+    return Machine(gpus=options.gpus, workers=options.workers, threads=options.threads)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -515,8 +519,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.test_dev:
         from misa.engine.reports.submission import NOTE, submit
 
-        machine = {name: getattr(options, name) for name in ("checkpoint", "gpus", "workers", "threads")}
-        print(submit(options.run_folder, options.data_root or "datasets/coco", options.test_dev, **machine))
+        where = options.run_folder, options.data_root or "datasets/coco", options.test_dev
+        print(submit(*where, checkpoint=options.checkpoint, machine=_machine(options)))
         print(NOTE)
         return 0
     result = evaluate(
@@ -528,9 +532,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         details=options.per_class,
         boundary=options.boundary,
         predictions=options.predictions,
-        gpus=options.gpus,
-        workers=options.workers,
-        threads=options.threads,
+        machine=_machine(options),
     )
     print(result.table())
     return 0

@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from misa.errors import UserError, did_you_mean
 
@@ -28,6 +28,17 @@ class Machine:
     threads: int = 1
     interactive: bool = False
     loggers: tuple[str, ...] = ()
+
+    def options(self) -> list[str]:
+        """As options of `misa train`; what is at its default is left out, and `interactive`, which a log file is not.
+
+        >>> Machine(gpus=1, per_gpu=2, loggers=("wandb", "mlflow")).options()
+        ['--gpus=1', '--per-gpu=2', '--loggers=wandb,mlflow']
+        """
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "interactive"}
+        given["loggers"] = ",".join(self.loggers)
+        standard = vars(Machine()) | {"loggers": ""}
+        return [f"--{name.replace('_', '-')}={v}" for name, v in given.items() if v != standard[name]]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from misa.errors import UserError, did_you_mean
+from misa.machine import Machine, logger_names
 
 # What IPython itself puts into a notebook's namespace.
 _IPYTHON = {"In", "Out", "get_ipython", "exit", "quit", "open"}
@@ -113,6 +114,18 @@ class TrainParameters(Parameters):
     smoke: bool = False
     interactive: bool = False
 
+    @property
+    def machine(self) -> Machine:
+        """What they say of the machine; UserError for a logger that is unknown or not installed."""
+        return Machine(
+            gpus=self.gpus,
+            per_gpu=self.per_gpu,
+            workers=self.workers,
+            threads=self.threads,
+            interactive=self.interactive,
+            loggers=logger_names(self.loggers),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class AffinityParameters(Parameters):
@@ -200,8 +213,9 @@ class TablesParameters(Parameters):
 
     def sweep_options(self) -> dict[str, Any]:
         """The arguments of `misa.engine.training.sweep.run` beside the jobs."""
-        names = ("slots", "cluster", "cluster_options", "data_root", "gpus", "workers", "threads")
-        return {name: getattr(self, name) for name in names}
+        names = ("slots", "cluster", "cluster_options", "data_root")
+        machine = Machine(gpus=self.gpus, workers=self.workers, threads=self.threads)
+        return {name: getattr(self, name) for name in names} | {"machine": machine}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +296,11 @@ class EvaluateParameters(Parameters):
     gpus: int | None = between(None, 0, 1)
     workers: int = between(0, 0, 64)
     threads: int = between(1, 1, 256)
+
+    @property
+    def machine(self) -> Machine:
+        """What they say of the machine."""
+        return Machine(gpus=self.gpus, workers=self.workers, threads=self.threads)
 
 
 def _leave_notebook_folder() -> None:

@@ -16,6 +16,7 @@ from misa.engine.training.runner import choose_device, quiet_runner
 from misa.errors import UserError
 from misa.evaluation.details import detailed
 from misa.experiment import Experiment
+from misa.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -38,30 +39,28 @@ def evaluate(
     details: bool = False,
     boundary: bool = False,
     predictions: str | Path | None = None,
-    gpus: int | None = None,
-    workers: int = 0,
-    threads: int = 1,
+    machine: Machine | None = None,
 ) -> Run:
     """Mask AP of a run's checkpoint (default: its last; "none": the untrained network); mIoU of a teacher's.
 
     `merged` scores a student by mIoU as well: its instances of `merge_score` or more painted into one label map, the
     better on top (Figure 1). `details` adds AP a class and precision-recall curves, `boundary` the AP of boundaries,
     which needs the package faster-coco-eval. `predictions` keeps a student's detections as a COCO results file.
-    Nothing in the run folder changes. gpus, workers, threads: as in `train`.
+    Nothing in the run folder changes.
 
     Raises:
         UserError: no run folder, no checkpoint, another model's checkpoint, unusable data.
     """
     if boundary and importlib.util.find_spec("faster_coco_eval") is None:
         raise UserError("boundary AP needs the package faster-coco-eval; pip install it.")
-    run = load_run(run_folder, checkpoint=checkpoint, gpus=gpus, threads=threads)
+    run = load_run(run_folder, checkpoint=checkpoint, machine=machine)
     experiment, source, folder, _ = opened(run_folder, data_root=data_root)
     if merged and not source.masks:
         raise UserError(f"mean IoU compares with true masks, and {source.val.annotations} has none; leave miou out.")
     if predictions is not None and experiment.semantic is not None:
         raise UserError(f"{folder} is a semantic teacher, which detects nothing; leave predictions out.")
     with tempfile.TemporaryDirectory() as scratch:
-        predict_split(run, source, Path(scratch), workers=workers)
+        predict_split(run, source, Path(scratch), machine)
         metrics = scored(experiment, source, Path(scratch))
         detections = Path(scratch) / DETECTIONS
         if predictions is not None:
@@ -80,16 +79,16 @@ def evaluate(
 
 
 def load_run(
-    run_folder: str | Path, *, checkpoint: str | Path | None = None, gpus: int | None = None, threads: int = 1
+    run_folder: str | Path, *, checkpoint: str | Path | None = None, machine: Machine | None = None
 ) -> Trained:
     """A run folder to predict with; sets device and threads. UserError where there is no run or no checkpoint."""
-    choose_device(gpus, threads)
+    choose_device(machine or Machine())
     experiment, folder, params = recorded(run_folder)
     path = None if checkpoint == "none" else Path(checkpoint) if checkpoint else last_checkpoint(folder)
     return Trained(experiment, folder, params, path)
 
 
-def predict_split(run: Trained, source: Source, target: Path, *, workers: int = 0) -> None:
+def predict_split(run: Trained, source: Source, target: Path, machine: Machine | None = None) -> None:
     """Write what the network predicts on the validation split of `source` into `target`, as a training does."""
     config = run_config(
         # A checkpoint fills everything: no pre-trained weights are fetched for it.
@@ -97,7 +96,7 @@ def predict_split(run: Trained, source: Source, target: Path, *, workers: int = 
         source,
         folder=target,
         seed=run.params["seed"],
-        workers=workers,
+        machine=machine,
     )
     runner = quiet_runner(config)
     runner.model.init_weights()

@@ -28,6 +28,7 @@ from misa.evaluation.ap import read_truth
 from misa.experiment import Experiment
 from misa.figures.example import Example
 from misa.losses.distillation import spread_unit
+from misa.machine import Machine
 from misa.models.students.base import BoxSupervised
 from misa.models.students.table import model_config
 from misa.models.teacher.semask import SeMask
@@ -208,7 +209,7 @@ def trained(
         print(
             f"no finished run in {folder}: training {row} into it, once; log.txt there says how far it is", flush=True
         )
-        train(experiment, data_root=data_root, work_dir=folder, row=row, threads=threads)
+        train(experiment, data_root=data_root, work_dir=folder, row=row, machine=Machine(threads=threads))
     return open_networks(folder)
 
 

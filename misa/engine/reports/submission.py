@@ -14,6 +14,7 @@ from misa.data.source import Source
 from misa.engine.reports.evaluate import load_run, predict_split
 from misa.engine.runs.scores import DETECTIONS
 from misa.errors import UserError
+from misa.machine import Machine
 
 NOTE = "public scoring of test-dev is closed, its truth is not public: val2017 is the yardstick (misa evaluate)."
 
@@ -24,9 +25,7 @@ def submit(
     out: str | Path,
     *,
     checkpoint: str | Path | None = None,
-    gpus: int | None = None,
-    workers: int = 0,
-    threads: int = 1,
+    machine: Machine | None = None,
 ) -> Path:
     """Detect on test-dev2017 and write the results as json and, beside it, the zip to upload; returns the zip.
 
@@ -36,7 +35,7 @@ def submit(
         UserError: no run, no list or no images there, or something in `out` already.
     """
     out = Path(out).expanduser()
-    run = load_run(run_folder, checkpoint=checkpoint, gpus=gpus, threads=threads)
+    run = load_run(run_folder, checkpoint=checkpoint, machine=machine)
     if run.experiment.semantic is not None:
         raise UserError(f"{run_folder} is a semantic teacher; test-dev scores instances, a student's.")
     split = _test_dev(Path(data_root).expanduser())
@@ -45,7 +44,7 @@ def submit(
         raise UserError(f"{target} is there already; give another folder or delete it.")
     source = Source(Path(data_root), split, split, tuple(run.params["classes"]))
     with tempfile.TemporaryDirectory() as scratch:
-        predict_split(run, source, Path(scratch), workers=workers)
+        predict_split(run, source, Path(scratch), machine)
         out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(Path(scratch) / DETECTIONS, target)
     archive = target.with_suffix(".zip")

@@ -80,8 +80,8 @@ def finished(folder: str | Path) -> Run:
     return Run(experiment, folder, source, metrics)
 
 
-def _require_own_teacher(place: Path, source: Source) -> None:
-    """The user never named the folder of a teacher, so the cure is to move the student's."""
+def require_own_teacher(place: Path, source: Source) -> None:
+    """UserError where a teacher's folder holds one of other data; the user named the student's folder alone."""
     params = read_json(place / "params.json")
     if params is not None and params["data_root"] != str(source.root):
         raise UserError(
@@ -90,13 +90,13 @@ def _require_own_teacher(place: Path, source: Source) -> None:
         )
 
 
-def _hold(folder: Path, stack: contextlib.ExitStack) -> None:
-    """Nobody writes into a finished run, so several students may look at one teacher at a time."""
+def hold(folder: Path, stack: contextlib.ExitStack) -> None:
+    """Lock a run folder until the stack ends; not a finished run, which several students may read at a time."""
     if read_json(folder / "metrics.json") is None:
         stack.enter_context(locked(folder))
 
 
-def _before(folder: Path, params: dict[str, Any], resume: bool) -> tuple[dict[str, Any] | None, Path | None]:
+def earlier_work(folder: Path, params: dict[str, Any], resume: bool) -> tuple[dict[str, Any] | None, Path | None]:
     """The metrics and the newest checkpoint of an earlier call; UserError where the folder is another run's."""
     require_own(folder, params)
     metrics, checkpoint = read_json(folder / "metrics.json"), newest(folder)
@@ -105,8 +105,8 @@ def _before(folder: Path, params: dict[str, Any], resume: bool) -> tuple[dict[st
     return metrics, checkpoint
 
 
-def _write_record(folder: Path, params: dict[str, Any], config: Config, device: str | None) -> None:
-    """What the folder says of itself: once everything is known to fit together, and before the long work."""
+def write_record(folder: Path, params: dict[str, Any], config: Config, device: str | None) -> None:
+    """Write params.json, config.py and, for a new run on `device`, env.json."""
     write_json(folder / "params.json", params)
     if device is not None:
         write_json(folder / "env.json", environment(device) | {"processes": get_world_size()})

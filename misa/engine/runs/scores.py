@@ -68,15 +68,16 @@ def score_merged(
 DETECTIONS = "predictions/val.json"
 
 
-def _write_scores(experiment: Experiment, source: Source, folder: Path, params: dict[str, Any]) -> dict[str, Any]:
+def write_scores(experiment: Experiment, source: Source, folder: Path, params: dict[str, Any]) -> dict[str, Any]:
+    """Score the predictions in a run folder and write its metrics.json, which says that the run is finished."""
     metrics = scored(experiment, source, folder)
     metrics |= {name: params[name] for name in ("row", "digest", "seed")} | {"data": experiment.data}
     write_json(folder / "metrics.json", metrics)
     return metrics
 
 
-def _figures(metrics: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
-    """The scores for the loggers: those that could be measured."""
+def measured(metrics: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """The scores that could be measured: kind, name and value in percent."""
     for name in ("segm", "segm_as_rectangles", "segm_any_class", "bbox", "iou"):
         for key, value in metrics.get(name, {}).items():
             if value is not None:

@@ -30,7 +30,7 @@ from misa.engine.training.runner import visualizer_config
 from misa.engine.training.watch import Health, LossRecord, NaNGuard, Progress
 from misa.evaluation.metric import Detections, LabelMaps
 from misa.experiment import Experiment
-from misa.machine import BatchSplit, split_batch
+from misa.machine import BatchSplit, Machine, split_batch
 from misa.models.students.table import model_config
 from misa.models.teacher.config import label_folder
 
@@ -43,45 +43,26 @@ def run_config(
     *,
     folder: Path,
     seed: int,
-    workers: int,
-    checkpoint: Path | None = None,
-    interactive: bool = False,
+    machine: Machine | None = None,
     split: BatchSplit | None = None,
-    loggers: tuple[str, ...] | None = None,
+    checkpoint: Path | None = None,
+    log: bool = False,
 ) -> Config:
     """Everything mmengine's Runner needs for one training and its final evaluation.
 
-    split: of a batch between processes; None: this process takes all of it. loggers: beside TensorBoard; None for no
-    logger at all.
+    Args:
+        experiment: what to train.
+        source: its data.
+        folder: where everything that is written goes.
+        seed: of weights, order and augmentation.
+        machine: its workers, progress bars and loggers.
+        split: of a batch over processes; None: this process takes all of it at once.
+        checkpoint: to resume from.
+        log: write losses and scores to TensorBoard and the machine's loggers.
     """
-    schedule, semantic = experiment.schedule, experiment.semantic is not None
-    masks = experiment.supervision == "mask" and not semantic  # a teacher's masks are in its label maps
-    labels = label_folder(experiment, folder)
-    common = {"metainfo": {"classes": source.classes}, "indices": experiment.limit}
-    train = {
-        "type": CocoImages,
-        "ann_file": str(source.train.annotations),
-        "data_prefix": {"img": str(source.train.images), **({"seg": str(labels)} if labels else {})},
-        "filter_cfg": {"filter_empty_gt": False, "min_size": 0},
-        "pipeline": train_pipeline(experiment.augmentation, masks=masks, label_maps=labels is not None),
-        "masks": masks,
-        "seed": seed,
-        **common,
-    }
-    val = {
-        "type": CocoImages,
-        "ann_file": str(source.val.annotations),
-        "data_prefix": {"img": str(source.val.images)},
-        "test_mode": True,
-        "pipeline": test_pipeline(experiment.augmentation),
-        "masks": False,
-        **common,
-    }
-    loader = {"num_workers": workers, "persistent_workers": False, "collate_fn": {"type": "pseudo_collate"}}
+    machine, schedule = machine or Machine(), experiment.schedule
     split = split or split_batch(schedule.batch, 1)
-    about = f"{split}, learning rate {schedule.lr:g}"
-    if schedule.precision != "float32":
-        about += f", networks in {schedule.precision}"
+    loader = {"num_workers": machine.workers, "persistent_workers": False, "collate_fn": {"type": "pseudo_collate"}}
     return Config(
         {
             "default_scope": "mmdet",
@@ -90,45 +71,25 @@ def run_config(
             "model": model_config(experiment, source.classes),
             "train_dataloader": {
                 **loader,
-                "dataset": train,
+                "dataset": _train_data(experiment, source, folder, seed),
                 "batch_size": split.images,
                 "sampler": {"type": WholeBatches, "batch": schedule.batch, "seed": seed},
                 "drop_last": True,
             },
             "test_dataloader": {
                 **loader,
-                "dataset": val,
+                "dataset": _test_data(experiment, source),
                 "batch_size": 1,
                 "sampler": {"type": DefaultSampler, "shuffle": False},
             },
-            "test_evaluator": {
-                "type": LabelMaps if semantic else Detections,
-                "path": str(folder / (LABEL_MAPS if semantic else DETECTIONS)),
-                **({"collect_dir": str(folder / "predictions" / "parts")} if split.processes > 1 else {}),
-            },
+            "test_evaluator": _evaluator(experiment, folder, split),
             "train_cfg": {"type": ResumableLoop, "max_epochs": schedule.epochs},
             "test_cfg": {"type": TestLoop},
             "optim_wrapper": optimizer_config(experiment, accumulate=split.accumulate),
             "param_scheduler": learning_rates(schedule, max(1, source.images // schedule.batch)),
-            "default_hooks": {
-                "runtime_info": {"type": RuntimeInfo},
-                "timer": {"type": IterTimerHook},
-                "sampler_seed": {"type": DistSamplerSeedHook},
-                "logger": None,
-                "param_scheduler": {"type": StepSchedulers, "accumulate": split.accumulate},
-                "checkpoint": {"type": CheckpointHook, "interval": 1, "max_keep_ckpts": 2},
-            },
-            "custom_hooks": [
-                {"type": EpochSeed},
-                {"type": ResumableState},
-                {"type": NaNGuard, "folder": str(folder)},
-                *_student_hooks(experiment, seed, split),
-                {"type": LossRecord, "path": str(folder / "losses.jsonl")},
-                {"type": Progress, "path": str(folder / "log.txt"), "interactive": interactive, "about": about},
-                {"type": Preemption, "accumulate": split.accumulate},
-                *([{"type": TeacherCard, "experiment": experiment.values()}] if semantic else []),
-            ],
-            "visualizer": visualizer_config(folder, loggers),
+            "default_hooks": _default_hooks(split),
+            "custom_hooks": _custom_hooks(experiment, folder, seed, split, interactive=machine.interactive),
+            "visualizer": visualizer_config(folder, machine.loggers if log else None),
             **(_distributed(experiment) if split.processes > 1 else {}),
             "randomness": {"seed": seed},
             "load_from": None if checkpoint is None else str(checkpoint),
@@ -136,6 +97,73 @@ def run_config(
             "log_level": "ERROR",
         }
     )
+
+
+def _train_data(experiment: Experiment, source: Source, folder: Path, seed: int) -> dict[str, Any]:
+    """The training split: with true masks only where they are learned, and with a teacher's label maps."""
+    masks = experiment.supervision == "mask" and experiment.semantic is None  # a teacher's are in its label maps
+    labels = label_folder(experiment, folder)
+    return {
+        "type": CocoImages,
+        "ann_file": str(source.train.annotations),
+        "data_prefix": {"img": str(source.train.images), **({"seg": str(labels)} if labels else {})},
+        "filter_cfg": {"filter_empty_gt": False, "min_size": 0},
+        "pipeline": train_pipeline(experiment.augmentation, masks=masks, label_maps=labels is not None),
+        "masks": masks,
+        "seed": seed,
+        "metainfo": {"classes": source.classes},
+        "indices": experiment.limit,
+    }
+
+
+def _test_data(experiment: Experiment, source: Source) -> dict[str, Any]:
+    return {
+        "type": CocoImages,
+        "ann_file": str(source.val.annotations),
+        "data_prefix": {"img": str(source.val.images)},
+        "test_mode": True,
+        "pipeline": test_pipeline(experiment.augmentation),
+        "masks": False,
+        "metainfo": {"classes": source.classes},
+        "indices": experiment.limit,
+    }
+
+
+def _evaluator(experiment: Experiment, folder: Path, split: BatchSplit) -> dict[str, Any]:
+    """Writes the predictions into the folder; several processes collect theirs there as well."""
+    kind, path = (Detections, DETECTIONS) if experiment.semantic is None else (LabelMaps, LABEL_MAPS)
+    together = {"collect_dir": str(folder / "predictions" / "parts")} if split.processes > 1 else {}
+    return {"type": kind, "path": str(folder / path), **together}
+
+
+def _default_hooks(split: BatchSplit) -> dict[str, Any]:
+    return {
+        "runtime_info": {"type": RuntimeInfo},
+        "timer": {"type": IterTimerHook},
+        "sampler_seed": {"type": DistSamplerSeedHook},
+        "logger": None,
+        "param_scheduler": {"type": StepSchedulers, "accumulate": split.accumulate},
+        "checkpoint": {"type": CheckpointHook, "interval": 1, "max_keep_ckpts": 2},
+    }
+
+
+def _custom_hooks(
+    experiment: Experiment, folder: Path, seed: int, split: BatchSplit, *, interactive: bool
+) -> list[dict[str, Any]]:
+    schedule, semantic = experiment.schedule, experiment.semantic is not None
+    about = f"{split}, learning rate {schedule.lr:g}"
+    if schedule.precision != "float32":
+        about += f", networks in {schedule.precision}"
+    return [
+        {"type": EpochSeed},
+        {"type": ResumableState},
+        {"type": NaNGuard, "folder": str(folder)},
+        *_student_hooks(experiment, seed, split),
+        {"type": LossRecord, "path": str(folder / "losses.jsonl")},
+        {"type": Progress, "path": str(folder / "log.txt"), "interactive": interactive, "about": about},
+        {"type": Preemption, "accumulate": split.accumulate},
+        *([{"type": TeacherCard, "experiment": experiment.values()}] if semantic else []),
+    ]
 
 
 def _student_hooks(experiment: Experiment, seed: int, split: BatchSplit) -> list[dict[str, Any]]:
@@ -149,7 +177,7 @@ def _student_hooks(experiment: Experiment, seed: int, split: BatchSplit) -> list
 
 
 def _distributed(experiment: Experiment) -> dict[str, Any]:
-    """What mmengine needs to know of several processes, which have found each other already."""
+    """mmengine's settings for several processes, which have joined each other already."""
     cuda = get_device() == "cuda"
     wrapper: dict[str, Any] = {"type": MMDistributedDataParallel, "broadcast_buffers": False}
     if not cuda:

@@ -92,7 +92,7 @@ class Step:
     def __init__(self, row: Experiment, teacher: SeMask | None, options: argparse.Namespace, folder: Path) -> None:
         source = open_source(row, options.data_root)
         row = row.but(network={"pretrained": False})  # the time does not depend on the weights
-        self.runner: Runner = quiet_runner(run_config(row, source, folder=folder, seed=0, workers=0))
+        self.runner: Runner = quiet_runner(run_config(row, source, folder=folder, seed=0))
         self.model: Any = self.runner.model.to(options.device)
         self.model.init_weights()
         if row.teacher:

@@ -17,6 +17,7 @@ from mmengine.visualization import MLflowVisBackend, TensorboardVisBackend, Visu
 
 from misa.engine.training.parallel import join
 from misa.errors import UserError
+from misa.machine import Machine
 
 _VISUALIZERS = itertools.count()
 _RUNNERS = itertools.count(1)
@@ -57,13 +58,14 @@ def run_id(folder: Path) -> str:
     return hashlib.sha256(str(folder).encode()).hexdigest()[:16]
 
 
-def choose_device(gpus: int | None, threads: int) -> str:
+def choose_device(machine: Machine) -> str:
     """Set threads and device for mmengine, which otherwise takes a GPU whenever there is one; returns the device.
 
-    Joins the other processes where torchrun or SLURM has started several.
+    Joins the other processes where torchrun or SLURM has started several. UserError for GPUs that are not there.
     """
-    torch.set_num_threads(threads)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # mmengine sets its own where this is missing
+    gpus = machine.gpus
+    torch.set_num_threads(machine.threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(machine.threads))  # mmengine sets its own where this is missing
     if gpus and not torch.cuda.is_available():
         raise UserError(f"gpus is {gpus}, but torch finds no CUDA device; set gpus to 0, or see `misa doctor`.")
     use_cuda = torch.cuda.is_available() if gpus is None else gpus > 0

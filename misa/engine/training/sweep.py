@@ -19,6 +19,7 @@ from misa.engine.runs.places import teacher_place
 from misa.errors import Stopped, UserError
 from misa.experiment import Experiment
 from misa.files import IN_USE, read_json, write_json
+from misa.machine import Machine
 from misa.rows import find_row, lineage, teacher_row
 
 ROOT = "runs/tables"
@@ -47,14 +48,12 @@ class Job:
         """Of a finished run; None of any other."""
         return read_json(self.folder / "metrics.json")
 
-    def command(self, options: Mapping[str, object]) -> list[str]:
-        """The command that trains it, goes on with it, or finds it finished."""
-        more = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
-        smoke = ["--smoke"] if self.smoke else []
-        return [
-            sys.executable, "-m", "misa", "train", self.row, f"--seed={self.seed}", f"--work-dir={self.folder}",
-            *smoke, *more,
-        ]  # fmt: skip
+    def command(self, data_root: str | Path | None, machine: Machine) -> list[str]:
+        """The command that trains it, resumes it, or finds it finished."""
+        more = ["--smoke"] if self.smoke else []
+        more += [] if data_root is None else [f"--data-root={data_root}"]
+        what = [self.row, f"--seed={self.seed}", f"--work-dir={self.folder}"]
+        return [sys.executable, "-m", "misa", "train", *what, *more, *machine.options()]
 
 
 def job(row: str, seed: int, *, root: str | Path = ROOT, smoke: bool = False) -> Job:
@@ -88,10 +87,11 @@ def plan(rows: Iterable[str], seeds: Iterable[int], *, root: str | Path = ROOT, 
 def run(
     jobs: Sequence[Job],
     *,
+    data_root: str | Path | None = None,
     slots: int = 1,
     cluster: str = "",
     cluster_options: str = "",
-    **options: object,
+    machine: Machine | None = None,
 ) -> None:
     """Train what is not finished; the same call again goes on where it was stopped.
 
@@ -99,15 +99,15 @@ def run(
     of its own as far as there are any, whose output goes to `<root>/logs`; with `cluster` ("slurm", or any other that
     submitit knows) each is submitted with `cluster_options` (see `read_options`), or waited for where an earlier call
     has submitted it to SLURM.
-    `options` are those of `misa train`: data_root, gpus, workers, threads.
+    `data_root` and `machine` are those of each training.
 
     Raises:
         UserError: a training ended with an error; all others that do without it were still tried. Its last line is
             quoted. Or a folder holds a run on other data than `data_root`: before any training.
         Stopped: by SIGTERM, which the trainings of this machine are told as well; the same call goes on.
     """
-    require_one_data([*jobs, *(wanted.teacher for wanted in jobs if wanted.teacher)], options.get("data_root"))
-    how = read_options(cluster_options)
+    require_one_data([*jobs, *(wanted.teacher for wanted in jobs if wanted.teacher)], data_root)
+    how, machine = read_options(cluster_options), machine or Machine()
     if cluster and not {"timeout_min", "slurm_time"} & how.keys():
         raise UserError(
             "cluster needs cluster_options with timeout_min, the minutes that one training may take, and what else "
@@ -122,9 +122,9 @@ def run(
             if wanted.state != "finished" and not (wanted.teacher and wanted.teacher.folder in failed)
         ]
         if missing:
-            launch = _submit if cluster else _here
+            commands = {wanted: wanted.command(data_root, machine) for wanted in missing}
             with _sigterm_raises():
-                found = launch(missing, slots=slots, cluster=cluster, how=how, options=options)
+                found = _submit(commands, cluster, how) if cluster else _here(commands, slots, machine.gpus)
             failed |= {wanted.folder: (wanted, sentence) for wanted, sentence in found}
     if failed:
         wanted, sentence = next(iter(failed.values()))
@@ -203,11 +203,11 @@ def _log(wanted: Job) -> Path:
     return wanted.folder.parent / "logs" / f"{wanted.folder.name}.txt"
 
 
-def _here(jobs: Sequence[Job], *, slots: int, options: Mapping[str, object], **_: object) -> list[tuple[Job, str]]:
-    """Processes of this machine, `slots` at a time; the jobs that failed, each with its last words."""
+def _here(commands: Mapping[Job, list[str]], slots: int, gpus: int | None) -> list[tuple[Job, str]]:
+    """Processes of this machine, `slots` at a time; the jobs that failed, each with its last line."""
     stopped, running = threading.Event(), set[subprocess.Popen[bytes]]()
     free: SimpleQueue[str] = SimpleQueue()
-    for devices in _devices(slots, options.get("gpus")):
+    for devices in _devices(slots, gpus):
         free.put(devices)
 
     def one(wanted: Job) -> str | None:
@@ -218,9 +218,7 @@ def _here(jobs: Sequence[Job], *, slots: int, options: Mapping[str, object], **_
         devices = free.get()
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": devices} if devices else None
         with log.open("ab") as output:
-            process = subprocess.Popen(
-                wanted.command(options), stdout=output, stderr=subprocess.STDOUT, env=environment
-            )
+            process = subprocess.Popen(commands[wanted], stdout=output, stderr=subprocess.STDOUT, env=environment)
             running.add(process)
             status = process.wait()
             running.discard(process)
@@ -231,9 +229,9 @@ def _here(jobs: Sequence[Job], *, slots: int, options: Mapping[str, object], **_
 
     failed = []
     with ThreadPoolExecutor(slots) as pool:
-        started: dict[Future[str | None], Job] = {pool.submit(one, wanted): wanted for wanted in jobs}
+        started: dict[Future[str | None], Job] = {pool.submit(one, wanted): wanted for wanted in commands}
         try:
-            for done in tqdm(as_completed(started), total=len(jobs), desc="trainings", unit="run"):
+            for done in tqdm(as_completed(started), total=len(commands), desc="trainings", unit="run"):
                 sentence = done.result()
                 if sentence is not None:
                     failed.append((started[done], sentence))
@@ -245,27 +243,25 @@ def _here(jobs: Sequence[Job], *, slots: int, options: Mapping[str, object], **_
     return failed
 
 
-def _devices(slots: int, gpus: object) -> list[str]:
+def _devices(slots: int, gpus: int | None) -> list[str]:
     """The GPUs of each slot as CUDA_VISIBLE_DEVICES names them; empty: whatever the training finds."""
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     names = [name.strip() for name in visible.split(",") if name.strip()]
-    each = 1 if gpus is None else int(str(gpus))
+    each = 1 if gpus is None else gpus
     if not 0 < each <= len(names):  # on the CPU, or more than there are, which the training says
         return [""] * slots
     return [",".join(names[(slot * each + i) % len(names)] for i in range(each)) for slot in range(slots)]
 
 
-def _submit(
-    jobs: Sequence[Job], *, cluster: str, how: Mapping[str, Any], options: Mapping[str, object], **_: object
-) -> list[tuple[Job, str]]:
+def _submit(commands: Mapping[Job, list[str]], cluster: str, how: Mapping[str, Any]) -> list[tuple[Job, str]]:
     """The same through submitit, all at once: the cluster has slots of its own."""
     try:
         import submitit
     except ImportError as error:
         raise UserError("cluster needs submitit; pip install submitit, or leave cluster out.") from error
-    folder = _log(jobs[0]).parent / "cluster"
+    folder = _log(next(iter(commands))).parent / "cluster"
     executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
     try:
         executor.update_parameters(**how)
@@ -273,13 +269,12 @@ def _submit(
         raise UserError(f"cluster_options: submitit says: {' '.join(str(error).split())}") from error
     ids: dict[str, str] = read_json(folder / "jobs.json") or {}
     submitted: list[tuple[Job, submitit.Job[str]]] = []
-    for wanted in jobs:
+    for wanted, command in commands.items():
         task: submitit.Job[str] | None = None
         if wanted.folder.name in ids:
             task = submitit.SlurmJob(folder, ids[wanted.folder.name])
         if task is None or task.state not in AT_WORK:
-            command = submitit.helpers.CommandFunction(wanted.command(options), verbose=False)
-            task = executor.submit(command)
+            task = executor.submit(submitit.helpers.CommandFunction(command, verbose=False))
             if cluster == "slurm":  # the others know of their jobs as long as this process lives
                 ids[wanted.folder.name] = task.job_id
                 write_json(folder / "jobs.json", ids)

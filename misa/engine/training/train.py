@@ -1,27 +1,29 @@
 """Train a row, score it, and leave a run folder (§4.3)."""
 
 import contextlib
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.dist import get_world_size
 from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
 
-from misa.data.source import open_source
+from misa.data.source import Source, open_source
 from misa.engine.runs.checkpoints import read_checkpoint, tensors_only
 from misa.engine.runs.folder import (
     Run,
-    _before,
-    _hold,
-    _require_own_teacher,
-    _write_record,
+    earlier_work,
     finished,
+    hold,
+    require_own_teacher,
+    write_record,
 )
 from misa.engine.runs.places import default_folder, named_student, student_place, student_row, teacher_place
 from misa.engine.runs.record import run_params
-from misa.engine.runs.scores import _figures, _write_scores
+from misa.engine.runs.scores import measured, write_scores
 from misa.engine.runs.teacher import load_teacher
 from misa.engine.training.config import run_config
 from misa.engine.training.labels import prepare_labels
@@ -31,7 +33,7 @@ from misa.engine.training.runner import choose_device, quiet_runner
 from misa.engine.training.watch import NaNGuard
 from misa.errors import Diverged, UserError
 from misa.experiment import Experiment
-from misa.machine import expected_processes, is_main_process, logger_names, split_batch
+from misa.machine import BatchSplit, Machine, expected_processes, is_main_process, split_batch
 from misa.models.backbones import backbone_row
 from misa.parameters import TrainParameters
 from misa.rows import find_row, teacher_row
@@ -86,13 +88,8 @@ def train_from(parameters: TrainParameters) -> Run:
             work_dir=folder,
             row=parameters.row,
             seed=parameters.seed,
-            gpus=parameters.gpus,
-            per_gpu=parameters.per_gpu,
-            workers=parameters.workers,
-            threads=parameters.threads,
             resume=parameters.resume,
-            interactive=parameters.interactive,
-            loggers=logger_names(parameters.loggers),
+            machine=parameters.machine,
         )
     finally:
         leave()
@@ -112,18 +109,14 @@ def train(
     work_dir: str | Path,
     row: str = "custom",
     seed: int = 0,
-    gpus: int | None = None,
-    per_gpu: int | None = None,
-    workers: int = 0,
-    threads: int = 1,
     resume: bool = True,
-    interactive: bool = False,
-    loggers: tuple[str, ...] = (),
+    machine: Machine | None = None,
 ) -> Run:
     """Train and evaluate; the same call again resumes where it was stopped or returns the finished run.
 
-    Called in each of several processes that torchrun or SLURM started, they train together: each takes its part of
-    every batch, the first one writes.
+    What the row learns from, a teacher or a student, is trained first: on the same data with the same seed, in a
+    folder of its own beside this one. Called in each of several processes that torchrun or SLURM started, they train
+    together: each takes its part of every batch, the main process writes.
 
     Args:
         experiment: what to train.
@@ -131,88 +124,135 @@ def train(
         work_dir: the run folder; it must be new, or this very run's.
         row: the row's name in the experiments folder, for the record.
         seed: of weights, order and augmentation.
-        gpus: 0 for the CPU, more for GPUs, one a process; None: a GPU if there is one.
-        per_gpu: images that a process sees at a time; its part of the batch is accumulated from these. None: all of it.
-        workers: processes that load images; the result does not depend on it.
-        threads: of torch on the CPU. Two busy threads on two busy cores are many times slower than one.
         resume: go on from the last checkpoint; off: a folder with checkpoints is an error.
-        interactive: progress bars instead of lines.
-        loggers: "wandb", "mlflow", beside TensorBoard.
+        machine: devices, micro-batch, workers, threads and loggers; by default a GPU if there is one.
 
     Raises:
         UserError: wrong input, before any long work and with nothing overwritten.
+        Diverged: a loss is no longer a number.
         Stopped: by SIGTERM, or another process has ended; the same call goes on.
     """
+    machine = machine or Machine()
     backbone_row(experiment.network.backbone)  # a misspelt one is known before a teacher is trained
-    device = choose_device(gpus, threads)
+    device = choose_device(machine)
     if experiment.schedule.precision == "float16" and device == "cpu":
         raise UserError("float16 needs a GPU, its gradients vanish or overflow on a CPU; choose bfloat16 or float32.")
-    split = split_batch(experiment.schedule.batch, get_world_size(), per_gpu)
+    split = split_batch(experiment.schedule.batch, get_world_size(), machine.per_gpu)
     folder = Path(work_dir).expanduser().resolve()
     with report_lost_peer(), restored_signal(), contextlib.ExitStack() as stack:
-        on_main_process(lambda: _hold(folder, stack))
-        source = on_main_process(lambda: open_source(experiment, data_root))
-        if source.images < experiment.schedule.batch:
-            raise UserError(
-                f"a batch takes {experiment.schedule.batch} images and {source.train.annotations} has "
-                f"{source.images}; set batch to {source.images} or less."
+        on_main_process(lambda: hold(folder, stack))
+        plan = on_main_process(lambda: prepare(experiment, data_root, folder, row=row, seed=seed, resume=resume))
+        if plan.metrics is not None:
+            if is_main_process():
+                print(f"{folder.name} is finished; nothing to train. Choose another work_dir to train again.")
+            return Run(experiment, folder, plan.source, plan.metrics)
+        if plan.first is not None:
+            stage = plan.first
+            train(
+                stage.experiment, data_root=data_root, work_dir=stage.folder, row=stage.row, seed=seed, machine=machine
             )
-        params = run_params(experiment, row=row, seed=seed, data_root=source.root, classes=source.classes)
-        metrics, checkpoint = on_main_process(lambda: _before(folder, params, resume))
-        if metrics is None:
-            if checkpoint is not None:
-                read_checkpoint(checkpoint)  # the folder may be a stranger's: said in a sentence, before any work
-            # What it learns from comes first: the same data and seed, in folders of their own beside this one.
-            before = partial(
-                train,
-                data_root=data_root,
-                seed=seed,
-                gpus=gpus,
-                per_gpu=per_gpu,
-                workers=workers,
-                threads=threads,
-                interactive=interactive,
-                loggers=loggers,
-            )
-            teacher, labelled_by = None, named_student(experiment)
-            if experiment.teacher:
-                place = teacher_place(experiment, seed, folder.parent, data_root=source.root)
-                on_main_process(lambda: _require_own_teacher(place, source))
-                trained = before(teacher_row(experiment), work_dir=place, row=experiment.teacher)
-                teacher = load_teacher(trained.folder, classes=source.classes)
-            elif (named := student_row(experiment)) is not None:
-                place = student_place(*named, seed, folder.parent, data_root=source.root)
-                labelled_by = before(named[1], work_dir=place, row=named[0]).folder
-            labels = partial(prepare_labels, experiment, source, folder, workers=workers)
-            on_main_process(lambda: labels(student=labelled_by))
-            config = run_config(
-                experiment,
-                source,
-                folder=folder,
-                seed=seed,
-                workers=workers,
-                checkpoint=checkpoint,
-                interactive=interactive,
-                split=split,
-                loggers=loggers,
-            )
-            runner = quiet_runner(config)
-            if teacher is not None:
-                student = runner.model.module if is_model_wrapper(runner.model) else runner.model
-                student.attach(teacher)
-            on_main_process(lambda: _write_record(folder, params, config, device if checkpoint is None else None))
-            try:
-                with tensors_only():
-                    runner.train()
-            except Diverged as error:
-                guard = next(hook for hook in runner.hooks if isinstance(hook, NaNGuard))
-                raise guard.explain(error) from error
-            runner.test()
-            metrics = on_main_process(lambda: _write_scores(experiment, source, folder, params))
-            runner.visualizer.add_scalars(
-                {f"{name}/{key}": value for name, key, value in _figures(metrics)}, step=runner.max_iters
-            )
-            runner.visualizer.close()
-        elif is_main_process():
-            print(f"{folder.name} is finished; nothing to train. Choose another work_dir to train again.")
-    return Run(experiment, folder, source, metrics)
+        runner = build(plan, machine, split, device)
+        learn(runner)
+        metrics = on_main_process(lambda: write_scores(experiment, plan.source, folder, plan.params))
+        log_scores(runner, metrics)
+    return Run(experiment, folder, plan.source, metrics)
+
+
+class Stage(NamedTuple):
+    """A run that another one learns from."""
+
+    row: str
+    experiment: Experiment
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a training before its first step; made by the main process and broadcast to all.
+
+    metrics: of a finished run, which has nothing left to do.
+    checkpoint: to resume from.
+    first: what has to be trained before it, the teacher of a student or the student whose masks a teacher learns.
+    """
+
+    experiment: Experiment
+    source: Source
+    folder: Path
+    params: dict[str, Any]
+    metrics: dict[str, Any] | None
+    checkpoint: Path | None
+    first: Stage | None
+
+
+def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row: str, seed: int, resume: bool) -> Plan:
+    """Check everything that can be checked before the first step: data, record, checkpoint and the stage before.
+
+    Nothing is written but embedded data. UserError for whatever does not fit.
+    """
+    source = open_source(experiment, data_root)
+    if source.images < experiment.schedule.batch:
+        raise UserError(
+            f"a batch takes {experiment.schedule.batch} images and {source.train.annotations} has "
+            f"{source.images}; set batch to {source.images} or less."
+        )
+    params = run_params(experiment, row=row, seed=seed, data_root=source.root, classes=source.classes)
+    metrics, checkpoint = earlier_work(folder, params, resume)
+    if metrics is not None:
+        return Plan(experiment, source, folder, params, metrics, checkpoint, None)
+    if checkpoint is not None:
+        read_checkpoint(checkpoint)  # the folder may be a stranger's
+    first = None
+    if experiment.teacher:
+        place = teacher_place(experiment, seed, folder.parent, data_root=source.root)
+        require_own_teacher(place, source)
+        first = Stage(experiment.teacher, teacher_row(experiment), place)
+    elif (named := student_row(experiment)) is not None:
+        first = Stage(*named, student_place(*named, seed, folder.parent, data_root=source.root))
+    return Plan(experiment, source, folder, params, None, checkpoint, first)
+
+
+def build(plan: Plan, machine: Machine, split: BatchSplit, device: str) -> Runner:
+    """The runner with its network and teacher; label maps and the run's record are in the folder afterwards."""
+    experiment, source, folder = plan.experiment, plan.source, plan.folder
+    teacher, labelled_by = None, named_student(experiment)
+    if plan.first is not None and experiment.teacher:
+        teacher = load_teacher(plan.first.folder, classes=source.classes)
+    elif plan.first is not None:
+        labelled_by = plan.first.folder
+    labels = partial(prepare_labels, experiment, source, folder, student=labelled_by, workers=machine.workers)
+    on_main_process(labels)
+    config = run_config(
+        experiment,
+        source,
+        folder=folder,
+        seed=plan.params["seed"],
+        machine=machine,
+        split=split,
+        checkpoint=plan.checkpoint,
+        log=True,
+    )
+    runner = quiet_runner(config)
+    if teacher is not None:
+        student = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        student.attach(teacher)
+    # Only now is everything known to fit together.
+    on_main_process(lambda: write_record(folder, plan.params, config, device if plan.checkpoint is None else None))
+    return runner
+
+
+def learn(runner: Runner) -> None:
+    """Train, then predict the validation data; Diverged with the step and its batch where a loss is no number."""
+    try:
+        with tensors_only():
+            runner.train()
+    except Diverged as error:
+        guard = next(hook for hook in runner.hooks if isinstance(hook, NaNGuard))
+        raise guard.explain(error) from error
+    runner.test()
+
+
+def log_scores(runner: Runner, metrics: dict[str, Any]) -> None:
+    """Hand the scores to the loggers, and close them."""
+    scores = {f"{name}/{key}": value for name, key, value in measured(metrics)}
+    runner.visualizer.add_scalars(scores, step=runner.max_iters)
+    runner.visualizer.close()

@@ -30,6 +30,7 @@ from misa.engine.runs.scores import DETECTIONS
 from misa.engine.training.train import train
 from misa.errors import UserError
 from misa.experiment import TINY, TINY_MASK2FORMER
+from tests.helpers import CPU
 
 
 @pytest.fixture(scope="module")
@@ -392,7 +393,7 @@ def test_known_boxes_from_a_file(small_run, photos, tmp_path, capsys):
 @pytest.mark.parametrize("student", ["mask2former", "boxinst"])
 def test_other_students_predict_as_they_are_evaluated(student, small_row, tmp_path):
     row = small_row.but(student=student, network=TINY_MASK2FORMER if student == "mask2former" else TINY)
-    run = train(row.but(schedule={"epochs": 1}), data_root=tmp_path / "data", work_dir=tmp_path / "run", gpus=0)
+    run = train(row.but(schedule={"epochs": 1}), data_root=tmp_path / "data", work_dir=tmp_path / "run", machine=CPU)
     expected = json.loads((run.folder / DETECTIONS).read_text())
     done = predict(run.folder, run.source.val.images, out=tmp_path / "out", score=0.0)
     found = json.loads((done.folder / "instances.json").read_text())["annotations"]

@@ -16,6 +16,7 @@ from misa.experiment import TINY_MASK2FORMER
 from misa.losses.distillation import in_units_of_spread
 from misa.losses.inputs import _shrink, union_of_boxes
 from misa.models.students.table import model_config
+from tests.helpers import CPU
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +173,6 @@ def samples(images):
 
 def test_a_student_without_a_feature_is_a_sentence(small_row, tmp_path):
     row = small_row.but(student="boxinst", affinity=None, schedule={"epochs": 1})
-    run = train(row, data_root=tmp_path / "data", work_dir=tmp_path / "run", gpus=0)
+    run = train(row, data_root=tmp_path / "data", work_dir=tmp_path / "run", machine=CPU)
     with pytest.raises(UserError, match=r"is a boxinst, which has no dense feature .* give the run of a solov2"):
         open_networks(run.folder)

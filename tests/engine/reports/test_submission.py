@@ -10,21 +10,14 @@ from misa.cli import main
 from misa.engine.reports.submission import submit
 from misa.engine.training.train import train
 from misa.errors import UserError
-from misa.experiment import TINY, Augmentation, Experiment, Inference, Schedule
+from tests.helpers import CPU, tiny_experiment
 
-TOY = Experiment(
-    data="demo",
-    network=TINY,
-    schedule=Schedule(epochs=1, batch=2, lr=1e-3, decay="cosine", warmup=1, clip=10.0),
-    augmentation=Augmentation(short_sides=(64,), long_side=64, test_short_side=64),
-    inference=Inference(score=0.001, keep=0.0, mask=0.3, candidates=30, per_image=10),
-    scenes=(("size", 64), ("train", 4), ("val", 3), ("objects", (1, 2))),
-)
+TOY = tiny_experiment(schedule={"epochs": 1, "warmup": 1})
 
 
 @pytest.fixture(scope="module")
 def run(module_path):
-    return train(TOY, data_root=module_path / "data", work_dir=module_path / "run", gpus=0)
+    return train(TOY, data_root=module_path / "data", work_dir=module_path / "run", machine=CPU)
 
 
 @pytest.fixture

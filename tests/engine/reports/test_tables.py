@@ -22,6 +22,8 @@ from misa.engine.training import sweep
 from misa.engine.training.sweep import plan, run
 from misa.errors import Stopped, UserError
 from misa.files import locked
+from misa.machine import Machine
+from tests.helpers import CPU
 
 
 def finish(job, ap, **more):
@@ -161,7 +163,7 @@ def test_the_command_prints_what_was_not_run(tmp_path, capsys):
 
 def fake_train(monkeypatch, body):
     """In place of `misa train`, for the scheduler alone."""
-    monkeypatch.setattr(sweep.Job, "command", lambda self, options: [sys.executable, "-c", body, str(self.folder)])
+    monkeypatch.setattr(sweep.Job, "command", lambda self, *_: [sys.executable, "-c", body, str(self.folder)])
 
 
 DONE = (
@@ -225,7 +227,7 @@ def test_each_slot_has_gpus_of_its_own(tmp_path, monkeypatch, visible, slots, gp
         tell = "import os; (f / 'seen').write_text(os.environ['CUDA_VISIBLE_DEVICES']); import time; time.sleep(0.5);"
         fake_train(monkeypatch, DONE.replace("(f.parent / 'order')", tell + "(f.parent / 'order')"))
         jobs = plan(["demo:box"], range(2), root=tmp_path)
-        run(jobs, slots=2, gpus=2)
+        run(jobs, slots=2, machine=Machine(gpus=2))
         assert {(job.folder / "seen").read_text() for job in jobs} == set(found)
 
 
@@ -241,7 +243,7 @@ def test_a_failed_teacher_stops_only_the_students_of_its_seed(tmp_path, monkeypa
 def test_a_training_of_another_process_is_to_be_waited_for(tmp_path):
     wanted = plan(["demo:box"], range(1), root=tmp_path)
     with locked(wanted[0].folder), pytest.raises(UserError, match=r"in use by another run.*wait for that one and run"):
-        run(wanted, gpus=0, data_root=tmp_path / "data")
+        run(wanted, machine=CPU, data_root=tmp_path / "data")
 
 
 SLEEP = (

@@ -26,7 +26,9 @@ from misa.engine.training.train import train
 from misa.errors import UserError
 from misa.evaluation.miou import miou
 from misa.experiment import Experiment, Semantic
+from misa.machine import Machine
 from misa.models.teacher.config import label_folder
+from tests.helpers import CPU
 
 TOY = DEMO.but(
     schedule={"epochs": 2, "batch": 2, "warmup": 2},
@@ -49,14 +51,16 @@ def place(module_path):
 
 @pytest.fixture(scope="module")
 def student(place):
-    return train(STUDENT, data_root=place / "data", work_dir=place / "the-student", gpus=0)
+    return train(STUDENT, data_root=place / "data", work_dir=place / "the-student", machine=CPU)
 
 
 @pytest.fixture(scope="module")
 def runs(place, student):
     """One run of every way to teach."""
     ways = WAYS | {"student": TOY.but(semantic={"labels": "student", "student": str(student.folder)})}
-    return {name: train(row, data_root=place / "data", work_dir=place / name, gpus=0) for name, row in ways.items()}
+    return {
+        name: train(row, data_root=place / "data", work_dir=place / name, machine=CPU) for name, row in ways.items()
+    }
 
 
 def test_every_way_leaves_a_scored_run_folder(runs):
@@ -80,7 +84,9 @@ def test_the_score_is_that_of_the_written_predictions(runs):
 
 def test_the_same_seed_gives_the_same_teacher_and_evaluation_its_score(runs, place):
     for name in ("objectives", "grabcut"):
-        again = train(WAYS[name], data_root=place / "data", work_dir=place / f"{name}-again", gpus=0, workers=2)
+        again = train(
+            WAYS[name], data_root=place / "data", work_dir=place / f"{name}-again", machine=Machine(gpus=0, workers=2)
+        )
         assert (again.folder / "losses.jsonl").read_bytes() == (runs[name].folder / "losses.jsonl").read_bytes()
         np.testing.assert_equal(again.metrics, runs[name].metrics)
     assert evaluate(runs["objectives"].folder).metrics["iou"] == runs["objectives"].metrics["iou"]
@@ -92,7 +98,7 @@ def test_a_run_stopped_between_epochs_goes_on_as_if_it_had_not_been(runs, place)
     (folder / "metrics.json").unlink()
     (folder / "checkpoints" / "epoch_2.pth").unlink()
     (folder / "checkpoints" / "last_checkpoint").write_text(str(folder / "checkpoints" / "epoch_1.pth"))
-    resumed = train(WAYS["grabcut"], data_root=place / "data", work_dir=folder, gpus=0)
+    resumed = train(WAYS["grabcut"], data_root=place / "data", work_dir=folder, machine=CPU)
     np.testing.assert_equal(resumed.metrics, runs["grabcut"].metrics)
     assert (folder / "losses.jsonl").read_bytes() == (runs["grabcut"].folder / "losses.jsonl").read_bytes()
 
@@ -125,7 +131,7 @@ def test_no_mask_is_read_in_training(runs, tmp_path, name, change):
     content = json.loads(path.read_text())
     content["annotations"] = [change(a) for a in content["annotations"]]
     path.write_text(json.dumps(content))
-    other = train(replace(run.experiment, data="coco"), data_root=root, work_dir=tmp_path / "run", gpus=0)
+    other = train(replace(run.experiment, data="coco"), data_root=root, work_dir=tmp_path / "run", machine=CPU)
     assert (other.folder / "losses.jsonl").read_bytes() == (run.folder / "losses.jsonl").read_bytes()
 
 
@@ -152,7 +158,7 @@ def test_label_maps_are_what_they_are_called(runs):
 def test_a_students_labels_need_a_trained_box_supervised_student(runs, place, tmp_path):
     def teach(student, data=place / "data"):
         row = TOY.but(semantic={"labels": "student", "student": str(student)})
-        return train(row, data_root=data, work_dir=tmp_path / "run", gpus=0)
+        return train(row, data_root=data, work_dir=tmp_path / "run", machine=CPU)
 
     with pytest.raises(UserError, match=r"no trained student in .*nowhere"):
         teach(tmp_path / "nowhere")

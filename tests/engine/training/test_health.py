@@ -16,6 +16,7 @@ from misa.engine.training.watch import NaNGuard
 from misa.errors import Diverged, NotFinite
 from misa.figures.plots import health_curves
 from misa.rows import find_row
+from tests.helpers import CPU
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def place(module_path):
 
 
 def test_a_run_says_how_its_masks_look_and_which_loss_moves_it(place):
-    run = train(find_row("demo:box").smoke(), data_root=place / "data", work_dir=place / "run", gpus=0)
+    run = train(find_row("demo:box").smoke(), data_root=place / "data", work_dir=place / "run", machine=CPU)
     found = health(run.folder)
     assert found["step"].tolist() == [1]  # step 1 of 2; every fiftieth
     assert 0 <= found["mask_fill"][0] <= 1
@@ -43,7 +44,7 @@ def test_watching_changes_no_weight(place, monkeypatch):
     row = find_row("demo:box").smoke()
     for name, every in (("watched", 1), ("alone", 10**9)):
         monkeypatch.setattr("misa.engine.training.config.HEALTH_EVERY", every)
-        train(row, data_root=place / "data", work_dir=place / name, gpus=0)
+        train(row, data_root=place / "data", work_dir=place / name, machine=CPU)
     one, other = (
         torch.load(place / name / "checkpoints" / "epoch_1.pth", weights_only=True)["state_dict"]
         for name in ("watched", "alone")
@@ -55,7 +56,7 @@ def test_watching_changes_no_weight(place, monkeypatch):
 def test_a_training_that_explodes_names_its_step_and_keeps_the_batch(place):
     row = find_row("demo:box").smoke().but(schedule={"lr": 1e30, "clip": 1e30, "epochs": 3})
     with pytest.raises(Diverged, match=r"step \d+.*The batch is in .*diverged\.pth"):
-        train(row, data_root=place / "data", work_dir=place / "exploded", gpus=0)
+        train(row, data_root=place / "data", work_dir=place / "exploded", machine=CPU)
     kept = torch.load(place / "exploded" / "diverged.pth", weights_only=True)
     assert len(kept["inputs"]) == len(kept["boxes"]) == len(kept["img_ids"]) == 2
     assert kept["inputs"][0].dtype == torch.uint8
@@ -70,7 +71,7 @@ def test_a_loss_that_refuses_keeps_the_batch_too(place, monkeypatch):
     monkeypatch.setattr("misa.objectives.misa.MISA.losses", overflows)
     row = find_row("demo:box").smoke()
     with pytest.raises(Diverged, match=r"^step 1: distillation_loss is not finite.*The batch is in .*diverged\.pth"):
-        train(row, data_root=place / "data", work_dir=place / "refused", gpus=0)
+        train(row, data_root=place / "data", work_dir=place / "refused", machine=CPU)
     assert (place / "refused" / "diverged.pth").exists()
 
 

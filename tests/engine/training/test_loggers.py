@@ -9,17 +9,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from misa.engine.training.runner import run_id, visualizer_config
 from misa.engine.training.train import train
 from misa.errors import UserError
-from misa.experiment import TINY, Augmentation, Experiment, Inference, Schedule
-from misa.machine import logger_names
+from misa.machine import Machine, logger_names
+from tests.helpers import tiny_experiment
 
-TOY = Experiment(
-    data="demo",
-    network=TINY,
-    schedule=Schedule(epochs=2, batch=2, lr=1e-3, decay="cosine", warmup=1, clip=10.0),
-    augmentation=Augmentation(short_sides=(64,), long_side=64, test_short_side=64),
-    inference=Inference(score=0.001, keep=0.0, mask=0.3, candidates=30, per_image=10),
-    scenes=(("size", 64), ("train", 4), ("val", 3), ("objects", (1, 2))),
-)
+TOY = tiny_experiment(schedule={"warmup": 1})
 
 
 class FakeWandb(types.ModuleType):
@@ -52,7 +45,12 @@ def wandb(monkeypatch):
 
 
 def test_tensorboard_has_every_step_and_the_scores_and_so_has_wandb(tmp_path, wandb):
-    run = train(TOY, data_root=tmp_path / "data", work_dir=tmp_path / "run", gpus=0, loggers=logger_names("wandb"))
+    run = train(
+        TOY,
+        data_root=tmp_path / "data",
+        work_dir=tmp_path / "run",
+        machine=Machine(gpus=0, loggers=logger_names("wandb")),
+    )
     events = EventAccumulator(str(run.folder / "tensorboard"))
     events.Reload()
     assert {"loss", "loss_cls", "loss_local", "lr", "segm/AP", "segm_any_class/AP"} <= set(events.Tags()["scalars"])
@@ -104,7 +102,9 @@ def test_mlflow_has_every_step_and_the_scores(tmp_path, monkeypatch):
     import mlflow  # takes seconds
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    run = train(TOY, data_root=tmp_path / "data", work_dir=tmp_path / "run", gpus=0, loggers=("mlflow",))
+    run = train(
+        TOY, data_root=tmp_path / "data", work_dir=tmp_path / "run", machine=Machine(gpus=0, loggers=("mlflow",))
+    )
     client = mlflow.MlflowClient(f"sqlite:///{run.folder}/mlflow/mlflow.db")
     (kept,) = client.search_runs([client.get_experiment_by_name("misa").experiment_id])
     assert [point.step for point in client.get_metric_history(kept.info.run_id, "loss")] == [1, 2, 3, 4]

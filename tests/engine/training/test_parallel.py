@@ -18,23 +18,14 @@ from misa.engine.training.preemption import restored_signal
 from misa.engine.training.resume import ResumableState, WholeBatches
 from misa.engine.training.train import train_from
 from misa.errors import DIVERGED, Diverged, Stopped, UserError
-from misa.experiment import (
-    TINY,
-    Augmentation,
-    Experiment,
-    Inference,
-    Schedule,
-)
 from misa.machine import split_batch
 from misa.parameters import TrainParameters
+from tests.helpers import tiny_experiment
 
 # BatchNorm keeps its statistics: learned ones would be those of each process's own images.
-BOX = Experiment(
-    data="demo",
-    network=TINY.__class__(**{**TINY.__dict__, "norm_eval": True}),
-    schedule=Schedule(epochs=3, batch=4, lr=1e-4, decay="cosine", warmup=2, clip=10.0),
-    augmentation=Augmentation(short_sides=(64,), long_side=64, test_short_side=64),
-    inference=Inference(score=0.001, keep=0.0, mask=0.3, candidates=30, per_image=10),
+BOX = tiny_experiment(
+    network={"norm_eval": True},
+    schedule={"epochs": 3, "batch": 4, "lr": 1e-4},
     scenes=(("size", 64), ("train", 16), ("val", 3), ("objects", (1, 3))),
 )
 ROWS = """

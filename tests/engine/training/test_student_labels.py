@@ -15,6 +15,7 @@ from misa.models.students.base import BoxMasks
 from misa.models.students.mask2former import MISAMask2Former
 from misa.models.students.solov2 import MISA
 from misa.models.teacher.config import label_folder
+from tests.helpers import CPU
 
 SHORT_RUN = {"epochs": 1}
 
@@ -24,14 +25,14 @@ def mask2former(small_row, module_path):
     """Trained with large-scale jittering, as the rows of the tables are."""
     row = small_row.but(student="mask2former", network=TINY_MASK2FORMER, schedule=SHORT_RUN)
     row = row.but(augmentation={"jitter": (0.5, 1.5), "crop": 64})
-    return train(row, data_root=module_path / "data", work_dir=module_path / "mask2former", gpus=0)
+    return train(row, data_root=module_path / "data", work_dir=module_path / "mask2former", machine=CPU)
 
 
 def test_a_teacher_learns_from_a_mask2formers_masks(mask2former, small_row, module_path):
     assert open_networks(mask2former.folder).example(1).student is not None
     semantic = Semantic(labels="student", student=str(mask2former.folder))
     row = small_row.but(semantic=semantic, schedule=SHORT_RUN)
-    run = train(row, data_root=module_path / "data", work_dir=module_path / "teacher", gpus=0)
+    run = train(row, data_root=module_path / "data", work_dir=module_path / "teacher", machine=CPU)
     assert 0 <= run.metrics["miou"] <= 100
     background = len(run.source.classes)
     for image in boxed_images(run.source.train, run.source.classes):
@@ -78,6 +79,6 @@ def test_sure_pixels_have_a_class_and_the_others_are_void(student, small_run, ma
 
 def test_a_student_that_matches_no_boxes_is_a_sentence(small_row, small_run, module_path):
     row = small_row.but(student="boxinst", affinity=None, schedule=SHORT_RUN)
-    run = train(row, data_root=module_path / "data", work_dir=module_path / "boxinst", gpus=0)
+    run = train(row, data_root=module_path / "data", work_dir=module_path / "boxinst", machine=CPU)
     with pytest.raises(UserError, match="is a boxinst, whose masks are not matched to boxes; give the run of"):
         next(student_maps(run.folder, run.source))

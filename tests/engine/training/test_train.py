@@ -18,15 +18,13 @@ from misa.engine.reports.evaluate import evaluate
 from misa.engine.training.runner import quiet_runner
 from misa.engine.training.train import train
 from misa.errors import UserError
-from misa.experiment import TINY, Augmentation, Experiment, Inference, Schedule
 from misa.files import locked
+from misa.machine import Machine
+from tests.helpers import CPU, tiny_experiment
 
-TOY = Experiment(
-    data="demo",
-    network=TINY,
-    schedule=Schedule(epochs=3, batch=2, lr=1e-3, decay="cosine", warmup=2, clip=10.0),
-    augmentation=Augmentation(short_sides=(64, 80), long_side=96, test_short_side=64),
-    inference=Inference(score=0.001, keep=0.0, mask=0.3, candidates=30, per_image=10),
+TOY = tiny_experiment(
+    schedule={"epochs": 3},
+    augmentation={"short_sides": (64, 80), "long_side": 96},
     scenes=(("size", 64), ("train", 7), ("val", 3), ("objects", (1, 2))),
 )
 
@@ -44,8 +42,8 @@ def place(module_path):
     return module_path
 
 
-def run_toy(place, name, **options):
-    return train(TOY, data_root=place / "data", work_dir=place / name, gpus=0, **options)
+def run_toy(place, name, machine=CPU, **options):
+    return train(TOY, data_root=place / "data", work_dir=place / name, machine=machine, **options)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +83,7 @@ def test_the_written_config_builds_the_same_model(run):
 
 
 def test_the_same_seed_gives_the_same_result_whatever_the_workers(run, place):
-    again = run_toy(place, "again", workers=2)
+    again = run_toy(place, "again", Machine(gpus=0, workers=2))
     assert (again.folder / "metrics.json").read_bytes() == (run.folder / "metrics.json").read_bytes()
     for name, value in final_weights(run.folder).items():
         assert torch.equal(value, final_weights(again.folder)[name]), name
@@ -138,7 +136,7 @@ def test_losses_are_the_same_to_the_bit_without_masks(run, tmp_path, change):
     content = json.loads(path.read_text())
     content["annotations"] = [change(a) for a in content["annotations"]]
     path.write_text(json.dumps(content))
-    other = train(replace(TOY, data="coco"), data_root=root, work_dir=tmp_path / "run", gpus=0)
+    other = train(replace(TOY, data="coco"), data_root=root, work_dir=tmp_path / "run", machine=CPU)
     assert (other.folder / "losses.jsonl").read_bytes() == (run.folder / "losses.jsonl").read_bytes()
 
 
@@ -166,7 +164,7 @@ def test_evaluate_repeats_the_runs_own_predictions(run, tmp_path):
 
 def test_evaluate_refuses_another_models_checkpoint(run, place, tmp_path):
     wider = TOY.but(network={"head_channels": 96}, schedule={"epochs": 1})
-    other = train(wider, data_root=place / "data", work_dir=tmp_path / "wider", gpus=0)
+    other = train(wider, data_root=place / "data", work_dir=tmp_path / "wider", machine=CPU)
     with pytest.raises(UserError, match=r"another model: .* this run's has"):
         evaluate(run.folder, checkpoint=other.folder / "checkpoints" / "epoch_1.pth")
 
@@ -209,7 +207,7 @@ def test_runs_of_one_second_share_nothing(place, tmp_path, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda *_: "20260102_030405")
     short = TOY.but(schedule={"epochs": 1})
     for name in ("one", "other"):
-        train(short, data_root=place / "data", work_dir=tmp_path / name, gpus=0)
+        train(short, data_root=place / "data", work_dir=tmp_path / name, machine=CPU)
         assert len((tmp_path / name / "losses.jsonl").read_text().splitlines()) == 3
         assert list((tmp_path / name / "tensorboard").iterdir())
     one, other = runners
@@ -221,7 +219,7 @@ def test_runs_of_one_second_share_nothing(place, tmp_path, monkeypatch):
 def test_a_folder_with_another_run_is_left_alone(run, place):
     before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.name != ".lock"}
     with pytest.raises(UserError, match=r"schedule\.epochs is 3 there and 4 here"):
-        train(TOY.but(schedule={"epochs": 4}), data_root=place / "data", work_dir=run.folder, gpus=0)
+        train(TOY.but(schedule={"epochs": 4}), data_root=place / "data", work_dir=run.folder, machine=CPU)
     with pytest.raises(UserError, match="seed is 0 there and 5 here"):
         run_toy(place, "first", seed=5)
     after = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.name != ".lock"}

@@ -13,15 +13,12 @@ from misa.engine.runs.places import teacher_folder
 from misa.engine.runs.record import require_own
 from misa.engine.training.train import train
 from misa.errors import Stopped, UserError
-from misa.experiment import TINY, Augmentation, Distillation, Experiment, Inference, Schedule, Semantic
+from misa.experiment import Distillation, Semantic
 from misa.rows import lineage
+from tests.helpers import CPU, tiny_experiment
 
-TEACHER = Experiment(
-    data="demo",
-    network=TINY,
-    schedule=Schedule(epochs=2, batch=2, lr=1e-3, decay="cosine", warmup=2, clip=10.0),
-    augmentation=Augmentation(short_sides=(64,), long_side=96, test_short_side=64),
-    inference=Inference(score=0.001, keep=0.0, mask=0.3, candidates=30, per_image=10),
+TEACHER = tiny_experiment(
+    augmentation={"long_side": 96},
     scenes=(("size", 64), ("train", 6), ("val", 3), ("objects", (1, 2))),
     semantic=Semantic(),
 )
@@ -47,7 +44,7 @@ def student(place):
 
 @pytest.fixture(scope="module")
 def run(place, student):
-    return train(student, data_root=place / "data", work_dir=place / "runs" / "misa", gpus=0)
+    return train(student, data_root=place / "data", work_dir=place / "runs" / "misa", machine=CPU)
 
 
 def test_both_stages_leave_their_run_folders(run, student):
@@ -61,7 +58,12 @@ def test_both_stages_leave_their_run_folders(run, student):
 def test_the_next_student_finds_the_teacher(run, student, place, capsys):
     teacher = run.folder.parent / teacher_folder(student, 0)
     before = (teacher / "metrics.json").stat().st_mtime_ns
-    train(student.but(distillation=None), data_root=place / "data", work_dir=run.folder.parent / "sepa", gpus=0)
+    train(
+        student.but(distillation=None),
+        data_root=place / "data",
+        work_dir=run.folder.parent / "sepa",
+        machine=CPU,
+    )
     assert f"{teacher.name} is finished" in capsys.readouterr().out
     assert (teacher / "metrics.json").stat().st_mtime_ns == before
 
@@ -71,14 +73,14 @@ def test_a_teacher_that_was_trained_alone_is_found(run, student, place, capsys):
     trained = run.folder.parent / teacher_folder(student, 0)
     shutil.copytree(trained, own / "rows-teacher-seed0")
     capsys.readouterr()
-    again = train(student, data_root=place / "data", work_dir=own / "misa", gpus=0)
+    again = train(student, data_root=place / "data", work_dir=own / "misa", machine=CPU)
     assert "rows-teacher-seed0 is finished; nothing to train" in capsys.readouterr().out
     assert again.metrics == run.metrics
     shutil.rmtree(own / "misa")
     params = json.loads((own / "rows-teacher-seed0" / "params.json").read_text())
     (own / "rows-teacher-seed0" / "params.json").write_text(json.dumps(params | {"digest": "another"}))
     shutil.copytree(trained, own / trained.name)
-    train(student, data_root=place / "data", work_dir=own / "misa", gpus=0)
+    train(student, data_root=place / "data", work_dir=own / "misa", machine=CPU)
     assert f"{trained.name} is finished" in capsys.readouterr().out
 
 
@@ -101,7 +103,7 @@ def test_a_student_of_other_values_of_its_teachers_row_is_another_run(run, stude
         assert lineage(student) != before
         assert student.digest() == json.loads((own / "params.json").read_text())["digest"]
         with pytest.raises(UserError, match=r"holds another run \(teacher_digest is"):
-            train(student, data_root=place / "data", work_dir=own, gpus=0)
+            train(student, data_root=place / "data", work_dir=own, machine=CPU)
         params = json.loads((own / "params.json").read_text())
         del params["teacher_digest"]  # a run from before it was written down
         require_own(own, params)
@@ -119,14 +121,14 @@ def test_what_stops_the_teacher_is_what_is_said(student, tmp_path, monkeypatch):
 
     monkeypatch.setattr("misa.engine.training.train.quiet_runner", stop)
     with pytest.raises(Stopped, match="SIGTERM"):
-        train(student, data_root=tmp_path / "data", work_dir=tmp_path / "runs" / "misa", gpus=0)
+        train(student, data_root=tmp_path / "data", work_dir=tmp_path / "runs" / "misa", machine=CPU)
 
 
 def test_a_student_stopped_between_epochs_ends_the_same(run, student, place):
     stopped = shutil.copytree(run.folder, run.folder.parent / "stopped")
     (stopped / "metrics.json").unlink()
     (stopped / "checkpoints" / "epoch_2.pth").unlink()
-    again = train(student, data_root=place / "data", work_dir=stopped, gpus=0)
+    again = train(student, data_root=place / "data", work_dir=stopped, machine=CPU)
     np.testing.assert_equal(again.metrics, run.metrics)
     assert (stopped / "losses.jsonl").read_bytes() == (run.folder / "losses.jsonl").read_bytes()
 
@@ -138,7 +140,7 @@ def test_a_teacher_stopped_between_epochs_ends_the_same(run, student, place):
     whole = json.loads((teacher / "metrics.json").read_text())
     (teacher / "metrics.json").unlink()
     (teacher / "checkpoints" / "epoch_2.pth").unlink()
-    again = train(student, data_root=place / "data", work_dir=own / "misa", gpus=0)
+    again = train(student, data_root=place / "data", work_dir=own / "misa", machine=CPU)
     assert json.loads((teacher / "metrics.json").read_text()) == whole
     np.testing.assert_equal(again.metrics, run.metrics)
 
@@ -149,15 +151,20 @@ def test_a_teacher_on_another_folder_of_data_is_not_taken(run, student, place):
     params = json.loads((teacher / "params.json").read_text())
     (teacher / "params.json").write_text(json.dumps(params | {"data_root": "/elsewhere"}))
     with pytest.raises(UserError, match=r"learned from /elsewhere, and the student .* choose a work_dir in another"):
-        train(student, data_root=place / "data", work_dir=own / "misa", gpus=0)
+        train(student, data_root=place / "data", work_dir=own / "misa", machine=CPU)
 
 
 def test_a_teacher_for_other_data_or_none_at_all_is_refused(student, place):
     other = student.but(teacher=student.teacher.replace(":teacher", ":other"))
     with pytest.raises(UserError, match="other data"):
-        train(other, data_root=place / "data", work_dir=place / "runs" / "wrong", gpus=0)
+        train(other, data_root=place / "data", work_dir=place / "runs" / "wrong", machine=CPU)
     with pytest.raises(UserError, match="student's row"):
-        train(student.but(teacher="demo:box"), data_root=place / "data", work_dir=place / "runs" / "wrong", gpus=0)
+        train(
+            student.but(teacher="demo:box"),
+            data_root=place / "data",
+            work_dir=place / "runs" / "wrong",
+            machine=CPU,
+        )
 
 
 def test_a_teacher_of_a_students_labels_trains_that_student_first(place, tmp_path, monkeypatch, capsys):
@@ -168,13 +175,13 @@ def test_a_teacher_of_a_students_labels_trains_that_student_first(place, tmp_pat
     rows = tmp_path / "labelled.py"
     rows.write_text(f"from misa.experiment import Experiment\nROWS = {{'box': Experiment.from_values({values!r})}}\n")
     teacher = TEACHER.but(semantic={"labels": "student", "student": f"{rows}:box"})
-    first = train(teacher, data_root=place / "data", work_dir=tmp_path / "a" / "teacher", gpus=0)
+    first = train(teacher, data_root=place / "data", work_dir=tmp_path / "a" / "teacher", machine=CPU)
     made = tmp_path / "a" / f"{box.digest()}-seed0"
     card = json.loads((first.folder / "labels" / "labels.json").read_text())
     assert card == {"labels": "student", "student": {"digest": box.digest(), "seed": 0}}
     assert "segm" in json.loads((made / "metrics.json").read_text())
     shutil.copytree(made, tmp_path / "b" / "labelled-box-seed0")
     capsys.readouterr()
-    again = train(teacher, data_root=place / "data", work_dir=tmp_path / "b" / "teacher", gpus=0)
+    again = train(teacher, data_root=place / "data", work_dir=tmp_path / "b" / "teacher", machine=CPU)
     assert "labelled-box-seed0 is finished; nothing to train" in capsys.readouterr().out
     assert again.metrics == first.metrics

@@ -1,0 +1,23 @@
+"""What several tests train with: an experiment of seconds, and the CPU."""
+
+from typing import Any
+
+from misa.experiment import TINY, Augmentation, Experiment, Inference, Schedule
+from misa.machine import Machine
+
+CPU = Machine(gpus=0)
+
+_TINY = Experiment(
+    data="demo",
+    network=TINY,
+    schedule=Schedule(epochs=2, batch=2, lr=1e-3, decay="cosine", warmup=2, clip=10.0),
+    augmentation=Augmentation(short_sides=(64,), long_side=64, test_short_side=64),
+    # Almost everything that is found counts: so little training finds little.
+    inference=Inference(score=0.001, keep=0.0, mask=0.3, candidates=30, per_image=10),
+    scenes=(("size", 64), ("train", 4), ("val", 3), ("objects", (1, 2))),
+)
+
+
+def tiny_experiment(**changes: Any) -> Experiment:
+    """Box-supervised SOLOv2 on a handful of embedded scenes, trained within seconds; `changes` as in `but`."""
+    return _TINY.but(**changes)
