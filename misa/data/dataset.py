@@ -18,6 +18,8 @@ import torch
 
 from misa.data.mmdet_datasets import COCO, CocoDataset
 
+from misa.data.formats.coco_json import plain_annotation
+
 
 class _OrderedCOCO(COCO):
     """Reads without chatter, and gives category ids in the order of the class names asked for.
@@ -57,10 +59,17 @@ class CocoImages(CocoDataset):
         return images
 
     def parse_data_info(self, raw_data_info: dict[str, Any]) -> dict[str, Any]:
-        """One image and its objects; without masks, area becomes the box's."""
-        if not self.masks:
-            annotations = [_only_box(annotation) for annotation in raw_data_info["raw_ann_info"]]
-            raw_data_info = {**raw_data_info, "raw_ann_info": annotations}
+        """One image and its objects; without masks, area becomes the box's.
+
+        mmdet drops what has no area or is marked to be ignored without a word: areas are the masks', and what is to be
+        ignored is a crowd, as the check counts it.
+        """
+        image, rows = raw_data_info["raw_img_info"], raw_data_info["raw_ann_info"]
+        annotations = [dict(row) if self.masks else _only_box(row) for row in rows]
+        for annotation in annotations:
+            plain_annotation(annotation, (image["width"], image["height"]), areas=self.masks)
+            annotation.pop("ignore", None)
+        raw_data_info = {**raw_data_info, "raw_ann_info": annotations}
         info: dict[str, Any] = super().parse_data_info(raw_data_info)
         if self.data_prefix.get("seg"):  # by the id: names may be absolute, or differ in their suffix alone
             info["seg_map_path"] = str(Path(self.data_prefix["seg"]) / f"{info['img_id']}.png")

@@ -15,8 +15,8 @@ import mmcv
 import numpy as np
 from numpy.typing import NDArray
 
-from misa.data.check.image_files import IMAGES
 from misa.data.formats.coco import DataError, PathLike
+from misa.data.formats.parts import IMAGES
 from misa.errors import did_you_mean
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from misa.data.dataset import _OrderedCOCO
 from misa.data.formats.coco import Split
+from misa.data.formats.coco_json import is_ignored
 from misa.data.label_maps import LabelMap, rasterise, read_voc_label_map
 
 
@@ -34,8 +35,9 @@ def boxed_images(split: Split, classes: tuple[str, ...], *, limit: int | None = 
     label = {i: classes.index(name) for i, name in names.items() if name in classes}
     objects: dict[int, list[tuple[list[float], int, bool]]] = {}
     for a in content["annotations"]:
-        if a["category_id"] in label and not a.get("ignore"):
-            objects.setdefault(a["image_id"], []).append((a["bbox"], label[a["category_id"]], bool(a.get("iscrowd"))))
+        if a["category_id"] in label:
+            crowd = bool(a.get("iscrowd")) or is_ignored(a)
+            objects.setdefault(a["image_id"], []).append((a["bbox"], label[a["category_id"]], crowd))
     images = []
     for image in content["images"][:limit]:
         mine = objects.get(image["id"], [])
@@ -79,13 +81,10 @@ def true_maps(split: Split, classes: tuple[str, ...], *, limit: int | None = Non
 
 
 def _from_instances(truth: Any, image: dict[str, Any], names: dict[int, str], classes: tuple[str, ...]) -> LabelMap:
-    objects = [
-        a
-        for a in truth.loadAnns(truth.getAnnIds(imgIds=[image["id"]]))
-        if names[a["category_id"]] in classes and not a.get("ignore")
-    ]
+    rows = truth.loadAnns(truth.getAnnIds(imgIds=[image["id"]]))
+    objects = [a for a in rows if names[a["category_id"]] in classes]
     masks = [truth.annToMask(a).astype(bool) for a in objects]
-    crowd = [bool(a.get("iscrowd")) for a in objects]
+    crowd = [bool(a.get("iscrowd")) or is_ignored(a) for a in objects]
     return rasterise(
         [mask for mask, several in zip(masks, crowd, strict=True) if not several],
         [classes.index(names[a["category_id"]]) for a, several in zip(objects, crowd, strict=True) if not several],

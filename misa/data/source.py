@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from misa.data.check.annotations import Purpose, has_masks, require_usable
+from misa.data.check.annotations import Purpose, require_usable
 from misa.data.check.report import Report
 from misa.data.formats.coco import Split
 from misa.data.formats.convert import open_layout
@@ -79,8 +79,8 @@ def open_source(
         report = _checked(layout.root, "train", layout.train, wanted, purpose, cap)
         wanted = report.classes
         images = report.images if experiment.limit is None else min(report.images, experiment.limit)
-    masks = has_masks(layout.val.annotations)
-    report = _checked(layout.root, "val", layout.val, wanted, "eval" if masks else "boxes", cap)
+    report = _checked(layout.root, "val", layout.val, wanted, "score", cap)
+    masks = report.masks
     if not masks and (layout.root, "masks") not in _told:
         _told.add((layout.root, "masks"))
         print("data: the val split has no masks; the score compares boxes around the masks with its boxes", flush=True)

@@ -59,7 +59,7 @@ def test_boxes_are_read_without_masks(split):
     (image,) = boxed_images(split, CLASSES)
     assert (image.name, image.labels, image.size) == ("sub/a.jpg", [0, 1], (8, 10))
     assert image.boxes.tolist() == [[0, 0, 6, 4], [1, 1, 3, 3]]
-    assert image.crowds.tolist() == [[5, 3, 10, 8]]
+    assert image.crowds.tolist() == [[5, 3, 10, 8], [0, 7, 2, 8]], "what is to be ignored is a crowd"
     content = json.loads(split.annotations.read_text())
     for a in content["annotations"]:
         del a["segmentation"], a["area"]
@@ -71,7 +71,7 @@ def test_boxes_are_read_without_masks(split):
 def test_instances_become_a_label_map(split):
     (true,) = true_maps(split, CLASSES)
     made = true.make()
-    dog, cat, crowd = mask(1, 1, 3, 3), mask(0, 0, 4, 6), mask(3, 5, 8, 10)
+    dog, cat, crowd = mask(1, 1, 3, 3), mask(0, 0, 4, 6), mask(3, 5, 8, 10) | mask(7, 0, 8, 2)
     assert (true.name, true.image_id) == ("sub/a.jpg", 5)
     assert (made[dog] == 1).all()
     assert (made[cat & ~dog] == 0).all()

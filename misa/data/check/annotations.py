@@ -7,29 +7,24 @@ training from boxes: a missing or senseless `segmentation` is no problem there.
 import json
 import os
 import random
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from misa.data.check.doubtful_boxes import Doubts
 from misa.data.check.image_files import Listed, Twins, check_files
 from misa.data.check.masks import broken_runs, mask_fault
 from misa.data.check.report import _KEPT, Report, Sample, _Notes
 from misa.data.formats.coco import DataError, PathLike
-from misa.data.formats.json_rows import read_object
+from misa.data.formats.coco_json import TABLES, BadJson, is_empty, is_ignored, other_kind, plain, read_json
+from misa.data.formats.names import Images, is_file
 from misa.errors import did_you_mean, number, whole
 
-__all__ = ["Purpose", "Twins", "check_coco", "has_masks", "require_usable"]
+__all__ = ["Purpose", "Twins", "check_coco", "require_usable"]
 
-Purpose = Literal["train", "mask", "eval", "boxes"]
-# What a purpose needs of an object besides its box, and the reason.
-_NEEDED: dict[str, tuple[str, ...]] = {
-    "train": (),
-    "mask": ("segmentation", "area"),
-    "eval": ("segmentation", "area", "iscrowd"),
-    "boxes": (),
-}
+Purpose = Literal["train", "mask", "eval", "boxes", "score"]
+# The purposes that need a mask of every object, and the reason.
 _WHY = {"mask": "this row learns from masks", "eval": "scoring compares with true masks"}
 _CURE = {
     "mask": "give every training object one, or train a row that learns from boxes",
@@ -37,6 +32,7 @@ _CURE = {
 }
 # COCO's own train2017 has 2 boxes without height among 860k. A share below this is left out with a warning.
 _FEW = 1e-4
+_MANY = 0.05
 # COCO's boxes are rounded and leave the image by fractions of a pixel: nothing to speak of.
 _SLACK = 1.0
 
@@ -55,13 +51,12 @@ def check_coco(
 ) -> Report:
     """Reads the whole annotation file and looks at the images; never raises for what they hold.
 
-    Annotations are read row by row, twice: what is held in memory are the ids, names and sizes of the images and the
-    ids of the annotations.
+    What `misa.data.formats.coco_json.plain` settles is no fault here: the same is settled before anything is read.
 
     classes: the names that must be there (others are left out with a warning); None takes all.
     verify_images: "exists" lists the folder; "open" also reads the start and end of each file (8 threads).
-    purpose: "train" looks at boxes only; "mask" also at the masks to learn from (segmentation and area), "eval" at
-        those that pycocotools scores with (and iscrowd); "boxes" is scoring without masks.
+    purpose: "train" looks at boxes only; "mask" also at the masks to learn from, "eval" at those that pycocotools
+        scores with; "boxes" is scoring without masks; "score" is "eval" where any object has a mask, else "boxes".
     long_side: the cap of the resized long side in pixels; images too thin to be shrunk so far are fatal.
     samples: how many images to keep with their boxes in the report.
     twins: gathers the images by content, so that equal ones are told; give it to the check of each split.
@@ -72,39 +67,29 @@ def check_coco(
     """
     if verify_images not in ("exists", "open"):
         raise ValueError(f"verify_images must be 'exists' or 'open'; got {verify_images!r}.")
-    if purpose not in _NEEDED:
-        raise ValueError(f"purpose must be 'train', 'mask', 'eval' or 'boxes'; got {purpose!r}.")
-    path, folder = Path(annotation_file), Path(image_dir)
-    notes = _Notes(path)
-    content = _read(path, notes)
-    images, names = content.images, content.names
-    wanted = _match(names, classes, notes) if "categories" in content.tables else tuple(classes or ())
-    found = _Objects(dict.fromkeys(wanted, 0))
-    if content.tables >= {"images", "annotations", "categories"}:
-        shown = _chosen(images, samples)
-        _annotations(_rows(path, "annotations"), images, names, purpose, found, shown, notes)
+    if purpose not in ("train", "mask", "eval", "boxes", "score"):
+        raise ValueError(f"purpose must be 'train', 'mask', 'eval', 'boxes' or 'score'; got {purpose!r}.")
+    folder, notes = Path(image_dir), _Notes(Path(annotation_file))
+    tables = _tables(notes.file, folder, notes)
+    masks = any(
+        isinstance(row, dict) and not is_empty(row.get("segmentation")) for row in tables.get("annotations", ())
+    )
+    if purpose == "score":
+        purpose = "eval" if masks else "boxes"
+    images = _images(tables.get("images", []), notes)
+    names = _categories(tables.get("categories", []), notes)
+    wanted = _match(names, classes, purpose, notes) if "categories" in tables else tuple(classes or ())
+    found = _Objects(dict.fromkeys(wanted, 0), dict.fromkeys(_chosen(images, samples)))
+    if tables.keys() >= set(TABLES):
+        _annotations(tables["annotations"], _Known(images, names, purpose), found, notes)
         if not sum(found.per_class.values()) and not any(problem.fatal for problem in notes.problems):
             aim = "to learn from" if purpose in ("train", "mask") else "to score on"
             notes.add("no-objects", "", f"it has no object {aim}", "add annotations, or choose another file")
     if long_side is not None:
         _thin(images, long_side, notes)
-    if not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir():
-        message = f"its image folder {folder} does not exist or cannot be read"
-        notes.add("image-folder", "", message, "give the folder of the images")
-    else:
-        listed = [image for image in images.values() if image is not None]
-        for fault in check_files(listed, folder, read=verify_images == "open", twins=twins, alone=alone):
-            place = fault.image.where or f"image {fault.image.id}"
-            weight = {"fatal": fault.weight == "error", "note": fault.weight == "note"}
-            notes.add(fault.kind, place, fault.message, fault.cure, **weight)
+    _files(images, folder, notes, read=verify_images == "open", twins=twins, alone=alone)
     empty = images.keys() - found.busy
-    for image in (images[key] for key in sorted(empty)[:_KEPT]):
-        if image is not None:
-            place = image.where or f"image {image.id}"
-            message, cure = f"{image.file_name} has no object", "nothing to do, if that is so"
-            notes.add("image-empty", place, message, cure, note=True)
-    if notes.totals["image-empty"]:
-        notes.totals["image-empty"] = len(empty)
+    _empty_images(images, empty, notes)
     return Report(
         annotation_file=notes.file,
         image_dir=folder,
@@ -113,28 +98,42 @@ def check_coco(
         crowds=found.crowds,
         empty_images=len(empty),
         classes=wanted,
+        masks=masks,
         per_class=found.per_class,
         problems=tuple(sorted((p for p in notes.problems if not p.note), key=lambda problem: not problem.fatal)),
         totals=dict(notes.totals),
         notes=tuple(p for p in notes.problems if p.note),
         samples=tuple(
-            Sample(folder / image.file_name, *found.shown[key])
-            for key in sorted(found.shown)
+            Sample(folder / image.file_name, [box for box, _ in sample], [label for _, label in sample])
+            for key, sample in sorted(found.shown.items())
             if (image := images[key]) is not None
         ),
     )
 
 
-def has_masks(annotation_file: PathLike) -> bool:
-    """Whether any object has a `segmentation`; also where the file cannot be read, which a check will tell.
+def _files(
+    images: dict[int, Listed | None], folder: Path, notes: _Notes, *, read: bool, twins: Twins | None, alone: bool
+) -> None:
+    """What is wrong with the image files."""
+    if not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir():
+        message = f"its image folder {folder} does not exist or cannot be read"
+        notes.add("image-folder", "", message, "give the folder of the images")
+        return
+    listed = [image for image in images.values() if image is not None]
+    for fault in check_files(listed, folder, read=read, twins=twins, alone=alone):
+        place = fault.image.where or f"image {fault.image.id}"
+        weight = {"fatal": fault.weight == "error", "note": fault.weight == "note"}
+        notes.add(fault.kind, place, fault.message, fault.cure, **weight)
 
-    An empty one, as tools for boxes write it, is none.
-    """
-    try:
-        rows = _rows(Path(annotation_file), "annotations")
-        return any(isinstance(row, dict) and row.get("segmentation") not in (None, []) for row in rows)
-    except (OSError, ValueError, RecursionError):
-        return True
+
+def _empty_images(images: dict[int, Listed | None], empty: set[int], notes: _Notes) -> None:
+    for image in (images[key] for key in sorted(empty)[:_KEPT]):
+        if image is not None:
+            place = image.where or f"image {image.id}"
+            message, cure = f"{image.file_name} has no object", "nothing to do, if that is so"
+            notes.add("image-empty", place, message, cure, note=True)
+    if notes.totals["image-empty"]:
+        notes.totals["image-empty"] = len(empty)
 
 
 def require_usable(
@@ -162,88 +161,81 @@ def require_usable(
     raise DataError(f"{first[:-1]} ({more} more; `misa check` lists them){first[-1]}" if more else first)
 
 
-@dataclass
-class _Content:
-    """What the first reading leaves: which tables are there, the images and class names by id."""
+class _Known(NamedTuple):
+    """What the annotations refer to: images (None: listed but not usable) and class names by id, and the purpose."""
 
-    tables: set[str] = field(default_factory=set)
-    images: dict[int, Listed | None] = field(default_factory=dict)  # None: known but not usable
-    names: dict[int, str] = field(default_factory=dict)
+    images: dict[int, Listed | None]
+    names: dict[int, str]
+    purpose: str
 
 
 @dataclass
 class _Objects:
-    """What the second reading counts."""
+    """What the annotations come to."""
 
     per_class: dict[str, int]
+    shown: dict[int, Any]
     crowds: int = 0
+    ignored: int = 0
+    count: int = 0  # rows
     busy: set[int] = field(default_factory=set)
-    shown: dict[int, tuple[list[list[float]], list[str]]] = field(default_factory=dict)
+    boxes: set[int] = field(default_factory=set)
+    flat: list[tuple[str, str]] = field(default_factory=list)
+    masks: list[tuple[str, str, int]] = field(default_factory=list)  # place, run lengths as text, pixels
+    doubts: Doubts = field(default_factory=Doubts)
+
+    def __post_init__(self) -> None:
+        self.shown = {key: [] for key in self.shown}
 
 
-def _read(path: Path, notes: _Notes) -> _Content:
-    """The file's tables, as far as they are there, without the annotations."""
-    found = _Content()
-    others: list[str] = []
-    files: dict[str, int] = {}
-    counts: Counter[str] = Counter()
-    before = len(notes.problems)
+def _tables(path: Path, folder: Path, notes: _Notes) -> dict[str, list[Any]]:
+    """The three lists of the file, those that are there, after `plain`."""
     try:
-        for kind, key, value in read_object(path):
-            if kind == "value" and not key:
-                notes.add("not-coco", "", f"it holds {_kind(value)}, not an object", "give a COCO annotation file")
-                return found
-            if kind == "list":
-                if key in found.tables:
-                    notes.add("duplicate-key", "", f"it has '{key}' more than once", "put all in one list")
-                found.tables.add(key)
-            elif kind == "row" and key == "images":
-                _image(value, counts[key], found.images, files, notes)
-            elif kind == "row" and key == "categories":
-                _category(value, counts[key], found.names, notes)
-            elif kind == "row" and key == "faults" and notes.converted:
-                notes.add(*(str(part) for part in value))
-            elif key == "converted_from":
-                notes.converted, notes.file = True, Path(str(value))
-            elif kind == "value" and key in ("images", "annotations", "categories"):
-                others.append(key)
-                notes.add("not-coco", "", f"'{key}' is {_kind(value)}, not a list", "give a COCO annotation file")
-            if kind != "row":
-                others.append(key)
-            counts[key] += kind == "row"
-    except OSError as error:
-        notes.add("unreadable", "", f"it cannot be read ({error.strerror})", "give an annotation file that is there")
-        return _Content()
-    except (ValueError, RecursionError) as error:  # also no unicode, a number of thousands of digits, endless nesting
-        del notes.problems[before:]
-        notes.totals.clear()
-        _not_json(error, notes)
-        return _Content()
-    for key in ("images", "annotations", "categories"):
-        if key not in others:
-            hint = did_you_mean(key, (name for name in others if name not in ("info", "licenses")))
-            there = ", ".join(others[:8]) or "nothing"
+        content = read_json(path)
+    except BadJson as error:
+        notes.add(error.kind, error.place, error.message, error.cure)
+        return {}
+    if not isinstance(content, dict):
+        notes.add("not-coco", "", f"it holds {_kind(content)}, not an object", "give a COCO annotation file")
+        return {}
+    notes.converted = "converted_from" in content
+    notes.file = Path(str(content.get("converted_from", content.get("plain_of", path))))
+    if notes.converted or "plain_of" in content:
+        for fault in content.get("faults", ()):
+            notes.add(*fault[:4], fatal=fault[4])
+    if kind := other_kind(content):
+        found = f"this is a {kind} file, not one of instances"
+        notes.add("not-instances", "", found, f"give COCO's {path.name.replace(kind, 'instances')} instead")
+        return {}
+    _resolve_names(content, folder)
+    plain(content, areas=False)
+    for key in TABLES:
+        if key not in content:
+            others = [name for name in content if name not in ("info", "licenses")]
+            hint = did_you_mean(key, others)
+            there = ", ".join(list(content)[:8]) or "nothing"
             notes.add("missing-key", "", f"it has no '{key}' but {there}{hint.rstrip('?')}", "add the key")
-    if "images" in found.tables and not counts["images"]:
+        elif not isinstance(content[key], list):
+            message = f"'{key}' is {_kind(content[key])}, not a list"
+            notes.add("not-coco", "", message, "give a COCO annotation file")
+    if content.get("images") == []:
         notes.add("no-images", "", "it lists no images", "choose another file, this data set is empty")
-    if "categories" in found.tables and not counts["categories"]:
+    if content.get("categories") == []:
         notes.add("no-classes", "", "it lists no categories", "add the classes as [{'id': 1, 'name': ...}, ...]")
-    return found
+    return {key: content[key] for key in TABLES if isinstance(content.get(key), list)}
 
 
-def _not_json(error: Exception, notes: _Notes) -> None:
-    if not isinstance(error, json.JSONDecodeError):
-        notes.add("not-json", "", f"it is not json ({error})", "give a COCO annotation file")
+def _resolve_names(content: dict[str, Any], folder: Path) -> None:
+    """Names in other Unicode forms and with other separators become those of the files."""
+    rows = content.get("images")
+    if not isinstance(rows, list) or not folder.is_dir():
         return
-    place = f"line {error.lineno}, column {error.colno}"
-    ended = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string")
-    message = "the file ends too early" if ended else f"it is not json ({error.msg})"
-    notes.add("not-json", place, message, "copy or download it again" if ended else "correct it there")
-
-
-def _rows(path: Path, key: str) -> Iterator[Any]:
-    """The rows of a list in a file that has been read before."""
-    return (event.value for event in read_object(path) if event.kind == "row" and event.key == key)
+    images = Images(folder, suffixes=False)
+    for row in rows:
+        if not isinstance(row, dict) or not isinstance(name := row.get("file_name"), str):
+            continue
+        if ("\\" in name or not name.isascii()) and not is_file(folder / name) and len(found := images.find(name)) == 1:
+            row["file_name"] = os.path.relpath(found[0], folder)
 
 
 def _chosen(images: dict[int, Listed | None], count: int) -> list[int]:
@@ -252,15 +244,28 @@ def _chosen(images: dict[int, Listed | None], count: int) -> list[int]:
     return random.Random(0).sample(usable, min(count, len(usable)))
 
 
-def _image(row: Any, index: int, images: dict[int, Listed | None], files: dict[str, int], notes: _Notes) -> None:
-    key = _key(row, "image", index, notes)
-    if key is None:
-        return
-    place = notes.place(row, f"image {key}")
-    if key in images:
-        notes.add("duplicate-id", place, "this id is used more than once", "number the images apart")
-        return
-    images[key] = None
+def _images(rows: list[Any], notes: _Notes) -> dict[int, Listed | None]:
+    """The images by id; None where one is listed and cannot be used."""
+    images: dict[int, Listed | None] = {}
+    files: dict[str, int] = {}
+    for index, row in enumerate(rows):
+        key = _key(row, "image", index, notes)
+        if key is None:
+            continue
+        place = notes.place(row, f"image {key}")
+        if key in images:
+            notes.add("duplicate-id", place, "this id is used more than once", "number the images apart")
+            continue
+        images[key] = _listed(row, key, place, notes)
+        if (image := images[key]) is not None:
+            if image.file_name in files:
+                message = f"{image.file_name} is listed before, as image {files[image.file_name]}"
+                notes.add("duplicate-file", place, message, "list every file once, with all its objects", fatal=False)
+            files.setdefault(image.file_name, key)
+    return images
+
+
+def _listed(row: dict[str, Any], key: int, place: str, notes: _Notes) -> Listed | None:
     missing = [name for name in ("file_name", "width", "height") if name not in row]
     if missing:
         notes.add("missing-key", place, f"it has no '{missing[0]}'", "add the key")
@@ -270,13 +275,9 @@ def _image(row: Any, index: int, images: dict[int, Listed | None], files: dict[s
         size = f"{_short(row['width'])} x {_short(row['height'])}"
         notes.add("bad-value", place, f"its size is {size}", "give width and height as whole numbers above 0")
     else:
-        name = row["file_name"]
         where = place if notes.converted else ""
-        images[key] = Listed(key, name, int(row["width"]), int(row["height"]), where)
-        if name in files:
-            message = f"{name} is listed before, as image {files[name]}"
-            notes.add("duplicate-file", place, message, "list every file once, with all its objects", fatal=False)
-        files.setdefault(name, key)
+        return Listed(key, row["file_name"], int(row["width"]), int(row["height"]), where)
+    return None
 
 
 def _thin(images: dict[int, Listed | None], long_side: int, notes: _Notes) -> None:
@@ -289,10 +290,17 @@ def _thin(images: dict[int, Listed | None], long_side: int, notes: _Notes) -> No
             notes.add("image-thin", f"image {image.id}", message, "cut it into parts, or take it out of the list")
 
 
-def _category(row: Any, index: int, names: dict[int, str], notes: _Notes) -> None:
-    key = _key(row, "category", index, notes)
-    if key is None:
-        return
+def _categories(rows: list[Any], notes: _Notes) -> dict[int, str]:
+    """The class names by id."""
+    names: dict[int, str] = {}
+    for index, row in enumerate(rows):
+        key = _key(row, "category", index, notes)
+        if key is not None:
+            _category(row, key, names, notes)
+    return names
+
+
+def _category(row: dict[str, Any], key: int, names: dict[int, str], notes: _Notes) -> None:
     place, name = f"category {key}", row.get("name")
     if key in names:
         notes.add("duplicate-id", place, "this id is used more than once", "number the categories apart")
@@ -308,13 +316,18 @@ def _category(row: Any, index: int, names: dict[int, str], notes: _Notes) -> Non
         names[key] = name
 
 
-def _match(names: dict[int, str], classes: Sequence[str] | None, notes: _Notes) -> tuple[str, ...]:
+def _match(names: dict[int, str], classes: Sequence[str] | None, purpose: str, notes: _Notes) -> tuple[str, ...]:
     """The wanted classes, in the wanted order."""
     found = tuple(names.values())
     if classes is None:
         return found
+    # To be scored on, a file need not have every class; one of other classes is another thing.
+    some = purpose in ("eval", "boxes") and bool(found) and set(found) < set(classes)
     for name in classes:
-        if name not in found:
+        if name not in found and some:
+            message = f"class {name!r} is not among its categories, so it is not scored"
+            notes.add("class-absent", "", message, "nothing to do, if it has no such object", fatal=False)
+        elif name not in found:
             hint = did_you_mean(name, found)[2:] or "give the class names of this file"
             listing = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
             notes.add("class-names", "", f"class {name!r} is expected, but found are {listing or 'none'}", hint)
@@ -326,22 +339,10 @@ def _match(names: dict[int, str], classes: Sequence[str] | None, notes: _Notes) 
     return tuple(classes)
 
 
-def _annotations(
-    rows: Iterator[Any],
-    images: dict[int, Listed | None],
-    names: dict[int, str],
-    purpose: str,
-    found: _Objects,
-    shown: list[int],
-    notes: _Notes,
-) -> None:
+def _annotations(rows: list[Any], known: _Known, found: _Objects, notes: _Notes) -> None:
     """Count the crowds, the objects by class, the images with objects; keep the boxes of those to be shown."""
     seen: set[int] = set()
-    boxes: set[int] = set()
-    flat: list[tuple[str, str]] = []
-    masks: list[tuple[str, str, int]] = []
-    index, per_class = -1, found.per_class
-    found.shown = {key: ([], []) for key in shown}
+    found.count = len(rows)
     for index, row in enumerate(rows):
         key = _key(row, "annotation", index, notes)
         if key is None:
@@ -351,50 +352,77 @@ def _annotations(
             notes.add("duplicate-id", place, "this id is used more than once", "number the annotations apart")
             continue
         seen.add(key)
-        if missing := [name for name in ("image_id", "category_id", "bbox") if name not in row]:
-            notes.add("missing-key", place, f"it has no '{missing[0]}'", "add the key")
-            continue
-        image, category = row["image_id"], row["category_id"]
-        if not whole(image) or image not in images:
-            notes.add(
-                "unknown-image", place, f"image_id {_short(image)} is not in 'images'", "add the image, or remove it"
-            )
-            continue
-        if not whole(category) or category not in names:
-            message = f"category_id {_short(category)} is not in 'categories'"
-            notes.add("unknown-category", place, message, "add the category, or remove it")
-            continue
-        crowd = row.get("iscrowd", 0)
-        if not isinstance(crowd, int) or crowd not in (0, 1):
-            notes.add("bad-value", place, f"iscrowd is {_short(crowd)}", "give 0 or 1")
-            continue
-        if names[category] in per_class and not _mask(row, images[image], place, purpose, masks, notes):
-            continue
-        at = place if notes.converted else f"{place} on image {image}"
-        if not _box(row["bbox"], images[image], at, flat, notes):
-            continue
-        if crowd:
-            found.crowds += 1
-        elif names[category] in per_class:
-            per_class[names[category]] += 1
-            found.busy.add(image)
-            same = hash((image, category, *row["bbox"]))
-            if same in boxes:
-                message = f"another {names[category]} of this image has the same box"
-                notes.add("duplicate-box", at, message, "remove one of them", fatal=False)
-            boxes.add(same)
-            if image in found.shown:
-                x, y, w, h = row["bbox"]
-                found.shown[image][0].append([x, y, x + w, y + h])
-                found.shown[image][1].append(names[category])
-    broken = broken_runs([counts for _, counts, _ in masks], [pixels for _, _, pixels in masks])
-    for (place, _, _), bad in zip(masks, broken, strict=True):
+        if _refers(row, place, known, notes):
+            _object(row, place, known, found, notes)
+    _decide(known, found, notes)
+
+
+def _refers(row: dict[str, Any], place: str, known: _Known, notes: _Notes) -> bool:
+    """Whether an annotation has what every one needs: a known image and class, a box, and whether it is a crowd."""
+    if missing := [name for name in ("image_id", "category_id", "bbox") if name not in row]:
+        notes.add("missing-key", place, f"it has no '{missing[0]}'", "add the key")
+        return False
+    for key, table, what in (("image_id", known.images, "image"), ("category_id", known.names, "category")):
+        value, tables = row[key], "images" if what == "image" else "categories"
+        if not whole(value) or value not in table:
+            message = f"{key} {_short(value)} is not in '{tables}'"
+            notes.add(f"unknown-{what}", place, message, f"add the {what}, or remove it")
+            return False
+    if not isinstance(row["iscrowd"], int) or row["iscrowd"] not in (0, 1):
+        notes.add("bad-value", place, f"iscrowd is {_short(row['iscrowd'])}", "give 0 or 1")
+        return False
+    return True
+
+
+def _object(row: dict[str, Any], place: str, known: _Known, found: _Objects, notes: _Notes) -> None:
+    name, key = known.names[row["category_id"]], row["image_id"]
+    image = known.images[key]
+    if name in found.per_class and not _mask(row, image, place, known.purpose, found.masks, notes):
+        return
+    at = place if notes.converted else f"{place} on image {key}"
+    if image is not None and _four(row["bbox"]):
+        found.doubts.add(row, image)
+    if not _box(row["bbox"], image, at, found, notes):
+        return
+    if row["iscrowd"]:
+        found.crowds += 1
+        found.ignored += is_ignored(row)
+    elif name in found.per_class:
+        found.per_class[name] += 1
+        found.busy.add(key)
+        same = hash((key, row["category_id"], *row["bbox"]))
+        if same in found.boxes:
+            message = f"another {name} of this image has the same box"
+            notes.add("duplicate-box", at, message, "remove one of them", fatal=False)
+        found.boxes.add(same)
+        if key in found.shown:
+            x, y, w, h = row["bbox"]
+            found.shown[key].append(([x, y, x + w, y + h], name))
+
+
+def _decide(known: _Known, found: _Objects, notes: _Notes) -> None:
+    """What is told of all annotations together."""
+    broken = broken_runs([counts for _, counts, _ in found.masks], [pixels for _, _, pixels in found.masks])
+    for (place, _, _), bad in zip(found.masks, broken, strict=True):
         if bad:
             notes.add("bad-mask", place, "segmentation has counts that cannot be decoded", "draw or encode it again")
-    few = len(flat) <= _FEW * (index + 1)
-    for place, message in flat:
+    few = len(found.flat) <= _FEW * found.count
+    for place, message in found.flat:
         cure = "it is left out" if few else "give it a width and height above 0, or remove it"
         notes.add("box-size", place, message, cure, fatal=not few)
+    if (doubt := found.doubts.verdict()) is not None:
+        notes.forget("box-clipped", "box-thin", "box-outside")  # which follow from it
+        notes.add(*doubt)
+    verb = "learned from" if known.purpose in ("train", "mask") else "scored on"
+    for count, what, kind in (
+        (found.crowds - found.ignored, "crowds (iscrowd or difficult)", "crowds"),
+        (found.ignored, "marked by the key ignore", "ignored"),
+    ):
+        if count:
+            message = f"{count} of {found.count} objects are {what} and are not {verb}"
+            cure = "set the mark to 0 where one is a single object"
+            # COCO itself has one in a hundred, which is worth a note.
+            notes.add(kind, "", message, cure, fatal=False, note=count < _MANY * found.count)
 
 
 def _mask(
@@ -406,16 +434,10 @@ def _mask(
     notes: _Notes,
 ) -> bool:
     """Whether an object's mask serves the purpose; run lengths as text go to `masks`, to be decoded together."""
-    if missing := [name for name in _NEEDED[purpose] if name not in row]:
-        message, cure = f"it has no '{missing[0]}'", "add the key"
-        if missing[0] == "segmentation":
-            message, cure = f"{message}, and {_WHY[purpose]}", _CURE[purpose]
-        notes.add("missing-key", place, message, cure)
-        return False
-    if not _NEEDED[purpose]:
+    if purpose not in _WHY:
         return True
-    if not number(row["area"]):
-        notes.add("bad-value", place, f"area is {_short(row['area'])}", "give the mask's number of pixels")
+    if "segmentation" not in row:
+        notes.add("missing-key", place, f"it has no 'segmentation', and {_WHY[purpose]}", _CURE[purpose])
         return False
     if image is None:
         return False
@@ -428,9 +450,9 @@ def _mask(
     return True
 
 
-def _box(box: Any, image: Listed | None, place: str, flat: list[tuple[str, str]], notes: _Notes) -> bool:
-    """Whether a box (x y w h) can be trained on; boxes without width or height go to `flat`, to be judged together."""
-    if not isinstance(box, list) or len(box) != 4 or not all(map(number, box)):
+def _box(box: Any, image: Listed | None, place: str, found: _Objects, notes: _Notes) -> bool:
+    """Whether a box (x y w h) can be trained on; boxes without width or height are judged together."""
+    if not _four(box):
         notes.add(
             "box-value", place, f"bbox {_short(box)} is not four finite numbers", "give it as [x, y, width, height]"
         )
@@ -442,7 +464,7 @@ def _box(box: Any, image: Listed | None, place: str, flat: list[tuple[str, str]]
         notes.add("box-size", place, f"{shown} has negative size", cure)
         return False
     if w == 0 or h == 0:
-        flat.append((place, f"{shown} has no area"))
+        found.flat.append((place, f"{shown} has no area"))
         return False
     if image is None:
         return False
@@ -459,6 +481,10 @@ def _box(box: Any, image: Listed | None, place: str, flat: list[tuple[str, str]]
         notes.add("box-thin", place, f"{shown} is thinner than a pixel", "it is left out", fatal=False)
         return False
     return True
+
+
+def _four(box: Any) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(map(number, box))
 
 
 def _key(row: Any, what: str, index: int, notes: _Notes) -> int | None:

@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from misa.data.formats.coco import DataError
+from misa.data.formats.parts import IMAGES
 
 # The last bytes of a whole file. Decoding 100k images takes many minutes, reading their ends some seconds.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
@@ -219,6 +220,14 @@ def look(path: Path, *, listed: tuple[int, int] | None = None) -> Facts:
     return Facts(size, raw, odd)
 
 
+def size_of(path: Path) -> tuple[int, int] | None:
+    """(width, height) of an image file as it is read; None where it is none, which the check of the files tells."""
+    try:
+        return look(path).size
+    except (BadFile, OSError, ValueError):
+        return None
+
+
 def _hush() -> None:
     """Pillow warns of spoilt tags on its own, in its own words; what cannot be used is told in ours."""
     warnings.filterwarnings("ignore", module=r"PIL\..*")
@@ -258,6 +267,3 @@ def _ends_well(path: Path, kind: str) -> bool:
     with path.open("rb") as file:
         file.seek(-len(end), os.SEEK_END)
         return file.read() == end
-
-
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".ppm", ".pgm", ".pbm")

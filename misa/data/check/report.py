@@ -39,6 +39,7 @@ class Report:
     """What a check found.
 
     objects: boxes to train on, of the wanted classes, without crowds; empty_images: images without any.
+    masks: whether any object has one.
     problems: the first of each kind, fatal ones first; totals: how many of each kind there are in all.
     notes: what is no problem, but good to know. samples: some images with their boxes, to look at.
     """
@@ -50,6 +51,7 @@ class Report:
     crowds: int = 0
     empty_images: int = 0
     classes: tuple[str, ...] = ()
+    masks: bool = False
     per_class: dict[str, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     totals: dict[str, int] = field(default_factory=dict)
@@ -99,6 +101,12 @@ class _Notes:
         if self.totals[kind] <= _KEPT:
             where = str(self.file) if not place else place if self.converted else f"{self.file}, {place}"
             self.problems.append(Problem(kind, where, message, cure, fatal and not note, note))
+
+    def forget(self, *kinds: str) -> None:
+        """Take back all of some kinds."""
+        self.problems = [problem for problem in self.problems if problem.kind not in kinds]
+        for kind in kinds:
+            self.totals.pop(kind, None)
 
     def place(self, row: dict[str, Any], otherwise: str) -> str:
         return str(row["where"]) if self.converted and "where" in row else otherwise

@@ -1,271 +1,354 @@
-"""Folders of Pascal VOC xml and csv files of boxes as what all the rest reads: COCO annotation files.
+"""Any of the formats as what all the rest reads: COCO annotation files and folders of images.
 
-    VOC     root/Annotations/*.xml   root/JPEGImages/   root/ImageSets/Main/{train,val}.txt (or no lists)
-    xml     root/*.xml beside the images, or root/train/ and root/val/ (also valid, validation) of that kind
-    csv     root/boxes.csv or the file itself (with or without a column split), root/{train,val}.csv, or one in each of
-            root/train/ and root/val/
-
-Without a split, a tenth of the images, chosen by their names, is for validation. The annotation files go into a cache
-folder ($XDG_CACHE_HOME/misa or ~/.cache/misa), never among the data; they are made again when anything there changes.
+COCO's own layout is read where it lies, unless `plain` has something to settle in it. Everything else is converted into
+annotation files in a cache (`misa.data.formats.cache`), never among the data; names of images are then relative to the
+root. Faults are written down in these files, where `check_coco` finds them.
 """
 
-import hashlib
-import json
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from misa.data.check.image_files import IMAGES, BadFile, look
-from misa.data.formats.boxes import Boxed, Entry, Tell, read_csv, read_voc, xml_files
+from misa.data.check.image_files import size_of
+from misa.data.formats.cache import Made, made_once
 from misa.data.formats.coco import DataError, Layout, PathLike, Split, find_layout
-from misa.data.formats.json_rows import ObjectFile, read_object
+from misa.data.formats.coco_json import COCO, TABLES, plain, read_json
+from misa.data.formats.json_rows import ObjectFile
+from misa.data.formats.names import Images, is_file, plain_name
+from misa.data.formats.parts import Boxed, Entry, Format, Part, without_suffix
+from misa.data.formats.splits import Named, assign
+from misa.data.formats.table import FORMATS
 
-# Part of the cache's key: raised when the same data is written otherwise.
-_EDITION = 2
-_VAL = ("val", "valid", "validation")
-_SPLITS = {
-    **dict.fromkeys((*_VAL, "validate", "dev"), "val"),
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("test", "testing"), "test"),  # not used
-}
-_SHARE = 10  # one image in so many is for validation, where no split is given
-_told: set[Path] = set()
-
-
-class _Part(NamedTuple):
-    """Annotation files of one form, the folder of their images, and the split they are for ("": not said)."""
-
-    files: tuple[Path, ...]
-    images: Path
-    split: str
-
-
-class _Picture(NamedTuple):
-    """An image of a part as it will be listed."""
-
-    path: Path
-    size: tuple[int, int] | None
-    where: str
+# Where an image's size cannot be read no box is beyond it; the check of the files tells why.
+_UNKNOWN = (10**6, 10**6)
+_said: set[tuple[Path, str]] = set()
 
 
 def open_layout(root: PathLike, *, need_train: bool = True) -> Layout:
-    """The annotation files and image folders of a data set in COCO layout, VOC xml or csv.
-
-    What is not in COCO layout is converted first. Faults of its files are written down in the annotation file, where
-    `check_coco` finds them.
+    """The annotation files and image folders of a data set in any of `FORMATS`.
 
     Raises:
-        DataError: nothing of that kind is there.
+        DataError: nothing of that kind is there, or it cannot be told what is meant.
     """
     root = Path(root).expanduser().resolve()
-    if _is_coco(root):
-        return find_layout(root, need_train=need_train)
-    parts = _parts(root)
-    if not parts:
+    if _is_published(root):
+        layout = find_layout(root, need_train=need_train)
+        there = layout.train.annotations.is_file()
+        return Layout(root, _settled(root, layout.train) if there else layout.train, _settled(root, layout.val))
+    found = find_format(root)
+    if found is None:
         return find_layout(root, need_train=need_train)  # which says what is missing
-    return _converted(root, parts)
+    made = made_once(root, lambda folder, made: _convert(root, *found, folder, made))
+    for sentence in made.says:
+        if (root, sentence) not in _said:
+            _said.add((root, sentence))
+            print(f"data: {sentence}", flush=True)
+    base = _base(root)
+    return Layout(root, Split(made.files["train"], base), Split(made.files["val"], base))
 
 
-def _is_coco(root: Path) -> bool:
+def find_format(root: Path) -> tuple[Format, list[Part]] | None:
+    """The first of the formats that is there, and where."""
+    if not root.exists():
+        return None
+    for row in FORMATS.values():
+        if parts := row.find(root):
+            return row, parts
+    return None
+
+
+def _is_published(root: Path) -> bool:
+    """Whether the layout is that of COCO 2017 itself."""
     return any((root / "annotations" / f"instances_{split}2017.json").is_file() for split in ("train", "val"))
 
 
-def _parts(root: Path) -> list[_Part]:
-    """The annotation files of a data set that is not COCO's; nothing where there are none."""
-    if root.suffix.lower() == ".csv" and root.is_file():
-        return [_Part((root,), root.parent, "")]
-    if files := xml_files(root / "Annotations"):
-        named = [root / name for name in ("JPEGImages", "images", "Images")]
-        return [_Part(tuple(files), next((folder for folder in named if folder.is_dir()), root / "JPEGImages"), "")]
-    if files := xml_files(root):
-        return [_Part(tuple(files), root, "")]
-    split = {name: "train" if name == "train" else "val" for name in ("train", *_VAL)}
-    inner = [_Part(tuple(files), root / name, s) for name, s in split.items() if (files := xml_files(root / name))]
-    if not inner:
-        tables = [(root / f"{name}.csv", root, s) for name, s in split.items()]
-        tables += [(file, root / name, s) for name, s in split.items() for file in _tables(root / name)]
-        inner = [_Part((file,), folder, s) for file, folder, s in tables if file.is_file()]
-    if inner:
-        return inner
-    found = _tables(root)
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found[:8])
-        raise DataError(f"{root} holds several csv files ({names}); give one of them, or call them train.csv, val.csv.")
-    return [_Part((file,), root, "") for file in found]
+def _base(root: Path) -> Path:
+    """What names of images are relative to: the splits may lie in different folders."""
+    return root if root.is_dir() else root.parent
 
 
-def _tables(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*.csv") if not file.name.startswith(".")) if folder.is_dir() else []
+def _settled(root: Path, split: Split) -> Split:
+    """A split of COCO's layout as it lies, or a copy of its annotations in which nothing is left to be understood."""
 
-
-def _converted(root: Path, parts: Sequence[_Part]) -> Layout:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "misa"
-    place = home / f"{root.name}-{_fingerprint(root, parts)}"
-    files = {split: place / f"instances_{split}.json" for split in ("train", "val")}
-    if not all(file.is_file() for file in files.values()):
+    def make(folder: Path, made: Made) -> None:
+        made.depends |= {split.annotations, split.images}
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            _write(root, parts, files)
-        except OSError as error:
-            raise DataError(
-                f"the converted annotations of {root} cannot be written to {place} ({error.strerror}); set "
-                "XDG_CACHE_HOME to a folder that can be written."
-            ) from error
-    # Names of images are relative to the root: the splits may lie in different folders.
-    folder = root if root.is_dir() else root.parent
-    return Layout(root, Split(files["train"], folder), Split(files["val"], folder))
+            content = read_json(split.annotations)
+        except DataError:
+            return  # which the check tells
+        if not isinstance(content, dict):
+            return
+        images = Images(split.images, suffixes=False, literal=[root])
+        changed = _settle(content, images, split.images, made)
+        if not changed and split.annotations.read_bytes()[:1] == b"{":  # neither a byte order mark nor UTF-16
+            return
+        made.depends |= images.looked
+        path = folder / "annotations" / split.annotations.name
+        path.parent.mkdir()
+        _write(path, {"plain_of": str(split.annotations), **content})
+        if (maps := root / "SegmentationClass").is_dir():  # true label maps are looked for beside the annotations
+            (folder / "SegmentationClass").symlink_to(maps)
+        made.files["annotations"] = path
+
+    made = made_once(split.annotations, make, kind=str(split.images))
+    return Split(made.files.get("annotations", split.annotations), split.images)
 
 
-def _fingerprint(root: Path, parts: Sequence[_Part]) -> str:
-    """Of the names, sizes and times of all files that the annotations are made from."""
-    total = hashlib.sha256(f"{_EDITION} {root}".encode())
-    folders = {root / "ImageSets" / "Main"} | {folder for part in parts for folder in _image_folders(part)}
-    for part in parts:
-        for file in part.files:
-            status = file.stat()
-            total.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
-    for folder in sorted(folders):
-        if folder.is_dir():
-            with os.scandir(folder) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
-                    status = entry.stat()
-                    total.update(f"{entry.path} {status.st_size} {status.st_mtime_ns}\n".encode("utf-8", "replace"))
-    return total.hexdigest()[:12]
+def _settle(content: dict[str, Any], images: Images, base: Path, made: Made) -> bool:
+    """`plain`, with names as the files have them and sizes from the files where none are given; whether changed."""
+    rows = content.get("images")
+    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    changed = False
+    for row in rows:
+        name = row.get("file_name")
+        if isinstance(name, str) and not is_file(base / name) and len(found := images.find(name)) == 1:
+            row["file_name"], changed = os.path.relpath(found[0], base), True
+    unknown = [row for row in rows if isinstance(row.get("file_name"), str) and not _has_size(row)]
+    for row, size in zip(unknown, _read_sizes([base / row["file_name"] for row in unknown]), strict=True):
+        made.depends.add(base / row["file_name"])
+        if size is not None:
+            (row["width"], row["height"]), changed = size, True
+    return plain(content) or changed
 
 
-def _image_folders(part: _Part) -> list[Path]:
-    names = ("images", "Images", "JPEGImages", "img", "imgs")
-    return [part.images, *(part.images / name for name in names)]
+def _has_size(row: Mapping[str, Any]) -> bool:
+    return all(row.get(side) not in (None, "") for side in ("width", "height"))
 
 
-def _write(root: Path, parts: Sequence[_Part], files: dict[str, Path]) -> None:
-    """Write the annotation files; objects wait in a file of their own until the splits are known."""
-    faults: list[tuple[str, ...]] = []
-
-    def tell(*fault: str) -> None:
-        faults.append(fault)
-
-    pictures: dict[str, _Picture] = {}
-    splits: dict[str, str] = {}
-    labels: set[str] = set()
-    base = root if root.is_dir() else root.parent
-    with tempfile.TemporaryFile("w+") as waiting:
-        for part in parts:
-            named = _Names(part, base)
-            for entry in _entries(part, tell):
-                name = named(entry.file)
-                known = pictures.get(name)
-                if known is None or (known.size is None and entry.size is not None):
-                    pictures[name] = _Picture(base / name, entry.size, known.where if known else entry.where)
-                if entry.split and entry.split not in _SPLITS:
-                    tell("split", entry.where, f"its split is {entry.split!r}", "write train, val or test")
-                if split := part.split or _SPLITS.get(entry.split, ""):
-                    splits.setdefault(name, split)
-                for o in entry.objects:
-                    labels.add(o.label)
-                    waiting.write(json.dumps([name, o.label, o.box, int(o.hard), o.where]) + "\n")
-        splits = _split(root, pictures, splits)
-        sizes = _sizes(pictures)
-        image = {name: i for i, name in enumerate(pictures, 1)}
-        category = {label: i for i, label in enumerate(sorted(labels), 1)}
-        for split, file in files.items():
-            with ObjectFile(file) as out:
-                out.value("converted_from", f"{root} ({split} split)")
-                out.value("categories", [{"id": i, "name": label} for label, i in category.items()])
-                with out.rows("faults") as add:
-                    for fault in faults if split == "train" else ():
-                        add(fault)
-                with out.rows("images") as add:
-                    for name, picture in pictures.items():
-                        if splits[name] == split:
-                            width, height = sizes[name]
-                            size = {"width": width, "height": height}
-                            add({"id": image[name], "file_name": name, **size, "where": picture.where})
-                with out.rows("annotations") as add:
-                    waiting.seek(0)
-                    for i, line in enumerate(waiting, 1):
-                        name, label, box, hard, where = json.loads(line)
-                        if splits[name] == split:
-                            row = {"id": i, "image_id": image[name], "category_id": category[label], "bbox": box}
-                            add({**row, "area": box[2] * box[3], "iscrowd": hard, "where": where})
-
-
-def _entries(part: _Part, tell: Tell) -> Iterator[Entry]:
-    if part.files[0].suffix.lower() == ".csv":
-        for file in part.files:
-            yield from read_csv(file, tell)
-    else:
-        bar = tqdm(part.files, desc="read xml", unit="file", leave=False, delay=2, disable=None)
-        yield from read_voc(bar, tell)
-
-
-class _Names:
-    """The name of an image relative to the root, for what an annotation calls it."""
-
-    def __init__(self, part: _Part, base: Path) -> None:
-        self.part, self.base = part, base
-        self.full: dict[str, Path] = {}
-        self.stems: dict[str, Path] = {}
-        for folder in _image_folders(part):
-            for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
-                if Path(name).suffix.lower() in IMAGES:
-                    self.full.setdefault(name, folder / name)
-                    self.stems.setdefault(Path(name).stem, folder / name)
-
-    def __call__(self, file: str) -> str:
-        path = Path(file)
-        # As given, by its name in the folders of images, or with another suffix: exporters often write the wrong one.
-        if file in self.full:
-            found = self.full[file]
-        elif len(path.parts) > 1 and (self.part.images / path).is_file():
-            found = self.part.images / path
-        else:
-            found = self.full.get(path.name) or self.stems.get(path.stem) or self.part.images / path
-        return os.path.relpath(found, self.base) if found.is_relative_to(self.base) else str(found)
-
-
-def _split(root: Path, pictures: dict[str, _Picture], named: dict[str, str]) -> dict[str, str]:
-    """The split of each image: as named, as VOC's lists have it, or a tenth for validation."""
-    lists = {split: root / "ImageSets" / "Main" / f"{split}.txt" for split in ("train", "val")}
-    if all(file.is_file() for file in lists.values()):
-        stems = {stem: split for split, file in lists.items() for stem in file.read_text().split()}
-        # What is in no list is not used, as a test split.
-        return {name: stems.get(Path(picture.where).stem, "test") for name, picture in pictures.items()}
-    if "val" in named.values():
-        return {name: named.get(name, "train") for name in pictures}
-    usable = [name for name in pictures if named.get(name, "train") == "train"]
-    order = sorted(usable, key=lambda name: hashlib.sha256(Path(name).name.encode("utf-8", "replace")).digest())
-    chosen = set(order[: -(-len(order) // _SHARE)]) if len(order) > 1 else set()
-    if root not in _told:
-        _told.add(root)
-        print(f"data: no split is given, {len(chosen)} of {len(usable)} images are for validation", flush=True)
-    return {name: "val" if name in chosen else named.get(name, "train") for name in pictures}
-
-
-def _sizes(pictures: dict[str, _Picture]) -> dict[str, tuple[int, int]]:
-    """(width, height) of each image, from its file where no annotation gives it."""
-    asked = [name for name, picture in pictures.items() if picture.size is None]
+def _read_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | None]:
     with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda name: _size(pictures[name].path), asked)
-        bar = tqdm(found, total=len(asked), desc="read sizes", unit="image", leave=False, delay=2, disable=None)
-        read = dict(zip(asked, bar, strict=True))
-    return {name: picture.size or read[name] for name, picture in pictures.items()}
+        found = pool.map(size_of, paths)
+        return list(tqdm(found, total=len(paths), desc="read sizes", unit="image", leave=False, delay=2, disable=None))
 
 
-def _size(path: Path) -> tuple[int, int]:
+@dataclass
+class _Faults:
+    """Gathers what is wrong, as rows of an annotation file."""
+
+    rows: list[list[Any]] = field(default_factory=list)
+
+    def __call__(self, kind: str, where: str, message: str, cure: str, *, fatal: bool = True) -> None:
+        self.rows.append([kind, where, message, cure, fatal])
+
+
+def _convert(root: Path, row: Format, parts: list[Part], folder: Path, made: Made) -> None:
+    """Write instances_train.json and instances_val.json into `folder`."""
+    tell = _Faults()
+    for other in FORMATS.values():
+        if other is not row and (also := _found_too(other, root)):
+            message = f"it holds {also.files[0].name} as well, which is not read"
+            tell("formats", str(root), message, "give the file or folder that is meant, if it is not this", fatal=False)
+    made.depends |= {path for part in parts for path in part.files}
+    made.depends |= {path.parent for part in parts for path in part.files} | {part.images for part in parts}
+    contents = (_coco_tables if row is COCO else _entry_tables)(root, row, parts, tell, made)
+    for split, content in contents.items():
+        path = folder / f"instances_{split}.json"
+        faults = {"faults": tell.rows} if split == "train" else {}
+        origin = "plain_of" if row is COCO else "converted_from"
+        source = str(parts[0].files[0]) if row is COCO and len(parts) == 1 else f"{root} ({split} split)"
+        _write(path, {origin: content.pop("plain_of", source), **faults, **content})
+        made.files[split] = path
+
+
+def _found_too(row: Format, root: Path) -> Part | None:
     try:
-        return look(path).size
-    except (BadFile, OSError, ValueError):  # told by the check of the files; until then no box is beyond it
-        return 10**6, 10**6
+        return next(iter(row.find(root)), None)
+    except DataError:  # it says why it cannot be read, and it is not to be
+        return None
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    with ObjectFile(path) as out:
+        for key, value in content.items():
+            if isinstance(value, list):
+                with out.rows(key) as add:
+                    for row in value:
+                        add(row)
+            else:
+                out.value(key, value)
+
+
+def _coco_tables(root: Path, row: Format, parts: list[Part], tell: _Faults, made: Made) -> dict[str, dict[str, Any]]:
+    """Of COCO jsons the tables of each split: whole ones where files are splits, else by their images."""
+    base, contents = _base(root), []
+    for part in parts:
+        content = read_json(part.files[0])
+        if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in TABLES):
+            raise DataError(f"{part.files[0]} has no {', '.join(TABLES)}; give a COCO annotation file.")
+        images = Images(part.images, *([base] if part.home == base else [part.home]), suffixes=False, literal=[base])
+        for image in content["images"]:  # relative to the folder of images first, whatever lies at the root
+            if isinstance(image, dict) and isinstance(name := image.get("file_name"), str):
+                found = images.find(name)
+                path = found[0] if len(found) == 1 else part.images / name.replace("\\", "/")
+                image["file_name"] = os.path.relpath(path, base)
+        _settle(content, Images(base, suffixes=False), base, made)
+        made.depends |= images.looked
+        contents.append(content)
+    named = [Named(str(_name(i)), "", part.split) for part, c in zip(parts, contents, strict=True) for i in c["images"]]
+    homes = [part.home for part in parts if not part.split]
+    splits, lists = assign(named, homes, tell, made.says.append)
+    made.depends |= set(lists)
+    result: dict[str, dict[str, Any]] = {}
+    for part, content in zip(parts, contents, strict=True):
+        mine, splits = splits[: len(content["images"])], splits[len(content["images"]) :]
+        for split in ("train", "val"):
+            if split not in mine:
+                continue
+            if split in result:
+                raise DataError(f"{root} has more than one {split} split; give one of them.")
+            result[split] = {"plain_of": str(part.files[0]), **_of_split(content, mine, split)}
+    empty = {key: contents[0][key] if key == "categories" else [] for key in TABLES}
+    return {split: result.get(split, dict(empty)) for split in ("train", "val")}
+
+
+def _name(image: Any) -> Any:
+    return image.get("file_name", "") if isinstance(image, dict) else ""
+
+
+def _of_split(content: dict[str, Any], splits: Sequence[str], split: str) -> dict[str, Any]:
+    if set(splits) == {split}:
+        return content
+    images = [image for image, other in zip(content["images"], splits, strict=True) if other == split]
+    ids = {image.get("id") for image in images if isinstance(image, dict) and isinstance(image.get("id"), int)}
+    known = {image.get("id") for image in content["images"] if isinstance(image, dict) and isinstance(image["id"], int)}
+    return {
+        **content,
+        "images": images,
+        # A row of no image stays with the training split, where the check tells it.
+        "annotations": [
+            a for a in content["annotations"] if (i := _image_of(a)) in ids or (split == "train" and i not in known)
+        ],
+    }
+
+
+def _image_of(annotation: Any) -> Any:
+    key = annotation.get("image_id") if isinstance(annotation, dict) else None
+    return key if isinstance(key, int) else None
+
+
+class _Picture(NamedTuple):
+    """An image as it will be listed: its name relative to the base, and the entries that speak of it."""
+
+    name: str
+    path: Path
+    entries: list[Entry]
+
+
+def _entry_tables(root: Path, row: Format, parts: list[Part], tell: _Faults, made: Made) -> dict[str, dict[str, Any]]:
+    base = _base(root)
+    pictures = _pictures(base, row, parts, tell, made)
+    named = [Named(p.name, p.entries[0].own, next((e.split for e in p.entries if e.split), "")) for p in pictures]
+    homes = [part.home for part in parts if not part.split]
+    splits, lists = assign(named, homes, tell, made.says.append)
+    made.depends |= set(lists) | {part.home for part in parts}
+    said = [next((entry.size for entry in p.entries if entry.size is not None), None) for p in pictures]
+    read = iter(_read_sizes([p.path for p, size in zip(pictures, said, strict=True) if size is None]))
+    sizes = [size or next(read) or _UNKNOWN for size in said]
+    labels = sorted({o.label for p in pictures for entry in p.entries for o in entry.objects})
+    category = {label: i for i, label in enumerate(labels, 1)}
+    tables = {
+        split: {
+            "categories": [{"id": i, "name": label} for label, i in category.items()],
+            "images": [],
+            "annotations": [],
+        }
+        for split in ("train", "val")
+    }
+    count = 0
+    for i, (picture, split, (width, height)) in enumerate(zip(pictures, splits, sizes, strict=True), 1):
+        objects = [o for entry in picture.entries for o in entry.objects]
+        rows = [_annotation(count + k, i, category[o.label], o) for k, o in enumerate(objects, 1)]
+        count += len(rows)
+        if split:
+            where = picture.entries[0].where
+            image = {"id": i, "file_name": picture.name, "width": width, "height": height, "where": where}
+            tables[split]["images"].append(image)
+            tables[split]["annotations"].extend(rows)
+    for content in tables.values():
+        plain(content)  # areas of masks
+    return tables
+
+
+def _annotation(key: int, image: int, category: int, o: Boxed) -> dict[str, Any]:
+    row = {"id": key, "image_id": image, "category_id": category, "bbox": list(o.box)}
+    row |= {"segmentation": o.mask} if o.mask is not None else {}
+    return row | {"area": o.box[2] * o.box[3], "iscrowd": int(o.hard), "where": o.where}
+
+
+def _pictures(base: Path, row: Format, parts: list[Part], tell: _Faults, made: Made) -> list[_Picture]:
+    """The images of all entries in their order; what two of them claim, or what cannot be told, is left out."""
+    pictures: dict[Path, _Picture] = {}
+    claims: dict[Path, str] = {}
+    for part in parts:
+        images = Images(part.images, *([base] if part.images != base else []), literal=[part.home, base])
+        entries = list(tqdm(row.entries(part, tell), desc="read", unit="file", leave=False, delay=2, disable=None))
+        # Exact paths first: a name that fits otherwise gets no file that is another one's.
+        found = {i: images.exact(entry.file) for i, entry in enumerate(entries) if entry.file and not entry.own}
+        claims |= {path: plain_name(entries[i].file) for i, path in found.items() if path is not None}
+        for i, entry in enumerate(entries):
+            path = found.get(i) or (_own_file if entry.own else _file_of)(entry, images, part, claims, tell)
+            if path is None:
+                continue
+            made.depends |= {path, Path(entry.where) if is_file(Path(entry.where)) else part.files[0]}
+            name = os.path.relpath(path, base) if path.is_relative_to(base) else str(path)
+            known = pictures.setdefault(path, _Picture(name, path, []))
+            if entry.own and known.entries:
+                message = f"its image {path} has annotations already, in {known.entries[0].where}"
+                tell("image-claimed", entry.where, message, "remove one of the two", fatal=True)
+                continue
+            known.entries.append(entry)
+        made.depends |= images.looked
+    return list(pictures.values())
+
+
+def _file_of(entry: Entry, images: Images, part: Part, claims: dict[Path, str], tell: _Faults) -> Path | None:
+    """The file that an entry names, where it is not at that very path."""
+    found = images.find(entry.file)
+    name = plain_name(entry.file)
+    if len(found) > 1:
+        _tell_several(entry.where, entry.file, found, tell)
+        return None
+    if not found:
+        return part.images / name
+    if claims.setdefault(found[0], name) != name:
+        message = f"{entry.file} is not there, and {found[0]} is the image of {claims[found[0]]}"
+        tell("image-claimed", entry.where, message, "correct the name, or remove it")
+        return None
+    return found[0]
+
+
+def _own_file(entry: Entry, images: Images, part: Part, claims: dict[Path, str], tell: _Faults) -> Path | None:
+    """The image of an annotation file: the one of its own name before the one that it names, which may be stale."""
+    own = images.find(entry.own)
+    named = images.find(entry.file) if entry.file else []
+    if len(own) > 1 and len(named) != 1:
+        _tell_several(entry.where, entry.own, own, tell)
+        return None
+    if len(own) != 1:
+        if len(named) > 1:
+            _tell_several(entry.where, entry.file, named, tell)
+            return None
+        return named[0] if named else part.images / plain_name(entry.file or entry.own)
+    if entry.file and own[0] not in named:
+        last = plain_name(entry.file).rpartition("/")[2]
+        if named or without_suffix(last) != without_suffix(plain_name(own[0].name)):
+            message = f"it names {last} inside and is called as {own[0].name}, whose boxes these are taken for"
+            tell("image-name", entry.where, message, "correct one of the two names", fatal=False)
+    return own[0]
+
+
+def _tell_several(where: str, name: str, found: Iterable[Path], tell: _Faults) -> None:
+    some = " or ".join(str(path) for path in list(found)[:3])
+    tell("image-ambiguous", where, f"{name} may be {some}", "give the path of the image")
 
 
 def read_boxes(path: PathLike) -> dict[str, tuple[list[list[float]], list[str | None]]]:
-    """The boxes (x1 y1 x2 y2) and labels of each image file in a COCO json, a csv or a folder of VOC xml.
+    """The boxes (x1 y1 x2 y2) and labels of each image in a file or folder of any of the formats.
 
     For predictions of known boxes: nothing is asked of the images. Crowds are left out.
 
@@ -273,49 +356,42 @@ def read_boxes(path: PathLike) -> dict[str, tuple[list[list[float]], list[str | 
         DataError: no such file, or none that holds boxes.
     """
     path = Path(path).expanduser()
-    found: dict[str, tuple[list[list[float]], list[str | None]]] = {}
-    faults: list[str] = []
-
-    def tell(kind: str, where: str, message: str, cure: str) -> None:
-        faults.append(f"{where}: {message}; {cure}.")
-
-    if path.suffix.lower() == ".csv" and path.is_file():
-        entries: Iterator[Entry] = read_csv(path, tell)
-    elif path.is_dir():
-        files = xml_files(path) or xml_files(path / "Annotations")
-        if not files:
-            raise DataError(f"the folder {path} holds no xml files; give a COCO json, a csv or a folder of VOC xml.")
-        entries = read_voc(files, tell)
-    elif path.is_file():
-        entries = _coco_entries(path)
+    tell = _Faults()
+    forms = "a COCO json, a csv, or a folder of VOC xml, YOLO or LabelMe files"
+    if not path.exists():
+        raise DataError(f"there is no file of boxes {path}; give {forms}.")
+    if path.is_file() and path.suffix.lower() == ".json":
+        found = COCO, [Part((path,), path.parent, "", path.parent)]
+    elif path.is_dir() and _is_published(path):
+        files = [path / "annotations" / f"instances_{split}2017.json" for split in ("train", "val")]
+        found = COCO, [Part((file,), path, "", path) for file in files if file.is_file()]
+    elif (known := find_format(path)) is not None:
+        found = known
     else:
-        raise DataError(f"there is no file of boxes {path}; give a COCO json, a csv or a folder of VOC xml.")
+        raise DataError(f"{path} holds no boxes; give {forms}.")
+    row, parts = found
+    boxes: dict[str, tuple[list[list[float]], list[str | None]]] = {}
+    entries = [entry for part in parts for entry in row.entries(part, tell)]
+    _require_own_names(entries)
     for entry in entries:
-        boxes, labels = found.setdefault(entry.file, ([], []))
+        corners, labels = boxes.setdefault(plain_name(entry.file or entry.own), ([], []))
         for o in entry.objects:
-            x, y, w, h = o.box
-            boxes.append([x, y, x + w, y + h])
-            labels.append(o.label)
-    if faults:
-        raise DataError(faults[0])
-    return {name: value for name, value in found.items() if value[0]}
+            if not (o.hard and row is COCO):
+                x, y, w, h = o.box
+                corners.append([x, y, x + w, y + h])
+                labels.append(o.label)
+    if fatal := [fault for fault in tell.rows if fault[4]]:
+        _, where, message, cure, _ = fatal[0]
+        raise DataError(f"{where}: {message}; {cure}.")
+    return {name: value for name, value in boxes.items() if value[0]}
 
 
-def _coco_entries(path: Path) -> Iterator[Entry]:
-    """The objects of a COCO json, an entry each; DataError where it is none."""
-    files: dict[int, str] = {}
-    names: dict[int, str] = {}
-    try:
-        for event in read_object(path):
-            if event.kind == "row" and event.key == "images":
-                files[event.value["id"]] = str(event.value["file_name"])
-            elif event.kind == "row" and event.key == "categories":
-                names[event.value["id"]] = str(event.value["name"])
-        for event in read_object(path):
-            if event.kind == "row" and event.key == "annotations" and not event.value.get("iscrowd"):
-                row = event.value
-                x, y, w, h = (float(side) for side in row["bbox"])
-                box = Boxed(names[row["category_id"]], (x, y, w, h), "")
-                yield Entry(files[row["image_id"]], None, [box], "")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path} is no COCO json with boxes ({error!r}); `misa check` says what is wrong.") from error
+def _require_own_names(entries: Iterable[Entry]) -> None:
+    """DataError where annotation files name each other's images: the names inside are older than the files' own."""
+    own = {without_suffix(plain_name(entry.own)).rpartition("/")[2] for entry in entries if entry.own and entry.file}
+    for entry in entries:
+        name = without_suffix(plain_name(entry.file)).rpartition("/")[2]
+        if entry.own and name in own - {without_suffix(plain_name(entry.own)).rpartition("/")[2]}:
+            raise DataError(
+                f"{entry.where} names {entry.file} inside, which is another file's image; correct the name."
+            )

@@ -6,7 +6,7 @@ from pathlib import Path
 import mmcv
 import numpy as np
 
-from misa.data.check.annotations import Twins, check_coco, has_masks
+from misa.data.check.annotations import Twins, check_coco
 from misa.data.check.report import Report, Sample
 from misa.data.formats.coco import DataError, PathLike
 from misa.data.formats.convert import open_layout
@@ -51,16 +51,14 @@ def check_data(
     options = {"verify_images": "open", "twins": twins, "samples": -(-count // 2)}
     if path.suffix.lower() == ".json" and path.is_file():
         folder = path.parent if images is None else Path(images).expanduser()
-        purpose = "eval" if has_masks(path) else "train"
-        reports = [check_coco(path, folder, purpose=purpose, **{**options, "samples": count})]  # type: ignore[arg-type]
+        reports = [check_coco(path, folder, purpose="score", **{**options, "samples": count})]  # type: ignore[arg-type]
     elif images is not None:
         raise DataError(f"images goes with one COCO json; {path} is none.")
     else:
         layout = open_layout(path)
         options["alone"] = layout.train.images != layout.val.images
         train = check_coco(*layout.train, **options)  # type: ignore[arg-type]
-        purpose = "eval" if has_masks(layout.val.annotations) else "boxes"
-        val = check_coco(*layout.val, classes=train.classes, purpose=purpose, **options)  # type: ignore[arg-type]
+        val = check_coco(*layout.val, classes=train.classes, purpose="score", **options)  # type: ignore[arg-type]
         reports = [train, val]
     shown = [sample for report in reports for sample in report.samples][:count]
     return Checkup(tuple(reports), None if picture is None else _draw(shown, Path(picture).expanduser()))

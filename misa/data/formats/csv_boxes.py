@@ -1,0 +1,175 @@
+"""A csv of boxes, a line an object: image, label, and xmin ymin xmax ymax or x y and the box's sides, from pixel 0.
+
+    boxes.csv (any name) beside the images, with or without a column split; the file itself; train.csv and val.csv;
+    or one in each of train/ and val/
+
+Standard library only.
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from misa.data.formats.coco import DataError
+from misa.data.formats.parts import (
+    SPLITS,
+    Boxed,
+    Entry,
+    Format,
+    Part,
+    Tell,
+    files_of,
+    number,
+    split_folders,
+)
+from misa.errors import did_you_mean
+
+# What the columns may be called, in lower case without spaces and underscores.
+_IMAGE = ("image", "filename", "file", "imagefile", "imagename", "imagepath", "path", "imageid", "img", "filepath")
+_LABEL = ("label", "class", "name", "category", "classname", "labelname", "categoryname")
+_CORNERS = (
+    ("xmin", "ymin", "xmax", "ymax"),
+    ("x1", "y1", "x2", "y2"),
+    ("left", "top", "right", "bottom"),
+    ("x0", "y0", "x1", "y1"),
+)
+# The box's own sides before those that may be the image's.
+_SIDES = tuple(
+    (*corner, *sides)
+    for sides in (
+        ("boxwidth", "boxheight"),
+        ("bboxwidth", "bboxheight"),
+        ("boxw", "boxh"),
+        ("w", "h"),
+        ("width", "height"),
+    )
+    for corner in (("x", "y"), ("xmin", "ymin"), ("left", "top"), ("boxx", "boxy"), ("bboxx", "bboxy"))
+)
+_SIZE = (("width", "height"), ("imagewidth", "imageheight"), ("imgwidth", "imgheight"))
+_SPLIT = ("split", "set", "subset", "fold")
+
+
+class _Columns(NamedTuple):
+    image: int
+    label: int
+    box: tuple[int, int, int, int]
+    corners: bool
+    size: tuple[int, int] | None
+    split: int | None
+
+
+def find(root: Path) -> list[Part]:
+    """The csv files of a folder and of its splits, or a csv itself."""
+    if root.suffix.lower() == ".csv" and root.is_file():
+        return [Part((root,), root.parent, "", root.parent)]
+    found = files_of(root, ".csv")
+    named = {path: SPLITS[path.stem.lower()] for path in found if path.stem.lower() in SPLITS}
+    if named:
+        return [Part((path,), root, split, root) for path, split in named.items()]
+    inner = [(path, folder, split) for folder, split in split_folders(root) for path in files_of(folder, ".csv")]
+    if inner:
+        return [Part((path,), folder, split, folder) for path, folder, split in inner]
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:8])
+        raise DataError(f"{root} holds several csv files ({names}); give one of them, or call them train.csv, val.csv.")
+    return [Part((path,), root, "", root) for path in found]
+
+
+def entries(part: Part, tell: Tell) -> Iterator[Entry]:
+    """An entry a line; a line without a box is an image without objects.
+
+    The first line names the columns: image, label and a box, and where there are any, width and height of the image
+    and split (train, val, test). Without a name line the columns are image, x1, y1, x2, y2, label.
+
+    Raises:
+        DataError: it is no csv, or a column is missing.
+    """
+    (path,) = part.files
+    try:
+        text = _text(path)
+        delimiter = max(",;\t|", key=text.partition("\n")[0].count)
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        first = next(rows, [])
+        if len(first) == 6 and all(number(cell) is not None or not cell for cell in first[1:5]):
+            columns = _Columns(0, 5, (1, 2, 3, 4), True, None, None)
+            yield from _line(first, columns, f"{path}, line 1", part.split, tell)
+        else:
+            columns = _columns(path, first)
+        for row in rows:
+            if any(cell.strip() for cell in row):
+                yield from _line(row, columns, f"{path}, line {rows.line_num}", part.split, tell)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as a csv ({error}); save it as comma-separated UTF-8.") from error
+
+
+def _text(path: Path) -> str:
+    """UTF-8, or UTF-16 as its first bytes say."""
+    content = path.read_bytes()
+    text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    if "\0" in text:
+        raise csv.Error("it has zero bytes")
+    return text
+
+
+def _columns(path: Path, first: Sequence[str]) -> _Columns:
+    names = [cell.strip().lower().replace("_", "").replace(" ", "") for cell in first]
+
+    def find(wanted: Sequence[str]) -> int | None:
+        return next((names.index(name) for name in wanted if name in names), None)
+
+    image, label, split = find(_IMAGE), find(_LABEL), find(_SPLIT)
+    forms = [*((form, True) for form in _CORNERS), *((form, False) for form in _SIDES)]
+    box = next(((form, corners) for form, corners in forms if set(form) <= set(names)), None)
+    for found, wanted in ((image, "image"), (label, "label"), (box, "xmin, ymin, xmax, ymax")):
+        if found is None:
+            there = ", ".join(cell.strip() for cell in first) or "nothing"
+            hint = did_you_mean(wanted.split(",")[0], [cell.strip() for cell in first])
+            raise DataError(
+                f"{path} has no column {wanted}: its first line is {there}{hint or '; name the columns there.'}"
+            )
+    assert image is not None, "found above"
+    assert label is not None, "found above"
+    assert box is not None, "found above"
+    form, corners = box
+    x, y, w, h = (names.index(name) for name in form)
+    sides = next(((a, b) for a, b in _SIZE if {a, b} <= set(names) - set(form)), None)
+    size = None if sides is None else (names.index(sides[0]), names.index(sides[1]))
+    return _Columns(image, label, (x, y, w, h), corners, size, split)
+
+
+def _line(row: Sequence[str], columns: _Columns, where: str, split: str, tell: Tell) -> Iterator[Entry]:
+    def cell(index: int) -> str:
+        return row[index].strip() if index < len(row) else ""
+
+    file, label, raw = cell(columns.image), cell(columns.label), [cell(index) for index in columns.box]
+    if not file:
+        tell("missing-key", where, "it names no image", "give the image's file, or remove the line")
+        return
+    size = None
+    if columns.size is not None:
+        width, height = (number(cell(index)) for index in columns.size)
+        if width is not None and height is not None and width >= 1 and height >= 1:
+            size = int(width), int(height)
+    word = cell(columns.split).lower() if columns.split is not None else ""
+    if word and word not in SPLITS:
+        tell("split", where, f"its split is {word!r}", "write train, val or test")
+    objects: list[Boxed] = []
+    if any(raw):
+        a, b, c, d = (number(text) for text in raw)
+        if a is None or b is None or c is None or d is None:
+            shown = ", ".join(raw)
+            tell("box-value", where, f"its box {shown} is not four numbers", "correct it, or leave all four empty")
+            return
+        if not label:
+            tell("missing-key", where, "it has a box and no label", "add the class")
+            return
+        if columns.corners and (a > c or b > d):
+            tell("box-swapped", where, f"its box {', '.join(raw)} ends before it begins", "give x1 < x2 and y1 < y2")
+            return
+        objects.append(Boxed(label, (a, b, c - a, d - b) if columns.corners else (a, b, c, d), where))
+    yield Entry(file, size, objects, where, split or SPLITS.get(word, ""))
+
+
+CSV = Format(find, entries, "boxes.csv with the columns image, xmin, ymin, xmax, ymax, label (and split)")

@@ -1,0 +1,171 @@
+"""LabelMe: a json an image with shapes; rectangles are boxes, polygons, circles and masks are masks as well.
+
+    *.json beside the images, or of that kind in train/ and val/, or in annotations/ beside images/
+
+Shapes of one label and one group_id are one object; points and lines are left out. Source: the json of labelme 5
+(github.com/wkentaro/labelme): shapes (label, points, group_id, shape_type, mask), imagePath, imageHeight, imageWidth.
+"""
+
+import base64
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from misa.data.formats.parts import (
+    Boxed,
+    Entry,
+    Format,
+    Part,
+    Tell,
+    child,
+    files_of,
+    image_folder,
+    number,
+    split_folders,
+)
+from misa.data.rle import encode_part
+from misa.errors import number as is_number
+
+_SIDES_OF_CIRCLE = 64
+
+
+def find(root: Path) -> list[Part]:
+    """The json files with shapes in a folder, its splits or its folder of annotations."""
+    if files := _files(root):
+        return [Part(tuple(files), root, "", root)]
+    found = [Part(tuple(files), f, split, f) for f, split in split_folders(root) if (files := _files(f))]
+    if found:
+        return found
+    inner = child(root, "annotations", "labels", "json", "labelme")
+    if inner is None:
+        return []
+    if files := _files(inner):
+        return [Part(tuple(files), image_folder(root), "", root)]
+    return [Part(tuple(files), image_folder(root), s, root) for f, s in split_folders(inner) if (files := _files(f))]
+
+
+def _files(folder: Path) -> list[Path]:
+    """The json files of a folder, where the first of them is one of LabelMe's."""
+    files = files_of(folder, ".json")
+    return files if files and is_labelme(files[0]) else []
+
+
+def is_labelme(path: Path) -> bool:
+    """Whether a json begins or ends as LabelMe writes it; the picture within may be large."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+        file.seek(max(file.seek(0, 2) - 4096, 0))
+        ends = head + file.read()
+    return b'"shapes"' in ends or b'"imagePath"' in ends
+
+
+def entries(part: Part, tell: Tell) -> Iterator[Entry]:
+    """An entry a file; a file that is none is told and left out."""
+    for path in part.files:
+        try:
+            content = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            tell("labelme", str(path), f"it is not readable as json ({error})", "copy or export it again")
+            continue
+        if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+            tell("labelme", str(path), "it has no shapes", "give LabelMe's files alone, or take this one away")
+            continue
+        width, height = (_whole(content.get(f"image{side}")) for side in ("Width", "Height"))
+        size = (width, height) if width and height else None
+        name = content.get("imagePath")
+        objects = list(_objects(content["shapes"], size, path, tell))
+        yield Entry(name if isinstance(name, str) else "", size, objects, str(path), part.split, path.name[:-5])
+
+
+def _whole(value: Any) -> int:
+    found = number(str(value)) if isinstance(value, int | float | str) else None
+    return int(found) if found is not None and found >= 1 else 0
+
+
+def _objects(shapes: list[Any], size: tuple[int, int] | None, path: Path, tell: Tell) -> Iterator[Boxed]:
+    groups: dict[tuple[str, Any], list[list[float]]] = {}
+    places: dict[tuple[str, Any], str] = {}
+    ignored = 0
+    for i, shape in enumerate(shapes, 1):
+        where = f"{path}, shape {i}"
+        label, kind, points = _read(shape)
+        if not label or points is None:
+            tell("labelme", where, "it has no label or no points", "correct or remove it")
+        elif kind in ("point", "line", "linestrip", "points"):
+            ignored += 1
+        elif kind == "rectangle" and len(points) >= 2:
+            yield Boxed(label, _extent(points), where)
+        elif kind == "mask" and len(points) >= 2:
+            yield from _mask(label, shape.get("mask"), points, size, where, tell)
+        elif kind == "circle" and len(points) == 2:
+            yield _polygons(label, [_circle(points)], where)
+        elif kind in ("polygon", "", "rotation") and len(points) >= 3:
+            group = shape.get("group_id")
+            key = (label, f"#{i}" if group is None else str(group))
+            groups.setdefault(key, []).append([side for point in points for side in point])
+            places.setdefault(key, where)
+        else:
+            tell("labelme", where, f"it is a {kind or 'polygon'} of {len(points)} points", "draw it again")
+    if ignored:
+        tell("labelme-points", str(path), f"{ignored} points or lines are left out", "nothing to do", fatal=False)
+    for (label, _), polygons in groups.items():
+        yield _polygons(label, polygons, places[label, _])
+
+
+def _read(shape: Any) -> tuple[str, str, list[list[float]] | None]:
+    """Label, kind and points of a shape; None where the points are none."""
+    if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
+        return "", "", None
+    points = shape.get("points")
+    fine = isinstance(points, list) and all(
+        isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in points
+    )
+    return shape["label"].strip(), str(shape.get("shape_type") or ""), points if fine else None
+
+
+def _extent(points: list[list[float]]) -> tuple[float, float, float, float]:
+    xs, ys = [float(x) for x, _ in points], [float(y) for _, y in points]
+    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+
+
+def _circle(points: list[list[float]]) -> list[float]:
+    """A circle by its centre and a point on it, as a polygon."""
+    (x, y), (px, py) = points
+    radius, steps = math.hypot(px - x, py - y), _SIDES_OF_CIRCLE
+    angles = [2 * math.pi * i / steps for i in range(steps)]
+    return [side for a in angles for side in (x + radius * math.cos(a), y + radius * math.sin(a))]
+
+
+def _polygons(label: str, polygons: list[list[float]], where: str) -> Boxed:
+    points = [[x, y] for polygon in polygons for x, y in zip(polygon[::2], polygon[1::2], strict=True)]
+    return Boxed(label, _extent(points), where, mask=polygons)
+
+
+def _mask(
+    label: str, text: Any, points: list[list[float]], size: tuple[int, int] | None, where: str, tell: Tell
+) -> Iterator[Boxed]:
+    """A mask as a PNG in text, from the first point on."""
+    try:
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))).astype(bool)
+        if size is None:
+            raise ValueError("the file does not say the image's size")
+        left, top = int(points[0][0]), int(points[0][1])
+        mask = encode_part(pixels[: size[1] - top, : size[0] - left], top, left, (size[1], size[0]))
+    except (ValueError, TypeError, OSError, SyntaxError) as error:
+        tell("labelme", where, f"its mask cannot be read ({error})", "draw it again")
+        return
+    rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
+    if not len(rows):
+        tell("labelme", where, "its mask is empty", "remove it", fatal=False)
+        return
+    box = (left + int(columns[0]), top + int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1)
+    yield Boxed(label, box, where, mask=mask)
+
+
+LABELME = Format(find, entries, "1.json beside 1.jpg: shapes with label, points, shape_type; imagePath")

@@ -1,0 +1,104 @@
+"""Which image file an annotation means.
+
+The path as written comes first; then a file of the same name below the folder of images, if there is but one (of
+several the one with the same folders); then one of another suffix or case. Names are compared in Unicode's composed
+form, with / for \\. What fits several files is no file: no image gets another one's boxes. Standard library only.
+"""
+
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from misa.data.formats.parts import IMAGES, walk, without_suffix
+
+
+def plain_name(name: str) -> str:
+    """A name or path as it is compared: composed Unicode and / between folders."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+
+class Images:
+    """The image files below some folders, the first of which names are relative to.
+
+    suffixes: whether another suffix or case than is written may be meant. looked: the folders that an answer hangs on.
+    """
+
+    def __init__(self, *folders: Path, suffixes: bool = True, literal: Sequence[Path] = ()) -> None:
+        self.folders = tuple(dict.fromkeys(folders))
+        self.literal = tuple(dict.fromkeys((*self.folders, *literal)))
+        self.suffixes = suffixes
+        self.looked: set[Path] = set(self.literal)
+        self._trees: dict[Path, _Tree] = {}
+
+    def find(self, name: str) -> list[Path]:
+        """The files that a name may mean: one, none, or several that cannot be told apart."""
+        if exact := self.exact(name):
+            return [exact]
+        for folder in self.folders:
+            if found := self._tree(folder).find(plain_name(name), self.suffixes):
+                return found
+        return []
+
+    def exact(self, name: str) -> Path | None:
+        """The file at the path as it is written."""
+        for folder in self.literal:
+            for written in dict.fromkeys((name, name.replace("\\", "/"))):
+                path = folder / written
+                if ".." in path.parts:
+                    path = Path(os.path.normpath(path))
+                if is_file(path):
+                    return path
+        return None
+
+    def _tree(self, folder: Path) -> "_Tree":
+        if folder not in self._trees:
+            self._trees[folder] = tree = _Tree(folder)
+            self.looked |= tree.folders
+        return self._trees[folder]
+
+
+class _Tree:
+    """Image files by name, by name without suffix, and both without case."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folders: set[Path] = set()
+        self.names: defaultdict[tuple[str, str], list[Path]] = defaultdict(list)
+        for inner, files in walk(folder):
+            self.folders.add(inner)
+            for file in files:
+                if file.lower().endswith(IMAGES):
+                    for key in self._keys(plain_name(file)):
+                        self.names[key].append(inner / file)
+
+    @staticmethod
+    def _keys(name: str) -> list[tuple[str, str]]:
+        bare = without_suffix(name)
+        return [("name", name), ("bare", bare), ("Name", name.casefold()), ("Bare", bare.casefold())]
+
+    def find(self, name: str, suffixes: bool) -> list[Path]:
+        *folders, last = name.split("/")
+        for key in self._keys(last)[: None if suffixes else 1]:
+            if found := self.names.get(key):
+                alike = [_alike(path, folders) for path in found]
+                return [path for path, count in zip(found, alike, strict=True) if count == max(alike)]
+        return []
+
+
+def _alike(path: Path, folders: Sequence[str]) -> int:
+    """How many of the innermost folders are the same."""
+    count = 0
+    for ours, theirs in zip(reversed(path.parts[:-1]), reversed(folders), strict=False):
+        if plain_name(ours) != theirs:
+            break
+        count += 1
+    return count
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; also for names that no file can have, such as one with a zero byte."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

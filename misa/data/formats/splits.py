@@ -1,0 +1,141 @@
+"""Which images are trained on and which are scored on: as lists or folders say, or a tenth by their names.
+
+The tenth is all images whose name has a hash below a threshold, so that data which grows moves no image from one split
+to the other. Standard library only.
+"""
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from misa.data.formats.coco import DataError
+from misa.data.formats.names import plain_name
+from misa.data.formats.parts import Tell, child, files_of, without_suffix
+
+_SHARE = 10  # one image in so many is for validation, where no split is given
+_LISTS = ("train", "val", "trainval", "test")
+
+
+class Named(NamedTuple):
+    """An image by its path and by the name of its annotation file ("": none of its own), and the split it is given."""
+
+    path: str
+    own: str = ""
+    split: str = ""
+
+
+def assign(
+    images: Sequence[Named], homes: Sequence[Path], tell: Tell, say: Callable[[str], None]
+) -> tuple[list[str], list[Path]]:
+    """The split of each image ("" for one that is not used) and the lists that say so.
+
+    homes: the folders that may hold ImageSets/Main. tell: takes what is wrong with a list; say: takes what was decided.
+
+    Raises:
+        DataError: a list names none of the images.
+    """
+    found = [lists for home in dict.fromkeys(homes) if (lists := _lists(home))]
+    if found:
+        members: dict[str, set[int]] = {}
+        for lists in found:
+            for name, path in lists.items():
+                members.setdefault(name, set()).update(_members(path, images, tell))
+        return _by_lists(members, images, say), [path for lists in found for path in lists.values()]
+    split = [image.split for image in images]
+    if "val" not in split and "test" in split:
+        say("there is no validation split: the images of the test split are scored on")
+        return [{"test": "val"}.get(name, "train") for name in split], []
+    if "val" in split:
+        return [{"test": ""}.get(name, name or "train") for name in split], []
+    return by_hash([image.path for image in images], say), []
+
+
+def by_hash(paths: Sequence[str], say: Callable[[str], None]) -> list[str]:
+    """A tenth of the images for validation, by a threshold on a hash of their names; at least one of two or more."""
+    value = [hashlib.sha256(_key(path)).digest() for path in paths]
+    limit = (2**256 // _SHARE).to_bytes(32, "big")
+    split = ["val" if v < limit else "train" for v in value]
+    if len(paths) > 1 and len(set(split)) == 1:  # so few that none is below the threshold, or all
+        odd = value.index(min(value)) if split[0] == "train" else value.index(max(value))
+        split[odd] = "val" if split[0] == "train" else "train"
+    say(f"no split is given, {split.count('val')} of {len(split)} images are for validation")
+    return split
+
+
+def _key(path: str) -> bytes:
+    return plain_name(path).rpartition("/")[2].encode("utf-8", "replace")
+
+
+def _lists(home: Path) -> dict[str, Path]:
+    """The lists of splits of a folder, in ImageSets/Main, in ImageSets or beside the annotations."""
+    sets = child(home, "ImageSets")
+    for folder in (None if sets is None else child(sets, "Main"), sets, home):
+        found = {path.stem.lower(): path for path in files_of(folder, ".txt") if path.stem.lower() in _LISTS}
+        if found:
+            return found
+    return {}
+
+
+def _members(path: Path, images: Sequence[Named], tell: Tell) -> set[int]:
+    """The images that a list names, by name or path, with or without suffix."""
+    by_name: defaultdict[str, list[int]] = defaultdict(list)
+    for i, image in enumerate(images):
+        for name in dict.fromkeys((image.own, without_suffix(image.path))):
+            if name:
+                by_name[plain_name(name).rpartition("/")[2]].append(i)
+    members: set[int] = set()
+    missing: list[str] = []
+    for line in _lines(path):
+        whole = without_suffix(plain_name(line))
+        found = by_name.get(whole.rpartition("/")[2], [])
+        if len(set(found)) > 1:  # of one name in several folders those that are in the same
+            ends = [i for i in found if f"/{plain_name(without_suffix(images[i].path))}".endswith(f"/{whole}")]
+            found = ends or [i for i in found if f"/{plain_name(images[i].own)}".endswith(f"/{whole}")] or found
+        members.update(found)
+        missing += [] if found else [line]
+    if missing and not members:
+        raise DataError(
+            f"{path} names none of the annotated images: its first line is {missing[0]!r}, and an image is "
+            f"{Path(images[0].path).name if images else 'nowhere'}; correct the list, or remove it."
+        )
+    if missing:
+        message = f"{len(missing)} of its lines, such as {missing[0]!r}, name no annotated image"
+        tell("split-list", str(path), message, "nothing to do, if they are not meant", fatal=False)
+    return members
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise DataError(f"the list {path} cannot be read ({error.strerror}).") from error
+    # VOC's lists of one class say after each name whether it is there.
+    return [re.sub(r"\s+-?[01]$", "", line.strip()) for line in text.splitlines() if line.strip()]
+
+
+def _by_lists(members: Mapping[str, set[int]], images: Sequence[Named], say: Callable[[str], None]) -> list[str]:
+    everything = set(range(len(images)))
+    train, val = members.get("train"), members.get("val")
+    both, test = members.get("trainval"), members.get("test", set())
+    if val is None and both is not None and train is not None and both - train:
+        val = both - train
+    if val is None and test:
+        val = test
+        say("there is no list of validation images: those of test.txt are scored on")
+    if train is None:
+        train = (both if both is not None else everything - test) - (val or set())
+    if val is None and (rest := everything - train) and both is None:
+        val = rest
+        say(f"there is no list of validation images: the {len(rest)} that train.txt does not name are scored on")
+    if val is None:
+        order = sorted(train)
+        drawn = by_hash([images[i].path for i in order], say)
+        val = {i for i, split in zip(order, drawn, strict=True) if split == "val"}
+        train = train - val
+    if twice := train & val:
+        name = Path(images[min(twice)].path).name
+        raise DataError(f"{len(twice)} images, such as {name}, are in the lists of train and of val; keep each in one.")
+    return ["train" if i in train else "val" if i in val else "" for i in range(len(images))]

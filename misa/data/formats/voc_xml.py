@@ -1,0 +1,117 @@
+"""Pascal VOC xml: a file an image, boxes alone. VOC counts pixels from 1, and a box includes its last pixel.
+
+    a devkit     VOC2007/Annotations/*.xml, VOC2007/JPEGImages/, VOC2007/ImageSets/Main/{train,val,trainval,test}.txt;
+                 given as VOC2007, VOCdevkit or a folder above, or as Annotations itself
+    a folder     *.xml beside the images, or of that kind in train/ and val/
+
+Standard library only.
+"""
+
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+
+from misa.data.formats.coco import DataError
+from misa.data.formats.parts import (
+    Boxed,
+    Entry,
+    Format,
+    Part,
+    Tell,
+    child,
+    files_of,
+    image_folder,
+    listing,
+    number,
+    split_folders,
+    walk,
+)
+
+
+def find(root: Path) -> list[Part]:
+    """The xml files of a folder and of its splits."""
+    if root.name.lower() == "annotations" and (
+        image_folder(root.parent) != root.parent or root.parent.name[:3] == "VOC"
+    ):
+        return _devkit(root.parent)
+    if parts := _devkit(root):
+        return parts
+    inner = [root / name for name in listing(root) if name.lower().startswith("voc")]
+    inner += [folder / name for folder in inner for name in listing(folder) if name.lower().startswith("voc")]
+    kits = [folder for folder in inner if os.path.isdir(folder) and _devkit(folder)]
+    if len(kits) > 1:
+        names = " and ".join(str(kit.relative_to(root)) for kit in kits)
+        raise DataError(f"{root} holds {names}; give one of them.")
+    if kits:
+        return _devkit(kits[0])
+    if files := files_of(root, ".xml"):
+        return [Part(tuple(files), root, "", root)]
+    found = []
+    for folder, split in split_folders(root):
+        if files := files_of(folder, ".xml"):
+            found.append(Part(tuple(files), folder, split, folder))
+        else:
+            found += [part._replace(split=split) for part in _devkit(folder)]
+    return found
+
+
+def _devkit(home: Path) -> list[Part]:
+    """A folder with Annotations and a folder of images; Annotations may have folders, also called as splits."""
+    folder = child(home, "Annotations")
+    if folder is None:
+        return []
+    files = [inner / name for inner, names in walk(folder) for name in names if name.lower().endswith(".xml")]
+    if not files:
+        return []
+    splits = dict(split_folders(folder))
+    parts = {
+        split: [f for f in files if splits.get(_below(f, folder), "") == split] for split in ("", *splits.values())
+    }
+    return [Part(tuple(some), image_folder(home), split, home) for split, some in parts.items() if some]
+
+
+def _below(file: Path, folder: Path) -> Path:
+    """The folder within `folder` that a file is in."""
+    return folder / file.relative_to(folder).parts[0]
+
+
+def entries(part: Part, tell: Tell) -> Iterator[Entry]:
+    """An entry a file; a file that is none is told and left out."""
+    for path in part.files:
+        try:
+            root = ET.parse(path).getroot()
+        except (ET.ParseError, OSError, ValueError, LookupError) as error:
+            tell("xml", str(path), f"it is not readable as xml ({error})", "copy or export it again")
+            continue
+        if root.tag != "annotation":
+            tell("xml", str(path), f"it holds <{root.tag}> and not <annotation>", "give Pascal VOC files")
+            continue
+        width, height = (number(root.findtext(f"size/{side}")) for side in ("width", "height"))
+        known = width is not None and height is not None and width >= 1 and height >= 1
+        size = (int(width), int(height)) if known and width is not None and height is not None else None
+        objects = [_object(item, f"{path}, object {i}", tell) for i, item in enumerate(root.iter("object"), 1)]
+        folder = child(part.home, "Annotations")
+        own = path.relative_to(folder) if folder is not None and folder in path.parents else Path(path.name)
+        name = (root.findtext("filename") or "").strip()
+        yield Entry(name, size, [o for o in objects if o is not None], str(path), part.split, own.as_posix()[:-4])
+
+
+def _object(item: ET.Element, where: str, tell: Tell) -> Boxed | None:
+    label = (item.findtext("name") or "").strip()
+    if not label:
+        tell("missing-key", where, "it has no <name>", "add the class")
+        return None
+    x1, y1, x2, y2 = (number(item.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
+    if x1 is None or y1 is None or x2 is None or y2 is None:
+        tell("box-value", where, "its <bndbox> is not four numbers", "give xmin, ymin, xmax and ymax")
+        return None
+    for axis, low, high in (("x", x1, x2), ("y", y1, y2)):
+        if low > high:
+            tell("box-swapped", where, f"{axis}min {low:g} is greater than {axis}max {high:g}", "exchange them")
+            return None
+    hard = (item.findtext("difficult") or "0").strip() == "1"
+    return Boxed(label, (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1), where, hard)
+
+
+VOC = Format(find, entries, "Annotations/1.xml, JPEGImages/1.jpg, ImageSets/Main/train.txt; or xml beside the images")

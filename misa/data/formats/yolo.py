@@ -1,0 +1,181 @@
+"""Ultralytics YOLO: data.yaml names the classes and the folders of images; of each image a text file of objects.
+
+    data.yaml            path: ., train: images/train, val: images/val, names: [cat, dog]; also lists of images (.txt)
+    images/train/1.jpg   labels/train/1.txt with lines `class x y w h` (centre and sides as shares of the image) or
+                         `class x1 y1 x2 y2 x3 y3 ...` (a polygon: a mask)
+
+An image without a text file has no objects. Source: docs.ultralytics.com/datasets/detect and /segment.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from misa.data.check.image_files import size_of
+from misa.data.formats.coco import DataError
+from misa.data.formats.parts import (
+    IMAGES,
+    Boxed,
+    Entry,
+    Format,
+    Part,
+    Tell,
+    child,
+    files_of,
+    number,
+    walk,
+    without_suffix,
+)
+
+# Shares are rounded when they are written, and boxes at the border reach beyond by that.
+_SLACK = 0.01
+
+
+def find(root: Path) -> list[Part]:
+    """The folders of images that data.yaml names, a part a split."""
+    sheet = _sheet(root)
+    if sheet is None:
+        labels = child(root, "labels") if root.is_dir() else None
+        if labels is not None and any(name.lower().endswith(".txt") for _, files in walk(labels) for name in files):
+            raise DataError(
+                f"{root} has YOLO labels and no data.yaml; add one with `names: [...]`, train and val (folders of "
+                "images)."
+            )
+        return []
+    content = _content(sheet)
+    parts = []
+    for key, split in (("train", "train"), ("val", "val"), ("valid", "val"), ("test", "test")):
+        given = content.get(key)
+        for value in given if isinstance(given, list) else [given] if given else []:
+            parts.append(Part((sheet,), _images(sheet, content, key, str(value)), split, sheet.parent))
+    if not parts:
+        raise DataError(f"{sheet} names no train and no val; add the folders of their images.")
+    # A test folder that data.yaml names and that was not downloaded is no loss.
+    return [part for part in parts if part.split != "test" or part.images.exists()]
+
+
+def _sheet(root: Path) -> Path | None:
+    """The yaml that has names and train or val, in a folder or given itself."""
+    if root.is_file():
+        return root if root.suffix.lower() in (".yaml", ".yml") else None
+    files = files_of(root, ".yaml", ".yml")
+    found = [
+        path
+        for path in files
+        if not {"names", "nc"}.isdisjoint(content := _content(path, quiet=True))
+        and (not {"train", "val", "valid"}.isdisjoint(content))
+    ]
+    if len(found) > 1:
+        named = [path for path in found if path.stem.lower() in ("data", "dataset")]
+        if len(named) != 1:
+            names = ", ".join(path.name for path in found)
+            raise DataError(f"{root} holds several data sets ({names}); give one of these files.")
+        return named[0]
+    return found[0] if found else None
+
+
+def _content(path: Path, *, quiet: bool = False) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        if quiet:
+            return {}
+        raise DataError(f"{path} cannot be read as yaml ({str(error).splitlines()[0]}); correct it.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _images(sheet: Path, content: dict[str, Any], key: str, value: str) -> Path:
+    """A folder (or list) of images: relative to `path`, or to the yaml, where exporters write ../ too many."""
+    home = sheet.parent
+    bases = [home / str(content["path"]), home] if content.get("path") else [home]
+    inner = Path(*[part for part in Path(value).parts if part not in ("..", "/")])
+    tried = [base / value for base in bases] + [home / inner, home / inner.name]
+    found = next((path for path in tried if path.exists()), None)
+    if found is None and key != "test":
+        raise DataError(f"{sheet} says {key}: {value}, and there is no {tried[-2]}; correct it.")
+    return Path(os.path.normpath(found or tried[0]))
+
+
+def _class_names(part: Part) -> list[str]:
+    names = _content(part.files[0]).get("names")
+    if isinstance(names, dict) and names and all(isinstance(key, int) for key in names):
+        names = [names.get(i, f"class {i}") for i in range(max(names) + 1)]
+    if not isinstance(names, list) or not names:
+        raise DataError(f"{part.files[0]} has no names: add `names: [...]`, the classes in the order of their numbers.")
+    return [str(name) for name in names]
+
+
+def _files(part: Part) -> list[Path]:
+    """The images of a split."""
+    if part.images.is_file():
+        lines = part.images.read_text(encoding="utf-8-sig").splitlines()
+        return [Path(os.path.normpath(part.images.parent / line.strip())) for line in lines if line.strip()]
+    return [inner / name for inner, names in walk(part.images) for name in names if name.lower().endswith(IMAGES)]
+
+
+def labels_of(image: Path) -> Path:
+    """The text file of an image: in labels/ in the place of the last images/ of its path, or beside it."""
+    parts = list(image.parts)
+    for i in range(len(parts) - 2, -1, -1):
+        if parts[i].lower() == "images":
+            parts[i] = child(Path(*parts[:i]), "labels").name if child(Path(*parts[:i]), "labels") else "labels"  # type: ignore[union-attr]
+            break
+    return Path(*parts[:-1]) / f"{without_suffix(image.name)}.txt"
+
+
+def entries(part: Part, tell: Tell) -> Iterator[Entry]:
+    """An entry an image; lines that are no objects are told and left out."""
+    names, files = _class_names(part), _files(part)
+    if "kpt_shape" in _content(part.files[0]):
+        raise DataError(f"{part.files[0]} is of key points (kpt_shape), not of boxes or masks; give another data set.")
+    with ThreadPoolExecutor(8) as pool:
+        for path, size in zip(files, pool.map(size_of, files), strict=True):
+            labels = labels_of(path)
+            objects = [] if size is None else list(_objects(labels, names, size, tell))
+            yield Entry(str(path), size, objects, str(labels), part.split)
+
+
+def _objects(path: Path, names: list[str], size: tuple[int, int], tell: Tell) -> Iterator[Boxed]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        tell("yolo", str(path), f"it cannot be read ({error})", "copy or export it again")
+        return
+    for i, line in enumerate(lines, 1):
+        if not (cells := line.split()):
+            continue
+        values = [number(cell) for cell in cells]
+        where, count = f"{path}, line {i}", len(cells) - 1
+        if any(value is None for value in values) or (count != 4 and (count < 6 or count % 2)):
+            tell("yolo", where, f"it is not `class x y w h` or `class x1 y1 x2 y2 ...` but {line[:60]!r}", "correct it")
+            continue
+        label, *shares = [float(value) for value in values if value is not None]
+        if label != int(label) or not 0 <= label < len(names):
+            tell("yolo", where, f"class {label:g} has no name in data.yaml ({len(names)} classes)", "add its name")
+        elif min(shares) < -_SLACK or max(shares) > 1 + _SLACK:
+            message = f"its numbers are not shares of the image from 0 to 1: {line[:60]!r}"
+            tell("yolo-pixels", where, message, "divide them by the image's width and height")
+        else:
+            yield _boxed(names[int(label)], shares, size, where)
+
+
+def _boxed(label: str, shares: list[float], size: tuple[int, int], where: str) -> Boxed:
+    width, height = size
+    if len(shares) == 4:
+        x, y, w, h = shares
+        # Clipped to the image, which rounded shares leave by fractions.
+        left, top, right, bottom = x - w / 2, y - h / 2, x + w / 2, y + h / 2
+        corners = [max(left, 0.0) * width, max(top, 0.0) * height, min(right, 1.0) * width, min(bottom, 1.0) * height]
+        return Boxed(label, (corners[0], corners[1], corners[2] - corners[0], corners[3] - corners[1]), where)
+    pixels = [min(max(share, 0.0), 1.0) * (height if i % 2 else width) for i, share in enumerate(shares)]
+    xs, ys = pixels[::2], pixels[1::2]
+    return Boxed(label, (min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)), where, mask=[pixels])
+
+
+YOLO = Format(find, entries, "data.yaml, images/train/1.jpg, labels/train/1.txt: `class x y w h` or a polygon, 0 to 1")
