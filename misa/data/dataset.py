@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from misa.data.mmdet_datasets import COCO, CocoDataset
-
 from misa.data.formats.coco_json import plain_annotation
+from misa.data.mmdet_datasets import COCO, CocoDataset
 
 
 class _OrderedCOCO(COCO):

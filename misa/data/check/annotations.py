@@ -21,7 +21,7 @@ from misa.data.formats.coco_json import TABLES, BadJson, is_empty, is_ignored, o
 from misa.data.formats.names import Images, is_file
 from misa.errors import did_you_mean, number, whole
 
-__all__ = ["Purpose", "Twins", "check_coco", "require_usable"]
+__all__ = ["Purpose", "Twins", "check_coco", "has_masks", "require_usable"]
 
 Purpose = Literal["train", "mask", "eval", "boxes", "score"]
 # The purposes that need a mask of every object, and the reason.
@@ -134,6 +134,12 @@ def _empty_images(images: dict[int, Listed | None], empty: set[int], notes: _Not
             notes.add("image-empty", place, message, cure, note=True)
     if notes.totals["image-empty"]:
         notes.totals["image-empty"] = len(empty)
+
+
+def has_masks(annotation_file: PathLike) -> bool:
+    """Whether any object has a `segmentation`; an empty one, as tools for boxes write it, is none."""
+    rows = _tables(Path(annotation_file), Path(), _Notes(Path(annotation_file))).get("annotations", ())
+    return any(isinstance(row, dict) and not is_empty(row.get("segmentation")) for row in rows)
 
 
 def require_usable(

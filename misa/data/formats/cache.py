@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from misa.data.formats.coco import DataError
+from misa.files import write_json
 
 # Part of every key: raised when the same data is written otherwise.
 _EDITION = 3
@@ -76,9 +77,7 @@ def _make(make: Callable[[Path, Made], None], beside: Path, home: Path, card: Pa
         with contextlib.suppress(FileExistsError, OSError):  # another machine has put the same there
             beside.rename(folder)
     content = {"folder": folder.name, "files": files, "depends": stamps, "says": made.says}
-    partial = card.with_name(f".{card.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content), encoding="utf-8")
-    partial.replace(card)
+    write_json(card, content, indent=None)
     return Made({name: folder / inner for name, inner in files.items()}, made.depends, made.says)
 
 
