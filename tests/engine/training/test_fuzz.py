@@ -16,10 +16,11 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from misa.data.check.annotations import check_coco
-from misa.data.check.image_files import IMAGES
 from misa.data.check.report import Report
-from misa.data.formats.boxes import read_csv, read_voc
 from misa.data.formats.convert import open_layout, read_boxes
+from misa.data.formats.csv_boxes import CSV
+from misa.data.formats.parts import IMAGES, Part
+from misa.data.formats.voc_xml import VOC
 from misa.data.images import Picture, find_inputs, read_image
 from misa.engine.prediction.export import export_student
 from misa.engine.prediction.known_boxes import find_boxes
@@ -88,7 +89,9 @@ def test_csv(tmp_path, content):
     file.write_bytes(content)
     faults = []
     with suppress(UserError):
-        for entry in read_csv(file, lambda *fault: faults.append(fault)):
+        for entry in CSV.entries(
+            Part((file,), file.parent, "", file.parent), lambda *fault, fatal=True: faults.append(fault)
+        ):
             assert entry.file
             assert all(np.isfinite(o.box).all() and o.label for o in entry.objects)
     assert all(len(fault) == 4 for fault in faults)
@@ -120,7 +123,9 @@ def test_xml(tmp_path, data):
             text = text.replace(f">{value}<", f">{data.draw(CELL).replace('<', '')}<")
     file.write_bytes(spoil(data, text.encode()) if data.draw(st.booleans()) else text.encode())
     faults = []
-    for entry in read_voc([file], lambda *fault: faults.append(fault)):
+    for entry in VOC.entries(
+        Part((file,), root / "JPEGImages", "", root), lambda *fault, fatal=True: faults.append(fault)
+    ):
         assert all(np.isfinite(o.box).all() and o.label for o in entry.objects)
     with suppress(UserError):
         layout = open_layout(root)
