@@ -13,6 +13,7 @@ from misa.data.formats.table import FORMATS
 from misa.engine.reports.checkup import check_data
 from misa.engine.training.train import train
 from misa.rows import find_row
+from tests.helpers import CPU
 
 TOY = '''
 """Of each image a file NAME.toy with lines `label x y w h`."""
@@ -59,7 +60,7 @@ def test_a_toy_format_is_read_checked_and_trained_from(toy: Path, tmp_path: Path
     assert checkup.usable
     assert sum(report.objects for report in checkup.reports) == 12
     assert read_boxes(toy)["3.png"] == ([[3, 4, 43, 34], [50, 20, 90, 64]], ["cat", "dog"])
-    run = train(find_row("coco_mini:box").smoke(), data_root=toy, work_dir=tmp_path / "run", gpus=0)
+    run = train(find_row("coco_mini:box").smoke(), data_root=toy, work_dir=tmp_path / "run", machine=CPU)
     assert run.source.classes == ("cat", "dog")
     assert "bbox" in run.metrics
     steps = (tmp_path / "run" / "losses.jsonl").read_text().splitlines()
