@@ -23,6 +23,7 @@ from misa.errors import UserError
 from misa.evaluation.guidance import pull_of
 from misa.experiment import TINY, Affinity, Augmentation, Experiment, Inference, Schedule, Semantic
 from misa.ops.propagation import propagate_local
+from tests.helpers import CPU
 
 TEACHER = Experiment(
     data="demo",
@@ -48,7 +49,7 @@ def run(place):
         f"from misa.experiment import Experiment\nROWS = {{'teacher': Experiment.from_values({values!r})}}\n"
     )
     row = TEACHER.but(semantic=None, teacher=f"{place / 'rows.py'}:teacher", affinity={"saliency": True})
-    return train(row, data_root=place / "data", work_dir=place / "runs" / "sepa", gpus=0).folder
+    return train(row, data_root=place / "data", work_dir=place / "runs" / "sepa", machine=CPU).folder
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_without_a_teacher_what_needs_one_is_left_out():
 
 def test_a_teacher_can_be_given_and_the_training_images_looked_at(run, place, capsys):
     box = TEACHER.but(semantic=None)
-    student = train(box, data_root=place / "data", work_dir=place / "alone" / "box", gpus=0).folder
+    student = train(box, data_root=place / "data", work_dir=place / "alone" / "box", machine=CPU).folder
     teacher = next(path for path in run.parent.iterdir() if "teacher" in path.name)
     alone = measure_guidance(student, images=2, readings={"color": {}, "class map": READINGS["class map, 0.3σ"]})
     assert {reading for reading, _ in alone.pulls} == {"color"}
