@@ -1,11 +1,29 @@
 """MISA: box-supervised instance segmentation with a semantic prior (IJCAI-24).
 
-Importing this package is light: it loads neither mmdet nor mmcv nor torch. It makes mmcv usable without its compiled
-ops (`misa.mmcv_ext`), so import it before mmdet.
+    misa.load(run_or_file)            # a trained student, to be called on images
+    misa.load_teacher(run_or_name)    # a semantic teacher: S and K of Eq. 1 for any image
+
+Importing this package is light: it loads neither mmdet nor mmcv nor torch; the first use of a function does. It makes
+mmcv usable without its compiled ops (`misa.mmcv_ext`), so import it before mmdet.
 """
+
+import importlib
+from typing import Any
 
 from misa.mmcv_ext import install as _install_mmcv_ext
 
 __version__ = "0.1.0"
+__all__ = ["load", "load_teacher"]
 
 _install_mmcv_ext()
+
+
+def __getattr__(name: str) -> Any:
+    """The functions of `misa.api`, loaded when they are asked for."""
+    if name in ("load", "load_teacher"):
+        return getattr(importlib.import_module("misa.api"), name)
+    raise AttributeError(f"module 'misa' has no attribute {name!r}; it has {', '.join(__all__)}.")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), "load", "load_teacher"])

@@ -27,6 +27,10 @@ class Stopped(RuntimeError):
 class UserError(ValueError):
     """Wrong input by the person who runs misa; the command line prints its sentence and exits with status 2."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the sentence, without the frames of the package."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def did_you_mean(wanted: str, found: Iterable[str], *, before: str = "") -> str:
     """A hint such as "; did you mean 'train2017'?", or nothing when no name comes close."""

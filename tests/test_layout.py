@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "engine": {"ops", "losses", "objectives", "data", "evaluation", "models", "figures", *FILES},
     "doctor": {"mmcv_ext", "ops"},
     "gallery": {"errors", "figures"},
+    "api": {"ops", "data", "models", "figures", "engine", *FILES},
     "cli": {"data", "engine", "figures", "doctor", "gallery", *FILES},
     "__init__": {"mmcv_ext"},
     "__main__": {"cli"},

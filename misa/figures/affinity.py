@@ -98,9 +98,15 @@ def start_mask(example: Example, seed: Seed, start: Start) -> Tensor:
     inside = example.box_masks()[box]
     if start == "box":
         return inside.float()
+    return blob(inside)
+
+
+def blob(inside: Tensor) -> Tensor:
+    """A soft disc (h w) in the middle of a box's mask (h w), 1 at its center and 0 outside the box."""
+    h, w = inside.shape
     rows, columns = inside.any(dim=1).nonzero().flatten(), inside.any(dim=0).nonzero().flatten()
-    y = (torch.arange(example.size[0])[:, None] - rows.float().mean()) / (len(rows) / 3)
-    x = (torch.arange(example.size[1])[None] - columns.float().mean()) / (len(columns) / 3)
+    y = (torch.arange(h)[:, None] - rows.float().mean()) / (len(rows) / 3)
+    x = (torch.arange(w)[None] - columns.float().mean()) / (len(columns) / 3)
     return torch.exp(-(y**2 + x**2)) * inside
 
 

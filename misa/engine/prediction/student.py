@@ -22,6 +22,7 @@ from misa.data.rle import Runs, encode_part
 from misa.data.rle import decode as decode_runs
 from misa.engine.runs.checkpoints import fill, last_checkpoint, read_checkpoint, require_fit
 from misa.engine.runs.record import read_params
+from misa.engine.runs.state import warn
 from misa.errors import UserError
 from misa.experiment import Experiment, require_types
 from misa.models.students.base import TRAINING_ONLY
@@ -100,12 +101,15 @@ def load_student(path: str | Path, *, device: str = "auto") -> Student:
     place = choose_device(device)
     warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")
     path = Path(path).expanduser()
-    path = (last_checkpoint(path) if _is_run(path) else path).resolve()
+    folder = path.resolve() if _is_run(path) else None
+    path = (path if folder is None else last_checkpoint(path)).resolve()
     checkpoint = read_checkpoint(path)
     experiment, classes = _card(path, checkpoint)
     if experiment.semantic is not None:
         raise UserError(f"{path} is a semantic teacher; predictions are a student's, of a row such as demo:box.")
     model = build_student(experiment, classes, path=path, weights=checkpoint["state_dict"])
+    if folder is not None:  # whoever names a checkpoint knows which state it is of
+        warn(folder, experiment, checkpoint=path)
     return Student(model.to(place), experiment, classes, path, _digest(checkpoint["state_dict"]))
 
 

@@ -11,6 +11,7 @@ from misa.data.source import Source
 from misa.engine.runs.checkpoints import last_checkpoint, load_weights
 from misa.engine.runs.folder import Run, opened, recorded
 from misa.engine.runs.scores import DETECTIONS, MERGE_SCORE, score_merged, scored
+from misa.engine.runs.state import warn
 from misa.engine.training.config import run_config
 from misa.engine.training.runner import choose_device, quiet_runner
 from misa.errors import UserError
@@ -81,10 +82,15 @@ def evaluate(
 def load_run(
     run_folder: str | Path, *, checkpoint: str | Path | None = None, machine: Machine | None = None
 ) -> Trained:
-    """A run folder to predict with; sets device and threads. UserError where there is no run or no checkpoint."""
+    """A run folder to predict with; sets device and threads. UserError where there is no run or no checkpoint.
+
+    Says so on standard error where the run is unfinished, unless a checkpoint is named, or was a smoke run.
+    """
     choose_device(machine or Machine())
     experiment, folder, params = recorded(run_folder)
     path = None if checkpoint == "none" else Path(checkpoint) if checkpoint else last_checkpoint(folder)
+    if not checkpoint:
+        warn(folder, experiment, checkpoint=path)
     return Trained(experiment, folder, params, path)
 
 

@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import mmcv
 import numpy as np
@@ -25,7 +26,7 @@ from misa.engine.runs.teacher import load_teacher
 from misa.engine.training.train import train
 from misa.errors import UserError
 from misa.evaluation.ap import read_truth
-from misa.experiment import Experiment
+from misa.experiment import Augmentation, Distillation, Experiment
 from misa.figures.example import Example
 from misa.losses.distillation import spread_unit
 from misa.machine import Machine
@@ -81,6 +82,30 @@ class Networks:
             masks=scene.masks,
         )
 
+    @property
+    def seen(self) -> "Seen":
+        """The networks without the run's data, for any image."""
+        sizes, learned = self.experiment.augmentation, self.experiment.distillation
+        return Seen(self.classes, sizes, self.teacher, self.student, learned)
+
+    def see(self, image: NDArray[np.uint8], **about: Any) -> Example:
+        """Any RGB image (H W 3) as the networks see it; `about` as of `Seen.see`."""
+        return self.seen.see(image, **about)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Images as networks see them: `teacher` is anything with `prior`, `student` one with a dense feature, or None.
+
+    classes: in the order of K's rows; sizes: how images are resized, as in the test; distillation: of the student.
+    """
+
+    classes: tuple[str, ...]
+    sizes: Augmentation
+    teacher: nn.Module | None = None
+    student: nn.Module | None = None
+    distillation: Distillation | None = None
+
     @torch.no_grad()
     def see(
         self,
@@ -91,27 +116,27 @@ class Networks:
         labels: tuple[int, ...] = (),
         masks: NDArray[np.bool_] | None = None,
     ) -> Example:
-        """Any RGB image (H W 3) as the networks see it."""
+        """An RGB image (H W 3) with its boxes (n 4, xyxy), their places in `classes`, and true masks (n H W)."""
+        short_side, long_side = self.sizes.test_short_side, self.sizes.long_side
         example = example_of(
             image,
-            short_side=self.experiment.augmentation.test_short_side,
-            long_side=self.experiment.augmentation.long_side,
+            short_side=short_side,
+            long_side=long_side,
             name=name,
             boxes=boxes,
             labels=labels,
             classes=self.classes,
             masks=masks,
         )
-        pixels, size = _input(image, self.experiment), example.size
+        pixels, size = _input(image, short_side, long_side), example.size
         if self.teacher is not None:
-            features, factors = self.teacher.prior(pixels)
+            features, factors = self.teacher.prior(pixels)  # type: ignore[operator]
             example = replace(example, features=_at(features, size), saliency_factors=factors)
         if self.student is not None:
             dense = _dense_feature(self.student, self.student.extract_feat(pixels))  # type: ignore[operator]
             example = replace(example, student=_at(dense, size))
-            learned = self.experiment.distillation
-            if learned is not None and self.teacher is not None:
-                unit = spread_unit(features) if learned.unit == "spread" else 1.0
+            if self.distillation is not None and self.teacher is not None:
+                unit = spread_unit(features) if self.distillation.unit == "spread" else 1.0
                 adapted = unit * self.student.adapter(dense)  # type: ignore[operator]
                 example = replace(example, adapted=_at(adapted, size))
         return example
@@ -232,10 +257,9 @@ def _normalised(image: NDArray[np.uint8], short_side: int, long_side: int) -> Te
     return torch.from_numpy((resized - np.array(MEAN)) / np.array(STD)).permute(2, 0, 1)[None].float()
 
 
-def _input(image: NDArray[np.uint8], experiment: Experiment) -> Tensor:
+def _input(image: NDArray[np.uint8], short_side: int, long_side: int) -> Tensor:
     """The same padded to a multiple of 32, as mmdet's preprocessor does."""
-    sizes = experiment.augmentation
-    pixels = _normalised(image, sizes.test_short_side, sizes.long_side)
+    pixels = _normalised(image, short_side, long_side)
     h, w = pixels.shape[-2:]
     return F.pad(pixels, (0, -w % 32, 0, -h % 32))
 

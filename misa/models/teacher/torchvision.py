@@ -3,14 +3,18 @@
 Axes: b image · d channel · c category · h row · w column.
 """
 
+import urllib.error
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights, list_models, segmentation
 
 from misa.data.pipeline import MEAN, STD
+from misa.errors import UserError, did_you_mean
 from misa.losses.inputs import SemanticPrior
 from misa.models.teacher.contract import TeacherContract, evaluating
 from misa.ops.readings import Classifier
@@ -84,3 +88,60 @@ class TorchvisionTeacher(nn.Module):
         bias = rows.new_zeros(len(rows)) if layer.bias is None else layer.bias.detach()
         background = self.contract.background
         return Classifier(rows[self.foreground], rows[background], bias[self.foreground], bias[background])
+
+
+def named_teacher(
+    name: str, *, weights: str | Path | None = "default", classes: Sequence[str] | None = None
+) -> TorchvisionTeacher:
+    """One of torchvision's FCN or DeepLabV3 networks as a frozen teacher, such as "deeplabv3_resnet50".
+
+    Args:
+        name: as torchvision calls it.
+        weights: "default" takes torchvision's own, downloaded once; a path, a file of these; None, none at all.
+        classes: those that it is to teach, all of its own by default.
+
+    Raises:
+        UserError: no such network, weights that cannot be downloaded or read, or classes that it does not know.
+    """
+    known = [one for one in list_models(module=segmentation) if not one.startswith("lraspp")]
+    if name not in known:
+        hint = did_you_mean(name, known) or f"; there are {', '.join(known)}."
+        raise UserError(f"torchvision has no segmentation network {name!r} with a 1x1 classifier{hint}")
+    published: Any = get_model_weights(name).DEFAULT
+    categories = list(published.meta["categories"])
+    model = get_model(name, weights=None, weights_backbone=None, num_classes=len(categories), aux_loss=True)
+    if weights is not None:
+        state = _downloaded(name, published) if weights == "default" else _stored(Path(weights).expanduser(), published)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise UserError(f"{weights} holds the weights of another network than {name}.") from error
+    background = categories[0]
+    unknown = [one for one in classes or () if one not in categories[1:]]
+    if unknown:
+        raise UserError(f"{name} does not know the class {unknown[0]!r}; it knows {', '.join(categories[1:])}.")
+    taught = categories[1:] if classes is None else list(classes)
+    teacher = TorchvisionTeacher(model, categories, taught, background=background)
+    return teacher.eval().requires_grad_(False)
+
+
+def _downloaded(name: str, published: Any) -> dict[str, Tensor]:
+    try:
+        state: dict[str, Tensor] = published.get_state_dict(progress=False, check_hash=True)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise UserError(
+            f"the weights of {name} cannot be downloaded ({getattr(error, 'reason', None) or error}); where there is "
+            f"internet fetch {published.url} into {folder}, or give the file with weights=."
+        ) from error
+    return state
+
+
+def _stored(path: Path, published: Any) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"there is no file of weights {path}; fetch {published.url}.")
+    try:
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is cut or not its own
+        raise UserError(f"{path} cannot be read as weights; fetch {published.url}.") from error
+    return state

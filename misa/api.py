@@ -1,0 +1,464 @@
+"""The Python API: a trained student on any image, and what a semantic teacher sees in one.
+
+    student = misa.load("runs/demo-misa-seed0")
+    found = student("photo.jpg")
+    teacher = misa.load_teacher("torchvision:deeplabv3_resnet50")
+    scene = teacher.see("photo.jpg", boxes=[[385, 60, 600, 357]], labels=["cat"])
+
+Images are given as paths, PIL images, RGB arrays (H W 3) of 8 bits or tensors (3 H W), one or several (a list, or a
+leading axis); one image gives one result, several give a list. Boxes are xyxy in pixels, seeds (row, column) in
+pixels of the image. Axes: n instance · H, W of the image.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image as Pillow
+from PIL import ImageOps
+from torch import Tensor
+
+from misa.data.images import read_image
+from misa.data.rle import decode_part
+from misa.engine.prediction.files import rows_of
+from misa.engine.prediction.student import Instances, Student, find, load_student
+from misa.engine.reports.explore import Seen, open_networks
+from misa.engine.reports.figure_sources import knobs_of
+from misa.errors import UserError, did_you_mean
+from misa.experiment import Augmentation
+from misa.figures.affinity import NAMES, affinity_figure, blob, field_of
+from misa.figures.example import Example
+from misa.figures.overlay import overlay
+from misa.figures.style import Picture
+from misa.files import atomic_write, write_json
+from misa.models.teacher.torchvision import named_teacher
+from misa.ops.seed_affinity import Kernel, Knobs, Seed, SeedField, seed_mask
+
+if TYPE_CHECKING:
+    from misa.figures.widgets import SeedExplorer
+
+Images = str | Path | Pillow.Image | NDArray[Any] | Tensor
+Kind = Literal["color", "feature", "saliency", "sepa"]
+_KERNELS: dict[str, Kernel] = {"color": "color", "feature": "feature", "saliency": "saliency", "sepa": "enhanced"}
+_TORCHVISION = "torchvision:"
+
+
+def load(run_or_file: str | Path, *, device: str = "auto") -> "Predictor":
+    """A trained student, ready to be called on images.
+
+    Args:
+        run_or_file: a run folder of `misa train`, one of its checkpoints, or a file of `misa export`.
+        device: "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one.
+
+    Raises:
+        UserError: no student there, or no such device.
+    """
+    return Predictor(load_student(run_or_file, device=device))
+
+
+def load_teacher(run_or_name: str | Path, *, weights: str | Path | None = "default") -> "Teacher":
+    """A semantic teacher: S and K of Eq. 1 for any image.
+
+    Args:
+        run_or_name: the run folder of a teacher, or of a student with its teacher beside it; or one of torchvision's
+            segmentation networks, such as "torchvision:deeplabv3_resnet50", which knows the 20 classes of VOC.
+        weights: of a torchvision network: "default" takes torchvision's, downloaded once; a path, a file of these;
+            None, an untrained network (to see that code runs).
+
+    Raises:
+        UserError: no teacher there, or its weights cannot be had.
+    """
+    name = str(run_or_name)
+    if name.startswith(_TORCHVISION):
+        network = named_teacher(name.removeprefix(_TORCHVISION), weights=weights)
+        return Teacher(Seen(network.contract.classes, Augmentation(test_short_side=520), network), name)
+    networks = open_networks(run_or_name)
+    if networks.teacher is None:
+        raise UserError(
+            f"{run_or_name} has no teacher; give a teacher's run, or a student's of a row such as demo:misa."
+        )
+    return Teacher(replace(networks.seen, student=None), name, knobs_of(networks.experiment.affinity))
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained student as a function of images: see `load`."""
+
+    student: Student
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of what it finds."""
+        return self.student.classes
+
+    def __call__(
+        self, images: Images | Sequence[Images], *, score: float = 0.3, mask: float | None = None
+    ) -> "Result | list[Result]":
+        """What is found in an image, or in each of several.
+
+        Args:
+            images: see the module.
+            score: score threshold of an instance, 0 to 1.
+            mask: binarization threshold of a mask's probability, of SOLOv2 only (default: the row's).
+
+        Raises:
+            UserError: an image that cannot be read or is of another form, or thresholds out of range.
+        """
+        if not 0 <= score <= 1:
+            raise UserError(f"score must be from 0 to 1, not {score}.")
+        pixels, single = as_images(images)
+        results = [
+            Result(one, found)
+            for one, found in zip(pixels, find(self.student, pixels, score=score, mask=mask), strict=True)
+        ]
+        return results[0] if single else results
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.classes[:6]) + (", …" if len(self.classes) > 6 else "")
+        return f"<{self.student.experiment.student} of {len(self.classes)} classes ({names}) on {self.student.device}>"
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """What was found in an image, best score first; `instances` holds the masks as run lengths."""
+
+    image: NDArray[np.uint8] = field(repr=False)
+    instances: Instances = field(repr=False)
+
+    @cached_property
+    def masks(self) -> NDArray[np.bool_]:
+        """All masks (n H W) at the image's size."""
+        return self.instances.masks()
+
+    @property
+    def boxes(self) -> NDArray[np.float64]:
+        """(n 4): x1 y1 x2 y2 of each mask's extent, in pixels."""
+        return self.instances.boxes
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """(n), 0 to 1."""
+        return self.instances.scores
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """(n) names of classes."""
+        return self.instances.labels
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    def __repr__(self) -> str:
+        height, width = self.image.shape[:2]
+        counts = pd.Series(self.labels, dtype=object).value_counts()
+        found = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
+        return f"<{len(self)} instances in {height} x {width}: {found}>"
+
+    def frame(self) -> pd.DataFrame:
+        """A line an instance: label, score, area in pixels, and the box."""
+        rows = [(row["label"], row["score"], row["area"], *row["box"]) for row in rows_of(self.instances)]
+        return pd.DataFrame(rows, columns=["label", "score", "area", "x1", "y1", "x2", "y2"])
+
+    def plot(self) -> Pillow.Image:
+        """The image with masks and labels; a PIL image, which a notebook shows and `.save(path)` writes."""
+        parts = [decode_part(runs) for runs in self.instances.runs]
+        labels = [f"{label} {score:.2f}" for label, score in zip(self.labels, self.scores, strict=True)]
+        return Pillow.fromarray(overlay(self.image, parts, labels))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the overlay (.png, .jpg), the instances (.json, with COCO run lengths) or a table (.csv).
+
+        Raises:
+            UserError: another suffix, or the file cannot be written.
+        """
+        path = Path(path).expanduser()
+        kind = path.suffix.lower()
+        if kind not in (".png", ".jpg", ".jpeg", ".json", ".csv"):
+            raise UserError(f"{path} should end in .png or .jpg (the picture), .json (instances) or .csv (a table).")
+        try:
+            if kind == ".json":
+                write_json(path, {"size": list(self.image.shape[:2]), "instances": rows_of(self.instances)})
+            elif kind == ".csv":
+                with atomic_write(path) as partial:
+                    self.frame().to_csv(partial, index=False)
+            else:
+                with atomic_write(path) as partial:
+                    self.plot().save(partial, format="PNG" if kind == ".png" else "JPEG")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror or error}); choose another place.") from error
+        return path
+
+    def _repr_html_(self) -> str:
+        buffer = io.BytesIO()
+        shown = self.plot()
+        shown.thumbnail((640, 640))
+        shown.save(buffer, format="PNG")
+        picture = f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+        table = self.frame().round(2).to_html(index=False, border=0, max_rows=20)
+        return f'<div style="display:flex;gap:1em;align-items:flex-start">{picture}{table}</div>'
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A semantic network that turns an image into S and K (Eq. 1): see `load_teacher`."""
+
+    seen: Seen = field(repr=False)
+    name: str
+    knobs: Knobs = field(default_factory=lambda: Knobs(semantic_scale=8.0))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the categories, in the order of K's rows."""
+        return self.seen.classes
+
+    def see(
+        self, image: Images, *, boxes: ArrayLike | None = None, labels: str | Sequence[str] | None = None
+    ) -> "SceneView":
+        """An image as the losses see it, with the teacher's features.
+
+        Args:
+            image: one image, see the module.
+            boxes: (n 4) or (4), xyxy in its pixels.
+            labels: a class for each box, of `classes`.
+
+        Raises:
+            UserError: several images, boxes outside the image, or labels that the teacher does not know.
+        """
+        pixels, single = as_images(image)
+        if not single:
+            raise UserError(f"a teacher sees one image at a time: {len(pixels)} were given.")
+        frames = _boxes(boxes, pixels[0])
+        names = [labels] if isinstance(labels, str) else list(labels or ())
+        if len(names) != len(frames):
+            raise UserError(
+                f"each box needs a label, one of the teacher's classes: {len(frames)} boxes, {len(names)} labels."
+            )
+        for name in names:
+            if name not in self.classes:
+                hint = did_you_mean(name, self.classes) or f"; it knows {', '.join(self.classes)}."
+                raise UserError(f"the teacher {self.name} has no class {name!r}{hint}")
+        known = tuple(self.classes.index(name) for name in names)
+        title = Path(image).stem if isinstance(image, str | Path) else "image"
+        return SceneView(self.seen.see(pixels[0], name=title, boxes=frames, labels=known), self.knobs)
+
+
+@dataclass(frozen=True)
+class SceneView:
+    """An image with its colors, boxes and the teacher's features: see `Teacher.see`. Results have the image's size."""
+
+    example: Example = field(repr=False)
+    knobs: Knobs = field(default_factory=Knobs)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return self.example.image.shape[0], self.example.image.shape[1]
+
+    def __repr__(self) -> str:
+        named = ", ".join(self.example.classes[label] for label in self.example.labels) or "no boxes"
+        h, w = self.example.size
+        return f"<{self.example.name}, {self.size[0]} x {self.size[1]}, maps of {h} x {w}: {named}>"
+
+    def affinity(
+        self, seed: Sequence[int], kind: Kind = "sepa", *, label: str | None = None, tree: bool = False, **knobs: Any
+    ) -> NDArray[np.float32]:
+        """How near every pixel is to the seed (H W), 0 to 1: Eq. 8 and 10-13.
+
+        Args:
+            seed: (row, column) in pixels of the image.
+            kind: "color" A, "feature" A^f, "saliency" A^c or "sepa", their combination.
+            label: the category of A^c; by default that of the smallest box around the seed.
+            tree: along the minimum spanning tree, as weak as the longest edge on the way, in place of directly.
+            knobs: in place of the teacher's, see `misa.ops.seed_affinity.Knobs`.
+
+        Raises:
+            UserError: a seed outside the image, an unknown kind, or no category to be had.
+        """
+        cell, kernel = self._cell(seed), self._kernel(kind)
+        field_ = self._field(self._label(cell, kernel, label))
+        chosen = self._knobs(knobs)
+        maps = field_.along_tree(cell, chosen) if tree else field_.direct(cell, chosen)
+        return self._full(maps[kernel][None])[0]
+
+    def propagate(
+        self,
+        start: Literal["box", "blob"] | Sequence[int] = "box",
+        *,
+        kind: Kind = "sepa",
+        reach: Literal["local", "global"] = "local",
+        label: str | None = None,
+        **knobs: Any,
+    ) -> NDArray[np.float32]:
+        """Masks spread by an affinity (n H W), 0 to 1: Eq. 7, 9 and 14. One for each box, or one for a seed.
+
+        Args:
+            start: each "box" whole, a soft "blob" in each box, or a seed (row, column) in pixels of the image.
+            kind: as of `affinity`.
+            reach: "local" for `steps` windows within the box, "global" for one pass along the tree.
+            label: the category, where a seed is in no box.
+            knobs: in place of the teacher's, such as steps=20.
+
+        Raises:
+            UserError: no boxes to start from, a seed outside, an unknown kind, or no category to be had.
+        """
+        kernel, chosen = self._kernel(kind), self._knobs(knobs)
+        if reach not in ("local", "global"):
+            raise UserError(f"reach is 'local' or 'global', not {reach!r}.")
+        masks = []
+        for first, box, category in self._starts(start, kernel, label):
+            spread = self._field(category).masks(first, chosen, box=box, reach=reach)
+            masks.append(spread[kernel])
+        return self._full(torch.stack(masks))
+
+    def plot(self, seed: Sequence[int], **knobs: Any) -> Picture:
+        """All affinities of a seed and the masks that they make, as one figure."""
+        cell = self._cell(seed)
+        field_ = self._field(self._label(cell, "color", None))
+        return affinity_figure(self.example, cell, field=field_, knobs=self._knobs(knobs))
+
+    def explore(self, seed: Sequence[int] | None = None) -> "SeedExplorer":
+        """The live panel of a notebook on this image: click a pixel, move a slider."""
+        from misa.figures.widgets import SeedExplorer
+
+        cell = None if seed is None else self._cell(seed)
+        return SeedExplorer([self.example], seed=cell, knobs=self.knobs)
+
+    def _cell(self, seed: Sequence[int]) -> Seed:
+        try:
+            row, column = (int(place) for place in seed)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"a seed is (row, column) in pixels of the image, not {seed!r}.") from error
+        height, width = self.size
+        if not (0 <= row < height and 0 <= column < width):
+            raise UserError(f"the seed (row {row}, column {column}) is outside the image of {height} x {width} pixels.")
+        h, w = self.example.size
+        return min(row * h // height, h - 1), min(column * w // width, w - 1)
+
+    def _kernel(self, kind: str) -> Kernel:
+        if kind not in _KERNELS:
+            raise UserError(f"there is no affinity {kind!r}; the kinds are {', '.join(_KERNELS)}.")
+        return _KERNELS[kind]
+
+    def _label(self, cell: Seed, kernel: Kernel, label: str | None) -> int:
+        """The category: as named, else that of the box around the seed."""
+        if label is not None:
+            if label not in self.example.classes:
+                raise UserError(f"the teacher has no class {label!r}; it knows {', '.join(self.example.classes)}.")
+            return self.example.classes.index(label)
+        box = self.example.box_at(cell)
+        if box is None and kernel in ("saliency", "enhanced") and len(self.example.classes) > 1:
+            raise UserError(f"the seed is in no box; name the category with label=..., for {NAMES[kernel]} needs one.")
+        return self.example.labels[box] if box is not None else 0
+
+    def _starts(self, start: Any, kernel: Kernel, label: str | None) -> list[tuple[Tensor, Tensor | None, int]]:
+        """The masks to start from, each with the box that it stays in and its category."""
+        if not isinstance(start, str):
+            cell = self._cell(start)
+            box = self.example.box_at(cell)
+            inside = None if box is None else self.example.box_masks()[box]
+            return [(seed_mask(*self.example.size, cell), inside, self._label(cell, kernel, label))]
+        if start not in ("box", "blob"):
+            raise UserError(f"start is 'box', 'blob' or a seed (row, column), not {start!r}.")
+        if not len(self.example.labels):
+            raise UserError("there are no boxes to start from; give boxes to see(), or a seed (row, column) as start.")
+        starts: list[tuple[Tensor, Tensor | None, int]] = []
+        for inside, category in zip(self.example.box_masks(), self.example.labels, strict=True):
+            starts.append((inside.float() if start == "box" else blob(inside), inside, category))
+        return starts
+
+    def _knobs(self, changes: dict[str, Any]) -> Knobs:
+        try:
+            return replace(self.knobs, **changes)
+        except TypeError as error:
+            known = ", ".join(self.knobs.__dataclass_fields__)
+            raise UserError(f"{', '.join(changes)}: an affinity's settings are {known}.") from error
+
+    def _field(self, label: int) -> SeedField:
+        if label not in self._fields:
+            self._fields[label] = field_of(self.example, label)
+        return self._fields[label]
+
+    @cached_property
+    def _fields(self) -> dict[int, SeedField]:
+        return {}
+
+    def _full(self, maps: Tensor) -> NDArray[np.float32]:
+        """Maps (n h w) at the image's size, bilinear."""
+        whole = torch.nn.functional.interpolate(
+            maps[None].float(), size=self.size, mode="bilinear", align_corners=False
+        )
+        return np.asarray(whole[0].numpy(), dtype=np.float32)
+
+
+def as_images(images: Images | Sequence[Images]) -> tuple[list[NDArray[np.uint8]], bool]:
+    """RGB images (H W 3) of 8 bits from all that is taken for one, and whether it was a single one.
+
+    Raises:
+        UserError: a file that cannot be read, or another form or range of values.
+    """
+    if isinstance(images, list | tuple):
+        return [_as_image(one) for one in images], False
+    if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
+        return [_as_image(one) for one in images], False
+    return [_as_image(images)], True  # type: ignore[arg-type]
+
+
+def _as_image(image: Images) -> NDArray[np.uint8]:
+    if isinstance(image, str | Path):
+        return read_image(Path(image).expanduser())
+    if isinstance(image, Pillow.Image):
+        turned = ImageOps.exif_transpose(image)
+        return np.asarray(turned.convert("RGB"), dtype=np.uint8)
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise UserError(f"a tensor of an image is (3 H W), RGB; this one is {tuple(image.shape)}.")
+        return _of_8_bits(image.detach().cpu().numpy().transpose(1, 2, 0))
+    if isinstance(image, np.ndarray):
+        pixels = image[..., None].repeat(3, axis=2) if image.ndim == 2 else image
+        if pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise UserError(f"an array of an image is (H W 3), RGB, or (H W), gray; this one is {image.shape}.")
+        return _of_8_bits(pixels)
+    raise UserError(f"an image is a path, a PIL image, an array or a tensor, not a {type(image).__name__}.")
+
+
+def _of_8_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """8 bits as they are, floats of 0 to 1 as torchvision has them."""
+    if pixels.size == 0:
+        raise UserError(f"an image of {pixels.shape[0]} x {pixels.shape[1]} pixels holds nothing.")
+    if pixels.dtype == np.uint8:
+        return np.ascontiguousarray(pixels)
+    if np.issubdtype(pixels.dtype, np.floating) and pixels.min() >= 0 and pixels.max() <= 1:
+        return (pixels * 255).round().astype(np.uint8)
+    raise UserError(
+        f"an image holds 8-bit values, or floats of 0 to 1; this one is {pixels.dtype} of {pixels.min():g} to "
+        f"{pixels.max():g}."
+    )
+
+
+def _boxes(boxes: ArrayLike | None, image: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Boxes (n 4), one or several, checked against the image."""
+    if boxes is None:
+        return np.zeros((0, 4))
+    try:
+        frames = np.asarray(boxes, dtype=float)
+        frames = frames[None] if frames.ndim == 1 and frames.size else frames.reshape(-1, 4)
+        if frames.shape[1:] != (4,):
+            raise ValueError
+    except (ValueError, TypeError) as error:
+        raise UserError(f"boxes are (n 4), x1 y1 x2 y2 in pixels, not {boxes!r}.") from error
+    height, width = image.shape[:2]
+    for x1, y1, x2, y2 in frames:
+        if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+            raise UserError(
+                f"the box {x1:g} {y1:g} {x2:g} {y2:g} (x1 y1 x2 y2) is not within the image of {width} x {height} "
+                "pixels (width x height)."
+            )
+    return frames

@@ -1,0 +1,236 @@
+"""The Python API: the ten lines that users look for, every form of image, and a sentence for every wrong one."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import misa
+from misa.cli import main
+from misa.engine.reports.explore import trained
+from misa.engine.runs.checkpoints import newest
+from misa.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def run(module_path):
+    """demo:misa and its teacher, two training steps each."""
+    trained(module_path / "misa", data_root=module_path / "data", smoke=True)
+    return module_path / "misa"
+
+
+@pytest.fixture(scope="module")
+def photo(module_path):
+    """A file of an image that is not square."""
+    rng = np.random.default_rng(0)
+    path = module_path / "photo.png"
+    Image.fromarray(rng.integers(0, 255, (120, 200, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def teacher(run):
+    return misa.load_teacher(run)
+
+
+@pytest.fixture(scope="module")
+def scene(teacher, photo):
+    return teacher.see(photo, boxes=[[20, 30, 90, 100], [100, 10, 180, 60]], labels=list(teacher.classes[:2]))
+
+
+def test_the_ten_lines(run, photo, tmp_path):
+    student = misa.load(run)
+    found = student(photo, score=0.0, mask=0.01)
+    n = len(found)
+    assert n > 0
+    assert found.masks.shape == (n, 120, 200)
+    assert found.masks.dtype == bool
+    assert found.boxes.shape == (n, 4)
+    assert found.scores.shape == (n,)
+    assert set(found.labels) <= set(student.classes)
+    found.plot().save(tmp_path / "overlay.png")
+    with Image.open(tmp_path / "overlay.png") as written:
+        assert written.size[0] >= 200
+
+    teacher = misa.load_teacher(run)
+    scene = teacher.see(photo, boxes=[[20, 30, 90, 100]], labels=[teacher.classes[0]])
+    assert scene.affinity(seed=(60, 50), kind="sepa").shape == (120, 200)
+    mask = scene.propagate(start="box", steps=5)
+    assert mask.shape == (1, 120, 200)
+    assert bytes(scene.explore().picture.value).startswith(b"\x89PNG")
+
+
+def test_every_form_of_an_image_gives_the_same(run, photo):
+    student = misa.load(run)
+    with Image.open(photo) as file:
+        picture = file.copy()
+    array = np.asarray(picture)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    expected = student(photo, score=0.0, mask=0.01)
+    assert len(expected) > 0
+    for form in (str(photo), picture, array, tensor, tensor.float() / 255):
+        found = student(form, score=0.0, mask=0.01)
+        np.testing.assert_array_equal(found.masks, expected.masks)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+    for several in ([photo, array], tensor[None].repeat(2, 1, 1, 1), np.stack([array, array])):
+        answers = student(several, score=0.0, mask=0.01)
+        assert [answer.labels for answer in answers] == [expected.labels] * 2
+    assert student([]) == []
+    gray = array[..., 0]
+    again = student(gray, score=0.0, mask=0.01)
+    np.testing.assert_array_equal(again.scores, student(np.stack([gray] * 3, 2), score=0.0, mask=0.01).scores)
+
+
+def test_a_result_is_short_in_text_and_a_picture_in_a_notebook(run, photo, tmp_path):
+    student = misa.load(run)
+    found = student(photo, score=0.0, mask=0.01)
+    assert len(found) > 0
+    assert len(repr(found)) < 200
+    assert repr(found).startswith(f"<{len(found)} instances in 120 x 200: ")
+    assert repr(student(photo, score=1.0)) == "<0 instances in 120 x 200: nothing>"
+    assert "data:image/png;base64," in found._repr_html_()
+    assert found.labels[0] in found._repr_html_()
+    assert found.save(tmp_path / "new" / "a.jpg").is_file()
+    saved = json.loads(found.save(tmp_path / "a.json").read_text())
+    assert len(saved["instances"]) == len(found)
+    assert len(found.save(tmp_path / "a.csv").read_text().splitlines()) == len(found) + 1
+    with pytest.raises(UserError, match=r"should end in \.png"):
+        found.save(tmp_path / "a.tiff")
+    assert "classes" in repr(student)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ("nowhere.jpg", "nowhere.jpg"),
+        (np.zeros((4, 4, 5), np.uint8), "is (H W 3), RGB"),
+        (np.full((4, 4, 3), 300), "8-bit values, or floats of 0 to 1"),
+        (np.full((4, 4, 3), np.nan), "8-bit values, or floats of 0 to 1"),
+        (torch.zeros(4, 4, 3), "is (3 H W), RGB"),
+        (np.zeros((0, 4, 3), np.uint8), "holds nothing"),
+        (7, "not a int"),
+    ],
+)
+def test_what_is_no_image_is_a_sentence(run, image, words):
+    with pytest.raises(UserError) as error:
+        misa.load(run)(image)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_affinity_is_that_of_the_seeds_cell(scene):
+    """Pixels of the image are cells of the map at stride 4; what comes back is the cells' map, enlarged."""
+    color = scene.affinity((60, 50), "color")
+    assert color.max() == pytest.approx(1, abs=0.35)
+    h, w = scene.example.size
+    cell = 60 * h // 120, 50 * w // 200
+    assert scene._cell((60, 50)) == cell
+    colors = scene.example.colors
+    distance = (colors - colors[:, cell[0], cell[1]][:, None, None]).square().sum(0)
+    expected = torch.exp(-distance / scene.knobs.local_bandwidth**2)
+    enlarged = torch.nn.functional.interpolate(expected[None, None], size=(120, 200), mode="bilinear")[0, 0]
+    np.testing.assert_allclose(color, enlarged, atol=1e-5)
+    for kind in ("feature", "saliency", "sepa"):
+        values = scene.affinity((60, 50), kind)
+        assert values.shape == (120, 200)
+        assert 0 <= values.min() <= values.max() <= 1
+    assert (scene.affinity((60, 50), "color", tree=True) != color).any()
+    assert (scene.affinity((60, 50), "sepa", semantic_scale=0.5) != scene.affinity((60, 50), "sepa")).any()
+
+
+def test_masks_stay_in_their_boxes_and_a_seed_gives_one(scene):
+    masks = scene.propagate(start="box", steps=3)
+    assert masks.shape == (2, 120, 200)
+    outside = masks[0].copy()
+    outside[26:104, 16:94] = 0  # a cell around the box
+    assert outside.max() == 0
+    assert scene.propagate(start="blob", steps=3).shape == (2, 120, 200)
+    assert scene.propagate(start=(60, 50), steps=3).shape == (1, 120, 200)
+    assert (scene.propagate(steps=3) != scene.propagate(steps=9)).any()
+    assert scene.propagate(reach="global", kind="color").shape == (2, 120, 200)
+    assert scene.plot((60, 50)).get_size_inches()[0] > 1
+    assert "120 x 200" in repr(scene)
+
+
+def test_wrong_input_to_a_teacher_is_a_sentence(teacher, scene, photo):
+    name = teacher.classes[0]
+    wrong = {
+        "the box 20 30 900 100 .* is not within the image of 200 x 120": {"boxes": [20, 30, 900, 100], "labels": name},
+        "the box 90 30 20 100": {"boxes": [[90, 30, 20, 100]], "labels": name},
+        "the box nan": {"boxes": [[np.nan, 30, 20, 100]], "labels": name},
+        "1 boxes, 0 labels": {"boxes": [[20, 30, 90, 100]]},
+        r"boxes are \(n 4\)": {"boxes": [[1, 2, 3]], "labels": name},
+        "has no class 'dotted cros'; did you mean 'dotted cross'": {
+            "boxes": [[20, 30, 90, 100]],
+            "labels": "dotted cros",
+        },
+    }
+    for words, arguments in wrong.items():
+        with pytest.raises(UserError, match=words):
+            teacher.see(photo, **arguments)
+    with pytest.raises(UserError, match=r"the seed \(row 60, column 200\) is outside the image of 120 x 200"):
+        scene.affinity((60, 200))
+    with pytest.raises(UserError, match="a seed is"):
+        scene.affinity(3)
+    with pytest.raises(UserError, match="there is no affinity 'colour'"):
+        scene.affinity((60, 50), "colour")
+    with pytest.raises(UserError, match="the seed is in no box; name the category"):
+        scene.affinity((119, 0), "sepa")
+    assert scene.affinity((119, 0), "sepa", label=name).shape == (120, 200)
+    with pytest.raises(UserError, match="an affinity's settings are"):
+        scene.propagate(step=3)
+    with pytest.raises(UserError, match="there are no boxes to start from"):
+        teacher.see(photo).propagate()
+    with pytest.raises(UserError, match="one image at a time"):
+        teacher.see([photo, photo])
+
+
+def test_a_torchvision_network_is_a_teacher(photo, monkeypatch):
+    teacher = misa.load_teacher("torchvision:deeplabv3_mobilenet_v3_large", weights=None)
+    assert "cat" in teacher.classes
+    assert len(teacher.classes) == 20
+    scene = teacher.see(photo, boxes=[[20, 30, 90, 100]], labels=["cat"])
+    assert scene.example.features.shape[0] == 256
+    assert scene.affinity((60, 50), "saliency").shape == (120, 200)
+    with pytest.raises(UserError, match="did you mean 'deeplabv3_resnet50'"):
+        misa.load_teacher("torchvision:deeplabv3_resnet5")
+    with pytest.raises(UserError, match="there is no file of weights"):
+        misa.load_teacher("torchvision:fcn_resnet50", weights="nowhere.pth")
+
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match=r"cannot be downloaded \(no route to host\); where there is internet fetch"):
+        misa.load_teacher("torchvision:deeplabv3_resnet50")
+
+
+def test_an_unfinished_run_says_so(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    capsys.readouterr()
+    misa.load(tmp_path / "run")
+    told = capsys.readouterr().err
+    assert "has not ended its training; what follows is of epoch 1 of 1" in told
+    assert "is a smoke run" in told
+    misa.load(newest(tmp_path / "run"))
+    assert capsys.readouterr().err == ""
+    for command in (["evaluate"], ["export", str(tmp_path / "student.pth")]):
+        assert main([command[0], str(tmp_path / "run"), *command[1:]]) == 0
+        assert "has not ended its training" in capsys.readouterr().err
+
+
+def test_the_package_stays_light_and_names_what_it_has():
+    code = (
+        "import sys, misa; assert {'load', 'load_teacher'} <= set(dir(misa)); "
+        "assert not {'torch', 'mmdet', 'mmcv', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    with pytest.raises(AttributeError, match="it has load, load_teacher"):
+        _ = misa.lod
