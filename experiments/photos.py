@@ -40,8 +40,17 @@ BASE = Experiment(
 # The box student's own masks in semantic form: of boxes alone, and better than its objectives in that form.
 TEACHER = BASE.but(semantic=Semantic(labels="student", student="photos:box"))
 
-# Our readings of what the paper leaves open (`misa guidance` compares them).
-SEPA: dict[str, Any] = {"saliency": True, "local_form": "product", "global_form": "product", "semantic_scale": 1.5}
+# Our readings of what the paper leaves open, chosen by `misa guidance` on training images (docs/results.md). APro's
+# windows, 20 steps of 5 x 5 cells, are made for maps three times as wide.
+NEAR: dict[str, Any] = {"window": 3, "local_steps": 5}
+PRODUCT: dict[str, Any] = {"local_form": "product", "global_form": "product"}
+SEPA: dict[str, Any] = {
+    "saliency": True,
+    "semantic_values": "probability",
+    "semantic_scale": 0.3,
+    **PRODUCT,
+    **NEAR,
+}
 # Eq. 4: 10 bins on the paper's maps of about 200 x 336 are the same share of the height as 3 on 60 x 80.
 FSD = Distillation(unit="spread", radius=3.0, weight=0.1)
 
@@ -50,6 +59,7 @@ ROWS = {
     "teacher_objectives": BASE.but(semantic=Semantic(sure_weight=1.0)),
     "teacher_mask": BASE.but(supervision="mask", semantic=Semantic()),
     "box": BASE,
+    "box_near": BASE.but(affinity=NEAR),
     "fsd": BASE.but(teacher="photos:teacher", distillation=FSD),
     "sepa": BASE.but(teacher="photos:teacher", affinity=SEPA),
     "misa": BASE.but(teacher="photos:teacher", distillation=FSD, affinity=SEPA),

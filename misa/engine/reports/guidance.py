@@ -44,11 +44,12 @@ SIZES = {"small": 0.0, "medium": 32.0**2, "large": 96.0**2}  # COCO's, from this
 _PRODUCT: dict[str, Any] = {"saliency": True, "local_form": "product", "global_form": "product"}
 _CLASS = {**_PRODUCT, "semantic_values": "class", "semantic_scale": 0.3}
 _SHARE = {**_PRODUCT, "semantic_values": "probability", "semantic_scale": 0.3}
+_CLOSE: dict[str, Any] = {"window": 3, "local_steps": 5}
 _NEAR: dict[str, Any] = {"mode": "pamr", "pamr_dilations": (1, 2), "pamr_steps": 5}
 READINGS: dict[str, dict[str, Any]] = {
     "color": {},
     "color, 3x3": {"window": 3},
-    "color, 3x3, 5 steps": {"window": 3, "local_steps": 5},
+    "color, 3x3, 5 steps": _CLOSE,
     "color, tree 0.03": {"tree_bandwidth": 0.03},
     "color, tree 0.1": {"tree_bandwidth": 0.1},
     "feature, sum": {"feature": True},
@@ -68,6 +69,7 @@ READINGS: dict[str, dict[str, Any]] = {
     "class map, 0.5σ": {**_CLASS, "semantic_scale": 0.5},
     "class map, 3x3": {**_CLASS, "window": 3},
     "class map, K − background, 3x3": {**_CLASS, "semantic_factors": "contrast", "window": 3},
+    "class map, K − background, 3x3, 5 steps": {**_CLASS, "semantic_factors": "contrast", **_CLOSE},
     "class map, tree 0.1": {**_CLASS, "tree_bandwidth": 0.1},
     "class map, embedding": {**_CLASS, "global_form": "embedding"},
     "class map alone": {**_CLASS, "local_bandwidth": 1e3, "tree_bandwidth": 1e3},
@@ -80,7 +82,7 @@ READINGS: dict[str, dict[str, Any]] = {
     "probability, 0.15σ": {**_SHARE, "semantic_scale": 0.15},
     "probability, balance 2": {**_SHARE, "balance": 2.0},
     "probability, 3x3": {**_SHARE, "window": 3},
-    "probability, 3x3, 5 steps": {**_SHARE, "window": 3, "local_steps": 5},
+    "probability, 3x3, 5 steps": {**_SHARE, **_CLOSE},
     "PAMR: color": {"mode": "pamr"},
     "PAMR: color, near": _NEAR,
     "PAMR: class map, near": {**_CLASS, **_NEAR},
@@ -165,9 +167,9 @@ class Guidance:
         ]
         lines += [f"{name}: IoU {_percent(figure)}" for name, figure in self.started().items()]
         table = self.table(group).sort_values(["term", "pull"], ascending=[True, False], kind="stable")
-        lines += ["", f"{'reading':32s} {'term':7s} {'IoU':>6s} {'gain':>16s} {'pull':>16s} {'moved':>6s}"]
+        lines += ["", f"{'reading':40s} {'term':7s} {'IoU':>6s} {'gain':>16s} {'pull':>16s} {'moved':>6s}"]
         lines += [
-            f"{row.reading:32s} {row.term:7s} {100 * row.iou:6.1f} "
+            f"{row.reading:40s} {row.term:7s} {100 * row.iou:6.1f} "
             f"{_signed(row.gain, row.gain_low, row.gain_high):>16s} "
             f"{_signed(row.pull, row.pull_low, row.pull_high):>16s} {100 * row.moved:6.2f}"
             for row in table.itertuples()

@@ -3,6 +3,7 @@
 Boxes and classes are all that is read of the annotations, except for supervision="mask".
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -132,6 +133,7 @@ def student_maps(run: Path, source: Source, *, limit: int | None = None) -> Iter
         raise UserError(f"{run} is no box-supervised student; give the run of a row such as demo:box.")
     if data.classes != source.classes:
         raise UserError(f"the student {run} knows {', '.join(data.classes)}, the data has {', '.join(source.classes)}.")
+    warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")  # mmdet's heads, at their first call
     model = MODELS.build(model_config(student.but(network={"pretrained": False}), source.classes))
     if not isinstance(model, BoxSupervised):
         raise UserError(
