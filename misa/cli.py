@@ -327,7 +327,7 @@ def _add_tables(commands: Any) -> None:
     tables.add_argument("--save", help="also write HTML, LaTeX and CSV into this folder")
     tables.add_argument("--smoke", action="store_true", help="two steps a training, to see that the rows run")
     for name in ("gpus", "workers", "threads"):
-        tables.add_argument(f"--{name}", type=int, default=None, help=_HELP[name])
+        tables.add_argument(f"--{name}", type=int, default=getattr(Machine(), name), help=_HELP[name])
     tables.set_defaults(run=_tables)
 
 
