@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from misa.figures.affinity import Layout
 from misa.figures.example import Example
 from misa.figures.widgets import FrequencyExplorer, SeedExplorer
 
@@ -65,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, h, w, channels in SIZES[:1] if options.quick else SIZES:
         example = made_up(h, w, channels)
         seed, frequency = SeedExplorer([example], seed=(h // 2, w // 2)), FrequencyExplorer([example])
-        tile = Layout(h, w, 4, 5, (h // 2, w // 2)).tile(0, 0)
+        tile = seed.sheet().tile(0, 0)
         acts: dict[str, Callable[[int], object]] = {
             "seed: a click": lambda i, seed=seed, tile=tile: seed.click(  # type: ignore[misc]
                 tile.left + tile.width * ((7 * i) % 40 + 30) / 100, tile.top + tile.height * ((11 * i) % 40 + 30) / 100

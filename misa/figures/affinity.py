@@ -26,6 +26,15 @@ Reach = Literal["local", "global"]
 SYMBOLS: dict[Kernel, str] = {"color": "A", "feature": "Aᶠ", "saliency": "Aᶜ", "enhanced": "Âᶜ"}
 NAMES: dict[Kernel, str] = {"color": "color", "feature": "feature", "saliency": "saliency", "enhanced": "SEPA"}
 _SIDE = 150  # pixels of a tile's longer side
+Line = Literal["window", "pixels", "tree", "mask"]
+LINES_OF_MAPS: tuple[Line, ...] = ("window", "pixels", "tree", "mask")
+# The image's own column, for as many lines as are drawn.
+_FIRST = {
+    1: ("boxes",),
+    2: ("boxes", "start"),
+    3: ("boxes", "start", "truth"),
+    4: ("boxes", "seen", "start", "truth"),
+}
 _MARGIN, _GAP, _TITLE, _LABEL, _BAR = 10, 9, 22, 24, 46
 _PROFILE = 128
 _AROUND = 2  # cells beyond the window in the zoomed pictures
@@ -33,17 +42,27 @@ _AROUND = 2  # cells beyond the window in the zoomed pictures
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything is in the picture of a map of `h` x `w` cells with `kernels` columns."""
+    """Where everything is in the picture of a map of `h` x `w` cells with `kernels` columns.
+
+    lines: which maps are drawn, one below the other; side: pixels of a tile's longer side.
+    """
 
     h: int
     w: int
     kernels: int
     window: int
     seed: Seed
+    lines: tuple[Line, ...] = LINES_OF_MAPS
+    side: int = _SIDE
+
+    @property
+    def first(self) -> tuple[str, ...]:
+        """What stands in the image's own column."""
+        return _FIRST[len(self.lines)]
 
     @cached_property
     def _side(self) -> tuple[int, int]:
-        scale = _SIDE / max(self.h, self.w)
+        scale = self.side / max(self.h, self.w)
         return max(round(self.h * scale), 1), max(round(self.w * scale), 1)
 
     @property
@@ -51,14 +70,14 @@ class Layout:
         """Width and height of the picture in pixels."""
         height, width = self._side
         across = _MARGIN + (width + _GAP) * (self.kernels + 1) + _LABEL + _BAR
-        return max(across, 520), _TITLE + 22 + 4 * (height + _GAP) + _PROFILE
+        return max(across, 520), _TITLE + 22 + len(self.lines) * (height + _GAP) + _PROFILE
 
     def tile(self, column: int, row: int) -> Tile:
-        """Column 0 is the image's, the kernels' begin at 1; row 0 of these shows the window alone."""
+        """Column 0 is the image's, the kernels' begin at 1; the line "window" of these shows the window alone."""
         height, width = self._side
         left = _MARGIN + column * (width + _GAP) + (_LABEL if column else 0)
         top = _TITLE + 22 + row * (height + _GAP)
-        if column and row == 0:
+        if column and self.lines[row] == "window":
             reach = self.window // 2 + _AROUND
             first = self.seed[0] - reach, self.seed[1] - reach
             side = min(height, width)
@@ -69,7 +88,7 @@ class Layout:
     def cell_at(self, x: float, y: float) -> Seed | None:
         """The cell of the map under a point of the picture, None between the tiles."""
         for column in range(self.kernels + 1):
-            for row in range(4):
+            for row in range(len(self.lines)):
                 cell = self.tile(column, row).cell(x, y)
                 if cell is not None:
                     return cell if 0 <= cell[0] < self.h and 0 <= cell[1] < self.w else None
@@ -118,6 +137,8 @@ def affinity_figure(
     knobs: Knobs | None = None,
     start: Start = "seed",
     reach: Reach = "local",
+    lines: tuple[Line, ...] = LINES_OF_MAPS,
+    side: int = _SIDE,
 ) -> Picture:
     """What a seed (row, column) sees through each kernel, and the mask that each kernel makes.
 
@@ -127,24 +148,21 @@ def affinity_figure(
     the tree's affinity along the seed's row, the object's true extent shaded.
 
     field: `field_of(example, label)`, made by the caller to be kept; by default for the category of the seed's box.
+    lines: which of the rows are drawn; side: pixels of a tile's longer side.
     """
     knobs = Knobs() if knobs is None else knobs
     field = field_of(example, category_at(example, seed)) if field is None else field
-    layout = Layout(*example.size, len(field.kernels), knobs.window, seed)
+    layout = Layout(*example.size, len(field.kernels), knobs.window, seed, lines, side)
     box = example.box_at(seed)
     inside = example.box_masks()[box] if box is not None else None
     first = start_mask(example, seed, start)
     direct, tree = field.direct(seed, knobs), field.along_tree(seed, knobs)
-    masks = field.masks(first, knobs, box=inside, reach=reach)
+    masks = field.masks(first, knobs, box=inside, reach=reach) if "mask" in lines else {}
 
     width, height = layout.size
     sheet = Sheet(width, height)
     _put_first_column(sheet, layout, example, first)
-    for column, kernel in enumerate(field.kernels, 1):
-        sheet.put(layout.tile(column, 0), _cropped(direct[kernel].numpy(), layout.tile(column, 0)))
-        sheet.put(layout.tile(column, 1), direct[kernel].numpy())
-        sheet.put(layout.tile(column, 2), tree[kernel].numpy())
-        sheet.put(layout.tile(column, 3), _relative(masks[kernel].numpy()))
+    _put_maps(sheet, layout, field.kernels, {"window": direct, "pixels": direct, "tree": tree, "mask": masks})
     bar = _bar(layout)
     sheet.put(bar, np.linspace(1, 0, 128)[:, None].repeat(2, axis=1))
 
@@ -152,14 +170,14 @@ def affinity_figure(
     axes = sheet.draw(figure)
     _name(axes, layout, example, field, knobs, reach, bar)
     truth = example.coarse_masks()
-    everywhere = [layout.tile(c, r) for c in range(layout.kernels + 1) for r in range(4)]
+    everywhere = [layout.tile(c, r) for c in range(layout.kernels + 1) for r in range(len(lines))]
     if truth is not None and len(truth):
         trace(axes, everywhere, outline(truth.any(dim=0).numpy()), width=0.8)
     if inside is not None:
         trace(axes, [layout.tile(0, 0)], outline(inside.numpy()), color=ACCENT, width=1.2)
-    for column, kernel in enumerate(field.kernels, 1):
+    for column, kernel in enumerate(field.kernels if masks else (), 1):
         half = _relative(masks[kernel].numpy()) >= 0.5
-        trace(axes, [layout.tile(column, 3)], outline(half), color=ACCENT, width=1.2)
+        trace(axes, [layout.tile(column, lines.index("mask"))], outline(half), color=ACCENT, width=1.2)
     x, y = np.array([tile.at(seed[0] + 0.5, seed[1] + 0.5) for tile in everywhere]).T
     axes.plot(x, y, "+", color="black", markersize=9, markeredgewidth=2.6)
     axes.plot(x, y, "+", color="white", markersize=8, markeredgewidth=1.2)
@@ -171,14 +189,25 @@ def affinity_figure(
 def _put_first_column(sheet: Sheet, layout: Layout, example: Example, first: Tensor) -> None:
     low, high = example.colors.amin(), example.colors.amax()
     seen = ((example.colors - low) / (high - low).clamp(min=1e-6) * 255).byte().permute(1, 2, 0).numpy()
-    sheet.put(layout.tile(0, 0), example.image)
-    sheet.put(layout.tile(0, 1), seen)
-    sheet.put(layout.tile(0, 2), first.numpy())
     truth = example.coarse_masks()
-    if truth is not None:
-        sheet.put(layout.tile(0, 3), truth.any(dim=0).float().numpy() if len(truth) else np.zeros(example.size))
-    else:
-        sheet.put(layout.tile(0, 3), example.box_masks().any(dim=0).float().numpy())
+    objects = example.box_masks() if truth is None else truth
+    pictures: dict[str, NDArray[Any]] = {
+        "boxes": example.image,
+        "seen": seen,
+        "start": first.numpy(),
+        "truth": objects.any(dim=0).float().numpy() if len(objects) else np.zeros(example.size),
+    }
+    for row, name in enumerate(layout.first):
+        sheet.put(layout.tile(0, row), pictures[name])
+
+
+def _put_maps(sheet: Sheet, layout: Layout, kernels: tuple[Kernel, ...], maps: dict[str, dict[Kernel, Tensor]]) -> None:
+    for column, kernel in enumerate(kernels, 1):
+        for row, line in enumerate(layout.lines):
+            tile, values = layout.tile(column, row), maps[line][kernel].numpy()
+            if line == "window":
+                values = _cropped(values, tile)
+            sheet.put(tile, _relative(values) if line == "mask" else values)
 
 
 def _relative(mask: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -194,9 +223,11 @@ def _cropped(values: NDArray[np.floating], tile: Tile) -> NDArray[np.floating]:
 
 
 def _bar(layout: Layout) -> Tile:
-    top, bottom = layout.tile(1, 1), layout.tile(1, 3)
-    left = layout.tile(layout.kernels, 1)
-    return Tile(left.left + left.width + _GAP, top.top, 10, bottom.top + bottom.height - top.top, 128, 2)
+    last = len(layout.lines) - 1
+    top, bottom = layout.tile(0, min(1, last)), layout.tile(0, last)
+    step = layout.tile(0, 0).width + _GAP
+    left = _MARGIN + _LABEL + (layout.kernels + 1) * step
+    return Tile(left, top.top, 10, bottom.top + bottom.height - top.top, 128, 2)
 
 
 def _name(
@@ -204,32 +235,34 @@ def _name(
 ) -> None:
     category = example.classes[field.label] if example.classes else f"category {field.label}"
     row, column = layout.seed
-    about = f"{example.name}   seed (row {row}, column {column})"
+    about = f"{example.name}   seed ({row}, {column})"
     if field.semantic is not None:
         about += f"   category c: {category}"
     axes.text(_MARGIN, 6, about, fontsize=9, weight="bold", va="top")
     small: dict[str, Any] = {"fontsize": 8, "ha": "center", "va": "bottom"}
     titles = ("image", *(f"{NAMES[kernel]} {SYMBOLS[kernel]}" for kernel in field.kernels))
     for number, title in enumerate(titles):
-        tile = layout.tile(number, 1)
-        write(axes, tile.left + tile.width / 2, layout.tile(0, 0).top - 3, title, **small)
+        first = layout.tile(0, 0)
+        left = first.left + number * (first.width + _GAP) + (_LABEL if number else 0)
+        write(axes, left + first.width / 2, first.top - 3, title, **small)
     way = f"mask, {knobs.steps} steps" if reach == "local" else "mask, tree"
-    for number, title in enumerate(
-        (f"window {knobs.window} x {knobs.window}", "to every pixel", "along the tree", way)
-    ):
-        tile = layout.tile(1, number)
-        edge = layout.tile(1, 1).left - 5
-        write(axes, edge, tile.top + tile.height / 2, title, fontsize=8, ha="right", va="center", rotation=90)
+    window = f"window {knobs.window} x {knobs.window}"
+    words = {"window": window, "pixels": "to every pixel", "tree": "along the tree", "mask": way}
+    for number, line in enumerate(layout.lines):
+        tile = layout.tile(0, number)
+        edge = tile.left + tile.width + _GAP + _LABEL - 5
+        write(axes, edge, tile.top + tile.height / 2, words[line], fontsize=8, ha="right", va="center", rotation=90)
     inside: dict[str, Any] = {
         "fontsize": 7,
         "color": "white",
         "va": "top",
         "bbox": {"facecolor": "#000000A0", "lw": 0, "pad": 1.2},
     }
-    names = ("boxes", "as the loss sees it", "start", "truth" if example.masks is not None else "boxes")
-    for number, title in enumerate(names):
+    truth = "truth" if example.masks is not None else "boxes"
+    names = {"boxes": "boxes", "seen": "as the loss sees it", "start": "start", "truth": truth}
+    for number, name in enumerate(layout.first):
         tile = layout.tile(0, number)
-        write(axes, tile.left + 3, tile.top + 4, title, **inside)
+        write(axes, tile.left + 3, tile.top + 4, names[name], **inside)
     for value in (0, 0.5, 1):
         y = bar.top + bar.height * (1 - value)
         write(axes, bar.left + bar.width + 4, y, f"{value:g}", fontsize=7, va="center")
@@ -241,8 +274,12 @@ def _window_frames(axes: Axes, layout: Layout, seed: Seed) -> None:
     r, c = seed[0] - reach, seed[1] - reach
     far = layout.window
     frame = np.array([r, r, r + far, r + far, r], float), np.array([c, c + far, c + far, c, c], float)
-    trace(axes, [layout.tile(k, 0) for k in range(1, layout.kernels + 1)], frame, color="black", width=1.2)
-    trace(axes, [layout.tile(0, 1)], frame, color="black", width=1.2)
+    if "window" in layout.lines:
+        line = layout.lines.index("window")
+        tiles = [layout.tile(k, line) for k in range(1, layout.kernels + 1)]
+        trace(axes, tiles, frame, color="black", width=1.2)
+    if "seen" in layout.first:
+        trace(axes, [layout.tile(0, layout.first.index("seen"))], frame, color="black", width=1.2)
 
 
 def _draw_profile(

@@ -1,6 +1,6 @@
 """Frequency and space (§3.2, Eq. 3–5; Figure 3): what the filter keeps of a feature map, where, and how much of it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -12,14 +12,16 @@ from torch import Tensor
 
 from misa.figures.example import Example
 from misa.figures.sheet import Sheet, Tile, chart, outline, trace, write
-from misa.figures.style import LINES, Picture
-from misa.ops.frequency import high_pass, low_pass
+from misa.figures.style import ACCENT, LINES, SIGNED, Picture, shade
+from misa.ops.frequency import fourier_mask, high_pass, low_pass
 from misa.ops.spectrum import power, radial_energy
 
 _SIDE = 118  # pixels of a tile's longer side
 _MARGIN, _GAP, _TITLE, _LABEL = 10, 9, 24, 22
 _CHART = 150
 COLUMNS = ("map", "log spectrum", "high pass", "low pass", "high, in boxes", "low, outside")
+# The panel shows one map at a time, larger, with the Fourier masks α of Eq. 4 between spectrum and band.
+MASK_COLUMNS = ("map", "log spectrum", "mask α", "spectrum x α", "band", "band x boxes")
 
 
 def maps_of(example: Example) -> dict[str, Float[Tensor, "d h w"]]:
@@ -98,6 +100,114 @@ def frequency_figure(
     trace(axes, in_space, outline(box_mask.numpy()), color="white", width=1.0)
     _draw_energy(axes, sheet, energies_of(maps) if energies is None else energies, radius, scale)
     return figure
+
+
+def mask_figure(
+    image: NDArray[np.uint8],
+    features: Float[Tensor, "h w"],
+    box_mask: Bool[Tensor, "h w"],
+    *,
+    radius: float = 10.0,
+    scale: float = 0.2,
+    name: str = "",
+) -> Picture:
+    """The Fourier masks at work on one map: a row for the high pass of Eq. 4 and one for its mirror, the low pass.
+
+    From left to right the map, its log spectrum with the circle of radius t, α (0 black, 1 white), the filtered
+    spectrum, the band that is left, and what Eq. 5 keeps of it, the high one in the boxes, the low one outside. Bands
+    have both signs: white is 0, one scale for all. Above, the image; below, α along the middle row and its profile
+    along the frequency.
+    """
+    h, w = features.shape
+    ratio = _PANEL / max(h, w)
+    height, width = max(round(h * ratio), 1), max(round(w * ratio), 1)
+    across = _MARGIN + _LABEL + len(MASK_COLUMNS) * (width + _GAP)
+    top = _TITLE + 16
+    sheet = Sheet(max(across, 560), top + 2 * (height + _GAP) + 24 + max(height, 118))
+    tiles: dict[tuple[int, str], Tile] = {}
+    for row, pictures in enumerate(at_work(features, box_mask, radius, scale)):
+        for column, title in enumerate(MASK_COLUMNS):
+            left = _MARGIN + _LABEL + column * (width + _GAP)
+            tile = tiles[row, title] = Tile(left, top + row * (height + _GAP), width, height, h, w)
+            sheet.put(tile, pictures[title])
+    chart_top = top + 2 * (height + _GAP) + 20
+    shown = Tile(_MARGIN + _LABEL, chart_top, width, height, h, w)
+    sheet.put(shown, image)
+    figure = Picture()
+    axes = sheet.draw(figure)
+    write(axes, _MARGIN, 6, name, fontsize=9, weight="bold", va="top")
+    for title in MASK_COLUMNS:
+        tile = tiles[0, title]
+        write(axes, tile.left + tile.width / 2, tile.top - 4, title, fontsize=8, ha="center", va="bottom")
+    for row, title in enumerate(("high pass", "low pass")):
+        tile = tiles[row, "map"]
+        write(axes, tile.left - 5, tile.top + tile.height / 2, title, fontsize=8, ha="right", va="center", rotation=90)
+        _circle(axes, tiles[row, "log spectrum"], h, w, radius)
+    edge = outline(box_mask.numpy())
+    trace(axes, [shown, *(tiles[r, c] for r in (0, 1) for c in ("map", "band x boxes"))], edge, color=ACCENT, width=1.0)
+    write(axes, shown.left - 5, shown.top + height / 2, "image", fontsize=8, ha="right", va="center", rotation=90)
+    _draw_alpha(axes, Tile(shown.left + width + 50, chart_top + 4, across - width - 230, 70, 1, 1), h, w, radius, scale)
+    return figure
+
+
+def at_work(features: Tensor, box_mask: Tensor, radius: float, scale: float) -> Iterator[dict[str, NDArray[np.uint8]]]:
+    """The pictures of the high pass and of the low pass, by the names of their columns."""
+    h, w = features.shape
+    spectrum = torch.log10(power(features) + 1e-6)
+    low, high = spectrum.min(), spectrum.max()
+    mean = features.mean()
+    reach = float((features - mean).abs().max().clamp(min=1e-12))
+    found = bands(features, box_mask, radius=radius, scale=scale)
+    alpha = fourier_mask(h, w, radius=radius, scale=scale)
+    # The mean belongs to DC and would hide the signs of a band: maps are shown about it, which is θ times that after
+    # the high pass.
+    for mask, band, kept, shift in (
+        (alpha, found["high pass"], box_mask, scale * mean),
+        (1 + scale - alpha, found["low pass"], ~box_mask, mean),
+    ):
+        filtered = torch.log10(power(features) * mask**2 + 1e-6)
+        yield {
+            "map": _signed(features - mean, reach),
+            "log spectrum": _gray((spectrum - low) / (high - low).clamp(min=1e-12)),
+            "mask α": _gray(mask),
+            "spectrum x α": _gray((filtered - low) / (high - low).clamp(min=1e-12)),
+            "band": _signed(band - shift, reach),
+            "band x boxes": _signed((band - shift) * kept, reach),
+        }
+
+
+_PANEL = 80  # pixels of a tile's longer side in the panel
+
+
+def _gray(values: Tensor) -> NDArray[np.uint8]:
+    return shade(values.numpy(), colors="gray")
+
+
+def _signed(values: Tensor, reach: float) -> NDArray[np.uint8]:
+    return shade(values.numpy(), -reach, reach, colors=SIGNED)
+
+
+def _draw_alpha(axes: Axes, tile: Tile, h: int, w: int, radius: float, scale: float) -> None:
+    """Both masks along the frequency."""
+    last = int((min(h, w) // 2) * 2**0.5)
+    bins = np.linspace(0, max(last, 1), 400)
+    inside = bins <= radius
+    lines = {
+        "α, high pass": (bins, np.where(inside, scale, 1.0)),
+        "α, low pass": (bins, np.where(inside, 1.0, scale)),
+    }
+    chart(
+        axes,
+        tile,
+        lines,
+        [LINES[3], LINES[0]],
+        xlim=(0, float(max(last, 1))),
+        ylim=(0, 1.05),
+        xlabel=f"frequency: distance from DC in bins; t = {radius:g}, θ = {scale:g}",
+        xticks=_round_places(max(last, 1)),
+        yticks={"1": 1, "θ": scale, "0": 0},
+        marks=[min(radius, last)],
+    )
 
 
 def _unit(values: Tensor) -> NDArray[np.floating]:

@@ -19,6 +19,9 @@ MAP = "viridis"
 """Perceptual and readable with every kind of color vision; also in gray."""
 
 _GRAYS = ("#94a4a2", "#717581")
+SIGNED = "RdBu_r"
+"""For maps around zero: white is nothing, red more and blue less."""
+
 COLORS: tuple[str, ...] = tuple(
     name for color in matplotlib.color_sequences["petroff10"] if (name := to_hex(color)) not in _GRAYS
 )
@@ -70,10 +73,15 @@ def _renderer(width: int, height: int, dpi: int) -> RendererAgg:
     return RendererAgg(width, height, dpi)
 
 
-_LUT = (matplotlib.colormaps[MAP](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
+@lru_cache(maxsize=8)
+def _table(name: str) -> NDArray[np.uint8]:
+    colors: NDArray[np.uint8] = (
+        (matplotlib.colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
+    )
+    return colors
 
 
-def shade(values: NDArray[np.floating], low: float = 0.0, high: float = 1.0) -> NDArray[np.uint8]:
-    """Values (h w) from `low` to `high` as colors of the shared map (h w 3)."""
+def shade(values: NDArray[np.floating], low: float = 0.0, high: float = 1.0, *, colors: str = MAP) -> NDArray[np.uint8]:
+    """Values (h w) from `low` to `high` as colors of a map (h w 3), the shared one by default."""
     place = (np.asarray(values, dtype=np.float32) - low) / max(high - low, 1e-12)
-    return _LUT[np.clip(np.nan_to_num(place) * 255, 0, 255).round().astype(np.uint8)]
+    return _table(colors)[np.clip(np.nan_to_num(place) * 255, 0, 255).round().astype(np.uint8)]

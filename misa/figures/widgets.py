@@ -14,37 +14,38 @@ import ipywidgets as widgets
 from ipyevents import Event
 from matplotlib.figure import Figure
 
-from misa.figures.affinity import Layout, affinity_figure, category_at, field_of
+from misa.figures.affinity import LINES_OF_MAPS, Layout, affinity_figure, category_at, field_of
 from misa.figures.example import Example
-from misa.figures.frequency import energies_of, frequency_figure, maps_of
+from misa.figures.frequency import maps_of, mask_figure
 from misa.figures.style import to_png
 from misa.ops.seed_affinity import Knobs, Seed, SeedField
 
-_WIDE = {"description_width": "120px"}
+_WIDE = {"description_width": "100px"}
+_SIDE = 86  # pixels of a map in the panel
 
 
-class Panel(widgets.VBox):
-    """Controls above a picture that they redraw.
+class Panel(widgets.HBox):
+    """Controls beside a picture that they redraw, so that both are seen at a time, on a screen of 1280 x 720 too.
+
+    The picture is shown pixel by pixel: stretched, its letters would blur.
 
     draw: from the controls' values, by name, to a Figure. `controls` may be set from Python as well:
     `panel.controls["radius"].value = 7` redraws as a moved slider does.
     """
 
-    def __init__(self, draw: Callable[..., Figure], controls: Mapping[str, Any], *, columns: int = 2) -> None:
+    def __init__(self, draw: Callable[..., Figure], controls: Mapping[str, Any]) -> None:
         # What is loaded by now stays: without this, the collector looks through torch's many objects every few moves.
         gc.freeze()
         self.controls = dict(controls)
         self._draw = draw
         self._paused = False
-        self.picture = widgets.Image(format="png", layout=widgets.Layout(max_width="100%", object_fit="contain"))
+        self.picture = widgets.Image(format="png", layout=widgets.Layout(flex="0 0 auto", object_fit="contain"))
         for control in self.controls.values():
             control.style = _WIDE
-            control.layout = widgets.Layout(width="400px")
+            control.layout = widgets.Layout(width="262px", margin="1px")
             control.observe(self._redraw, names="value")
-        grid = widgets.GridBox(
-            list(self.controls.values()), layout=widgets.Layout(grid_template_columns=f"repeat({columns}, 410px)")
-        )
-        super().__init__([grid, self.picture])
+        column = widgets.VBox(list(self.controls.values()), layout=widgets.Layout(flex="0 0 266px"))
+        super().__init__([column, self.picture], layout=widgets.Layout(align_items="flex-start"))
         self._redraw()
 
     def values(self) -> dict[str, Any]:
@@ -63,7 +64,9 @@ class Panel(widgets.VBox):
 
     def _redraw(self, _: object = None) -> None:
         if not self._paused:
-            self.picture.value = to_png(self._draw(**self.values()))
+            figure = self._draw(**self.values())
+            self.picture.value = to_png(figure)
+            self.picture.layout.width = f"{int(figure.bbox.width)}px"
 
 
 def number(label: str, value: float, low: float, high: float, *, step: float = 0.1) -> widgets.FloatSlider:
@@ -102,8 +105,8 @@ class SeedExplorer(Panel):
             ),
             "row": whole("seed row", row, 0, first.size[0] - 1),
             "column": whole("seed column", column, 0, first.size[1] - 1),
-            "local_bandwidth": factor("color bandwidth", knobs.local_bandwidth, -2, 0.5),
-            "tree_bandwidth": factor("tree bandwidth", knobs.tree_bandwidth, -3, 0),
+            "local_bandwidth": factor("bandwidth of A", knobs.local_bandwidth, -2, 0.5),
+            "tree_bandwidth": factor("A on the tree", knobs.tree_bandwidth, -3, 0),
             "semantic_scale": factor("scale of σ(S)", knobs.semantic_scale, -1, 1.5),
             "balance": number("balance", knobs.balance, 0, 3),
             "form": widgets.Dropdown(
@@ -120,6 +123,15 @@ class SeedExplorer(Panel):
             "reach": widgets.Dropdown(
                 options=[("in windows", "local"), ("along the tree", "global")], description="and spreads"
             ),
+            "lines": widgets.Dropdown(
+                options=[
+                    ("pixels, tree, mask", ("pixels", "tree", "mask")),
+                    ("pixels, mask", ("pixels", "mask")),
+                    ("window, pixels, mask", ("window", "pixels", "mask")),
+                    ("all four", LINES_OF_MAPS),
+                ],
+                description="rows",
+            ),
         }
         super().__init__(self._figure, controls)
         self.controls["image"].observe(self._fit, names="value")
@@ -129,13 +141,18 @@ class SeedExplorer(Panel):
     def click(self, x: float, y: float) -> Seed | None:
         """What a click at (x, y), in pixels of the picture, does: the cell there becomes the seed."""
         example = self.examples[self.controls["image"].value]
-        here = self.controls["row"].value, self.controls["column"].value
-        field = self._field(self.controls["label"].value)
-        seed = Layout(*example.size, len(field.kernels), self.controls["window"].value, here).cell_at(x, y)
+        seed = self.sheet().cell_at(x, y)
         if seed is not None:
             label = category_at(example, seed) if example.box_at(seed) is not None else self.controls["label"].value
             self.put(row=seed[0], column=seed[1], label=label)
         return seed
+
+    def sheet(self) -> Layout:
+        """Where everything is in the picture that is shown now."""
+        now = self.values()
+        example = self.examples[now["image"]]
+        kernels = len(self._field(now["label"]).kernels)
+        return Layout(*example.size, kernels, now["window"], (now["row"], now["column"]), now["lines"], _SIDE)
 
     def _clicked(self, event: Mapping[str, Any]) -> None:
         self.click(event["dataX"], event["dataY"])
@@ -154,34 +171,61 @@ class SeedExplorer(Panel):
             self._fields[name, label] = field_of(self.examples[name], label)
         return self._fields[name, label]
 
-    def _figure(self, image: str, label: int, row: int, column: int, start: Any, reach: Any, **rest: Any) -> Figure:
+    def _figure(self, image: str, label: int, row: int, column: int, **rest: Any) -> Figure:
         example = self.examples[image]
+        self._enable(example)
         seed = min(row, example.size[0] - 1), min(column, example.size[1] - 1)
         knobs = Knobs(**{field.name: rest[field.name] for field in fields(Knobs)})
-        return affinity_figure(example, seed, field=self._field(label), knobs=knobs, start=start, reach=reach)
+        shown = {name: rest[name] for name in ("start", "reach", "lines")}
+        return affinity_figure(example, seed, field=self._field(label), knobs=knobs, side=_SIDE, **shown)
+
+    def _enable(self, example: Example) -> None:
+        """Controls that change nothing are gray: those of the teacher's features where there are none."""
+        unused = set() if example.features is not None else {"label", "semantic_scale", "balance", "form"}
+        unused |= {"steps"} if self.controls["reach"].value == "global" else set()
+        for name, control in self.controls.items():
+            control.disabled = name in unused
 
 
 class FrequencyExplorer(Panel):
-    """Sliders for the radius t and the scale θ of Eq. 4 and for the channel, on any of the examples."""
+    """The Fourier masks of Eq. 4 at work: sliders for radius t and scale θ, on any map of any of the examples."""
 
     def __init__(
         self, examples: Sequence[Example], *, channel: int = 0, radius: float = 10.0, scale: float = 0.2
     ) -> None:
         self.examples = {f"{i + 1}: {example.name}": example for i, example in enumerate(examples)}
-        self._energies = {name: energies_of(maps_of(example)) for name, example in self.examples.items()}
-        channels = min(len(values) for example in examples for values in maps_of(example).values())
+        first = maps_of(examples[0])
+        channels = min(map(len, first.values()))
         reach = max(max(example.size) for example in examples) / 2**0.5
         controls: dict[str, Any] = {
             "image": widgets.Dropdown(options=list(self.examples), description="image"),
+            "feature": widgets.Dropdown(options=list(first), description="map"),
             "channel": whole("channel", min(channel, channels - 1), 0, channels - 1),
             "radius": number("radius t", radius, 0, max(radius, reach), step=0.5),
             "scale": number("scale θ", scale, 0, 1, step=0.05),
         }
         super().__init__(self._figure, controls)
+        self.controls["image"].observe(self._fit, names="value")
 
-    def _figure(self, image: str, channel: int, radius: float, scale: float) -> Figure:
+    def _fit(self, _: object) -> None:
+        """Another image may have other maps and fewer channels; it is drawn already, with those that there are."""
+        maps = maps_of(self.examples[self.controls["image"].value])
+        self._paused = True
+        if tuple(maps) != tuple(self.controls["feature"].options):
+            self.controls["feature"].options = list(maps)
+        self.controls["channel"].max = min(map(len, maps.values())) - 1
+        self._paused = False
+
+    def _figure(self, image: str, feature: str, channel: int, radius: float, scale: float) -> Figure:
         example = self.examples[image]
-        inside = example.box_masks().any(dim=0)
-        return frequency_figure(
-            maps_of(example), inside, channel=channel, radius=radius, scale=scale, energies=self._energies[image]
+        maps = maps_of(example)
+        name, values = (feature, maps[feature]) if feature in maps else next(iter(maps.items()))
+        shown = min(channel, len(values) - 1)
+        return mask_figure(
+            example.image,
+            values[shown],
+            example.box_masks().any(dim=0),
+            radius=radius,
+            scale=scale,
+            name=f"{example.name}   {name}, channel {shown}",
         )

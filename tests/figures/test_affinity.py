@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from misa.figures.affinity import Layout, affinity_figure, category_at, field_of, profile_figure, start_mask
+from misa.figures.affinity import (
+    LINES_OF_MAPS,
+    Layout,
+    affinity_figure,
+    category_at,
+    field_of,
+    profile_figure,
+    start_mask,
+)
 from misa.figures.sheet import Tile, outline
 from misa.figures.style import shade, to_png
 from misa.figures.widgets import SeedExplorer
@@ -106,11 +114,13 @@ def test_profile_shows_every_kernel_along_the_row(example):
 def test_the_explorer_redraws_on_a_slider_and_on_a_click(example, make_example):
     panel = SeedExplorer([example, make_example(7, 9)], seed=(5, 6), knobs=Knobs(semantic_scale=2.0))
     pictures = [panel.picture.value]
-    assert pictures[0] == to_png(affinity_figure(example, (5, 6), knobs=Knobs(semantic_scale=2.0)))
+    lines = ("pixels", "tree", "mask")
+    drawn = affinity_figure(example, (5, 6), knobs=Knobs(semantic_scale=2.0), lines=lines, side=86)
+    assert pictures[0] == to_png(drawn)
+    assert panel.picture.layout.width == f"{int(drawn.bbox.width)}px"  # not stretched
     panel.controls["balance"].value = 2.5
     pictures.append(panel.picture.value)
-    layout = Layout(12, 16, 4, 5, (5, 6))
-    x, y = layout.tile(2, 1).at(1.5, 13.5)
+    x, y = panel.sheet().tile(2, 1).at(1.5, 13.5)
     panel._clicked({"dataX": float(x), "dataY": float(y)})
     assert (panel.controls["row"].value, panel.controls["column"].value) == (1, 13)
     pictures.append(panel.picture.value)
@@ -128,6 +138,41 @@ def test_the_explorer_redraws_on_a_slider_and_on_a_click(example, make_example):
 def test_a_click_into_a_box_chooses_its_category(example):
     panel = SeedExplorer([example], seed=(0, 0))
     assert panel.controls["label"].value == 0
-    x, y = Layout(12, 16, 4, 5, (0, 0)).tile(0, 1).at(5.5, 6.5)
+    x, y = panel.sheet().tile(0, 1).at(5.5, 6.5)
     panel.click(float(x), float(y))
     assert panel.controls["label"].value == 1
+
+
+@pytest.mark.parametrize("lines", [("pixels", "mask"), ("window", "pixels", "mask"), ("pixels",), LINES_OF_MAPS])
+def test_every_choice_of_rows_is_drawn_and_can_be_clicked(example, lines):
+    layout = Layout(12, 16, 4, 5, (5, 6), lines, 104)
+    figure = affinity_figure(example, (5, 6), lines=lines, side=104)
+    assert (int(figure.bbox.width), int(figure.bbox.height)) == layout.size
+    for row, line in enumerate(lines):
+        tile = layout.tile(3, row)
+        cell = layout.cell_at(*(float(v) for v in tile.at(5.5, 6.5)))
+        assert cell == (5, 6), line
+
+
+def test_the_panel_fits_a_small_screen(make_example):
+    """Of 1280 x 720 JupyterLab leaves about 600 pixels in height to a notebook's cell, and 846 in width."""
+    panel = SeedExplorer([make_example(32, 32)])
+    for lines in [value for _, value in panel.controls["lines"].options][:-1]:
+        panel.controls["lines"].value = lines
+        width, height = panel.sheet().size
+        assert width + 266 <= 846
+        assert height <= 560
+
+
+def test_controls_without_effect_are_gray(example, make_example):
+    panel = SeedExplorer([example, make_example(7, 9, teacher=False)], seed=(5, 6))
+    assert not any(control.disabled for control in panel.controls.values())
+    panel.controls["reach"].value = "global"
+    assert [name for name, control in panel.controls.items() if control.disabled] == ["steps"]
+    panel.controls["reach"].value = "local"
+    panel.controls["image"].value = panel.controls["image"].options[1]
+    gray = [name for name, control in panel.controls.items() if control.disabled]
+    assert gray == ["label", "semantic_scale", "balance", "form"]
+    before = panel.picture.value
+    panel.put(semantic_scale=3.0, balance=2.0)
+    assert panel.picture.value == before

@@ -1,13 +1,15 @@
 """The frequency figure: its bands are the package's, its panel redraws."""
 
+import numpy as np
 import torch
 from torch.testing import assert_close
 
-from misa.figures.frequency import bands, frequency_figure, maps_of
+from misa.figures.frequency import at_work, bands, frequency_figure, maps_of, mask_figure
 from misa.figures.sheet import Word
-from misa.figures.style import to_png
+from misa.figures.style import SIGNED, shade, to_png
 from misa.figures.widgets import FrequencyExplorer
 from misa.losses.distillation import distillation_loss
+from misa.ops.frequency import fourier_mask
 
 
 def test_bands_are_what_the_loss_compares(rng):
@@ -31,13 +33,45 @@ def test_a_row_for_each_map(example, make_example):
 
 
 def test_the_explorer_redraws(example, make_example):
-    panel = FrequencyExplorer([example, make_example(9, 9)], channel=7, radius=3)
+    panel = FrequencyExplorer([example, make_example(9, 9), make_example(11, 7, teacher=False)], channel=7, radius=3)
     assert panel.controls["channel"].value == panel.controls["channel"].max == 1  # the student has two channels
     inside = example.box_masks().any(dim=0)
-    expected = frequency_figure(maps_of(example), inside, channel=1, radius=3.0, scale=0.2)
+    name = f"{example.name}   teacher S, channel 1"
+    expected = mask_figure(example.image, example.features[1], inside, radius=3.0, scale=0.2, name=name)
     assert panel.picture.value == to_png(expected)
-    pictures = {panel.picture.value}
-    for name, value in (("radius", 5.5), ("scale", 0.5), ("channel", 0), ("image", panel.controls["image"].options[1])):
-        panel.controls[name].value = value
-        pictures.add(panel.picture.value)
-    assert len(pictures) == 5
+    pictures = {bytes(panel.picture.value)}
+    images = panel.controls["image"].options
+    for key, value in (
+        ("radius", 5.5),
+        ("scale", 0.5),
+        ("channel", 0),
+        ("feature", "student I"),
+        ("image", images[1]),
+        ("image", images[2]),
+    ):
+        panel.controls[key].value = value
+        pictures.add(bytes(panel.picture.value))
+    assert len(pictures) == 7
+    assert panel.controls["feature"].options == ("colors",)  # without networks
+    panel.controls["radius"].value = 2.0
+    assert bytes(panel.picture.value) not in pictures
+
+
+def test_the_masks_and_bands_are_the_equations(rng):
+    """What the panel shows of a map, computed wave by wave as Eq. 3-5 say."""
+    values = torch.randn(8, 10, generator=rng)
+    box = torch.zeros(8, 10, dtype=torch.bool)
+    box[2:6, 3:8] = True
+    high, low = at_work(values, box, 2.0, 0.25)
+    alpha = fourier_mask(8, 10, radius=2.0, scale=0.25)
+    spectrum = torch.fft.fftshift(torch.fft.fft2(values))
+    band = torch.fft.ifft2(torch.fft.ifftshift(spectrum * alpha)).real - 0.25 * values.mean()
+    reach = float((values - values.mean()).abs().max())
+    np.testing.assert_allclose(
+        high["band"].astype(int), shade(band.numpy(), -reach, reach, colors=SIGNED).astype(int), atol=2
+    )
+    assert (high["mask α"] == shade(alpha.numpy(), colors="gray")).all()
+    nothing = shade(np.zeros((1, 1)), -1, 1, colors=SIGNED)[0, 0]
+    assert (high["band x boxes"][~box.numpy()] == nothing).all()
+    assert (low["band x boxes"][box.numpy()] == nothing).all()
+    assert (low["mask α"].astype(int) + high["mask α"] >= 255).all()

@@ -21,6 +21,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 ROUNDS = 10
 # Generous: on a busy machine JupyterLab alone may take a minute to open a notebook. Nothing here asserts a time.
 PATIENCE = 300  # seconds
+SCREEN = {"width": 1280, "height": 720}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * PATIENCE)]
 
@@ -91,7 +92,7 @@ def _address(runtime, server, log):
 @pytest.fixture
 def opened(browser, lab, request):
     """A notebook in JupyterLab with all its cells run."""
-    page = browser.new_page(viewport={"width": 1280, "height": 1500})
+    page = browser.new_page(viewport=SCREEN)
     page.set_default_timeout(1000 * PATIENCE)
     try:
         yield page, _run_all(page, lab, request.param)
@@ -146,6 +147,21 @@ def changed(page, act):
     return took
 
 
+def assert_it_fits(page, picture):
+    """Controls and picture are seen together, pixel by pixel."""
+    natural = page.evaluate("() => document.querySelector('img.widget-image').naturalWidth")
+    assert picture.bounding_box()["width"] == pytest.approx(natural, abs=1)
+    panel = picture.locator("xpath=..")
+    panel.evaluate("element => element.scrollIntoView({block: 'center'})")
+    assert panel.evaluate("element => element.scrollWidth <= element.clientWidth"), "the panel is wider than its cell"
+    page.wait_for_timeout(300)
+    for place in (picture.bounding_box(), panel.locator(".widget-dropdown").last.bounding_box()):
+        assert place["x"] >= 0
+        assert place["x"] + place["width"] <= SCREEN["width"]
+        assert place["y"] >= 0
+        assert place["y"] + place["height"] <= SCREEN["height"]
+
+
 def press(page, label, key):
     page.locator(".widget-hslider", has_text=label).locator(".noUi-handle").focus()
     page.keyboard.press(key)
@@ -166,18 +182,19 @@ def report(what, seconds):
 def test_affinity_a_slider_and_a_click(opened):
     page, picture = opened
     assert_no_error(page)
+    assert_it_fits(page, picture)
     report(
         "slider, in the browser", [changed(page, lambda: press(page, "balance", "ArrowRight")) for _ in range(ROUNDS)]
     )
     box = picture.bounding_box()
     scale = box["width"] / page.evaluate("() => document.querySelector('img.widget-image').naturalWidth")
-    # The first tile is the image: 150 pixels from (10, 46) on.
-    places = [(30 + 9 * i, 80 + 6 * i) for i in range(ROUNDS)]
+    # The first tile is the image: 86 pixels from (10, 44) on.
+    places = [(20 + 7 * i, 60 + 6 * i) for i in range(ROUNDS)]
     clicks = [
         changed(page, lambda x=x, y=y: picture.click(position={"x": x * scale, "y": y * scale})) for x, y in places
     ]
     report("click, in the browser", clicks)
-    expected = int((places[-1][1] - 46) / 150 * 32), int((places[-1][0] - 10) / 150 * 32)
+    expected = int((places[-1][1] - 44) / 86 * 32), int((places[-1][0] - 10) / 86 * 32)
     readouts = [
         int(page.locator(".widget-hslider", has_text=f"seed {name}").locator(".widget-readout").inner_text())
         for name in ("row", "column")
@@ -188,8 +205,9 @@ def test_affinity_a_slider_and_a_click(opened):
 
 @pytest.mark.parametrize("opened", ["frequency"], indirect=True)
 def test_frequency_sliders(opened):
-    page, _ = opened
+    page, picture = opened
     assert_no_error(page)
+    assert_it_fits(page, picture)
     seconds = [changed(page, lambda: press(page, "radius", "ArrowRight")) for _ in range(ROUNDS)]
     report("slider, in the browser", seconds)
     changed(page, lambda: press(page, "channel", "ArrowRight"))
