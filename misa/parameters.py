@@ -5,8 +5,8 @@ notebook's second cell hands its names to the `read` of its own class, which doe
 """
 
 import argparse
+import ast
 import dataclasses
-import difflib
 import os
 import types
 import typing
@@ -55,9 +55,10 @@ class Parameters:
     def read(cls, namespace: MutableMapping[str, Any]) -> Self:
         """The parameters of a notebook's namespace (`globals()`); UserError for any name that is not declared.
 
-        Names that appear after the first call, in cells further down, are the notebook's own business unless they
-        look like a parameter. Relative paths then start at the project's folder, also in JupyterLab, which starts a
-        notebook in its own (this changes the working directory).
+        At the first call every name counts. Later, when the notebook's own cells have made names of theirs, those
+        count that stand beside a parameter in a cell, as in the cell at the top that was changed and run again.
+        Relative paths then start at the project's folder, also in JupyterLab, which starts a notebook in its own
+        (this changes the working directory).
         """
         names = [field.name for field in dataclasses.fields(cls)]
         there = {
@@ -67,13 +68,33 @@ class Parameters:
             and name not in _IPYTHON
             and not isinstance(value, types.ModuleType | type | types.FunctionType)
         }
-        later = there - namespace.setdefault("_names_at_first", there)
-        ours = {name for name in later if not difflib.get_close_matches(name, names, n=1, cutoff=0.75)}
-        for name in sorted(there - ours - set(names)):
+        first = "_cells_read" not in namespace
+        cells = [str(cell) for cell in namespace.get("In", [])]
+        seen = 0 if first else namespace["_cells_read"]
+        namespace["_cells_read"] = len(cells)
+        beside = set().union(
+            *(assigned for cell in cells[seen:] if not (assigned := _assigned(cell)).isdisjoint(names))
+        )
+        for name in sorted((there if first else there & beside) - set(names)):
             hint = did_you_mean(name, names) or f"; the parameters are {', '.join(names)}."
             raise UserError(f"there is no parameter {name}{hint}")
         _leave_notebook_folder()
         return cls(**{name: namespace[name] for name in names if name in namespace})
+
+
+def _assigned(cell: str) -> set[str]:
+    """The names that a cell gives a plain value at its top level; none where it is no plain Python."""
+    try:
+        tree = ast.parse(cell)
+    except SyntaxError:
+        return set()
+    found: set[str] = set()
+    for node in tree.body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +206,7 @@ class TablesParameters(Parameters):
     """What `notebooks/tables.ipynb` takes.
 
     table: 3, 4 or 5; data: "demo", "voc", "coco_mini" or "photos"; seeds: trainings of every row, from seed 0.
-    train: train what is missing; off: show what is there.
+    train: train what is missing; off: show what is there and what is missing.
     slots: trainings at a time on this machine; cluster: submit them through submitit instead, such as "slurm".
     cluster_options: submitit's parameters with commas between; timeout_min, the minutes of one training, is needed.
     data_root, gpus, workers, threads: of every training, as in `TrainParameters`.
@@ -196,7 +217,7 @@ class TablesParameters(Parameters):
     table: int = between(3, 3, 5)
     data: str = "demo"
     seeds: int = between(5, 1, 1000)
-    train: bool = True
+    train: bool = False
     slots: int = between(1, 1, 1024)
     cluster: str = ""
     cluster_options: str = ""
@@ -256,7 +277,7 @@ class OwnDataParameters(Parameters):
     data: folder of images and boxes (COCO layout, Pascal VOC xml, or csv); empty: an example is drawn below `out`.
     out: where everything that is made goes.
     row: what to train, file and name of an experiment.
-    photos: images, or a folder of them, to predict on; empty: those of `data`.
+    photos: images, or a folder of them, to predict on; empty: those of `data` that were held out.
     score: least score of an instance that is shown.
     epochs: in place of the row's.
     seed, threads: of the training.

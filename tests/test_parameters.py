@@ -47,12 +47,25 @@ def test_names_of_later_cells_are_no_parameters():
     assert TrainParameters.read(namespace).seed == 1
 
 
-def test_a_typo_made_after_the_first_call_is_found():
-    namespace = {"seed": 1}
+def test_names_like_a_parameter_may_be_a_notebooks_own():
+    """Run All a second time: `step` of a cell further down is no misspelt `steps`."""
+    namespace = {"In": ["", "seed: int = 1"], "seed": 1}
     TrainParameters.read(namespace)
     namespace["epoch"] = 5
+    namespace["In"] += ["epoch = len('later')", "seed: int = 2"]
+    namespace["seed"] = 2
+    assert TrainParameters.read(namespace).seed == 2
+
+
+def test_a_typo_in_the_cell_of_parameters_is_found_again():
+    namespace = {"In": ["", "seed: int = 1"], "seed": 1}
+    TrainParameters.read(namespace)
+    namespace["epoch"] = 5
+    namespace["In"] += ["%matplotlib inline", "seed: int = 1\nepoch: int = 5"]
     with pytest.raises(UserError, match="did you mean 'epochs'"):
         TrainParameters.read(namespace)
+    namespace["In"].append("x = 1")
+    assert TrainParameters.read(namespace).seed == 1
 
 
 @dataclass(frozen=True, kw_only=True)

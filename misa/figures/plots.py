@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -91,28 +92,39 @@ def sample_grid(samples: Sequence[Mapping[str, object]], *, columns: int = 4, ti
     return figure
 
 
-def box_to_mask(rows: Sequence[Mapping[str, object]]) -> Figure:
+def box_to_mask(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """What the method does, a column an image: the boxes it learns from, the masks it predicts, the truth.
 
     Each row has `image`, `boxes`, `predicted` (n h w), `predicted_labels` and `truth` (n h w), in the order of the
-    boxes. An object has one color in all three; a prediction of no object is gray.
+    boxes; where no image has a truth (None) that line is left out. An object has one color in all of them; a
+    prediction of no object is gray.
     """
-    figure = Picture(figsize=(1.75 * len(rows), 5.4), layout="constrained")
-    axes = figure.subplots(3, len(rows), squeeze=False)
+    lines = ["given: boxes", "predicted masks"]
+    lines += ["true masks"] if any(row["truth"] is not None for row in rows) else []
+    figure = Picture(figsize=(1.75 * len(rows), 1.8 * len(lines)), layout="constrained")
+    axes = figure.subplots(len(lines), len(rows), squeeze=False)
     for column, row in enumerate(rows):
-        image, predicted, truth = (row[name] for name in ("image", "predicted", "truth"))
-        draw_objects(axes[0, column], image, boxes=row["boxes"])  # type: ignore[arg-type]
-        colors = matched_colors(predicted, truth)  # type: ignore[arg-type]
-        draw_objects(
-            axes[1, column], image, masks=predicted, labels=row["predicted_labels"], colors=colors  # type: ignore[arg-type]
-        )  # fmt: skip
-        draw_objects(axes[2, column], image, masks=truth)  # type: ignore[arg-type]
-    for ax, name in zip(axes[:, 0], ("given: boxes", "predicted masks", "true masks"), strict=True):
+        image, predicted, truth = row["image"], row["predicted"], row["truth"]
+        objects = _filled(row["boxes"], image.shape[:2]) if truth is None else truth
+        draw_objects(axes[0, column], image, boxes=row["boxes"])
+        colors = matched_colors(predicted, objects)
+        draw_objects(axes[1, column], image, masks=predicted, labels=row["predicted_labels"], colors=colors)
+        if len(lines) == 3:
+            draw_objects(axes[2, column], image, masks=truth)
+    for ax, name in zip(axes[:, 0], lines, strict=True):
         ax.set_axis_on()
         ax.set(xticks=[], yticks=[])
         ax.set_ylabel(name, fontsize=8)
         ax.spines[:].set_visible(False)
     return figure
+
+
+def _filled(boxes: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Boxes (n 4) as masks (n h w), for want of better ones."""
+    masks = np.zeros((len(boxes), *size), bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, np.asarray(boxes).round().astype(int), strict=True):
+        mask[max(y1, 0) : y2, max(x1, 0) : x2] = True
+    return masks
 
 
 def matched_colors(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], *, least: float = 0.3) -> list[int | str]:
@@ -213,10 +225,11 @@ def grouped_intervals(frame: pd.DataFrame, *, label: str = "mask AP (%)") -> Fig
 
 
 def ap_bars(scores: Mapping[str, Mapping[str, float | None]]) -> Figure:
-    """AP or IoU figures side by side: one group a metric, one bar a variant (missing values stay empty)."""
+    """AP or IoU figures side by side: one group a metric, one bar a variant; metrics without objects are named."""
     figure = Picture(figsize=(max(5, 1.6 * len(scores)), 2.6), layout="constrained")  # room for the figures on the bars
     ax = figure.subplots()
-    names = list(next(iter(scores.values())))
+    names = [name for name in next(iter(scores.values())) if any(row[name] is not None for row in scores.values())]
+    unmeasured = [name for name in next(iter(scores.values())) if name not in names]
     width = 0.8 / len(scores)
     for i, (variant, values) in enumerate(scores.items()):
         at = np.arange(len(names)) + (i - (len(scores) - 1) / 2) * width
@@ -227,6 +240,8 @@ def ap_bars(scores: Mapping[str, Mapping[str, float | None]]) -> Figure:
         ax.bar_label(bars, labels=["" if np.isnan(h) else f"{h:.1f}" for h in heights], fontsize=6)
     ax.set_xticks(np.arange(len(names)), names)
     ax.set_ylabel("mask AP (%)" if "AP" in names else "IoU (%)")
+    if unmeasured:
+        ax.set_xlabel(f"{', '.join(unmeasured)}: no objects to measure on", fontsize=7)
     ax.legend(fontsize=7, frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     return figure

@@ -46,6 +46,11 @@ def test_box_to_mask_has_a_column_an_image_and_three_rows(rows):
     assert [ax.get_ylabel() for ax in figure.axes[::3]] == ["given: boxes", "predicted masks", "true masks"]
 
 
+def test_without_true_masks_their_line_is_left_out(rows):
+    figure = box_to_mask([{**row, "truth": None} for row in rows])
+    assert [ax.get_ylabel() for ax in figure.axes[::3]] == ["given: boxes", "predicted masks"]
+
+
 def test_an_image_without_objects_is_drawn(rows):
     empty = {**rows[0], "boxes": np.zeros((0, 4)), "predicted": np.zeros((0, 48, 48), bool), "predicted_labels": []}
     figure = box_to_mask([{**empty, "truth": np.zeros((0, 48, 48), bool)}])
@@ -100,8 +105,9 @@ def test_loss_curves_show_the_running_mean():
 def test_bars_leave_out_what_was_not_measured():
     figure = ap_bars({"masks": {"AP": 12.3, "APl": None}, "as rectangles": {"AP": 4.0, "APl": None}})
     heights = [bar.get_height() for bar in figure.axes[0].patches]
-    assert heights == [12.3, 0, 4.0, 0]
-    assert [t.get_text() for t in figure.axes[0].texts] == ["12.3", "", "4.0", ""]
+    assert heights == [12.3, 4.0]
+    assert [t.get_text() for t in figure.axes[0].texts] == ["12.3", "4.0"]
+    assert figure.axes[0].get_xlabel() == "APl: no objects to measure on"
 
 
 def test_saved_as_pdf_with_truetype_fonts_and_as_png(tmp_path, rows):

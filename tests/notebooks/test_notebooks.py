@@ -11,7 +11,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
+from misa.engine.runs.folder import opened
 from misa.parameters import (
     AffinityParameters,
     EvaluateParameters,
@@ -123,7 +125,7 @@ def test_tables_runs_headless_and_goes_on(tmp_path):
         "gpus": 0,
         "slots": 2,
     }
-    output, done = papermill(tmp_path, "tables", seeds=1, **common)
+    output, done = papermill(tmp_path, "tables", seeds=1, train=True, **common)
     assert done.returncode == 0, done.stderr[-2000:]
     text = "".join(o.get("text", "") for cell in cells(output) for o in cell.outputs)
     assert "0 finished, 0 started, 5 not run" in text
@@ -131,9 +133,12 @@ def test_tables_runs_headless_and_goes_on(tmp_path):
     for suffix in ("html", "tex", "csv"):
         assert (tmp_path / "runs" / f"table4_demo.{suffix}").stat().st_size > 100
     assert (tmp_path / "runs" / "table4_demo_groups.pdf").stat().st_size > 1000
-    output, done = papermill(tmp_path, "tables", seeds=2, train=False, **common)
+    output, done = papermill(tmp_path, "tables", seeds=2, **common)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "5 finished, 0 started, 5 not run" in "".join(o.get("text", "") for c in cells(output) for o in c.outputs)
+    text = "".join(o.get("text", "") for c in cells(output) for o in c.outputs)
+    assert "5 finished, 0 started, 5 not run" in text
+    assert "6 trainings are missing: 1 x table4_distillation:demo_baseline, 1 x teacher:demo_table" in text
+    assert "here with slots=2, at" in text
 
 
 @pytest.mark.slow
@@ -147,7 +152,7 @@ def test_train_runs_a_teacher(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "drawn"), [("affinity", 8), ("frequency", 3)])
+@pytest.mark.parametrize(("name", "drawn"), [("affinity", 8), ("frequency", 4)])
 def test_explorers_run_headless(tmp_path, smoke_run, name, drawn):
     """Every loop is asserted equal to the package in the notebook itself; solutions run as well."""
     output, done = papermill(tmp_path, name, run=smoke_run, smoke=True, interactive=False)
@@ -172,6 +177,9 @@ def test_own_data_runs_from_a_table_of_boxes_to_an_exported_student(tmp_path):
     assert pictures(output) == 4
     assert (tmp_path / "out" / "exported.pth").is_file()
     assert (tmp_path / "out" / "predictions" / "instances.csv").is_file()
+    _, source, _, _ = opened(tmp_path / "out" / "run")
+    held_out = {Path(image["file_name"]).stem for image in json.loads(source.val.annotations.read_text())["images"]}
+    assert {path.stem for path in (tmp_path / "out" / "predictions" / "overlay").iterdir()} == held_out
 
 
 @pytest.mark.slow
@@ -191,3 +199,41 @@ def test_evaluate_runs_headless_and_leaves_its_figures(tmp_path, smoke_run):
     assert pictures(output) == 4
     for name in ("evaluation", "precision_recall", "classes", "guidance"):
         assert (Path(smoke_run) / "figures" / f"{name}.pdf").stat().st_size > 1000
+
+
+RERUN = {
+    "affinity": {"run": "run", "interactive": False},
+    "evaluate": {"run": "run", "gpus": 0},
+    "figures": {"runs": "run", "random": 1, "worst": 1, "only": "5"},
+    "frequency": {"run": "run", "interactive": False},
+    "own_data": {"out": "own"},
+    "tables": {"table": 3, "root": "tables", "seeds": 1},
+    "train": {"row": "demo:box", "work_dir": "train", "gpus": 0, "data_root": "data"},
+}
+
+
+FOLDERS = ("out", "root", "work_dir", "data_root")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(RERUN))
+def test_run_all_works_twice_in_one_kernel(tmp_path, smoke_run, name):
+    """As a user does who has changed a parameter in the cell at the top."""
+    assert set(RERUN) == set(PARAMETERS)
+    values = {
+        key: str(smoke_run) if value == "run" else str(tmp_path / value) if key in FOLDERS else value
+        for key, value in RERUN[name].items()
+    }
+    if name in ("affinity", "figures", "frequency", "own_data", "tables", "train"):
+        values["smoke"] = True
+    if name == "figures":
+        values["out"] = str(tmp_path / "figures")
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    cell.source += "".join(f"\n{key} = {value!r}" for key, value in values.items())
+    once = list(notebook.cells)
+    notebook.cells += [nbformat.from_dict(json.loads(json.dumps(one))) for one in once]
+    for i, one in enumerate(notebook.cells):
+        one["id"] = f"cell-{i}"
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert all(c.get("execution_count") for c in notebook.cells if c.cell_type == "code")

@@ -29,7 +29,7 @@ def training_samples(source: Source, *, count: int = 8, seed: int = 0) -> list[d
 def results(run: Run, *, count: int = 6, seed: int = 0, threshold: float = 0.3) -> list[dict[str, Any]]:
     """Some validation images with what was predicted above a score and the truth, for `figures.box_to_mask`.
 
-    An object that several classes claim is shown once, see `surest`.
+    An object that several classes claim is shown once, see `surest`. `truth` is None where the data has no masks.
     """
     truth = read_truth(run.source.val.annotations)
     images = truth.getImgIds()[: run.experiment.limit]
@@ -56,9 +56,7 @@ def results(run: Run, *, count: int = 6, seed: int = 0, threshold: float = 0.3) 
                 "boxes": sample["boxes"],
                 "predicted": predicted,
                 "predicted_labels": labels,
-                "truth": stacked_objects(truth, run.source.classes, image_id)
-                if run.source.masks
-                else _stack([], sample["image"].shape[:2]),
+                "truth": stacked_objects(truth, run.source.classes, image_id) if run.source.masks else None,
             }
         )
     return rows
@@ -155,3 +153,9 @@ def boxed(truth: COCO, split: Split, classes: Sequence[str], image_id: int) -> d
 
 def _stack(masks: list[NDArray[Any]], size: tuple[int, ...]) -> NDArray[np.bool_]:
     return np.stack(masks).astype(bool) if masks else np.zeros((0, *size), dtype=bool)
+
+
+def held_out(run: Run) -> list[Path]:
+    """The images that a run was scored on and did not learn from: where both lie in one folder, by their names."""
+    truth = read_truth(run.source.val.annotations)
+    return [run.source.val.images / image["file_name"] for image in truth.loadImgs(truth.getImgIds())]

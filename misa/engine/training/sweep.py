@@ -3,9 +3,11 @@
 import contextlib
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -134,6 +136,34 @@ def run(
             f"{wanted.row} with seed {wanted.seed} failed: {sentence.removesuffix('.')}{more}; "
             f"see {_log(wanted)}, {cure} and run the same again."
         )
+
+
+def planned(jobs: Sequence[Job], *, slots: int = 1, minutes: float | None = None) -> str:
+    """What `run` would train, and how long that takes, as text; empty where everything is finished.
+
+    minutes: of one training; by default the median of those that are finished here, where there are any.
+    """
+    every = {one.folder: one for wanted in jobs for one in (wanted.teacher, wanted) if one is not None}
+    missing = [one for one in every.values() if one.state != "finished"]
+    if not missing:
+        return ""
+    took = [seconds / 60 for one in every.values() if (seconds := _seconds(one)) is not None]
+    each = minutes if minutes is not None else statistics.median(took) if took else None
+    rows = Counter(one.row for one in missing)
+    lines = [f"{len(missing)} trainings are missing: {', '.join(f'{n} x {row}' for row, n in rows.items())}"]
+    if each is not None:
+        total = each * len(missing) / max(slots, 1)
+        about = f"{total / 60:.1f} hours" if total >= 90 else f"{max(total, 1):.0f} minutes"
+        lines.append(f"about {about} here with slots={slots}, at {each:.1f} minutes each as those that are finished")
+    return "\n".join(lines)
+
+
+def _seconds(one: Job) -> float | None:
+    """How long a finished training took: from its record to its scores."""
+    if one.state != "finished":
+        return None
+    begun, ended = (one.folder / name for name in ("config.py", "metrics.json"))
+    return ended.stat().st_mtime - begun.stat().st_mtime if begun.exists() else None
 
 
 def read_options(text: str) -> dict[str, int | str]:
