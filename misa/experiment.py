@@ -117,6 +117,9 @@ class Affinity:
     # With mode="pamr": 3x3 neighbors at these distances in cells of the mask, and how often.
     pamr_dilations: tuple[int, ...] = _later((1, 2, 4, 8, 12, 24))
     pamr_steps: int = _later(10)
+    # One or two rows of `misa.ops.affinity.KERNELS` in place of A and what feature or saliency adds to it; these then
+    # say only whether there is a teacher to read.
+    kernels: tuple[str, ...] | None = _later(None)
 
 
 @dataclass(frozen=True)

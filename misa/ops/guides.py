@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from misa.errors import UserError
 from misa.ops.affinity import KERNELS, TINY, Compared, Seen, variance, window_spread
 from misa.ops.backends.choice import backend
 from misa.ops.backends.torch_ops import Layer
@@ -41,9 +42,9 @@ class Guides:
     def __post_init__(self) -> None:
         unknown = [name for name in self.kernels if name not in KERNELS]
         if unknown:
-            raise ValueError(f"there is no affinity {unknown[0]!r}; there are {', '.join(KERNELS)}.")
+            raise UserError(f"there is no affinity {unknown[0]!r}; there are {', '.join(KERNELS)}.")
         if not 1 <= len(self.kernels) <= 2:
-            raise ValueError(f"one affinity or two are propagated along, not {len(self.kernels)}.")
+            raise UserError(f"masks are propagated along one affinity or two, not {len(self.kernels)}.")
         self.backend = backend(self.images)
 
     @property

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from misa.errors import UserError
 from misa.losses.pairwise import pairwise_loss
 from misa.ops.affinity import KERNELS, Compared, Seen, kernel_affinity
 from misa.ops.backends.choice import use
@@ -82,9 +83,9 @@ def test_a_new_affinity_is_one_function_and_one_row(rng):
 
 def test_wrong_affinities_are_named(rng):
     image = torch.rand(1, 3, 4, 5, generator=rng)
-    with pytest.raises(ValueError, match="no affinity 'colour'; there are color, feature, saliency"):
+    with pytest.raises(UserError, match="no affinity 'colour'; there are color, feature, saliency"):
         Guides(image, [0], kernels=("colour",))
-    with pytest.raises(ValueError, match="one affinity or two"):
+    with pytest.raises(UserError, match="one affinity or two"):
         Guides(image, [0], kernels=("color",) * 3)
     with pytest.raises(ValueError, match="'saliency' compares the features of a semantic teacher, and there are none"):
         Guides(image, [0], kernels=("color", "saliency")).along_window(image[:, 0], None, **OPTIONS)

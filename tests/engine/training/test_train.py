@@ -20,6 +20,7 @@ from misa.engine.training.train import train
 from misa.errors import UserError
 from misa.files import locked
 from misa.machine import Machine
+from misa.ops.affinity import KERNELS, Compared
 from tests.helpers import CPU, tiny_experiment
 
 TOY = tiny_experiment(
@@ -53,6 +54,26 @@ def run(place):
 
 def final_weights(folder):
     return torch.load(folder / "checkpoints" / "epoch_3.pth", weights_only=True)["state_dict"]
+
+
+def test_a_row_trains_with_an_affinity_of_one_function_and_one_row(place, run, monkeypatch):
+    """Without a line elsewhere: the row names it, and the losses are others than those of colors alone."""
+
+    def brightness(seen):
+        return Compared(seen.colors.mean(dim=0, keepdim=True), torch.ones(1, 1), 0.2)
+
+    monkeypatch.setitem(KERNELS, "brightness", brightness)
+    row = TOY.but(affinity={"kernels": ("color", "brightness")}, schedule={"epochs": 1})
+    assert type(TOY).from_values(json.loads(json.dumps(row.values()))) == row
+    its = train(row, data_root=place / "data", work_dir=place / "brightness", machine=CPU)
+    weights = torch.load(its.folder / "checkpoints" / "epoch_1.pth", weights_only=True)["state_dict"]
+    assert all(value.isfinite().all() for value in weights.values())
+    plain = train(TOY.but(schedule={"epochs": 1}), data_root=place / "data", work_dir=place / "plain", machine=CPU)
+    other = torch.load(plain.folder / "checkpoints" / "epoch_1.pth", weights_only=True)["state_dict"]
+    assert any(not torch.equal(weights[name], other[name]) for name in weights)
+    wrong = row.but(affinity={"kernels": ("color", "brigthness")})
+    with pytest.raises(UserError, match="no affinity 'brigthness'"):
+        train(wrong, data_root=place / "data", work_dir=place / "wrong", machine=CPU)
 
 
 def test_the_run_folder_is_complete(run):
