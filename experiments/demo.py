@@ -4,6 +4,7 @@ misa train experiments/demo.py:box
 misa train experiments/demo.py:misa      # a teacher first, then FSD and SEPA
 misa train experiments/demo.py:mask      # the upper bound: the same student, taught by masks
 misa train experiments/demo.py:mask2former_box    # Mask2Former as the student; also _fsd, _sepa, _misa and _mask
+misa train experiments/demo.py:boxlevelset    # another paper's objective on the same student; also box2mask
 misa train experiments/demo.py:box --smoke
 """
 
@@ -19,6 +20,8 @@ from misa.experiment import (
     Inference,
     Schedule,
 )
+from misa.objectives.box2mask import Box2Mask
+from misa.objectives.boxlevelset import BoxLevelSet
 
 BASE = Experiment(
     data="demo",
@@ -28,6 +31,7 @@ BASE = Experiment(
     inference=Inference(score=0.05, keep=0.05, mask=0.5),
     scenes=(("train", 500), ("val", 100)),
 )
+BARE = BASE.but(affinity=None)  # for objectives of other papers, in misa/objectives
 # For tables: the same training, scored on the demo's scenes and 300 more.
 MANY = (("train", 500), ("val", 400))
 
@@ -56,4 +60,11 @@ ROWS = {
     "mask2former_sepa": MASK2FORMER.but(teacher="teacher:demo_tables", affinity=SEPA),
     "mask2former_misa": MASK2FORMER.but(teacher="teacher:demo_tables", distillation=FSD, affinity=SEPA),
     "mask2former_mask": MASK2FORMER.but(supervision="mask"),
+    "boxlevelset": BARE.but(objective=BoxLevelSet()),
+    "box2mask": BARE.but(objective=Box2Mask()),
+    "mask2former_box2mask": MASK2FORMER.but(
+        affinity=None,
+        projection_weight=3.0,  # the objective has its own
+        objective=Box2Mask(projection_weight=5.0, structure_channels=1, size=32),  # the maps are 32 x 32
+    ),
 }

@@ -1,13 +1,17 @@
 """The level-set energy of BoxLevelSet and Box2Mask: inside a box, mask and background should each have one value.
 
-Axes: n instance · c channel of the features · h row · w column.
+Axes: b image · n instance · c channel of the features · h row · w column.
 """
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from misa.ops.affinity import check_finite, check_probabilities
+from misa.ops.tree import cut_padding, grid_lengths, spanning_trees
+from misa.ops.treefilter import edge_weights, tree_filter
 
 
 def region_energy(
@@ -72,6 +76,41 @@ def border_length(
     for region in (p * boxes, (1 - p) * boxes):
         length = length + region.diff(dim=1).abs().sum(dim=(1, 2)) + region.diff(dim=2).abs().sum(dim=(1, 2))
     return length / boxes.sum(dim=(1, 2)).clamp(min=1)
+
+
+def structure_masks(
+    masks: Float[Tensor, "n h w"],
+    images: Float[Tensor, "b 3 h w"],
+    structure: Float[Tensor, "b c h w"],
+    image: Sequence[int],
+    *,
+    valid: Bool[Tensor, "b h w"] | None = None,
+    color_scale: float = 0.02,
+) -> Float[Tensor, "n 2 h w"]:
+    """The two maps h1 and h2 that BoxLevelSet's deep energy looks at: each mask filtered along its image's trees.
+
+    h1 is the mask filtered along the image's tree with edge weights exp(−|ΔI|² / color_scale), h2 is h1 filtered along
+    the tree of a learned `structure` with exp(−|ΔG|²) (Li et al. 2022). The gradient flows through the masks, and
+    through h2's edge weights to the structure, which learns by nothing else. One tree an image serves all its masks;
+    `image` says which. Normalised images, masks in [0, 1].
+
+    Raises:
+        ValueError: shapes do not fit.
+        NotFinite: NaN or Inf, on the CPU only.
+    """
+    h, w = masks.shape[-2:]
+    if images.shape[-2:] != (h, w) or structure.shape[-2:] != (h, w) or len(images) != len(structure):
+        raise ValueError(
+            f"structure_masks needs images and a structure at the size of the masks {h, w}, as many of both: they are "
+            f"{tuple(images.shape)} and {tuple(structure.shape)}."
+        )
+    check_finite("structure_masks: structure", structure)
+    first = spanning_trees(cut_padding(grid_lengths(images.detach()), valid, h, w), h, w)
+    second = spanning_trees(cut_padding(grid_lengths(structure.detach()), valid, h, w), h, w)
+    along_image = tree_filter(masks, first, (-first.length / color_scale).exp(), image)
+    return torch.stack(
+        [along_image, tree_filter(along_image, second, edge_weights(second, structure, 1.0), image)], dim=1
+    )
 
 
 def _float(values: Tensor) -> Tensor:

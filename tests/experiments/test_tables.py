@@ -14,7 +14,7 @@ from misa.parameters import TrainParameters
 from misa.rows import find_row
 
 # What neither mmdet nor our own parts give.
-NOT_HERE = {"PolarMask", "DiscoBox", "Box2Mask", "BoxLevelSet", "SIM", "BoxTeacher"}
+NOT_HERE = {"PolarMask", "DiscoBox", "SIM", "BoxTeacher"}
 BACKBONES = {"R-50": "resnet50", "R-101": "resnet101", "Swin-B": "swin_b"}
 STUDENTS = {"SOLOv2": "solov2", "Mask2Former": "mask2former", "SOLO": "solo", "Mask R-CNN": "mask_rcnn"}
 TABLES = {"1": table1_coco.ROWS, "2": table2_voc.ROWS}
@@ -28,6 +28,8 @@ def kind(row):
     method = "MISA" if row.teacher else "APro" if row.supervision == "box" else row.student
     if row.student == "boxinst":
         method = "BoxInst"
+    if row.objective is not None:
+        method = type(row.objective).__name__
     return method, row.student, row.network.backbone
 
 

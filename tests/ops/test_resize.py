@@ -1,0 +1,37 @@
+"""Resized maps: torch's bilinear, and means that padding has no part in."""
+
+import torch
+from torch.nn.functional import interpolate
+from torch.testing import assert_close
+
+from misa.ops.resize import resized, resized_within
+
+
+def test_any_leading_axes(rng):
+    maps = torch.rand(2, 3, 8, 6, generator=rng)
+    expected = interpolate(maps, size=(5, 9), mode="bilinear", align_corners=False)
+    assert_close(resized(maps, (5, 9)), expected)
+    assert_close(resized(maps[0], (5, 9)), expected[0])
+    assert resized(maps, (8, 6)) is maps
+    nothing = resized(maps[:0].requires_grad_(), (5, 9))
+    assert nothing.shape == (0, 3, 5, 9)
+    assert nothing.requires_grad
+
+
+def test_gradcheck(rng):
+    maps = torch.rand(1, 2, 4, 4, generator=rng, dtype=torch.float64).requires_grad_()
+    valid = torch.ones(1, 4, 4, dtype=torch.bool)
+    valid[..., 2:] = False
+    assert torch.autograd.gradcheck(lambda x: resized_within(x, valid, (3, 5))[0], (maps,))
+
+
+def test_a_constant_within_stays_whatever_is_in_the_padding():
+    maps, valid = torch.full((1, 2, 8, 8), 0.7), torch.ones(1, 8, 8, dtype=torch.bool)
+    valid[..., 5:] = False
+    maps[..., 5:] = 100
+    small, inner = resized_within(maps, valid, (4, 4))
+    assert inner[0, 0].tolist() == [True, True, True, False]
+    assert_close(small[:, :, inner[0]], torch.full((1, 2, 12), 0.7))
+    large, inner = resized_within(maps, valid, (16, 16))
+    assert inner[0].sum(dim=1).unique().tolist() == [10]
+    assert_close(large[:, :, inner[0]], torch.full((1, 2, 160), 0.7))
