@@ -93,7 +93,7 @@ Where a name says nothing else, class maps and probabilities join color as a pro
 """
 AS_TRAINED = "as trained"
 # The fields of an affinity that say how S joins it, and those that a term looks at besides.
-_READ: tuple[str, ...] = ("feature", "saliency", "balance", "semantic_scale")
+_READ: tuple[str, ...] = ("feature", "saliency", "balance", "semantic_scale", "kernels")
 _READ += ("semantic_values", "semantic_norm", "semantic_factors")
 _LOOKS = {
     "local": ("local_form", "window", "window_share", "local_bandwidth", "local_steps"),
@@ -246,7 +246,7 @@ def affinities(own: Affinity, readings: Mapping[str, Mapping[str, Any]], *, taug
     """The affinity of a run, and readings as changes of its color part; without a teacher those that need none."""
     plain = Affinity()
     base = replace(own, **{name: getattr(plain, name) for name in (*_READ, "global_form", "local_form")})
-    found = {AS_TRAINED: own} if own.feature or own.saliency else {}
+    found = {AS_TRAINED: own} if own.feature or own.saliency or own.kernels else {}
     for name, changes in readings.items():
         unknown = [key for key in changes if not hasattr(base, key)]
         if unknown:
@@ -295,7 +295,9 @@ def pulls_of(
 
 def _joined(affinity: Affinity) -> tuple[Any, ...]:
     """How S joins an affinity; the same for all that do without it."""
-    return tuple(getattr(affinity, name) for name in _READ) if affinity.feature or affinity.saliency else ()
+    if affinity.feature or affinity.saliency:
+        return tuple(getattr(affinity, name) for name in _READ)
+    return (affinity.kernels,)
 
 
 def starts(objects: Objects, seen: Seen | None) -> dict[str, NDArray[np.float64]]:
