@@ -5,6 +5,7 @@ Exit status: 0 done, 2 wrong input (one sentence on standard error), 1 failure.
 
 import argparse
 import dataclasses
+import io
 import re
 import sys
 import typing
@@ -38,6 +39,9 @@ _HELP = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):  # names of files and classes need not fit the terminal's encoding
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     # These have arguments of their own.
     if arguments[:1] == ["doctor"]:

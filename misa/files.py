@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 from misa.errors import UserError
 
+_LONGEST_NAME = 255  # bytes, on the usual file systems
 IN_USE = "is in use by another run"
 
 
@@ -26,6 +28,8 @@ def atomic_write(path: Path, *, suffix: str = ".part") -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + suffix)
+    if len(os.fsencode(partial.name)) > _LONGEST_NAME:
+        partial = path.with_name(hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32] + suffix)
     try:
         yield partial
         os.replace(partial, path)

@@ -5,7 +5,7 @@ Images are read as the training reads them: turned by their EXIF orientation, 8 
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misa.data.formats.coco import DataError, PathLike
-from misa.data.formats.parts import IMAGES
+from misa.data.formats.parts import IMAGES, walk
 from misa.errors import did_you_mean
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -45,27 +45,38 @@ class Video:
     fps: float
 
 
-def find_inputs(paths: Sequence[PathLike]) -> list[Picture | Video]:
-    """The images and videos that the paths name; a folder gives all images in it and in its folders.
+def find_inputs(
+    paths: Sequence[PathLike], *, out: Path | None = None, failed: dict[str, str] | None = None
+) -> list[Picture | Video]:
+    """The images and videos that the paths name; a folder gives all images in it and in its folders, through links.
 
-    DataError where a path does not exist, is of another kind, or a folder holds no image.
+    Args:
+        paths: files and folders; a link is called by its own name.
+        out: the folder of the results, which is not looked into, nor is any that holds earlier predictions.
+        failed: takes what is left out of a folder, by name: broken links and images of kinds that are not read.
+
+    Raises:
+        DataError: a path does not exist, is of another kind, or a folder holds no image.
     """
+    failed = {} if failed is None else failed
     found: dict[Path, tuple[Path, str]] = {}  # the file, below which folder it was found, and its name there
     for given in paths:
         path = Path(given).expanduser()
         if "://" in str(given):
             raise DataError(f"{given} is an address; download it and give the file.")
         if os.path.isdir(path):
-            inside = [file for file in _walk(path) if file.suffix.lower() in IMAGES]
+            files = list(_walk(path, out))
+            _leave_out(path, files, failed)
+            inside = [file for file in files if file.suffix.lower() in IMAGES and file.exists()]
             if not inside:
-                raise DataError(f"the folder {path} holds no image; {_what_else(path)}.")
+                raise DataError(f"the folder {path} holds no image; {_what_else(files)}.")
             for file in inside:
-                found.setdefault(file.resolve(), (path, file.relative_to(path).as_posix()))
+                found.setdefault(file.absolute(), (path, file.relative_to(path).as_posix()))
         elif os.path.isfile(path):
             if path.suffix.lower() not in IMAGES + VIDEOS:
                 kinds = ", ".join(IMAGES + VIDEOS)
                 raise DataError(f"{path} is neither an image nor a video by its name; known are {kinds}.")
-            found.setdefault(path.resolve(), (path.parent, path.name))
+            found.setdefault(path.absolute(), (path.parent, path.name))
         else:
             there = sorted(os.listdir(path.parent)) if os.path.isdir(path.parent) else []
             hint = did_you_mean(path.name, there)
@@ -76,15 +87,33 @@ def find_inputs(paths: Sequence[PathLike]) -> list[Picture | Video]:
     return [_input(path, name) for path, name in zip(found, names, strict=True)]
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """The files of a folder and its folders in the order of their names; hidden ones are left out."""
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(root) / name for name in sorted(files) if not name.startswith("."))
+# Images that OpenCV does not read everywhere, or reads in part.
+_UNREAD = (".gif", ".avif", ".heic", ".heif", ".jxl", ".svg", ".psd", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raw")
 
 
-def _what_else(folder: Path) -> str:
-    videos = sum(file.suffix.lower() in VIDEOS for file in _walk(folder))
+def _walk(folder: Path, out: Path | None) -> Iterator[Path]:
+    """The files of a folder and its folders in the order of their names, without results of predictions."""
+    results: list[Path] = []
+    for inner, files in walk(folder):
+        if {"predict.json", "done.jsonl"} <= set(files) or (out is not None and inner.resolve() == out):
+            results.append(inner)
+        if not any(inner.is_relative_to(place) for place in results):
+            yield from (inner / name for name in files)
+
+
+def _leave_out(folder: Path, files: Sequence[Path], failed: dict[str, str]) -> None:
+    other = [file for file in files if file.suffix.lower() in _UNREAD]
+    if other:
+        kinds = ", ".join(sorted({file.suffix.lower() for file in other}))
+        files_of = f"{len(other)} file{'s' if len(other) > 1 else ''} of other kinds ({kinds})"
+        failed[str(folder)] = f"left out of {folder}: {files_of}; convert them to PNG or JPEG."
+    for file in files:
+        if file.suffix.lower() in IMAGES and not file.exists():
+            failed[str(file)] = f"the link {file} leads nowhere; correct or remove it."
+
+
+def _what_else(files: Sequence[Path]) -> str:
+    videos = sum(file.suffix.lower() in VIDEOS for file in files)
     return "give its videos by their names" if videos else f"known are {', '.join(IMAGES)}"
 
 
@@ -97,6 +126,12 @@ def _names(places: list[tuple[Path, str]]) -> list[str]:
     for longer in (full, below):
         names = [name if once[name] == 1 else other for name, other in zip(names, longer, strict=True)]
         once = Counter(names)
+    # A video's frames are named as files in a folder of its name, which may be there.
+    parents = {parent.as_posix() for name in names for parent in Path(name).parents}
+    for i, name in enumerate(names):
+        if name in parents and Path(full[i]).suffix.lower() in VIDEOS:
+            names[i] = full[i] if full[i] not in parents else f"{full[i]}-video"
+    once = Counter(names)
     twice = [place for place, name in zip(places, names, strict=True) if once[name] > 1]
     if twice:
         raise DataError(
@@ -121,11 +156,14 @@ def _input(path: Path, name: str) -> Picture | Video:
     return Video(name, path, stamp, max(int(frames), 0), fps if 0 < fps < 1000 else 25.0)
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """An image (h w 3) in RGB; DataError where it is truncated or none."""
+def read_image(path: Path, *, say: Callable[[str], object] | None = None) -> NDArray[np.uint8]:
+    """An image (h w 3) in RGB; DataError where it is truncated or none. say: takes warnings of its kind."""
     from misa.data.check.image_files import require_whole
 
-    require_whole(path)
+    facts = require_whole(path)
+    for _, words, cure, weight in facts.odd if say is not None else ():
+        if weight == "warning" and say is not None:
+            say(f"the file {path} {words}; {cure}.")
     try:
         image: Any = mmcv.imread(path, channel_order="rgb")
     except (cv2.error, OSError, ValueError) as error:  # spoilt in the middle, where a first look does not go

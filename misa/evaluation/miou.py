@@ -40,13 +40,21 @@ def miou(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]], names: Se
     for truth, predicted in pairs:
         matrix += confusion(truth, predicted, len(matrix))
     values = 100 * iou(matrix)
-    named = zip((*names, "background"), values, strict=True)
+    named = zip((*names, background_name(names)), values, strict=True)
     return {
         "miou": _mean(values),
         "miou_foreground": _mean(values[:-1]),
         "iou": {name: None if np.isnan(value) else float(value) for name, value in named},
         "pixel_accuracy": 100 * float(np.diag(matrix).sum() / max(matrix.sum(), 1)),
     }
+
+
+def background_name(names: Sequence[str]) -> str:
+    """What the background is called beside these classes, one of which may be called "background"."""
+    name = "background"
+    while name in names:
+        name += " (no object)"
+    return name
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:

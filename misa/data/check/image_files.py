@@ -22,6 +22,7 @@ _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _EXIF_ORIENTATION = 0x0112
 _THREADS = 8
 _AT_ONCE = 2000  # images in the hands of the threads
+_MOST_PIXELS = 2**30
 _TAIL = 4096  # bytes that tell most files apart
 
 
@@ -194,11 +195,15 @@ def look(path: Path, *, listed: tuple[int, int] | None = None) -> Facts:
     listed: the (width, height) that it should have; a file that has them, unturned, need not be decoded.
     """
     again = "copy or download it again"
+    Image.MAX_IMAGE_PIXELS = None  # very large images are wanted; what OpenCV cannot read is told here
     try:
         if path.stat().st_size == 0:
             raise BadFile("image-truncated", "is empty", again)
         with Image.open(path) as picture:
             size = raw = picture.size
+            if size[0] * size[1] > _MOST_PIXELS:
+                message = f"has {size[0]} x {size[1]} pixels, more than OpenCV reads ({_MOST_PIXELS})"
+                raise BadFile("image-pixels", message, "cut it into parts")
             # The reader turns a picture as its EXIF says. It is asked itself where that may be: that means decoding.
             odd, orientation = _odd(picture), _orientation(picture)
             doubt = orientation >= 5 or (listed is not None and raw != listed)
@@ -233,11 +238,11 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\..*")
 
 
-def require_whole(path: Path) -> None:
-    """DataError where a file is not a whole image."""
+def require_whole(path: Path) -> Facts:
+    """What `look` finds; DataError where a file is not a whole image."""
     _hush()
     try:
-        look(path)
+        return look(path)
     except BadFile as error:
         raise DataError(f"the file {path} {error.message}; {error.cure}.") from error
 

@@ -164,7 +164,11 @@ class _Table:
 
     def __enter__(self) -> "_Table":
         self.stack = ExitStack()
-        self.file = self.stack.enter_context(self.stack.enter_context(atomic_write(self.path)).open("w", newline=""))
+        self.file = self.stack.enter_context(
+            self.stack.enter_context(atomic_write(self.path)).open(
+                "w", newline="", encoding="utf-8", errors="backslashreplace"
+            )
+        )
         self.writer = csv.writer(self.file)
         self.writer.writerow(
             ["image", "number", "label", "score", "x1", "y1", "x2", "y2", "area", *(["box"] if self.prompted else [])]

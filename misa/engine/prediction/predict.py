@@ -135,13 +135,13 @@ def predict(
         raise UserError(f"batch must be at least 1, not {batch}.")
     if boxes is not None and chosen.tile is not None:
         raise UserError("boxes and tile do not go together: known boxes are looked at in the whole image.")
-    found = find_inputs([inputs] if isinstance(inputs, str | os.PathLike) else list(inputs))
+    folder, left = Path(out).expanduser().resolve(), {}  # type: tuple[Path, dict[str, str]]
+    found = find_inputs([inputs] if isinstance(inputs, str | os.PathLike) else list(inputs), out=folder, failed=left)
     student = checkpoint if isinstance(checkpoint, Student) else load_student(checkpoint, device=device)
     known = _boxes_by_name(boxes, found, student) if boxes is not None else None
-    folder = Path(out).expanduser().resolve()
     with locked(folder, "out"):
         _require_own(folder, _settings(student, chosen, known))
-        failed = _work(student, found, folder, chosen, known, batch)
+        failed = left | _work(student, found, folder, chosen, known, batch)
         images, instances = collect(folder, student.classes, prompted=known is not None)
         for item in found:
             if chosen.overlay and isinstance(item, Video):
@@ -261,7 +261,7 @@ def _images(
                 if wanted(item.name):
                     try:
                         file = (Path(item.name).parent / item.path.name).as_posix()
-                        yield _Frame(item.name, file, stamp, read_image(item.path))
+                        yield _Frame(item.name, file, stamp, read_image(item.path, say=_warn))
                     except DataError as error:
                         failed[item.name] = str(error)
                 bar.update()
@@ -270,6 +270,10 @@ def _images(
                 if frame is not None:
                     yield _Frame(name, name, stamp, frame)
                 bar.update()
+
+
+def _warn(sentence: str) -> None:
+    tqdm.write(f"warning: {sentence}".encode("utf-8", "backslashreplace").decode())
 
 
 def _stamp(item: Picture | Video, boxes: Mapping[str, Boxes] | None) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import mmcv
 import numpy as np
 
@@ -18,10 +19,14 @@ SAMPLES = 16
 
 @dataclass(frozen=True)
 class Checkup:
-    """The report of each annotation file, and where the picture of some images is; None where there is none."""
+    """The report of each annotation file, and where the picture of some images is; None where there is none.
+
+    fault: why there is no picture.
+    """
 
     reports: tuple[Report, ...]
     picture: Path | None
+    fault: str = ""
 
     @property
     def usable(self) -> bool:
@@ -32,6 +37,8 @@ class Checkup:
         lines = [str(report) for report in self.reports]
         if self.picture is not None:
             lines.append(f"some of its images with their boxes: {self.picture}")
+        if self.fault:
+            lines.append(f"no picture was drawn: {self.fault}")
         return "\n\n".join(lines)
 
 
@@ -44,7 +51,7 @@ def check_data(
     with their boxes are drawn; None: nowhere.
 
     Raises:
-        UserError: there is no data set, or the picture cannot be written.
+        UserError: there is no data set.
     """
     path = Path(data).expanduser()
     twins: Twins = {}
@@ -61,7 +68,11 @@ def check_data(
         val = check_coco(*layout.val, classes=train.classes, purpose="score", **options)  # type: ignore[arg-type]
         reports = [train, val]
     shown = [sample for report in reports for sample in report.samples][:count]
-    return Checkup(tuple(reports), None if picture is None else _draw(shown, Path(picture).expanduser()))
+    try:
+        drawn, fault = None if picture is None else _draw(shown, Path(picture).expanduser()), ""
+    except UserError as error:  # the report is what was asked for
+        drawn, fault = None, str(error)
+    return Checkup(tuple(reports), drawn, fault)
 
 
 def _draw(samples: list[Sample], path: Path) -> Path | None:
@@ -80,7 +91,8 @@ def _draw(samples: list[Sample], path: Path) -> Path | None:
         return None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sample_grid(cells, columns=4).savefig(path, dpi=200)
+        with matplotlib.rc_context({"text.parse_math": False}):  # a $ in a name is no formula
+            sample_grid(cells, columns=4).savefig(path, dpi=200)
     except (OSError, ValueError) as error:
         raise UserError(f"the picture {path} cannot be written ({error}); give another name, or none.") from error
     return path

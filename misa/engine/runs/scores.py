@@ -13,7 +13,7 @@ from misa.data.label_maps import merge_by_score, read_label_map
 from misa.data.semantic import true_maps
 from misa.data.source import Source
 from misa.evaluation.ap import score
-from misa.evaluation.miou import miou
+from misa.evaluation.miou import background_name, miou
 from misa.experiment import Experiment
 from misa.files import write_json
 
@@ -88,7 +88,11 @@ def scored(experiment: Experiment, source: Source, folder: Path) -> dict[str, An
     """The scores of the predictions in a run folder."""
     if experiment.semantic is not None and not source.masks:
         # Its label maps have nothing to be compared with; a student still learns from it.
-        return {"miou": None, "miou_foreground": None, "iou": dict.fromkeys((*source.classes, "background"))}
+        return {
+            "miou": None,
+            "miou_foreground": None,
+            "iou": dict.fromkeys((*source.classes, background_name(source.classes))),
+        }
     if experiment.semantic is not None:
         return score_label_maps(source, folder / LABEL_MAPS, limit=experiment.limit)
     return score(
