@@ -298,7 +298,9 @@ class Experiment:
 
     def _check_student(self) -> None:
         """ValueError where the student cannot learn from what the row gives it."""
-        only = {"boxinst": "box", "condinst": "mask", "solo": "mask", "mask_rcnn": "mask"}.get(self.student)
+        only = {"boxinst": "box", "solo": "mask", "mask_rcnn": "mask"}.get(self.student)
+        if (self.student, self.supervision) == ("condinst", "mask"):
+            only = "mask"
         if only is not None and (self.supervision != only or self.teacher or self.semantic):
             raise ValueError(
                 f"Experiment.student {self.student!r} is a baseline with losses of its own: it takes "

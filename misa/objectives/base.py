@@ -46,13 +46,13 @@ class Ramp:
 class Term(NamedTuple):
     """A weighted loss (a scalar), and what its mean is over.
 
-    per: "instances" or "box pixels": the mean over this process's own, which becomes its part of the mean over all
-        processes', times the predictions that an object has; "batch": taken over the whole batch already
-        (`Step.across`).
+    per: "instances" or "box pixels", or a number (a scalar) of other things: the mean over this process's own, which
+        becomes its part of the mean over all processes', times the predictions that an object has; "batch": taken over
+        the whole batch already (`Step.across`).
     """
 
     loss: Tensor
-    per: Literal["instances", "box pixels", "batch"] = "instances"
+    per: Literal["instances", "box pixels", "batch"] | Tensor = "instances"
 
 
 class Truth(NamedTuple):

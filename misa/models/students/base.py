@@ -215,9 +215,13 @@ def _crowds(sample: DetDataSample) -> Tensor:
 
 def _part(term: Term, repeats: int, positives: Positives) -> Tensor:
     """This process's part of a term whose mean is over all processes' instances, or over their boxes' area."""
-    if term.per == "batch":
+    count: Tensor | float
+    if isinstance(term.per, Tensor):
+        count = term.per
+    elif term.per == "batch":
         return term.loss
-    count = positives.box_masks.sum() if term.per == "box pixels" else len(positives.image)
+    else:
+        count = positives.box_masks.sum() if term.per == "box pixels" else len(positives.image)
     return repeats * term.loss * share(count, positives.mask_logits.device)
 
 

@@ -1,11 +1,11 @@
 """The published baselines of Tables 1 and 2 that mmdet has, as mmengine values.
 
-SOLO, CondInst and Mask R-CNN learn from masks, BoxInst from boxes by losses of its own. Each is mmdet's own
+SOLO and Mask R-CNN learn from masks, BoxInst from boxes by losses of its own. Each is mmdet's own
 configuration file, with only what an `Experiment` decides set anew.
 """
 
 from mmdet.models.data_preprocessors import BoxInstDataPreprocessor
-from mmdet.models.detectors import SOLO, BoxInst, CondInst, MaskRCNN
+from mmdet.models.detectors import SOLO, BoxInst, MaskRCNN
 from mmengine.config import ConfigDict
 
 from misa.experiment import Experiment
@@ -24,14 +24,6 @@ def solo_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
     return model
 
 
-def condinst_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
-    """CondInst (Tian et al. 2020) taught by masks."""
-    model = mmdet_model("condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py")
-    model.type = CondInst
-    model.data_preprocessor = preprocessor(experiment)
-    return _dynamic_masks(model, experiment, len(classes))
-
-
 def boxinst_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
     """BoxInst (Tian et al. 2021): CondInst taught by boxes."""
     model = mmdet_model("boxinst/boxinst_r50_fpn_ms-90k_coco.py")
@@ -39,10 +31,10 @@ def boxinst_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDi
     prepared = preprocessor(experiment) | {"type": BoxInstDataPreprocessor}
     del prepared["pad_mask"]  # it makes its masks from the boxes
     model.data_preprocessor.update(prepared)
-    return _dynamic_masks(model, experiment, len(classes))
+    return dynamic_masks(model, experiment, len(classes))
 
 
-def _dynamic_masks(model: ConfigDict, experiment: Experiment, classes: int) -> ConfigDict:
+def dynamic_masks(model: ConfigDict, experiment: Experiment, classes: int) -> ConfigDict:
     """`model` in the experiment's sizes; the widths of the dynamic layers are mmdet's."""
     network, inference = experiment.network, experiment.inference
     model.backbone = backbone_of(network)

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from misa.experiment import Experiment
-from misa.models.students.baselines import boxinst_config, condinst_config, mask_rcnn_config, solo_config
+from misa.models.students.baselines import boxinst_config, mask_rcnn_config, solo_config
+from misa.models.students.condinst import condinst_config
 from misa.models.students.mask2former import mask2former_config
 from misa.models.students.solov2 import solov2_config
 from misa.models.teacher.config import teacher_config
