@@ -4,7 +4,7 @@ misa train experiments/demo.py:box
 misa train experiments/demo.py:misa      # a teacher first, then FSD and SEPA
 misa train experiments/demo.py:mask      # the upper bound: the same student, taught by masks
 misa train experiments/demo.py:mask2former_box    # Mask2Former as the student; also _fsd, _sepa, _misa and _mask
-misa train experiments/demo.py:boxlevelset    # another paper's objective on the same student; also box2mask
+misa train experiments/demo.py:boxlevelset    # another paper's objective; also box2mask, discobox, boxinst
 misa train experiments/demo.py:box --smoke
 """
 
@@ -20,8 +20,11 @@ from misa.experiment import (
     Inference,
     Schedule,
 )
+from misa.objectives.base import Ramp
 from misa.objectives.box2mask import Box2Mask
+from misa.objectives.boxinst import BoxInst
 from misa.objectives.boxlevelset import BoxLevelSet
+from misa.objectives.discobox import DiscoBox
 
 BASE = Experiment(
     data="demo",
@@ -32,6 +35,7 @@ BASE = Experiment(
     scenes=(("train", 500), ("val", 100)),
 )
 BARE = BASE.but(affinity=None)  # for objectives of other papers, in misa/objectives
+EARLY = Ramp(0.0, 0.1, of="run")  # published: 10,000 steps
 # For tables: the same training, scored on the demo's scenes and 300 more.
 MANY = (("train", 500), ("val", 400))
 
@@ -60,6 +64,8 @@ ROWS = {
     "mask2former_sepa": MASK2FORMER.but(teacher="teacher:demo_tables", affinity=SEPA),
     "mask2former_misa": MASK2FORMER.but(teacher="teacher:demo_tables", distillation=FSD, affinity=SEPA),
     "mask2former_mask": MASK2FORMER.but(supervision="mask"),
+    "boxinst": BARE.but(student="condinst", objective=BoxInst(ramp=EARLY, bottom_rows=0)),
+    "discobox": BARE.but(objective=DiscoBox(shadow_start=Ramp(0.2, 0.2, of="run"), momentum=0.99)),
     "boxlevelset": BARE.but(objective=BoxLevelSet()),
     "box2mask": BARE.but(objective=Box2Mask()),
     "mask2former_box2mask": MASK2FORMER.but(

@@ -1,4 +1,4 @@
-"""Hooks that watch a training: the loss record, progress lines, diagnostics and the guard against NaN."""
+"""What happens around the training steps: seeds, exact resume, the loss record and progress."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from misa.files import atomic_write
 
 
 class LossRecord(Hook):
-    """Writes the losses of every step to a jsonl file and to the loggers, buffered so that a GPU is rarely waited for.
+    """Writes every step's losses to a jsonl file and to the loggers, many steps in one go, so that little waits.
 
     With several processes these are the means over them: the losses of the whole batch. A resumed run first drops the
     lines of steps that it will repeat.
@@ -32,9 +32,9 @@ class LossRecord(Hook):
 
     @master_only
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Renumber the lines where a resumed run has another number of batches per epoch.
+        """Count the lines of a run that goes on with another number of batches an epoch in those batches.
 
-        Runs before `ResumableState`, whose priority is lower, renumbers the checkpoint's own step.
+        Before `ResumableState`, whose priority is lower, counts the checkpoint's own place anew.
         """
         if not runner._resume or not self.path.exists():
             return
@@ -59,18 +59,18 @@ class LossRecord(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Buffer the losses, detached; reading them here would stall a GPU, keeping their graph would fill it."""
+        """Remember the losses as tensors; reading them here would stall a GPU, keeping their graph would fill it."""
         losses = {name: value.detach() for name, value in (outputs or {}).items() if torch.is_tensor(value)}
         self.pending.append({"iter": runner.iter, "lr": runner.optim_wrapper.param_groups[0]["lr"], **losses})
         if len(self.pending) >= self.every:
             self.flush(runner)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Write the buffered losses."""
+        """Write what was remembered."""
         self.flush(runner)
 
     def flush(self, runner: Runner) -> None:
-        """Write the buffered losses, all processes together; Diverged for one that is not finite."""
+        """Write what was remembered; a loss that is no number ends the training here. All processes together."""
         rows = read_losses(self.pending)
         self.pending.clear()
         whole = [row for row in rows if all(map(math.isfinite, row.values()))]
@@ -111,7 +111,7 @@ _HEALTH = ("mask_", "gradient_")
 
 
 def _in_words(health: dict[str, torch.Tensor]) -> str:
-    """The last diagnostics of the student, for a line of the log."""
+    """The last look at the student, for a line of the log."""
     if not health:
         return ""
     values = {name: value.item() for name, value in health.items()}
@@ -125,13 +125,10 @@ def _in_words(health: dict[str, torch.Tensor]) -> str:
 class Progress(Hook):
     """A line about every twentieth of the run to standard output and `log.txt`; a bar in an interactive notebook.
 
-    Only the main process prints.
+    The first of several processes speaks for all.
 
     Args:
-        path: of the log file.
-        interactive: show a progress bar instead of printing the lines.
-        lines: about how many lines a run has.
-        about: a line before the first step.
+        about: said before the first step.
     """
 
     priority = "LOWEST"
@@ -201,12 +198,9 @@ BATCH = "diverged.pth"
 
 
 class Health(Hook):
-    """Asks the student for diagnostics every N steps; `LossRecord` writes them beside the losses.
+    """Asks the student for its health at every so manyth step; `LossRecord` writes the answer among the losses.
 
-    A diagnosed step costs one backward pass per loss as far as the neck; steps in between cost nothing.
-
-    Args:
-        every: steps from one diagnosis to the next.
+    Looking costs a backward pass a loss as far as the neck; steps in between cost nothing.
     """
 
     def __init__(self, every: int) -> None:
@@ -219,13 +213,11 @@ class Health(Hook):
 
 
 class NaNGuard(Hook):
-    """Ends the training at a step with a loss that is not finite, names the loss and saves the batch.
+    """Ends the training at a step whose losses are no numbers: names the loss, and keeps the batch for a second look.
 
-    Every process saves its own batch: `diverged.pth` is the main process's, `diverged-1.pth` the next one's.
+    Of several processes each keeps its own batch: `diverged.pth` is the first one's, `diverged-1.pth` the next one's.
 
-    Args:
-        folder: where the batch goes.
-        behind: on a GPU results are read asynchronously, at most so many steps late.
+    On a GPU the answer is fetched behind the training's back, `behind` steps late at most, so that nothing waits.
     """
 
     priority = "VERY_HIGH"
@@ -238,13 +230,13 @@ class NaNGuard(Hook):
         self.open: list[tuple[int, Any, list[str], torch.Tensor, Any]] = []
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Keep the batch, in case the model itself raises."""
+        """Remember the batch, in case the model itself refuses to go on."""
         self.current = (runner.iter, data_batch)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Check this step's losses, or those of earlier steps that have arrived from the device."""
+        """Look at this step's losses, or at those of earlier steps that have arrived."""
         losses = {name: value for name, value in (outputs or {}).items() if torch.is_tensor(value)}
         if not losses:
             return
@@ -254,17 +246,17 @@ class NaNGuard(Hook):
             values, event = values.to("cpu", non_blocking=True), torch.cuda.Event()
             event.record()
         self.open.append((runner.iter, data_batch, list(losses), values, event))
-        self._check(wait=False)
+        self._look(all_of_them=False)
 
     def after_train(self, runner: Runner) -> None:
-        """Check the steps that are left."""
-        self._check(wait=True)
+        """Look at what is still open."""
+        self._look(all_of_them=True)
 
-    def _check(self, *, wait: bool) -> None:
+    def _look(self, *, all_of_them: bool) -> None:
         while self.open:
             step, batch, names, values, event = self.open[0]
             if event is not None and not event.query():
-                if not wait and len(self.open) <= self.behind:
+                if not all_of_them and len(self.open) <= self.behind:
                     return
                 event.synchronize()
             self.open.pop(0)
@@ -273,14 +265,14 @@ class NaNGuard(Hook):
                 raise Diverged(f"{blamed(broken)} became no number at step {step + 1}. {self.save(step, batch)}")
 
     def explain(self, error: Diverged) -> Diverged:
-        """The model's own error with its step and batch."""
+        """The model's own refusal, with the step and the batch that it happened on."""
         if self.current is None or self.path.name in str(error):
             return error
         step, batch = self.current
         return Diverged(f"step {step + 1}: {error} {self.save(step, batch)}")
 
     def save(self, step: int, batch: Any) -> str:
-        """Save the batch as plain tensors, loadable with weights_only=True; returns the sentence that says so."""
+        """Write the batch as plain tensors, loadable with weights_only=True; a sentence that says so."""
         samples = batch["data_samples"]
         torch.save(
             {
@@ -300,7 +292,7 @@ class NaNGuard(Hook):
 
 
 def blamed(broken: Sequence[str]) -> str:
-    """Name of the first non-finite loss term; the total, "loss", is named last."""
+    """The first that is not "loss": that is the sum, and no number as soon as one of its parts is none."""
     return next((name for name in broken if name != "loss"), broken[0])
 
 
