@@ -88,6 +88,34 @@ def load_teacher(run_or_name: str | Path, *, weights: str | Path | None = "defau
     return Teacher(replace(networks.seen, student=None), name, knobs_of(networks.experiment.affinity))
 
 
+def photograph(image: Images, boxes: str = "", teacher: str = "") -> Example:
+    """An image for the notebooks' panels, with a teacher's features where one is named.
+
+    Args:
+        image: one image, see the module.
+        boxes: "x1 y1 x2 y2 label" in pixels, with ; between; without a teacher labels may be any words.
+        teacher: as of `load_teacher`; empty: colors alone.
+
+    Raises:
+        UserError: what `Teacher.see` raises, or boxes that are not written so.
+    """
+    frames, names = [], []
+    for part in filter(None, (part.strip() for part in boxes.split(";"))):
+        *sides, name = part.replace(",", " ").split(maxsplit=4)
+        try:
+            frames.append([float(side) for side in sides])
+        except ValueError as error:
+            raise UserError(f"write a box as x1 y1 x2 y2 label, with ; between two: {part!r} is none.") from error
+        if len(sides) != 4:
+            raise UserError(f"write a box as x1 y1 x2 y2 label, with ; between two: {part!r} is none.")
+        names.append(name)
+    if teacher:
+        return load_teacher(teacher).see(image, boxes=frames, labels=names).example
+    classes = tuple(dict.fromkeys(names))
+    seen = Seen(classes, Augmentation(test_short_side=256))
+    return Teacher(seen, "of colors").see(image, boxes=frames, labels=names).example
+
+
 @dataclass(frozen=True)
 class Predictor:
     """A trained student as a function of images: see `load`."""
@@ -246,7 +274,7 @@ class Teacher:
                 hint = did_you_mean(name, self.classes) or f"; it knows {', '.join(self.classes)}."
                 raise UserError(f"the teacher {self.name} has no class {name!r}{hint}")
         known = tuple(self.classes.index(name) for name in names)
-        title = Path(image).stem if isinstance(image, str | Path) else "image"
+        title = Path(image).stem if isinstance(image, str | Path) else ", ".join(dict.fromkeys(names)) or "image"
         return SceneView(self.seen.see(pixels[0], name=title, boxes=frames, labels=known), self.knobs)
 
 

@@ -159,6 +159,8 @@ class AffinityParameters(Parameters):
     balance: of A^c against A; form: how the two are joined, the "sum" of Eq. 13 or the "product".
     steps: of the propagation in windows.
     threads: of torch on the CPU.
+    image: a photograph of your own, explored like the others; boxes: its objects', "x1 y1 x2 y2 label" with ; between.
+    teacher: what sees it, a run or such as "torchvision:deeplabv3_resnet50"; empty: its colors alone.
     smoke: a teacher of two training steps, to see that everything runs.
     interactive: the live panel as well, below the figures that are stored.
     """
@@ -172,6 +174,9 @@ class AffinityParameters(Parameters):
     form: str = "sum"
     steps: int = between(20, 0, 1000)
     threads: int = between(1, 1, 256)
+    image: str = ""
+    boxes: str = ""
+    teacher: str = ""
     smoke: bool = False
     interactive: bool = True
 
@@ -186,6 +191,8 @@ class FrequencyParameters(Parameters):
     channel: of the features that is shown.
     radius, scale: t, in bins of the feature map, and θ of Eq. 4; the defaults are those of demo:misa.
     threads: of torch on the CPU.
+    image: a photograph of your own, explored like the others; boxes: its objects', "x1 y1 x2 y2 label" with ; between.
+    teacher: what sees it, a run or such as "torchvision:deeplabv3_resnet50"; empty: its colors alone.
     smoke: networks of two training steps, to see that everything runs.
     interactive: the live panel as well, below the figures that are stored.
     """
@@ -197,6 +204,9 @@ class FrequencyParameters(Parameters):
     radius: float = between(1.5, 0)
     scale: float = between(0.2, 0, 1)
     threads: int = between(1, 1, 256)
+    image: str = ""
+    boxes: str = ""
+    teacher: str = ""
     smoke: bool = False
     interactive: bool = True
 

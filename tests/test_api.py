@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import misa
+from misa.api import photograph
 from misa.cli import main
 from misa.engine.reports.explore import trained
 from misa.engine.runs.checkpoints import newest
@@ -234,3 +235,17 @@ def test_the_package_stays_light_and_names_what_it_has():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     with pytest.raises(AttributeError, match="it has load, load_teacher"):
         _ = misa.lod
+
+
+def test_a_photograph_for_the_panels(run, photo):
+    colors = photograph(photo, "20 30 90 100 a green cup; 100,10,180,60 a cat")
+    assert colors.features is None
+    assert colors.classes == ("a green cup", "a cat")
+    assert colors.labels == (0, 1)
+    assert colors.box_at(colors.middle()) == 0
+    assert photograph(photo).middle() == tuple(side // 2 for side in photograph(photo).size)
+    name = misa.load_teacher(run).classes[1]
+    assert photograph(photo, f"20 30 90 100 {name}", str(run)).features is not None
+    for boxes in ("20 30 90 cat", "cat", "20 30 90 x cat"):
+        with pytest.raises(UserError, match="write a box as x1 y1 x2 y2 label"):
+            photograph(photo, boxes)

@@ -53,6 +53,14 @@ class Example:
         boxes = torch.as_tensor(self.boxes, dtype=torch.float32).reshape(-1, 4)
         return box_masks(boxes / torch.tensor([across, down, across, down]), *self.size)
 
+    def middle(self) -> tuple[int, int]:
+        """The cell (row, column) in the middle of the first box, of the whole map where there is none."""
+        h, w = self.size
+        if not len(self.boxes):
+            return h // 2, w // 2
+        rows, columns = self.box_masks()[0].nonzero(as_tuple=True)
+        return int(rows.float().mean()), int(columns.float().mean())
+
     def box_at(self, seed: Sequence[int]) -> int | None:
         """Which object a place (row, column) of the map is in: the smallest box that holds it, or none."""
         row, column = seed

@@ -84,6 +84,10 @@ def factor(label: str, value: float, low: float, high: float) -> widgets.FloatLo
     return widgets.FloatLogSlider(value, min=low, max=high, step=0.025, description=label, readout_format=".3g")
 
 
+def _classes(example: Example) -> list[tuple[str, int]]:
+    return [(name, i) for i, name in enumerate(example.classes or ("any",))]
+
+
 class SeedExplorer(Panel):
     """Click a pixel in any of the maps and see what it is near to; sliders for everything that §3.3 leaves open.
 
@@ -99,7 +103,7 @@ class SeedExplorer(Panel):
         controls: dict[str, Any] = {
             "image": widgets.Dropdown(options=list(self.examples), description="image"),
             "label": widgets.Dropdown(
-                options=[(name, i) for i, name in enumerate(first.classes or ("any",))],
+                options=_classes(first),
                 value=category_at(first, (row, column)),
                 description="category c",
             ),
@@ -158,12 +162,16 @@ class SeedExplorer(Panel):
         self.click(event["dataX"], event["dataY"])
 
     def _fit(self, _: object) -> None:
-        """Another image may be smaller; it is drawn already, with the seed inside it."""
+        """Another image may be smaller, and of other classes; the seed then lies in its first box."""
         example = self.examples[self.controls["image"].value]
         self._paused = True
+        if list(self.controls["label"].options) != _classes(example):
+            self.controls["label"].options = _classes(example)
+        seed = example.middle()
         for name, size in zip(("row", "column"), example.size, strict=True):
             self.controls[name].max = size - 1
         self._paused = False
+        self.put(row=seed[0], column=seed[1], label=category_at(example, seed))
 
     def _field(self, label: int) -> SeedField:
         name = self.controls["image"].value

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mmcv
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
 
@@ -152,10 +154,12 @@ def test_train_runs_a_teacher(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "drawn"), [("affinity", 8), ("frequency", 4)])
+@pytest.mark.parametrize(("name", "drawn"), [("affinity", 9), ("frequency", 4)])
 def test_explorers_run_headless(tmp_path, smoke_run, name, drawn):
     """Every loop is asserted equal to the package in the notebook itself; solutions run as well."""
-    output, done = papermill(tmp_path, name, run=smoke_run, smoke=True, interactive=False)
+    mmcv.imwrite(np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8), str(tmp_path / "own.png"))
+    own = {"image": tmp_path / "own.png", "boxes": "20 30 80 70 a cat"}
+    output, done = papermill(tmp_path, name, run=smoke_run, smoke=True, interactive=False, **own)
     assert done.returncode == 0, done.stderr[-2000:]
     assert pictures(output) == drawn
     assert "widget-view" not in output.read_text()
