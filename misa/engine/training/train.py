@@ -1,6 +1,7 @@
 """Train a row, score it, and leave a run folder (§4.3)."""
 
 import contextlib
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -148,14 +149,36 @@ def train(
             return Run(experiment, folder, plan.source, plan.metrics)
         if plan.first is not None:
             stage = plan.first
-            train(
+            _say(f"{row} learns in two parts. 1 of 2: {stage.row}, in {_near(stage.folder)}")
+            before = train(
                 stage.experiment, data_root=data_root, work_dir=stage.folder, row=stage.row, seed=seed, machine=machine
             )
+            _say(f"{stage.row}: {_in_brief(before)}", f"2 of 2: {row}, in {_near(folder)}")
+        _say(f"{row}, seed {seed}, on {device}: {plan.source.images} images of {_near(plan.source.root)}")
         runner = build(plan, machine, split, device)
         learn(runner)
         metrics = on_main_process(lambda: write_scores(experiment, plan.source, folder, plan.params))
         log_scores(runner, metrics)
     return Run(experiment, folder, plan.source, metrics)
+
+
+def _say(*lines: str) -> None:
+    """The head of a training, on standard output of the main process."""
+    if is_main_process():
+        print(*lines, sep="\n", flush=True)
+
+
+def _near(path: Path) -> str:
+    """A path as seen from here, where that is shorter."""
+    seen = os.path.relpath(path)
+    return seen if len(seen) < len(str(path)) else str(path)
+
+
+def _in_brief(run: Run) -> str:
+    """The score that a run is first judged by."""
+    for name, value in run.leading().items():
+        return f"{next(iter(run.scores()))} {name} {'not measured' if value is None else f'{value:.1f}'}"
+    return "not scored"
 
 
 class Stage(NamedTuple):

@@ -1,9 +1,11 @@
 """What happens around the training steps: seeds, exact resume, the loss record and progress."""
 
+import base64
+import io
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ from mmengine.dist import all_reduce, get_rank, is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from tqdm.auto import tqdm
 
 from misa.errors import Diverged
+from misa.figures.style import COLORS, Picture
 from misa.files import atomic_write
 
 
@@ -107,28 +109,36 @@ def _step(line: str) -> float:
         return float("inf")
 
 
+WIDTH = 100  # characters of a line at most
+# What the losses of the package say, in the words of a head; others stand for themselves.
+MEANING = {
+    "cls": "classes of the cells",
+    "class": "classes inside the boxes",
+    "mask": "masks against true ones",
+    "dice": "overlap with true masks",
+    "projection": "masks touch all sides of their boxes",
+    "global": "masks follow the affinity along the tree",
+    "local": "masks follow the affinity in windows",
+    "distillation": "features follow the teacher's (FSD)",
+    "outside": "nothing outside the boxes",
+    "sure": "self-training on confident pixels",
+    "stages": "the same for the stages' summed maps",
+    "labels": "label maps against true ones",
+}
 _HEALTH = ("mask_", "gradient_")
 
 
-def _in_words(health: dict[str, torch.Tensor]) -> str:
-    """The last look at the student, for a line of the log."""
-    if not health:
-        return ""
-    values = {name: value.item() for name, value in health.items()}
-    shares = [(n.removeprefix("gradient_"), v) for n, v in values.items() if n.startswith("gradient_")]
-    return (
-        f" | masks fill {values['mask_fill']:.0%} of their boxes, {values['mask_is_box']:.0%} are the box"
-        f" | gradient {' '.join(f'{name} {share:.0%}' for name, share in shares)}"
-    )
-
-
 class Progress(Hook):
-    """A line about every twentieth of the run to standard output and `log.txt`; a bar in an interactive notebook.
+    """A head, then a line about every twentieth of the run, to standard output and `log.txt`.
 
-    The first of several processes speaks for all.
+    With `interactive` a notebook shows the loss curve and the last line, replaced in place, in place of the lines.
+    The main process speaks for all.
 
     Args:
-        about: said before the first step.
+        path: the log.
+        interactive: in a notebook.
+        lines: how many of the whole run.
+        about: lines of the head, said before the first step.
     """
 
     priority = "LOWEST"
@@ -138,21 +148,21 @@ class Progress(Hook):
         self.interactive = interactive and is_main_process()
         self.lines = lines
         self.about = about
-        self.bar: Any = None
+        self.columns: list[str] | None = None
+        self.live: Any = None
+        self.seen: dict[str, list[float]] = {}
         self.health: dict[str, torch.Tensor] = {}
 
     def before_train(self, runner: Runner) -> None:
         """Start the clock at the step that training starts from."""
         self.started, self.first = time.monotonic(), runner.iter
         self.every = max(1, runner.max_iters // self.lines)
-        if self.about:
-            self._say(self.about)
+        for line in self.about.splitlines():
+            self._say(line)
         if 0 < runner.iter < runner.max_iters:
             self._say(
                 f"resuming at epoch {runner.epoch + 1}/{runner.max_epochs}, step {runner.iter}/{runner.max_iters}"
             )
-        if self.interactive:
-            self.bar = tqdm(total=runner.max_iters, initial=runner.iter, desc="train", unit="step")
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -161,24 +171,22 @@ class Progress(Hook):
         done = runner.iter + 1
         watched = {name: value.detach() for name, value in (outputs or {}).items() if name.startswith(_HEALTH)}
         self.health = watched or self.health
-        if self.bar is not None:
-            self.bar.update()
         if done % self.every and done != runner.max_iters and done != self.first + 1:
             return
+        (losses,) = read_losses([{k: v.detach() for k, v in (outputs or {}).items() if "loss" in k}])
+        values = {key.removeprefix("loss_"): value for key, value in losses.items()}
+        if self.columns is None:
+            self._name_columns(values)
         seconds = (time.monotonic() - self.started) / (done - self.first)
         left = int(seconds * (runner.max_iters - done))
-        (losses,) = read_losses([{k: v.detach() for k, v in (outputs or {}).items() if "loss" in k}])
-        parts = " ".join(f"{key.removeprefix('loss_')} {value:.2f}" for key, value in losses.items())
-        self._say(
-            f"epoch {runner.epoch + 1}/{runner.max_epochs} step {done}/{runner.max_iters} | {parts} | "
-            f"{seconds:.2f} s/step, {left // 60}:{left % 60:02d} left{_in_words(self.health)}",
-            quiet=self.bar is not None,
-        )
-
-    def after_train(self, runner: Runner) -> None:
-        """Close the bar."""
-        if self.bar is not None:
-            self.bar.close()
+        step = f"epoch {runner.epoch + 1}/{runner.max_epochs} step {done}/{runner.max_iters}"
+        line = f"{step:<26}" + "".join(f"{values[name]:>{_wide(name)}.2f}" for name in self.columns or ())
+        line += f"{seconds:>8.2f}{f'{left // 60}:{left % 60:02d}':>7}"
+        self._say(line, quiet=self.interactive)
+        for diagnosis in _in_words(self.health) if self.health else ():
+            self._say(diagnosis, quiet=self.interactive)
+        self._show(values, line, done)
+        self.health = {}
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Report the evaluation four times."""
@@ -186,12 +194,88 @@ class Progress(Hook):
         if (batch_idx + 1) % max(1, total // 4) == 0:
             self._say(f"evaluated {batch_idx + 1}/{total} images")
 
+    def _name_columns(self, values: Mapping[str, float]) -> None:
+        """The losses explained once, and the names above their columns, as many as fit."""
+        for line in explained(values):
+            self._say(line)
+        self.columns, used = [], 26 + 8 + 7
+        for name in values:
+            if used + _wide(name) <= WIDTH:
+                self.columns.append(name)
+                used += _wide(name)
+        heads = "".join(f"{name:>{_wide(name)}}" for name in self.columns)
+        self._say(f"{'':<26}{heads}{'s/step':>8}{'left':>7}", quiet=self.interactive)
+
+    @master_only
+    def _show(self, values: Mapping[str, float], line: str, done: int) -> None:
+        """The curve of the losses so far and the last line, in place of what stood there."""
+        if not self.interactive:
+            return
+        from IPython.display import HTML, display
+
+        for name, value in {"step": float(done), **values}.items():
+            self.seen.setdefault(name, []).append(value)
+        picture = _curve(self.seen)
+        shown = HTML(f"<pre>{line}</pre><img alt='losses' src='data:image/png;base64,{picture}'>")
+        if self.live is None:
+            self.live = display(shown, display_id=True)
+        else:
+            self.live.update(shown)
+
     @master_only
     def _say(self, text: str, *, quiet: bool = False) -> None:
         if not quiet:
             print(text, flush=True)
         with self.path.open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def explained(values: Mapping[str, float]) -> list[str]:
+    """What each loss says, in lines of at most `WIDTH` characters.
+
+    >>> explained({"loss": 2.0, "cls": 1.0, "projection": 1.0})
+    ['losses: cls: classes of the cells; projection: masks touch all sides of their boxes']
+    """
+    return _wrapped("losses: ", [f"{name}: {MEANING[name]}" for name in values if name in MEANING], "; ")
+
+
+def _wrapped(head: str, parts: Sequence[str], between: str) -> list[str]:
+    """A list of words behind a head, in as few lines as fit."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(between) + len(part) <= WIDTH:
+            lines[-1] += between + part
+        else:
+            lines.append((" " * len(head) if lines else head) + part)
+    return lines
+
+
+def _wide(name: str) -> int:
+    return max(len(name) + 1, 6)
+
+
+def _in_words(health: Mapping[str, torch.Tensor]) -> list[str]:
+    """The diagnostics of a step, as lines of the log."""
+    values = {name: value.item() for name, value in health.items()}
+    shares = [f"{n.removeprefix('gradient_')} {v:.0%}" for n, v in values.items() if n.startswith("gradient_")]
+    return [
+        f"  masks fill {values['mask_fill']:.0%} of their boxes, {values['mask_is_box']:.0%} are the box",
+        *_wrapped("  share of the gradient: ", shares, ", "),
+    ]
+
+
+def _curve(seen: Mapping[str, list[float]]) -> str:
+    """The losses over the steps as a PNG in base64."""
+    figure = Picture(figsize=(6, 2.4), layout="constrained")
+    axes = figure.subplots()
+    for i, name in enumerate(name for name in seen if name != "step"):
+        axes.plot(seen["step"], seen[name], color=COLORS[i % len(COLORS)], label=name, linewidth=1.4)
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 BATCH = "diverged.pth"
