@@ -83,6 +83,35 @@ TINY_MASK2FORMER = dataclasses.replace(TINY, queries=20, encoder_layers=1, decod
 """The same as a Mask2Former."""
 
 
+class Framework(NamedTuple):
+    """A row of `FRAMEWORKS`: what rows of tables must know of a student's framework, without importing it.
+
+    module: the file of misa/models/students/ that holds its `Implementation`, under the framework's name; "": a file of
+        that name.
+    smoke: what smoke runs build instead of the row's network.
+    supervision: what it can learn from.
+    objectives: whether box objectives and a teacher supervise it; else it learns by losses of its own.
+    branches: whether a part of it is left out of a step where a batch has no object for it.
+    """
+
+    module: str = ""
+    smoke: Network = TINY
+    supervision: tuple[str, ...] = ("box", "mask")
+    objectives: bool = True
+    branches: bool = False
+
+
+FRAMEWORKS = {
+    "solov2": Framework(),
+    "mask2former": Framework(smoke=TINY_MASK2FORMER),
+    "boxinst": Framework("baselines", supervision=("box",), objectives=False, branches=True),
+    "condinst": Framework(branches=True),
+    "solo": Framework("baselines", supervision=("mask",), objectives=False, branches=True),
+    "mask_rcnn": Framework("baselines", supervision=("mask",), objectives=False, branches=True),
+}
+"""The students by name; each is a row here and a file of misa/models/students/."""
+
+
 @dataclass(frozen=True)
 class Affinity:
     """The pairwise term (§3.3): which affinities are added (Table 5) and how far they are propagated.
@@ -204,6 +233,7 @@ class Semantic:
     sure_weight: float = _later(0.0)  # of the network's own sure answers inside them, likewise
     loss_stride: int = 4  # pixels of the input per pixel of the objectives' masks
     residual: Literal["input", "norm"] = "input"  # base of the attention: "norm" as published for Swin
+    network: str = _later("semask")  # a row of `misa.models.teacher.table.TEACHERS`
 
 
 class Needs(NamedTuple):
@@ -257,7 +287,7 @@ class Experiment:
     """One training: data, student, supervision, loss terms, schedule. Make variants with `but`."""
 
     data: Literal["demo", "coco", "voc"] = "voc"  # demo: the embedded scenes; else a folder in COCO layout
-    student: Literal["solov2", "mask2former", "boxinst", "condinst", "solo", "mask_rcnn"] = "solov2"
+    student: str = "solov2"  # a row of `FRAMEWORKS`
     supervision: Literal["box", "mask"] = "box"
     network: Network = field(default_factory=Network)
     projection_weight: float = 3.0
@@ -298,13 +328,17 @@ class Experiment:
 
     def _check_student(self) -> None:
         """ValueError where the student cannot learn from what the row gives it."""
-        only = {"boxinst": "box", "solo": "mask", "mask_rcnn": "mask"}.get(self.student)
-        if (self.student, self.supervision) == ("condinst", "mask"):
-            only = "mask"
-        if only is not None and (self.supervision != only or self.teacher or self.semantic):
+        if self.student not in FRAMEWORKS:
+            choices = ", ".join(FRAMEWORKS)
+            raise ValueError(f"Experiment.student is {self.student!r}; choose one of {choices}.")
+        framework = FRAMEWORKS[self.student]
+        taught = self.teacher or self.semantic or self.objective
+        if self.supervision not in framework.supervision or (taught and not framework.objectives):
+            own = "a baseline with losses of its own" if not framework.objectives else "a student"
             raise ValueError(
-                f"Experiment.student {self.student!r} is a baseline with losses of its own: it takes "
-                f"supervision={only!r}, not {self.supervision!r}, and no teacher."
+                f"Experiment.student {self.student!r} is {own}: it takes supervision="
+                f"{' or '.join(map(repr, framework.supervision))}, not {self.supervision!r}"
+                f"{'' if framework.objectives else ', no objective and no teacher'}."
             )
 
     def _check_objective(self) -> None:
@@ -355,7 +389,7 @@ class Experiment:
 
     def smoke(self) -> Self:
         """The same code path in two training steps on small images and a small network, from scratch."""
-        tiny = TINY_MASK2FORMER if self.student == "mask2former" else TINY
+        tiny = FRAMEWORKS[self.student].smoke
         network = dataclasses.replace(tiny, backbone=_SMALLEST.get(self.network.backbone, self.network.backbone))
         return self.but(
             network=network,

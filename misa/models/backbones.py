@@ -17,6 +17,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from misa.errors import UserError, did_you_mean
+from misa.experiment import Network
 from misa.models.timm_backbone import HUB, LITE, TimmBackbone, timm_widths
 
 TIMM = "timm:"
@@ -142,6 +143,17 @@ def backbone_config(
         checkpoint = row.weights if pretrained is True else str(pretrained)
         config["init_cfg"] = {"type": "Pretrained", "checkpoint": checkpoint}
     return config
+
+
+def backbone_of(network: Network) -> dict[str, Any]:
+    """The backbone of a student or of a teacher."""
+    return backbone_config(
+        network.backbone,
+        base_channels=network.base_channels,
+        pretrained=network.pretrained and (network.weights or True),
+        frozen_stages=network.frozen_stages,
+        norm_eval=network.norm_eval,
+    )
 
 
 def build_backbone(config: Mapping[str, Any], *, or_scratch: bool = False) -> nn.Module:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 import misa
 from misa.engine.prediction.student import CARD, Student, for_inference, load_student
 from misa.errors import UserError
+from misa.experiment import FRAMEWORKS
 from misa.files import atomic_write
-from misa.models.students.solov2_decode import dense_outputs
+from misa.models.students.table import implementation
 
 _FORMAT = 1
 # Sizes that the traced program is compared at, besides the one it was traced with: it must not have frozen any.
@@ -63,9 +64,13 @@ def export_torchscript(checkpoint: str | Path | Student, out: str | Path) -> Scr
         UserError: another student, `out` exists already or cannot be written.
     """
     student = checkpoint if isinstance(checkpoint, Student) else load_student(checkpoint, device="cpu")
-    if student.experiment.student != "solov2":
-        raise UserError(f"{student.path} is a {student.experiment.student}; TorchScript is there for solov2 students.")
-    dense = DensePart(student).eval()
+    script = implementation(student.experiment.student).script
+    if script is None:
+        able = [name for name in FRAMEWORKS if implementation(name).script is not None]
+        raise UserError(
+            f"{student.path} is a {student.experiment.student}; TorchScript is there for {', '.join(able)} students."
+        )
+    dense = script(student).eval()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and the head builds its grids in Python
         program = torch.jit.trace(dense, _noise(1, 128, 128, student), check_trace=False)
@@ -80,27 +85,6 @@ def export_torchscript(checkpoint: str | Path | Student, out: str | Path) -> Scr
             torch.jit.save(program, str(partial), _extra_files=extra)
 
     return Scripted(_put(Path(out).expanduser(), save), difference)
-
-
-class DensePart(nn.Module):
-    """From pixels to what every grid cell says: normalisation, backbone, neck and head, without any decision.
-
-    images: RGB (b 3 h w), float, 0..255; h and w multiples of 32. Padding is `mean`, which normalises to 0.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, student: Student) -> None:
-        super().__init__()
-        self.model = student.model
-        for name in ("mean", "std"):
-            self.register_buffer(name, getattr(student.model.data_preprocessor, name).detach().clone().view(1, 3, 1, 1))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Kernels (b p d), class probabilities (b p c), the feature (b d h/4 w/4)."""
-        features = self.model.extract_feat((images - self.mean) / self.std)  # type: ignore[operator]
-        return dense_outputs(self.model.mask_head(features))  # type: ignore[operator]
 
 
 def _differences(program: Any, dense: nn.Module, student: Student) -> list[float]:

@@ -12,7 +12,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from misa.data.rle import decode_part, encode_part
-from misa.engine.prediction.student import Image, Instances, Student, extent, find
+from misa.engine.prediction.student import Image, Instances, Student, find
+from misa.models.students.inference import extent
 from misa.models.students.solov2_decode import Part
 
 # Two masks are one object where they agree on what both tiles see: intersection over union there.

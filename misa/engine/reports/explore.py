@@ -9,8 +9,6 @@ import mmcv
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmdet.models.detectors import Mask2Former, SOLOv2
-from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -26,13 +24,12 @@ from misa.engine.runs.teacher import load_teacher
 from misa.engine.training.train import train
 from misa.errors import UserError
 from misa.evaluation.ap import read_truth
-from misa.experiment import Augmentation, Distillation, Experiment
+from misa.experiment import FRAMEWORKS, Augmentation, Distillation, Experiment
 from misa.figures.example import Example
 from misa.losses.distillation import spread_unit
 from misa.machine import Machine
-from misa.models.students.base import BoxSupervised
-from misa.models.students.table import model_config
-from misa.models.teacher.semask import SeMask
+from misa.models.students.table import implementation, model_config
+from misa.models.teacher.contract import TeacherNetwork
 from misa.rows import find_row, teacher_row
 
 STRIDE = 4
@@ -44,7 +41,7 @@ class Networks:
 
     experiment: Experiment
     source: Source
-    teacher: SeMask | None
+    teacher: TeacherNetwork | None
     student: nn.Module | None
     folders: tuple[Path, ...]
 
@@ -86,7 +83,7 @@ class Networks:
     def seen(self) -> "Seen":
         """The networks without the run's data, for any image."""
         sizes, learned = self.experiment.augmentation, self.experiment.distillation
-        return Seen(self.classes, sizes, self.teacher, self.student, learned)
+        return Seen(self.classes, sizes, self.teacher, self.student, learned, self.experiment.student)
 
     def see(self, image: NDArray[np.uint8], **about: Any) -> Example:
         """Any RGB image (H W 3) as the networks see it; `about` as of `Seen.see`."""
@@ -105,6 +102,7 @@ class Seen:
     teacher: nn.Module | None = None
     student: nn.Module | None = None
     distillation: Distillation | None = None
+    framework: str = ""  # the student's, where there is one
 
     @torch.no_grad()
     def see(
@@ -133,7 +131,9 @@ class Seen:
             features, factors = self.teacher.prior(pixels)  # type: ignore[operator]
             example = replace(example, features=_at(features, size), saliency_factors=factors)
         if self.student is not None:
-            dense = _dense_feature(self.student, self.student.extract_feat(pixels))  # type: ignore[operator]
+            feature = implementation(self.framework).dense_feature
+            assert feature is not None
+            dense = feature(self.student, self.student.extract_feat(pixels)).float()  # type: ignore[operator]
             example = replace(example, student=_at(dense, size))
             if self.distillation is not None and self.teacher is not None:
                 unit = spread_unit(features) if self.distillation.unit == "spread" else 1.0
@@ -192,12 +192,13 @@ def open_networks(run: str | Path, *, data_root: str | Path | None = None) -> Ne
     experiment, source, folder, params = opened(run, data_root=data_root)
     if experiment.semantic is not None:
         return Networks(experiment, source, load_teacher(folder, classes=source.classes), None, (folder,))
-    student = MODELS.build(ConfigDict(model_config(experiment.but(network={"pretrained": False}), source.classes)))
-    if not isinstance(student, BoxSupervised | SOLOv2 | Mask2Former):
+    if implementation(experiment.student).dense_feature is None:
+        able = [name for name in FRAMEWORKS if implementation(name).dense_feature is not None]
         raise UserError(
             f"{folder} is a {experiment.student}, which has no dense feature I (Eq. 2) to explore; "
-            "give the run of a solov2 or a mask2former."
+            f"give the run of a {' or a '.join(able)}."
         )
+    student = MODELS.build(model_config(experiment.but(network={"pretrained": False}), source.classes))
     load_weights(student, last_checkpoint(folder))
     student.eval().requires_grad_(False)
     if not experiment.teacher:
@@ -236,18 +237,6 @@ def trained(
         )
         train(experiment, data_root=data_root, work_dir=folder, row=row, machine=Machine(threads=threads))
     return open_networks(folder)
-
-
-def _dense_feature(student: nn.Module, maps: tuple[Tensor, ...]) -> Tensor:
-    """I of Eq. 2 (b d h w). Students taught by masks are mmdet's own, with the same parts as those taught by boxes."""
-    if isinstance(student, BoxSupervised):
-        return student.dense_feature(maps)
-    dense: Tensor = (
-        student.mask_head.mask_feature_head(maps)
-        if isinstance(student, SOLOv2)
-        else student.panoptic_head.pixel_decoder(maps)[0]  # type: ignore[union-attr, operator]
-    )
-    return dense
 
 
 def _normalised(image: NDArray[np.uint8], short_side: int, long_side: int) -> Tensor:

@@ -35,7 +35,7 @@ from misa.figures.guidance import guidance_chart
 from misa.losses.inputs import Batch, _shrink, union_of_boxes
 from misa.losses.pairwise import pseudo_masks
 from misa.models.students.base import BoxSupervised
-from misa.models.teacher.semask import SeMask
+from misa.models.teacher.contract import TeacherNetwork
 from misa.objectives.misa import pairwise_arguments, reading_arguments
 from misa.ops.boxes import box_masks
 from misa.ops.readings import read
@@ -261,7 +261,7 @@ def affinities(own: Affinity, readings: Mapping[str, Mapping[str, Any]], *, taug
 
 @torch.no_grad()
 def pulls_of(
-    objects: Objects, readings: Mapping[str, Affinity], teacher: SeMask | None, seen: Seen | None
+    objects: Objects, readings: Mapping[str, Affinity], teacher: TeacherNetwork | None, seen: Seen | None
 ) -> dict[tuple[str, str], Pull]:
     """What every reading and term does to the objects of an image; a term that an earlier reading had is left out."""
     found, known = {}, set()
@@ -311,7 +311,7 @@ def starts(objects: Objects, seen: Seen | None) -> dict[str, NDArray[np.float64]
 
 
 @torch.no_grad()
-def seen_by(teacher: SeMask, objects: Objects) -> Seen:
+def seen_by(teacher: TeacherNetwork, objects: Objects) -> Seen:
     """The teacher's view of an image."""
     maps, size = teacher(objects.pixels), (objects.masks.shape[-2], objects.masks.shape[-1])
     probabilities = maps.logits.softmax(dim=1)[:, teacher.foreground]

@@ -12,9 +12,8 @@ from misa.data.pipeline import MEAN, STD
 from misa.engine.runs.checkpoints import last_checkpoint, read_checkpoint
 from misa.errors import UserError
 from misa.experiment import Experiment
-from misa.models.teacher.config import network_arguments
-from misa.models.teacher.contract import TeacherContract
-from misa.models.teacher.semask import SeMask
+from misa.models.teacher.contract import TeacherContract, TeacherNetwork
+from misa.models.teacher.table import build_teacher
 
 _PREFIX = "network."
 
@@ -30,8 +29,8 @@ class TeacherCard(Hook):
         checkpoint["experiment"] = self.experiment
 
 
-def load_teacher(path: str | Path, *, classes: Sequence[str] | None = None) -> SeMask:
-    """The frozen SeMask of a teacher's run folder or checkpoint: `.prior(images)` gives S and K.
+def load_teacher(path: str | Path, *, classes: Sequence[str] | None = None) -> TeacherNetwork:
+    """The frozen network of a teacher's run folder or checkpoint: `.prior(images)` gives S and K.
 
     Weights only are loaded, nothing in the file is executed. `classes` are the student's, in its order; the teacher
     must know exactly these, and expect images normalised as `misa.data.pipeline` does.
@@ -49,7 +48,7 @@ def load_teacher(path: str | Path, *, classes: Sequence[str] | None = None) -> S
     contract = TeacherContract.decoded(weights[f"{_PREFIX}_extra_state"])
     _check_contract(path, contract, classes)
     experiment = Experiment.from_values(json.loads(card))
-    network = SeMask(**network_arguments(experiment.but(network={"pretrained": False}), contract.classes))
+    network = build_teacher(experiment.but(network={"pretrained": False}), contract.classes)
     network.load_state_dict({k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)})
     return network.eval().requires_grad_(False)
 

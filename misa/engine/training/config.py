@@ -29,7 +29,7 @@ from misa.engine.training.resume import (
 from misa.engine.training.runner import visualizer_config
 from misa.engine.training.watch import Health, LossRecord, NaNGuard, Progress
 from misa.evaluation.metric import Detections, LabelMaps
-from misa.experiment import Experiment
+from misa.experiment import FRAMEWORKS, Experiment
 from misa.machine import BatchSplit, Machine, split_batch
 from misa.models.students.table import model_config
 from misa.models.teacher.config import label_folder
@@ -182,8 +182,7 @@ def _distributed(experiment: Experiment) -> dict[str, Any]:
     wrapper: dict[str, Any] = {"type": MMDistributedDataParallel, "broadcast_buffers": False}
     if not cuda:
         wrapper["device_ids"] = None
-    # mmdet's own students leave a branch out where a batch has no object for it.
-    wrapper["find_unused_parameters"] = experiment.student not in ("solov2", "mask2former")
+    wrapper["find_unused_parameters"] = FRAMEWORKS[experiment.student].branches
     config = {"launcher": "pytorch", "model_wrapper_cfg": wrapper}
     # Statistics of the whole batch, where they are learned at all; torch has that for GPUs alone.
     return config | ({"sync_bn": "torch"} if cuda and not experiment.network.norm_eval else {})

@@ -26,7 +26,6 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
-from mmengine.config import ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -36,8 +35,7 @@ from misa.errors import UserError, did_you_mean
 from misa.experiment import Experiment
 from misa.machine import BatchSplit, split_batch
 from misa.models.students.table import model_config
-from misa.models.teacher.config import network_arguments
-from misa.models.teacher.semask import SeMask
+from misa.models.teacher.table import build_teacher
 from misa.rows import teacher_row
 
 OBJECTS = 7  # of an image: COCO has 7.3
@@ -130,12 +128,12 @@ def measure(experiment: Experiment, *, sides: tuple[int, int] = (192, 320), devi
     classes = tuple(f"class {i}" for i in range(CLASSES[experiment.data]))
     warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")  # mmdet's heads, at their first call
     scratch = experiment.but(network={"pretrained": False}, augmentation={"jitter": None})
-    model: nn.Module = MODELS.build(ConfigDict(model_config(scratch, classes)))
+    model: nn.Module = MODELS.build(model_config(scratch, classes))
     model.init_weights()  # type: ignore[operator]
     model.to(device).train()
     frozen = 0
     if experiment.teacher:
-        teacher = SeMask(**network_arguments(teacher_row(experiment).but(network={"pretrained": False}), classes))
+        teacher = build_teacher(teacher_row(experiment).but(network={"pretrained": False}), classes)
         model.attach(teacher)  # type: ignore[operator]
         frozen = sum(value.numel() for value in teacher.parameters())
     parameters = sum(value.numel() for value in model.parameters())

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from misa.experiment import Experiment, Schedule
-from misa.models.backbones import SWINS
+from misa.models.students.table import implementation
 
 
 class BFloat16(OptimWrapper):
@@ -66,7 +66,7 @@ def optimizer_config(experiment: Experiment, *, accumulate: int = 1) -> dict[str
     optimizer = {"type": AdamW, "lr": schedule.lr, "weight_decay": schedule.weight_decay}
     if schedule.optimizer == "sgd":
         optimizer |= {"type": SGD, "momentum": 0.9}
-    keys = _parameter_groups(experiment)
+    keys = {} if experiment.semantic is not None else implementation(experiment.student).parameter_groups(experiment)
     paramwise: dict[str, Any] = {"norm_decay_mult": 0.0, **({"custom_keys": keys} if keys else {})}
     constructor = {}
     if schedule.backbone_lr != 1 and "backbone" not in keys:
@@ -90,26 +90,3 @@ def learning_rates(schedule: Schedule, steps: int) -> list[dict[str, Any]]:
         decay = {"type": MultiStepLR, "milestones": list(schedule.milestones), "gamma": 0.1, "by_epoch": True}
     warmup = {"type": LinearLR, "start_factor": 0.001, "by_epoch": False, "begin": 0, "end": schedule.warmup}
     return [*([warmup] if schedule.warmup > 1 else []), decay]
-
-
-def _parameter_groups(experiment: Experiment) -> dict[str, dict[str, float]]:
-    """Which parameters learn slower or do not decay, by parts of their names, as mmdet's Mask2Former has it."""
-    if experiment.student != "mask2former" or experiment.semantic is not None:
-        return {}
-    slow = experiment.schedule.backbone_lr
-    keys = {name: {"decay_mult": 0.0} for name in ("query_embed", "query_feat", "level_embed")}
-    if slow == 1:
-        return keys
-    keys["backbone"] = {"lr_mult": slow}
-    if experiment.network.backbone in SWINS:
-        # A name that matches here is not looked at for `norm_decay_mult` any more.
-        depths = SWINS[experiment.network.backbone][1]
-        blocks = [f"stages.{stage}.blocks.{block}.norm" for stage, n in enumerate(depths) for block in range(n)]
-        downs = [f"stages.{stage}.downsample.norm" for stage in range(len(depths) - 1)]
-        still = ["patch_embed.norm", "norm", *blocks, *downs]
-        keys |= {f"backbone.{name}": {"lr_mult": slow, "decay_mult": 0.0} for name in still}
-        keys |= {
-            name: {"lr_mult": slow, "decay_mult": 0.0}
-            for name in ("absolute_pos_embed", "relative_position_bias_table")
-        }
-    return keys

@@ -35,8 +35,8 @@ from misa.engine.training.runner import quiet_runner
 from misa.errors import UserError
 from misa.experiment import Experiment
 from misa.models.students.base import BoxSupervised
-from misa.models.teacher.config import network_arguments
-from misa.models.teacher.semask import SeMask
+from misa.models.teacher.contract import TeacherNetwork
+from misa.models.teacher.table import build_teacher
 from misa.ops.guides import Guides
 from misa.parameters import at_least
 from misa.rows import find_row, teacher_row
@@ -89,7 +89,9 @@ def named_parts() -> Iterator[None]:
 class Step:
     """One form, ready to train on one batch again and again."""
 
-    def __init__(self, row: Experiment, teacher: SeMask | None, options: argparse.Namespace, folder: Path) -> None:
+    def __init__(
+        self, row: Experiment, teacher: TeacherNetwork | None, options: argparse.Namespace, folder: Path
+    ) -> None:
         source = open_source(row, options.data_root)
         row = row.but(network={"pretrained": False})  # the time does not depend on the weights
         self.runner: Runner = quiet_runner(run_config(row, source, folder=folder, seed=0))
@@ -113,7 +115,7 @@ def build(row: Experiment, options: argparse.Namespace, folder: Path) -> dict[st
     torch.manual_seed(0)
     every = forms(row)
     source = open_source(row, options.data_root)
-    teacher = SeMask(**network_arguments(teacher_row(row).but(network={"pretrained": False}), source.classes))
+    teacher = build_teacher(teacher_row(row).but(network={"pretrained": False}), source.classes)
     return {name: Step(form, teacher, options, folder / str(i)) for i, (name, form) in enumerate(every.items())}
 
 

@@ -17,7 +17,7 @@ from misa.models.students.adapter import Adapter
 from misa.models.students.batch_means import batch_mean, share
 from misa.models.students.memory import Memory
 from misa.models.students.step_health import gradient_shares, mask_health
-from misa.models.teacher.semask import SeMask
+from misa.models.teacher.contract import TeacherNetwork
 from misa.objectives.base import BoxObjective, Prepared, Step, Term, Truth
 
 TRAINING_ONLY = ("adapter.", "memory.")
@@ -64,7 +64,7 @@ class BoxSupervised(nn.Module):
     The teacher is attached, not owned: it is no part of the state dict, of `parameters()` or of inference.
     """
 
-    teacher: SeMask | None = None
+    teacher: TeacherNetwork | None = None
     memory: Memory | None
     clock = Clock()
     same_positives = True  # whether a copy of the student has the same positives, in the same order
@@ -119,7 +119,7 @@ class BoxSupervised(nn.Module):
         """The masks of the known `bboxes` and `labels` of each image of a batch (b 3 h w), matched as in training."""
         raise NotImplementedError
 
-    def attach(self, teacher: SeMask) -> None:
+    def attach(self, teacher: TeacherNetwork) -> None:
         """Put a frozen teacher beside the student, on its device."""
         frozen = teacher.eval().requires_grad_(False).to(next(self.parameters()).device)
         object.__setattr__(self, "teacher", frozen)  # past nn.Module, which would make it a part of this one

@@ -11,6 +11,7 @@ from mmengine.config import ConfigDict
 from misa.experiment import Experiment
 from misa.models.students.common import backbone_of, mmdet_model, preprocessor, stage_widths
 from misa.models.students.solov2 import grid_neck_and_head, matrix_nms
+from misa.models.students.table import Implementation
 
 
 def solo_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
@@ -68,3 +69,8 @@ def mask_rcnn_config(experiment: Experiment, classes: tuple[str, ...]) -> Config
         score_thr=inference.score, max_per_img=inference.per_image, mask_thr_binary=inference.mask
     )
     return model
+
+
+solo = Implementation(solo_config)
+boxinst = Implementation(boxinst_config)
+mask_rcnn = Implementation(mask_rcnn_config)

@@ -8,8 +8,7 @@ from mmengine.hub import get_config
 
 from misa.data.pipeline import MEAN, STD
 from misa.experiment import Experiment, Network
-from misa.models.backbones import backbone_row
-from misa.models.teacher.config import backbone_of
+from misa.models.backbones import backbone_of, backbone_row
 from misa.objectives.misa import objective_of
 from misa.rows import teacher_row
 

@@ -17,6 +17,7 @@ from misa.losses.inputs import Positives
 from misa.models.students.base import BoxMasks, BoxSupervised, Handover
 from misa.models.students.baselines import dynamic_masks
 from misa.models.students.common import mmdet_model, objectives, preprocessor
+from misa.models.students.table import Implementation
 from misa.ops.boxes import box_masks
 
 MASK_FEATURES, DYNAMIC = 16, 8  # channels
@@ -48,13 +49,7 @@ class MISACondInst(BoxSupervised, CondInst):
 
     def dense_feature(self, maps: tuple[Tensor, ...]) -> Tensor:
         """The mask features, stretched to the size of the masks."""
-        return self._stretched(self.mask_head.mask_feature_head(maps))
-
-    def _stretched(self, features: Tensor) -> Tensor:
-        stretched: Tensor = aligned_bilinear(
-            features, self.mask_head.mask_feat_stride // self.mask_head.mask_out_stride
-        )
-        return stretched
+        return _dense_feature(self, maps)
 
     def handover(self, images: Tensor, instances: list[InstanceData]) -> Handover:
         """The locations that fire, of every box the best by class probability times centre-ness, 64 an image in all."""
@@ -83,7 +78,7 @@ class MISACondInst(BoxSupervised, CondInst):
             torch.cat([torch.full_like(own, b) for b, own in enumerate(hosted)]),
             torch.cat([own + start for own, start in zip(hosted, first, strict=False)]),
         )
-        return Handover(positives, self._stretched(features), losses)
+        return Handover(positives, _stretched(self, features), losses)
 
     def masks_of_boxes(self, images: Tensor, instances: list[InstanceData]) -> list[BoxMasks]:
         """The mean of the masks of the locations that a box owns."""
@@ -133,3 +128,18 @@ def condinst_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigD
     model.bbox_head.num_params = (MASK_FEATURES + 2 + 1) * DYNAMIC + (DYNAMIC + 1) * DYNAMIC + DYNAMIC + 1
     model.update(objectives(experiment, len(classes)))
     return model
+
+
+def _stretched(model: CondInst, features: Tensor) -> Tensor:
+    """Mask features at the size of the masks."""
+    head = model.mask_head
+    stretched: Tensor = aligned_bilinear(features, head.mask_feat_stride // head.mask_out_stride)
+    return stretched
+
+
+def _dense_feature(model: CondInst, maps: tuple[Tensor, ...]) -> Tensor:
+    """Of a student that learns from masks, too, which is mmdet's own."""
+    return _stretched(model, model.mask_head.mask_feature_head(maps))
+
+
+condinst = Implementation(condinst_config, dense_feature=_dense_feature)

@@ -22,9 +22,11 @@ from torch import Tensor
 from misa.errors import Diverged
 from misa.experiment import Experiment, Network
 from misa.losses.inputs import Positives
+from misa.models.backbones import SWINS
 from misa.models.students.base import BoxMasks, BoxSupervised, Handover
 from misa.models.students.batch_means import share
 from misa.models.students.common import backbone_of, mmdet_model, objectives, preprocessor, stage_widths
+from misa.models.students.table import Implementation
 from misa.ops.boxes import box_masks
 
 CLASS_COST, PROJECTION_COST = 2.0, 5.0  # APro's
@@ -196,8 +198,7 @@ class MISAMask2Former(BoxSupervised, Mask2Former):
 
     def dense_feature(self, maps: tuple[Tensor, ...]) -> Tensor:
         """The pixel decoder's finest map, which every query is multiplied with."""
-        features: Tensor = self.panoptic_head.pixel_decoder(maps)[0]
-        return features.float()
+        return _dense_feature(self, maps).float()
 
     def handover(self, images: Tensor, instances: list[InstanceData]) -> Handover:
         """The queries that match, of the initial prediction and of every decoder layer."""
@@ -220,3 +221,33 @@ class MISAMask2Former(BoxSupervised, Mask2Former):
             answered = torch.zeros(len(own), dtype=torch.bool, device=logits.device).index_fill(0, instance, True)
             found.append(BoxMasks(probabilities, answered))
         return found
+
+
+def _dense_feature(model: Mask2Former, maps: tuple[Tensor, ...]) -> Tensor:
+    """Of a student that learns from masks, too, which is mmdet's own."""
+    features: Tensor = model.panoptic_head.pixel_decoder(maps)[0]
+    return features
+
+
+def parameter_groups(experiment: Experiment) -> dict[str, dict[str, float]]:
+    """Which parameters learn slower or do not decay, by parts of their names, as mmdet's Mask2Former has it."""
+    slow = experiment.schedule.backbone_lr
+    keys = {name: {"decay_mult": 0.0} for name in ("query_embed", "query_feat", "level_embed")}
+    if slow == 1:
+        return keys
+    keys["backbone"] = {"lr_mult": slow}
+    if experiment.network.backbone in SWINS:
+        # A name that matches here is not looked at for `norm_decay_mult` any more.
+        depths = SWINS[experiment.network.backbone][1]
+        blocks = [f"stages.{stage}.blocks.{block}.norm" for stage, n in enumerate(depths) for block in range(n)]
+        downs = [f"stages.{stage}.downsample.norm" for stage in range(len(depths) - 1)]
+        still = ["patch_embed.norm", "norm", *blocks, *downs]
+        keys |= {f"backbone.{name}": {"lr_mult": slow, "decay_mult": 0.0} for name in still}
+        keys |= {
+            name: {"lr_mult": slow, "decay_mult": 0.0}
+            for name in ("absolute_pos_embed", "relative_position_bias_table")
+        }
+    return keys
+
+
+mask2former = Implementation(mask2former_config, parameter_groups, dense_feature=_dense_feature)

@@ -15,6 +15,8 @@ from misa.losses.inputs import Positives
 from misa.models.students.base import BoxMasks, BoxSupervised, Handover
 from misa.models.students.batch_means import share
 from misa.models.students.common import backbone_of, mmdet_model, objectives, preprocessor, stage_widths
+from misa.models.students.solov2_inference import DensePart, find_boxes_by_cells, find_by_cells
+from misa.models.students.table import Implementation
 from misa.ops.boxes import box_masks, positive_cells
 
 
@@ -157,8 +159,7 @@ class MISA(BoxSupervised, SOLOv2):
 
     def dense_feature(self, maps: tuple[Tensor, ...]) -> Tensor:
         """The mask features of Eq. 2."""
-        features: Tensor = self.mask_head.mask_feature_head(maps)
-        return features
+        return _dense_feature(self, maps)
 
     def handover(self, images: Tensor, instances: list[InstanceData]) -> Handover:
         """The cells that fire."""
@@ -178,3 +179,18 @@ class MISA(BoxSupervised, SOLOv2):
             total = torch.einsum("np,phw->nhw", own, logits.sigmoid())
             found.append(BoxMasks(total / count.clamp(min=1)[:, None, None], count > 0))
         return found
+
+
+def _dense_feature(model: SOLOv2, maps: tuple[Tensor, ...]) -> Tensor:
+    """Of a student that learns from masks, too, which is mmdet's own."""
+    features: Tensor = model.mask_head.mask_feature_head(maps)
+    return features
+
+
+solov2 = Implementation(
+    solov2_config,
+    dense_feature=_dense_feature,
+    find=find_by_cells,
+    find_boxes=find_boxes_by_cells,
+    script=DensePart,
+)

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from mmdet.models.data_preprocessors import DetDataPreprocessor
+from mmengine.config import ConfigDict
 
 from misa.data.label_maps import MOST_CLASSES
 from misa.data.pipeline import MEAN, STD
 from misa.errors import UserError
-from misa.experiment import Experiment, Network
+from misa.experiment import Experiment
 from misa.losses.semantic import VOID
-from misa.models.backbones import backbone_config
-from misa.models.teacher.semask import stage_windows
+from misa.models.teacher.table import network_config
 from misa.models.teacher.training import SemanticTeacher
 from misa.objectives.misa import pairwise_arguments
 
@@ -25,7 +25,7 @@ def from_boxes(experiment: Experiment) -> bool:
     )
 
 
-def teacher_config(experiment: Experiment, classes: tuple[str, ...]) -> dict[str, Any]:
+def teacher_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
     """The network of a teacher's row and what it learns from."""
     assert experiment.semantic is not None
     semantic = experiment.semantic
@@ -40,7 +40,7 @@ def teacher_config(experiment: Experiment, classes: tuple[str, ...]) -> dict[str
             "projection_weight": experiment.projection_weight,
             "affinity": None if experiment.affinity is None else pairwise_arguments(experiment.affinity),
         }
-    return {
+    values: dict[str, Any] = {
         "type": SemanticTeacher,
         "data_preprocessor": {
             "type": DetDataPreprocessor,
@@ -52,35 +52,12 @@ def teacher_config(experiment: Experiment, classes: tuple[str, ...]) -> dict[str
             "seg_pad_value": VOID,
             "pad_size_divisor": 32,
         },
-        "network": network_arguments(experiment, classes),
+        "network": network_config(experiment, classes),
         "objectives": objectives,
         "stage_weight": semantic.stage_weight,
         "loss_stride": semantic.loss_stride,
     }
-
-
-def network_arguments(experiment: Experiment, classes: tuple[str, ...]) -> dict[str, Any]:
-    """The arguments of `SeMask` for a teacher's row."""
-    assert experiment.semantic is not None
-    network = experiment.network
-    return {
-        "backbone": backbone_of(network),
-        "classes": list(classes),
-        "channels": network.feature_channels,
-        "windows": list(stage_windows(network.backbone, len(classes) + 1)),
-        "residual": experiment.semantic.residual,
-    }
-
-
-def backbone_of(network: Network) -> dict[str, Any]:
-    """The backbone of a student or of a teacher."""
-    return backbone_config(
-        network.backbone,
-        base_channels=network.base_channels,
-        pretrained=network.pretrained and (network.weights or True),
-        frozen_stages=network.frozen_stages,
-        norm_eval=network.norm_eval,
-    )
+    return ConfigDict(values)
 
 
 def label_folder(experiment: Experiment, folder: Path) -> Path | None:

@@ -8,6 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from misa.errors import UserError
+from misa.losses.inputs import SemanticPrior
+from misa.ops.readings import Classifier
+
 
 class TeacherContract(NamedTuple):
     """How to feed a teacher and how to read it.
@@ -31,6 +35,49 @@ class TeacherContract(NamedTuple):
         """The contract that `encoded` wrote."""
         values = json.loads(bytes(code.tolist()).decode())
         return cls(tuple(values["classes"]), values["background"], tuple(values["mean"]), tuple(values["std"]))
+
+
+class SemanticMaps(NamedTuple):
+    """What a teacher sees in a batch, at stride 4 of its input."""
+
+    features: Tensor  # S (b d h w), before the classifier's dropout
+    logits: Tensor  # (b n h w)
+    stage_logits: Tensor  # (b n h w), the four stages' class scores summed: SeMask weighs their loss by 0.4
+
+
+class TeacherNetwork(nn.Module):
+    """A network of `misa.models.teacher.table.TEACHERS`: trained by `SemanticTeacher`, then frozen beside a student.
+
+    Its contract travels in the state dict; loading refuses a checkpoint that declares another.
+    """
+
+    contract: TeacherContract
+
+    def forward(self, images: Tensor) -> SemanticMaps:
+        """S, logits and logits of the stages at stride 4 of normalised images (b 3 h w)."""
+        raise NotImplementedError
+
+    def prior(self, images: Tensor) -> SemanticPrior:
+        """S and the foreground rows of K for the losses, without gradient and as in evaluation."""
+        raise NotImplementedError
+
+    def last_layer(self) -> Classifier:
+        """K and its bias, without gradient; the background's row apart."""
+        raise NotImplementedError
+
+    def get_extra_state(self) -> Tensor:
+        """The contract, for the state dict."""
+        return self.contract.encoded()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Compare a checkpoint's contract with this network's; raises UserError where they differ."""
+        found = TeacherContract.decoded(state)
+        for name, ours, theirs in zip(self.contract._fields, self.contract, found, strict=True):
+            if ours != theirs:
+                raise UserError(
+                    f"This teacher checkpoint declares {name} {theirs}, but the network was built for {ours}: "
+                    "build it with the checkpoint's own values or train a teacher for these data."
+                )
 
 
 @contextmanager

@@ -7,32 +7,24 @@ Semantic attention after each stage of a backbone, a Semantic-FPN decoder, S the
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from misa.data.pipeline import MEAN, STD
-from misa.errors import UserError
+from misa.experiment import Experiment
 from misa.losses.inputs import SemanticPrior
-from misa.models.backbones import SWINS, build_backbone, run_stages, stage_channels
+from misa.models.backbones import SWINS, backbone_of, build_backbone, run_stages, stage_channels
 from misa.models.teacher.attention import Residual, SemanticAttention
-from misa.models.teacher.contract import TeacherContract, evaluating
+from misa.models.teacher.contract import SemanticMaps, TeacherContract, TeacherNetwork, evaluating
 from misa.ops.readings import Classifier
 
 __all__ = ["SeMask", "SemanticMaps", "stage_windows"]
 
 
-class SemanticMaps(NamedTuple):
-    """What SeMask sees in a batch, at stride 4 of its input."""
-
-    features: Tensor  # S (b d h w), before the classifier's dropout
-    logits: Tensor  # (b n h w)
-    stage_logits: Tensor  # (b n h w), the four stages' class scores summed: SeMask weighs their loss by 0.4
-
-
-class SeMask(nn.Module):
+class SeMask(TeacherNetwork):
     """The teacher network.
 
     backbone: config of an mmdet ResNet or Swin Transformer with four stages (see `backbone_config`).
@@ -127,19 +119,19 @@ class SeMask(nn.Module):
             bias[background],
         )
 
-    def get_extra_state(self) -> Tensor:
-        """The contract, for the state dict."""
-        return self.contract.encoded()
 
-    def set_extra_state(self, state: Tensor) -> None:
-        """Compare a checkpoint's contract with this network's; raises UserError where they differ."""
-        found = TeacherContract.decoded(state)
-        for name, ours, theirs in zip(self.contract._fields, self.contract, found, strict=True):
-            if ours != theirs:
-                raise UserError(
-                    f"This teacher checkpoint declares {name} {theirs}, but the network was built for {ours}: "
-                    "build it with the checkpoint's own values or train a teacher for these data."
-                )
+def semask_config(experiment: Experiment, classes: tuple[str, ...]) -> dict[str, Any]:
+    """The network of a teacher's row."""
+    assert experiment.semantic is not None
+    network = experiment.network
+    return {
+        "type": SeMask,
+        "backbone": backbone_of(network),
+        "classes": list(classes),
+        "channels": network.feature_channels,
+        "windows": list(stage_windows(network.backbone, len(classes) + 1)),
+        "residual": experiment.semantic.residual,
+    }
 
 
 def stage_windows(backbone: str, classes: int) -> tuple[int | None, ...]:

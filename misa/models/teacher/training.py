@@ -1,4 +1,4 @@
-"""SeMask in training: the semantic teacher behind mmengine's door, learning from boxes or from label maps."""
+"""A teacher in training: the semantic teacher behind mmengine's door, learning from boxes or from label maps."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -7,19 +7,20 @@ import torch
 import torch.nn.functional as F
 from mmdet.structures import DetDataSample
 from mmengine.model import BaseModel
+from mmengine.registry import MODELS
 from mmengine.structures import PixelData
 from torch import Tensor
 
 from misa.losses.inputs import Batch, _shrink
 from misa.losses.semantic import Boxes, label_map_loss, semantic_objectives
-from misa.models.teacher.semask import SemanticMaps, SeMask
+from misa.models.teacher.contract import SemanticMaps, TeacherNetwork
 from misa.ops.boxes import box_masks
 
 
 class SemanticTeacher(BaseModel):
-    """A SeMask network and what it learns from.
+    """A teacher's network and what it learns from.
 
-    network: the arguments of `SeMask`.
+    network: the config of a `TeacherNetwork`.
     objectives: the arguments of `semantic_objectives` for learning from boxes; None: from label maps.
     stage_weight: of the loss of the summed stage maps, in which propagation has no part.
     loss_stride: pixels of the input per pixel at which box objectives are computed.
@@ -34,7 +35,7 @@ class SemanticTeacher(BaseModel):
         data_preprocessor: Any = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
-        self.network = SeMask(**network)
+        self.network: TeacherNetwork = MODELS.build(network)
         self.objectives = objectives
         self.stage_weight = stage_weight
         self.loss_stride = loss_stride

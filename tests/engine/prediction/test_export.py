@@ -16,10 +16,12 @@ from misa.cli import main
 from misa.data.pipeline import MEAN
 from misa.engine.prediction import export
 from misa.engine.prediction.export import export_student, export_torchscript
-from misa.engine.prediction.student import CARD, as_instances, find, load_student, resize, views
+from misa.engine.prediction.student import CARD, find, load_student
 from misa.errors import UserError
 from misa.experiment import Distillation
+from misa.models.students.inference import resize
 from misa.models.students.solov2_decode import decode, each_image
+from misa.models.students.solov2_inference import as_instances, views
 
 
 @pytest.fixture(scope="module")

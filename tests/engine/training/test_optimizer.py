@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from misa.engine.training.optimizer import optimizer_config
-from misa.experiment import TINY, Experiment, Semantic
-from misa.models.students.table import STUDENTS, model_config
+from misa.experiment import FRAMEWORKS, TINY, Experiment, Semantic
+from misa.models.students.table import model_config
 
 BOX = ("solov2", "mask2former", "boxinst")
 
@@ -22,7 +21,7 @@ def smallest(student):
 def rates(row):
     """Name -> (learning rate, decay) as the optimiser holds it."""
     with torch.device("cpu" if row.semantic else "meta"):
-        model = MODELS.build(ConfigDict(model_config(row, ("disc", "bar"))))
+        model = MODELS.build(model_config(row, ("disc", "bar")))
     optimizer = build_optim_wrapper(model, optimizer_config(row)).optimizer
     names = {id(p): name for name, p in model.named_parameters()}
     found = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
@@ -32,7 +31,7 @@ def rates(row):
     return found, norms
 
 
-@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("student", FRAMEWORKS)
 def test_the_backbone_of_every_student_learns_slower_where_the_row_says_so(student):
     row = smallest(student)
     plain, norms = rates(row)

@@ -4,15 +4,13 @@ import copy
 
 import pytest
 import torch
-from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
 import misa.models  # noqa: F401  (imports mmdet silently)
 from misa.errors import Diverged
 from misa.losses.inputs import _shrink, union_of_boxes
 from misa.models.students.table import model_config
-from misa.models.teacher.config import network_arguments
-from misa.models.teacher.semask import SeMask
+from misa.models.teacher.table import build_teacher
 from misa.rows import find_row, teacher_row
 
 SIZE = (96, 128)
@@ -24,11 +22,11 @@ def build(row):
     from mmdet.registry import MODELS
 
     torch.manual_seed(0)
-    model = MODELS.build(ConfigDict(model_config(row, CLASSES)))
+    model = MODELS.build(model_config(row, CLASSES))
     model.init_weights()
     if row.teacher:
         torch.manual_seed(1)
-        teacher = SeMask(**network_arguments(teacher_row(row), CLASSES))
+        teacher = build_teacher(teacher_row(row), CLASSES)
         with torch.no_grad():
             for parameter in teacher.parameters():
                 parameter.add_(0.01 * torch.randn(parameter.shape))  # a fresh attention has a gain of zero

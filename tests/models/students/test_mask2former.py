@@ -6,7 +6,6 @@ from itertools import permutations
 
 import pytest
 import torch
-from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
 import misa.models  # noqa: F401  (imports mmdet silently)
@@ -15,8 +14,7 @@ from misa.experiment import TINY_MASK2FORMER
 from misa.losses.inputs import _shrink
 from misa.models.students.mask2former import assign
 from misa.models.students.table import model_config
-from misa.models.teacher.config import network_arguments
-from misa.models.teacher.semask import SeMask
+from misa.models.teacher.table import build_teacher
 from misa.objectives import misa as terms
 from misa.objectives.base import Step
 from misa.rows import find_row, teacher_row
@@ -29,10 +27,10 @@ def build(row):
     from mmdet.registry import MODELS
 
     torch.manual_seed(0)
-    model = MODELS.build(ConfigDict(model_config(row, CLASSES)))
+    model = MODELS.build(model_config(row, CLASSES))
     model.init_weights()
     if row.teacher:
-        model.attach(SeMask(**network_arguments(teacher_row(row), CLASSES)))
+        model.attach(build_teacher(teacher_row(row), CLASSES))
     return model.train()
 
 

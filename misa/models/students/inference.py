@@ -1,0 +1,143 @@
+"""A trained student as a value, what it finds in an image, and how mmdet's own heads find it.
+
+Axes: n instance · h row · w column.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import torch
+from mmdet.structures import DetDataSample
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from misa.data.rle import Runs, encode_part
+from misa.data.rle import decode as decode_runs
+from misa.errors import UserError
+from misa.experiment import Experiment
+from misa.models.students.solov2_decode import Part, whole_part
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Instances:
+    """What was found in an image of `size` (h, w), best score first.
+
+    scores (n), labels (n names), boxes (n 4: x1 y1 x2 y2 of the mask's extent in pixels), runs (n masks as COCO run
+    lengths). prompts (n): for given boxes, which of them an instance answers; else None.
+    """
+
+    size: tuple[int, int]
+    scores: NDArray[np.float64]
+    labels: tuple[str, ...]
+    boxes: NDArray[np.float64]
+    runs: tuple[Runs, ...]
+    prompts: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def masks(self) -> NDArray[np.bool_]:
+        """All masks (n h w)."""
+        return np.stack([decode_runs(r) for r in self.runs]) if self.runs else np.zeros((0, *self.size), bool)
+
+
+@dataclass(frozen=True)
+class Student:
+    """A trained student, ready to predict: see `load_student`. `digest` names its weights."""
+
+    model: nn.Module = field(repr=False)
+    experiment: Experiment
+    classes: tuple[str, ...]
+    path: Path
+    digest: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def mask_stride(self) -> int:
+        """Pixels of the padded input per pixel of the masks."""
+        return int(self.model.mask_head.mask_stride)  # type: ignore[union-attr, arg-type]
+
+
+def find_by_mmdet(
+    student: Student, images: Sequence[Image], *, score: float, mask: float | None, per_image: int | None
+) -> list[Instances]:
+    """What the student's own head finds; masks of the whole image are in memory for one image at a time.
+
+    Raises:
+        UserError: `mask` is given: such heads have no threshold for pixels.
+    """
+    if mask is not None:
+        raise UserError(f"mask is a threshold of solov2 students; {student.path} is a {student.experiment.student}.")
+    results = []
+    for image in images:
+        resized = resize(image, student.experiment)
+        h, w = resized.shape[:2]
+        meta = {
+            "img_shape": (h, w),
+            "ori_shape": image.shape[:2],
+            "scale_factor": (w / image.shape[1], h / image.shape[0]),
+        }
+        sample = DetDataSample(metainfo=meta)
+        data = student.model.data_preprocessor(  # type: ignore[operator]
+            {"inputs": [bgr_tensor(resized)], "data_samples": [sample]}, False
+        )
+        (answer,) = student.model.predict(data["inputs"], data["data_samples"], rescale=True)  # type: ignore[operator]
+        found = answer.pred_instances
+        order = found.scores.argsort(descending=True)[:per_image]
+        chosen = [i for i in order.tolist() if found.scores[i] >= score and found.masks[i].any()]
+        parts = [whole_part(found.masks[i].cpu().numpy()) for i in chosen]
+        size = (image.shape[0], image.shape[1])
+        results.append(
+            Instances(
+                size,
+                found.scores.double().cpu().numpy()[chosen],
+                tuple(student.classes[int(found.labels[i])] for i in chosen),
+                np.array([extent(part) for part in parts], dtype=float).reshape(-1, 4),
+                tuple(encode_part(part.pixels, part.top, part.left, size) for part in parts),
+            )
+        )
+    return results
+
+
+def within(part: Part, box: NDArray[np.float64]) -> Part:
+    """The pixels whose centre is in the box."""
+    x1, y1, x2, y2 = box
+    rows, columns = part.top + np.arange(part.pixels.shape[0]) + 0.5, part.left + np.arange(part.pixels.shape[1]) + 0.5
+    cut = part.pixels & ((rows >= y1) & (rows < y2))[:, None] & ((columns >= x1) & (columns < x2))[None]
+    y, x = np.nonzero(cut.any(axis=1))[0], np.nonzero(cut.any(axis=0))[0]
+    if len(y) == 0:
+        return Part(0, 0, np.zeros((0, 0), bool))
+    return Part(part.top + int(y[0]), part.left + int(x[0]), cut[y[0] : y[-1] + 1, x[0] : x[-1] + 1])
+
+
+def extent(part: Part) -> tuple[int, int, int, int]:
+    """The box x1 y1 x2 y2 of a part of an image."""
+    return part.left, part.top, part.left + part.pixels.shape[1], part.top + part.pixels.shape[0]
+
+
+def resize(image: Image, experiment: Experiment) -> Image:
+    """An image as the network sees it, like mmdet's Resize; at least one pixel wide."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise UserError(f"an image must be RGB (h w 3) of 8 bits, not {image.shape} of {image.dtype}.")
+    sizes = experiment.augmentation
+    scale = (sizes.long_side, sizes.test_short_side)
+    width, height = mmcv.rescale_size((image.shape[1], image.shape[0]), scale)
+    if (height, width) == image.shape[:2]:
+        return image
+    resized: Image = mmcv.imresize(image, (max(width, 1), max(height, 1)))
+    return resized
+
+
+def bgr_tensor(image: Image) -> Tensor:
+    """An RGB image (h w 3) as BGR (3 h w), as the pipeline hands images over."""
+    # A copy, since torch takes no negative strides.
+    return torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)))

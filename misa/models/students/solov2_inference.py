@@ -1,0 +1,212 @@
+"""What a SOLOv2 student finds in images and in given boxes, from its dense outputs; and these as a module of their own.
+
+Axes: n box · m proposal · h row · w column.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from misa.data.rle import encode_part
+from misa.models.students.inference import Image, Instances, Student, bgr_tensor, extent, resize, within
+from misa.models.students.solov2_decode import (
+    Dense,
+    Found,
+    cell_masks,
+    decode,
+    dense_outputs,
+    each_image,
+    enlarge,
+    enlargement,
+)
+from misa.ops.boxes import box_masks, positive_cells
+
+
+@dataclass(frozen=True)
+class View:
+    """The network's outputs of an image, the size it was resized to and that of the padded input, each (h, w)."""
+
+    dense: Dense
+    resized: tuple[int, int]
+    padded: tuple[int, int]
+
+
+def views(student: Student, images: Sequence[Image]) -> list[View]:
+    """The network's outputs of RGB images (h w 3)."""
+    resized = [resize(image, student.experiment) for image in images]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, image in enumerate(resized):
+        groups.setdefault(image.shape, []).append(i)
+    found: dict[int, View] = {}
+    for members in groups.values():
+        inputs = student.model.data_preprocessor(  # type: ignore[operator]
+            {"inputs": [bgr_tensor(resized[i]) for i in members], "data_samples": None}, False
+        )["inputs"]
+        outputs = each_image(
+            dense_outputs(student.model.mask_head(student.model.extract_feat(inputs)))  # type: ignore[operator]
+        )
+        padded = (inputs.shape[-2], inputs.shape[-1])
+        for i, dense in zip(members, outputs, strict=True):
+            found[i] = View(dense, (resized[i].shape[0], resized[i].shape[1]), padded)
+    return [found[i] for i in range(len(images))]
+
+
+def as_instances(student: Student, found: Found, view: View, size: tuple[int, int], threshold: float) -> Instances:
+    """Instances of an image of `size` (h, w); those whose mask vanishes at that size are left out."""
+    by = enlargement(
+        (view.dense.features.shape[-2], view.dense.features.shape[-1]),
+        stride=student.mask_stride,
+        resized=view.resized,
+        original=size,
+        like=view.dense.features,
+    )
+    parts = list(enlarge(found.masks, by, threshold))
+    kept = [i for i, part in enumerate(parts) if part.pixels.size]
+    return Instances(
+        size,
+        found.scores.double().cpu().numpy()[kept],
+        tuple(student.classes[int(found.labels[i])] for i in kept),
+        np.array([extent(parts[i]) for i in kept], dtype=float).reshape(-1, 4),
+        tuple(encode_part(parts[i].pixels, parts[i].top, parts[i].left, size) for i in kept),
+    )
+
+
+def find_by_cells(
+    student: Student, images: Sequence[Image], *, score: float, mask: float | None, per_image: int | None
+) -> list[Instances]:
+    """The instances of RGB images (h w 3), by matrix NMS. Images of one size as the network sees them run together."""
+    inference = student.experiment.inference
+    threshold = inference.mask if mask is None else mask
+    grids, strides = student.experiment.network.grids, student.experiment.network.strides
+    results = []
+    for image, view in zip(images, views(student, images), strict=True):
+        found = decode(
+            view.dense,
+            grids=grids,
+            strides=strides,
+            score=min(inference.score, score),
+            keep=score,
+            mask=threshold,
+            candidates=inference.candidates,
+            per_image=per_image or inference.per_image,
+        )
+        results.append(as_instances(student, found, view, (image.shape[0], image.shape[1]), threshold))
+    return results
+
+
+def find_boxes_by_cells(
+    student: Student,
+    image: Image,
+    boxes: NDArray[np.float64],
+    wanted: Sequence[str | None],
+    *,
+    mask: float | None,
+) -> Instances:
+    """The mask of each box (n 4, within the image); a label that is None is predicted.
+
+    The cells in the middle of a box, on every level, propose masks. A proposal fits as far as its extent fills the box
+    and its pixels stay within, the product of both; boxes and proposals are matched one to one so that they fit best
+    (Hungarian method). What a mask has outside its box is cut off. The score is the fit times the mean probability of
+    the mask's pixels. A box for which nothing is proposed is left out.
+    """
+    size = (image.shape[0], image.shape[1])
+    threshold = student.experiment.inference.mask if mask is None else mask
+    (view,) = views(student, [image])
+    chosen = _matched(student, view, boxes, size, threshold)
+    by = enlargement(
+        (view.dense.features.shape[-2], view.dense.features.shape[-1]),
+        stride=student.mask_stride,
+        resized=view.resized,
+        original=size,
+        like=view.dense.features,
+    )
+    cells = torch.tensor([cell for _, cell, _ in chosen], dtype=torch.long, device=student.device)
+    parts = [
+        within(part, boxes[box])
+        for (box, _, _), part in zip(chosen, enlarge(cell_masks(view.dense, cells), by, threshold), strict=True)
+    ]
+    kept = [(*choice, part) for choice, part in zip(chosen, parts, strict=True) if part.pixels.any()]
+    return Instances(
+        size,
+        np.array([score for _, _, score, _ in kept], dtype=float),
+        tuple(wanted[box] or _best_class(student, view, cell) for box, cell, _, _ in kept),
+        np.array([extent(part) for *_, part in kept], dtype=float).reshape(-1, 4),
+        tuple(encode_part(part.pixels, part.top, part.left, size) for *_, part in kept),
+        tuple(box for box, *_ in kept),
+    )
+
+
+def _matched(
+    student: Student, view: View, boxes: NDArray[np.float64], size: tuple[int, int], threshold: float
+) -> list[tuple[int, int, float]]:
+    """Box, cell and score of the best one-to-one match; boxes without a proposal that fits are left out."""
+    scale = np.array([view.resized[1] / size[1], view.resized[0] / size[0]] * 2)
+    resized = torch.as_tensor(boxes * scale, dtype=torch.float32)
+    own: list[set[int]] = [set() for _ in boxes]
+    start = 0
+    for grid in student.experiment.network.grids:
+        box, cell = positive_cells(resized, view.padded, grid, (0.0, float("inf")))
+        for i, j in zip(box.tolist(), (start + cell).tolist(), strict=True):
+            own[i].add(j)
+        start += grid * grid
+    column = {cell: k for k, cell in enumerate(sorted(set().union(*own)))}
+    fits, scores = np.zeros((2, len(boxes), len(column)))
+    h, w = view.dense.features.shape[-2:]
+    inside = box_masks(resized.to(student.device), h, w, stride=student.mask_stride)
+    for i, mine in enumerate(own):
+        cells = sorted(mine)
+        masks = cell_masks(view.dense, torch.tensor(cells, device=student.device))
+        fit, sure = _fit(masks, inside[i], threshold)
+        fits[i, [column[cell] for cell in cells]] = fit.cpu().numpy()
+        scores[i, [column[cell] for cell in cells]] = (fit * sure).cpu().numpy()
+    cells = sorted(column)
+    rows, columns = linear_sum_assignment(fits, maximize=True)
+    pairs = zip(rows.tolist(), columns.tolist(), strict=True)
+    return [(i, cells[k], float(scores[i, k])) for i, k in pairs if fits[i, k] > 0]
+
+
+def _fit(masks: Tensor, inside: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """How well masks (m h w) fit a box (h w), and the mean probability of their pixels; each (m), 0 to 1."""
+    shapes = masks > threshold
+    within = shapes & inside
+    area = shapes.sum(dim=(1, 2)).clamp(min=1)
+    filled = _span(within.any(dim=2)) * _span(within.any(dim=1)) / inside.sum()
+    return filled * within.sum(dim=(1, 2)) / area, (masks * shapes).sum(dim=(1, 2)) / area
+
+
+def _span(touched: Tensor) -> Tensor:
+    """From the first to the last that is touched (m k), 0 where none is."""
+    length = touched.shape[1]
+    first = touched.int().argmax(dim=1)
+    last = length - 1 - touched.flip(1).int().argmax(dim=1)
+    return torch.where(touched.any(dim=1), last - first + 1, 0)
+
+
+def _best_class(student: Student, view: View, cell: int) -> str:
+    return student.classes[int(view.dense.scores[cell].argmax())]
+
+
+class DensePart(nn.Module):
+    """From pixels to what every grid cell says: normalisation, backbone, neck and head, without any decision.
+
+    images: RGB (b 3 h w), float, 0..255; h and w multiples of 32. Padding is `mean`, which normalises to 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.model = student.model
+        for name in ("mean", "std"):
+            self.register_buffer(name, getattr(student.model.data_preprocessor, name).detach().clone().view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Kernels (b p d), class probabilities (b p c), the feature (b d h/4 w/4)."""
+        features = self.model.extract_feat((images - self.mean) / self.std)  # type: ignore[operator]
+        return dense_outputs(self.model.mask_head(features))  # type: ignore[operator]

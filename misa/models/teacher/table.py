@@ -1,0 +1,31 @@
+"""The semantic teachers: one row and one file each."""
+
+from collections.abc import Callable
+from typing import Any
+
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS
+
+from misa.errors import UserError, did_you_mean
+from misa.experiment import Experiment
+from misa.models.teacher.contract import TeacherNetwork
+from misa.models.teacher.semask import semask_config
+
+TEACHERS: dict[str, Callable[[Experiment, tuple[str, ...]], dict[str, Any]]] = {"semask": semask_config}
+"""The networks that `Semantic.network` names: the config of a `TeacherNetwork` for a row and its classes."""
+
+
+def network_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
+    """The network of a teacher's row; UserError where it names none."""
+    assert experiment.semantic is not None
+    name = experiment.semantic.network
+    if name not in TEACHERS:
+        hint = did_you_mean(name, TEACHERS).replace("?", ";") or ";"
+        raise UserError(f"there is no semantic teacher {name!r}{hint} choose one of {', '.join(TEACHERS)}.")
+    return ConfigDict(TEACHERS[name](experiment, classes))
+
+
+def build_teacher(experiment: Experiment, classes: tuple[str, ...]) -> TeacherNetwork:
+    """The network of a teacher's row, as it starts to learn."""
+    network: TeacherNetwork = MODELS.build(network_config(experiment, classes))
+    return network
