@@ -17,6 +17,7 @@ from misa.engine.runs.checkpoints import newest
 from misa.engine.training.train import train
 from misa.errors import Stopped, UserError
 from misa.experiment import TINY_MASK2FORMER, Experiment
+from misa.machine import Machine
 
 TOY = '''
 """A toy: the projection, and masks pulled to those of the shadow with a weight that the memory holds."""
@@ -105,7 +106,7 @@ def weights(folder):
 
 def test_a_toy_objective_trains_resumes_predicts_and_is_exported(row, tmp_path, monkeypatch):
     assert Experiment.from_values(json.loads(json.dumps(row.values()))) == row
-    common = {"data_root": tmp_path / "data", "gpus": 0}
+    common = {"data_root": tmp_path / "data", "machine": Machine(gpus=0)}
     run = train(row, work_dir=tmp_path / "whole", **common)
     whole = weights(run.folder)
     own = {name: value for name, value in whole.items() if name.startswith("memory.")}
