@@ -1,66 +1,77 @@
-"""The parameters of the notebooks: names, types and ranges, checked before anything long begins.
+"""One declaration per option: a dataclass's field is an option of the command line and a parameter of the notebook.
 
-papermill only warns of a parameter that a notebook does not declare and runs on with the defaults, so every
-notebook's second cell hands its names to the `read` of its own class, which does not forgive a typo.
+    class Predict(Parameters):
+        run: str = argument("a run folder, or a file made by misa export")
+        score: float = option(0.3, "score threshold", low=0, high=1)
+        masks: Literal["map", "each", "none"] = option("map", "one PNG per image, one per instance, or none")
+
+A field is a bool, int, float or str, one of these or None, a `Literal`, or a tuple of strings.
 """
 
 import argparse
 import ast
 import dataclasses
-import os
 import types
 import typing
-from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Iterator, MutableMapping
+from typing import Any, Literal, Self, dataclass_transform
 
 from misa.errors import UserError, did_you_mean
-from misa.machine import Machine, logger_names
 
 # What IPython itself puts into a notebook's namespace.
 _IPYTHON = {"In", "Out", "get_ipython", "exit", "quit", "open"}
+_SEEN = "_misa_cells_read"  # in a notebook's namespace: how many cells had been run at the last `read`
 
 
-def between(default: Any, low: float, high: float | None = None) -> Any:
-    """A field with a default and limits, both allowed."""
-    return dataclasses.field(default=default, metadata={"low": low, "high": high})
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    flag: str = "",
+    only: Literal["", "command", "notebook"] = "",
+) -> Any:
+    """A field with its default (... for none) and help; numbers are between `low` and `high`, both allowed.
+
+    flag: its name on the command line, where that is not --<field>. only: the notebook has it, or the command.
+    """
+    metadata = {"help": help, "low": low, "high": high, "flag": flag, "only": only, "nargs": None}
+    return dataclasses.field(default=dataclasses.MISSING if default is ... else default, metadata=metadata)
 
 
-def at_least(low: int) -> Callable[[str], int]:
-    """A whole number of the command line, with its least value; argparse turns the error into a sentence."""
-
-    def read(text: str) -> int:
-        if not text.strip().removeprefix("-").isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} on")
-        return int(text)
-
-    return read
+def argument(help: str, *, default: Any = dataclasses.MISSING, optional: bool = False) -> Any:
+    """A positional argument of the command line; required there unless `optional`. default: the notebook's."""
+    metadata = {"help": help, "low": None, "high": None, "flag": "", "only": "", "nargs": "?" if optional else 1}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 class Parameters:
-    """What a notebook takes, a field each; a class per notebook."""
+    """The options of a command, and the parameters of the notebook that does the same; a subclass is a dataclass."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        listing = (f"    {field.name}: {field.metadata['help']}" for field in _fields(cls))
+        cls.__doc__ = "\n".join([cls.__doc__ or cls.__name__, "", *listing])
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if type(value) is int and float in (typing.get_args(hints[field.name]) or (hints[field.name],)):
-                value = float(value)  # `-p radius 7` arrives as a whole number
-                object.__setattr__(self, field.name, value)
-            _check(field.name, value, hints[field.name], field.metadata)
+        for field, hint in _typed(type(self)):
+            value = _converted(getattr(self, field.name), hint)
+            object.__setattr__(self, field.name, value)
+            if problem := _problem(value, hint, field):
+                raise UserError(f"parameter {field.name} {problem}.")
 
     @classmethod
     def read(cls, namespace: MutableMapping[str, Any]) -> Self:
         """The parameters of a notebook's namespace (`globals()`); UserError for any name that is not declared.
 
-        At the first call every name counts. Later, when the notebook's own cells have made names of theirs, those
+        papermill only warns of a parameter that a notebook does not declare and runs on with the defaults; this does
+        not. At the first call every name counts. Later, when the notebook's own cells have made names of theirs, those
         count that stand beside a parameter in a cell, as in the cell at the top that was changed and run again.
-        Relative paths then start at the project's folder, also in JupyterLab, which starts a notebook in its own
-        (this changes the working directory).
         """
-        names = [field.name for field in dataclasses.fields(cls)]
+        names = [field.name for field in _fields(cls) if field.metadata["only"] != "command"]
         there = {
             name
             for name, value in namespace.items()
@@ -68,18 +79,61 @@ class Parameters:
             and name not in _IPYTHON
             and not isinstance(value, types.ModuleType | type | types.FunctionType)
         }
-        first = "_cells_read" not in namespace
+        first = _SEEN not in namespace
         cells = [str(cell) for cell in namespace.get("In", [])]
-        seen = 0 if first else namespace["_cells_read"]
-        namespace["_cells_read"] = len(cells)
+        seen = 0 if first else namespace[_SEEN]
+        namespace[_SEEN] = len(cells)
         beside = set().union(
             *(assigned for cell in cells[seen:] if not (assigned := _assigned(cell)).isdisjoint(names))
         )
         for name in sorted((there if first else there & beside) - set(names)):
             hint = did_you_mean(name, names) or f"; the parameters are {', '.join(names)}."
             raise UserError(f"there is no parameter {name}{hint}")
-        _leave_notebook_folder()
         return cls(**{name: namespace[name] for name in names if name in namespace})
+
+    @classmethod
+    def cell(cls) -> str:
+        """The source of the notebook's parameter cell."""
+        lines = []
+        for field, hint in _typed(cls):
+            if field.metadata["only"] != "command":
+                value = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+                text = f'"{value}"' if isinstance(value, str) else repr(value)
+                lines.append(f"{field.name}: {_papermill_type(hint)} = {text}  # {field.metadata['help']}")
+        return "\n".join(lines)
+
+    @classmethod
+    def add_to(cls, parser: argparse.ArgumentParser) -> None:
+        """Declare the options of the command line."""
+        for field, hint in _typed(cls):
+            if field.metadata["only"] != "notebook":
+                _add(parser, field, hint)
+
+    @classmethod
+    def parsed(cls, namespace: argparse.Namespace) -> Self:
+        """The options that argparse found; UserError for one that is out of range."""
+        values = vars(namespace)
+        for field, hint in _typed(cls):
+            if field.name in values and (problem := _problem(_converted(values[field.name], hint), hint, field)):
+                raise UserError(f"{_shown(field)} {problem}.")
+        return cls(**values)
+
+    def command_line(self) -> list[str]:
+        """The arguments that stand for these values, those at their defaults left out."""
+        positional: list[str] = []
+        options: list[str] = []
+        for field in _fields(type(self)):
+            value = getattr(self, field.name)
+            if field.metadata["only"] == "notebook" or (value == field.default and field.metadata["nargs"] != 1):
+                continue
+            values = [str(part) for part in value] if isinstance(value, tuple) else [str(value)]
+            if field.metadata["nargs"] is not None:
+                positional += values
+            elif isinstance(value, bool):
+                options.append(_shown(field) if value else _shown(field).replace("--", "--no-", 1))
+            else:
+                options += [_shown(field), *values]
+        return positional + options
 
 
 def _assigned(cell: str) -> set[str]:
@@ -97,262 +151,108 @@ def _assigned(cell: str) -> set[str]:
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainParameters(Parameters):
-    """What `notebooks/train.ipynb` and `misa train` take; None means: as the row says.
-
-    row: file and name of the experiment, as in experiments/demo.py.
-    data_root: a COCO-layout folder; for the embedded data, the folder to write it into.
-    work_dir: the run folder; empty: runs/<row>-seed<seed>.
-    seed: of weights, order and augmentation.
-    epochs, batch: in place of the row's; batch is over all GPUs.
-    gpus: 0 for the CPU, more for as many GPUs; None: a GPU if there is one.
-    per_gpu: images that a GPU sees at a time; the batch is accumulated from these. None: its whole part.
-    scale_lr: with another batch, the learning rate in proportion.
-    precision: of the networks, float32, bfloat16 or float16; empty: as the row says.
-    loggers: wandb, mlflow or both ("wandb,mlflow"), beside TensorBoard.
-    workers: processes that load images.
-    threads: of torch on the CPU.
-    resume: go on from the last checkpoint of work_dir.
-    smoke: two steps on small images, to see that a row runs.
-    interactive: a progress bar instead of plain lines.
-    """
-
-    row: str = "demo:box"
-    data_root: str = "datasets"
-    work_dir: str = ""
-    seed: int = between(0, 0, 2**32 - 1)
-    epochs: int | None = between(None, 1)
-    batch: int | None = between(None, 1)
-    gpus: int | None = between(None, 0, 64)
-    per_gpu: int | None = between(None, 1)
-    scale_lr: bool = True
-    precision: str = ""
-    loggers: str = ""
-    workers: int = between(0, 0, 64)
-    threads: int = between(1, 1, 256)
-    resume: bool = True
-    smoke: bool = False
-    interactive: bool = False
-
-    @property
-    def machine(self) -> Machine:
-        """What they say of the machine; UserError for a logger that is unknown or not installed."""
-        return Machine(
-            gpus=self.gpus,
-            per_gpu=self.per_gpu,
-            workers=self.workers,
-            threads=self.threads,
-            interactive=self.interactive,
-            loggers=logger_names(self.loggers),
-        )
+def _fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(cls)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AffinityParameters(Parameters):
-    """What `notebooks/affinity.ipynb` takes.
-
-    run: run folder of a student with a teacher, or of a teacher; where there is none, teacher:demo is trained once.
-    data_root: where the embedded data goes.
-    local_bandwidth, tree_bandwidth: of the color affinity in windows and along the tree; APro's.
-    semantic_scale: how many σ of S make the bandwidth of A^f and A^c.
-    balance: of A^c against A; form: how the two are joined, the "sum" of Eq. 13 or the "product".
-    steps: of the propagation in windows.
-    threads: of torch on the CPU.
-    image: a photograph of your own, explored like the others; boxes: its objects', "x1 y1 x2 y2 label" with ; between.
-    teacher: what sees it, a run or such as "torchvision:deeplabv3_resnet50"; empty: its colors alone.
-    smoke: a teacher of two training steps, to see that everything runs.
-    interactive: the live panel as well, below the figures that are stored.
-    """
-
-    run: str = "runs/demo-misa-seed0"
-    data_root: str = "datasets"
-    local_bandwidth: float = between(0.15, 1e-3, 10)
-    tree_bandwidth: float = between(0.01, 1e-3, 10)
-    semantic_scale: float = between(8.0, 1e-2, 100)
-    balance: float = between(0.7, 0, 10)
-    form: str = "sum"
-    steps: int = between(20, 0, 1000)
-    threads: int = between(1, 1, 256)
-    image: str = ""
-    boxes: str = ""
-    teacher: str = ""
-    smoke: bool = False
-    interactive: bool = True
+def _typed(cls: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    hints = typing.get_type_hints(cls)
+    yield from ((field, hints[field.name]) for field in _fields(cls))
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrequencyParameters(Parameters):
-    """What `notebooks/frequency.ipynb` takes.
-
-    run: run folder of a student with a teacher; where there is none, demo:misa is trained once.
-    data_root: where the embedded data goes.
-    place: of the image among the validation images, from 0.
-    channel: of the features that is shown.
-    radius, scale: t, in bins of the feature map, and θ of Eq. 4; the defaults are those of demo:misa.
-    threads: of torch on the CPU.
-    image: a photograph of your own, explored like the others; boxes: its objects', "x1 y1 x2 y2 label" with ; between.
-    teacher: what sees it, a run or such as "torchvision:deeplabv3_resnet50"; empty: its colors alone.
-    smoke: networks of two training steps, to see that everything runs.
-    interactive: the live panel as well, below the figures that are stored.
-    """
-
-    run: str = "runs/demo-misa-seed0"
-    data_root: str = "datasets"
-    place: int = between(0, 0)
-    channel: int = between(5, 0)
-    radius: float = between(1.5, 0)
-    scale: float = between(0.2, 0, 1)
-    threads: int = between(1, 1, 256)
-    image: str = ""
-    boxes: str = ""
-    teacher: str = ""
-    smoke: bool = False
-    interactive: bool = True
+def _shown(field: dataclasses.Field[Any]) -> str:
+    """How the command line's user knows it."""
+    return field.name if field.metadata["nargs"] else field.metadata["flag"] or "--" + field.name.replace("_", "-")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TablesParameters(Parameters):
-    """What `notebooks/tables.ipynb` takes.
-
-    table: 3, 4 or 5; data: "demo", "voc", "coco_mini" or "photos"; seeds: trainings of every row, from seed 0.
-    train: train what is missing; off: show what is there and what is missing.
-    slots: trainings at a time on this machine; cluster: submit them through submitit instead, such as "slurm".
-    cluster_options: submitit's parameters with commas between; timeout_min, the minutes of one training, is needed.
-    data_root, gpus, workers, threads: of every training, as in `TrainParameters`.
-    root: where the runs are.
-    smoke: two steps a training, to see that the rows run.
-    """
-
-    table: int = between(3, 3, 5)
-    data: str = "demo"
-    seeds: int = between(5, 1, 1000)
-    train: bool = False
-    slots: int = between(1, 1, 1024)
-    cluster: str = ""
-    cluster_options: str = ""
-    data_root: str = "datasets"
-    root: str = "runs/tables"
-    gpus: int | None = between(None, 0)
-    workers: int = between(0, 0, 64)
-    threads: int = between(1, 1, 256)
-    smoke: bool = False
-
-    def table_options(self) -> dict[str, Any]:
-        """The arguments of `misa.engine.reports.tables.open_table`."""
-        return {name: getattr(self, name) for name in ("table", "data", "seeds", "root", "smoke")}
-
-    def sweep_options(self) -> dict[str, Any]:
-        """The arguments of `misa.engine.training.sweep.run` beside the jobs."""
-        names = ("slots", "cluster", "cluster_options", "data_root")
-        machine = Machine(gpus=self.gpus, workers=self.workers, threads=self.threads)
-        return {name: getattr(self, name) for name in names} | {"machine": machine}
+def _is_list(hint: Any) -> bool:
+    return typing.get_origin(hint) is tuple
 
 
-@dataclass(frozen=True, kw_only=True)
-class FiguresParameters(Parameters):
-    """What `notebooks/figures.ipynb` and `misa figures` take.
-
-    runs: run folders with commas between; the teachers beside students are found.
-    out: the folder that the figures go into; empty: one of the run's own in runs/figures.
-    only: which of Figures 1, 3, 4 and 5, with commas between.
-    images: ids of validation images with commas between, to be shown in any case.
-    random: how many more are drawn by chance, from `seed`.
-    worst: how many of the student's worst images Figure 5 adds.
-    channel: of the features in Figure 3.
-    semantic_scale: how many σ of S make the bandwidth of A^f and A^c in Figure 4; 0: as the run was trained.
-    form: "sum" or "product" of SEPA in Figure 4; empty: as the run was trained.
-    data_root: where the embedded data goes, if demo:misa has to be trained first (the notebook only).
-    smoke: with networks of two training steps, to see that everything runs (the notebook only).
-    """
-
-    runs: str = "runs/demo-misa-seed0"
-    out: str = ""
-    only: str = "1,3,4,5"
-    images: str = ""
-    random: int = between(5, 1, 100)
-    worst: int = between(10, 0, 100)
-    seed: int = between(0, 0, 2**32 - 1)
-    channel: int = between(5, 0)
-    semantic_scale: float = between(0.0, 0, 100)
-    form: str = ""
-    data_root: str = "datasets"
-    smoke: bool = False
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return (str,) if typing.get_origin(hint) is Literal else typing.get_args(hint) or (hint,)
 
 
-@dataclass(frozen=True, kw_only=True)
-class OwnDataParameters(Parameters):
-    """What `notebooks/own_data.ipynb` takes.
-
-    data: folder of images and boxes (COCO layout, Pascal VOC xml, or csv); empty: an example is drawn below `out`.
-    out: where everything that is made goes.
-    row: what to train, file and name of an experiment.
-    photos: images, or a folder of them, to predict on; empty: those of `data` that were held out.
-    score: least score of an instance that is shown.
-    epochs: in place of the row's.
-    seed, threads: of the training.
-    smoke: two training steps on small images, to see that everything runs.
-    """
-
-    data: str = ""
-    out: str = "runs/own_data"
-    row: str = "own:small"
-    photos: str = ""
-    score: float = between(0.3, 0, 1)
-    epochs: int | None = between(None, 1)
-    seed: int = between(0, 0, 2**32 - 1)
-    threads: int = between(1, 1, 256)
-    smoke: bool = False
+def _converted(value: Any, hint: Any) -> Any:
+    """`-p radius 7` arrives as a whole number, and a notebook writes a list as text with commas between."""
+    if _is_list(hint):
+        parts = (part.strip() for part in value.split(",")) if isinstance(value, str) else value
+        return tuple(part for part in parts if part) if isinstance(value, str | list | tuple) else value
+    return float(value) if type(value) is int and float in _kinds(hint) else value
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluateParameters(Parameters):
-    """What `notebooks/evaluate.ipynb` takes.
-
-    run: a student's run folder, made by misa train.
-    checkpoint: one of its checkpoints; empty: the last.
-    data_root: other data to score on, with the same class names; empty: the run's own.
-    boundary: boundary AP as well, which needs the package faster-coco-eval.
-    test_dev: a new folder for COCO test-dev results of the run; empty: none. data_root is then COCO's.
-    gpus: 0 for the CPU, 1 for a GPU; None: a GPU if there is one.
-    workers: processes that load images.
-    threads: of torch on the CPU.
-    """
-
-    run: str = "runs/demo-misa-seed0"
-    checkpoint: str = ""
-    data_root: str = ""
-    boundary: bool = False
-    test_dev: str = ""
-    gpus: int | None = between(None, 0, 1)
-    workers: int = between(0, 0, 64)
-    threads: int = between(1, 1, 256)
-
-    @property
-    def machine(self) -> Machine:
-        """What they say of the machine."""
-        return Machine(gpus=self.gpus, workers=self.workers, threads=self.threads)
-
-
-def _leave_notebook_folder() -> None:
-    """JupyterLab starts a notebook in its own folder, papermill in the project's: relative paths should agree."""
-    here = Path.cwd()
-    if here.name == "notebooks" and (here.parent / "experiments").is_dir():
-        os.chdir(here.parent)
-
-
-def _check(name: str, value: Any, hint: Any, limits: Mapping[str, float]) -> None:
-    allowed = typing.get_args(hint) or (hint,)
+def _problem(value: Any, hint: Any, field: dataclasses.Field[Any]) -> str:
+    """What is wrong with a value: its type, its range, or that it is none of the choices; empty where it is good."""
+    if _is_list(hint):
+        good = isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+        return "" if good else f"must be a list of strings, not {value!r}"
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        return "" if value in choices else f"must be one of {', '.join(filter(None, choices))}, not {value!r}"
+    kinds = _kinds(hint)
     # bool is an int to Python; as a parameter it is a mistake.
-    fits = any(type(value) is kind for kind in allowed)
-    if not fits:
-        kinds = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
-        cure = "; write True or False" if bool in allowed else ""
-        raise UserError(f"parameter {name} must be {kinds}, not {value!r} ({type(value).__name__}){cure}.")
-    if value is None or isinstance(value, bool | str):
-        return
-    low, high = limits.get("low"), limits.get("high")
+    if type(value) not in kinds:
+        names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        fix = "; write True or False" if bool in kinds else ""
+        return f"must be {names}, not {value!r} ({type(value).__name__}){fix}"
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return ""
+    low, high = field.metadata["low"], field.metadata["high"]
     # Written so that NaN, which compares with nothing, is out of every range.
-    if (low is not None and not value >= low) or (high is not None and not value <= high):
-        bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise UserError(f"parameter {name} must be {bounds}, not {value}.")
+    if (low is None or value >= low) and (high is None or value <= high):
+        return ""
+    return f"must be {f'at least {low}' if high is None else f'from {low} to {high}'}, not {value}"
+
+
+def _papermill_type(hint: Any) -> str:
+    """As papermill reads it: neither `X | None` nor Literal."""
+    if _is_list(hint) or typing.get_origin(hint) is Literal:
+        return "str"
+    kinds = [kind.__name__ for kind in _kinds(hint) if kind is not type(None)]
+    return f'"Optional[{kinds[0]}]"' if type(None) in _kinds(hint) else kinds[0]
+
+
+def _add(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any) -> None:
+    required = field.default is dataclasses.MISSING
+    default = None if required else field.default
+    help = field.metadata["help"].replace("%", "%%")
+    if default not in (None, "", ()) and not isinstance(default, bool) and field.metadata["nargs"] != 1:
+        help += f" (default: {default})"
+    keys: dict[str, Any] = {"help": help, "default": default}
+    if field.metadata["nargs"] is not None:
+        many = {1: "+", "?": "*"} if _is_list(hint) else {1: None, "?": "?"}
+        parser.add_argument(field.name, nargs=many[field.metadata["nargs"]], type=_reader(hint), **keys)
+        return
+    keys |= {"dest": field.name}
+    flag = _shown(field)
+    if hint is bool:
+        if default:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **keys)
+        else:
+            parser.add_argument(flag, action="store_true", **keys)
+            keys |= {"help": argparse.SUPPRESS}
+            parser.add_argument(flag.replace("--", "--no-", 1), action="store_false", **keys)
+        return
+    if typing.get_origin(hint) is Literal:
+        keys |= {"metavar": "{" + ",".join(filter(None, typing.get_args(hint))) + "}"}
+    elif int in _kinds(hint) or float in _kinds(hint):
+        keys |= {"metavar": "N" if int in _kinds(hint) else "X"}
+    many_or_one = "+" if _is_list(hint) else None
+    parser.add_argument(flag, nargs=many_or_one, required=required, type=_reader(hint), **keys)
+
+
+def _reader(hint: Any) -> Any:
+    """What argparse makes a value of its text with."""
+    kinds = _kinds(hint)
+
+    def read(text: str) -> Any:
+        for kind, name in ((int, "whole number"), (float, "number")):
+            if kind in kinds:
+                try:
+                    return kind(text)
+                except ValueError as error:
+                    if str not in kinds:
+                        raise argparse.ArgumentTypeError(f"{text!r} is no {name}") from error
+        return text
+
+    return read

@@ -1,14 +1,21 @@
 """The command line: exit status 0, 2 with one sentence, examples in every --help."""
 
+import importlib
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
 
 import pytest
 
-from misa.cli import main
+import misa
+from misa import commands
+from misa.cli import main, names, options
 from misa.data.scenes.scenes import Scenes, write_scenes
+from misa.errors import Diverged, Stopped
+from misa.rows import table_module, table_names
 
 
 @pytest.fixture
@@ -94,40 +101,176 @@ def test_check_lists_problems_and_exits_with_2(root, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "sentence"),
     [
-        ["estimate", "demo:box", "--gpus", "0"],
-        ["estimate", "demo:box", "--per-gpu", "-1"],
-        ["estimate", "demo:box", "--images", "many"],
-        ["profile", "--batch", "0"],
-        ["profile", "--steps", "0"],
-        ["profile", "--threads", "-2"],
+        (["estimate", "demo:box", "--gpus", "0"], "misa estimate: --gpus must be at least 1, not 0."),
+        (["estimate", "demo:box", "--per-gpu", "-1"], "misa estimate: --per-gpu must be at least 1, not -1."),
+        (["profile", "--batch", "0"], "misa profile: --batch must be at least 1, not 0."),
+        (["profile", "--threads", "-2"], "misa profile: --threads must be from 1 to 256, not -2."),
+        (["predict", "a", "b", "--out", "c", "--masks", "all"], "--masks must be one of map, each, none, not 'all'."),
+        (["tarin"], "misa: there is no command 'tarin'; did you mean 'train'?"),
+        (["data", "vco"], "misa data: there is no command 'vco'; did you mean 'voc'?"),
+        ([], "misa: a command is missing: check, data, "),
     ],
 )
-def test_counts_are_counts(arguments, capsys):
+def test_wrong_values_are_one_sentence(arguments, sentence, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert sentence in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["estimate", "demo:box", "--images", "many"],
+            "argument --images: 'many' is no whole number; see misa",
+        ),
+        (["train"], "the following arguments are required: row; see misa train --help."),
+        (["train", "demo:box", "--epoch", "3"], "there is no option --epoch; did you mean '--epochs'?"),
+        (["predict", "a", "b"], "the following arguments are required: --out"),
+    ],
+)
+def test_wrong_options_are_one_sentence(arguments, sentence, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
-    assert f"argument {arguments[-2]}: {arguments[-1]!r} is no whole number from 1 on" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert sentence in error
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "check"])
-def test_help_shows_an_example(command, capsys):
+def every_command():
+    """All of them as words, those of groups too."""
+    groups = {(name,): importlib.import_module(f"misa.commands.{name}") for name in names(commands)}
+    folders = [(words, group) for words, group in groups.items() if hasattr(group, "__path__")]
+    for words in [(*outer, name) for outer, group in folders for name in names(group)]:
+        groups[words] = importlib.import_module(f"misa.commands.{'.'.join(words)}")
+    return {" ".join(words): module for words, module in groups.items() if hasattr(module, "run")}
+
+
+@pytest.mark.parametrize("command", every_command())
+def test_help_shows_an_example_that_can_be_parsed(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert stop.value.code == 0
-    assert f"misa {command}" in capsys.readouterr().out
+    example = capsys.readouterr().out.partition("example: ")[2].splitlines()[0]
+    module = every_command()[command]
+    assert example.startswith(f"misa {command}")
+    options(module, f"misa {command}", shlex.split(example.removeprefix(f"misa {command}")))
+
+
+def test_the_overview_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name}" in out for name in names(commands))
+    assert "Train a row" in out
+    assert "whence" not in out
+    assert main(["data", "--help"]) == 0
+    assert "voc" in capsys.readouterr().out
+
+
+def test_the_version_is_the_packages(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"misa {misa.__version__}\n"
+
+
+def test_a_command_is_one_file(tmp_path, monkeypatch, capsys):
+    (tmp_path / "toy.py").write_text(
+        '''"""Add two numbers.
+
+example: misa toy 1 --more 2
+"""
+from misa.errors import UserError
+from misa.parameters import Parameters, argument, option
+
+
+class Toy(Parameters):
+    """What `misa toy` takes."""
+
+    number: int = argument("a number")
+    more: int = option(0, "another", low=0)
+
+
+def run(options: Toy) -> int:
+    if options.number == 13:
+        raise UserError("13 is unlucky; take another.")
+    print(options.number + options.more)
+    return 0
+'''
+    )
+    monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "misa.commands.toy", raising=False)
+    assert main(["toy", "1", "--more", "2"]) == 0
+    assert capsys.readouterr().out == "3\n"
+    assert main(["toy", "13"]) == 2
+    assert capsys.readouterr().err == "misa toy: 13 is unlucky; take another.\n"
+    assert main(["--help"]) == 0
+    assert "toy          Add two numbers." in capsys.readouterr().out
+    monkeypatch.delattr(commands, "toy")
+    monkeypatch.delitem(sys.modules, "misa.commands.toy")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (Stopped("stopped by SIGTERM.", status=143), 143, "misa rows: stopped by SIGTERM.\n"),
+        (Diverged("the loss is NaN."), 1, "misa rows: diverged: the loss is NaN.\n"),
+        (
+            OSError(28, "No space left on device", "/x"),
+            1,
+            "No space left on device: /x; fix that, and the",
+        ),
+        (BrokenPipeError(32, "Broken pipe"), 1, "misa rows: Broken pipe; fix that"),
+        (KeyboardInterrupt(), 1, "stopped; the same command goes on"),
+    ],
+)
+def test_how_a_command_ends(error, status, sentence, capsys, monkeypatch):
+    from misa.commands import rows
+
+    def fail(options: rows.Rows) -> int:
+        raise error
+
+    monkeypatch.setattr(rows, "run", fail)
+    monkeypatch.setattr("misa.cli._nobody_reads", lambda: False)
+    assert main(["rows"]) == status
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_reader_that_ends_early_is_no_traceback():
+    late = "import sys, time; from misa.cli import main; time.sleep(1); sys.exit(main(['rows']))"  # `true` has ended
+    command = f'{sys.executable} -c "{late}" | true; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 141
+    assert done.stderr == ""
+
+
+def test_a_terminal_without_unicode_gets_ascii():
+    code = "import sys, misa.cli; misa.cli.main(['--version']); print('34.4 ± 1.6 − é 字')"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1] == "34.4 +/- 1.6 - e ?"
+
+
+def test_rows_are_found_by_words(capsys):
+    assert main(["rows"]) == 0
+    out = capsys.readouterr().out
+    every = [f"{table}:{name}" for table in table_names() for name in table_module(table).ROWS]
+    assert all(f"  {name} " in out for name in every)
+    assert main(["rows", "Table 3:", "demo_sepa"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Table 3:")
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["table3_components:demo_sepa"]
+    assert "taught by teacher:demo_tables" in out
+    assert main(["rows", "no-such-row"]) == 2
+    assert "no row has no-such-row" in capsys.readouterr().out
 
 
 def test_the_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "misa", "--help"], capture_output=True, text=True, check=True)
-    assert "train a row" in done.stdout
-
-
-def test_help_loads_no_framework():
-    code = "import sys; from misa.cli import _parser; _parser(); print(sorted({'torch', 'mmdet'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert "Train a row" in done.stdout
 
 
 def boxes_only(root):
@@ -173,7 +316,7 @@ def test_check_of_one_json_and_what_it_tells(root, capsys, tmp_path, monkeypatch
     assert "has the same box; remove one of them" in out
     assert "differs from" in out
     assert (tmp_path / "runs/check-instances_train2017.png").is_file()
-    assert main(["check", str(root), "--no-picture"]) == 2
+    assert main(["check", str(root), "--no-picture"]) == 0
     assert "has the same content as" in capsys.readouterr().out
     assert main(["check", str(root), "--images", str(root)]) == 2
     assert "images goes with one COCO json" in capsys.readouterr().err

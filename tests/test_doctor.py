@@ -9,14 +9,15 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from misa import doctor
-from misa.doctor import Finding
+from misa.cli import main
+from misa.commands import doctor
+from misa.commands.doctor import Doctor, Finding
 
 NAMES = ["Python", "torch", "torchvision", "mmdet", "mmcv ops", "propagation", "Jupyter", "papermill", "disk", "data"]
 
 
 def find(check: Callable[[], Finding], cure: str = "the cure") -> Finding:
-    return doctor._run("thing", check, cure)
+    return doctor._found("thing", check, cure)
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
 
 def test_a_good_installation_passes_with_one_line_each(tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; from misa.doctor import main; sys.exit(main([]))"],
+        [sys.executable, "-c", "import sys; from misa.cli import main; sys.exit(main(['doctor']))"],
         capture_output=True,
         text=True,
         timeout=300,
@@ -59,17 +60,20 @@ def test_every_problem_has_a_cure_and_the_exit_status_says_so(monkeypatch, capsy
     findings = doctor.examine()
     assert [finding.name for finding in findings] == NAMES
     assert all(finding.cure for finding in findings if not finding.ok)
-    assert doctor.main([]) == 1
+    assert doctor.run(Doctor()) == 1
     out = capsys.readouterr().out.splitlines()
     assert len(out) == len(NAMES)
     assert out[0].startswith("FAIL Python       RuntimeError: two lines -> use Python 3.11 or 3.12")
 
 
 def test_wrong_arguments_exit_with_2_and_help_with_0(capsys):
-    assert doctor.main(["--data-rot", "x"]) == 2
-    assert "--data-rot" in capsys.readouterr().err
-    assert doctor.main(["--help"]) == 0
-    assert "example: misa doctor" in capsys.readouterr().out
+    for arguments, status in ((["--data-rot", "x"], 2), (["--help"], 0)):
+        with pytest.raises(SystemExit) as stop:
+            main(["doctor", *arguments])
+        assert stop.value.code == status
+    told = capsys.readouterr()
+    assert "there is no option --data-rot; did you mean '--data-root'?" in told.err
+    assert "example: misa doctor" in told.out
 
 
 def test_python_out_of_range(monkeypatch):
@@ -317,8 +321,8 @@ def test_data_roots_come_from_the_arguments_or_the_environment(monkeypatch, coco
 
     monkeypatch.setattr(doctor, "examine", examine)
     monkeypatch.setenv("MISA_DATA", f"{coco}:{tmp_path}")
-    doctor.main([])
-    doctor.main(["--data-root", "a", "b"])
+    main(["doctor"])
+    main(["doctor", "--data-root", "a", "b"])
     monkeypatch.delenv("MISA_DATA")
-    doctor.main([])
-    assert seen == [[str(coco), str(tmp_path)], ["a", "b"], []]
+    main(["doctor"])
+    assert [list(roots) for roots in seen] == [[str(coco), str(tmp_path)], ["a", "b"], []]

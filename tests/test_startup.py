@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+from misa import commands
+from misa.cli import names
+
 HEAVY = {"torch", "torchvision", "mmdet", "mmcv", "mmengine", "cv2", "matplotlib"}
 RUN = """
 import sys, time
@@ -22,6 +25,24 @@ def started(code):
     assert done.returncode == 0, done.stderr
     loaded, _, seconds = done.stdout.rpartition("|")[2].strip().rpartition(" ")
     return loaded, float(seconds)
+
+
+COMMANDS = [
+    ["--help"],
+    ["--version"],
+    ["rows"],
+    ["tables", "3", "--root", "/nowhere"],
+    *([name, "--help"] for name in names(commands)),
+    ["data", "voc", "--help"],
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_command_that_trains_nothing_loads_no_framework(words):
+    code = f"import contextlib, misa.cli\nwith contextlib.suppress(SystemExit): misa.cli.main({words})"
+    loaded, seconds = started(code)
+    assert loaded == "[]"
+    assert seconds < 5, "tenths of a second; more on a machine that is busy"
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ import shutil
 import pytest
 
 from experiments import table1_coco, table2_voc
-from misa.engine.training.train import train_from
+from misa.commands.train import Train, train_from
 from misa.experiment import Expected
-from misa.parameters import TrainParameters
 from misa.rows import find_row
 
 # What neither mmdet nor our own parts give.
@@ -82,7 +81,7 @@ def test_every_row_trains_and_predicts_in_small(name, places):
     """Two steps on a few images; prints the memory that the process has needed so far."""
     table, _, row = name.partition(":")
     run = train_from(
-        TrainParameters(
+        Train(
             row=name,
             data_root=str(places[table]),
             work_dir=str(places["runs"] / table / row),

@@ -4,7 +4,7 @@ import nbformat
 import pytest
 
 from misa.cli import main
-from misa.gallery import _chosen, page, parameters_of
+from misa.commands.gallery import _chosen, page, parameters_of
 
 CELLS = {
     "good": ["x: int = 1  # a number\ninteractive: bool = True\n", "'twice', 2 * x if interactive is False else 0"],

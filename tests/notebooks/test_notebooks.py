@@ -1,7 +1,6 @@
 """Notebooks as they are committed: no outputs, no logic, parameters that the package knows."""
 
 import ast
-import dataclasses
 import itertools
 import json
 import os
@@ -15,27 +14,23 @@ import numpy as np
 import pytest
 from nbclient import NotebookClient
 
+from misa.commands.evaluate import Evaluate
+from misa.commands.figures import Figures
+from misa.commands.tables import Tables
+from misa.commands.train import Train
 from misa.engine.runs.folder import opened
-from misa.parameters import (
-    AffinityParameters,
-    EvaluateParameters,
-    FiguresParameters,
-    FrequencyParameters,
-    OwnDataParameters,
-    TablesParameters,
-    TrainParameters,
-)
+from misa.notebooks import AffinityParameters, FrequencyParameters, OwnDataParameters
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 PARAMETERS = {
     "affinity": AffinityParameters,
-    "evaluate": EvaluateParameters,
-    "figures": FiguresParameters,
+    "evaluate": Evaluate,
+    "figures": Figures,
     "frequency": FrequencyParameters,
     "own_data": OwnDataParameters,
-    "tables": TablesParameters,
-    "train": TrainParameters,
+    "tables": Tables,
+    "train": Train,
 }
 
 
@@ -69,16 +64,13 @@ def test_papermill_is_told_to_write_where_a_folder_is(path):
             assert known, line
 
 
-def declared(path):
-    (cell,) = [c for c in cells(path) if "parameters" in c.metadata.get("tags", [])]
-    return {node.target.id: node for node in ast.parse(cell.source).body}
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_declares_its_classs_parameters_and_defaults(path):
-    own = {name: ast.literal_eval(node.value) for name, node in declared(path).items()}
-    assert own == dataclasses.asdict(PARAMETERS[path.stem]())
-    assert list(own) == [field.name for field in dataclasses.fields(PARAMETERS[path.stem])]
+    """The cell is the one that the class writes: names, defaults, and the help of the command line."""
+    (cell,) = [c for c in cells(path) if "parameters" in c.metadata.get("tags", [])]
+    assert cell.source == PARAMETERS[path.stem].cell()
+    declared = {node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
+    assert PARAMETERS[path.stem].read(declared) == PARAMETERS[path.stem]()
     assert any(f"{PARAMETERS[path.stem].__name__}.read(globals())" in cell.source for cell in cells(path))
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +30,6 @@ from misa.figures.plots import matched_colors
 from misa.figures.provenance import provenance_of, save_figure
 from misa.files import read_json
 from misa.ops.seed_affinity import Knobs, Seed
-from misa.parameters import FiguresParameters
 
 # Figure 4's two failures, drawn, each with a seed (row, column): cells of a scene of 128 x 128 at stride 4.
 _SCENES: dict[str, Seed] = {"same_color_neighbors": (14, 8), "two_tone_object": (14, 19)}
@@ -224,26 +222,6 @@ class Factory:
     def warnings(self) -> list[str]:
         """Reasons to beware of these figures: smoke runs."""
         return [line for run in self.sources.runs for line in remarks(run.folder, run.experiment)]
-
-
-def factory_from(parameters: FiguresParameters) -> Factory:
-    """A factory with the notebook's or the command line's parameters."""
-    try:
-        given = tuple(int(part) for part in parameters.images.replace(",", " ").split())
-    except ValueError as error:
-        raise UserError(f"images must be whole numbers with commas between, not {parameters.images!r}.") from error
-    factory = Factory(
-        [run for run in (part.strip() for part in parameters.runs.split(",")) if run],
-        choice=Choice(given, parameters.random, parameters.worst, parameters.seed),
-        knobs=Knobs(semantic_scale=parameters.semantic_scale, form=parameters.form or "sum")  # type: ignore[arg-type]
-        if parameters.semantic_scale or parameters.form
-        else None,
-        channel=parameters.channel,
-        wanted=parameters.only.replace(",", " ").split(),
-    )
-    for line in factory.warnings():
-        print(f"warning: {line}", file=sys.stderr)
-    return factory
 
 
 def deepest(example: Example) -> Seed:

@@ -8,7 +8,6 @@ torchrun itself, for one machine. On several machines the same module is started
 """
 
 import contextlib
-import dataclasses
 import datetime
 import gc
 import os
@@ -23,7 +22,6 @@ import torch.distributed as dist
 
 from misa.errors import DIVERGED, Diverged, Stopped, UserError
 from misa.machine import expected_processes
-from misa.parameters import TrainParameters
 
 T = TypeVar("T")
 # Long enough for one process to make label maps or score COCO while the others wait.
@@ -108,8 +106,8 @@ def report_lost_peer() -> Iterator[None]:
         ) from error
 
 
-def launch(parameters: TrainParameters, processes: int) -> None:
-    """Run `misa train` with these parameters in several processes of this machine and print what they print.
+def launch(arguments: Sequence[str], processes: int, *, threads: int) -> None:
+    """Run `misa train` with these arguments in several processes of this machine and print what they print.
 
     An interrupt or SIGTERM of this process is forwarded to them, and they save before they end.
 
@@ -119,9 +117,9 @@ def launch(parameters: TrainParameters, processes: int) -> None:
         Stopped: they ended before the training did.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "misa", "train", parameters.row, *train_options(parameters)]
+    command += ["-m", "misa", "train", *arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TORCH_DISTRIBUTED_LOGGING": "OFF"}
-    environment.setdefault("OMP_NUM_THREADS", str(parameters.threads))  # or torchrun warns
+    environment.setdefault("OMP_NUM_THREADS", str(threads))  # or torchrun warns
     messages: list[str] = []
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
@@ -170,18 +168,3 @@ def _set_handler(handler: Any) -> Any:
         return signal.signal(signal.SIGTERM, handler if handler is not None else signal.SIG_DFL)
     except ValueError:
         return None
-
-
-def train_options(parameters: TrainParameters) -> Sequence[str]:
-    """These parameters as options of the command line, without the row."""
-    options = []
-    for field in dataclasses.fields(parameters):
-        value = getattr(parameters, field.name)
-        if field.name in ("row", "interactive") or value == field.default:
-            continue
-        name = field.name.replace("_", "-")
-        if isinstance(value, bool):
-            options.append(f"--{name}" if value else f"--no-{name}")
-        else:
-            options += [f"--{name}", str(value)]
-    return options

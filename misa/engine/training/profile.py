@@ -1,26 +1,16 @@
-"""Where a training step goes: plain SOLOv2, the box baseline, + FSD, + SEPA and MISA, in turn in one process.
+"""Time and memory of a training step, part by part; what is measured and how is in misa/commands/profile.py."""
 
-    misa profile                                       # the demo's step on the CPU
-    misa profile table3_components:voc_misa --data-root path/to/voc --device cuda
-
-Times are medians of whole steps (forward, backward, update) on one real batch. What a term costs is the difference of
-two forms' steps; the teacher's forward pass is timed by itself, because two terms share it. A last, profiled step
-says what each part takes of the forward pass.
-"""
-
-import argparse
 import ctypes
 import os
 import statistics
-import sys
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -38,7 +28,6 @@ from misa.models.students.base import BoxSupervised
 from misa.models.teacher.contract import TeacherNetwork
 from misa.models.teacher.table import build_teacher
 from misa.ops.guides import Guides
-from misa.parameters import at_least
 from misa.rows import find_row, teacher_row
 
 # What is timed inside a step: the owner of a function, its name, and the part it belongs to.
@@ -86,16 +75,22 @@ def named_parts() -> Iterator[None]:
         yield
 
 
+class Setup(NamedTuple):
+    """What is measured on: the data's folder, "cpu" or "cuda", and how many steps of each form."""
+
+    data_root: str
+    device: str
+    steps: int
+
+
 class Step:
     """One form, ready to train on one batch again and again."""
 
-    def __init__(
-        self, row: Experiment, teacher: TeacherNetwork | None, options: argparse.Namespace, folder: Path
-    ) -> None:
-        source = open_source(row, options.data_root)
+    def __init__(self, row: Experiment, teacher: TeacherNetwork | None, setup: Setup, folder: Path) -> None:
+        source = open_source(row, setup.data_root)
         row = row.but(network={"pretrained": False})  # the time does not depend on the weights
         self.runner: Runner = quiet_runner(run_config(row, source, folder=folder, seed=0))
-        self.model: Any = self.runner.model.to(options.device)
+        self.model: Any = self.runner.model.to(setup.device)
         self.model.init_weights()
         if row.teacher:
             assert teacher is not None
@@ -110,13 +105,13 @@ class Step:
         self.model.train_step(self.batch, self.optimizer)
 
 
-def build(row: Experiment, options: argparse.Namespace, folder: Path) -> dict[str, Step]:
+def build(row: Experiment, setup: Setup, folder: Path) -> dict[str, Step]:
     """Every form; the teacher with random weights, which take as long as trained ones."""
     torch.manual_seed(0)
     every = forms(row)
-    source = open_source(row, options.data_root)
+    source = open_source(row, setup.data_root)
     teacher = build_teacher(teacher_row(row).but(network={"pretrained": False}), source.classes)
-    return {name: Step(form, teacher, options, folder / str(i)) for i, (name, form) in enumerate(every.items())}
+    return {name: Step(form, teacher, setup, folder / str(i)) for i, (name, form) in enumerate(every.items())}
 
 
 def timed(step: Callable[[], None], device: str) -> tuple[float, float]:
@@ -175,28 +170,28 @@ def own_times(spent: dict[str, float]) -> dict[str, float]:
     return found
 
 
-def report(steps: dict[str, Step], options: argparse.Namespace) -> None:
+def report(steps: dict[str, Step], setup: Setup) -> None:
     """Measure in turn and print."""
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     teacher_times: list[tuple[float, float]] = []
     whole = steps["+ FSD + SEPA"]
     images = whole.model.data_preprocessor(whole.batch, True)["inputs"]
     # Warm-up, the turns, then a step of each form for its memory and one under the profiler.
-    bar = tqdm(total=(options.steps + 2) * len(steps) + 1, desc="measuring", unit="step", leave=False)
-    for turn in range(options.steps + 1):
+    bar = tqdm(total=(setup.steps + 2) * len(steps) + 1, desc="measuring", unit="step", leave=False)
+    for turn in range(setup.steps + 1):
         for name, step in steps.items():
-            spent = timed(step, options.device)
+            spent = timed(step, setup.device)
             bar.update()
             if turn:
                 seen[name].append(spent)
-        spent = timed(lambda: whole.model.teacher.prior(images), options.device)
+        spent = timed(lambda: whole.model.teacher.prior(images), setup.device)
         if turn:
             teacher_times.append(spent)
     peaks = {}
     for name, step in steps.items():
-        peaks[name] = memory(step, options.device)
+        peaks[name] = memory(step, setup.device)
         bar.update()
-    inside = parts(whole, options.device)
+    inside = parts(whole, setup.device)
     bar.close()
     medians = {name: tuple(statistics.median(v[k] for v in values) for k in (0, 1)) for name, values in seen.items()}
     teacher = tuple(statistics.median(v[k] for v in teacher_times) for k in (0, 1))
@@ -204,7 +199,7 @@ def report(steps: dict[str, Step], options: argparse.Namespace) -> None:
     base = medians["box baseline"]
     for name, (wall, cpu) in medians.items():
         print(f"{name:<22} {wall:9.0f} {cpu:9.0f} {wall / base[0]:11.2f}x {peaks[name]:9.0f}")
-    which = 0 if options.device == "cuda" else 1
+    which = 0 if setup.device == "cuda" else 1
     misa_step = medians["+ FSD + SEPA"][which]
     costs = {
         "teacher forward": teacher[which],
@@ -219,44 +214,24 @@ def report(steps: dict[str, Step], options: argparse.Namespace) -> None:
         print(f"  {name:<20} {took:8.1f} ms")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the measurement."""
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(
-        "misa profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("row", nargs="?", default="demo:misa", help="a row with FSD and SEPA (default: demo:misa)")
-    parser.add_argument("--data-root", default="datasets")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--steps", type=at_least(1), default=10)
-    parser.add_argument("--batch", type=at_least(1), help="images a step, instead of the row's")
-    parser.add_argument("--threads", type=at_least(1), default=1)
-    parser.add_argument("--smoke", action="store_true", help="small images and networks: does it run")
-    options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
-    try:
-        if options.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("torch finds no CUDA device; leave --device out, or see `misa doctor`.")
-        row = find_row(options.row)
-        row = row.smoke() if options.smoke else row
-        row = row.but(schedule={"batch": options.batch}) if options.batch else row
-        with tempfile.TemporaryDirectory() as folder:
-            steps = build(row, options, Path(folder))
-            images = steps["box baseline"].batch["inputs"]
-            print(
-                f"{options.row}: {len(images)} images, the first {tuple(images[0].shape[-2:])}, {options.device}, ",
-                end="",
-            )
-            print(f"{options.threads} thread(s), medians of {options.steps} steps in turn, torch {torch.__version__}")
-            report(steps, options)
-    except UserError as error:
-        print(f"misa profile: {error}", file=sys.stderr)
-        return 2
-    return 0
+def profile(row: str, setup: Setup, *, batch: int | None = None, smoke: bool = False) -> None:
+    """Measure a row and print the report. batch: in place of the row's; smoke: small images and networks.
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        UserError: a row without FSD or SEPA, or no CUDA device where one is asked for.
+    """
+    if setup.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("torch finds no CUDA device; leave --device out, or see `misa doctor`.")
+    experiment = find_row(row).smoke() if smoke else find_row(row)
+    experiment = experiment.but(schedule={"batch": batch}) if batch else experiment
+    with tempfile.TemporaryDirectory() as folder:
+        steps = build(experiment, setup, Path(folder))
+        images = steps["box baseline"].batch["inputs"]
+        print(
+            f"{row}: {len(images)} images, the first {tuple(images[0].shape[-2:])}, {setup.device}, "
+            f"{torch.get_num_threads()} thread(s), medians of {setup.steps} steps in turn, torch {torch.__version__}"
+        )
+        report(steps, setup)
 
 
 def peak_memory(task: Callable[[], object]) -> float:

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from mmengine.dist import get_world_size
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -17,90 +16,25 @@ from misa.engine.runs.checkpoints import read_checkpoint, tensors_only
 from misa.engine.runs.folder import (
     Run,
     earlier_work,
-    finished,
     hold,
     require_own_teacher,
     write_record,
 )
-from misa.engine.runs.places import default_folder, named_student, student_place, student_row, teacher_place
+from misa.engine.runs.places import named_student, student_place, student_row, teacher_place
 from misa.engine.runs.record import run_params
 from misa.engine.runs.scores import measured, write_scores
 from misa.engine.runs.teacher import load_teacher
 from misa.engine.training.config import run_config
 from misa.engine.training.labels import prepare_labels
-from misa.engine.training.parallel import launch, leave, on_main_process, report_lost_peer
+from misa.engine.training.parallel import on_main_process, report_lost_peer
 from misa.engine.training.preemption import restored_signal
 from misa.engine.training.runner import choose_device, quiet_runner
 from misa.engine.training.watch import NaNGuard
 from misa.errors import Diverged, UserError
 from misa.experiment import Experiment
-from misa.machine import BatchSplit, Machine, expected_processes, is_main_process, split_batch
+from misa.machine import BatchSplit, Machine, is_main_process, split_batch
 from misa.models.backbones import backbone_row
-from misa.parameters import TrainParameters
-from misa.rows import find_row, teacher_row
-
-
-def experiment_of(parameters: TrainParameters) -> Experiment:
-    """The row that the parameters name, with what they change."""
-    experiment = find_row(parameters.row)
-    if parameters.smoke:
-        experiment = experiment.smoke()
-    schedule: dict[str, Any] = {
-        name: value for name in ("epochs", "batch") if (value := getattr(parameters, name)) is not None
-    }
-    before = experiment.schedule
-    if parameters.scale_lr and schedule.get("batch", before.batch) != before.batch:
-        schedule["lr"] = before.lr * schedule["batch"] / before.batch
-    if parameters.precision:
-        schedule["precision"] = parameters.precision
-    try:
-        return experiment.but(schedule=schedule) if schedule else experiment
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def train_from(parameters: TrainParameters) -> Run:
-    """`train` with the notebook's and the command line's parameters; UserError for wrong ones.
-
-    More than one GPU means as many processes, started here unless torchrun or SLURM has started this one.
-    """
-    experiment, folder = experiment_of(parameters), _folder_of(parameters)
-    processes = parameters.gpus or 1
-    if processes > 1 and expected_processes() == 1:
-        split_batch(experiment.schedule.batch, processes, parameters.per_gpu)
-        if processes > torch.cuda.device_count():
-            raise UserError(
-                f"gpus is {processes}, but torch finds {torch.cuda.device_count()} CUDA devices; set gpus to "
-                "that: per_gpu keeps the batch by accumulation."
-            )
-        launch(parameters, processes)
-        return finished(folder)
-    before = find_row(parameters.row).schedule
-    if experiment.schedule.lr != before.lr and is_main_process():
-        print(
-            f"batch {experiment.schedule.batch} in place of the row's: learning rate {experiment.schedule.lr:g} in "
-            f"place of {before.lr:g}, in proportion (scale_lr=False keeps it)",
-            flush=True,
-        )
-    try:
-        return train(
-            experiment,
-            data_root=parameters.data_root,
-            work_dir=folder,
-            row=parameters.row,
-            seed=parameters.seed,
-            resume=parameters.resume,
-            machine=parameters.machine,
-        )
-    finally:
-        leave()
-
-
-def _folder_of(parameters: TrainParameters) -> Path:
-    changed: dict[str, Any] = {"smoke": parameters.smoke, "epochs": parameters.epochs, "batch": parameters.batch}
-    changed |= {parameters.precision or "precision": bool(parameters.precision)}
-    suffix = "".join(f"-{name}{'' if value is True else value}" for name, value in changed.items() if value)
-    return Path(parameters.work_dir or default_folder(parameters.row, parameters.seed, suffix=suffix))
+from misa.rows import teacher_row
 
 
 def train(

@@ -28,7 +28,7 @@ def test_all_figures_from_one_command(runs, tmp_path, capsys):
     names = [f"figure{name}.{kind}" for name in (1, 3, 4, 5) for kind in ("pdf", "png")]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
     capsys.readouterr()
-    assert main(["whence", str(tmp_path / "figure5.pdf")]) == 0
+    assert main(["provenance", str(tmp_path / "figure5.pdf")]) == 0
     words = capsys.readouterr().out
     assert words.startswith("command: misa figures ")
     made = provenance_of(tmp_path / "figure5.png")

@@ -145,7 +145,7 @@ def test_scores_by_mode_and_size(tmp_path):
         (["7"], "no table 7; choose one of 3, 4, 5"),
         (["3", "--data", "kitti"], "no data 'kitti'; choose one of coco_mini, demo, photos, voc"),
         (["demo:boxx"], "did you mean 'box'"),
-        (["3", "--seeds", "0"], "seeds and slots must be 1 or more"),
+        (["3", "--seeds", "0"], "--seeds must be from 1 to 1000, not 0"),
     ],
 )
 def test_a_table_that_is_none(arguments, sentence, capsys):

@@ -13,13 +13,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from misa.engine.training.parallel import launch, leave, train_options
+from misa.commands.train import Train, experiment_of, train_from
+from misa.engine.training.parallel import launch, leave
 from misa.engine.training.preemption import restored_signal
 from misa.engine.training.resume import ResumableState, WholeBatches
-from misa.engine.training.train import train_from
 from misa.errors import DIVERGED, Diverged, Stopped, UserError
 from misa.machine import split_batch
-from misa.parameters import TrainParameters
 from tests.helpers import tiny_experiment
 
 # BatchNorm keeps its statistics: learned ones would be those of each process's own images.
@@ -63,10 +62,10 @@ def options(place, row, name, **more):
 
 
 def torchrun(place, row, name, *more, processes=2):
-    parameters = TrainParameters(**options(place, row, name))
+    parameters = Train(**options(place, row, name))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     # gpus is at its default in no machine with a GPU: it is said.
-    command += ["-m", "misa", "train", parameters.row, *train_options(parameters), *more]
+    command += ["-m", "misa", "train", *parameters.command_line(), *more]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
@@ -82,7 +81,7 @@ def test_two_processes_learn_what_one_does(place, row):
 
     Rounding grows from step to step: the projection looks at the largest pixel alone, and another may become it.
     """
-    one = train_from(TrainParameters(**options(place, row, f"{row}-one")))
+    one = train_from(Train(**options(place, row, f"{row}-one")))
     child = torchrun(place, row, f"{row}-two")
     text, _ = child.communicate(timeout=400)
     assert child.returncode == 0, text
@@ -190,8 +189,8 @@ def test_sigterm_to_one_of_two_stops_both_at_one_step(place):
 
 
 def single(place, name, row="long"):
-    parameters = TrainParameters(**options(place, row, name))
-    command = [sys.executable, "-m", "misa", "train", parameters.row, *train_options(parameters)]
+    parameters = Train(**options(place, row, name))
+    command = [sys.executable, "-m", "misa", "train", *parameters.command_line()]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
@@ -210,7 +209,7 @@ def test_sigterm_within_an_epoch_loses_nothing(place):
     child = single(place, "term")
     text, _ = child.communicate(timeout=300)
     assert child.returncode == 0, text
-    whole = train_from(TrainParameters(**options(place, "long", "whole")))
+    whole = train_from(Train(**options(place, "long", "whole")))
     assert losses(whole.folder) == losses(place / "term")
     a, b = (
         torch.load(f / "checkpoints" / "epoch_10.pth", weights_only=True)["state_dict"]
@@ -222,12 +221,12 @@ def test_sigterm_within_an_epoch_loses_nothing(place):
 
 @pytest.mark.slow
 def test_one_command_starts_them_and_passes_on_what_they_say(place, capsys):
-    launch(TrainParameters(**options(place, "box", "launched")), 2)
+    launch(Train(**options(place, "box", "launched")).command_line(), 2, threads=1)
     text = capsys.readouterr().out
     assert "batch 4 = 2 processes x 2 images" in text
     assert "step 12/12" in text
     with pytest.raises(UserError, match="cannot be shared evenly by 3"):
-        launch(TrainParameters(**options(place, "box", "three")), 3)
+        launch(Train(**options(place, "box", "three")).command_line(), 3, threads=1)
     assert not (place / "three").exists()
 
 
@@ -274,14 +273,14 @@ def test_an_epoch_can_be_entered_anywhere_once():
 
 def test_accumulation_is_said_and_steps_once_for_all(place):
     """Four batches of one image make one step: the weights stay until the fourth."""
-    run = train_from(TrainParameters(**options(place, "box", "accumulated", per_gpu=1, epochs=1)))
+    run = train_from(Train(**options(place, "box", "accumulated", per_gpu=1, epochs=1)))
     assert "batch 4 = 1 images x 4 accumulated, learning rate 0.0001" in (run.folder / "log.txt").read_text()
     assert len(losses(run.folder)) == 16
     saved = torch.load(run.folder / "checkpoints" / "epoch_1.pth", weights_only=True)
     steps = {int(state["step"]) for state in saved["optimizer"]["state"].values()}
     assert steps == {4}
     # The learning rate goes down as without accumulation.
-    whole = train_from(TrainParameters(**options(place, "box", "at-once", epochs=1)))
+    whole = train_from(Train(**options(place, "box", "at-once", epochs=1)))
     assert [row["lr"] for row in losses(run.folder)][::4] == [row["lr"] for row in losses(whole.folder)]
 
 
@@ -289,10 +288,10 @@ def test_accumulation_is_said_and_steps_once_for_all(place):
 def test_a_run_goes_on_with_another_accumulation(place, before, after):
     """After running out of memory, or with more GPUs: no image is left out, no step taken twice."""
     name = f"from-{before}-to-{after}"
-    run = train_from(TrainParameters(**options(place, "box", name, per_gpu=before)))
+    run = train_from(Train(**options(place, "box", name, per_gpu=before)))
     (run.folder / "metrics.json").unlink()
     (run.folder / "checkpoints" / "epoch_3.pth").unlink()
-    train_from(TrainParameters(**options(place, "box", name, per_gpu=after)))
+    train_from(Train(**options(place, "box", name, per_gpu=after)))
     saved = torch.load(run.folder / "checkpoints" / "epoch_3.pth", weights_only=True)
     assert {int(state["step"]) for state in saved["optimizer"]["state"].values()} == {12}
     each = 4 // after  # batches a step
@@ -300,13 +299,13 @@ def test_a_run_goes_on_with_another_accumulation(place, before, after):
     rows = losses(run.folder)
     assert [row["iter"] for row in rows[-4 * each :]] == list(range(8 * each, 12 * each))
     assert [row["iter"] for row in rows[: -4 * each]] == [i * before * each // 4 for i in range(32 // before)]
-    whole = train_from(TrainParameters(**options(place, "box", "at-once-whole")))
+    whole = train_from(Train(**options(place, "box", "at-once-whole")))
     assert [row["lr"] for row in rows[-4 * each :]][::each] == [row["lr"] for row in losses(whole.folder)][8:]
 
 
 def test_a_checkpoint_that_counts_otherwise_is_refused(place):
     """One that does not say how many batches its epochs had, as before they did."""
-    run = train_from(TrainParameters(**options(place, "box", "silent", per_gpu=1, epochs=2)))
+    run = train_from(Train(**options(place, "box", "silent", per_gpu=1, epochs=2)))
     (run.folder / "metrics.json").unlink()
     (run.folder / "checkpoints" / "epoch_2.pth").unlink()
     path = run.folder / "checkpoints" / "epoch_1.pth"
@@ -314,7 +313,7 @@ def test_a_checkpoint_that_counts_otherwise_is_refused(place):
     del saved["batches_per_epoch"]
     torch.save(saved, path)
     with pytest.raises(UserError, match="written with another per_gpu or number of GPUs"):
-        train_from(TrainParameters(**options(place, "box", "silent", epochs=2)))
+        train_from(Train(**options(place, "box", "silent", epochs=2)))
 
 
 def test_generators_of_more_gpus_than_there_are_here(monkeypatch):
@@ -339,30 +338,29 @@ def test_what_diverged_elsewhere_is_no_wrong_input(place, monkeypatch):
     real = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda command, **more: real(child, **more))
     with pytest.raises(Diverged, match=r"^loss_cls became no number"):
-        launch(TrainParameters(**options(place, "box", "diverged")), 2)
+        launch(Train(**options(place, "box", "diverged")).command_line(), 2, threads=1)
 
 
 def test_another_batch_takes_the_learning_rate_along(place, capsys):
-    from misa.engine.training.train import experiment_of
 
     row = f"{place / 'rows.py'}:box"
-    assert experiment_of(TrainParameters(row=row, batch=2)).schedule.lr == pytest.approx(5e-5)
-    assert experiment_of(TrainParameters(row=row, batch=2, scale_lr=False)).schedule.lr == 1e-4
+    assert experiment_of(Train(row=row, batch=2)).schedule.lr == pytest.approx(5e-5)
+    assert experiment_of(Train(row=row, batch=2, scale_lr=False)).schedule.lr == 1e-4
     with pytest.raises(UserError, match="precision is 'half'; choose one of float32, bfloat16, float16"):
-        experiment_of(TrainParameters(row=row, precision="half"))
+        experiment_of(Train(row=row, precision="half"))
 
 
 def test_more_gpus_than_there_are_is_told_before_anything_starts(place):
     with pytest.raises(UserError, match="a batch of 4 cannot be shared evenly by 64 processes"):
-        train_from(TrainParameters(**options(place, "box", "many", gpus=64)))
+        train_from(Train(**options(place, "box", "many", gpus=64)))
     with pytest.raises(UserError, match="float16 needs a GPU"):
-        train_from(TrainParameters(**options(place, "box", "half", precision="float16")))
+        train_from(Train(**options(place, "box", "half", precision="float16")))
 
 
 def test_bfloat16_networks_have_float32_losses(place):
     """The first loss is that of float32 to the precision of the networks; the weights stay in float32."""
-    half = train_from(TrainParameters(**options(place, "box", "bfloat16", precision="bfloat16", epochs=1)))
-    full = train_from(TrainParameters(**options(place, "box", "float32", epochs=1)))
+    half = train_from(Train(**options(place, "box", "bfloat16", precision="bfloat16", epochs=1)))
+    full = train_from(Train(**options(place, "box", "float32", epochs=1)))
     a, b = losses(half.folder)[0], losses(full.folder)[0]
     assert a["loss"] != b["loss"]
     assert a["loss"] == pytest.approx(b["loss"], rel=0.02)

@@ -1,9 +1,10 @@
-"""`misa gallery`: all notebooks executed, as pages that need nothing but a browser.
+"""Execute the notebooks and write each as a page that needs nothing but a browser.
 
 Solutions of exercises are folded. A notebook that fails leaves its page with the error in it, and the others go on.
+
+example: misa gallery affinity frequency --out runs/gallery
 """
 
-import argparse
 import ast
 import re
 import time
@@ -11,13 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import papermill
-from jinja2 import DictLoader
-from nbconvert import HTMLExporter
-
 from misa.errors import UserError, did_you_mean
-from misa.figures.page import render
+from misa.parameters import Parameters, argument, option
 
 # Parameters that name a folder, and where a smoke run puts it, so that it never mixes with real runs.
 _FOLDERS = ("run", "runs", "work_dir", "out", "root", "data_root")
@@ -31,15 +27,18 @@ _FOLDED = """{% extends 'lab/index.html.j2' %}
 {% endblock codecell %}"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+class Gallery(Parameters):
+    """What `misa gallery` takes."""
+
+    names: tuple[str, ...] = argument("notebooks, such as affinity frequency (default: all)", default=(), optional=True)
+    notebooks: str = option("notebooks", "folder of the notebooks")
+    out: str = option("runs/gallery", "folder to write the pages into")
+    smoke: bool = option(False, "smoke test: two training steps wherever something is trained")
+    timeout: int = option(4 * 3600, "time limit of a cell, in seconds", low=1)
+
+
+def run(options: Gallery) -> int:
     """Execute and convert; returns 1 where a notebook failed."""
-    parser = argparse.ArgumentParser(prog="misa gallery", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("names", nargs="*", help="notebooks, such as affinity frequency (default: all)")
-    parser.add_argument("--notebooks", default="notebooks", help="their folder")
-    parser.add_argument("--out", default="runs/gallery", help="where the pages go")
-    parser.add_argument("--smoke", action="store_true", help="two training steps wherever something is trained")
-    parser.add_argument("--timeout", type=int, default=4 * 3600, help="most seconds of one cell")
-    options = parser.parse_args(argv)
     folder, out = Path(options.notebooks), Path(options.out)
     paths = _chosen(folder, options.names)
     out.mkdir(parents=True, exist_ok=True)
@@ -73,6 +72,8 @@ def _chosen(folder: Path, names: Sequence[str]) -> list[Path]:
 
 def _declared(path: Path) -> dict[str, Any]:
     """The parameters of a notebook with their defaults."""
+    import papermill
+
     found = papermill.inspect_notebook(str(path))
     return {name: ast.literal_eval(parameter["default"]) for name, parameter in found.items()}
 
@@ -92,6 +93,8 @@ def parameters_of(path: Path, out: Path, *, smoke: bool) -> dict[str, Any]:
 
 def execute(path: Path, out: Path, *, smoke: bool = False, timeout: int = 4 * 3600) -> str:
     """Execute one notebook into `out` and write its page; returns the error's last line, empty if there was none."""
+    import papermill
+
     executed = out / path.name
     error = ""
     try:
@@ -111,6 +114,10 @@ def execute(path: Path, out: Path, *, smoke: bool = False, timeout: int = 4 * 36
 
 def page(executed: Path) -> str:
     """An executed notebook as one self-contained page."""
+    import nbformat
+    from jinja2 import DictLoader
+    from nbconvert import HTMLExporter
+
     exporter = HTMLExporter(extra_loaders=[DictLoader({"folded.html.j2": _FOLDED})], template_file="folded.html.j2")
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     notebook = nbformat.read(executed, as_version=4)
@@ -123,6 +130,10 @@ def page(executed: Path) -> str:
 
 def index(pages: Sequence[Path], *, warning: str = "") -> str:
     """A page that leads to the others: title, first sentence and last picture of each; above them a warning."""
+    import nbformat
+
+    from misa.figures.page import render
+
     cards = []
     for path in pages:
         notebook = nbformat.read(path.with_suffix(".ipynb"), as_version=4)

@@ -1,10 +1,11 @@
-"""`misa doctor`: is everything here that training needs, and what to do about what is not.
+"""Check the installation, the device and the data, and say how to fix each problem.
 
-Each check looks at one thing and returns a `Finding`. A check never raises: what it runs into is the finding.
-The versions that are allowed are those of the installed package's own metadata, that is of pyproject.toml.
+example: misa doctor --data-root datasets/coco datasets/VOCdevkit
 """
 
-import argparse
+# Each check looks at one thing and returns a `Finding`. A check never raises: what it runs into is the finding.
+# The versions that are allowed are those of the installed package's own metadata, that is of pyproject.toml.
+
 import contextlib
 import importlib
 import io
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+
+from misa.parameters import Parameters, option
 
 _INSTALL = "run `make setup`, or: python -m pip install -c constraints.txt -e '.[notebooks,photos,dev]'"
 _LEAST_DISK = 2 * 2**30  # the embedded data, a few run folders with their checkpoints
@@ -56,52 +59,41 @@ def examine(data_roots: Sequence[str | Path] = ()) -> list[Finding]:
         data_roots: folders that should hold a data set in COCO or VOC2012 layout.
     """
     findings = [
-        _run("Python", _python, "use Python 3.11 or 3.12, in a new virtual environment"),
-        _run("torch", _torch, _INSTALL),
-        _run("torchvision", _torchvision, f"it has to fit torch: {_INSTALL}"),
-        _run("mmdet", _mmdet, _INSTALL),
-        _run("mmcv ops", _mmcv_ops, _INSTALL),
-        _run("propagation", _propagation, _INSTALL),
-        _run("Jupyter", _jupyter, _INSTALL),
-        _run("papermill", _papermill, _INSTALL),
-        _run("disk", _disk, "start misa in a folder that you can read and write"),
+        _found("Python", _python, "use Python 3.11 or 3.12, in a new virtual environment"),
+        _found("torch", _torch, _INSTALL),
+        _found("torchvision", _torchvision, f"it has to fit torch: {_INSTALL}"),
+        _found("mmdet", _mmdet, _INSTALL),
+        _found("mmcv ops", _mmcv_ops, _INSTALL),
+        _found("propagation", _propagation, _INSTALL),
+        _found("Jupyter", _jupyter, _INSTALL),
+        _found("papermill", _papermill, _INSTALL),
+        _found("disk", _disk, "start misa in a folder that you can read and write"),
     ]
     if not data_roots:
         hint = "bring your own with --data-root PATH or MISA_DATA=PATH"
         findings.append(Finding("data", True, "none named; the embedded data needs none", hint))
     for root in data_roots:
-        findings.append(_run("data", partial(_data_root, Path(root)), "make the folder readable for you"))
+        findings.append(_found("data", partial(_data_root, Path(root)), "make the folder readable for you"))
     return findings
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print one line for each finding.
+class Doctor(Parameters):
+    """What `misa doctor` takes."""
 
-    Returns:
-        0 when all is well, 1 when something is not, 2 for wrong arguments.
-    """
-    parser = argparse.ArgumentParser(
-        prog="misa doctor",
-        description="Check the installation, the device and the data; every problem comes with its cure.",
-        epilog="example: misa doctor --data-root datasets/coco datasets/VOCdevkit",
+    data_root: tuple[str, ...] = option(
+        (), "folders in COCO or VOC2012 layout (default: those of MISA_DATA, separated as in PATH)"
     )
-    parser.add_argument(
-        "--data-root",
-        nargs="+",
-        metavar="PATH",
-        default=[path for path in os.environ.get("MISA_DATA", "").split(os.pathsep) if path],
-        help="folders in COCO or VOC2012 layout (default: MISA_DATA, several separated as in PATH)",
-    )
-    try:
-        args = parser.parse_args(argv)
-    except SystemExit as stop:  # argparse has printed its sentence
-        return int(stop.code or 0)
-    findings = examine(args.data_root)
+
+
+def run(options: Doctor) -> int:
+    """Print one line for each finding; returns 1 where something is wrong."""
+    named = [path for path in os.environ.get("MISA_DATA", "").split(os.pathsep) if path]
+    findings = examine(options.data_root or named)
     print(*findings, sep="\n")
     return 0 if all(finding.ok for finding in findings) else 1
 
 
-def _run(name: str, check: Callable[[], Finding], cure: str) -> Finding:
+def _found(name: str, check: Callable[[], Finding], cure: str) -> Finding:
     """The check's finding; `cure` helps against what it raises. What libraries print on import is left out."""
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():

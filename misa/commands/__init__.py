@@ -1,0 +1,1 @@
+"""Box-supervised instance segmentation (MISA, IJCAI-24)."""

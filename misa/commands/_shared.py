@@ -1,0 +1,73 @@
+"""Options that several commands take, each with one help and one range."""
+
+from typing import Any, Literal
+
+from misa.parameters import argument, option
+
+Precision = Literal["", "float32", "bfloat16", "float16"]
+
+
+def row(default: str, *, optional: bool = False) -> Any:
+    """A row of the tables."""
+    return argument("row to train, as table:name or path/to/file.py:name", default=default, optional=optional)
+
+
+def run_folder() -> Any:
+    """A student's or a teacher's."""
+    return argument("run folder made by misa train", default="runs/demo-misa-seed0")
+
+
+def data_root() -> Any:
+    """Where the data is."""
+    return option("datasets", "data folder in COCO layout; for the embedded data, where to write it")
+
+
+def other_data() -> Any:
+    """The data of a run, or other data with the same classes."""
+    return option("", "another data folder with the same class names (default: the run's own)")
+
+
+def seed() -> Any:
+    """Of everything random."""
+    return option(0, "random seed of weights, order and augmentation", low=0, high=2**32 - 1)
+
+
+def epochs() -> Any:
+    """Length of the training."""
+    return option(None, "number of epochs (default: the row's)", low=1)
+
+
+def gpus(high: int = 64) -> Any:
+    """The device."""
+    return option(None, "number of GPUs, 0 for the CPU (default: one if there is one)", low=0, high=high)
+
+
+def per_gpu() -> Any:
+    """Gradient accumulation."""
+    text = "micro-batch per GPU, accumulated to the full batch (default: no accumulation)"
+    return option(None, text, low=1)
+
+
+def precision() -> Any:
+    """Automatic mixed precision."""
+    return option("", "float32, bfloat16 or float16 (default: the row's precision)")
+
+
+def workers() -> Any:
+    """Of the data loader."""
+    return option(0, "data-loading worker processes", low=0, high=64)
+
+
+def threads() -> Any:
+    """On the CPU."""
+    return option(1, "torch threads on the CPU", low=1, high=256)
+
+
+def smoke() -> Any:
+    """Does it run at all?"""
+    return option(False, "smoke test: two training steps on small images")
+
+
+def channel() -> Any:
+    """Figure 3 and the frequency notebook."""
+    return option(5, "feature channel to show", low=0)

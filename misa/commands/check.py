@@ -1,0 +1,28 @@
+"""Check a data set: read its annotations and images, and list what is wrong with them.
+
+example: misa check path/to/data --picture check.png
+"""
+
+from pathlib import Path
+
+from misa.parameters import Parameters, argument, option
+
+
+class Check(Parameters):
+    """What `misa check` takes."""
+
+    data_root: str = argument("folder in COCO layout, of VOC xml or csv; or one COCO json, or one csv")
+    images: str = option("", "of one COCO json: the folder of its images (default: beside it)")
+    picture: str = option("", "draw 16 images with their boxes here (default: runs/check-<data>.png)")
+    no_picture: bool = option(False, "draw nothing")
+
+
+def run(options: Check) -> int:
+    """Status 2 where one cannot train on the data."""
+    from misa.engine.reports.checkup import check_data
+
+    name = Path(options.data_root).expanduser().resolve().stem
+    picture = None if options.no_picture else options.picture or f"runs/check-{name}.png"
+    found = check_data(options.data_root, images=options.images or None, picture=picture)
+    print(found)
+    return 0 if found.usable else 2

@@ -1,0 +1,1 @@
+"""Bring a data set into the layout that misa reads."""

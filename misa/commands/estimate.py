@@ -1,0 +1,41 @@
+"""Estimate step time, memory and days of a row on other GPUs, from two small steps measured here.
+
+The formula, and what it leaves out, is in misa/engine/training/estimate.py.
+
+example: misa estimate table1_coco:misa_r50 --gpus 8 --gpu H100
+"""
+
+from misa.commands import _shared as shared
+from misa.commands.train import Train, experiment_of
+from misa.parameters import Parameters, argument, option
+
+
+class Estimate(Parameters):
+    """What `misa estimate` takes."""
+
+    row: str = argument("row, as table:name or path/to/file.py:name")
+    gpus: int = option(1, "number of GPUs", low=1)
+    gpu: str = option("H100", "their model")
+    per_gpu: int | None = shared.per_gpu()
+    precision: shared.Precision = shared.precision()
+    images: int | None = option(None, "number of training images (default: the published number)", low=1)
+    utilization: float | None = option(
+        None, "fraction of the GPU's peak that is reached (default: measured, or 0.3)", low=1e-3, high=1
+    )
+
+
+def run(options: Estimate) -> int:
+    """Measure and print."""
+    import torch
+
+    from misa.engine.training.estimate import estimate, measure, require_known
+
+    experiment = experiment_of(Train(row=options.row, precision=options.precision))
+    require_known(options.gpu)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"measuring steps of {options.row} on this machine's {device}; minutes on a CPU", flush=True)
+    work = measure(experiment, device=device)
+    names = ("gpus", "gpu", "per_gpu", "images", "utilization")
+    print(estimate(experiment, work, **{name: getattr(options, name) for name in names}))
+    print("the formula and what it leaves out: misa/engine/training/estimate.py")
+    return 0

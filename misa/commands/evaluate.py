@@ -1,0 +1,69 @@
+"""Score a run's checkpoint on its validation data, or on other data.
+
+A student is scored by mask AP (of boxes, where the data has no masks), a teacher by mean IoU.
+
+example: misa evaluate runs/demo
+"""
+
+from misa.commands import _shared as shared
+from misa.machine import Machine
+from misa.parameters import Parameters, option
+
+
+class Evaluate(Parameters):
+    """What `misa evaluate` and `notebooks/evaluate.ipynb` take."""
+
+    run: str = shared.run_folder()
+    checkpoint: str = option("", "checkpoint file, or none for the untrained network (default: the last)")
+    data_root: str = shared.other_data()
+    miou: bool = option(False, "also mean IoU, a student's instances merged into classes (Figure 1)", only="command")
+    merge_score: float = option(0.3, "score threshold of the merged instances", low=0, high=1, only="command")
+    separation: bool = option(False, "instead, of a teacher: where S separates objects and color not", only="command")
+    per_class: bool = option(False, "also the AP of each class", only="command")
+    boundary: bool = option(False, "also boundary AP (needs the package faster-coco-eval)")
+    test_dev: str = option("", "instead: a new folder for COCO test-dev results; data_root is COCO's")
+    predictions: str = option("", "keep the detections in this COCO results file", only="command")
+    gpus: int | None = shared.gpus(high=1)
+    workers: int = shared.workers()
+    threads: int = shared.threads()
+
+    @property
+    def machine(self) -> Machine:
+        """What they say of the machine."""
+        return Machine(gpus=self.gpus, workers=self.workers, threads=self.threads)
+
+
+def run(options: Evaluate) -> int:
+    """Print the scores as a table."""
+    if options.separation:
+        from misa.engine.reports.separation import teacher_separation
+        from misa.engine.runs.folder import score_table
+
+        print(score_table(teacher_separation(options.run, data_root=options.data_root or None)))
+        return 0
+    if options.test_dev:
+        from misa.engine.reports.submission import NOTE, submit
+
+        data_root = options.data_root or "datasets/coco"
+        print(
+            submit(
+                options.run, data_root, options.test_dev, checkpoint=options.checkpoint or None, machine=options.machine
+            )
+        )
+        print(NOTE)
+        return 0
+    from misa.engine.reports.evaluate import evaluate
+
+    result = evaluate(
+        options.run,
+        checkpoint=options.checkpoint or None,
+        data_root=options.data_root or None,
+        merged=options.miou,
+        merge_score=options.merge_score,
+        details=options.per_class,
+        boundary=options.boundary,
+        predictions=options.predictions or None,
+        machine=options.machine,
+    )
+    print(result.table())
+    return 0

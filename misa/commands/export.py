@@ -1,0 +1,27 @@
+"""Export a student as one file with its row and class names, without teacher and optimizer.
+
+example: misa export runs/demo student.pth
+"""
+
+from misa.parameters import Parameters, argument, option
+
+
+class Export(Parameters):
+    """What `misa export` takes."""
+
+    checkpoint: str = argument("run folder, or a checkpoint in it")
+    out: str = argument("the new file")
+    torchscript: bool = option(False, "the dense part of a SOLOv2 as a TorchScript program instead")
+
+
+def run(options: Export) -> int:
+    """Write the file and print its size."""
+    from misa.engine.prediction.export import export_student, export_torchscript
+
+    if options.torchscript:
+        made = export_torchscript(options.checkpoint, options.out)
+        path, more = made.path, f"; at most {made.difference:.1e} from the student, at several sizes"
+    else:
+        path, more = export_student(options.checkpoint, options.out), ""
+    print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB{more}")
+    return 0

@@ -1,0 +1,64 @@
+"""Draw Figures 1, 3, 4 and 5 from run folders, as PDF and PNG with their provenance inside.
+
+example: misa figures runs/demo-misa-seed0 --out figures --images 3,17
+"""
+
+import sys
+from typing import TYPE_CHECKING, Literal
+
+from misa.commands import _shared as shared
+from misa.errors import UserError
+from misa.parameters import Parameters, argument, option
+
+if TYPE_CHECKING:
+    from misa.engine.reports.figures import Factory
+
+
+class Figures(Parameters):
+    """What `misa figures` and `notebooks/figures.ipynb` take."""
+
+    runs: tuple[str, ...] = argument(
+        "run folders; the teachers beside students are found", default=("runs/demo-misa-seed0",)
+    )
+    out: str = option("", "folder to write the figures into (default: runs/figures/<run>)")
+    only: str = option("1,3,4,5", "the figures to draw")
+    images: str = option("", "ids of validation images to show in any case, with commas between")
+    random: int = option(5, "number of randomly drawn images besides", low=1, high=100)
+    worst: int = option(10, "number of the student's worst images in Figure 5", low=0, high=100)
+    seed: int = option(0, "random seed of the drawn images", low=0, high=2**32 - 1)
+    channel: int = shared.channel()
+    semantic_scale: float = option(0.0, "bandwidth of Figure 4 in σ of S, 0 for that of the training", low=0, high=100)
+    form: Literal["", "sum", "product"] = option("", "form of SEPA in Figure 4: sum or product (default: as trained)")
+    data_root: str = option(
+        "datasets", "where to write the embedded data, if demo:misa has to be trained", only="notebook"
+    )
+    smoke: bool = option(False, "smoke test: networks of two training steps", only="notebook")
+
+
+def factory_from(options: Figures) -> "Factory":
+    """The factory that draws with these options; UserError where images are no ids."""
+    from misa.engine.reports.figures import Choice, Factory
+    from misa.ops.seed_affinity import Knobs
+
+    try:
+        given = tuple(int(part) for part in options.images.replace(",", " ").split())
+    except ValueError as error:
+        raise UserError(f"images must be whole numbers with commas between, not {options.images!r}.") from error
+    own = options.semantic_scale or options.form
+    factory = Factory(
+        options.runs,
+        choice=Choice(given, options.random, options.worst, options.seed),
+        knobs=Knobs(semantic_scale=options.semantic_scale, form=options.form or "sum") if own else None,
+        channel=options.channel,
+        wanted=options.only.replace(",", " ").split(),
+    )
+    for line in factory.warnings():
+        print(f"warning: {line}", file=sys.stderr)
+    return factory
+
+
+def run(options: Figures) -> int:
+    """Print the files that were written; status 2 where none was."""
+    written = factory_from(options).make(options.out)
+    print(*written, sep="\n")
+    return 0 if written else 2

@@ -1,0 +1,47 @@
+"""Measure what each affinity would pull a student's masks to: towards the true masks, or away from them?
+
+example: misa guidance runs/demo-misa-seed0 --images 60 --out runs/guidance
+"""
+
+from typing import Literal
+
+from misa.commands import _shared as shared
+from misa.errors import UserError
+from misa.parameters import Parameters, argument, option
+
+
+class Guidance(Parameters):
+    """What `misa guidance` takes."""
+
+    run: str = argument("run folder of a student trained from boxes")
+    teacher: str = option("", "run folder of a teacher (default: the student's own, if it has one)")
+    split: Literal["val", "train"] = option("val", "split that the images are from")
+    images: int = option(60, "number of images with objects", low=1)
+    group: str = option("all", "print objects of this class, size or failure mode, such as small")
+    only: str = option("", "readings whose name has one of these words, with commas between")
+    out: str = option("", "write the table of all groups (csv) and the figure into this folder")
+    data_root: str = shared.other_data()
+    seed: int = option(0, "random seed of the drawn images", low=0, high=2**32 - 1)
+
+
+def run(options: Guidance) -> int:
+    """Measure and print."""
+    from misa.engine.reports.guidance import READINGS, measure_guidance, write_guidance
+
+    words = [word.strip() for word in options.only.split(",") if word.strip()]
+    readings = {name: value for name, value in READINGS.items() if not words or any(word in name for word in words)}
+    if not readings:
+        raise UserError(f"no reading has {options.only!r} in its name; they are {'; '.join(READINGS)}.")
+    measured = measure_guidance(
+        options.run,
+        teacher=options.teacher or None,
+        readings=readings,
+        split=options.split,
+        images=options.images,
+        data_root=options.data_root or None,
+        seed=options.seed,
+    )
+    print(measured.text(options.group))
+    if options.out:
+        print(*write_guidance(measured, options.out), sep="\n")
+    return 0

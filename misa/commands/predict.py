@@ -1,0 +1,67 @@
+"""Predict masks of images, folders and videos; no annotation file is needed.
+
+The same command again goes on, and looks at new or changed images only.
+
+example: misa predict runs/demo photos/ --out results
+"""
+
+from typing import Literal
+
+from misa.commands import _shared as shared
+from misa.errors import UserError
+from misa.parameters import Parameters, argument, option
+
+
+class Predict(Parameters):
+    """What `misa predict` takes."""
+
+    checkpoint: str = argument("run folder, checkpoint in it, or file made by misa export")
+    inputs: tuple[str, ...] = argument("images, folders of images, videos")
+    out: str = option(..., "folder of the results")
+    boxes: str = option("", "known boxes (COCO json, csv, or a folder of VOC xml): one mask for each")
+    score: float = option(0.3, "score threshold", low=0, high=1)
+    mask: float | None = option(None, "mask binarization threshold (default: the row's)", low=0, high=1)
+    batch: int = option(1, "images per forward pass", low=1)
+    device: str = option("auto", "cpu, cuda or cuda:1; auto is a GPU if there is one")
+    threads: int = shared.threads()
+    tile: int | None = option(None, "split very large images into tiles of this side, in pixels", low=32)
+    overlap: int = option(128, "overlap of neighboring tiles, in pixels", low=0)
+    every: int = option(1, "of a video, every Nth frame", low=1)
+    masks: Literal["map", "each", "none"] = option("map", "one PNG per image, one per instance, or none")
+    overlay: bool = option(True, "draw the masks over the images")
+
+
+def run(options: Predict) -> int:
+    """UserError for images that cannot be read, when all others are done."""
+    import numpy as np
+    import torch
+
+    from misa.data.formats.convert import read_boxes
+    from misa.engine.prediction.predict import Boxes, predict
+
+    torch.set_num_threads(options.threads)
+    boxes = None
+    if options.boxes:
+        boxes = {name: Boxes(np.array(box), label) for name, (box, label) in read_boxes(options.boxes).items()}
+    done = predict(
+        options.checkpoint,
+        options.inputs,
+        out=options.out,
+        boxes=boxes,
+        batch=options.batch,
+        device=options.device,
+        score=options.score,
+        mask=options.mask,
+        tile=options.tile,
+        overlap=options.overlap,
+        every=options.every,
+        masks=options.masks,
+        overlay=options.overlay,
+    )
+    print(f"{done.folder}: {done.instances} instances in {done.images} images")
+    if done.failed:
+        first = next(iter(done.failed.values()))
+        more = f" ({len(done.failed) - 1} more like it)" if len(done.failed) > 1 else ""
+        others = "the other images are done, but " if done.images else ""
+        raise UserError(f"{others}{first}{more}")
+    return 0

@@ -1,0 +1,20 @@
+"""Print what a figure was made from, and the command that makes it again.
+
+example: misa provenance runs/figures/figure4.pdf
+"""
+
+from misa.parameters import Parameters, argument
+
+
+class Provenance(Parameters):
+    """What `misa provenance` takes."""
+
+    file: str = argument("a PDF or PNG made by misa figures")
+
+
+def run(options: Provenance) -> int:
+    """One line for each value."""
+    from misa.figures.provenance import as_text, provenance_of
+
+    print(as_text(provenance_of(options.file)))
+    return 0

@@ -1,0 +1,62 @@
+"""Print the paper's ablation tables beside what was measured here; what was never trained says "not run".
+
+example: misa tables 3 --data demo --seeds 5 --run
+"""
+
+import re
+from typing import Any, Literal
+
+from misa.commands import _shared as shared
+from misa.machine import Machine
+from misa.parameters import Parameters, argument, option
+
+
+class Tables(Parameters):
+    """What `misa tables` and `notebooks/tables.ipynb` take."""
+
+    table: int | str = argument(
+        "3, 4 or 5, or rows to compare with the first: teacher:demo,teacher:demo_boxes", default=3
+    )
+    data: str = option("demo", "demo: the embedded scenes; voc, coco_mini and others: give data_root")
+    seeds: int = option(5, "number of seeds, from 0", low=1, high=1000)
+    train: bool = option(False, "train what is missing, resume what was interrupted", only="notebook")
+    run: bool = option(False, "train what is missing, resume what was interrupted", only="command")
+    slots: int = option(1, "trainings at a time on this machine", low=1, high=1024)
+    cluster: str = option("", "submit the trainings through submitit instead, such as to slurm")
+    cluster_options: str = option("", "submitit's: timeout_min=1440,gpus_per_node=1 (minutes of one training)")
+    data_root: str = shared.data_root()
+    root: str = option("runs/tables", "folder of the run folders")
+    format: Literal["text", "html", "latex", "csv"] = option("text", "how to print it", only="command")
+    save: str = option("", "also write HTML, LaTeX and CSV into this folder", only="command")
+    gpus: int | None = shared.gpus()
+    workers: int = shared.workers()
+    threads: int = shared.threads()
+    smoke: bool = shared.smoke()
+
+    def table_options(self) -> dict[str, Any]:
+        """The arguments of `misa.engine.reports.tables.open_table`."""
+        return {name: getattr(self, name) for name in ("table", "data", "seeds", "root", "smoke")}
+
+    def sweep_options(self) -> dict[str, Any]:
+        """The arguments of `misa.engine.training.sweep.run` beside the jobs."""
+        names = ("slots", "cluster", "cluster_options", "data_root")
+        machine = Machine(gpus=self.gpus, workers=self.workers, threads=self.threads)
+        return {name: getattr(self, name) for name in names} | {"machine": machine}
+
+
+def run(options: Tables) -> int:
+    """Train where asked to, then print."""
+    from misa.engine.reports.tables import open_table, summary
+
+    table = open_table(**options.table_options())
+    if options.run:
+        from misa.engine.training import sweep
+
+        sweep.run(table.every_job(), **options.sweep_options())
+    print(table.render(options.format))
+    if options.format == "text":
+        print(summary(table.every_job()))
+    if options.save:
+        name = re.sub(r"[^\w.-]+", "_", f"table{options.table}_{options.data}")
+        print(*table.save(options.save, name), sep="\n")
+    return 0

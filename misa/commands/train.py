@@ -1,0 +1,132 @@
+"""Train a row, score it, and leave a run folder.
+
+The same command again resumes an interrupted training, or shows the finished run.
+
+example: misa train demo:box --work-dir runs/demo
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from misa.commands import _shared as shared
+from misa.engine.runs.places import default_folder
+from misa.errors import UserError
+from misa.experiment import Experiment
+from misa.machine import Machine, expected_processes, is_main_process, logger_names, split_batch
+from misa.parameters import Parameters, option
+from misa.rows import find_row
+
+if TYPE_CHECKING:
+    from misa.engine.runs.folder import Run
+
+
+class Train(Parameters):
+    """What `misa train` and `notebooks/train.ipynb` take."""
+
+    row: str = shared.row("demo:box")
+    data_root: str = shared.data_root()
+    work_dir: str = option("", "run folder (default: runs/<row>-seed<seed>)")
+    seed: int = shared.seed()
+    epochs: int | None = shared.epochs()
+    batch: int | None = option(None, "batch size over all GPUs (default: the row's)", low=1)
+    gpus: int | None = shared.gpus()
+    per_gpu: int | None = shared.per_gpu()
+    scale_lr: bool = option(True, "with another batch size, scale the learning rate linearly")
+    precision: shared.Precision = shared.precision()
+    loggers: str = option("", "loggers beside TensorBoard: wandb, mlflow, or both with a comma between")
+    workers: int = shared.workers()
+    threads: int = shared.threads()
+    resume: bool = option(True, "resume from the last checkpoint of the run folder")
+    smoke: bool = shared.smoke()
+    interactive: bool = option(False, "progress bar instead of log lines")
+
+    @property
+    def machine(self) -> Machine:
+        """What they say of the machine; UserError for a logger that is unknown or not installed."""
+        return Machine(
+            gpus=self.gpus,
+            per_gpu=self.per_gpu,
+            workers=self.workers,
+            threads=self.threads,
+            interactive=self.interactive,
+            loggers=logger_names(self.loggers),
+        )
+
+
+def run(options: Train) -> int:
+    """Of several processes, the first one prints."""
+    trained = train_from(options)
+    if is_main_process():
+        print(trained.table())
+        print(f"run folder: {trained.folder}")
+    return 0
+
+
+def experiment_of(options: Train) -> Experiment:
+    """The row that the options name, with what they change."""
+    experiment = find_row(options.row)
+    if options.smoke:
+        experiment = experiment.smoke()
+    schedule: dict[str, Any] = {
+        name: value for name in ("epochs", "batch") if (value := getattr(options, name)) is not None
+    }
+    before = experiment.schedule
+    if options.scale_lr and schedule.get("batch", before.batch) != before.batch:
+        schedule["lr"] = before.lr * schedule["batch"] / before.batch
+    if options.precision:
+        schedule["precision"] = options.precision
+    try:
+        return experiment.but(schedule=schedule) if schedule else experiment
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def train_from(options: Train) -> "Run":
+    """Train with the notebook's or the command line's options; UserError for wrong ones.
+
+    More than one GPU means as many processes, started here unless torchrun or SLURM has started this one.
+    """
+    import torch
+
+    from misa.engine.runs.folder import finished
+    from misa.engine.training.parallel import launch, leave
+    from misa.engine.training.train import train
+
+    experiment, folder = experiment_of(options), _folder_of(options)
+    processes = options.gpus or 1
+    if processes > 1 and expected_processes() == 1:
+        split_batch(experiment.schedule.batch, processes, options.per_gpu)
+        if processes > torch.cuda.device_count():
+            raise UserError(
+                f"gpus is {processes}, but torch finds {torch.cuda.device_count()} CUDA devices; set gpus to "
+                "that: per_gpu keeps the batch by accumulation."
+            )
+        launch(dataclasses.replace(options, interactive=False).command_line(), processes, threads=options.threads)
+        return finished(folder)
+    before = find_row(options.row).schedule
+    if experiment.schedule.lr != before.lr and is_main_process():
+        print(
+            f"batch {experiment.schedule.batch} in place of the row's: learning rate {experiment.schedule.lr:g} in "
+            f"place of {before.lr:g}, in proportion (scale_lr=False keeps it)",
+            flush=True,
+        )
+    try:
+        return train(
+            experiment,
+            data_root=options.data_root,
+            work_dir=folder,
+            row=options.row,
+            seed=options.seed,
+            resume=options.resume,
+            machine=options.machine,
+        )
+    finally:
+        leave()
+
+
+def _folder_of(options: Train) -> Path:
+    changed: dict[str, Any] = {"smoke": options.smoke, "epochs": options.epochs, "batch": options.batch}
+    changed |= {options.precision or "precision": bool(options.precision)}
+    suffix = "".join(f"-{name}{'' if value is True else value}" for name, value in changed.items() if value)
+    return Path(options.work_dir or default_folder(options.row, options.seed, suffix=suffix))

@@ -1,0 +1,80 @@
+"""Parameters of the notebooks that do what no command does; those of the others are their commands'."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from misa.commands import _shared as shared
+from misa.parameters import Parameters, option
+
+
+def work_in_project() -> None:
+    """Make the project's folder the working directory, where a notebook was started in its own.
+
+    JupyterLab starts a notebook in notebooks/, papermill in the project's folder; relative paths should agree.
+    """
+    here = Path.cwd()
+    if here.name == "notebooks" and (here.parent / "experiments").is_dir():
+        os.chdir(here.parent)
+
+
+def _image() -> Any:
+    return option("", "a photograph of your own, explored like the others")
+
+
+def _boxes() -> Any:
+    return option("", "boxes of its objects: x1 y1 x2 y2 label, with ; between")
+
+
+def _teacher() -> Any:
+    return option("", "what sees it: a run, or torchvision:deeplabv3_resnet50 (default: its colors alone)")
+
+
+class AffinityParameters(Parameters):
+    """What `notebooks/affinity.ipynb` takes."""
+
+    run: str = option("runs/demo-misa-seed0", "run folder; where there is none, teacher:demo is trained once")
+    data_root: str = shared.data_root()
+    local_bandwidth: float = option(0.15, "bandwidth of the color affinity in windows (APro's)", low=1e-3, high=10)
+    tree_bandwidth: float = option(0.01, "bandwidth of the color affinity along the tree (APro's)", low=1e-3, high=10)
+    semantic_scale: float = option(8.0, "bandwidth of the semantic affinities, in σ of S", low=1e-2, high=100)
+    balance: float = option(0.7, "weight of the saliency affinity beside the color affinity (§4.3)", low=0, high=10)
+    form: Literal["sum", "product"] = option("sum", "of SEPA: sum (Eq. 13), or product (the embedded data's rows)")
+    steps: int = option(20, "steps of the propagation in windows", low=0, high=1000)
+    threads: int = shared.threads()
+    image: str = _image()
+    boxes: str = _boxes()
+    teacher: str = _teacher()
+    smoke: bool = shared.smoke()
+    interactive: bool = option(True, "the live panel as well, below the figures that are stored")
+
+
+class FrequencyParameters(Parameters):
+    """What `notebooks/frequency.ipynb` takes."""
+
+    run: str = option("runs/demo-misa-seed0", "a student with a teacher; without one, demo:misa is trained once")
+    data_root: str = shared.data_root()
+    place: int = option(0, "index of the validation image", low=0)
+    channel: int = shared.channel()
+    radius: float = option(1.5, "radius t of Eq. 4, in bins of the feature map (demo:misa's)", low=0)
+    scale: float = option(0.2, "scale θ of Eq. 4", low=0, high=1)
+    threads: int = shared.threads()
+    image: str = _image()
+    boxes: str = _boxes()
+    teacher: str = _teacher()
+    smoke: bool = shared.smoke()
+    interactive: bool = option(True, "the live panel as well, below the figures that are stored")
+
+
+class OwnDataParameters(Parameters):
+    """What `notebooks/own_data.ipynb` takes."""
+
+    data: str = option("", "folder of images and boxes (default: an example is drawn below out)")
+    out: str = option("runs/own_data", "folder of everything that is made")
+    row: str = option("own:small", "row to train: own:small, own:medium, or a recipe of the other tables")
+    photos: str = option("", "images, or a folder of them, to predict on (default: those of data that were held out)")
+    score: float = option(0.3, "score threshold of the instances that are shown", low=0, high=1)
+    epochs: int | None = shared.epochs()
+    seed: int = shared.seed()
+    threads: int = shared.threads()
+    smoke: bool = shared.smoke()
