@@ -1,12 +1,12 @@
-"""What a row costs on other machines, from one training step measured on this one.
+"""Step time, memory and training time of a row on other GPUs, extrapolated from two small steps measured here.
 
     step   = accumulate · images · F / (peak · u)          seconds on N GPUs, batch = N · images · accumulate
     memory = P · (4 + 4 + state) + T + images · A          bytes on each of them
     days   = epochs · ⌊training images / batch⌋ · step / 86,400
 
-F, the multiplications and additions of one image forward and backward in matrix products and convolutions, and A, the
-bytes that one image keeps for the backward pass, are counted while real steps of the row run on two smaller images, and
-drawn out as a straight line in the number of pixels: grids and queries cost the same at any size, maps grow. P are the
+F, the FLOPs of one image forward and backward in matrix products and convolutions, and A, the bytes of activations
+that one image keeps for the backward pass, are counted while real steps of the row run on two smaller images, and
+extrapolated linearly in the number of pixels: grids and queries cost the same at any size, maps grow. P are the
 parameters (weight, gradient and the optimiser's state, 8 bytes for AdamW, 4 for SGD), T the teacher's bytes, weights
 alone. `peak` is the vendor's figure for dense products in the row's precision, u the share of it that is reached. On a
 known GPU u is measured, F / (seconds · peak); anywhere else it is an assumption, and said to be one. Left out: loading
@@ -66,7 +66,7 @@ GPUS: Mapping[str, Gpu] = {
 
 @dataclass(frozen=True)
 class Step:
-    """One training step of one image, as measured: what is in the formula, at so many pixels of padded input."""
+    """One measured training step of one image: the terms of the formula at this number of padded pixels."""
 
     flops: float
     kept: float  # bytes for the backward pass
@@ -79,20 +79,20 @@ class Step:
 
 @dataclass(frozen=True)
 class Work:
-    """Two measured steps, the smaller image first, and what they say of other sizes."""
+    """Two measured steps, the smaller image first, and their linear extrapolation to other sizes."""
 
     small: Step
     large: Step
 
     def flops(self, pixels: float) -> float:
-        """F of an image of so many pixels."""
-        return self._drawn_out("flops", pixels)
+        """F of an image with this number of pixels."""
+        return self._extrapolated("flops", pixels)
 
     def kept(self, pixels: float) -> float:
-        """A of an image of so many pixels, in bytes."""
-        return self._drawn_out("kept", pixels)
+        """A of an image with this number of pixels, in bytes."""
+        return self._extrapolated("kept", pixels)
 
-    def _drawn_out(self, name: str, pixels: float) -> float:
+    def _extrapolated(self, name: str, pixels: float) -> float:
         low, high = getattr(self.small, name), getattr(self.large, name)
         share = (pixels - self.small.pixels) / (self.large.pixels - self.small.pixels)
         value: float = low + share * (high - low)
@@ -101,7 +101,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The prediction for a row on so many GPUs of a kind; memory in GB."""
+    """The prediction for a row on a number of GPUs of one kind; memory in GB."""
 
     split: BatchSplit
     step_seconds: float
@@ -124,7 +124,7 @@ def measure(experiment: Experiment, *, sides: tuple[int, int] = (192, 320), devi
     """Run training steps of the row's own network, in its real size, on square images of these two sides."""
     if not 64 <= sides[0] < sides[1] or any(side % 32 for side in sides):
         raise UserError(f"sides are {sides}; give two multiples of 32 from 64, the smaller first.")
-    MMLogger.get_current_instance().setLevel("ERROR")  # it tells of every single parameter that it initialises
+    MMLogger.get_current_instance().setLevel("ERROR")  # or it logs every parameter that it initialises
     classes = tuple(f"class {i}" for i in range(CLASSES[experiment.data]))
     warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")  # mmdet's heads, at their first call
     scratch = experiment.but(network={"pretrained": False}, augmentation={"jitter": None})
@@ -146,7 +146,7 @@ def _measured(model: nn.Module, experiment: Experiment, side: int, device: str, 
     kept = _Kept({value.untyped_storage().data_ptr() for value in model.parameters()})
     with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
         # The first step compiles and tunes kernels, so it can count as well.
-        with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(kept.keep, _as_it_is):
+        with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(kept.keep, _identity):
             _step(model, experiment, side)
         _wait(device)
         started = time.perf_counter()
@@ -224,11 +224,11 @@ def _utilization(step: Step, *, half: bool) -> float | None:
 
 
 class _Kept:
-    """Adds up what autograd keeps for the backward pass, every storage once and without the weights."""
+    """Sums the bytes that autograd saves for the backward pass, each storage once and without the weights."""
 
     def __init__(self, weights: set[int]) -> None:
         self.seen = weights
-        self.held: list[Tensor] = []  # so that no address is used again
+        self.held: list[Tensor] = []  # keeps the storages alive, so that no address is reused
         self.total = 0
 
     def keep(self, tensor: Tensor) -> Tensor:
@@ -240,7 +240,7 @@ class _Kept:
         return tensor
 
 
-def _as_it_is(tensor: Tensor) -> Tensor:
+def _identity(tensor: Tensor) -> Tensor:
     return tensor
 
 

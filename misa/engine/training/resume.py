@@ -1,4 +1,4 @@
-"""An epoch of whole batches, whatever the number of processes, that can be left and entered anywhere."""
+"""Sampler and epoch loop that resume mid-epoch and give the same batches for any number of processes."""
 
 import random
 from collections.abc import Iterator, Sized
@@ -16,19 +16,21 @@ from misa.models.students.base import Clock
 
 
 class WholeBatches(DefaultSampler):
-    """Shuffled indices, as many as make whole batches over all processes, and of these the process's own share.
+    """Shuffled indices of whole batches; each process takes its own part of every batch.
 
-    Every batch has the same images in whatever number of processes and steps of accumulation it is learned.
+    A batch has the same images for any number of processes and any micro-batch.
 
     Args:
-        batch: images of one step of the optimiser, over all processes.
+        dataset: what is indexed.
+        batch: images of one optimiser step, over all processes.
+        seed: of the order, with the epoch.
     """
 
     def __init__(self, dataset: Sized, *, batch: int, seed: int) -> None:
         super().__init__(dataset, shuffle=True, seed=seed, round_up=False)
         self.total_size = len(dataset) // batch * batch
         self.num_samples = self.total_size // self.world_size
-        self.skip = 0  # indices of this process that the next epoch leaves out
+        self.skip = 0  # indices of this process that the next epoch leaves out, once
 
     def __iter__(self) -> Iterator[int]:
         mine = list(super().__iter__())[self.skip :]
@@ -37,7 +39,7 @@ class WholeBatches(DefaultSampler):
 
 
 class ResumableLoop(EpochBasedTrainLoop):
-    """mmengine's, which enters an epoch where a checkpoint left it."""
+    """mmengine's loop, but it starts an epoch at the batch where the checkpoint was saved."""
 
     def run_epoch(self) -> None:
         """Called by mmengine."""
@@ -58,7 +60,7 @@ class ResumableLoop(EpochBasedTrainLoop):
 
 
 class EpochSeed(Hook):
-    """Tells the data set which epoch it is, before its workers start."""
+    """Sets the data set's epoch, which seeds its augmentation, before its workers start."""
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Called by mmengine."""
@@ -87,15 +89,15 @@ class StepClock(Hook):
 
 
 class ResumableState(Hook):
-    """Makes a resumed run equal to an uninterrupted one, and its checkpoints loadable with weights_only=True.
+    """Saves and restores the random generators, so that a resumed run equals an uninterrupted one.
 
-    mmengine saves neither the random generators nor anything but pickled objects for its logs.
+    Checkpoints stay loadable with weights_only=True: mmengine would pickle the objects of its logs into them.
     """
 
     priority = "VERY_LOW"
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Add the generators' states; leave the log buffers out (`losses.jsonl` has them)."""
+        """Add the generators' states; drop the log buffers (`losses.jsonl` has them)."""
         kept = runner.message_hub.runtime_info.get("keep_ckpt_ids", [])  # which checkpoints may be deleted next
         checkpoint["message_hub"] = {
             "log_scalars": {},
@@ -114,14 +116,14 @@ class ResumableState(Hook):
         }
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Set the generators as they were; only a resumed run carries their states.
+        """Restore the generators' states, which only a resumed run has.
 
-        Another per_gpu or number of GPUs makes another number of batches an epoch: where the run is, is counted anew.
+        With another per_gpu or number of GPUs an epoch has another number of batches: the step is renumbered.
         """
         states = checkpoint.get("random_states")
         if states is None or not runner._resume:
             return
-        batches = len(runner.train_dataloader)  # whole steps of the optimiser, and saved after whole ones: it divides
+        batches = len(runner.train_dataloader)  # saved after whole optimiser steps, so the division below is exact
         meta, before = checkpoint["meta"], checkpoint.get("batches_per_epoch", batches)
         meta["iter"] = meta["iter"] * batches // before
         # The checkpoint is loaded onto the training's device, the generators want their states on the CPU.
@@ -135,17 +137,17 @@ class ResumableState(Hook):
 
 
 class RuntimeInfo(RuntimeInfoHook):
-    """mmengine's, without reading every loss back from the device at every step."""
+    """mmengine's hook without its read of every loss from the device at every step."""
 
     def after_train_iter(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: `LossRecord` keeps the losses."""
 
 
 class StepSchedulers(ParamSchedulerHook):
-    """mmengine's, but once a step of the optimiser: accumulation leaves the learning rates as they would be.
+    """mmengine's hook, but once per optimiser step: accumulation does not change the learning rates.
 
     Args:
-        accumulate: batches that make a step.
+        accumulate: micro-batches of an optimiser step.
     """
 
     def __init__(self, accumulate: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Many rows and seeds: what is missing is trained, here in parallel slots or on a cluster; what is there is kept."""
+"""Train many rows and seeds, in parallel slots of this machine or on a cluster; finished runs are kept."""
 
 import contextlib
 import os
@@ -26,12 +26,19 @@ from misa.rows import find_row, lineage, teacher_row
 
 ROOT = "runs/tables"
 State = Literal["finished", "started", "not run"]
-AT_WORK = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")  # SLURM's words
+AT_WORK = (
+    "PENDING",
+    "CONFIGURING",
+    "RUNNING",
+    "COMPLETING",
+    "REQUEUED",
+    "SUSPENDED",
+)  # job states of SLURM that are not final
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training: a row and a seed, in the folder that is this training's wherever the row is listed."""
+    """One training: a row and a seed, in a folder that tables with the same row share."""
 
     row: str
     seed: int
@@ -73,12 +80,12 @@ def job(row: str, seed: int, *, root: str | Path = ROOT, smoke: bool = False) ->
 def _experiment(row: str, smoke: bool) -> Experiment:
     experiment = find_row(row).smoke() if smoke else find_row(row)
     if experiment.teacher:
-        teacher_row(experiment)  # says what is wrong with it now, not after the first hour
+        teacher_row(experiment)  # raises now what would be wrong after the first hour
     return experiment
 
 
 def plan(rows: Iterable[str], seeds: Iterable[int], *, root: str | Path = ROOT, smoke: bool = False) -> list[Job]:
-    """One job a row and seed, none twice: seed by seed, so that every row has as many seeds as any other."""
+    """One job per row and seed, none twice; seed by seed, so that an interrupted sweep has equal seeds of every row."""
     seeds, rows = list(seeds), list(rows)
     unique = {
         wanted.folder: wanted for seed in seeds for row in rows for wanted in [job(row, seed, root=root, smoke=smoke)]
@@ -95,7 +102,7 @@ def run(
     cluster_options: str = "",
     machine: Machine | None = None,
 ) -> None:
-    """Train what is not finished; the same call again goes on where it was stopped.
+    """Train what is not finished; the same call again resumes where it was stopped.
 
     Teachers come first, once each. `slots` trainings at a time run on this machine, each a process of its own on GPUs
     of its own as far as there are any, whose output goes to `<root>/logs`; with `cluster` ("slurm", or any other that
@@ -104,9 +111,9 @@ def run(
     `data_root` and `machine` are those of each training.
 
     Raises:
-        UserError: a training ended with an error; all others that do without it were still tried. Its last line is
-            quoted. Or a folder holds a run on other data than `data_root`: before any training.
-        Stopped: by SIGTERM, which the trainings of this machine are told as well; the same call goes on.
+        UserError: a training failed; its last line is quoted, and all others that do not depend on it were still run.
+            Or, before any training, a folder holds a run on other data than `data_root`.
+        Stopped: by SIGTERM, which is forwarded to the trainings of this machine; the same call resumes.
     """
     require_one_data([*jobs, *(wanted.teacher for wanted in jobs if wanted.teacher)], data_root)
     how, machine = read_options(cluster_options), machine or Machine()
@@ -131,10 +138,10 @@ def run(
     if failed:
         wanted, sentence = next(iter(failed.values()))
         more = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
-        cure = "wait for that one" if IN_USE in sentence else "mend it"
+        fix = "wait for that one" if IN_USE in sentence else "fix it"
         raise UserError(
             f"{wanted.row} with seed {wanted.seed} failed: {sentence.removesuffix('.')}{more}; "
-            f"see {_log(wanted)}, {cure} and run the same again."
+            f"see {_log(wanted)}, {fix} and run the same again."
         )
 
 
@@ -212,17 +219,17 @@ def _root_of(data_root: object) -> str:
 
 @contextlib.contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM ends the wait with an exception, so that the trainings of this machine hear of it too."""
+    """Raise Stopped on SIGTERM, so that the trainings of this machine are terminated too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def told(*_: object) -> None:
+    def stop(*_: object) -> None:
         raise Stopped(
             "stopped by SIGTERM; the same command goes on with what is not finished.", status=128 + signal.SIGTERM
         )
 
-    before = signal.signal(signal.SIGTERM, told)
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
@@ -274,19 +281,19 @@ def _here(commands: Mapping[Job, list[str]], slots: int, gpus: int | None) -> li
 
 
 def _devices(slots: int, gpus: int | None) -> list[str]:
-    """The GPUs of each slot as CUDA_VISIBLE_DEVICES names them; empty: whatever the training finds."""
+    """CUDA_VISIBLE_DEVICES of each slot; empty: not set, the training takes what it finds."""
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     names = [name.strip() for name in visible.split(",") if name.strip()]
     each = 1 if gpus is None else gpus
-    if not 0 < each <= len(names):  # on the CPU, or more than there are, which the training says
+    if not 0 < each <= len(names):  # on the CPU, or more than there are, which the training reports
         return [""] * slots
     return [",".join(names[(slot * each + i) % len(names)] for i in range(each)) for slot in range(slots)]
 
 
 def _submit(commands: Mapping[Job, list[str]], cluster: str, how: Mapping[str, Any]) -> list[tuple[Job, str]]:
-    """The same through submitit, all at once: the cluster has slots of its own."""
+    """The same through submitit, all submitted at once: the cluster queues them."""
     try:
         import submitit
     except ImportError as error:
@@ -305,7 +312,7 @@ def _submit(commands: Mapping[Job, list[str]], cluster: str, how: Mapping[str, A
             task = submitit.SlurmJob(folder, ids[wanted.folder.name])
         if task is None or task.state not in AT_WORK:
             task = executor.submit(submitit.helpers.CommandFunction(command, verbose=False))
-            if cluster == "slurm":  # the others know of their jobs as long as this process lives
+            if cluster == "slurm":  # other clusters know their jobs only while this process lives
                 ids[wanted.folder.name] = task.job_id
                 write_json(folder / "jobs.json", ids)
         submitted.append((wanted, task))
@@ -313,7 +320,7 @@ def _submit(commands: Mapping[Job, list[str]], cluster: str, how: Mapping[str, A
     for wanted, task in tqdm(submitted, desc=f"trainings ({cluster})", unit="run"):
         try:
             _log(wanted).write_text(task.result())
-        except Exception as error:  # submitit raises whatever went wrong over there, of many kinds
+        except Exception as error:  # submitit raises whatever the job raised
             _log(wanted).write_text(str(error))
             failed.append((wanted, _last_line(_log(wanted)) or repr(error)))
     return failed

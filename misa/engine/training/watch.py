@@ -1,4 +1,4 @@
-"""What happens around the training steps: seeds, exact resume, the loss record and progress."""
+"""Hooks that watch a training: the loss record, progress lines, diagnostics and the guard against NaN."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ from misa.files import atomic_write
 
 
 class LossRecord(Hook):
-    """Writes every step's losses to a jsonl file and to the loggers, many steps in one go, so that little waits.
+    """Writes the losses of every step to a jsonl file and to the loggers, buffered so that a GPU is rarely waited for.
 
     With several processes these are the means over them: the losses of the whole batch. A resumed run first drops the
     lines of steps that it will repeat.
@@ -34,9 +34,9 @@ class LossRecord(Hook):
 
     @master_only
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Count the lines of a run that goes on with another number of batches an epoch in those batches.
+        """Renumber the lines where a resumed run has another number of batches per epoch.
 
-        Before `ResumableState`, whose priority is lower, counts the checkpoint's own place anew.
+        Runs before `ResumableState`, whose priority is lower, renumbers the checkpoint's own step.
         """
         if not runner._resume or not self.path.exists():
             return
@@ -61,18 +61,18 @@ class LossRecord(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Remember the losses as tensors; reading them here would stall a GPU, keeping their graph would fill it."""
+        """Buffer the losses, detached; reading them here would stall a GPU, keeping their graph would fill it."""
         losses = {name: value.detach() for name, value in (outputs or {}).items() if torch.is_tensor(value)}
         self.pending.append({"iter": runner.iter, "lr": runner.optim_wrapper.param_groups[0]["lr"], **losses})
         if len(self.pending) >= self.every:
             self.flush(runner)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Write what was remembered."""
+        """Write the buffered losses."""
         self.flush(runner)
 
     def flush(self, runner: Runner) -> None:
-        """Write what was remembered; a loss that is no number ends the training here. All processes together."""
+        """Write the buffered losses, all processes together; Diverged for one that is not finite."""
         rows = read_losses(self.pending)
         self.pending.clear()
         whole = [row for row in rows if all(map(math.isfinite, row.values()))]
@@ -282,9 +282,12 @@ BATCH = "diverged.pth"
 
 
 class Health(Hook):
-    """Asks the student for its health at every so manyth step; `LossRecord` writes the answer among the losses.
+    """Asks the student for diagnostics every N steps; `LossRecord` writes them beside the losses.
 
-    Looking costs a backward pass a loss as far as the neck; steps in between cost nothing.
+    A diagnosed step costs one backward pass per loss as far as the neck; steps in between cost nothing.
+
+    Args:
+        every: steps from one diagnosis to the next.
     """
 
     def __init__(self, every: int) -> None:
@@ -297,11 +300,13 @@ class Health(Hook):
 
 
 class NaNGuard(Hook):
-    """Ends the training at a step whose losses are no numbers: names the loss, and keeps the batch for a second look.
+    """Ends the training at a step with a loss that is not finite, names the loss and saves the batch.
 
-    Of several processes each keeps its own batch: `diverged.pth` is the first one's, `diverged-1.pth` the next one's.
+    Every process saves its own batch: `diverged.pth` is the main process's, `diverged-1.pth` the next one's.
 
-    On a GPU the answer is fetched behind the training's back, `behind` steps late at most, so that nothing waits.
+    Args:
+        folder: where the batch goes.
+        behind: on a GPU results are read asynchronously, at most so many steps late.
     """
 
     priority = "VERY_HIGH"
@@ -314,13 +319,13 @@ class NaNGuard(Hook):
         self.open: list[tuple[int, Any, list[str], torch.Tensor, Any]] = []
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Remember the batch, in case the model itself refuses to go on."""
+        """Keep the batch, in case the model itself raises."""
         self.current = (runner.iter, data_batch)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Look at this step's losses, or at those of earlier steps that have arrived."""
+        """Check this step's losses, or those of earlier steps that have arrived from the device."""
         losses = {name: value for name, value in (outputs or {}).items() if torch.is_tensor(value)}
         if not losses:
             return
@@ -330,17 +335,17 @@ class NaNGuard(Hook):
             values, event = values.to("cpu", non_blocking=True), torch.cuda.Event()
             event.record()
         self.open.append((runner.iter, data_batch, list(losses), values, event))
-        self._look(all_of_them=False)
+        self._check(wait=False)
 
     def after_train(self, runner: Runner) -> None:
-        """Look at what is still open."""
-        self._look(all_of_them=True)
+        """Check the steps that are left."""
+        self._check(wait=True)
 
-    def _look(self, *, all_of_them: bool) -> None:
+    def _check(self, *, wait: bool) -> None:
         while self.open:
             step, batch, names, values, event = self.open[0]
             if event is not None and not event.query():
-                if not all_of_them and len(self.open) <= self.behind:
+                if not wait and len(self.open) <= self.behind:
                     return
                 event.synchronize()
             self.open.pop(0)
@@ -349,14 +354,14 @@ class NaNGuard(Hook):
                 raise Diverged(f"{blamed(broken)} became no number at step {step + 1}. {self.save(step, batch)}")
 
     def explain(self, error: Diverged) -> Diverged:
-        """The model's own refusal, with the step and the batch that it happened on."""
+        """The model's own error with its step and batch."""
         if self.current is None or self.path.name in str(error):
             return error
         step, batch = self.current
         return Diverged(f"step {step + 1}: {error} {self.save(step, batch)}")
 
     def save(self, step: int, batch: Any) -> str:
-        """Write the batch as plain tensors, loadable with weights_only=True; a sentence that says so."""
+        """Save the batch as plain tensors, loadable with weights_only=True; returns the sentence that says so."""
         samples = batch["data_samples"]
         torch.save(
             {
@@ -376,7 +381,7 @@ class NaNGuard(Hook):
 
 
 def blamed(broken: Sequence[str]) -> str:
-    """The first that is not "loss": that is the sum, and no number as soon as one of its parts is none."""
+    """Name of the first non-finite loss term; the total, "loss", is named last."""
     return next((name for name in broken if name != "loss"), broken[0])
 
 
