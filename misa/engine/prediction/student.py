@@ -81,7 +81,9 @@ def build_student(
         config = model_config(for_inference(experiment), classes)
         with torch.device("meta"):  # a stranger's card may ask for any size: nothing is allocated before it fits
             skeleton = MODELS.build(config)
-    except Exception as error:  # mmdet and torch raise what they like for values that make no network
+    except OSError:  # a full disk is not the checkpoint's fault: mmengine copies mmdet's files before it reads them
+        raise
+    except Exception as error:  # mmdet and torch raise many kinds for values that make no network
         raise UserError(f"{path} names no network that can be built ({error!r}); export it again.") from error
     require_fit(skeleton, weights, path)
     model: nn.Module = MODELS.build(config)
