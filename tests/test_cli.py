@@ -268,6 +268,22 @@ def test_rows_are_found_by_words(capsys):
     assert "no row has no-such-row" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("demo:boxlevelset", "from boxes, objective BoxLevelSet"),
+        ("table4_distillation:demo_plain", "apro with affinity of color, distillation, taught by teacher:demo_tables"),
+        ("table4_distillation:demo_space", "distillation by space, taught"),
+        ("table5_affinity:demo_pamr_feature", "pamr with affinity of color + feature, taught"),
+        ("demo:mask", "solov2 (resnet18, 12 epochs) from masks"),
+        ("teacher:demo_grabcut", "semantic teacher (resnet18, 12 epochs) from GrabCut in the boxes"),
+    ],
+)
+def test_a_row_is_described_by_what_sets_it_apart(row, words, capsys):
+    assert main(["rows", row]) == 0
+    assert words in next(line for line in capsys.readouterr().out.splitlines() if line.split()[0] == row)
+
+
 def test_the_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "misa", "--help"], capture_output=True, text=True, check=True)
     assert "Train a row" in done.stdout

@@ -5,7 +5,7 @@ Words narrow the list down to the rows whose line, or whose table's title, has a
 example: misa rows demo sepa
 """
 
-from misa.experiment import Comparison, Experiment
+from misa.experiment import Affinity, Comparison, Distillation, Experiment
 from misa.parameters import Parameters, argument
 from misa.rows import table_module, table_names
 
@@ -57,10 +57,25 @@ def described(name: str, row: Experiment, comparison: Comparison | None = None) 
         text = f"semantic teacher ({backbone}) from {source}"
     else:
         parts = [f"{row.student} ({backbone}) from {'masks' if row.supervision == 'mask' else 'boxes'}"]
+        if row.objective is not None:
+            parts.append(f"objective {type(row.objective).__name__}")
         if row.supervision == "box" and row.affinity is not None:
-            more = " + saliency" if row.affinity.saliency else " + feature" if row.affinity.feature else ""
-            parts.append(f"affinity of color{more}")
-        parts += ["distillation (FSD)"] if row.distillation is not None else []
+            parts.append(f"{row.affinity.mode} with affinity of {_affinities(row.affinity)}")
+        if row.distillation is not None:
+            parts.append(f"distillation{_split(row.distillation)}")
         parts += [f"taught by {row.teacher}"] if row.teacher else []
         text = ", ".join(parts)
     return f"{label}: {text}" if label else text
+
+
+def _affinities(affinity: Affinity) -> str:
+    if affinity.kernels is not None:
+        return " + ".join(affinity.kernels)
+    return "color + saliency" if affinity.saliency else "color + feature" if affinity.feature else "color"
+
+
+def _split(distillation: Distillation) -> str:
+    """What the feature is split by: frequency and space is FSD."""
+    if distillation.frequency and distillation.space:
+        return " by frequency and space (FSD)"
+    return " by frequency" if distillation.frequency else " by space" if distillation.space else ""

@@ -1,7 +1,7 @@
 """The provenance of figures: what made them is written into the file, and can be read back.
 
 save_figure(figure, "figures", "figure4", {"command": "misa figures runs/demo", ...})
-misa whence figures/figure4.pdf     # the other way
+misa provenance figures/figure4.pdf     # the other way
 """
 
 import json
