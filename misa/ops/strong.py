@@ -1,0 +1,75 @@
+"""Images in other colors: the strong view of a student whose copy sees the plain image.
+
+Axes: b image · h row · w column.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchvision.transforms.v2 import functional as V
+
+from misa.ops.affinity import check_finite
+
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet, RGB, of 0..255
+
+
+def strong_view(
+    images: Float[Tensor, "b 3 h w"],
+    generators: Sequence[torch.Generator],
+    *,
+    jitter: float = 0.8,
+    grey: float = 0.2,
+    blur: float = 0.0,
+) -> Float[Tensor, "b 3 h w"]:
+    """Normalised images with random brightness, contrast, saturation and hue, some grey, some blurred.
+
+    BoxTeacher (Cheng et al. 2023): with probability `jitter` brightness, contrast and saturation by 0.6 … 1.4 and hue
+    by ±0.1 of the circle, in random order; then grey with probability `grey`, and a Gaussian of 3 x 3 pixels with σ of
+    0.1 … 2 with probability `blur`. Geometry stays. Every image has a `generator` (on the CPU) of its own, so draws do
+    not depend on the rest of the batch. Padding, exactly 0 in a normalised image, stays 0 and has no part in contrast.
+
+    Raises:
+        ValueError: not one generator an image.
+        NotFinite: NaN or Inf, on the CPU only.
+    """
+    if images.dim() != 4 or images.shape[1] != 3 or len(generators) != len(images):
+        raise ValueError(
+            "strong_view needs images (b, 3, h, w) and a generator for each: "
+            f"they are {tuple(images.shape)} and {len(generators)}."
+        )
+    check_finite("strong_view: images", images)
+    mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    result = images.clone()
+    for image, out, generator in zip(images, result, generators, strict=True):
+        there = (image != 0).any(dim=0)
+        h, w = int(there.any(dim=1).sum()), int(there.any(dim=0).sum())
+        plain = ((image[:, :h, :w] * std + mean) / 255).clamp(0, 1)
+        changed = _changed(plain, generator, jitter=jitter, grey=grey, blur=blur)
+        out[:, :h, :w] = torch.where(there[:h, :w], (changed * 255 - mean) / std, 0)
+    return result
+
+
+def _changed(image: Tensor, generator: torch.Generator, *, jitter: float, grey: float, blur: float) -> Tensor:
+    """One image (3 h w) of 0 … 1; all numbers are drawn, whatever happens, so that a probability moves no other."""
+    decide = torch.rand(3, generator=generator).tolist()
+    brightness, contrast, saturation, hue, sigma = torch.rand(5, generator=generator).tolist()
+    order = torch.randperm(4, generator=generator).tolist()
+    if image.numel() == 0:
+        return image
+    if decide[0] < jitter:
+        for step in order:
+            if step == 0:
+                image = V.adjust_brightness(image, 0.6 + 0.8 * brightness)
+            elif step == 1:
+                image = V.adjust_contrast(image, 0.6 + 0.8 * contrast)
+            elif step == 2:
+                image = V.adjust_saturation(image, 0.6 + 0.8 * saturation)
+            else:
+                image = V.adjust_hue(image, 0.2 * hue - 0.1)
+    if decide[1] < grey:
+        image = V.rgb_to_grayscale(image, num_output_channels=3)
+    if decide[2] < blur:
+        image = V.gaussian_blur(image, [3, 3], [0.1 + 1.9 * sigma] * 2)
+    return image
