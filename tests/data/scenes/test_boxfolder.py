@@ -21,7 +21,9 @@ def test_the_table_holds_the_boxes_of_the_scenes(tmp_path, monkeypatch):
         assert labels == [scenes.names[label] for label in scene.labels]
     assert open_layout(root).val.annotations.is_file()
     report = str(check_data(root))
-    assert "2 images (0 without objects)" in report  # of the twelve, for validation
+    # By the hash of their names one of the twelve is for validation.
+    assert "(train split): 11 images (0 without objects)" in report
+    assert "(val split): 1 images (0 without objects)" in report
     assert "not listed" not in report  # neither those of the other split nor the table
 
 

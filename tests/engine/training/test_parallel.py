@@ -342,11 +342,10 @@ def test_what_diverged_elsewhere_is_no_wrong_input(place, monkeypatch):
 
 
 def test_another_batch_takes_the_learning_rate_along(place, capsys):
-
     row = f"{place / 'rows.py'}:box"
     assert experiment_of(Train(row=row, batch=2)).schedule.lr == pytest.approx(5e-5)
     assert experiment_of(Train(row=row, batch=2, scale_lr=False)).schedule.lr == 1e-4
-    with pytest.raises(UserError, match="precision is 'half'; choose one of float32, bfloat16, float16"):
+    with pytest.raises(UserError, match="precision must be one of float32, bfloat16, float16, not 'half'"):
         experiment_of(Train(row=row, precision="half"))
 
 
