@@ -427,7 +427,7 @@ class SceneView:
 
 
 def as_images(images: Images | Sequence[Images]) -> tuple[list[NDArray[np.uint8]], bool]:
-    """RGB images (H W 3) of 8 bits from all that is taken for one, and whether it was a single one.
+    """RGB images (H W 3) of 8 bits from any accepted form of an image, and whether a single one was given.
 
     Raises:
         UserError: a file that cannot be read, or another form or range of values.

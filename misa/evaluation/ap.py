@@ -156,7 +156,7 @@ def score(
     classes: Iterable[str] | None = None,
     masks: bool = True,
 ) -> dict[str, Any]:
-    """Mask AP of a results file, of the same detections as full rectangles, and with all classes taken for one.
+    """Mask AP of a results file, of the same detections as full rectangles, and class-agnostic.
 
     Also by failure mode, where the annotations note one.
 

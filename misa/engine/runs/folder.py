@@ -27,7 +27,7 @@ class Run:
     metrics: dict[str, Any]
 
     def scores(self) -> dict[str, dict[str, float | None]]:
-        """A student's mask AP, also as full rectangles and with all classes taken for one; a teacher's IoU a class.
+        """A student's mask AP, also as full rectangles and class-agnostic; a teacher's IoU a class.
 
         Where the validation data has no masks, the AP of the boxes around the predicted ones.
         """
