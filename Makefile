@@ -1,7 +1,7 @@
 # `make` lists the targets. Times are for two CPU cores.
-# The first Python 3.11 or 3.12 that really runs (a version manager's stub may not).
-PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
-  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+# The first Python 3.11 to 3.13 that really runs (a version manager's stub may not).
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 # One torch thread a process: two busy threads on two busy cores are many times slower than one.
@@ -16,9 +16,9 @@ help:  ## this list
 setup: $(VENV)/.ready  ## install everything into .venv (2 min)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "misa needs Python 3.11 or 3.12; install one, or: make PYTHON=path/to/python3.12"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "misa needs Python 3.11, 3.12 or 3.13; install one, or: make PYTHON=path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-cache-dir -c constraints.txt -e '.[notebooks,photos,dev]'
+	$(BIN)/pip install --quiet --no-cache-dir -c constraints.txt -e '.[notebooks,photos,docs,dev]'
 	$(BIN)/python -c "from misa.ops.backends.choice import warm; warm()"
 	@touch $@
 

@@ -31,6 +31,8 @@ _ASCII = {"±": "+/-", "−": "-", "–": "-", "×": "x", "·": "*", "…": "...
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. SystemExit, as of argparse, for a command's --help or wrong options."""
     rest = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next; see `misa completion`
+        complete()
     _print_what_the_terminal_shows()
     name, module = "misa", commands
     try:
@@ -79,6 +81,38 @@ def parser_of(module: ModuleType, name: str) -> argparse.ArgumentParser:
     )
     _declared(module).add_to(parser)
     return parser
+
+
+def complete() -> NoReturn:
+    """Answer a shell's completion with commands, options, their choices, rows and paths."""
+    import argcomplete
+
+    argcomplete.autocomplete(_tree(commands, "misa", argparse.ArgumentParser()))
+    sys.exit(1)  # reached only where the variables of a completion are missing
+
+
+def _tree(group: ModuleType, name: str, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """One parser for all commands of a group and of the groups in it, with the rows as answers for a row."""
+    kinds = parser.add_subparsers()
+    for known in names(group):
+        module = importlib.import_module(f"{group.__name__}.{known}")
+        child = kinds.add_parser(known)
+        if not hasattr(module, "run"):
+            _tree(module, f"{name} {known}", child)
+            continue
+        _declared(module).add_to(child)
+        for action in child._actions:
+            if action.dest in ("row", "rows"):
+                action.completer = _rows  # type: ignore[attr-defined]
+            elif str(action.metavar).startswith("{"):
+                action.choices = str(action.metavar)[1:-1].split(",")
+    return parser
+
+
+def _rows(**_: Any) -> list[str]:
+    from misa.rows import table_module, table_names
+
+    return [f"{table}:{row}" for table in table_names() for row in table_module(table).ROWS]
 
 
 class _Parser(argparse.ArgumentParser):

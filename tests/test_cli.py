@@ -110,7 +110,7 @@ def test_check_lists_problems_and_exits_with_2(root, capsys):
         (["predict", "a", "b", "--out", "c", "--masks", "all"], "--masks must be one of map, each, none, not 'all'."),
         (["tarin"], "misa: there is no command 'tarin'; did you mean 'train'?"),
         (["data", "vco"], "misa data: there is no command 'vco'; did you mean 'voc'?"),
-        ([], "misa: a command is missing: check, data, "),
+        ([], "misa: a command is missing: check, completion, "),
     ],
 )
 def test_wrong_values_are_one_sentence(arguments, sentence, capsys):
@@ -336,3 +336,37 @@ def test_check_of_one_json_and_what_it_tells(root, capsys, tmp_path, monkeypatch
     assert "has the same content as" in capsys.readouterr().out
     assert main(["check", str(root), "--images", str(root)]) == 2
     assert "images goes with one COCO json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "answers"),
+    [
+        ("misa tr", {"train"}),
+        ("misa train photos:sc", {"photos:scratch"}),
+        ("misa train demo:box --prec", {"--precision"}),
+        ("misa train demo:box --precision b", {"bfloat16"}),
+        ("misa data v", {"voc"}),
+    ],
+)
+def test_a_shell_is_told_what_may_come_next(line, answers, tmp_path):
+    """Asked as argcomplete's own code in the shell asks, in a fresh process."""
+    asked = {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "answers"),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "COMP_TYPE": "9",
+    }
+    subprocess.run([sys.executable, "-m", "misa"], env=os.environ | asked, timeout=60, check=True)
+    assert {word.strip() for word in (tmp_path / "answers").read_text().split("\v")} == answers
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_its_completion(shell, capsys):
+    assert main(["completion", shell]) == 0
+    assert "misa" in capsys.readouterr().out
+
+
+def test_another_shell_is_refused(capsys):
+    assert main(["completion", "csh"]) == 2
+    assert "csh" in capsys.readouterr().err

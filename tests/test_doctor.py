@@ -63,7 +63,7 @@ def test_every_problem_has_a_cure_and_the_exit_status_says_so(monkeypatch, capsy
     assert doctor.run(Doctor()) == 1
     out = capsys.readouterr().out.splitlines()
     assert len(out) == len(NAMES)
-    assert out[0].startswith("FAIL Python       RuntimeError: two lines -> use Python 3.11 or 3.12")
+    assert out[0].startswith("FAIL Python       RuntimeError: two lines -> use Python 3.11, 3.12 or 3.13")
 
 
 def test_wrong_arguments_exit_with_2_and_help_with_0(capsys):

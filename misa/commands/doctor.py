@@ -59,7 +59,7 @@ def examine(data_roots: Sequence[str | Path] = ()) -> list[Finding]:
         data_roots: folders that should hold a data set in COCO or VOC2012 layout.
     """
     findings = [
-        _found("Python", _python, "use Python 3.11 or 3.12, in a new virtual environment"),
+        _found("Python", _python, "use Python 3.11, 3.12 or 3.13, in a new virtual environment"),
         _found("torch", _torch, _INSTALL),
         _found("torchvision", _torchvision, f"it has to fit torch: {_INSTALL}"),
         _found("mmdet", _mmdet, _INSTALL),

@@ -1,0 +1,28 @@
+"""Print the lines that make a shell complete misa's commands, options and rows.
+
+Put them where your shell reads them at its start:
+
+    misa completion bash >> ~/.bashrc
+    misa completion zsh >> ~/.zshrc
+    misa completion fish > ~/.config/fish/completions/misa.fish
+
+example: misa completion bash
+"""
+
+from typing import Literal
+
+from misa.parameters import Parameters, argument
+
+
+class Completion(Parameters):
+    """What `misa completion` takes."""
+
+    shell: Literal["bash", "zsh", "fish"] = argument("bash, zsh or fish")
+
+
+def run(options: Completion) -> int:
+    """The shell's own code, as argcomplete writes it."""
+    import argcomplete
+
+    print(argcomplete.shellcode(["misa"], shell=options.shell))
+    return 0
