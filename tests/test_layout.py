@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "engine": {"ops", "losses", "objectives", "data", "evaluation", "models", "figures", *FILES},
     "commands": {"ops", "data", "mmcv_ext", "figures", "engine", *FILES},
     "notebooks": {"commands", "parameters"},
-    "cli": {"commands", "errors", "machine"},
+    "cli": {"commands", "errors", "machine", "rows"},
     "api": {"ops", "data", "models", "figures", "engine", *FILES},
     "__init__": {"mmcv_ext"},
     "__main__": {"cli"},
