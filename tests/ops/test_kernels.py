@@ -308,7 +308,7 @@ def test_importing_costs_no_compiler():
 
 TRITON = """
 import torch
-from misa.ops.backends import cuda
+from misa.ops.backends.cuda import steps
 from misa.ops.backends.torch_ops import window_affinity
 from misa.ops.neighbors import shift
 rng = torch.Generator().manual_seed(0)
@@ -320,7 +320,7 @@ planes = window_affinity(9, 70, [None, None], offsets, [layers, layers * 2])
 weights = planes / planes.sum(dim=1, keepdim=True)
 every = [(0, 0), *offsets, *((-y, -x) for y, x in offsets)]
 group = torch.tensor([1, 0, 1])
-mine = cuda.propagate_window(masks, boxes, weights, group, every, 3)
+mine = steps.propagate_window(masks, boxes, weights, group, every, 3)
 now = masks * boxes
 for _ in range(3):
     now = sum(weights[group, k] * shift(now, o) for k, o in enumerate(every)) * boxes

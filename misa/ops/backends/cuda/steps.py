@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @triton.jit
-def _step(now, then, weights, box, group, offsets, h, w, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr):  # type: ignore[no-untyped-def]
+def _step(now, then, weights, box, group, offsets, h, w, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr):
     n = tl.program_id(2).to(tl.int64)
     y = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
     x = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]

@@ -1,0 +1,1 @@
+"""The CUDA path in Triton's kernels. Importing this package alone imports no Triton."""

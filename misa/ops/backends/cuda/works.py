@@ -1,0 +1,39 @@
+"""Whether Triton's kernels run here."""
+
+import os
+import warnings
+from functools import cache
+
+import torch
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on CPU tensors; it reads TRITON_INTERPRET when it is imported."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def triton_works() -> bool:
+    """Whether Triton compiles and launches a kernel; tried once per process, with a warning where it does not.
+
+    Triton may be missing, or the C compiler and Python headers that it builds its launcher with at the first launch.
+    False without a CUDA device, unless kernels are interpreted.
+    """
+    if not interpreted() and not torch.cuda.is_available():
+        return False
+    try:
+        from misa.ops.backends.cuda.probe import doubles
+
+        right = doubles("cpu" if interpreted() else "cuda")
+        reason = "" if right else "its first kernel computed a wrong result"
+    except (
+        Exception
+    ) as error:  # whatever the compilers under Triton raise: it is said, and torch operations do the work
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if reason:
+        warnings.warn(
+            f"Triton's kernels do not run here ({reason}): propagation on CUDA falls back to torch operations, which "
+            "give the same results several times slower; install triton, a C compiler (gcc) and Python's headers.",
+            stacklevel=2,
+        )
+    return not reason
