@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow gallery bench lint clean
+.PHONY: help setup demo test test-slow gallery docs bench lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,11 @@ test-slow: setup  ## the long tests: notebooks, real networks (10 min)
 
 gallery: setup  ## all notebooks executed, as pages in runs/gallery (SMOKE=1: a few minutes; else what is not trained yet is trained)
 	$(BIN)/python -m misa gallery $(if $(SMOKE),--smoke --out runs/gallery-smoke)
+
+docs: setup  ## the documentation as a site in build/docs, with the notebooks executed (5 min)
+	@ls runs/gallery/train.html >/dev/null 2>&1 || ls runs/gallery-smoke/train.html >/dev/null 2>&1 || $(MAKE) gallery SMOKE=1
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "open build/docs/index.html"
 
 bench: setup  ## propagation against the plain form, time and memory (5 min, nothing else running)
 	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.propagation

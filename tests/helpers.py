@@ -1,5 +1,7 @@
 """What several tests train with: an experiment of seconds, and the CPU."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 from misa.experiment import TINY, Augmentation, Experiment, Inference, Schedule
@@ -21,3 +23,10 @@ _TINY = Experiment(
 def tiny_experiment(**changes: Any) -> Experiment:
     """Box-supervised SOLOv2 on a handful of embedded scenes, trained within seconds; `changes` as in `but`."""
     return _TINY.but(**changes)
+
+
+def page_code(page: str, title: str | None = None) -> str:
+    """The code block of a page of docs/extending/ that has a title, the first one or the one of this title."""
+    text = (Path(__file__).parents[1] / "docs" / "extending" / page).read_text(encoding="utf-8")
+    blocks = dict(re.findall(r'```python title="(.*?)"\n(.*?)```', text, re.DOTALL))
+    return blocks[title] if title else next(iter(blocks.values()))

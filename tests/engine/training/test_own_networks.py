@@ -1,4 +1,4 @@
-"""A student framework and a semantic teacher are one file and one row each: toy ones train, predict, are exported."""
+"""A student framework and a semantic teacher are one file and one row each: those of the documentation's pages."""
 
 import importlib
 import sys
@@ -20,128 +20,9 @@ from misa.errors import UserError
 from misa.experiment import FRAMEWORKS, TINY, Affinity, Distillation, Experiment, Framework, Semantic
 from misa.machine import Machine
 from misa.models.teacher import table as teachers
+from tests.helpers import page_code
 
-STUDENT = '''
-"""A toy: what is at the middle of a box multiplies the dense feature; every pixel may be the middle of something."""
-
-import torch
-from mmdet.models.data_preprocessors import DetDataPreprocessor
-from mmdet.models.detectors.base import BaseDetector
-from mmengine.config import ConfigDict
-from mmengine.structures import InstanceData
-from torch import nn
-
-from misa.losses.inputs import Positives
-from misa.models.students.base import BoxMasks, BoxSupervised, Handover
-from misa.models.students.common import objectives, preprocessor
-from misa.models.students.table import Implementation
-from misa.ops.boxes import box_masks
-
-
-class Plain(BaseDetector):
-    def __init__(self, classes_of_data, width, data_preprocessor):
-        super().__init__(data_preprocessor=data_preprocessor)
-        self.body = nn.Sequential(
-            nn.Conv2d(3, width, 4, stride=4), nn.GELU(), nn.Conv2d(width, width, 3, padding=1), nn.GELU()
-        )
-        self.scores = nn.Conv2d(width, classes_of_data, 1)
-
-    def extract_feat(self, images):
-        return (self.body(images),)
-
-    def predict(self, images, samples, rescale=True):
-        (features,) = self.extract_feat(images)
-        for feature, scores, sample in zip(features, self.scores(features).sigmoid(), samples):
-            best, where = scores.flatten(1).max(dim=1)
-            masks = torch.einsum("dk,dhw->khw", feature.flatten(1)[:, where], feature).sigmoid()
-            whole = nn.functional.interpolate(masks[None], sample.ori_shape[:2])[0] > 0.5
-            boxes = torch.zeros(len(best), 4)
-            sample.pred_instances = InstanceData(
-                scores=best, labels=torch.arange(len(best)), masks=whole, bboxes=boxes
-            )
-        return samples
-
-    def loss(self, images, samples): ...
-
-    def _forward(self, images, samples=None): ...
-
-
-class Toy(BoxSupervised, Plain):
-    def feature_channels(self):
-        return self.scores.in_channels
-
-    def dense_feature(self, maps):
-        return maps[0]
-
-    def handover(self, images, instances):
-        (features,) = self.extract_feat(images)
-        h, w = features.shape[-2:]
-        image = torch.cat([torch.full_like(own.labels, b) for b, own in enumerate(instances)])
-        boxes, labels = torch.cat([own.bboxes for own in instances]), torch.cat([own.labels for own in instances])
-        x, y = ((boxes[:, k] + boxes[:, k + 2]) / 8 for k in (0, 1))
-        x, y = x.long().clamp(max=w - 1), y.long().clamp(max=h - 1)
-        masks = torch.einsum("nd,ndhw->nhw", features[image, :, y, x], features[image])
-        loss = nn.functional.cross_entropy(self.scores(features)[image, :, y, x], labels)
-        positives = Positives(masks, box_masks(boxes, h, w, stride=4), labels, image, torch.arange(len(labels)))
-        return Handover(positives, features, {"loss_cls": loss})
-
-    def masks_of_boxes(self, images, instances):
-        masks = self.handover(images, instances).positives.mask_logits.sigmoid()
-        parts = masks.split([len(own.labels) for own in instances])
-        return [BoxMasks(part, torch.ones(len(part), dtype=torch.bool)) for part in parts]
-
-
-def config(experiment, classes):
-    common = {
-        "classes_of_data": len(classes),
-        "width": experiment.network.feature_channels,
-        "data_preprocessor": preprocessor(experiment),
-    }
-    return ConfigDict(type=Toy, **common, **objectives(experiment, len(classes)))
-
-
-toy = Implementation(
-    config,
-    parameter_groups=lambda experiment: {"scores": {"decay_mult": 0.0}},
-    dense_feature=lambda model, maps: model.dense_feature(maps),
-)
-'''
-
-TEACHER = '''
-"""A toy: one convolution a class."""
-
-import torch
-from torch import nn
-
-from misa.data.pipeline import MEAN, STD
-from misa.losses.inputs import SemanticPrior
-from misa.models.teacher.contract import SemanticMaps, TeacherContract, TeacherNetwork
-from misa.ops.readings import Classifier
-
-
-class Toy(TeacherNetwork):
-    def __init__(self, classes, width):
-        super().__init__()
-        self.contract = TeacherContract(tuple(classes), len(classes), MEAN, STD)
-        self.body = nn.Conv2d(3, width, 4, stride=4)
-        self.head = nn.Conv2d(width, len(classes) + 1, 1)
-
-    def forward(self, images):
-        features = self.body(images).relu()
-        return SemanticMaps(features, self.head(features), self.head(features))
-
-    @torch.no_grad()
-    def prior(self, images):
-        return SemanticPrior(self(images).features, self.head.weight.flatten(1)[:-1])
-
-    def last_layer(self):
-        weight, bias = self.head.weight.detach().flatten(1), self.head.bias.detach()
-        return Classifier(weight[:-1], weight[-1], bias[:-1], bias[-1])
-
-
-def config(experiment, classes):
-    return {"type": Toy, "classes": list(classes), "width": experiment.network.feature_channels}
-'''
+STUDENT, TEACHER = page_code("student.md"), page_code("teacher.md")
 
 
 @pytest.fixture
