@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 def ranges() -> dict[str, SpecifierSet]:
     """What pyproject.toml asks for, extras included."""
     extras = PROJECT["optional-dependencies"]
-    texts = PROJECT["dependencies"] + [text for name in ("notebooks", "photos", "dev") for text in extras[name]]
+    texts = PROJECT["dependencies"] + [text for name in ("notebooks", "photos", "docs", "dev") for text in extras[name]]
     return {canonicalize_name(r.name): r.specifier for r in map(Requirement, texts)}
 
 
