@@ -59,8 +59,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def locked(folder: Path, name: str = "work_dir") -> Iterator[None]:
-    """Lock a folder, made if need be, for this process alone.
+def locked(folder: Path, name: str = "work_dir", *, shared: bool = False) -> Iterator[None]:
+    """Lock a folder, made if need be, for this process alone, or `shared` with others that ask for no more.
 
     Raises:
         UserError: it cannot be written, or another run has locked it. `name` is what the sentence calls it.
@@ -73,7 +73,7 @@ def locked(folder: Path, name: str = "work_dir") -> Iterator[None]:
         raise UserError(f"{name} {folder} cannot be written ({error.strerror}); choose another {name}.") from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"{name} {folder} {IN_USE}; wait for it or choose another.") from error
         try:

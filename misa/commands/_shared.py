@@ -58,6 +58,16 @@ def workers() -> Any:
     return option(0, "data-loading worker processes", low=0, high=64)
 
 
+def shards() -> Any:
+    """Processes that share the images."""
+    return option(1, "number of processes that share the images", low=1)
+
+
+def shard() -> Any:
+    """Which of them this is."""
+    return option(None, "number of this process, from 0, such as $SLURM_ARRAY_TASK_ID (default: do all)", low=0)
+
+
 def threads() -> Any:
     """On the CPU."""
     return option(1, "torch threads on the CPU", low=1, high=256)

@@ -1,8 +1,10 @@
 """Predict masks of images, folders and videos; no annotation file is needed.
 
-The same command again goes on, and looks at new or changed images only.
+The same command again goes on, and looks at new or changed images only. With --shards N --shard K a process takes
+every Nth image; the same without --shard, when all are done, writes the tables of all.
 
 example: misa predict runs/demo photos/ --out results
+example: sbatch --array=0-7 --wrap 'misa predict RUN photos --out results --shards 8 --shard $SLURM_ARRAY_TASK_ID'
 """
 
 from typing import Literal
@@ -29,6 +31,8 @@ class Predict(Parameters):
     every: int = option(1, "of a video, every Nth frame", low=1)
     masks: Literal["map", "each", "none"] = option("map", "one PNG per image, one per instance, or none")
     overlay: bool = option(True, "draw the masks over the images")
+    shards: int = shared.shards()
+    shard: int | None = shared.shard()
 
 
 def run(options: Predict) -> int:
@@ -38,6 +42,7 @@ def run(options: Predict) -> int:
 
     from misa.data.formats.convert import read_boxes
     from misa.engine.prediction.predict import Boxes, predict
+    from misa.engine.prediction.shares import Share
 
     torch.set_num_threads(options.threads)
     boxes = None
@@ -57,8 +62,10 @@ def run(options: Predict) -> int:
         every=options.every,
         masks=options.masks,
         overlay=options.overlay,
+        share=Share(options.shards, options.shard),
     )
-    print(f"{done.folder}: {done.instances} instances in {done.images} images")
+    rest = "" if options.shard is None else " so far; the same without --shard writes instances.json of all"
+    print(f"{done.folder}: {done.instances} instances in {done.images} images{rest}")
     if done.failed:
         first = next(iter(done.failed.values()))
         more = f" ({len(done.failed) - 1} more like it)" if len(done.failed) > 1 else ""

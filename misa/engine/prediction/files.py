@@ -3,13 +3,14 @@
 Each is put in place in one step, so that a kill leaves whole files only; the record is ahead of none of them.
 """
 
+import contextlib
 import csv
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -20,12 +21,10 @@ from pycocotools import mask as rle
 from misa.data.formats.json_rows import ObjectFile
 from misa.data.images import Video
 from misa.data.rle import decode_part
+from misa.engine.prediction.shares import record_files
 from misa.engine.prediction.student import Image, Instances
 from misa.figures.overlay import label_palette, overlay
 from misa.files import atomic_write
-
-DONE = "done.jsonl"
-"""One line an image that is done: name, file, stamp, size and instances."""
 
 
 def rows_of(result: Instances) -> list[dict[str, Any]]:
@@ -91,35 +90,45 @@ def instance_map(parts: Sequence[tuple[int, int, NDArray[np.bool_]]], size: tupl
 
 
 def records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What is on record, the last line of each name only; a line cut by a kill is left out.
+    """What is on record, by name and in the order of the names; a line cut by a kill is left out.
 
-    Without instances (None, not an empty list) a line takes back what was on record.
+    A line has name, file, stamp, size and instances. The last one of a name counts; without instances (None, not an
+    empty list) it takes back what was on record.
     """
-    path = folder / DONE
-    if not path.is_file():
-        return
-    last = {row["name"]: number for number, row in _lines(path)}
-    for number, row in _lines(path):
-        if last[row["name"]] == number and row["instances"] is not None:
-            yield row["name"], row
+    last: dict[str, tuple[BinaryIO, int]] = {}
+    with ExitStack() as stack:
+        for path in record_files(folder):
+            file: BinaryIO = stack.enter_context(path.open("rb"))
+            last |= {row["name"]: (file, place) for place, row in _lines(file)}
+        for name in sorted(last):
+            file, place = last[name]
+            file.seek(place)
+            row = json.loads(file.readline())
+            if row["instances"] is not None:
+                yield name, row
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
+def _lines(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The whole lines of a record, and where each begins."""
+    place = 0
+    for line in file:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
             if isinstance(row, dict) and {"name", "file", "stamp", "size", "instances"} <= row.keys():
-                yield number, row
+                yield place, row
+        place += len(line)
 
 
-def ends_with_newline(path: Path) -> bool:
-    """Whether a file that is not empty ends with a line break."""
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
+@contextlib.contextmanager
+def appended(path: Path) -> Iterator[BinaryIO]:
+    """A record to append lines to; a line that a kill has cut is ended, so that the next one is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as record:
+        if record.tell():
+            record.seek(-1, os.SEEK_END)
+            if record.read() != b"\n":
+                record.write(b"\n")
+        yield record
 
 
 def collect(folder: Path, classes: Sequence[str], *, prompted: bool) -> tuple[int, int]:

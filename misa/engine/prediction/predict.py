@@ -8,6 +8,7 @@ For arrays in memory see `misa.engine.prediction.student.find`, for known boxes
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import zlib
@@ -24,13 +25,14 @@ from tqdm.auto import tqdm
 
 from misa.data.formats.coco import DataError, PathLike
 from misa.data.images import Picture, Video, find_inputs, frames, read_image
-from misa.engine.prediction.files import DONE, collect, ends_with_newline, film, forget, paint, records, rows_of
+from misa.engine.prediction.files import appended, collect, film, forget, paint, records, rows_of
 from misa.engine.prediction.known_boxes import find_boxes
+from misa.engine.prediction.shares import DONE, Share
 from misa.engine.prediction.student import Image, Instances, Student, find, load_student
 from misa.engine.prediction.tiling import find_tiled
 from misa.errors import UserError
 from misa.experiment import require_types
-from misa.files import locked, read_json, write_json
+from misa.files import read_json, write_json
 
 MASKS = ("map", "each", "none")
 """One indexed PNG an image, one PNG an instance, or none."""
@@ -86,7 +88,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What `predict` has written: the folder, how many images and instances it holds, and which images failed."""
+    """What `predict` has written: the folder, how many images and instances it holds, and which images failed.
+
+    Of a share, how many images and instances all shares have on record so far.
+    """
 
     folder: Path
     images: int
@@ -102,6 +107,7 @@ def predict(
     boxes: Mapping[str, Boxes] | None = None,
     batch: int = 1,
     device: str = "auto",
+    share: Share | None = None,
     **options: Any,
 ) -> Predictions:
     """Predict on image files, folders and videos, and write everything into the folder `out`.
@@ -118,6 +124,8 @@ def predict(
             left out.
         batch: images that run together; the result depends on it by rounding only.
         device: "cpu", "cuda", "cuda:1", or "auto".
+        share: the part of the images that this call takes; the same call without one, afterwards, writes instances.json
+            and instances.csv of all.
         options: the fields of `Options`: score, mask (least score of an instance, least probability of a pixel),
             tile and overlap (pixels; very large images in parts), every (of a video: each so many frames), masks
             ("map": an indexed PNG an image, the pixel's number is that in the CSV; "each": a PNG an instance;
@@ -139,9 +147,13 @@ def predict(
     found = find_inputs([inputs] if isinstance(inputs, str | os.PathLike) else list(inputs), out=folder, failed=left)
     student = checkpoint if isinstance(checkpoint, Student) else load_student(checkpoint, device=device)
     known = _boxes_by_name(boxes, found, student) if boxes is not None else None
-    with locked(folder, "out"):
-        _require_own(folder, _settings(student, chosen, known))
-        failed = left | _work(student, found, folder, chosen, known, batch)
+    share = share or Share()
+    with share.locked(folder, "out"):
+        require_own(folder, _settings(student, chosen, known))
+        failed = left | _work(student, found, folder, chosen, known, batch, share)
+        if not share.whole:
+            rows = [len(row["instances"]) for _, row in records(folder)]
+            return Predictions(folder, len(rows), sum(rows), failed)
         images, instances = collect(folder, student.classes, prompted=known is not None)
         for item in found:
             if chosen.overlay and isinstance(item, Video):
@@ -155,15 +167,14 @@ def _settings(student: Student, options: Options, boxes: Mapping[str, Boxes] | N
     return settings | {"boxes": boxes is not None}
 
 
-def _require_own(folder: Path, settings: dict[str, Any]) -> None:
-    """UserError where the folder holds something else than predictions with these settings."""
-    card = folder / _CARD
-    before = read_json(card)
+def require_own(folder: Path, settings: dict[str, Any], *, card: str = _CARD, what: str = "predictions") -> None:
+    """UserError where the folder holds something else than results with these settings, which its `card` has."""
+    before = read_json(folder / card)
     if before is None:
-        others = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+        others = sorted(path.name for path in folder.iterdir() if path.name not in (".lock", "shards"))
         if others:
-            raise UserError(f"out {folder} holds {others[0]} and no predictions; choose a new folder.")
-        write_json(card, settings)
+            raise UserError(f"out {folder} holds {others[0]} and no {what}; choose a new folder.")
+        write_json(folder / card, settings)
         return
     for name, value in settings.items():
         if before.get(name) != value:
@@ -180,19 +191,17 @@ def _work(
     options: Options,
     boxes: Mapping[str, Boxes] | None,
     batch: int,
+    share: Share,
 ) -> dict[str, str]:
     """Predict what is not done yet, one record a line; returns what failed."""
-    outdated = _outdated(inputs, folder)
+    outdated = _outdated(inputs, folder) if share.whole else []
     done = {name: row["stamp"] for name, row in records(folder)}
     failed: dict[str, str] = {}
-    # A line that a kill has cut is ended, so that the next one is whole.
-    with (folder / DONE).open("a+b") as record:
-        if record.tell() and not ends_with_newline(folder / DONE):
-            record.write(b"\n")
+    with appended(share.place(folder) / DONE) as record:
         for row in outdated:
             forget(folder, row["name"], masks=options.masks)
             record.write(json.dumps(row | {"instances": None}).encode() + b"\n")
-        for group in _batches(_images(inputs, options, done, boxes, failed), batch):
+        for group in _batches(_images(inputs, options, done, boxes, failed, share), batch):
             results = _find(student, group, options, boxes, failed, batch)
             for frame, result in zip(group, results, strict=True):
                 if result is None:
@@ -247,15 +256,18 @@ def _images(
     done: Mapping[str, list[int]],
     boxes: Mapping[str, Boxes] | None,
     failed: dict[str, str],
+    share: Share,
 ) -> Iterator[_Frame]:
-    """Everything that is still to be predicted, with a progress bar."""
+    """Everything of a share that is still to be predicted, with a progress bar."""
+    numbers = itertools.count()
     total = sum(-(-item.frames // options.every) if isinstance(item, Video) else 1 for item in inputs)
     with tqdm(total=total, desc="predict", unit="image", disable=None) as bar:
         for item in inputs:
             stamp = _stamp(item, boxes)
 
             def wanted(name: str, stamp: tuple[int, ...] = stamp) -> bool:
-                return done.get(name) != list(stamp) and (boxes is None or name in boxes)
+                mine = share.takes(next(numbers))
+                return mine and done.get(name) != list(stamp) and (boxes is None or name in boxes)
 
             if isinstance(item, Picture):
                 if wanted(item.name):

@@ -24,6 +24,7 @@ from misa.data.rle import encode
 from misa.engine.prediction import tiling
 from misa.engine.prediction.known_boxes import find_boxes
 from misa.engine.prediction.predict import Boxes, predict
+from misa.engine.prediction.shares import Share
 from misa.engine.prediction.student import Instances, find, load_student
 from misa.engine.prediction.tiling import find_tiled, tiles
 from misa.engine.runs.scores import DETECTIONS
@@ -58,6 +59,43 @@ def contents(folder):
         for p in folder.rglob("*")
         if p.is_file() and p.name not in (".lock", "done.jsonl")
     }
+
+
+def movie(path, frames):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 12, frames[0].shape[1::-1])
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+
+
+def test_three_shards_equal_one_to_the_byte(small_run, photos, tmp_path, capsys):
+    movie(photos / "film.mp4", [np.full((48, 64, 3), 40 * i, np.uint8) for i in range(4)])
+    inputs = [str(photos), str(photos / "film.mp4")]
+    words = ["predict", str(small_run.folder), *inputs, "--score", "0", "--out"]
+    assert main([*words, str(tmp_path / "one")]) == 0
+    for shard in (2, 0, 1):
+        assert main([*words, str(tmp_path / "three"), "--shards", "3", "--shard", str(shard)]) == 0
+        assert not (tmp_path / "three" / "instances.json").exists()
+    lines = [len(p.read_text().splitlines()) for p in (tmp_path / "three" / "shards").glob("*/done.jsonl")]
+    assert sorted(lines) == [2, 3, 3]
+    assert main([*words, str(tmp_path / "three")]) == 0
+    assert not (tmp_path / "three" / "done.jsonl").read_text()
+    one, three = contents(tmp_path / "one"), contents(tmp_path / "three")
+    del one["overlay/film.mp4"], three["overlay/film.mp4"]  # OpenCV writes the time into it
+    assert one == three
+    capsys.readouterr()
+    assert main([*words, str(tmp_path / "three"), "--shards", "3", "--shard", "3"]) == 2
+    assert "shard must be from 0 to 2" in capsys.readouterr().err
+
+
+def test_a_shard_is_not_done_twice_at_a_time(small_run, photos, tmp_path):
+    share, out = Share(3, 1), tmp_path / "out"
+    with share.locked(out, "out"):
+        with pytest.raises(UserError, match="is in use"):
+            predict(small_run.folder, photos, out=out, share=share)
+        with pytest.raises(UserError, match="is in use"):
+            predict(small_run.folder, photos, out=out)
+        assert predict(small_run.folder, photos, out=out, share=Share(3, 2)).images == 1
 
 
 def test_predictions_are_those_of_the_evaluation(small_run, tmp_path):
@@ -237,10 +275,7 @@ def test_every_kind_of_image_is_read_at_its_size(student, tmp_path, kind):
 def test_a_video_gives_its_frames_and_a_video(student, small_run, tmp_path):
     frames = [cv2.imread(str(path)) for path in sorted(small_run.source.val.images.iterdir())] * 2
     film = tmp_path / "film.mp4"
-    writer = cv2.VideoWriter(str(film), cv2.VideoWriter_fourcc(*"mp4v"), 12, (70, 52))
-    for frame in frames:
-        writer.write(frame)
-    writer.release()
+    movie(film, frames)
     done = predict(student, film, out=tmp_path / "out", score=0.0, every=3)
     assert sorted(p.stem for p in (done.folder / "masks" / "film").iterdir()) == ["000000", "000003", "000006"]
     capture = cv2.VideoCapture(str(done.folder / "overlay" / "film.mp4"))
@@ -455,9 +490,7 @@ def test_nothing_is_left_of_an_image_that_changed_or_has_another_name_now(studen
 
 def test_a_folder_with_the_name_of_a_video_keeps_its_images(student, small_run, tmp_path):
     frame = cv2.imread(str(next(iter(small_run.source.val.images.iterdir()))))
-    writer = cv2.VideoWriter(str(tmp_path / "in.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 12, (70, 52))
-    writer.write(frame)
-    writer.release()
+    movie(tmp_path / "in.mp4", [frame])
     (tmp_path / "in").mkdir()
     cv2.imwrite(str(tmp_path / "in" / "x.png"), frame)
     found = [tmp_path / "in.mp4", tmp_path / "in" / "x.png"]
@@ -468,10 +501,7 @@ def test_a_folder_with_the_name_of_a_video_keeps_its_images(student, small_run, 
 def test_a_shorter_video_has_no_frames_of_the_longer_one(student, small_run, tmp_path):
     frame = cv2.imread(str(next(iter(small_run.source.val.images.iterdir()))))
     for length in (7, 4):
-        writer = cv2.VideoWriter(str(tmp_path / "film.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 12, (70, 52))
-        for _ in range(length):
-            writer.write(frame)
-        writer.release()
+        movie(tmp_path / "film.mp4", [frame] * length)
         done = predict(student, tmp_path / "film.mp4", out=tmp_path / "out", score=0.0)
         assert done.images == length
         for kind in ("masks", "overlay"):
