@@ -1,0 +1,71 @@
+"""The quality of a mask: its formula pixel by pixel, and what it must say of masks that leave no doubt."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from misa.evaluation.quality import mask_quality
+
+
+def by_hand(p, spread, box, threshold):
+    """The docstring's formula for one mask, in loops."""
+    cells = [(y, x) for y, x in itertools.product(*map(range, p.shape)) if box[y, x]]
+    mine = {c for c in cells if p[c] > threshold}
+    if not mine:
+        return 0.0
+    over = sum(v > threshold for v in p.reshape(-1))
+    student = sum(min(p[c], c in mine) for c in cells) / sum(max(p[c], c in mine) for c in cells)
+    theirs = {c for c in cells if spread[c] > threshold}
+    ys, xs = zip(*mine, strict=True)
+    extent = (max(ys) - min(ys) + 1) * (max(xs) - min(xs) + 1)
+
+    def around(c):
+        steps = ((c[0] + 1, c[1]), (c[0] - 1, c[1]), (c[0], c[1] + 1), (c[0], c[1] - 1))
+        return [s for s in steps if 0 <= s[0] < p.shape[0] and 0 <= s[1] < p.shape[1]]
+
+    inner = sum(all(n in mine for n in around(c)) for c in mine)
+    outer = len(mine | {n for c in mine for n in around(c)})
+    border = (inner + len(mine)) / (len(mine) + outer)
+    parts = student * (len(mine & theirs) / len(mine | theirs)) * (extent / len(cells) * len(mine) / over) * border
+    return parts**0.25
+
+
+@given(st.integers(0, 10**6), st.floats(0.1, 0.9))
+def test_it_is_the_formula(seed, threshold):
+    rng = np.random.default_rng(seed)
+    p, spread = rng.uniform(size=(2, 3, 6, 7))
+    box = np.zeros((3, 6, 7), bool)
+    for own in box:
+        (top, bottom), (left, right) = np.sort(rng.integers(0, 6, 2)), np.sort(rng.integers(0, 7, 2))
+        own[top : bottom + 1, left : right + 1] = True
+    found = mask_quality(p, spread, box, threshold=threshold)
+    assert ((found >= 0) & (found <= 1)).all()
+    np.testing.assert_allclose(found, [by_hand(*one, threshold) for one in zip(p, spread, box, strict=True)])
+
+
+def test_no_doubt_at_all_and_nothing_at_all():
+    """An image that the object fills has no border to be wrong about."""
+    box = np.ones((2, 5, 5), bool)
+    masks = np.stack([np.ones((5, 5)), np.full((5, 5), 0.1)])
+    np.testing.assert_array_equal(mask_quality(masks, masks, box), [1, 0])
+    assert mask_quality(np.zeros((0, 5, 5)), np.zeros((0, 5, 5)), np.zeros((0, 5, 5), bool)).shape == (0,)
+
+
+def test_each_contradiction_lowers_it():
+    box = np.zeros((1, 20, 20), bool)
+    box[:, 3:17, 3:17] = True
+    good = np.where(box, 0.9, 0.05)
+    smaller, loose = good.copy(), good.copy()
+    smaller[:, 3:10] = 0.1
+    loose[:, :3] = 0.9
+    best = mask_quality(good, good, box)
+    for masks, spread in ((good * 0.7, good), (good, smaller), (smaller, smaller), (loose, loose)):
+        assert mask_quality(masks, spread, box)[0] < best[0] - 0.02
+
+
+def test_another_shape_is_an_error():
+    with pytest.raises(ValueError, match="of one shape"):
+        mask_quality(np.zeros((1, 2, 3)), np.zeros((1, 2, 3)), np.zeros((1, 3, 2), bool))
