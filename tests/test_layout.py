@@ -38,6 +38,7 @@ ENGINE = {
     "runs": set(),
     "training": {"runs"},
     "prediction": {"runs"},
+    "labelling": {"runs", "training", "prediction"},
     "reports": {"runs", "training", "prediction"},
     "__init__": set(),
 }

@@ -92,6 +92,10 @@ class Work:
         """A of an image with this number of pixels, in bytes."""
         return self._extrapolated("kept", pixels)
 
+    def seconds(self, pixels: float) -> float:
+        """Of an image with this number of pixels, on the machine that measured."""
+        return self._extrapolated("seconds", pixels)
+
     def _extrapolated(self, name: str, pixels: float) -> float:
         low, high = getattr(self.small, name), getattr(self.large, name)
         share = (pixels - self.small.pixels) / (self.large.pixels - self.small.pixels)

@@ -1,0 +1,1 @@
+"""Masks for the boxes of a data set, with an estimate of how good each is."""

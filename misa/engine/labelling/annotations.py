@@ -1,0 +1,201 @@
+"""What is labelled, and what is written of it: a data set's own annotations, with masks in the place of theirs.
+
+Ids, names, boxes and whatever else a file says of its images stay as they are, so that tools which know the data set
+know the result.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as rle
+
+from misa.data.check.annotations import require_usable
+from misa.data.formats.coco import DataError, Split
+from misa.data.formats.coco_json import TABLES, is_empty, plain, read_json
+from misa.data.formats.convert import open_layout
+from misa.data.formats.json_rows import ObjectFile
+from misa.data.polygons import polygons
+from misa.data.rle import Runs, decode_part
+
+SplitName = Literal["all", "train", "val"]
+
+
+class Target(NamedTuple):
+    """An image with boxes to label: its row and file, and of each box its row; boxes (n 4) x1 y1 x2 y2 within it."""
+
+    name: str
+    image: dict[str, Any]
+    path: Path
+    rows: list[dict[str, Any]]
+    boxes: NDArray[np.float64]
+
+    @property
+    def stamp(self) -> list[int]:
+        """By what a changed image, or changed boxes, are noticed."""
+        status = self.path.stat()
+        known = json.dumps([[row["id"], row["category_id"], row["bbox"]] for row in self.rows])
+        return [status.st_size, status.st_mtime_ns, zlib.crc32(known.encode())]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Annotations of one file: its content, the file of each image by id, and where the result goes."""
+
+    content: dict[str, Any]
+    files: dict[int, Path]
+    out: Path
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """The classes by id."""
+        return {row["id"]: row["name"] for row in self.content["categories"]}
+
+    @cached_property
+    def targets(self) -> list[Target]:
+        """The images that have boxes with pixels of theirs, crowds left out."""
+        rows: dict[int, list[dict[str, Any]]] = {}
+        for row in self.content["annotations"]:
+            rows.setdefault(row["image_id"], []).append(row)
+        found = []
+        for image in self.content["images"]:
+            own = [row for row in rows.get(image["id"], []) if not row["iscrowd"]]
+            boxes: NDArray[np.float64] = np.array([row["bbox"] for row in own], dtype=np.float64).reshape(-1, 4)
+            boxes[:, 2:] += boxes[:, :2]
+            boxes = np.clip(boxes, 0, [image["width"], image["height"]] * 2)
+            kept = [i for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()) if x2 > x1 and y2 > y1]
+            if kept:
+                name = f"{self.out.name}/{image['id']}"
+                found.append(Target(name, image, self.files[image["id"]], [own[i] for i in kept], boxes[kept]))
+        return found
+
+
+class Mask(NamedTuple):
+    """A mask on record: run lengths, quality, and whether it is but the box."""
+
+    runs: Runs
+    quality: float
+    fallback: bool
+
+
+def open_labels(data: str | Path, out: Path, split: SplitName = "all") -> list[Labels]:
+    """The annotations of a data set in any format: one for all where one file has them, else one a split.
+
+    Raises:
+        UserError: no data set there, faulty annotations, or no boxes at all.
+    """
+    layout = open_layout(data, need_train=split != "val")
+    places = {name: place for name, place in (("train", layout.train), ("val", layout.val)) if split in ("all", name)}
+    read: dict[str, dict[str, Any]] = {}
+    for name, place in places.items():
+        content = read_json(place.annotations)
+        if isinstance(content, dict) and content.get("annotations") == [] and content.get("images") == []:
+            continue
+        if not (isinstance(content, dict) and content.get("annotations") == []):
+            require_usable(*place, verify_images="exists")
+        read[name] = content
+    if not any(row for content in read.values() for row in content["annotations"]):
+        where = " or ".join(str(place.annotations) for place in places.values())
+        raise DataError(f"{where} has no boxes, so there is nothing to label; give data with boxes.")
+    files = {name: _files(content, places[name]) for name, content in read.items()}
+    origins = {name: content.get("plain_of") for name, content in read.items()}
+    one = len(set(origins.values())) == 1 and (None not in origins.values() or _converted(read))
+    if len(read) > 1 and one:
+        every = {key: file for own in files.values() for key, file in own.items()}
+        return [Labels(_original(list(read.values()), every), every, out)]
+    several = len(read) > 1
+    return [
+        Labels(_original([content], files[name]), files[name], out.with_stem(f"{out.stem}_{name}") if several else out)
+        for name, content in read.items()
+    ]
+
+
+def _converted(read: Mapping[str, dict[str, Any]]) -> bool:
+    return all("converted_from" in content for content in read.values())
+
+
+def _files(content: dict[str, Any], place: Split) -> dict[int, Path]:
+    return {image["id"]: place.images / image["file_name"] for image in content["images"]}
+
+
+def _original(contents: list[dict[str, Any]], files: Mapping[int, Path]) -> dict[str, Any]:
+    """The content of the file that a split came from, as far as its images are in it; without notes of our own."""
+    first = contents[0]
+    if "plain_of" in first:
+        content = read_json(Path(first["plain_of"]))
+    else:
+        content = {**first, **{key: [row for own in contents for row in own[key]] for key in TABLES[:2]}}
+        for key in TABLES[:2]:
+            content[key].sort(key=lambda row: row["id"])
+    if "converted_from" in content:
+        content = {key: [{k: v for k, v in row.items() if k != "where"} for row in content[key]] for key in TABLES}
+    plain(content, areas=False)
+    content["images"] = [image for image in content["images"] if image["id"] in files]
+    sizes = {image["id"]: (image["width"], image["height"]) for own in contents for image in own["images"]}
+    for image in content["images"]:  # where the file gives none they were read from the images
+        image["width"], image["height"] = sizes[image["id"]]
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] in files]
+    return content
+
+
+def write(
+    path: Path, labels: Labels, masks: Mapping[int, Mask], *, tolerance: float | None, about: dict[str, Any]
+) -> None:
+    """Write the annotations with their masks.
+
+    tolerance: of polygons, in pixels; None: run lengths. about: goes into `info`. A box without a pixel of its image
+    is left out, a crowd stays as it is.
+    """
+    info = labels.content.get("info")
+    with ObjectFile(path) as file:
+        file.value("info", {**(info if isinstance(info, dict) else {}), "misa": about})
+        for key, value in labels.content.items():
+            if key == "annotations":
+                with file.rows(key) as add:
+                    for row in value:
+                        if row["iscrowd"]:
+                            add(row)
+                        elif row["id"] in masks:
+                            add(labelled(row, masks[row["id"]], tolerance))
+            elif isinstance(value, list):
+                with file.rows(key) as add:
+                    for row in value:
+                        add(row)
+            elif key != "info":
+                file.value(key, value)
+
+
+def labelled(row: Mapping[str, Any], mask: Mask, tolerance: float | None) -> dict[str, Any]:
+    """An annotation with its mask, the area of what is written, and `quality`; `fallback` where the box stands in."""
+    form: Any = mask.runs
+    h, w = mask.runs["size"]
+    if tolerance is not None:
+        top, left, pixels = decode_part(mask.runs)
+        form = polygons(pixels, top=top, left=left, tolerance=tolerance)
+    area = int(rle.area(form if tolerance is None else rle.merge(rle.frPyObjects(form, h, w))))
+    kept = {key: value for key, value in row.items() if key not in ("segmentation", "area", "ignore", "fallback")}
+    made = {"segmentation": form, "area": area, "iscrowd": 0, "quality": mask.quality}
+    return kept | made | ({"fallback": "box"} if mask.fallback else {})
+
+
+def true_runs(row: Mapping[str, Any], size: tuple[int, int]) -> Runs | None:
+    """The run lengths of the mask that an annotation has already; None where it has none."""
+    mask: Any = row.get("segmentation")
+    if is_empty(mask):
+        return None
+    found = rle.frPyObjects(mask, *size) if isinstance(mask, list) or isinstance(mask["counts"], list) else mask
+    merged: Runs = rle.merge(found) if isinstance(found, list) else found
+    return merged
+
+
+def digest(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

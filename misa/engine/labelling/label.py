@@ -1,0 +1,337 @@
+"""Masks for every box of a data set: `misa label`.
+
+    from misa.engine.labelling.label import Job, label
+    label(Job("photos", "masks.json", run="runs/photos-box-seed0"))
+
+Beside `masks.json` lies `masks.label/` with the record of what is done (run lengths, so that another form of output
+needs no network) and, where no run was given, the run of the student that was trained from these boxes.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as rle
+from scipy.stats import spearmanr
+from tqdm.auto import tqdm
+
+import misa
+from misa.data.formats.coco import DataError
+from misa.data.formats.coco_json import is_empty
+from misa.data.images import read_image
+from misa.data.rle import encode_part
+from misa.data.source import open_source
+from misa.engine.labelling.annotations import (
+    Labels,
+    Mask,
+    SplitName,
+    Target,
+    digest,
+    labelled,
+    open_labels,
+    true_runs,
+    write,
+)
+from misa.engine.labelling.masks import answers, require_labels_boxes
+from misa.engine.labelling.sheet import write_sheet
+from misa.engine.prediction.files import appended, records
+from misa.engine.prediction.predict import require_own
+from misa.engine.prediction.shares import DONE, Share
+from misa.engine.prediction.student import Student, choose_device, load_student
+from misa.engine.training.estimate import input_pixels, measure
+from misa.engine.training.train import train
+from misa.errors import UserError
+from misa.experiment import Experiment
+from misa.files import locked, read_json, write_json
+from misa.machine import Machine
+from misa.rows import find_row
+
+_CARD, _WRITTEN = "label.json", "written.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is labelled, by whom, and where the result goes.
+
+    data: in any format that `misa train` reads. out: the json to write. run: a student's run folder or exported file;
+    empty: `row` is trained from these boxes first, with `seed`. split: "train" or "val" alone.
+    """
+
+    data: str | Path
+    out: str | Path
+    run: str | Path = ""
+    row: str = "photos:box"
+    seed: int = 0
+    smoke: bool = False
+    split: SplitName = "all"
+
+    @property
+    def target(self) -> Path:
+        """The json to write; UserError where it is called otherwise."""
+        path = Path(self.out).expanduser().resolve()
+        if path.suffix.lower() != ".json":
+            raise UserError(f"out {self.out} should end in .json: it becomes a COCO annotation file.")
+        return path
+
+    @property
+    def folder(self) -> Path:
+        """Where the record is kept."""
+        return self.target.with_suffix(".label")
+
+    @property
+    def experiment(self) -> Experiment:
+        """The row to train, on this data; UserError for one that does not learn from boxes."""
+        row = find_row(self.row).smoke() if self.smoke else find_row(self.row)
+        if row.supervision != "box" or row.semantic is not None:
+            raise UserError(f"row {self.row} does not learn from boxes; choose one such as photos:box or own:medium.")
+        return replace(row, data="coco", scenes=()) if row.data == "demo" else row
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the masks; the same values again go on with them."""
+        by = {"run": str(Path(self.run).expanduser().resolve())} if self.run else {"row": self.row, "seed": self.seed}
+        data = str(Path(self.data).expanduser().resolve())
+        return {"data": data, "split": self.split, "smoke": self.smoke, "run": "", "row": "", "seed": 0, **by}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How masks are written: polygons within `tolerance` pixels or run lengths; how many the HTML sheet shows."""
+
+    tolerance: float = 1.0
+    rle: bool = False
+    sheet: int = 200
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What `label` has written, how many masks there are, how many are but their box, and every quality.
+
+    Of a share that is not the last one `files` is empty, and `left` says how many images are to do.
+    """
+
+    files: tuple[Path, ...]
+    quality: NDArray[np.float64]
+    fallback: int
+    omitted: int
+    left: int = 0
+    truth: NDArray[np.float64] | None = None  # IoU with the true masks, NaN where there is none
+
+    def __str__(self) -> str:
+        if not self.files:
+            left = f"{self.left} images are left to other shards" if self.left else "another shard is just ending"
+            return f"{left}; the last of them writes the result"
+        low, middle, high = np.quantile(self.quality, [0.05, 0.5, 0.95])
+        lines = [
+            f"{len(self.quality)} masks, quality {middle:.2f} (5 % below {low:.2f}, 5 % above {high:.2f}); of "
+            f"{self.fallback} boxes with next to no mask the box itself"
+        ]
+        if self.omitted:
+            lines.append(f"left out: {self.omitted} boxes without a pixel of their image")
+        if self.truth is not None:
+            known = np.isfinite(self.truth)
+            rank = spearmanr(self.quality[known], self.truth[known]).statistic
+            lines.append(
+                f"against {known.sum()} true masks: mean IoU {self.truth[known].mean():.3f}, mean quality "
+                f"{self.quality[known].mean():.3f}, rank correlation (Spearman) {rank:.3f}"
+            )
+        return "\n".join([*lines, *map(str, self.files)])
+
+
+def label(
+    job: Job,
+    form: Form | None = None,
+    *,
+    share: Share | None = None,
+    device: str = "auto",
+    threads: int = 1,
+    score: bool = False,
+) -> Labelled:
+    """Write the masks of all boxes of a data set as COCO json, and an HTML sheet with the doubtful ones first.
+
+    The same call again goes on where it was stopped, and looks at new or changed images only. The data is only read.
+
+    Args:
+        job: what is labelled, and by whom.
+        form: how it is written; another form needs no new masks.
+        share: the part of the images that this call takes; whichever is last writes the result.
+        device: "cpu", "cuda", "cuda:1", or "auto".
+        threads: of torch on the CPU, for a training.
+        score: compare with the true masks that the data has.
+
+    Raises:
+        UserError: wrong input, or something else in the place of the result. Images that cannot be read, when all
+            others are done.
+    """
+    form, share, base = form or Form(), share or Share(), job.folder
+    if not form.tolerance >= 0 or form.sheet < 0:
+        raise UserError(f"tolerance and sheet must be at least 0, not {form.tolerance} and {form.sheet}.")
+    _require_outside(job)
+    sets = open_labels(job.data, job.target, job.split)
+    rows = [row for one in sets for target in one.targets for row in target.rows]
+    if not rows:
+        raise UserError(f"{job.data} has no box with a pixel of its image, so there is nothing to label.")
+    if score and all(is_empty(row.get("segmentation")) for row in rows):
+        raise UserError(f"score compares with true masks, and {job.data} has none; leave it out.")
+    for one in sets:
+        _require_ours(one, base)
+    with share.locked(base, "the record"):
+        require_own(base, job.settings(), card=_CARD, what="record of misa label")
+        student = load_student(_run_of(job, share, device, threads), device=device)
+        names = {one.names[row["category_id"]] for one in sets for target in one.targets for row in target.rows}
+        require_labels_boxes(student, sorted(names))
+        left = _work(student, sets, base / student.digest, share)
+        with contextlib.ExitStack() as stack:
+            if left == 0 and _writes(base, share, stack):
+                return _finish(student, sets, base, form, score=score)
+        return Labelled((), np.zeros(0), 0, 0, left)
+
+
+def _writes(base: Path, share: Share, stack: contextlib.ExitStack) -> bool:
+    """Whether this process writes the result: of shares that end at the same time one does."""
+    try:
+        stack.enter_context(locked(base / "write", "the result"))
+    except UserError:
+        if share.whole:
+            raise
+        return False
+    return True
+
+
+def _require_outside(job: Job) -> None:
+    """UserError where the result would lie among the data, where it would be read as annotations itself."""
+    data = Path(job.data).expanduser().resolve()
+    if job.target == data or (data.is_dir() and job.target.is_relative_to(data)):
+        raise UserError(f"out {job.target} lies in the data, which is only read; choose a place outside {data}.")
+
+
+def _require_ours(labels: Labels, base: Path) -> None:
+    """UserError where a file to be written is there already and is not what we wrote."""
+    written = read_json(base / _WRITTEN) or {}
+    for path in (labels.out, labels.out.with_suffix(".html")):
+        if path.exists() and digest(path) not in written.get(path.name, []):
+            changed = "has been changed since misa label wrote it" if path.name in written else "is there already"
+            raise UserError(f"{path} {changed}; move it away, or choose another out.")
+
+
+def _run_of(job: Job, share: Share, device: str, threads: int) -> Path:
+    """The run to label by: the given one, or one that is trained here first."""
+    if job.run:
+        return Path(job.run).expanduser()
+    folder = job.folder / "run"
+    if not (folder / "metrics.json").is_file():
+        if not share.whole:
+            raise UserError("shards share a student that is trained already; give run, or label without shard first.")
+        experiment = job.experiment
+        print(f"no run is given; {_planned(experiment, job, device)}", flush=True)
+        machine = Machine(gpus=0 if device == "cpu" else None, threads=threads)
+        train(experiment, data_root=job.data, work_dir=folder, row=job.row, seed=job.seed, machine=machine)
+    return folder
+
+
+def _planned(experiment: Experiment, job: Job, device: str) -> str:
+    """What is trained and how long that takes, from measured steps."""
+    images, schedule = open_source(experiment, job.data).images, experiment.schedule
+    place = "cuda" if choose_device(device).type == "cuda" else "cpu"
+    seconds = measure(experiment, sides=(96, 160), device=place).seconds(input_pixels(experiment))
+    minutes = schedule.epochs * (images // schedule.batch) * schedule.batch * seconds / 60
+    about = f"{max(minutes, 1):.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+    teacher = f", after its teacher {experiment.teacher}" if experiment.teacher else ""
+    return (
+        f"{job.row} is trained from these boxes{teacher}: {images} images, {schedule.epochs} epochs, about {about} on "
+        f"this machine's {place}, in {job.folder / 'run'}; the same command goes on if it is stopped"
+    )
+
+
+def _work(student: Student, sets: Sequence[Labels], place: Path, share: Share) -> int:
+    """Label what is not done yet, a line an image; how many images are left to other shares."""
+    targets = [(one, target) for one in sets for target in one.targets]
+    done = {name: row["stamp"] for name, row in records(place)}
+    mine = [pair for i, pair in enumerate(targets) if share.takes(i)]
+    failed: list[str] = []
+    with appended(share.place(place) / DONE) as record:
+        for one, target in tqdm(mine, desc="label", unit="image", disable=None):
+            try:
+                if done.get(target.name) != target.stamp:
+                    record.write(json.dumps(_labelled(student, one, target)).encode() + b"\n")
+                    record.flush()
+            except (DataError, OSError) as error:
+                failed.append(str(error))
+    if failed:
+        more = f" ({len(failed) - 1} more like it)" if len(failed) > 1 else ""
+        raise UserError(f"the other images are done, but {failed[0]}{more}")
+    done = {name: row["stamp"] for name, row in records(place)}
+    return sum(done.get(target.name) != target.stamp for _, target in targets)
+
+
+def _labelled(student: Student, labels: Labels, target: Target) -> dict[str, Any]:
+    """The record of an image."""
+    image = read_image(target.path)
+    size = (target.image["height"], target.image["width"])
+    if image.shape[:2] != size:
+        raise DataError(
+            f"{target.path} is {image.shape[1]} x {image.shape[0]} pixels and listed as {size[1]} x {size[0]}; "
+            "correct one of the two."
+        )
+    names = [labels.names[row["category_id"]] for row in target.rows]
+    found = answers(student, image, target.boxes, names)
+    instances = [
+        [row["id"], encode_part(one.part.pixels, one.part.top, one.part.left, size), one.quality, one.fallback]
+        for row, one in zip(target.rows, found, strict=True)
+    ]
+    return {
+        "name": target.name,
+        "file": target.path.name,
+        "stamp": target.stamp,
+        "size": size,
+        "instances": instances,
+    }
+
+
+def _finish(student: Student, sets: Sequence[Labels], base: Path, form: Form, *, score: bool) -> Labelled:
+    """Write the result from the record."""
+    found = {name: row["instances"] for name, row in records(base / student.digest)}
+    about = {"version": misa.__version__, "student": student.digest, "tolerance": None if form.rle else form.tolerance}
+    quality: list[float] = []
+    truth: list[float] = []
+    paths: list[Path] = []
+    fallback = omitted = 0
+    for one in sets:
+        targets = one.targets
+        masks = {i: Mask(*rest) for target in targets for i, *rest in found[target.name]}
+        omitted += sum(not row["iscrowd"] for row in one.content["annotations"]) - len(masks)
+        made = base / one.out.name
+        write(made, one, masks, tolerance=None if form.rle else form.tolerance, about=about)
+        paths.append(_put(made, one.out, base))
+        if form.sheet:
+            page = one.out.with_suffix(".html")
+            (base / page.name).write_text(write_sheet(one.out.name, targets, masks, one.names, most=form.sheet))
+            paths.append(_put(base / page.name, page, base))
+        for target in targets:
+            quality += [masks[row["id"]].quality for row in target.rows]
+            fallback += sum(masks[row["id"]].fallback for row in target.rows)
+            truth += [_iou(row, masks[row["id"]], form) for row in target.rows] if score else []
+    return Labelled(tuple(paths), np.array(quality), fallback, omitted, truth=np.array(truth) if score else None)
+
+
+def _put(made: Path, path: Path, base: Path) -> Path:
+    """Move what is made to its place, on record as ours before: a kill in between leaves nothing that looks foreign."""
+    written = read_json(base / _WRITTEN) or {}
+    written[path.name] = [*written.get(path.name, [])[-1:], digest(made)]
+    write_json(base / _WRITTEN, written)
+    os.replace(made, path)
+    return path
+
+
+def _iou(row: dict[str, Any], mask: Mask, form: Form) -> float:
+    """Of what is written with the true mask; NaN where there is none."""
+    true = true_runs(row, mask.runs["size"])
+    if true is None:
+        return float("nan")
+    ours = true_runs(labelled(row, mask, None if form.rle else form.tolerance), mask.runs["size"])
+    return float(rle.iou([ours], [true], [0])[0, 0])

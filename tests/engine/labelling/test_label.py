@@ -1,0 +1,288 @@
+"""Masks for the boxes of a data set: read back by pycocotools, whole after a kill, and never in the data's place."""
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from scipy.stats import spearmanr
+
+from misa.cli import main
+from misa.data.rle import decode
+from misa.engine.labelling.label import Form, Job, label
+from misa.engine.labelling.masks import FALLBACK_QUALITY, answers
+from misa.engine.prediction.shares import Share
+from misa.engine.prediction.student import load_student
+from misa.engine.training.train import train
+from misa.errors import UserError
+from tests.helpers import CPU
+
+
+@pytest.fixture
+def data(small_run, tmp_path):
+    """The embedded data of `small_run` in a folder of its own."""
+    return shutil.copytree(small_run.source.root, tmp_path / "data")
+
+
+def annotations(data, split="train"):
+    return data / "annotations" / f"instances_{split}2017.json"
+
+
+def change(path, edit):
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def digests(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def results(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".json", ".html")}
+
+
+def test_every_box_has_a_mask_that_others_read(small_run, data, tmp_path):
+    before = digests(data)
+    done = label(Job(data, tmp_path / "masks.json", run=small_run.folder), Form(sheet=3), device="cpu")
+    assert [path.name for path in done.files] == [
+        *("masks_train.json", "masks_train.html"),
+        *("masks_val.json", "masks_val.html"),
+    ]
+    assert digests(data) == before
+    for split in ("train", "val"):
+        original = json.loads(annotations(data, split).read_text())
+        content = json.loads((tmp_path / f"masks_{split}.json").read_text())
+        assert content["images"] == original["images"]
+        assert content["categories"] == original["categories"]
+        kept = ("id", "image_id", "category_id", "bbox")
+        assert [[a[k] for k in kept] for a in content["annotations"]] == [
+            [a[k] for k in kept] for a in original["annotations"]
+        ]
+        coco = COCO(str(tmp_path / f"masks_{split}.json"))
+        for annotation in coco.dataset["annotations"]:
+            mask = coco.annToMask(annotation)
+            x, y, w, h = annotation["bbox"]
+            assert annotation["area"] == mask.sum() > 0
+            assert mask[int(y) : int(np.ceil(y + h)), int(x) : int(np.ceil(x + w))].sum() == mask.sum()
+            assert all(len(polygon) >= 6 for polygon in annotation["segmentation"])
+            assert annotation["iscrowd"] == 0
+            assert 0 <= annotation["quality"] <= 1
+    page = (tmp_path / "masks_train.html").read_text()
+    assert page.count("<figure") == 3
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_run_lengths_are_the_students_own_masks(small_run, data, tmp_path):
+    done = label(Job(data, tmp_path / "m.json", run=small_run.folder, split="val"), Form(rle=True), device="cpu")
+    content, student = json.loads(done.files[0].read_text()), load_student(small_run.folder, device="cpu")
+    names = {row["id"]: row["name"] for row in content["categories"]}
+    from misa.data.images import read_image
+
+    for image in content["images"]:
+        rows = [row for row in content["annotations"] if row["image_id"] == image["id"]]
+        boxes = np.array([row["bbox"] for row in rows])
+        boxes[:, 2:] += boxes[:, :2]
+        pixels = read_image(data / "val2017" / image["file_name"])
+        found = answers(student, pixels, boxes, [names[row["category_id"]] for row in rows])
+        for row, one in zip(rows, found, strict=True):
+            canvas = np.zeros(pixels.shape[:2], bool)
+            part = one.part
+            canvas[part.top : part.top + part.pixels.shape[0], part.left : part.left + part.pixels.shape[1]] = (
+                part.pixels
+            )
+            np.testing.assert_array_equal(decode(row["segmentation"]), canvas)
+            assert (row["quality"], row.get("fallback")) == (one.quality, "box" if one.fallback else None)
+
+
+def test_three_shards_equal_one_to_the_byte(small_run, data, tmp_path):
+    for name in ("one", "three"):
+        (tmp_path / name).mkdir()
+    label(Job(data, tmp_path / "one" / "m.json", run=small_run.folder), device="cpu")
+    job = Job(data, tmp_path / "three" / "m.json", run=small_run.folder)
+    left = [label(job, share=Share(3, shard), device="cpu").left for shard in (1, 2, 0)]
+    assert left == [7, 4, 0]  # of ten images
+    assert results(tmp_path / "three") == results(tmp_path / "one")
+    # Run again as a whole: nothing is made anew.
+    assert label(job, device="cpu").left == 0
+    assert results(tmp_path / "three") == results(tmp_path / "one")
+
+
+def test_a_killed_one_goes_on_and_ends_with_the_same_bytes(small_run, data, tmp_path):
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    label(Job(data, tmp_path / "whole" / "m.json", run=small_run.folder), device="cpu")
+    out = tmp_path / "killed" / "m.json"
+    words = ["label", str(data), "--out", str(out), "--run", str(small_run.folder), "--device", "cpu"]
+    process = subprocess.Popen([sys.executable, "-m", "misa", *words], stdout=subprocess.DEVNULL)
+    record, end = None, time.monotonic() + 120
+    while time.monotonic() < end and not (record and record[0].read_bytes().count(b"\n")):
+        record = list((tmp_path / "killed" / "m.label").glob("*/done.jsonl"))
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert record
+    with record[0].open("ab") as file:
+        file.write(b'{"name": "m_tr')  # as a kill in the middle of a line leaves it
+    assert main(words) == 0
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+
+
+def test_nothing_of_others_is_overwritten(small_run, data, tmp_path, capsys):
+    out = tmp_path / "m.json"
+    words = ["label", str(data), "--split", "val", "--run", str(small_run.folder), "--device", "cpu", "--out"]
+
+    def refused(target, what):
+        assert main([*words, str(target)]) == 2
+        assert what in capsys.readouterr().err
+
+    out.write_text("mine")
+    refused(out, "is there already")
+    assert out.read_text() == "mine"
+    out.unlink()
+    assert main([*words, str(out)]) == 0
+    out.with_suffix(".html").unlink()
+    assert main([*words, str(out), "--tolerance", "2"]) == 0  # ours: another form
+    change(out, lambda content: content["annotations"][0].update(quality=1))
+    refused(out, "has been changed since")
+    refused(tmp_path / "masks.txt", "should end in .json")
+    refused(data / "annotations" / "masks.json", "lies in the data")
+    other = shutil.copytree(data, tmp_path / "other")
+    words[1] = str(other)
+    out.unlink()
+    refused(out, "was made with other settings (data is")
+
+
+def test_changed_boxes_are_labelled_anew_and_others_are_kept(small_run, data, tmp_path):
+    job = Job(data, tmp_path / "m.json", run=small_run.folder, split="val")
+    label(job, device="cpu")
+    (record,) = (tmp_path / "m.label").glob("*/done.jsonl")
+    lines = record.read_bytes().splitlines()
+
+    def move(content):
+        content["annotations"][0]["bbox"][0] += 1
+        content["annotations"][0]["bbox"][2] -= 1
+
+    change(annotations(data, "val"), move)
+    label(job, device="cpu")
+    assert len(record.read_bytes().splitlines()) == len(lines) + 1
+
+
+def test_crowds_stay_and_boxes_that_cannot_have_a_mask_are_counted(small_run, data, tmp_path):
+    crowd = {"iscrowd": 1, "segmentation": {"size": [52, 70], "counts": [100, 40, 3500]}, "area": 40}
+
+    def edit(content):
+        rows = content["annotations"]
+        for row in rows:
+            row.pop("segmentation")
+        rows[0].update(crowd)
+        rows[1]["bbox"] = [5.2, 6.1, 0.3, 0.4]  # less than a pixel
+
+    change(annotations(data, "val"), edit)
+    done = label(Job(data, tmp_path / "m.json", run=small_run.folder, split="val"), device="cpu")
+    rows = json.loads(done.files[0].read_text())["annotations"]
+    assert {key: rows[0][key] for key in crowd} == crowd
+    assert "quality" not in rows[0]
+    assert rows[1]["fallback"] == "box"
+    assert rows[1]["quality"] == FALLBACK_QUALITY
+    assert rows[1]["segmentation"] == [[5.0, 6.0, 6.0, 6.0, 6.0, 7.0, 5.0, 7.0]]
+    assert done.fallback >= 1
+
+
+def test_other_formats_keep_their_images(small_run, data, tmp_path):
+    """A csv in one file becomes one json, with names relative to it."""
+    content = json.loads(annotations(data, "val").read_text())
+    names = {row["id"]: row["name"] for row in content["categories"]}
+    files = {row["id"]: row["file_name"] for row in content["images"]}
+    lines = ["image,x,y,box_width,box_height,label"]
+    for row in content["annotations"]:
+        x, y, w, h = row["bbox"]
+        lines.append(f"{files[row['image_id']]},{x},{y},{w},{h},{names[row['category_id']]}")
+    (data / "val2017" / "boxes.csv").write_text("\n".join(lines) + "\n")
+    done = label(Job(data / "val2017", tmp_path / "m.json", run=small_run.folder), device="cpu")
+    found = json.loads(done.files[0].read_text())
+    assert done.files[0].name == "m.json"
+    assert {row["file_name"] for row in found["images"]} == set(files.values())
+    assert len(found["annotations"]) == len(content["annotations"])
+    assert all("where" not in row for row in found["annotations"] + found["images"])
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        (lambda c: c.update(annotations=[]), "has no boxes, so there is nothing to label"),
+        (lambda c: c["categories"].append({"id": 99, "name": "unicorn"}), None),
+        (lambda c: [row.update(name=f"new {row['name']}") for row in c["categories"]], "knows no class 'new "),
+    ],
+)
+def test_what_cannot_be_labelled_is_said_in_a_sentence(small_run, data, tmp_path, capsys, edit, sentence):
+    change(annotations(data, "val"), edit)
+    words = ["label", str(data), "--out", str(tmp_path / "m.json"), "--split", "val", "--run", str(small_run.folder)]
+    assert main([*words, "--device", "cpu"]) == (2 if sentence else 0)
+    assert sentence is None or sentence in capsys.readouterr().err
+
+
+def test_an_image_that_cannot_be_read_stops_the_result_and_not_the_others(small_run, data, tmp_path):
+    job = Job(data, tmp_path / "m.json", run=small_run.folder, split="val")
+    first = sorted((data / "val2017").iterdir())[0]
+    whole = first.read_bytes()
+    first.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=f"the other images are done, but .*{first.name}"):
+        label(job, device="cpu")
+    assert not job.target.exists()
+    first.write_bytes(whole)
+    assert len(label(job, device="cpu").files) == 2
+
+
+def test_a_shard_needs_a_student(data, tmp_path):
+    with pytest.raises(UserError, match="give run, or label without shard first"):
+        label(Job(data, tmp_path / "m.json"), share=Share(2, 0), device="cpu")
+    with pytest.raises(UserError, match="does not learn from boxes"):
+        label(Job(data, tmp_path / "other.json", row="demo:mask"), device="cpu")
+
+
+def test_the_score_is_that_of_the_written_masks(small_run, data, tmp_path):
+    job = Job(data, tmp_path / "m.json", run=small_run.folder, split="val")
+    done = label(job, device="cpu", score=True)
+    truth, ours = COCO(str(annotations(data, "val"))), COCO(str(done.files[0]))
+    expected, quality = [], []
+    for key, row in ours.anns.items():
+        a, b = ours.annToMask(row), truth.annToMask(truth.anns[key])
+        expected.append((a & b).sum() / (a | b).sum())
+        quality.append(row["quality"])
+    assert done.truth is not None
+    np.testing.assert_allclose(np.sort(done.truth), np.sort(expected))
+    assert f"rank correlation (Spearman) {spearmanr(quality, expected).statistic:.3f}" in str(done)
+
+
+@pytest.mark.slow
+def test_label_train_on_the_labels_and_evaluate(data, tmp_path, small_row, capsys):
+    """From boxes alone to a student that learns from masks: the two-step recipe, end to end."""
+    rows = "from misa.experiment import Experiment\nfrom tests.engine.conftest import SMALL\nROWS = {'small': SMALL}\n"
+    (tmp_path / "rows.py").write_text(rows)
+    words = ["label", str(data), "--out", str(tmp_path / "m.json"), "--row", f"{tmp_path / 'rows.py'}:small"]
+    assert main([*words, "--device", "cpu", "--score"]) == 0
+    assert "is trained from these boxes: 6 images, 8 epochs, about 1 minutes" in capsys.readouterr().out
+    assert (tmp_path / "m.label" / "run" / "metrics.json").is_file()
+    taught = shutil.copytree(data, tmp_path / "taught")
+    shutil.copy(tmp_path / "m_train.json", annotations(taught))
+    ours = COCO(str(annotations(taught)))
+    assert all(rle.area(ours.annToRLE(row)) == row["area"] for row in ours.anns.values())
+    row = small_row.but(data="coco", scenes=(), supervision="mask", affinity=None, schedule={"epochs": 1})
+    torch.manual_seed(0)
+    run = train(row, data_root=taught, work_dir=tmp_path / "student", machine=CPU)
+    losses = (run.folder / "losses.jsonl").read_text().splitlines()
+    assert len(losses) >= 2
+    assert "AP" in run.metrics["segm"]
