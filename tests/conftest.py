@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ import misa  # noqa: F401  (makes mmcv importable before any test imports mmdet)
 
 # Two busy threads on two cores collapse as soon as anything else runs; see "Threads" in the README.
 torch.set_num_threads(1)
+# Triton reads it when it is first imported: its kernels run on CPU tensors where there is no GPU.
+if not torch.cuda.is_available():
+    assert "triton" not in sys.modules, "something imports Triton before its interpreter is chosen"
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

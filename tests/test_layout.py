@@ -45,7 +45,10 @@ ENGINE = {
 PATHS = sorted(ROOT.rglob("*.py"))
 LINES, ARGUMENTS = 60, 10  # of a function at most, see `test_functions_are_small`
 # Kernels are one loop each, and their arguments are arrays that a compiler wants one by one.
-KERNELS = {"ops/backends/kernels.py", *(f"ops/backends/cuda/{name}.py" for name in ("steps",))}
+KERNELS = {
+    "ops/backends/kernels.py",
+    *(f"ops/backends/cuda/{name}.py" for name in ("features", "merges", "sums", "tour", "trees", "windows")),
+}
 # Public functions whose keywords are promised, and mmcv's own signatures.
 PROMISED = {
     "losses/distillation.py:distillation_loss",

@@ -211,7 +211,8 @@ class Guides:
         if form == "product" and self.second:
             layers = self._joined(bandwidth, balance, self.second_scale(sigma, factor))  # type: ignore[arg-type]
         else:
-            layers = [[self._first_layer(i, bandwidth)] for i in images]
+            first = {i: self._first_layer(i, bandwidth) for i in images}
+            layers = [[first[i]] for i in images]
             if self.second:
                 for mine, layer in zip(layers, self._second_layers(window, balance, sigma, factor), strict=True):
                     mine.append(layer)

@@ -1,4 +1,7 @@
-"""Which code runs a propagation: loops compiled by numba for CPU tensors, torch operations for all others."""
+"""Which code runs a propagation: loops compiled by numba for CPU tensors, Triton's kernels for CUDA tensors.
+
+Torch operations serve all others, and both where numba or Triton does not run.
+"""
 
 import os
 from collections.abc import Iterator
@@ -9,27 +12,39 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from misa.errors import UserError
 from misa.ops.backends import torch_ops
+from misa.ops.backends.cuda.works import interpreted, triton_works
 
-NAMES = ("auto", "cpu", "torch")
+NAMES = ("auto", "cpu", "torch", "triton")
 _chosen: ContextVar[str | None] = ContextVar("backend", default=None)
 
 
 def backend(like: Tensor) -> ModuleType:
-    """`cpu` for CPU tensors where numba is installed, `torch_ops` else; `use` and MISA_KERNELS have a say.
+    """`cpu` for CPU tensors, `cuda.operations` for CUDA tensors, `torch_ops` else; `use` and MISA_KERNELS have a say.
 
-    Under torch.compile the torch operations are traced like all others.
+    "torch" asks for torch operations everywhere, "cpu" and "triton" for one of the two where tensors are on its device.
+    Triton's kernels take CPU tensors in its interpreter alone (TRITON_INTERPRET=1). Under torch.compile, and for fake
+    tensors, the torch operations are traced like all others.
 
     Raises:
-        UserError: for a MISA_KERNELS that is none of `NAMES`, and without numba where "cpu" was asked for.
+        UserError: for a MISA_KERNELS that is none of `NAMES`, and where "cpu" was asked for without numba, or "triton"
+            for CPU tensors outside the interpreter.
     """
-    if like.device.type != "cpu" or torch.compiler.is_compiling():
+    kind = like.device.type
+    if kind not in ("cpu", "cuda") or torch.compiler.is_compiling():
         return torch_ops
     name = _chosen.get() or os.environ.get("MISA_KERNELS", "auto")
     if name not in NAMES:
         raise UserError(f"MISA_KERNELS is {name!r}; set it to {', '.join(NAMES[:-1])} or {NAMES[-1]}.")
+    if kind == "cuda":
+        return torch_ops if name == "torch" or isinstance(like, FakeTensor) or not triton_works() else _kernels()
+    if name == "triton":
+        if not interpreted():
+            raise UserError("Triton's kernels run on CPU tensors in its interpreter alone: set TRITON_INTERPRET=1.")
+        return _kernels()
     loops = None if name == "torch" else _loops()
     if loops is None and name == "cpu":
         raise UserError("the compiled loops of the CPU were asked for, and numba is not installed: pip install numba.")
@@ -38,10 +53,7 @@ def backend(like: Tensor) -> ModuleType:
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
-    """Propagate by "torch" operations or by the compiled loops of the "cpu" until the block ends; "auto" is the rule.
-
-    Tensors on other devices go through torch operations in any case.
-    """
+    """Propagate by one of `NAMES` until the block ends; "auto" is the rule, see `backend`."""
     if name not in NAMES:
         raise ValueError(f"there is no backend {name!r}; there are {', '.join(NAMES)}.")
     token = _chosen.set(name)
@@ -67,3 +79,9 @@ def _loops() -> ModuleType | None:
     except ImportError:  # no numba, or none for the numpy at hand
         return None
     return cpu
+
+
+def _kernels() -> ModuleType:
+    from misa.ops.backends.cuda import operations
+
+    return operations

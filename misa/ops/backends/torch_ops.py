@@ -1,6 +1,6 @@
 """The path in torch operations alone: any device, a fixed number of rounds, no waiting for the device.
 
-The same functions as `cpu`. On CUDA the window propagation goes through Triton where it works.
+The same functions as `cpu` and `cuda.operations`.
 
 Sums along a tree: k(i, j) = exp(−s(i, j)) with s(i, j) the largest edge on the tree path from i to j. Joining the edges
 in ascending order (Kruskal) gives a merge tree. On a rooted tree it can be read off without sorting all edges: when the
@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from misa.ops.backends.cuda.works import triton_works
 from misa.ops.neighbors import inside, shift
 
 NONE = torch.iinfo(torch.int64).max
@@ -374,10 +373,6 @@ def propagate_window(
     index = on_device(of_mask, masks)
     boxes = None if boxes is None else boxes.to(masks.dtype)
     every = [(0, 0), *offsets, *((-dy, -dx) for dy, dx in offsets)]
-    if masks.device.type == "cuda" and triton_works():
-        from misa.ops.backends.cuda.steps import propagate_window as steps_on_device
-
-        return steps_on_device(masks, boxes, weights, index, every, steps)
     if boxes is not None:
         masks = masks * boxes
     weights = weights[index] if len(groups) > 1 else weights

@@ -1,10 +1,12 @@
-"""Whether Triton's kernels run here."""
+"""Whether Triton's kernels run here, and what their launches have in common."""
 
 import os
 import warnings
+from collections.abc import Sequence
 from functools import cache
 
 import torch
+from torch import Tensor
 
 
 def interpreted() -> bool:
@@ -37,3 +39,13 @@ def triton_works() -> bool:
             stacklevel=2,
         )
     return not reason
+
+
+def block(usual: int, needed: int) -> int:
+    """How many elements one program of a kernel works on; in the interpreter all that are `needed`, up to 1024."""
+    return min(1024, 1 << (needed - 1).bit_length()) if interpreted() else usual
+
+
+def table(numbers: Sequence[int] | Sequence[Sequence[int]], like: Tensor) -> Tensor:
+    """Small numbers of the host as int32, sent without waiting."""
+    return torch.tensor(list(numbers), dtype=torch.int32).to(like.device, non_blocking=True)

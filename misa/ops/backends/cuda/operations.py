@@ -1,0 +1,34 @@
+"""The CUDA path: the same functions as `cpu` and `torch_ops`, in kernels of Triton, on the device of their tensors."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from misa.ops.backends.cuda import features, sums, trees, windows
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def on_its_device(function: Callable[P, T]) -> Callable[P, T]:
+    """Triton launches on the current device, which need not be the one of the tensors."""
+
+    @wraps(function)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> T:
+        first = args[0]
+        assert isinstance(first, Tensor)
+        with torch.cuda.device_of(first):
+            return function(*args, **kwargs)
+
+    return inner
+
+
+spanning_trees = on_its_device(trees.spanning_trees)
+at_edges = on_its_device(trees.at_edges)
+propagate = on_its_device(sums.propagate)
+propagate_along = on_its_device(sums.propagate_along)
+feature_lengths = on_its_device(features.feature_lengths)
+propagate_window = on_its_device(windows.propagate_window)

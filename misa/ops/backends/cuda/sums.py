@@ -1,0 +1,272 @@
+"""Sums over the trees of Eq. 14 in whole numbers, so that the order of atomics never shows.
+
+With the vertices c whose t(c) is t ("children" of t) in ascending s, M(x) the mass below x, itself included, and
+e(x) = exp(−s(x)):
+    B(c) = own(t) + Σ M over the earlier children of t        what c meets
+    L(c) = Σ e M over the later children of t                 what t's part, with c in it by then, meets
+    out(x) = own(x) + Σ e M over x's children + Σ over the chain y = x, t(x), … below the root of e(y) B(y) + L(y)
+All terms are at least 0. Values are shifted and scaled to [0, 1] per mask, and masses are integers with up to 26 bits
+after the point: sums are exact, results good to 4e-8 of a mask's range and the same bits each time.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from misa.ops.backends import torch_ops
+from misa.ops.backends.cuda.merges import Merges
+from misa.ops.backends.cuda.works import block, table
+from misa.ops.backends.torch_ops import Index, Part
+
+CELLS = 1 << 24  # vertices of all rows that are worked on at once, 44 bytes each
+LARGEST = 1 << 20  # vertices of a tree: beyond, masses would have fewer than 22 bits, which is coarser than float32
+FINE = tl.constexpr(10)  # more bits for e M
+FINER = tl.constexpr(1024.0)
+
+
+def split(p: int) -> tuple[int, int]:
+    """Bits after the point of a mass, and of the sum of p of them; above both comes a count of up to p."""
+    count = p.bit_length()
+    bits = min(26, 62 - 2 * count)
+    return bits, bits + count
+
+
+@triton.jit
+def _fixed(values, low, high, mask, tree, pixel, of, own, p, BITS: tl.constexpr, BLOCK: tl.constexpr):
+    """(v − low) / (high − low) of a row's mask in the tree's order; 1 everywhere for mask −1."""
+    r = tl.program_id(1).to(tl.int64)
+    x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    ok = x < p
+    n = tl.load(mask + r).to(tl.int64)
+    real = n >= 0
+    first = tl.load(low + n, mask=real, other=0.0).to(tl.float64)
+    range_ = tl.load(high + n, mask=real, other=1.0).to(tl.float64) - first
+    at = tl.load(pixel + tl.load(of + tl.load(tree + r)).to(tl.int64) * p + x, mask=ok, other=0)
+    v = tl.load(values + n * p + at, mask=ok & real, other=1.0).to(tl.float64)
+    sound = (range_ > 0) & (range_ < float("inf"))
+    share = tl.where(sound, (v - first) / tl.where(sound, range_, 1.0), 0.0)
+    tl.store(own + r * p + x, (tl.minimum(share, 1.0) * (1 << BITS) + 0.5).to(tl.int32), mask=ok)
+
+
+@triton.jit
+def _collect(own, meet, kids, tree, acc, mass, p, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
+    """M from the leaves up: of a vertex's children the last to arrive goes on. One atomic per vertex."""
+    r = tl.program_id(1).to(tl.int64)
+    x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.load(tree + r).to(tl.int64) * p
+    own += r * p
+    acc += r * p
+    mass += r * p
+    one = tl.full((BLOCK,), 1, tl.int64) << SHIFT
+    todo = (x < p) & (tl.load(kids + row + x, mask=x < p, other=1) == 0) & (x > 0)
+    m, y = tl.load(own + x, mask=x < p, other=0).to(tl.int64), x
+    tl.store(mass + x, m, mask=todo)
+    while tl.max(todo.to(tl.int32), axis=0) > 0:
+        y = tl.where(todo, tl.load(meet + row + y, mask=todo, other=0), y)
+        need = tl.load(kids + row + y, mask=todo, other=0).to(tl.int64)
+        more = tl.load(own + y, mask=todo, other=0).to(tl.int64)
+        old = tl.atomic_add(acc + y, m + one, mask=todo, sem="relaxed")
+        todo = todo & ((old >> SHIFT) + 1 == need)
+        m = (old & (one - 1)) + m + more
+        tl.store(mass + y, m, mask=todo)
+        todo = todo & (y > 0)
+
+
+@triton.jit
+def _in_order(mass, order, s, tree, m_sorted, em_sorted, p, BLOCK: tl.constexpr):
+    """M and e M, children side by side."""
+    r = tl.program_id(1).to(tl.int64)
+    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    ok = k < p
+    row = tl.load(tree + r).to(tl.int64) * p
+    x = tl.load(order + row + k, mask=ok, other=0) - row
+    below = ok & (x > 0)
+    m = tl.load(mass + r * p + x, mask=below, other=0)
+    e = tl.exp(-tl.load(s + row + x, mask=below, other=float("inf")).to(tl.float64))
+    tl.store(m_sorted + r * p + k, m, mask=ok)
+    em = e * m.to(tl.float64) * FINER + 0.5
+    tl.store(em_sorted + r * p + k, tl.where(em == em, em, 0.0).to(tl.int64), mask=ok)  # NaN shows in `broken`
+
+
+@triton.jit
+def _between(sums, first, last, ok):
+    """The sum of what is from `first` to `last`, out of prefix sums that run through all rows."""
+    return tl.load(sums + last, mask=ok, other=0) - tl.load(sums + first - 1, mask=ok & (first > 0), other=0)
+
+
+@triton.jit
+def _terms(own, cm, ce, order, s, meet, kids, start, tree, d, p, BLOCK: tl.constexpr):
+    """d(x) = e B + L, in the units of own."""
+    r = tl.program_id(1).to(tl.int64)
+    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    ok = k < p
+    row, mine = tl.load(tree + r).to(tl.int64) * p, r * p
+    x = tl.load(order + row + k, mask=ok, other=0) - row
+    below = ok & (x > 0)
+    t = tl.load(meet + row + x, mask=below, other=0)
+    first = tl.load(start + row + t, mask=below, other=0) - row
+    last = first + tl.load(kids + row + t, mask=below, other=0) - 1
+    earlier = _between(cm, mine + first, mine + k - 1, below & (k > first))
+    later = _between(ce, mine + k + 1, mine + last, below & (k < last))
+    e = tl.exp(-tl.load(s + row + x, mask=below, other=float("inf")).to(tl.float64))
+    b = (tl.load(own + mine + t, mask=below, other=0).to(tl.int64) + earlier).to(tl.float64)
+    tl.store(d + mine + x, tl.where(below, e * b + later.to(tl.float64) / FINER, 0.0), mask=ok)
+
+
+@triton.jit
+def _climb(own, ce, d, meet, kids, start, tree, broken, pixel, of, out, p, BITS: tl.constexpr, BLOCK: tl.constexpr):
+    """out(x), written at x's pixel; NaN where an edge of the tree is."""
+    r = tl.program_id(1).to(tl.int64)
+    x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    ok = x < p
+    g = tl.load(tree + r).to(tl.int64)
+    row, mine = g * p, r * p
+    count = tl.load(kids + row + x, mask=ok, other=0)
+    first = tl.load(start + row + x, mask=ok & (count > 0), other=0) - row + mine
+    below = _between(ce, first, first + count - 1, ok & (count > 0))
+    total = tl.load(own + mine + x, mask=ok, other=0).to(tl.float64) + below.to(tl.float64) / FINER
+    y = x
+    todo = ok & (y != 0)
+    while tl.max(todo.to(tl.int32), axis=0) > 0:
+        total += tl.load(d + mine + y, mask=todo, other=0.0)
+        y = tl.where(todo, tl.load(meet + row + y, mask=todo, other=0), y)
+        todo = todo & (y != 0)
+    total = tl.where(tl.load(broken + g) != 0, float("nan"), total / (1 << BITS))
+    at = tl.load(pixel + tl.load(of + g).to(tl.int64) * p + x, mask=ok, other=0)
+    tl.store(out + mine + at, total, mask=ok)
+
+
+@triton.jit
+def _means(sums, top, bottom, shares, low, high, out, first, p, Q: tl.constexpr, BLOCK: tl.constexpr):
+    """Σ share · numerator / Σ share · denominator over Q kernels, back in the mask's own range."""
+    n = tl.program_id(1).to(tl.int64)
+    x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    ok = x < p
+    over = tl.zeros((BLOCK,), dtype=tl.float64)
+    under = tl.zeros((BLOCK,), dtype=tl.float64)
+    for q in tl.static_range(Q):
+        share = tl.load(shares + q)
+        over += share * tl.load(sums + tl.load(top + n * Q + q).to(tl.int64) * p + x, mask=ok, other=0.0)
+        under += share * tl.load(sums + tl.load(bottom + n * Q + q).to(tl.int64) * p + x, mask=ok, other=1.0)
+    least = tl.load(low + first + n).to(tl.float64)
+    mean = least + (tl.load(high + first + n).to(tl.float64) - least) * (over / under)
+    tl.store(out + (first + n) * p + x, mean.to(tl.float32), mask=ok)
+
+
+def _sums(
+    values: Float[Tensor, "n p"], low: Tensor, high: Tensor, merges: Merges, mask: Sequence[int], tree: Sequence[int]
+) -> Float[Tensor, "r p"]:
+    """out of every row's mask, −1 for ones, along its tree."""
+    r, p, like = len(mask), values.shape[1], values
+    bits, shift = split(p)
+    which, along = table([mask, tree], like)
+    size = block(64, p)
+    grid, options = (triton.cdiv(p, size), r), {"BLOCK": size, "num_warps": 1}
+    own = torch.empty(r, p, dtype=torch.int32, device=like.device)
+    acc = torch.zeros(r, p, dtype=torch.int64, device=like.device)
+    mass, em = torch.empty_like(acc), torch.empty_like(acc)
+    where = merges.pixel, merges.of
+    _fixed[grid](values, low, high, which, along, *where, own, p, BITS=bits, **options)
+    _collect[grid](own, merges.meet, merges.kids, along, acc, mass, p, SHIFT=shift, **options)
+    _in_order[grid](mass, merges.order, merges.s, along, acc, em, p, **options)
+    cm, ce = (torch.cumsum(x.view(-1), 0, out=x.view(-1)) for x in (acc, em))  # what wraps cancels in differences
+    d = mass.view(torch.float64)
+    its = merges.meet, merges.kids, merges.start, along
+    _terms[grid](own, cm, ce, merges.order, merges.s, *its, d, p, **options)
+    out = acc.view(torch.float64)
+    _climb[grid](own, ce, d, *its, merges.broken, *where, out, p, BITS=bits, **options)
+    return out
+
+
+def _weighted(
+    values: Float[Tensor, "n p"], merges: Merges, trees: Sequence[Sequence[int]], shares: Sequence[float]
+) -> Float[Tensor, "n p"]:
+    """Eq. 14 of every mask along its tree of each kernel; in portions that memory allows."""
+    n, p = values.shape
+    q, g = len(trees), len(merges.s)
+    low, high = values.aminmax(dim=1)
+    result = torch.empty_like(values)
+    weights = torch.tensor(list(shares), dtype=torch.float64).to(values.device, non_blocking=True)
+    size = block(128, p)
+    portion = max(1, (min(CELLS // p, 32768) - g) // q)
+    for first in range(0, n, portion):
+        mine = range(first, min(first + portion, n))
+        mask = [-1] * g + [i for i in mine for _ in trees]
+        bottom = [its[i] for i in mine for its in trees]
+        sums = _sums(values, low, high, merges, mask, [*range(g), *bottom])
+        rows = table([list(range(g, len(mask))), bottom], values)
+        _means[(triton.cdiv(p, size), len(mine))](
+            sums, rows[0], rows[1], weights, low, high, result, first, p, Q=q, BLOCK=size
+        )  # fmt: skip
+    return result
+
+
+def propagate(values: Float[Tensor, "n p"], parts: Sequence[Part]) -> Float[Tensor, "n p"]:
+    """Eq. 14 over whole trees: values (n p), per kernel (pixel, parent, s (g p), tree of each mask, its share)."""
+    n, p = values.shape
+    if n == 0 or p > LARGEST:
+        return torch_ops.propagate(values, parts) if n else values.clone()
+    pixels, parents, lengths = zip(*(part[:3] for part in parts), strict=True)
+    pixel, meet, s = torch.cat(pixels), torch.cat(parents), torch.cat(lengths)
+    merges = Merges.make(s.float(), meet.int(), pixel.int(), torch.arange(len(s), dtype=torch.int32, device=s.device))
+    trees, first = [], 0
+    for its, _, _, index, _ in parts:
+        trees.append([first + i for i in index])
+        first += len(its)
+    return _weighted(values.float().contiguous(), merges, trees, [share for *_, share in parts]).to(values.dtype)
+
+
+@triton.jit
+def _along(guides, pixel, parent, length, of, s, meet, factor, channels, p, BLOCK: tl.constexpr):
+    """s(x) = factor · |g(x) − g(parent)|², infinite where the tree is cut; t starts at the parent."""
+    r = tl.program_id(1).to(tl.int64)
+    x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    ok = x < p
+    row = tl.load(of + r).to(tl.int64) * p
+    up = tl.load(parent + row + x, mask=ok, other=0)
+    a = tl.load(pixel + row + x, mask=ok, other=0)
+    b = tl.load(pixel + row + up, mask=ok, other=0)
+    guides += r * channels * p
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    for _ in range(channels):
+        d = tl.load(guides + a, mask=ok, other=0.0) - tl.load(guides + b, mask=ok, other=0.0)
+        total += d * d
+        guides += p
+    cut = (x == 0) | (tl.load(length + row + x, mask=ok, other=0.0) == float("inf"))
+    tl.store(s + r * p + x, tl.where(cut, float("inf"), total * factor), mask=ok)
+    tl.store(meet + r * p + x, up, mask=ok)
+
+
+def propagate_along(
+    values: Float[Tensor, "n p"],
+    guides: Float[Tensor, "n d p"],
+    pixel: Int[Tensor, "g p"],
+    parent: Int[Tensor, "g p"],
+    length: Float[Tensor, "g p"],
+    index: Index,
+    factor: float,
+) -> Float[Tensor, "n p"]:
+    """Eq. 14 where every mask brings its own guide (n d p): the tree is shared, its lengths and merges are not."""
+    n, p = values.shape
+    tree = (pixel, parent, length)
+    if n == 0 or p > LARGEST:
+        return torch_ops.propagate_along(values, guides, *tree, index, factor) if n else values.clone()
+    portion = max(1, min(CELLS // p, 32768) // 2)
+    if n > portion:
+        cuts = [slice(start, start + portion) for start in range(0, n, portion)]
+        return torch.cat([propagate_along(values[c], guides[c], *tree, index[c], factor) for c in cuts])
+    of = table(index, values)
+    s = torch.empty(n, p, device=values.device)
+    meet = torch.empty(n, p, dtype=torch.int32, device=values.device)
+    pixel, parent, length = pixel.int().contiguous(), parent.int().contiguous(), length.contiguous()
+    size = block(64, p)
+    _along[(triton.cdiv(p, size), n)](
+        guides.float().contiguous(), pixel, parent, length, of, s, meet, factor, guides.shape[1], p,
+        BLOCK=size, num_warps=1,
+    )  # fmt: skip
+    merges = Merges.make(s, meet, pixel, of)
+    return _weighted(values.float().contiguous(), merges, [range(n)], [1.0]).to(values.dtype)

@@ -1,0 +1,168 @@
+"""The affinities of a window for every image and category, and its steps (Eq. 7–9, 12–14)."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+from misa.ops.backends.cuda.features import distances
+from misa.ops.backends.cuda.works import block, table
+from misa.ops.backends.torch_ops import Index, Layer
+from misa.ops.neighbors import Offset
+
+
+@triton.jit
+def _layer(distance, precision, shares, uses, u, k, half, p, at, i, near):
+    """share · exp(−distance · precision(i)); less than 1e-20 counts as 0."""
+    row = tl.load(uses + 2 * u).to(tl.int64) * half + k
+    of_pixel = tl.load(uses + 2 * u + 1)
+    e = tl.load(distance + row * p + at, mask=near, other=0.0)
+    e *= tl.load(precision + of_pixel.to(tl.int64) * p + i, mask=near & (of_pixel >= 0), other=1.0)
+    a = tl.exp(-e)
+    return tl.load(shares + u) * tl.where(a < 1e-20, 0.0, a)
+
+
+@triton.jit
+def _weights(
+    distance, precision, shares, uses, valid, images, offsets, planes, half, h, w, L: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Â of group g plane by plane: 1 / its sum, then the centre, the offsets and their opposites."""
+    p = h * w
+    g = tl.program_id(1)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    ok = i < p
+    y, x = i // w, i % w
+    image = tl.load(images + g)
+    valid += image.to(tl.int64) * p
+    here = ok & (tl.load(valid + i, mask=ok & (image >= 0), other=1) != 0)
+    planes += g.to(tl.int64) * (2 * half + 2) * p
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    for u in tl.static_range(L):
+        total += tl.load(shares + g * L + u)
+    total = tl.where(here, total, 0.0)
+    tl.store(planes + p + i, total, mask=ok)
+    plane = planes + 2 * p
+    for k in range(half):
+        dy, dx = tl.load(offsets + 2 * k), tl.load(offsets + 2 * k + 1)
+        for turn in tl.static_range(2):
+            ny, nx = y + dy * (1 - 2 * turn), x + dx * (1 - 2 * turn)
+            j = ny * w + nx
+            near = here & (ny >= 0) & (ny < h) & (nx >= 0) & (nx < w)
+            near = near & (tl.load(valid + j, mask=near & (image >= 0), other=1) != 0)
+            at = i if turn == 0 else j
+            a = tl.zeros((BLOCK,), dtype=tl.float32)
+            for u in tl.static_range(L):
+                a += _layer(distance, precision, shares, uses, g * L + u, k, half, p, at, i, near)
+            a = tl.where(near, a, 0.0)
+            total += a
+            tl.store(plane + turn * half * p + i, a, mask=ok)
+        plane += p
+    tl.store(planes + i, tl.where(total == 0, 0.0, 1 / tl.where(total == 0, 1.0, total)), mask=ok)  # 0 at padding
+
+
+@triton.jit
+def _step(
+    now, then, planes, box, group, offsets, half, h, w, BOXES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """One weighted mean over the window, times the box; a tile outside the box holds 0 in both buffers for good."""
+    n = tl.program_id(0).to(tl.int64)
+    y = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
+    x = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    p = h * w
+    i = y * w + x
+    ok = (y < h) & (x < w)
+    now += n * p
+    inside = tl.load(box + n * p + i, mask=ok, other=0.0) if BOXES else ok.to(tl.float32)
+    if tl.max(tl.abs(inside)) > 0:
+        mine = planes + tl.load(group + n) * (2 * half + 2) * p
+        mean = tl.load(mine + p + i, mask=ok, other=0.0) * tl.load(now + i, mask=ok, other=0.0)
+        plane = mine + 2 * p
+        for k in range(2 * half):
+            turned = k >= half
+            q = tl.where(turned, k - half, k)
+            dy, dx = tl.load(offsets + 2 * q), tl.load(offsets + 2 * q + 1)
+            dy, dx = tl.where(turned, -dy, dy), tl.where(turned, -dx, dx)
+            near = ok & (y + dy >= 0) & (y + dy < h) & (x + dx >= 0) & (x + dx < w)
+            weight = tl.load(plane + i, mask=near, other=0.0)
+            mean += weight * tl.load(now + i + dy * w + dx, mask=near, other=0.0)
+            plane += p
+        mean *= tl.load(mine + i, mask=ok, other=0.0) * inside
+        tl.store(then + n * p + i, mean, mask=ok)
+
+
+def window_planes(
+    h: int, w: int, valid: Sequence[Tensor | None], offsets: Sequence[Offset], groups: Sequence[Sequence[Layer]]
+) -> Float[Tensor, "g k h w"]:
+    """Per group 1 / Σ Â, then Â to the centre, to `offsets` and to their opposites.
+
+    Layers with the same values, the categories of an image, share one reading of them; where their factors are the
+    same too, as of colors, they share the distances.
+    """
+    like, half, layers = groups[0][0][0], len(offsets), len(groups[0])
+    rows: dict[int, dict[int, Tensor]] = {}  # of each map its rows of factors, both by identity
+    maps = {id(layer[0]): layer[0] for mine in groups for layer in mine}
+    for mine in groups:
+        for its, row, *_ in mine:
+            rows.setdefault(id(its), {})[id(row)] = row
+    place = {(its, row): k for k, (its, row) in enumerate((its, row) for its in rows for row in rows[its])}
+    found = torch.empty(len(place), half, h, w, device=like.device)
+    first = 0
+    for key, mine_rows in rows.items():
+        squares = torch.stack(list(mine_rows.values())).float()
+        distances(maps[key], squares, offsets, found[first : first + len(squares)])
+        first += len(squares)
+    every = [layer for mine in groups for layer in mine]
+    spreads = [layer[3] for layer in every if layer[3] is not None]
+    order = {id(spread): k for k, spread in enumerate(spreads)}
+    uses = [(place[id(its), id(row)], order.get(id(spread), -1)) for its, row, _, spread in every]
+    shares = torch.tensor([float(layer[2]) for layer in every]).to(like.device, non_blocking=True)
+    masks = {id(mine): mine for mine in valid if mine is not None}
+    where = [list(masks).index(id(mine)) if mine is not None else -1 for mine in valid]
+    present = torch.stack(list(masks.values())).to(torch.int8) if masks else shares
+    precision = torch.stack(spreads).float() if spreads else shares
+    planes, steps = torch.empty(len(groups), 2 + 2 * half, h, w, device=like.device), table(offsets, like)
+    size = block(128, h * w)
+    _weights[(triton.cdiv(h * w, size), len(groups))](
+        found, precision, shares, table(uses, like), present, table(where, like), steps, planes, half, h, w,
+        L=layers, BLOCK=size,
+    )  # fmt: skip
+    return planes
+
+
+def propagate_window(
+    masks: Float[Tensor, "n h w"],
+    boxes: Tensor | None,
+    valid: Sequence[Tensor | None],
+    offsets: Sequence[Offset],
+    groups: Sequence[tuple[Index, Sequence[Layer]]],
+    steps: int,
+) -> Float[Tensor, "n h w"]:
+    """Eq. 14 over a window for groups of masks, each with its layers of affinity; `offsets` is half of the window."""
+    n, h, w = masks.shape
+    if n == 0:
+        return masks.clone()
+    now = masks.float().contiguous() if boxes is None else masks * boxes
+    if steps == 0:
+        return now
+    planes = window_planes(h, w, valid, offsets, [layers for _, layers in groups])
+    of_mask = [0] * n
+    for number, (members, _) in enumerate(groups):
+        for i in members:
+            of_mask[i] = number
+    group, where = table(of_mask, masks).long(), table(offsets, masks)
+    box = now if boxes is None else boxes.float().contiguous()
+    then = torch.zeros_like(now)
+    rows, columns = block(4, min(h, 16)), block(64, min(w, 64))
+    grid = (n, triton.cdiv(h, rows), triton.cdiv(w, columns))
+    for step in range(steps):
+        _step[grid](
+            now, then, planes, box, group, where, len(offsets), h, w,
+            BOXES=boxes is not None, ROWS=rows, COLUMNS=columns,
+        )  # fmt: skip
+        if step == 0 and boxes is None:
+            now = torch.empty_like(now)  # the caller's masks stay
+        now, then = then, now
+    return now

@@ -1,0 +1,425 @@
+"""Triton's kernels against brute force in float64, the compiled loops and torch operations, on small random scenes.
+
+Without a GPU they run in Triton's interpreter on CPU tensors (see conftest.py), with one on the device: `-m gpu`.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from misa.losses.pairwise import pairwise_loss
+from misa.ops.backends import choice, cpu, torch_ops
+from misa.ops.backends.choice import use
+from misa.ops.backends.cuda import features, merges, operations, sums, tour, trees, windows, works
+from misa.ops.guides import Guides, half_window
+from tests.ops.test_backends import Case
+
+pytestmark = [
+    # Triton's interpreter makes loop bounds of arrays.
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
+    *([pytest.mark.gpu] if torch.cuda.is_available() else []),
+]
+PLACE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+few = settings(max_examples=6, deadline=None, derandomize=True)
+sides, seeds = st.integers(1, 6), st.integers(0, 2**31 - 1)
+CLOSE = {"atol": 2e-7, "rtol": 1e-6}
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def edges(h: int, w: int) -> list[tuple[int, int]]:
+    vertical = [(y * w + x, y * w + x + w) for y in range(h - 1) for x in range(w)]
+    return vertical + [(y * w + x, y * w + x + 1) for y in range(h) for x in range(w - 1)]
+
+
+def random_lengths(g: int, h: int, w: int, seed: int) -> Tensor:
+    """Edge lengths with ties, zeros and infinite ones, as at padding."""
+    rng = generator(seed)
+    lengths = torch.rand(g, len(edges(h, w)), generator=rng)
+    if seed % 2:
+        lengths = (lengths * 4).round() / 4
+    return torch.where(torch.rand(lengths.shape, generator=rng) < 0.1 * (seed % 3), torch.inf, lengths)
+
+
+def kruskal(lengths: Tensor, h: int, w: int) -> set[int]:
+    ends, top = edges(h, w), list(range(h * w))
+
+    def find(v: int) -> int:
+        while top[v] != v:
+            v = top[v]
+        return v
+
+    kept = set()
+    for e in sorted(range(len(ends)), key=lambda e: (float(lengths[e]), e)):
+        a, b = (find(v) for v in ends[e])
+        if a != b:
+            top[a] = b
+            kept.add(e)
+    return kept
+
+
+def kernel(s: Tensor, parent: Tensor, pixel: Tensor) -> np.ndarray:
+    """exp(−longest edge between two pixels) in float64, from the upward edges of one tree."""
+    p = len(s)
+    longest = np.full((p, p), math.inf)
+    for x in range(p):  # in depth-first order the way to x is the way to its parent and one edge more
+        up = int(parent[x])
+        longest[x, :x] = longest[:x, x] = np.maximum(longest[up, :x], float(s[x])) if x else 0
+        if x:
+            longest[x, up] = longest[up, x] = float(s[x])
+        longest[x, x] = 0
+    result = np.empty((p, p))
+    result[np.ix_(pixel, pixel)] = np.exp(-longest)
+    return result
+
+
+def test_trees_are_those_of_kruskal_in_the_order_of_the_torch_path():
+    @few
+    @given(sides, sides, st.integers(1, 3), seeds, st.sampled_from([1, trees.WIDE]))
+    def check(h, w, g, seed, wide):
+        lengths = random_lengths(g, h, w, seed).to(PLACE)
+        if h * w > 1:
+            chosen = trees.boruvka(lengths, h, w, wide).cpu()
+            for its, mine in zip(chosen, lengths.cpu(), strict=True):
+                assert set(its.nonzero()[:, 0].tolist()) == kruskal(mine, h, w)
+        found = operations.spanning_trees(lengths, h, w)
+        for mine, other in zip(found, torch_ops.spanning_trees(lengths, h, w), strict=True):
+            assert torch.equal(mine, other)
+        compiled = cpu.spanning_trees(lengths.cpu(), h, w)[2]
+        assert torch.equal(found[2].cpu().sort(dim=1).values, compiled.sort(dim=1).values)
+        nowhere = torch.zeros(found[2].shape, device=PLACE)
+        nowhere[:, -1] = torch.inf
+        at = operations.at_edges(lengths, found[2], nowhere)
+        assert torch.equal(at, torch_ops.at_edges(lengths, found[2], nowhere))
+
+    check()
+
+
+def random_trees(g: int, h: int, w: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """pixel, parent, edge and length of g trees."""
+    lengths = random_lengths(g, h, w, seed)
+    pixel, parent, edge = torch_ops.spanning_trees(lengths, h, w)
+    return pixel, parent, edge, torch_ops.at_edges(lengths, edge, torch.zeros(edge.shape))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_means_along_trees_are_those_of_brute_force(parts):
+    @few
+    @given(sides, sides, st.integers(1, 3), st.integers(1, 4), seeds)
+    def check(h, w, g, n, seed):
+        rng = generator(seed)
+        values = (torch.rand(n, h * w, generator=rng) - 0.3) * 10.0 ** (seed % 4)
+        every, top, bottom = [], np.zeros((n, h * w)), np.zeros((n, h * w))
+        for q in range(parts):
+            pixel, parent, _, length = random_trees(g, h, w, seed + q)
+            s = length * (seed % 5 + 0.1)
+            index, share = torch.randint(g, (n,), generator=rng).tolist(), [1.0, 0.7][q]
+            every.append((pixel, parent, s, index, share))
+            for i, tree in enumerate(index):
+                k = share * kernel(s[tree], parent[tree], pixel[tree])
+                top[i] += k @ values[i].double().numpy()
+                bottom[i] += k.sum(axis=1)
+        there = [(*(x.to(PLACE) for x in part[:3]), *part[3:]) for part in every]
+        found = operations.propagate(values.to(PLACE), there)
+        largest = float(values.abs().max())
+        near = {"atol": 2e-7 * largest, "rtol": 1e-6}
+        assert_close(found.cpu().double(), torch.from_numpy(top / bottom), **near)
+        for path in (cpu, torch_ops):
+            assert_close(found.cpu(), path.propagate(values, every), **near)
+
+    check()
+
+
+def test_means_along_masks_are_those_of_brute_force():
+    @few
+    @given(sides, sides, st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), seeds)
+    def check(h, w, g, n, d, seed):
+        rng = generator(seed)
+        values, guides = torch.rand(n, h * w, generator=rng), torch.rand(n, d, h * w, generator=rng)
+        pixel, parent, _, length = random_trees(g, h, w, seed)
+        index = torch.randint(g, (n,), generator=rng).tolist()
+        arguments = values, guides, pixel, parent, length
+        there = [x.to(PLACE) for x in arguments]
+        found = operations.propagate_along(*there, index, 3.0)
+        for i, tree in enumerate(index):
+            along = guides[i].double()[:, pixel[tree].long()]
+            s = 3 * (along - along[:, parent[tree].long()]).square().sum(dim=0)
+            k = kernel(torch.where(length[tree].isinf(), torch.inf, s), parent[tree], pixel[tree])
+            mean = k @ values[i].double().numpy() / k.sum(axis=1)
+            assert_close(found[i].cpu().double(), torch.from_numpy(mean), **CLOSE)
+        for path in (cpu, torch_ops):
+            assert_close(found.cpu(), path.propagate_along(*arguments, index, 3.0), **CLOSE)
+
+    check()
+
+
+def test_lengths_and_moments_are_those_of_the_equation():
+    @few
+    @given(sides, sides, st.integers(1, 9), st.integers(1, 6), seeds)
+    def check(h, w, d, c, seed):
+        rng = generator(seed)
+        features = torch.randn(d, h, w, generator=rng) + 5 * (seed % 2)
+        factors = torch.randn(c, d, generator=rng)
+        lengths, moments = operations.feature_lengths(features.to(PLACE), factors.to(PLACE))
+        weighted = (factors.double()[:, :, None] * features.double().flatten(1)).transpose(1, 2)
+        ends = torch.tensor(edges(h, w), dtype=torch.long).view(-1, 2)
+        expected = (weighted[:, ends[:, 0]] - weighted[:, ends[:, 1]]).square().sum(dim=2)
+        assert_close(lengths.cpu().double(), expected, atol=1e-5, rtol=1e-5)
+        flat = features.double().flatten(1)
+        assert_close(moments.cpu(), torch.stack([flat.sum(dim=1), flat.square().sum(dim=1)], dim=1))
+
+    check()
+
+
+def brute_window(mask, box, valid, offsets, layers, steps):
+    """Eq. 14 pixel by pixel in float64."""
+    h, w = mask.shape
+    every = [(0, 0), *offsets, *((-dy, -dx) for dy, dx in offsets)]
+    weights = np.zeros((h, w, len(every)))
+    for y in range(h):
+        for x in range(w):
+            for k, (dy, dx) in enumerate(every):
+                v, u = y + dy, x + dx
+                if 0 <= v < h and 0 <= u < w and valid[y, x] and valid[v, u]:
+                    for values, squares, share, precision in layers:
+                        e = float(squares.double() @ (values[:, y, x].double() - values[:, v, u].double()).square())
+                        a = math.exp(-e * (1.0 if precision is None else float(precision[y, x])))
+                        weights[y, x, k] += share * (a if a >= 1e-20 else 0.0)
+    total = weights.sum(axis=2, keepdims=True)
+    weights = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+    now = mask.double().numpy() * box.double().numpy()
+    for _ in range(steps):
+        wide = np.pad(now, 8)
+        near = [wide[8 + dy : 8 + dy + h, 8 + dx : 8 + dx + w] for dy, dx in every]
+        now = (weights * np.stack(near, axis=2)).sum(axis=2) * box.double().numpy()
+    return torch.from_numpy(now)
+
+
+def test_windows_are_those_of_brute_force():
+    @few
+    @given(sides, sides, st.integers(1, 3), st.sampled_from([1, 3, 3, 5]), st.booleans(), st.integers(0, 2), seeds)
+    def check(h, w, n, window, framed, steps, seed):
+        rng = generator(seed)
+        colors, features = torch.rand(2, 3, h, w, generator=rng), torch.rand(2, 5, h, w, generator=rng)
+        masks, boxes = torch.rand(n, h, w, generator=rng), (torch.rand(n, h, w, generator=rng) < 0.7).float()
+        boxes[0] *= 0.6
+        padding = torch.rand(2, h, w, generator=rng) < 0.8
+        spread = torch.rand(h, w, generator=rng) * 9
+        flat = torch.full((3,), 2.0)
+        groups, valid, of = [], [], torch.randint(4, (n,), generator=rng)
+        for group in range(4):  # two images of two categories
+            image = group // 2
+            second = (features[image], torch.rand(5, generator=rng) * 4, 0.7, spread if group == 3 else None)
+            members = (of == group).nonzero()[:, 0].tolist()
+            groups.append((members, [(colors[image], flat, 1.0, None), second]))
+            valid.append([None, padding[1]][image])
+        offsets = half_window(window)
+        box = boxes if framed else None
+        found = run_window(masks, box, valid, offsets, groups, steps)
+        for group, (members, layers) in enumerate(groups):
+            there = torch.ones(h, w) if valid[group] is None else valid[group]
+            for i in members:
+                its = boxes[i] if framed else torch.ones(h, w)
+                expected = brute_window(masks[i], its, there, offsets, layers, steps)
+                assert_close(found[i].double(), expected, atol=1e-6, rtol=1e-5)
+        for path in (cpu, torch_ops):
+            assert_close(found, path.propagate_window(masks, box, valid, offsets, groups, steps), atol=1e-6, rtol=1e-5)
+
+    check()
+
+
+def run_window(masks, boxes, valid, offsets, groups, steps):
+    """The kernels with every tensor moved once, so that layers that share their values still do."""
+    moved: dict[int, Tensor] = {}
+
+    def move(x: Tensor | None) -> Tensor | None:
+        return None if x is None else moved.setdefault(id(x), x.to(PLACE))
+
+    there = [(its, [(move(v), move(q), share, move(s)) for v, q, share, s in layers]) for its, layers in groups]
+    return operations.propagate_window(move(masks), move(boxes), [move(x) for x in valid], offsets, there, steps).cpu()
+
+
+def moved(guides: Guides) -> Guides:
+    tensors = {name: getattr(guides, name) for name in ("images", "features", "factors", "valid")}
+    there = {name: None if x is None else x.to(PLACE) for name, x in tensors.items()}
+    return Guides(**there, image=guides.image, labels=guides.labels, kernels=guides.kernels)
+
+
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=[pytest.mark.slow] if seed > 2 else []) for seed in range(40)]
+)
+def test_all_readings_of_the_guides_agree(seed):
+    """Forms, spreads, padding, boxes, tie rules and windows, as drawn by the seed."""
+    case, found = Case(seed), {}
+    for name in ("cpu", "torch", "triton"):
+        with use(name):
+            if name == "triton":
+                case.masks = case.masks.to(PLACE)
+                case.boxes = None if case.boxes is None else case.boxes.to(PLACE)
+                case.guides = moved(case.guides)
+            found[name] = {key: value.cpu() for key, value in case.run().items()}
+    for other in ("cpu", "torch"):
+        for name, expected in found[other].items():
+            loose = {"atol": 1e-4, "rtol": 1e-4} if name in ("lengths", "variance") else {"atol": 1e-5, "rtol": 1e-5}
+            exact = {"atol": 0, "rtol": 0}
+            mine = found["triton"][name]
+            assert_close(mine, expected, **(loose if expected.is_floating_point() else exact), msg=f"{name}, {other}")
+
+
+def test_more_pixels_than_a_program_takes(rng):
+    """The grids of all kernels, above the interpreter's 1024 elements, and a mask of zeros."""
+    h, w, n = 27, 41, 3
+    image, features = torch.rand(1, 3, h, w, generator=rng), torch.rand(1, 3, h, w, generator=rng)
+    masks = torch.rand(n, h, w, generator=rng)
+    masks[1] = 0
+    found = {}
+    for name in ("cpu", "triton"):
+        place = PLACE if name == "triton" else torch.device("cpu")
+        with use(name):
+            moved = [x.to(place) for x in (image, features, torch.eye(3)[:2], masks)]
+            guides = Guides(moved[0], [0] * n, moved[1], moved[2], [0, 1, 0], ("color", "saliency"))
+            first = guides.along_trees(moved[3], guides.trees(), 0.1)
+            second = guides.along_masks(first, first[:, None], guides.trees(), 0.1)
+            options = {"window": 3, "bandwidth": 0.2, "steps": 2, "balance": 0.7, "sigma": "image", "factor": 1.0}
+            found[name] = [x.cpu() for x in (first, second, guides.along_window(moved[3], None, **options))]
+    for mine, other in zip(found["triton"], found["cpu"], strict=True):
+        assert_close(mine, other, atol=1e-6, rtol=1e-5)
+
+
+def test_the_order_of_programs_never_shows(rng, monkeypatch):
+    """The same bits from programs of 16 elements in the interpreter's order and in the opposite one, or twice."""
+    masks, image = torch.rand(2, 7, 9, generator=rng).to(PLACE), torch.rand(1, 3, 7, 9, generator=rng).to(PLACE)
+    image = (image * 4).round() / 4  # with ties
+
+    def results() -> list[Tensor]:
+        guides = Guides(image, [0, 0])
+        found = guides.trees()
+        first = guides.along_trees(masks, found, 0.3)
+        second = guides.along_masks(first, first[:, None], found, 0.3)
+        options = {"window": 3, "bandwidth": 0.2, "steps": 2, "balance": 0.7, "sigma": "image", "factor": 1.0}
+        return [found.pixel, found.parent, found.edge, first, second, guides.along_window(masks, None, **options)]
+
+    with use("triton"):
+        usual = results()
+        if PLACE.type == "cpu":
+            from triton.runtime.interpreter import interpreter_builder as builder
+
+            for module in (features, merges, sums, tour, trees, windows):
+                monkeypatch.setattr(module, "block", lambda usual, needed: 16)
+            forward = builder.set_grid_idx
+
+            def backward(*at: int) -> None:
+                forward(*(size - 1 - i for size, i in zip(builder.grid_dim, at, strict=True)))
+
+            monkeypatch.setattr(builder, "set_grid_idx", backward)
+        for mine, other in zip(results(), usual, strict=True):
+            assert torch.equal(mine, other)
+
+
+def test_the_loss_and_its_gradient(rng):
+    """Two images with padding through the whole pairwise loss: value and gradient of the compiled loops."""
+    images, features = torch.rand(2, 3, 6, 7, generator=rng), torch.rand(2, 4, 6, 7, generator=rng)
+    masks, boxes = torch.rand(3, 6, 7, generator=rng), torch.zeros(3, 6, 7)
+    boxes[:, 1:5, 2:6] = 1
+    valid = torch.ones(2, 6, 7, dtype=torch.bool)
+    valid[1, :, 5:] = False
+    factors, where, labels = torch.rand(2, 4, generator=rng), torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1])
+    found = {}
+    for name in ("cpu", "triton"):
+        place = PLACE if name == "triton" else torch.device("cpu")
+        there = [x.to(place) for x in (boxes, images)]
+        prior = (features.to(place), factors.to(place))
+        leaf = masks.to(place).requires_grad_()
+        with use(name):
+            terms = pairwise_loss(
+                leaf, *there, where, labels=labels, prior=prior, valid=valid.to(place), local_steps=3, window=3
+            )
+        sum(terms.values()).backward()
+        found[name] = [*(x.detach().cpu() for x in terms.values()), leaf.grad.cpu()]
+    assert found["cpu"][-1].abs().sum() > 0
+    for mine, other in zip(found["triton"], found["cpu"], strict=True):
+        assert_close(mine, other, atol=1e-6, rtol=1e-5)
+
+
+def test_no_masks_and_many_in_portions(rng, monkeypatch):
+    pixel, parent, _, length = (x.to(PLACE) for x in random_trees(2, 3, 4, 0))
+    values = torch.rand(5, 12, generator=rng).to(PLACE)
+    index, none = [0, 1, 1, 0, 1], torch.empty(0, 12, device=PLACE)
+    assert operations.propagate(none, [(pixel, parent, length, [], 1.0)]).shape == (0, 12)
+    assert operations.propagate_along(none, none[:, None], pixel, parent, length, [], 1.0).shape == (0, 12)
+    assert operations.propagate_window(none.view(0, 3, 4), None, [], [(0, 1)], [], 3).shape == (0, 3, 4)
+
+    def both() -> list[Tensor]:
+        one = operations.propagate(values, [(pixel, parent, length, index, 1.0), (pixel, parent, length, index, 0.5)])
+        return [one, operations.propagate_along(values, values[:, None], pixel, parent, length, index, 2.0)]
+
+    whole = both()
+    monkeypatch.setattr(sums, "CELLS", 61)  # five rows at once
+    for mine, other in zip(both(), whole, strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's, of inf − inf
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_what_is_no_number_is_seen_in_the_result(rng, broken):
+    """As on the torch path, so that training notices; whole numbers alone would hide it."""
+    pixel, parent, _, length = (x.to(PLACE) for x in random_trees(1, 4, 5, 2))
+    values, guides = (torch.rand(2, 20, generator=rng).to(PLACE) for _ in range(2))
+    spoilt = values.clone()
+    spoilt[0, 3] = broken
+    found = operations.propagate(spoilt, [(pixel, parent, length, [0, 0], 1.0)])
+    assert not found[0].isfinite().any()
+    assert found[1].isfinite().all()
+    if math.isnan(broken):
+        guides[0, 7] = broken
+        found = operations.propagate_along(values, guides[:, None], pixel, parent, length, [0, 0], 1.0)
+        assert found[0].isnan().all()
+        assert found[1].isfinite().all()
+
+
+def test_a_constant_mask_stays_as_it_is():
+    pixel, parent, _, length = (x.to(PLACE) for x in random_trees(1, 3, 3, 4))
+    values = torch.full((1, 9), 0.3, device=PLACE)
+    assert torch.equal(operations.propagate(values, [(pixel, parent, length, [0], 1.0)]), values)
+
+
+@pytest.mark.parametrize("p", [1, 2, 60800, 2**18 - 1, 2**18, sums.LARGEST])
+def test_masses_and_counts_fit_one_number(p):
+    bits, shift = sums.split(p)
+    assert p * 2**bits < 2**shift, "the mass of all vertices runs into the count"
+    assert p * 2**shift + 2**shift < 2**63, "the count of all vertices runs into the sign"
+    assert bits >= 20
+
+
+def test_maps_beyond_the_largest_go_through_torch_operations(rng, monkeypatch):
+    pixel, parent, _, length = (x.to(PLACE) for x in random_trees(1, 3, 4, 0))
+    values = torch.rand(2, 12, generator=rng).to(PLACE)
+    arguments = values, [(pixel, parent, length, [0, 0], 1.0)]
+    along = values, values[:, None], pixel, parent, length, [0, 0], 1.0
+    monkeypatch.setattr(sums, "LARGEST", 11)
+    assert torch.equal(operations.propagate(*arguments), torch_ops.propagate(*arguments))
+    assert torch.equal(operations.propagate_along(*along), torch_ops.propagate_along(*along))
+
+
+def test_the_kernels_are_chosen_by_the_device_or_by_name(rng, monkeypatch):
+    here = torch.rand(1, generator=rng).to(PLACE)
+    with use("triton"):
+        assert choice.backend(here) is operations
+    with use("torch"):
+        assert choice.backend(here) is torch_ops
+    monkeypatch.setattr(works, "interpreted", lambda: False)
+    monkeypatch.setattr(choice, "interpreted", lambda: False)
+    with use("triton"), pytest.raises(choice.UserError, match="set TRITON_INTERPRET=1"):
+        choice.backend(torch.rand(1))
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        fake = torch.empty(2, device="cuda")
+        monkeypatch.setattr(choice, "triton_works", lambda: True)
+        assert choice.backend(fake) is torch_ops
