@@ -25,8 +25,8 @@ _chosen: ContextVar[str | None] = ContextVar("backend", default=None)
 def backend(like: Tensor) -> ModuleType:
     """`cpu` for CPU tensors, `cuda.operations` for CUDA tensors, `torch_ops` else; `use` and MISA_KERNELS have a say.
 
-    "torch" asks for torch operations everywhere, "cpu" and "triton" for one of the two where tensors are on its device.
-    Triton's kernels take CPU tensors in its interpreter alone (TRITON_INTERPRET=1). Under torch.compile, and for fake
+    "torch" asks for torch operations everywhere, "cpu" for the loops on the CPU, "triton" for the kernels without a
+    trial; these take CPU tensors in Triton's interpreter alone (TRITON_INTERPRET=1). Under torch.compile, and for fake
     tensors, the torch operations are traced like all others.
 
     Raises:
@@ -39,12 +39,12 @@ def backend(like: Tensor) -> ModuleType:
     name = _chosen.get() or os.environ.get("MISA_KERNELS", "auto")
     if name not in NAMES:
         raise UserError(f"MISA_KERNELS is {name!r}; set it to {', '.join(NAMES[:-1])} or {NAMES[-1]}.")
-    if kind == "cuda":
-        return torch_ops if name == "torch" or isinstance(like, FakeTensor) or not triton_works() else _kernels()
     if name == "triton":
-        if not interpreted():
+        if kind == "cpu" and not interpreted():
             raise UserError("Triton's kernels run on CPU tensors in its interpreter alone: set TRITON_INTERPRET=1.")
         return _kernels()
+    if kind == "cuda":
+        return torch_ops if name == "torch" or isinstance(like, FakeTensor) or not triton_works() else _kernels()
     loops = None if name == "torch" else _loops()
     if loops is None and name == "cpu":
         raise UserError("the compiled loops of the CPU were asked for, and numba is not installed: pip install numba.")

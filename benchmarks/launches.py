@@ -1,0 +1,214 @@
+"""Launches and bytes of a batch's pseudo masks on CUDA, before and after Triton's kernels; counted without a GPU.
+
+    python -m benchmarks.launches                    # 2 images of 200 x 304, 64 masks each, 8 categories, D = 256
+
+Operations run on fake CUDA tensors, kernels are recorded in place of launched. An operation counts as one launch, a
+sort as ten (the passes of a radix sort of 64 bits) and a prefix sum as two. Bytes are those of what goes in and comes
+out of each, once: what a kernel reads again, or leaves out, is not seen.
+"""
+
+import argparse
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from misa.ops.backends.choice import use
+from misa.ops.guides import Guides
+
+SEVERAL = {"aten::sort": 10, "aten::argsort": 10, "aten::cumsum": 2, "aten::cummax": 2}  # launches of an operation
+# What makes no launch: memory without values.
+NOTHING = {
+    "aten::empty",
+    "aten::empty_like",
+    "aten::new_empty",
+    "aten::empty_strided",
+    "aten::detach",
+    "aten::_unsafe_view",
+}
+OPTIONS = {"window": 5, "bandwidth": 0.15, "steps": 20, "balance": 0.7, "sigma": "image", "factor": 1.0}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with the types of its arguments, as Triton names them, and its constants."""
+
+    module: str
+    name: str
+    types: dict[str, str]
+    constants: dict[str, Any]
+    options: dict[str, Any]
+
+
+@dataclass
+class Count:
+    """Launches, bytes, and every kernel of Triton."""
+
+    launches: int = 0
+    bytes: int = 0
+    kernels: list[Launch] = field(default_factory=list)
+
+
+def size(values: object) -> int:
+    """Bytes of all tensors among some values; a view counts as what it shows."""
+    return sum(x.numel() * x.element_size() for x in tree_leaves(values) if isinstance(x, Tensor))
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that launch something."""
+
+    def __init__(self, count: Count) -> None:
+        super().__init__()
+        self.count = count
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        leaves = [x for x in tree_leaves((args, out)) if isinstance(x, Tensor)]
+        on_device = any(x.device.type == "cuda" for x in leaves)
+        if name.startswith("aten::") and name not in NOTHING and not func.is_view and on_device and size(out) > 0:
+            self.count.launches += SEVERAL.get(name, 1)
+            self.count.bytes += size((args, kwargs, out))
+        return out
+
+
+TYPES = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.int8: "*i8",
+}
+
+
+def described(kernel: Any, arguments: dict[str, Any], options: dict[str, Any]) -> Launch:
+    """A launch by its types: constants are the arguments in capitals."""
+    constants = {name: value for name, value in arguments.items() if name.isupper()}
+    types = {
+        name: TYPES[value.dtype] if isinstance(value, Tensor) else "fp32" if isinstance(value, float) else "i32"
+        for name, value in arguments.items()
+        if name not in constants
+    }
+    return Launch(kernel.fn.__module__, kernel.fn.__name__, types, constants, options)
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[Count]:
+    """Counts what runs in the block; kernels of Triton do not run, they are recorded."""
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    count = Count()
+
+    def run(kernel: Any, *args: Any, grid: object, warmup: bool, **options: Any) -> None:
+        names = inspect.signature(kernel.fn).parameters
+        own = {name: value for name, value in options.items() if name in names}
+        arguments = inspect.signature(kernel.fn).bind(*args, **own).arguments
+        rest = {name: value for name, value in options.items() if name not in names}
+        count.kernels.append(described(kernel, arguments, rest))
+        count.launches += 1
+        count.bytes += size(list(arguments.values()))
+
+    with (
+        mock.patch.object(JITFunction, "run", run),
+        mock.patch.object(InterpretedFunction, "run", run),
+        mock.patch.object(torch.cuda, "device_of", contextlib.nullcontext),
+        Operations(count),
+    ):
+        yield count
+
+
+def stages(masks: int, categories: int, channels: int, h: int, w: int, *, form: str = "sum") -> dict[str, Count]:
+    """Two images with `masks` masks each through the stages of the pairwise loss, by the backend in use."""
+    found = {}
+    with FakeTensorMode():
+        n = 2 * masks
+        images, features = torch.empty(2, 3, h, w, device="cuda"), torch.empty(2, channels, h, w, device="cuda")
+        values, boxes = (torch.empty(n, h, w, device="cuda") for _ in range(2))
+        valid = torch.empty(2, h, w, dtype=torch.bool, device="cuda")
+        factors = torch.empty(categories, channels, device="cuda")
+        labels = [i % categories for i in range(masks)] * 2
+        image = [0] * masks + [1] * masks
+        guides = Guides(images, image, features, factors, labels, ("color", "saliency"), valid)
+        with counted() as found["trees of colors"]:
+            trees = guides.trees()
+        with counted() as found["distances and moments of S"]:
+            _ = guides.second_on_edges
+        with counted() as found["trees of S^c and pass 1"]:
+            first = guides.along_trees(values, trees, 0.01, form=form)  # type: ignore[arg-type]
+        with counted() as found["pass 2"]:
+            guides.along_masks(first, first[:, None], trees, 0.07)
+        with counted() as found["window"]:
+            guides.along_window(values, boxes, **OPTIONS, form="sum" if form == "sum" else "product")  # type: ignore[arg-type]
+    return found
+
+
+def compiled(launch: Launch, architecture: int, *, ones: bool = False) -> bytes:
+    """The machine code of a kernel for an NVIDIA architecture such as 90; `ones` takes every whole number for 1.
+
+    Triton compiles such arguments as constants. Not in a process whose kernels are interpreted.
+    """
+    import importlib
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    kernel = getattr(importlib.import_module(launch.module), launch.name)
+    constants = dict(launch.constants)
+    if ones:
+        constants |= {name: 1 for name, kind in launch.types.items() if kind == "i32"}
+    signature = {name: "constexpr" if name in constants else launch.types[name] for name in kernel.arg_names}
+    source = triton.compiler.ASTSource(kernel, signature, constexprs=constants)
+    code: bytes = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.options).asm[
+        "cubin"
+    ]
+    return code
+
+
+def distinct(counts: Sequence[Count]) -> list[Launch]:
+    """One launch of every kernel and set of constants."""
+    return list({(k.name, str(k.constants), str(k.types)): k for count in counts for k in count.kernels}.values())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        "benchmarks.launches", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--masks", type=int, default=64, help="of each of the two images (64)")
+    parser.add_argument("--categories", type=int, default=8, help="in each image (8)")
+    parser.add_argument("--channels", type=int, default=256, help="of S (256)")
+    parser.add_argument("--size", type=int, nargs=2, default=(200, 304), metavar=("H", "W"), help="of the masks")
+    options = parser.parse_args(argv)
+    tables = {}
+    for name in ("torch", "triton"):
+        with use(name):
+            tables[name] = stages(options.masks, options.categories, options.channels, *options.size)
+    print(f"{'launches / GB':30} {'torch operations':>18} {'kernels':>18} {'of them Triton':>15}")
+    rows = [(stage, [tables[name][stage] for name in tables]) for stage in tables["torch"]]
+    rows.append(("sum", [total(list(table.values())) for table in tables.values()]))
+    for stage, both in rows:
+        cells = [f"{c.launches} / {c.bytes / 1e9:.2f}" for c in both]
+        print(f"{stage:30} {cells[0]:>18} {cells[1]:>18} {len(both[1].kernels):>15}")
+    return 0
+
+
+def total(counts: Sequence[Count]) -> Count:
+    """The sum of several."""
+    kernels = [kernel for count in counts for kernel in count.kernels]
+    return Count(sum(count.launches for count in counts), sum(count.bytes for count in counts), kernels)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
