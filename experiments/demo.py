@@ -59,6 +59,9 @@ ROWS = {
     "projection": BASE.but(affinity=None),
     "misa": BASE.but(teacher="teacher:demo", distillation=FSD, affinity=SEPA),
     "mask": BASE.but(supervision="mask"),
+    "polarmask": BASE.but(
+        student="polarmask", supervision="mask", affinity=None, network={"rays": "cast"}
+    ),  # rays of small objects
     "mask2former_box": MASK2FORMER,
     "mask2former_fsd": MASK2FORMER.but(teacher="teacher:demo_tables", distillation=FSD),
     "mask2former_sepa": MASK2FORMER.but(teacher="teacher:demo_tables", affinity=SEPA),

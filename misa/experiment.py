@@ -60,6 +60,7 @@ class Network:
     decoder_layers: int = _later(9)
     weights: str = _later("")  # file or name of pretrained weights in place of the usual ones
     points: int = _later(12544)  # that a mask is compared at; by supervision="mask" alone, boxes look at every pixel
+    rays: Literal["official", "cast"] = _later("official")  # PolarMask's targets, see `misa.ops.rays.ray_lengths`
 
 
 TINY = Network(
@@ -108,6 +109,7 @@ FRAMEWORKS = {
     "condinst": Framework(branches=True),
     "solo": Framework("baselines", supervision=("mask",), objectives=False, branches=True),
     "mask_rcnn": Framework("baselines", supervision=("mask",), objectives=False, branches=True),
+    "polarmask": Framework(supervision=("mask",), objectives=False, branches=True),
 }
 """The students by name; each is a row here and a file of misa/models/students/."""
 

@@ -1,0 +1,191 @@
+"""PolarMask (Xie et al. 2020): FCOS with 36 distances to the contour at every location; it learns from masks.
+
+Losses, targets and decoding are the published code's, on mmdet's FCOS. Other than there: images keep their aspect
+ratio, boxes have no "+1", counts are of all processes' images, a level's candidates are its 1,000 best by class alone,
+and scores are divided by 1.5, so that none exceeds 1.
+
+Axes: b image · g ground truth · p location of all levels · c class · k ray · h row · w column.
+"""
+
+import copy
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from mmdet.models.dense_heads.condinst_head import CondInstBboxHead
+from mmdet.models.detectors import FCOS
+from mmdet.models.utils import multi_apply
+from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from misa.experiment import Experiment
+from misa.losses.polar import polar_centerness, polar_iou_loss
+from misa.models.students.batch_means import batch_mean
+from misa.models.students.common import backbone_of, mmdet_model, preprocessor, stage_widths
+from misa.models.students.table import Implementation
+from misa.ops.rays import RAYS, centre, contour, polygons, ray_lengths
+
+SMALLEST = 15  # pixels of a mask at the network's input; smaller ones teach nothing, published: of the image's own size
+RADIUS = 1.5  # strides around an object's centre in which a location belongs to it
+LEAST = 0.5  # of the centerness in a score: its factor is (0.5 + centerness) / 1.5
+
+
+class PolarHead(CondInstBboxHead):
+    """FCOS's head with a third tower for the rays.
+
+    rays: how a target is read off the contour, see `misa.ops.rays.ray_lengths`.
+    """
+
+    def __init__(self, *args: Any, rays: Literal["official", "cast"] = "official", **kwargs: Any) -> None:
+        self.rays = rays
+        super().__init__(*args, num_params=RAYS, **kwargs)
+
+    def _init_layers(self) -> None:
+        super()._init_layers()
+        self.ray_convs = copy.deepcopy(self.reg_convs)
+        self.ray_scales = copy.deepcopy(self.scales)
+
+    def forward(self, x: tuple[Tensor, ...]) -> Any:
+        """Classes, distances to the box, centerness and rays of every level; distances in pixels of the input."""
+        return multi_apply(self._level, x, self.scales, self.ray_scales)
+
+    def _level(self, x: Tensor, scale: nn.Module, ray_scale: nn.Module) -> tuple[Tensor, ...]:
+        towers = []
+        for tower in (self.cls_convs, self.reg_convs, self.ray_convs):
+            features = x
+            for layer in tower:
+                features = layer(features)
+            towers.append(features)
+        classes, box, rays = towers
+        return (
+            self.conv_cls(classes),
+            scale(self.conv_reg(box)).float().exp(),
+            self.conv_centerness(classes),
+            ray_scale(self.controller(rays)).float().exp(),
+        )
+
+    def loss_by_feat(
+        self,
+        classes: list[Tensor],
+        boxes: list[Tensor],
+        centernesses: list[Tensor],
+        rays: list[Tensor],
+        instances: list[InstanceData],
+        *_: Any,
+    ) -> dict[str, Tensor]:
+        """The four losses of a batch; `instances` have bboxes, labels and masks."""
+        device = classes[0].device
+        priors = self.prior_generator.grid_priors([x.shape[-2:] for x in classes], device=device, with_stride=True)
+        points = torch.cat(priors)[:, :3]
+        ranges = torch.cat(
+            [
+                points.new_tensor(own).expand(len(level), 2)
+                for own, level in zip(self.regress_ranges, priors, strict=True)
+            ]
+        )
+        found = [_targets(points, ranges, truth, self.num_classes, self.rays) for truth in instances]
+        labels, aims, lengths = (torch.cat(parts) for parts in zip(*found, strict=True))
+        chosen = labels.flatten() < self.num_classes
+        count, per_image = chosen.sum(), chosen.new_tensor(len(instances), dtype=torch.float32)
+        at = points[:, :2].repeat(len(instances), 1)[chosen]
+        weight = polar_centerness(lengths)
+        total = batch_mean(weight.sum()).clamp(min=1e-6)
+        own, theirs = (self.bbox_coder.decode(at, x) for x in (_strung(boxes)[chosen], aims))
+        logits = _strung(centernesses)[chosen].flatten().float()
+        unlike = nn.functional.binary_cross_entropy_with_logits(logits, weight, reduction="sum")
+        return {
+            "loss_cls": self.loss_cls(
+                _strung(classes).float(), labels, avg_factor=float(batch_mean(count.float() + per_image))
+            ),
+            "loss_bbox": self.loss_bbox(own, theirs, weight=weight, avg_factor=total),
+            "loss_mask": (weight * polar_iou_loss(_strung(rays)[chosen], lengths)).sum() / total,
+            "loss_centerness": unlike / batch_mean(count.float()).clamp(min=1),
+        }
+
+    def _bbox_post_process(
+        self, results: InstanceData, cfg: ConfigDict, rescale: bool, with_nms: bool, img_meta: dict[str, Any]
+    ) -> InstanceData:
+        """mmdet's, with the masks of the instances that it leaves."""
+        results.score_factors = (results.score_factors + LEAST) / (1 + LEAST)
+        kept = super()._bbox_post_process(
+            results=results, cfg=cfg, rescale=rescale, with_nms=with_nms, img_meta=img_meta
+        )
+        (h, w), (x, y) = img_meta["img_shape"][:2], img_meta["scale_factor"] if rescale else (1.0, 1.0)
+        corners = polygons(kept.points, kept.param_preds).clamp(min=0)
+        corners = corners.minimum(corners.new_tensor([w - 1, h - 1])) / corners.new_tensor([x, y])
+        kept.masks = _filled(corners, img_meta["ori_shape"][:2] if rescale else (h, w))
+        for name in ("points", "strides", "param_preds"):
+            kept.pop(name)
+        return kept
+
+
+def _strung(levels: list[Tensor]) -> Tensor:
+    """All levels' maps (b c h w) as (b · p, c)."""
+    return torch.cat([x.flatten(2) for x in levels], dim=2).transpose(1, 2).flatten(0, 1)
+
+
+def _targets(
+    points: Tensor, ranges: Tensor, truth: InstanceData, background: int, rule: Literal["official", "cast"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The class of every location (p), and of those that have one the distances to the box (n 4) and the rays (n 36).
+
+    points (p 3): x, y and stride. ranges (p 2): of the largest distance to the box. A location within `RADIUS` strides
+    of an object's centre, and in its box, belongs to it; of several to the one of the smallest box.
+    """
+    large = [g for g, mask in enumerate(truth.masks.masks) if np.count_nonzero(mask) >= SMALLEST]
+    outlines = [contour(torch.from_numpy(truth.masks.masks[g])) for g in large]
+    bboxes, labels = truth.bboxes[large], truth.labels[large]
+    every = labels.new_full((len(points),), background)
+    if not large:
+        return every, bboxes.new_zeros(0, 4), bboxes.new_zeros(0, RAYS)
+    centres = torch.stack([centre(outline) for outline in outlines]).to(bboxes)
+    x, y, stride = points[:, None].unbind(-1)
+    x1, y1, x2, y2 = bboxes.unbind(-1)
+    away = torch.stack([x - x1, y - y1, x2 - x, y2 - y], dim=-1)  # (p, g, 4)
+    off = (points[:, None, :2] - centres).abs().amax(dim=-1)
+    farthest = away.amax(dim=-1)
+    inside = (off < RADIUS * stride) & (away.amin(dim=-1) > 0)
+    inside &= (farthest >= ranges[:, :1]) & (farthest <= ranges[:, 1:])
+    area = (bboxes[:, 2:] - bboxes[:, :2]).prod(dim=1)
+    least, owner = torch.where(inside, area, torch.inf).min(dim=1)
+    (place,) = least.isfinite().nonzero(as_tuple=True)
+    owner = owner[place]
+    every[place] = labels[owner]
+    lengths = bboxes.new_zeros(len(place), RAYS)
+    for g, outline in enumerate(outlines):
+        own = owner == g
+        lengths[own] = ray_lengths(outline, points[place[own], :2].cpu(), rule=rule).to(lengths)
+    return every, away[place, owner], lengths
+
+
+def _filled(corners: Tensor, size: tuple[int, int]) -> Tensor:
+    """The polygons (n 36 2) in whole pixels as masks (n h w) of the given size, their outlines among them."""
+    masks = np.zeros((len(corners), *size), np.uint8)
+    for mask, polygon in zip(masks, corners.cpu().numpy().astype(np.int32), strict=True):
+        cv2.fillPoly(mask, [polygon.reshape(-1, 1, 2)], [1])
+    return torch.from_numpy(masks).bool().to(corners.device)
+
+
+def polarmask_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
+    """The detector: mmdet's FCOS with the other head."""
+    network, inference = experiment.network, experiment.inference
+    model = mmdet_model("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py")
+    model.type = FCOS
+    model.data_preprocessor = preprocessor(experiment)
+    model.backbone = backbone_of(network)
+    model.neck.update(in_channels=stage_widths(network), out_channels=network.neck_channels)
+    model.bbox_head.update(
+        type=PolarHead,
+        rays=network.rays,
+        num_classes=len(classes),
+        in_channels=network.neck_channels,
+        stacked_convs=network.stacked_convs,
+        feat_channels=network.head_channels,
+    )
+    model.test_cfg.update(score_thr=inference.score, max_per_img=inference.per_image)
+    return model
+
+
+polarmask = Implementation(polarmask_config)
