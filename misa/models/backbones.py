@@ -156,6 +156,27 @@ def backbone_of(network: Network) -> dict[str, Any]:
     )
 
 
+def require_weights(network: Network) -> None:
+    """Download the checkpoint that a network starts from, where it is not here; UserError where that fails."""
+    from mmengine.runner.checkpoint import get_torchvision_models
+
+    name = str(backbone_of(network).get("init_cfg", {}).get("checkpoint", ""))
+    url = get_torchvision_models()[name.partition("//")[2]] if name.startswith("torchvision://") else name
+    if not url.startswith(("http://", "https://")):
+        return
+    place = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if place.is_file():
+        return
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(place), hash_prefix=None, progress=False)
+    except OSError as error:  # no network, no such place
+        reason = getattr(error, "reason", None) or error.strerror or error
+        raise UserError(
+            f"the weights {place.name} are not in {place.parent} and cannot be downloaded ({reason}); put {url} there."
+        ) from error
+
+
 def build_backbone(config: Mapping[str, Any], *, or_scratch: bool = False) -> nn.Module:
     """An initialised backbone from its config, pre-trained where `init_cfg` names a checkpoint.
 

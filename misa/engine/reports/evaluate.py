@@ -60,12 +60,14 @@ def evaluate(
         raise UserError(f"mean IoU compares with true masks, and {source.val.annotations} has none; leave miou out.")
     if predictions is not None and experiment.semantic is not None:
         raise UserError(f"{folder} is a semantic teacher, which detects nothing; leave predictions out.")
+    if predictions is not None:
+        _require_place(Path(predictions).expanduser())
     with tempfile.TemporaryDirectory() as scratch:
         predict_split(run, source, Path(scratch), machine)
         metrics = scored(experiment, source, Path(scratch))
         detections = Path(scratch) / DETECTIONS
         if predictions is not None:
-            shutil.copyfile(detections, predictions)
+            shutil.copyfile(detections, Path(predictions).expanduser())
         if merged and experiment.semantic is None:
             metrics |= score_merged(source, detections, limit=experiment.limit, threshold=merge_score)
         if (details or boundary) and experiment.semantic is None and source.masks:
@@ -77,6 +79,18 @@ def evaluate(
                 boundary=boundary,
             )
     return Run(experiment, folder, source, metrics)
+
+
+def _require_place(path: Path) -> None:
+    """UserError where a file cannot be written, before the work that it is to hold; its folder is made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = path.exists()
+        path.open("ab").close()
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"predictions {path} cannot be written ({error.strerror}); choose another file.") from error
 
 
 def load_run(

@@ -203,7 +203,7 @@ def open_networks(run: str | Path, *, data_root: str | Path | None = None) -> Ne
     student.eval().requires_grad_(False)
     if not experiment.teacher:
         return Networks(experiment, source, None, student, (folder,))
-    beside = teacher_place(experiment, params["seed"], folder.parent, data_root=params["data_root"])
+    beside = teacher_place(experiment, params["seed"], folder.parent, student=params)
     if not beside.is_dir():
         raise UserError(f"the teacher of {folder} should be in {beside}; put its run folder there, or train again.")
     teacher = load_teacher(beside, classes=source.classes)

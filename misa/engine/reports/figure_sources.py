@@ -203,7 +203,7 @@ def _with_teachers(runs: list[Trained]) -> list[Trained]:
     for run in runs:
         if run.experiment.teacher:
             known = run.params["seed"], run.folder.parent
-            beside = teacher_place(run.experiment, *known, data_root=run.params["data_root"])
+            beside = teacher_place(run.experiment, *known, student=run.params)
             if beside not in found and (beside / "metrics.json").is_file():
                 found[beside] = _read(beside)
     return list(found.values())

@@ -25,7 +25,7 @@ from misa.engine.runs.folder import opened
 from misa.engine.runs.samples import health, losses
 from misa.engine.runs.scores import DETECTIONS
 from misa.engine.runs.state import remarks
-from misa.errors import UserError
+from misa.errors import UserError, whole
 from misa.evaluation.ap import matched, read_truth
 from misa.evaluation.bootstrap import Estimate, estimates, image_scores, matches_of
 from misa.evaluation.failures import BACKGROUND, KINDS, MEANING, TIDE, ImageErrors, Outcome, error_types
@@ -107,7 +107,7 @@ def inspect_run(
         raise UserError(f"{source.val.annotations} has no masks to compare with; only scores of boxes are known there.")
     truth = read_truth(source.val.annotations)
     images = truth.getImgIds()[: experiment.limit]
-    found = _detections(Path(predictions).expanduser() if predictions else folder / DETECTIONS, truth)
+    found = _detections(Path(predictions).expanduser() if predictions else folder / DETECTIONS, truth, source.root)
     matches = matches_of(matched(truth, found, images=images, categories=source.classes))
     by_image: dict[int, list[dict[str, Any]]] = {image: [] for image in images}
     for detection in found:
@@ -138,16 +138,21 @@ def inspect_run(
     return replace(inspection, page=path)
 
 
-def _detections(path: Path, truth: COCO) -> list[dict[str, Any]]:
+def _detections(path: Path, truth: COCO, truth_of: Path) -> list[dict[str, Any]]:
     """The content of a COCO results file; UserError where it is none of this data."""
     if not path.is_file():
         raise UserError(f"there are no predictions {path}; finish the run with misa train first.")
     try:
         rows = json.loads(path.read_bytes())
-        known = set(truth.getImgIds())
+        if not isinstance(rows, list):
+            raise UserError(f"{path} is no list of detections; give the file of misa evaluate --predictions.")
         for row in rows:
-            if row["image_id"] not in known or row["category_id"] not in truth.cats:
-                raise UserError(f"{path} holds predictions on other data: image {row['image_id']} is not in this.")
+            for key, known in (("image_id", truth.imgs), ("category_id", truth.cats)):
+                if not whole(row[key]):
+                    raise UserError(f"{path} has the {key} {row[key]!r}, which is no whole number; correct it.")
+                if row[key] not in known:
+                    message = f"{path} holds predictions on other data: {key} {row[key]} is not in this"
+                    raise UserError(f"{message}; give --data-root, or predictions on {truth_of}.")
             image, mask = truth.imgs[row["image_id"]], row["segmentation"]
             fault = mask_fault(mask, image["height"], image["width"]) if isinstance(mask, dict) else "is no run lengths"
             if fault is None and not (isinstance(mask["counts"], str) and -1e9 < row["score"] < 1e9):

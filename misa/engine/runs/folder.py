@@ -9,9 +9,11 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dist import get_world_size
 
+from misa.data.digest import data_digests
 from misa.data.source import Source, open_source
 from misa.engine.runs.checkpoints import newest
-from misa.engine.runs.record import environment, loadable, read_params, require_own
+from misa.engine.runs.record import environment, loadable, read_params, require_own, same_data
+from misa.engine.runs.state import warn_changed
 from misa.errors import UserError
 from misa.experiment import Experiment
 from misa.files import locked, read_json, write_json
@@ -80,13 +82,14 @@ def finished(folder: str | Path) -> Run:
     return Run(experiment, folder, source, metrics)
 
 
-def require_own_teacher(place: Path, source: Source) -> None:
+def require_own_teacher(place: Path, student: Mapping[str, Any]) -> None:
     """UserError where a teacher's folder holds one of other data; the user named the student's folder alone."""
     params = read_json(place / "params.json")
-    if params is not None and params["data_root"] != str(source.root):
+    if params is not None and not same_data(params, student):
         raise UserError(
             f"the teacher beside this work_dir, {place}, learned from {params['data_root']}, and the student is to "
-            f"learn from {source.root}; choose a work_dir in another folder, where a teacher of its own is trained."
+            f"learn from {student['data_root']}; choose a work_dir in another folder, where a teacher of its own is "
+            "trained."
         )
 
 
@@ -102,6 +105,11 @@ def earlier_work(folder: Path, params: dict[str, Any], resume: bool) -> tuple[di
     metrics, checkpoint = read_json(folder / "metrics.json"), newest(folder)
     if not resume and (metrics or checkpoint):
         raise UserError(f"work_dir {folder} holds this run already; set resume or choose another work_dir.")
+    if metrics is not None:
+        before = read_params(folder)
+        warn_changed(folder, before, params["data"])
+        if before["data_root"] != params["data_root"]:  # it has moved, and the figures look for it where it is
+            write_json(folder / "params.json", before | {"data_root": params["data_root"]})
     return metrics, checkpoint
 
 
@@ -122,6 +130,8 @@ def opened(
     # The data is there already, at the root that was recorded; nothing is drawn again.
     there = replace(experiment, data="coco", scenes=()) if experiment.data == "demo" else experiment
     source = open_source(there, root, classes=params["classes"], need_train=False)
+    if data_root is None:  # other data is no change
+        warn_changed(folder, params, data_digests(source.train, source.val))
     return experiment, source, folder, params
 
 

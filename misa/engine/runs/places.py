@@ -1,8 +1,10 @@
 """Where the run of a row is, and those that it learns from. Files only: no framework is loaded."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from misa.engine.runs.record import read_params
+from misa.engine.runs.record import read_params, same_data
 from misa.experiment import Experiment
 from misa.files import read_json
 from misa.rows import find_row, lineage, teacher_row
@@ -20,15 +22,15 @@ def teacher_folder(experiment: Experiment, seed: int) -> str:
     return f"{Path(table).stem}-{name}-{lineage(teacher_row(experiment))}-seed{seed}"
 
 
-def teacher_place(experiment: Experiment, seed: int, beside: Path, *, data_root: object = None) -> Path:
+def teacher_place(experiment: Experiment, seed: int, beside: Path, *, student: Mapping[str, Any] | None = None) -> Path:
     """Where a student's teacher is, or will be: a folder of its own, or the default one if it was trained alone.
 
-    Only on the same data, where `data_root` says which.
+    Only on the same data as the student, where its record is given.
     """
     alone = beside / default_folder(experiment.teacher, seed).name
     if (alone / "metrics.json").exists():
         params = read_params(alone)
-        same = data_root is None or params["data_root"] == str(data_root)
+        same = student is None or same_data(params, student)
         if same and (params["digest"], params["seed"]) == (teacher_row(experiment).digest(), seed):
             return alone
     return beside / teacher_folder(experiment, seed)
@@ -51,13 +53,16 @@ def student_row(experiment: Experiment) -> tuple[str, Experiment] | None:
     return semantic.student, row if experiment.limit is None else row.smoke()
 
 
-def student_place(row: str, experiment: Experiment, seed: int, beside: Path, *, data_root: object) -> Path:
-    """Where the student is that a teacher learns from, or will be: as its own training or a table's would name it."""
+def student_place(row: str, experiment: Experiment, seed: int, beside: Path, *, teacher: Mapping[str, Any]) -> Path:
+    """Where the student is that a teacher learns from, or will be: as its own training or a table's would name it.
+
+    teacher: the record of the teacher, which is on the same data.
+    """
     name = default_folder(row, seed)
     for alone in (beside / name.name, name):
         params = read_json(alone / "params.json")
         if params is None or not (alone / "metrics.json").exists():
             continue
-        if (params["digest"], params["seed"], params["data_root"]) == (experiment.digest(), seed, str(data_root)):
+        if (params["digest"], params["seed"]) == (experiment.digest(), seed) and same_data(params, teacher):
             return alone
     return beside / f"{lineage(experiment)}-seed{seed}"

@@ -3,7 +3,7 @@
 import json
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +20,16 @@ FILES = ("params.json", "env.json", "config.py", "log.txt", "losses.jsonl", "met
 
 
 def run_params(
-    experiment: Experiment, *, row: str, seed: int, data_root: Path, classes: Sequence[str]
+    experiment: Experiment, *, row: str, seed: int, data_root: Path, data: Mapping[str, str], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """What makes a run that run; the same values again mean the same run."""
+    """What makes a run that run; the same values again mean the same run. data: see `misa.data.digest`."""
     learns_from = {"teacher_digest": lineage(teacher_row(experiment))} if experiment.teacher else {}
     return learns_from | {
         "row": row,
         "digest": experiment.digest(),
         "seed": seed,
         "data_root": str(data_root),
+        "data": dict(data),
         "classes": list(classes),
         "experiment": experiment.values(),
     }
@@ -46,7 +47,10 @@ def read_params(folder: Path) -> dict[str, Any]:
 
 
 def require_own(folder: Path, params: dict[str, Any]) -> None:
-    """UserError if `folder` holds another run than `params`, or files of which it does not say what they are."""
+    """UserError if `folder` holds another run than `params`, or files of which it does not say what they are.
+
+    Data that has moved and is the same makes no other run. Annotations that have changed do, unless it is finished.
+    """
     before = read_json(folder / "params.json")
     if before is None:
         foreign = [name for name in FILES if (folder / name).exists()]
@@ -54,13 +58,32 @@ def require_own(folder: Path, params: dict[str, Any]) -> None:
             raise UserError(f"work_dir {folder} has a {foreign[0]} but no params.json; choose an empty folder.")
         return
     # The row's name is only a name; older runs do not say of which values their teacher was.
-    names = {"row", "digest"} if "teacher_digest" in before else {"row", "digest", "teacher_digest"}
+    names = {"row", "digest", "data"} if "teacher_digest" in before else {"row", "digest", "data", "teacher_digest"}
+    if same_data(before, params):
+        names.add("data_root")
     ours = {name: value for name, value in params.items() if name not in names}
     for name, there, here in _differences(before, json.loads(json.dumps(ours))):
         raise UserError(
             f"work_dir {folder} holds another run ({name} is {there} there and {here} here); "
             "choose another work_dir or delete that one."
         )
+    if (changed := changed_splits(before, params["data"])) and not (folder / "metrics.json").exists():
+        raise UserError(
+            f"the annotations of {' and '.join(changed)} in {params['data_root']} have changed since the run in "
+            f"{folder} began, and it cannot go on with others; restore them, or choose another work_dir for the "
+            "changed ones."
+        )
+
+
+def same_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether two records are of one data set: in the same folder, or with the same annotations in another."""
+    return before["data_root"] == now["data_root"] or ("data" in before and before["data"] == now.get("data"))
+
+
+def changed_splits(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
+    """The splits whose annotations are not those of a run's record; none of a run from before they were recorded."""
+    recorded = before.get("data", {})
+    return [split for split, digest in now.items() if recorded.get(split, digest) != digest]
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

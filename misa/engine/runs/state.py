@@ -2,9 +2,12 @@
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from misa.engine.runs.checkpoints import newest
+from misa.engine.runs.record import changed_splits
 from misa.experiment import Experiment
 from misa.files import read_json
 
@@ -32,3 +35,15 @@ def warn(folder: Path, experiment: Experiment, *, checkpoint: Path | None = None
     """Say `remarks` on standard error, where a notebook shows them in red."""
     for remark in remarks(folder, experiment, checkpoint=checkpoint):
         print(f"warning: {remark}", file=sys.stderr, flush=True)
+
+
+def warn_changed(folder: Path, params: Mapping[str, Any], data: Mapping[str, str]) -> None:
+    """Say on standard error that a run's annotations are no longer those of its record, and what that means."""
+    if changed := changed_splits(params, data):
+        print(
+            f"warning: the annotations of {' and '.join(changed)} in {params['data_root']} have changed since the run "
+            f"in {folder} was trained: its recorded scores and predictions are of the earlier ones; restore them, or "
+            "train it again in another work_dir.",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from tqdm.auto import tqdm
 
 from misa.engine.runs.places import teacher_place
+from misa.engine.runs.record import same_data
 from misa.errors import Stopped, UserError
 from misa.experiment import Experiment
 from misa.files import IN_USE, read_json, write_json
@@ -202,19 +203,21 @@ def require_one_data(jobs: Iterable[Job], data_root: object = None) -> None:
         if params is None or params["experiment"]["data"] == "demo":
             continue
         if wanted is None:
-            wanted = params["data_root"] if data_root is None else _root_of(data_root)
-        if params["data_root"] != wanted:
+            wanted = params if data_root is None else _data_of(data_root)
+        if not same_data(params, wanted):
             raise UserError(
-                f"{one.folder} is a run on {params['data_root']}, not on {wanted}; give each folder of data a root of "
-                "its own."
+                f"{one.folder} is a run on {params['data_root']}, not on {wanted['data_root']}; give each folder of "
+                "data a root of its own."
             )
 
 
-def _root_of(data_root: object) -> str:
-    """The folder that a run on this data records, which for VOC xml or csv is the one that they are converted into."""
+def _data_of(data_root: object) -> dict[str, Any]:
+    """What a run on this data records of it."""
+    from misa.data.digest import data_digests
     from misa.data.formats.convert import open_layout  # loads OpenCV, which a table of finished runs does not need
 
-    return str(open_layout(Path(str(data_root)).expanduser().resolve()).root)
+    layout = open_layout(Path(str(data_root)).expanduser().resolve())
+    return {"data_root": str(layout.root), "data": data_digests(layout.train, layout.val)}
 
 
 @contextlib.contextmanager

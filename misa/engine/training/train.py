@@ -11,6 +11,7 @@ from mmengine.dist import get_world_size
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from misa.data.digest import data_digests
 from misa.data.source import Source, open_source
 from misa.engine.runs.checkpoints import read_checkpoint, tensors_only
 from misa.engine.runs.folder import (
@@ -33,7 +34,7 @@ from misa.engine.training.watch import NaNGuard
 from misa.errors import Diverged, UserError
 from misa.experiment import Experiment
 from misa.machine import BatchSplit, Machine, is_main_process, split_batch
-from misa.models.backbones import backbone_row
+from misa.models.backbones import backbone_row, require_weights
 from misa.rows import teacher_row
 
 
@@ -81,6 +82,8 @@ def train(
             if is_main_process():
                 print(f"{folder.name} is finished; nothing to train. Choose another work_dir to train again.")
             return Run(experiment, folder, plan.source, plan.metrics)
+        if plan.checkpoint is None:
+            on_main_process(lambda: require_weights(experiment.network))
         if plan.first is not None:
             stage = plan.first
             _say(f"{row} learns in two parts. 1 of 2: {stage.row}, in {_near(stage.folder)}")
@@ -152,7 +155,8 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
             f"a batch takes {experiment.schedule.batch} images and {source.train.annotations} has "
             f"{source.images}; set batch to {source.images} or less."
         )
-    params = run_params(experiment, row=row, seed=seed, data_root=source.root, classes=source.classes)
+    data = data_digests(source.train, source.val)
+    params = run_params(experiment, row=row, seed=seed, data_root=source.root, data=data, classes=source.classes)
     metrics, checkpoint = earlier_work(folder, params, resume)
     if metrics is not None:
         return Plan(experiment, source, folder, params, metrics, checkpoint, None)
@@ -160,11 +164,11 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
         read_checkpoint(checkpoint)  # the folder may be a stranger's
     first = None
     if experiment.teacher:
-        place = teacher_place(experiment, seed, folder.parent, data_root=source.root)
-        require_own_teacher(place, source)
+        place = teacher_place(experiment, seed, folder.parent, student=params)
+        require_own_teacher(place, params)
         first = Stage(experiment.teacher, teacher_row(experiment), place)
     elif (named := student_row(experiment)) is not None:
-        first = Stage(*named, student_place(*named, seed, folder.parent, data_root=source.root))
+        first = Stage(*named, student_place(*named, seed, folder.parent, teacher=params))
     return Plan(experiment, source, folder, params, None, checkpoint, first)
 
 

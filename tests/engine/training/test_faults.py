@@ -258,6 +258,10 @@ CHECKPOINTS = {
         "params.json lacks",
     ),
     "run: no such folder": (lambda p: p.evaluate(run="nowhere"), "is no run folder"),
+    "evaluate: predictions below a file": (
+        lambda p: p.evaluate("--predictions", p.photo / "new" / "x.json"),
+        "x.json cannot be written (Not a directory); choose another file",
+    ),
     "run: its data is gone": (lambda p: [shutil.rmtree(p.data), p.evaluate()][1], "data does not exist"),
 }
 PREDICTIONS = {

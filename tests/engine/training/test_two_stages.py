@@ -149,7 +149,7 @@ def test_a_teacher_on_another_folder_of_data_is_not_taken(run, student, place):
     own = place / "moved"
     teacher = shutil.copytree(run.folder.parent / teacher_folder(student, 0), own / teacher_folder(student, 0))
     params = json.loads((teacher / "params.json").read_text())
-    (teacher / "params.json").write_text(json.dumps(params | {"data_root": "/elsewhere"}))
+    (teacher / "params.json").write_text(json.dumps(params | {"data_root": "/elsewhere", "data": {"train": "another"}}))
     with pytest.raises(UserError, match=r"learned from /elsewhere, and the student .* choose a work_dir in another"):
         train(student, data_root=place / "data", work_dir=own / "misa", machine=CPU)
 
