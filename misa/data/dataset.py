@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from misa.data.formats.coco_json import plain_annotation
+from misa.data.formats.plain import plain_annotation
 from misa.data.mmdet_datasets import COCO, CocoDataset
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from misa.data.dataset import _OrderedCOCO
 from misa.data.formats.coco import Split
-from misa.data.formats.coco_json import is_ignored
+from misa.data.formats.plain import is_ignored
 from misa.data.label_maps import LabelMap, rasterise, read_voc_label_map
 
 

@@ -4,21 +4,27 @@ Fatal problems stop a training; warnings tell what is changed silently otherwise
 training from boxes: a missing or senseless `segmentation` is no problem there.
 """
 
+import itertools
 import json
 import os
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from misa.data.check.doubtful_boxes import Doubts
 from misa.data.check.image_files import Listed, Twins, check_files
 from misa.data.check.masks import broken_runs, mask_fault
 from misa.data.check.report import _KEPT, Report, Sample, _Notes
 from misa.data.formats.coco import DataError, PathLike
-from misa.data.formats.coco_json import TABLES, BadJson, is_empty, is_ignored, other_kind, plain, read_json
-from misa.data.formats.names import Images, is_file
+from misa.data.formats.coco_file import TABLES, CocoFile
+from misa.data.formats.json_stream import BadJson
+from misa.data.formats.names import Images
+from misa.data.formats.plain import is_ignored
 from misa.errors import did_you_mean, number, whole
 
 __all__ = ["Purpose", "Twins", "check_coco", "has_masks", "require_usable"]
@@ -35,6 +41,7 @@ _FEW = 1e-4
 _MANY = 0.05
 # COCO's boxes are rounded and leave the image by fractions of a pixel: nothing to speak of.
 _SLACK = 1.0
+_TOGETHER = 1000  # run lengths that are decoded at once
 
 
 def check_coco(
@@ -51,7 +58,8 @@ def check_coco(
 ) -> Report:
     """Reads the whole annotation file and looks at the images; never raises for what they hold.
 
-    What `misa.data.formats.coco_json.plain` settles is no fault here: the same is settled before anything is read.
+    What `misa.data.formats.plain` settles is no fault here: the same is settled before anything is read. Of a file of
+    any size only the images are held in memory.
 
     classes: the names that must be there (others are left out with a warning); None takes all.
     verify_images: "exists" lists the folder; "open" also reads the start and end of each file (8 threads).
@@ -69,34 +77,43 @@ def check_coco(
         raise ValueError(f"verify_images must be 'exists' or 'open'; got {verify_images!r}.")
     if purpose not in ("train", "mask", "eval", "boxes", "score"):
         raise ValueError(f"purpose must be 'train', 'mask', 'eval', 'boxes' or 'score'; got {purpose!r}.")
-    folder, notes = Path(image_dir), _Notes(Path(annotation_file))
-    tables = _tables(notes.file, folder, notes)
-    masks = any(
-        isinstance(row, dict) and not is_empty(row.get("segmentation")) for row in tables.get("annotations", ())
-    )
+    folder, notes, repeated = Path(image_dir), _Notes(Path(annotation_file)), _Repeated()
+    file = _open(notes.file, folder, notes, repeated)
+    masks = file is not None and file.masks
     if purpose == "score":
         purpose = "eval" if masks else "boxes"
-    images = _images(tables.get("images", []), notes)
-    names = _categories(tables.get("categories", []), notes)
-    wanted = _match(names, classes, purpose, notes) if "categories" in tables else tuple(classes or ())
+    images = _images(file.images if file is not None else [], notes)
+    names = _categories(file.categories if file is not None else [], notes)
+    there = file is not None and file.has("categories")
+    wanted = _match(names, classes, purpose, notes) if there else tuple(classes or ())
     found = _Objects(dict.fromkeys(wanted, 0), dict.fromkeys(_chosen(images, samples)))
-    if tables.keys() >= set(TABLES):
-        _annotations(tables["annotations"], _Known(images, names, purpose), found, notes)
-        if not sum(found.per_class.values()) and not any(problem.fatal for problem in notes.problems):
-            aim = "to learn from" if purpose in ("train", "mask") else "to score on"
-            notes.add("no-objects", "", f"it has no object {aim}", "add annotations, or choose another file")
+    if file is not None and all(file.has(key) for key in TABLES):
+        _annotations(file, _Known(images, names, purpose), found, repeated, notes)
     if long_side is not None:
         _thin(images, long_side, notes)
     _files(images, folder, notes, read=verify_images == "open", twins=twins, alone=alone)
     empty = images.keys() - found.busy
     _empty_images(images, empty, notes)
+    return _report(notes, folder, images, found, wanted, empty=len(empty), masks=masks)
+
+
+def _report(
+    notes: _Notes,
+    folder: Path,
+    images: dict[int, Listed | None],
+    found: "_Objects",
+    wanted: tuple[str, ...],
+    *,
+    empty: int,
+    masks: bool,
+) -> Report:
     return Report(
         annotation_file=notes.file,
         image_dir=folder,
         images=len(images),
         objects=sum(found.per_class.values()),
         crowds=found.crowds,
-        empty_images=len(empty),
+        empty_images=empty,
         classes=wanted,
         masks=masks,
         per_class=found.per_class,
@@ -138,8 +155,10 @@ def _empty_images(images: dict[int, Listed | None], empty: set[int], notes: _Not
 
 def has_masks(annotation_file: PathLike) -> bool:
     """Whether any object has a `segmentation`; an empty one, as tools for boxes write it, is none."""
-    rows = _tables(Path(annotation_file), Path(), _Notes(Path(annotation_file))).get("annotations", ())
-    return any(isinstance(row, dict) and not is_empty(row.get("segmentation")) for row in rows)
+    try:
+        return CocoFile(Path(annotation_file), keep=("id",)).masks
+    except BadJson:  # which the check tells
+        return False
 
 
 def require_usable(
@@ -175,6 +194,47 @@ class _Known(NamedTuple):
     purpose: str
 
 
+class _Repeated:
+    """Which ids of annotations and which boxes come more than once in a file, at 16 bytes an object."""
+
+    def __init__(self) -> None:
+        self._ids, self._boxes = array("q"), array("q")
+
+    def see(self, row: Any) -> None:
+        """An annotation as it is in the file."""
+        if isinstance(row, dict):
+            if whole(row.get("id")):
+                self._ids.append(row["id"])
+            box = row.get("bbox")
+            if isinstance(box, list) and _four(box) and whole(row.get("image_id")) and whole(row.get("category_id")):
+                self._boxes.append(hash((row["image_id"], row["category_id"], *box)))
+
+    def ids(self) -> set[int]:
+        return _more_than_once(self._ids)
+
+    def boxes(self) -> set[int]:
+        return _more_than_once(self._boxes)
+
+
+def _more_than_once(values: "array[int]") -> set[int]:
+    order = np.sort(np.frombuffer(values, np.int64)) if values else np.zeros(0, np.int64)
+    return set(order[1:][order[1:] == order[:-1]].tolist())
+
+
+class _Once:
+    """Whether a value has been there before. among: those that may; None: any."""
+
+    def __init__(self, among: set[int] | None) -> None:
+        self.among, self.seen = among, set[int]()
+
+    def again(self, value: int) -> bool:
+        if self.among is not None and value not in self.among:
+            return False
+        known = value in self.seen
+        self.seen.add(value)
+        return known
+
+
 @dataclass
 class _Objects:
     """What the annotations come to."""
@@ -185,8 +245,9 @@ class _Objects:
     ignored: int = 0
     count: int = 0  # rows
     busy: set[int] = field(default_factory=set)
-    boxes: set[int] = field(default_factory=set)
-    flat: list[tuple[str, str]] = field(default_factory=list)
+    boxes: _Once = field(default_factory=lambda: _Once(None))
+    flat: list[tuple[str, str]] = field(default_factory=list)  # the first of them
+    flats: int = 0
     masks: list[tuple[str, str, int]] = field(default_factory=list)  # place, run lengths as text, pixels
     doubts: Doubts = field(default_factory=Doubts)
 
@@ -194,54 +255,42 @@ class _Objects:
         self.shown = {key: [] for key in self.shown}
 
 
-def _tables(path: Path, folder: Path, notes: _Notes) -> dict[str, list[Any]]:
-    """The three lists of the file, those that are there, after `plain`."""
+def _open(path: Path, folder: Path, notes: _Notes, repeated: _Repeated) -> CocoFile | None:
+    """The file in its plain form; None where it is none of instances."""
     try:
-        content = read_json(path)
+        file = CocoFile(path, keep=("id", "file_name", "width", "height", "where"), see=repeated.see)
     except BadJson as error:
         notes.add(error.kind, error.place, error.message, error.cure)
-        return {}
+        return None
+    content = file.content
     if not isinstance(content, dict):
         notes.add("not-coco", "", f"it holds {_kind(content)}, not an object", "give a COCO annotation file")
-        return {}
+        return None
     notes.converted = "converted_from" in content
     notes.file = Path(str(content.get("converted_from", content.get("plain_of", path))))
     if notes.converted or "plain_of" in content:
         for fault in content.get("faults", ()):
             notes.add(*fault[:4], fatal=fault[4])
-    if kind := other_kind(content):
+    elif folder.is_dir():
+        file.settle_images(Images(folder, suffixes=False), folder)
+    if kind := file.kind:
         found = f"this is a {kind} file, not one of instances"
         notes.add("not-instances", "", found, f"give COCO's {path.name.replace(kind, 'instances')} instead")
-        return {}
-    _resolve_names(content, folder)
-    plain(content, areas=False)
+        return None
     for key in TABLES:
         if key not in content:
             others = [name for name in content if name not in ("info", "licenses")]
             hint = did_you_mean(key, others)
             there = ", ".join(list(content)[:8]) or "nothing"
             notes.add("missing-key", "", f"it has no '{key}' but {there}{hint.rstrip('?')}", "add the key")
-        elif not isinstance(content[key], list):
+        elif not file.has(key):
             message = f"'{key}' is {_kind(content[key])}, not a list"
             notes.add("not-coco", "", message, "give a COCO annotation file")
-    if content.get("images") == []:
+    if file.has("images") and not file.images:
         notes.add("no-images", "", "it lists no images", "choose another file, this data set is empty")
-    if content.get("categories") == []:
+    if file.has("categories") and not file.categories:
         notes.add("no-classes", "", "it lists no categories", "add the classes as [{'id': 1, 'name': ...}, ...]")
-    return {key: content[key] for key in TABLES if isinstance(content.get(key), list)}
-
-
-def _resolve_names(content: dict[str, Any], folder: Path) -> None:
-    """Names in other Unicode forms and with other separators become those of the files."""
-    rows = content.get("images")
-    if not isinstance(rows, list) or not folder.is_dir():
-        return
-    images = Images(folder, suffixes=False)
-    for row in rows:
-        if not isinstance(row, dict) or not isinstance(name := row.get("file_name"), str):
-            continue
-        if ("\\" in name or not name.isascii()) and not is_file(folder / name) and len(found := images.find(name)) == 1:
-            row["file_name"] = os.path.relpath(found[0], folder)
+    return file
 
 
 def _chosen(images: dict[int, Listed | None], count: int) -> list[int]:
@@ -345,22 +394,29 @@ def _match(names: dict[int, str], classes: Sequence[str] | None, purpose: str, n
     return tuple(classes)
 
 
-def _annotations(rows: list[Any], known: _Known, found: _Objects, notes: _Notes) -> None:
+def _annotations(file: CocoFile, known: _Known, found: _Objects, repeated: _Repeated, notes: _Notes) -> None:
     """Count the crowds, the objects by class, the images with objects; keep the boxes of those to be shown."""
-    seen: set[int] = set()
-    found.count = len(rows)
-    for index, row in enumerate(rows):
-        key = _key(row, "annotation", index, notes)
+    # Numbers in the place of texts are others than those that were counted.
+    ids = _Once(None if file.texts else repeated.ids())
+    found.boxes = _Once(None if file.texts else repeated.boxes())
+    found.count = file.count
+    places = itertools.count()
+
+    def look(row: Any) -> None:
+        key = _key(row, "annotation", next(places), notes)
         if key is None:
-            continue
+            return
         place = notes.place(row, f"annotation {key}")
-        if key in seen:
+        if ids.again(key):
             notes.add("duplicate-id", place, "this id is used more than once", "number the annotations apart")
-            continue
-        seen.add(key)
-        if _refers(row, place, known, notes):
+        elif _refers(row, place, known, notes):
             _object(row, place, known, found, notes)
+
+    file.each_annotation(look, areas=False)
     _decide(known, found, notes)
+    if not sum(found.per_class.values()) and not any(problem.fatal for problem in notes.problems):
+        aim = "to learn from" if known.purpose in ("train", "mask") else "to score on"
+        notes.add("no-objects", "", f"it has no object {aim}", "add annotations, or choose another file")
 
 
 def _refers(row: dict[str, Any], place: str, known: _Known, notes: _Notes) -> bool:
@@ -396,11 +452,9 @@ def _object(row: dict[str, Any], place: str, known: _Known, found: _Objects, not
     elif name in found.per_class:
         found.per_class[name] += 1
         found.busy.add(key)
-        same = hash((key, row["category_id"], *row["bbox"]))
-        if same in found.boxes:
+        if found.boxes.again(hash((key, row["category_id"], *row["bbox"]))):
             message = f"another {name} of this image has the same box"
             notes.add("duplicate-box", at, message, "remove one of them", fatal=False)
-        found.boxes.add(same)
         if key in found.shown:
             x, y, w, h = row["bbox"]
             found.shown[key].append(([x, y, x + w, y + h], name))
@@ -408,14 +462,13 @@ def _object(row: dict[str, Any], place: str, known: _Known, found: _Objects, not
 
 def _decide(known: _Known, found: _Objects, notes: _Notes) -> None:
     """What is told of all annotations together."""
-    broken = broken_runs([counts for _, counts, _ in found.masks], [pixels for _, _, pixels in found.masks])
-    for (place, _, _), bad in zip(found.masks, broken, strict=True):
-        if bad:
-            notes.add("bad-mask", place, "segmentation has counts that cannot be decoded", "draw or encode it again")
-    few = len(found.flat) <= _FEW * found.count
+    _judge_runs(found.masks, notes)
+    few = found.flats <= _FEW * found.count
     for place, message in found.flat:
         cure = "it is left out" if few else "give it a width and height above 0, or remove it"
         notes.add("box-size", place, message, cure, fatal=not few)
+    if found.flats > len(found.flat):
+        notes.totals["box-size"] += found.flats - len(found.flat)
     if (doubt := found.doubts.verdict()) is not None:
         notes.forget("box-clipped", "box-thin", "box-outside")  # which follow from it
         notes.add(*doubt)
@@ -429,6 +482,15 @@ def _decide(known: _Known, found: _Objects, notes: _Notes) -> None:
             cure = "set the mark to 0 where one is a single object"
             # COCO itself has one in a hundred, which is worth a note.
             notes.add(kind, "", message, cure, fatal=False, note=count < _MANY * found.count)
+
+
+def _judge_runs(masks: list[tuple[str, str, int]], notes: _Notes) -> None:
+    """Decode run lengths that were gathered, and forget them."""
+    broken = broken_runs([counts for _, counts, _ in masks], [pixels for _, _, pixels in masks])
+    for (place, _, _), bad in zip(masks, broken, strict=True):
+        if bad:
+            notes.add("bad-mask", place, "segmentation has counts that cannot be decoded", "draw or encode it again")
+    masks.clear()
 
 
 def _mask(
@@ -453,6 +515,8 @@ def _mask(
         return False
     if isinstance(mask, dict) and isinstance(mask["counts"], str):
         masks.append((place, mask["counts"], image.height * image.width))
+        if len(masks) >= _TOGETHER:
+            _judge_runs(masks, notes)
     return True
 
 
@@ -470,7 +534,9 @@ def _box(box: Any, image: Listed | None, place: str, found: _Objects, notes: _No
         notes.add("box-size", place, f"{shown} has negative size", cure)
         return False
     if w == 0 or h == 0:
-        found.flat.append((place, f"{shown} has no area"))
+        found.flats += 1
+        if len(found.flat) < _KEPT:
+            found.flat.append((place, f"{shown} has no area"))
         return False
     if image is None:
         return False

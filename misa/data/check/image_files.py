@@ -46,8 +46,8 @@ class Fault(NamedTuple):
     weight: Literal["error", "warning", "note"] = "error"
 
 
-Twins = dict[tuple[int, int], list[Path]]
-"""Files by their size and the checksum of their end: only these can be equal."""
+Twins = dict[int, list[str]]
+"""Paths of files by their size and the checksum of their end, as one number: only these can be equal."""
 
 
 def check_files(
@@ -59,24 +59,22 @@ def check_files(
     alone: no other list has its images in the folder, so that an image which is not listed is worth a note.
     """
     _hush()
-    there: dict[str, list[str]] = {}
-    names: set[str] = set()
-    for entry in os.scandir(folder):
-        if entry.is_file():
-            names.add(entry.name)
-            there.setdefault(Path(entry.name).stem, []).append(entry.name)
+    names = {entry.name for entry in os.scandir(folder) if entry.is_file()}
+    stems: dict[str, str] = {}
     found: list[Listed] = []
     for image in images:
         # One listing of the folder instead of 100k questions; only names with a folder in them are asked for.
         if image.file_name in names or _is_file(folder / image.file_name):
             found.append(image)
         else:
-            other = there.get(Path(image.file_name).stem, [])
-            cure = f"did you mean {other[0]!r}?" if other else f"add it, or take image {image.id} out of the list"
+            stems = stems or {Path(name).stem: name for name in sorted(names, reverse=True)}
+            other = stems.get(Path(image.file_name).stem)
+            cure = f"did you mean {other!r}?" if other else f"add it, or take image {image.id} out of the list"
             yield Fault(image, "image-absent", f"the file {folder / image.file_name} is absent", cure)
     if not read:
         return
-    unlisted = {name for name in names if name.lower().endswith(IMAGES)} - {image.file_name for image in found}
+    names.difference_update([image.file_name for image in found])
+    unlisted = sum(name.lower().endswith(IMAGES) for name in names)
     # Neither a bar for a second's work nor one in a log file.
     bar = tqdm(total=len(found), desc="check images", unit="image", leave=False, delay=2, disable=None)
     with bar, ThreadPoolExecutor(_THREADS) as pool:
@@ -88,7 +86,7 @@ def check_files(
                     yield from _twin(image, folder / image.file_name, twins)
                 bar.update()
     if unlisted and found and alone:
-        message = f"the folder {folder} has {len(unlisted)} images that are not listed"
+        message = f"the folder {folder} has {unlisted} images that are not listed"
         yield Fault(
             Listed(0, "", 0, 0, str(folder)), "unlisted", message, "nothing to do, if they are not meant", "note"
         )
@@ -99,16 +97,16 @@ def _twin(image: Listed, path: Path, twins: Twins) -> Iterator[Fault]:
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - _TAIL, 0))
-        mine = twins.setdefault((size, zlib.crc32(file.read())), [])
+        mine = twins.setdefault(size << 32 | zlib.crc32(file.read()), [])
     for other in mine:
-        if other == path:
+        if other == str(path):
             return  # listed twice, which is told elsewhere
         if filecmp.cmp(path, other, shallow=False):
             message = f"the file {path} has the same content as {other}"
             cure = "keep one of them; an image that is trained and scored on flatters the score"
             yield Fault(image, "image-duplicate", message, cure, "warning")
             return
-    mine.append(path)
+    mine.append(str(path))
 
 
 def _is_file(path: Path) -> bool:

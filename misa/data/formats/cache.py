@@ -21,7 +21,7 @@ from misa.data.formats.coco import DataError
 from misa.files import write_json
 
 # Part of every key: raised when the same data is written otherwise.
-_EDITION = 3
+_EDITION = 4
 
 
 @dataclass

@@ -31,11 +31,15 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """A data set as it lies on disk; every path exists, of `train` only where it was needed."""
+    """A data set as it lies on disk; every path exists, of `train` only where it was needed.
+
+    test: where one is named; nothing is trained or scored on it.
+    """
 
     root: Path
     train: Split
     val: Split
+    test: Split | None = None
 
 
 def find_layout(
@@ -61,7 +65,8 @@ def find_layout(
             raise
         train = Split(root / "annotations" / "instances_train2017.json", root / "train2017")
     val = _split(root, "val", val_annotations, val_images)
-    return Layout(root, train, val)
+    test = Split(root / "annotations" / "instances_test2017.json", root / "test2017")
+    return Layout(root, train, val, test if test.annotations.is_file() and test.images.is_dir() else None)
 
 
 def _require_root(root: Path) -> None:

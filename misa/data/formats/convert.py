@@ -1,26 +1,27 @@
 """Any of the formats as what all the rest reads: COCO annotation files and folders of images.
 
-COCO's own layout is read where it lies, unless `plain` has something to settle in it. Everything else is converted into
-annotation files in a cache (`misa.data.formats.cache`), never among the data; names of images are then relative to the
-root. Faults are written down in these files, where `check_coco` finds them.
+COCO's own layout is read where it lies, unless something is to be settled in it (`misa.data.formats.plain`). Everything
+else is converted into annotation files in a cache (`misa.data.formats.cache`), never among the data; names of images
+are then relative to the root. Faults are written down in these files, where `check_coco` finds them.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from misa.data.check.image_files import size_of
 from misa.data.formats.cache import Made, made_once
 from misa.data.formats.coco import DataError, Layout, PathLike, Split, find_layout
-from misa.data.formats.coco_json import COCO, TABLES, plain, read_json
-from misa.data.formats.json_rows import ObjectFile
+from misa.data.formats.coco_file import TABLES, CocoFile, read_sizes
+from misa.data.formats.coco_json import COCO
+from misa.data.formats.json_rows import write_coco
 from misa.data.formats.names import Images, is_file, plain_name
 from misa.data.formats.parts import Boxed, Entry, Format, Part, without_suffix
+from misa.data.formats.plain import plain_annotation
 from misa.data.formats.splits import Named, assign
 from misa.data.formats.table import FORMATS
 
@@ -29,8 +30,13 @@ _UNKNOWN = (10**6, 10**6)
 _said: set[tuple[Path, str]] = set()
 
 
-def open_layout(root: PathLike, *, need_train: bool = True) -> Layout:
+SPLITS = ("train", "val", "test")
+
+
+def open_layout(root: PathLike, *, need_train: bool = True, settled: bool = True) -> Layout:
     """The annotation files and image folders of a data set in any of `FORMATS`.
+
+    settled: COCO's own layout comes as it will be read; off: as it lies, for readers that settle it themselves.
 
     Raises:
         DataError: nothing of that kind is there, or it cannot be told what is meant.
@@ -38,8 +44,15 @@ def open_layout(root: PathLike, *, need_train: bool = True) -> Layout:
     root = Path(root).expanduser().resolve()
     if _is_published(root):
         layout = find_layout(root, need_train=need_train)
-        there = layout.train.annotations.is_file()
-        return Layout(root, _settled(root, layout.train) if there else layout.train, _settled(root, layout.val))
+        if not settled:
+            return layout
+        train, val, test = (
+            _settled(root, split) if split is not None and split.annotations.is_file() else split
+            for split in (layout.train, layout.val, layout.test)
+        )
+        assert train is not None, "every layout has one"
+        assert val is not None, "every layout has one"
+        return Layout(root, train, val, test)
     found = find_format(root)
     if found is None:
         return find_layout(root, need_train=need_train)  # which says what is missing
@@ -48,8 +61,8 @@ def open_layout(root: PathLike, *, need_train: bool = True) -> Layout:
         if (root, sentence) not in _said:
             _said.add((root, sentence))
             print(f"data: {sentence}", flush=True)
-    base = _base(root)
-    return Layout(root, Split(made.files["train"], base), Split(made.files["val"], base))
+    found_splits = [Split(made.files[name], _base(root)) for name in SPLITS if name in made.files]
+    return Layout(root, *found_splits)
 
 
 def find_format(root: Path) -> tuple[Format, list[Part]] | None:
@@ -78,52 +91,32 @@ def _settled(root: Path, split: Split) -> Split:
     def make(folder: Path, made: Made) -> None:
         made.depends |= {split.annotations, split.images}
         try:
-            content = read_json(split.annotations)
+            file = CocoFile(split.annotations)
         except DataError:
             return  # which the check tells
-        if not isinstance(content, dict):
+        if not isinstance(file.content, dict):
             return
         images = Images(split.images, suffixes=False, literal=[root])
-        changed = _settle(content, images, split.images, made)
-        if not changed and split.annotations.read_bytes()[:1] == b"{":  # neither a byte order mark nor UTF-16
+        made.depends |= set(file.settle_images(images, split.images))
+        with split.annotations.open("rb") as start:
+            unmarked = start.read(1) == b"{"  # neither a byte order mark nor UTF-16
+        if unmarked and not file.changed:
+            file.each_annotation(lambda _: None, areas=True)
+        if unmarked and not file.changed:
             return
         made.depends |= images.looked
         path = folder / "annotations" / split.annotations.name
         path.parent.mkdir()
-        _write(path, {"plain_of": str(split.annotations), **content})
+        content = {"plain_of": str(split.annotations), **file.content}
+        tables = {"images": file.images, "categories": file.categories}
+        content |= {key: rows for key, rows in tables.items() if file.has(key)}
+        write_coco(path, content, partial(file.each_annotation, areas=True))
         if (maps := root / "SegmentationClass").is_dir():  # true label maps are looked for beside the annotations
             (folder / "SegmentationClass").symlink_to(maps)
         made.files["annotations"] = path
 
     made = made_once(split.annotations, make, kind=str(split.images))
     return Split(made.files.get("annotations", split.annotations), split.images)
-
-
-def _settle(content: dict[str, Any], images: Images, base: Path, made: Made) -> bool:
-    """`plain`, with names as the files have them and sizes from the files where none are given; whether changed."""
-    rows = content.get("images")
-    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    changed = False
-    for row in rows:
-        name = row.get("file_name")
-        if isinstance(name, str) and not is_file(base / name) and len(found := images.find(name)) == 1:
-            row["file_name"], changed = os.path.relpath(found[0], base), True
-    unknown = [row for row in rows if isinstance(row.get("file_name"), str) and not _has_size(row)]
-    for row, size in zip(unknown, _read_sizes([base / row["file_name"] for row in unknown]), strict=True):
-        made.depends.add(base / row["file_name"])
-        if size is not None:
-            (row["width"], row["height"]), changed = size, True
-    return plain(content) or changed
-
-
-def _has_size(row: Mapping[str, Any]) -> bool:
-    return all(row.get(side) not in (None, "") for side in ("width", "height"))
-
-
-def _read_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | None]:
-    with ThreadPoolExecutor(8) as pool:
-        found = pool.map(size_of, paths)
-        return list(tqdm(found, total=len(paths), desc="read sizes", unit="image", leave=False, delay=2, disable=None))
 
 
 @dataclass
@@ -145,14 +138,22 @@ def _convert(root: Path, row: Format, parts: list[Part], folder: Path, made: Mad
             tell("formats", str(root), message, "give the file or folder that is meant, if it is not this", fatal=False)
     made.depends |= {path for part in parts for path in part.files}
     made.depends |= {path.parent for part in parts for path in part.files} | {part.images for part in parts}
-    contents = (_coco_tables if row is COCO else _entry_tables)(root, row, parts, tell, made)
-    for split, content in contents.items():
+    contents = _coco_tables(root, parts, tell, made) if row is COCO else _entry_tables(root, row, parts, tell, made)
+    for split, tables in contents.items():
         path = folder / f"instances_{split}.json"
         faults = {"faults": tell.rows} if split == "train" else {}
         origin = "plain_of" if row is COCO else "converted_from"
         source = str(parts[0].files[0]) if row is COCO and len(parts) == 1 else f"{root} ({split} split)"
-        _write(path, {origin: content.pop("plain_of", source), **faults, **content})
+        content = {origin: tables.content.pop("plain_of", source), **faults, **tables.content}
+        write_coco(path, content, tables.annotations)
         made.files[split] = path
+
+
+class _Tables(NamedTuple):
+    """A split: what its file holds but the annotations, and what hands these over, one by one."""
+
+    content: dict[str, Any]
+    annotations: Callable[[Callable[[Any], None]], object]
 
 
 def _found_too(row: Format, root: Path) -> Part | None:
@@ -162,73 +163,66 @@ def _found_too(row: Format, root: Path) -> Part | None:
         return None
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    with ObjectFile(path) as out:
-        for key, value in content.items():
-            if isinstance(value, list):
-                with out.rows(key) as add:
-                    for row in value:
-                        add(row)
-            else:
-                out.value(key, value)
-
-
-def _coco_tables(root: Path, row: Format, parts: list[Part], tell: _Faults, made: Made) -> dict[str, dict[str, Any]]:
+def _coco_tables(root: Path, parts: list[Part], tell: _Faults, made: Made) -> dict[str, _Tables]:
     """Of COCO jsons the tables of each split: whole ones where files are splits, else by their images."""
-    base, contents = _base(root), []
+    base, files = _base(root), []
     for part in parts:
-        content = read_json(part.files[0])
-        if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in TABLES):
+        file = CocoFile(part.files[0])
+        if not all(file.has(key) for key in TABLES):
             raise DataError(f"{part.files[0]} has no {', '.join(TABLES)}; give a COCO annotation file.")
         images = Images(part.images, *([base] if part.home == base else [part.home]), suffixes=False, literal=[base])
-        for image in content["images"]:  # relative to the folder of images first, whatever lies at the root
+        for image in file.images:  # relative to the folder of images first, whatever lies at the root
             if isinstance(image, dict) and isinstance(name := image.get("file_name"), str):
                 found = images.find(name)
                 path = found[0] if len(found) == 1 else part.images / name.replace("\\", "/")
                 image["file_name"] = os.path.relpath(path, base)
-        _settle(content, Images(base, suffixes=False), base, made)
-        made.depends |= images.looked
-        contents.append(content)
-    named = [Named(str(_name(i)), "", part.split) for part, c in zip(parts, contents, strict=True) for i in c["images"]]
+        made.depends |= {*file.settle_images(Images(base, suffixes=False), base), *images.looked}
+        files.append(file)
+    named = [Named(str(_name(i)), "", part.split) for part, f in zip(parts, files, strict=True) for i in f.images]
     homes = [part.home for part in parts if not part.split]
     splits, lists = assign(named, homes, tell, made.says.append)
     made.depends |= set(lists)
-    result: dict[str, dict[str, Any]] = {}
-    for part, content in zip(parts, contents, strict=True):
-        mine, splits = splits[: len(content["images"])], splits[len(content["images"]) :]
-        for split in ("train", "val"):
-            if split not in mine:
-                continue
-            if split in result:
+    result: dict[str, _Tables] = {}
+    for file in files:
+        mine, splits = splits[: len(file.images)], splits[len(file.images) :]
+        for split in SPLITS:
+            if split in mine and split in result:
                 raise DataError(f"{root} has more than one {split} split; give one of them.")
-            result[split] = {"plain_of": str(part.files[0]), **_of_split(content, mine, split)}
-    empty = {key: contents[0][key] if key == "categories" else [] for key in TABLES}
-    return {split: result.get(split, dict(empty)) for split in ("train", "val")}
+            if split in mine:
+                result[split] = _of_split(file, mine, split)
+    for split in ("train", "val"):
+        empty = {"images": [], "categories": files[0].categories}
+        result.setdefault(split, _Tables(empty, lambda add: None))
+    return {split: result[split] for split in SPLITS if split in result}
 
 
 def _name(image: Any) -> Any:
     return image.get("file_name", "") if isinstance(image, dict) else ""
 
 
-def _of_split(content: dict[str, Any], splits: Sequence[str], split: str) -> dict[str, Any]:
+def _of_split(file: CocoFile, splits: Sequence[str], split: str) -> _Tables:
+    """The images of a split and their annotations; a row of no image goes to training, where the check tells it."""
+    content = {**file.content, "plain_of": str(file.path), "categories": file.categories}
+    everything = partial(file.each_annotation, areas=True)
     if set(splits) == {split}:
-        return content
-    images = [image for image, other in zip(content["images"], splits, strict=True) if other == split]
-    ids = {image.get("id") for image in images if isinstance(image, dict) and isinstance(image.get("id"), int)}
-    known = {image.get("id") for image in content["images"] if isinstance(image, dict) and isinstance(image["id"], int)}
-    return {
-        **content,
-        "images": images,
-        # A row of no image stays with the training split, where the check tells it.
-        "annotations": [
-            a for a in content["annotations"] if (i := _image_of(a)) in ids or (split == "train" and i not in known)
-        ],
-    }
+        return _Tables({**content, "images": file.images}, everything)
+    images = [image for image, other in zip(file.images, splits, strict=True) if other == split]
+    ids, known = _ids(images), _ids(file.images)
+
+    def each(add: Callable[[Any], None]) -> None:
+        def choose(row: Any) -> None:
+            key = row.get("image_id") if isinstance(row, dict) else None
+            key = key if isinstance(key, int) else None
+            if key in ids or (split == "train" and key not in known):
+                add(row)
+
+        everything(choose)
+
+    return _Tables({**content, "images": images}, each)
 
 
-def _image_of(annotation: Any) -> Any:
-    key = annotation.get("image_id") if isinstance(annotation, dict) else None
-    return key if isinstance(key, int) else None
+def _ids(images: Sequence[Any]) -> set[Any]:
+    return {image["id"] for image in images if isinstance(image, dict) and isinstance(image.get("id"), int)}
 
 
 class _Picture(NamedTuple):
@@ -239,7 +233,8 @@ class _Picture(NamedTuple):
     entries: list[Entry]
 
 
-def _entry_tables(root: Path, row: Format, parts: list[Part], tell: _Faults, made: Made) -> dict[str, dict[str, Any]]:
+def _entry_tables(root: Path, row: Format, parts: list[Part], tell: _Faults, made: Made) -> dict[str, _Tables]:
+    """The tables of each split; test is there where an image is of it."""
     base = _base(root)
     pictures = _pictures(base, row, parts, tell, made)
     named = [Named(p.name, p.entries[0].own, next((e.split for e in p.entries if e.split), "")) for p in pictures]
@@ -247,31 +242,32 @@ def _entry_tables(root: Path, row: Format, parts: list[Part], tell: _Faults, mad
     splits, lists = assign(named, homes, tell, made.says.append)
     made.depends |= set(lists) | {part.home for part in parts}
     said = [next((entry.size for entry in p.entries if entry.size is not None), None) for p in pictures]
-    read = iter(_read_sizes([p.path for p, size in zip(pictures, said, strict=True) if size is None]))
+    read = iter(read_sizes([p.path for p, size in zip(pictures, said, strict=True) if size is None]))
     sizes = [size or next(read) or _UNKNOWN for size in said]
     labels = sorted({o.label for p in pictures for entry in p.entries for o in entry.objects})
     category = {label: i for i, label in enumerate(labels, 1)}
-    tables = {
-        split: {
-            "categories": [{"id": i, "name": label} for label, i in category.items()],
-            "images": [],
-            "annotations": [],
-        }
-        for split in ("train", "val")
-    }
+    images: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
+    shown: dict[str, list[tuple[int, _Picture]]] = {"train": [], "val": []}  # with the number of objects before it
     count = 0
     for i, (picture, split, (width, height)) in enumerate(zip(pictures, splits, sizes, strict=True), 1):
-        objects = [o for entry in picture.entries for o in entry.objects]
-        rows = [_annotation(count + k, i, category[o.label], o) for k, o in enumerate(objects, 1)]
-        count += len(rows)
         if split:
             where = picture.entries[0].where
             image = {"id": i, "file_name": picture.name, "width": width, "height": height, "where": where}
-            tables[split]["images"].append(image)
-            tables[split]["annotations"].extend(rows)
-    for content in tables.values():
-        plain(content)  # areas of masks
-    return tables
+            images.setdefault(split, []).append(image)
+            shown.setdefault(split, []).append((count, picture))
+        count += sum(len(entry.objects) for entry in picture.entries)
+
+    def each(split: str, add: Callable[[Any], None]) -> None:
+        for image, (before, picture) in zip(images[split], shown[split], strict=True):
+            objects = [o for entry in picture.entries for o in entry.objects]
+            for k, o in enumerate(objects, before + 1):
+                found = _annotation(k, image["id"], category[o.label], o)
+                plain_annotation(found, (image["width"], image["height"]), areas=True)
+                add(found)
+
+    names = [{"id": i, "name": label} for label, i in category.items()]
+    contents = {split: {"categories": names, "images": rows} for split, rows in images.items()}
+    return {split: _Tables(contents[split], partial(each, split)) for split in SPLITS if split in contents}
 
 
 def _annotation(key: int, image: int, category: int, o: Boxed) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Writes large json files row by row: nothing of a file's size is held in memory."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -59,3 +59,23 @@ class _Rows:
 
     def __exit__(self, *_: Any) -> None:
         self.write("\n]")
+
+
+def write_coco(path: Path, content: Mapping[str, Any], annotations: Callable[[Callable[[Any], None]], object]) -> None:
+    """Write a COCO annotation file, put in place in one step when it is complete.
+
+    Args:
+        path: the json.
+        content: its other keys in their order, lists row by row; a list "annotations" in it is left out.
+        annotations: is called with what takes a row, for each of them: `lambda add: [add(row) for row in rows]`.
+    """
+    with ObjectFile(path) as out:
+        for key, value in content.items():
+            if isinstance(value, list) and key != "annotations":
+                with out.rows(key) as add:
+                    for row in value:
+                        add(row)
+            elif key != "annotations":
+                out.value(key, value)
+        with out.rows("annotations") as add:
+            annotations(add)

@@ -30,7 +30,7 @@ class Named(NamedTuple):
 def assign(
     images: Sequence[Named], homes: Sequence[Path], tell: Tell, say: Callable[[str], None]
 ) -> tuple[list[str], list[Path]]:
-    """The split of each image ("" for one that is not used) and the lists that say so.
+    """The split of each image ("" for one in none) and the lists that say so.
 
     homes: the folders that may hold ImageSets/Main. tell: takes what is wrong with a list; say: takes what was decided.
 
@@ -49,7 +49,7 @@ def assign(
         say("there is no validation split: the images of the test split are scored on")
         return [{"test": "val"}.get(name, "train") for name in split], []
     if "val" in split:
-        return [{"test": ""}.get(name, name or "train") for name in split], []
+        return [name or "train" for name in split], []
     return by_hash([image.path for image in images], say), []
 
 
@@ -138,4 +138,4 @@ def _by_lists(members: Mapping[str, set[int]], images: Sequence[Named], say: Cal
     if twice := train & val:
         name = Path(images[min(twice)].path).name
         raise DataError(f"{len(twice)} images, such as {name}, are in the lists of train and of val; keep each in one.")
-    return ["train" if i in train else "val" if i in val else "" for i in range(len(images))]
+    return ["train" if i in train else "val" if i in val else "test" * (i in test) for i in range(len(images))]

@@ -62,7 +62,7 @@ def check_data(
     elif images is not None:
         raise DataError(f"images goes with one COCO json; {path} is none.")
     else:
-        layout = open_layout(path)
+        layout = open_layout(path, settled=False)  # the check settles it itself, in one go
         options["alone"] = layout.train.images != layout.val.images
         train = check_coco(*layout.train, **options)  # type: ignore[arg-type]
         val = check_coco(*layout.val, classes=train.classes, purpose="score", **options)  # type: ignore[arg-type]

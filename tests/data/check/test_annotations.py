@@ -248,7 +248,6 @@ def test_wrong_values_are_named(spoil: Spoil, table: str, row: int, change: Data
     [
         ("images", "id", "image number 1 in the list"),
         ("images", "file_name", "image 7"),
-        ("images", "width", "image 7"),
         ("categories", "name", "category 1"),
         ("annotations", "id", "annotation number 1 in the list"),
         ("annotations", "image_id", "annotation 11"),
@@ -259,6 +258,14 @@ def test_wrong_values_are_named(spoil: Spoil, table: str, row: int, change: Data
 def test_missing_keys_are_named(spoil: Spoil, table: str, key: str, place: str) -> None:
     sentence = told(*spoil(lambda data: data[table][0].pop(key)))
     assert f"{place}: it has no '{key}'; add the key" in sentence
+
+
+def test_a_missing_size_is_read_from_the_file_as_for_training(spoil: Spoil) -> None:
+    """Without the file it is named."""
+    assert check_coco(*spoil(lambda data: data["images"][0].pop("width"))).usable
+    file, folder = spoil(lambda data: data["images"][0].pop("width"))
+    (folder / "a.jpg").unlink()
+    assert "image 7: it has no 'width'; add the key" in told(file, folder)
 
 
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])

@@ -177,8 +177,8 @@ def test_what_has_not_changed_is_not_converted_again(tmp_path, monkeypatch):
     root = voc(tmp_path / "mine")
     first = open_layout(root)
     written = []
-    known = convert._write
-    monkeypatch.setattr(convert, "_write", lambda *a: written.append(1) or known(*a))
+    known = convert.write_coco
+    monkeypatch.setattr(convert, "write_coco", lambda *a: written.append(1) or known(*a))
     assert open_layout(root) == first
     assert not written
     (root / "Annotations/a.xml").write_text(xml("a", (40, 30), [("bird", (1, 1, 4, 4))]))

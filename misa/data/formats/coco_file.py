@@ -1,0 +1,125 @@
+"""A COCO annotation file of any size in its plain form: images in memory, annotations row by row from the disk."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from sys import intern
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from misa.data.check.image_files import size_of
+from misa.data.formats.json_stream import stream_json
+from misa.data.formats.names import Images, is_file
+from misa.data.formats.plain import TextIds, is_empty, plain_annotation, plain_id, plain_image, plain_references
+from misa.errors import whole
+
+TABLES = ("images", "annotations", "categories")
+
+
+class CocoFile:
+    """What a file holds, after `misa.data.formats.plain`.
+
+    content: all of it but the rows of its tables; what the file is where that is no object. images, categories: rows.
+    count, masks: the number of annotations, and whether any has a mask. changed: whether anything had to be settled,
+    of the annotations after `each_annotation`. texts: whether ids or references were texts.
+
+    Args:
+        path: the json.
+        keep: the keys of images that are wanted; none for all.
+        see: takes each annotation as it is in the file.
+
+    Raises:
+        BadJson: it is no json, or has a table twice.
+    """
+
+    def __init__(self, path: Path, *, keep: Sequence[str] = (), see: Callable[[Any], object] | None = None) -> None:
+        self.path = path
+        self.images: list[Any] = []
+        self.categories: list[Any] = []
+        self.count, self.masks, self.texts = 0, False, False
+        self._first: dict[str, Any] = {}
+        self._ids = {key: TextIds() for key in TABLES}
+        self._keep, self._see = frozenset(keep), see
+        take = {"images": self._image, "annotations": self._annotation, "categories": self._category}
+        self.content: Any = stream_json(path, take, once=TABLES)
+        self._numbers = {key: ids.numbers() for key, ids in self._ids.items()}
+        self.texts |= any(self._numbers.values())
+        self.changed = self.texts
+        for row in self.images:
+            self.changed |= plain_id(row, self._numbers["images"]) | plain_image(row)
+        for row in self.categories:
+            plain_id(row, self._numbers["categories"])
+
+    def _image(self, row: Any) -> None:
+        self._ids["images"].see(row)
+        if isinstance(row, dict):  # the same keys in every row, kept once
+            row = {intern(key): value for key, value in row.items() if not self._keep or key in self._keep}
+        self.images.append(row)
+
+    def _category(self, row: Any) -> None:
+        self._ids["categories"].see(row)
+        self.categories.append(row)
+
+    def _annotation(self, row: Any) -> None:
+        self._ids["annotations"].see(row)
+        self.count += 1
+        if isinstance(row, dict):
+            self._first = self._first or dict.fromkeys(row)
+            self.masks = self.masks or not is_empty(row.get("segmentation"))
+            self.texts = self.texts or isinstance(row.get("image_id"), str) or isinstance(row.get("category_id"), str)
+        if self._see is not None:
+            self._see(row)
+
+    @property
+    def kind(self) -> str:
+        """The kind of a COCO file that holds no instances, panoptic or captions; else ""."""
+        if "segments_info" in self._first:
+            return "panoptic"
+        return "captions" if "caption" in self._first and "bbox" not in self._first else ""
+
+    def has(self, key: str) -> bool:
+        """Whether there is a table of this name."""
+        return isinstance(self.content, dict) and isinstance(self.content.get(key), list)
+
+    def settle_images(self, images: Images, base: Path) -> list[Path]:
+        """Names as the files below `base` have them, and sizes from the files that have none; gives these files."""
+        rows = [row for row in self.images if isinstance(row, dict) and isinstance(row.get("file_name"), str)]
+        for row in rows:
+            if not is_file(base / row["file_name"]) and len(found := images.find(row["file_name"])) == 1:
+                row["file_name"], self.changed = os.path.relpath(found[0], base), True
+        rows = [row for row in rows if any(row.get(side) in (None, "") for side in ("width", "height"))]
+        paths = [base / row["file_name"] for row in rows]
+        for row, size in zip(rows, read_sizes(paths), strict=True):
+            if size is not None:
+                (row["width"], row["height"]), self.changed = size, True
+        return paths
+
+    def each_annotation(self, take: Callable[[Any], object], *, areas: bool) -> None:
+        """Hand over the annotations in their plain form, one by one; areas: those that are wrong as well."""
+        sizes: dict[Any, tuple[Any, Any]] = {}
+        if areas:
+            rows = (row for row in self.images if isinstance(row, dict) and isinstance(row.get("id"), int))
+            sizes = {row["id"]: (row.get("width"), row.get("height")) for row in rows}
+
+        def plain(row: Any) -> None:
+            if isinstance(row, dict):
+                plain_id(row, self._numbers["annotations"])
+                changed = plain_references(row, self._numbers["images"], self._numbers["categories"])
+                key = row.get("image_id")
+                changed |= plain_annotation(row, sizes.get(key) if whole(key) else None, areas)
+                self.changed |= changed
+            take(row)
+
+        def skip(_: Any) -> None:
+            """What is in memory."""
+
+        stream_json(self.path, {"images": skip, "categories": skip, "annotations": plain})
+
+
+def read_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | None]:
+    """(width, height) of image files, None where one is none; by eight threads, with a progress bar."""
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(size_of, paths)
+        return list(tqdm(found, total=len(paths), desc="read sizes", unit="image", leave=False, delay=2, disable=None))

@@ -1,0 +1,161 @@
+"""The rows of COCO files in the one form that mmdet and pycocotools read without surprise.
+
+Ids and sizes that are texts become numbers. A missing `iscrowd` is 0, `ignore` is a crowd (which is neither taught nor
+scored), an empty mask is []. An area that contradicts the mask becomes the mask's, a missing one without a mask the
+box's. Wrong rows stay as they are. Needs pycocotools for areas alone.
+"""
+
+from typing import Any
+
+from misa.errors import number, whole
+
+# An area that differs from the mask's by more than this share, and by more than some pixels, is wrong.
+_AREA_SHARE, _AREA_PIXELS = 0.05, 8.0
+
+
+class TextIds:
+    """The ids of a table while they are all texts, and the numbers in their place."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, None] | None = {}
+
+    def see(self, row: Any) -> None:
+        """A row of the table; one without a text as its id ends it."""
+        if self.texts is not None:
+            key = row.get("id") if isinstance(row, dict) else None
+            if isinstance(key, str):
+                self.texts[key] = None
+            else:
+                self.texts = None
+
+    def numbers(self) -> dict[str, int]:
+        """What the texts say where all are numbers apart, else from 1 on in order; empty where not all are texts."""
+        said = {text: _whole(text) for text in self.texts or ()}
+        if None not in said.values() and len(set(said.values())) == len(said):
+            return {text: int(value) for text, value in said.items() if value is not None}
+        return {text: i for i, text in enumerate(said, 1)}
+
+
+def plain_id(row: Any, numbers: dict[str, int]) -> bool:
+    """A number in the place of a row's id, where it is one of the texts; whether it was."""
+    if not numbers:
+        return False
+    row["id"] = numbers[row["id"]]
+    return True
+
+
+def plain_image(row: Any) -> bool:
+    """Sizes that are texts or have a fraction of 0 as whole numbers; whether there were any."""
+    changed = False
+    for side in ("width", "height") if isinstance(row, dict) else ():
+        value = row.get(side)
+        if isinstance(value, str | float) and (found := _whole(value)) is not None:
+            row[side], changed = found, True
+    return changed
+
+
+def plain_references(row: dict[str, Any], images: dict[str, int], categories: dict[str, int]) -> bool:
+    """Numbers in the place of texts that refer to an image or a category; whether there were any."""
+    changed = False
+    for key, numbers in (("image_id", images), ("category_id", categories)):
+        value = row.get(key)
+        if isinstance(value, str):
+            found = numbers.get(value, None if numbers else _whole(value))
+            if found is not None:
+                row[key], changed = found, True
+    return changed
+
+
+def plain_annotation(row: dict[str, Any], size: tuple[Any, Any] | None, areas: bool) -> bool:
+    """One annotation of an image of (width, height) in its plain form, in place; whether anything was changed.
+
+    areas: an area that is wrong as well.
+    """
+    before = row.get("iscrowd"), row.get("segmentation"), row.get("area")
+    if "iscrowd" not in row or row["iscrowd"] is None:
+        row["iscrowd"] = 0
+    elif isinstance(row["iscrowd"], bool):
+        row["iscrowd"] = int(row["iscrowd"])
+    if is_ignored(row) and row["iscrowd"] == 0:
+        row["iscrowd"] = 1
+    if "segmentation" in row and is_empty(row["segmentation"]):
+        row["segmentation"] = []
+    if areas:
+        _plain_area(row, size)
+    after = row.get("iscrowd"), row.get("segmentation"), row.get("area")
+    return any(a is not b and a != b for a, b in zip(before, after, strict=True)) or before[0] is None
+
+
+def is_ignored(row: dict[str, Any]) -> bool:
+    """Whether an object is marked to be ignored, which mmdet leaves out and pycocotools would score."""
+    return row.get("ignore") in (1, True, "1", "true")
+
+
+def is_empty(mask: Any) -> bool:
+    """Whether a segmentation is none, in the forms that tools for boxes write."""
+    if isinstance(mask, list):
+        return all(part == [] for part in mask)
+    if isinstance(mask, dict):
+        return not mask.get("counts")
+    return mask is None
+
+
+def _plain_area(row: dict[str, Any], size: tuple[Any, Any] | None) -> None:
+    mask, said = row.get("segmentation"), row.get("area")
+    if is_empty(mask):
+        box = row.get("bbox")
+        if isinstance(box, list) and len(box) == 4 and all(map(number, box)):
+            true = max(box[2], 0) * max(box[3], 0)
+            # A mask that was taken out leaves its area, which is smaller than its box.
+            if not (number(said) and 0 < said <= (1 + _AREA_SHARE) * true + _AREA_PIXELS):  # type: ignore[operator]
+                row["area"] = true
+        return
+    if size is None or not all(whole(side) and 0 < side < 10**6 for side in size):
+        return
+    rough = _rough_area(mask)
+    if rough is not None and number(said) and abs(said - rough) <= max(_AREA_PIXELS, _AREA_SHARE * rough):  # type: ignore[operator]
+        return
+    true = _area(mask, size)
+    if true is not None and not (number(said) and abs(said - true) <= max(_AREA_PIXELS, _AREA_SHARE * true)):  # type: ignore[operator]
+        row["area"] = true
+
+
+def _rough_area(mask: Any) -> float | None:
+    """The area of polygons that do not overlap, or of run lengths as a list."""
+    if isinstance(mask, dict):
+        counts = mask.get("counts")
+        return float(sum(counts[1::2])) if isinstance(counts, list) and all(map(whole, counts)) else None
+    total = 0.0
+    for part in mask if isinstance(mask, list) else ():
+        if not isinstance(part, list) or not all(map(number, part)):
+            return None
+        xs, ys = part[::2], part[1::2]
+        total += (
+            abs(sum(a * d - b * c for a, b, c, d in zip(xs, ys, xs[1:] + xs[:1], ys[1:] + ys[:1], strict=False))) / 2
+        )
+    return total
+
+
+def _area(mask: Any, size: tuple[Any, Any]) -> float | None:
+    """The mask's number of pixels; None where it cannot be decoded, which the check tells."""
+    from pycocotools import mask as rle
+
+    from misa.data.check.masks import broken_runs, mask_fault
+
+    width, height = size
+    if mask_fault(mask, height, width) is not None:
+        return None
+    if isinstance(mask, list):
+        return float(rle.area(rle.merge(rle.frPyObjects(mask, height, width))))
+    if isinstance(mask["counts"], list):
+        return float(sum(mask["counts"][1::2]))
+    return None if broken_runs([mask["counts"]], [height * width])[0] else float(rle.area(mask))
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number that is written as a text or with a fraction of 0."""
+    try:
+        found = float(value)
+        return int(found) if found == int(found) and abs(found) < 2**53 else None
+    except (ValueError, OverflowError):
+        return None
