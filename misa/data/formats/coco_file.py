@@ -118,6 +118,22 @@ class CocoFile:
         stream_json(self.path, {"images": skip, "categories": skip, "annotations": plain})
 
 
+def read_coco(path: Path) -> Any:
+    """All of a COCO file in its plain form, areas as they are; what else it holds where it holds no object.
+
+    Raises:
+        BadJson: it is no json, or has a table twice.
+    """
+    file = CocoFile(path)
+    if isinstance(file.content, dict):
+        for key, rows in (("images", file.images), ("categories", file.categories)):
+            if file.has(key):
+                file.content[key] = rows
+        if file.has("annotations"):
+            file.each_annotation(file.content["annotations"].append, areas=False)
+    return file.content
+
+
 def read_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | None]:
     """(width, height) of image files, None where one is none; by eight threads, with a progress bar."""
     with ThreadPoolExecutor(8) as pool:

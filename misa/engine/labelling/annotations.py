@@ -19,9 +19,10 @@ from pycocotools import mask as rle
 
 from misa.data.check.annotations import require_usable
 from misa.data.formats.coco import DataError, Split
-from misa.data.formats.coco_json import TABLES, is_empty, plain, read_json
+from misa.data.formats.coco_file import TABLES, read_coco
 from misa.data.formats.convert import open_layout
 from misa.data.formats.json_rows import ObjectFile
+from misa.data.formats.plain import is_empty
 from misa.data.polygons import polygons
 from misa.data.rle import Runs, decode_part
 
@@ -95,7 +96,7 @@ def open_labels(data: str | Path, out: Path, split: SplitName = "all") -> list[L
     places = {name: place for name, place in (("train", layout.train), ("val", layout.val)) if split in ("all", name)}
     read: dict[str, dict[str, Any]] = {}
     for name, place in places.items():
-        content = read_json(place.annotations)
+        content = read_coco(place.annotations)
         if isinstance(content, dict) and content.get("annotations") == [] and content.get("images") == []:
             continue
         if not (isinstance(content, dict) and content.get("annotations") == []):
@@ -129,14 +130,13 @@ def _original(contents: list[dict[str, Any]], files: Mapping[int, Path]) -> dict
     """The content of the file that a split came from, as far as its images are in it; without notes of our own."""
     first = contents[0]
     if "plain_of" in first:
-        content = read_json(Path(first["plain_of"]))
+        content = read_coco(Path(first["plain_of"]))
     else:
         content = {**first, **{key: [row for own in contents for row in own[key]] for key in TABLES[:2]}}
         for key in TABLES[:2]:
             content[key].sort(key=lambda row: row["id"])
     if "converted_from" in content:
         content = {key: [{k: v for k, v in row.items() if k != "where"} for row in content[key]] for key in TABLES}
-    plain(content, areas=False)
     content["images"] = [image for image in content["images"] if image["id"] in files]
     sizes = {image["id"]: (image["width"], image["height"]) for own in contents for image in own["images"]}
     for image in content["images"]:  # where the file gives none they were read from the images

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 import misa
 from misa.data.formats.coco import DataError
-from misa.data.formats.coco_json import is_empty
+from misa.data.formats.plain import is_empty
 from misa.data.images import read_image
 from misa.data.rle import encode_part
 from misa.data.source import open_source
