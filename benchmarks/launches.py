@@ -140,12 +140,13 @@ def stages(masks: int, categories: int, channels: int, h: int, w: int, *, form: 
         labels = [i % categories for i in range(masks)] * 2
         image = [0] * masks + [1] * masks
         guides = Guides(images, image, features, factors, labels, ("color", "saliency"), valid)
-        with counted() as found["trees of colors"]:
-            trees = guides.trees()
-        with counted() as found["distances and moments of S"]:
+        with counted() as found["distances and spread of S"]:
             _ = guides.second_on_edges
-        with counted() as found["trees of S^c and pass 1"]:
-            first = guides.along_trees(values, trees, 0.01, form=form)  # type: ignore[arg-type]
+        ahead = {"form": form, "sigma": "image", "factor": 1.0}
+        with counted() as found["trees"]:
+            trees = guides.trees(ahead=ahead)
+        with counted() as found["pass 1"]:
+            first = guides.along_trees(values, trees, 0.01, **ahead)  # type: ignore[arg-type]
         with counted() as found["pass 2"]:
             guides.along_masks(first, first[:, None], trees, 0.07)
         with counted() as found["window"]:

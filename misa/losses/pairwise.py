@@ -245,7 +245,7 @@ def _global_masks(
     """APro's cascade: a pass along the image (and S^c), then one along the result, both on the image's tree."""
     if len(masks) == 0:
         return masks
-    trees = guides.trees()
+    trees = guides.trees(ahead=options)
     if options["form"] == "embedding" and guides.second:
         first = guides.first_only().along_trees(masks.float(), trees, bandwidth)
         return guides.along_trees(first, trees, bandwidth, **options).to(masks.dtype)

@@ -3,21 +3,21 @@
 A tree or an affinity is needed once per image, and once per image and category present, never per mask.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from misa.errors import UserError
-from misa.ops.affinity import KERNELS, TINY, Compared, Seen, variance, window_spread
+from misa.ops.affinity import KERNELS, TINY, Compared, Seen, window_spread
 from misa.ops.backends.choice import backend
 from misa.ops.backends.torch_ops import Layer
 from misa.ops.neighbors import Offset, window_offsets
-from misa.ops.tree import TieRule, Trees, cut_padding, grid_lengths, spanning_trees
+from misa.ops.tree import TieRule, Trees, edges_into_padding, grid_lengths, spanning_trees
 
 GlobalForm = Literal["sum", "embedding", "product"]
 LocalForm = Literal["sum", "product"]
@@ -46,6 +46,7 @@ class Guides:
         if not 1 <= len(self.kernels) <= 2:
             raise UserError(f"masks are propagated along one affinity or two, not {len(self.kernels)}.")
         self.backend = backend(self.images)
+        self._second_trees: dict[tuple[object, ...], Trees] = {}  # built ahead, by `trees`
 
     @property
     def size(self) -> tuple[int, int]:
@@ -109,13 +110,9 @@ class Guides:
         """Of the second affinity the squared distances along the grid edges (pairs, m), and σ² without padding."""
         lengths, variances = [], []
         for image, (values, k, sigma) in self.second.items():
-            count: Tensor | int = values[0].numel()
-            if self.valid is not None:  # edges into the padding are cut anyway
-                values, count = values * self.valid[image], self.valid[image].sum().clamp(min=1)
-            length, moments = self.backend.feature_lengths(values, k)
-            first, second = (moments / count).unbind(dim=1)
+            valid = None if self.valid is None else self.valid[image]  # edges into the padding are cut anyway
+            length, squared = self.backend.lengths_and_variance(values, k, valid)
             lengths.append(length)
-            squared = variance(first, second, k.double()).float()
             variances.append(squared if sigma is None else torch.full_like(squared, sigma**2))
         return lengths[0] if len(lengths) == 1 else torch.cat(lengths), torch.cat(variances)
 
@@ -129,18 +126,38 @@ class Guides:
 
     def second_lengths(self) -> Float[Tensor, "q m"]:
         """Squared distances of the second affinity along the grid edges for every pair, infinite into padding."""
-        of_image = None if self.valid is None else torch.stack([self.valid[i] for i, _ in self.pairs])
-        return cut_padding(self.second_on_edges[0], of_image, *self.size)
+        lengths = self.second_on_edges[0]
+        if self._into_padding is None:
+            return lengths
+        return lengths.masked_fill(torch.stack([self._into_padding[i] for i, _ in self.pairs]), torch.inf)
+
+    def _second_scaled(self, sigma: Literal["image"] | float, factor: float) -> Float[Tensor, "q m"]:
+        return self.second_lengths() / self.second_scale(sigma, factor)[:, None]
+
+    @cached_property
+    def _into_padding(self) -> Bool[Tensor, "b m"] | None:
+        """The grid edges that touch padding, for every image."""
+        return None if self.valid is None else edges_into_padding(self.valid)
 
     @cached_property
     def lengths(self) -> Float[Tensor, "b m"]:
         """Squared distances of the first affinity along the grid edges, infinite where padding begins."""
         weighted = [its.factors[0, :, None, None] * its.values for its in self.first.values()]
-        return cut_padding(grid_lengths(torch.stack(weighted)), self.valid, *self.size)
+        lengths = grid_lengths(torch.stack(weighted))
+        return lengths if self._into_padding is None else lengths.masked_fill(self._into_padding, torch.inf)
 
-    def trees(self, tie_rule: TieRule = "exact") -> Trees:
-        """One minimum spanning tree per image."""
-        return spanning_trees(self.lengths, *self.size, tie_rule=tie_rule)
+    def trees(self, tie_rule: TieRule = "exact", *, ahead: Mapping[str, Any] | None = None) -> Trees:
+        """One minimum spanning tree per image.
+
+        `ahead` holds the options of the next `along_trees`: the second affinity's own trees, where it has some, are
+        built at the same time and kept for it.
+        """
+        if ahead is None or ahead["form"] != "sum" or not self.second:
+            return spanning_trees(self.lengths, *self.size, tie_rule=tie_rule)
+        lengths = self._second_scaled(ahead["sigma"], ahead["factor"])
+        both = spanning_trees(torch.cat([self.lengths, lengths]), *self.size, tie_rule=tie_rule)
+        self._second_trees[ahead["sigma"], ahead["factor"], tie_rule] = both.cut(len(self.images), None)
+        return both.cut(None, len(self.images))
 
     def cut(self, trees: Trees) -> Trees:
         """The same trees with the guides' lengths, and none of their edges into the padding."""
@@ -164,15 +181,17 @@ class Guides:
         parts = [(trees.pixel, trees.parent, self.on_edges(trees, s), list(self.image), 1.0)]
         if self.second:
             images = [image for image, _ in self.pairs]
-            lengths = self.second_lengths() / self.second_scale(sigma, factor)[:, None]
             if form == "sum":  # Eq. 13 on two trees: numerators and denominators add up
-                own = spanning_trees(lengths, *self.size, tie_rule=tie_rule)
+                own = self._second_trees.pop((sigma, factor, tie_rule), None)
+                if own is None:
+                    own = spanning_trees(self._second_scaled(sigma, factor), *self.size, tie_rule=tie_rule)
                 parts.append((own.pixel, own.parent, own.length, self.pair, balance))
             elif form == "embedding":  # the second affinity measures the edges of the image's tree
-                its = trees.rows(images)
+                its, lengths = trees.rows(images), self._second_scaled(sigma, factor)
                 parts = [(its.pixel, its.parent, self.on_edges(its, lengths), self.pair, 1.0)]
             elif form == "product":  # one tree for both: the kernels multiply
                 of_pair = torch.stack([s[i] for i in images])  # a list as an index would wait for the device
+                lengths = self._second_scaled(sigma, factor)
                 joined = of_pair + balance * lengths if balance > 0 else of_pair  # 0 · ∞, at padding, is no number
                 own = spanning_trees(joined, *self.size, tie_rule=tie_rule)
                 parts = [(own.pixel, own.parent, own.length, self.pair, 1.0)]
@@ -211,7 +230,7 @@ class Guides:
         if form == "product" and self.second:
             layers = self._joined(bandwidth, balance, self.second_scale(sigma, factor))  # type: ignore[arg-type]
         else:
-            first = {i: self._first_layer(i, bandwidth) for i in images}
+            first = {i: self._first_layer(i, bandwidth) for i in dict.fromkeys(images)}
             layers = [[first[i]] for i in images]
             if self.second:
                 for mine, layer in zip(layers, self._second_layers(window, balance, sigma, factor), strict=True):

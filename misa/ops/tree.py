@@ -39,6 +39,10 @@ class Trees:
         """Some of the trees, in the order asked for."""
         return Trees(self.h, self.w, *(torch.stack([x[i] for i in index]) for x in self._tensors()))
 
+    def cut(self, first: int | None, last: int | None) -> "Trees":
+        """Those from `first` to before `last`, as views."""
+        return Trees(self.h, self.w, *(x[first:last] for x in self._tensors()))
+
     def _tensors(self) -> tuple[Tensor, ...]:
         return self.pixel, self.parent, self.edge, self.length
 
@@ -72,12 +76,13 @@ def cut_padding(
     lengths: Float[Tensor, "g m"], valid: Bool[Tensor, "#g h w"] | None, h: int, w: int
 ) -> Float[Tensor, "g m"]:
     """Padding is a mask: edges that touch it are infinitely long, so nothing goes across."""
-    if valid is None:
-        return lengths
-    inner = torch.cat(
-        [(valid[:, 1:] & valid[:, :-1]).flatten(1), (valid[:, :, 1:] & valid[:, :, :-1]).flatten(1)], dim=1
-    )
-    return lengths.masked_fill(~inner, torch.inf)
+    return lengths if valid is None else lengths.masked_fill(edges_into_padding(valid), torch.inf)
+
+
+def edges_into_padding(valid: Bool[Tensor, "g h w"]) -> Bool[Tensor, "g m"]:
+    """The grid edges with an end that is not valid."""
+    down, right = valid[:, 1:] & valid[:, :-1], valid[:, :, 1:] & valid[:, :, :-1]
+    return ~torch.cat([down.flatten(1), right.flatten(1)], dim=1)
 
 
 def spanning_trees(lengths: Float[Tensor, "g m"], h: int, w: int, *, tie_rule: TieRule = "exact") -> Trees:

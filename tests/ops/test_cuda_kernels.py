@@ -161,20 +161,29 @@ def test_means_along_masks_are_those_of_brute_force():
     check()
 
 
-def test_lengths_and_moments_are_those_of_the_equation():
+def test_lengths_and_variance_are_those_of_the_equation():
     @few
     @given(sides, sides, st.integers(1, 9), st.integers(1, 6), seeds)
     def check(h, w, d, c, seed):
         rng = generator(seed)
         features = torch.randn(d, h, w, generator=rng) + 5 * (seed % 2)
-        factors = torch.randn(c, d, generator=rng)
-        lengths, moments = operations.feature_lengths(features.to(PLACE), factors.to(PLACE))
-        weighted = (factors.double()[:, :, None] * features.double().flatten(1)).transpose(1, 2)
+        factors, valid = torch.randn(c, d, generator=rng), torch.rand(h, w, generator=rng) < 0.7
+        valid = valid if seed % 3 else None
+        there = [x if x is None else x.to(PLACE) for x in (features, factors, valid)]
+        lengths, variance = (x.cpu() for x in operations.lengths_and_variance(*there))
+        every = torch.ones(h, w, dtype=torch.bool) if valid is None else valid
+        weighted = factors.double()[:, :, None] * (features * every).double().flatten(1)
         ends = torch.tensor(edges(h, w), dtype=torch.long).view(-1, 2)
-        expected = (weighted[:, ends[:, 0]] - weighted[:, ends[:, 1]]).square().sum(dim=2)
-        assert_close(lengths.cpu().double(), expected, atol=1e-5, rtol=1e-5)
-        flat = features.double().flatten(1)
-        assert_close(moments.cpu(), torch.stack([flat.sum(dim=1), flat.square().sum(dim=1)], dim=1))
+        expected = (weighted[..., ends[:, 0]] - weighted[..., ends[:, 1]]).square().sum(dim=1)
+        assert_close(lengths.double(), expected, atol=1e-5, rtol=1e-5)
+        if every.any():
+            its = weighted[..., every.flatten()].flatten(1)
+            assert_close(variance.double(), its.var(dim=1, correction=0), atol=1e-5, rtol=1e-5)
+        for path in (cpu, torch_ops):
+            for mine, other in zip(
+                (lengths, variance), path.lengths_and_variance(features, factors, valid), strict=True
+            ):
+                assert_close(mine, other, atol=1e-5, rtol=1e-5)
 
     check()
 

@@ -131,6 +131,11 @@ def feature_lengths(features: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([down.flatten(1), right.flatten(1)], dim=1), moments.sum(dim=0)
 
 
+def lengths_and_variance(features: Tensor, factors: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Squared distances of K^c · S along the grid edges (c m), and σ² of K^c · S over valid pixels (c)."""
+    return torch_ops.weigh(feature_lengths, features, factors, valid)
+
+
 # ---- windows ----
 
 

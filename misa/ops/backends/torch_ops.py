@@ -12,13 +12,14 @@ Laid out depth first with the children of each vertex in ascending s, every clus
 joins [left, split), the part of t(x), to [split, right), its own part, and sums turn into prefix sums.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from misa.ops.affinity import variance
 from misa.ops.neighbors import inside, shift
 
 NONE = torch.iinfo(torch.int64).max
@@ -306,6 +307,25 @@ def feature_lengths(features: Float[Tensor, "d h w"], factors: Float[Tensor, "c 
     lengths = torch.cat([squares @ vertical, squares @ horizontal], dim=1)
     flat = features.double().flatten(1)
     return lengths, torch.stack([flat.sum(dim=1), flat.square().sum(dim=1)], dim=1)
+
+
+def lengths_and_variance(
+    features: Float[Tensor, "d h w"], factors: Float[Tensor, "c d"], valid: Bool[Tensor, "h w"] | None
+) -> tuple[Float[Tensor, "c m"], Float[Tensor, " c"]]:
+    """Squared distances of K^c · S along the grid edges, and σ² of K^c · S over the channels of valid pixels."""
+    return weigh(feature_lengths, features, factors, valid)
+
+
+def weigh(
+    measure: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], features: Tensor, factors: Tensor, valid: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`lengths_and_variance` by a backend's `feature_lengths`; S counts as 0 at padding."""
+    count: Tensor | int = features[0].numel()
+    if valid is not None:
+        features, count = features * valid, valid.sum().clamp(min=1)
+    lengths, moments = measure(features, factors)
+    first, second = (moments / count).unbind(dim=1)
+    return lengths, variance(first, second, factors.double()).float()
 
 
 # ---- windows ----

@@ -68,8 +68,8 @@ class Merges:
     def make(cls, s: Float[Tensor, "r p"], meet: Int[Tensor, "r p"], pixel: Tensor, of: Tensor) -> "Merges":
         """`meet` holds the parents and is overwritten."""
         r, p = s.shape
-        kids = torch.zeros(r, p, dtype=torch.int32, device=s.device)
-        broken = torch.zeros(r, dtype=torch.int32, device=s.device)
+        zeros = torch.zeros(r * (p + 1), dtype=torch.int32, device=s.device)
+        kids, broken = zeros[: r * p].view(r, p), zeros[r * p :]
         key = torch.empty(r * p, dtype=torch.int64, device=s.device)
         size = block(64, p)
         _meet[(triton.cdiv(p, size), r)](s, meet, kids, key, broken, p, BLOCK=size, num_warps=1)

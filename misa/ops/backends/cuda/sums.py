@@ -22,7 +22,7 @@ from misa.ops.backends.cuda.merges import Merges
 from misa.ops.backends.cuda.works import block, table
 from misa.ops.backends.torch_ops import Index, Part
 
-CELLS = 1 << 24  # vertices of all rows that are worked on at once, 44 bytes each
+CELLS = 1 << 24  # vertices of all rows that are worked on at once, 36 bytes each
 LARGEST = 1 << 20  # vertices of a tree: beyond, masses would have fewer than 22 bits, which is coarser than float32
 FINE = tl.constexpr(10)  # more bits for e M
 FINER = tl.constexpr(1024.0)
@@ -36,7 +36,7 @@ def split(p: int) -> tuple[int, int]:
 
 
 @triton.jit
-def _fixed(values, low, high, mask, tree, pixel, of, own, p, BITS: tl.constexpr, BLOCK: tl.constexpr):
+def _fixed(values, low, high, mask, tree, pixel, of, own, acc, p, BITS: tl.constexpr, BLOCK: tl.constexpr):
     """(v − low) / (high − low) of a row's mask in the tree's order; 1 everywhere for mask −1."""
     r = tl.program_id(1).to(tl.int64)
     x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -50,6 +50,7 @@ def _fixed(values, low, high, mask, tree, pixel, of, own, p, BITS: tl.constexpr,
     sound = (range_ > 0) & (range_ < float("inf"))
     share = tl.where(sound, (v - first) / tl.where(sound, range_, 1.0), 0.0)
     tl.store(own + r * p + x, (tl.minimum(share, 1.0) * (1 << BITS) + 0.5).to(tl.int32), mask=ok)
+    tl.store(acc + r * p + x, tl.zeros((BLOCK,), dtype=tl.int64), mask=ok)
 
 
 @triton.jit
@@ -94,12 +95,12 @@ def _in_order(mass, order, s, tree, m_sorted, em_sorted, p, BLOCK: tl.constexpr)
 
 @triton.jit
 def _between(sums, first, last, ok):
-    """The sum of what is from `first` to `last`, out of prefix sums that run through all rows."""
+    """The sum of what is from `first` to `last`, out of prefix sums that run through all rows, of M and then of e M."""
     return tl.load(sums + last, mask=ok, other=0) - tl.load(sums + first - 1, mask=ok & (first > 0), other=0)
 
 
 @triton.jit
-def _terms(own, cm, ce, order, s, meet, kids, start, tree, d, p, BLOCK: tl.constexpr):
+def _terms(own, sums, order, s, meet, kids, start, tree, d, p, BLOCK: tl.constexpr):
     """d(x) = e B + L, in the units of own."""
     r = tl.program_id(1).to(tl.int64)
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -110,15 +111,16 @@ def _terms(own, cm, ce, order, s, meet, kids, start, tree, d, p, BLOCK: tl.const
     t = tl.load(meet + row + x, mask=below, other=0)
     first = tl.load(start + row + t, mask=below, other=0) - row
     last = first + tl.load(kids + row + t, mask=below, other=0) - 1
-    earlier = _between(cm, mine + first, mine + k - 1, below & (k > first))
-    later = _between(ce, mine + k + 1, mine + last, below & (k < last))
+    earlier = _between(sums, mine + first, mine + k - 1, below & (k > first))
+    at = mine + tl.num_programs(1).to(tl.int64) * p  # e M
+    later = _between(sums, at + k + 1, at + last, below & (k < last))
     e = tl.exp(-tl.load(s + row + x, mask=below, other=float("inf")).to(tl.float64))
     b = (tl.load(own + mine + t, mask=below, other=0).to(tl.int64) + earlier).to(tl.float64)
     tl.store(d + mine + x, tl.where(below, e * b + later.to(tl.float64) / FINER, 0.0), mask=ok)
 
 
 @triton.jit
-def _climb(own, ce, d, meet, kids, start, tree, broken, pixel, of, out, p, BITS: tl.constexpr, BLOCK: tl.constexpr):
+def _climb(own, sums, d, meet, kids, start, tree, broken, pixel, of, out, p, BITS: tl.constexpr, BLOCK: tl.constexpr):
     """out(x), written at x's pixel; NaN where an edge of the tree is."""
     r = tl.program_id(1).to(tl.int64)
     x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -127,7 +129,8 @@ def _climb(own, ce, d, meet, kids, start, tree, broken, pixel, of, out, p, BITS:
     row, mine = g * p, r * p
     count = tl.load(kids + row + x, mask=ok, other=0)
     first = tl.load(start + row + x, mask=ok & (count > 0), other=0) - row + mine
-    below = _between(ce, first, first + count - 1, ok & (count > 0))
+    first += tl.num_programs(1).to(tl.int64) * p  # e M
+    below = _between(sums, first, first + count - 1, ok & (count > 0))
     total = tl.load(own + mine + x, mask=ok, other=0).to(tl.float64) + below.to(tl.float64) / FINER
     y = x
     todo = ok & (y != 0)
@@ -141,8 +144,11 @@ def _climb(own, ce, d, meet, kids, start, tree, broken, pixel, of, out, p, BITS:
 
 
 @triton.jit
-def _means(sums, top, bottom, shares, low, high, out, first, p, Q: tl.constexpr, BLOCK: tl.constexpr):
-    """Σ share · numerator / Σ share · denominator over Q kernels, back in the mask's own range."""
+def _means(sums, tree, shares, low, high, out, first, trees, p, Q: tl.constexpr, BLOCK: tl.constexpr):
+    """Σ share · numerator / Σ share · denominator over Q kernels, back in the mask's own range.
+
+    The first rows of `sums` are the denominators of all trees, then come the numerators, mask by mask.
+    """
     n = tl.program_id(1).to(tl.int64)
     x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     ok = x < p
@@ -150,35 +156,35 @@ def _means(sums, top, bottom, shares, low, high, out, first, p, Q: tl.constexpr,
     under = tl.zeros((BLOCK,), dtype=tl.float64)
     for q in tl.static_range(Q):
         share = tl.load(shares + q)
-        over += share * tl.load(sums + tl.load(top + n * Q + q).to(tl.int64) * p + x, mask=ok, other=0.0)
-        under += share * tl.load(sums + tl.load(bottom + n * Q + q).to(tl.int64) * p + x, mask=ok, other=1.0)
+        over += share * tl.load(sums + (trees + n * Q + q) * p + x, mask=ok, other=0.0)
+        under += share * tl.load(sums + tl.load(tree + n * Q + q).to(tl.int64) * p + x, mask=ok, other=1.0)
     least = tl.load(low + first + n).to(tl.float64)
     mean = least + (tl.load(high + first + n).to(tl.float64) - least) * (over / under)
     tl.store(out + (first + n) * p + x, mean.to(tl.float32), mask=ok)
 
 
 def _sums(
-    values: Float[Tensor, "n p"], low: Tensor, high: Tensor, merges: Merges, mask: Sequence[int], tree: Sequence[int]
+    values: Float[Tensor, "n p"], low: Tensor, high: Tensor, merges: Merges, mask: Tensor, tree: Tensor
 ) -> Float[Tensor, "r p"]:
     """out of every row's mask, −1 for ones, along its tree."""
     r, p, like = len(mask), values.shape[1], values
     bits, shift = split(p)
-    which, along = table([mask, tree], like)
     size = block(64, p)
     grid, options = (triton.cdiv(p, size), r), {"BLOCK": size, "num_warps": 1}
     own = torch.empty(r, p, dtype=torch.int32, device=like.device)
-    acc = torch.zeros(r, p, dtype=torch.int64, device=like.device)
-    mass, em = torch.empty_like(acc), torch.empty_like(acc)
+    terms = torch.empty(2, r, p, dtype=torch.int64, device=like.device)
+    acc, em = terms.unbind()
+    mass = torch.empty_like(acc)
     where = merges.pixel, merges.of
-    _fixed[grid](values, low, high, which, along, *where, own, p, BITS=bits, **options)
-    _collect[grid](own, merges.meet, merges.kids, along, acc, mass, p, SHIFT=shift, **options)
-    _in_order[grid](mass, merges.order, merges.s, along, acc, em, p, **options)
-    cm, ce = (torch.cumsum(x.view(-1), 0, out=x.view(-1)) for x in (acc, em))  # what wraps cancels in differences
+    _fixed[grid](values, low, high, mask, tree, *where, own, acc, p, BITS=bits, **options)
+    _collect[grid](own, merges.meet, merges.kids, tree, acc, mass, p, SHIFT=shift, **options)
+    _in_order[grid](mass, merges.order, merges.s, tree, acc, em, p, **options)
+    prefix = torch.cumsum(terms.view(-1), 0, out=terms.view(-1))  # what wraps cancels in differences
     d = mass.view(torch.float64)
-    its = merges.meet, merges.kids, merges.start, along
-    _terms[grid](own, cm, ce, merges.order, merges.s, *its, d, p, **options)
-    out = acc.view(torch.float64)
-    _climb[grid](own, ce, d, *its, merges.broken, *where, out, p, BITS=bits, **options)
+    its = merges.meet, merges.kids, merges.start, tree
+    _terms[grid](own, prefix, merges.order, merges.s, *its, d, p, **options)
+    out = torch.empty_like(d)
+    _climb[grid](own, prefix, d, *its, merges.broken, *where, out, p, BITS=bits, **options)
     return out
 
 
@@ -196,12 +202,12 @@ def _weighted(
     for first in range(0, n, portion):
         mine = range(first, min(first + portion, n))
         mask = [-1] * g + [i for i in mine for _ in trees]
-        bottom = [its[i] for i in mine for its in trees]
-        sums = _sums(values, low, high, merges, mask, [*range(g), *bottom])
-        rows = table([list(range(g, len(mask))), bottom], values)
+        tree = [*range(g), *(its[i] for i in mine for its in trees)]
+        rows = table([mask, tree], values)
+        sums = _sums(values, low, high, merges, *rows)
         _means[(triton.cdiv(p, size), len(mine))](
-            sums, rows[0], rows[1], weights, low, high, result, first, p, Q=q, BLOCK=size
-        )  # fmt: skip
+            sums, rows[1, g:], weights, low, high, result, first, g, p, Q=q, BLOCK=size
+        )
     return result
 
 

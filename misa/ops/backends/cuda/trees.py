@@ -21,6 +21,17 @@ WIDE = 9  # rounds with all programs, one more than real images were seen to nee
 
 
 @triton.jit
+def _begin(label, best, chosen, active, turns, p, m, BLOCK: tl.constexpr):
+    """Every pixel is a cluster, no edge is chosen, the first round is on."""
+    g = tl.program_id(1).to(tl.int64)
+    v = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(label + g * p + v, v, mask=v < p)
+    tl.store(best + g * p + v, tl.full((BLOCK,), NONE, tl.int64), mask=v < p)
+    tl.store(chosen + g * m + v, 0, mask=v < m)
+    tl.store(active + g * turns + v, (v == 0).to(tl.int32), mask=v < turns)
+
+
+@triton.jit
 def _ends(e, h, w):
     """The two pixels of a grid edge, vertical edges first."""
     vertical = (h - 1) * w
@@ -134,13 +145,13 @@ def boruvka(length: Float[Tensor, "g m"], h: int, w: int, wide: int = WIDE) -> I
     many = rounds(p)
     turns = min(many, wide) + 1
     length = length.contiguous()
-    label = torch.arange(p, dtype=torch.int32, device=device).repeat(g, 1)
-    best = torch.full((g, p), NONE.value, dtype=torch.int64, device=device)
-    link = torch.empty_like(label)
-    chosen = torch.zeros(g, m, dtype=torch.int8, device=device)
-    active = (torch.arange(turns, device=device) == 0).int().repeat(g, 1)
+    label, link = torch.empty(2, g, p, dtype=torch.int32, device=device)
+    best = torch.empty(g, p, dtype=torch.int64, device=device)
+    chosen = torch.empty(g, m, dtype=torch.int8, device=device)
+    active = torch.empty(g, turns, dtype=torch.int32, device=device)
     size = block(128, p)
     edges, vertices = (triton.cdiv(m, size), g), (triton.cdiv(p, size), g)
+    _begin[(triton.cdiv(max(m, p, turns), size), g)](label, best, chosen, active, turns, p, m, BLOCK=size)
     for turn in range(turns - 1):
         _offer_all[edges](length, label, best, active, turn, turns, h, w, m, BLOCK=size)
         _join_all[vertices](label, best, link, chosen, active, turn, turns, h, w, m, BLOCK=size)

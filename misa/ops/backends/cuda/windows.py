@@ -1,6 +1,6 @@
 """The affinities of a window for every image and category, and its steps (Eq. 7–9, 12–14)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import triton
@@ -77,7 +77,7 @@ def _step(
     now += n * p
     inside = tl.load(box + n * p + i, mask=ok, other=0.0) if BOXES else ok.to(tl.float32)
     if tl.max(tl.abs(inside)) > 0:
-        mine = planes + tl.load(group + n) * (2 * half + 2) * p
+        mine = planes + tl.load(group + n).to(tl.int64) * (2 * half + 2) * p
         mean = tl.load(mine + p + i, mask=ok, other=0.0) * tl.load(now + i, mask=ok, other=0.0)
         plane = mine + 2 * p
         for k in range(2 * half):
@@ -94,42 +94,44 @@ def _step(
 
 
 def window_planes(
-    h: int, w: int, valid: Sequence[Tensor | None], offsets: Sequence[Offset], groups: Sequence[Sequence[Layer]]
+    h: int, w: int, valid: Sequence[Tensor | None], offsets: Tensor, groups: Sequence[Sequence[Layer]]
 ) -> Float[Tensor, "g k h w"]:
-    """Per group 1 / Σ Â, then Â to the centre, to `offsets` and to their opposites.
+    """Per group 1 / Σ Â, then Â to the centre, to the offsets (k 2) and to their opposites.
 
     Layers with the same values, the categories of an image, share one reading of them; where their factors are the
     same too, as of colors, they share the distances.
     """
     like, half, layers = groups[0][0][0], len(offsets), len(groups[0])
-    rows: dict[int, dict[int, Tensor]] = {}  # of each map its rows of factors, both by identity
-    maps = {id(layer[0]): layer[0] for mine in groups for layer in mine}
-    for mine in groups:
-        for its, row, *_ in mine:
-            rows.setdefault(id(its), {})[id(row)] = row
-    place = {(its, row): k for k, (its, row) in enumerate((its, row) for its in rows for row in rows[its])}
-    found = torch.empty(len(place), half, h, w, device=like.device)
-    first = 0
-    for key, mine_rows in rows.items():
-        squares = torch.stack(list(mine_rows.values())).float()
-        distances(maps[key], squares, offsets, found[first : first + len(squares)])
-        first += len(squares)
     every = [layer for mine in groups for layer in mine]
-    spreads = [layer[3] for layer in every if layer[3] is not None]
-    order = {id(spread): k for k, spread in enumerate(spreads)}
-    uses = [(place[id(its), id(row)], order.get(id(spread), -1)) for its, row, _, spread in every]
-    shares = torch.tensor([float(layer[2]) for layer in every]).to(like.device, non_blocking=True)
+    rows: dict[int, dict[int, Tensor]] = {}  # of each map its rows of factors, both by identity
+    for its, row, *_ in every:
+        rows.setdefault(id(its), {})[id(row)] = row
+    maps = {id(its): its for its, *_ in every}
+    place = {pair: k for k, pair in enumerate((its, row) for its in rows for row in rows[its])}
+    found = torch.empty(len(place), half, h, w, device=like.device)
+    for key, mine in rows.items():
+        squares = torch.stack(list(mine.values())).float()
+        first = place[key, next(iter(mine))]
+        distances(maps[key], squares, offsets, found[first : first + len(squares)])
+    spreads = {id(layer[3]): layer[3] for layer in every if layer[3] is not None}
     masks = {id(mine): mine for mine in valid if mine is not None}
-    where = [list(masks).index(id(mine)) if mine is not None else -1 for mine in valid]
-    present = torch.stack(list(masks.values())).to(torch.int8) if masks else shares
-    precision = torch.stack(spreads).float() if spreads else shares
-    planes, steps = torch.empty(len(groups), 2 + 2 * half, h, w, device=like.device), table(offsets, like)
+    uses = [(place[id(its), id(row)], number(spread, spreads)) for its, row, _, spread in every]
+    numbers = table([*(x for use in uses for x in use), *(number(mine, masks) for mine in valid)], like)
+    shares = torch.tensor([float(layer[2]) for layer in every]).to(like.device, non_blocking=True)
+    present = torch.stack(list(masks.values())).view(torch.int8) if masks else shares
+    precision = torch.stack(list(spreads.values())).float() if spreads else shares
+    planes = torch.empty(len(groups), 2 + 2 * half, h, w, device=like.device)
     size = block(128, h * w)
     _weights[(triton.cdiv(h * w, size), len(groups))](
-        found, precision, shares, table(uses, like), present, table(where, like), steps, planes, half, h, w,
+        found, precision, shares, numbers, present, numbers[2 * len(every) :], offsets, planes, half, h, w,
         L=layers, BLOCK=size,
     )  # fmt: skip
     return planes
+
+
+def number(mine: Tensor | None, among: Mapping[int, Tensor]) -> int:
+    """Which of some tensors, by identity, or −1 for None."""
+    return -1 if mine is None else list(among).index(id(mine))
 
 
 def propagate_window(
@@ -144,24 +146,25 @@ def propagate_window(
     n, h, w = masks.shape
     if n == 0:
         return masks.clone()
-    now = masks.float().contiguous() if boxes is None else masks * boxes
+    now = masks.float().contiguous() if boxes is None else (masks * boxes).float().contiguous()
     if steps == 0:
         return now
-    planes = window_planes(h, w, valid, offsets, [layers for _, layers in groups])
     of_mask = [0] * n
-    for number, (members, _) in enumerate(groups):
+    for which, (members, _) in enumerate(groups):
         for i in members:
-            of_mask[i] = number
-    group, where = table(of_mask, masks).long(), table(offsets, masks)
+            of_mask[i] = which
+    numbers = table([*(x for offset in offsets for x in offset), *of_mask], masks)
+    half = len(offsets)
+    where, group = numbers[: 2 * half].view(-1, 2), numbers[2 * half :]
+    planes = window_planes(h, w, valid, where, [layers for _, layers in groups])
     box = now if boxes is None else boxes.float().contiguous()
     then = torch.zeros_like(now)
     rows, columns = block(4, min(h, 16)), block(64, min(w, 64))
     grid = (n, triton.cdiv(h, rows), triton.cdiv(w, columns))
     for step in range(steps):
         _step[grid](
-            now, then, planes, box, group, where, len(offsets), h, w,
-            BOXES=boxes is not None, ROWS=rows, COLUMNS=columns,
-        )  # fmt: skip
+            now, then, planes, box, group, where, half, h, w, BOXES=boxes is not None, ROWS=rows, COLUMNS=columns
+        )
         if step == 0 and boxes is None:
             now = torch.empty_like(now)  # the caller's masks stay
         now, then = then, now

@@ -1,0 +1,79 @@
+"""The launches of a batch on CUDA, counted without a GPU, and every kernel as machine code."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import launches
+from benchmarks.launches import counted, distinct, stages, total
+from misa.ops.backends.choice import use
+
+
+def kernels(masks: int, categories: int, h: int = 200, w: int = 304, **options) -> launches.Count:
+    with use("triton"):
+        return total(list(stages(masks, categories, 256, h, w, **options).values()))
+
+
+def test_a_batch_is_at_most_200_launches():
+    """Two images of 200 x 304 with 64 masks each and 8 categories, 20 steps of the window; a sort counts as ten."""
+    found = kernels(64, 8)
+    assert 80 < len(found.kernels) < found.launches <= 200
+    assert found.launches - kernels(8, 8).launches == 0, "launches grow with the masks"
+    assert found.launches - kernels(64, 2).launches <= 2, "launches grow with the categories"
+
+
+def test_torch_operations_take_many_times_as_many():
+    with use("torch"):
+        before = stages(8, 3, 16, 40, 60)
+    with use("triton"):
+        after = stages(8, 3, 16, 40, 60)
+    assert list(before) == list(after)
+    for stage, count in before.items():
+        assert count.launches > 2 * after[stage].launches, stage
+        assert count.bytes > after[stage].bytes, stage
+
+
+def test_what_is_counted(rng):
+    """Operations on a device, once each; views, empty memory and the host's own numbers are nothing."""
+    with torch._subclasses.FakeTensorMode(), counted() as count:
+        x = torch.empty(3, 5, device="cuda")
+        y = x[1:].view(2, 5) + 1
+        torch.ones(4)
+    assert (count.launches, count.bytes) == (1, 2 * 2 * 5 * 4)
+    assert y.shape == (2, 5)
+    with torch._subclasses.FakeTensorMode(), counted() as count:
+        torch.empty(3, 5, device="cuda").sort(dim=1)
+    assert count.launches == launches.SEVERAL["aten::sort"]
+
+
+COMPILES = """
+from benchmarks.launches import compiled, distinct, stages
+from misa.ops.backends.choice import use
+with use("triton"):
+    found = [*stages(3, 2, 8, 40, 48).values(), *stages(2, 2, 3, 5, 6, form="product").values()]
+for launch in distinct(found):
+    for architecture in (80, 90):
+        for ones in (False, True):
+            code = compiled(launch, architecture, ones=ones)
+            assert code[:4] == b"\\x7fELF", launch
+    print(launch.name)
+"""
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_for_80_and_90(tmp_path):
+    """With whole numbers as they come, and with those that are 1, which Triton compiles as constants."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILES],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=launches.__file__.rsplit("/", 2)[0],
+    )
+    assert done.returncode == 0, done.stderr
+    assert {launch.name for launch in distinct([kernels(2, 2, 40, 48)])} <= set(done.stdout.split())
