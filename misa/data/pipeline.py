@@ -1,8 +1,14 @@
-"""What happens to an image before the network sees it, as mmdet transforms."""
+"""What happens to an image before the network sees it: mmdet transforms, and the same for an image in memory."""
 
 from typing import Any
 
+import mmcv
+import numpy as np
+import torch
+import torch.nn.functional as F
 from mmcv.transforms import LoadImageFromFile, RandomChoiceResize, RandomResize
+from numpy.typing import NDArray
+from torch import Tensor
 
 from misa.data.mmdet_datasets import (
     FilterAnnotations,
@@ -12,6 +18,7 @@ from misa.data.mmdet_datasets import (
     RandomFlip,
     Resize,
 )
+from misa.errors import UserError
 from misa.experiment import Augmentation
 
 MEAN = (123.675, 116.28, 103.53)  # ImageNet, RGB, of 0..255
@@ -56,3 +63,29 @@ def test_pipeline(augmentation: Augmentation) -> list[dict[str, Any]]:
         {"type": Resize, "scale": (augmentation.long_side, augmentation.test_short_side), "keep_ratio": True},
         {"type": PackDetInputs, "meta_keys": _META},
     ]
+
+
+def at_test_size(image: NDArray[np.uint8], sizes: Augmentation) -> NDArray[np.uint8]:
+    """An RGB image (h w 3) at the size of the test, like mmdet's Resize; at least one pixel wide.
+
+    Raises:
+        UserError: it is no image of 8 bits with three channels.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise UserError(f"an image must be RGB (h w 3) of 8 bits, not {image.shape} of {image.dtype}.")
+    width, height = mmcv.rescale_size(image.shape[1::-1], (sizes.long_side, sizes.test_short_side))
+    if (height, width) == image.shape[:2]:
+        return image
+    smaller: NDArray[np.uint8] = mmcv.imresize(image, (max(width, 1), max(height, 1)))
+    return smaller
+
+
+def as_the_network_sees(image: NDArray[np.uint8], sizes: Augmentation, *, divisor: int = 1) -> Tensor:
+    """An RGB image (h w 3) of 0..255 as a network's input (1 3 h w): resized as in the test and normalised.
+
+    divisor: both sides are padded with 0 at the end to a multiple of it; mmdet's preprocessor does so with 32.
+    Raises UserError as `at_test_size` does.
+    """
+    pixels = (at_test_size(image, sizes) - np.array(MEAN)) / np.array(STD)
+    inputs = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    return F.pad(inputs, (0, -inputs.shape[-1] % divisor, 0, -inputs.shape[-2] % divisor))

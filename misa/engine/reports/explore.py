@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import mmcv
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from mmengine.registry import MODELS
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from misa.data.pipeline import MEAN, STD
+from misa.data.pipeline import as_the_network_sees
 from misa.data.scenes.scenes import Scene, Scenes
 from misa.data.source import Source
 from misa.engine.runs.checkpoints import last_checkpoint, load_weights
@@ -115,18 +114,17 @@ class Seen:
         masks: NDArray[np.bool_] | None = None,
     ) -> Example:
         """An RGB image (H W 3) with its boxes (n 4, xyxy), their places in `classes`, and true masks (n H W)."""
-        short_side, long_side = self.sizes.test_short_side, self.sizes.long_side
         example = example_of(
             image,
-            short_side=short_side,
-            long_side=long_side,
+            short_side=self.sizes.test_short_side,
+            long_side=self.sizes.long_side,
             name=name,
             boxes=boxes,
             labels=labels,
             classes=self.classes,
             masks=masks,
         )
-        pixels, size = _input(image, short_side, long_side), example.size
+        pixels, size = as_the_network_sees(image, self.sizes, divisor=32), example.size
         if self.teacher is not None:
             features, factors = self.teacher.prior(pixels)  # type: ignore[operator]
             example = replace(example, features=_at(features, size), saliency_factors=factors)
@@ -154,7 +152,7 @@ def example_of(
     masks: NDArray[np.bool_] | None = None,
 ) -> Example:
     """An RGB image (H W 3) without any network: its colors at stride 4 of the resized image, as the losses see them."""
-    pixels = _normalised(image, short_side, long_side)
+    pixels = as_the_network_sees(image, Augmentation(test_short_side=short_side, long_side=long_side))
     size = (-(-pixels.shape[-2] // STRIDE), -(-pixels.shape[-1] // STRIDE))
     colors = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)[0]
     return Example(
@@ -237,20 +235,6 @@ def trained(
         )
         train(experiment, data_root=data_root, work_dir=folder, row=row, machine=Machine(threads=threads))
     return open_networks(folder)
-
-
-def _normalised(image: NDArray[np.uint8], short_side: int, long_side: int) -> Tensor:
-    """An RGB image as the network sees it (1 3 h w): resized as in the test, normalised, not padded."""
-    width, height = mmcv.rescale_size((image.shape[1], image.shape[0]), (long_side, short_side))
-    resized = image if (height, width) == image.shape[:2] else mmcv.imresize(image, (width, height))
-    return torch.from_numpy((resized - np.array(MEAN)) / np.array(STD)).permute(2, 0, 1)[None].float()
-
-
-def _input(image: NDArray[np.uint8], short_side: int, long_side: int) -> Tensor:
-    """The same padded to a multiple of 32, as mmdet's preprocessor does."""
-    pixels = _normalised(image, short_side, long_side)
-    h, w = pixels.shape[-2:]
-    return F.pad(pixels, (0, -w % 32, 0, -h % 32))
 
 
 def _at(features: Tensor, size: tuple[int, int]) -> Tensor:

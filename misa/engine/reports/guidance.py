@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from misa.data.check.annotations import has_masks
-from misa.data.pipeline import MEAN, STD
+from misa.data.pipeline import as_the_network_sees
 from misa.data.source import Source, open_source
 from misa.engine.reports.explore import open_networks
 from misa.engine.runs.folder import recorded
@@ -352,9 +352,8 @@ def _objects(
     classes: tuple[str, ...],
 ) -> Objects | None:
     """The objects of an image that the student answers and that are not lost at the masks' resolution."""
-    size, (w, h) = pixels.shape[:2], mmcv.rescale_size(pixels.shape[1::-1], (sizes.long_side, sizes.test_short_side))
-    resized = pixels if (h, w) == size else mmcv.imresize(pixels, (w, h))
-    image = torch.from_numpy((resized - np.array(MEAN)) / np.array(STD)).permute(2, 0, 1)[None].float()
+    image = as_the_network_sees(pixels, sizes)
+    size, (h, w) = pixels.shape[:2], image.shape[-2:]
     image = F.pad(image, (0, -w % 32, 0, -h % 32))
     corners = torch.tensor([[x, y, x + dx, y + dy] for x, y, dx, dy in (a["bbox"] for a in own)])
     corners = corners * torch.tensor([w / size[1], h / size[0]] * 2)

@@ -6,10 +6,10 @@ from typing import Any
 import cv2
 import mmcv
 import numpy as np
-import torch
 import torch.nn.functional as F
 
 from misa.data.dataset import _OrderedCOCO
+from misa.data.pipeline import as_the_network_sees
 from misa.data.source import Source
 from misa.engine.runs.folder import opened
 from misa.engine.runs.teacher import load_teacher
@@ -38,8 +38,7 @@ def teacher_separation(
         if not objects:
             continue
         pixels = mmcv.imread(source.val.images / record["file_name"], channel_order="rgb")
-        sides = experiment.augmentation.long_side, experiment.augmentation.test_short_side
-        images = _input(pixels, sides, teacher.contract.mean, teacher.contract.std)
+        images = as_the_network_sees(pixels, experiment.augmentation)
         features, factors = teacher.prior(images)
         size = (features.shape[-2], features.shape[-1])
         masks = np.stack([_coarse(truth.annToMask(a), size) for a in objects])
@@ -71,14 +70,6 @@ def _truth(source: Source) -> tuple[Any, dict[int, int]]:
     truth = _OrderedCOCO(str(source.val.annotations))
     names = {c["id"]: c["name"] for c in truth.dataset["categories"]}
     return truth, {i: source.classes.index(name) for i, name in names.items() if name in source.classes}
-
-
-def _input(pixels: Any, sides: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """An image as the network sees it: its long and short side as in the test, normalised, without padding."""
-    size = pixels.shape[1], pixels.shape[0]
-    wanted = mmcv.rescale_size(size, sides)
-    resized = pixels if wanted == size else mmcv.imresize(pixels, wanted)
-    return torch.from_numpy((resized - np.array(mean)) / np.array(std)).permute(2, 0, 1)[None].float()
 
 
 def _coarse(mask: Any, size: tuple[int, int]) -> Any:

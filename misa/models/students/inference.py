@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import mmcv
 import numpy as np
 import torch
 from mmdet.structures import DetDataSample
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from misa.data.pipeline import at_test_size
 from misa.data.rle import Runs, encode_part
 from misa.data.rle import decode as decode_runs
 from misa.errors import UserError
@@ -79,7 +79,7 @@ def find_by_mmdet(
         raise UserError(f"mask is a threshold of solov2 students; {student.path} is a {student.experiment.student}.")
     results = []
     for image in images:
-        resized = resize(image, student.experiment)
+        resized = at_test_size(image, student.experiment.augmentation)
         h, w = resized.shape[:2]
         meta = {
             "img_shape": (h, w),
@@ -122,19 +122,6 @@ def within(part: Part, box: NDArray[np.float64]) -> Part:
 def extent(part: Part) -> tuple[int, int, int, int]:
     """The box x1 y1 x2 y2 of a part of an image."""
     return part.left, part.top, part.left + part.pixels.shape[1], part.top + part.pixels.shape[0]
-
-
-def resize(image: Image, experiment: Experiment) -> Image:
-    """An image as the network sees it, like mmdet's Resize; at least one pixel wide."""
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise UserError(f"an image must be RGB (h w 3) of 8 bits, not {image.shape} of {image.dtype}.")
-    sizes = experiment.augmentation
-    scale = (sizes.long_side, sizes.test_short_side)
-    width, height = mmcv.rescale_size((image.shape[1], image.shape[0]), scale)
-    if (height, width) == image.shape[:2]:
-        return image
-    resized: Image = mmcv.imresize(image, (max(width, 1), max(height, 1)))
-    return resized
 
 
 def bgr_tensor(image: Image) -> Tensor:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from misa.data.pipeline import at_test_size
 from misa.data.rle import encode_part
-from misa.models.students.inference import Image, Instances, Student, bgr_tensor, extent, resize, within
+from misa.models.students.inference import Image, Instances, Student, bgr_tensor, extent, within
 from misa.models.students.solov2_decode import (
     Dense,
     Found,
@@ -38,7 +39,7 @@ class View:
 
 def views(student: Student, images: Sequence[Image]) -> list[View]:
     """The network's outputs of RGB images (h w 3)."""
-    resized = [resize(image, student.experiment) for image in images]
+    resized = [at_test_size(image, student.experiment.augmentation) for image in images]
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, image in enumerate(resized):
         groups.setdefault(image.shape, []).append(i)

@@ -13,13 +13,12 @@ import torch
 from PIL import Image
 
 from misa.cli import main
-from misa.data.pipeline import MEAN
+from misa.data.pipeline import MEAN, at_test_size
 from misa.engine.prediction import export
 from misa.engine.prediction.export import export_student, export_torchscript
 from misa.engine.prediction.student import CARD, find, load_student
 from misa.errors import UserError
 from misa.experiment import Distillation
-from misa.models.students.inference import resize
 from misa.models.students.solov2_decode import decode, each_image
 from misa.models.students.solov2_inference import as_instances, views
 
@@ -121,7 +120,7 @@ def test_torchscript_gives_the_same_instances(small_run, tmp_path, capsys):
         (view,) = views(student, [image])
         (h, w), padded = view.resized, view.padded
         pixels = torch.tensor(MEAN).view(3, 1, 1).repeat(1, *padded)
-        resized = resize(image, student.experiment)
+        resized = at_test_size(image, student.experiment.augmentation)
         pixels[:, :h, :w] = torch.from_numpy(resized.astype(np.float32)).permute(2, 0, 1)
         with torch.inference_mode():
             (dense,) = each_image(program(pixels[None]))
