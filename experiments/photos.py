@@ -4,6 +4,7 @@ misa train experiments/photos.py:box --data-root path/to/photos
 misa train experiments/photos.py:misa --data-root path/to/photos     # the box student, a teacher, then FSD and SEPA
 misa train experiments/photos.py:mask --data-root path/to/photos     # the upper bound: the same student, from masks
 misa train experiments/photos.py:scratch --data-root path/to/photos  # the lower one: boxes, without pretraining
+misa train experiments/photos.py:torchvision --data-root path/to/photos  # a ready teacher, of VOC's classes
 misa train experiments/photos.py:teacher --data-root path/to/photos
 misa tables 3 --data photos --seeds 5 --run --data-root path/to/photos
 
@@ -64,6 +65,8 @@ ROWS = {
     "sepa": BASE.but(teacher="photos:teacher", affinity=SEPA),
     "misa": BASE.but(teacher="photos:teacher", distillation=FSD, affinity=SEPA),
     "literal": BASE.but(teacher="photos:teacher", distillation=Distillation(), affinity={"saliency": True}),
+    # In place of a teacher trained on the boxes, one that was trained on masks of VOC's classes elsewhere.
+    "torchvision": BASE.but(teacher="torchvision:deeplabv3_resnet50", distillation=FSD, affinity=SEPA),
     "mask": BASE.but(supervision="mask"),
     "scratch": BASE.but(network={"pretrained": False, "norm_eval": False}),
 }

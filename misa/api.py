@@ -33,7 +33,7 @@ from misa.engine.prediction.student import Instances, Student, find, load_studen
 from misa.engine.reports.explore import Seen, open_networks
 from misa.engine.reports.figure_sources import knobs_of
 from misa.errors import UserError, did_you_mean
-from misa.experiment import Augmentation
+from misa.experiment import TORCHVISION, Augmentation
 from misa.figures.affinity import NAMES, affinity_figure, blob, field_of
 from misa.figures.example import Example
 from misa.figures.overlay import overlay
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 Images = str | Path | Pillow.Image | NDArray[Any] | Tensor
 Kind = Literal["color", "feature", "saliency", "sepa"]
 _KERNELS: dict[str, Kernel] = {"color": "color", "feature": "feature", "saliency": "saliency", "sepa": "enhanced"}
-_TORCHVISION = "torchvision:"
 
 
 def load(run_or_file: str | Path, *, device: str = "auto") -> "Predictor":
@@ -69,7 +68,8 @@ def load_teacher(run_or_name: str | Path, *, weights: str | Path | None = "defau
 
     Args:
         run_or_name: the run folder of a teacher, or of a student with its teacher beside it; or one of torchvision's
-            segmentation networks, such as "torchvision:deeplabv3_resnet50", which knows the 20 classes of VOC.
+            segmentation networks, such as "torchvision:deeplabv3_resnet50", which knows the 20 classes of VOC; with
+            ":<file>" behind it, its weights are those of a file.
         weights: of a torchvision network: "default" takes torchvision's, downloaded once; a path, a file of these;
             None, an untrained network (to see that code runs).
 
@@ -77,8 +77,8 @@ def load_teacher(run_or_name: str | Path, *, weights: str | Path | None = "defau
         UserError: no teacher there, or its weights cannot be had.
     """
     name = str(run_or_name)
-    if name.startswith(_TORCHVISION):
-        network = named_teacher(name.removeprefix(_TORCHVISION), weights=weights)
+    if name.startswith(TORCHVISION):
+        network = named_teacher(name.removeprefix(TORCHVISION), weights=weights)
         return Teacher(Seen(network.contract.classes, Augmentation(test_short_side=520), network), name)
     networks = open_networks(run_or_name)
     if networks.teacher is None:

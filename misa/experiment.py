@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, NamedTuple, Self
 
 _OBJECTIVES = "misa.objectives"
+TORCHVISION = "torchvision:"
 _LABELS = Literal["objectives", "grabcut", "student", "rectangles"]
 # What smoke runs build instead.
 _SMALLEST = {
@@ -300,7 +301,9 @@ class Experiment:
     scenes: tuple[tuple[str, Any], ...] = ()  # knobs of misa.data.scenes.scenes.Scenes, for data="demo"
     limit: int | None = None  # use only the first images, for smoke runs
     distillation: Distillation | None = None
-    teacher: str = ""  # a teacher's row, trained first or found (Table 3-5 and MISA itself)
+    # A teacher's row, trained first or found (Table 3-5 and MISA itself); or torchvision's segmentation network with
+    # its own weights or those of a file: "torchvision:<network>" or "torchvision:<network>:<file>".
+    teacher: str = ""
     semantic: Semantic | None = None  # train the semantic teacher instead of the student
     expected: Expected | None = None
     # What supervises the student in place of projection_weight, affinity and distillation.
@@ -361,6 +364,11 @@ class Experiment:
                 f"affinity, or an objective that needs its prior. teacher is {self.teacher!r}; name a row such as "
                 "'teacher:demo', or leave all out."
             )
+
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether it has a teacher that is a row, to be trained first; torchvision's are ready."""
+        return bool(self.teacher) and not self.teacher.startswith(TORCHVISION)
 
     def but(self, **changes: Any) -> Self:
         """The same experiment with some fields changed; a dict changes fields of a nested value.

@@ -58,6 +58,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return values
 
 
+def digest(path: Path) -> str:
+    """The first digits of a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
 @contextmanager
 def locked(folder: Path, name: str = "work_dir", *, shared: bool = False) -> Iterator[None]:
     """Lock a folder, made if need be, for this process alone, or `shared` with others that ask for no more.

@@ -44,7 +44,7 @@ def teacher_row(experiment: Experiment) -> Experiment:
 
 def lineage(experiment: Experiment) -> str:
     """The row's hash; where it learns from another row by name, together with that row's, so that it changes along."""
-    parents = [teacher_row(experiment)] if experiment.teacher else []
+    parents = [teacher_row(experiment)] if experiment.trains_teacher else []
     student = experiment.semantic.student if experiment.semantic else ""
     if ":" in student and not Path(student).is_dir():
         parents.append(find_row(student))

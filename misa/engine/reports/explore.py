@@ -19,7 +19,7 @@ from misa.engine.runs.checkpoints import last_checkpoint, load_weights
 from misa.engine.runs.folder import opened
 from misa.engine.runs.places import teacher_place
 from misa.engine.runs.samples import boxed, stacked_objects
-from misa.engine.runs.teacher import load_teacher
+from misa.engine.runs.teacher import load_teacher, ready_teacher
 from misa.engine.training.train import train
 from misa.errors import UserError
 from misa.evaluation.ap import read_truth
@@ -201,6 +201,8 @@ def open_networks(run: str | Path, *, data_root: str | Path | None = None) -> Ne
     student.eval().requires_grad_(False)
     if not experiment.teacher:
         return Networks(experiment, source, None, student, (folder,))
+    if not experiment.trains_teacher:
+        return Networks(experiment, source, ready_teacher(experiment, source.classes), student, (folder,))
     beside = teacher_place(experiment, params["seed"], folder.parent, student=params)
     if not beside.is_dir():
         raise UserError(f"the teacher of {folder} should be in {beside}; put its run folder there, or train again.")
@@ -226,7 +228,7 @@ def trained(
     if (folder / "metrics.json").is_file():
         return open_networks(folder)
     experiment = find_row(row).smoke() if smoke else find_row(row)
-    if teacher_only and experiment.teacher:
+    if teacher_only and experiment.trains_teacher:
         folder = teacher_place(experiment, 0, folder.parent)
         experiment, row = teacher_row(experiment), experiment.teacher
     if not (folder / "metrics.json").is_file():

@@ -1,6 +1,5 @@
 """What the paper's figures are made from: run folders, the images chosen from them, and the networks."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from misa.errors import UserError
 from misa.evaluation.ap import matched, read_truth
 from misa.evaluation.bootstrap import image_scores, matches_of
 from misa.experiment import Affinity, Experiment
-from misa.files import read_json
+from misa.files import digest, read_json
 from misa.ops.seed_affinity import Knobs
 
 
@@ -201,15 +200,9 @@ def _read(folder: str | Path) -> Trained:
 def _with_teachers(runs: list[Trained]) -> list[Trained]:
     found = {run.folder: run for run in runs}
     for run in runs:
-        if run.experiment.teacher:
+        if run.experiment.trains_teacher:
             known = run.params["seed"], run.folder.parent
             beside = teacher_place(run.experiment, *known, student=run.params)
             if beside not in found and (beside / "metrics.json").is_file():
                 found[beside] = _read(beside)
     return list(found.values())
-
-
-def digest(path: Path) -> str:
-    """The first digits of a file's SHA-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]

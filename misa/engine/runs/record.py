@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import misa
 from misa.errors import UserError
-from misa.experiment import Experiment, Objective, plain
-from misa.files import read_json
+from misa.experiment import TORCHVISION, Experiment, Objective, plain
+from misa.files import digest, read_json
 from misa.rows import lineage, teacher_row
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ def run_params(
     experiment: Experiment, *, row: str, seed: int, data_root: Path, data: Mapping[str, str], classes: Sequence[str]
 ) -> dict[str, Any]:
     """What makes a run that run; the same values again mean the same run. data: see `misa.data.digest`."""
-    learns_from = {"teacher_digest": lineage(teacher_row(experiment))} if experiment.teacher else {}
-    return learns_from | {
+    return _teacher_digest(experiment) | {
         "row": row,
         "digest": experiment.digest(),
         "seed": seed,
@@ -33,6 +32,24 @@ def run_params(
         "classes": list(classes),
         "experiment": experiment.values(),
     }
+
+
+def _teacher_digest(experiment: Experiment) -> dict[str, str]:
+    """What tells a row's teacher from another: its lineage, or the digest of the file that its weights are in."""
+    if experiment.trains_teacher:
+        return {"teacher_digest": lineage(teacher_row(experiment))}
+    weights = teacher_weights(experiment)
+    if weights is None:
+        return {}
+    if not weights.is_file():
+        raise UserError(f"there is no file of weights {weights}, which {experiment.teacher} names; give another.")
+    return {"teacher_digest": digest(weights)}
+
+
+def teacher_weights(experiment: Experiment) -> Path | None:
+    """The file of weights that a row's torchvision teacher names; None for torchvision's own."""
+    file = experiment.teacher.removeprefix(TORCHVISION).partition(":")[2]
+    return Path(file).expanduser() if file and not experiment.trains_teacher else None
 
 
 def read_params(folder: Path) -> dict[str, Any]:

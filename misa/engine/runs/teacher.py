@@ -1,4 +1,4 @@
-"""A trained semantic teacher as a frozen network, and its score."""
+"""A semantic teacher as a frozen network: a trained one, or torchvision's."""
 
 import json
 from collections.abc import Sequence
@@ -10,10 +10,12 @@ from mmengine.runner import Runner
 
 from misa.data.pipeline import MEAN, STD
 from misa.engine.runs.checkpoints import last_checkpoint, read_checkpoint
+from misa.engine.runs.record import teacher_weights
 from misa.errors import UserError
-from misa.experiment import Experiment
+from misa.experiment import TORCHVISION, Experiment
 from misa.models.teacher.contract import TeacherContract, TeacherNetwork
 from misa.models.teacher.table import build_teacher
+from misa.models.teacher.torchvision import TorchvisionTeacher, named_teacher
 
 _PREFIX = "network."
 
@@ -30,14 +32,17 @@ class TeacherCard(Hook):
 
 
 def load_teacher(path: str | Path, *, classes: Sequence[str] | None = None) -> TeacherNetwork:
-    """The frozen network of a teacher's run folder or checkpoint: `.prior(images)` gives S and K.
+    """The frozen network of a teacher's run folder or checkpoint, or torchvision's: `.prior(images)` gives S and K.
 
     Weights only are loaded, nothing in the file is executed. `classes` are the student's, in its order; the teacher
-    must know exactly these, and expect images normalised as `misa.data.pipeline` does.
+    must know exactly these (one of torchvision's some of them), and expect images normalised as `misa.data.pipeline`
+    does.
 
     Raises:
         UserError: no teacher there, or one for other data.
     """
+    if str(path).startswith(TORCHVISION):
+        return named_teacher(str(path).removeprefix(TORCHVISION), classes=classes)
     path = Path(path).expanduser()
     if path.is_dir():
         path = last_checkpoint(path)
@@ -51,6 +56,17 @@ def load_teacher(path: str | Path, *, classes: Sequence[str] | None = None) -> T
     network = build_teacher(experiment.but(network={"pretrained": False}), contract.classes)
     network.load_state_dict({k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)})
     return network.eval().requires_grad_(False)
+
+
+def ready_teacher(experiment: Experiment, classes: Sequence[str] | None = None) -> TorchvisionTeacher:
+    """The network of torchvision that a row names; in a smoke run with random weights, which nothing is downloaded for.
+
+    Raises:
+        UserError: what `named_teacher` raises.
+    """
+    untrained = experiment.limit is not None and teacher_weights(experiment) is None
+    name = experiment.teacher.removeprefix(TORCHVISION)
+    return named_teacher(name, weights=None if untrained else "default", classes=classes)
 
 
 def _check_contract(path: Path, contract: TeacherContract, classes: Sequence[str] | None) -> None:

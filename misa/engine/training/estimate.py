@@ -35,8 +35,7 @@ from misa.errors import UserError, did_you_mean
 from misa.experiment import Experiment
 from misa.machine import BatchSplit, split_batch
 from misa.models.students.table import model_config
-from misa.models.teacher.table import build_teacher
-from misa.rows import teacher_row
+from misa.models.teacher.table import untrained_teacher
 
 OBJECTS = 7  # of an image: COCO has 7.3
 ASSUMED = 0.3  # u where it cannot be measured
@@ -137,7 +136,7 @@ def measure(experiment: Experiment, *, sides: tuple[int, int] = (192, 320), devi
     model.to(device).train()
     frozen = 0
     if experiment.teacher:
-        teacher = build_teacher(teacher_row(experiment).but(network={"pretrained": False}), classes)
+        teacher = untrained_teacher(experiment, classes)
         model.attach(teacher)  # type: ignore[operator]
         frozen = sum(value.numel() for value in teacher.parameters())
     parameters = sum(value.numel() for value in model.parameters())

@@ -26,9 +26,9 @@ from misa.errors import UserError
 from misa.experiment import Experiment
 from misa.models.students.base import BoxSupervised
 from misa.models.teacher.contract import TeacherNetwork
-from misa.models.teacher.table import build_teacher
+from misa.models.teacher.table import untrained_teacher
 from misa.ops.guides import Guides
-from misa.rows import find_row, teacher_row
+from misa.rows import find_row
 
 # What is timed inside a step: the owner of a function, its name, and the part it belongs to.
 PARTS = (
@@ -110,7 +110,7 @@ def build(row: Experiment, setup: Setup, folder: Path) -> dict[str, Step]:
     torch.manual_seed(0)
     every = forms(row)
     source = open_source(row, setup.data_root)
-    teacher = build_teacher(teacher_row(row).but(network={"pretrained": False}), source.classes)
+    teacher = untrained_teacher(row, source.classes)
     return {name: Step(form, teacher, setup, folder / str(i)) for i, (name, form) in enumerate(every.items())}
 
 

@@ -70,7 +70,7 @@ def job(row: str, seed: int, *, root: str | Path = ROOT, smoke: bool = False) ->
     """A student's run is `<hash>-seed<seed>` below `root`, so that tables share rows; its teacher is beside it."""
     experiment = _experiment(row, smoke)
     root, teacher = Path(root), None
-    if experiment.teacher:
+    if experiment.trains_teacher:
         teacher = Job(experiment.teacher, seed, teacher_place(experiment, seed, root), smoke)
     if experiment.semantic is not None:
         table, _, name = row.rpartition(":")
@@ -80,7 +80,7 @@ def job(row: str, seed: int, *, root: str | Path = ROOT, smoke: bool = False) ->
 
 def _experiment(row: str, smoke: bool) -> Experiment:
     experiment = find_row(row).smoke() if smoke else find_row(row)
-    if experiment.teacher:
+    if experiment.trains_teacher:
         teacher_row(experiment)  # raises now what would be wrong after the first hour
     return experiment
 

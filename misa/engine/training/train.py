@@ -24,7 +24,7 @@ from misa.engine.runs.folder import (
 from misa.engine.runs.places import named_student, student_place, student_row, teacher_place
 from misa.engine.runs.record import run_params
 from misa.engine.runs.scores import measured, write_scores
-from misa.engine.runs.teacher import load_teacher
+from misa.engine.runs.teacher import load_teacher, ready_teacher
 from misa.engine.training.config import run_config
 from misa.engine.training.labels import prepare_labels
 from misa.engine.training.parallel import on_main_process, report_lost_peer
@@ -35,6 +35,7 @@ from misa.errors import Diverged, UserError
 from misa.experiment import Experiment
 from misa.machine import BatchSplit, Machine, is_main_process, split_batch
 from misa.models.backbones import backbone_row, require_weights
+from misa.models.teacher.contract import TeacherNetwork
 from misa.rows import teacher_row
 
 
@@ -149,6 +150,9 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
 
     Nothing is written but embedded data. UserError for whatever does not fit.
     """
+    ready = experiment.teacher and not experiment.trains_teacher
+    if ready and not (folder / "metrics.json").exists():
+        ready_teacher(experiment)  # its weights are there, or are downloaded now: reading the data may take minutes
     source = open_source(experiment, data_root)
     if source.images < experiment.schedule.batch:
         raise UserError(
@@ -163,7 +167,7 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
     if checkpoint is not None:
         read_checkpoint(checkpoint)  # the folder may be a stranger's
     first = None
-    if experiment.teacher:
+    if experiment.trains_teacher:
         place = teacher_place(experiment, seed, folder.parent, student=params)
         require_own_teacher(place, params)
         first = Stage(experiment.teacher, teacher_row(experiment), place)
@@ -175,8 +179,12 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
 def build(plan: Plan, machine: Machine, split: BatchSplit, device: str) -> Runner:
     """The runner with its network and teacher; label maps and the run's record are in the folder afterwards."""
     experiment, source, folder = plan.experiment, plan.source, plan.folder
-    teacher, labelled_by = None, named_student(experiment)
-    if plan.first is not None and experiment.teacher:
+    teacher: TeacherNetwork | None = None
+    labelled_by = named_student(experiment)
+    if experiment.teacher and plan.first is None:
+        teacher = ready_teacher(experiment, source.classes)
+        _say(f"{experiment.teacher}: {teacher.matches}")
+    elif experiment.teacher and plan.first is not None:
         teacher = load_teacher(plan.first.folder, classes=source.classes)
     elif plan.first is not None:
         labelled_by = plan.first.folder

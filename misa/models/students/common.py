@@ -9,8 +9,8 @@ from mmengine.hub import get_config
 from misa.data.pipeline import MEAN, STD
 from misa.experiment import Experiment, Network
 from misa.models.backbones import backbone_of, backbone_row
+from misa.models.teacher.table import teacher_channels
 from misa.objectives.misa import objective_of
-from misa.rows import teacher_row
 
 __all__ = ["backbone_of", "objectives", "preprocessor", "stage_widths"]
 
@@ -48,5 +48,5 @@ def objectives(experiment: Experiment, classes: int) -> dict[str, Any]:
     """The arguments of `BoxSupervised`."""
     arguments: dict[str, Any] = {"objective": objective_of(experiment), "classes": classes}
     if experiment.teacher:
-        arguments["teacher_channels"] = teacher_row(experiment).network.feature_channels
+        arguments["teacher_channels"] = teacher_channels(experiment)
     return arguments

@@ -1,4 +1,4 @@
-"""The semantic teachers: one row and one file each."""
+"""The semantic teachers: one row and one file each, and those of torchvision."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,9 +7,11 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 
 from misa.errors import UserError, did_you_mean
-from misa.experiment import Experiment
+from misa.experiment import TORCHVISION, Experiment
 from misa.models.teacher.contract import TeacherNetwork
 from misa.models.teacher.semask import semask_config
+from misa.models.teacher.torchvision import feature_channels, named_teacher
+from misa.rows import teacher_row
 
 TEACHERS: dict[str, Callable[[Experiment, tuple[str, ...]], dict[str, Any]]] = {"semask": semask_config}
 """The networks that `Semantic.network` names: the config of a `TeacherNetwork` for a row and its classes."""
@@ -29,3 +31,18 @@ def build_teacher(experiment: Experiment, classes: tuple[str, ...]) -> TeacherNe
     """The network of a teacher's row, as it starts to learn."""
     network: TeacherNetwork = MODELS.build(network_config(experiment, classes))
     return network
+
+
+def teacher_channels(experiment: Experiment) -> int:
+    """The channels of S that a student's teacher gives."""
+    if experiment.trains_teacher:
+        return teacher_row(experiment).network.feature_channels
+    return feature_channels(experiment.teacher.removeprefix(TORCHVISION))
+
+
+def untrained_teacher(experiment: Experiment, classes: tuple[str, ...]) -> TeacherNetwork:
+    """A student's teacher with random weights, on which time and memory do not depend."""
+    if experiment.trains_teacher:
+        return build_teacher(teacher_row(experiment).but(network={"pretrained": False}), classes)
+    name = experiment.teacher.removeprefix(TORCHVISION).partition(":")[0]
+    return named_teacher(name, weights=None, classes=classes)

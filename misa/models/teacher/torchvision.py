@@ -4,7 +4,8 @@ Axes: b image · d channel · c category · h row · w column.
 """
 
 import urllib.error
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,27 @@ from torchvision.models import get_model, get_model_weights, list_models, segmen
 from misa.data.pipeline import MEAN, STD
 from misa.errors import UserError, did_you_mean
 from misa.losses.inputs import SemanticPrior
-from misa.models.teacher.contract import TeacherContract, evaluating
+from misa.models.teacher.contract import TeacherContract, TeacherNetwork, evaluating
 from misa.ops.readings import Classifier
 
+_COCO_WORDS = {"airplane": "aeroplane", "couch": "sofa", "motorcycle": "motorbike", "tv": "tvmonitor"}
 
-class TorchvisionTeacher(nn.Module):
-    """FCN or DeepLabV3 of torchvision behind the teacher's two doors, `contract` and `prior`.
+
+class TorchvisionTeacher(TeacherNetwork):
+    """FCN or DeepLabV3 of torchvision as a teacher that is never trained here.
 
     model: for example `torchvision.models.segmentation.fcn_resnet50(weights=...)`.
     categories: the name of every row of its last 1x1 convolution, such as `weights.meta["categories"]`.
-    classes: the student's categories, which must be among them; the rows come in this order.
+    classes: the student's categories; the rows come in this order.
+    known: the category of each class; by default each class is one. Objects of a class without one are, to this
+        network, what is not background: it gets the background's row with the other sign.
     background: name of the background's row.
 
     torchvision's ImageNet mean and std are those of `misa.data.pipeline`, so the student's images serve as they are.
     """
 
     foreground: Tensor
+    sign: Tensor
 
     def __init__(
         self,
@@ -39,6 +45,7 @@ class TorchvisionTeacher(nn.Module):
         categories: Sequence[str],
         classes: Sequence[str],
         *,
+        known: Mapping[str, str] | None = None,
         background: str = "__background__",
     ) -> None:
         super().__init__()
@@ -53,15 +60,18 @@ class TorchvisionTeacher(nn.Module):
                 f"TorchvisionTeacher needs a name for each of the classifier's {head[-1].out_channels} rows: "
                 f"categories has {len(categories)}."
             )
-        missing = [name for name in [background, *classes] if name not in categories]
+        self.known = {name: name for name in classes} if known is None else dict(known)
+        missing = [name for name in [background, *self.known.values()] if name not in categories]
         if missing:
             raise ValueError(
                 f"TorchvisionTeacher cannot teach {', '.join(missing)}: the network knows {', '.join(categories)}."
             )
         self.model = model
         self.contract = TeacherContract(tuple(classes), list(categories).index(background), MEAN, STD)
-        rows = torch.tensor([list(categories).index(name) for name in classes])
+        rows = torch.tensor([list(categories).index(self.known.get(name, background)) for name in classes])
         self.register_buffer("foreground", rows, persistent=False)
+        sign = torch.tensor([1.0 if name in self.known else -1.0 for name in classes])
+        self.register_buffer("sign", sign, persistent=False)
         self.train(model.training)  # a wrapper changes nothing about what it wraps
 
     @torch.no_grad()
@@ -78,8 +88,8 @@ class TorchvisionTeacher(nn.Module):
             for layer in body:
                 features = layer(features)
         size = (-(-images.shape[-2] // 4), -(-images.shape[-1] // 4))
-        features = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
-        return SemanticPrior(features, classifier.weight.detach().flatten(1).index_select(0, self.foreground))
+        features = F.interpolate(features.float(), size=size, mode="bilinear", align_corners=False)
+        return SemanticPrior(features, self._rows(classifier.weight))
 
     def last_layer(self) -> Classifier:
         """K and its bias, without gradient; the background's row apart. Rows of other categories are left out."""
@@ -87,7 +97,21 @@ class TorchvisionTeacher(nn.Module):
         rows = layer.weight.detach().flatten(1)
         bias = rows.new_zeros(len(rows)) if layer.bias is None else layer.bias.detach()
         background = self.contract.background
-        return Classifier(rows[self.foreground], rows[background], bias[self.foreground], bias[background])
+        signed = bias[self.foreground] * self.sign
+        return Classifier(self._rows(layer.weight), rows[background], signed, bias[background])
+
+    def _rows(self, weight: Tensor) -> Tensor:
+        """K (c d) of the student's classes."""
+        return weight.detach().flatten(1).index_select(0, self.foreground) * self.sign[:, None]
+
+    @property
+    def matches(self) -> str:
+        """Which of the student's classes it knows, for people."""
+        classes = self.contract.classes
+        own = [name if name == self.known[name] else f"{name} ({self.known[name]})" for name in self.known]
+        others = [name for name in classes if name not in self.known]
+        text = f"it knows {len(own)} of {len(classes)} classes{': ' if own else ''}{', '.join(own)}"
+        return f"{text}; by its background alone it sees {', '.join(others)}" if others else text
 
 
 def named_teacher(
@@ -96,33 +120,68 @@ def named_teacher(
     """One of torchvision's FCN or DeepLabV3 networks as a frozen teacher, such as "deeplabv3_resnet50".
 
     Args:
-        name: as torchvision calls it.
-        weights: "default" takes torchvision's own, downloaded once; a path, a file of these; None, none at all.
-        classes: those that it is to teach, all of its own by default.
+        name: as torchvision calls it; with ":<file>" behind it, the weights are those of the file.
+        weights: "default" takes torchvision's own, downloaded once; a path, a file of these; None, random ones, the
+            same at each call.
+        classes: the student's, matched by name to the network's: letters count, COCO's words are VOC's. By default all
+            of its own.
 
     Raises:
-        UserError: no such network, weights that cannot be downloaded or read, or classes that it does not know.
+        UserError: no such network, weights that cannot be downloaded or read, or none of the classes is known to it.
     """
-    known = [one for one in list_models(module=segmentation) if not one.startswith("lraspp")]
-    if name not in known:
-        hint = did_you_mean(name, known) or f"; there are {', '.join(known)}."
-        raise UserError(f"torchvision has no segmentation network {name!r} with a 1x1 classifier{hint}")
-    published: Any = get_model_weights(name).DEFAULT
-    categories = list(published.meta["categories"])
-    model = get_model(name, weights=None, weights_backbone=None, num_classes=len(categories), aux_loss=True)
+    name, _, file = name.partition(":")
+    published = _published(name)
+    weights = file or weights
+    background, *categories = published.meta["categories"]
+    taught = tuple(categories if classes is None else classes)
+    known = match_names(taught, categories)
+    if not known and weights is not None:
+        raise UserError(
+            f"torchvision's {name} knows none of the classes {', '.join(taught)}; it knows {', '.join(categories)}. "
+            "Name the classes so, or take a teacher that is trained on the data, such as teacher:demo."
+        )
+    with torch.random.fork_rng(devices=[]):  # a training's own numbers stay as they are
+        torch.manual_seed(0)
+        model = get_model(name, weights=None, weights_backbone=None, num_classes=1 + len(categories), aux_loss=True)
     if weights is not None:
         state = _downloaded(name, published) if weights == "default" else _stored(Path(weights).expanduser(), published)
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
             raise UserError(f"{weights} holds the weights of another network than {name}.") from error
-    background = categories[0]
-    unknown = [one for one in classes or () if one not in categories[1:]]
-    if unknown:
-        raise UserError(f"{name} does not know the class {unknown[0]!r}; it knows {', '.join(categories[1:])}.")
-    taught = categories[1:] if classes is None else list(classes)
-    teacher = TorchvisionTeacher(model, categories, taught, background=background)
+    teacher = TorchvisionTeacher(model, [background, *categories], taught, known=known, background=background)
     return teacher.eval().requires_grad_(False)
+
+
+def match_names(classes: Sequence[str], categories: Sequence[str]) -> dict[str, str]:
+    """The category of each class that has one: of the same letters and digits, or COCO's word for VOC's."""
+    plain = {_letters(name): name for name in categories}
+    found = {name: plain.get(_letters(name)) or plain.get(_COCO_WORDS.get(_letters(name), "")) for name in classes}
+    return {name: category for name, category in found.items() if category is not None}
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+@cache
+def feature_channels(name: str) -> int:
+    """The channels of S that a network of torchvision gives; UserError where there is none of that name."""
+    name = name.partition(":")[0]
+    _published(name)
+    with torch.device("meta"):
+        model: Any = get_model(name, weights=None, weights_backbone=None)
+    channels: int = model.classifier[-1].in_channels
+    return channels
+
+
+def _published(name: str) -> Any:
+    """torchvision's weights of a network; UserError where it is none that can teach."""
+    known = [one for one in list_models(module=segmentation) if not one.startswith("lraspp")]
+    if name not in known:
+        hint = did_you_mean(name, known) or f"; there are {', '.join(known)}."
+        raise UserError(f"torchvision has no segmentation network {name!r} with a 1x1 classifier{hint}")
+    return get_model_weights(name).DEFAULT
 
 
 def _downloaded(name: str, published: Any) -> dict[str, Tensor]:
@@ -132,7 +191,7 @@ def _downloaded(name: str, published: Any) -> dict[str, Tensor]:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise UserError(
             f"the weights of {name} cannot be downloaded ({getattr(error, 'reason', None) or error}); where there is "
-            f"internet fetch {published.url} into {folder}, or give the file with weights=."
+            f"internet fetch {published.url} into {folder}, or name a file of them: torchvision:{name}:<file>."
         ) from error
     return state
 
