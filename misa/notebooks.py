@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from misa.commands import _shared as shared
 from misa.parameters import Parameters, option
@@ -18,52 +18,38 @@ def work_in_project() -> None:
         os.chdir(here.parent)
 
 
-def _image() -> Any:
-    return option("", "a photograph of your own, explored like the others")
-
-
-def _boxes() -> Any:
-    return option("", "boxes of its objects: x1 y1 x2 y2 label, with ; between")
-
-
-def _teacher() -> Any:
-    return option("", "what sees it: a run, or torchvision:deeplabv3_resnet50 (default: its colors alone)")
-
-
-class AffinityParameters(Parameters):
-    """What `notebooks/affinity.ipynb` takes."""
+class Explorer(Parameters):
+    """What both explorers take: a run, or an image of one's own with a teacher."""
 
     run: str = option("runs/demo-misa-seed0", "run folder; where there is none, teacher:demo is trained once")
     data_root: str = shared.data_root()
+    image: str = option("", "a photograph of your own, explored like the others")
+    boxes: str = option("", "boxes of its objects: x1 y1 x2 y2 label, with ; between")
+    teacher: str = option("", "its teacher: a run, or torchvision:deeplabv3_resnet50 (default: its colors alone)")
+    threads: int = shared.threads()
+    smoke: bool = shared.smoke()
+    interactive: bool = option(True, "the live panel as well, below the figures that are stored")
+
+
+class AffinityParameters(Explorer):
+    """What `notebooks/affinity.ipynb` takes."""
+
     local_bandwidth: float = option(0.15, "bandwidth of the color affinity in windows (APro's)", low=1e-3, high=10)
     tree_bandwidth: float = option(0.01, "bandwidth of the color affinity along the tree (APro's)", low=1e-3, high=10)
     semantic_scale: float = option(8.0, "bandwidth of the semantic affinities, in σ of S", low=1e-2, high=100)
     balance: float = option(0.7, "weight of the saliency affinity beside the color affinity (§4.3)", low=0, high=10)
     form: Literal["sum", "product"] = option("sum", "of SEPA: sum (Eq. 13), or product (the embedded data's rows)")
     steps: int = option(20, "steps of the propagation in windows", low=0, high=1000)
-    threads: int = shared.threads()
-    image: str = _image()
-    boxes: str = _boxes()
-    teacher: str = _teacher()
-    smoke: bool = shared.smoke()
-    interactive: bool = option(True, "the live panel as well, below the figures that are stored")
 
 
-class FrequencyParameters(Parameters):
+class FrequencyParameters(Explorer):
     """What `notebooks/frequency.ipynb` takes."""
 
     run: str = option("runs/demo-misa-seed0", "a student with a teacher; without one, demo:misa is trained once")
-    data_root: str = shared.data_root()
     place: int = option(0, "index of the validation image", low=0)
     channel: int = shared.channel()
     radius: float = option(1.5, "radius t of Eq. 4, in bins of the feature map (demo:misa's)", low=0)
     scale: float = option(0.2, "scale θ of Eq. 4", low=0, high=1)
-    threads: int = shared.threads()
-    image: str = _image()
-    boxes: str = _boxes()
-    teacher: str = _teacher()
-    smoke: bool = shared.smoke()
-    interactive: bool = option(True, "the live panel as well, below the figures that are stored")
 
 
 class OwnDataParameters(Parameters):
