@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from misa.figures.example import Example
-from misa.figures.sheet import Sheet, Tile, chart, outline, trace, write
+from misa.figures.sheet import Scales, Sheet, Tile, chart, outline, trace, write
 from misa.figures.style import ACCENT, LINES, PAGE, Picture
 from misa.ops.propagation import SemanticGuide
 from misa.ops.seed_affinity import KERNELS, Kernel, Knobs, Seed, SeedField, seed_mask
@@ -298,11 +298,13 @@ def _draw_profile(
         Tile(46, height - _PROFILE + 14, width - 46 - 116, _PROFILE - 58, 1, layout.w),
         {f"{NAMES[kernel]} {SYMBOLS[kernel]}": (columns, values) for kernel, values in lines.items()},
         [LINES[KERNELS.index(kernel)] for kernel in lines],
-        xlim=(-0.5, layout.w - 0.5),
-        ylim=(0, 1),
-        xlabel=f"column of row {layout.seed[0]}: affinity along the tree{_gray(example, inside)}",
-        xticks=sorted({0, layout.seed[1], layout.w - 1}),
-        yticks={"0": 0, "1": 1},
+        Scales(
+            xlim=(-0.5, layout.w - 0.5),
+            ylim=(0, 1),
+            xlabel=f"column of row {layout.seed[0]}: affinity along the tree{_gray(example, inside)}",
+            xticks=sorted({0, layout.seed[1], layout.w - 1}),
+            yticks={"0": 0, "1": 1},
+        ),
         shaded=_stretches(inside),
         marks=[layout.seed[1]],
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from misa.figures.example import Example
-from misa.figures.sheet import Sheet, Tile, chart, outline, trace, write
+from misa.figures.sheet import Scales, Sheet, Tile, chart, outline, trace, write
 from misa.figures.style import ACCENT, LINES, SIGNED, Picture, shade
 from misa.ops.frequency import fourier_mask, high_pass, low_pass
 from misa.ops.spectrum import power, radial_energy
@@ -201,11 +201,13 @@ def _draw_alpha(axes: Axes, tile: Tile, h: int, w: int, radius: float, scale: fl
         tile,
         lines,
         [LINES[3], LINES[0]],
-        xlim=(0, float(max(last, 1))),
-        ylim=(0, 1.05),
-        xlabel=f"frequency: distance from DC in bins; t = {radius:g}, θ = {scale:g}",
-        xticks=_round_places(max(last, 1)),
-        yticks={"1": 1, "θ": scale, "0": 0},
+        Scales(
+            xlim=(0, float(max(last, 1))),
+            ylim=(0, 1.05),
+            xlabel=f"frequency: distance from DC in bins; t = {radius:g}, θ = {scale:g}",
+            xticks=_round_places(max(last, 1)),
+            yticks={"1": 1, "θ": scale, "0": 0},
+        ),
         marks=[min(radius, last)],
     )
 
@@ -241,11 +243,13 @@ def _draw_energy(axes: Axes, sheet: Sheet, energies: Mapping[str, Tensor], radiu
         Tile(58, height - _CHART + 16, width - 58 - 156, _CHART - 62, 1, 1),
         lines,
         [LINES[3], LINES[0], LINES[2]],
-        xlim=(0, last),
-        ylim=(-6, 0),
-        xlabel=f"frequency: distance from DC in bins; t = {radius:g}, θ = {scale:g}",
-        xticks=_round_places(last),
-        yticks={"1": 0, "10⁻²": -2, "10⁻⁴": -4, "10⁻⁶": -6},
+        Scales(
+            xlim=(0, last),
+            ylim=(-6, 0),
+            xlabel=f"frequency: distance from DC in bins; t = {radius:g}, θ = {scale:g}",
+            xticks=_round_places(last),
+            yticks={"1": 0, "10⁻²": -2, "10⁻⁴": -4, "10⁻⁶": -6},
+        ),
         shaded=[(0, radius)],
         marks=[min(radius, last)],
     )

@@ -184,17 +184,24 @@ def trace(
         axes.plot(np.concatenate(xs), np.concatenate(ys), color=color, linewidth=width, solid_capstyle="projecting")
 
 
+@dataclass(frozen=True)
+class Scales:
+    """The axes of a small diagram: limits, ticks (those of y by the text beside them) and the label of x."""
+
+    xlim: tuple[float, float]
+    ylim: tuple[float, float]
+    xlabel: str
+    xticks: Sequence[float]
+    yticks: Mapping[str, float]
+
+
 def chart(
     axes: Axes,
     tile: Tile,
     lines: Mapping[str, tuple[NDArray[np.floating], NDArray[np.floating]]],
     styles: Sequence[Mapping[str, Any]],
+    scales: Scales,
     *,
-    xlim: tuple[float, float],
-    ylim: tuple[float, float],
-    xlabel: str,
-    xticks: Sequence[float],
-    yticks: Mapping[str, float],
     shaded: Sequence[tuple[float, float]] = (),
     marks: Sequence[float] = (),
 ) -> None:
@@ -203,6 +210,7 @@ def chart(
     shaded: ranges of x on gray; marks: places of x with a line from bottom to top. The names stand at the right.
     """
     right, bottom = tile.left + tile.width, tile.top + tile.height
+    xlim, ylim = scales.xlim, scales.ylim
 
     def x(values: NDArray[np.floating] | float) -> NDArray[np.floating]:
         return tile.left + (np.asarray(values, float) - xlim[0]) / (xlim[1] - xlim[0]) * tile.width
@@ -221,8 +229,8 @@ def chart(
     axes.plot([tile.left, tile.left, right], [tile.top, bottom, bottom], color="black", linewidth=0.8)
     for mark in marks:
         axes.plot([float(x(mark))] * 2, [tile.top - 4, bottom], color="black", linewidth=0.8)
-    for name, value in yticks.items():
+    for name, value in scales.yticks.items():
         write(axes, tile.left - 5, float(y(value)), name, fontsize=7, ha="right", va="center")
-    for value in xticks:
+    for value in scales.xticks:
         write(axes, float(x(value)), bottom + 4, f"{value:g}", fontsize=7, ha="center", va="top")
-    write(axes, tile.left + tile.width / 2, bottom + 16, xlabel, fontsize=8, ha="center", va="top")
+    write(axes, tile.left + tile.width / 2, bottom + 16, scales.xlabel, fontsize=8, ha="center", va="top")

@@ -29,6 +29,7 @@ from misa.errors import UserError, whole
 from misa.evaluation.ap import matched, read_truth
 from misa.evaluation.bootstrap import Estimate, estimates, image_scores, matches_of
 from misa.evaluation.failures import BACKGROUND, KINDS, MEANING, TIDE, ImageErrors, Outcome, error_types
+from misa.experiment import Experiment
 from misa.figures.overlay import overlay
 from misa.figures.page import render
 from misa.figures.plots import health_curves, loss_curves
@@ -95,16 +96,8 @@ def inspect_run(
     Raises:
         UserError: no finished student, unreadable predictions, or data without masks.
     """
-    for name, value in (("threshold", threshold), ("good", good)):
-        if not 0 <= value <= 1:
-            raise UserError(f"{name} must be from 0 to 1, not {value}.")
-    if resamples < 0 or examples < 0:
-        raise UserError("resamples and examples must be at least 0.")
-    experiment, source, folder, params = opened(run_folder, data_root=data_root)
-    if experiment.semantic is not None:
-        raise UserError(f"{folder} is a teacher's run; there are instances to inspect in a student's only.")
-    if not source.masks:
-        raise UserError(f"{source.val.annotations} has no masks to compare with; only scores of boxes are known there.")
+    _check(resamples, examples, threshold=threshold, good=good)
+    experiment, source, folder, params = _student(run_folder, data_root)
     truth = read_truth(source.val.annotations)
     images = truth.getImgIds()[: experiment.limit]
     found = _detections(Path(predictions).expanduser() if predictions else folder / DETECTIONS, truth, source.root)
@@ -123,19 +116,35 @@ def inspect_run(
         f"{len(images)} validation images of {source.root}. Error types count detections of score {threshold:g} or "
         f"more; an object is found from an intersection over union of {good:g} on."
     )
-    values = _values(inspection, _Painter(truth, source, by_image), examples)
-    title = f"{params['row']}, seed {params['seed']}"
     page = render(
         "inspection.html.j2",
-        title=title,
+        title=f"{params['row']}, seed {params['seed']}",
         subtitle=about,
         warning=" ".join(remarks(folder, experiment)),
         charts=_charts(folder),
         resamples=resamples,
-        **values,
+        **_values(inspection, _Painter(truth, source, by_image), examples),
     )
     _write(path, page)
     return replace(inspection, page=path)
+
+
+def _check(*counts: int, **shares: float) -> None:
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{name} must be from 0 to 1, not {value}.")
+    if min(counts) < 0:
+        raise UserError("resamples and examples must be at least 0.")
+
+
+def _student(run_folder: str | Path, data_root: str | Path | None) -> tuple[Experiment, Source, Path, dict[str, Any]]:
+    """What a run folder holds, as `opened`; UserError where it is no student's, or its data has no masks."""
+    found = experiment, source, folder, _ = opened(run_folder, data_root=data_root)
+    if experiment.semantic is not None:
+        raise UserError(f"{folder} is a teacher's run; there are instances to inspect in a student's only.")
+    if not source.masks:
+        raise UserError(f"{source.val.annotations} has no masks to compare with; only scores of boxes are known there.")
+    return found
 
 
 def _detections(path: Path, truth: COCO, truth_of: Path) -> list[dict[str, Any]]:

@@ -259,4 +259,4 @@ def test_predictions_to_inspect(small_run, tmp_path, data):
             node[key] = data.draw(JUNK)
     (tmp_path / "x.json").write_text(json.dumps(whole))
     with suppress(UserError):
-        assert inspect_run(small_run.folder, predictions=tmp_path / "x.json", out=None, resamples=0).judged
+        assert inspect_run(small_run.folder, predictions=tmp_path / "x.json", out=None, resamples=0).errors
