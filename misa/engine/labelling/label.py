@@ -241,7 +241,7 @@ def _planned(experiment: Experiment, job: Job, device: str) -> str:
     seconds = measure(experiment, sides=(96, 160), device=place).seconds(input_pixels(experiment))
     minutes = schedule.epochs * (images // schedule.batch) * schedule.batch * seconds / 60
     about = f"{max(minutes, 1):.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
-    teacher = f", after its teacher {experiment.teacher}" if experiment.teacher else ""
+    teacher = f", after its teacher {experiment.teacher}" if experiment.trains_teacher else ""
     return (
         f"{job.row} is trained from these boxes{teacher}: {images} images, {schedule.epochs} epochs, about {about} on "
         f"this machine's {place}, in {job.folder / 'run'}; the same command goes on if it is stopped"

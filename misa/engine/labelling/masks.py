@@ -11,11 +11,12 @@ import torch
 from mmengine.structures import InstanceData
 from numpy.typing import NDArray
 
+from misa.data.pipeline import at_test_size
 from misa.errors import UserError
 from misa.evaluation.quality import mask_quality
 from misa.losses.inputs import _shrink, union_of_boxes
 from misa.models.students.base import BoxSupervised
-from misa.models.students.inference import Image, Student, bgr_tensor, resize, within
+from misa.models.students.inference import Image, Student, bgr_tensor, within
 from misa.models.students.solov2_decode import Part, enlarge, enlargement
 from misa.ops.boxes import box_masks
 from misa.ops.propagation import propagate_local
@@ -60,7 +61,7 @@ def answers(
     by color in windows of 3 x 3 cells, 5 steps, which `misa guidance` found to leave good masks as they are.
     """
     least = student.experiment.inference.mask if threshold is None else threshold
-    small, size = resize(image, student.experiment), (image.shape[0], image.shape[1])
+    small, size = at_test_size(image, student.experiment.augmentation), (image.shape[0], image.shape[1])
     resized = (small.shape[0], small.shape[1])
     model: Any = student.model
     inputs = model.data_preprocessor({"inputs": [bgr_tensor(small)], "data_samples": None}, False)["inputs"]
