@@ -42,7 +42,7 @@ def find(root: Path) -> list[Part]:
     found = [Part(tuple(files), f, split, f) for f, split in split_folders(root) if (files := _files(f))]
     if found:
         return found
-    inner = child(root, "annotations", "labels", "json", "labelme")
+    inner = child(root, "annotations", "ann", "labels", "json", "labelme")
     if inner is None:
         return []
     if files := _files(inner):

@@ -113,8 +113,15 @@ def _files(part: Part) -> list[Path]:
     """The images of a split."""
     if part.images.is_file():
         lines = part.images.read_text(encoding="utf-8-sig").splitlines()
-        return [Path(os.path.normpath(part.images.parent / line.strip())) for line in lines if line.strip()]
+        return [_listed(part.images.parent, line.strip()) for line in lines if line.strip()]
     return [inner / name for inner, names in walk(part.images) for name in names if name.lower().endswith(IMAGES)]
+
+
+def _listed(home: Path, line: str) -> Path:
+    """An image of a list: relative to the list, where some exporters write the name of a folder above it as well."""
+    parts = Path(line.replace("\\", "/")).parts
+    tried = [Path(os.path.normpath(home.joinpath(*parts[i:]))) for i in range(len(parts))]
+    return next((path for path in tried if path.exists()), tried[0])
 
 
 def labels_of(image: Path) -> Path:

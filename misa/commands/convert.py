@@ -1,0 +1,27 @@
+"""Write a data set of any format as plain COCO: boxes, masks where there are any, splits and images.
+
+The data is only read. The same command goes on where it was stopped; OUT appears when it is complete.
+
+example: misa convert path/to/yolo path/to/coco
+"""
+
+from typing import Literal
+
+from misa.parameters import Parameters, argument, option
+
+
+class Convert(Parameters):
+    """What `misa convert` takes."""
+
+    data: str = argument("data set in any format that misa train reads: a folder, a csv, a json or a data.yaml")
+    out: str = argument("the new folder")
+    images: Literal["link", "copy"] = option("link", "hard links to the images, which take no space, or copies")
+
+
+def run(options: Convert) -> int:
+    """Print what was written, and the command that checks it."""
+    from misa.data.formats.plain_coco import convert
+
+    print(*convert(options.data, options.out, images=options.images), sep="\n")
+    print(f"now: misa check {options.out}")
+    return 0
