@@ -1,5 +1,8 @@
 """Options that several commands take, each with one help and one range."""
 
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from misa.parameters import argument, option
@@ -60,12 +63,38 @@ def workers() -> Any:
 
 def shards() -> Any:
     """Processes that share the images."""
-    return option(1, "number of processes that share the images", low=1)
+    return option(1, "number of processes that share the images, each on a GPU of its own if there are any", low=1)
 
 
 def shard() -> Any:
     """Which of them this is."""
-    return option(None, "number of this process, from 0, such as $SLURM_ARRAY_TASK_ID (default: do all)", low=0)
+    return option(None, "do one share only, from 0, such as $SLURM_ARRAY_TASK_ID (default: start all)", low=0)
+
+
+def cluster() -> Any:
+    """Where else than here."""
+    return option("", "submit the shares through submitit instead, such as to slurm")
+
+
+def cluster_options() -> Any:
+    """What the cluster wants to know."""
+    return option("", "submitit's: timeout_min=60,gpus_per_node=1 (minutes of one share)")
+
+
+def start_shards(command: str, options: Any, folder: Path) -> None:
+    """All shares of a command that takes `shards`, `shard`, `cluster` and `cluster_options`, their logs in `folder`.
+
+    What is left afterwards is to put them together. UserError: a share has failed.
+    """
+    from misa.engine.training.sweep import spread
+
+    words = {
+        f"{k}-of-{options.shards}": replace(options, shard=k, cluster="", cluster_options="").command_line()
+        for k in range(options.shards)
+    }
+    commands = {name: [sys.executable, "-m", "misa", command, *own] for name, own in words.items()}
+    how = {"cluster": options.cluster, "cluster_options": options.cluster_options}
+    spread(commands, folder / "shards", slots=options.shards, **how)
 
 
 def threads() -> Any:

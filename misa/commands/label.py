@@ -1,9 +1,11 @@
 """Masks for every box of a data set, as COCO json, with a quality each and the doubtful ones in a page to look at.
 
 By a run, or by a student that is trained from these boxes first. The data is only read. The same command again goes
-on; with --shards N --shard K a process takes every Nth image, and the last one to finish writes the result.
+on. --shards N starts N processes, here or with --cluster as jobs. With --shard K as well it takes every Nth image
+only, and the last one to finish writes the result.
 
 example: misa label mydata --out masks.json --run runs/photos-box-seed0
+example: misa label mydata --out masks.json --shards 8 --cluster slurm --cluster-options timeout_min=60
 example: sbatch --array=0-7 --wrap 'misa label DATA --out m.json --run RUN --shards 8 --shard $SLURM_ARRAY_TASK_ID'
 """
 
@@ -27,6 +29,8 @@ class Label(Parameters):
     score: bool = option(False, "compare quality and masks with the true masks, where the data has them")
     shards: int = shared.shards()
     shard: int | None = shared.shard()
+    cluster: str = shared.cluster()
+    cluster_options: str = shared.cluster_options()
     device: str = option("auto", "cpu, cuda or cuda:1; auto is a GPU if there is one")
     threads: int = shared.threads()
     seed: int = shared.seed()
@@ -37,13 +41,17 @@ def run(options: Label) -> int:
     """UserError for images that cannot be read, when all others are done."""
     import torch
 
-    from misa.engine.labelling.label import Form, Job, label
+    from misa.engine.labelling.label import Form, Job, label, prepare
     from misa.engine.prediction.shares import Share
 
     torch.set_num_threads(options.threads)
     names = ("data", "out", "run", "row", "seed", "smoke", "split")
+    job = Job(**{name: getattr(options, name) for name in names})
+    if options.shards > 1 and options.shard is None:
+        prepare(job, device=options.device, threads=options.threads)
+        shared.start_shards("label", options, job.folder)
     done = label(
-        Job(**{name: getattr(options, name) for name in names}),
+        job,
         Form(options.tolerance, options.rle, options.sheet),
         share=Share(options.shards, options.shard),
         device=options.device,

@@ -1,12 +1,15 @@
 """Predict masks of images, folders and videos; no annotation file is needed.
 
-The same command again goes on, and looks at new or changed images only. With --shards N --shard K a process takes
-every Nth image; the same without --shard, when all are done, writes the tables of all.
+The same command again goes on, and looks at new or changed images only. --shards N starts N processes, here or with
+--cluster as jobs, and puts together what they find. With --shard K as well it takes every Nth image only; the same
+without both, when all are done, writes the tables of all.
 
 example: misa predict runs/demo photos/ --out results
+example: misa predict RUN photos --out results --shards 8 --cluster slurm --cluster-options timeout_min=60
 example: sbatch --array=0-7 --wrap 'misa predict RUN photos --out results --shards 8 --shard $SLURM_ARRAY_TASK_ID'
 """
 
+from pathlib import Path
 from typing import Literal
 
 from misa.commands import _shared as shared
@@ -33,6 +36,8 @@ class Predict(Parameters):
     overlay: bool = option(True, "draw the masks over the images")
     shards: int = shared.shards()
     shard: int | None = shared.shard()
+    cluster: str = shared.cluster()
+    cluster_options: str = shared.cluster_options()
 
 
 def run(options: Predict) -> int:
@@ -45,6 +50,8 @@ def run(options: Predict) -> int:
     from misa.engine.prediction.shares import Share
 
     torch.set_num_threads(options.threads)
+    if options.shards > 1 and options.shard is None:
+        shared.start_shards("predict", options, Path(options.out).expanduser())
     boxes = None
     if options.boxes:
         boxes = {name: Boxes(np.array(box), label) for name, (box, label) in read_boxes(options.boxes).items()}
@@ -64,7 +71,7 @@ def run(options: Predict) -> int:
         overlay=options.overlay,
         share=Share(options.shards, options.shard),
     )
-    rest = "" if options.shard is None else " so far; the same without --shard writes instances.json of all"
+    rest = "" if options.shard is None else " so far; the same without --shards and --shard writes the tables of all"
     print(f"{done.folder}: {done.instances} instances in {done.images} images{rest}")
     if done.failed:
         first = next(iter(done.failed.values()))

@@ -10,7 +10,7 @@ needs no network) and, where no run was given, the run of the student that was t
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,9 +94,9 @@ class Job:
 
     def settings(self) -> dict[str, Any]:
         """What decides the masks; the same values again go on with them."""
-        by = {"run": str(Path(self.run).expanduser().resolve())} if self.run else {"row": self.row, "seed": self.seed}
-        data = str(Path(self.data).expanduser().resolve())
-        return {"data": data, "split": self.split, "smoke": self.smoke, "run": "", "row": "", "seed": 0, **by}
+        run = str(Path(self.run).expanduser().resolve())
+        by = run if self.run else f"{self.row} with seed {self.seed}{' (smoke)' if self.smoke else ''}"
+        return {"data": str(Path(self.data).expanduser().resolve()), "split": self.split, "student": by}
 
 
 @dataclass(frozen=True)
@@ -171,25 +171,57 @@ def label(
     form, share, base = form or Form(), share or Share(), job.folder
     if not form.tolerance >= 0 or form.sheet < 0:
         raise UserError(f"tolerance and sheet must be at least 0, not {form.tolerance} and {form.sheet}.")
-    _require_outside(job)
-    sets = open_labels(job.data, job.target, job.split)
-    rows = [row for one in sets for target in one.targets for row in target.rows]
-    if not rows:
-        raise UserError(f"{job.data} has no box with a pixel of its image, so there is nothing to label.")
-    if score and all(is_empty(row.get("segmentation")) for row in rows):
+    sets = _opened(job)
+    if score and not any(_has_mask(row) for one in sets for target in one.targets for row in target.rows):
         raise UserError(f"score compares with true masks, and {job.data} has none; leave it out.")
-    for one in sets:
-        _require_ours(one, base)
-    with share.locked(base, "the record"):
-        require_own(base, job.settings(), card=_CARD, what="record of misa label")
-        student = load_student(_run_of(job, share, device, threads), device=device)
-        names = {one.names[row["category_id"]] for one in sets for target in one.targets for row in target.rows}
-        require_labels_boxes(student, sorted(names))
+    with _student(job, sets, share, device, threads) as student:
         left = _work(student, sets, base / student.digest, share)
         with contextlib.ExitStack() as stack:
             if left == 0 and _writes(base, share, stack):
                 return _finish(student, sets, base, form, score=score)
         return Labelled((), np.zeros(0), 0, 0, left)
+
+
+def prepare(job: Job, *, device: str = "auto", threads: int = 1) -> None:
+    """All that comes before the first mask: the data is checked, and the student is there. UserError as of `label`."""
+    with _student(job, _opened(job), Share(), device, threads):
+        pass
+
+
+def _opened(job: Job) -> list[Labels]:
+    """What is labelled; UserError where it cannot be, or where the result would take the place of something else."""
+    data = Path(job.data).expanduser().resolve()
+    if job.target == data or (data.is_dir() and job.target.is_relative_to(data)):
+        raise UserError(f"out {job.target} lies in the data, which is only read; choose a place outside {data}.")
+    sets = open_labels(job.data, job.target, job.split)
+    if not any(one.targets for one in sets):
+        raise UserError(f"{job.data} has no box with a pixel of its image, so there is nothing to label.")
+    for one in sets:
+        _require_ours(one, job.folder)
+    return sets
+
+
+@contextlib.contextmanager
+def _student(job: Job, sets: Sequence[Labels], share: Share, device: str, threads: int) -> Iterator[Student]:
+    """The given student, or one trained from these boxes; the record is this process's meanwhile."""
+    names = sorted({one.names[row["category_id"]] for one in sets for target in one.targets for row in target.rows})
+    base, student = job.folder, None
+    if job.run:  # whatever is misspelt is known before anything is written
+        student = load_student(Path(job.run).expanduser(), device=device)
+        require_labels_boxes(student, names)
+    elif job.experiment and not share.whole and not (base / "run" / "metrics.json").is_file():
+        raise UserError("shards share a student that is trained already; give run, or label without shard first.")
+    with share.locked(base, "the record"):
+        require_own(base, job.settings(), card=_CARD, what="record of misa label")
+        if student is None:
+            _train(job, device, threads)
+            student = load_student(base / "run", device=device)
+            require_labels_boxes(student, names)
+        yield student
+
+
+def _has_mask(row: dict[str, Any]) -> bool:
+    return not is_empty(row.get("segmentation"))
 
 
 def _writes(base: Path, share: Share, stack: contextlib.ExitStack) -> bool:
@@ -203,13 +235,6 @@ def _writes(base: Path, share: Share, stack: contextlib.ExitStack) -> bool:
     return True
 
 
-def _require_outside(job: Job) -> None:
-    """UserError where the result would lie among the data, where it would be read as annotations itself."""
-    data = Path(job.data).expanduser().resolve()
-    if job.target == data or (data.is_dir() and job.target.is_relative_to(data)):
-        raise UserError(f"out {job.target} lies in the data, which is only read; choose a place outside {data}.")
-
-
 def _require_ours(labels: Labels, base: Path) -> None:
     """UserError where a file to be written is there already and is not what we wrote."""
     written = read_json(base / _WRITTEN) or {}
@@ -219,19 +244,15 @@ def _require_ours(labels: Labels, base: Path) -> None:
             raise UserError(f"{path} {changed}; move it away, or choose another out.")
 
 
-def _run_of(job: Job, share: Share, device: str, threads: int) -> Path:
-    """The run to label by: the given one, or one that is trained here first."""
-    if job.run:
-        return Path(job.run).expanduser()
+def _train(job: Job, device: str, threads: int) -> None:
+    """Train the student of these boxes, if it is not trained already."""
     folder = job.folder / "run"
-    if not (folder / "metrics.json").is_file():
-        if not share.whole:
-            raise UserError("shards share a student that is trained already; give run, or label without shard first.")
-        experiment = job.experiment
-        print(f"no run is given; {_planned(experiment, job, device)}", flush=True)
-        machine = Machine(gpus=0 if device == "cpu" else None, threads=threads)
-        train(experiment, data_root=job.data, work_dir=folder, row=job.row, seed=job.seed, machine=machine)
-    return folder
+    if (folder / "metrics.json").is_file():
+        return
+    experiment = job.experiment
+    print(f"no run is given; {_planned(experiment, job, device)}", flush=True)
+    machine = Machine(gpus=0 if device == "cpu" else None, threads=threads)
+    train(experiment, data_root=job.data, work_dir=folder, row=job.row, seed=job.seed, machine=machine)
 
 
 def _planned(experiment: Experiment, job: Job, device: str) -> str:

@@ -117,12 +117,7 @@ def run(
         Stopped: by SIGTERM, which is forwarded to the trainings of this machine; the same call resumes.
     """
     require_one_data([*jobs, *(wanted.teacher for wanted in jobs if wanted.teacher)], data_root)
-    how, machine = read_options(cluster_options), machine or Machine()
-    if cluster and not {"timeout_min", "slurm_time"} & how.keys():
-        raise UserError(
-            "cluster needs cluster_options with timeout_min, the minutes that one training may take, and what else "
-            "the cluster asks for, such as timeout_min=1440,gpus_per_node=1,slurm_partition=gpu."
-        )
+    how, machine = _timed_options(cluster, cluster_options), machine or Machine()
     teachers = {wanted.teacher.folder: wanted.teacher for wanted in jobs if wanted.teacher is not None}
     failed: dict[Path, tuple[Job, str]] = {}
     for stage in (list(teachers.values()), jobs):
@@ -144,6 +139,38 @@ def run(
             f"{wanted.row} with seed {wanted.seed} failed: {sentence.removesuffix('.')}{more}; "
             f"see {_log(wanted)}, {fix} and run the same again."
         )
+
+
+def spread(
+    commands: Mapping[str, list[str]], folder: Path, *, slots: int, cluster: str = "", cluster_options: str = ""
+) -> None:
+    """Run commands beside each other by name: here, each on a GPU of its own as far as there are any, or on a cluster.
+
+    Their output goes to `<folder>/logs`; `slots`, `cluster` and `cluster_options` are as of `run`.
+
+    Raises:
+        UserError: one has failed; its last line is quoted, and all others have ended.
+    """
+    jobs = {Job(name, 0, folder / name): command for name, command in commands.items()}
+    how = _timed_options(cluster, cluster_options)
+    with _sigterm_raises():
+        failed = _submit(jobs, cluster, how) if cluster else _here(jobs, slots, None)
+    if failed:
+        wanted, sentence = failed[0]
+        raise UserError(
+            f"{wanted.row} failed: {sentence.removesuffix('.')}; see {_log(wanted)} and run the same again."
+        )
+
+
+def _timed_options(cluster: str, text: str) -> dict[str, int | str]:
+    """`read_options`, with the time that a cluster wants to know."""
+    how = read_options(text)
+    if cluster and not {"timeout_min", "slurm_time"} & how.keys():
+        raise UserError(
+            "cluster needs cluster_options with timeout_min, the minutes that one job may take, and what else "
+            "the cluster asks for, such as timeout_min=1440,gpus_per_node=1,slurm_partition=gpu."
+        )
+    return how
 
 
 def planned(jobs: Sequence[Job], *, slots: int = 1, minutes: float | None = None) -> str:

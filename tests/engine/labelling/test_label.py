@@ -120,6 +120,18 @@ def test_three_shards_equal_one_to_the_byte(small_run, data, tmp_path):
     assert results(tmp_path / "three") == results(tmp_path / "one")
 
 
+@pytest.mark.slow
+def test_shards_start_by_themselves(small_run, data, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    words = ["label", str(data), "--run", str(small_run.folder), "--device", "cpu", "--out"]
+    assert main([*words, str(tmp_path / "one" / "m.json")]) == 0
+    assert main([*words, str(tmp_path / "two" / "m.json"), "--shards", "2"]) == 0
+    records = sorted((tmp_path / "two" / "m.label").glob("*/shards/*/done.jsonl"))
+    assert [len(path.read_text().splitlines()) for path in records] == [5, 5]
+    assert results(tmp_path / "two") == results(tmp_path / "one")
+
+
 def test_a_killed_one_goes_on_and_ends_with_the_same_bytes(small_run, data, tmp_path):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
@@ -251,6 +263,7 @@ def test_a_shard_needs_a_student(data, tmp_path):
         label(Job(data, tmp_path / "m.json"), share=Share(2, 0), device="cpu")
     with pytest.raises(UserError, match="does not learn from boxes"):
         label(Job(data, tmp_path / "other.json", row="demo:mask"), device="cpu")
+    assert not (tmp_path / "other.label").exists()
 
 
 def test_the_score_is_that_of_the_written_masks(small_run, data, tmp_path):
