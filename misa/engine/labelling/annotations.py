@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from misa.data.check.annotations import require_usable
+from misa.data.check.annotations import check_coco, require_usable
+from misa.data.check.masks import broken_runs, mask_fault
 from misa.data.formats.coco import DataError, Split
 from misa.data.formats.coco_file import TABLES, read_coco
 from misa.data.formats.convert import open_layout
@@ -96,12 +97,11 @@ def open_labels(data: str | Path, out: Path, split: SplitName = "all") -> list[L
     places = {name: place for name, place in (("train", layout.train), ("val", layout.val)) if split in ("all", name)}
     read: dict[str, dict[str, Any]] = {}
     for name, place in places.items():
+        if any(problem.kind != "no-objects" for problem in check_coco(*place).fatal):
+            require_usable(*place, verify_images="exists")  # which says what is wrong
         content = read_coco(place.annotations)
-        if isinstance(content, dict) and content.get("annotations") == [] and content.get("images") == []:
-            continue
-        if not (isinstance(content, dict) and content.get("annotations") == []):
-            require_usable(*place, verify_images="exists")
-        read[name] = content
+        if content["images"]:
+            read[name] = content
     if not any(row for content in read.values() for row in content["annotations"]):
         where = " or ".join(str(place.annotations) for place in places.values())
         raise DataError(f"{where} has no boxes, so there is nothing to label; give data with boxes.")
@@ -175,22 +175,32 @@ def write(
 def labelled(row: Mapping[str, Any], mask: Mask, tolerance: float | None) -> dict[str, Any]:
     """An annotation with its mask, the area of what is written, and `quality`; `fallback` where the box stands in."""
     form: Any = mask.runs
-    h, w = mask.runs["size"]
+    area = int(rle.area(mask.runs))
     if tolerance is not None:
         top, left, pixels = decode_part(mask.runs)
-        form = polygons(pixels, top=top, left=left, tolerance=tolerance)
-    area = int(rle.area(form if tolerance is None else rle.merge(rle.frPyObjects(form, h, w))))
+        for within in (tolerance, 0.0):  # what is thinner than the tolerance stays as it is
+            form = polygons(pixels, top=top, left=left, tolerance=within)
+            area = int(rle.area(rle.merge(rle.frPyObjects(form, *mask.runs["size"]))))
+            if area:
+                break
     kept = {key: value for key, value in row.items() if key not in ("segmentation", "area", "ignore", "fallback")}
     made = {"segmentation": form, "area": area, "iscrowd": 0, "quality": mask.quality}
     return kept | made | ({"fallback": "box"} if mask.fallback else {})
 
 
 def true_runs(row: Mapping[str, Any], size: tuple[int, int]) -> Runs | None:
-    """The run lengths of the mask that an annotation has already; None where it has none."""
+    """The run lengths of the mask that an annotation has already; None where it has none.
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
     mask: Any = row.get("segmentation")
     if is_empty(mask):
         return None
-    found = rle.frPyObjects(mask, *size) if isinstance(mask, list) or isinstance(mask["counts"], list) else mask
+    text = isinstance(mask, dict) and not isinstance(mask["counts"], list)
+    if mask_fault(mask, *size) is not None or (text and broken_runs([mask["counts"]], [size[0] * size[1]])[0]):
+        raise DataError(f"annotation {row['id']} has a mask that cannot be read; correct it, or leave score out.")
+    found = mask if text else rle.frPyObjects(mask, *size)
     merged: Runs = rle.merge(found) if isinstance(found, list) else found
     return merged
 

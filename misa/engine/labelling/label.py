@@ -38,7 +38,7 @@ from misa.engine.labelling.annotations import (
     true_runs,
     write,
 )
-from misa.engine.labelling.masks import answers, require_labels_boxes
+from misa.engine.labelling.masks import answers, require_knows
 from misa.engine.labelling.sheet import write_sheet
 from misa.engine.prediction.files import appended, records
 from misa.engine.prediction.predict import require_own
@@ -208,7 +208,7 @@ def _student(job: Job, sets: Sequence[Labels], share: Share, device: str, thread
     base, student = job.folder, None
     if job.run:  # whatever is misspelt is known before anything is written
         student = load_student(Path(job.run).expanduser(), device=device)
-        require_labels_boxes(student, names)
+        require_knows(student, names, cure="leave the run out, and a student is trained from these boxes")
     elif job.experiment and not share.whole and not (base / "run" / "metrics.json").is_file():
         raise UserError("shards share a student that is trained already; give run, or label without shard first.")
     with share.locked(base, "the record"):
@@ -216,7 +216,7 @@ def _student(job: Job, sets: Sequence[Labels], share: Share, device: str, thread
         if student is None:
             _train(job, device, threads)
             student = load_student(base / "run", device=device)
-            require_labels_boxes(student, names)
+            require_knows(student, names, cure=f"delete {base / 'run'}, and one is trained from all of these boxes")
         yield student
 
 
@@ -331,7 +331,8 @@ def _finish(student: Student, sets: Sequence[Labels], base: Path, form: Form, *,
         paths.append(_put(made, one.out, base))
         if form.sheet:
             page = one.out.with_suffix(".html")
-            (base / page.name).write_text(write_sheet(one.out.name, targets, masks, one.names, most=form.sheet))
+            text = write_sheet(one.out.name, targets, masks, one.names, most=form.sheet)
+            (base / page.name).write_bytes(text.encode(errors="replace"))
             paths.append(_put(base / page.name, page, base))
         for target in targets:
             quality += [masks[row["id"]].quality for row in target.rows]

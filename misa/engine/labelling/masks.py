@@ -36,8 +36,8 @@ class Answer(NamedTuple):
     fallback: bool
 
 
-def require_labels_boxes(student: Student, classes: Sequence[str]) -> None:
-    """UserError where a student cannot say what is in boxes of these classes."""
+def require_knows(student: Student, classes: Sequence[str], *, cure: str) -> None:
+    """UserError, with what to do, where a student cannot say what is in boxes of these classes."""
     if not isinstance(student.model, BoxSupervised):
         raise UserError(
             f"{student.path} is a {student.experiment.student} that did not learn from boxes; masks of known boxes "
@@ -46,8 +46,7 @@ def require_labels_boxes(student: Student, classes: Sequence[str]) -> None:
     unknown = [name for name in classes if name not in student.classes]
     if unknown:
         raise UserError(
-            f"{student.path} knows no class {unknown[0]!r} (it knows {', '.join(student.classes)}); leave the run out, "
-            "and a student is trained from these boxes."
+            f"{student.path} knows no class {unknown[0]!r} (it knows {', '.join(student.classes)}); {cure}."
         )
 
 

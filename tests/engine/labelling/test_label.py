@@ -16,7 +16,9 @@ from pycocotools.coco import COCO
 from scipy.stats import spearmanr
 
 from misa.cli import main
-from misa.data.rle import decode
+from misa.data.images import read_image
+from misa.data.rle import decode, encode
+from misa.engine.labelling.annotations import Mask, labelled
 from misa.engine.labelling.label import Form, Job, label
 from misa.engine.labelling.masks import FALLBACK_QUALITY, answers
 from misa.engine.prediction.shares import Share
@@ -89,8 +91,6 @@ def test_run_lengths_are_the_students_own_masks(small_run, data, tmp_path):
     done = label(Job(data, tmp_path / "m.json", run=small_run.folder, split="val"), Form(rle=True), device="cpu")
     content, student = json.loads(done.files[0].read_text()), load_student(small_run.folder, device="cpu")
     names = {row["id"]: row["name"] for row in content["categories"]}
-    from misa.data.images import read_image
-
     for image in content["images"]:
         rows = [row for row in content["annotations"] if row["image_id"] == image["id"]]
         boxes = np.array([row["bbox"] for row in rows])
@@ -211,6 +211,34 @@ def test_crowds_stay_and_boxes_that_cannot_have_a_mask_are_counted(small_run, da
     assert rows[1]["quality"] == FALLBACK_QUALITY
     assert rows[1]["segmentation"] == [[5.0, 6.0, 6.0, 6.0, 6.0, 7.0, 5.0, 7.0]]
     assert done.fallback >= 1
+
+
+@pytest.mark.parametrize("tolerance", [None, 0.0, 1.0, 40.0])
+def test_no_mask_is_lost_to_the_tolerance(tolerance):
+    """Of a line one pixel wide every simplification within 40 pixels is nothing."""
+    line = np.zeros((30, 30), bool)
+    line[np.arange(25), np.arange(25)] = line[np.arange(25), np.arange(1, 26)] = True
+    row = labelled({"id": 1, "bbox": [0, 0, 26, 25]}, Mask(encode(line), 0.4, False), tolerance)
+    (again,) = read_back([row], 30, 30)
+    assert row["area"] == again.sum() > 0
+    if not tolerance:
+        np.testing.assert_array_equal(again, line)
+
+
+def read_back(rows, height, width):
+    """The masks that pycocotools reads from annotations of one image."""
+    coco = COCO()
+    coco.dataset = {"images": [{"id": 1, "height": height, "width": width}], "categories": [], "annotations": []}
+    coco.dataset["annotations"] = [{**row, "image_id": 1, "category_id": 1} for row in rows]
+    coco.createIndex()
+    return [coco.annToMask(row).astype(bool) for row in coco.dataset["annotations"]]
+
+
+def test_a_true_mask_that_cannot_be_read_is_named(small_run, data, tmp_path):
+    change(annotations(data, "val"), lambda c: c["annotations"][1].update(segmentation=[[1, 2, 3]]))
+    job = Job(data, tmp_path / "m.json", run=small_run.folder, split="val")
+    with pytest.raises(UserError, match="annotation 2 has a mask that cannot be read"):
+        label(job, device="cpu", score=True)
 
 
 def test_other_formats_keep_their_images(small_run, data, tmp_path):
