@@ -56,8 +56,8 @@ def answers(
 ) -> list[Answer]:
     """The mask of each box (n 4, x1 y1 x2 y2 within the RGB image), cut to the box; the row's threshold by default.
 
-    As the losses see it: the student's own mask of a known box (`BoxSupervised.masks_of_boxes`), and its propagation
-    by color in windows of 3 x 3 cells, 5 steps, which `misa guidance` found to leave good masks as they are.
+    The student's own mask of a known box as in training (`BoxSupervised.masks_of_boxes`), and for the quality its
+    propagation by color, five steps in windows of 3 x 3 cells (docs/results.md compares them with others).
     """
     least = student.experiment.inference.mask if threshold is None else threshold
     small, size = at_test_size(image, student.experiment.augmentation), (image.shape[0], image.shape[1])
