@@ -413,8 +413,13 @@ def test_maps_beyond_the_largest_go_through_torch_operations(rng, monkeypatch):
     values = torch.rand(2, 12, generator=rng).to(PLACE)
     arguments = values, [(pixel, parent, length, [0, 0], 1.0)]
     along = values, values[:, None], pixel, parent, length, [0, 0], 1.0
+    expected = torch_ops.propagate(*arguments)
+    for limit in ("LARGEST", "MOST"):
+        with monkeypatch.context() as patch:
+            patch.setattr(sums, limit, 11)
+            patch.setattr(sums, "_weighted", None)  # not to be called
+            assert torch.equal(operations.propagate(*arguments), expected)
     monkeypatch.setattr(sums, "LARGEST", 11)
-    assert torch.equal(operations.propagate(*arguments), torch_ops.propagate(*arguments))
     assert torch.equal(operations.propagate_along(*along), torch_ops.propagate_along(*along))
 
 

@@ -89,3 +89,26 @@ def test_wrong_affinities_are_named(rng):
         Guides(image, [0], kernels=("color",) * 3)
     with pytest.raises(ValueError, match="'saliency' compares the features of a semantic teacher, and there are none"):
         Guides(image, [0], kernels=("color", "saliency")).along_window(image[:, 0], None, **OPTIONS)
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("form", ["sum", "product"])
+def test_trees_built_ahead_change_nothing(rng, form):
+    """Those of the second affinity are built with the first's, if they are the next pass's; others are built anew."""
+    image, features = torch.rand(2, 3, 6, 7, generator=rng), torch.randn(2, 4, 6, 7, generator=rng)
+    masks, factors = torch.rand(3, 6, 7, generator=rng), torch.randn(2, 4, generator=rng)
+    valid = torch.ones(2, 6, 7, dtype=torch.bool)
+    valid[1, 4:] = False
+
+    def made() -> Guides:
+        return Guides(image, [0, 1, 1], features, factors, [0, 0, 1], ("color", "saliency"), valid)
+
+    for sigma, other in (("image", "image"), (0.5, 2.0)):
+        usual, guides = made(), made()
+        expected = usual.along_trees(masks, usual.trees(), 0.2, form=form, sigma=sigma, factor=0.8)
+        trees = guides.trees(ahead={"form": form, "sigma": sigma, "factor": 0.8})
+        assert torch.equal(trees.edge, usual.trees().edge)
+        assert len(guides._second_trees) == (form == "sum")
+        changed = guides.along_trees(masks, trees, 0.2, form=form, sigma=other, factor=0.3)
+        assert not torch.equal(changed, expected)
+        assert torch.equal(guides.along_trees(masks, trees, 0.2, form=form, sigma=sigma, factor=0.8), expected)

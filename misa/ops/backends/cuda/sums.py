@@ -24,8 +24,8 @@ from misa.ops.backends.torch_ops import Index, Part
 
 CELLS = 1 << 24  # vertices of all rows that are worked on at once, 36 bytes each
 LARGEST = 1 << 20  # vertices of a tree: beyond, masses would have fewer than 22 bits, which is coarser than float32
-FINE = tl.constexpr(10)  # more bits for e M
-FINER = tl.constexpr(1024.0)
+MOST = 1 << 31  # vertices of all trees, which the keys of the sort count
+FINER = tl.constexpr(1024.0)  # ten more bits for e M
 
 
 def split(p: int) -> tuple[int, int]:
@@ -214,8 +214,10 @@ def _weighted(
 def propagate(values: Float[Tensor, "n p"], parts: Sequence[Part]) -> Float[Tensor, "n p"]:
     """Eq. 14 over whole trees: values (n p), per kernel (pixel, parent, s (g p), tree of each mask, its share)."""
     n, p = values.shape
-    if n == 0 or p > LARGEST:
-        return torch_ops.propagate(values, parts) if n else values.clone()
+    if n == 0:
+        return values.clone()
+    if p > LARGEST or sum(len(part[0]) for part in parts) * p >= MOST:
+        return torch_ops.propagate(values, parts)
     pixels, parents, lengths = zip(*(part[:3] for part in parts), strict=True)
     pixel, meet, s = torch.cat(pixels), torch.cat(parents), torch.cat(lengths)
     merges = Merges.make(s.float(), meet.int(), pixel.int(), torch.arange(len(s), dtype=torch.int32, device=s.device))
@@ -259,8 +261,10 @@ def propagate_along(
     """Eq. 14 where every mask brings its own guide (n d p): the tree is shared, its lengths and merges are not."""
     n, p = values.shape
     tree = (pixel, parent, length)
-    if n == 0 or p > LARGEST:
-        return torch_ops.propagate_along(values, guides, *tree, index, factor) if n else values.clone()
+    if n == 0:
+        return values.clone()
+    if p > LARGEST:
+        return torch_ops.propagate_along(values, guides, *tree, index, factor)
     portion = max(1, min(CELLS // p, 32768) // 2)
     if n > portion:
         cuts = [slice(start, start + portion) for start in range(0, n, portion)]

@@ -112,7 +112,7 @@ def window_planes(
     for key, mine in rows.items():
         squares = torch.stack(list(mine.values())).float()
         first = place[key, next(iter(mine))]
-        distances(maps[key], squares, offsets, found[first : first + len(squares)])
+        distances(maps[key].float(), squares, offsets, found[first : first + len(squares)])
     spreads = {id(layer[3]): layer[3] for layer in every if layer[3] is not None}
     masks = {id(mine): mine for mine in valid if mine is not None}
     uses = [(place[id(its), id(row)], number(spread, spreads)) for its, row, _, spread in every]
