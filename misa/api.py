@@ -105,9 +105,9 @@ def photograph(image: Images, boxes: str = "", teacher: str = "") -> Example:
         try:
             frames.append([float(side) for side in sides])
         except ValueError as error:
-            raise UserError(f"write a box as x1 y1 x2 y2 label, with ; between two: {part!r} is none.") from error
+            raise UserError(f"write a box as x1 y1 x2 y2 label, with ; between two: {part!r} is not one.") from error
         if len(sides) != 4:
-            raise UserError(f"write a box as x1 y1 x2 y2 label, with ; between two: {part!r} is none.")
+            raise UserError(f"write a box as x1 y1 x2 y2 label, with ; between two: {part!r} is not one.")
         names.append(name)
     if teacher:
         return load_teacher(teacher).see(image, boxes=frames, labels=names).example

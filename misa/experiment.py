@@ -225,7 +225,7 @@ class Semantic:
 
     "objectives" are the student's own box objectives in semantic form, without any label map; the other labels
     are per-pixel classes made before training: by GrabCut in each box, by a trained box-supervised student, or by
-    filling the boxes (the yardstick). With supervision="mask" they come from the true masks (the upper bound).
+    filling the boxes (the baseline). With supervision="mask" they come from the true masks (the upper bound).
     """
 
     labels: _LABELS = "objectives"
@@ -472,7 +472,7 @@ def objective_from(values: dict[str, Any]) -> Objective:
     values = dict(values)
     kind, package = values.pop("kind", None), importlib.import_module(_OBJECTIVES)
     known = sorted({module.name for module in pkgutil.iter_modules(package.__path__)} - {"base"})
-    if kind not in known:  # nothing else is ever imported: the name may come from a stranger's file
+    if kind not in known:  # nothing else is ever imported: the name may come from an untrusted file
         raise ValueError(f"there is no objective {kind!r}; the objectives are {', '.join(known)}.")
     module = importlib.import_module(f"{_OBJECTIVES}.{kind}")
     (own,) = (value for name, value in vars(module).items() if name.lower() == kind and isinstance(value, type))

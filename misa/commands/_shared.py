@@ -16,7 +16,7 @@ def row(default: str, *, optional: bool = False) -> Any:
 
 
 def run_folder() -> Any:
-    """A student's or a teacher's."""
+    """The run folder of a student or a teacher."""
     return argument("run folder made by misa train", default="runs/demo-misa-seed0")
 
 
@@ -31,7 +31,7 @@ def other_data() -> Any:
 
 
 def seed() -> Any:
-    """Of everything random."""
+    """The seed of everything random."""
     return option(0, "random seed of weights, order and augmentation", low=0, high=2**32 - 1)
 
 
@@ -57,7 +57,7 @@ def precision() -> Any:
 
 
 def workers() -> Any:
-    """Of the data loader."""
+    """Processes of the data loader."""
     return option(0, "data-loading worker processes", low=0, high=64)
 
 
@@ -98,12 +98,12 @@ def start_shards(command: str, options: Any, folder: Path) -> None:
 
 
 def threads() -> Any:
-    """On the CPU."""
+    """Threads on the CPU."""
     return option(1, "torch threads on the CPU", low=1, high=256)
 
 
 def smoke() -> Any:
-    """Does it run at all?"""
+    """A smoke run."""
     return option(False, "smoke test: two training steps on small images")
 
 

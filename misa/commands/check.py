@@ -18,7 +18,7 @@ class Check(Parameters):
 
 
 def run(options: Check) -> int:
-    """Status 2 where one cannot train on the data."""
+    """Returns 2 where the data cannot be trained on."""
     from misa.engine.reports.checkup import check_data
 
     name = Path(options.data_root).expanduser().resolve().stem

@@ -29,7 +29,7 @@ class Evaluate(Parameters):
 
     @property
     def machine(self) -> Machine:
-        """What they say of the machine."""
+        """The machine's options."""
         return Machine(gpus=self.gpus, workers=self.workers, threads=self.threads)
 
 

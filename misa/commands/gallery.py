@@ -1,4 +1,4 @@
-"""Execute the notebooks and write each as a page that needs nothing but a browser.
+"""Execute the notebooks and write each as a self-contained page.
 
 Solutions of exercises are folded. A notebook that fails leaves its page with the error in it, and the others go on.
 

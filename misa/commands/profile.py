@@ -1,4 +1,4 @@
-"""Measure where a training step goes, part by part.
+"""Measure the time of a training step, part by part.
 
 Plain SOLOv2, the box baseline, + FSD, + SEPA and MISA run in turn in one process. Times are medians of whole steps
 (forward, backward, update) on one real batch. What a term costs is the difference of two forms' steps; the teacher's

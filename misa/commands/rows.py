@@ -24,7 +24,7 @@ class Rows(Parameters):
 
 
 def run(options: Rows) -> int:
-    """Status 2 where no row has the words."""
+    """Returns 2 where no row has the words."""
     found = listing(options.words)
     print("\n\n".join(found) if found else f"no row has {' and '.join(options.words)}; misa rows lists them all.")
     return 0 if found else 2
@@ -75,7 +75,7 @@ def _affinities(affinity: Affinity) -> str:
 
 
 def _split(distillation: Distillation) -> str:
-    """What the feature is split by: frequency and space is FSD."""
+    """How the feature is split; by frequency and space is FSD."""
     if distillation.frequency and distillation.space:
         return " by frequency and space (FSD)"
     return " by frequency" if distillation.frequency else " by space" if distillation.space else ""

@@ -43,7 +43,7 @@ class Train(Parameters):
 
     @property
     def machine(self) -> Machine:
-        """What they say of the machine; UserError for a logger that is unknown or not installed."""
+        """The machine's options; UserError for a logger that is unknown or not installed."""
         return Machine(
             gpus=self.gpus,
             per_gpu=self.per_gpu,
@@ -56,7 +56,7 @@ class Train(Parameters):
 
 def run(options: Train) -> int:
     """Of several processes, the first one prints."""
-    trained = train_from(options)
+    trained = train_with(options)
     if is_main_process():
         print(trained.table())
         print(f"run folder: {trained.folder}")
@@ -82,7 +82,7 @@ def experiment_of(options: Train) -> Experiment:
         raise UserError(str(error)) from error
 
 
-def train_from(options: Train) -> "Run":
+def train_with(options: Train) -> "Run":
     """Train with the notebook's or the command line's options; UserError for wrong ones.
 
     More than one GPU means as many processes, started here unless torchrun or SLURM has started this one.

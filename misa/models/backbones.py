@@ -227,7 +227,7 @@ def _build(config: Mapping[str, Any], or_scratch: bool) -> nn.Module:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """mmengine tells of every single parameter that it initialises; errors still come through."""
+    """mmengine logs every parameter that it initialises; errors are still shown."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel("ERROR")

@@ -74,7 +74,7 @@ class TimmBackbone(BaseModule):
         return self.plan.widths
 
     def init_weights(self) -> None:
-        """Load what `init_cfg` names; without one the model keeps timm's own start."""
+        """Load what `init_cfg` names; without one the model keeps timm's own initialisation."""
         if self.init_cfg and not self._is_init:  # type: ignore[has-type]
             checkpoint = str(self.init_cfg["checkpoint"])
             state = _packaged(self.name, checkpoint) if checkpoint in _PACKAGES else _downloaded(self.name, checkpoint)
@@ -180,7 +180,7 @@ def _plan(name: str) -> _Plan:
 
 
 def _built(timm: ModuleType, name: str, options: dict[str, Any]) -> tuple[Any, str]:
-    """The network without memory, and what goes wrong with an image that is neither square nor of its usual size."""
+    """The network on the meta device, and its error for an image neither square nor of its usual size, if any."""
     try:
         with torch.device("meta"):
             net: Any = timm.create_model(name, features_only=True, **options).eval()

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from experiments import table1_coco, table2_voc
-from misa.commands.train import Train, train_from
+from misa.commands.train import Train, train_with
 from misa.experiment import Expected
 from misa.rows import find_row
 
@@ -86,7 +86,7 @@ def places(shared, module_path):
 def test_every_row_trains_and_predicts_in_small(name, places):
     """Two steps on a few images; prints the memory that the process has needed so far."""
     table, _, row = name.partition(":")
-    run = train_from(
+    run = train_with(
         Train(
             row=name,
             data_root=str(places[table]),

@@ -1,7 +1,7 @@
 """A trained student as one small file: weights, row and class names; and its dense part as TorchScript.
 
-The file holds tensors and text only and is read with weights_only=True: reading a stranger's runs nothing in it. The
-TorchScript is a program; load one only from whom you trust.
+The file holds tensors and text only and is read with weights_only=True: an untrusted file executes nothing. The
+TorchScript is a program; load one only from a source that you trust.
 """
 
 import json

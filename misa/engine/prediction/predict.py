@@ -126,13 +126,13 @@ def predict(
         device: "cpu", "cuda", "cuda:1", or "auto".
         share: the part of the images that this call takes; the same call without one, afterwards, writes instances.json
             and instances.csv of all.
-        options: the fields of `Options`: score, mask (least score of an instance, least probability of a pixel),
-            tile and overlap (pixels; very large images in parts), every (of a video: each so many frames), masks
+        options: the fields of `Options`: score, mask (score threshold, binarization threshold),
+            tile and overlap (pixels; very large images in parts), every (of a video: every n-th frame), masks
             ("map": an indexed PNG an image, the pixel's number is that in the CSV; "each": a PNG an instance;
             "none"), overlay.
 
     Raises:
-        UserError: wrong input, before anything is written. Images that cannot be read are told in `failed`.
+        UserError: wrong input, before anything is written. Images that cannot be read are listed in `failed`.
     """
     try:
         chosen = Options(**options)
@@ -289,7 +289,7 @@ def _warn(sentence: str) -> None:
 
 
 def _stamp(item: Picture | Video, boxes: Mapping[str, Boxes] | None) -> tuple[int, ...]:
-    """What tells that an input, or what is known of it, has changed."""
+    """A key that changes where an input, or what is known of it, has changed."""
     if boxes is None or item.name not in boxes:
         return item.stamp
     known = boxes[item.name]

@@ -58,7 +58,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"device {name!r} is none; give cpu, cuda, cuda:1, or auto.") from error
+        raise UserError(f"{name!r} is not a device; give cpu, cuda, cuda:1, or auto.") from error
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device {name!r} is not supported; give cpu, cuda, cuda:1, or auto.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -102,7 +102,7 @@ def find(
 ) -> list[Instances]:
     """The instances of RGB images (h w 3, 0..255).
 
-    score: least score of an instance; mask: least probability of a mask's pixel, of SOLOv2 only (default: the row's);
+    score: score threshold; mask: binarization threshold of a mask, of SOLOv2 only (default: the row's);
     per_image: most instances of an image (default: the row's). Images that have one size as the network sees them run
     together; others would be padded, which moves the network's grid.
     """

@@ -96,8 +96,8 @@ def _joined(pieces: Sequence[_Piece], places: Sequence[Tile], size: tuple[int, i
     pairs = []
     for tile, own in mine.items():
         # Only what neighbouring tiles show can be one object.
-        near = (sides[:tile, :2] < sides[tile, 2:]).all(axis=1) & (sides[:tile, 2:] > sides[tile, :2]).all(axis=1)
-        for other in np.flatnonzero(near).tolist():
+        touching = (sides[:tile, :2] < sides[tile, 2:]).all(axis=1) & (sides[:tile, 2:] > sides[tile, :2]).all(axis=1)
+        for other in np.flatnonzero(touching).tolist():
             pairs += [(i, j) for i in own for j in mine.get(other, ()) if _same(pieces[i], pieces[j], places)]
     graph = coo_array((np.ones(len(pairs)), np.array(pairs, int).reshape(-1, 2).T), shape=(len(pieces),) * 2)
     count, groups = connected_components(graph, directed=False) if pieces else (0, np.zeros(0, int))

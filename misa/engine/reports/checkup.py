@@ -47,7 +47,7 @@ def check_data(
 ) -> Checkup:
     """Check a data set: a folder in COCO layout, of VOC xml or csv, a csv, or one COCO json with its folder of images.
 
-    Every image file is opened; those of equal content are told, also across the splits. picture: where some images
+    Every image file is opened; those of equal content are reported, also across the splits. picture: where some images
     with their boxes are drawn; None: nowhere.
 
     Raises:
@@ -60,7 +60,7 @@ def check_data(
         folder = path.parent if images is None else Path(images).expanduser()
         reports = [check_coco(path, folder, purpose="score", **{**options, "samples": count})]  # type: ignore[arg-type]
     elif images is not None:
-        raise DataError(f"images goes with one COCO json; {path} is none.")
+        raise DataError(f"images goes with one COCO json; {path} is not one.")
     else:
         layout = open_layout(path, settled=False)  # the check settles it itself, in one go
         options["alone"] = layout.train.images != layout.val.images

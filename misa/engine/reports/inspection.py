@@ -148,7 +148,7 @@ def _student(run_folder: str | Path, data_root: str | Path | None) -> tuple[Expe
 
 
 def _detections(path: Path, truth: COCO, truth_of: Path) -> list[dict[str, Any]]:
-    """The content of a COCO results file; UserError where it is none of this data."""
+    """The content of a COCO results file; UserError where it is not one of this data."""
     if not path.is_file():
         raise UserError(f"there are no predictions {path}; finish the run with misa train first.")
     try:
@@ -165,7 +165,7 @@ def _detections(path: Path, truth: COCO, truth_of: Path) -> list[dict[str, Any]]
             image, mask = truth.imgs[row["image_id"]], row["segmentation"]
             fault = mask_fault(mask, image["height"], image["width"]) if isinstance(mask, dict) else "is no run lengths"
             if fault is None and not (isinstance(mask["counts"], str) and -1e9 < row["score"] < 1e9):
-                fault = "or score is none"
+                fault = "or its score is not a number"
             if fault is None and broken_runs([mask["counts"]], [image["height"] * image["width"]])[0]:
                 fault = "has counts that cannot be decoded"
             if fault is not None:

@@ -1,6 +1,6 @@
 """Results for COCO's test-dev: detections on images whose truth is not public, as the server wants them.
 
-Public scoring is closed; val2017, which anybody can score, is the yardstick here.
+Public scoring is closed; results are therefore compared on val2017, whose truth is public.
 """
 
 import shutil
@@ -16,7 +16,7 @@ from misa.engine.runs.scores import DETECTIONS
 from misa.errors import UserError
 from misa.machine import Machine
 
-NOTE = "public scoring of test-dev is closed, its truth is not public: val2017 is the yardstick (misa evaluate)."
+NOTE = "public scoring of test-dev is closed and its truth is not public; compare on val2017 (misa evaluate)."
 
 
 def submit(

@@ -18,7 +18,7 @@ def newest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run folder, None where there is none.
 
     What counts is what lies in the folder: it may have been moved or copied, and a kill may have cut the file that
-    was being written. A damaged checkpoint is passed over, and said so.
+    was being written. A damaged checkpoint is skipped with a message.
     """
     found = sorted((folder / "checkpoints").glob("epoch_*.pth"), key=_progress, reverse=True)
     for path in found:

@@ -35,7 +35,7 @@ def run_params(
 
 
 def _teacher_digest(experiment: Experiment) -> dict[str, str]:
-    """What tells a row's teacher from another: its lineage, or the digest of the file that its weights are in."""
+    """What identifies a row's teacher: its lineage, or the digest of the file of its weights."""
     if experiment.trains_teacher:
         return {"teacher_digest": lineage(teacher_row(experiment))}
     weights = teacher_weights(experiment)

@@ -57,7 +57,7 @@ def prepare_labels(
         )
     else:
         jobs = _from_boxes(kind, source, experiment.limit, student)
-    jobs = iter(list(jobs))  # a student that does not fit is told before anything is written
+    jobs = iter(list(jobs))  # a student that does not fit raises before anything is written
     target.mkdir(parents=True, exist_ok=True)
     write_json(target / "labels.json", card)
 
@@ -106,7 +106,7 @@ def _crowds_void(make: Callable[[], LabelMap], image: BoxedImage, background: in
 
 
 def _identity(run: Path) -> dict[str, Any]:
-    """What tells one student from another."""
+    """The values that identify a student."""
     params = read_json(run / "params.json")
     if params is None:
         raise UserError(
@@ -166,7 +166,7 @@ def _label_map(model: Any, images: CocoImages, index: int, background: int) -> L
         return np.full(original, background, np.uint8)
     size = (inputs.shape[-2], inputs.shape[-1])
     ((masks, answered),) = model.masks_of_boxes(inputs, [truth])
-    masks[~answered] = sum(UNSURE) / 2  # what stands for no box says nothing about its pixels: halfway is void
+    masks[~answered] = sum(UNSURE) / 2  # void: a box without a mask says nothing about its pixels
     rows, columns = sample.img_shape[:2]
     fine = F.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[:, :, :rows, :columns]
     whole = F.interpolate(fine, size=original, mode="bilinear", align_corners=False)[0]

@@ -82,7 +82,7 @@ def optimizer_config(experiment: Experiment, *, accumulate: int = 1) -> dict[str
 
 
 def learning_rates(schedule: Schedule, steps: int) -> list[dict[str, Any]]:
-    """Warm-up and decay for epochs of so many steps of the optimiser."""
+    """Warm-up and decay; `steps` are the optimiser's steps per epoch."""
     if schedule.decay == "cosine":
         last = schedule.epochs * steps
         decay = {"type": CosineAnnealingLR, "T_max": last, "end": last, "by_epoch": False}

@@ -87,12 +87,12 @@ def train(
             on_main_process(lambda: require_weights(experiment.network))
         if plan.first is not None:
             stage = plan.first
-            _say(f"{row} learns in two parts. 1 of 2: {stage.row}, in {_near(stage.folder)}")
+            _say(f"{row} learns in two parts. 1 of 2: {stage.row}, in {_shorter(stage.folder)}")
             before = train(
                 stage.experiment, data_root=data_root, work_dir=stage.folder, row=stage.row, seed=seed, machine=machine
             )
-            _say(f"{stage.row}: {_in_brief(before)}", f"2 of 2: {row}, in {_near(folder)}")
-        _say(f"{row}, seed {seed}, on {device}: {plan.source.images} images of {_near(plan.source.root)}")
+            _say(f"{stage.row}: {_main_score(before)}", f"2 of 2: {row}, in {_shorter(folder)}")
+        _say(f"{row}, seed {seed}, on {device}: {plan.source.images} images of {_shorter(plan.source.root)}")
         runner = build(plan, machine, split, device)
         learn(runner)
         metrics = on_main_process(lambda: write_scores(experiment, plan.source, folder, plan.params))
@@ -106,14 +106,14 @@ def _say(*lines: str) -> None:
         print(*lines, sep="\n", flush=True)
 
 
-def _near(path: Path) -> str:
-    """A path as seen from here, where that is shorter."""
+def _shorter(path: Path) -> str:
+    """The shorter of a path and the same relative to the working directory."""
     seen = os.path.relpath(path)
     return seen if len(seen) < len(str(path)) else str(path)
 
 
-def _in_brief(run: Run) -> str:
-    """The score that a run is first judged by."""
+def _main_score(run: Run) -> str:
+    """The run's main score as text."""
     for name, value in run.leading().items():
         return f"{next(iter(run.scores()))} {name} {'not measured' if value is None else f'{value:.1f}'}"
     return "not scored"
@@ -165,7 +165,7 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
     if metrics is not None:
         return Plan(experiment, source, folder, params, metrics, checkpoint, None)
     if checkpoint is not None:
-        read_checkpoint(checkpoint)  # the folder may be a stranger's
+        read_checkpoint(checkpoint)  # the folder may come from elsewhere
     first = None
     if experiment.trains_teacher:
         place = teacher_place(experiment, seed, folder.parent, student=params)
@@ -210,7 +210,7 @@ def build(plan: Plan, machine: Machine, split: BatchSplit, device: str) -> Runne
 
 
 def learn(runner: Runner) -> None:
-    """Train, then predict the validation data; Diverged with the step and its batch where a loss is no number."""
+    """Train, then predict the validation data; Diverged, with step and batch, where a loss is NaN or infinite."""
     try:
         with tensors_only():
             runner.train()

@@ -110,7 +110,7 @@ def _step(line: str) -> float:
 
 
 WIDTH = 100  # characters of a line at most
-# What the losses of the package say, in the words of a head; others stand for themselves.
+# What each loss of the package measures, for the head of the log; others are printed by name alone.
 MEANING = {
     "cls": "classes of the cells",
     "class": "classes inside the boxes",
@@ -306,7 +306,7 @@ class NaNGuard(Hook):
 
     Args:
         folder: where the batch goes.
-        behind: on a GPU results are read asynchronously, at most so many steps late.
+        behind: on a GPU results are read asynchronously, at most this many steps late.
     """
 
     priority = "VERY_HIGH"
@@ -351,7 +351,7 @@ class NaNGuard(Hook):
             self.open.pop(0)
             broken = [name for name, value in zip(names, values.tolist(), strict=True) if not _finite(value)]
             if broken:
-                raise Diverged(f"{blamed(broken)} became no number at step {step + 1}. {self.save(step, batch)}")
+                raise Diverged(f"{blamed(broken)} became NaN or infinite at step {step + 1}. {self.save(step, batch)}")
 
     def explain(self, error: Diverged) -> Diverged:
         """The model's own error with its step and batch."""

@@ -39,7 +39,7 @@ class Handover(NamedTuple):
 class BoxMasks(NamedTuple):
     """A student's masks of the known boxes of an image.
 
-    probabilities (n h w) at the size of the dense feature, 0 where `answered` (n) says that nothing stands for a box.
+    probabilities (n h w) at the size of the dense feature, 0 where a box has no mask, by `answered` (n).
     """
 
     probabilities: Tensor
@@ -95,7 +95,7 @@ class BoxSupervised(nn.Module):
             memory = Memory(self, value, classes=classes, channels=self.feature_channels())
         self.memory = memory if any(memory.children()) else None
 
-    watched = False  # whether the next step tells its health as well
+    watched = False  # whether the next step reports its diagnostics as well
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """The detector's maps (b d h w), kept while the step is watched."""
@@ -130,13 +130,13 @@ class BoxSupervised(nn.Module):
         Where several processes share the batch, each returns its part, such that their mean is the loss of the whole.
 
         Raises:
-            Diverged: a loss is no number; on the CPU only, elsewhere the training watches its losses.
+            Diverged: a loss is NaN or infinite; checked on the CPU only, elsewhere `NaNGuard` watches the losses.
         """
         try:
             return self._losses(batch_inputs, batch_data_samples)
         except NotFinite as error:
-            cure = "Lower the learning rate or the weight of that loss, in another work_dir."
-            raise Diverged(f"{error} {cure}") from error
+            fix = "Lower the learning rate or the weight of that loss, in another work_dir."
+            raise Diverged(f"{error} {fix}") from error
 
     def begin_step(self, clock: Clock) -> None:
         """Before a step of the optimiser: where the training is; the shadow follows the student."""

@@ -34,7 +34,7 @@ CLASS_WEIGHT, NO_OBJECT = 2.0, 0.1  # of the classification loss, and of "no obj
 
 
 class Match(NamedTuple):
-    """Which query of which prediction stands for which instance; on the host."""
+    """The matching of queries to instances, for every prediction; on the host."""
 
     prediction: Int[Tensor, " m"]
     image: Int[Tensor, " m"]

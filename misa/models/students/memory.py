@@ -1,4 +1,4 @@
-"""What stays with a student from step to step of its training and is left out of an exported one."""
+"""State that a student keeps between training steps; left out of an exported student."""
 
 import copy
 from typing import Any
@@ -40,7 +40,7 @@ class Shadow(nn.Module):
 
 
 class Memory(nn.Module):
-    """What an objective needs from step to step; each part is there where the objective asks for it.
+    """The state of an objective between steps; each part exists where the objective asks for it.
 
     own: what the objective itself remembers. shadow: the copy that follows the student. structure: a map that is
     learned from the dense feature of `channels`.

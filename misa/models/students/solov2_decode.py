@@ -72,7 +72,7 @@ def decode(
 ) -> Found:  # fmt: skip
     """The instances of an image, as mmdet's SOLOV2Head finds them: matrix NMS with a gaussian of sigma 2.
 
-    score: least class probability of a cell; keep: least score after NMS; mask: least probability of a pixel;
+    score: threshold of a cell's class probability; keep: of the score after NMS; mask: of a pixel's probability;
     candidates, per_image: most instances before and after NMS.
     """
     cells, labels = (peaks(dense.scores, grids) > score).nonzero(as_tuple=True)

@@ -1,4 +1,4 @@
-"""What a SOLOv2 student finds in images and in given boxes, from its dense outputs; and these as a module of their own.
+"""Instances of a SOLOv2 student in images and in given boxes, from its dense outputs; these as a module to export.
 
 Axes: n box · m proposal · h row · w column.
 """
@@ -193,7 +193,7 @@ def _best_class(student: Student, view: View, cell: int) -> str:
 
 
 class DensePart(nn.Module):
-    """From pixels to what every grid cell says: normalisation, backbone, neck and head, without any decision.
+    """From pixels to the dense outputs of every grid cell: normalisation, backbone, neck and head, without decoding.
 
     images: RGB (b 3 h w), float, 0..255; h and w multiples of 32. Padding is `mean`, which normalises to 0.
     """

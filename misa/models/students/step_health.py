@@ -1,4 +1,4 @@
-"""What a step says of the student beside its losses: are these masks or boxes, and which loss moves it?"""
+"""Per-step diagnostics: how masks fill their boxes, masks that are boxes, and each loss's gradient share."""
 
 from collections.abc import Mapping
 

@@ -18,7 +18,7 @@ def no_groups(experiment: Experiment) -> dict[str, dict[str, float]]:
 
 
 class Implementation(NamedTuple):
-    """What a framework's file says of it, under the framework's name.
+    """The implementation of a student framework, in its file under its name.
 
     config: the detector of a row for the names of the data's classes, as mmengine values.
     parameter_groups: `custom_keys` of mmengine's optimiser: which parameters learn slower or do not decay.

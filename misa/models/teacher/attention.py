@@ -13,7 +13,7 @@ Residual = Literal["input", "norm"]
 
 
 class SemanticAttention(nn.Module):
-    """out = base + γ · dropout(R(softmax(Q Kᵀ) V)) on tokens y = LayerNorm(x); Q are class scores and handed out too.
+    """out = base + γ · dropout(R(softmax(Q Kᵀ) V)) on tokens y = LayerNorm(x); Q are class scores, returned as well.
 
     The softmax has no 1/sqrt scale and its inner dimension is the number of classes. γ starts at 0.
 

@@ -17,7 +17,7 @@ class TeacherContract(NamedTuple):
     """How to feed a teacher and how to read it.
 
     classes: names of the foreground categories, in the order of `SemanticPrior.saliency_factors`.
-    background: row of the classifier that stands for "none of them".
+    background: row of the classifier for the background.
     mean, std: of the input's three channels, RGB of 0..255; images come in normalised by them.
     """
 

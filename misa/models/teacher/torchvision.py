@@ -176,7 +176,7 @@ def feature_channels(name: str) -> int:
 
 
 def _published(name: str) -> Any:
-    """torchvision's weights of a network; UserError where it is none that can teach."""
+    """torchvision's weights of a network; UserError for a network that cannot be a teacher."""
     known = [one for one in list_models(module=segmentation) if not one.startswith("lraspp")]
     if name not in known:
         hint = did_you_mean(name, known) or f"; there are {', '.join(known)}."

@@ -1,4 +1,4 @@
-"""A teacher in training: the semantic teacher behind mmengine's door, learning from boxes or from label maps."""
+"""A teacher in training: the semantic teacher as a model of mmengine, learning from boxes or from label maps."""
 
 from collections.abc import Mapping
 from typing import Any, Literal

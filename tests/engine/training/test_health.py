@@ -93,7 +93,7 @@ def test_the_guard_names_the_loss(tmp_path, wrong):
     guard.after_train_iter(runner, 0, batch(), told(0.5))
     assert not (tmp_path / "diverged.pth").exists()
     runner.iter = 5
-    with pytest.raises(Diverged, match="loss_local became no number at step 6"):
+    with pytest.raises(Diverged, match="loss_local became NaN or infinite at step 6"):
         guard.after_train_iter(runner, 1, batch(), told(wrong))
     kept = torch.load(tmp_path / "diverged.pth", weights_only=True)
     assert (kept["step"], kept["img_ids"], kept["labels"][0].tolist()) == (5, [7], [2])
@@ -102,7 +102,9 @@ def test_the_guard_names_the_loss(tmp_path, wrong):
 def test_each_process_keeps_its_own_batch(tmp_path, monkeypatch):
     monkeypatch.setattr("misa.engine.training.watch.get_rank", lambda: 2)
     guard, runner = NaNGuard(str(tmp_path)), SimpleNamespace(iter=4)
-    with pytest.raises(Diverged, match=r"loss_local became no number at step 5. The batch is in .*diverged-2.pth"):
+    with pytest.raises(
+        Diverged, match=r"loss_local became NaN or infinite at step 5. The batch is in .*diverged-2.pth"
+    ):
         guard.after_train_iter(runner, 0, batch(), {"loss_local": torch.tensor(np.nan)})
     assert torch.load(tmp_path / "diverged-2.pth", weights_only=True)["img_ids"] == [7]
 
@@ -115,5 +117,5 @@ def test_a_late_answer_still_names_its_own_step(tmp_path):
         guard.open.append((step, batch(), ["loss"], torch.tensor([1.0 if step else np.nan]), ready))
     guard._check(wait=False)  # two may be open
     guard.open.append((2, batch(), ["loss"], torch.tensor([1.0]), ready))
-    with pytest.raises(Diverged, match="loss became no number at step 1"):
+    with pytest.raises(Diverged, match="loss became NaN or infinite at step 1"):
         guard._check(wait=False)

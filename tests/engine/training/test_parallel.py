@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from misa.commands.train import Train, experiment_of, train_from
+from misa.commands.train import Train, experiment_of, train_with
 from misa.engine.training.parallel import launch, leave
 from misa.engine.training.preemption import restored_signal
 from misa.engine.training.resume import ResumableState, WholeBatches
@@ -81,7 +81,7 @@ def test_two_processes_learn_what_one_does(place, row):
 
     Rounding grows from step to step: the projection looks at the largest pixel alone, and another may become it.
     """
-    one = train_from(Train(**options(place, row, f"{row}-one")))
+    one = train_with(Train(**options(place, row, f"{row}-one")))
     child = torchrun(place, row, f"{row}-two")
     text, _ = child.communicate(timeout=400)
     assert child.returncode == 0, text
@@ -209,7 +209,7 @@ def test_sigterm_within_an_epoch_loses_nothing(place):
     child = single(place, "term")
     text, _ = child.communicate(timeout=300)
     assert child.returncode == 0, text
-    whole = train_from(Train(**options(place, "long", "whole")))
+    whole = train_with(Train(**options(place, "long", "whole")))
     assert losses(whole.folder) == losses(place / "term")
     a, b = (
         torch.load(f / "checkpoints" / "epoch_10.pth", weights_only=True)["state_dict"]
@@ -273,14 +273,14 @@ def test_an_epoch_can_be_entered_anywhere_once():
 
 def test_accumulation_is_said_and_steps_once_for_all(place):
     """Four batches of one image make one step: the weights stay until the fourth."""
-    run = train_from(Train(**options(place, "box", "accumulated", per_gpu=1, epochs=1)))
+    run = train_with(Train(**options(place, "box", "accumulated", per_gpu=1, epochs=1)))
     assert "batch 4 = 1 images x 4 accumulated, learning rate 0.0001" in (run.folder / "log.txt").read_text()
     assert len(losses(run.folder)) == 16
     saved = torch.load(run.folder / "checkpoints" / "epoch_1.pth", weights_only=True)
     steps = {int(state["step"]) for state in saved["optimizer"]["state"].values()}
     assert steps == {4}
     # The learning rate goes down as without accumulation.
-    whole = train_from(Train(**options(place, "box", "at-once", epochs=1)))
+    whole = train_with(Train(**options(place, "box", "at-once", epochs=1)))
     assert [row["lr"] for row in losses(run.folder)][::4] == [row["lr"] for row in losses(whole.folder)]
 
 
@@ -288,10 +288,10 @@ def test_accumulation_is_said_and_steps_once_for_all(place):
 def test_a_run_goes_on_with_another_accumulation(place, before, after):
     """After running out of memory, or with more GPUs: no image is left out, no step taken twice."""
     name = f"from-{before}-to-{after}"
-    run = train_from(Train(**options(place, "box", name, per_gpu=before)))
+    run = train_with(Train(**options(place, "box", name, per_gpu=before)))
     (run.folder / "metrics.json").unlink()
     (run.folder / "checkpoints" / "epoch_3.pth").unlink()
-    train_from(Train(**options(place, "box", name, per_gpu=after)))
+    train_with(Train(**options(place, "box", name, per_gpu=after)))
     saved = torch.load(run.folder / "checkpoints" / "epoch_3.pth", weights_only=True)
     assert {int(state["step"]) for state in saved["optimizer"]["state"].values()} == {12}
     each = 4 // after  # batches a step
@@ -299,13 +299,13 @@ def test_a_run_goes_on_with_another_accumulation(place, before, after):
     rows = losses(run.folder)
     assert [row["iter"] for row in rows[-4 * each :]] == list(range(8 * each, 12 * each))
     assert [row["iter"] for row in rows[: -4 * each]] == [i * before * each // 4 for i in range(32 // before)]
-    whole = train_from(Train(**options(place, "box", "at-once-whole")))
+    whole = train_with(Train(**options(place, "box", "at-once-whole")))
     assert [row["lr"] for row in rows[-4 * each :]][::each] == [row["lr"] for row in losses(whole.folder)][8:]
 
 
 def test_a_checkpoint_that_counts_otherwise_is_refused(place):
     """One that does not say how many batches its epochs had, as before they did."""
-    run = train_from(Train(**options(place, "box", "silent", per_gpu=1, epochs=2)))
+    run = train_with(Train(**options(place, "box", "silent", per_gpu=1, epochs=2)))
     (run.folder / "metrics.json").unlink()
     (run.folder / "checkpoints" / "epoch_2.pth").unlink()
     path = run.folder / "checkpoints" / "epoch_1.pth"
@@ -313,7 +313,7 @@ def test_a_checkpoint_that_counts_otherwise_is_refused(place):
     del saved["batches_per_epoch"]
     torch.save(saved, path)
     with pytest.raises(UserError, match="written with another per_gpu or number of GPUs"):
-        train_from(Train(**options(place, "box", "silent", epochs=2)))
+        train_with(Train(**options(place, "box", "silent", epochs=2)))
 
 
 def test_generators_of_more_gpus_than_there_are_here(monkeypatch):
@@ -333,11 +333,11 @@ def test_generators_of_more_gpus_than_there_are_here(monkeypatch):
 
 
 def test_what_diverged_elsewhere_is_no_wrong_input(place, monkeypatch):
-    said = f"misa train: {DIVERGED}loss_cls became no number at step 3. The checkpoints before it are whole."
+    said = f"misa train: {DIVERGED}loss_cls became NaN or infinite at step 3. The checkpoints before it are whole."
     child = [sys.executable, "-c", f"import sys; print({said!r}); sys.exit(1)"]
     real = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda command, **more: real(child, **more))
-    with pytest.raises(Diverged, match=r"^loss_cls became no number"):
+    with pytest.raises(Diverged, match=r"^loss_cls became NaN or infinite"):
         launch(Train(**options(place, "box", "diverged")).command_line(), 2, threads=1)
 
 
@@ -351,15 +351,15 @@ def test_another_batch_takes_the_learning_rate_along(place, capsys):
 
 def test_more_gpus_than_there_are_is_told_before_anything_starts(place):
     with pytest.raises(UserError, match="a batch of 4 cannot be shared evenly by 64 processes"):
-        train_from(Train(**options(place, "box", "many", gpus=64)))
+        train_with(Train(**options(place, "box", "many", gpus=64)))
     with pytest.raises(UserError, match="float16 needs a GPU"):
-        train_from(Train(**options(place, "box", "half", precision="float16")))
+        train_with(Train(**options(place, "box", "half", precision="float16")))
 
 
 def test_bfloat16_networks_have_float32_losses(place):
     """The first loss is that of float32 to the precision of the networks; the weights stay in float32."""
-    half = train_from(Train(**options(place, "box", "bfloat16", precision="bfloat16", epochs=1)))
-    full = train_from(Train(**options(place, "box", "float32", epochs=1)))
+    half = train_with(Train(**options(place, "box", "bfloat16", precision="bfloat16", epochs=1)))
+    full = train_with(Train(**options(place, "box", "float32", epochs=1)))
     a, b = losses(half.folder)[0], losses(full.folder)[0]
     assert a["loss"] != b["loss"]
     assert a["loss"] == pytest.approx(b["loss"], rel=0.02)
