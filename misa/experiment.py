@@ -217,6 +217,8 @@ class Inference:
     mask: float = 0.7  # of a pixel's probability
     candidates: int = 500
     per_image: int = 100
+    from_shadow: bool = _later(False)  # the copy that follows the student predicts in its place (BoxTeacher)
+    rescore: bool = _later(False)  # CondInst: scores take in how sure a mask is of its pixels (BoxTeacher)
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,8 @@ class Needs(NamedTuple):
     prior: bool = False  # S and K of the semantic teacher
     adapter: bool = False  # the layers of FSD behind the dense feature I
     colors: bool = False  # the images as colors of 0..255
-    shadow: bool = False  # a copy of the student that follows it
+    shadow: bool = False  # a copy of the student that follows it, and its masks of the same objects
+    detections: bool = False  # such a copy, and what it detects in the images
     structure: int = 0  # channels of a map that is learned from I
 
 
@@ -358,6 +361,14 @@ class Experiment:
                     "'box' and semantic at None."
                 )
             wants = self.objective.needs.prior
+        followed = self.objective is not None and (self.objective.needs.shadow or self.objective.needs.detections)
+        if self.inference.from_shadow and not followed:
+            raise ValueError(
+                "Inference.from_shadow: nothing follows this row's student; name an objective with a shadow, such as "
+                "BoxTeacher, or leave it False."
+            )
+        if self.inference.rescore and (self.student != "condinst" or self.supervision != "box"):
+            raise ValueError("Inference.rescore is of condinst students that learn from boxes; leave it False.")
         if bool(wants) != bool(self.teacher) and self.semantic is None:
             raise ValueError(
                 "Experiment.teacher and what learns from it belong together: distillation, feature or saliency in "
@@ -447,7 +458,7 @@ class Comparison:
     """A table of the paper: rows of one module, compared with one of them seed by seed.
 
     `rows` gives the printed name of every row; a row of the module is called `<data>_<row>`. `data` is what the
-    paper's figures are of.
+    paper's figures are of, "" where it has none.
     """
 
     title: str

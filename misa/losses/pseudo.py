@@ -28,6 +28,15 @@ def dice(a: Float[Tensor, "n ..."], b: Float[Tensor, "n ..."], eps: float = 1e-5
     return 1 - 2 * (a * b).sum(1) / ((a * a).sum(1) + (b * b).sum(1) + eps)
 
 
+def quality(masks: Float[Tensor, "n h w"]) -> Float[Tensor, " n"]:
+    """The mean probability of each mask's pixels above 0.5: how sure a mask is of itself; 0 where there are none.
+
+    BoxTeacher (Cheng et al. 2023) weighs its pseudo masks and its predictions' scores by it.
+    """
+    sure = (masks > 0.5).to(masks.dtype)
+    return (masks * sure).sum(dim=(1, 2)) / (sure.sum(dim=(1, 2)) + 1e-6)
+
+
 def focal_on(
     probabilities: Float[Tensor, "n ..."],
     target: Bool[Tensor, "n ..."],

@@ -63,10 +63,18 @@ class Truth(NamedTuple):
     image: Tensor
 
 
+class Detected(NamedTuple):
+    """What a network detects in an image: boxes (m 4), scores (m), mask probabilities (m h w) at the size of I."""
+
+    boxes: Tensor
+    scores: Tensor
+    masks: Tensor
+
+
 class Prepared(NamedTuple):
     """What the networks see: `images` (b 3 h w, normalised and padded) and the instances in them are the student's.
 
-    `seen` is what `Step.colors` and `Step.shadow` come from: the images themselves, or a weaker view of them.
+    `seen` is what the colors, the shadow and the teacher see: the images themselves, or a weaker view of them.
     """
 
     images: Tensor
@@ -90,7 +98,7 @@ class Step(NamedTuple):
     prior: S at the size of the masks, and K. classifier: the whole last layer, K with its bias and the background.
     colors: the images at the size of the masks, RGB of 0..255.
     shadow, shadow_features: the same as positives and features of the copy that follows the student, without gradient;
-        as many, in the same order.
+        as many, in the same order. detections: what it detects in each image. None before it has begun.
     structure: the learned map (b c h w).
     generators: a random generator an image, on the CPU: the same draws in a resumed run and in any number of processes.
     across: the mean of a tensor over the processes of the training.
@@ -110,6 +118,7 @@ class Step(NamedTuple):
     colors: Tensor | None = None
     shadow: Positives | None = None
     shadow_features: Tensor | None = None
+    detections: list[Detected] | None = None
     structure: Tensor | None = None
     generators: Sequence[torch.Generator] = ()
     across: Callable[[Tensor], Tensor] = _own
@@ -136,9 +145,9 @@ class BoxObjective(Objective):
         return None
 
     def shadow_momentum(self, iteration: int, total: int) -> float:
-        """How much of itself the shadow keeps before this step: 0 makes it a copy of the student, 1 leaves it.
+        """How much of itself the shadow keeps before this step: 0 makes it a copy of the student.
 
-        At the first step of the run it is a copy in any case.
+        1 leaves it, and nothing is asked of it. At the first step of the run it is a copy in any case.
         """
         raise NotImplementedError
 

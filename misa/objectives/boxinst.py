@@ -37,18 +37,28 @@ class BoxInst(BoxObjective):
 
     def losses(self, step: Step, memory: nn.Module | None = None) -> dict[str, Term]:
         """`loss_projection`, a mean over the instances, and `loss_pairs`, over the pairs of all of them."""
-        from misa.losses.pairs import edge_error, pair_loss
+        from misa.losses.pairs import edge_error
+
+        return self.box_terms(step, edge_error(step.positives.mask_logits))
+
+    def box_terms(self, step: Step, error: Tensor) -> dict[str, Term]:
+        """The two terms, from the pairs' errors (n 8 h w)."""
+        from misa.losses.pairs import pair_loss
         from misa.losses.projection import projection_loss
 
         logits, boxes = step.positives.mask_logits, step.positives.box_masks
         projection = projection_loss(logits.sigmoid(), boxes)
-        alike = color_pairs(step, self.bottom_rows) >= self.similarity
+        alike = self.likeness(step) >= self.similarity
         keep = alike[step.positives.image.to(logits.device)] & boxes[:, None]
-        pairs = pair_loss(edge_error(logits), keep)
+        pairs = pair_loss(error, keep)
         return {
             "loss_projection": Term(self.projection_weight * projection.sum() / max(len(projection), 1)),
             "loss_pairs": Term(self.pair_weight * step.ramp(self.ramp) * pairs, keep.sum()),
         }
+
+    def likeness(self, step: Step) -> Tensor:
+        """How much neighbors belong together (b 8 h w), in [0, 1]: by their colors."""
+        return color_pairs(step, self.bottom_rows)
 
 
 def color_pairs(step: Step, bottom_rows: int) -> Tensor:

@@ -27,6 +27,18 @@ def _span(low: Float[Tensor, " n"], high: Float[Tensor, " n"], size: int) -> Boo
     return torch.where(inside.any(-1, keepdim=True), inside, nearest)
 
 
+def extents(masks: Float[Tensor, "n h w"]) -> Float[Tensor, "n 4"]:
+    """The boxes around the pixels above 0.5, in cells; all 0 where there is none."""
+    sure, bounds = masks > 0.5, []
+    for axis in (1, 2):  # columns, then rows
+        there = sure.any(dim=axis)
+        place = torch.arange(there.shape[1], device=masks.device)
+        last = torch.where(there, place + 1, 0).amax(dim=1)
+        bounds.append((torch.where(there, place, there.shape[1]).amin(dim=1).minimum(last), last))
+    (x1, x2), (y1, y2) = bounds
+    return torch.stack([x1, y1, x2, y2], dim=1).to(masks.dtype)
+
+
 def positive_cells(
     boxes: Float[Tensor, "n 4"],
     size: tuple[int, int],

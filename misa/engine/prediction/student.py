@@ -17,7 +17,7 @@ from misa.engine.runs.record import read_params
 from misa.engine.runs.state import warn
 from misa.errors import UserError
 from misa.experiment import Experiment, require_types
-from misa.models.students.base import TRAINING_ONLY
+from misa.models.students.base import SHADOW, TRAINING_ONLY
 from misa.models.students.inference import Image, Instances, Student
 from misa.models.students.table import implementation, model_config
 
@@ -45,10 +45,13 @@ def load_student(path: str | Path, *, device: str = "auto") -> Student:
     experiment, classes = _card(path, checkpoint)
     if experiment.semantic is not None:
         raise UserError(f"{path} is a semantic teacher; predictions are a student's, of a row such as demo:box.")
-    model = build_student(experiment, classes, path=path, weights=checkpoint["state_dict"])
+    weights = checkpoint["state_dict"]
+    if experiment.inference.from_shadow:
+        weights = {name.removeprefix(SHADOW): value for name, value in weights.items() if name.startswith(SHADOW)}
+    model = build_student(experiment, classes, path=path, weights=weights)
     if folder is not None:  # whoever names a checkpoint knows which state it is of
         warn(folder, experiment, checkpoint=path)
-    return Student(model.to(place), experiment, classes, path, _digest(checkpoint["state_dict"]))
+    return Student(model.to(place), experiment, classes, path, _digest(weights))
 
 
 def choose_device(name: str) -> torch.device:
@@ -70,7 +73,8 @@ def for_inference(experiment: Experiment) -> Experiment:
     """The row without what only a training needs: its terms, its teacher, the weights it started from."""
     network = {"pretrained": False, "frozen_stages": -1}
     terms: dict[str, Any] = {"affinity": None, "distillation": None, "objective": None, "teacher": ""}
-    return experiment.but(**terms, expected=None, network=network)
+    # What the shadow predicts is in the student's place there.
+    return experiment.but(**terms, expected=None, network=network, inference={"from_shadow": False})
 
 
 def build_student(

@@ -18,22 +18,26 @@ from misa.models.students.batch_means import batch_mean, share
 from misa.models.students.memory import Memory
 from misa.models.students.step_health import gradient_shares, mask_health
 from misa.models.teacher.contract import TeacherNetwork
-from misa.objectives.base import BoxObjective, Prepared, Step, Term, Truth
+from misa.objectives.base import BoxObjective, Detected, Prepared, Step, Term, Truth
 
 TRAINING_ONLY = ("adapter.", "memory.")
 """How the names of weights begin that serve the training alone."""
+SHADOW = "memory.shadow.copy."
+"""How the names of the shadow's weights begin."""
 
 
 class Handover(NamedTuple):
     """What a student hands over of a batch: its masks, its dense feature I (b d h w), and losses of its own.
 
     repeats: how many predictions of every object `positives` holds; each is supervised on its own.
+    places: where in the network the positives are, for a copy of it to answer at the same.
     """
 
     positives: Positives
     features: Tensor
     losses: dict[str, Tensor]
     repeats: int = 1
+    places: Any = None
 
 
 class BoxMasks(NamedTuple):
@@ -60,6 +64,7 @@ class BoxSupervised(nn.Module):
     objective: what supervises it, or the plain values of one (as a run's config.py has them).
     classes: how many the data has.
     teacher_channels: of the teacher's dense feature S; needed for the adapter of FSD.
+    from_shadow: the copy that follows the student predicts in its place.
 
     The teacher is attached, not owned: it is no part of the state dict, of `parameters()` or of inference.
     """
@@ -67,6 +72,7 @@ class BoxSupervised(nn.Module):
     teacher: TeacherNetwork | None = None
     memory: Memory | None
     clock = Clock()
+    from_shadow = False  # of a copy, too, which is made before
     same_positives = True  # whether a copy of the student has the same positives, in the same order
     _maps: tuple[Tensor, ...] | None = None
 
@@ -76,6 +82,7 @@ class BoxSupervised(nn.Module):
         objective: BoxObjective | dict[str, Any],
         classes: int,
         teacher_channels: int | None = None,
+        from_shadow: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -94,6 +101,7 @@ class BoxSupervised(nn.Module):
                 self.adapter = Adapter(self.feature_channels(), teacher_channels)
             memory = Memory(self, value, classes=classes, channels=self.feature_channels())
         self.memory = memory if any(memory.children()) else None
+        self.from_shadow = from_shadow
 
     watched = False  # whether the next step reports its diagnostics as well
 
@@ -111,9 +119,22 @@ class BoxSupervised(nn.Module):
         """I of Eq. 2 (b d h w) from the detector's maps."""
         raise NotImplementedError
 
-    def handover(self, images: Tensor, instances: list[InstanceData]) -> Handover:
-        """The student's part of a batch (b 3 h w) with `bboxes` and `labels` of each image."""
+    def handover(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> Handover:
+        """The student's part of a batch (b 3 h w) with `bboxes` and `labels` of each image.
+
+        With the `places` of another's handover of these instances the positives are its, one by one.
+        """
         raise NotImplementedError
+
+    def detect(self, images: Tensor, sizes: list[tuple[int, int]]) -> list[Detected]:
+        """What is found in each image of a batch (b 3 h w), as at test time; `sizes` (h, w) are without padding."""
+        raise NotImplementedError
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: Any, rescale: bool = True, **_: Any) -> Any:
+        """mmdet's predictions, of the shadow where `from_shadow` says so."""
+        if self.from_shadow and self.memory is not None and self.memory.shadow is not None:
+            return self.memory.shadow.copy.predict(batch_inputs, batch_data_samples, rescale=rescale)
+        return super().predict(batch_inputs, batch_data_samples, rescale=rescale)  # type: ignore[misc]
 
     def masks_of_boxes(self, images: Tensor, instances: list[InstanceData]) -> list[BoxMasks]:
         """The masks of the known `bboxes` and `labels` of each image of a batch (b 3 h w), matched as in training."""
@@ -151,13 +172,15 @@ class BoxSupervised(nn.Module):
         generators = [_generator(self.clock, sample) for sample in samples]
         given = [sample.gt_instances for sample in samples]
         prepared = self.objective.prepare(images, given, own, generators)
-        positives, features, losses, repeats = self.handover(prepared.images, prepared.instances)
+        own_part = self.handover(prepared.images, prepared.instances)
+        positives, features, losses = own_part.positives, own_part.features, own_part.losses
         if images.device.type == "cpu" and not positives.mask_logits.isfinite().all():  # elsewhere it would wait
             raise Diverged("the masks became NaN or infinite; lower the learning rate, in another work_dir.")
-        step = self._step(prepared, positives, features, samples)._replace(generators=generators)
+        step = self._step(prepared, positives, features, samples)
+        step = step._replace(generators=generators, **self._of_shadow(prepared, own_part.places, samples))
         with torch.autocast(features.device.type, enabled=False):
             terms = self.objective.losses(step, own)
-        losses |= {name: _part(term, repeats, positives) for name, term in terms.items()}
+        losses |= {name: _part(term, own_part.repeats, positives) for name, term in terms.items()}
         with torch.no_grad():
             self.objective.update(step, own)
         if self._maps is not None:
@@ -174,10 +197,6 @@ class BoxSupervised(nn.Module):
         union = union_of_boxes(boxes, features, stride)
         # A crowd's box says neither what is in it nor that nothing is.
         known = union | ~union_of_boxes([_crowds(sample) for sample in samples], features, stride)
-        shadow = None
-        if memory is not None and memory.shadow is not None:
-            with torch.no_grad():
-                shadow = memory.shadow.copy.handover(prepared.seen, prepared.instances)
         return Step(
             positives._replace(mask_logits=positives.mask_logits.float()),
             _shrink(prepared.images, [sample.img_shape for sample in samples], union),
@@ -191,11 +210,24 @@ class BoxSupervised(nn.Module):
             prior=self._prior(prepared.seen, size) if needs.prior else None,
             classifier=self.teacher.last_layer() if needs.prior and self.teacher is not None else None,
             colors=_colors(prepared.seen, size) if needs.colors else None,
-            shadow=shadow and shadow.positives._replace(mask_logits=shadow.positives.mask_logits.float()),
-            shadow_features=shadow and shadow.features,
             structure=None if memory is None or memory.structure is None else memory.structure(features),
             across=batch_mean,
         )
+
+    @torch.no_grad()
+    def _of_shadow(self, prepared: Prepared, places: Any, samples: list[DetDataSample]) -> dict[str, Any]:
+        """The fields of a step that the shadow answers, once it has begun to follow."""
+        needs, shadow = self.objective.needs, None if self.memory is None else self.memory.shadow
+        if shadow is None or self.objective.shadow_momentum(self.clock.iteration, self.clock.total) == 1:
+            return {}
+        fields: dict[str, Any] = {}
+        if needs.shadow:
+            found = shadow.copy.handover(prepared.seen, prepared.instances, places)
+            masks = found.positives.mask_logits.float()
+            fields |= {"shadow": found.positives._replace(mask_logits=masks), "shadow_features": found.features}
+        if needs.detections:
+            fields["detections"] = shadow.copy.detect(prepared.seen, [sample.img_shape[:2] for sample in samples])
+        return fields
 
     def _prior(self, images: Tensor, size: tuple[int, int]) -> SemanticPrior:
         """S at the size of the masks and K, without gradient."""

@@ -46,7 +46,11 @@ def stage_widths(network: Network) -> list[int]:
 
 def objectives(experiment: Experiment, classes: int) -> dict[str, Any]:
     """The arguments of `BoxSupervised`."""
-    arguments: dict[str, Any] = {"objective": objective_of(experiment), "classes": classes}
+    arguments: dict[str, Any] = {
+        "objective": objective_of(experiment),
+        "classes": classes,
+        "from_shadow": experiment.inference.from_shadow,
+    }
     if experiment.teacher:
         arguments["teacher_channels"] = teacher_channels(experiment)
     return arguments

@@ -4,6 +4,8 @@ BoxInst learns with it. The widths of the dynamic layers are those of AdelaiDet,
 16 mask features and 8 dynamic channels, 233 parameters a location.
 """
 
+from typing import Any
+
 import torch
 from mmdet.models.dense_heads.condinst_head import CondInstBboxHead, CondInstMaskHead
 from mmdet.models.detectors import CondInst
@@ -14,10 +16,12 @@ from torch import Tensor
 
 from misa.experiment import Experiment
 from misa.losses.inputs import Positives
+from misa.losses.pseudo import quality
 from misa.models.students.base import BoxMasks, BoxSupervised, Handover
 from misa.models.students.baselines import dynamic_masks
 from misa.models.students.common import mmdet_model, objectives, preprocessor
 from misa.models.students.table import Implementation
+from misa.objectives.base import Detected
 from misa.ops.boxes import box_masks
 
 MASK_FEATURES, DYNAMIC = 16, 8  # channels
@@ -36,6 +40,17 @@ class BoxCondInstMaskHead(CondInstMaskHead):
             [b.reshape(n * out) for b, out in zip(biases, self.bias_nums, strict=True)],
         )
 
+    def predict_by_feat(
+        self, mask_preds: list[Tensor], results_list: list[InstanceData], *args: Any, **kwargs: Any
+    ) -> list[InstanceData]:
+        """mmdet's; with `test_cfg.rescore` scores are sqrt(sqrt(class · centre-ness) · `quality` of the mask)."""
+        if self.test_cfg.get("rescore"):
+            for found, logits in zip(results_list, mask_preds, strict=True):
+                masks = logits.reshape(-1, *logits.shape[-2:])
+                found.scores = (found.scores.sqrt() * quality(masks.float().sigmoid())).sqrt()
+        rescored: list[InstanceData] = super().predict_by_feat(mask_preds, results_list, *args, **kwargs)
+        return rescored
+
 
 class MISACondInst(BoxSupervised, CondInst):
     """CondInst as the student. Its locations are found in the middle of the boxes, since there are no masks."""
@@ -51,12 +66,20 @@ class MISACondInst(BoxSupervised, CondInst):
         """The mask features, stretched to the size of the masks."""
         return _dense_feature(self, maps)
 
-    def handover(self, images: Tensor, instances: list[InstanceData]) -> Handover:
-        """The locations that fire, of every box the best by class probability times centre-ness, 64 an image in all."""
+    def handover(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> Handover:
+        """The locations that fire, of every box the best by class probability times centre-ness, 64 an image in all.
+
+        places: what mmdet says of them, an `InstanceData` an image.
+        """
         maps = self.extract_feat(images)
-        plain = [InstanceData(bboxes=truth.bboxes, labels=truth.labels) for truth in instances]
-        losses = self.bbox_head.loss_by_feat(*self.bbox_head(maps), plain, [])
-        chosen = [best(info, self.mask_head.topk_masks_per_img) for info in self.bbox_head.get_positive_infos()]
+        outputs = self.bbox_head(maps)
+        if places is None:
+            plain = [InstanceData(bboxes=truth.bboxes, labels=truth.labels) for truth in instances]
+            losses = self.bbox_head.loss_by_feat(*outputs, plain, [])
+            chosen = [best(info, self.mask_head.topk_masks_per_img) for info in self.bbox_head.get_positive_infos()]
+        else:
+            losses, params = {}, torch.cat([level.flatten(2) for level in outputs[-1]], dim=2).transpose(1, 2)
+            chosen = [_with_params(info, own[info.pos_inds]) for info, own in zip(places, params, strict=True)]
         features = self.mask_head.mask_feature_head(maps)
         masks = [self.mask_head.forward_single(own, info)[0] for own, info in zip(features, chosen, strict=True)]
         stride = self.mask_head.mask_out_stride
@@ -78,7 +101,21 @@ class MISACondInst(BoxSupervised, CondInst):
             torch.cat([torch.full_like(own, b) for b, own in enumerate(hosted)]),
             torch.cat([own + start for own, start in zip(hosted, first, strict=False)]),
         )
-        return Handover(positives, _stretched(self, features), losses)
+        return Handover(positives, _stretched(self, features), losses, places=chosen)
+
+    def detect(self, images: Tensor, sizes: list[tuple[int, int]]) -> list[Detected]:
+        """mmdet's detections; scores are sqrt(class probability · centre-ness), as AdelaiDet's. In evaluation only."""
+        assert not self.training, "mmdet's head measures boxes in strides while it trains"
+        maps = self.extract_feat(images)
+        metas = [{"img_shape": size} for size in sizes]
+        every = self.bbox_head.predict_by_feat(*self.bbox_head(maps), batch_img_metas=metas, rescale=False)
+        features = self.mask_head.mask_feature_head(maps)
+        size = tuple(_stretched(self, features).shape[-2:])
+        masks = [self.mask_head.forward_single(own, info)[0] for own, info in zip(features, every, strict=True)]
+        return [
+            Detected(info.bboxes.float(), info.scores.float().sqrt(), own.reshape(-1, *size).float().sigmoid())
+            for info, own in zip(every, masks, strict=True)
+        ]
 
     def masks_of_boxes(self, images: Tensor, instances: list[InstanceData]) -> list[BoxMasks]:
         """The mean of the masks of the locations that a box owns."""
@@ -92,6 +129,17 @@ class MISACondInst(BoxSupervised, CondInst):
             found.append(BoxMasks(total / count.clamp(min=1)[:, None, None], count > 0))
             start += len(truth.bboxes)
         return found
+
+
+def _with_params(info: InstanceData, params: Tensor) -> InstanceData:
+    """The same locations with the dynamic weights of another network."""
+    return InstanceData(
+        points=info.points,
+        strides=info.strides,
+        pos_inds=info.pos_inds,
+        pos_assigned_gt_inds=info.pos_assigned_gt_inds,
+        param_preds=params,
+    )
 
 
 def best(info: InstanceData, at_most: int) -> InstanceData:
@@ -126,6 +174,7 @@ def condinst_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigD
     model.mask_head.update(type=BoxCondInstMaskHead, feat_channels=DYNAMIC)
     model.mask_head.mask_feature_head.out_channels = MASK_FEATURES
     model.bbox_head.num_params = (MASK_FEATURES + 2 + 1) * DYNAMIC + (DYNAMIC + 1) * DYNAMIC + DYNAMIC + 1
+    model.test_cfg.rescore = experiment.inference.rescore
     model.update(objectives(experiment, len(classes)))
     return model
 

@@ -7,7 +7,7 @@ the masks' own, a quarter of it, where boxes are drawn and losses are computed a
 Axes: l prediction · b image · q query · n instance · h row · w column.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +22,14 @@ from torch import Tensor
 from misa.errors import Diverged
 from misa.experiment import Experiment, Network
 from misa.losses.inputs import Positives
+from misa.losses.pseudo import quality
 from misa.models.backbones import SWINS
 from misa.models.students.base import BoxMasks, BoxSupervised, Handover
 from misa.models.students.batch_means import share
 from misa.models.students.common import backbone_of, mmdet_model, objectives, preprocessor, stage_widths
 from misa.models.students.table import Implementation
-from misa.ops.boxes import box_masks
+from misa.objectives.base import Detected
+from misa.ops.boxes import box_masks, extents
 
 CLASS_COST, PROJECTION_COST = 2.0, 5.0  # APro's
 CLASS_WEIGHT, NO_OBJECT = 2.0, 0.1  # of the classification loss, and of "no object" in it: mmdet's and APro's
@@ -190,6 +192,7 @@ class MISAMask2Former(BoxSupervised, Mask2Former):
     """Mask2Former as the student."""
 
     panoptic_head: BoxMask2FormerHead
+    test_cfg: ConfigDict
     same_positives = False
 
     def feature_channels(self) -> int:
@@ -200,12 +203,22 @@ class MISAMask2Former(BoxSupervised, Mask2Former):
         """The pixel decoder's finest map, which every query is multiplied with."""
         return _dense_feature(self, maps).float()
 
-    def handover(self, images: Tensor, instances: list[InstanceData]) -> Handover:
+    def handover(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> Handover:
         """The queries that match, of the initial prediction and of every decoder layer."""
         head = self.panoptic_head
         size = (images.shape[-2], images.shape[-1])
         positives, features, losses = head.match(self.extract_feat(images), instances, size)
         return Handover(positives, features, losses, repeats=head.num_transformer_decoder_layers + 1)
+
+    def detect(self, images: Tensor, sizes: list[tuple[int, int]]) -> list[Detected]:
+        """The surest queries of the last decoder layer, each with its classes; boxes are the masks' extents."""
+        scores, logits = (each[-1].float() for each in self.panoptic_head(self.extract_feat(images), []))
+        stride, found = images.shape[-2] // logits.shape[-2], []
+        for own, masks in zip(scores.softmax(dim=-1)[..., :-1], logits.sigmoid(), strict=True):
+            score, place = own.flatten().topk(min(self.test_cfg.max_per_image, own.numel()))
+            chosen = masks[place // own.shape[1]]
+            found.append(Detected(extents(chosen) * stride, score * quality(chosen), chosen))
+        return found
 
     def masks_of_boxes(self, images: Tensor, instances: list[InstanceData]) -> list[BoxMasks]:
         """The mask of the last decoder layer's query that matches a box; there may be more boxes than queries."""

@@ -50,7 +50,7 @@ class Memory(nn.Module):
         super().__init__()
         needs = objective.needs
         self.own = objective.memory(classes, channels)
-        self.shadow = Shadow(student) if needs.shadow else None
+        self.shadow = Shadow(student) if needs.shadow or needs.detections else None
         self.structure = nn.Conv2d(channels, needs.structure, 3, padding=1) if needs.structure else None
         if self.structure is not None:
             nn.init.normal_(self.structure.weight, std=0.01)

@@ -15,9 +15,11 @@ from misa.losses.inputs import Positives
 from misa.models.students.base import BoxMasks, BoxSupervised, Handover
 from misa.models.students.batch_means import share
 from misa.models.students.common import backbone_of, mmdet_model, objectives, preprocessor, stage_widths
+from misa.models.students.solov2_decode import Dense, decode, dense_outputs, each_image
 from misa.models.students.solov2_inference import DensePart, find_boxes_by_cells, find_by_cells
 from misa.models.students.table import Implementation
-from misa.ops.boxes import box_masks, positive_cells
+from misa.objectives.base import Detected
+from misa.ops.boxes import box_masks, extents, positive_cells
 
 
 class Cells(NamedTuple):
@@ -152,6 +154,7 @@ class MISA(BoxSupervised, SOLOv2):
     """SOLOv2 as the student."""
 
     mask_head: BoxSOLOv2Head
+    test_cfg: ConfigDict
 
     def feature_channels(self) -> int:
         """D' of Eq. 2."""
@@ -161,10 +164,27 @@ class MISA(BoxSupervised, SOLOv2):
         """The mask features of Eq. 2."""
         return _dense_feature(self, maps)
 
-    def handover(self, images: Tensor, instances: list[InstanceData]) -> Handover:
-        """The cells that fire."""
-        cells = self.mask_head.assign(instances, (images.shape[-2], images.shape[-1]))
-        return Handover(*self.mask_head.match(self.extract_feat(images), cells, instances))
+    def handover(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> Handover:
+        """The cells that fire; places: these `Cells`."""
+        cells = places or self.mask_head.assign(instances, (images.shape[-2], images.shape[-1]))
+        return Handover(*self.mask_head.match(self.extract_feat(images), cells, instances), places=cells)
+
+    def detect(self, images: Tensor, sizes: list[tuple[int, int]]) -> list[Detected]:
+        """By matrix NMS; boxes are the masks' extents."""
+        head, limits, found = self.mask_head, self.test_cfg, []
+        for dense in each_image(dense_outputs(head(self.extract_feat(images)))):
+            scores, _, masks = decode(
+                Dense(*(x.float() for x in dense)),
+                grids=head.num_grids,
+                strides=head.strides,
+                score=limits.score_thr,
+                keep=limits.filter_thr,
+                mask=limits.mask_thr,
+                candidates=limits.nms_pre,
+                per_image=limits.max_per_img,
+            )
+            found.append(Detected(extents(masks) * head.mask_stride, scores, masks))
+        return found
 
     def masks_of_boxes(self, images: Tensor, instances: list[InstanceData]) -> list[BoxMasks]:
         """The mean of the masks of the grid cells that a box owns."""

@@ -1,0 +1,184 @@
+"""SIM: pseudo masks of copy and prototypes, which pixels they speak of, and how the prototypes move."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from misa.losses.inputs import Batch, Positives
+from misa.objectives.base import Ramp, Step
+from misa.objectives.sim import SIM, objects_of
+
+H, W, D, C = 8, 9, 4, 3
+OBJECTIVE = SIM(ramp=Ramp(0, 100), pseudo_start=Ramp(10, 10), pseudo_ramp=Ramp(0, 100), bottom_rows=0, prototypes=5)
+
+
+@pytest.fixture
+def step(rng):
+    """Three objects in two images; the first has two instances, the middle one none."""
+    instance, labels = torch.tensor([2, 0, 0]), torch.tensor([1, 2, 2])
+    boxes = torch.zeros(3, H, W, dtype=torch.bool)
+    boxes[0, 1:7, 2:8] = True
+    boxes[1:, 2:6, 0:5] = True
+    own = Positives(
+        torch.randn(3, H, W, generator=rng).requires_grad_(), boxes, labels, torch.tensor([1, 0, 0]), instance
+    )
+    return Step(
+        own,
+        Batch(torch.randn(2, 3, H, W, generator=rng), torch.ones(2, H, W, dtype=torch.bool)),
+        iteration=50,
+        total=100,
+        features=torch.randn(2, D, H, W, generator=rng),
+        colors=255 * torch.rand(2, 3, H, W, generator=rng),
+        shadow=own._replace(mask_logits=3 * torch.randn(3, H, W, generator=rng)),
+        shadow_features=torch.randn(2, D, H, W, generator=rng),
+        generators=[torch.Generator().manual_seed(seed) for seed in (1, 2)],
+    )
+
+
+@pytest.fixture
+def memory(rng):
+    own = OBJECTIVE.memory(C, D)
+    own.prototypes.copy_(torch.randn(own.prototypes.shape, generator=rng))
+    return own
+
+
+def test_an_object_is_the_mean_of_its_instances(step):
+    objects = objects_of(step)
+    masks = step.shadow.mask_logits.sigmoid()
+    assert objects.instances.tolist() == [2, 1]
+    assert_close(objects.masks, torch.stack([(masks[1] + masks[2]) / 2, masks[0]]))
+    assert objects.labels.tolist() == [2, 1]
+    assert objects.image.tolist() == [0, 1]
+    assert objects.where.tolist() == [1, 0, 0]
+    assert torch.equal(objects.boxes, step.positives.box_masks[[1, 0]])
+
+
+def test_neighbors_are_alike_in_color_and_feature(step):
+    """With one color everywhere the features decide, at a distance of 2.3 for the threshold of 0.1."""
+    grey = step._replace(colors=torch.full_like(step.colors, 90.0))
+    found, features = OBJECTIVE.likeness(grey), step.shadow_features
+    for y in range(H):
+        for x in range(W):
+            for k, (dy, dx) in enumerate((a, b) for a in (-2, 0, 2) for b in (-2, 0, 2) if (a, b) != (0, 0)):
+                there = 0 <= y + dy < H and 0 <= x + dx < W
+                distance = float((features[0, :, y, x] - features[0, :, y + dy, x + dx]).norm()) if there else math.inf
+                assert found[0, k, y, x].item() == pytest.approx(math.exp(-distance), abs=1e-5)
+    assert math.exp(-2.3) == pytest.approx(OBJECTIVE.similarity, abs=1e-3)
+
+
+@pytest.mark.parametrize("norm", ["official", "intended"])
+def test_pseudo_masks_equal_the_loop(step, memory, norm):
+    objective = SIM(prototypes=5, prototype_norm=norm)
+    prototypes = objective.normalised(memory.prototypes)
+    if norm == "official":
+        assert_close(prototypes.norm(dim=1), torch.ones(C, D))
+    else:
+        assert_close(prototypes.norm(dim=2), torch.ones(C, 5))
+    objects = objects_of(step)
+    pseudo = objective.pseudo_masks(step, prototypes, objects)
+    for g in range(2):
+        box, mean = objects.boxes[g], objects.masks[g]
+        values = torch.zeros(H, W)
+        for y in range(H):
+            for x in range(W):
+                feature = step.shadow_features[objects.image[g], :, y, x]
+                feature = feature / feature.norm()
+                best = max(float(p @ feature) for p in prototypes[objects.labels[g]])
+                values[y, x] = 0.5 / (1 + math.exp(-best)) + 0.5 * mean[y, x]
+        ranked = sorted((values * box).flatten().tolist(), reverse=True)
+        threshold = min(max(ranked[int(((mean > 0.7) & box).sum())], 0.7), 0.8)
+        assert torch.equal(pseudo.target[g], (values > threshold) & box)
+        assert torch.equal(pseudo.sure[g], ((values > threshold) | (values < 0.4)) & box)
+
+
+def test_the_threshold_leaves_as_many_pixels_as_the_copy_is_sure_of(step):
+    """s is M_I where prototypes say what M_I says; between 0.7 and 0.8 the rank decides, else that range's ends."""
+    objects = objects_of(step)
+    box = torch.ones(1, H, W, dtype=torch.bool)
+    for low, high, count in ((0.71, 0.79, 12), (0.85, 0.99, 12), (0.1, 0.6, 0)):
+        own = torch.full((H * W,), 0.2)
+        own[:12] = torch.linspace(low, high, 12)
+        one = objects._replace(
+            masks=own.view(1, H, W), boxes=box, labels=torch.zeros(1).long(), image=torch.zeros(1).long()
+        )
+        logit = torch.logit(own.view(H, W))
+        features = torch.stack([logit.sign(), torch.zeros(H, W)])  # unit vectors; the prototype's length is the logit's
+        copy = step._replace(shadow_features=features[None])
+        prototypes = torch.zeros(1, 1, 2)
+        prototypes[0, 0, 0] = 50.0  # M_S is 1 on the object's side and 0 off it
+        found = OBJECTIVE.pseudo_masks(copy, prototypes, one)
+        both = (own + (own > 0.5).float()) / 2
+        rank = int((own > 0.7).sum())
+        threshold = both.sort(descending=True).values[rank].clamp(0.7, 0.8)
+        assert int(found.target.sum()) == int((both > threshold).sum())
+        assert count == 0 or int(found.target.sum()) == count
+
+
+def test_the_pseudo_loss_waits_and_is_one_ratio(step, memory):
+    early = OBJECTIVE.losses(step._replace(iteration=9), memory)["loss_pseudo"].loss
+    assert early == 0
+    early.backward()
+    assert step.positives.mask_logits.grad.abs().sum() == 0
+    term = OBJECTIVE.losses(step, memory)["loss_pseudo"]
+    objects = objects_of(step)
+    pseudo = OBJECTIVE.pseudo_masks(step, OBJECTIVE.normalised(memory.prototypes), objects)
+    total = count = 0.0
+    for n, g in enumerate(objects.where.tolist()):
+        p = step.positives.mask_logits[n].detach().sigmoid().double()
+        for y in range(H):
+            for x in range(W):
+                if not pseudo.sure[g, y, x]:
+                    continue
+                count += 1
+                value, positive = float(p[y, x]), bool(pseudo.target[g, y, x])
+                error = math.log(1 + math.exp(-value if positive else value))  # the probability taken for a logit
+                off = 1 - value if positive else value
+                total += (0.25 if positive else 0.75) * error * off**2
+    assert count > 10
+    assert term.loss.item() == pytest.approx(0.3 * 0.5 * total / (count + 1), rel=1e-5)
+    assert term.per == count + 1
+
+
+def test_equal_pixels_pull_one_prototype_by_its_share(step, memory):
+    objective = SIM(prototypes=5, assignment="intended", prototype_norm="intended", share=0.01)
+    vector = F.normalize(torch.tensor([1.0, 2, 3, 4]), dim=0)
+    features = vector[None, :, None, None].expand(2, D, H, W)
+    step = step._replace(features=7 * features, shadow_features=2 * features)
+    step = step._replace(shadow=step.shadow._replace(mask_logits=torch.full((3, H, W), 9.0)))
+    before = objective.normalised(memory.prototypes)
+    objective.update(step, memory)
+    after = memory.prototypes
+    assert_close(after[0], before[0])  # no object of this class
+    for label in (1, 2):
+        moved = [q for q in range(5) if not torch.allclose(after[label, q], before[label, q], atol=1e-6)]
+        assert len(moved) == 1
+        assert_close(after[label, moved[0]], F.normalize(before[label, moved[0]].lerp(vector, 0.01), dim=0))
+
+
+def test_prototypes_are_the_mean_over_the_processes_and_repeatable(step, memory):
+    first, second = OBJECTIVE.memory(C, D), OBJECTIVE.memory(C, D)
+    for own in (first, second):
+        own.prototypes.copy_(memory.prototypes)
+        generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        OBJECTIVE.update(step._replace(generators=generators), own)
+    assert torch.equal(first.prototypes, second.prototypes)
+    assert not torch.allclose(first.prototypes, OBJECTIVE.normalised(memory.prototypes), atol=1e-7)
+    other = torch.ones(C, 5, D)
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    OBJECTIVE.update(step._replace(generators=generators, across=lambda own: (own + other) / 2), memory)
+    assert_close(memory.prototypes, (first.prototypes + 1) / 2)
+
+
+def test_without_instances_nothing_moves(step, memory):
+    def empty(kept):
+        return Positives(*(part[:0] for part in kept))
+
+    none = step._replace(positives=empty(step.positives), shadow=empty(step.shadow))
+    terms = OBJECTIVE.losses(none, memory)
+    assert [term.loss.item() for term in terms.values()] == [0, 0, 0]
+    before = OBJECTIVE.normalised(OBJECTIVE.normalised(OBJECTIVE.normalised(memory.prototypes)))
+    OBJECTIVE.update(none, memory)
+    assert_close(memory.prototypes, before)
