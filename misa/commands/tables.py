@@ -1,5 +1,7 @@
 """Print the paper's ablation tables beside what was measured here; what was never trained says "not run".
 
+"comparators" are the objectives of other papers beside MISA's, on one student.
+
 example: misa tables 3 --data demo --seeds 5 --run
 """
 
@@ -15,7 +17,7 @@ class Tables(Parameters):
     """What `misa tables` and `notebooks/tables.ipynb` take."""
 
     table: int | str = argument(
-        "3, 4 or 5, or rows to compare with the first: teacher:demo,teacher:demo_boxes", default=3
+        "3, 4, 5 or comparators, or rows to compare with the first: teacher:demo,teacher:demo_boxes", default=3
     )
     data: str = option("demo", "demo: the embedded scenes; voc, coco_mini and others: give data_root")
     seeds: int = option(5, "number of seeds, from 0", low=1, high=1000)

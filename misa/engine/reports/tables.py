@@ -178,7 +178,8 @@ def open_table(
         )
         if f"{data}_{comparison.baseline}" not in _rows(module):
             raise UserError(f"table {table} has no data {data!r}; choose one of {', '.join(kinds)}.")
-        printed = [_rows(module)[f"{comparison.data}_{row}"].expected for row in comparison.rows]
+        known = _rows(module)
+        printed = [known[f"{comparison.data}_{row}"].expected if comparison.data else None for row in comparison.rows]
         paper = dict(zip(names.values(), printed, strict=True))
         printed_on = "" if data == comparison.data else comparison.data.upper()
     jobs = {row: plan([row], range(seeds), root=root, smoke=smoke) for row in names.values()}

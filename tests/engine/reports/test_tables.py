@@ -142,7 +142,7 @@ def test_scores_by_mode_and_size(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["7"], "no table 7; choose one of 3, 4, 5"),
+        (["7"], "no table 7; choose one of comparators, 3, 4, 5"),
         (["3", "--data", "kitti"], "no data 'kitti'; choose one of coco_mini, demo, photos, voc"),
         (["demo:boxx"], "did you mean 'box'"),
         (["3", "--seeds", "0"], "--seeds must be from 1 to 1000, not 0"),

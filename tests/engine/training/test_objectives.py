@@ -4,22 +4,54 @@ import os
 import shutil
 import signal
 
+import numpy as np
 import pytest
 import torch
 
+from misa.engine.prediction.export import export_student
+from misa.engine.prediction.student import find, load_student
 from misa.engine.runs.checkpoints import newest
 from misa.engine.training.train import train
 from misa.errors import Stopped
 from misa.objectives.base import Ramp
 from misa.objectives.box2mask import Box2Mask
 from misa.objectives.boxinst import BoxInst
+from misa.objectives.boxteacher import BoxTeacher
 from misa.objectives.discobox import DiscoBox
+from misa.objectives.sim import SIM
 
 ROWS = {
     "box2mask": {"objective": Box2Mask()},
     "boxinst": {"student": "condinst", "objective": BoxInst(ramp=Ramp(0, 8), bottom_rows=0)},
     "discobox": {"objective": DiscoBox(gate=10.0, shadow_start=Ramp(4, 4), momentum=0.9)},
+    "boxteacher": {
+        "student": "condinst",
+        "objective": BoxTeacher(ramp=Ramp(0, 8), pseudo_ramp=Ramp(0, 4), bottom_rows=0, momentum=0.7, overlap=0.05),
+        "inference": {"from_shadow": True, "rescore": True},
+    },
+    "sim": {
+        "student": "condinst",
+        "objective": SIM(
+            ramp=Ramp(0, 8), bottom_rows=0, pseudo_start=Ramp(2, 2), pseudo_ramp=Ramp(0, 2), momentum=0.7, sure=0.4
+        ),
+    },
 }
+
+
+def check_that_the_copy_predicts(run, exported, stored):
+    """A run and its exported student hold the copy's weights as the student's, and predict alike."""
+    export_student(run, exported)
+    written = torch.load(exported, weights_only=True)["state_dict"]
+    assert written.keys() == {name for name in stored if not name.startswith("memory.")}
+    assert all(torch.equal(value, stored[f"memory.shadow.copy.{name}"]) for name, value in written.items())
+    assert not all(torch.equal(value, stored[name]) for name, value in written.items())
+    image = np.random.default_rng(0).integers(0, 256, (52, 70, 3), dtype=np.uint8)
+    mine, theirs = load_student(run), load_student(exported)
+    assert mine.digest == theirs.digest
+    for one, other in zip(find(mine, [image], score=0.0), find(theirs, [image], score=0.0), strict=True):
+        assert len(one)
+        assert one.runs == other.runs
+        assert (one.scores == other.scores).all()
 
 
 def weights(folder):
@@ -54,5 +86,7 @@ def test_resumes_to_the_bit(name, tmp_path, monkeypatch, small_row):
         layer = "mask_head.conv_cls.weight"
         assert not torch.equal(expected[f"memory.shadow.copy.{layer}"], expected[layer])
         assert expected["memory.own.running"] < 2
+    if name == "boxteacher":
+        check_that_the_copy_predicts(whole.folder, tmp_path / "exported.pth", expected)
     shutil.rmtree(tmp_path / "whole")
     shutil.rmtree(tmp_path / "stopped")

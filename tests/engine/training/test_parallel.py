@@ -29,6 +29,9 @@ BOX = tiny_experiment(
 )
 ROWS = """
 from misa.experiment import *
+from misa.objectives.base import Ramp
+from misa.objectives.boxteacher import BoxTeacher
+from misa.objectives.discobox import DiscoBox
 BOX = Experiment.from_values({box!r})
 ROWS = {{
     "box": BOX,
@@ -41,6 +44,12 @@ ROWS = {{
         affinity={{"reduction": "box_ratio"}}, schedule={{"lr": 1e-5}},
     ).but(network={{"norm_eval": True}}),
     "baseline": BOX.but(student="boxinst", affinity=None),
+    "discobox": BOX.but(affinity=None, objective=DiscoBox(gate=10.0, shadow_start=Ramp(4, 4), momentum=0.9)),
+    "boxteacher": BOX.but(
+        student="condinst", affinity=None, schedule={{"lr": 2e-5}},
+        objective=BoxTeacher(ramp=Ramp(0, 8), pseudo_ramp=Ramp(0, 4), bottom_rows=0, momentum=0.7, overlap=0.05),
+    ),
+    "polarmask": BOX.but(student="polarmask", supervision="mask", affinity=None, schedule={{"lr": 2e-5}}),
 }}
 """
 
@@ -75,7 +84,7 @@ def losses(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ["box", "misa", "mask2former"])
+@pytest.mark.parametrize("row", ["box", "misa", "mask2former", "discobox", "boxteacher", "polarmask"])
 def test_two_processes_learn_what_one_does(place, row):
     """The same images, each process with half of every batch: the loss to 1e-4 over all 12 steps, its terms to 5e-4.
 
