@@ -131,6 +131,8 @@ class Labelled:
             f"{len(self.quality)} masks, quality {middle:.2f} (5 % below {low:.2f}, 5 % above {high:.2f}); of "
             f"{self.fallback} boxes with next to no mask the box itself"
         ]
+        if self.fallback > len(self.quality) / 4:
+            lines.append("so many boxes without a mask mean a weak student: a longer training or another row helps")
         if self.omitted:
             lines.append(f"left out: {self.omitted} boxes without a pixel of their image")
         if self.truth is not None:
