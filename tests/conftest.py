@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: seeded generators, the device and the reference data."""
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -17,6 +18,9 @@ torch.set_num_threads(1)
 if not torch.cuda.is_available():
     assert "triton" not in sys.modules, "something imports Triton before its interpreter is chosen"
     os.environ["TRITON_INTERPRET"] = "1"
+# torch's builds for the CPU alone bring no Triton.
+NEED_TRITON = ["ops/test_cuda_kernels.py", "ops/test_triton_works.py", "benchmarks/test_launches.py"]
+collect_ignore = [] if importlib.util.find_spec("triton") else NEED_TRITON
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
