@@ -158,6 +158,20 @@ def test_originals_beside_the_forks(installed):
     assert finding.cure.startswith("pip uninstall -y mmcv-lite, then pip install --force-reinstall")
 
 
+@pytest.mark.parametrize("there", [(), ("configs",), ("model-index.yml",)])
+def test_mmdet_without_its_configuration_files(monkeypatch, tmp_path, there):
+    import mmdet
+
+    (tmp_path / ".mim").mkdir()
+    for name in there:
+        (tmp_path / ".mim" / name).mkdir()
+    monkeypatch.setattr(mmdet, "__file__", str(tmp_path / "__init__.py"))
+    finding = find(doctor._mmdet)
+    assert not finding.ok
+    assert "its configuration files, of which students are built, are missing: there is no" in finding.detail
+    assert finding.cure.endswith("onedl-mmdetection")
+
+
 def test_opencv_without_its_system_libraries(monkeypatch):
     def broken(name: str) -> ModuleType:
         raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")

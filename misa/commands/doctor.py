@@ -174,6 +174,14 @@ def _mmdet() -> Finding:
             "-c constraints.txt onedl-mmengine onedl-mmcv onedl-mmdetection",
         )
     importlib.import_module("mmdet.models")
+    files = Path(importlib.import_module("mmdet").__file__ or "").parent / ".mim"
+    if missing := [name for name in ("model-index.yml", "configs") if not (files / name).exists()]:
+        return Finding(
+            "mmdet",
+            False,
+            f"its configuration files, of which students are built, are missing: there is no {files / missing[0]}",
+            "pip install --force-reinstall --no-deps -c constraints.txt onedl-mmdetection",
+        )
     return Finding("mmdet", True, f"mmengine {mmengine}, mmcv {mmcv}, mmdet {mmdet}")
 
 
