@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from misa.engine.runs.checkpoints import fill, last_checkpoint, read_checkpoint, require_fit
 from misa.engine.runs.record import read_params
@@ -77,13 +78,23 @@ def for_inference(experiment: Experiment) -> Experiment:
     return experiment.but(**terms, expected=None, network=network, inference={"from_shadow": False})
 
 
+class _NumbersOnCPU(TorchFunctionMode):
+    """On the meta device, the depths of stochastic depth are numbers all the same: mmdet's Swin reads them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.linspace:
+            kwargs.setdefault("device", "cpu")
+        return func(*args, **kwargs)
+
+
 def build_student(
     experiment: Experiment, classes: tuple[str, ...], *, path: Path, weights: dict[str, Tensor]
 ) -> nn.Module:
     """The student's network with these weights, in evaluation mode; UserError where they are of another network."""
     try:
         config = model_config(for_inference(experiment), classes)
-        with torch.device("meta"):  # a stranger's card may ask for any size: nothing is allocated before it fits
+        with torch.device("meta"), _NumbersOnCPU():  # an unknown file may ask for any size: nothing is allocated yet
             skeleton = MODELS.build(config)
     except OSError:  # a full disk is not the checkpoint's fault: mmengine copies mmdet's files before it reads them
         raise

@@ -1,0 +1,18 @@
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+from misa.engine.prediction.student import build_student, for_inference
+from misa.models.students.table import model_config
+from tests.helpers import tiny_experiment
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "swin_t", "efficientnet_lite0", "timm:convnext_atto"])
+def test_a_student_of_every_kind_of_backbone_is_opened(tmp_path, backbone):
+    """It is built without memory first; mmdet's Swin reads numbers as it is built."""
+    row = tiny_experiment(network={"backbone": backbone})
+    torch.manual_seed(0)
+    weights = MODELS.build(model_config(for_inference(row), ("a", "b"))).state_dict()
+    opened = build_student(row, ("a", "b"), path=tmp_path, weights=weights)
+    assert not opened.training
+    assert all(torch.equal(value, weights[name]) for name, value in opened.state_dict().items())
