@@ -1,0 +1,33 @@
+"""Run folders of every row as the first published commit wrote their params.json are still this version's."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from misa.engine.runs.folder import recorded
+from misa.engine.runs.record import require_own, run_params
+from misa.rows import find_row
+
+STORED = Path(__file__).with_name("old_rows.json.gz")  # of commit 531f548: one of each row
+PARAMS = json.loads(gzip.decompress(STORED.read_bytes()))
+
+
+@pytest.mark.parametrize("params", PARAMS, ids=lambda params: params["row"])
+def test_an_old_record_is_the_rows_of_today(tmp_path, params):
+    (tmp_path / "params.json").write_text(json.dumps(params))
+    experiment, _, read = recorded(tmp_path)
+    assert experiment == find_row(params["row"])
+    assert experiment.digest() == params["digest"]
+    assert read == params
+    today = run_params(
+        experiment,
+        row=params["row"],
+        seed=params["seed"],
+        data_root=Path(params["data_root"]),
+        data={"train": "0", "val": "0"},  # which was not recorded then
+        classes=params["classes"],
+    )
+    require_own(tmp_path, today)
+    assert json.loads(json.dumps({name: today[name] for name in params})) == params
