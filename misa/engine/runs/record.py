@@ -104,10 +104,14 @@ def changed_splits(before: Mapping[str, Any], now: Mapping[str, str]) -> list[st
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The values of `now` that are others in `before`, by dotted name."""
+    """The values of two records that differ, by dotted name; of the records themselves the keys of `now` alone.
+
+    A field that was added later is left out of a row's values at its default.
+    """
     if isinstance(before, dict) and isinstance(now, dict):
-        for key in now:
-            yield from _differences(before.get(key), now[key], f"{name}.{key}" if name else key)
+        for key in {**now, **before} if name else now:
+            pair = before.get(key, "its default"), now.get(key, "its default")
+            yield from _differences(*pair, f"{name}.{key}" if name else key)
     elif before != now:
         yield name.removeprefix("experiment."), before, now
 
