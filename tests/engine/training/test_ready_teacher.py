@@ -70,6 +70,7 @@ def run(student, data, tmp_path_factory):
     return train(student, data_root=data, work_dir=tmp_path_factory.mktemp("runs") / "run", machine=CPU)
 
 
+@pytest.mark.slow
 def test_it_trains_alone_and_says_which_classes_are_known(student, data, tmp_path, capsys):
     run = train(student.smoke(), data_root=data, work_dir=tmp_path / "run", machine=CPU)
     out = capsys.readouterr().out
@@ -140,6 +141,7 @@ def test_without_internet_it_is_one_sentence_before_the_data_is_read(tmp_path, m
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_smoke_run_downloads_nothing_and_repeats(data, tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", None)
     row = student_of(f"torchvision:{NETWORK}").smoke()
