@@ -103,6 +103,7 @@ def window_planes(
     """
     like, half, layers = groups[0][0][0], len(offsets), len(groups[0])
     every = [layer for mine in groups for layer in mine]
+    assert len(every) == layers * len(groups), "every group has as many layers"
     rows: dict[int, dict[int, Tensor]] = {}  # of each map its rows of factors, both by identity
     for its, row, *_ in every:
         rows.setdefault(id(its), {})[id(row)] = row
