@@ -18,7 +18,7 @@ from matplotlib.image import AxesImage
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
-from misa.figures.style import shade
+from misa.figures.style import Picture, shade
 
 DPI = 100
 
@@ -104,7 +104,7 @@ class Word(Artist):
             renderer.draw_image(context, round(x) + left, round(y) + bottom, pixels)
             context.restore()
             return
-        text = Text(x, y, self.text, transform=None, **self.style)
+        text = Text(x, y, self.text, transform=None, parse_math=False, **self.style)
         text.set_figure(self.sheet.figure)
         text.draw(renderer)
 
@@ -113,7 +113,7 @@ class Word(Artist):
 def _stamp(text: str, style: tuple[Any, ...], plate: tuple[Any, ...], dpi: float) -> tuple[NDArray[np.uint8], int, int]:
     """The pixels of a word, bottom row first, and where they begin from its place."""
     across, up = round(8 * dpi), round(3 * dpi)
-    figure = Figure(figsize=(2 * across / dpi, 2 * up / dpi), dpi=dpi)
+    figure = Picture(figsize=(2 * across / dpi, 2 * up / dpi), dpi=dpi)
     figure.patch.set_visible(False)
     box = {"bbox": dict(plate)} if plate else {}
     figure.text(across, up, text, transform=None, **dict(style), **box)

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 COLUMN = 3.375  # inches: IJCAI's formatting instructions
@@ -46,7 +47,15 @@ PRINT: Any = {"pdf.fonttype": 42, "font.size": 7, "axes.linewidth": 0.5, "savefi
 
 
 class Picture(Figure):
-    """A figure that a notebook shows by itself, without pyplot's global state."""
+    """A figure that a notebook shows by itself, without pyplot's global state; a $ in a name begins no formula."""
+
+    def draw(self, renderer: Any) -> None:
+        """Called by matplotlib, whose own formulae are the numbers of logarithmic axes."""
+        for text in self.findobj(Text):
+            assert isinstance(text, Text), "findobj gives what it was asked for"
+            if "$" in text.get_text() and not text.get_text().startswith("$\\mathdefault"):
+                text.set_parse_math(False)
+        super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

@@ -1,6 +1,7 @@
 """Which files are predicted on, and what is said of those that are not."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from misa.data.check.image_files import size_of
 from misa.data.images import find_inputs, read_image
 from misa.evaluation.miou import miou
 from misa.files import atomic_write
@@ -97,3 +99,16 @@ def test_a_class_called_background_is_a_class() -> None:
     assert scores["iou"]["background"] == 50
     assert scores["iou"]["background (no object)"] == pytest.approx(200 / 3)
     assert scores["miou"] == pytest.approx(np.mean(list(scores["iou"].values())))
+
+
+def test_pillows_limit_of_pixels_is_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture beyond it is looked at, by many threads at once too; other code keeps the limit."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.new("RGB", (90, 60)).save(tmp_path / "large.png")
+    (tmp_path / "none.png").write_bytes(b"no image")
+    with ThreadPoolExecutor(8) as pool:
+        sizes = list(pool.map(size_of, [tmp_path / "large.png", tmp_path / "none.png"] * 50))
+    assert sizes == [(90, 60), None] * 50
+    assert Image.MAX_IMAGE_PIXELS == 1000
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(tmp_path / "large.png").load()

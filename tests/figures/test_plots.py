@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from misa.data.scenes.scenes import Scenes, draw_scene
 from misa.figures.plots import (
@@ -18,6 +19,7 @@ from misa.figures.plots import (
     sample_grid,
     save,
 )
+from misa.figures.style import Picture
 
 
 @pytest.fixture
@@ -150,3 +152,29 @@ def test_labels_stay_in_the_image_and_off_each_other():
     frame, places = ax.get_window_extent(), [text.get_window_extent() for text in ax.texts]
     assert all(frame.x0 - 1 <= p.x0 and p.x1 <= frame.x1 + 1 and p.y1 <= frame.y1 + 1 for p in places)
     assert not any(places[i].overlaps(places[j]) for i in range(3) for j in range(i))
+
+
+@pytest.mark.parametrize("name", ["$x_1$", "$", "a$b$c", r"$\frac{$", r"back\slash $ $"])
+def test_a_dollar_in_a_name_begins_no_formula(name, tmp_path):
+    """In titles, labels on images, legends and along axes; matplotlib would raise, or draw what is between them."""
+    image = np.zeros((20, 30, 3), np.uint8)
+    grid = sample_grid(
+        [{"image": image, "boxes": np.array([[2.0, 3, 9, 9]]), "labels": [name], "title": name}], title=name
+    )
+    bars = class_bars({name: {"AP": 3.0, "objects": 2.0}})
+    groups = ap_bars({name: {"AP": 3.0, name: None}})
+    for i, figure in enumerate((grid, bars, groups)):
+        save(figure, tmp_path, f"figure{i}")
+        texts = [text for text in figure.findobj(Text) if name in text.get_text()]
+        assert texts
+        assert not any(text.get_parse_math() for text in texts)
+
+
+def test_logarithmic_axes_keep_their_numbers(tmp_path):
+    figure = Picture()
+    axes = figure.subplots()
+    axes.plot([1, 2], [1, 1000])
+    axes.set_yscale("log")
+    figure.savefig(tmp_path / "a.png")
+    assert all(text.get_parse_math() for text in figure.findobj(Text) if "mathdefault" in text.get_text())
+    assert any("mathdefault" in text.get_text() for text in figure.findobj(Text))

@@ -2,10 +2,12 @@
 
 import filecmp
 import os
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,6 +26,9 @@ _THREADS = 8
 _AT_ONCE = 2000  # images in the hands of the threads
 _MOST_PIXELS = 2**30
 _TAIL = 4096  # bytes that tell most files apart
+
+
+_turn, _open, _limit = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS  # see `_opened`
 
 
 class Listed(NamedTuple):
@@ -193,11 +198,10 @@ def look(path: Path, *, listed: tuple[int, int] | None = None) -> Facts:
     listed: the (width, height) that it should have; a file that has them, unturned, need not be decoded.
     """
     again = "copy or download it again"
-    Image.MAX_IMAGE_PIXELS = None  # very large images are wanted; what OpenCV cannot read is told here
     try:
         if path.stat().st_size == 0:
             raise BadFile("image-truncated", "is empty", again)
-        with Image.open(path) as picture:
+        with _opened(path) as picture:
             size = raw = picture.size
             if size[0] * size[1] > _MOST_PIXELS:
                 message = f"has {size[0]} x {size[1]} pixels, more than OpenCV reads ({_MOST_PIXELS})"
@@ -221,6 +225,27 @@ def look(path: Path, *, listed: tuple[int, int] | None = None) -> Facts:
         reason = str(error).split("\n")[0].replace(f" {str(path)!r}", "")
         raise BadFile("image-truncated", f"is truncated or no image ({reason})", again) from error
     return Facts(size, raw, odd)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image of any size: what is too large for OpenCV is told in our words. Pillow's limit is as before afterwards.
+
+    The limit is one for the process and the files are looked at in threads: the first lifts it, the last restores it.
+    """
+    global _open, _limit
+    with _turn:
+        if _open == 0:
+            _limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _open += 1
+    try:
+        with Image.open(path) as picture:
+            yield picture
+    finally:
+        with _turn:
+            _open -= 1
+            if _open == 0:
+                Image.MAX_IMAGE_PIXELS = _limit
 
 
 def size_of(path: Path) -> tuple[int, int] | None:

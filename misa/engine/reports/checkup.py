@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import mmcv
 import numpy as np
 
@@ -91,8 +90,7 @@ def _draw(samples: list[Sample], path: Path) -> Path | None:
         return None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context({"text.parse_math": False}):  # a $ in a name is no formula
-            sample_grid(cells, columns=4).savefig(path, dpi=200)
+        sample_grid(cells, columns=4).savefig(path, dpi=200)
     except (OSError, ValueError) as error:
         raise UserError(f"the picture {path} cannot be written ({error}); give another name, or none.") from error
     return path
