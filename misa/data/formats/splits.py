@@ -89,11 +89,8 @@ def _members(path: Path, images: Sequence[Named], tell: Tell) -> set[int]:
     members: set[int] = set()
     missing: list[str] = []
     for line in _lines(path):
-        whole = without_suffix(plain_name(line))
-        found = by_name.get(whole.rpartition("/")[2], [])
-        if len(set(found)) > 1:  # of one name in several folders those that are in the same
-            ends = [i for i in found if f"/{plain_name(without_suffix(images[i].path))}".endswith(f"/{whole}")]
-            found = ends or [i for i in found if f"/{plain_name(images[i].own)}".endswith(f"/{whole}")] or found
+        # VOC's lists of one class say after each name whether it is there.
+        found = _named(line, images, by_name) or _named(re.sub(r"\s+-?[01]$", "", line), images, by_name)
         members.update(found)
         missing += [] if found else [line]
     if missing and not members:
@@ -107,13 +104,22 @@ def _members(path: Path, images: Sequence[Named], tell: Tell) -> set[int]:
     return members
 
 
+def _named(line: str, images: Sequence[Named], by_name: Mapping[str, list[int]]) -> list[int]:
+    """The images that a line names; of one name in several folders those that are in the same."""
+    whole = without_suffix(plain_name(line))
+    found = by_name.get(whole.rpartition("/")[2], [])
+    if len(set(found)) > 1:
+        ends = [i for i in found if f"/{plain_name(without_suffix(images[i].path))}".endswith(f"/{whole}")]
+        found = ends or [i for i in found if f"/{plain_name(images[i].own)}".endswith(f"/{whole}")] or found
+    return found
+
+
 def _lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise DataError(f"the list {path} cannot be read ({error.strerror}).") from error
-    # VOC's lists of one class say after each name whether it is there.
-    return [re.sub(r"\s+-?[01]$", "", line.strip()) for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _by_lists(members: Mapping[str, set[int]], images: Sequence[Named], say: Callable[[str], None]) -> list[str]:

@@ -219,6 +219,18 @@ def test_what_cannot_be_converted_whole_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "coco").exists()
 
 
+def test_a_name_that_ends_like_a_mark_of_voc_is_a_name(tmp_path: Path) -> None:
+    """Lists of one class have `name -1` and `name  1`; an image may be called `name 1` as well."""
+    shot = Picture("shot.png", "train", (40, 40), [thing("cat", [3, 3, 20, 3, 20, 20])])
+    later = shot._replace(name="shot 1.png", split="val")
+    WRITERS["VOC"][0](tmp_path / "data", [shot, later])
+    layout = open_layout(tmp_path / "data")
+    assert read(*layout.train) == wanted([shot])
+    assert read(*layout.val) == wanted([later])
+    (tmp_path / "data/VOCdevkit/VOC2007/ImageSets/Main/train.txt").write_text("shot -1\n")
+    assert read(*open_layout(tmp_path / "data").train) == wanted([shot])
+
+
 def test_names_in_folders_stay_apart(tmp_path: Path) -> None:
     """Two images of one name in two folders keep the folders."""
     roboflow(tmp_path / "data", SCENES)
