@@ -156,6 +156,8 @@ def test_nothing_is_overwritten_or_written_among_the_data(tmp_path: Path) -> Non
         convert(tmp_path / "data", tmp_path / "there")
     with pytest.raises(UserError, match="is inside the data"):
         convert(tmp_path / "data", tmp_path / "data" / "coco")
+    with pytest.raises(UserError, match="is inside the data"):
+        convert(tmp_path / "data/train/_annotations.coco.json", tmp_path / "data/train/coco")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "data", "there"]
 
 
