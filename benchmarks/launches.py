@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from misa.ops.backends.choice import use
-from misa.ops.guides import Guides
+from misa.ops.guides import GlobalForm, Guides, Join
 
 SEVERAL = {"aten::sort": 10, "aten::argsort": 10, "aten::cumsum": 2, "aten::cummax": 2}  # launches of an operation
 # What makes no launch: memory without values.
@@ -34,7 +34,6 @@ NOTHING = {
     "aten::detach",
     "aten::_unsafe_view",
 }
-OPTIONS = {"window": 5, "bandwidth": 0.15, "steps": 20, "balance": 0.7, "sigma": "image", "factor": 1.0}
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def counted() -> Iterator[Count]:
         yield count
 
 
-def stages(masks: int, categories: int, channels: int, h: int, w: int, *, form: str = "sum") -> dict[str, Count]:
+def stages(masks: int, categories: int, channels: int, h: int, w: int, *, form: GlobalForm = "sum") -> dict[str, Count]:
     """Two images with `masks` masks each through the stages of the pairwise loss, by the backend in use."""
     found = {}
     with FakeTensorMode():
@@ -142,15 +141,16 @@ def stages(masks: int, categories: int, channels: int, h: int, w: int, *, form: 
         guides = Guides(images, image, features, factors, labels, ("color", "saliency"), valid)
         with counted() as found["distances and spread of S"]:
             _ = guides.second_on_edges
-        ahead = {"form": form, "sigma": "image", "factor": 1.0}
+        join = Join(form=form)
         with counted() as found["trees"]:
-            trees = guides.trees(ahead=ahead)
+            trees = guides.trees(ahead=join)
         with counted() as found["pass 1"]:
-            first = guides.along_trees(values, trees, 0.01, **ahead)  # type: ignore[arg-type]
+            first = guides.along_trees(values, trees, 0.01, join)
         with counted() as found["pass 2"]:
             guides.along_masks(first, first[:, None], trees, 0.07)
         with counted() as found["window"]:
-            guides.along_window(values, boxes, **OPTIONS, form="sum" if form == "sum" else "product")  # type: ignore[arg-type]
+            local = join if form == "sum" else Join(form="product")
+            guides.along_window(values, boxes, window=5, bandwidth=0.15, steps=20, join=local)
     return found
 
 

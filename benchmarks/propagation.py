@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from benchmarks import plain_propagation as plain
-from misa.experiment import Network
+from misa.experiment import Affinity, Network
 from misa.losses.pairwise import pairwise_loss
 from misa.ops.boxes import positive_cells
 from misa.ops.guides import Guides
@@ -141,8 +141,7 @@ def ours(
         second = guides.along_masks(first, first[:, None], trees, REFINE)
         del first  # as in the loss
         clock("pass 2")
-        options = {"window": 5, "bandwidth": LOCAL, "steps": 20, "balance": 0.7, "sigma": "image", "factor": 1.0}
-        local = guides.along_window(work.masks, work.boxes, **options)  # type: ignore[arg-type]
+        local = guides.along_window(work.masks, work.boxes, window=5, bandwidth=LOCAL, steps=20)
         clock("local")
     return second, local
 
@@ -404,7 +403,7 @@ def on_gpu(root: Path, name: int, n: int, short: int) -> None:
     where, label = torch.tensor([0] * n + [1] * n), torch.tensor(labels * 2)
 
     def step() -> None:
-        pairwise_loss(masks, boxes, images, where, labels=label, prior=prior)
+        pairwise_loss(masks, boxes, images, where, affinity=Affinity(saliency=True), labels=label, prior=prior)
 
     for _ in range(3):
         step()

@@ -3,7 +3,7 @@
 Axes: b image · n instance · c category · d channel · h row · w column.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,13 +11,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from misa.experiment import Affinity
 from misa.losses.inputs import SemanticPrior
-from misa.ops.affinity import check_finite, check_kernel
-from misa.ops.guides import Guides, LocalForm
-from misa.ops.propagation import GlobalForm, SemanticGuide, along_pamr, constant
-from misa.ops.readings import window_of
+from misa.ops.affinity import check_finite
+from misa.ops.guides import Guides, Join
+from misa.ops.propagation import SemanticGuide, along_pamr, constant
+from misa.ops.readings import Reading, window_of
 
 Reduction = Literal["box_mean", "box_ratio", "sum"]
+Prior = SemanticPrior | Reading | tuple[Tensor, Tensor]
+COLOR = Affinity()
 
 
 def propagation_error(
@@ -50,22 +53,23 @@ def pairwise_loss(
     images: Float[Tensor, "b 3 h w"],
     image_index: Int[Tensor, " n"],
     *,
-    reduction: Reduction = "box_mean",
-    global_weight: float = 2.0,
-    local_weight: float = 1.0,
-    pamr_weight: float = 1.0,
-    **propagation: Any,
+    affinity: Affinity = COLOR,
+    labels: Int[Tensor, " n"] | None = None,
+    prior: Prior | None = None,
+    valid: Bool[Tensor, "b h w"] | Bool[Tensor, "b 1 h w"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """L1 between mask probabilities and the pseudo masks propagated from them (Eq. 15), per term.
 
-    `propagation` are the further arguments of `pseudo_masks`, which says what the terms are: "apro" gives `loss_global`
-    and `loss_local`, "pamr" gives `loss_pamr`. Pseudo masks are constants: the gradient flows through M alone. Without
-    instances every term is a zero that still depends on `masks`.
+    The terms are those of `pseudo_masks`, with the affinity's weights: "apro" gives `loss_global` and `loss_local`,
+    "pamr" gives `loss_pamr`. Pseudo masks are constants: the gradient flows through M alone. Without instances every
+    term is a zero that still depends on `masks`.
     """
-    pairs = pseudo_masks(masks, box_masks, images, image_index, **propagation)
-    weights = {"global": global_weight, "local": local_weight, "pamr": pamr_weight}
+    pairs = pseudo_masks(
+        masks, box_masks, images, image_index, affinity=affinity, labels=labels, prior=prior, valid=valid
+    )
+    weights = {"global": affinity.global_weight, "local": affinity.local_weight, "pamr": 1.0}
     return {
-        f"loss_{name}": weights[name] * propagation_error(seen, target, box_masks, reduction=reduction)
+        f"loss_{name}": weights[name] * propagation_error(seen, target, box_masks, reduction=affinity.reduction)
         for name, (seen, target) in pairs.items()
     }
 
@@ -76,85 +80,52 @@ def pseudo_masks(
     images: Float[Tensor, "b 3 h w"],
     image_index: Int[Tensor, " n"],
     *,
+    affinity: Affinity = COLOR,
     labels: Int[Tensor, " n"] | None = None,
-    prior: SemanticPrior | tuple[Tensor, Tensor] | None = None,
+    prior: Prior | None = None,
     valid: Bool[Tensor, "b h w"] | Bool[Tensor, "b 1 h w"] | None = None,
-    mode: Literal["apro", "pamr"] = "apro",
-    global_size: int | None = None,
-    tree_bandwidth: float = 0.01,
-    refine_bandwidth: float | None = 0.07,
-    local_bandwidth: float = 0.15,
-    window: int = 5,
-    window_share: float | None = None,
-    local_steps: int = 20,
-    pamr_steps: int = 10,
-    pamr_dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
-    balance: float = 0.7,
-    saliency: bool = True,
-    kernels: Sequence[str] | None = None,
-    global_form: GlobalForm = "sum",
-    local_form: LocalForm = "sum",
-    semantic_sigma: Literal["image"] | float = "image",
-    semantic_scale: float = 1.0,
 ) -> dict[str, tuple[Float[Tensor, "n h w"], Float[Tensor, "n h w"]]]:
     """Of each term of the pairwise loss the masks that it compares and the pseudo masks that it pulls them to (Eq. 14).
 
-    "apro" gives "global" and "local", "pamr" gives "pamr". The global pseudo mask comes from two
-    passes over the image's tree, the second along the first one's result (`refine_bandwidth=None` leaves it out;
-    `global_form="embedding"` puts a pass along S^c in its place). `images` are normalised and have the size of the
-    masks; `prior` holds S (b d h w) and K (c d) and turns A into Â^c = A + balance · A^c with the category in
-    `labels`, or A^f without `saliency`; `kernels` names any two rows of `misa.ops.affinity.KERNELS` in their place.
-    `valid` leaves padding out. `window_share` sizes the window by the map, see `misa.ops.readings.window_of`.
+    "apro" gives "global" and "local", "pamr" gives "pamr". The global pseudo mask comes from two passes over the
+    image's tree, the second along the first one's result (`refine_bandwidth=None` leaves it out; `global_form` of
+    "embedding" puts a pass along S^c in its place). `images` are normalised and have the size of the masks.
+
+    prior: S (b d h w) and K (c d), or a `Reading` of them, which has a σ of its own: with `affinity.saliency` A becomes
+        Â^c = A + balance · A^c of the category in `labels`, with `affinity.feature` A + balance · A^f. Without a prior
+        colors stand alone.
+    valid: False at padding, which is left out.
 
     `global_size` squeezes images, prior and masks to a square of that side for the global pseudo mask, as APro's
     Mask2Former (96) does, and compares at the masks' own size with the masks squeezed and stretched likewise.
-
-    "pamr" joins A and A^c by `local_form` and `semantic_scale` too; `semantic_sigma` is of "apro" alone, since PAMR has
-    spreads of its own.
+    "pamr" takes `local_form` and `semantic_scale` too, and has spreads of its own.
 
     On CUDA, `image_index` and `labels` are read by the host; leave them on the CPU and nothing waits for the device.
     """
     _check(masks, box_masks, images, image_index, labels, prior)
-    check_kernel("pairwise_loss", balance=balance, sigma=semantic_sigma, scale=semantic_scale)
-    if mode not in ("apro", "pamr"):
-        raise ValueError(f"pairwise_loss knows the modes 'apro' and 'pamr', not {mode!r}.")
-    if kernels is None:
-        kernels = ("color",) if prior is None else ("color", "saliency" if saliency else "feature")
-    guides = _guides(images, image_index, labels, prior, kernels, valid)
-    if window_share is not None:
-        window = window_of(window_share, masks.shape[-2], masks.shape[-1])
-    window_options = {
-        "window": window,
-        "bandwidth": local_bandwidth,
-        "steps": local_steps,
-        "balance": balance,
-        "sigma": semantic_sigma,
-        "factor": semantic_scale,
-        "form": local_form,
-    }
-    tree_options = {"balance": balance, "form": global_form, "sigma": semantic_sigma, "factor": semantic_scale}
-    pairs: dict[str, tuple[Tensor, Tensor]] = {}  # of each term the masks and what they are pulled to
+    if affinity.mode not in ("apro", "pamr"):
+        raise ValueError(f"pairwise_loss knows the modes 'apro' and 'pamr', not {affinity.mode!r}.")
+    guides = _guides(images, image_index, labels, prior, _kernels(affinity, prior), valid)
+    sigma = prior.sigma if isinstance(prior, Reading) else "image"
+    join = Join(affinity.balance, affinity.local_form, sigma, affinity.semantic_scale)
     fixed = masks.detach()
-    if mode == "pamr":
-        target = along_pamr(
-            fixed,
-            guides,
-            box_masks,
-            dilations=pamr_dilations,
-            steps=pamr_steps,
-            balance=balance,
-            form=local_form,
-            scale=semantic_scale,
-        )
-        pairs["pamr"] = masks, target
-    else:
-        size = (masks.shape[-2], masks.shape[-1])
-        coarse = size if global_size is None else (global_size, global_size)
-        seen = _resized(masks, coarse)
-        target = _global_masks(seen.detach(), _squeezed(guides, coarse), tree_bandwidth, refine_bandwidth, tree_options)
-        pairs["global"] = _resized(seen, size), _resized(target, size)
-        pairs["local"] = masks, _local_masks(fixed, box_masks, guides, window_options)
-    return pairs
+    if affinity.mode == "pamr":
+        dilations, steps = affinity.pamr_dilations, affinity.pamr_steps
+        return {"pamr": (masks, along_pamr(fixed, guides, box_masks, dilations=dilations, steps=steps, join=join))}
+    size = (masks.shape[-2], masks.shape[-1])
+    coarse = size if affinity.global_size is None else (affinity.global_size, affinity.global_size)
+    seen = _resized(masks, coarse)
+    target = _global_masks(seen.detach(), _squeezed(guides, coarse), affinity, replace(join, form=affinity.global_form))
+    local = _local_masks(fixed, box_masks, guides, affinity, join)
+    return {"global": (_resized(seen, size), _resized(target, size)), "local": (masks, local)}
+
+
+def _kernels(affinity: Affinity, prior: Prior | None) -> tuple[str, ...]:
+    if affinity.kernels is not None:
+        return affinity.kernels
+    if prior is None or not (affinity.saliency or affinity.feature):
+        return ("color",)
+    return ("color", "saliency" if affinity.saliency else "feature")
 
 
 def _resized(maps: Float[Tensor, "n h w"], size: tuple[int, int]) -> Float[Tensor, "n H W"]:
@@ -186,7 +157,7 @@ def _squeezed(guides: Guides, size: tuple[int, int]) -> Guides:
 
 
 def _check(
-    masks: Tensor, box_masks: Tensor, images: Tensor, image_index: Tensor, labels: Tensor | None, prior: object
+    masks: Tensor, box_masks: Tensor, images: Tensor, image_index: Tensor, labels: Tensor | None, prior: Prior | None
 ) -> None:
     if masks.dim() != 3 or masks.shape != box_masks.shape or image_index.shape != masks.shape[:1]:
         raise ValueError(
@@ -208,7 +179,7 @@ def _guides(
     images: Tensor,
     image_index: Tensor,
     labels: Tensor | None,
-    prior: SemanticPrior | tuple[Tensor, Tensor] | None,
+    prior: Prior | None,
     kernels: Sequence[str],
     valid: Tensor | None,
 ) -> Guides:
@@ -221,7 +192,7 @@ def _guides(
     teacher: dict[str, Any] = {}
     if prior is not None:
         assert labels is not None
-        features, factors = prior
+        features, factors = prior[:2]
         for image in sorted(set(where)):
             SemanticGuide(features[image], factors)  # says what is wrong with the shapes
         if features.shape[-2:] != images.shape[-2:]:
@@ -239,25 +210,26 @@ def _guides(
 
 
 @constant
-def _global_masks(
-    masks: Tensor, guides: Guides, bandwidth: float, refine: float | None, options: Mapping[str, Any]
-) -> Tensor:
+def _global_masks(masks: Tensor, guides: Guides, affinity: Affinity, join: Join) -> Tensor:
     """APro's cascade: a pass along the image (and S^c), then one along the result, both on the image's tree."""
     if len(masks) == 0:
         return masks
-    trees = guides.trees(ahead=options)
-    if options["form"] == "embedding" and guides.second:
+    trees, bandwidth = guides.trees(ahead=join), affinity.tree_bandwidth
+    if join.form == "embedding" and guides.second:
         first = guides.first_only().along_trees(masks.float(), trees, bandwidth)
-        return guides.along_trees(first, trees, bandwidth, **options).to(masks.dtype)
-    first = guides.along_trees(masks.float(), trees, bandwidth, **options)
-    if refine is not None:
-        first = guides.along_masks(first, first[:, None], trees, refine)
+        return guides.along_trees(first, trees, bandwidth, join).to(masks.dtype)
+    first = guides.along_trees(masks.float(), trees, bandwidth, join)
+    if affinity.refine_bandwidth is not None:
+        first = guides.along_masks(first, first[:, None], trees, affinity.refine_bandwidth)
     return first.to(masks.dtype)
 
 
 @constant
-def _local_masks(masks: Tensor, box_masks: Tensor, guides: Guides, options: Mapping[str, Any]) -> Tensor:
+def _local_masks(masks: Tensor, box_masks: Tensor, guides: Guides, affinity: Affinity, join: Join) -> Tensor:
     """The windows of all images at once."""
     if len(masks) == 0:
         return masks
-    return guides.along_window(masks.float(), box_masks, **options).to(masks.dtype)
+    share = affinity.window_share
+    window = affinity.window if share is None else window_of(share, masks.shape[-2], masks.shape[-1])
+    far = {"window": window, "bandwidth": affinity.local_bandwidth, "steps": affinity.local_steps}
+    return guides.along_window(masks.float(), box_masks, **far, join=join).to(masks.dtype)  # type: ignore[arg-type]

@@ -9,14 +9,15 @@ looks at q through its own window. That holds for the union as for the instance:
 On top of that the network may learn from itself: where it is sure, its own answer among what the boxes allow counts.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from misa.experiment import Affinity
 from misa.losses.inputs import Batch
 from misa.losses.pairwise import pairwise_loss
 from misa.losses.projection import projection_loss
@@ -95,22 +96,24 @@ def sure_loss(
     return (loss * region).sum() / region.sum().clamp(min=1)
 
 
+@dataclass(frozen=True)
+class SemanticTerms:
+    """The weights of what a semantic network learns from boxes, and its pairwise affinity (None: no pairwise loss)."""
+
+    outside_weight: float = 1.0
+    class_weight: float = 1.0
+    projection_weight: float = 3.0
+    sure_weight: float = 0.0
+    affinity: Affinity | None = None
+
+
 def semantic_objectives(
-    logits: Float[Tensor, "b e h w"],
-    boxes: Boxes,
-    batch: Batch,
-    *,
-    background: int,
-    outside_weight: float = 1.0,
-    class_weight: float = 1.0,
-    projection_weight: float = 3.0,
-    sure_weight: float = 0.0,
-    affinity: Mapping[str, Any] | None = None,
+    logits: Float[Tensor, "b e h w"], boxes: Boxes, batch: Batch, terms: SemanticTerms, *, background: int
 ) -> dict[str, Tensor]:
     """The weighted losses of class scores at the resolution of `boxes` and `batch`, by name.
 
     outside · L_outside + class · L_class + sure · L_sure + projection · L_projection(q, b), and L_pairwise(q) (Eq. 15).
-    `affinity` holds the arguments of `pairwise_loss`; None leaves it out. Without boxes L_outside alone is not zero.
+    Without boxes L_outside alone is not zero.
     """
     if logits.dim() != 4 or logits.shape[-2:] != batch.images.shape[-2:]:
         raise ValueError(
@@ -121,18 +124,24 @@ def semantic_objectives(
     logits = logits.float()
     allowed = allowed_classes(boxes, (h, w), images=b, classes=classes, background=background)
     losses = {
-        "loss_outside": outside_weight * outside_loss(logits, allowed, batch.valid, background),
-        "loss_class": class_weight * class_loss(logits, allowed, batch.valid, background),
+        "loss_outside": terms.outside_weight * outside_loss(logits, allowed, batch.valid, background),
+        "loss_class": terms.class_weight * class_loss(logits, allowed, batch.valid, background),
     }
-    if sure_weight:
-        losses["loss_sure"] = sure_weight * sure_loss(logits, allowed, batch.valid)
+    if terms.sure_weight:
+        losses["loss_sure"] = terms.sure_weight * sure_loss(logits, allowed, batch.valid)
     rows = _rows(boxes.labels, background)
     merged = logits.softmax(dim=1)[boxes.image, rows] * allowed[boxes.image, rows]
     projection = projection_loss(merged * boxes.masks, boxes.masks)
-    losses["loss_projection"] = projection_weight * projection.sum() / max(len(projection), 1)
-    if affinity is not None:
+    losses["loss_projection"] = terms.projection_weight * projection.sum() / max(len(projection), 1)
+    if terms.affinity is not None:
         losses |= pairwise_loss(
-            merged, boxes.masks, batch.images, boxes.image, labels=boxes.labels, valid=batch.valid, **affinity
+            merged,
+            boxes.masks,
+            batch.images,
+            boxes.image,
+            affinity=terms.affinity,
+            labels=boxes.labels,
+            valid=batch.valid,
         )
     return losses
 

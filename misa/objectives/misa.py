@@ -5,14 +5,16 @@ APro (Li et al. 2023) is the same without the teacher: neither its affinity nor 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from misa.experiment import Affinity, Distillation, Experiment, Needs
 from misa.objectives.base import BoxObjective, Step, Term
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from misa.ops.readings import Classifier, Reading
 
 
 @dataclass(frozen=True)
@@ -47,26 +49,22 @@ class MISA(BoxObjective):
         return terms
 
     def _pairwise(self, step: Step, masks: Tensor, affinity: Affinity) -> dict[str, Term]:
-        from misa.losses.inputs import SemanticPrior
         from misa.losses.pairwise import pairwise_loss
-        from misa.ops.readings import read
 
-        options, prior = pairwise_arguments(affinity), None
+        reading = None
         if self._semantic:
             assert step.prior is not None
             assert step.classifier is not None
-            chosen = reading_arguments(affinity)
-            reading = read(step.prior.features, step.classifier, valid=step.batch.valid, **chosen)
-            prior, options["semantic_sigma"] = SemanticPrior(reading.values, reading.factors), reading.sigma
+            reading = reading_of(affinity, step.prior.features, step.classifier, step.batch.valid)
         losses = pairwise_loss(
             masks,
             step.positives.box_masks,
             step.batch.images,
             step.positives.image,
+            affinity=affinity,
             labels=step.positives.labels,
-            prior=prior,
+            prior=reading,
             valid=step.batch.valid,
-            **options,
         )
         return {
             name: Term(loss, "box pixels" if affinity.reduction == "box_ratio" else "instances")
@@ -102,17 +100,12 @@ def _distilled(step: Step, distillation: Distillation) -> Tensor:
     return distillation.weight * error
 
 
-def pairwise_arguments(affinity: Affinity) -> dict[str, Any]:
-    """The arguments of `pairwise_loss`; those of `reading_arguments` come before it."""
-    arguments = asdict(affinity)
-    for name in ("feature", "semantic_values", "semantic_norm", "semantic_factors"):
-        del arguments[name]  # what is not of saliency is of the feature
-    return arguments
+def reading_of(affinity: Affinity, features: Tensor, classifier: Classifier, valid: Tensor) -> Reading:
+    """What S^c of Eq. 11 is in this affinity, from S (b d h w) and the teacher's last layer; `valid` (b h w)."""
+    from misa.ops.readings import read
 
-
-def reading_arguments(affinity: Affinity) -> dict[str, Any]:
-    """The arguments of `misa.ops.readings.read`: what S^c is (Eq. 11)."""
-    return {part: getattr(affinity, f"semantic_{part}") for part in ("values", "norm", "factors")}
+    values, norm, factors = affinity.semantic_values, affinity.semantic_norm, affinity.semantic_factors
+    return read(features, classifier, values=values, norm=norm, factors=factors, valid=valid)
 
 
 def objective_of(experiment: Experiment) -> BoxObjective:

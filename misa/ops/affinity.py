@@ -8,7 +8,6 @@ The spread σ is one number for all channels. With a spread per channel a consta
 and with it the saliency factors K of Eq. 11: A^c would equal A^f for every category.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -89,16 +88,6 @@ def check_probabilities(name: str, values: Tensor) -> None:
     low, high = values.detach().aminmax()
     if low < 0 or high > 1:
         raise ValueError(f"{name} must be probabilities in [0, 1]: they are {low:.3g} to {high:.3g}. Logits?")
-
-
-def check_kernel(name: str, *, balance: float, sigma: float | str, scale: float) -> None:
-    """ValueError where A^c would be no affinity (Eq. 8, 13)."""
-    if not 0 <= balance < math.inf:
-        raise ValueError(f"{name} needs a balance of 0 or more: it is {balance}.")
-    if not 0 < scale < math.inf:
-        raise ValueError(f"{name} needs a positive semantic_scale: it is {scale}.")
-    if not isinstance(sigma, str) and not 0 < sigma < math.inf:
-        raise ValueError(f"{name} needs a semantic_sigma by name or positive: it is {sigma}.")
 
 
 def promote(values: Tensor) -> Tensor:

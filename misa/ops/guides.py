@@ -3,10 +3,11 @@
 A tree or an affinity is needed once per image, and once per image and category present, never per mask.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +22,32 @@ from misa.ops.tree import TieRule, Trees, edges_into_padding, grid_lengths, span
 
 GlobalForm = Literal["sum", "embedding", "product"]
 LocalForm = Literal["sum", "product"]
+
+
+@dataclass(frozen=True)
+class Join:
+    """How the second affinity joins the first (Eq. 13).
+
+    balance: of the second against the first. form: "sum" is Eq. 13; the others are the methods' that take a `Join`.
+    sigma: what the second is measured in, "image" for its own spread over the image, "window" for that around a pixel,
+    or a number; factor: times that. ValueError where it would be no affinity.
+    """
+
+    balance: float = 0.7
+    form: GlobalForm = "sum"
+    sigma: Literal["image", "window"] | float = "image"
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.balance < math.inf:
+            raise ValueError(f"an affinity needs a balance of 0 or more: it is {self.balance}.")
+        if not 0 < self.factor < math.inf:
+            raise ValueError(f"an affinity needs a positive semantic_scale: it is {self.factor}.")
+        if not isinstance(self.sigma, str) and not 0 < self.sigma < math.inf:
+            raise ValueError(f"an affinity needs a semantic_sigma by name or positive: it is {self.sigma}.")
+
+
+SUM = Join()
 
 
 @dataclass
@@ -116,13 +143,13 @@ class Guides:
             variances.append(squared if sigma is None else torch.full_like(squared, sigma**2))
         return lengths[0] if len(lengths) == 1 else torch.cat(lengths), torch.cat(variances)
 
-    def second_scale(self, sigma: Literal["image"] | float, factor: float) -> Float[Tensor, " q"]:
+    def second_scale(self, join: Join) -> Float[Tensor, " q"]:
         """(factor · σ)² of the second affinity for every pair."""
-        if sigma == "image":
+        if join.sigma == "image":
             squared = self.second_on_edges[1]
         else:
-            squared = torch.full((len(self.pairs),), float(sigma) ** 2, device=self.images.device)
-        return (squared * factor**2).clamp(min=TINY)
+            squared = torch.full((len(self.pairs),), float(join.sigma) ** 2, device=self.images.device)
+        return (squared * join.factor**2).clamp(min=TINY)
 
     def second_lengths(self) -> Float[Tensor, "q m"]:
         """Squared distances of the second affinity along the grid edges for every pair, infinite into padding."""
@@ -131,8 +158,8 @@ class Guides:
             return lengths
         return lengths.masked_fill(torch.stack([self._into_padding[i] for i, _ in self.pairs]), torch.inf)
 
-    def _second_scaled(self, sigma: Literal["image"] | float, factor: float) -> Float[Tensor, "q m"]:
-        return self.second_lengths() / self.second_scale(sigma, factor)[:, None]
+    def _second_scaled(self, join: Join) -> Float[Tensor, "q m"]:
+        return self.second_lengths() / self.second_scale(join)[:, None]
 
     @cached_property
     def _into_padding(self) -> Bool[Tensor, "b m"] | None:
@@ -146,17 +173,17 @@ class Guides:
         lengths = grid_lengths(torch.stack(weighted))
         return lengths if self._into_padding is None else lengths.masked_fill(self._into_padding, torch.inf)
 
-    def trees(self, tie_rule: TieRule = "exact", *, ahead: Mapping[str, Any] | None = None) -> Trees:
+    def trees(self, tie_rule: TieRule = "exact", *, ahead: Join | None = None) -> Trees:
         """One minimum spanning tree per image.
 
-        `ahead` holds the options of the next `along_trees`: the second affinity's own trees, where it has some, are
-        built at the same time and kept for it.
+        `ahead` is that of the next `along_trees`: the second affinity's own trees, where it has some, are built at the
+        same time and kept for it.
         """
-        if ahead is None or ahead["form"] != "sum" or not self.second:
+        if ahead is None or ahead.form != "sum" or not self.second:
             return spanning_trees(self.lengths, *self.size, tie_rule=tie_rule)
-        lengths = self._second_scaled(ahead["sigma"], ahead["factor"])
+        lengths = self._second_scaled(ahead)
         both = spanning_trees(torch.cat([self.lengths, lengths]), *self.size, tie_rule=tie_rule)
-        self._second_trees[ahead["sigma"], ahead["factor"], tie_rule] = both.cut(len(self.images), None)
+        self._second_trees[ahead, tie_rule] = both.cut(len(self.images), None)
         return both.cut(None, len(self.images))
 
     def cut(self, trees: Trees) -> Trees:
@@ -168,35 +195,36 @@ class Guides:
         masks: Float[Tensor, "n h w"],
         trees: Trees,
         bandwidth: float,
+        join: Join = SUM,
         *,
-        balance: float = 0.7,
-        form: GlobalForm = "sum",
-        sigma: Literal["image"] | float = "image",
-        factor: float = 1.0,
         tie_rule: TieRule = "exact",
     ) -> Float[Tensor, "n h w"]:
-        """Eq. 14 with N = all pixels, along the images' trees and along the second affinity."""
+        """Eq. 14 with N = all pixels, along the images' trees and along the second affinity.
+
+        Joined as "sum": numerators and denominators of both add up, each on its own trees. "embedding": the second
+        measures the edges of the images' trees. "product": the kernels multiply, on one tree for both.
+        """
         its_sigma = self.first[0].sigma
         s = self.lengths / (bandwidth if its_sigma is None else its_sigma) ** 2
         parts = [(trees.pixel, trees.parent, self.on_edges(trees, s), list(self.image), 1.0)]
         if self.second:
             images = [image for image, _ in self.pairs]
-            if form == "sum":  # Eq. 13 on two trees: numerators and denominators add up
-                own = self._second_trees.pop((sigma, factor, tie_rule), None)
+            if join.form == "sum":
+                own = self._second_trees.pop((join, tie_rule), None)
                 if own is None:
-                    own = spanning_trees(self._second_scaled(sigma, factor), *self.size, tie_rule=tie_rule)
-                parts.append((own.pixel, own.parent, own.length, self.pair, balance))
-            elif form == "embedding":  # the second affinity measures the edges of the image's tree
-                its, lengths = trees.rows(images), self._second_scaled(sigma, factor)
+                    own = spanning_trees(self._second_scaled(join), *self.size, tie_rule=tie_rule)
+                parts.append((own.pixel, own.parent, own.length, self.pair, join.balance))
+            elif join.form == "embedding":
+                its, lengths = trees.rows(images), self._second_scaled(join)
                 parts = [(its.pixel, its.parent, self.on_edges(its, lengths), self.pair, 1.0)]
-            elif form == "product":  # one tree for both: the kernels multiply
-                of_pair = torch.stack([s[i] for i in images])  # a list as an index would wait for the device
-                lengths = self._second_scaled(sigma, factor)
-                joined = of_pair + balance * lengths if balance > 0 else of_pair  # 0 · ∞, at padding, is no number
+            elif join.form == "product":
+                joined = torch.stack([s[i] for i in images])  # a list as an index would wait for the device
+                if join.balance > 0:  # 0 · ∞, at padding, is no number
+                    joined = joined + join.balance * self._second_scaled(join)
                 own = spanning_trees(joined, *self.size, tie_rule=tie_rule)
                 parts = [(own.pixel, own.parent, own.length, self.pair, 1.0)]
             else:
-                raise ValueError(f"propagate_global knows 'sum', 'embedding' and 'product', not {form!r}.")
+                raise ValueError(f"propagate_global knows 'sum', 'embedding' and 'product', not {join.form!r}.")
         return self.backend.propagate(masks.flatten(1), parts).view_as(masks)
 
     def along_masks(
@@ -215,25 +243,22 @@ class Guides:
         window: int,
         bandwidth: float,
         steps: int,
-        balance: float,
-        sigma: Literal["image", "window"] | float,
-        factor: float,
-        form: LocalForm = "sum",
+        join: Join = SUM,
     ) -> Float[Tensor, "n h w"]:
-        """Eq. 14 over a window, several times."""
-        if form not in ("sum", "product") or (form == "product" and sigma == "window"):
+        """Eq. 14 over a window, several times; joined as "sum" or, with one spread an image, "product"."""
+        if join.form not in ("sum", "product") or (join.form == "product" and join.sigma == "window"):
             raise ValueError(
-                f"propagate_local knows the forms 'sum' and, with one spread an image, 'product': it is {form!r} "
-                f"with sigma {sigma!r}."
+                f"propagate_local knows the forms 'sum' and, with one spread an image, 'product': it is {join.form!r} "
+                f"with sigma {join.sigma!r}."
             )
         images = [image for image, _ in self.pairs]
-        if form == "product" and self.second:
-            layers = self._joined(bandwidth, balance, self.second_scale(sigma, factor))  # type: ignore[arg-type]
+        if join.form == "product" and self.second:
+            layers = self._joined(bandwidth, join)
         else:
             first = {i: self._first_layer(i, bandwidth) for i in dict.fromkeys(images)}
             layers = [[first[i]] for i in images]
             if self.second:
-                for mine, layer in zip(layers, self._second_layers(window, balance, sigma, factor), strict=True):
+                for mine, layer in zip(layers, self._second_layers(window, join), strict=True):
                     mine.append(layer)
         groups = list(zip(self.members, layers, strict=True))
         padding = {i: None if self.valid is None else self.valid[i] for i in images}
@@ -244,28 +269,29 @@ class Guides:
         values, factors, sigma = self.first[image]
         return values, factors[0].square() * (bandwidth if sigma is None else sigma) ** -2, 1.0, None
 
-    def _second_layers(
-        self, window: int, balance: float, sigma: Literal["image", "window"] | float, factor: float
-    ) -> list[Layer]:
+    def _second_layers(self, window: int, join: Join) -> list[Layer]:
         """A layer per pair, with its share in the sum of Eq. 13."""
         rows = torch.cat([its.factors for its in self.second.values()]).square()
-        if sigma != "window":
-            rows = rows / self.second_scale(sigma, factor)[:, None]
-            return [(self.second[i].values, row, balance, None) for (i, _), row in zip(self.pairs, rows, strict=True)]
+        if join.sigma != "window":
+            rows = rows / self.second_scale(join)[:, None]
+            return [
+                (self.second[i].values, row, join.balance, None) for (i, _), row in zip(self.pairs, rows, strict=True)
+            ]
         every, spreads = window_offsets(window), []
         for i, (values, factors, _) in self.second.items():
             valid = None if self.valid is None else self.valid[i]
             spreads.append(window_spread(values[None], every, channel_weights=factors, valid=valid)[0])
-        precision = 1 / (torch.cat(spreads) * factor).square().clamp(min=TINY)
+        precision = 1 / (torch.cat(spreads) * join.factor).square().clamp(min=TINY)
         maps = [self.second[i].values for i, _ in self.pairs]
-        return [(its, row, balance, p) for its, row, p in zip(maps, rows, precision, strict=True)]
+        return [(its, row, join.balance, p) for its, row, p in zip(maps, rows, precision, strict=True)]
 
-    def _joined(self, bandwidth: float, balance: float, scale: Float[Tensor, " q"]) -> list[list[Layer]]:
+    def _joined(self, bandwidth: float, join: Join) -> list[list[Layer]]:
         """exp(−a) · exp(−b): one layer a pair, whose distances add up."""
         joined = {i: torch.cat([self.first[i].values, its.values]) for i, its in self.second.items()}
-        rows = torch.cat([its.factors for its in self.second.values()]).square() / scale[:, None]
+        rows = torch.cat([its.factors for its in self.second.values()]).square()
+        rows = rows / self.second_scale(join)[:, None]
         return [
-            [(joined[i], torch.cat([self._first_layer(i, bandwidth)[1], balance * row]), 1.0, None)]
+            [(joined[i], torch.cat([self._first_layer(i, bandwidth)[1], join.balance * row]), 1.0, None)]
             for (i, _), row in zip(self.pairs, rows, strict=True)
         ]
 

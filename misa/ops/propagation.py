@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from misa.ops.affinity import check_finite, check_kernel
-from misa.ops.guides import GlobalForm, Guides, LocalForm
+from misa.ops.affinity import check_finite
+from misa.ops.guides import SUM, GlobalForm, Guides, Join, LocalForm
 from misa.ops.neighbors import Offset, window_offsets
 from misa.ops.tree import TieRule, Tree, Trees
 
@@ -134,7 +134,7 @@ def propagate_global(
     the image's tree by S^c instead of the guide; "product" takes one tree of both squared distances added up.
     """
     check_masks("propagate_global", masks, guide, semantic, labels)
-    check_kernel("propagate_global", balance=balance, sigma=semantic_sigma, scale=semantic_scale)
+    join = Join(balance, global_form, semantic_sigma, semantic_scale)
     if not bandwidth > 0:
         raise ValueError(f"propagate_global needs a positive bandwidth: it is {bandwidth}.")
     if guide.dim() == 4 and len(guide) != len(masks):
@@ -149,16 +149,7 @@ def propagate_global(
     if guide.dim() == 3:
         guides = guides_of(masks, guide, semantic, labels, saliency, valid)
         trees: Trees = tree if tree is not None else guides.trees(tie_rule)
-        result = guides.along_trees(
-            values,
-            trees,
-            bandwidth,
-            balance=balance,
-            form=global_form,
-            sigma=semantic_sigma,
-            factor=semantic_scale,
-            tie_rule=tie_rule,
-        )
+        result = guides.along_trees(values, trees, bandwidth, join, tie_rule=tie_rule)
     elif tree is not None:
         guides = Guides(guide[:1].float(), [0] * len(masks), valid=None if valid is None else valid[None])
         result = guides.along_masks(values, guide.float(), guides.cut(tree), bandwidth)
@@ -196,7 +187,7 @@ def propagate_local(
     separate what color joins. "product" is A · (A^c)^balance, which separates wherever either of them does.
     """
     check_masks("propagate_local", masks, guide, semantic, labels)
-    check_kernel("propagate_local", balance=balance, sigma=semantic_sigma, scale=semantic_scale)
+    join = Join(balance, local_form, semantic_sigma, semantic_scale)
     if guide.dim() != 3:
         raise ValueError(f"propagate_local needs one guide (d, h, w) for all masks: it is {tuple(guide.shape)}.")
     if not bandwidth > 0 or steps < 0:
@@ -204,21 +195,9 @@ def propagate_local(
     check_boxes("propagate_local", masks, box_masks)
     if len(masks) == 0:
         return masks.clone()
-    return (
-        guides_of(masks, guide, semantic, labels, saliency, valid)
-        .along_window(
-            masks.float(),
-            box_masks,
-            window=window,
-            bandwidth=bandwidth,
-            steps=steps,
-            balance=balance,
-            sigma=semantic_sigma,
-            factor=semantic_scale,
-            form=local_form,
-        )
-        .to(masks.dtype)
-    )
+    guides = guides_of(masks, guide, semantic, labels, saliency, valid)
+    result = guides.along_window(masks.float(), box_masks, window=window, bandwidth=bandwidth, steps=steps, join=join)
+    return result.to(masks.dtype)
 
 
 def check_boxes(name: str, masks: Tensor, box_masks: Tensor | None) -> None:
@@ -257,25 +236,14 @@ def propagate_pamr(
     Pixels that are not `valid` are absent: no neighbors, nothing in σ, and 0 in the result.
     """
     check_masks("propagate_pamr", masks, guide, semantic, labels)
-    check_kernel("propagate_pamr", balance=balance, sigma="image", scale=semantic_scale)
+    join = Join(balance, form, factor=semantic_scale)
     if guide.dim() != 3:
         raise ValueError(f"propagate_pamr needs one guide (d, h, w) for all masks: it is {tuple(guide.shape)}.")
-    if form not in ("sum", "product"):
-        raise ValueError(f"propagate_pamr knows the forms 'sum' and 'product', not {form!r}.")
     check_boxes("propagate_pamr", masks, box_masks)
     if len(masks) == 0:
         return masks.clone()
-    return along_pamr(
-        masks,
-        guides_of(masks, guide, semantic, labels, saliency, valid),
-        box_masks,
-        dilations=dilations,
-        steps=steps,
-        sharpness=sharpness,
-        balance=balance,
-        form=form,
-        scale=semantic_scale,
-    )
+    guides = guides_of(masks, guide, semantic, labels, saliency, valid)
+    return along_pamr(masks, guides, box_masks, dilations=dilations, steps=steps, sharpness=sharpness, join=join)
 
 
 @constant
@@ -287,14 +255,14 @@ def along_pamr(
     dilations: Sequence[int],
     steps: int,
     sharpness: float = 0.1,
-    balance: float = 0.7,
-    form: LocalForm = "sum",
-    scale: float = 1.0,
+    join: Join = SUM,
 ) -> Float[Tensor, "n h w"]:
-    """`propagate_pamr` along the guides of several images."""
+    """`propagate_pamr` along the guides of several images; `join.sigma` does not count, PAMR has spreads of its own."""
+    if join.form not in ("sum", "product"):
+        raise ValueError(f"propagate_pamr knows the forms 'sum' and 'product', not {join.form!r}.")
     offsets, result = window_offsets(3, dilations), torch.zeros_like(masks)
     for image in sorted(set(guides.image)):
-        weights = _pamr_weights(guides, image, offsets, len(dilations), (sharpness, balance, scale), form)
+        weights = _pamr_weights(guides, image, offsets, len(dilations), sharpness, join)
         members = [n for n, where in enumerate(guides.image) if where == image]
         first = guides.pairs.index((image, 0))
         rows = [guides.pair[n] - first if len(weights) > 1 else 0 for n in members]
@@ -318,18 +286,19 @@ def _pamr_weights(
     image: int,
     offsets: Sequence[Offset],
     centres: int,
-    numbers: tuple[float, float, float],
-    form: LocalForm,
+    sharpness: float,
+    join: Join,
 ) -> Float[Tensor, "q k h w"]:
-    """The weight of every neighbor of an image's pixels, for every row of factors; `numbers` as in `along_pamr`."""
-    sharpness, balance, scale = numbers
+    """The weight of every neighbor of an image's pixels, for every row of factors."""
     valid = None if guides.valid is None else guides.valid[image]
     present = None if valid is None else torch.stack(list(_replicated(valid[None].float(), offsets)), dim=1)[0] * valid
     logits = _pamr_logits(guides.first[image].values, offsets, sharpness, centres, present)[None]
-    if guides.second and balance > 0:
+    if guides.second and join.balance > 0:
         values, factors, _ = guides.second[image]
-        planes = _pamr_saliency(values, factors, offsets, sharpness * scale, centres, present)
-        logits = torch.logaddexp(logits, planes + math.log(balance)) if form == "sum" else logits + balance * planes
+        planes = _pamr_saliency(values, factors, offsets, sharpness * join.factor, centres, present)
+        balance = join.balance
+        summed = join.form == "sum"
+        logits = torch.logaddexp(logits, planes + math.log(balance)) if summed else logits + balance * planes
     if present is None:
         return logits.softmax(dim=1)
     absent = present == 0

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from misa.evaluation.guidance import Pull, iou, pull_of, ratio, summary
+from misa.experiment import Affinity
 from misa.losses.pairwise import pseudo_masks
 from misa.ops.readings import Classifier, read
 
@@ -129,11 +130,9 @@ def scene(colored: bool):
 
 
 def pulls(masks, truth, boxes, image, reading=None, **options):
-    more = {}
-    if reading is not None:
-        more = {"prior": (reading.values, reading.factors), "labels": torch.zeros(1, dtype=torch.long)}
-        more["semantic_sigma"] = reading.sigma
-    pairs = pseudo_masks(masks, torch.from_numpy(boxes), image, torch.zeros(1, dtype=torch.long), **more, **options)
+    first = torch.zeros(1, dtype=torch.long)
+    affinity = Affinity(saliency=True, **options)
+    pairs = pseudo_masks(masks, torch.from_numpy(boxes), image, first, affinity=affinity, labels=first, prior=reading)
     return {name: pull_of(seen, target, truth, boxes) for name, (seen, target) in pairs.items()}
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from misa.errors import NotFinite
+from misa.experiment import Affinity
 from misa.losses import pairwise
 from misa.losses.pairwise import pairwise_loss, propagation_error, pseudo_masks
 from misa.ops.guides import Guides
@@ -27,6 +28,12 @@ def batch(rng, h=12, w=14, n=5, b=3):
     index, labels = torch.tensor([0, 2, 0, 2, 0]), torch.tensor([1, 1, 3, 0, 1])
     prior = (torch.randn(b, 6, h, w, generator=rng), torch.randn(4, 6, generator=rng))
     return masks, boxes, images, index, labels, prior
+
+
+def loss_of(masks, boxes, images, index, *, labels=None, prior=None, valid=None, function=pairwise_loss, **fields):
+    """The loss, or the pseudo masks, of an affinity with saliency and these fields."""
+    affinity = Affinity(**{"saliency": True, **fields})
+    return function(masks, boxes, images, index, affinity=affinity, labels=labels, prior=prior, valid=valid)
 
 
 def slow_loss(masks, boxes, images, index, labels, prior, form, refine=0.07, valid=None):
@@ -61,7 +68,7 @@ def test_all_at_once_is_instance_by_instance(rng, device, form, semantic):
     valid = torch.ones(3, 12, 14, dtype=torch.bool)
     valid[2, :, 11:] = False
     expected = slow_loss(masks, boxes, images, index, labels, prior if semantic else None, form, valid=valid)
-    result = pairwise_loss(
+    result = loss_of(
         masks.to(device),
         boxes.to(device),
         images.to(device),
@@ -87,7 +94,7 @@ def test_an_image_is_taught_the_same_beside_a_larger_one(rng, device, form, loca
             return F.pad(values.float(), (0, right, 0, below), value=fill).to(values.dtype).to(device)
 
         valid = pad(torch.ones(3, 1, 12, 14), 0) > 0
-        return pairwise_loss(
+        return loss_of(
             pad(masks, 0.7),
             pad(boxes, 0),
             pad(0.02 * images, 5.0),
@@ -134,7 +141,7 @@ def test_a_prior_that_is_no_number_is_refused(rng, mode, which, bad):
     masks, boxes, images, index, labels, prior = batch(rng)
     prior[which].view(-1)[7] = bad
     with pytest.raises(NotFinite, match=r"prior (features|factors) has NaN or Inf"):
-        pairwise_loss(masks, boxes, images, index, labels=labels, prior=prior, mode=mode)
+        loss_of(masks, boxes, images, index, labels=labels, prior=prior, mode=mode)
 
 
 def test_pamr_is_its_propagation(rng, device):
@@ -147,7 +154,7 @@ def test_pamr_is_its_propagation(rng, device):
         )
         expected += ((target - masks[i]).abs() * boxes[i]).sum() / boxes[i].sum() / 5
     moved = (x.to(device) for x in (masks, boxes, images, index))
-    result = pairwise_loss(*moved, labels=labels.to(device), prior=tuple(x.to(device) for x in prior), mode="pamr")
+    result = loss_of(*moved, labels=labels.to(device), prior=tuple(x.to(device) for x in prior), mode="pamr")
     assert set(result) == TERMS["pamr"]
     assert_close(result["loss_pamr"].cpu(), expected, atol=1e-6, rtol=1e-5)
 
@@ -161,7 +168,7 @@ def test_how_far_pamr_looks(rng):
         .div(5 * boxes[i].sum())
         for i, image in enumerate(index.tolist())
     )
-    result = pairwise_loss(masks, boxes, images, index, mode="pamr", pamr_dilations=(1, 2), pamr_steps=3)
+    result = loss_of(masks, boxes, images, index, mode="pamr", pamr_dilations=(1, 2), pamr_steps=3)
     assert_close(result["loss_pamr"], expected, atol=1e-6, rtol=1e-5)
 
 
@@ -169,7 +176,7 @@ def test_pamr_takes_the_form_and_the_scale_of_the_prior(rng):
     """As the other mode does: a row of Table 5 differs from its neighbor by the mode alone."""
     masks, boxes, images, index, labels, prior = batch(rng)
     options = {"labels": labels, "prior": prior, "mode": "pamr"}
-    found = pairwise_loss(masks, boxes, images, index, local_form="product", semantic_scale=1.5, **options)
+    found = loss_of(masks, boxes, images, index, local_form="product", semantic_scale=1.5, **options)
     expected = 0.0
     for i, image in enumerate(index.tolist()):
         target = propagate_pamr(
@@ -183,7 +190,7 @@ def test_pamr_takes_the_form_and_the_scale_of_the_prior(rng):
         )
         expected += ((target - masks[i]).abs() * boxes[i]).sum() / boxes[i].sum() / 5
     assert_close(found["loss_pamr"], expected)
-    assert abs(found["loss_pamr"] - pairwise_loss(masks, boxes, images, index, **options)["loss_pamr"]) > 1e-4
+    assert abs(found["loss_pamr"] - loss_of(masks, boxes, images, index, **options)["loss_pamr"]) > 1e-4
 
 
 def test_pamr_leaves_padding_out(rng):
@@ -191,34 +198,32 @@ def test_pamr_leaves_padding_out(rng):
     valid = torch.ones(3, 1, 12, 14, dtype=torch.bool)
     valid[0, :, :, 10:] = False
     boxes &= valid[index, 0]
-    plain = pairwise_loss(masks, boxes, images, index, mode="pamr", valid=valid)
-    other = pairwise_loss(masks, boxes, images + 9 * ~valid, index, mode="pamr", valid=valid)
+    plain = loss_of(masks, boxes, images, index, mode="pamr", valid=valid)
+    other = loss_of(masks, boxes, images + 9 * ~valid, index, mode="pamr", valid=valid)
     assert_close(plain["loss_pamr"], other["loss_pamr"])
-    assert abs(plain["loss_pamr"] - pairwise_loss(masks, boxes, images, index, mode="pamr")["loss_pamr"]) > 1e-5
+    assert abs(plain["loss_pamr"] - loss_of(masks, boxes, images, index, mode="pamr")["loss_pamr"]) > 1e-5
 
 
 def test_weights_and_the_literal_sum(rng):
     masks, boxes, images, index, _, _ = batch(rng)
-    plain = pairwise_loss(masks, boxes, images, index)
-    heavy = pairwise_loss(masks, boxes, images, index, global_weight=4.0, local_weight=3.0)
+    plain = loss_of(masks, boxes, images, index)
+    heavy = loss_of(masks, boxes, images, index, global_weight=4.0, local_weight=3.0)
     assert_close(heavy["loss_global"], 2 * plain["loss_global"])
     assert_close(heavy["loss_local"], 3 * plain["loss_local"])
-    literal = pairwise_loss(masks, boxes, images, index, reduction="sum", refine_bandwidth=None, global_weight=1.0)
+    literal = loss_of(masks, boxes, images, index, reduction="sum", refine_bandwidth=None, global_weight=1.0)
     expected = sum(
         (propagate_global(masks[i : i + 1], images[k], bandwidth=0.01) - masks[i]).abs().sum()
         for i, k in enumerate(index.tolist())
     )
     assert_close(literal["loss_global"], expected)
-    single = pairwise_loss(masks, boxes, images, index, mode="pamr", pamr_weight=0.5)
-    assert_close(2 * single["loss_pamr"], pairwise_loss(masks, boxes, images, index, mode="pamr")["loss_pamr"])
 
 
 def test_saliency_matters(rng):
     masks, boxes, images, index, labels, prior = batch(rng)
     options = {"labels": labels, "prior": prior, "semantic_scale": 0.5}
-    with_k = pairwise_loss(masks, boxes, images, index, **options)
-    without = pairwise_loss(masks, boxes, images, index, saliency=False, **options)
-    other = pairwise_loss(masks, boxes, images, index, balance=0.1, **options)
+    with_k = loss_of(masks, boxes, images, index, **options)
+    without = loss_of(masks, boxes, images, index, saliency=False, feature=True, **options)
+    other = loss_of(masks, boxes, images, index, balance=0.1, **options)
     for name in TERMS["apro"]:
         assert abs(with_k[name] - without[name]) > 1e-5
         assert abs(with_k[name] - other[name]) > 1e-5
@@ -228,7 +233,7 @@ def test_saliency_matters(rng):
 def test_gradient_flows_through_the_masks_alone(rng, mode):
     masks, boxes, images, index, labels, prior = batch(rng)
     inputs = [x.requires_grad_() for x in (masks, images, *prior)]
-    terms = pairwise_loss(masks, boxes, images, index, labels=labels, prior=prior, mode=mode)
+    terms = loss_of(masks, boxes, images, index, labels=labels, prior=prior, mode=mode)
     sum(terms.values()).backward()
     assert inputs[0].grad is not None
     assert inputs[0].grad.isfinite().all()
@@ -263,7 +268,7 @@ def test_gradcheck(rng, monkeypatch, options, semantic):
         monkeypatch.setattr(pairwise, name, once)
 
     def loss(m):
-        terms = pairwise_loss(m, boxes, images, index, labels=labels, prior=prior if semantic else None, **options)
+        terms = loss_of(m, boxes, images, index, labels=labels, prior=prior if semantic else None, **options)
         return sum(terms.values())
 
     masks = masks.double().requires_grad_()
@@ -276,7 +281,7 @@ def test_no_instances_give_zeros_with_a_gradient(device, mode):
     masks = torch.zeros(0, 6, 7, device=device, requires_grad=True)
     nothing = torch.zeros(0, dtype=torch.long, device=device)
     prior = (torch.zeros(2, 4, 6, 7, device=device), torch.zeros(3, 4, device=device))
-    terms = pairwise_loss(
+    terms = loss_of(
         masks,
         masks.detach().bool(),
         torch.zeros(2, 3, 6, 7, device=device),
@@ -295,7 +300,7 @@ def test_no_instances_give_zeros_with_a_gradient(device, mode):
 def test_empty_box_counts_zero(rng):
     masks, boxes, images, index, _, _ = batch(rng)
     boxes[1] = False
-    terms = pairwise_loss(masks.requires_grad_(), boxes, images, index)
+    terms = loss_of(masks.requires_grad_(), boxes, images, index)
     sum(terms.values()).backward()
     assert masks.grad.isfinite().all()
     assert (masks.grad[1] == 0).all()
@@ -313,8 +318,8 @@ def test_one_pixel_box_is_divided_by_one(rng):
 def test_order_of_instances_does_not_matter(rng):
     masks, boxes, images, index, labels, prior = batch(rng)
     order = torch.tensor([3, 1, 4, 0, 2])
-    one = pairwise_loss(masks, boxes, images, index, labels=labels, prior=prior)
-    two = pairwise_loss(masks[order], boxes[order], images, index[order], labels=labels[order], prior=prior)
+    one = loss_of(masks, boxes, images, index, labels=labels, prior=prior)
+    two = loss_of(masks[order], boxes[order], images, index[order], labels=labels[order], prior=prior)
     for name in one:
         assert_close(one[name], two[name])
 
@@ -322,10 +327,10 @@ def test_order_of_instances_does_not_matter(rng):
 def test_half_precision_and_autocast(rng, device):
     masks, boxes, images, index, labels, prior = (x if isinstance(x, tuple) else x.to(device) for x in batch(rng))
     prior = tuple(x.to(device) for x in prior)
-    plain = pairwise_loss(masks, boxes, images, index, labels=labels, prior=prior)
+    plain = loss_of(masks, boxes, images, index, labels=labels, prior=prior)
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        inside = pairwise_loss(masks, boxes, images, index, labels=labels, prior=prior)
-    half = pairwise_loss(masks.half(), boxes, images.half(), index, labels=labels, prior=tuple(x.half() for x in prior))
+        inside = loss_of(masks, boxes, images, index, labels=labels, prior=prior)
+    half = loss_of(masks.half(), boxes, images.half(), index, labels=labels, prior=tuple(x.half() for x in prior))
     for name in plain:
         assert_close(inside[name], plain[name])
         assert_close(half[name].float(), plain[name], atol=5e-3, rtol=5e-2)
@@ -334,33 +339,33 @@ def test_half_precision_and_autocast(rng, device):
 def test_wrong_input_is_named(rng):
     masks, boxes, images, index, labels, prior = batch(rng)
     with pytest.raises(ValueError, match="image_index"):
-        pairwise_loss(masks, boxes, images, index[:-1])
+        loss_of(masks, boxes, images, index[:-1])
     with pytest.raises(ValueError, match="one of the images"):
-        pairwise_loss(masks, boxes, images[:2], index)
+        loss_of(masks, boxes, images[:2], index)
     with pytest.raises(ValueError, match="Resize"):
-        pairwise_loss(masks, boxes, images[..., :-1], index)
+        loss_of(masks, boxes, images[..., :-1], index)
     with pytest.raises(ValueError, match="masks has NaN"):
-        pairwise_loss(masks / 0 * 0, boxes, images, index)
+        loss_of(masks / 0 * 0, boxes, images, index)
     with pytest.raises(ValueError, match="modes"):
-        pairwise_loss(masks, boxes, images, index, mode="crf")
+        loss_of(masks, boxes, images, index, mode="crf")
     with pytest.raises(ValueError, match="reductions"):
-        pairwise_loss(masks, boxes, images, index, reduction="mean")
+        loss_of(masks, boxes, images, index, reduction="mean")
     with pytest.raises(ValueError, match="needs labels"):
-        pairwise_loss(masks, boxes, images, index, prior=prior)
+        loss_of(masks, boxes, images, index, prior=prior)
     with pytest.raises(ValueError, match="row of K"):
-        pairwise_loss(masks, boxes, images, index, labels=labels + 1, prior=prior)
+        loss_of(masks, boxes, images, index, labels=labels + 1, prior=prior)
     with pytest.raises(ValueError, match="same d"):
-        pairwise_loss(masks, boxes, images, index, labels=labels, prior=(prior[0][:, 1:], prior[1]))
+        loss_of(masks, boxes, images, index, labels=labels, prior=(prior[0][:, 1:], prior[1]))
     with pytest.raises(ValueError, match="size of the masks"):
-        pairwise_loss(masks, boxes, images, index, labels=labels, prior=(prior[0][..., 1:], prior[1]))
+        loss_of(masks, boxes, images, index, labels=labels, prior=(prior[0][..., 1:], prior[1]))
 
 
 @pytest.mark.slow
 def test_torch_compile(rng, device):
     masks, boxes, images, index, labels, prior = batch(rng)
     masks = masks.requires_grad_()
-    compiled = torch.compile(pairwise_loss, backend="aot_eager")
-    plain = pairwise_loss(masks, boxes, images, index, labels=labels, prior=prior)
+    compiled = torch.compile(loss_of, backend="aot_eager")
+    plain = loss_of(masks, boxes, images, index, labels=labels, prior=prior)
     terms = compiled(masks, boxes, images, index, labels=labels, prior=prior)
     for name in plain:
         assert_close(terms[name], plain[name], atol=1e-5, rtol=1e-4)
@@ -391,7 +396,7 @@ def test_a_global_size_squeezes_images_and_masks_alike(rng):
     boxes = torch.zeros(2, 12, 20, dtype=torch.bool)
     boxes[0, 2:9, 3:15] = boxes[1, 5:12, 1:6] = True
     index = torch.zeros(2, dtype=torch.long)
-    got = pairwise_loss(masks, boxes, images, index, global_size=8, global_weight=1.0)
+    got = loss_of(masks, boxes, images, index, global_size=8, global_weight=1.0)
 
     def resize(x, size):
         return torch.nn.functional.interpolate(x[None], size=size, mode="bilinear", align_corners=False)[0]
@@ -403,7 +408,7 @@ def test_a_global_size_squeezes_images_and_masks_alike(rng):
     error = (resize(small, (12, 20)) - resize(second, (12, 20))).abs() * boxes
     expected = (error.sum((1, 2)) / boxes.sum((1, 2))).mean()
     torch.testing.assert_close(got["loss_global"], expected)
-    full = pairwise_loss(masks, boxes, images, index, global_weight=1.0)
+    full = loss_of(masks, boxes, images, index, global_weight=1.0)
     assert torch.equal(got["loss_local"], full["loss_local"])
     assert not torch.allclose(got["loss_global"], full["loss_global"])
     torch.autograd.grad(got["loss_global"], masks)
@@ -413,8 +418,8 @@ def test_a_global_size_squeezes_images_and_masks_alike(rng):
 def test_the_loss_is_the_distance_to_the_pseudo_masks(rng, mode):
     masks, boxes, images, index, labels, prior = batch(rng)
     options = {"labels": labels, "prior": prior, "mode": mode}
-    pairs = pseudo_masks(masks, boxes, images, index, **options)
-    found = pairwise_loss(masks, boxes, images, index, **options)
+    pairs = loss_of(masks, boxes, images, index, **options, function=pseudo_masks)
+    found = loss_of(masks, boxes, images, index, **options)
     assert {f"loss_{name}" for name in pairs} == set(found) == TERMS[mode]
     for name, (seen, target) in pairs.items():
         weight = 2.0 if name == "global" else 1.0
@@ -424,6 +429,6 @@ def test_the_loss_is_the_distance_to_the_pseudo_masks(rng, mode):
 
 def test_the_window_can_be_a_share_of_the_map(rng):
     masks, boxes, images, index, *_ = batch(rng, h=24, w=30)
-    by_share = pairwise_loss(masks, boxes, images, index, window_share=0.08, window=9)
-    assert torch.equal(by_share["loss_local"], pairwise_loss(masks, boxes, images, index, window=5)["loss_local"])
-    assert not torch.equal(by_share["loss_local"], pairwise_loss(masks, boxes, images, index, window=3)["loss_local"])
+    by_share = loss_of(masks, boxes, images, index, window_share=0.08, window=9)
+    assert torch.equal(by_share["loss_local"], loss_of(masks, boxes, images, index, window=5)["loss_local"])
+    assert not torch.equal(by_share["loss_local"], loss_of(masks, boxes, images, index, window=3)["loss_local"])

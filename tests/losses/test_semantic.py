@@ -6,8 +6,17 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from misa.experiment import Affinity
 from misa.losses.inputs import Batch
-from misa.losses.semantic import Boxes, allowed_classes, label_map_loss, outside_loss, semantic_objectives, sure_loss
+from misa.losses.semantic import (
+    Boxes,
+    SemanticTerms,
+    allowed_classes,
+    label_map_loss,
+    outside_loss,
+    semantic_objectives,
+    sure_loss,
+)
 
 H, W = 6, 8
 
@@ -43,9 +52,8 @@ def rows_of(background):
 
 @pytest.mark.parametrize("background", [0, 1, 2])
 def test_the_terms_against_loops(logits, boxes, batch, background):
-    losses = semantic_objectives(
-        logits, boxes, batch, background=background, outside_weight=2.0, class_weight=4.0, affinity=None
-    )
+    terms = SemanticTerms(outside_weight=2.0, class_weight=4.0)
+    losses = semantic_objectives(logits, boxes, batch, terms, background=background)
     rows, p = rows_of(background), logits.double().softmax(dim=1)
     outside, inside = [], []
     for b in range(2):
@@ -91,12 +99,12 @@ def test_boxes_of_one_class_see_each_others_pixels(logits, boxes, batch, monkeyp
         return {"loss_global": masks.sum() * 0}
 
     monkeypatch.setattr("misa.losses.semantic.pairwise_loss", record)
-    semantic_objectives(logits, boxes, batch, background=2, affinity={"window": 3})
+    semantic_objectives(logits, boxes, batch, SemanticTerms(affinity=Affinity(window=3)), background=2)
     union = boxes.masks[0] | boxes.masks[1]
     assert_close(seen["masks"][0], logits.softmax(dim=1)[0, 1] * union)
     assert_close(seen["masks"][1], seen["masks"][0])
     assert torch.equal(seen["box_masks"], boxes.masks)
-    assert seen["options"]["window"] == 3
+    assert seen["options"]["affinity"].window == 3
 
 
 @pytest.mark.parametrize("background", [0, 1, 2])
@@ -119,7 +127,7 @@ def test_sure_answers_against_loops(logits, boxes, batch, background, threshold)
     assert 0 < len(losses) < int((batch.valid & (allowed.sum(dim=1) > 1)).sum())
     result = sure_loss(logits, allowed, batch.valid, threshold)
     assert_close(result.double(), torch.tensor(sum(losses) / len(losses), dtype=torch.float64), rtol=1e-5, atol=1e-6)
-    both = semantic_objectives(logits, boxes, batch, background=background, sure_weight=2.0)
+    both = semantic_objectives(logits, boxes, batch, SemanticTerms(sure_weight=2.0), background=background)
     if threshold == 0.7:
         assert_close(both["loss_sure"], 2 * result)
 
@@ -129,14 +137,14 @@ def test_the_right_answer_costs_next_to_nothing(batch):
     answer = torch.zeros(2, 3, H, W)
     answer[:, 2] = 12.0
     answer[0, 0, 1:5, 2:6] = 24.0
-    losses = semantic_objectives(answer, boxes, batch, background=2)
+    losses = semantic_objectives(answer, boxes, batch, SemanticTerms(), background=2)
     assert sum(losses.values()) < 1e-3
 
 
 def test_in_a_box_classes_move_against_each_other_and_not_against_the_background(batch):
     boxes = Boxes(box(1, 2, 5, 6)[None], torch.tensor([0]), torch.tensor([0]))
     logits = torch.zeros(2, 3, H, W, requires_grad=True)
-    semantic_objectives(logits, boxes, batch, background=2)["loss_class"].backward()
+    semantic_objectives(logits, boxes, batch, SemanticTerms(), background=2)["loss_class"].backward()
     inside = boxes.masks[0]
     assert (logits.grad[0, 0][inside] < 0).all()
     assert (logits.grad[0, 1][inside] > 0).all()
@@ -147,7 +155,7 @@ def test_in_a_box_classes_move_against_each_other_and_not_against_the_background
 
 def test_padding_is_in_no_loss(boxes, batch):
     logits = torch.zeros(2, 3, H, W, requires_grad=True)
-    losses = semantic_objectives(logits, boxes, batch, background=2)
+    losses = semantic_objectives(logits, boxes, batch, SemanticTerms(), background=2)
     (losses["loss_outside"] + losses["loss_class"]).backward()
     assert (logits.grad[1, :, :, 6:] == 0).all()
 
@@ -155,7 +163,8 @@ def test_padding_is_in_no_loss(boxes, batch):
 def test_no_boxes_give_zeros_with_a_gradient(batch):
     logits = torch.zeros(2, 3, H, W, requires_grad=True)
     nothing = Boxes(torch.zeros(0, H, W, dtype=torch.bool), torch.zeros(0).long(), torch.zeros(0).long())
-    losses = semantic_objectives(logits, nothing, batch, background=2, sure_weight=1.0, affinity={})
+    terms = SemanticTerms(sure_weight=1.0, affinity=Affinity())
+    losses = semantic_objectives(logits, nothing, batch, terms, background=2)
     assert {name for name, value in losses.items() if value == 0} == {
         "loss_sure",
         "loss_class",
@@ -171,14 +180,14 @@ def test_huge_scores_stay_finite(boxes, batch):
     logits = torch.full((2, 3, H, W), -3e4)
     logits[:, 1] = 3e4
     logits.requires_grad_()
-    losses = semantic_objectives(logits, boxes, batch, background=2, sure_weight=1.0)
+    losses = semantic_objectives(logits, boxes, batch, SemanticTerms(sure_weight=1.0), background=2)
     sum(losses.values()).backward()
     assert logits.grad.isfinite().all()
 
 
 def test_logits_of_another_size_are_named(boxes, batch):
     with pytest.raises(ValueError, match="at the size of the images"):
-        semantic_objectives(torch.zeros(2, 3, H, W + 1), boxes, batch, background=2)
+        semantic_objectives(torch.zeros(2, 3, H, W + 1), boxes, batch, SemanticTerms(), background=2)
 
 
 def test_label_maps_against_pytorch(logits, rng):

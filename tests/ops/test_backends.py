@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from misa.ops.backends.choice import use
-from misa.ops.guides import Guides
+from misa.ops.guides import Guides, Join
 from misa.ops.propagation import SemanticGuide, propagate_pamr
 
 SCENES = 100
@@ -59,15 +59,15 @@ class Case:
         guides = replace(self.guides)  # nothing is kept from the other backend
         trees = guides.trees(self.tie_rule)
         found = {name: getattr(trees, name).sort(dim=1).values for name in ("edge", "length")}  # in any order
-        common = {"balance": self.balance, "sigma": self.sigma, "factor": 0.8}
-        options = {**common, "form": self.form, "tie_rule": self.tie_rule}
-        found["first"] = guides.along_trees(self.masks, trees, self.bandwidth, **options)
+        join = Join(self.balance, "sum", self.sigma, 0.8)
+        form = replace(join, form=self.form)
+        found["first"] = guides.along_trees(self.masks, trees, self.bandwidth, form, tie_rule=self.tie_rule)
         found["second"] = guides.along_masks(found["first"], found["first"][:, None], guides.cut(trees), 0.3)
-        window = {"window": self.window, "bandwidth": self.bandwidth, "steps": 4, **common}
-        found["window"] = guides.along_window(self.masks, self.boxes, **window)
+        window = {"window": self.window, "bandwidth": self.bandwidth, "steps": 4}
+        found["window"] = guides.along_window(self.masks, self.boxes, **window, join=join)
         if self.sigma == "image":
-            found["product"] = guides.along_window(self.masks, self.boxes, **window, form="product")
-            found["spread"] = guides.along_window(self.masks, self.boxes, **{**window, "sigma": "window"})
+            found["product"] = guides.along_window(self.masks, self.boxes, **window, join=replace(join, form="product"))
+            found["spread"] = guides.along_window(self.masks, self.boxes, **window, join=replace(join, sigma="window"))
         if guides.second:
             found["lengths"], found["variance"] = guides.second_on_edges
             found["pamr"] = propagate_pamr(

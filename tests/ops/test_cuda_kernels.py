@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from misa.experiment import Affinity
 from misa.losses.pairwise import pairwise_loss
 from misa.ops.backends import choice, cpu, torch_ops
 from misa.ops.backends.choice import use
@@ -297,7 +298,7 @@ def test_more_pixels_than_a_program_takes(rng):
             guides = Guides(moved[0], [0] * n, moved[1], moved[2], [0, 1, 0], ("color", "saliency"))
             first = guides.along_trees(moved[3], guides.trees(), 0.1)
             second = guides.along_masks(first, first[:, None], guides.trees(), 0.1)
-            options = {"window": 3, "bandwidth": 0.2, "steps": 2, "balance": 0.7, "sigma": "image", "factor": 1.0}
+            options = {"window": 3, "bandwidth": 0.2, "steps": 2}
             found[name] = [x.cpu() for x in (first, second, guides.along_window(moved[3], None, **options))]
     for mine, other in zip(found["triton"], found["cpu"], strict=True):
         assert_close(mine, other, atol=1e-6, rtol=1e-5)
@@ -313,7 +314,7 @@ def test_the_order_of_programs_never_shows(rng, monkeypatch):
         found = guides.trees()
         first = guides.along_trees(masks, found, 0.3)
         second = guides.along_masks(first, first[:, None], found, 0.3)
-        options = {"window": 3, "bandwidth": 0.2, "steps": 2, "balance": 0.7, "sigma": "image", "factor": 1.0}
+        options = {"window": 3, "bandwidth": 0.2, "steps": 2}
         return [found.pixel, found.parent, found.edge, first, second, guides.along_window(masks, None, **options)]
 
     with use("triton"):
@@ -348,8 +349,9 @@ def test_the_loss_and_its_gradient(rng):
         prior = (features.to(place), factors.to(place))
         leaf = masks.to(place).requires_grad_()
         with use(name):
+            affinity = Affinity(saliency=True, local_steps=3, window=3)
             terms = pairwise_loss(
-                leaf, *there, where, labels=labels, prior=prior, valid=valid.to(place), local_steps=3, window=3
+                leaf, *there, where, affinity=affinity, labels=labels, prior=prior, valid=valid.to(place)
             )
         sum(terms.values()).backward()
         found[name] = [*(x.detach().cpu() for x in terms.values()), leaf.grad.cpu()]

@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from misa.errors import UserError
+from misa.experiment import Affinity
 from misa.losses.pairwise import pairwise_loss
 from misa.ops.affinity import KERNELS, Compared, Seen, kernel_affinity
 from misa.ops.backends.choice import use
@@ -12,7 +13,7 @@ from misa.ops.guides import Guides
 from misa.ops.neighbors import neighbors, window_offsets
 from misa.ops.propagation import propagate_global, propagate_local
 
-OPTIONS = {"window": 5, "bandwidth": 0.3, "steps": 1, "balance": 0.7, "sigma": "image", "factor": 1.0}
+OPTIONS = {"window": 5, "bandwidth": 0.3, "steps": 1}
 
 
 def step(masks, weights):
@@ -72,7 +73,7 @@ def test_a_new_affinity_is_one_function_and_one_row(rng):
         for mode in ("apro", "pamr"):
             terms = pairwise_loss(
                 (logits + masks).sigmoid(), torch.ones_like(masks), image[None], torch.zeros(3).long(),
-                kernels=kernels, mode=mode,
+                affinity=Affinity(kernels=kernels, mode=mode),
             )  # fmt: skip
             losses[kernels, mode] = sum(terms.values())
             losses[kernels, mode].backward()

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from misa.errors import UserError
 from misa.ops import backends
 from misa.ops.backends import choice, cpu, kernels, torch_ops
-from misa.ops.guides import Guides, half_window
+from misa.ops.guides import Guides, Join, half_window
 from misa.ops.propagation import propagate_global, propagate_local
 from misa.ops.tree import minimum_spanning_tree
 
@@ -92,7 +92,7 @@ def test_windows_of_two_images_are_those_of_torch(rng, window):
     images, features = torch.rand(2, 3, h, w, generator=rng), torch.randn(2, 40, h, w, generator=rng)
     factors, kernels = torch.randn(3, 40, generator=rng), ("color", "saliency")
     guides = Guides(images, [0, 1, 0, 1, 1], features, factors, [0, 1, 0, 2, 1], kernels, valid)
-    options = {"window": window, "bandwidth": 0.4, "steps": 3, "balance": 0.7, "sigma": "image", "factor": 0.8}
+    options = {"window": window, "bandwidth": 0.4, "steps": 3, "join": Join(factor=0.8)}
     for its in (boxes, None):
         result = guides.along_window(masks, its, **options)
         with choice.use("torch"):
@@ -232,7 +232,7 @@ def test_threads_do_not_change_a_bit(rng):
         guides = Guides(image[None], [0] * 9, features[None], factors, [0, 1, 0] * 3, ("color", "saliency"))
         trees = guides.trees()
         first = guides.along_trees(masks, trees, 0.2)
-        options = {"window": 5, "bandwidth": 0.2, "steps": 5, "balance": 0.7, "sigma": "image", "factor": 1.0}
+        options = {"window": 5, "bandwidth": 0.2, "steps": 5}
         local = guides.along_window(masks, None, **options)
         return [first, guides.along_masks(first, first[:, None], trees, 0.2), local]
 

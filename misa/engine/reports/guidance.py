@@ -36,9 +36,8 @@ from misa.losses.inputs import Batch, _shrink, union_of_boxes
 from misa.losses.pairwise import pseudo_masks
 from misa.models.students.base import BoxSupervised
 from misa.models.teacher.contract import TeacherNetwork
-from misa.objectives.misa import pairwise_arguments, reading_arguments
+from misa.objectives.misa import reading_of
 from misa.ops.boxes import box_masks
-from misa.ops.readings import read
 
 SIZES = {"small": 0.0, "medium": 32.0**2, "large": 96.0**2}  # COCO's, from this area on
 _PRODUCT: dict[str, Any] = {"saliency": True, "local_form": "product", "global_form": "product"}
@@ -267,23 +266,20 @@ def pulls_of(
     found, known = {}, set()
     index = torch.zeros(len(objects.masks), dtype=torch.long)
     for name, affinity in readings.items():
-        options = pairwise_arguments(affinity)
-        for other in ("reduction", "global_weight", "local_weight"):
-            del options[other]
+        reading = None
         if affinity.feature or affinity.saliency:
             assert teacher is not None
             assert seen is not None
-            chosen: Any = reading_arguments(affinity)
-            s_c = read(seen.features, teacher.last_layer(), valid=objects.batch.valid, **chosen)
-            options |= {"prior": (s_c.values, s_c.factors), "semantic_sigma": s_c.sigma}
+            reading = reading_of(affinity, seen.features, teacher.last_layer(), objects.batch.valid)
         pairs = pseudo_masks(
             objects.masks,
             objects.boxes,
             objects.batch.images,
             index,
+            affinity=affinity,
             labels=objects.labels,
+            prior=reading,
             valid=objects.batch.valid,
-            **options,
         )
         for term, (own, target) in pairs.items():
             looks = (term, *(getattr(affinity, field) for field in _LOOKS[term]), *_joined(affinity))

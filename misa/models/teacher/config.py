@@ -10,10 +10,9 @@ from misa.data.label_maps import MOST_CLASSES
 from misa.data.pipeline import MEAN, STD
 from misa.errors import UserError
 from misa.experiment import Experiment
-from misa.losses.semantic import VOID
+from misa.losses.semantic import VOID, SemanticTerms
 from misa.models.teacher.table import network_config
 from misa.models.teacher.training import SemanticTeacher
-from misa.objectives.misa import pairwise_arguments
 
 
 def from_boxes(experiment: Experiment) -> bool:
@@ -33,13 +32,13 @@ def teacher_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDi
         raise UserError(f"a semantic teacher takes at most {MOST_CLASSES} classes, the data has {len(classes)}.")
     objectives = None
     if from_boxes(experiment):
-        objectives = {
-            "outside_weight": semantic.outside_weight,
-            "class_weight": semantic.class_weight,
-            "sure_weight": semantic.sure_weight,
-            "projection_weight": experiment.projection_weight,
-            "affinity": None if experiment.affinity is None else pairwise_arguments(experiment.affinity),
-        }
+        objectives = SemanticTerms(
+            semantic.outside_weight,
+            semantic.class_weight,
+            experiment.projection_weight,
+            semantic.sure_weight,
+            experiment.affinity,
+        )
     values: dict[str, Any] = {
         "type": SemanticTeacher,
         "data_preprocessor": {

@@ -1,6 +1,7 @@
 """A teacher in training: the semantic teacher as a model of mmengine, learning from boxes or from label maps."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from mmengine.structures import PixelData
 from torch import Tensor
 
 from misa.losses.inputs import Batch, _shrink
-from misa.losses.semantic import Boxes, label_map_loss, semantic_objectives
+from misa.losses.semantic import Boxes, SemanticTerms, label_map_loss, semantic_objectives
 from misa.models.teacher.contract import SemanticMaps, TeacherNetwork
 from misa.ops.boxes import box_masks
 
@@ -21,7 +22,7 @@ class SemanticTeacher(BaseModel):
     """A teacher's network and what it learns from.
 
     network: the config of a `TeacherNetwork`.
-    objectives: the arguments of `semantic_objectives` for learning from boxes; None: from label maps.
+    objectives: for learning from boxes; None: from label maps.
     stage_weight: of the loss of the summed stage maps, in which propagation has no part.
     loss_stride: pixels of the input per pixel at which box objectives are computed.
     """
@@ -29,7 +30,7 @@ class SemanticTeacher(BaseModel):
     def __init__(
         self,
         network: Mapping[str, Any],
-        objectives: Mapping[str, Any] | None,
+        objectives: SemanticTerms | None,
         stage_weight: float,
         loss_stride: int,
         data_preprocessor: Any = None,
@@ -71,9 +72,10 @@ class SemanticTeacher(BaseModel):
         # A crowd's box says neither what is in it nor that nothing is.
         batch = Batch(batch.images, batch.valid & (~torch.stack(crowds) | union[:, 0]))
         boxes = Boxes(torch.cat(masks), torch.cat(labels), torch.cat(images))
-        options = {"background": self.network.contract.background, **self.objectives}
-        main = semantic_objectives(_sized(maps.logits, size), boxes, batch, **options)
-        stages = semantic_objectives(_sized(maps.stage_logits, size), boxes, batch, **{**options, "affinity": None})
+        terms, background = self.objectives, self.network.contract.background
+        main = semantic_objectives(_sized(maps.logits, size), boxes, batch, terms, background=background)
+        terms = replace(terms, affinity=None)
+        stages = semantic_objectives(_sized(maps.stage_logits, size), boxes, batch, terms, background=background)
         return main | {"loss_stages": self.stage_weight * torch.stack(list(stages.values())).sum()}
 
     def _predictions(self, maps: SemanticMaps, inputs: Tensor, samples: list[DetDataSample]) -> list[DetDataSample]:
