@@ -9,7 +9,7 @@ from misa.experiment import Affinity
 from misa.losses.pairwise import pairwise_loss
 from misa.ops.affinity import KERNELS, Compared, Seen, kernel_affinity
 from misa.ops.backends.choice import use
-from misa.ops.guides import Guides
+from misa.ops.guides import Guides, Join
 from misa.ops.neighbors import neighbors, window_offsets
 from misa.ops.propagation import propagate_global, propagate_local
 
@@ -106,10 +106,11 @@ def test_trees_built_ahead_change_nothing(rng, form):
 
     for sigma, other in (("image", "image"), (0.5, 2.0)):
         usual, guides = made(), made()
-        expected = usual.along_trees(masks, usual.trees(), 0.2, form=form, sigma=sigma, factor=0.8)
-        trees = guides.trees(ahead={"form": form, "sigma": sigma, "factor": 0.8})
+        join = Join(form=form, sigma=sigma, factor=0.8)
+        expected = usual.along_trees(masks, usual.trees(), 0.2, join)
+        trees = guides.trees(ahead=join)
         assert torch.equal(trees.edge, usual.trees().edge)
         assert len(guides._second_trees) == (form == "sum")
-        changed = guides.along_trees(masks, trees, 0.2, form=form, sigma=other, factor=0.3)
+        changed = guides.along_trees(masks, trees, 0.2, Join(form=form, sigma=other, factor=0.3))
         assert not torch.equal(changed, expected)
-        assert torch.equal(guides.along_trees(masks, trees, 0.2, form=form, sigma=sigma, factor=0.8), expected)
+        assert torch.equal(guides.along_trees(masks, trees, 0.2, join), expected)
