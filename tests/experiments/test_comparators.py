@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import comparators, demo, photos
-from misa.commands.train import Train, train_from
+from misa.commands.train import Train, train_with
 from misa.engine.prediction.export import export_student
 from misa.engine.prediction.student import find, load_student
 
@@ -32,7 +32,7 @@ def test_every_objective_has_a_row_on_both_data_sets_and_one_schedule():
 def test_every_row_trains_predicts_and_is_exported_in_small(name, module_path):
     """Two steps on a few scenes; prints the memory that the process has needed so far."""
     place = module_path / name.replace(":", "-")
-    run = train_from(
+    run = train_with(
         Train(row=name, data_root=str(module_path / "data"), work_dir=str(place / "run"), smoke=True, gpus=0)
     )
     steps = [json.loads(line) for line in (run.folder / "losses.jsonl").read_text().splitlines()]

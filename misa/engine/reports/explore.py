@@ -27,6 +27,7 @@ from misa.experiment import FRAMEWORKS, Augmentation, Distillation, Experiment
 from misa.figures.example import Example
 from misa.losses.distillation import spread_unit
 from misa.machine import Machine
+from misa.models.students.base import BoxSupervised
 from misa.models.students.table import implementation, model_config
 from misa.models.teacher.contract import TeacherNetwork
 from misa.rows import find_row, teacher_row
@@ -199,6 +200,8 @@ def open_networks(run: str | Path, *, data_root: str | Path | None = None) -> Ne
     student = MODELS.build(model_config(experiment.but(network={"pretrained": False}), source.classes))
     load_weights(student, last_checkpoint(folder))
     student.eval().requires_grad_(False)
+    if isinstance(student, BoxSupervised):
+        student = student.predicting
     if not experiment.teacher:
         return Networks(experiment, source, None, student, (folder,))
     if not experiment.trains_teacher:

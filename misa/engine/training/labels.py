@@ -138,10 +138,10 @@ def student_maps(run: Path, source: Source, *, limit: int | None = None) -> Iter
     if not isinstance(model, BoxSupervised):
         raise UserError(
             f"{run} is a {student.student}, whose masks are not matched to boxes; give the run of a box-supervised "
-            "solov2 or mask2former."
+            "solov2, mask2former or condinst."
         )
     load_weights(model, last_checkpoint(run))
-    model.eval()
+    model = model.eval().predicting
     # As in the test, the whole image: large-scale jittering would cut a part of it by chance.
     sizes = {"short_sides": (student.augmentation.test_short_side,), "flip": 0.0, "jitter": None}
     images = CocoImages(

@@ -130,10 +130,18 @@ class BoxSupervised(nn.Module):
         """What is found in each image of a batch (b 3 h w), as at test time; `sizes` (h, w) are without padding."""
         raise NotImplementedError
 
-    def predict(self, batch_inputs: Tensor, batch_data_samples: Any, rescale: bool = True, **_: Any) -> Any:
-        """mmdet's predictions, of the shadow where `from_shadow` says so."""
+    @property
+    def predicting(self) -> "BoxSupervised":
+        """The network that predicts: the shadow where `from_shadow` says so, else this one."""
         if self.from_shadow and self.memory is not None and self.memory.shadow is not None:
-            return self.memory.shadow.copy.predict(batch_inputs, batch_data_samples, rescale=rescale)
+            shadow: BoxSupervised = self.memory.shadow.copy
+            return shadow
+        return self
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: Any, rescale: bool = True, **_: Any) -> Any:
+        """mmdet's predictions, of the network that predicts."""
+        if self.predicting is not self:
+            return self.predicting.predict(batch_inputs, batch_data_samples, rescale=rescale)
         return super().predict(batch_inputs, batch_data_samples, rescale=rescale)  # type: ignore[misc]
 
     def masks_of_boxes(self, images: Tensor, instances: list[InstanceData]) -> list[BoxMasks]:

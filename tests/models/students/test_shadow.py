@@ -180,6 +180,7 @@ def test_the_copy_predicts_where_the_row_says_so(rng):
         model.from_shadow = False
         moved = model.predict(images, samples)[0].pred_instances.scores.clone()
     assert torch.equal(found, copied)
+    assert model.predicting is model
     assert not torch.equal(found, moved)
 
 
