@@ -1,0 +1,236 @@
+"""What people really have: of each kind of slip the smallest data, and that it is read right or named."""
+
+import csv
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from misa.data.check.annotations import check_coco
+from misa.data.dataset import CocoImages
+from misa.data.formats.coco import DataError, Split
+from misa.data.formats.convert import open_layout, read_boxes
+from misa.data.formats.splits import by_hash
+from misa.data.source import open_source
+from misa.engine.reports.checkup import check_data
+from misa.experiment import Experiment
+from tests.data.formats.test_round_trip import SCENES, read, thing, wanted
+from tests.data.formats.writers import Picture, csv_corners, published, voc
+
+Tables = dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def spoil(tmp_path: Path) -> Callable[..., Path]:
+    """The scenes in COCO's layout, after `change` of the tables of some splits."""
+
+    def write(change: Callable[[Tables], object], *splits: str) -> Path:
+        published(tmp_path / "data", SCENES)
+        for split in splits or ("train", "val"):
+            path = tmp_path / f"data/annotations/instances_{split}2017.json"
+            tables = json.loads(path.read_text())
+            change(tables)
+            path.write_text(json.dumps(tables))
+        return tmp_path / "data"
+
+    return write
+
+
+def each(**values: Any) -> Callable[[Tables], object]:
+    return lambda tables: [row.update(values) for row in tables["annotations"]]
+
+
+def trained_on(place: Split, *, masks: bool) -> Counter[str]:
+    """The objects by class that a training gets."""
+    options = {"metainfo": {"classes": ("cat", "dog")}, "pipeline": [], "lazy_init": True}
+    data = CocoImages(ann_file=str(place.annotations), data_prefix={"img": str(place.images)}, masks=masks, **options)
+    images = data.load_data_list()
+    return Counter(
+        ("cat", "dog")[o["bbox_label"]] for image in images for o in image["instances"] if not o["ignore_flag"]
+    )
+
+
+@pytest.mark.parametrize("masks", [True, False])
+@pytest.mark.parametrize("area", [0, None, "12"])
+def test_an_area_that_is_wrong_costs_no_object(spoil: Callable[..., Path], masks: bool, area: object) -> None:
+    """mmdet drops what has no area, and pycocotools counts it among the small ones."""
+    layout = open_layout(spoil(each(area=area)))
+    assert trained_on(layout.train, masks=masks) == Counter(cat=1, dog=2)
+    for place in (layout.train, layout.val):
+        rows = json.loads(place.annotations.read_text())["annotations"]
+        assert all(0 < row["area"] <= row["bbox"][2] * row["bbox"][3] * 1.05 + 8 for row in rows)
+
+
+@pytest.mark.parametrize(("key", "words"), [("iscrowd", "are crowds"), ("ignore", "are marked by the key ignore")])
+def test_crowds_and_what_is_to_be_ignored_are_counted_the_same_and_told(
+    spoil: Callable[..., Path], key: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = spoil(lambda tables: tables["annotations"][0].update({key: 1}))
+    layout, report = open_layout(root), check_data(root).reports
+    assert trained_on(layout.train, masks=False) == Counter(dog=2) == Counter(report[0].per_class) - Counter()
+    assert report[0].crowds == 1
+    assert f"1 of 3 objects {words} and are not learned from" in str(report[0]).replace("(iscrowd or difficult) ", "")
+    assert "are not scored on" in str(report[1])
+    open_source(Experiment(data="coco"), root)
+    assert words in capsys.readouterr().out.replace("(iscrowd or difficult) ", "")
+
+
+def test_a_missing_iscrowd_is_none(spoil: Callable[..., Path]) -> None:
+    root = spoil(lambda tables: [row.pop("iscrowd") for row in tables["annotations"]])
+    assert all(report.usable and not report.crowds for report in check_data(root).reports)
+
+
+def corners(tables: Tables) -> None:
+    for row in tables["annotations"]:
+        x, y, w, h = row["bbox"]
+        row["bbox"] = [x, y, x + w, y + h]
+
+
+def shares(tables: Tables) -> None:
+    sizes = {row["id"]: (row["width"], row["height"]) for row in tables["images"]}
+    for row in tables["annotations"]:
+        width, height = sizes[row["image_id"]]
+        x, y, w, h = row["bbox"]
+        row["bbox"] = [x / width, y / height, w / width, h / height]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(corners, "seem to be corners x1, y1, x2, y2"), (shares, "seem to be shares of the image")],
+)
+def test_boxes_in_another_form_are_refused(
+    spoil: Callable[..., Path], change: Callable[[Tables], object], words: str
+) -> None:
+    root = spoil(change)
+    assert all(words in report.fatal[0].message for report in check_data(root).reports)
+    with pytest.raises(DataError, match=words):
+        open_source(Experiment(data="coco"), root)
+
+
+def test_a_csv_with_the_image_sides_alone_is_refused(tmp_path: Path) -> None:
+    """`width, height` are the box's only where nothing contradicts it."""
+    csv_corners(tmp_path / "data", SCENES)
+    path = tmp_path / "data/BOXES.CSV"
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = [row for row in csv.DictReader(file, delimiter=";") if row["class"]]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["filename", "x", "y", "width", "height", "class"])
+        writer.writerows(
+            [r["filename"], int(r["xmin"]) + 1, r["ymin"], r["width"], r["height"], r["class"]] for r in rows
+        )
+    reports = check_data(tmp_path / "data").reports
+    assert any("width and height seem to be the image's" in p.message for report in reports for p in report.fatal)
+
+
+def test_a_panoptic_file_is_named(spoil: Callable[..., Path]) -> None:
+    root = spoil(
+        lambda tables: tables.update(annotations=[{"image_id": 1, "segments_info": [], "file_name": "1.png"}]), "val"
+    )
+    assert "this is a panoptic file, not one of instances" in check_data(root).reports[1].fatal[0].message
+
+
+def test_a_validation_split_need_not_have_all_classes(spoil: Callable[..., Path]) -> None:
+    def cats(tables: Tables) -> None:
+        tables["categories"] = tables["categories"][:1]
+        tables["annotations"] = [row for row in tables["annotations"] if row["category_id"] == 1]
+
+    report = check_data(spoil(cats, "val")).reports[1]
+    assert report.usable
+    assert "class 'dog' is not among its categories, so it is not scored" in str(report)
+
+
+@pytest.mark.parametrize("mask", [[[]], [], None, {"counts": "", "size": [1, 1]}])
+def test_masks_that_are_none_make_the_score_one_of_boxes(spoil: Callable[..., Path], mask: object) -> None:
+    report = check_data(spoil(each(segmentation=mask), "val")).reports[1]
+    assert report.usable
+    assert not report.masks
+
+
+def test_a_picture_that_cannot_be_written_costs_no_report(spoil: Callable[..., Path], tmp_path: Path) -> None:
+    found = check_data(spoil(lambda tables: None), picture=tmp_path / "data/train2017/a.png/check.png")
+    assert found.usable
+    assert found.picture is None
+    assert "no picture was drawn: the picture" in str(found)
+
+
+def shot(name: str, split: str, x: int) -> Picture:
+    return Picture(name, split, (60, 40), [thing("cat", [x, 3, x + 10, 3, x + 10, 20])])
+
+
+def test_names_with_dots_keep_their_boxes(tmp_path: Path) -> None:
+    """`frame.0` is no `frame` with a suffix, even where there is one."""
+    pictures = [shot("frame.png", "train", 1)] + [shot(f"frame.{i}.png", "train", 5 + i) for i in range(3)]
+    pictures.append(shot("other.png", "val", 30))
+    voc(tmp_path / "data", pictures)
+    for path in (tmp_path / "data/VOCdevkit/VOC2007/Annotations").iterdir():
+        path.write_text(path.read_text().replace(".png</filename>", "</filename>"))
+    assert read(*open_layout(tmp_path / "data").train) == wanted(pictures[:-1])
+
+
+def test_the_names_inside_may_be_old(tmp_path: Path) -> None:
+    """Images and files were renamed together: the files' own names count, and it is told."""
+    pictures = [shot(f"{i}.png", "train" if i < 4 else "val", 4 * i) for i in range(6)]
+    voc(tmp_path / "data", pictures)
+    folder = tmp_path / "data/VOCdevkit/VOC2007/Annotations"
+    for i in range(6):
+        path = folder / f"{i}.xml"
+        path.write_text(path.read_text().replace(f"{i}.png", f"{(i + 1) % 6}.png"))
+    layout = open_layout(tmp_path / "data")
+    assert read(*layout.train) == wanted(pictures[:4])
+    assert "it names 1.png inside and is called as 0.png" in str(check_coco(*layout.train))
+    with pytest.raises(DataError, match=r"names .* inside, which is another file's image"):
+        read_boxes(tmp_path / "data")
+
+
+def test_a_name_that_fits_several_files_is_no_name(tmp_path: Path) -> None:
+    csv_corners(tmp_path / "data", SCENES)
+    for folder in ("x", "y"):
+        (tmp_path / "data/images" / folder).mkdir()
+    (tmp_path / "data/images/a.png").rename(tmp_path / "data/images/x/a.png")
+    shutil.copy(tmp_path / "data/images/x/a.png", tmp_path / "data/images/y/a.png")
+    report = check_coco(*open_layout(tmp_path / "data").train)
+    assert any("a.png may be " in p.message and p.fatal for p in report.problems)
+
+
+def test_trainval_and_test_are_the_lists_of_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = [shot(f"{i}.png", "train" if i < 4 else "test", 4 * i) for i in range(6)]
+    voc(tmp_path / "data", pictures)
+    lists = tmp_path / "data/VOCdevkit/VOC2007/ImageSets/Main"
+    (lists / "train.txt").rename(lists / "trainval.txt")
+    (lists / "val.txt").unlink()
+    layout = open_layout(tmp_path / "data")
+    assert read(*layout.train) == wanted(pictures[:4])
+    assert read(*layout.val) == wanted(pictures[4:])
+    assert "those of test.txt are scored on" in capsys.readouterr().out
+
+
+def test_data_that_grows_moves_no_image_from_one_split_to_the_other() -> None:
+    names = [f"{i}.jpg" for i in range(400)]
+    for size in (30, 90, 200):
+        small, large = by_hash(names[:size], lambda _: None), by_hash(names, lambda _: None)
+        assert small == large[:size]
+        assert 0.02 < large.count("val") / 400 < 0.25
+
+
+def test_an_image_that_was_copied_again_is_read_again(tmp_path: Path) -> None:
+    """Its size was unknown while it was empty; the cache knows that it depends on the file."""
+    csv_corners(tmp_path / "data", SCENES)
+    path = tmp_path / "data/BOXES.CSV"
+    text = path.read_text(encoding="utf-8-sig").splitlines()
+    path.write_text("\n".join(";".join(line.split(";")[:1] + line.split(";")[3:]) for line in text))
+    image = tmp_path / "data/images/a.png"
+    whole = image.read_bytes()
+    image.write_bytes(b"")
+    assert "is empty; copy or download it again" in str(check_data(tmp_path / "data"))
+    image.write_bytes(whole)
+    assert check_data(tmp_path / "data").reports[0].usable
