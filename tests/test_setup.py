@@ -94,3 +94,8 @@ def test_import_misa_is_light():
     loaded = set(done.stdout.split())
     assert "misa" in loaded
     assert not loaded & heavy
+
+
+def test_a_package_without_bytecode_is_compiled_in_a_test_without_an_error():
+    """mmdet has such a string, and warnings are errors here; from Python 3.12 on it is a SyntaxWarning."""
+    compile('"\\\\i"', "mmdet/file.py", "exec")

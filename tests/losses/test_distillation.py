@@ -211,14 +211,14 @@ def test_autocast_does_not_reach_the_backward_pass(batch, device):
 
 
 @pytest.mark.gpu
-@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")  # setting it warns that it is a prototype
 @pytest.mark.parametrize("transform", ["pruned", "fft"])
 def test_nothing_waits_for_the_device(batch, transform):
     student, teacher, box_mask, valid = (x.cuda() for x in batch)
     student.requires_grad_()
     distillation_loss(student, teacher, box_mask, radius=3, valid=valid, transform=transform).backward()  # fills caches
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         distillation_loss(student, teacher, box_mask, radius=3, valid=valid, transform=transform).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
