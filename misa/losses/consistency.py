@@ -64,7 +64,7 @@ def local_consistency(
             f"it is {tuple(kernel.shape)}."
         )
     check_probabilities("local_consistency: masks", masks)
-    own = kernel[image.to(kernel.device)]
+    own = kernel[image.to(kernel.device, non_blocking=True)]
     smooth = masks.to(own.dtype)
     boxes = box_masks.to(own.dtype)
     for _ in range(steps):

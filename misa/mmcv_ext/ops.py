@@ -20,6 +20,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
+HOST_SHAPES = True
+"""Deformable attention takes the levels' sizes from the host, too, and nothing waits then."""
+
 _NO_COMPILER = "none (PyTorch equivalents of misa.mmcv_ext)"
 
 
@@ -131,7 +134,7 @@ def _sample_level(value: Tensor, locations: Tensor, attention: Tensor, h: int, w
 def _levels(shapes: Tensor) -> list[tuple[int, slice, int, int]]:
     """(level, its keys, rows, columns) for each row of `shapes` (l 2).
 
-    Waits for the GPU once: the sizes decide the shapes of the maps. mmcv's attention module does so too, just before.
+    Waits for the GPU where `shapes` is there: the sizes decide the shapes of the maps.
     """
     levels, start = [], 0
     for level, (h, w) in enumerate(shapes.tolist()):

@@ -60,7 +60,7 @@ class Box2Mask(BoxObjective):
         structure, _ = resized_within(step.structure.float(), valid, size)
         small = resized(masks, size)
         maps = structure_masks(small, colors, structure, image.tolist(), valid=inner, color_scale=self.color_scale)
-        where = image.to(masks.device)
+        where = image.to(masks.device, non_blocking=True)
         energies = {
             "projection": self.projection_weight * projection_loss(masks, boxes),
             "levelset_image": self.image_weight * region_energy(masks, images[where], boxes),

@@ -49,7 +49,7 @@ class BoxInst(BoxObjective):
         logits, boxes = step.positives.mask_logits, step.positives.box_masks
         projection = projection_loss(logits.sigmoid(), boxes)
         alike = self.likeness(step) >= self.similarity
-        keep = alike[step.positives.image.to(logits.device)] & boxes[:, None]
+        keep = alike[step.positives.image.to(logits.device, non_blocking=True)] & boxes[:, None]
         pairs = pair_loss(error, keep)
         return {
             "loss_projection": Term(self.projection_weight * projection.sum() / max(len(projection), 1)),

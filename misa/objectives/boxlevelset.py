@@ -54,10 +54,10 @@ class BoxLevelSet(BoxObjective):
             color_scale=self.color_scale,
         )
         length = self.length_weight * border_length(masks, boxes)
+        images = step.batch.images[image.to(masks.device, non_blocking=True)]
         terms = {
             "projection": self.projection_weight * projection_loss(masks, boxes),
-            "levelset_image": self.image_weight
-            * (region_energy(masks, step.batch.images[image.to(masks.device)], boxes) + length),
+            "levelset_image": self.image_weight * (region_energy(masks, images, boxes) + length),
             "levelset_structure": self.structure_weight * (region_energy(masks, maps, boxes) + length),
         }
         return {f"loss_{name}": Term(each.sum() / max(len(each), 1)) for name, each in terms.items()}

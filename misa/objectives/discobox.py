@@ -57,16 +57,20 @@ class DiscoBox(BoxObjective):
 
     def losses(self, step: Step, memory: nn.Module | None = None) -> dict[str, Term]:
         """`loss_projection` and `loss_pseudo`, means over the instances; the second 0 while the gate is shut."""
+        import torch
+
         from misa.losses.projection import projection_loss
 
         masks, boxes = step.positives.mask_logits.sigmoid(), step.positives.box_masks
         count = max(len(masks), 1)
         projection = projection_loss(masks, boxes, eps=self.eps)
-        pseudo = (
-            0 * masks.sum()
-            if memory is None or not memory.get_buffer("running") < self.gate
-            else self._pseudo(step, masks)
-        )
+        pseudo = 0 * masks.sum()
+        if memory is not None:
+            opened = memory.get_buffer("running") < self.gate
+            if opened.device.type != "cpu":  # asking would wait for the device
+                pseudo = torch.where(opened, self._pseudo(step, masks), pseudo)
+            elif opened:
+                pseudo = self._pseudo(step, masks)
         return {
             "loss_projection": Term(self.projection_weight * projection.sum() / count),
             "loss_pseudo": Term(self.pseudo_weight * pseudo / count),
@@ -97,6 +101,6 @@ class DiscoBox(BoxObjective):
 
         assert memory is not None
         projection = projection_loss(step.positives.mask_logits.sigmoid(), step.positives.box_masks, eps=self.eps)
-        total, count = step.across(torch.stack([projection.sum(), projection.new_tensor(float(len(projection)))]))
+        total, count = step.across(torch.stack([projection.sum(), projection.new_full((), len(projection))]))
         running = memory.get_buffer("running")
         running.copy_(torch.where(count > 0, 0.9 * running + 0.1 * total / count, running))

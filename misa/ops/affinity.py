@@ -196,7 +196,7 @@ def pairwise_affinity(
     elif sigma == "window":
         scale = window_spread(values, offsets, channel_weights=weights).unsqueeze(-3)
     elif isinstance(sigma, int | float) and sigma > 0:
-        scale = values.new_tensor(float(sigma))
+        scale = values.new_full((), float(sigma))
     else:
         raise ValueError(f"pairwise_affinity needs sigma 'image', 'window' or a positive number: sigma is {sigma!r}.")
     affinity = torch.exp(-distances / scale.square().clamp(min=TINY))

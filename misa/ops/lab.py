@@ -37,7 +37,8 @@ def rgb_to_lab(images: Float[Tensor, "b 3 h w"] | Int[Tensor, "b 3 h w"]) -> Flo
             )
     v = values / 255
     linear = torch.where(v > 0.04045, ((v + 0.055) / 1.055) ** 2.4, v / 12.92)
-    t = torch.einsum("xc,bchw->bxhw", v.new_tensor(XYZ), linear) / v.new_tensor(WHITE)[:, None, None]
+    xyz, white = (torch.tensor(each, dtype=v.dtype).to(v.device, non_blocking=True) for each in (XYZ, WHITE))
+    t = torch.einsum("xc,bchw->bxhw", xyz, linear) / white[:, None, None]
     # The clamp keeps the unused branch's gradient finite at black.
     f = torch.where(t > 0.008856, t.clamp(min=0.008856) ** (1 / 3), 7.787 * t + 16 / 116)
     x, y, z = f.unbind(dim=1)

@@ -40,7 +40,10 @@ def strong_view(
             f"they are {tuple(images.shape)} and {len(generators)}."
         )
     check_finite("strong_view: images", images)
-    mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (
+        torch.tensor(values, dtype=images.dtype).view(3, 1, 1).to(images.device, non_blocking=True)
+        for values in (MEAN, STD)
+    )
     result = images.clone()
     for image, out, generator in zip(images, result, generators, strict=True):
         there = (image != 0).any(dim=0)

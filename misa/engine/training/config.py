@@ -62,7 +62,7 @@ def run_config(
     """
     machine, schedule = machine or Machine(), experiment.schedule
     split = split or split_batch(schedule.batch, 1)
-    loader = {"num_workers": machine.workers, "persistent_workers": False, "collate_fn": {"type": "pseudo_collate"}}
+    loader = _loader(machine)
     return Config(
         {
             "default_scope": "mmdet",
@@ -97,6 +97,12 @@ def run_config(
             "log_level": "ERROR",
         }
     )
+
+
+def _loader(machine: Machine) -> dict[str, Any]:
+    """Pinned for CUDA, or no copy to the device is without waiting."""
+    plain = {"persistent_workers": False, "collate_fn": {"type": "pseudo_collate"}}
+    return {"num_workers": machine.workers, "pin_memory": get_device() == "cuda", **plain}
 
 
 def _train_data(experiment: Experiment, source: Source, folder: Path, seed: int) -> dict[str, Any]:

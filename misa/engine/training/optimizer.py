@@ -20,7 +20,24 @@ from misa.experiment import Experiment, Schedule
 from misa.models.students.table import implementation
 
 
-class BFloat16(OptimWrapper):
+class _Clipped(OptimWrapper):
+    """Gradients are clipped without reading their norm, for which mmengine waits at every step to log it."""
+
+    def _clip_grad(self) -> None:
+        every = [p for group in self.optimizer.param_groups for p in group["params"]]
+        # error_if_nonfinite would read the norm as well; the training watches its losses.
+        torch.nn.utils.clip_grad_norm_([p for p in every if p.grad is not None], **self.clip_grad_kwargs)
+
+
+class Float32(_Clipped):
+    """Networks in float32."""
+
+
+class Float16(_Clipped, AmpOptimWrapper):
+    """Networks in float16 with scaled gradients; the scaler reads at every step whether they are finite."""
+
+
+class BFloat16(_Clipped):
     """Networks in bfloat16, on any device; gradients need no scaling (mmengine's own wrapper wants a GPU)."""
 
     @contextmanager
@@ -54,9 +71,9 @@ class SlowBackbone(DefaultOptimWrapperConstructor):
 
 
 WRAPPERS: dict[str, dict[str, Any]] = {
-    "float32": {"type": OptimWrapper},
+    "float32": {"type": Float32},
     "bfloat16": {"type": BFloat16},
-    "float16": {"type": AmpOptimWrapper, "dtype": "float16"},
+    "float16": {"type": Float16, "dtype": "float16"},
 }
 
 

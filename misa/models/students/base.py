@@ -272,7 +272,7 @@ def _truth(instances: list[InstanceData]) -> Truth:
 
 def _colors(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Normalised images at another size (mean of the pixels of a cell), RGB of 0..255."""
-    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1).to(images.device, non_blocking=True) for values in (MEAN, STD))
     return F.adaptive_avg_pool2d(images * std + mean, size)
 
 

@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from mmdet.models.data_preprocessors import BatchFixedSizePad, DetDataPreprocessor
+from mmdet.models.data_preprocessors import BatchFixedSizePad
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 
 from misa.data.pipeline import MEAN, STD
 from misa.experiment import Experiment, Network
 from misa.models.backbones import backbone_of, backbone_row
+from misa.models.host import Preprocessor
 from misa.models.teacher.table import teacher_channels
 from misa.objectives.misa import objective_of
 
@@ -29,7 +30,7 @@ def preprocessor(experiment: Experiment) -> dict[str, Any]:
     masks, augmentation = experiment.supervision == "mask", experiment.augmentation
     square = {"type": BatchFixedSizePad, "size": (augmentation.crop, augmentation.crop), "pad_mask": masks}
     return {
-        "type": DetDataPreprocessor,
+        "type": Preprocessor,
         "mean": MEAN,
         "std": STD,
         "bgr_to_rgb": True,

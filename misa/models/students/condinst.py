@@ -17,6 +17,7 @@ from torch import Tensor
 from misa.experiment import Experiment
 from misa.losses.inputs import Positives
 from misa.losses.pseudo import quality
+from misa.models.host import on_host
 from misa.models.students.base import BoxMasks, BoxSupervised, Handover
 from misa.models.students.baselines import dynamic_masks
 from misa.models.students.common import mmdet_model, objectives, preprocessor
@@ -97,7 +98,7 @@ class MISACondInst(BoxSupervised, CondInst):
         positives = Positives(
             torch.cat([own.reshape(-1, *size) for own in masks]),
             torch.cat(boxes),
-            torch.cat([truth.labels.cpu()[own] for truth, own in zip(instances, hosted, strict=True)]),
+            torch.cat([on_host(truth.labels)[own] for truth, own in zip(instances, hosted, strict=True)]),
             torch.cat([torch.full_like(own, b) for b, own in enumerate(hosted)]),
             torch.cat([own + start for own, start in zip(hosted, first, strict=False)]),
         )
@@ -145,19 +146,20 @@ def _with_params(info: InstanceData, params: Tensor) -> InstanceData:
 def best(info: InstanceData, at_most: int) -> InstanceData:
     """The locations of an image that make masks: for every box its best ones, `at_most` / boxes of them, one or more.
 
-    AdelaiDet's rule for BoxInst: a mask for every location would not fit into memory.
+    AdelaiDet's rule for BoxInst: a mask for every location would not fit into memory. Chosen on the host, which waits
+    for the device twice, whatever the number of boxes.
     """
-    owner = info.pos_assigned_gt_inds
+    owner = info.pos_assigned_gt_inds.cpu()
     if len(owner) == 0:
         return info
-    score = info.scores.sigmoid().amax(dim=1) * info.centernesses.sigmoid().flatten()
+    score = (info.scores.sigmoid().amax(dim=1) * info.centernesses.sigmoid().flatten()).detach().cpu()
     owners = owner.unique()
     each = max(at_most // len(owners), 1)
     kept = []
     for one in owners:
         mine = (owner == one).nonzero().flatten()
         kept.append(mine if len(mine) <= each else mine[score[mine].topk(each).indices])
-    return info[torch.cat(kept)]
+    return info[torch.cat(kept).to(info.scores.device, non_blocking=True)]
 
 
 def condinst_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:

@@ -24,9 +24,11 @@ from misa.experiment import Experiment, Network
 from misa.losses.inputs import Positives
 from misa.losses.pseudo import quality
 from misa.models.backbones import SWINS
+from misa.models.host import on_host
 from misa.models.students.base import BoxMasks, BoxSupervised, Handover
 from misa.models.students.batch_means import share
 from misa.models.students.common import backbone_of, mmdet_model, objectives, preprocessor, stage_widths
+from misa.models.students.pixel_decoder import PixelDecoder
 from misa.models.students.table import Implementation
 from misa.objectives.base import Detected
 from misa.ops.boxes import box_masks, extents
@@ -82,7 +84,7 @@ class BoxMask2FormerHead(Mask2FormerHead):
             positives = Positives(
                 masks[here.prediction, here.image, here.query],
                 torch.cat(boxes)[chosen],
-                torch.cat([own.cpu() for own in labels])[instance],
+                torch.cat([on_host(own) for own in labels])[instance],
                 found.image,
                 instance,
             )
@@ -178,6 +180,7 @@ def _set_head(head: ConfigDict, network: Network, classes: int) -> None:
     )
     head.loss_cls.class_weight = [1.0] * classes + [NO_OBJECT]
     head.positional_encoding.num_feats = head.pixel_decoder.positional_encoding.num_feats = d // 2
+    head.pixel_decoder.type = PixelDecoder
     encoder, decoder = head.pixel_decoder.encoder, head.transformer_decoder
     encoder.num_layers, decoder.num_layers = network.encoder_layers, network.decoder_layers
     encoder.layer_cfg.self_attn_cfg.embed_dims = d

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from misa.experiment import Experiment, Inference, Network
 from misa.losses.inputs import Positives
+from misa.models.host import on_host
 from misa.models.students.base import BoxMasks, BoxSupervised, Handover
 from misa.models.students.batch_means import share
 from misa.models.students.common import backbone_of, mmdet_model, objectives, preprocessor, stage_widths
@@ -23,7 +24,7 @@ from misa.ops.boxes import box_masks, extents, positive_cells
 
 
 class Cells(NamedTuple):
-    """Which grid cells fire in a batch, image by image. Made on the host before the network runs, to wait but once.
+    """Which grid cells fire in a batch, image by image. Made on the host, so that nothing waits.
 
     `position` is a cell's place in all levels of its image strung together; `instance` its box; `counts` how many
     cells each image has; `targets` (b cells) the class of every cell, the number of classes where none fires.
@@ -42,8 +43,8 @@ class BoxSOLOv2Head(SOLOV2Head):
 
     def assign(self, instances: list[InstanceData], size: tuple[int, int]) -> Cells:
         """The cells that fire for each image's `bboxes` (n, 4) and `labels` (n,); `size`: the padded input's (h, w)."""
-        found = [self._assign_image(truth.bboxes.cpu(), size) for truth in instances]
-        labels = [truth.labels.cpu() for truth in instances]
+        found = [self._assign_image(on_host(truth.bboxes), size) for truth in instances]
+        labels = [on_host(truth.labels) for truth in instances]
         cells = sum(grid * grid for grid in self.num_grids)
         return Cells(
             position=torch.cat([position for position, _ in found]),

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmengine.config import ConfigDict
 
 from misa.data.label_maps import MOST_CLASSES
@@ -11,6 +10,7 @@ from misa.data.pipeline import MEAN, STD
 from misa.errors import UserError
 from misa.experiment import Experiment
 from misa.losses.semantic import VOID, SemanticTerms
+from misa.models.host import Preprocessor
 from misa.models.teacher.table import network_config
 from misa.models.teacher.training import SemanticTeacher
 
@@ -42,7 +42,7 @@ def teacher_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDi
     values: dict[str, Any] = {
         "type": SemanticTeacher,
         "data_preprocessor": {
-            "type": DetDataPreprocessor,
+            "type": Preprocessor,
             "mean": MEAN,
             "std": STD,
             "bgr_to_rgb": True,

@@ -19,11 +19,18 @@ ABSENT = "absent"
 WIDTH = "a width of a smaller network; 64 is the default of mmdet's ResNet"
 WRITTEN = "the default of mmdet's ResNet, written out"
 DEFAULT = "left at the default of the class, which is the same"
+SENT = "the same, sent without waiting for the device"
 ATTENTION = "panoptic_head.transformer_decoder.layer_cfg."
 # model or ANY, key -> mmdet's value, ours, and why they differ.
 ON_PURPOSE = {
     (ANY, "backbone.base_channels"): (ABSENT, 64, WIDTH),
     (ANY, "backbone.stem_channels"): (ABSENT, 64, WIDTH),
+    ("SOLO", "data_preprocessor.type"): ("DetDataPreprocessor", "Preprocessor", SENT),
+    ("SOLOv2", "data_preprocessor.type"): ("DetDataPreprocessor", "Preprocessor", SENT),
+    ("MaskRCNN", "data_preprocessor.type"): ("DetDataPreprocessor", "Preprocessor", SENT),
+    ("CondInst", "data_preprocessor.type"): ("DetDataPreprocessor", "Preprocessor", SENT),
+    ("Mask2Former", "data_preprocessor.type"): ("DetDataPreprocessor", "Preprocessor", SENT),
+    ("Mask2Former", "panoptic_head.pixel_decoder.type"): ("MSDeformAttnPixelDecoder", "PixelDecoder", SENT),
     ("SOLO", "backbone.norm_eval"): (ABSENT, True, WRITTEN),
     ("SOLO", "backbone.norm_cfg.type"): (ABSENT, "BN", WRITTEN),
     ("SOLO", "backbone.norm_cfg.requires_grad"): (ABSENT, True, WRITTEN),

@@ -1,0 +1,165 @@
+"""CUDA tensors without CUDA: every operation is computed on the CPU, and what would wait for the device is noted.
+
+A `Pretend` says that it is on cuda:0 and holds a CPU tensor. Inside `pretended()` factories and `.to("cuda")` make such
+tensors, values are real, and the returned list fills with a line for each operation that makes the host wait: a value
+read (`item`, `bool`), a shape that depends on values (`nonzero`, a boolean index, `unique`), a copy to the host, and a
+copy to the device that is not `non_blocking`. What CUDA refuses, operands on both devices, raises here as well.
+Triton's kernels run in its interpreter.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from mmengine.structures import instance_data
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map
+from triton.runtime.interpreter import InterpretedFunction
+
+CUDA = torch.device("cuda", 0)
+aten = torch.ops.aten
+# Their results' shapes depend on values, or they are a value.
+READS = {
+    "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount",
+    "equal", "is_nonzero", "nms",
+}  # fmt: skip
+COPIES = {"_to_copy", "copy_"}
+INDEXING = {"index", "index_put", "index_put_"}
+
+
+class Pretend(Tensor):
+    """A CPU tensor that says it is on cuda:0."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> "Pretend":
+        # Autograd needs a device that this machine has; "meta" has no kernels, so nothing is computed by mistake.
+        made: Pretend = torch.Tensor._make_wrapper_subclass(
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device="meta",
+        )
+        made.inner = inner
+        return made
+
+    device = property(lambda self: CUDA)
+    is_cuda = property(lambda self: True)
+    is_meta = property(lambda self: False)
+
+    def new_tensor(self, data: Any, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+        """Past C++, which would ask for "meta"."""
+        return torch.tensor(data, dtype=dtype or self.dtype, device=CUDA)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return super().__getitem__(_sent(index))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        super().__setitem__(_sent(index), value)
+
+    def tolist(self) -> Any:
+        """As torch's, which takes no subclass."""
+        return self.cpu().tolist()
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"Pretend({self.inner})"
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError(f"{function} met a Pretend outside of pretended()")
+
+
+class Watch(TorchDispatchMode):
+    """Computes on the CPU and notes what waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = function._schema.name.split("::")[1]
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        there = [tensor for tensor in tensors if isinstance(tensor, Pretend)]
+        assert not any(tensor.is_meta for tensor in tensors), f"{name}: C++ made a tensor of a Pretend's device"
+        asked = kwargs.get("device")
+        on_cuda = bool(there) if asked is None else torch.device(asked).type != "cpu"
+        if name == "copy_":
+            on_cuda = isinstance(args[0], Pretend)
+        if self._waits(name, args, kwargs, on_cuda):
+            self.waits.append(f"{name} at {_caller()}")
+        if there and name not in COPIES | INDEXING:
+            here = [tensor for tensor in tensors if not isinstance(tensor, Pretend) and tensor.dim() > 0]
+            if here:
+                raise RuntimeError(f"{name}: Expected all tensors to be on the same device, at {_caller()}")
+        result = function(*_bare(args), **(_bare(kwargs) | ({} if asked is None else {"device": torch.device("cpu")})))
+        if not on_cuda or name == "_local_scalar_dense":
+            return args[0] if name == "copy_" else result
+        wrapped = tree_map(lambda x: Pretend(x) if isinstance(x, Tensor) else x, result)
+        return return_and_correct_aliasing(function, args, kwargs, wrapped)
+
+    @staticmethod
+    def _waits(name: str, args: Any, kwargs: Any, to_cuda: bool) -> bool:
+        if name in COPIES:
+            source = args[1] if name == "copy_" else args[0]
+            blocking = not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
+            crosses = isinstance(source, Pretend) != to_cuda
+            return crosses and blocking and source.numel() > 0
+        if name in INDEXING:
+            where = [index for index in args[1] if index is not None]
+            masks = [index for index in where if index.dtype in (torch.bool, torch.uint8)]
+            single = name != "index" and len(where) == 1 and masks and args[2].numel() == 1  # is a masked_fill
+            mixed = isinstance(args[0], Pretend) and not all(isinstance(index, Pretend) for index in where)
+            return mixed or (bool(masks) and isinstance(args[0], Pretend) and not single)
+        reads = name in READS or (name == "repeat_interleave" and kwargs.get("output_size") is None)
+        return reads and any(isinstance(leaf, Pretend) for leaf in tree_leaves((args, kwargs)))
+
+
+def _sent(index: Any) -> Any:
+    """Lists and ranges within an index as tensors on the device; torch would ask C++ for it."""
+    if isinstance(index, tuple):
+        return tuple(_sent(part) for part in index)
+    return torch.tensor(list(index), device=CUDA) if isinstance(index, list | range) else index
+
+
+def _bare(values: Any) -> Any:
+    return tree_map(lambda x: x.inner if isinstance(x, Pretend) else x, values)
+
+
+def _caller() -> str:
+    """File and function of the innermost caller that is neither torch nor this file."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path != __file__ and f"site-packages{Path('/')}torch{Path('/')}" not in path:
+            return f"{Path(path).parent.name}/{Path(path).name} {frame.f_code.co_name}"
+        frame = frame.f_back
+    return "?"
+
+
+@contextmanager
+def pretended() -> Iterator[list[str]]:
+    """Inside, "cuda" is there; the list holds what waited so far. Clear it after a first step, which fills caches."""
+    torch._C._ensureCUDADeviceGuardSet()
+    before = torch._C._only_lift_cpu_tensors()
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(torch.cuda, "_lazy_init", lambda: None))
+        stack.enter_context(patch.object(instance_data, "IndexType", Tensor | instance_data.IndexType))
+        torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(…, device="cuda")` as a copy, which it is
+        stack.callback(torch._C._set_only_lift_cpu_tensors, before)
+        stack.enter_context(patch.object(torch.cuda, "device_of", nullcontext))
+        launch = InterpretedFunction.run
+        stack.enter_context(
+            patch.object(InterpretedFunction, "run", lambda kernel, *args, **more: launch(kernel, *_bare(args), **more))
+        )
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # the mode is this thread's
+        watch = stack.enter_context(Watch())
+        yield watch.waits
