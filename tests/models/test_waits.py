@@ -11,6 +11,8 @@ from mmengine.registry import MODELS
 
 import misa.models  # noqa: F401  (imports mmdet silently)
 from misa.engine.training.optimizer import optimizer_config
+from misa.experiment import Affinity
+from misa.losses.inputs import SemanticPrior
 from misa.losses.pairwise import pairwise_loss
 from misa.models.host import on_host
 from misa.models.students.table import model_config
@@ -93,8 +95,9 @@ def test_the_kernels_wait_for_nothing():
 
     def pulled(*there):
         mask, box, picture, features, factors = there
+        affinity = Affinity(saliency=True, local_steps=2, window=3)
         return pairwise_loss(
-            mask, box, picture, image, labels=labels, prior=(features, factors), local_steps=2, window=3
+            mask, box, picture, image, affinity=affinity, labels=labels, prior=SemanticPrior(features, factors)
         )
 
     tensors = (masks, boxes, images, s, k)
