@@ -380,6 +380,21 @@ def test_boxes_by_image_name(student, photos, tmp_path):
         predict(student, photos, out=tmp_path / "no", boxes={"other.png": boxes["a.png"]})
 
 
+def test_names_that_are_no_utf_8_or_as_long_as_can_be(student, photos, tmp_path):
+    """As older systems wrote them: they are predicted on, and stand in the results as Python reads such names."""
+    names = [os.fsdecode(b"caf\xe9.png"), "x" * 251 + ".png"]
+    folder = tmp_path / "old"
+    folder.mkdir()
+    for name in names:
+        shutil.copy(photos / "a.png", folder / name)
+    for _ in range(2):
+        done = predict(student, [folder], out=tmp_path / "out", score=0.02)
+        assert (done.images, done.failed) == (2, {})
+    content = json.loads((tmp_path / "out/instances.json").read_text())
+    assert {image["file_name"] for image in content["images"]} == set(names)
+    assert (tmp_path / "out/instances.csv").is_file()
+
+
 def test_names_of_results(tmp_path):
     for name in ("one/x.jpg", "one/x.png", "one/y.png", "two/x.jpg", "two/.hidden.png", "one/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
