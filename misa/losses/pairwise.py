@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from misa.ops.affinity import check_finite
 from misa.ops.guides import Guides, Join
 from misa.ops.propagation import SemanticGuide, along_pamr, constant
 from misa.ops.readings import Reading, window_of
+from misa.ops.resize import resized, resized_within
 
 Reduction = Literal["box_mean", "box_ratio", "sum"]
 Prior = SemanticPrior | Reading | tuple[Tensor, Tensor]
@@ -114,10 +114,10 @@ def pseudo_masks(
         return {"pamr": (masks, along_pamr(fixed, guides, box_masks, dilations=dilations, steps=steps, join=join))}
     size = (masks.shape[-2], masks.shape[-1])
     coarse = size if affinity.global_size is None else (affinity.global_size, affinity.global_size)
-    seen = _resized(masks, coarse)
+    seen = resized(masks, coarse)
     target = _global_masks(seen.detach(), _squeezed(guides, coarse), affinity, replace(join, form=affinity.global_form))
     local = _local_masks(fixed, box_masks, guides, affinity, join)
-    return {"global": (_resized(seen, size), _resized(target, size)), "local": (masks, local)}
+    return {"global": (resized(seen, size), resized(target, size)), "local": (masks, local)}
 
 
 def _kernels(affinity: Affinity, prior: Prior | None) -> tuple[str, ...]:
@@ -128,32 +128,17 @@ def _kernels(affinity: Affinity, prior: Prior | None) -> tuple[str, ...]:
     return ("color", "saliency" if affinity.saliency else "feature")
 
 
-def _resized(maps: Float[Tensor, "n h w"], size: tuple[int, int]) -> Float[Tensor, "n H W"]:
-    """Bilinear without antialiasing, as APro; the maps themselves where they have that size."""
-    if maps.shape[-2:] == size:
-        return maps
-    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-
-
 def _squeezed(guides: Guides, size: tuple[int, int]) -> Guides:
     """The guides at another size; a cell is padding where most of it is, and takes nothing from padding."""
     if guides.size == size:
         return guides
-
-    def resized(maps: Tensor) -> Tensor:
-        return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-
+    features = guides.features
     if guides.valid is None:
-        features = None if guides.features is None else resized(guides.features)
-        return replace(guides, images=resized(guides.images), features=features)
-    present = guides.valid[:, None].float()
-    share = resized(present)
-
-    def mean(maps: Tensor) -> Tensor:
-        return resized(maps * present) / share.clamp(min=0.5)
-
-    features = None if guides.features is None else mean(guides.features)
-    return replace(guides, images=mean(guides.images), features=features, valid=share[:, 0] >= 0.5)
+        images = resized(guides.images, size)
+        return replace(guides, images=images, features=None if features is None else resized(features, size))
+    images, valid = resized_within(guides.images, guides.valid, size)
+    features = None if features is None else resized_within(features, guides.valid, size)[0]
+    return replace(guides, images=images, features=features, valid=valid)
 
 
 def _check(
