@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow gallery docs bench lint clean
+.PHONY: help setup demo test test-slow gallery docs bench gpu lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ docs: setup  ## the documentation as a site in build/docs, with the notebooks ex
 
 bench: setup  ## propagation against the plain form, time and memory (5 min, nothing else running)
 	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.propagation
+
+gpu: setup  ## checks, measures and trains on a CUDA device, report in runs/gpu (15 min)
+	$(BIN)/python -m benchmarks.gpu
 
 lint: setup  ## ruff and mypy (1 min)
 	$(BIN)/ruff check

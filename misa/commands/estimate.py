@@ -5,8 +5,11 @@ The formula, and what it leaves out, is in misa/engine/training/estimate.py.
 example: misa estimate table1_coco:misa_r50 --gpus 8 --gpu H100
 """
 
+from dataclasses import replace
+
 from misa.commands import _shared as shared
 from misa.commands.train import Train, experiment_of
+from misa.errors import UserError
 from misa.parameters import Parameters, argument, option
 
 
@@ -22,20 +25,27 @@ class Estimate(Parameters):
     utilization: float | None = option(
         None, "fraction of the GPU's peak that is reached (default: measured, or 0.3)", low=1e-3, high=1
     )
+    report: str | None = option(None, "gpu.json of `make gpu` on such a GPU: its utilization is taken")
 
 
 def run(options: Estimate) -> int:
     """Measure and print."""
     import torch
 
-    from misa.engine.training.estimate import estimate, measure, require_known
+    from misa.engine.training.estimate import estimate, measure, reported, require_known
 
     experiment = experiment_of(Train(row=options.row, precision=options.precision))
     require_known(options.gpu)
+    calibrated = None
+    if options.report is not None:
+        if options.utilization is not None:
+            raise UserError("both --report and --utilization say how much of the peak is reached; give one of them.")
+        calibrated = reported(options.report, options.gpu, experiment.schedule.precision)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"measuring steps of {options.row} on this machine's {device}; minutes on a CPU", flush=True)
     work = measure(experiment, device=device)
-    names = ("gpus", "gpu", "per_gpu", "images", "utilization")
-    print(estimate(experiment, work, **{name: getattr(options, name) for name in names}))
+    values = {name: getattr(options, name) for name in ("gpus", "gpu", "per_gpu", "images")}
+    found = estimate(experiment, work, utilization=options.utilization or calibrated, **values)
+    print(replace(found, measured=True, source=f"from {options.report}") if calibrated else found)
     print("the formula and what it leaves out: misa/engine/training/estimate.py")
     return 0

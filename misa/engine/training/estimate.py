@@ -14,11 +14,13 @@ images (give enough workers), exchanging gradients (it overlaps with the backwar
 buffers of single operations, scoring.
 """
 
+import json
 import math
 import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,9 +115,10 @@ class Estimate:
     utilization: float
     measured: bool  # the utilization
     gpu: str
+    source: str = "measured here"  # where it is not assumed
 
     def __str__(self) -> str:
-        u = f"u = {self.utilization:.2f}, {'measured here' if self.measured else 'assumed'}"
+        u = f"u = {self.utilization:.2f}, {self.source if self.measured else 'assumed'}"
         fits = "" if self.memory <= 0.92 * GPUS[self.gpu].memory else f", more than a {self.gpu} has: lower per_gpu"
         return (
             f"{self.split} on {self.split.processes} x {self.gpu} ({u})\n"
@@ -206,6 +209,25 @@ def estimate(
         measured=measured is not None and utilization is None,
         gpu=gpu,
     )
+
+
+def reported(path: str | Path, gpu: str, precision: str) -> float:
+    """u of a card and precision as a report of `make gpu` has measured it.
+
+    Raises:
+        UserError: the file is no such report, of another card, or has no figure for the precision.
+    """
+    try:
+        report = json.loads(Path(path).read_text())
+        card, figures = str(report["card"]), dict(report["utilization"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no report of `make gpu` ({error}); give the gpu.json that it wrote.") from error
+    if gpu not in card.replace(" ", "").upper():
+        raise UserError(f"{path} was measured on {card!r}, not on a {gpu}; give --gpu as the report has it.")
+    u = figures.get(precision)
+    if not isinstance(u, int | float) or not 0 < u <= 1:
+        raise UserError(f"{path} has no utilization between 0 and 1 for {precision}; run `make gpu` again.")
+    return float(u)
 
 
 def input_pixels(experiment: Experiment) -> float:
