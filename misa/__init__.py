@@ -3,6 +3,9 @@
     misa.load(run_or_file)            # a trained student, to be called on images
     misa.load_teacher(run_or_name)    # a semantic teacher: S and K of Eq. 1 for any image
 
+One or many: an image or a list of images, and in the functions on tensors a leading axis that is optional
+(`misa.ops.axes`).
+
 Importing this package is light: it loads neither mmdet nor mmcv nor torch; the first use of a function does. It makes
 mmcv usable without its compiled ops (`misa.mmcv_ext`), so import it before mmdet.
 """

@@ -16,12 +16,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from misa.errors import NotFinite
+from misa.ops.axes import single
 from misa.ops.frequency import Transform, check_band, disc_filter, is_finite, promote
 
 # Numbers filtered at a time on a CPU: what stays in its cache (1 MB of float32); three times faster at d = 256.
 BLOCK = 2**18
 
 
+@single(student=4, teacher=4, box_mask=4, valid=4)
 def distillation_loss(
     student: Float[Tensor, "b d h w"],
     teacher: Float[Tensor, "b d h w"],

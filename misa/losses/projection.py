@@ -9,8 +9,10 @@ from torch import Tensor
 
 from misa.losses.pseudo import dice
 from misa.ops.affinity import check_probabilities
+from misa.ops.axes import single
 
 
+@single(masks=3, box_masks=3)
 def projection_loss(
     masks: Float[Tensor, "n h w"], box_masks: Float[Tensor, "n h w"] | Bool[Tensor, "n h w"], *, eps: float = 1e-5
 ) -> Tensor:

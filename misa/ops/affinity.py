@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from misa.errors import NotFinite
+from misa.ops.axes import images, single
 from misa.ops.neighbors import Offset, inside, shift, window_offsets
 
 Sigma = Literal["image", "window"] | float
@@ -170,6 +171,7 @@ def window_spread(
     return torch.einsum("cd,bdhw->bchw", channel_weights.square(), variance).sqrt()
 
 
+@single(values=4)
 def pairwise_affinity(
     values: Float[Tensor, "b d h w"],
     *,
@@ -217,6 +219,7 @@ def kernel_affinity(
     return pairwise_affinity(values[None], sigma=sigma if own is None else own, **options)[0]  # type: ignore[arg-type]
 
 
+@images(features=3, labels=1)
 def saliency_affinity(
     features: Float[Tensor, "d h w"],
     saliency_factors: Float[Tensor, "c d"],

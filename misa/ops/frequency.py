@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from misa.errors import NotFinite
+from misa.ops.axes import single
 
 Transform = Literal["auto", "pruned", "fft"]
 
@@ -58,6 +59,7 @@ def fourier_mask(
     return alpha.masked_fill(inside, scale)
 
 
+@single(features=4)
 def high_pass(
     features: Float[Tensor, "b d h w"], *, radius: float = 10.0, scale: float = 0.2, transform: Transform = "auto"
 ) -> Float[Tensor, "b d h w"]:
@@ -70,6 +72,7 @@ def high_pass(
     return torch.add(x, _low(x, radius, transform), alpha=scale - 1).to(_returned(features))
 
 
+@single(features=4)
 def low_pass(
     features: Float[Tensor, "b d h w"], *, radius: float = 10.0, scale: float = 0.2, transform: Transform = "auto"
 ) -> Float[Tensor, "b d h w"]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from misa.ops.affinity import check_finite
+from misa.ops.axes import images, single
 from misa.ops.guides import SUM, GlobalForm, Guides, Join, LocalForm
 from misa.ops.neighbors import Offset, window_offsets
 from misa.ops.tree import TieRule, Tree, Trees
@@ -107,6 +108,8 @@ def guides_of(
     )
 
 
+@images(masks=3, guide=3, tree=0, semantic=0, labels=1, valid=2)
+@single(masks=3, labels=1)
 @constant
 def propagate_global(
     masks: Float[Tensor, "n h w"],
@@ -160,6 +163,8 @@ def propagate_global(
     return result.to(masks.dtype)
 
 
+@images(masks=3, guide=3, box_masks=3, semantic=0, labels=1, valid=2)
+@single(masks=3, box_masks=3, labels=1)
 @constant
 def propagate_local(
     masks: Float[Tensor, "n h w"],
@@ -208,6 +213,8 @@ def check_boxes(name: str, masks: Tensor, box_masks: Tensor | None) -> None:
         )
 
 
+@images(masks=3, guide=3, box_masks=3, semantic=0, labels=1, valid=2)
+@single(masks=3, box_masks=3, labels=1)
 @constant
 def propagate_pamr(
     masks: Float[Tensor, "n h w"],

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from misa.ops.affinity import check_finite, promote
+from misa.ops.axes import images
 from misa.ops.backends.choice import backend
 from misa.ops.backends.torch_ops import grid_edges
 
@@ -96,6 +97,7 @@ def spanning_trees(lengths: Float[Tensor, "g m"], h: int, w: int, *, tie_rule: T
     return Trees(h, w, pixel, parent, edge, backend(lengths).at_edges(lengths, edge, nowhere))
 
 
+@images(list, guide=3, valid=2)
 def minimum_spanning_tree(
     guide: Float[Tensor, "d h w"], *, tie_rule: TieRule = "exact", valid: Bool[Tensor, "h w"] | None = None
 ) -> Tree:

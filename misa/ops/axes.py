@@ -1,0 +1,98 @@
+"""One convention for batches in all public functions: a leading axis is optional.
+
+- Where a function takes a batch (b d h w) or the masks of an image (n h w), the first axis may be left out of all its
+  tensors together, for one image or one mask; the result then comes without it (`single`).
+- Where a function takes one image (d h w), an axis of images may stand in front of all its tensors; the result then
+  has it as well, and every image is computed as on its own (`images`). What belongs to an image and is no tensor, a
+  tree or a `SemanticGuide`, is given as a sequence.
+
+Anything between is a ValueError: nothing is broadcast.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def single(**ranks: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let the first axis be left out of all of these tensors together. ranks: their axes with it, the first rules."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature, (first, full) = inspect.signature(function), next(iter(ranks.items()))
+
+        @wraps(function)
+        def inner(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = signature.bind(*args, **kwargs)
+            given = _tensors(bound, ranks)
+            if first not in given or given[first].dim() != full - 1:
+                return function(*bound.args, **bound.kwargs)
+            _refuse(
+                function,
+                {name: x for name, x in given.items() if x.dim() != ranks[name] - 1},
+                f"without its first axis like {first}",
+            )
+            bound.arguments.update({name: x[None] for name, x in given.items()})
+            result: Any = function(*bound.args, **bound.kwargs)
+            return result[0] if result.dim() else result
+
+        return inner
+
+    return decorate
+
+
+def images(join: Callable[[list[Any]], Any] = torch.stack, **ranks: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let an axis of images stand in front of these arguments together.
+
+    ranks: their axes without it, the first one rules; 0 for what is no tensor and comes as a sequence. join: the
+    results of all images to one.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature, (first, full) = inspect.signature(function), next(iter(ranks.items()))
+
+        @wraps(function)
+        def inner(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = signature.bind(*args, **kwargs)
+            leading = bound.arguments.get(first)
+            if not isinstance(leading, Tensor) or leading.dim() != full + 1:
+                return function(*bound.args, **bound.kwargs)
+            each = {name: x for name in ranks if (x := bound.arguments.get(name)) is not None}
+            _refuse(
+                function,
+                {name: x for name, x in each.items() if _images(x, ranks[name]) != len(leading)},
+                f"for each of the {len(leading)} images of {first}",
+            )
+            found: list[Any] = []
+            for i in range(len(leading)):
+                bound.arguments.update({name: x[i] for name, x in each.items()})
+                found.append(function(*bound.args, **bound.kwargs))
+            result: R = join(found)
+            return result
+
+        return inner
+
+    return decorate
+
+
+def _tensors(bound: inspect.BoundArguments, names: dict[str, int]) -> dict[str, Tensor]:
+    return {name: x for name in names if isinstance(x := bound.arguments.get(name), Tensor)}
+
+
+def _images(value: Any, rank: int) -> int | None:
+    """How many images an argument is for; None where it is for one."""
+    if isinstance(value, Tensor):
+        return len(value) if value.dim() > rank else None
+    return len(value) if isinstance(value, Sequence) else None
+
+
+def _refuse(function: Callable[..., Any], wrong: dict[str, Any], wanted: str) -> None:
+    for name, value in wrong.items():
+        has = f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else "is one for all"
+        raise ValueError(f"{function.__name__} needs {name} {wanted}: it {has}.")
