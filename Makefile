@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow gallery docs bench gpu lint clean
+.PHONY: help setup demo demo-box test test-slow gallery docs bench gpu lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,11 +22,18 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -c "from misa.ops.backends.choice import warm; warm()"
 	@touch $@
 
-demo: setup  ## train, score and draw the demo from the notebook into runs/demo (6 min)
-	@mkdir -p runs/demo
-	$(BIN)/python -m papermill notebooks/train.ipynb runs/demo/train.ipynb --log-output --no-progress-bar \
-	  --execution-timeout 7200 -p row demo:box -p work_dir runs/demo
-	@echo "The executed notebook is runs/demo/train.ipynb; its figures are in runs/demo/figures."
+demo: setup  ## MISA, teacher and student: train, score and draw from the notebook into runs/demo (8 min)
+	$(call train_notebook,demo:misa,runs/demo)
+
+demo-box: setup  ## the short one, boxes and color alone, into runs/demo-box (4 min)
+	$(call train_notebook,demo:box,runs/demo-box)
+
+define train_notebook
+@mkdir -p $(2)
+$(BIN)/python -m papermill notebooks/train.ipynb $(2)/train.ipynb --log-output --no-progress-bar \
+  --execution-timeout 7200 -p row $(1) -p work_dir $(2) -p interactive False
+@echo "The executed notebook is $(2)/train.ipynb; its figures are in $(2)/figures."
+endef
 
 test: setup  ## the default tests (6 min)
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"

@@ -18,7 +18,7 @@ class Machine:
     per_gpu: micro-batch of a process; gradients are accumulated to its part of the batch. None: no accumulation.
     workers: processes that load images.
     threads: of torch on the CPU. Two busy threads on two busy cores are many times slower than one.
-    interactive: progress bars instead of lines.
+    interactive: in a notebook, one live display in place of log lines.
     loggers: "wandb", "mlflow", beside TensorBoard.
     """
 

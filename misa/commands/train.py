@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Train(Parameters):
     """What `misa train` and `notebooks/train.ipynb` take."""
 
-    row: str = shared.row("demo:box")
+    row: str = shared.row("demo:misa")
     data_root: str = shared.data_root()
     work_dir: str = option("", "run folder (default: runs/<row>-seed<seed>)")
     seed: int = shared.seed()
@@ -39,7 +39,7 @@ class Train(Parameters):
     threads: int = shared.threads()
     resume: bool = option(True, "resume from the last checkpoint of the run folder")
     smoke: bool = shared.smoke()
-    interactive: bool = option(False, "progress bar instead of log lines")
+    interactive: bool = option(True, "a live curve and masks in place of log lines", only="notebook")
 
     @property
     def machine(self) -> Machine:

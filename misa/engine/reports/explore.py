@@ -235,10 +235,14 @@ def trained(
         folder = teacher_place(experiment, 0, folder.parent)
         experiment, row = teacher_row(experiment), experiment.teacher
     if not (folder / "metrics.json").is_file():
-        print(
-            f"no finished run in {folder}: training {row} into it, once; log.txt there says how far it is", flush=True
+        print(f"no finished run in {folder}: training {row} into it, once", flush=True)
+        train(
+            experiment,
+            data_root=data_root,
+            work_dir=folder,
+            row=row,
+            machine=Machine(threads=threads, interactive=True),
         )
-        train(experiment, data_root=data_root, work_dir=folder, row=row, machine=Machine(threads=threads))
     return open_networks(folder)
 
 

@@ -55,7 +55,7 @@ def run_config(
         source: its data.
         folder: where everything that is written goes.
         seed: of weights, order and augmentation.
-        machine: its workers, progress bars and loggers.
+        machine: its workers, live display and loggers.
         split: of a batch over processes; None: this process takes all of it at once.
         checkpoint: to resume from.
         log: write losses and scores to TensorBoard and the machine's loggers.

@@ -30,7 +30,7 @@ from misa.engine.training.labels import prepare_labels
 from misa.engine.training.parallel import on_main_process, report_lost_peer
 from misa.engine.training.preemption import restored_signal
 from misa.engine.training.runner import choose_device, quiet_runner
-from misa.engine.training.watch import NaNGuard
+from misa.engine.training.watch import NaNGuard, Progress
 from misa.errors import Diverged, UserError
 from misa.experiment import Experiment
 from misa.machine import BatchSplit, Machine, is_main_process, split_batch
@@ -48,6 +48,7 @@ def train(
     seed: int = 0,
     resume: bool = True,
     machine: Machine | None = None,
+    later: int = 0,
 ) -> Run:
     """Train and evaluate; the same call again resumes where it was stopped or returns the finished run.
 
@@ -63,6 +64,7 @@ def train(
         seed: of weights, order and augmentation.
         resume: go on from the last checkpoint; off: a folder with checkpoints is an error.
         machine: devices, micro-batch, workers, threads and loggers; by default a GPU if there is one.
+        later: steps of a training that follows this one; the log's time left is that of both.
 
     Raises:
         UserError: wrong input, before any long work and with nothing overwritten.
@@ -87,17 +89,32 @@ def train(
             on_main_process(lambda: require_weights(experiment.network))
         if plan.first is not None:
             stage = plan.first
-            _say(f"{row} learns in two parts. 1 of 2: {stage.row}, in {_shorter(stage.folder)}")
+            _say(
+                f"{row} learns in two parts, and the time left is that of both.",
+                f"1 of 2: {stage.row}, in {_shorter(stage.folder)}",
+            )
             before = train(
-                stage.experiment, data_root=data_root, work_dir=stage.folder, row=stage.row, seed=seed, machine=machine
+                stage.experiment,
+                data_root=data_root,
+                work_dir=stage.folder,
+                row=stage.row,
+                seed=seed,
+                machine=machine,
+                later=later + steps_of(experiment, plan.source.images),
             )
             _say(f"{stage.row}: {_main_score(before)}", f"2 of 2: {row}, in {_shorter(folder)}")
         _say(f"{row}, seed {seed}, on {device}: {plan.source.images} images of {_shorter(plan.source.root)}")
         runner = build(plan, machine, split, device)
+        next(hook for hook in runner.hooks if isinstance(hook, Progress)).later = later
         learn(runner)
         metrics = on_main_process(lambda: write_scores(experiment, plan.source, folder, plan.params))
         log_scores(runner, metrics)
     return Run(experiment, folder, plan.source, metrics)
+
+
+def steps_of(experiment: Experiment, images: int) -> int:
+    """The steps of a whole training on so many images."""
+    return experiment.schedule.epochs * (images // experiment.schedule.batch)
 
 
 def _say(*lines: str) -> None:

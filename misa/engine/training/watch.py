@@ -1,7 +1,5 @@
 """Hooks that watch a training: the loss record, progress lines, diagnostics and the guard against NaN."""
 
-import base64
-import io
 import json
 import math
 import time
@@ -15,8 +13,8 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from misa.engine.training.live import Live, in_notebook
 from misa.errors import Diverged
-from misa.figures.style import COLORS, Picture
 from misa.files import atomic_write
 
 
@@ -126,37 +124,42 @@ MEANING = {
     "labels": "label maps against true ones",
 }
 _HEALTH = ("mask_", "gradient_")
+# How long a step of the next part takes, in steps of this one; a student's with a teacher, measured on demo:misa.
+NEXT_STEP = 1.5
 
 
 class Progress(Hook):
     """A head, then a line about every twentieth of the run, to standard output and `log.txt`.
 
-    With `interactive` a notebook shows the loss curve and the last line, replaced in place, in place of the lines.
-    The main process speaks for all.
+    With `interactive` a notebook shows one display in their place (`misa.engine.training.live`). The main process
+    speaks for all.
 
     Args:
         path: the log.
-        interactive: in a notebook.
+        interactive: replace the lines in place, where a Jupyter kernel runs this.
         lines: how many of the whole run.
         about: lines of the head, said before the first step.
+
+    `later` is set to the steps of a training that follows; the time left is then that of both.
     """
 
     priority = "LOWEST"
 
     def __init__(self, path: str, interactive: bool = False, lines: int = 20, about: str = "") -> None:
         self.path = Path(path)
-        self.interactive = interactive and is_main_process()
+        self.interactive = interactive and is_main_process() and in_notebook()
         self.lines = lines
         self.about = about
         self.columns: list[str] | None = None
-        self.live: Any = None
-        self.seen: dict[str, list[float]] = {}
+        self.later = 0
+        self.live: Live | None = None
         self.health: dict[str, torch.Tensor] = {}
 
     def before_train(self, runner: Runner) -> None:
         """Start the clock at the step that training starts from."""
         self.started, self.first = time.monotonic(), runner.iter
         self.every = max(1, runner.max_iters // self.lines)
+        self.live = Live(runner) if self.interactive else None
         for line in self.about.splitlines():
             self._say(line)
         if 0 < runner.iter < runner.max_iters:
@@ -177,15 +180,21 @@ class Progress(Hook):
         values = {key.removeprefix("loss_"): value for key, value in losses.items()}
         if self.columns is None:
             self._name_columns(values)
-        seconds = (time.monotonic() - self.started) / (done - self.first)
-        left = int(seconds * (runner.max_iters - done))
+        if done == self.first + 1:
+            # The first step compiles and fills caches; the time left is reckoned from the others.
+            seconds, self.started = time.monotonic() - self.started, time.monotonic()
+        else:
+            seconds = (time.monotonic() - self.started) / (done - self.first - 1)
+        left = int(seconds * (runner.max_iters - done + NEXT_STEP * self.later))
         step = f"epoch {runner.epoch + 1}/{runner.max_epochs} step {done}/{runner.max_iters}"
         line = f"{step:<26}" + "".join(f"{values[name]:>{_wide(name)}.2f}" for name in self.columns or ())
-        line += f"{seconds:>8.2f}{f'{left // 60}:{left % 60:02d}':>7}"
-        self._say(line, quiet=self.interactive)
-        for diagnosis in _in_words(self.health) if self.health else ():
-            self._say(diagnosis, quiet=self.interactive)
-        self._show(values, line, done)
+        clock = "" if done == self.first + 1 < runner.max_iters else f"{left // 60}:{left % 60:02d}"
+        line += f"{seconds:>8.2f}{clock:>7}"
+        lines = [line, *(_in_words(self.health) if self.health else ())]
+        for text in lines:
+            self._say(text, quiet=self.interactive)
+        if self.live is not None:
+            self.live.show(runner, values, "\n".join([self.heads, *lines]), done)
         self.health = {}
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -204,23 +213,8 @@ class Progress(Hook):
                 self.columns.append(name)
                 used += _wide(name)
         heads = "".join(f"{name:>{_wide(name)}}" for name in self.columns)
-        self._say(f"{'':<26}{heads}{'s/step':>8}{'left':>7}", quiet=self.interactive)
-
-    @master_only
-    def _show(self, values: Mapping[str, float], line: str, done: int) -> None:
-        """The curve of the losses so far and the last line, in place of what stood there."""
-        if not self.interactive:
-            return
-        from IPython.display import HTML, display
-
-        for name, value in {"step": float(done), **values}.items():
-            self.seen.setdefault(name, []).append(value)
-        picture = _curve(self.seen)
-        shown = HTML(f"<pre>{line}</pre><img alt='losses' src='data:image/png;base64,{picture}'>")
-        if self.live is None:
-            self.live = display(shown, display_id=True)
-        else:
-            self.live.update(shown)
+        self.heads = f"{'':<26}{heads}{'s/step':>8}{'left':>7}"
+        self._say(self.heads, quiet=self.interactive)
 
     @master_only
     def _say(self, text: str, *, quiet: bool = False) -> None:
@@ -262,20 +256,6 @@ def _in_words(health: Mapping[str, torch.Tensor]) -> list[str]:
         f"  masks fill {values['mask_fill']:.0%} of their boxes, {values['mask_is_box']:.0%} are the box",
         *_wrapped("  share of the gradient: ", shares, ", "),
     ]
-
-
-def _curve(seen: Mapping[str, list[float]]) -> str:
-    """The losses over the steps as a PNG in base64."""
-    figure = Picture(figsize=(6, 2.4), layout="constrained")
-    axes = figure.subplots()
-    for i, name in enumerate(name for name in seen if name != "step"):
-        axes.plot(seen["step"], seen[name], color=COLORS[i % len(COLORS)], label=name, linewidth=1.4)
-    axes.set(xlabel="step", ylabel="loss", yscale="log")
-    axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 BATCH = "diverged.pth"

@@ -1,11 +1,18 @@
 """The log: lines that fit a terminal, losses that are explained, and a curve that replaces itself in a notebook."""
 
+import base64
 import types
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
+from misa.engine.training import watch
+from misa.engine.training.train import train
 from misa.engine.training.watch import MEANING, WIDTH, Progress, explained
+from misa.machine import Machine
+from misa.rows import find_row
 
 TEACHER = ("outside", "class", "sure", "projection", "global", "local", "stages")
 STUDENT = ("cls", "projection", "global", "local", "distillation")
@@ -46,20 +53,82 @@ def test_names_without_an_explanation_stand_for_themselves():
     assert explained({"loss": 1.0, "own": 2.0}) == []
 
 
-def test_a_notebook_sees_one_curve_that_is_replaced(tmp_path, capsys, monkeypatch):
+def test_the_time_left_is_that_of_both_parts(tmp_path, capsys, monkeypatch):
+    """A step of this part takes 2 s, the first 100; after 10 of 40 steps with 60 to follow, each as long as 1.5."""
+    clock = iter([0.0, *(100.0 + 2 * step for step in range(40)), *[0.0] * 99])
+    moments = {}
+
+    def now():
+        return moments["now"]
+
+    monkeypatch.setattr(watch.time, "monotonic", now)
+    moments["now"] = next(clock)
+    progress = Progress(str(tmp_path / "log.txt"), lines=4)
+    runner = types.SimpleNamespace(iter=0, max_iters=40, epoch=0, max_epochs=1)
+    progress.later = 60
+    progress.before_train(runner)
+    for step in range(40):
+        runner.iter, moments["now"] = step, next(clock)
+        progress.after_train_iter(runner, step, outputs={"loss": torch.tensor(1.0)})
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert lines[0].split()[-1] == "100.00"  # the first step says nothing of the others
+    assert lines[1].split()[-2:] == ["2.00", "4:00"]  # (30 + 1.5 x 60) steps of 2 s
+    assert lines[-1].split()[-2:] == ["2.00", "3:00"]
+    assert max(map(len, lines)) <= WIDTH
+
+
+def test_a_notebook_sees_one_display_in_place_of_the_lines(tmp_path, capsys, monkeypatch):
+    shown = []
+
+    class Display:
+        def __init__(self, runner):
+            pass
+
+        def show(self, runner, values, words, step):
+            shown.append((values, words, step))
+
+    monkeypatch.setattr(watch, "in_notebook", lambda: True)
+    monkeypatch.setattr(watch, "Live", Display)
+    run(Progress(str(tmp_path / "log.txt"), interactive=True), STUDENT)
+    assert [step for *_, step in shown] == [1, *range(2, 41, 2)]
+    values, words, _ = shown[-1]
+    assert set(values) == {"loss", *STUDENT}
+    assert "distillation  s/step   left\nepoch 10/12 step 40/40" in words
+    assert "epoch" not in capsys.readouterr().out
+    assert "step 40/40" in (tmp_path / "log.txt").read_text()
+
+
+def test_lines_are_printed_where_no_kernel_runs(tmp_path, capsys):
+    run(Progress(str(tmp_path / "log.txt"), interactive=True), STUDENT)
+    assert "step 40/40" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["demo:box", "teacher:demo"])
+def test_looking_at_a_training_changes_nothing(tmp_path, monkeypatch, row):
+    """The same losses to the last bit, and one display, replaced at every look."""
     shown, updated = [], []
-    handle = types.SimpleNamespace(update=updated.append)
 
     def display(what, *, display_id):
         assert display_id
         shown.append(what)
-        return handle
+        return types.SimpleNamespace(update=updated.append)
 
+    monkeypatch.setattr(watch, "in_notebook", lambda: True)
     monkeypatch.setattr("IPython.display.display", display)
-    run(Progress(str(tmp_path / "log.txt"), interactive=True), STUDENT)
+    losses = []
+    for interactive in (True, False):
+        folder = tmp_path / f"run-{interactive}"
+        machine = Machine(gpus=0, interactive=interactive)
+        experiment = find_row(row).smoke().but(schedule={"epochs": 2})
+        train(experiment, data_root=tmp_path / "data", work_dir=folder, row=row, machine=machine)
+        losses.append((folder / "losses.jsonl").read_text())
+    assert losses[0] == losses[1]
+    assert len(losses[0].splitlines()) == 4
     assert len(shown) == 1
-    assert len(updated) == 20
-    assert "data:image/png;base64," in updated[-1].data
-    assert "step 40/40" in updated[-1].data
-    assert "epoch" not in capsys.readouterr().out
-    assert "step 40/40" in (tmp_path / "log.txt").read_text()
+    assert len(updated) == 3
+    assert "step 4/4" in updated[-1].data
+    png = base64.b64decode(updated[-1].data.split("base64,")[1].split("'")[0])
+    picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert picture.shape[:2] == (400, 900)
+    assert picture[280:].std() > 10  # the strip of images

@@ -1,0 +1,121 @@
+"""What a notebook shows of a training in progress: the losses' curve and a strip of masks, replaced in place.
+
+One display that is updated by its id. Never an Output widget: executing a notebook with one and without a browser can
+hang for ever.
+"""
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import mmcv
+import numpy as np
+import torch
+from mmengine.model import is_model_wrapper
+from mmengine.registry import DATASETS
+from mmengine.runner import Runner
+from numpy.typing import NDArray
+
+from misa.figures.plots import draw_objects
+from misa.figures.style import COLORS, Picture
+
+IMAGES = 6
+SCORE = 0.3  # of a mask that is drawn
+_SAME = 0.5  # IoU from which on two masks are of one object, which is drawn once
+
+
+def in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this, so that what is displayed is seen."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    return hasattr(get_ipython(), "kernel")
+
+
+class Live:
+    """The display of one training: its losses so far, and what it finds in the first validation images.
+
+    Looking changes nothing that the training depends on: neither its random numbers nor its weights or statistics.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        data = dict(runner.cfg.test_dataloader.dataset)
+        data["indices"] = min(IMAGES, data["indices"] or IMAGES)
+        with torch.random.fork_rng():
+            dataset = DATASETS.build(data)
+            samples = [dataset[i] for i in range(len(dataset))]
+        self.batch = {key: [sample[key] for sample in samples] for key in ("inputs", "data_samples")}
+        self.images = [mmcv.imread(sample.img_path, channel_order="rgb") for sample in self.batch["data_samples"]]
+        self.seen: dict[str, list[float]] = {}
+        self.handle: Any = None
+
+    def show(self, runner: Runner, values: Mapping[str, float], words: str, step: int) -> None:
+        """Replace the display: the curve of `values` by name so far, the masks of now, and the words below."""
+        from IPython.display import HTML, display
+
+        for name, value in {"step": float(step), **values}.items():
+            self.seen.setdefault(name, []).append(value)
+        found = [_objects(sample) for sample in predicted(runner.model, self.batch)]
+        picture = base64.b64encode(_png(_drawn(self.seen, self.images, found))).decode()
+        alt = "losses over the steps, and masks in validation images"
+        shown = HTML(f"<pre>{words}</pre><img alt='{alt}' src='data:image/png;base64,{picture}'>")
+        if self.handle is None:
+            self.handle = display(shown, display_id=True)
+        else:
+            self.handle.update(shown)
+
+
+def predicted(model: Any, batch: Mapping[str, Any]) -> list[Any]:
+    """The model's predictions for a batch of test images; its mode and the random numbers are left as they were."""
+    network = model.module if is_model_wrapper(model) else model
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            found: list[Any] = network.test_step({key: list(values) for key, values in batch.items()})
+    finally:
+        network.train(training)
+    return found
+
+
+def _objects(sample: Any) -> tuple[NDArray[np.bool_], list[int]]:
+    """Masks (n h w) with their classes: a student's sure ones, each object once, or a teacher's classes."""
+    if "pred_sem_seg" in sample:
+        labels = sample.pred_sem_seg.sem_seg[0].cpu().numpy()
+        present = [int(i) for i in np.unique(labels) if i < 255]
+        return np.stack([labels == i for i in present]) if present else np.zeros((0, *labels.shape), bool), present
+    found = sample.pred_instances
+    order = [int(i) for i in found.scores.argsort(descending=True) if found.scores[i] >= SCORE]
+    masks = found.masks[order].cpu().numpy().astype(bool) if order else np.zeros((0, *sample.ori_shape), bool)
+    kept: list[int] = []
+    for i in range(len(order)):
+        if all((masks[i] & masks[k]).sum() < _SAME * (masks[i] | masks[k]).sum() for k in kept):
+            kept.append(i)
+    return masks[kept], [int(found.labels[order[i]]) for i in kept]
+
+
+def _drawn(
+    seen: Mapping[str, list[float]],
+    images: list[NDArray[np.uint8]],
+    found: list[tuple[NDArray[np.bool_], list[int]]],
+) -> Picture:
+    figure = Picture(figsize=(9, 4), layout="constrained")
+    grid = figure.add_gridspec(2, max(len(images), 1), height_ratios=(1.4, 1))
+    axes = figure.add_subplot(grid[0, :])
+    for i, name in enumerate(name for name in seen if name != "step"):
+        axes.plot(seen["step"], seen[name], ".-", color=COLORS[i % len(COLORS)], label=name, linewidth=1.4)
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.spines[["top", "right"]].set_visible(False)
+    for place, (image, (masks, classes)) in enumerate(zip(images, found, strict=True)):
+        draw_objects(figure.add_subplot(grid[1, place]), image, masks=masks, colors=classes)
+    figure.supxlabel("validation images, with what is found in them now; a color a class", fontsize=9)
+    return figure
+
+
+def _png(figure: Picture) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
