@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from misa.engine.reports.profile import Setup, build, memory, parts, timed
 from misa.engine.training.estimate import GPUS, measure
-from misa.engine.training.profile import Setup, build, memory, parts, timed
 from misa.engine.training.train import train
 from misa.experiment import Affinity
 from misa.losses.inputs import SemanticPrior

@@ -30,7 +30,7 @@ def run(options: Profile) -> int:
     """Measure and print."""
     import torch
 
-    from misa.engine.training.profile import Setup, profile
+    from misa.engine.reports.profile import Setup, profile
 
     torch.set_num_threads(options.threads)
     setup = Setup(options.data_root, options.device, options.steps)

@@ -4,7 +4,7 @@ from torch.testing import assert_close
 
 from benchmarks import plain_propagation as plain
 from benchmarks.propagation import exponent, fired, load, main
-from misa.engine.training.profile import peak_memory
+from misa.engine.reports.profile import peak_memory
 from misa.ops.propagation import propagate_global, propagate_local
 from misa.ops.tree import minimum_spanning_tree
 

@@ -12,8 +12,8 @@ from misa.cli import main
 from misa.commands.rows import described
 from misa.data.source import open_source
 from misa.engine.reports.explore import open_networks
+from misa.engine.reports.profile import forms
 from misa.engine.training.estimate import measure
-from misa.engine.training.profile import forms
 from misa.engine.training.train import train
 from misa.errors import UserError
 from misa.experiment import Affinity, Distillation

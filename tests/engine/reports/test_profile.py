@@ -3,7 +3,7 @@
 import pytest
 
 from misa.cli import main
-from misa.engine.training.profile import PARTS, forms, named_parts, own_times
+from misa.engine.reports.profile import PARTS, forms, named_parts, own_times
 from misa.errors import UserError
 from misa.rows import find_row
 
