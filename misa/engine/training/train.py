@@ -73,35 +73,24 @@ def train(
     """
     machine = machine or Machine()
     backbone_row(experiment.network.backbone)  # a misspelt one is known before a teacher is trained
-    device = choose_device(machine)
-    if experiment.schedule.precision == "float16" and device == "cpu":
-        raise UserError("float16 needs a GPU, its gradients vanish or overflow on a CPU; choose bfloat16 or float32.")
+    device = _device(experiment, machine)
     split = split_batch(experiment.schedule.batch, get_world_size(), machine.per_gpu)
     folder = Path(work_dir).expanduser().resolve()
     with report_lost_peer(), restored_signal(), contextlib.ExitStack() as stack:
         on_main_process(lambda: hold(folder, stack))
         plan = on_main_process(lambda: prepare(experiment, data_root, folder, row=row, seed=seed, resume=resume))
         if plan.metrics is not None:
-            if is_main_process():
-                print(f"{folder.name} is finished; nothing to train. Choose another work_dir to train again.")
+            _say(f"{folder.name} is finished; nothing to train. Choose another work_dir to train again.")
             return Run(experiment, folder, plan.source, plan.metrics)
         if plan.checkpoint is None:
             on_main_process(lambda: require_weights(experiment.network))
         if plan.first is not None:
             stage = plan.first
-            _say(
-                f"{row} learns in two parts, and the time left is that of both.",
-                f"1 of 2: {stage.row}, in {_shorter(stage.folder)}",
-            )
-            before = train(
-                stage.experiment,
-                data_root=data_root,
-                work_dir=stage.folder,
-                row=stage.row,
-                seed=seed,
-                machine=machine,
-                later=later + steps_of(experiment, plan.source.images),
-            )
+            _say(f"{row} learns in two parts, and the time left is that of both.")
+            _say(f"1 of 2: {stage.row}, in {_shorter(stage.folder)}")
+            common: Any = {"data_root": data_root, "seed": seed, "machine": machine}
+            own = later + steps_of(experiment, plan.source.images)
+            before = train(stage.experiment, work_dir=stage.folder, row=stage.row, later=own, **common)
             _say(f"{stage.row}: {_main_score(before)}", f"2 of 2: {row}, in {_shorter(folder)}")
         _say(f"{row}, seed {seed}, on {device}: {plan.source.images} images of {_shorter(plan.source.root)}")
         runner = build(plan, machine, split, device)
@@ -110,6 +99,13 @@ def train(
         metrics = on_main_process(lambda: write_scores(experiment, plan.source, folder, plan.params))
         log_scores(runner, metrics)
     return Run(experiment, folder, plan.source, metrics)
+
+
+def _device(experiment: Experiment, machine: Machine) -> str:
+    device = choose_device(machine)
+    if experiment.schedule.precision == "float16" and device == "cpu":
+        raise UserError("float16 needs a GPU, its gradients vanish or overflow on a CPU; choose bfloat16 or float32.")
+    return device
 
 
 def steps_of(experiment: Experiment, images: int) -> int:
