@@ -251,7 +251,10 @@ def _name(
     for number, line in enumerate(layout.lines):
         tile = layout.tile(0, number)
         edge = tile.left + tile.width + _GAP + _LABEL - 5
-        write(axes, edge, tile.top + tile.height / 2, words[line], fontsize=8, ha="right", va="center", rotation=90)
+        low = tile.height < 80  # of a wide image: two lines then
+        text, size = (words[line].replace(" ", "\n", 1), 7) if low else (words[line], 8)
+        across: dict[str, Any] = {"ha": "right", "va": "center", "rotation": 90, "multialignment": "center"}
+        write(axes, edge, tile.top + tile.height / 2, text, fontsize=size, **across)
     inside: dict[str, Any] = {
         "fontsize": 7,
         "color": "white",
