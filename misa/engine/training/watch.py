@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from misa.engine.training.live import Live, in_notebook
+from misa.engine.runs.live import Live, in_notebook
 from misa.errors import Diverged
 from misa.files import atomic_write
 
@@ -131,7 +131,7 @@ NEXT_STEP = 1.5
 class Progress(Hook):
     """A head, then a line about every twentieth of the run, to standard output and `log.txt`.
 
-    With `interactive` a notebook shows one display in their place (`misa.engine.training.live`). The main process
+    With `interactive` a notebook shows one display in their place (`misa.engine.runs.live`). The main process
     speaks for all.
 
     Args:
