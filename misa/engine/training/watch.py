@@ -124,7 +124,7 @@ MEANING = {
     "labels": "label maps against true ones",
 }
 _HEALTH = ("mask_", "gradient_")
-# How long a step of the next part takes, in steps of this one; a student's with a teacher, measured on demo:misa.
+# How long a step of the next part takes, in steps of this one: a guess, for a student that asks its teacher.
 NEXT_STEP = 1.5
 
 
