@@ -234,7 +234,8 @@ def wrong(**change):
     ("arguments", "words"),
     [
         (wrong(teacher=torch.zeros(1, 4, 8, 8)), r"student is \(1, 3, 8, 8\), teacher is \(1, 4, 8, 8\).*Adapter"),
-        (wrong(student=torch.zeros(3, 8, 8)), r"shape \(b, d, h, w\)"),
+        (wrong(student=torch.zeros(3, 8, 8)), "teacher without its first axis like student"),
+        ({name: value[0, 0] for name, value in wrong().items()}, r"shape \(b, d, h, w\)"),
         (wrong(box_mask=torch.zeros(1, 8, 8, dtype=torch.bool)), "box_mask"),
         (wrong(box_mask=torch.zeros(1, 1, 8, 8)), "box_mask as bool"),
         (wrong(valid=torch.zeros(1, 1, 8, 9, dtype=torch.bool)), "valid"),

@@ -137,7 +137,7 @@ def test_half_precision_is_promoted(rng, device):
 def test_wrong_input_is_named(rng):
     values = torch.rand(1, 3, 4, 5, generator=rng)
     with pytest.raises(ValueError, match="b, d, h, w"):
-        pairwise_affinity(values[0])
+        pairwise_affinity(values[0, 0])
     with pytest.raises(ValueError, match="sigma"):
         pairwise_affinity(values, sigma=0.0)
     with pytest.raises(ValueError, match="sigma"):

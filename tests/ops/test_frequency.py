@@ -172,7 +172,7 @@ def test_gradients_of_both_bands(rng, transform):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"features": torch.zeros(3, 4, 4)}, "shape"),
+        ({"features": torch.zeros(4, 4)}, "shape"),
         ({"features": torch.zeros(1, 2, 0, 4)}, "shape"),
         ({"radius": -1.0}, "radius"),
         ({"radius": float("nan")}, "radius"),

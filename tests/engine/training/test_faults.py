@@ -272,7 +272,7 @@ PREDICTIONS = {
     "predict: overlap as large as the tiles": (lambda p: p.predict("--tile", 64, "--overlap", 64), "below tile (64)"),
     "predict: no batch": (lambda p: p.predict("--batch", 0), "batch must be at least 1"),
     "predict: every 0th frame": (lambda p: p.predict("--every", 0), "every must be at least 1"),
-    "predict: an unknown device": (lambda p: p.predict("--device", "gpu"), "device 'gpu'"),
+    "predict: an unknown device": (lambda p: p.predict("--device", "gpu"), "'gpu' is not a device"),
     "predict: a device that is not there": (lambda p: p.predict("--device", "cuda:99"), "CUDA devices; use cpu"),
     "predict: boxes and tiles": (
         lambda p: [tell(p.folder / "b.csv", "image,x1,y1,x2,y2,label\nphoto.png,1,1,9,9,\n"),
