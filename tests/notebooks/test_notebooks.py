@@ -95,7 +95,7 @@ def test_train_runs_headless_and_leaves_its_figures(tmp_path):
     for name in ("ap", "health", "losses", "masks"):
         assert (tmp_path / "run" / "figures" / f"{name}.pdf").stat().st_size > 1000
     outputs = [o for cell in cells(output) for o in cell.outputs]
-    assert pictures(output) == 5  # these and the samples
+    assert pictures(output) == 6  # these, the samples and Figure 4
     assert any("masks" in o.get("text", "") and "AP50" in o.get("text", "") for o in outputs)
     assert "segm" in json.loads((tmp_path / "run" / "metrics.json").read_text())
 
