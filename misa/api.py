@@ -441,7 +441,11 @@ def as_images(images: Images | Sequence[Images]) -> tuple[list[NDArray[np.uint8]
 
 def _as_image(image: Images) -> NDArray[np.uint8]:
     if isinstance(image, str | Path):
-        return read_image(Path(image).expanduser())
+        path = Path(image).expanduser()
+        if not path.exists():
+            beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise UserError(f"there is no file {path}{did_you_mean(path.name, beside) or '; give an image.'}")
+        return read_image(path)
     if isinstance(image, Pillow.Image):
         turned = ImageOps.exif_transpose(image)
         return np.asarray(turned.convert("RGB"), dtype=np.uint8)

@@ -60,7 +60,9 @@ def _table(table: str) -> ModuleType:
     if table in shipped or (table == f"experiments/{stem}.py" and stem in shipped):
         return table_module(stem)
     path = Path(table)
-    if path.suffix != ".py" or not path.is_file():
+    if path.suffix == ".py" and not path.is_file():
+        raise UserError(f"there is no file {table}; a file of rows is given with its path, such as mine.py:name.")
+    if path.suffix != ".py":
         hint = did_you_mean(stem, shipped).replace("?", ",")
         known = f"the tables are {', '.join(shipped)}, or a .py file with ROWS"
         raise UserError(f"there is no table {table!r}{hint or ';'} {known}.")
