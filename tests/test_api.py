@@ -108,7 +108,7 @@ def test_a_result_is_short_in_text_and_a_picture_in_a_notebook(run, photo, tmp_p
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        ("nowhere.jpg", "nowhere.jpg"),
+        ("nowhere.jpg", "there is no file nowhere.jpg; give an image"),
         (np.zeros((4, 4, 5), np.uint8), "is (H W 3), RGB"),
         (np.full((4, 4, 3), 300), "8-bit values, or floats of 0 to 1"),
         (np.full((4, 4, 3), np.nan), "8-bit values, or floats of 0 to 1"),

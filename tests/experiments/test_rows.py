@@ -60,6 +60,7 @@ def test_a_row_can_be_named_by_its_file(tmp_path):
         ("demo:boxx", "did you mean 'box'"),
         ("demp:box", "did you mean 'demo'"),
         ("zzz:box", "the tables are"),
+        ("zzz.py:box", "there is no file zzz.py;"),
         ("demo", "table:row"),
         (":box", "table:row"),
     ],
