@@ -22,7 +22,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -c "from misa.ops.backends.choice import warm; warm()"
 	@touch $@
 
-demo: setup  ## MISA, teacher and student: train, score and draw from the notebook into runs/demo (8 min)
+demo: setup  ## MISA, teacher and student: train, score and draw from the notebook into runs/demo (6 min)
 	$(call train_notebook,demo:misa,runs/demo)
 
 demo-box: setup  ## the short one, boxes and color alone, into runs/demo-box (4 min)
@@ -35,16 +35,16 @@ $(BIN)/python -m papermill notebooks/train.ipynb $(2)/train.ipynb --log-output -
 @echo "The executed notebook is $(2)/train.ipynb; its figures are in $(2)/figures."
 endef
 
-test: setup  ## the default tests (6 min)
+test: setup  ## the default tests (8 min)
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
-test-slow: setup  ## the long tests: notebooks, real networks (10 min)
+test-slow: setup  ## the long tests: notebooks, real networks (18 min)
 	$(BIN)/python -m pytest -q -n 2 -m slow
 
 gallery: setup  ## all notebooks executed, as pages in runs/gallery (SMOKE=1: a few minutes; else what is not trained yet is trained)
 	$(BIN)/python -m misa gallery $(if $(SMOKE),--smoke --out runs/gallery-smoke)
 
-docs: setup  ## the documentation as a site in build/docs, with the notebooks executed (5 min)
+docs: setup  ## the documentation as a site in build/docs, with the notebooks executed (2 min)
 	@ls runs/gallery/train.html >/dev/null 2>&1 || ls runs/gallery-smoke/train.html >/dev/null 2>&1 || $(MAKE) gallery SMOKE=1
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "open build/docs/index.html"

@@ -68,8 +68,8 @@ def _place(
     """
     height, width = size
     line = height / 16
-    right = box[0] + box[2] > width  # a label is about half as wide as an image in a grid
-    x = (min(max(box[2], 0.55 * width), width) if right else max(min(box[0], 0.45 * width), 0.0)) - 0.5
+    right = box[0] + box[2] > width  # a label takes two thirds of an image in a grid
+    x = (min(max(box[2], 0.66 * width), width) if right else max(min(box[0], 0.34 * width), 0.0)) - 0.5
     y = max(box[1], line)
     while any(abs(y - other) < line and abs(x - beside) < width / 2 for beside, other in taken) and y < height:
         y += line

@@ -12,6 +12,7 @@ from misa.figures.plots import (
     ap_bars,
     box_to_mask,
     class_bars,
+    draw_objects,
     grouped_intervals,
     loss_curves,
     matched_colors,
@@ -178,3 +179,19 @@ def test_logarithmic_axes_keep_their_numbers(tmp_path):
     figure.savefig(tmp_path / "a.png")
     assert all(text.get_parse_math() for text in figure.findobj(Text) if "mathdefault" in text.get_text())
     assert any("mathdefault" in text.get_text() for text in figure.findobj(Text))
+
+
+@pytest.mark.parametrize("left", [0, 20, 40, 56, 63, 70, 90, 110])
+@pytest.mark.parametrize("width", [12, 40])
+def test_labels_stay_within_a_small_picture(left, width):
+    """As wide as a column of a grid, with the longest label that the demo writes, wherever its object is."""
+    figure = Picture(figsize=(1.75, 1.8), layout="constrained")
+    axes = figure.subplots()
+    masks = np.zeros((1, 128, 128), bool)
+    masks[0, 40:60, left : left + width] = True
+    draw_objects(axes, np.zeros((128, 128, 3), np.uint8), masks=masks, labels=["mottled blob 0.46"])
+    figure.canvas.draw()
+    (text,) = axes.texts
+    label, picture = text.get_window_extent(), axes.get_window_extent()
+    assert picture.x0 - 3 <= label.x0
+    assert label.x1 <= picture.x1 + 3

@@ -114,3 +114,15 @@ def test_trees_built_ahead_change_nothing(rng, form):
         changed = guides.along_trees(masks, trees, 0.2, Join(form=form, sigma=other, factor=0.3))
         assert not torch.equal(changed, expected)
         assert torch.equal(guides.along_trees(masks, trees, 0.2, join), expected)
+
+
+@pytest.mark.parametrize("form", ["sum", "product"])
+def test_a_balance_of_zero_leaves_the_first_alone(rng, form):
+    image, features = torch.rand(1, 3, 6, 7, generator=rng), torch.randn(1, 4, 6, 7, generator=rng)
+    valid = torch.ones(1, 6, 7, dtype=torch.bool)
+    valid[0, :, 5:] = False
+    masks, factors = torch.rand(2, 6, 7, generator=rng), torch.randn(2, 4, generator=rng)
+    both = Guides(image, [0, 0], features, factors, [0, 1], ("color", "saliency"), valid)
+    alone = both.first_only()
+    found = both.along_trees(masks, both.trees(), 0.2, Join(balance=0.0, form=form))
+    assert_close(found, alone.along_trees(masks, alone.trees(), 0.2))
