@@ -12,10 +12,17 @@ def test_any_leading_axes(rng):
     expected = interpolate(maps, size=(5, 9), mode="bilinear", align_corners=False)
     assert_close(resized(maps, (5, 9)), expected)
     assert_close(resized(maps[0], (5, 9)), expected[0])
+    assert_close(resized(maps[0, 0], (5, 9)), expected[0, 0])
     assert resized(maps, (8, 6)) is maps
     nothing = resized(maps[:0].requires_grad_(), (5, 9))
     assert nothing.shape == (0, 3, 5, 9)
     assert nothing.requires_grad
+
+
+def test_a_map_is_the_same_to_the_bit_whatever_stands_beside_it(rng):
+    maps = torch.rand(2, 3, 8, 6, generator=rng)
+    for alone, beside in zip(maps.flatten(0, 1), resized(maps, (5, 9)).flatten(0, 1), strict=True):
+        assert torch.equal(resized(alone, (5, 9)), beside)
 
 
 def test_gradcheck(rng):
