@@ -5,18 +5,17 @@ Axes: b image · n instance · c category · d channel · h row · w column.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from misa.experiment import Affinity
 from misa.losses.inputs import SemanticPrior
-from misa.ops.affinity import check_finite
-from misa.ops.guides import Guides, Join
-from misa.ops.propagation import SemanticGuide, along_pamr, constant
+from misa.ops.guides import Guides, Join, check_inputs
+from misa.ops.propagation import along_pamr, constant, numbers
 from misa.ops.readings import Reading, window_of
-from misa.ops.resize import resized, resized_within
+from misa.ops.resize import resized
 
 Reduction = Literal["box_mean", "box_ratio", "sum"]
 Prior = SemanticPrior | Reading | tuple[Tensor, Tensor]
@@ -102,7 +101,13 @@ def pseudo_masks(
 
     On CUDA, `image_index` and `labels` are read by the host; leave them on the CPU and nothing waits for the device.
     """
-    _check(masks, box_masks, images, image_index, labels, prior)
+    features, factors = (None, None) if prior is None else (prior[0], prior[1])
+    check_inputs("pairwise_loss", masks, images, features, factors, labels, box_masks)
+    if image_index.shape != masks.shape[:1]:
+        raise ValueError(
+            f"pairwise_loss needs image_index (n,) with the image of each mask: it is {tuple(image_index.shape)} for "
+            f"masks {tuple(masks.shape)}."
+        )
     if affinity.mode not in ("apro", "pamr"):
         raise ValueError(f"pairwise_loss knows the modes 'apro' and 'pamr', not {affinity.mode!r}.")
     guides = _guides(images, image_index, labels, prior, _kernels(affinity, prior), valid)
@@ -115,7 +120,7 @@ def pseudo_masks(
     size = (masks.shape[-2], masks.shape[-1])
     coarse = size if affinity.global_size is None else (affinity.global_size, affinity.global_size)
     seen = resized(masks, coarse)
-    target = _global_masks(seen.detach(), _squeezed(guides, coarse), affinity, replace(join, form=affinity.global_form))
+    target = _global_masks(seen.detach(), guides.at_size(coarse), affinity, replace(join, form=affinity.global_form))
     local = _local_masks(fixed, box_masks, guides, affinity, join)
     return {"global": (resized(seen, size), resized(target, size)), "local": (masks, local)}
 
@@ -128,38 +133,6 @@ def _kernels(affinity: Affinity, prior: Prior | None) -> tuple[str, ...]:
     return ("color", "saliency" if affinity.saliency else "feature")
 
 
-def _squeezed(guides: Guides, size: tuple[int, int]) -> Guides:
-    """The guides at another size; a cell is padding where most of it is, and takes nothing from padding."""
-    if guides.size == size:
-        return guides
-    features = guides.features
-    if guides.valid is None:
-        images = resized(guides.images, size)
-        return replace(guides, images=images, features=None if features is None else resized(features, size))
-    images, valid = resized_within(guides.images, guides.valid, size)
-    features = None if features is None else resized_within(features, guides.valid, size)[0]
-    return replace(guides, images=images, features=features, valid=valid)
-
-
-def _check(
-    masks: Tensor, box_masks: Tensor, images: Tensor, image_index: Tensor, labels: Tensor | None, prior: Prior | None
-) -> None:
-    if masks.dim() != 3 or masks.shape != box_masks.shape or image_index.shape != masks.shape[:1]:
-        raise ValueError(
-            "pairwise_loss needs masks and box_masks (n, h, w) and image_index (n,): "
-            f"they are {tuple(masks.shape)}, {tuple(box_masks.shape)} and {tuple(image_index.shape)}."
-        )
-    if images.dim() != 4 or images.shape[-2:] != masks.shape[-2:]:
-        raise ValueError(
-            f"pairwise_loss needs images (b, 3, h, w) at the size of the masks {tuple(masks.shape[-2:])}: "
-            f"they are {tuple(images.shape)}. Resize them first (bilinear, no antialias)."
-        )
-    check_finite("pairwise_loss: masks", masks)
-    check_finite("pairwise_loss: images", images)
-    if prior is not None and (labels is None or labels.shape != image_index.shape):
-        raise ValueError("pairwise_loss needs labels (n,) with the category of each mask to use the prior.")
-
-
 def _guides(
     images: Tensor,
     image_index: Tensor,
@@ -169,29 +142,13 @@ def _guides(
     valid: Tensor | None,
 ) -> Guides:
     """The images of the batch with everything their masks share."""
-    where = [int(i) for i in image_index.tolist()]
-    if where and not 0 <= min(where) <= max(where) < len(images):
-        raise ValueError(f"pairwise_loss: image_index must lie in 0 … {len(images) - 1}, one of the images.")
     if valid is not None:
         valid = valid.reshape(len(images), *images.shape[-2:])
-    teacher: dict[str, Any] = {}
-    if prior is not None:
-        assert labels is not None
-        features, factors = prior[:2]
-        for image in sorted(set(where)):
-            SemanticGuide(features[image], factors)  # says what is wrong with the shapes
-        if features.shape[-2:] != images.shape[-2:]:
-            raise ValueError(
-                f"pairwise_loss needs prior features at the size of the masks {tuple(images.shape[-2:])}: "
-                f"they are {tuple(features.shape)}."
-            )
-        check_finite("pairwise_loss: prior features", features)
-        check_finite("pairwise_loss: prior factors", factors)
-        numbers = [int(c) for c in labels.tolist()]
-        teacher = {"features": features.detach().float(), "factors": factors.detach().float(), "labels": numbers}
-        if numbers and not 0 <= min(numbers) <= max(numbers) < len(factors):
-            raise ValueError(f"pairwise_loss: labels must lie in 0 … {len(factors) - 1}, one row of K each.")
-    return Guides(images.detach().float(), where, kernels=kernels, valid=valid, **teacher)
+    where, colors = numbers(image_index), images.detach().float()
+    if prior is None or labels is None:
+        return Guides(colors, where, kernels=kernels, valid=valid)
+    features, factors = (part.detach().float() for part in prior[:2])
+    return Guides(colors, where, features, factors, numbers(labels), kernels, valid)
 
 
 @constant
@@ -216,5 +173,6 @@ def _local_masks(masks: Tensor, box_masks: Tensor, guides: Guides, affinity: Aff
         return masks
     share = affinity.window_share
     window = affinity.window if share is None else window_of(share, masks.shape[-2], masks.shape[-1])
-    far = {"window": window, "bandwidth": affinity.local_bandwidth, "steps": affinity.local_steps}
-    return guides.along_window(masks.float(), box_masks, **far, join=join).to(masks.dtype)  # type: ignore[arg-type]
+    reach, steps = affinity.local_bandwidth, affinity.local_steps
+    found = guides.along_window(masks.float(), box_masks, window=window, bandwidth=reach, steps=steps, join=join)
+    return found.to(masks.dtype)

@@ -14,10 +14,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from misa.errors import UserError
-from misa.ops.affinity import KERNELS, TINY, Compared, Seen, window_spread
+from misa.ops.affinity import KERNELS, TINY, Compared, Seen, check_finite, window_spread
 from misa.ops.backends.choice import backend
 from misa.ops.backends.torch_ops import Layer
 from misa.ops.neighbors import Offset, window_offsets
+from misa.ops.resize import resized, resized_within
 from misa.ops.tree import TieRule, Trees, edges_into_padding, grid_lengths, spanning_trees
 
 GlobalForm = Literal["sum", "embedding", "product"]
@@ -50,12 +51,47 @@ class Join:
 SUM = Join()
 
 
+def check_inputs(
+    name: str,
+    masks: Tensor,
+    images: Tensor,
+    features: Tensor | None,
+    factors: Tensor | None,
+    labels: Tensor | None,
+    boxes: Tensor | None = None,
+) -> None:
+    """What propagation needs of masks (n h w), boxes (n h w), labels (n), images and features (… d h w), factors (c d).
+
+    `name` is the public function that was called. ValueError for shapes, NotFinite for values.
+    """
+    shape, size = tuple(masks.shape), tuple(masks.shape[-2:])
+    if len(shape) != 3 or images.dim() not in (3, 4) or images.shape[-2:] != size or 0 in images.shape[-3:]:
+        raise ValueError(
+            f"{name} needs masks (n, h, w) and an image or guide (…, d, h, w) of one size: they are {shape} and "
+            f"{tuple(images.shape)}. Resize the image first (bilinear, no antialias)."
+        )
+    if boxes is not None and boxes.shape != shape:
+        raise ValueError(f"{name} needs one box mask per mask: masks are {shape}, box_masks {tuple(boxes.shape)}.")
+    check_finite(f"{name}: masks", masks)
+    check_finite(f"{name}: the image or guide", images)
+    if features is None or factors is None:
+        return
+    if features.shape[-2:] != size:
+        raise ValueError(
+            f"{name} needs semantic features at the size of the masks {size}: they are {tuple(features.shape)}."
+        )
+    check_finite(f"{name}: semantic features", features)
+    check_finite(f"{name}: saliency factors", factors)
+    if labels is None or labels.shape != shape[:1]:
+        raise ValueError(f"{name} needs labels (n,) with the category of each mask to use the semantic features.")
+
+
 @dataclass
 class Guides:
     """Images (b d h w), the image of every mask, and which affinities of `KERNELS` are added up: colors, then one more.
 
     For a semantic teacher's features (b e h w), factors (c e) and the masks' labels too. `valid` (b h w) is False at
-    padding.
+    padding. ValueError for images, labels and shapes that do not fit, UserError for affinities that do not exist.
     """
 
     images: Float[Tensor, "b d h w"]
@@ -72,8 +108,20 @@ class Guides:
             raise UserError(f"there is no affinity {unknown[0]!r}; there are {', '.join(KERNELS)}.")
         if not 1 <= len(self.kernels) <= 2:
             raise UserError(f"masks are propagated along one affinity or two, not {len(self.kernels)}.")
+        if self.images.dim() != 4:
+            raise ValueError(f"guides need images (b, d, h, w): they are {tuple(self.images.shape)}.")
+        if len(self.image) and not 0 <= min(self.image) <= max(self.image) < len(self.images):
+            raise ValueError(f"the image of a mask must lie in 0 … {len(self.images) - 1}, it is one of the images.")
+        if self.features is not None and self.factors is not None:
+            if self.features.dim() != 4 or self.factors.dim() != 2 or self.features.shape[1] != self.factors.shape[1]:
+                raise ValueError(
+                    "guides need features (b, d, h, w) and factors (c, d) with the same d: "
+                    f"they are {tuple(self.features.shape)} and {tuple(self.factors.shape)}."
+                )
+            if self.labels and not 0 <= min(self.labels) <= max(self.labels) < len(self.factors):
+                raise ValueError(f"labels must lie in 0 … {len(self.factors) - 1}, one row of K each.")
         self.backend = backend(self.images)
-        self._second_trees: dict[tuple[object, ...], Trees] = {}  # built ahead, by `trees`
+        self.built_ahead: dict[tuple[Join, TieRule], Trees] = {}  # the second affinity's, by `trees`
 
     @property
     def size(self) -> tuple[int, int]:
@@ -83,6 +131,17 @@ class Guides:
     def first_only(self) -> "Guides":
         """The same without the second affinity."""
         return replace(self, kernels=self.kernels[:1])
+
+    def at_size(self, size: tuple[int, int]) -> "Guides":
+        """The same resized (bilinear); a cell is padding where most of it is, and takes nothing from padding."""
+        if self.size == size:
+            return self
+        if self.valid is None:
+            features = None if self.features is None else resized(self.features, size)
+            return replace(self, images=resized(self.images, size), features=features)
+        features = None if self.features is None else resized_within(self.features, self.valid, size)[0]
+        images, valid = resized_within(self.images, self.valid, size)
+        return replace(self, images=images, features=features, valid=valid)
 
     def _categories(self, image: int) -> list[int]:
         """Those that are present in an image."""
@@ -183,7 +242,7 @@ class Guides:
             return spanning_trees(self.lengths, *self.size, tie_rule=tie_rule)
         lengths = self._second_scaled(ahead)
         both = spanning_trees(torch.cat([self.lengths, lengths]), *self.size, tie_rule=tie_rule)
-        self._second_trees[ahead, tie_rule] = both.cut(len(self.images), None)
+        self.built_ahead[ahead, tie_rule] = both.cut(len(self.images), None)
         return both.cut(None, len(self.images))
 
     def cut(self, trees: Trees) -> Trees:
@@ -210,7 +269,7 @@ class Guides:
         if self.second:
             images = [image for image, _ in self.pairs]
             if join.form == "sum":
-                own = self._second_trees.pop((join, tie_rule), None)
+                own = self.built_ahead.pop((join, tie_rule), None)
                 if own is None:
                     own = spanning_trees(self._second_scaled(join), *self.size, tie_rule=tie_rule)
                 parts.append((own.pixel, own.parent, own.length, self.pair, join.balance))

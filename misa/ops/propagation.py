@@ -16,9 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from misa.ops.affinity import check_finite
 from misa.ops.axes import images, single
-from misa.ops.guides import SUM, GlobalForm, Guides, Join, LocalForm
+from misa.ops.guides import SUM, GlobalForm, Guides, Join, LocalForm, check_inputs
 from misa.ops.neighbors import Offset, window_offsets
 from misa.ops.tree import TieRule, Tree, Trees
 
@@ -54,37 +53,24 @@ class SemanticGuide:
             )
 
 
-def check_masks(name: str, masks: Tensor, guide: Tensor, semantic: SemanticGuide | None, labels: Tensor | None) -> None:
-    """Shapes and values that every propagation needs."""
-    if masks.dim() != 3 or guide.dim() not in (3, 4) or masks.shape[-2:] != guide.shape[-2:] or 0 in guide.shape[-3:]:
-        raise ValueError(
-            f"{name} needs masks (n, h, w) and a guide (d, h, w) of one size: "
-            f"they are {tuple(masks.shape)} and {tuple(guide.shape)}."
-        )
-    check_finite(f"{name}: masks", masks)
-    check_finite(f"{name}: guide", guide)
-    if semantic is None:
-        return
-    if semantic.features.shape[-2:] != masks.shape[-2:]:
-        raise ValueError(
-            f"{name} needs semantic features at the size of the masks {tuple(masks.shape[-2:])}: "
-            f"they are {tuple(semantic.features.shape)}."
-        )
-    check_finite(f"{name}: semantic features", semantic.features)
-    check_finite(f"{name}: saliency factors", semantic.saliency_factors)
-    if labels is None or labels.shape != masks.shape[:1]:
-        raise ValueError(f"{name} needs labels (n,) with the category of each mask to use the semantic guide.")
-    categories = semantic.saliency_factors.shape[0]
-    if labels.device.type == "cpu" and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < categories:
-        raise ValueError(f"{name}: labels must lie in 0 … {categories - 1}, one row of saliency_factors each.")
-
-
 def numbers(labels: Int[Tensor, " n"]) -> list[int]:
     """Labels on the host. On CUDA this is the one place that waits for the device; labels on the CPU avoid it."""
     return [int(label) for label in labels.tolist()]
 
 
-def guides_of(
+def _check(
+    name: str,
+    masks: Tensor,
+    guide: Tensor,
+    semantic: SemanticGuide | None,
+    labels: Tensor | None,
+    box_masks: Tensor | None = None,
+) -> None:
+    features, factors = (None, None) if semantic is None else (semantic.features, semantic.saliency_factors)
+    check_inputs(name, masks, guide, features, factors, labels, box_masks)
+
+
+def _guides(
     masks: Tensor,
     guide: Tensor,
     semantic: SemanticGuide | None,
@@ -136,7 +122,7 @@ def propagate_global(
     "sum" adds balance times its numerators and denominators on the tree of S^c; "embedding" measures the edges of
     the image's tree by S^c instead of the guide; "product" takes one tree of both squared distances added up.
     """
-    check_masks("propagate_global", masks, guide, semantic, labels)
+    _check("propagate_global", masks, guide, semantic, labels)
     join = Join(balance, global_form, semantic_sigma, semantic_scale)
     if not bandwidth > 0:
         raise ValueError(f"propagate_global needs a positive bandwidth: it is {bandwidth}.")
@@ -150,7 +136,7 @@ def propagate_global(
         return masks.clone()
     values = masks.float()
     if guide.dim() == 3:
-        guides = guides_of(masks, guide, semantic, labels, saliency, valid)
+        guides = _guides(masks, guide, semantic, labels, saliency, valid)
         trees: Trees = tree if tree is not None else guides.trees(tie_rule)
         result = guides.along_trees(values, trees, bandwidth, join, tie_rule=tie_rule)
     elif tree is not None:
@@ -191,26 +177,17 @@ def propagate_local(
     With `semantic`, `local_form` "sum" is Eq. 13, A + balance · A^c: it joins what color separates and cannot
     separate what color joins. "product" is A · (A^c)^balance, which separates wherever either of them does.
     """
-    check_masks("propagate_local", masks, guide, semantic, labels)
+    _check("propagate_local", masks, guide, semantic, labels, box_masks)
     join = Join(balance, local_form, semantic_sigma, semantic_scale)
     if guide.dim() != 3:
         raise ValueError(f"propagate_local needs one guide (d, h, w) for all masks: it is {tuple(guide.shape)}.")
     if not bandwidth > 0 or steps < 0:
         raise ValueError(f"propagate_local needs bandwidth > 0 and steps ≥ 0: they are {bandwidth} and {steps}.")
-    check_boxes("propagate_local", masks, box_masks)
     if len(masks) == 0:
         return masks.clone()
-    guides = guides_of(masks, guide, semantic, labels, saliency, valid)
+    guides = _guides(masks, guide, semantic, labels, saliency, valid)
     result = guides.along_window(masks.float(), box_masks, window=window, bandwidth=bandwidth, steps=steps, join=join)
     return result.to(masks.dtype)
-
-
-def check_boxes(name: str, masks: Tensor, box_masks: Tensor | None) -> None:
-    """One box mask per mask."""
-    if box_masks is not None and box_masks.shape != masks.shape:
-        raise ValueError(
-            f"{name} needs one box mask per mask: masks are {tuple(masks.shape)}, box_masks {tuple(box_masks.shape)}."
-        )
 
 
 @images(masks=3, guide=3, box_masks=3, semantic=0, labels=1, valid=2)
@@ -242,14 +219,13 @@ def propagate_pamr(
 
     Pixels that are not `valid` are absent: no neighbors, nothing in σ, and 0 in the result.
     """
-    check_masks("propagate_pamr", masks, guide, semantic, labels)
+    _check("propagate_pamr", masks, guide, semantic, labels, box_masks)
     join = Join(balance, form, factor=semantic_scale)
     if guide.dim() != 3:
         raise ValueError(f"propagate_pamr needs one guide (d, h, w) for all masks: it is {tuple(guide.shape)}.")
-    check_boxes("propagate_pamr", masks, box_masks)
     if len(masks) == 0:
         return masks.clone()
-    guides = guides_of(masks, guide, semantic, labels, saliency, valid)
+    guides = _guides(masks, guide, semantic, labels, saliency, valid)
     return along_pamr(masks, guides, box_masks, dilations=dilations, steps=steps, sharpness=sharpness, join=join)
 
 

@@ -12,7 +12,7 @@ def resized(maps: Float[Tensor, "*b h w"], size: tuple[int, int]) -> Float[Tenso
     """The maps themselves where they have that size."""
     if maps.shape[-2:] == size:
         return maps
-    # One channel each: for three at once torch rounds differently (by 1e-7), and no maps at all it takes as images alone.
+    # One channel each: three at once torch rounds differently (by 1e-7), and no maps at all it takes as images alone.
     flat = maps[None].flatten(0, -3)[:, None]
     return F.interpolate(flat, size=size, mode="bilinear", align_corners=False).view(*maps.shape[:-2], *size)
 

@@ -123,14 +123,14 @@ def test_squeezed_guides_take_nothing_from_padding(rng, device, below):
         spoiled = [(x + noise * ~valid[:, None]).to(device) for x in (images, prior[0])]
         teacher = {"features": spoiled[1], "factors": prior[1].to(device), "labels": [0, 1, 2]}
         guides = Guides(spoiled[0], [0, 1, 2], valid=valid.to(device), kernels=("color", "saliency"), **teacher)
-        both.append(pairwise._squeezed(guides, (8, 8)))
+        both.append(guides.at_size((8, 8)))
     there = both[0].valid.cpu()
     assert there.sum(dim=1).unique().tolist() == [round((12 - below) * 8 / 12 + 1e-6)]
     for name in ("images", "features"):
         one, other = (getattr(its, name).movedim(1, -1)[its.valid] for its in both)
         assert_close(one, other, atol=0, rtol=0)
     flat = replace(guides, images=(torch.full_like(images, 2.0) * valid[:, None]).to(device))
-    even = pairwise._squeezed(flat, (8, 8))
+    even = flat.at_size((8, 8))
     assert_close(even.images.movedim(1, -1)[even.valid].cpu(), torch.tensor(2.0).expand(int(there.sum()), 3))
 
 
@@ -140,7 +140,7 @@ def test_squeezed_guides_take_nothing_from_padding(rng, device, below):
 def test_a_prior_that_is_no_number_is_refused(rng, mode, which, bad):
     masks, boxes, images, index, labels, prior = batch(rng)
     prior[which].view(-1)[7] = bad
-    with pytest.raises(NotFinite, match=r"prior (features|factors) has NaN or Inf"):
+    with pytest.raises(NotFinite, match=r"(semantic features|saliency factors) has NaN or Inf"):
         loss_of(masks, boxes, images, index, labels=labels, prior=prior, mode=mode)
 
 
@@ -342,6 +342,12 @@ def test_wrong_input_is_named(rng):
         loss_of(masks, boxes, images, index[:-1])
     with pytest.raises(ValueError, match="one of the images"):
         loss_of(masks, boxes, images[:2], index)
+    with pytest.raises(ValueError, match="image_index"):
+        loss_of(masks, boxes, images, index[:, None])
+    with pytest.raises(ValueError, match=r"images \(b, d, h, w\)"):
+        loss_of(masks, boxes, images[0], index * 0)
+    with pytest.raises(ValueError, match="one box mask per mask"):
+        loss_of(masks, boxes[:-1], images, index)
     with pytest.raises(ValueError, match="Resize"):
         loss_of(masks, boxes, images[..., :-1], index)
     with pytest.raises(ValueError, match="masks has NaN"):

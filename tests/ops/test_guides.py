@@ -110,7 +110,7 @@ def test_trees_built_ahead_change_nothing(rng, form):
         expected = usual.along_trees(masks, usual.trees(), 0.2, join)
         trees = guides.trees(ahead=join)
         assert torch.equal(trees.edge, usual.trees().edge)
-        assert len(guides._second_trees) == (form == "sum")
+        assert len(guides.built_ahead) == (form == "sum")
         changed = guides.along_trees(masks, trees, 0.2, Join(form=form, sigma=other, factor=0.3))
         assert not torch.equal(changed, expected)
         assert torch.equal(guides.along_trees(masks, trees, 0.2, join), expected)
