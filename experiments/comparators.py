@@ -31,6 +31,7 @@ TABLE = Comparison(
     },
     baseline="misa",
     data="",
+    details=True,
 )
 
 DEMO = demo.BARE.but(scenes=demo.MANY)

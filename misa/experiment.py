@@ -458,13 +458,15 @@ class Comparison:
     """A table of the paper: rows of one module, compared with one of them seed by seed.
 
     `rows` gives the printed name of every row; a row of the module is called `<data>_<row>`. `data` is what the
-    paper's figures are of, "" where it has none.
+    paper's figures are of, "" where it has none. With `details` the printed table is followed by
+    `misa.engine.reports.tables.Table.details`.
     """
 
     title: str
     rows: dict[str, str]
     baseline: str
     data: str = "voc"
+    details: bool = False
 
 
 def _check_choices(value: Any) -> None:

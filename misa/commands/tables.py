@@ -28,6 +28,7 @@ class Tables(Parameters):
     cluster_options: str = option("", "submitit's: timeout_min=1440,gpus_per_node=1 (minutes of one training)")
     data_root: str = shared.data_root()
     root: str = option("runs/tables", "folder of the run folders")
+    details: bool = option(False, "also class-agnostic AP, AP by mode and size, cost of a step (comparators: always)")
     format: Literal["text", "html", "latex", "csv"] = option("text", "how to print it", only="command")
     save: str = option("", "also write HTML, LaTeX and CSV into this folder", only="command")
     gpus: int | None = shared.gpus()
@@ -37,7 +38,7 @@ class Tables(Parameters):
 
     def table_options(self) -> dict[str, Any]:
         """The arguments of `misa.engine.reports.tables.open_table`."""
-        return {name: getattr(self, name) for name in ("table", "data", "seeds", "root", "smoke")}
+        return {name: getattr(self, name) for name in ("table", "data", "seeds", "root", "smoke", "details")}
 
     def sweep_options(self) -> dict[str, Any]:
         """The arguments of `misa.engine.training.sweep.run` beside the jobs."""

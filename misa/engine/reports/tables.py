@@ -24,7 +24,8 @@ Format = Literal["text", "html", "latex", "csv"]
 class Table:
     """Rows with a printed name each, the one that they are compared with, and the runs of every row by seed.
 
-    expected: what the paper prints for a row, on the data `printed_on`, which need not be this table's.
+    expected: what the paper prints for a row, on the data `printed_on`, which need not be this table's. detailed: print
+    `details` as well.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Table:
     jobs: dict[str, list[Job]]
     expected: dict[str, Expected | None]
     printed_on: str = ""
+    detailed: bool = False
 
     @property
     def rows(self) -> list[str]:
@@ -102,14 +104,17 @@ class Table:
         text = self.printed()
         text.index.name = None
         found = [job.metrics() or {} for job in self.every_job()]
+        detailed = self.detailed and any(found)
         boxes = any("bbox" in metrics and "segm" not in metrics for metrics in found)
         title = f"{self.title}; AP of boxes, since the data has no masks" if boxes else self.title
         if kind == "text":
-            return f"{title}\n{text.to_string()}"
+            more = f"\n\n{self.details().to_string()}" if detailed else ""
+            return f"{title}\n{text.to_string()}{more}"
         if kind == "html":
-            return text.to_html(border=0, classes="misa-table", justify="right").replace(
+            page = text.to_html(border=0, classes="misa-table", justify="right").replace(
                 "<thead>", f"<caption>{title}; mean ± 95 % confidence interval over n seeds</caption>\n<thead>", 1
             )
+            return page + (self.details().to_html(border=0, classes="misa-table", justify="right") if detailed else "")
         if kind == "latex":
             math_text = text.astype(str).map(_latex)
             math_text.columns = [_latex(name) for name in math_text.columns]
@@ -122,7 +127,7 @@ class Table:
         raise UserError(f"there is no table format {kind!r}; choose text, html, latex or csv.")
 
     def save(self, folder: str | Path, name: str) -> list[Path]:
-        """Write HTML, LaTeX and CSV into a folder; the paths."""
+        """Write HTML, LaTeX and CSV into a folder, the details as another CSV; the paths."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         kinds: dict[str, Format] = {"html": "html", "tex": "latex", "csv": "csv"}
@@ -130,7 +135,41 @@ class Table:
         for suffix, kind in kinds.items():
             paths.append(folder / f"{name}.{suffix}")
             paths[-1].write_text(self.render(kind))
+        if self.detailed:
+            paths.append(folder / f"{name}_details.csv")
+            self.details().to_csv(paths[-1])
         return paths
+
+    def details(self) -> pd.DataFrame:
+        """A line a row of what else tells rows apart, means over the finished seeds as text; a dash where not known.
+
+        Class-agnostic AP, AP50, AP75 and AP as rectangles (high where masks have become boxes), AP by failure mode and
+        size, all in percent; seconds and CPU seconds a step and GiB of memory, as `cost.json` has them. Rows are
+        comparable in seconds where they ran on the same machine, one at a time.
+        """
+        lines = {}
+        for row, jobs in self.jobs.items():
+            found = [metrics for job in jobs if (metrics := job.metrics()) is not None]
+            costs = [cost for job in jobs if (cost := job.cost()) is not None]
+            line: dict[str, list[float | None]] = {}
+            for score in SCORES:
+                line[f"class-agnostic {score}"] = [m.get("segm_any_class", {}).get(score) for m in found]
+            line["AP of rectangles"] = [m.get("segm_as_rectangles", {}).get("AP") for m in found]
+            groups = [_score_by_group(job, "AP") for job in jobs]
+            for group in dict.fromkeys(group for scores in groups for group in scores):
+                line[group] = [scores.get(group) for scores in groups]
+            for name in ("seconds_per_step", "cpu_seconds_per_step", "memory_gib"):
+                line[name] = [cost.get(name) for cost in costs]
+            lines[self.labels[row]] = {
+                name: interval(known)[0] if (known := [v for v in values if v is not None]) else math.nan
+                for name, values in line.items()
+            }
+        frame = pd.DataFrame.from_dict(lines, orient="index", dtype=float)
+        for name in frame.columns:
+            digits = "{:.2f}" if name.endswith(("_step", "_gib")) else "{:.1f}"
+            frame[name] = frame[name].map(digits.format, na_action="ignore").fillna("–")
+        names = {"seconds_per_step": "s/step", "cpu_seconds_per_step": "CPU s/step", "memory_gib": "GiB"}
+        return frame.rename(columns=names)
 
     def by_mode(self, score: str = "AP") -> pd.DataFrame:
         """A line per row and failure mode of the scenes, or size of the object, in percent.
@@ -152,9 +191,17 @@ class Table:
 
 
 def open_table(
-    table: int | str, *, data: str = "demo", seeds: int = 5, root: str | Path = sweep.ROOT, smoke: bool = False
+    table: int | str,
+    *,
+    data: str = "demo",
+    seeds: int = 5,
+    root: str | Path = sweep.ROOT,
+    smoke: bool = False,
+    details: bool = False,
 ) -> Table:
     """Table 3, 4 or 5 on a data set ("demo", "voc", "coco_mini", "photos"), or any rows: "demo:box,demo:mask".
+
+    details: print `Table.details` as well, as the table of comparators does anyway.
 
     Raises:
         UserError: no such table, data set or row.
@@ -185,7 +232,8 @@ def open_table(
     jobs = {row: plan([row], range(seeds), root=root, smoke=smoke) for row in names.values()}
     sweep.require_one_data(job for runs in jobs.values() for job in runs)
     labels = {names[row]: label for row, label in comparison.rows.items()}
-    return Table(comparison.title, labels, names[comparison.baseline], jobs, paper, printed_on)
+    detailed = details or comparison.details
+    return Table(comparison.title, labels, names[comparison.baseline], jobs, paper, printed_on, detailed)
 
 
 def _comparison(number: str) -> tuple[str, Comparison]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 FILES = ("params.json", "env.json", "config.py", "log.txt", "losses.jsonl", "metrics.json")
+COST = "cost.json"
+"""Seconds and memory of the steps (`misa.engine.training.cost`), which no two trainings have alike."""
 
 
 def run_params(

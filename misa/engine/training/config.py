@@ -15,6 +15,7 @@ from misa.data.pipeline import test_pipeline, train_pipeline
 from misa.data.source import Source
 from misa.engine.runs.scores import DETECTIONS, LABEL_MAPS
 from misa.engine.runs.teacher import TeacherCard
+from misa.engine.training.cost import Cost
 from misa.engine.training.optimizer import learning_rates, optimizer_config
 from misa.engine.training.preemption import Preemption
 from misa.engine.training.resume import (
@@ -166,6 +167,7 @@ def _custom_hooks(
         {"type": NaNGuard, "folder": str(folder)},
         *_student_hooks(experiment, seed, split),
         {"type": LossRecord, "path": str(folder / "losses.jsonl")},
+        {"type": Cost, "folder": str(folder)},
         {"type": Progress, "path": str(folder / "log.txt"), "interactive": interactive, "about": about},
         {"type": Preemption, "accumulate": split.accumulate},
         *([{"type": TeacherCard, "experiment": experiment.values()}] if semantic else []),

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from tqdm.auto import tqdm
 
 from misa.engine.runs.places import teacher_place
-from misa.engine.runs.record import same_data
+from misa.engine.runs.record import COST, same_data
 from misa.errors import Stopped, UserError
 from misa.experiment import Experiment
 from misa.files import IN_USE, read_json, write_json
@@ -57,6 +57,10 @@ class Job:
     def metrics(self) -> dict[str, Any] | None:
         """Of a finished run; None of any other."""
         return read_json(self.folder / "metrics.json")
+
+    def cost(self) -> dict[str, Any] | None:
+        """Seconds and memory of its steps (`misa.engine.training.cost`); None of a run that has no record of them."""
+        return read_json(self.folder / COST)
 
     def command(self, data_root: str | Path | None, machine: Machine) -> list[str]:
         """The command that trains it, resumes it, or finds it finished."""

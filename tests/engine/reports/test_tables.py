@@ -139,6 +139,39 @@ def test_scores_by_mode_and_size(tmp_path):
     assert ("demo:box", "medium") not in groups.index  # the truth has no object of that size
 
 
+def test_details_are_means_over_the_runs_that_know_them(tmp_path, capsys):
+    rows = "demo:box,demo:mask,demo:misa"
+    table = open_table(rows, seeds=2, root=tmp_path, details=True)
+    whole = {"segm_any_class": {"AP": 30.0, "AP50": 60.0, "AP75": 20.0}, "segm_as_rectangles": {"AP": 4.0, "AP50": 9.0}}
+    first, second = table.jobs["demo:box"]
+    finish(first, 10.0, segm_by_mode={"plain": {"AP": 12.0}}, **whole)
+    finish(second, 20.0, segm_by_mode={"plain": {"AP": 13.0}}, **whole | {"segm_any_class": {"AP": 31.0}})
+    (first.folder / "cost.json").write_text('{"seconds_per_step": 0.25, "memory_gib": 1.5}')
+    finish(table.jobs["demo:mask"][0], 40.0)
+    details = table.details()
+    box = details.loc["demo:box"]
+    assert box["class-agnostic AP"] == "30.5"
+    assert box["class-agnostic AP75"] == "20.0"  # of the one that knows it
+    assert box["AP of rectangles"] == "4.0"
+    assert box["plain"] == "12.5"
+    assert (box["s/step"], box["CPU s/step"], box["GiB"]) == ("0.25", "–", "1.50")
+    assert details.loc["demo:mask", "small"] == "40.0"
+    assert set(details.loc["demo:misa"]) == {"–"}  # never trained
+    assert "class-agnostic AP75" in table.render("text")
+    assert "class-agnostic AP75" in table.render("html")
+    assert "class-agnostic" not in open_table(rows, seeds=2, root=tmp_path).render("text")
+    assert (tmp_path / "out" / "t_details.csv") in table.save(tmp_path / "out", "t")
+    assert main(["tables", rows, "--seeds", "2", "--root", str(tmp_path), "--details"]) == 0
+    assert "CPU s/step" in capsys.readouterr().out
+
+
+def test_comparators_come_with_their_details(tmp_path):
+    table = open_table("comparators", seeds=1, root=tmp_path)
+    assert "class-agnostic" not in table.render("text")  # nothing is known yet
+    finish(table.every_job()[0], 10.0, segm_any_class={"AP": 30.0})
+    assert "class-agnostic AP" in table.render("text")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -83,6 +83,11 @@ def test_the_run_folder_is_complete(run):
     assert set(metrics["segm"]) == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
     assert (metrics["row"], metrics["seed"], metrics["data"]) == ("custom", 0, "demo")
     assert len((run.folder / "losses.jsonl").read_text().splitlines()) == 9  # 7 images in batches of 2, 3 epochs
+    cost = json.loads((run.folder / "cost.json").read_text())
+    assert (cost["device"], cost["steps"]) == ("cpu", 9)
+    assert 0 < cost["seconds_per_step"] < 60
+    assert cost["cpu_seconds_per_step"] > 0
+    assert 0.2 < cost["memory_gib"] < 24  # of a process that has imported torch
 
 
 def test_scores_are_named_by_what_was_compared(run):
