@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _say("\nstopped; the same command goes on where it was stopped.", 1)
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
+        if isinstance(error, BrokenPipeError) and nobody_reads():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed at the end
             return 128 + signal.SIGPIPE
         # A full disk, or a file system that went away.
@@ -160,7 +160,7 @@ def _say(text: str, status: int = 0) -> int:
     return status
 
 
-def _nobody_reads() -> bool:
+def nobody_reads() -> bool:
     """Whether the reader of standard output has ended, as `head` does."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)

@@ -130,7 +130,6 @@ def test_the_affinity_is_that_of_the_seeds_cell(scene):
     assert color.max() == pytest.approx(1, abs=0.35)
     h, w = scene.example.size
     cell = 60 * h // 120, 50 * w // 200
-    assert scene._cell((60, 50)) == cell
     colors = scene.example.colors
     distance = (colors - colors[:, cell[0], cell[1]][:, None, None]).square().sum(0)
     expected = torch.exp(-distance / scene.knobs.local_bandwidth**2)

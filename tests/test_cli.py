@@ -233,7 +233,7 @@ def test_how_a_command_ends(error, status, sentence, capsys, monkeypatch):
         raise error
 
     monkeypatch.setattr(rows, "run", fail)
-    monkeypatch.setattr("misa.cli._nobody_reads", lambda: False)
+    monkeypatch.setattr("misa.cli.nobody_reads", lambda: False)
     assert main(["rows"]) == status
     assert sentence in capsys.readouterr().err
 

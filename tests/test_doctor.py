@@ -17,7 +17,7 @@ NAMES = ["Python", "torch", "torchvision", "mmdet", "mmcv ops", "propagation", "
 
 
 def find(check: Callable[[], Finding], cure: str = "the cure") -> Finding:
-    return doctor._found("thing", check, cure)
+    return doctor.finding_of("thing", check, cure)
 
 
 @pytest.fixture
@@ -55,7 +55,16 @@ def test_every_problem_has_a_cure_and_the_exit_status_says_so(monkeypatch, capsy
     def broken() -> Finding:
         raise RuntimeError("two\nlines")
 
-    for check in ("_python", "_torch", "_torchvision", "_mmdet", "_mmcv_ops", "_jupyter", "_papermill", "_disk"):
+    for check in (
+        "check_python",
+        "check_torch",
+        "check_torchvision",
+        "check_mmdet",
+        "check_mmcv_ops",
+        "check_jupyter",
+        "check_papermill",
+        "check_disk",
+    ):
         monkeypatch.setattr(doctor, check, broken)
     findings = doctor.examine()
     assert [finding.name for finding in findings] == NAMES
@@ -77,9 +86,9 @@ def test_wrong_arguments_exit_with_2_and_help_with_0(capsys):
 
 
 def test_python_out_of_range(monkeypatch):
-    assert find(doctor._python).ok
+    assert find(doctor.check_python).ok
     monkeypatch.setattr(doctor.platform, "python_version", lambda: "3.9.18")
-    finding = find(doctor._python)
+    finding = find(doctor.check_python)
     assert not finding.ok
     assert "Python 3.9.18 is outside" in finding.detail
 
@@ -87,11 +96,11 @@ def test_python_out_of_range(monkeypatch):
 @pytest.mark.parametrize(
     ("check", "package"),
     [
-        (doctor._torch, "torch"),
-        (doctor._torchvision, "torchvision"),
-        (doctor._mmdet, "onedl-mmcv"),
-        (doctor._jupyter, "jupyterlab"),
-        (doctor._papermill, "papermill"),
+        (doctor.check_torch, "torch"),
+        (doctor.check_torchvision, "torchvision"),
+        (doctor.check_mmdet, "onedl-mmcv"),
+        (doctor.check_jupyter, "jupyterlab"),
+        (doctor.check_papermill, "papermill"),
     ],
 )
 def test_a_package_that_is_absent_or_too_old_is_named(installed, check, package):
@@ -116,13 +125,13 @@ def test_cuda_device_is_named_and_tried(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
     real = torch.ones
     monkeypatch.setattr(torch, "ones", lambda *size, device: real(*size))
-    assert find(doctor._torch).detail.endswith("Test GPU (8 GiB)")
+    assert find(doctor.check_torch).detail.endswith("Test GPU (8 GiB)")
 
     def no_kernel(*_: int, device: str) -> None:
         raise RuntimeError("no kernel image is available for execution on the device")
 
     monkeypatch.setattr(torch, "ones", no_kernel)
-    finding = find(doctor._torch)
+    finding = find(doctor.check_torch)
     assert not finding.ok
     assert "no kernel image" in finding.detail
 
@@ -132,7 +141,7 @@ def test_a_driver_that_torch_does_not_reach_is_mentioned(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
-    finding = find(doctor._torch)
+    finding = find(doctor.check_torch)
     assert finding.ok
     assert "no CUDA device" in finding.detail
     assert "nvidia-smi" in finding.cure
@@ -145,14 +154,14 @@ def test_torchvision_without_its_operators(monkeypatch):
         raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setattr(torchvision.ops, "nms", missing)
-    finding = find(doctor._torchvision)
+    finding = find(doctor.check_torchvision)
     assert not finding.ok
     assert "torchvision::nms" in finding.detail
 
 
 def test_originals_beside_the_forks(installed):
     installed["mmcv-lite"] = "2.1.0"
-    finding = find(doctor._mmdet)
+    finding = find(doctor.check_mmdet)
     assert not finding.ok
     assert finding.detail.startswith("mmcv-lite installed over")
     assert finding.cure.startswith("pip uninstall -y mmcv-lite, then pip install --force-reinstall")
@@ -166,7 +175,7 @@ def test_mmdet_without_its_configuration_files(monkeypatch, tmp_path, there):
     for name in there:
         (tmp_path / ".mim" / name).mkdir()
     monkeypatch.setattr(mmdet, "__file__", str(tmp_path / "__init__.py"))
-    finding = find(doctor._mmdet)
+    finding = find(doctor.check_mmdet)
     assert not finding.ok
     assert "its configuration files, of which students are built, are missing: there is no" in finding.detail
     assert finding.cure.endswith("onedl-mmdetection")
@@ -177,7 +186,7 @@ def test_opencv_without_its_system_libraries(monkeypatch):
         raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
 
     monkeypatch.setattr(doctor.importlib, "import_module", broken)
-    finding = find(doctor._mmdet)
+    finding = find(doctor.check_mmdet)
     assert not finding.ok
     assert finding.cure == "apt-get install -y libgl1 libglib2.0-0"
 
@@ -185,12 +194,12 @@ def test_opencv_without_its_system_libraries(monkeypatch):
 def test_compiled_ops_are_told_from_ours(monkeypatch):
     import mmcv.ops
 
-    ours = find(doctor._mmcv_ops)
+    ours = find(doctor.check_mmcv_ops)
     compiled = ModuleType("mmcv._ext")
     compiled.__file__ = "/somewhere/_ext.so"
     monkeypatch.setitem(sys.modules, "mmcv._ext", compiled)
     monkeypatch.setattr(mmcv.ops, "get_compiling_cuda_version", lambda: "13.0")
-    theirs = find(doctor._mmcv_ops)
+    theirs = find(doctor.check_mmcv_ops)
     assert ours.ok
     assert theirs.ok
     assert "our equivalents" in ours.detail or ours.detail.startswith("compiled, for CUDA")
@@ -202,7 +211,7 @@ def test_a_compiled_extension_that_does_not_load_is_mentioned(monkeypatch, tmp_p
 
     (tmp_path / "_ext.py").write_text("")
     monkeypatch.setattr(mmcv, "__path__", [*mmcv.__path__, str(tmp_path)])
-    finding = find(doctor._mmcv_ops)
+    finding = find(doctor.check_mmcv_ops)
     assert finding.ok
     assert f"{tmp_path / '_ext.py'} does not load" in finding.detail
     assert "pip cache remove onedl_mmcv" in finding.cure
@@ -213,7 +222,7 @@ def test_ops_that_compute_nonsense(monkeypatch):
     import torch
 
     monkeypatch.setattr(mmcv.ops, "nms", lambda *_: (None, torch.tensor([0, 1])))
-    finding = find(doctor._mmcv_ops)
+    finding = find(doctor.check_mmcv_ops)
     assert not finding.ok
     assert "[0, 1] instead of [1]" in finding.detail
 
@@ -238,7 +247,7 @@ def find_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, interpreter: st
     spec = {"argv": [interpreter, "-m", "ipykernel_launcher"], "display_name": "x", "language": "python"}
     (folder / "kernel.json").write_text(json.dumps(spec))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    return find(doctor._jupyter)
+    return find(doctor.check_jupyter)
 
 
 def test_no_kernel(monkeypatch):
@@ -248,7 +257,7 @@ def test_no_kernel(monkeypatch):
         raise kernelspec.NoSuchKernel(name)
 
     monkeypatch.setattr(kernelspec.KernelSpecManager, "get_kernel_spec", none)
-    finding = find(doctor._jupyter)
+    finding = find(doctor.check_jupyter)
     assert not finding.ok
     assert "no kernel named python3" in finding.detail
 
@@ -257,17 +266,17 @@ def test_disk(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     free = {tmp_path: 5 * 2**30, Path("/dev/shm"): 64 * 2**20}
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[path]))
-    finding = find(doctor._disk)
+    finding = find(doctor.check_disk)
     assert finding.ok
     assert finding.detail == f"5.0 GiB free at {tmp_path}"
     assert not Path("/dev/shm").is_dir() or "64 MiB" in finding.cure
     free[tmp_path] = 2**20
-    finding = find(doctor._disk)
+    finding = find(doctor.check_disk)
     assert not finding.ok
     assert "make room" in finding.cure
     free[tmp_path] = 5 * 2**30
     monkeypatch.setattr(doctor.os, "access", lambda *_: False)
-    assert "not writable" in find(doctor._disk).detail
+    assert "not writable" in find(doctor.check_disk).detail
 
 
 @pytest.fixture
@@ -283,14 +292,14 @@ def coco(tmp_path: Path) -> Path:
 
 
 def test_coco_layout(coco):
-    finding = doctor._data_root(coco)
+    finding = doctor.check_data_root(coco)
     assert finding.ok
     assert finding.detail == f"{coco} has COCO layout: train2017 (2 images), val2017 (1 images)"
 
 
 def test_coco_annotations_without_images(coco):
     (coco / "annotations" / "instances_test2017.json").touch()
-    finding = doctor._data_root(coco)
+    finding = doctor.check_data_root(coco)
     assert not finding.ok
     assert "instances_test2017.json, but no images" in finding.detail
     assert f"put the images into {coco / 'test2017'}" in finding.cure
@@ -302,12 +311,12 @@ def test_voc_layout(tmp_path, inside):
     for part in ("JPEGImages", "ImageSets/Segmentation"):
         (folder / part).mkdir(parents=True)
     (folder / "JPEGImages" / "2007_000032.jpg").touch()
-    finding = doctor._data_root(tmp_path)
+    finding = doctor.check_data_root(tmp_path)
     assert not finding.ok
     assert "without SegmentationObject" in finding.detail
     assert "unpack" in finding.cure
     (folder / "SegmentationObject").mkdir()
-    finding = doctor._data_root(tmp_path)
+    finding = doctor.check_data_root(tmp_path)
     assert finding.ok
     assert finding.detail == f"{folder} has VOC2012 layout: 1 images"
 
@@ -320,7 +329,7 @@ def test_folders_that_are_no_data(tmp_path):
         (file, "is a file"),
         (tmp_path, "has neither COCO nor VOC2012 layout: it holds coco.zip"),
     ):
-        finding = doctor._data_root(root)
+        finding = doctor.check_data_root(root)
         assert not finding.ok
         assert finding.detail == f"{root} {detail}"
         assert "instances_train2017.json" in finding.cure

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,6 +126,48 @@ def test_no_files_import_each_other_in_a_circle():
         # A package's own file runs before the files in it, which is no circle unless it imports them.
         graph[own] = {name for name in map(module_of, imported(path)) if name is not None and name != own}
     assert circle(graph) == []
+
+
+def private(tree: ast.AST) -> Iterator[str]:
+    """Names of misa with a leading underscore that a file imports, takes from an imported module, or patches.
+
+    A file of `misa.commands` that begins so is no command; its names are public.
+    """
+    modules: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            modules |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    found = [*modules.values()]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            found.append(f"{modules.get(node.value.id, '')}.{node.attr}")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+    names = {name for name in found if re.fullmatch(r"misa(\.\w+)+", name)} - {"misa.commands._shared"}
+    yield from sorted(name for name in names if re.match(r"_(?!_)", name.rpartition(".")[2]))
+
+
+EVERY = [*PATHS, *(path for path in sorted(Path(__file__).parent.rglob("*.py")) if path != Path(__file__))]
+
+
+@pytest.mark.parametrize("path", EVERY, ids=lambda p: str(p.relative_to(ROOT.parent)))
+def test_private_names_stay_in_their_file(path):
+    """In tests as well: what is worth a test of its own is public, and has a docstring."""
+    assert list(private(ast.parse(path.read_text()))) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("from misa.rows import _table", "misa.rows._table"),
+        ("from misa import rows\nrows._table('demo')", "misa.rows._table"),
+        ("from misa import rows as r\ndef f():\n    return r._PACKAGE", "misa.rows._PACKAGE"),
+        ("patch('misa.rows._table', None)", "misa.rows._table"),
+        ("from misa import rows\nrows.__name__, 'misa.rows.table'", None),
+    ],
+)
+def test_a_private_name_is_seen(text, name):
+    assert list(private(ast.parse(text))) == ([] if name is None else [name])
 
 
 def test_a_circle_is_seen():

@@ -59,21 +59,21 @@ def examine(data_roots: Sequence[str | Path] = ()) -> list[Finding]:
         data_roots: folders that should hold a data set in COCO or VOC2012 layout.
     """
     findings = [
-        _found("Python", _python, "use Python 3.11, 3.12 or 3.13, in a new virtual environment"),
-        _found("torch", _torch, _INSTALL),
-        _found("torchvision", _torchvision, f"it has to fit torch: {_INSTALL}"),
-        _found("mmdet", _mmdet, _INSTALL),
-        _found("mmcv ops", _mmcv_ops, _INSTALL),
-        _found("propagation", _propagation, _INSTALL),
-        _found("Jupyter", _jupyter, _INSTALL),
-        _found("papermill", _papermill, _INSTALL),
-        _found("disk", _disk, "start misa in a folder that you can read and write"),
+        finding_of("Python", check_python, "use Python 3.11, 3.12 or 3.13, in a new virtual environment"),
+        finding_of("torch", check_torch, _INSTALL),
+        finding_of("torchvision", check_torchvision, f"it has to fit torch: {_INSTALL}"),
+        finding_of("mmdet", check_mmdet, _INSTALL),
+        finding_of("mmcv ops", check_mmcv_ops, _INSTALL),
+        finding_of("propagation", check_propagation, _INSTALL),
+        finding_of("Jupyter", check_jupyter, _INSTALL),
+        finding_of("papermill", check_papermill, _INSTALL),
+        finding_of("disk", check_disk, "start misa in a folder that you can read and write"),
     ]
     if not data_roots:
         hint = "bring your own with --data-root PATH or MISA_DATA=PATH"
         findings.append(Finding("data", True, "none named; the embedded data needs none", hint))
     for root in data_roots:
-        findings.append(_found("data", partial(_data_root, Path(root)), "make the folder readable for you"))
+        findings.append(finding_of("data", partial(check_data_root, Path(root)), "make the folder readable for you"))
     return findings
 
 
@@ -93,7 +93,7 @@ def run(options: Doctor) -> int:
     return 0 if all(finding.ok for finding in findings) else 1
 
 
-def _found(name: str, check: Callable[[], Finding], cure: str) -> Finding:
+def finding_of(name: str, check: Callable[[], Finding], cure: str) -> Finding:
     """The check's finding; `cure` helps against what it raises. What libraries print on import is left out."""
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -126,7 +126,8 @@ def _require(*packages: str) -> list[str]:
     return versions
 
 
-def _python() -> Finding:
+def check_python() -> Finding:
+    """A Python that the package allows."""
     from packaging.specifiers import SpecifierSet
 
     version = platform.python_version()
@@ -136,7 +137,8 @@ def _python() -> Finding:
     return Finding("Python", True, f"{version} at {sys.executable}")
 
 
-def _torch() -> Finding:
+def check_torch() -> Finding:
+    """torch, and whether it computes on each GPU that it names."""
     (version,) = _require("torch")
     import torch
 
@@ -152,7 +154,8 @@ def _torch() -> Finding:
     return Finding("torch", True, detail, hint)
 
 
-def _torchvision() -> Finding:
+def check_torchvision() -> Finding:
+    """torchvision, and whether it was built for this torch."""
     (version,) = _require("torchvision")
     import torch
     import torchvision
@@ -162,7 +165,8 @@ def _torchvision() -> Finding:
     return Finding("torchvision", True, version)
 
 
-def _mmdet() -> Finding:
+def check_mmdet() -> Finding:
+    """The onedl packages, not overwritten by the originals, with their configuration files."""
     mmengine, mmcv, mmdet = _require("onedl-mmengine", "onedl-mmcv", "onedl-mmdetection")
     strangers = [name for name in _ORIGINALS if _installed(name)]
     if strangers:
@@ -193,7 +197,8 @@ def _installed(package: str) -> bool:
     return True
 
 
-def _mmcv_ops() -> Finding:
+def check_mmcv_ops() -> Finding:
+    """mmcv's compiled operators or our equivalents, by an nms."""
     import torch
 
     from misa.mmcv_ext import REBUILD, compiled_spec, is_ours
@@ -213,7 +218,7 @@ def _mmcv_ops() -> Finding:
     return Finding("mmcv ops", True, f"compiled, for CUDA {ops.get_compiling_cuda_version()}: {ext.__file__}")
 
 
-def _propagation() -> Finding:
+def check_propagation() -> Finding:
     """Compiles the loops of the CPU where no process of this machine has done so yet."""
     import torch
 
@@ -230,7 +235,8 @@ def _propagation() -> Finding:
     return Finding("propagation", True, f"{how} on the CPU, numba {metadata.version('numba')}")
 
 
-def _jupyter() -> Finding:
+def check_jupyter() -> Finding:
+    """Jupyter, and whether its kernel python3 is this interpreter."""
     lab, kernel, _ = _require("jupyterlab", "ipykernel", "ipywidgets")
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
@@ -255,13 +261,15 @@ def _is_this_interpreter(command: str) -> bool:
     return found is not None and Path(found).parent.resolve() == Path(sys.executable).parent.resolve()
 
 
-def _papermill() -> Finding:
+def check_papermill() -> Finding:
+    """What executes notebooks and writes their pages."""
     version, _, _ = _require("papermill", "nbformat", "nbconvert")
     importlib.import_module("papermill")
     return Finding("papermill", True, version)
 
 
-def _disk() -> Finding:
+def check_disk() -> Finding:
+    """Room on the disk and in shared memory."""
     here = Path.cwd()
     free = shutil.disk_usage(here).free
     detail = f"{free / 2**30:.1f} GiB free at {here}"
@@ -277,7 +285,7 @@ def _disk() -> Finding:
     return Finding("disk", True, detail)
 
 
-def _data_root(root: Path) -> Finding:
+def check_data_root(root: Path) -> Finding:
     """What data set a folder holds. Looks at names only, a check of the contents is `misa check`."""
     name, root = "data", root.expanduser()
     cure = "name the folder that holds annotations/instances_train2017.json and train2017/ (COCO), or VOC2012/"

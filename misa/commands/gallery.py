@@ -40,7 +40,7 @@ class Gallery(Parameters):
 def run(options: Gallery) -> int:
     """Execute and convert; returns 1 where a notebook failed."""
     folder, out = Path(options.notebooks), Path(options.out)
-    paths = _chosen(folder, options.names)
+    paths = chosen_notebooks(folder, options.names)
     out.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
     for path in paths:
@@ -57,8 +57,8 @@ def run(options: Gallery) -> int:
     return 1 if failed else 0
 
 
-def _chosen(folder: Path, names: Sequence[str]) -> list[Path]:
-    # What trains nothing itself comes last, and finds what the others have trained.
+def chosen_notebooks(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The notebooks with these names, or all; what trains nothing itself comes last, and finds what others trained."""
     paths = sorted(folder.glob("*.ipynb"), key=lambda path: ("smoke" not in _declared(path), path))
     there = {path.stem: path for path in paths}
     if not there:

@@ -20,7 +20,7 @@ from misa.data.formats.plain import plain_annotation
 from misa.data.mmdet_datasets import COCO, CocoDataset
 
 
-class _OrderedCOCO(COCO):
+class OrderedCOCO(COCO):
     """Reads without chatter, and gives category ids in the order of the class names asked for.
 
     mmdet keeps the file's order instead: two files that list the classes differently would swap labels.
@@ -31,6 +31,7 @@ class _OrderedCOCO(COCO):
             super().__init__(annotation_file)
 
     def get_cat_ids(self, cat_names: Sequence[str] = (), sup_names: Any = (), cat_ids: Any = ()) -> list[int]:
+        """The ids of these names, in their order."""
         ids = {category["name"]: category["id"] for category in self.dataset["categories"]}
         return [ids[name] for name in cat_names if name in ids]
 
@@ -43,7 +44,7 @@ class CocoImages(CocoDataset):
         seed: of the random augmentation.
     """
 
-    COCOAPI = _OrderedCOCO
+    COCOAPI = OrderedCOCO
 
     def __init__(self, *args: Any, masks: bool, seed: int = 0, **kwargs: Any) -> None:
         self.masks = masks

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from misa.data.dataset import _OrderedCOCO
+from misa.data.dataset import OrderedCOCO
 from misa.data.formats.coco import Split
 from misa.data.formats.plain import is_ignored
 from misa.data.label_maps import LabelMap, rasterise, read_voc_label_map
@@ -68,7 +68,7 @@ def true_maps(split: Split, classes: tuple[str, ...], *, limit: int | None = Non
     A PNG in SegmentationClass beside the folder `annotations` has the void border that instance masks lack. Of
     overlapping instances the smaller is on top; a crowd is void where no instance is.
     """
-    truth = _OrderedCOCO(str(split.annotations))
+    truth = OrderedCOCO(str(split.annotations))
     names = {category["id"]: category["name"] for category in truth.dataset["categories"]}
     pngs = split.annotations.parent.parent / "SegmentationClass"
     for image in truth.loadImgs(truth.getImgIds()[:limit]):

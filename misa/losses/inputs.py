@@ -44,7 +44,7 @@ def union_of_boxes(boxes: list[Tensor], features: Tensor, stride: int) -> Tensor
     return torch.stack([box_masks(own, h, w, stride=stride).any(dim=0, keepdim=True) for own in boxes])
 
 
-def _shrink(images: Tensor, shapes: list[tuple[int, int]], union: Tensor) -> Batch:
+def shrink(images: Tensor, shapes: list[tuple[int, int]], union: Tensor) -> Batch:
     """The images at the size of `union` (bilinear without antialiasing, as APro) and where they are not padding.
 
     A cell half in the padding counts by its centre, unless a box (b 1 h w) says that something is there.

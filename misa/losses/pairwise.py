@@ -120,8 +120,8 @@ def pseudo_masks(
     size = (masks.shape[-2], masks.shape[-1])
     coarse = size if affinity.global_size is None else (affinity.global_size, affinity.global_size)
     seen = resized(masks, coarse)
-    target = _global_masks(seen.detach(), guides.at_size(coarse), affinity, replace(join, form=affinity.global_form))
-    local = _local_masks(fixed, box_masks, guides, affinity, join)
+    target = global_masks(seen.detach(), guides.at_size(coarse), affinity, replace(join, form=affinity.global_form))
+    local = local_masks(fixed, box_masks, guides, affinity, join)
     return {"global": (resized(seen, size), resized(target, size)), "local": (masks, local)}
 
 
@@ -152,7 +152,7 @@ def _guides(
 
 
 @constant
-def _global_masks(masks: Tensor, guides: Guides, affinity: Affinity, join: Join) -> Tensor:
+def global_masks(masks: Tensor, guides: Guides, affinity: Affinity, join: Join) -> Tensor:
     """APro's cascade: a pass along the image (and S^c), then one along the result, both on the image's tree."""
     if len(masks) == 0:
         return masks
@@ -167,7 +167,7 @@ def _global_masks(masks: Tensor, guides: Guides, affinity: Affinity, join: Join)
 
 
 @constant
-def _local_masks(masks: Tensor, box_masks: Tensor, guides: Guides, affinity: Affinity, join: Join) -> Tensor:
+def local_masks(masks: Tensor, box_masks: Tensor, guides: Guides, affinity: Affinity, join: Join) -> Tensor:
     """The windows of all images at once."""
     if len(masks) == 0:
         return masks

@@ -26,7 +26,7 @@ HOST_SHAPES = True
 _NO_COMPILER = "none (PyTorch equivalents of misa.mmcv_ext)"
 
 
-def _promote(*tensors: Tensor) -> list[Tensor]:
+def common_dtype(*tensors: Tensor) -> list[Tensor]:
     """The tensors in their common floating dtype, which is at least float32."""
     dtype = torch.float32
     for tensor in tensors:
@@ -49,7 +49,7 @@ def nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) -> 
     Returns:
         (kept,) int64 indices, by falling score.
     """
-    boxes, scores = _promote(boxes, scores)
+    boxes, scores = common_dtype(boxes, scores)
     if offset:
         # x2 + 1 and y2 + 1 give the same widths, areas and intersections as the old convention.
         boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1)
@@ -64,7 +64,7 @@ def _focal_parts(logits: Tensor, target: Tensor, weight: Tensor, alpha: float) -
         the signs (n c), 1 on the target and -1 off it;
         the factors (n c), alpha or 1 - alpha times the weight of the row.
     """
-    (logits,) = _promote(logits)
+    (logits,) = common_dtype(logits)
     # Comparing, not one_hot: labels outside 0..c-1 (the background is c) then match no class, and no range check
     # makes the CPU wait for the GPU.
     positive = (target[:, None] == torch.arange(logits.shape[1], device=logits.device)).to(logits.dtype)
@@ -168,7 +168,7 @@ def ms_deform_attn_forward(
     Returns:
         (b q m*d).
     """
-    keys, locations, attention = _promote(value, sampling_locations, attention_weights)
+    keys, locations, attention = common_dtype(value, sampling_locations, attention_weights)
     b, q = locations.shape[:2]
     output = keys.new_zeros(b, q, keys.shape[2] * keys.shape[3])
     for level, span, h, w in _levels(value_spatial_shapes):
@@ -194,7 +194,7 @@ def ms_deform_attn_backward(
 
     Each level is computed once more with gradients, which takes time instead of memory.
     """
-    keys, locations, attention, grad = _promote(value, sampling_locations, attention_weights, grad_output)
+    keys, locations, attention, grad = common_dtype(value, sampling_locations, attention_weights, grad_output)
     for level, span, h, w in _levels(value_spatial_shapes):
         level_keys = keys[:, span].detach().requires_grad_()
         level_locations = locations[:, :, :, level].detach().requires_grad_()
@@ -251,7 +251,7 @@ def roi_align_forward(
         NotImplementedError: for `pool_mode` 0, maximum.
     """
     _require_average(pool_mode)
-    maps, boxes = _promote(input, rois)
+    maps, boxes = common_dtype(input, rois)
     size = (aligned_height, aligned_width)
     output.copy_(torchvision.ops.roi_align(maps, boxes, size, float(spatial_scale), sampling_ratio, bool(aligned)))
 
@@ -277,7 +277,7 @@ def roi_align_backward(
         NotImplementedError: for `pool_mode` 0, maximum.
     """
     _require_average(pool_mode)
-    grad, boxes = _promote(grad_output, rois)
+    grad, boxes = common_dtype(grad_output, rois)
     # Pooling is linear in the maps, so their values do not matter to the derivative.
     maps = torch.zeros_like(grad_input, dtype=grad.dtype).requires_grad_()
     size = (aligned_height, aligned_width)

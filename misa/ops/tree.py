@@ -34,17 +34,18 @@ class Trees:
     length: Float[Tensor, "g p"]
 
     def __getitem__(self, i: int) -> "Tree":
-        return Tree(self.h, self.w, *(x[i : i + 1] for x in self._tensors()))
+        return Tree(self.h, self.w, *(x[i : i + 1] for x in self.tensors()))
 
     def rows(self, index: Sequence[int]) -> "Trees":
         """Some of the trees, in the order asked for."""
-        return Trees(self.h, self.w, *(torch.stack([x[i] for i in index]) for x in self._tensors()))
+        return Trees(self.h, self.w, *(torch.stack([x[i] for i in index]) for x in self.tensors()))
 
     def cut(self, first: int | None, last: int | None) -> "Trees":
         """Those from `first` to before `last`, as views."""
-        return Trees(self.h, self.w, *(x[first:last] for x in self._tensors()))
+        return Trees(self.h, self.w, *(x[first:last] for x in self.tensors()))
 
-    def _tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Pixel, parent, edge and length (g p)."""
         return self.pixel, self.parent, self.edge, self.length
 
 

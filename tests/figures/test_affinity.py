@@ -121,7 +121,7 @@ def test_the_explorer_redraws_on_a_slider_and_on_a_click(example, make_example):
     panel.controls["balance"].value = 2.5
     pictures.append(panel.picture.value)
     x, y = panel.sheet().tile(2, 1).at(1.5, 13.5)
-    panel._clicked({"dataX": float(x), "dataY": float(y)})
+    panel.click(float(x), float(y))
     assert (panel.controls["row"].value, panel.controls["column"].value) == (1, 13)
     pictures.append(panel.picture.value)
     panel.controls["label"].value = 0

@@ -256,7 +256,7 @@ def test_gradcheck(rng, monkeypatch, options, semantic):
     masks, boxes, images, index, labels, prior = batch(rng, h=8, w=9, n=3, b=3)
     index, labels = index[:3], labels[:3]
     images = 0.02 * images  # near enough that no pixel stays where it is, on the kink of |.|
-    for name in ("_global_masks", "_local_masks", "along_pamr"):
+    for name in ("global_masks", "local_masks", "along_pamr"):
         made = getattr(pairwise, name)
         kept = []
 

@@ -8,7 +8,7 @@ from mmcv.ops import sigmoid_focal_loss
 from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
 from torch.testing import assert_close
 
-from misa.mmcv_ext.ops import _promote
+from misa.mmcv_ext.ops import common_dtype
 
 CLASSES = 4
 
@@ -91,7 +91,7 @@ def test_gradient_of_a_sure_answer_keeps_its_digits(device):
     ],
 )
 def test_ops_compute_in_float32_unless_given_better(given, used):
-    assert {x.dtype for x in _promote(*(torch.ones(1, dtype=dtype) for dtype in given))} == {used}
+    assert {x.dtype for x in common_dtype(*(torch.ones(1, dtype=dtype) for dtype in given))} == {used}
 
 
 @pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])

@@ -4,7 +4,7 @@ import nbformat
 import pytest
 
 from misa.cli import main
-from misa.commands.gallery import _chosen, page, parameters_of
+from misa.commands.gallery import chosen_notebooks, page, parameters_of
 
 CELLS = {
     "good": ["x: int = 1  # a number\ninteractive: bool = True\n", "'twice', 2 * x if interactive is False else 0"],
@@ -59,8 +59,8 @@ def test_what_trains_nothing_comes_last_and_empty_folders_stay_empty(tmp_path):
         nbformat.write(
             nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), tmp_path / f"{name}.ipynb"
         )
-    assert [path.stem for path in _chosen(tmp_path, [])] == ["b", "a"]
-    assert [path.stem for path in _chosen(tmp_path, ["a", "b"])] == ["b", "a"]
+    assert [path.stem for path in chosen_notebooks(tmp_path, [])] == ["b", "a"]
+    assert [path.stem for path in chosen_notebooks(tmp_path, ["a", "b"])] == ["b", "a"]
     assert set(parameters_of(tmp_path / "a.ipynb", tmp_path, smoke=True)) == {"run"}
 
 

@@ -175,7 +175,7 @@ def test_without_a_cache_kernels_are_compiled_in_memory(monkeypatch, capsys, tro
         monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
     else:
         monkeypatch.setattr(caching.IndexDataCacheFile, "save", no_room)
-    monkeypatch.setattr(kernels._Announcement, "said", False)
+    monkeypatch.setattr(kernels.Announcement, "said", False)
 
     def twice(x: float) -> float:
         return 2 * x
@@ -255,9 +255,9 @@ def no_numba(monkeypatch):
         monkeypatch.delitem(sys.modules, f"misa.ops.backends.{name}")
         monkeypatch.delattr(backends, name)
     monkeypatch.setitem(sys.modules, "numba", None)
-    choice._loops.cache_clear()
+    choice.compiled_loops.cache_clear()
     yield
-    choice._loops.cache_clear()
+    choice.compiled_loops.cache_clear()
 
 
 def test_without_numba_the_torch_path_answers(rng, request):

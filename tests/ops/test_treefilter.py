@@ -62,7 +62,7 @@ def test_equals_products_along_paths(rng, device, h, w, dtype):
     weights = torch.rand(2, h * w, generator=rng, dtype=dtype)  # the root's is not read
     values = torch.rand(5, h, w, generator=rng, dtype=dtype)
     index = [1, 0, 0, 1, 0]
-    moved = type(trees)(h, w, *(x.to(device) for x in trees._tensors()))
+    moved = type(trees)(h, w, *(x.to(device) for x in trees.tensors()))
     got = tree_filter(values.to(device), moved, weights.to(device), index)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     assert_close(got.cpu().double(), slow_filter(values, trees, weights, index), atol=tolerance, rtol=tolerance)

@@ -19,7 +19,7 @@ import numpy as np
 from misa.data.check.doubtful_boxes import Doubts
 from misa.data.check.image_files import Listed, Twins, check_files
 from misa.data.check.masks import broken_runs, mask_fault
-from misa.data.check.report import _KEPT, Report, Sample, _Notes
+from misa.data.check.report import KEPT, Notes, Report, Sample
 from misa.data.formats.coco import DataError, PathLike
 from misa.data.formats.coco_file import TABLES, CocoFile
 from misa.data.formats.json_stream import BadJson
@@ -77,7 +77,7 @@ def check_coco(
         raise ValueError(f"verify_images must be 'exists' or 'open'; got {verify_images!r}.")
     if purpose not in ("train", "mask", "eval", "boxes", "score"):
         raise ValueError(f"purpose must be 'train', 'mask', 'eval', 'boxes' or 'score'; got {purpose!r}.")
-    folder, notes, repeated = Path(image_dir), _Notes(Path(annotation_file)), _Repeated()
+    folder, notes, repeated = Path(image_dir), Notes(Path(annotation_file)), _Repeated()
     file = _open(notes.file, folder, notes, repeated)
     masks = file is not None and file.masks
     if purpose == "score":
@@ -98,7 +98,7 @@ def check_coco(
 
 
 def _report(
-    notes: _Notes,
+    notes: Notes,
     folder: Path,
     images: dict[int, Listed | None],
     found: "_Objects",
@@ -129,7 +129,7 @@ def _report(
 
 
 def _files(
-    images: dict[int, Listed | None], folder: Path, notes: _Notes, *, read: bool, twins: Twins | None, alone: bool
+    images: dict[int, Listed | None], folder: Path, notes: Notes, *, read: bool, twins: Twins | None, alone: bool
 ) -> None:
     """What is wrong with the image files."""
     if not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir():
@@ -143,8 +143,8 @@ def _files(
         notes.add(fault.kind, place, fault.message, fault.cure, **weight)
 
 
-def _empty_images(images: dict[int, Listed | None], empty: set[int], notes: _Notes) -> None:
-    for image in (images[key] for key in sorted(empty)[:_KEPT]):
+def _empty_images(images: dict[int, Listed | None], empty: set[int], notes: Notes) -> None:
+    for image in (images[key] for key in sorted(empty)[:KEPT]):
         if image is not None:
             place = image.where or f"image {image.id}"
             message, cure = f"{image.file_name} has no object", "nothing to do, if that is so"
@@ -255,7 +255,7 @@ class _Objects:
         self.shown = {key: [] for key in self.shown}
 
 
-def _open(path: Path, folder: Path, notes: _Notes, repeated: _Repeated) -> CocoFile | None:
+def _open(path: Path, folder: Path, notes: Notes, repeated: _Repeated) -> CocoFile | None:
     """The file in its plain form; None where it is none of instances."""
     try:
         file = CocoFile(path, keep=("id", "file_name", "width", "height", "where"), see=repeated.see)
@@ -299,7 +299,7 @@ def _chosen(images: dict[int, Listed | None], count: int) -> list[int]:
     return random.Random(0).sample(usable, min(count, len(usable)))
 
 
-def _images(rows: list[Any], notes: _Notes) -> dict[int, Listed | None]:
+def _images(rows: list[Any], notes: Notes) -> dict[int, Listed | None]:
     """The images by id; None where one is listed and cannot be used."""
     images: dict[int, Listed | None] = {}
     files: dict[str, int] = {}
@@ -320,7 +320,7 @@ def _images(rows: list[Any], notes: _Notes) -> dict[int, Listed | None]:
     return images
 
 
-def _listed(row: dict[str, Any], key: int, place: str, notes: _Notes) -> Listed | None:
+def _listed(row: dict[str, Any], key: int, place: str, notes: Notes) -> Listed | None:
     missing = [name for name in ("file_name", "width", "height") if name not in row]
     if missing:
         notes.add("missing-key", place, f"it has no '{missing[0]}'", "add the key")
@@ -335,7 +335,7 @@ def _listed(row: dict[str, Any], key: int, place: str, notes: _Notes) -> Listed 
     return None
 
 
-def _thin(images: dict[int, Listed | None], long_side: int, notes: _Notes) -> None:
+def _thin(images: dict[int, Listed | None], long_side: int, notes: Notes) -> None:
     """The images that have no pixel left across when their long side is shrunk to the cap; OpenCV fails on them."""
     for image in filter(None, images.values()):
         short, long = sorted((image.width, image.height))
@@ -345,7 +345,7 @@ def _thin(images: dict[int, Listed | None], long_side: int, notes: _Notes) -> No
             notes.add("image-thin", f"image {image.id}", message, "cut it into parts, or take it out of the list")
 
 
-def _categories(rows: list[Any], notes: _Notes) -> dict[int, str]:
+def _categories(rows: list[Any], notes: Notes) -> dict[int, str]:
     """The class names by id."""
     names: dict[int, str] = {}
     for index, row in enumerate(rows):
@@ -355,7 +355,7 @@ def _categories(rows: list[Any], notes: _Notes) -> dict[int, str]:
     return names
 
 
-def _category(row: dict[str, Any], key: int, names: dict[int, str], notes: _Notes) -> None:
+def _category(row: dict[str, Any], key: int, names: dict[int, str], notes: Notes) -> None:
     place, name = f"category {key}", row.get("name")
     if key in names:
         notes.add("duplicate-id", place, "this id is used more than once", "number the categories apart")
@@ -371,7 +371,7 @@ def _category(row: dict[str, Any], key: int, names: dict[int, str], notes: _Note
         names[key] = name
 
 
-def _match(names: dict[int, str], classes: Sequence[str] | None, purpose: str, notes: _Notes) -> tuple[str, ...]:
+def _match(names: dict[int, str], classes: Sequence[str] | None, purpose: str, notes: Notes) -> tuple[str, ...]:
     """The wanted classes, in the wanted order."""
     found = tuple(names.values())
     if classes is None:
@@ -394,7 +394,7 @@ def _match(names: dict[int, str], classes: Sequence[str] | None, purpose: str, n
     return tuple(classes)
 
 
-def _annotations(file: CocoFile, known: _Known, found: _Objects, repeated: _Repeated, notes: _Notes) -> None:
+def _annotations(file: CocoFile, known: _Known, found: _Objects, repeated: _Repeated, notes: Notes) -> None:
     """Count the crowds, the objects by class, the images with objects; keep the boxes of those to be shown."""
     # Numbers in the place of texts are others than those that were counted.
     ids = _Once(None if file.texts else repeated.ids())
@@ -419,7 +419,7 @@ def _annotations(file: CocoFile, known: _Known, found: _Objects, repeated: _Repe
         notes.add("no-objects", "", f"it has no object {aim}", "add annotations, or choose another file")
 
 
-def _refers(row: dict[str, Any], place: str, known: _Known, notes: _Notes) -> bool:
+def _refers(row: dict[str, Any], place: str, known: _Known, notes: Notes) -> bool:
     """Whether an annotation has what every one needs: a known image and class, a box, and whether it is a crowd."""
     if missing := [name for name in ("image_id", "category_id", "bbox") if name not in row]:
         notes.add("missing-key", place, f"it has no '{missing[0]}'", "add the key")
@@ -436,7 +436,7 @@ def _refers(row: dict[str, Any], place: str, known: _Known, notes: _Notes) -> bo
     return True
 
 
-def _object(row: dict[str, Any], place: str, known: _Known, found: _Objects, notes: _Notes) -> None:
+def _object(row: dict[str, Any], place: str, known: _Known, found: _Objects, notes: Notes) -> None:
     name, key = known.names[row["category_id"]], row["image_id"]
     image = known.images[key]
     if name in found.per_class and not _mask(row, image, place, known.purpose, found.masks, notes):
@@ -460,7 +460,7 @@ def _object(row: dict[str, Any], place: str, known: _Known, found: _Objects, not
             found.shown[key].append(([x, y, x + w, y + h], name))
 
 
-def _decide(known: _Known, found: _Objects, notes: _Notes) -> None:
+def _decide(known: _Known, found: _Objects, notes: Notes) -> None:
     """What is told of all annotations together."""
     _judge_runs(found.masks, notes)
     few = found.flats <= _FEW * found.count
@@ -484,7 +484,7 @@ def _decide(known: _Known, found: _Objects, notes: _Notes) -> None:
             notes.add(kind, "", message, cure, fatal=False, note=count < _MANY * found.count)
 
 
-def _judge_runs(masks: list[tuple[str, str, int]], notes: _Notes) -> None:
+def _judge_runs(masks: list[tuple[str, str, int]], notes: Notes) -> None:
     """Decode run lengths that were gathered, and forget them."""
     broken = broken_runs([counts for _, counts, _ in masks], [pixels for _, _, pixels in masks])
     for (place, _, _), bad in zip(masks, broken, strict=True):
@@ -499,7 +499,7 @@ def _mask(
     place: str,
     purpose: str,
     masks: list[tuple[str, str, int]],
-    notes: _Notes,
+    notes: Notes,
 ) -> bool:
     """Whether an object's mask serves the purpose; run lengths as text go to `masks`, to be decoded together."""
     if purpose not in _WHY:
@@ -520,7 +520,7 @@ def _mask(
     return True
 
 
-def _box(box: Any, image: Listed | None, place: str, found: _Objects, notes: _Notes) -> bool:
+def _box(box: Any, image: Listed | None, place: str, found: _Objects, notes: Notes) -> bool:
     """Whether a box (x y w h) can be trained on; boxes without width or height are judged together."""
     if not _four(box):
         notes.add(
@@ -535,7 +535,7 @@ def _box(box: Any, image: Listed | None, place: str, found: _Objects, notes: _No
         return False
     if w == 0 or h == 0:
         found.flats += 1
-        if len(found.flat) < _KEPT:
+        if len(found.flat) < KEPT:
             found.flat.append((place, f"{shown} has no area"))
         return False
     if image is None:
@@ -559,7 +559,7 @@ def _four(box: Any) -> bool:
     return isinstance(box, list) and len(box) == 4 and all(map(number, box))
 
 
-def _key(row: Any, what: str, index: int, notes: _Notes) -> int | None:
+def _key(row: Any, what: str, index: int, notes: Notes) -> int | None:
     """The id of a row; a note and None when it has none."""
     place = f"{what} number {index + 1} in the list"
     if not isinstance(row, dict):

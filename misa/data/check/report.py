@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # Of each kind, so that a data set of 100k faults is told in a page; `Report.totals` counts them all.
-_KEPT = 50
+KEPT = 50
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Report:
         return "\n".join([head, *lines])
 
 
-class _Notes:
+class Notes:
     """Gathers problems, and forgets all but the first of each kind."""
 
     def __init__(self, file: Path) -> None:
@@ -97,8 +97,9 @@ class _Notes:
         self.totals: Counter[str] = Counter()
 
     def add(self, kind: str, place: str, message: str, cure: str, *, fatal: bool = True, note: bool = False) -> None:
+        """One more problem of a kind; the first `KEPT` of each are kept."""
         self.totals[kind] += 1
-        if self.totals[kind] <= _KEPT:
+        if self.totals[kind] <= KEPT:
             where = str(self.file) if not place else place if self.converted else f"{self.file}, {place}"
             self.problems.append(Problem(kind, where, message, cure, fatal and not note, note))
 
@@ -109,4 +110,5 @@ class _Notes:
             self.totals.pop(kind, None)
 
     def place(self, row: dict[str, Any], otherwise: str) -> str:
+        """Where a row of a converted file comes from; `otherwise` for other files."""
         return str(row["where"]) if self.converted and "where" in row else otherwise

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from misa.data.pipeline import at_test_size
 from misa.errors import UserError
 from misa.evaluation.quality import mask_quality
-from misa.losses.inputs import _shrink, union_of_boxes
+from misa.losses.inputs import shrink, union_of_boxes
 from misa.models.students.base import BoxSupervised
 from misa.models.students.inference import Image, Student, bgr_tensor, within
 from misa.models.students.solov2_decode import Part, enlarge, enlargement
@@ -72,7 +72,7 @@ def answers(
     h, w = masks.shape[-2:]
     stride = inputs.shape[-2] // h
     inside = box_masks(corners, h, w, stride=stride)
-    batch = _shrink(inputs, [resized], union_of_boxes([corners], masks[None], stride))
+    batch = shrink(inputs, [resized], union_of_boxes([corners], masks[None], stride))
     hard = ((masks > least) & inside).float()
     colors, valid = batch.images[0], batch.valid[0]
     spread = propagate_local(hard, colors, box_masks=inside, window=3, steps=5, valid=valid)

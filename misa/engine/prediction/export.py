@@ -74,7 +74,7 @@ def export_torchscript(checkpoint: str | Path | Student, out: str | Path) -> Scr
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and the head builds its grids in Python
         program = torch.jit.trace(dense, _noise(1, 128, 128, student), check_trace=False)
-        difference = max(_differences(program, dense, student))
+        difference = max(differences(program, dense, student))
     if not difference <= 1e-4:
         raise RuntimeError(f"the traced program differs from the student by {difference:.1e}; it is not written.")
     extra = {"card.json": _card(student)}
@@ -87,7 +87,8 @@ def export_torchscript(checkpoint: str | Path | Student, out: str | Path) -> Scr
     return Scripted(_put(Path(out).expanduser(), save), difference)
 
 
-def _differences(program: Any, dense: nn.Module, student: Student) -> list[float]:
+def differences(program: Any, dense: nn.Module, student: Student) -> list[float]:
+    """Between the program's maps and the student's, the largest of each."""
     return [
         float((ours - theirs).abs().max())
         for batch, h, w in _CHECKED

@@ -32,7 +32,7 @@ from misa.evaluation.ap import read_truth
 from misa.evaluation.guidance import Figure, Pull, iou, pull_of, ratio, summary
 from misa.experiment import Affinity, Augmentation
 from misa.figures.guidance import guidance_chart
-from misa.losses.inputs import Batch, _shrink, union_of_boxes
+from misa.losses.inputs import Batch, shrink, union_of_boxes
 from misa.losses.pairwise import pseudo_masks
 from misa.models.students.base import BoxSupervised
 from misa.models.teacher.contract import TeacherNetwork
@@ -368,7 +368,7 @@ def _objects(
     )
     return Objects(
         own[0]["image_id"],
-        _shrink(image, [(h, w)], union),
+        shrink(image, [(h, w)], union),
         masks[kept],
         boxes[kept],
         true[kept].numpy(),

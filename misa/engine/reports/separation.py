@@ -8,7 +8,7 @@ import mmcv
 import numpy as np
 import torch.nn.functional as F
 
-from misa.data.dataset import _OrderedCOCO
+from misa.data.dataset import OrderedCOCO
 from misa.data.pipeline import as_the_network_sees
 from misa.data.source import Source
 from misa.engine.runs.folder import opened
@@ -67,7 +67,7 @@ def _mean(values: list[float]) -> float | None:
 
 
 def _truth(source: Source) -> tuple[Any, dict[int, int]]:
-    truth = _OrderedCOCO(str(source.val.annotations))
+    truth = OrderedCOCO(str(source.val.annotations))
     names = {c["id"]: c["name"] for c in truth.dataset["categories"]}
     return truth, {i: source.classes.index(name) for i, name in names.items() if name in source.classes}
 

@@ -278,7 +278,7 @@ def _here(commands: Mapping[Job, list[str]], slots: int, gpus: int | None) -> li
     """Processes of this machine, `slots` at a time; the jobs that failed, each with its last line."""
     stopped, running = threading.Event(), set[subprocess.Popen[bytes]]()
     free: SimpleQueue[str] = SimpleQueue()
-    for devices in _devices(slots, gpus):
+    for devices in slot_devices(slots, gpus):
         free.put(devices)
 
     def one(wanted: Job) -> str | None:
@@ -314,7 +314,7 @@ def _here(commands: Mapping[Job, list[str]], slots: int, gpus: int | None) -> li
     return failed
 
 
-def _devices(slots: int, gpus: int | None) -> list[str]:
+def slot_devices(slots: int, gpus: int | None) -> list[str]:
     """CUDA_VISIBLE_DEVICES of each slot; empty: not set, the training takes what it finds."""
     import torch
 

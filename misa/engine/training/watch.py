@@ -315,13 +315,14 @@ class NaNGuard(Hook):
             values, event = values.to("cpu", non_blocking=True), torch.cuda.Event()
             event.record()
         self.open.append((runner.iter, data_batch, list(losses), values, event))
-        self._check(wait=False)
+        self.check(wait=False)
 
     def after_train(self, runner: Runner) -> None:
         """Check the steps that are left."""
-        self._check(wait=True)
+        self.check(wait=True)
 
-    def _check(self, *, wait: bool) -> None:
+    def check(self, *, wait: bool) -> None:
+        """Diverged for the first step whose losses have arrived and are no numbers; `wait` for all of them."""
         while self.open:
             step, batch, names, values, event = self.open[0]
             if event is not None and not event.query():

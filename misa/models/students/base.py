@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from misa.data.pipeline import MEAN, STD
 from misa.errors import Diverged, NotFinite, UserError
 from misa.experiment import objective_from
-from misa.losses.inputs import Positives, SemanticPrior, _shrink, union_of_boxes
+from misa.losses.inputs import Positives, SemanticPrior, shrink, union_of_boxes
 from misa.models.students.adapter import Adapter
 from misa.models.students.batch_means import batch_mean, share
 from misa.models.students.memory import Memory
@@ -177,7 +177,7 @@ class BoxSupervised(nn.Module):
 
     def _losses(self, images: Tensor, samples: list[DetDataSample]) -> dict[str, Tensor]:
         own = None if self.memory is None else self.memory.own
-        generators = [_generator(self.clock, sample) for sample in samples]
+        generators = [generator_of(self.clock, sample) for sample in samples]
         given = [sample.gt_instances for sample in samples]
         prepared = self.objective.prepare(images, given, own, generators)
         own_part = self.handover(prepared.images, prepared.instances)
@@ -207,7 +207,7 @@ class BoxSupervised(nn.Module):
         known = union | ~union_of_boxes([_crowds(sample) for sample in samples], features, stride)
         return Step(
             positives._replace(mask_logits=positives.mask_logits.float()),
-            _shrink(prepared.images, [sample.img_shape for sample in samples], union),
+            shrink(prepared.images, [sample.img_shape for sample in samples], union),
             iteration=self.clock.iteration,
             total=self.clock.total,
             features=features,
@@ -276,7 +276,7 @@ def _colors(images: Tensor, size: tuple[int, int]) -> Tensor:
     return F.adaptive_avg_pool2d(images * std + mean, size)
 
 
-def _generator(clock: Clock, sample: DetDataSample) -> torch.Generator:
+def generator_of(clock: Clock, sample: DetDataSample) -> torch.Generator:
     """One for this image at this step, whatever process sees it."""
     key = f"{clock.seed} {clock.iteration} {sample.get('img_id', 0)}"
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1)

@@ -85,7 +85,7 @@ class PolarHead(CondInstBboxHead):
                 for own, level in zip(self.regress_ranges, priors, strict=True)
             ]
         )
-        found = [_targets(points, ranges, truth, self.num_classes, self.rays) for truth in instances]
+        found = [assigned(points, ranges, truth, self.num_classes, self.rays) for truth in instances]
         labels, aims, lengths = (torch.cat(parts) for parts in zip(*found, strict=True))
         chosen = labels.flatten() < self.num_classes
         count, per_image = chosen.sum(), chosen.new_tensor(len(instances), dtype=torch.float32)
@@ -126,7 +126,7 @@ def _strung(levels: list[Tensor]) -> Tensor:
     return torch.cat([x.flatten(2) for x in levels], dim=2).transpose(1, 2).flatten(0, 1)
 
 
-def _targets(
+def assigned(
     points: Tensor, ranges: Tensor, truth: InstanceData, background: int, rule: Literal["official", "cast"]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The class of every location (p), and of those that have one the distances to the box (n 4) and the rays (n 36).

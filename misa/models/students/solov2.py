@@ -54,7 +54,7 @@ class BoxSOLOv2Head(SOLOV2Head):
             counts=[len(position) for position, _ in found],
             targets=torch.stack(
                 [
-                    _cell_labels(own, instance, position, cells, self.num_classes)
+                    cell_labels(own, instance, position, cells, self.num_classes)
                     for own, (position, instance) in zip(labels, found, strict=True)
                 ]
             ),
@@ -102,7 +102,7 @@ class BoxSOLOv2Head(SOLOV2Head):
         return positives, mask_features, {"loss_cls": loss}
 
 
-def _cell_labels(labels: Tensor, instance: Tensor, cell: Tensor, cells: int, background: int) -> Tensor:
+def cell_labels(labels: Tensor, instance: Tensor, cell: Tensor, cells: int, background: int) -> Tensor:
     """The class of every cell (cells,): the later instance wins a shared cell, `background` where none fires."""
     winner = labels.new_full((cells,), -1).scatter_reduce(0, cell, instance, "amax")
     return torch.cat([labels, labels.new_full((1,), background)])[winner]

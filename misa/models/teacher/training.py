@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from mmengine.structures import PixelData
 from torch import Tensor
 
-from misa.losses.inputs import Batch, _shrink
+from misa.losses.inputs import Batch, shrink
 from misa.losses.semantic import Boxes, SemanticTerms, label_map_loss, semantic_objectives
 from misa.models.teacher.contract import SemanticMaps, TeacherNetwork
 from misa.ops.boxes import box_masks
@@ -68,7 +68,7 @@ class SemanticTeacher(BaseModel):
             images.append(torch.full_like(truth.labels, b))
             crowds.append(box_masks(ignored.bboxes, *size, stride=self.loss_stride).any(dim=0))
         union = torch.stack([own.any(dim=0, keepdim=True) for own in masks])
-        batch = _shrink(inputs, [sample.img_shape for sample in samples], union)
+        batch = shrink(inputs, [sample.img_shape for sample in samples], union)
         # A crowd's box says neither what is in it nor that nothing is.
         batch = Batch(batch.images, batch.valid & (~torch.stack(crowds) | union[:, 0]))
         boxes = Boxes(torch.cat(masks), torch.cat(labels), torch.cat(images))

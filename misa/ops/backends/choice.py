@@ -45,7 +45,7 @@ def backend(like: Tensor) -> ModuleType:
         return _kernels()
     if kind == "cuda":
         return torch_ops if name == "torch" or isinstance(like, FakeTensor) or not triton_works() else _kernels()
-    loops = None if name == "torch" else _loops()
+    loops = None if name == "torch" else compiled_loops()
     if loops is None and name == "cpu":
         raise UserError("the compiled loops of the CPU were asked for, and numba is not installed: pip install numba.")
     return loops or torch_ops
@@ -69,11 +69,12 @@ def warm() -> bool:
     The machine code is kept in numba's cache: beside the package, else in the user's folder for caches
     (NUMBA_CACHE_DIR names another). Where none can be written, every process compiles anew.
     """
-    return _loops() is not None
+    return compiled_loops() is not None
 
 
 @cache
-def _loops() -> ModuleType | None:
+def compiled_loops() -> ModuleType | None:
+    """`cpu`, or None without numba."""
     try:
         from misa.ops.backends import cpu, tree_sums  # noqa: F401  the second is loaded ahead
     except ImportError:  # no numba, or none for the numpy at hand

@@ -39,15 +39,15 @@ BLOCK = 1024  # pixels of a crop that go together
 ALIKE = 4  # channels that go through a row together
 
 
-class _Announcement(event.Listener):
+class Announcement(event.Listener):
     """One line on standard error when a kernel is compiled and not loaded: it takes seconds, and is silent else."""
 
     said = False
 
     def on_start(self, event: Any) -> None:
         """The first function of a process to be compiled."""
-        if not _Announcement.said:
-            _Announcement.said = True
+        if not Announcement.said:
+            Announcement.said = True
             print("misa: compiling the loops of the CPU, about ten seconds, kept for later runs", file=sys.stderr)
 
     def on_end(self, event: Any) -> None:
@@ -61,7 +61,7 @@ def kernel(signature: str) -> Callable[[Callable[..., Any]], Any]:
     """
 
     def compiled(function: Callable[..., Any]) -> Any:
-        with event.install_listener("numba:compile", _Announcement()):
+        with event.install_listener("numba:compile", Announcement()):
             try:
                 return njit(signature, cache=True, **OPTIONS)(function)
             except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):

@@ -135,7 +135,7 @@ def test_torchscript_gives_the_same_instances(small_run, tmp_path, capsys):
 
 
 def test_a_program_that_differs_is_not_written(small_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_differences", lambda *a: [0.0, 0.01])
+    monkeypatch.setattr(export, "differences", lambda *a: [0.0, 0.01])
     with pytest.raises(RuntimeError, match=r"differs from the student by 1\.0e-02; it is not written"):
         export_torchscript(small_run.folder, tmp_path / "x.ts")
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ from misa.engine.training.train import train
 from misa.errors import UserError
 from misa.experiment import TINY_MASK2FORMER
 from misa.losses.distillation import in_units_of_spread
-from misa.losses.inputs import _shrink, union_of_boxes
+from misa.losses.inputs import shrink, union_of_boxes
 from misa.models.students.table import model_config
 from tests.helpers import CPU
 
@@ -25,12 +25,12 @@ def networks(module_path):
 
 
 def test_colors_are_those_of_the_loss():
-    """`_shrink` is what MISA.loss feeds the pairwise loss with."""
+    """`shrink` is what MISA.loss feeds the pairwise loss with."""
     scene = draw_scene(Scenes(size=64), 3)
     example = embedded(scene, "scene")
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
     images = torch.from_numpy((scene.image - mean) / std).permute(2, 0, 1)[None].float()
-    assert_close(example.colors, _shrink(images, [(64, 64)], torch.zeros(1, 1, 16, 16, dtype=torch.bool)).images[0])
+    assert_close(example.colors, shrink(images, [(64, 64)], torch.zeros(1, 1, 16, 16, dtype=torch.bool)).images[0])
     boxes = torch.from_numpy(scene.boxes)
     assert torch.equal(example.box_masks().any(dim=0), union_of_boxes([boxes], torch.zeros(1, 1, 16, 16), 4)[0, 0])
 

@@ -255,7 +255,7 @@ def test_each_slot_has_gpus_of_its_own(tmp_path, monkeypatch, visible, slots, gp
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert sweep._devices(slots, gpus) == found
+    assert sweep.slot_devices(slots, gpus) == found
     if gpus == 2 and slots == 2:  # and the trainings are told
         tell = "import os; (f / 'seen').write_text(os.environ['CUDA_VISIBLE_DEVICES']); import time; time.sleep(0.5);"
         fake_train(monkeypatch, DONE.replace("(f.parent / 'order')", tell + "(f.parent / 'order')"))

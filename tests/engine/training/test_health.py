@@ -115,7 +115,7 @@ def test_a_late_answer_still_names_its_own_step(tmp_path):
     ready = SimpleNamespace(query=lambda: False, synchronize=lambda: None)
     for step in range(2):
         guard.open.append((step, batch(), ["loss"], torch.tensor([1.0 if step else np.nan]), ready))
-    guard._check(wait=False)  # two may be open
+    guard.check(wait=False)  # two may be open
     guard.open.append((2, batch(), ["loss"], torch.tensor([1.0]), ready))
     with pytest.raises(Diverged, match="loss became NaN or infinite at step 1"):
-        guard._check(wait=False)
+        guard.check(wait=False)

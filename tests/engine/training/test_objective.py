@@ -148,10 +148,10 @@ def test_a_toy_objective_trains_resumes_predicts_and_is_exported(row, tmp_path, 
 def test_the_draws_of_a_step_do_not_depend_on_the_batch(row):
     from mmdet.structures import DetDataSample
 
-    from misa.models.students.base import Clock, _generator
+    from misa.models.students.base import Clock, generator_of
 
     def draw(clock, image):
-        return torch.rand(3, generator=_generator(clock, DetDataSample(metainfo={"img_id": image})))
+        return torch.rand(3, generator=generator_of(clock, DetDataSample(metainfo={"img_id": image})))
 
     assert torch.equal(draw(Clock(3, 9, 1), 5), draw(Clock(3, 9, 1), 5))
     others = [draw(Clock(3, 9, 1), 6), draw(Clock(4, 9, 1), 5), draw(Clock(3, 9, 2), 5)]

@@ -8,7 +8,7 @@ from mmengine.structures import InstanceData
 
 import misa.models  # noqa: F401  (imports mmdet silently)
 from misa.errors import Diverged
-from misa.losses.inputs import _shrink, union_of_boxes
+from misa.losses.inputs import shrink, union_of_boxes
 from misa.models.students.table import model_config
 from misa.models.teacher.table import build_teacher
 from misa.rows import find_row, teacher_row
@@ -120,7 +120,7 @@ def test_a_box_at_the_edge_of_the_image_is_no_padding():
     boxes = [torch.tensor([[0.0, 0, 40, 40]]), torch.tensor([[10.0, 10, 30, 30], [123.5, 91.5, 125, 93]])]
     features = torch.zeros(2, 1, 24, 32)
     union = union_of_boxes(boxes, features, 4)
-    shrunk = _shrink(images, shapes, union)
+    shrunk = shrink(images, shapes, union)
     assert not (union[:, 0] & ~shrunk.valid).any()
     assert shrunk.valid[0].all()
     expected = torch.zeros(24, 32, dtype=torch.bool)

@@ -11,7 +11,7 @@ from mmengine.structures import InstanceData
 import misa.models  # noqa: F401  (imports mmdet silently)
 from misa.errors import Diverged
 from misa.experiment import TINY_MASK2FORMER
-from misa.losses.inputs import _shrink
+from misa.losses.inputs import shrink
 from misa.models.students.mask2former import assign
 from misa.models.students.table import model_config
 from misa.models.teacher.table import build_teacher
@@ -143,7 +143,7 @@ def test_all_predictions_at_once_are_the_sum_of_each(reduction):
     model = build(BOX.but(affinity={"reduction": reduction}))
     images, samples = prepared(model, *TWO)
     positives, features, _, repeats, _places = model.handover(images, [sample.gt_instances for sample in samples])
-    small = _shrink(images, [SIZE, SIZE], torch.zeros(2, 1, *features.shape[-2:], dtype=torch.bool))
+    small = shrink(images, [SIZE, SIZE], torch.zeros(2, 1, *features.shape[-2:], dtype=torch.bool))
     objective = model.objective
     assert objective == terms.MISA(BOX.projection_weight, dataclasses.replace(BOX.affinity, reduction=reduction))
     whole = objective.losses(Step(positives, small))

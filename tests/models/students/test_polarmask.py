@@ -13,7 +13,7 @@ from mmengine.structures import InstanceData
 from torch.testing import assert_close
 
 from misa.experiment import TINY, Experiment
-from misa.models.students.polarmask import _targets
+from misa.models.students.polarmask import assigned
 from misa.models.students.table import model_config
 from misa.ops.rays import ray_lengths
 
@@ -94,7 +94,7 @@ def slow_targets(truth):
 
 def targets(truth, rule="cast"):
     place = priors()
-    return _targets(place[:, :3], place[:, 3:], truth, CLASSES, rule)
+    return assigned(place[:, :3], place[:, 3:], truth, CLASSES, rule)
 
 
 def test_targets_equal_the_loop():

@@ -8,7 +8,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
 import misa.models  # noqa: F401  (imports mmdet silently)
-from misa.models.students.solov2 import _cell_labels
+from misa.models.students.solov2 import cell_labels
 from misa.models.students.table import model_config
 from misa.rows import find_row
 
@@ -131,16 +131,16 @@ def test_the_classification_loss_is_the_focal_loss_of_every_cell(build):
 
 
 def test_the_later_object_wins_a_shared_cell():
-    labels = _cell_labels(torch.tensor([2, 0]), torch.tensor([1, 0, 0]), torch.tensor([3, 3, 1]), 5, 9)
+    labels = cell_labels(torch.tensor([2, 0]), torch.tensor([1, 0, 0]), torch.tensor([3, 3, 1]), 5, 9)
     assert json.dumps(labels.tolist()) == "[9, 2, 9, 0, 9]"
 
 
 def test_padding_does_not_touch_the_losses(build):
     """The same image in a batch that pads it gives valid pixels only where the image is."""
-    from misa.losses.inputs import _shrink
+    from misa.losses.inputs import shrink
 
     images = torch.zeros(2, 3, 64, 96)
-    shrunk = _shrink(images, [(64, 96), (32, 60)], torch.zeros(2, 1, 16, 24, dtype=torch.bool))
+    shrunk = shrink(images, [(64, 96), (32, 60)], torch.zeros(2, 1, 16, 24, dtype=torch.bool))
     assert shrunk.valid[0].all()
     assert shrunk.valid[1].sum() == 8 * 15
     assert not shrunk.valid[1, 8:].any()
