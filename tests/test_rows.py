@@ -1,0 +1,96 @@
+"""Rows by name: what a row learns from, and a file of one's own that is wrong in each of the usual ways."""
+
+import sys
+
+import pytest
+
+from misa.errors import UserError
+from misa.rows import find_row, lineage, table_module, table_names, teacher_row
+
+OWN = "from misa.experiment import Experiment\nfrom .demo import ROWS as DEMO\n"
+
+
+def own(folder, text: str, row: str = "a") -> str:
+    path = folder / "mine.py"
+    path.write_text(OWN + text)
+    return f"{path}:{row}"
+
+
+def test_every_table_is_found_by_its_name():
+    names = table_names()
+    assert {"demo", "teacher", "table5_affinity"} <= set(names)
+    assert "__init__" not in names
+    for name in names:
+        module = table_module(name)
+        assert module.__name__ == f"misa.experiments.{name}"
+        for row, experiment in module.ROWS.items():
+            assert find_row(f"{name}:{row}") is experiment
+            assert find_row(f"experiments/{name}.py:{row}") is experiment
+
+
+def test_a_folder_of_the_users_called_experiments_is_another_thing(tmp_path, monkeypatch):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "demo.py").write_text("ROWS = {}\n")
+    monkeypatch.chdir(tmp_path)
+    expected = find_row("demo:box")
+    assert find_row("experiments/demo.py:box") is expected
+    (tmp_path / "demo.py").write_text("ROWS = {}\n")
+    assert find_row("demo:box") is expected
+    with pytest.raises(UserError, match="no row 'box'"):
+        find_row("demo.py:box")
+
+
+def test_a_file_of_ones_own_builds_on_a_table(tmp_path):
+    name = own(tmp_path, "ROWS = {'a': DEMO['box'].but(projection_weight=0.5)}")
+    assert find_row(name) == find_row("demo:box").but(projection_weight=0.5)
+    own(
+        tmp_path, "ROWS = {'a': DEMO['box'].but(projection_weight=0.25)}"
+    )  # changed while the process runs, as in a notebook
+    assert find_row(name).projection_weight == 0.25
+    assert "misa.experiments.own_mine" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ROWS = {'a': 1}", "is 1, not an Experiment"),
+        ("ROWS = []", "defines no dict ROWS"),
+        ("", "defines no dict ROWS"),
+        ("\nROWS = {'a': DEMO['bix']}", "line 4: KeyError: 'bix'; correct the file"),
+        ("ROWS = {'a': Experiment(supervision='x')}", "line 3: ValueError: "),
+        ("ROWS = {", "line 3: SyntaxError: "),
+        ("import no_such_package", "line 3: ModuleNotFoundError: No module named 'no_such_package'"),
+    ],
+)
+def test_what_is_wrong_with_a_file_of_ones_own_is_one_sentence(tmp_path, text, words):
+    with pytest.raises(UserError) as error:
+        find_row(own(tmp_path, text))
+    assert words in str(error.value)
+    assert "mine.py" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_teacher_of_a_row():
+    student = find_row("demo:misa")
+    assert teacher_row(student) == find_row(student.teacher)
+    assert teacher_row(student.smoke()) == find_row(student.teacher).smoke()
+    with pytest.raises(UserError, match="demo:box is a student's row"):
+        teacher_row(student.but(teacher="demo:box"))
+    with pytest.raises(UserError, match="teacher:coco_mini is for other data"):
+        teacher_row(student.but(teacher="teacher:coco_mini"))
+
+
+def test_what_a_row_is_known_by_changes_with_what_it_learns_from(tmp_path):
+    """Without a teacher the row's own digest; with one also the teacher's, whatever it is called."""
+    box, misa = find_row("demo:box"), find_row("demo:misa")
+    assert lineage(box) == box.digest()
+    assert lineage(misa) != misa.digest()
+    teacher = misa.teacher
+    text = "from .teacher import ROWS as TEACHERS\nROWS = {{'a': TEACHERS['{}'].but({})}}"
+    found = []
+    for change in ("", "projection_weight=0.5", "projection_weight=0.25", ""):
+        name = own(tmp_path, text.format(teacher.partition(":")[2], change))
+        assert find_row(name).trains_teacher is False
+        found.append(lineage(misa.but(teacher=name)))
+    assert len(set(found)) == 3
+    assert found[0] == found[3]
