@@ -138,7 +138,7 @@ def stages(masks: int, categories: int, channels: int, h: int, w: int, *, form: 
         factors = torch.empty(categories, channels, device="cuda")
         labels = [i % categories for i in range(masks)] * 2
         image = [0] * masks + [1] * masks
-        guides = Guides(images, image, features, factors, labels, ("color", "saliency"), valid)
+        guides = Guides(images, image, features, factors, labels, ("color", "saliency"), valid, window=5)
         with counted() as found["distances and spread of S"]:
             _ = guides.second_on_edges
         join = Join(form=form)

@@ -3,7 +3,6 @@
 Axes: b image · n instance · c category · d channel · h row · w column.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -110,7 +109,7 @@ def pseudo_masks(
         )
     if affinity.mode not in ("apro", "pamr"):
         raise ValueError(f"pairwise_loss knows the modes 'apro' and 'pamr', not {affinity.mode!r}.")
-    guides = _guides(images, image_index, labels, prior, _kernels(affinity, prior), valid)
+    guides = _guides(images, image_index, labels, prior, affinity, valid)
     sigma = prior.sigma if isinstance(prior, Reading) else "image"
     join = Join(affinity.balance, affinity.local_form, sigma, affinity.semantic_scale)
     fixed = masks.detach()
@@ -138,17 +137,19 @@ def _guides(
     image_index: Tensor,
     labels: Tensor | None,
     prior: Prior | None,
-    kernels: Sequence[str],
+    affinity: Affinity,
     valid: Tensor | None,
 ) -> Guides:
     """The images of the batch with everything their masks share."""
     if valid is not None:
         valid = valid.reshape(len(images), *images.shape[-2:])
-    where, colors = numbers(image_index), images.detach().float()
+    h, w = images.shape[-2:]
+    window = affinity.window if affinity.window_share is None else window_of(affinity.window_share, h, w)
+    kernels, where, colors = _kernels(affinity, prior), numbers(image_index), images.detach().float()
     if prior is None or labels is None:
-        return Guides(colors, where, kernels=kernels, valid=valid)
+        return Guides(colors, where, kernels=kernels, valid=valid, window=window)
     features, factors = (part.detach().float() for part in prior[:2])
-    return Guides(colors, where, features, factors, numbers(labels), kernels, valid)
+    return Guides(colors, where, features, factors, numbers(labels), kernels, valid, window)
 
 
 @constant
@@ -171,8 +172,6 @@ def local_masks(masks: Tensor, box_masks: Tensor, guides: Guides, affinity: Affi
     """The windows of all images at once."""
     if len(masks) == 0:
         return masks
-    share = affinity.window_share
-    window = affinity.window if share is None else window_of(share, masks.shape[-2], masks.shape[-1])
     reach, steps = affinity.local_bandwidth, affinity.local_steps
-    found = guides.along_window(masks.float(), box_masks, window=window, bandwidth=reach, steps=steps, join=join)
+    found = guides.along_window(masks.float(), box_masks, window=guides.window, bandwidth=reach, steps=steps, join=join)
     return found.to(masks.dtype)

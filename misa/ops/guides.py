@@ -4,7 +4,7 @@ A tree or an affinity is needed once per image, and once per image and category 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -16,7 +16,7 @@ from torch import Tensor
 from misa.errors import UserError
 from misa.ops.affinity import KERNELS, TINY, Compared, Seen, check_finite, window_spread
 from misa.ops.backends.choice import backend
-from misa.ops.backends.torch_ops import Layer
+from misa.ops.backends.torch_ops import Layer, Near
 from misa.ops.neighbors import Offset, window_offsets
 from misa.ops.resize import resized, resized_within
 from misa.ops.tree import TieRule, Trees, edges_into_padding, grid_lengths, spanning_trees
@@ -91,7 +91,8 @@ class Guides:
     """Images (b d h w), the image of every mask, and which affinities of `KERNELS` are added up: colors, then one more.
 
     For a semantic teacher's features (b e h w), factors (c e) and the masks' labels too. `valid` (b h w) is False at
-    padding. ValueError for images, labels and shapes that do not fit, UserError for affinities that do not exist.
+    padding. `window` is that of a later `along_window`: CUDA measures it while it reads the second map for its edges.
+    ValueError for images, labels and shapes that do not fit, UserError for affinities that do not exist.
     """
 
     images: Float[Tensor, "b d h w"]
@@ -101,6 +102,7 @@ class Guides:
     labels: Sequence[int] | None = None
     kernels: Sequence[str] = ("color",)
     valid: Bool[Tensor, "b h w"] | None = None
+    window: int = 1
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.kernels if name not in KERNELS]
@@ -122,6 +124,7 @@ class Guides:
                 raise ValueError(f"labels must lie in 0 … {len(self.factors) - 1}, one row of K each.")
         self.backend = backend(self.images)
         self.built_ahead: dict[tuple[Join, TieRule], Trees] = {}  # the second affinity's, by `trees`
+        self._near: Tensor | None = None  # the second affinity's distances to half of `window`, once it was read
 
     @property
     def size(self) -> tuple[int, int]:
@@ -133,25 +136,25 @@ class Guides:
         return replace(self, kernels=self.kernels[:1])
 
     def at_size(self, size: tuple[int, int]) -> "Guides":
-        """The same resized (bilinear); a cell is padding where most of it is, and takes nothing from padding."""
+        """The same resized (bilinear), without a window; a cell is padding where most of it is and takes none of it."""
         if self.size == size:
             return self
         if self.valid is None:
             features = None if self.features is None else resized(self.features, size)
-            return replace(self, images=resized(self.images, size), features=features)
+            return replace(self, images=resized(self.images, size), features=features, window=1)
         features = None if self.features is None else resized_within(self.features, self.valid, size)[0]
         images, valid = resized_within(self.images, self.valid, size)
-        return replace(self, images=images, features=features, valid=valid)
+        return replace(self, images=images, features=features, valid=valid, window=1)
 
     def _categories(self, image: int) -> list[int]:
         """Those that are present in an image."""
         labels = self.labels if self.labels is not None else [0] * len(self.image)
         return sorted({label for where, label in zip(self.image, labels, strict=True) if where == image})
 
-    def _compared(self, kernel: str) -> dict[int, Compared]:
+    def _compared(self, kernel: str, images: Iterable[int]) -> dict[int, Compared]:
         """What an affinity compares, image by image."""
         found = {}
-        for i in range(len(self.images)) if kernel == self.kernels[0] else sorted(set(self.image)):
+        for i in images:
             present, factors = self._categories(i), None
             if self.factors is not None and present:
                 factors = torch.stack([self.factors[c] for c in present])
@@ -162,12 +165,12 @@ class Guides:
     @cached_property
     def first(self) -> dict[int, Compared]:
         """What the first affinity compares in every image; one row of factors each."""
-        return self._compared(self.kernels[0])
+        return self._compared(self.kernels[0], range(len(self.images)))
 
     @cached_property
     def second(self) -> dict[int, Compared]:
         """What the second affinity compares in every image that has masks; empty without one."""
-        return {} if len(self.kernels) == 1 else self._compared(self.kernels[1])
+        return {} if len(self.kernels) == 1 else self._compared(self.kernels[1], sorted(set(self.image)))
 
     @cached_property
     def pairs(self) -> list[tuple[int, int]]:
@@ -194,13 +197,13 @@ class Guides:
     @cached_property
     def second_on_edges(self) -> tuple[Tensor, Tensor]:
         """Of the second affinity the squared distances along the grid edges (pairs, m), and σ² without padding."""
-        lengths, variances = [], []
-        for image, (values, k, sigma) in self.second.items():
-            valid = None if self.valid is None else self.valid[image]  # edges into the padding are cut anyway
-            length, squared = self.backend.lengths_and_variance(values, k, valid)
-            lengths.append(length)
-            variances.append(squared if sigma is None else torch.full_like(squared, sigma**2))
-        return lengths[0] if len(lengths) == 1 else torch.cat(lengths), torch.cat(variances)
+        maps = [  # edges into the padding are cut anyway
+            (values, k, None if self.valid is None else self.valid[i]) for i, (values, k, _) in self.second.items()
+        ]
+        lengths, variances, self._near = self.backend.lengths_and_variance(maps, half_window(self.window))
+        sigmas = [its.sigma for its in self.second.values()]
+        every = [v if s is None else torch.full_like(v, s**2) for v, s in zip(variances, sigmas, strict=True)]
+        return lengths, torch.cat(every)
 
     def second_scale(self, join: Join) -> Float[Tensor, " q"]:
         """(factor · σ)² of the second affinity for every pair."""
@@ -311,48 +314,38 @@ class Guides:
                 f"with sigma {join.sigma!r}."
             )
         images = [image for image, _ in self.pairs]
-        if join.form == "product" and self.second:
-            layers = self._joined(bandwidth, join)
-        else:
-            first = {i: self._first_layer(i, bandwidth) for i in dict.fromkeys(images)}
-            layers = [[first[i]] for i in images]
-            if self.second:
-                for mine, layer in zip(layers, self._second_layers(window, join), strict=True):
-                    mine.append(layer)
+        first = {i: self._first_layer(i, bandwidth) for i in dict.fromkeys(images)}
+        layers, known = [[first[i]] for i in images], {}
+        if self.second:
+            seconds, near = self._second_layers(window, join)
+            layers = [[*mine, layer] for mine, layer in zip(layers, seconds, strict=True)]
+            known = {} if near is None else {"near": near}
         groups = list(zip(self.members, layers, strict=True))
         padding = {i: None if self.valid is None else self.valid[i] for i in images}
-        valid = [padding[i] for i in images]
-        return self.backend.propagate_window(masks, boxes, valid, half_window(window), groups, steps)
+        valid, product = [padding[i] for i in images], join.form == "product" and bool(self.second)
+        return self.backend.propagate_window(
+            masks, boxes, valid, half_window(window), groups, steps, product=product, **known
+        )
 
     def _first_layer(self, image: int, bandwidth: float) -> Layer:
         values, factors, sigma = self.first[image]
         return values, factors[0].square() * (bandwidth if sigma is None else sigma) ** -2, 1.0, None
 
-    def _second_layers(self, window: int, join: Join) -> list[Layer]:
-        """A layer per pair, with its share in the sum of Eq. 13."""
+    def _second_layers(self, window: int, join: Join) -> tuple[list[Layer], Near | None]:
+        """A layer per pair, with its share in the sum of Eq. 13, and what is known of their distances."""
         rows = torch.cat([its.factors for its in self.second.values()]).square()
-        if join.sigma != "window":
-            rows = rows / self.second_scale(join)[:, None]
-            return [
-                (self.second[i].values, row, join.balance, None) for (i, _), row in zip(self.pairs, rows, strict=True)
-            ]
+        maps = [self.second[i].values for i, _ in self.pairs]
+        scale = None if join.sigma == "window" else self.second_scale(join)
+        near = Near(self._near, scale) if self._near is not None and window == self.window else None
+        if scale is not None:
+            rows = rows if near else rows / scale[:, None]
+            return [(its, row, join.balance, None) for its, row in zip(maps, rows, strict=True)], near
         every, spreads = window_offsets(window), []
         for i, (values, factors, _) in self.second.items():
             valid = None if self.valid is None else self.valid[i]
             spreads.append(window_spread(values[None], every, channel_weights=factors, valid=valid)[0])
         precision = 1 / (torch.cat(spreads) * join.factor).square().clamp(min=TINY)
-        maps = [self.second[i].values for i, _ in self.pairs]
-        return [(its, row, join.balance, p) for its, row, p in zip(maps, rows, precision, strict=True)]
-
-    def _joined(self, bandwidth: float, join: Join) -> list[list[Layer]]:
-        """exp(−a) · exp(−b): one layer a pair, whose distances add up."""
-        joined = {i: torch.cat([self.first[i].values, its.values]) for i, its in self.second.items()}
-        rows = torch.cat([its.factors for its in self.second.values()]).square()
-        rows = rows / self.second_scale(join)[:, None]
-        return [
-            [(joined[i], torch.cat([self._first_layer(i, bandwidth)[1], join.balance * row]), 1.0, None)]
-            for (i, _), row in zip(self.pairs, rows, strict=True)
-        ]
+        return [(its, row, join.balance, p) for its, row, p in zip(maps, rows, precision, strict=True)], near
 
     def on_edges(self, trees: Trees, values: Float[Tensor, "g m"]) -> Float[Tensor, "g p"]:
         """Values of grid edges at the upward edges of the trees; infinite where the tree's own edge is."""

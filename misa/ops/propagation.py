@@ -77,11 +77,12 @@ def _guides(
     labels: Tensor | None,
     saliency: bool,
     valid: Tensor | None,
+    window: int = 1,
 ) -> Guides:
     """The guides of one image: its colors, and S^c or S."""
     image, present = [0] * len(masks), None if valid is None else valid[None]
     if semantic is None:
-        return Guides(guide[None].float(), image, valid=present)
+        return Guides(guide[None].float(), image, valid=present, window=window)
     assert labels is not None
     return Guides(
         guide[None].float(),
@@ -91,6 +92,7 @@ def _guides(
         numbers(labels),
         ("color", "saliency" if saliency else "feature"),
         present,
+        window,
     )
 
 
@@ -185,7 +187,7 @@ def propagate_local(
         raise ValueError(f"propagate_local needs bandwidth > 0 and steps ≥ 0: they are {bandwidth} and {steps}.")
     if len(masks) == 0:
         return masks.clone()
-    guides = _guides(masks, guide, semantic, labels, saliency, valid)
+    guides = _guides(masks, guide, semantic, labels, saliency, valid, window)
     result = guides.along_window(masks.float(), box_masks, window=window, bandwidth=bandwidth, steps=steps, join=join)
     return result.to(masks.dtype)
 

@@ -25,6 +25,21 @@ def test_a_batch_is_at_most_200_launches():
     assert found.launches - kernels(64, 2).launches <= 2, "launches grow with the categories"
 
 
+@pytest.mark.parametrize("form", ["sum", "product"])
+def test_the_features_are_read_once(form):
+    """One launch for an image's edges, spread and window of all categories; what is left reads its three colors."""
+    with use("triton"):
+        narrow, wide = (stages(4, 8, d, 40, 60, form=form) for d in (64, 128))
+    measured = {
+        name: [k.constants["MOMENTS"] for k in stage.kernels if k.name == "_distances"] for name, stage in wide.items()
+    }
+    assert [found for found in measured.values() if found] == [[True, True], [False, False]]
+    more = {name: stage.bytes - narrow[name].bytes for name, stage in wide.items()}
+    once = 2 * 64 * 40 * 60 * 4
+    assert once < more.pop("distances and spread of S") < 1.6 * once  # and the sums of every channel
+    assert max(more.values()) < 0.01 * once
+
+
 def test_torch_operations_take_many_times_as_many():
     with use("torch"):
         before = stages(8, 3, 16, 40, 60)

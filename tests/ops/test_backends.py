@@ -46,6 +46,7 @@ class Case:
         self.form = ["sum", "embedding", "product"][seed % 3]
         self.tie_rule = ["exact", "official"][seed % 2]
         self.window = [1, 3, 5, 7][seed % 4]
+        self.guides.window = self.window
 
     def _boxes(self, n: int, h: int, w: int, *, fractional: bool) -> torch.Tensor:
         boxes = torch.zeros(n, h, w)

@@ -4,6 +4,7 @@ Without a GPU they run in Triton's interpreter on CPU tensors (see conftest.py),
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from torch.testing import assert_close
 
 from misa.experiment import Affinity
 from misa.losses.pairwise import pairwise_loss
+from misa.ops.affinity import window_spread
 from misa.ops.backends import choice, cpu, torch_ops
 from misa.ops.backends.choice import use
 from misa.ops.backends.cuda import features, merges, operations, sums, tour, trees, windows, works
-from misa.ops.guides import Guides, half_window
+from misa.ops.guides import Guides, Join, half_window
+from misa.ops.neighbors import window_offsets
 from tests.ops.test_backends import Case
 
 pytestmark = [
@@ -164,14 +167,15 @@ def test_means_along_masks_are_those_of_brute_force():
 
 def test_lengths_and_variance_are_those_of_the_equation():
     @few
-    @given(sides, sides, st.integers(1, 9), st.integers(1, 6), seeds)
-    def check(h, w, d, c, seed):
+    @given(sides, sides, st.integers(1, 40), st.integers(1, 9), st.sampled_from([1, 3, 5]), seeds)
+    def check(h, w, d, c, window, seed):
         rng = generator(seed)
         features = torch.randn(d, h, w, generator=rng) + 5 * (seed % 2)
         factors, valid = torch.randn(c, d, generator=rng), torch.rand(h, w, generator=rng) < 0.7
         valid = valid if seed % 3 else None
-        there = [x if x is None else x.to(PLACE) for x in (features, factors, valid)]
-        lengths, variance = (x.cpu() for x in operations.lengths_and_variance(*there))
+        there = tuple(x if x is None else x.to(PLACE) for x in (features, factors, valid))
+        lengths, (variance,), near = operations.lengths_and_variance([there], half_window(window))
+        lengths, variance = lengths.cpu(), variance.cpu()
         every = torch.ones(h, w, dtype=torch.bool) if valid is None else valid
         weighted = factors.double()[:, :, None] * (features * every).double().flatten(1)
         ends = torch.tensor(edges(h, w), dtype=torch.long).view(-1, 2)
@@ -181,10 +185,16 @@ def test_lengths_and_variance_are_those_of_the_equation():
             its = weighted[..., every.flatten()].flatten(1)
             assert_close(variance.double(), its.var(dim=1, correction=0), atol=1e-5, rtol=1e-5)
         for path in (cpu, torch_ops):
-            for mine, other in zip(
-                (lengths, variance), path.lengths_and_variance(features, factors, valid), strict=True
-            ):
-                assert_close(mine, other, atol=1e-5, rtol=1e-5)
+            other, (its,), nothing = path.lengths_and_variance([(features, factors, valid)], half_window(window))
+            assert nothing is None
+            assert_close(lengths, other, atol=1e-5, rtol=1e-5)
+            assert_close(variance, its, atol=1e-5, rtol=1e-5)
+        assert (near is None) == (window == 1)
+        for k, (dy, dx) in enumerate(half_window(window) if window > 1 else []):
+            for y, x in [(y, x) for y in range(h) for x in range(w) if y + dy < h and 0 <= x + dx < w]:
+                i, j = y * w + x, (y + dy) * w + x + dx
+                expected = (weighted[..., i] - weighted[..., j]).square().sum(dim=1)
+                assert_close(near[:, k, y, x].cpu().double(), expected, atol=1e-5, rtol=1e-5)
 
     check()
 
@@ -246,6 +256,69 @@ def test_windows_are_those_of_brute_force():
     check()
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["one reading", "anew"])
+@pytest.mark.parametrize(
+    ("h", "w", "form", "sigma"),
+    [
+        (1, 1, "sum", "image"),
+        (1, 6, "product", "image"),
+        (5, 1, "sum", "window"),
+        (4, 5, "sum", "image"),
+        (4, 5, "sum", 0.7),
+        (4, 5, "sum", "window"),
+        (4, 5, "product", 0.7),
+    ],
+)
+def test_windows_of_guides_are_those_of_brute_force(rng, h, w, form, sigma, known):
+    """Two images of two categories, one with padding, boxes as masks; S read once for tree and window, or twice."""
+    images, s = torch.rand(2, 3, h, w, generator=rng), torch.randn(2, 5, h, w, generator=rng)
+    factors, masks = torch.randn(2, 5, generator=rng), torch.rand(4, h, w, generator=rng)
+    boxes = (torch.rand(4, h, w, generator=rng) < 0.8).float()
+    valid = torch.ones(2, h, w, dtype=torch.bool)
+    valid[1, h // 2 + 1 :], valid[1, :, w // 2 + 1 :] = False, False
+    where, labels, join = [0, 0, 1, 1], [0, 1, 1, 0], Join(0.6, form, sigma, 0.8)
+    options = {"window": 3, "bandwidth": 0.4, "steps": 2, "join": join}
+    guides = Guides(images, where, s, factors, labels, ("color", "saliency"), valid, window=3 if known else 1)
+    with use("triton"):
+        there = moved(guides)
+        if known:
+            assert there.second_lengths().shape == (4, 2 * h * w - h - w)
+        found = there.along_window(masks.to(PLACE), boxes.to(PLACE), **options).cpu()
+    flat = torch.full((3,), 0.4**-2)
+    for i, image, label in zip(range(4), where, labels, strict=True):
+        k = factors[label].double()
+        seen = (k[:, None, None] * s[image])[:, valid[image]]
+        spread = float(seen.var(correction=0).sqrt()) if sigma == "image" else sigma
+        precision = None
+        if sigma == "window":
+            spread, its = 1 / 0.8, {"channel_weights": factors[[label]], "valid": valid[image]}
+            precision = (window_spread(s[image][None], window_offsets(3), **its)[0, 0] * 0.8) ** -2
+        squares = k.square() / (0.8 * spread) ** 2
+        layers = [(images[image], flat, 1.0, None), (s[image], squares, 0.6, precision)]
+        if form == "product":
+            layers = [(torch.cat([images[image], s[image]]), torch.cat([flat, 0.6 * squares]), 1.0, None)]
+        expected = brute_window(masks[i], boxes[i], valid[image], half_window(3), layers, 2)
+        assert_close(found[i].double(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_steps_work_inside_boxes_alone(rng, monkeypatch):
+    """A tile without a pixel of its box is left as it is: affinities that are no numbers there never show."""
+    monkeypatch.setattr(windows, "block", lambda usual, needed: 4)
+    h, w, half = 8, 12, 2
+    planes = torch.full((1, 2 + 2 * half, h, w), math.nan)
+    planes[..., :4, 4:8] = torch.rand(2 + 2 * half, 4, 4, generator=rng)
+    box, masks = torch.zeros(2, h, w), torch.rand(2, h, w, generator=rng)
+    box[0, 1:4, 5:7] = 1  # within the tile that has affinities; the second box is empty
+    with monkeypatch.context() as patch:
+        patch.setattr(windows, "window_planes", lambda *_: planes.to(PLACE))
+        layers = [(masks[:1].to(PLACE), torch.ones(1, device=PLACE), 1.0, None)]
+        arguments = masks.to(PLACE), box.to(PLACE), [None], [(0, 1), (1, 0)], [([0, 1], layers)], 3
+        found = operations.propagate_window(*arguments).cpu()
+    assert found.isfinite().all()
+    assert found[0, 1:4, 5:7].count_nonzero() > 0
+    assert found[box == 0].count_nonzero() == 0
+
+
 def run_window(masks, boxes, valid, offsets, groups, steps):
     """The kernels with every tensor moved once, so that layers that share their values still do."""
     moved: dict[int, Tensor] = {}
@@ -260,7 +333,7 @@ def run_window(masks, boxes, valid, offsets, groups, steps):
 def moved(guides: Guides) -> Guides:
     tensors = {name: getattr(guides, name) for name in ("images", "features", "factors", "valid")}
     there = {name: None if x is None else x.to(PLACE) for name, x in tensors.items()}
-    return Guides(**there, image=guides.image, labels=guides.labels, kernels=guides.kernels)
+    return replace(guides, **there)
 
 
 @pytest.mark.parametrize(
@@ -376,6 +449,26 @@ def test_no_masks_and_many_in_portions(rng, monkeypatch):
     monkeypatch.setattr(sums, "CELLS", 61)  # five rows at once
     for mine, other in zip(both(), whole, strict=True):
         assert torch.equal(mine, other)
+
+
+@pytest.mark.slow
+def test_hundreds_of_masks_are_each_as_alone(rng):
+    """More than the 256 that a byte counts, along a tree, along themselves and through a window."""
+    pixel, parent, _, length = (x.to(PLACE) for x in random_trees(2, 2, 3, 0))
+    few = torch.rand(2, 6, generator=rng).to(PLACE)
+    many, index = few.repeat(130, 1), [0, 1] * 130
+
+    def each(values: Tensor, index: list[int]) -> list[Tensor]:
+        layer = (values[0].view(1, 2, 3), torch.ones(1, device=PLACE), 1.0, None)
+        groups = [([i for i, g in enumerate(index) if g == which], [layer]) for which in (0, 1)]
+        return [
+            operations.propagate(values, [(pixel, parent, length, index, 1.0)]),
+            operations.propagate_along(values, values[:, None], pixel, parent, length, index, 2.0),
+            operations.propagate_window(values.view(-1, 2, 3), None, [None, None], [(0, 1)], groups, 1),
+        ]
+
+    for mine, other in zip(each(many, index), each(few, [0, 1]), strict=True):
+        assert torch.equal(mine, other.repeat(130, *[1] * (other.dim() - 1)))
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's, of inf − inf

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from misa.ops.backends import kernels, torch_ops
-from misa.ops.backends.torch_ops import Index, Layer, Part
+from misa.ops.backends.torch_ops import Index, Layer, Map, Part
 
 T = TypeVar("T")
 STRIP = 32  # rows that a thread takes at once
@@ -131,9 +131,11 @@ def feature_lengths(features: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([down.flatten(1), right.flatten(1)], dim=1), moments.sum(dim=0)
 
 
-def lengths_and_variance(features: Tensor, factors: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Squared distances of K^c · S along the grid edges (c m), and σ² of K^c · S over valid pixels (c)."""
-    return torch_ops.weigh(feature_lengths, features, factors, valid)
+def lengths_and_variance(
+    maps: Sequence[Map], offsets: Sequence[tuple[int, int]] = ()
+) -> tuple[Tensor, list[Tensor], None]:
+    """Of several maps the squared distances of K^c · S along the grid edges (q m), and σ² of K^c · S (q) of each."""
+    return torch_ops.weigh(feature_lengths, maps)
 
 
 # ---- windows ----
@@ -146,12 +148,15 @@ def propagate_window(
     offsets: Sequence[tuple[int, int]],
     groups: Sequence[tuple[Index, Sequence[Layer]]],
     steps: int,
+    *,
+    product: bool = False,
 ) -> Tensor:
     """Eq. 14 over a window for groups of masks, each with its layers of affinity; `offsets` is half of the window.
 
     Affinities are made where a box of their group needs them, and a mask changes inside its box alone. A spread that
     changes from pixel to pixel makes the affinity lopsided; such layers go the torch way.
     """
+    groups = torch_ops.joined(groups) if product else groups
     if any(layer[3] is not None for _, layers in groups for layer in layers):
         return torch_ops.propagate_window(masks, boxes, valid, offsets, groups, steps)
     n, h, w = masks.shape

@@ -14,6 +14,7 @@ joins [left, split), the part of t(x), to [split, right), its own part, and sums
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,6 +32,14 @@ Index = Sequence[int]
 Part = tuple[Tensor, Tensor, Tensor, Index, float]
 # values (d h w), their squared factors over σ² (d), the kernel's share, 1/σ² (h w) where it changes with the pixel
 Layer = tuple[Tensor, Tensor, float, Tensor | None]
+Map = tuple[Tensor, Tensor, Tensor | None]  # values (d h w), rows of factors (q d), False at padding (h w)
+
+
+class Near(NamedTuple):
+    """Squared distances to half of a window, a row per group of masks, and what to divide them by, if anything."""
+
+    distances: Float[Tensor, "g k h w"]
+    scale: Float[Tensor, " g"] | None
 
 
 def on_device(index: Index, like: Tensor) -> Int[Tensor, " n"]:
@@ -310,25 +319,45 @@ def feature_lengths(features: Float[Tensor, "d h w"], factors: Float[Tensor, "c 
 
 
 def lengths_and_variance(
-    features: Float[Tensor, "d h w"], factors: Float[Tensor, "c d"], valid: Bool[Tensor, "h w"] | None
-) -> tuple[Float[Tensor, "c m"], Float[Tensor, " c"]]:
-    """Squared distances of K^c · S along the grid edges, and σ² of K^c · S over the channels of valid pixels."""
-    return weigh(feature_lengths, features, factors, valid)
+    maps: Sequence[Map], offsets: Sequence[tuple[int, int]] = ()
+) -> tuple[Float[Tensor, "q m"], list[Tensor], None]:
+    """Of several maps the squared distances of K^c · S along the grid edges, and σ² of K^c · S over valid pixels.
+
+    The kernels of CUDA add the distances to the neighbors at `offsets`.
+    """
+    return weigh(feature_lengths, maps)
 
 
 def weigh(
-    measure: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], features: Tensor, factors: Tensor, valid: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    measure: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], maps: Sequence[Map]
+) -> tuple[Tensor, list[Tensor], None]:
     """`lengths_and_variance` by a backend's `feature_lengths`; S counts as 0 at padding."""
-    count: Tensor | int = features[0].numel()
-    if valid is not None:
-        features, count = features * valid, valid.sum().clamp(min=1)
-    lengths, moments = measure(features, factors)
-    first, second = (moments / count).unbind(dim=1)
-    return lengths, variance(first, second, factors.double()).float()
+    lengths, variances = [], []
+    for features, factors, valid in maps:
+        count: Tensor | int = features[0].numel()
+        if valid is not None:
+            features, count = features * valid, valid.sum().clamp(min=1)
+        length, moments = measure(features, factors)
+        first, second = (moments / count).unbind(dim=1)
+        lengths.append(length)
+        variances.append(variance(first, second, factors.double()).float())
+    return lengths[0] if len(lengths) == 1 else torch.cat(lengths), variances, None
 
 
 # ---- windows ----
+
+
+def joined(groups: Sequence[tuple[Index, Sequence[Layer]]]) -> list[tuple[Index, list[Layer]]]:
+    """exp(−a) · exp(−b)^share, of layers with one spread each, as one layer, whose distances add up."""
+    maps: dict[tuple[int, ...], Tensor] = {}
+    result: list[tuple[Index, list[Layer]]] = []
+    for members, layers in groups:
+        key = tuple(id(values) for values, *_ in layers)
+        if key not in maps:
+            maps[key] = torch.cat([values for values, *_ in layers])
+        row = torch.cat([share * squares for _, squares, share, _ in layers])
+        result.append((members, [(maps[key], row, 1.0, None)]))
+    return result
 
 
 def window_affinity(
@@ -381,9 +410,15 @@ def propagate_window(
     offsets: Sequence[tuple[int, int]],
     groups: Sequence[tuple[Index, Sequence[Layer]]],
     steps: int,
+    *,
+    product: bool = False,
 ) -> Float[Tensor, "n h w"]:
-    """Eq. 14 over a window for groups of masks, each with its layers of affinity; `offsets` is half of the window."""
+    """Eq. 14 over a window for groups of masks, each with its layers of affinity; `offsets` is half of the window.
+
+    The affinities of a group's layers add up, each times its share; with `product` they multiply, as its powers.
+    """
     n, h, w = masks.shape
+    groups = joined(groups) if product else groups
     planes = window_affinity(h, w, valid, offsets, [layers for _, layers in groups])
     weights = planes / planes.sum(dim=1, keepdim=True).clamp(min=torch.finfo(planes.dtype).tiny)
     of_mask = [0] * n

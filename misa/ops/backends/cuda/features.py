@@ -1,5 +1,7 @@
 """Squared distances of a map to its neighbors for many rows of factors, at one reading of the map (Eq. 8, 12)."""
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -7,6 +9,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from misa.ops.backends.cuda.works import block, table
+from misa.ops.backends.torch_ops import Map
+from misa.ops.neighbors import Offset
+
+EDGES = ((1, 0), (0, 1))  # the grid's, in the order of their numbers
+
+
+@triton.jit
+def _moments(values, mine, i, first, channels, p, out, D: tl.constexpr):
+    """The sums of v_d and v_d² over the pixels of a program, for D channels from `first` on."""
+    d = first + tl.arange(0, D)
+    there = (d < channels)[:, None] & mine[None, :]
+    v = tl.load(values + d.to(tl.int64)[:, None] * p + i[None, :], mask=there, other=0.0).to(tl.float64)
+    tl.store(out + d, tl.sum(v, axis=1), mask=d < channels)
+    tl.store(out + channels + d, tl.sum(v * v, axis=1), mask=d < channels)
 
 
 @triton.jit
@@ -16,7 +32,9 @@ def _distances(
     squares,
     offsets,
     out,
+    moments,
     PADDED: tl.constexpr,
+    MOMENTS: tl.constexpr,
     rows,
     channels,
     many,
@@ -24,29 +42,44 @@ def _distances(
     w,
     C: tl.constexpr,
     K: tl.constexpr,
+    D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Σ_d squares_qd (v_d(i) − v_d(i + offset_k))² for C rows q, K offsets and BLOCK pixels i; v is 0 at padding."""
+    """Σ_d squares_qd (v_d(i) − v_d(i + offset_k))² for C rows q, K offsets and BLOCK pixels i; v is 0 at padding.
+
+    The programs of the same pixels are neighbors, so that further rows find the map in the cache. The first of them
+    adds up v and v² of D channels, before it takes these for its distances, and counts the pixels that are valid.
+    """
     p = h * w
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    q = tl.program_id(1) * C + tl.arange(0, C)
-    k = tl.program_id(2) * K + tl.arange(0, K)
+    groups = (rows + C - 1) // C
+    part, group = tl.program_id(0) // groups, tl.program_id(0) % groups
+    i = part * BLOCK + tl.arange(0, BLOCK)
+    q = group * C + tl.arange(0, C)
+    k = tl.program_id(1) * K + tl.arange(0, K)
     dy = tl.load(offsets + 2 * k, mask=k < many, other=0)[:, None]
     dx = tl.load(offsets + 2 * k + 1, mask=k < many, other=0)[:, None]
     y, x = (i // w)[None, :] + dy, (i % w)[None, :] + dx
     there = (i < p)[None, :] & (k < many)[:, None] & (y >= 0) & (y < h) & (x >= 0) & (x < w)
-    j = y * w + x
+    j = i[None, :] + dy * w + dx  # in this form the compiler sees that a row of them is contiguous
     mine, its = i < p, there
     if PADDED:
         mine = mine & (tl.load(valid + i, mask=mine, other=0) != 0)
         its = its & (tl.load(valid + j, mask=its, other=0) != 0)
+    leads = (group == 0) & (tl.program_id(1) == 0)
     total = tl.zeros((C, K, BLOCK), dtype=tl.float32)
-    for d in range(channels):
-        here = tl.load(values + i, mask=mine, other=0.0)
-        difference = tl.load(values + j, mask=its, other=0.0) - here[None, :]
-        square = tl.load(squares + q * channels + d, mask=q < rows, other=0.0)
-        total += square[:, None, None] * (difference * difference)[None, :, :]
-        values += p
+    row = values
+    for first in range(0, channels, D):
+        if MOMENTS:
+            at = moments + part.to(tl.int64) * (2 * channels + 1)
+            if leads:
+                _moments(values, mine, i, first, channels, p, at, D)
+                tl.store(at + 2 * channels, tl.sum(mine.to(tl.float64), axis=0))
+        for d in range(first, tl.minimum(first + D, channels)):
+            here = tl.load(row + i, mask=mine, other=0.0)
+            difference = tl.load(row + j, mask=its, other=0.0) - here[None, :]
+            square = tl.load(squares + q * channels + d, mask=q < rows, other=0.0)
+            total += square[:, None, None] * (difference * difference)[None, :, :]
+            row += p
     at = (q.to(tl.int64)[:, None, None] * many + k[None, :, None]) * p + i[None, None, :]
     tl.store(out + at, total, mask=(q < rows)[:, None, None] & there[None, :, :])
 
@@ -57,52 +90,39 @@ def distances(
     offsets: Int[Tensor, "k 2"],
     out: Float[Tensor, "q k h w"],
     valid: Bool[Tensor, "h w"] | None = None,
-) -> None:
-    """Squared distances of every pixel to its neighbor at each offset, written where there is one."""
+    *,
+    moments: bool = False,
+) -> Float[Tensor, "parts s"] | None:
+    """Squared distances of every pixel to its neighbor at each offset, written where there is one.
+
+    With `moments` the sums of v_d and v_d² and the number of valid pixels (2 d + 1), part by part of the map.
+    """
     d, h, w = values.shape
     q, k = len(squares), len(offsets)
-    if q * k * h * w > 0:
-        few, some = min(4, triton.next_power_of_2(q)), min(16, triton.next_power_of_2(k))
-        size = block(32, h * w)
-        grid = (triton.cdiv(h * w, size), triton.cdiv(q, few), triton.cdiv(k, some))
-        there = out if valid is None else valid.contiguous().view(torch.int8)
-        _distances[grid](
-            values.contiguous(), there, squares.contiguous(), offsets, out, valid is not None, q, d, k, h, w,
-            C=few, K=some, BLOCK=size,
-        )  # fmt: skip
+    if q * k * h * w == 0:
+        return None
+    few, some = min(8, triton.next_power_of_2(q)), min(16, triton.next_power_of_2(k))
+    size, channels = block(32, h * w), min(16, triton.next_power_of_2(d))
+    parts = triton.cdiv(h * w, size)
+    there = out if valid is None else valid.contiguous().view(torch.int8)
+    sums = torch.empty(parts, 2 * d + 1, dtype=torch.float64, device=out.device) if moments else None
+    _distances[(parts * triton.cdiv(q, few), triton.cdiv(k, some))](
+        values.contiguous(), there, squares.contiguous(), offsets, out, out if sums is None else sums,
+        valid is not None, moments, q, d, k, h, w, C=few, K=some, D=channels, BLOCK=size, num_warps=8 if few > 4 else 4,
+    )  # fmt: skip
+    return sums
 
 
 @triton.jit
-def _moments(values, valid, out, p, PADDED: tl.constexpr, BLOCK: tl.constexpr):
-    """The sums of 1, v_d and v_d² over the valid pixels of a block."""
-    d, part = tl.program_id(1), tl.program_id(0)
-    i = part * BLOCK + tl.arange(0, BLOCK)
-    ok = i < p
-    if PADDED:
-        ok = ok & (tl.load(valid + i, mask=ok, other=0) != 0)
-    v = tl.load(values + d.to(tl.int64) * p + i, mask=ok, other=0.0).to(tl.float64)
-    at = out + (part * tl.num_programs(1) + d) * 3
-    tl.store(at, tl.sum(ok.to(tl.float64), axis=0))
-    tl.store(at + 1, tl.sum(v, axis=0))
-    tl.store(at + 2, tl.sum(v * v, axis=0))
-
-
-@triton.jit
-def _variance(parts, factors, out, many, channels, BLOCK: tl.constexpr):
+def _variance(sums, factors, out, channels, BLOCK: tl.constexpr):
     """E (K S)² − (E K S)² over channels and pixels, of one row of factors."""
     c = tl.program_id(0)
     d = tl.arange(0, BLOCK)
     ok = d < channels
-    count = tl.zeros((BLOCK,), dtype=tl.float64)
-    first = tl.zeros((BLOCK,), dtype=tl.float64)
-    second = tl.zeros((BLOCK,), dtype=tl.float64)
-    for _ in range(many):
-        count += tl.load(parts + 3 * d, mask=ok, other=0.0)
-        first += tl.load(parts + 3 * d + 1, mask=ok, other=0.0)
-        second += tl.load(parts + 3 * d + 2, mask=ok, other=0.0)
-        parts += 3 * channels
+    count = tl.maximum(tl.load(sums + 2 * channels), 1.0)
+    first = tl.load(sums + d, mask=ok, other=0.0)
+    second = tl.load(sums + channels + d, mask=ok, other=0.0)
     k = tl.load(factors + c * channels + d, mask=ok, other=0.0).to(tl.float64)
-    count = tl.maximum(count, 1.0)
     mean = tl.sum(k * first / count, axis=0) / channels
     square = tl.sum(k * k * second / count, axis=0) / channels
     difference = square - mean * mean
@@ -110,18 +130,27 @@ def _variance(parts, factors, out, many, channels, BLOCK: tl.constexpr):
 
 
 def lengths_and_variance(
-    features: Float[Tensor, "d h w"], factors: Float[Tensor, "c d"], valid: Bool[Tensor, "h w"] | None
-) -> tuple[Float[Tensor, "c m"], Float[Tensor, " c"]]:
-    """Squared distances of K^c · S along the grid edges, and σ² of K^c · S over the channels of valid pixels."""
-    (d, h, w), c = features.shape, len(factors)
-    features, factors = features.float().contiguous(), factors.float().contiguous()
-    size = block(4096, h * w)
-    parts = torch.empty(triton.cdiv(h * w, size), d, 3, dtype=torch.float64, device=features.device)
-    there = parts if valid is None else valid.contiguous().view(torch.int8)
-    _moments[(len(parts), d)](features, there, parts, h * w, valid is not None, BLOCK=size)
-    squared = torch.empty(c, device=features.device)
-    _variance[(c,)](parts, factors, squared, len(parts), d, BLOCK=triton.next_power_of_2(d))
-    near = torch.empty(c, 2, h, w, device=features.device)
-    distances(features, factors.square(), table([(1, 0), (0, 1)], features), near, valid)
-    down, right = near.unbind(dim=1)
-    return torch.cat([down[:, :-1].flatten(1), right[:, :, :-1].flatten(1)], dim=1), squared
+    maps: Sequence[Map], offsets: Sequence[Offset] = ()
+) -> tuple[Float[Tensor, "q m"], list[Tensor], Float[Tensor, "q k h w"] | None]:
+    """Of several maps the squared distances of K^c · S along the grid edges, σ² of K^c · S, and all distances.
+
+    These are to the neighbors at `offsets`, half of a window; None where the grid edges are not among them.
+    """
+    like = maps[0][0]
+    h, w = like.shape[-2:]
+    every = [*offsets, *(edge for edge in EDGES if edge not in offsets)]
+    where = table(every, like)
+    near = torch.empty(sum(len(factors) for _, factors, _ in maps), len(every), h, w, device=like.device)
+    first, variances = 0, []
+    for values, factors, valid in maps:
+        q, d = factors.shape
+        factors = factors.float().contiguous()
+        out = near[first : first + q]
+        parts = distances(values.float(), factors.square(), where, out, valid, moments=True)
+        assert parts is not None
+        variances.append(torch.empty(q, device=like.device))
+        _variance[(q,)](parts.sum(dim=0), factors, variances[-1], d, BLOCK=triton.next_power_of_2(d))
+        first += q
+    down, right = (near[:, every.index(edge)] for edge in EDGES)
+    lengths = torch.cat([down[:, :-1].flatten(1), right[:, :, :-1].flatten(1)], dim=1)
+    return lengths, variances, near if len(every) == len(offsets) else None

@@ -6,6 +6,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from misa.ops.backends.cuda import features, sums, trees, windows
 
@@ -18,8 +19,7 @@ def on_its_device(function: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(function)
     def inner(*args: P.args, **kwargs: P.kwargs) -> T:
-        first = args[0]
-        assert isinstance(first, Tensor)
+        first = next(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
         with torch.cuda.device_of(first):
             return function(*args, **kwargs)
 

@@ -10,26 +10,34 @@ from torch import Tensor
 
 from misa.ops.backends.cuda.features import distances
 from misa.ops.backends.cuda.works import block, table
-from misa.ops.backends.torch_ops import Index, Layer
+from misa.ops.backends.torch_ops import Index, Layer, Near
 from misa.ops.neighbors import Offset
 
 
 @triton.jit
-def _layer(distance, precision, shares, uses, u, k, half, p, at, i, near):
-    """share · exp(−distance · precision(i)); less than 1e-20 counts as 0."""
-    row = tl.load(uses + 2 * u).to(tl.int64) * half + k
-    of_pixel = tl.load(uses + 2 * u + 1)
+def _exponent(distance, precision, use, k, half, p, at, i, near):
+    """The distance at an offset over the spread of its layer, which may be another at every pixel, or none."""
+    row, start, stride = tl.load(use).to(tl.int64) * half + k, tl.load(use + 1), tl.load(use + 2)
     e = tl.load(distance + row * p + at, mask=near, other=0.0)
-    e *= tl.load(precision + of_pixel.to(tl.int64) * p + i, mask=near & (of_pixel >= 0), other=1.0)
+    return e * tl.load(precision + start + i * stride, mask=near & (start >= 0), other=1.0)
+
+
+@triton.jit
+def _kernel(e):
+    """exp(−e); less than 1e-20 counts as 0."""
     a = tl.exp(-e)
-    return tl.load(shares + u) * tl.where(a < 1e-20, 0.0, a)
+    return tl.where(a < 1e-20, 0.0, a)
 
 
 @triton.jit
 def _weights(
-    distance, precision, shares, uses, valid, images, offsets, planes, half, h, w, L: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Â of group g plane by plane: 1 / its sum, then the centre, the offsets and their opposites."""
+    distance, known, precision, shares, uses, valid, images, offsets, planes, half, h, w,
+    L: tl.constexpr, KNOWN: tl.constexpr, PRODUCT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Â of group g plane by plane: 1 / its sum, then the centre, the offsets and their opposites.
+
+    Of L layers, whose exponents add up for a PRODUCT; the last one's distances are among the `known`, if KNOWN.
+    """
     p = h * w
     g = tl.program_id(1)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -40,8 +48,11 @@ def _weights(
     here = ok & (tl.load(valid + i, mask=ok & (image >= 0), other=1) != 0)
     planes += g.to(tl.int64) * (2 * half + 2) * p
     total = tl.zeros((BLOCK,), dtype=tl.float32)
-    for u in tl.static_range(L):
-        total += tl.load(shares + g * L + u)
+    if PRODUCT:
+        total += 1.0
+    else:
+        for u in tl.static_range(L):
+            total += tl.load(shares + g * L + u)
     total = tl.where(here, total, 0.0)
     tl.store(planes + p + i, total, mask=ok)
     plane = planes + 2 * p
@@ -55,8 +66,14 @@ def _weights(
             at = i if turn == 0 else j
             a = tl.zeros((BLOCK,), dtype=tl.float32)
             for u in tl.static_range(L):
-                a += _layer(distance, precision, shares, uses, g * L + u, k, half, p, at, i, near)
-            a = tl.where(near, a, 0.0)
+                use = g * L + u
+                share = tl.load(shares + use)
+                if KNOWN and u == L - 1:
+                    e = _exponent(known, precision, uses + 3 * use, k, half, p, at, i, near)
+                else:
+                    e = _exponent(distance, precision, uses + 3 * use, k, half, p, at, i, near)
+                a += share * (e if PRODUCT else _kernel(e))
+            a = tl.where(near, _kernel(a) if PRODUCT else a, 0.0)
             total += a
             tl.store(plane + turn * half * p + i, a, mask=ok)
         plane += p
@@ -94,38 +111,57 @@ def _step(
 
 
 def window_planes(
-    h: int, w: int, valid: Sequence[Tensor | None], offsets: Tensor, groups: Sequence[Sequence[Layer]]
+    h: int,
+    w: int,
+    valid: Sequence[Tensor | None],
+    offsets: Tensor,
+    groups: Sequence[Sequence[Layer]],
+    product: bool = False,
+    near: Near | None = None,
 ) -> Float[Tensor, "g k h w"]:
     """Per group 1 / Σ Â, then Â to the centre, to the offsets (k 2) and to their opposites.
 
     Layers with the same values, the categories of an image, share one reading of them; where their factors are the
-    same too, as of colors, they share the distances.
+    same too, as of colors, they share the distances. `near` has those of every group's last layer.
     """
     like, half, layers = groups[0][0][0], len(offsets), len(groups[0])
-    every = [layer for mine in groups for layer in mine]
+    every = [(g, u, layer) for g, mine in enumerate(groups) for u, layer in enumerate(mine)]
     assert len(every) == layers * len(groups), "every group has as many layers"
+    unknown = [layer for _, u, layer in every if near is None or u < layers - 1]
     rows: dict[int, dict[int, Tensor]] = {}  # of each map its rows of factors, both by identity
-    for its, row, *_ in every:
+    for its, row, *_ in unknown:
         rows.setdefault(id(its), {})[id(row)] = row
-    maps = {id(its): its for its, *_ in every}
+    maps = {id(its): its for its, *_ in unknown}
     place = {pair: k for k, pair in enumerate((its, row) for its in rows for row in rows[its])}
     found = torch.empty(len(place), half, h, w, device=like.device)
     for key, mine in rows.items():
         squares = torch.stack(list(mine.values())).float()
         first = place[key, next(iter(mine))]
         distances(maps[key].float(), squares, offsets, found[first : first + len(squares)])
-    spreads = {id(layer[3]): layer[3] for layer in every if layer[3] is not None}
+    spreads = {id(layer[3]): layer[3] for *_, layer in every if layer[3] is not None}
     masks = {id(mine): mine for mine in valid if mine is not None}
-    uses = [(place[id(its), id(row)], number(spread, spreads)) for its, row, _, spread in every]
-    numbers = table([*(x for use in uses for x in use), *(number(mine, masks) for mine in valid)], like)
-    shares = torch.tensor([float(layer[2]) for layer in every]).to(like.device, non_blocking=True)
+    scales = [] if near is None or near.scale is None else [1 / near.scale]
+    shift = sum(map(len, scales))
+
+    def use(g: int, u: int, layer: Layer) -> tuple[int, int, int]:
+        """The row of a layer's distances, and where its precision begins and whether it goes from pixel to pixel."""
+        its, row, _, spread = layer
+        known = near is not None and u == layers - 1
+        at = g if known else place[id(its), id(row)]
+        if spread is not None:
+            return at, shift + number(spread, spreads) * h * w, 1
+        return at, g if known and scales else -1, 0
+
+    numbers = table([x for mine in every for x in use(*mine)] + [number(mine, masks) for mine in valid], like)
+    shares = torch.tensor([float(layer[2]) for *_, layer in every]).to(like.device, non_blocking=True)
     present = torch.stack(list(masks.values())).view(torch.int8) if masks else shares
-    precision = torch.stack(list(spreads.values())).float() if spreads else shares
+    precision = torch.cat([*scales, *(spread.float().flatten() for spread in spreads.values()), shares[:0]])
     planes = torch.empty(len(groups), 2 + 2 * half, h, w, device=like.device)
     size = block(128, h * w)
     _weights[(triton.cdiv(h * w, size), len(groups))](
-        found, precision, shares, numbers, present, numbers[2 * len(every) :], offsets, planes, half, h, w,
-        L=layers, BLOCK=size,
+        found, found if near is None else near.distances, precision, shares, numbers, present,
+        numbers[3 * len(every) :], offsets, planes, half, h, w,
+        L=layers, KNOWN=near is not None, PRODUCT=product, BLOCK=size,
     )  # fmt: skip
     return planes
 
@@ -142,8 +178,14 @@ def propagate_window(
     offsets: Sequence[Offset],
     groups: Sequence[tuple[Index, Sequence[Layer]]],
     steps: int,
+    *,
+    product: bool = False,
+    near: Near | None = None,
 ) -> Float[Tensor, "n h w"]:
-    """Eq. 14 over a window for groups of masks, each with its layers of affinity; `offsets` is half of the window."""
+    """Eq. 14 over a window for groups of masks, each with its layers of affinity; `offsets` is half of the window.
+
+    `near`: the distances of every group's last layer, from `lengths_and_variance`.
+    """
     n, h, w = masks.shape
     if n == 0:
         return masks.clone()
@@ -157,7 +199,7 @@ def propagate_window(
     numbers = table([*(x for offset in offsets for x in offset), *of_mask], masks)
     half = len(offsets)
     where, group = numbers[: 2 * half].view(-1, 2), numbers[2 * half :]
-    planes = window_planes(h, w, valid, where, [layers for _, layers in groups])
+    planes = window_planes(h, w, valid, where, [layers for _, layers in groups], product, near)
     box = now if boxes is None else boxes.float().contiguous()
     then = torch.zeros_like(now)
     rows, columns = block(4, min(h, 16)), block(64, min(w, 64))
