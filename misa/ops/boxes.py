@@ -3,6 +3,8 @@
 Axes: n instance · h row · w column. Boxes are (x1, y1, x2, y2) in pixels of the network input.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -61,6 +63,30 @@ def positive_cells(
     fires = chosen[:, None, None] & rows[:, :, None] & columns[:, None, :]
     instance, row, column = fires.nonzero(as_tuple=True)
     return instance, row * grid + column
+
+
+def centre_cells(
+    boxes: Float[Tensor, "n 4"],
+    size: tuple[int, int],
+    grids: Sequence[int],
+    scale_ranges: Sequence[tuple[float, float]],
+) -> Int[Tensor, " n"]:
+    """The one cell of every box, as its place in all levels' cells strung together.
+
+    DiscoBox (Lan et al. 2021): the cell of the box's centre on the level whose range has the geometric mean nearest in
+    ratio to sqrt(area). It need not be among the `positive_cells`.
+    """
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    scale = ((x2 - x1) * (y2 - y1)).clamp(min=1e-6).sqrt().log()
+    middle = boxes.new_tensor([(low * high) ** 0.5 for low, high in scale_ranges]).log()
+    level = (scale[:, None] - middle).abs().argmin(dim=1)
+    grid = torch.tensor(grids, device=boxes.device)
+    start = (grid * grid).cumsum(0) - grid * grid
+    row, column = (
+        ((low + high) / 2 / side * grid[level]).floor().long().clamp(min=0).minimum(grid[level] - 1)
+        for low, high, side in ((y1, y2, size[0]), (x1, x2, size[1]))
+    )
+    return start[level] + row * grid[level] + column
 
 
 def _near(

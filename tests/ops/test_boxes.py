@@ -1,5 +1,7 @@
 """Boxes as masks and cells: against loops, and against mmdet's own assignment."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from misa.ops.boxes import box_masks, positive_cells, sampled_masks
+from misa.ops.boxes import box_masks, centre_cells, positive_cells, sampled_masks
 
 corner = st.floats(0, 60, allow_nan=False, width=32)
 side = st.floats(0.5, 64, allow_nan=False, width=32)
@@ -102,3 +104,20 @@ def test_sampled_masks_read_the_middle_of_every_cell(rng):
     assert torch.equal(sampled_masks(full, 1), full)
     with pytest.raises(ValueError, match="sampled_masks needs"):
         sampled_masks(full[0], 4)
+
+
+def test_a_box_has_one_cell_on_the_nearest_level():
+    """In loops; a box of 40 pixels is nearest in ratio to the level of 48 to 192, on which it does not fire."""
+    grids, ranges, size = (40, 36, 24), ((1, 96), (48, 192), (96, 384)), (200, 320)
+    boxes = torch.tensor([[10, 20, 50, 60], [0, 0, 12, 9], [30.5, 10, 310, 190], [300, 180, 320, 200.0]])
+    found = centre_cells(boxes, size, grids, ranges).tolist()
+    for box, place in zip(boxes.tolist(), found, strict=True):
+        x1, y1, x2, y2 = box
+        side = ((x2 - x1) * (y2 - y1)) ** 0.5
+        apart = [abs(math.log(side / (low * high) ** 0.5)) for low, high in ranges]
+        level = apart.index(min(apart))
+        row, column = (int(c / s * grids[level]) for c, s in (((y1 + y2) / 2, size[0]), ((x1 + x2) / 2, size[1])))
+        assert place == sum(grid * grid for grid in grids[:level]) + row * grids[level] + column
+    assert found[0] >= 40 * 40
+    assert len(positive_cells(boxes[:1], size, grids[1], ranges[1])[0]) == 0
+    assert centre_cells(boxes[:0], size, grids, ranges).shape == (0,)
