@@ -250,6 +250,7 @@ class Needs(NamedTuple):
     shadow: bool = False  # a copy of the student that follows it, and its masks of the same objects
     detections: bool = False  # such a copy, and what it detects in the images
     structure: int = 0  # channels of a map that is learned from I
+    per_box: bool = False  # one mask of every box, and the finest map of the network's neck
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,13 @@ class Detected(NamedTuple):
     masks: Tensor
 
 
+class PerBox(NamedTuple):
+    """One mask of every box of a batch (`positives`, in the boxes' order), and the neck's finest map (b c h w)."""
+
+    positives: Positives
+    finest: Tensor
+
+
 class Prepared(NamedTuple):
     """What the networks see: `images` (b 3 h w, normalised and padded) and the instances in them are the student's.
 
@@ -87,6 +94,11 @@ def _own(values: Tensor) -> Tensor:
     return values
 
 
+def _alone(values: Tensor) -> Tensor:
+    """The rows of all processes where there is one."""
+    return values[None]
+
+
 class Step(NamedTuple):
     """One training step as an objective sees it; what `Needs` does not ask for is None.
 
@@ -100,8 +112,10 @@ class Step(NamedTuple):
     shadow, shadow_features: the same as positives and features of the copy that follows the student, without gradient;
         as many, in the same order. detections: what it detects in each image. None before it has begun.
     structure: the learned map (b c h w).
+    per_box, shadow_per_box: one mask of every box, the student's and, once it has begun, the copy's.
     generators: a random generator an image, on the CPU: the same draws in a resumed run and in any number of processes.
-    across: the mean of a tensor over the processes of the training.
+    across: the mean of a tensor over the processes of the training. together: a tensor of one shape in all processes,
+        stacked in their order; process p of q has the images p, p + q, … of the batch.
     """
 
     positives: Positives
@@ -120,8 +134,11 @@ class Step(NamedTuple):
     shadow_features: Tensor | None = None
     detections: list[Detected] | None = None
     structure: Tensor | None = None
+    per_box: PerBox | None = None
+    shadow_per_box: PerBox | None = None
     generators: Sequence[torch.Generator] = ()
     across: Callable[[Tensor], Tensor] = _own
+    together: Callable[[Tensor], Tensor] = _alone
 
     def ramp(self, ramp: Ramp) -> float:
         """The ramp's factor at this step."""
@@ -138,9 +155,10 @@ class BoxObjective(Objective):
     """
 
     def memory(self, classes: int, channels: int) -> nn.Module | None:
-        """What is remembered from step to step, as buffers or parameters; `channels` are those of I.
+        """What is remembered from step to step, as buffers or parameters.
 
-        Every process must come to the same buffers: use `Step.across` for what is computed from a part of the batch.
+        `channels` are those of I, or with `Needs(per_box=True)` those of the finest map. Every process must come to the
+        same buffers: use `Step.across` or `Step.together` for what is computed from a part of the batch.
         """
         return None
 

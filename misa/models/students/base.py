@@ -14,11 +14,11 @@ from misa.errors import Diverged, NotFinite, UserError
 from misa.experiment import objective_from
 from misa.losses.inputs import Positives, SemanticPrior, shrink, union_of_boxes
 from misa.models.students.adapter import Adapter
-from misa.models.students.batch_means import batch_mean, share
+from misa.models.students.batch_means import batch_mean, share, together
 from misa.models.students.memory import Memory
 from misa.models.students.step_health import gradient_shares, mask_health
 from misa.models.teacher.contract import TeacherNetwork
-from misa.objectives.base import BoxObjective, Detected, Prepared, Step, Term, Truth
+from misa.objectives.base import BoxObjective, Detected, PerBox, Prepared, Step, Term, Truth
 
 TRAINING_ONLY = ("adapter.", "memory.")
 """How the names of weights begin that serve the training alone."""
@@ -30,7 +30,8 @@ class Handover(NamedTuple):
     """What a student hands over of a batch: its masks, its dense feature I (b d h w), and losses of its own.
 
     repeats: how many predictions of every object `positives` holds; each is supervised on its own.
-    places: where in the network the positives are, for a copy of it to answer at the same.
+    places: where in the network the positives are, for a copy of it to answer at the same. per_box: where the
+    objective needs it.
     """
 
     positives: Positives
@@ -38,6 +39,7 @@ class Handover(NamedTuple):
     losses: dict[str, Tensor]
     repeats: int = 1
     places: Any = None
+    per_box: PerBox | None = None
 
 
 class BoxMasks(NamedTuple):
@@ -74,6 +76,7 @@ class BoxSupervised(nn.Module):
     clock = Clock()
     from_shadow = False  # of a copy, too, which is made before
     same_positives = True  # whether a copy of the student has the same positives, in the same order
+    has_per_box = False  # whether `handover` can give one mask of every box
     _maps: tuple[Tensor, ...] | None = None
 
     def __init__(
@@ -92,6 +95,11 @@ class BoxSupervised(nn.Module):
             raise UserError(
                 f"the objective {value.kind} compares a student's masks with those of a copy that follows it one by "
                 f"one, and the masks of a {type(self).__name__} are matched anew by each; choose another student."
+            )
+        if value.needs.per_box and not self.has_per_box:
+            raise UserError(
+                f"the objective {value.kind}, as this row has it, compares one mask of every box, and a "
+                f"{type(self).__name__} has no place in its grids that is a box's; choose solov2 as the student."
             )
         self.objective = value
         # The student's own weights are drawn as without these, so that rows of one seed start alike.
@@ -185,7 +193,8 @@ class BoxSupervised(nn.Module):
         if images.device.type == "cpu" and not positives.mask_logits.isfinite().all():  # elsewhere it would wait
             raise Diverged("the masks became NaN or infinite; lower the learning rate, in another work_dir.")
         step = self._step(prepared, positives, features, samples)
-        step = step._replace(generators=generators, **self._of_shadow(prepared, own_part.places, samples))
+        step = step._replace(generators=generators, per_box=_float(own_part.per_box))
+        step = step._replace(**self._of_shadow(prepared, own_part.places, samples))
         with torch.autocast(features.device.type, enabled=False):
             terms = self.objective.losses(step, own)
         losses |= {name: _part(term, own_part.repeats, positives) for name, term in terms.items()}
@@ -220,6 +229,7 @@ class BoxSupervised(nn.Module):
             colors=_colors(prepared.seen, size) if needs.colors else None,
             structure=None if memory is None or memory.structure is None else memory.structure(features),
             across=batch_mean,
+            together=together,
         )
 
     @torch.no_grad()
@@ -233,6 +243,7 @@ class BoxSupervised(nn.Module):
             found = shadow.copy.handover(prepared.seen, prepared.instances, places)
             masks = found.positives.mask_logits.float()
             fields |= {"shadow": found.positives._replace(mask_logits=masks), "shadow_features": found.features}
+            fields |= {"shadow_per_box": _float(found.per_box)}
         if needs.detections:
             fields["detections"] = shadow.copy.detect(prepared.seen, [sample.img_shape[:2] for sample in samples])
         return fields
@@ -245,6 +256,13 @@ class BoxSupervised(nn.Module):
         if features.shape[-2:] != size:
             features = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
         return SemanticPrior(features, factors)
+
+
+def _float(found: PerBox | None) -> PerBox | None:
+    """The same in float32."""
+    if found is None:
+        return None
+    return PerBox(found.positives._replace(mask_logits=found.positives.mask_logits.float()), found.finest.float())
 
 
 def _crowds(sample: DetDataSample) -> Tensor:

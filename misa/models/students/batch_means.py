@@ -1,7 +1,7 @@
 """Batches that several processes share: means are taken over the whole batch, not over each process's part of it."""
 
 import torch
-from mmengine.dist import all_reduce, get_world_size
+from mmengine.dist import all_gather, all_reduce, get_world_size
 from torch import Tensor
 
 
@@ -24,3 +24,8 @@ def batch_mean(value: Tensor) -> Tensor:
     value = value.clone()
     all_reduce(value, op="mean")
     return value
+
+
+def together(value: Tensor) -> Tensor:
+    """A tensor of the same shape in every process, stacked in the processes' order (p ...)."""
+    return torch.stack(all_gather(value)) if get_world_size() > 1 else value[None]

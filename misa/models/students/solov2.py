@@ -19,8 +19,8 @@ from misa.models.students.common import backbone_of, mmdet_model, objectives, pr
 from misa.models.students.solov2_decode import Dense, decode, dense_outputs, each_image
 from misa.models.students.solov2_inference import DensePart, find_boxes_by_cells, find_by_cells
 from misa.models.students.table import Implementation
-from misa.objectives.base import Detected
-from misa.ops.boxes import box_masks, extents, positive_cells
+from misa.objectives.base import Detected, PerBox
+from misa.ops.boxes import box_masks, centre_cells, extents, positive_cells
 
 
 class Cells(NamedTuple):
@@ -28,6 +28,7 @@ class Cells(NamedTuple):
 
     `position` is a cell's place in all levels of its image strung together; `instance` its box; `counts` how many
     cells each image has; `targets` (b cells) the class of every cell, the number of classes where none fires.
+    `centres` is the place of each box's own cell (`centre_cells`), fired or not.
     """
 
     position: Tensor
@@ -36,6 +37,7 @@ class Cells(NamedTuple):
     image: Tensor
     counts: list[int]
     targets: Tensor
+    centres: Tensor
 
 
 class BoxSOLOv2Head(SOLOV2Head):
@@ -58,6 +60,9 @@ class BoxSOLOv2Head(SOLOV2Head):
                     for own, (position, instance) in zip(labels, found, strict=True)
                 ]
             ),
+            centres=torch.cat(
+                [centre_cells(on_host(own.bboxes), size, self.num_grids, self.scale_ranges) for own in instances]
+            ),
         )
 
     def _assign_image(self, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -70,26 +75,17 @@ class BoxSOLOv2Head(SOLOV2Head):
         return torch.cat(positions), torch.cat(instances)
 
     def match(
-        self, features: tuple[Tensor, ...], cells: Cells, instances: list[InstanceData]
-    ) -> tuple[Positives, Tensor, dict[str, Tensor]]:
+        self, features: tuple[Tensor, ...], cells: Cells, instances: list[InstanceData], *, per_box: bool = False
+    ) -> Handover:
         """The positives, the dense feature I (b d h w) and the classification loss of a batch."""
         kernels, scores, mask_features = self(features)
         device = mask_features.device
         h, w = mask_features.shape[-2:]
-        image = cells.image.to(device, non_blocking=True)
-        position = cells.position.to(device, non_blocking=True)
         strung = torch.cat([level.flatten(2) for level in kernels], dim=2)
-        chosen = strung.transpose(1, 2)[image, position]
-        with torch.autocast(device.type, enabled=False):  # a sum over hundreds of channels: too large for float16
-            masks = [
-                (kernel @ dense).view(-1, h, w)
-                for kernel, dense in zip(
-                    chosen.float().split(cells.counts), mask_features.float().flatten(2), strict=True
-                )
-            ]
+        every = [box_masks(truth.bboxes, h, w, stride=self.mask_stride) for truth in instances]
         boxes = [
-            box_masks(truth.bboxes, h, w, stride=self.mask_stride)[own.to(device, non_blocking=True)]
-            for truth, own in zip(instances, cells.instance.split(cells.counts), strict=True)
+            own[instance.to(device, non_blocking=True)]
+            for own, instance in zip(every, cells.instance.split(cells.counts), strict=True)
         ]
         logits = torch.cat([level.flatten(2) for level in scores], dim=2).transpose(1, 2).flatten(0, 1)
         targets = cells.targets.flatten().to(device, non_blocking=True)
@@ -98,8 +94,34 @@ class BoxSOLOv2Head(SOLOV2Head):
         loss = self.loss_cls(logits.float(), targets, avg_factor=count) * share(count, device)
         first = torch.tensor([0, *(len(truth.bboxes) for truth in instances)]).cumsum(0)[:-1]
         instance = first[cells.image] + cells.instance
-        positives = Positives(torch.cat(masks), torch.cat(boxes), cells.labels, cells.image, instance)
-        return positives, mask_features, {"loss_cls": loss}
+        masks = _masks_at(cells.position, cells.image, strung, mask_features)
+        positives = Positives(masks, torch.cat(boxes), cells.labels, cells.image, instance)
+        found = Handover(positives, mask_features, {"loss_cls": loss}, places=cells)
+        if not per_box:
+            return found
+        image = torch.cat([torch.full((len(own),), b) for b, own in enumerate(every)])
+        single = Positives(
+            _masks_at(cells.centres, image, strung, mask_features),
+            torch.cat(every),
+            torch.cat([on_host(truth.labels) for truth in instances]),
+            image,
+            torch.arange(len(image)),
+        )
+        return found._replace(per_box=PerBox(single, features[0]))
+
+
+def _masks_at(position: Tensor, image: Tensor, kernels: Tensor, dense: Tensor) -> Tensor:
+    """The logits (n h w) of the cells at places (n, on the host, ordered by `image`) of strung kernels (b d cells)."""
+    counts = torch.bincount(image, minlength=len(dense)).tolist()
+    h, w = dense.shape[-2:]
+    there = (each.to(dense.device, non_blocking=True) for each in (image, position))
+    chosen = kernels.transpose(1, 2)[tuple(there)]
+    with torch.autocast(dense.device.type, enabled=False):  # a sum over hundreds of channels: too large for float16
+        masks = [
+            (kernel @ own).view(-1, h, w)
+            for kernel, own in zip(chosen.float().split(counts), dense.float().flatten(2), strict=True)
+        ]
+    return torch.cat(masks)
 
 
 def cell_labels(labels: Tensor, instance: Tensor, cell: Tensor, cells: int, background: int) -> Tensor:
@@ -156,6 +178,7 @@ class MISA(BoxSupervised, SOLOv2):
 
     mask_head: BoxSOLOv2Head
     test_cfg: ConfigDict
+    has_per_box = True
 
     def feature_channels(self) -> int:
         """D' of Eq. 2."""
@@ -168,7 +191,8 @@ class MISA(BoxSupervised, SOLOv2):
     def handover(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> Handover:
         """The cells that fire; places: these `Cells`."""
         cells = places or self.mask_head.assign(instances, (images.shape[-2], images.shape[-1]))
-        return Handover(*self.mask_head.match(self.extract_feat(images), cells, instances), places=cells)
+        per_box = self.objective.needs.per_box
+        return self.mask_head.match(self.extract_feat(images), cells, instances, per_box=per_box)
 
     def detect(self, images: Tensor, sizes: list[tuple[int, int]]) -> list[Detected]:
         """By matrix NMS; boxes are the masks' extents."""
@@ -190,7 +214,7 @@ class MISA(BoxSupervised, SOLOv2):
     def masks_of_boxes(self, images: Tensor, instances: list[InstanceData]) -> list[BoxMasks]:
         """The mean of the masks of the grid cells that a box owns."""
         cells = self.mask_head.assign(instances, (images.shape[-2], images.shape[-1]))
-        positives, _, _ = self.mask_head.match(self.extract_feat(images), cells, instances)
+        positives = self.mask_head.match(self.extract_feat(images), cells, instances).positives
         found = []
         for logits, owner, truth in zip(
             positives.mask_logits.split(cells.counts), cells.instance.split(cells.counts), instances, strict=True

@@ -121,7 +121,7 @@ def test_the_classification_loss_is_the_focal_loss_of_every_cell(build):
     features = model.extract_feat(data["inputs"])
     truth = [sample.gt_instances for sample in data["data_samples"]]
     cells = model.mask_head.assign(truth, SIZE)
-    _, _, losses = model.mask_head.match(features, cells, truth)
+    losses = model.mask_head.match(features, cells, truth).losses
     scores = torch.cat([s.flatten(2) for s in model.mask_head(features)[1]], dim=2).transpose(1, 2)
     target = torch.zeros_like(scores)
     for image, position, label in zip(cells.image, cells.position, cells.labels, strict=True):
