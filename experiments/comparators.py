@@ -24,6 +24,7 @@ TABLE = Comparison(
         "boxlevelset": "BoxLevelSet",
         "box2mask": "Box2Mask",
         "discobox": "DiscoBox",
+        "discobox_bank": "DiscoBox, object bank",
         "sim": "SIM",
         "boxteacher": "BoxTeacher",
         "polarmask": "masks: PolarMask",

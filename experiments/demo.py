@@ -9,6 +9,7 @@ misa train experiments/demo.py:boxteacher
 misa train experiments/demo.py:box --smoke
 """
 
+import dataclasses
 from typing import Any
 
 from misa.experiment import (
@@ -26,7 +27,7 @@ from misa.objectives.box2mask import Box2Mask
 from misa.objectives.boxinst import BoxInst
 from misa.objectives.boxlevelset import BoxLevelSet
 from misa.objectives.boxteacher import BoxTeacher
-from misa.objectives.discobox import DiscoBox
+from misa.objectives.discobox import Bank, DiscoBox
 from misa.objectives.sim import SIM
 
 BASE = Experiment(
@@ -40,12 +41,14 @@ BASE = Experiment(
 BARE = BASE.but(affinity=None)  # for objectives of other papers, in misa/objectives
 EARLY = Ramp(0.0, 0.1, of="run")  # published: 10,000 steps
 LATE: dict[str, Any] = {"bottom_rows": 0, "momentum": 0.99, "ramp": EARLY}  # published: 0.999 and more
+DISCOBOX = DiscoBox(shadow_start=Ramp(0.2, 0.2, of="run"), momentum=0.99)
 # Objectives of other papers, made for 90,000 steps and more, in parts of a run; on any student.
 OBJECTIVES = {
     "boxinst": BoxInst(ramp=EARLY, bottom_rows=0),
     "boxlevelset": BoxLevelSet(),
     "box2mask": Box2Mask(),
-    "discobox": DiscoBox(shadow_start=Ramp(0.2, 0.2, of="run"), momentum=0.99),
+    "discobox": DISCOBOX,
+    "discobox_bank": dataclasses.replace(DISCOBOX, bank=Bank(slots=8, least=6, grid=5, side=14, keys=2)),
     "boxteacher": BoxTeacher(pseudo_ramp=EARLY, **LATE),
     "sim": SIM(pseudo_start=Ramp(0.1, 0.1, of="run"), pseudo_ramp=Ramp(0.0, 1.0, of="run"), **LATE),
 }
@@ -83,6 +86,7 @@ ROWS = {
     "mask2former_mask": MASK2FORMER.but(supervision="mask"),
     "boxinst": BARE.but(student="condinst", objective=OBJECTIVES["boxinst"]),
     "discobox": BARE.but(objective=OBJECTIVES["discobox"]),
+    "discobox_bank": BARE.but(objective=OBJECTIVES["discobox_bank"]),
     "boxlevelset": BARE.but(objective=OBJECTIVES["boxlevelset"]),
     "box2mask": BARE.but(objective=OBJECTIVES["box2mask"]),
     "boxteacher": BARE.but(student="condinst", objective=OBJECTIVES["boxteacher"], inference=COPY | {"rescore": True}),

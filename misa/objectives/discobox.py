@@ -1,22 +1,65 @@
 """DiscoBox (Lan et al. 2021): the student learns from its own masks after ten rounds of a mean field on the colors.
 
-L = L_projection + [r < 0.3] · dice(p · dilate(B), y). y is the mean of the student's mask and that of a copy which
-follows it, refined within the box ("structured teacher"); r, a running mean of L_projection, keeps it out until masks
-fill their boxes. Constants are the published code's. Its contrastive loss between objects of different images is left
-out: as coded it is a softmax of a softmax, which teaches next to nothing (`misa.losses.correspondence`), and the
-published configuration of VOC with ResNet-101 has none.
+L = L_projection + [r < 0.3] · dice(p · dilate(B), y) [+ with an object bank, [r < 0.2] · (L_transfer + L_match)].
+y is the mean of the student's mask and that of a copy which follows it, refined within the box ("structured teacher");
+r, a running mean of L_projection, keeps it out until masks fill their boxes. Constants are the published code's.
+
+The bank holds objects of earlier steps, as the copy saw them. One mask of every box, in the cell of the box's centre,
+is compared with those of its class; where enough are alike, cells of both are matched. L_match asks the features to be
+alike where they are matched: as coded a softmax of a softmax, which teaches next to nothing
+(`misa.losses.correspondence`). The matched objects' masks vote in a mean field of their own, whose result teaches
+these masks by a dice with a hundredth of the gradient (L_transfer). The published configuration of VOC with ResNet-101
+has no bank.
+
+Not verified, since only the published code's equations are known here: that objects enter the bank in the steps in
+which it is used, and that L_transfer waits for the same gate. Other than there: all processes share one bank, so that
+several learn what one does; the published ones have a bank each, and begin with an empty one after every resume.
+
+Axes: g box · k object of the bank that looks like it · i, j cells of their feature grids · h row · w column.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from misa.experiment import Needs
-from misa.objectives.base import BoxObjective, Ramp, Step, Term
+from misa.objectives.base import BoxObjective, PerBox, Ramp, Step, Term
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from misa.ops.bank import Objects
+
+
+@dataclass(frozen=True)
+class Bank:
+    """How objects are kept and compared.
+
+    slots: objects of each class that are kept, the newest. least: an object is kept if it is wider and higher than so
+    many cells of the masks. a_step: objects of a process that are kept from one step, at most. grid, side: cells of
+    the features and of the mask of an object. keys: objects that are matched with one; fewer are not used. form: see
+    `misa.losses.correspondence`. share: of the votes of matched objects in the mean field. gradient: of L_transfer.
+
+    80 classes and 256 channels take 0.21 GB, on the device and in every checkpoint.
+    """
+
+    slots: int = 100
+    least: int = 32
+    a_step: int = 32
+    grid: int = 7
+    side: int = 28
+    keys: int = 5
+    gate: float = 0.2
+    weight: float = 1.0
+    form: Literal["official", "intended"] = "official"
+    share: float = 0.01
+    gradient: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.keys <= self.slots or min(self.grid, self.side, self.a_step) < 1:
+            raise ValueError(f"Bank needs 1 <= keys <= slots, and grid, side and a_step of 1 or more: it is {self}.")
 
 
 @dataclass(frozen=True)
@@ -26,6 +69,7 @@ class DiscoBox(BoxObjective):
     gate: below which running mean of the projection loss the pseudo masks teach.
     momentum: what the copy keeps of itself a step, from the end of `shadow_start` on; until then the student's own
         masks stand in. The published code begins anew after every resume; here the copy is saved.
+    bank: None is without one.
     """
 
     projection_weight: float = 1.0
@@ -35,19 +79,29 @@ class DiscoBox(BoxObjective):
     shadow_start: Ramp = field(default_factory=lambda: Ramp(13000, 13000))
     steps: int = 10
     theta_color: float = 0.5  # in normalised colors
-    eps: float = 2e-3  # of both dice losses
+    eps: float = 2e-3  # of all dice losses
+    bank: Bank | None = field(default=None, metadata={"later": True})
 
     @property
     def needs(self) -> Needs:
-        """The copy that follows the student."""
-        return Needs(shadow=True)
+        """The copy that follows the student; with a bank one mask of every box."""
+        return Needs(shadow=True, per_box=self.bank is not None)
 
     def memory(self, classes: int, channels: int) -> nn.Module:
-        """`running`, the mean of the projection loss, 2 at first."""
+        """`running`, the mean of the projection loss, 2 at first; with a bank its objects and how many each class had.
+
+        Objects are rows, label · slots + turn, in half precision; the last row is none's.
+        """
         import torch
 
         memory = torch.nn.Module()
         memory.register_buffer("running", torch.tensor(2.0))
+        if (bank := self.bank) is not None:
+            rows, half = classes * bank.slots + 1, torch.float16
+            memory.register_buffer("features", torch.zeros(rows, channels, bank.grid, bank.grid, dtype=half))
+            memory.register_buffer("masks", torch.zeros(rows, bank.side, bank.side, dtype=half))
+            memory.register_buffer("aspect", torch.zeros(rows))
+            memory.register_buffer("filled", torch.zeros(classes, dtype=torch.long))
         return memory
 
     def shadow_momentum(self, iteration: int, total: int) -> float:
@@ -56,51 +110,189 @@ class DiscoBox(BoxObjective):
         return (self.momentum if before else 0.0) if begun else 1.0
 
     def losses(self, step: Step, memory: nn.Module | None = None) -> dict[str, Term]:
-        """`loss_projection` and `loss_pseudo`, means over the instances; the second 0 while the gate is shut."""
-        import torch
+        """`loss_projection` and `loss_pseudo`, means over the instances; with a bank `loss_transfer` and `loss_match`.
 
+        The last two are means over the boxes and over those with enough objects alike. All but the first are 0 while
+        their gates are shut.
+        """
         from misa.losses.projection import projection_loss
 
         masks, boxes = step.positives.mask_logits.sigmoid(), step.positives.box_masks
         count = max(len(masks), 1)
         projection = projection_loss(masks, boxes, eps=self.eps)
-        pseudo = 0 * masks.sum()
-        if memory is not None:
-            opened = memory.get_buffer("running") < self.gate
-            if opened.device.type != "cpu":  # asking would wait for the device
-                pseudo = torch.where(opened, self._pseudo(step, masks), pseudo)
-            elif opened:
-                pseudo = self._pseudo(step, masks)
-        return {
+        terms = {
             "loss_projection": Term(self.projection_weight * projection.sum() / count),
-            "loss_pseudo": Term(self.pseudo_weight * pseudo / count),
+            "loss_pseudo": Term(0 * masks.sum()),
         }
+        if memory is None:
+            return terms
+        pseudo = _where(memory.get_buffer("running") < self.gate, lambda: self._pseudo(step), 0 * masks.sum())
+        terms["loss_pseudo"] = Term(self.pseudo_weight * pseudo / count)
+        return terms if self.bank is None else terms | self._bank_terms(step, memory, self.bank)
 
-    def _pseudo(self, step: Step, masks: Tensor) -> Tensor:
-        """Σ dice of the masks, within their boxes and one cell around, to the refined mean of both networks' masks."""
+    def _pseudo(self, step: Step) -> Tensor:
+        """Σ dice of the masks to the refined mean of both networks' masks."""
+        from misa.ops.meanfield import mean_field
+
+        own, masks = step.positives, step.positives.mask_logits.sigmoid()
+        theirs = None if step.shadow is None else step.shadow.mask_logits
+        refined = mean_field(
+            self._mean(step, masks, theirs), own.box_masks, self._kernel(step), own.image.tolist(), steps=self.steps
+        )
+        return self._dice(masks, own.box_masks, refined)
+
+    def _mean(self, step: Step, masks: Tensor, theirs: Tensor | None) -> Tensor:
+        """Of the student's masks and the copy's (n h w, logits), once it has begun."""
+        if step.ramp(self.shadow_start) < 1:
+            return masks.detach()
+        assert theirs is not None
+        return (masks.detach() + theirs.sigmoid()) / 2
+
+    def _kernel(self, step: Step) -> Tensor:
+        from misa.ops.meanfield import window_kernel
+
+        return window_kernel(step.batch.images, valid=step.batch.valid, theta_color=self.theta_color)
+
+    def _dice(self, masks: Tensor, boxes: Tensor, refined: Tensor) -> Tensor:
+        """Σ dice of the masks, within their boxes and one cell around, to the refined ones."""
         import torch
 
         from misa.losses.pseudo import dice
-        from misa.ops.meanfield import mean_field, window_kernel
 
-        boxes, theirs = step.positives.box_masks, masks.detach()
-        if step.ramp(self.shadow_start) == 1:
-            assert step.shadow is not None
-            theirs = step.shadow.mask_logits.sigmoid()
-        kernel = window_kernel(step.batch.images, valid=step.batch.valid, theta_color=self.theta_color)
-        mean = (masks.detach() + theirs) / 2
-        refined = mean_field(mean, boxes, kernel, step.positives.image.tolist(), steps=self.steps)
         around = torch.nn.functional.max_pool2d(boxes.to(masks.dtype)[:, None], 3, stride=1, padding=1)[:, 0]
         return dice(masks * around, refined.to(masks.dtype), self.eps).sum()
 
+    def _bank_terms(self, step: Step, memory: nn.Module, bank: Bank) -> dict[str, Term]:
+        assert step.per_box is not None
+        masks = step.per_box.positives.mask_logits.sigmoid()
+        nothing = (0 * masks.sum()).expand(3)
+        transfer, match, used = _where(
+            self._opened(memory, bank), lambda: self._matched(step, masks, memory, bank), nothing
+        )
+        used = used.detach()
+        return {
+            "loss_transfer": Term(self.pseudo_weight * transfer / max(len(masks), 1), masks.new_full((), len(masks))),
+            "loss_match": Term(bank.weight * match / used.clamp(min=1), used),
+        }
+
+    def _opened(self, memory: nn.Module, bank: Bank) -> Tensor:
+        return memory.get_buffer("running") < min(self.gate, bank.gate)
+
+    def _matched(self, step: Step, masks: Tensor, memory: nn.Module, bank: Bank) -> Tensor:
+        """Σ of both terms of the bank, and how many boxes have enough objects alike (3)."""
+        import torch
+
+        from misa.losses.correspondence import correspondence_loss
+        from misa.ops.bank import objects_in, put_back
+        from misa.ops.correspond import match, similarity, transfer
+        from misa.ops.meanfield import mean_field
+
+        assert step.per_box is not None
+        own, theirs = step.per_box.positives, step.shadow_per_box
+        found = objects_in(
+            step.per_box.finest, masks.detach(), own.box_masks, own.image, grid=bank.grid, side=bank.side
+        )
+        keys, used = self._alike(found, own.labels, memory, bank)
+        message = masks.new_zeros(len(masks), 2, bank.side, bank.side)
+        total = 0 * masks.sum()
+        # On the CPU asking is free and the work is not.
+        some = used.nonzero().flatten().tolist() if used.device.type == "cpu" else list(range(len(masks)))
+        cosines = [similarity(found.features[g], keys.features[g]) for g in some]
+        plans = match(torch.cat(cosines).detach()).split(bank.keys) if some else ()
+        for g, cosine, plan in zip(some, cosines, plans, strict=True):
+            message[g] = used[g] * transfer(plan, cosine.detach(), found.masks[g], keys.masks[g])
+            total = total + used[g] * correspondence_loss(cosine, plan, form=bank.form)
+        refined = mean_field(
+            self._mean(step, masks, None if theirs is None else theirs.positives.mask_logits),
+            own.box_masks,
+            self._kernel(step),
+            own.image.tolist(),
+            steps=self.steps,
+            message=put_back(message, own.box_masks),
+            share=bank.share,
+        )
+        second = self._dice(masks, own.box_masks, refined)
+        second = bank.gradient * second + (1 - bank.gradient) * second.detach()
+        return torch.stack([second, total, used.sum().to(total.dtype)])
+
+    @staticmethod
+    def _alike(found: Objects, labels: Tensor, memory: nn.Module, bank: Bank) -> tuple[Objects, Tensor]:
+        """For every box `keys` objects (g k …) of its class, and whether there are as many that are alike (g)."""
+        import torch
+
+        from misa.ops.bank import Objects, alike, first
+
+        rows = Objects(*(memory.get_buffer(name) for name in Objects._fields))
+        chosen, used = [], []
+        for g, label in enumerate(labels.tolist()):
+            here = slice(label * bank.slots, (label + 1) * bank.slots)
+            own = Objects(*(part[g].detach() for part in found))
+            place, enough = first(alike(own, Objects(*(part[here].float() for part in rows))), bank.keys)
+            chosen.append(label * bank.slots + place)
+            used.append(enough)
+        if not chosen:
+            return Objects(*(part[:0, None].float() for part in rows)), rows.aspect.new_zeros(0, dtype=torch.bool)
+        places = torch.stack(chosen)
+        return Objects(*(part[places].float() for part in rows)), torch.stack(used)
+
     def update(self, step: Step, memory: nn.Module | None) -> None:
-        """r ← 0.9 r + 0.1 L_projection, the mean over all processes' instances."""
+        """Objects into the bank, if it was open; then r ← 0.9 r + 0.1 L_projection, the mean over all instances."""
         import torch
 
         from misa.losses.projection import projection_loss
 
         assert memory is not None
+        if self.bank is not None:
+            self._keep(step, memory, self.bank)
         projection = projection_loss(step.positives.mask_logits.sigmoid(), step.positives.box_masks, eps=self.eps)
         total, count = step.across(torch.stack([projection.sum(), projection.new_full((), len(projection))]))
         running = memory.get_buffer("running")
         running.copy_(torch.where(count > 0, 0.9 * running + 0.1 * total / count, running))
+
+    def _keep(self, step: Step, memory: nn.Module, bank: Bank) -> None:
+        """All processes' large objects as the copy sees them, in the order of the batch."""
+        import torch
+
+        from misa.ops.bank import Objects, objects_in, ring_slots
+        from misa.ops.boxes import extents
+
+        opened = self._opened(memory, bank)
+        if opened.device.type == "cpu" and not opened:
+            return
+        seen = step.shadow_per_box or step.per_box
+        assert isinstance(seen, PerBox)
+        own = seen.positives
+        objects = objects_in(
+            seen.finest, own.mask_logits.sigmoid(), own.box_masks, own.image, grid=bank.grid, side=bank.side
+        )
+        x1, y1, x2, y2 = extents(own.box_masks.float()).unbind(dim=1)
+        large = (x2 - x1 > bank.least) & (y2 - y1 > bank.least) & opened
+        host = torch.stack([own.labels, own.image]).to(large.device, non_blocking=True)
+        rows = [
+            *(part.float().flatten(1) for part in objects[:2]),
+            *(each[:, None] for each in (objects.aspect, *host)),
+        ]
+        # As many rows in every process: first those that are kept.
+        packed = torch.cat([large[:, None].float(), *(each.float() for each in rows)], dim=1)
+        packed = packed[(~large).to(torch.uint8).argsort(stable=True)[: bank.a_step]]
+        packed = torch.cat([packed, packed.new_zeros(bank.a_step - len(packed), packed.shape[1])])
+        every = step.together(packed)
+        image = every[..., -1] * len(every) + torch.arange(len(every), device=every.device)[:, None]
+        every = every.flatten(0, 1)[image.flatten().argsort(stable=True)]
+        keep, features, masks, aspect, labels, _ = every.split([1, *(each.shape[1] for each in rows)], dim=1)
+        filled = memory.get_buffer("filled")
+        slots, total = ring_slots(labels[:, 0].long(), keep[:, 0] > 0, filled, bank.slots)
+        filled.copy_(total)
+        for name, values in zip(Objects._fields, (features, masks, aspect[:, 0]), strict=True):
+            kept = memory.get_buffer(name)
+            kept[slots] = values.view(-1, *kept.shape[1:]).to(kept.dtype)
+            kept[-1] = 0
+
+
+def _where(opened: Tensor, compute: Callable[[], Tensor], otherwise: Tensor) -> Tensor:
+    """What `compute` gives where `opened` (a scalar); on the CPU it is called only then."""
+    import torch
+
+    if opened.device.type != "cpu":  # asking would wait for the device
+        return torch.where(opened, compute(), otherwise)
+    return compute() if opened else otherwise

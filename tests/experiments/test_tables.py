@@ -51,9 +51,10 @@ def test_every_row_of_the_table_is_here_with_its_numbers(table, shared):
                 float(line[name]) if line[name] else None for name in ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l")
             ]
             expected[method, student, BACKBONES[line["backbone"]]] = Expected(*numbers)
-    ours = {kind(row): row.expected for row in TABLES[table].values()}
+    printed = [row for row in TABLES[table].values() if row.expected]  # others are readings of our own
+    ours = {kind(row): row.expected for row in printed}
     assert ours == expected
-    assert len(ours) == len(TABLES[table])
+    assert len(ours) == len(printed)
 
 
 def test_a_row_of_misa_is_that_of_apro_with_both_modules():

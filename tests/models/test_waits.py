@@ -43,6 +43,7 @@ WAITS = {
     "boxlevelset": {},
     "box2mask": {},
     "discobox": {},
+    "discobox_bank": {},
     "boxinst": FCOS,
 }
 

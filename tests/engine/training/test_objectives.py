@@ -17,13 +17,15 @@ from misa.objectives.base import Ramp
 from misa.objectives.box2mask import Box2Mask
 from misa.objectives.boxinst import BoxInst
 from misa.objectives.boxteacher import BoxTeacher
-from misa.objectives.discobox import DiscoBox
+from misa.objectives.discobox import Bank, DiscoBox
 from misa.objectives.sim import SIM
 
+BANK = Bank(slots=3, least=2, grid=3, side=8, keys=1, gate=10.0, form="intended")
 ROWS = {
     "box2mask": {"objective": Box2Mask()},
     "boxinst": {"student": "condinst", "objective": BoxInst(ramp=Ramp(0, 8), bottom_rows=0)},
     "discobox": {"objective": DiscoBox(gate=10.0, shadow_start=Ramp(4, 4), momentum=0.9)},
+    "discobox_bank": {"objective": DiscoBox(gate=10.0, shadow_start=Ramp(4, 4), momentum=0.9, bank=BANK)},
     "boxteacher": {
         "student": "condinst",
         "objective": BoxTeacher(ramp=Ramp(0, 8), pseudo_ramp=Ramp(0, 4), bottom_rows=0, momentum=0.7, overlap=0.05),
@@ -82,6 +84,9 @@ def test_resumes_to_the_bit(name, tmp_path, monkeypatch, small_row):
     assert expected.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[key]) for key, value in expected.items())
     assert whole.metrics["segm"] == again.metrics["segm"]
+    if name == "discobox_bank":
+        assert expected["memory.own.filled"].sum() > 0
+        assert expected["memory.own.features"].any()
     if name == "discobox":
         layer = "mask_head.conv_cls.weight"
         assert not torch.equal(expected[f"memory.shadow.copy.{layer}"], expected[layer])
