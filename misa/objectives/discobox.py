@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from misa.ops.bank import Objects
 
 
+PARTS = ("features", "masks", "aspect")  # of the bank's objects, as buffers
+
+
 @dataclass(frozen=True)
 class Bank:
     """How objects are kept and compared.
@@ -222,7 +225,7 @@ class DiscoBox(BoxObjective):
 
         from misa.ops.bank import Objects, alike, first
 
-        rows = Objects(*(memory.get_buffer(name) for name in Objects._fields))
+        rows = Objects(*(memory.get_buffer(name) for name in PARTS))
         chosen, used = [], []
         for g, label in enumerate(labels.tolist()):
             here = slice(label * bank.slots, (label + 1) * bank.slots)
@@ -253,7 +256,7 @@ class DiscoBox(BoxObjective):
         """All processes' large objects as the copy sees them, in the order of the batch."""
         import torch
 
-        from misa.ops.bank import Objects, objects_in, ring_slots
+        from misa.ops.bank import objects_in, ring_slots
         from misa.ops.boxes import extents
 
         opened = self._opened(memory, bank)
@@ -283,7 +286,7 @@ class DiscoBox(BoxObjective):
         filled = memory.get_buffer("filled")
         slots, total = ring_slots(labels[:, 0].long(), keep[:, 0] > 0, filled, bank.slots)
         filled.copy_(total)
-        for name, values in zip(Objects._fields, (features, masks, aspect[:, 0]), strict=True):
+        for name, values in zip(PARTS, (features, masks, aspect[:, 0]), strict=True):
             kept = memory.get_buffer(name)
             kept[slots] = values.view(-1, *kept.shape[1:]).to(kept.dtype)
             kept[-1] = 0

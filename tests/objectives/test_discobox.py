@@ -11,7 +11,7 @@ from misa.losses.inputs import Batch, Positives
 from misa.losses.projection import projection_loss
 from misa.losses.pseudo import dice
 from misa.objectives.base import PerBox, Ramp, Step
-from misa.objectives.discobox import Bank, DiscoBox
+from misa.objectives.discobox import PARTS, Bank, DiscoBox
 from misa.ops.bank import Objects, alike, objects_in, put_back
 from misa.ops.correspond import match, similarity, transfer
 from misa.ops.meanfield import mean_field, window_kernel
@@ -193,7 +193,7 @@ def slow_terms(step, memory):
     transferred, matched = [], []
     for g, label in enumerate(own.labels.tolist()):
         message, slots = torch.zeros(1, 2, 6, 6, dtype=torch.float64), range(4 * label, 4 * label + 4)
-        rows = Objects(*(getattr(memory, name)[list(slots)].double() for name in Objects._fields))
+        rows = Objects(*(getattr(memory, name)[list(slots)].double() for name in PARTS))
         hits = alike(Objects(*(part[g] for part in found)), rows).nonzero().flatten().tolist()[:2]
         if len(hits) == 2:
             cosines = similarity(found.features[g], rows.features[hits])
