@@ -12,7 +12,8 @@ from torch.nn.functional import pad, unfold
 
 from misa.ops.backends import cpu
 from misa.ops.backends.cpu import array, spread_out
-from misa.ops.backends.kernels import F4, I8, U4, exp_minus, kernel
+from misa.ops.backends.loops.compiled import F4, I8, U4, kernel
+from misa.ops.backends.loops.sums import exp_minus
 from misa.ops.tree import grid_lengths
 
 Masks = Tensor

@@ -47,7 +47,7 @@ PATHS = sorted(ROOT.rglob("*.py"))
 LINES, ARGUMENTS = 60, 10  # of a function at most, see `test_functions_are_small`
 # Kernels are one loop each, and their arguments are arrays that a compiler wants one by one.
 KERNELS = {
-    "ops/backends/kernels.py",
+    *(f"ops/backends/loops/{name}.py" for name in ("products", "sums", "trees", "windows")),
     *(f"ops/backends/cuda/{name}.py" for name in ("features", "merges", "sums", "tour", "trees", "windows")),
 }
 # Public functions whose keywords are promised, and mmcv's own signatures.

@@ -115,7 +115,7 @@ def tree_sums(
 
 
 def _looped(values: Tensor, parent: Tensor, weight: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-    from misa.ops.backends import tree_sums as compiled
+    from misa.ops.backends.loops import products as compiled
 
     run = compiled.double if values.dtype == torch.float64 else compiled.single
     up, full = torch.empty_like(values), torch.empty_like(values)

@@ -15,7 +15,8 @@ from torch.testing import assert_close
 
 from misa.errors import UserError
 from misa.ops import backends
-from misa.ops.backends import choice, cpu, kernels, torch_ops
+from misa.ops.backends import choice, cpu, loops, torch_ops
+from misa.ops.backends.loops import compiled, sums, windows
 from misa.ops.guides import Guides, Join, half_window
 from misa.ops.propagation import propagate_global, propagate_local
 from misa.ops.tree import minimum_spanning_tree
@@ -175,20 +176,20 @@ def test_without_a_cache_kernels_are_compiled_in_memory(monkeypatch, capsys, tro
         monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
     else:
         monkeypatch.setattr(caching.IndexDataCacheFile, "save", no_room)
-    monkeypatch.setattr(kernels.Announcement, "said", False)
+    monkeypatch.setattr(compiled.Announcement, "said", False)
 
     def twice(x: float) -> float:
         return 2 * x
 
-    assert kernels.kernel("f8(f8)")(twice)(1.5) == 3.0
+    assert compiled.kernel("f8(f8)")(twice)(1.5) == 3.0
     assert capsys.readouterr().err.count("compiling") == 1
 
 
 @pytest.mark.parametrize("s", [0.0, 1e-9, 1e-3, 0.3, 0.7, 1.0, 5.0, 30.0, 47.9, 600.0])
 def test_exponentials(s):
-    assert kernels.exp_minus.py_func(np.float64(s)) == pytest.approx(math.exp(-s), rel=1e-10)
+    assert sums.exp_minus.py_func(np.float64(s)) == pytest.approx(math.exp(-s), rel=1e-10)
     expected = math.exp(-float(np.float32(s))) if s < 46 else 0.0
-    assert kernels.exp_minus_4.py_func(np.float32(s)) == pytest.approx(expected, rel=5e-7)
+    assert windows.exp_minus_4.py_func(np.float32(s)) == pytest.approx(expected, rel=5e-7)
 
 
 @pytest.mark.parametrize("how", ["python", "compiled"])
@@ -198,7 +199,7 @@ def test_merges_are_those_of_the_plain_climb(rng, how):
     up = np.array([0, *(int(torch.randint(max(0, v - 6), v, (1,), generator=rng)) for v in range(1, p))], np.uint32)
     s = ((torch.rand(p, generator=rng) * 8).round() / 4 + 0.1).numpy()
     s[7], s[20] = 0.0, 99.0  # flat, far
-    group, child, top, decay, k = (kernels.meet if how == "compiled" else kernels.meet.py_func)(up, s)
+    group, child, top, decay, k = (sums.meet if how == "compiled" else sums.meet.py_func)(up, s)
     assert k == p - 1
     assert group[7] == group[up[7]]
     zone = {int(g): v for v, g in enumerate(group) if v != 7}
@@ -220,7 +221,7 @@ def test_sort(many, largest):
     """By lengths and then numbers, few keys and many, with and without equal lengths."""
     keys = np.random.default_rng(0).integers(0, largest, many) << 32 | np.arange(many)
     expected = np.sort(keys)
-    kernels.sort.py_func(keys, np.empty(many, dtype=np.int64), np.empty(256, dtype=np.uint32))
+    sums.sort.py_func(keys, np.empty(many, dtype=np.int64), np.empty(256, dtype=np.uint32))
     np.testing.assert_array_equal(keys, expected)
 
 
@@ -251,9 +252,11 @@ def test_threads_do_not_change_a_bit(rng):
 @pytest.fixture
 def no_numba(monkeypatch):
     """As if numba were not installed."""
-    for name in ("cpu", "kernels", "tree_sums"):
-        monkeypatch.delitem(sys.modules, f"misa.ops.backends.{name}")
-        monkeypatch.delattr(backends, name)
+    for name in [name for name in sys.modules if name.startswith("misa.ops.backends.loops.")]:
+        monkeypatch.delitem(sys.modules, name)
+        monkeypatch.delattr(loops, name.rpartition(".")[2])
+    monkeypatch.delitem(sys.modules, "misa.ops.backends.cpu")
+    monkeypatch.delattr(backends, "cpu")
     monkeypatch.setitem(sys.modules, "numba", None)
     choice.compiled_loops.cache_clear()
     yield

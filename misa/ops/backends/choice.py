@@ -76,7 +76,8 @@ def warm() -> bool:
 def compiled_loops() -> ModuleType | None:
     """`cpu`, or None without numba."""
     try:
-        from misa.ops.backends import cpu, tree_sums  # noqa: F401  the second is loaded ahead
+        from misa.ops.backends import cpu
+        from misa.ops.backends.loops import products  # noqa: F401  the second is loaded ahead
     except ImportError:  # no numba, or none for the numpy at hand
         return None
     return cpu

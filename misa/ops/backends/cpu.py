@@ -1,6 +1,6 @@
-"""The CPU path: `kernels` called on tensors, one thread per tree, mask or strip of rows.
+"""The CPU path: `loops` called on tensors, one thread per tree, mask or strip of rows.
 
-Threads follow `torch.get_num_threads()`; the kernels release the GIL.
+Threads follow `torch.get_num_threads()`; the loops release the GIL.
 """
 
 import os
@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from misa.ops.backends import kernels, torch_ops
+from misa.ops.backends import torch_ops
+from misa.ops.backends.loops import sums as tree_sums
+from misa.ops.backends.loops import trees, windows
 from misa.ops.backends.torch_ops import Index, Layer, Map, Part
 
 T = TypeVar("T")
@@ -45,7 +47,7 @@ def spanning_trees(lengths: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Ten
     pixel, parent, edge = (torch.empty(len(lengths), h * w, dtype=torch.int32) for _ in range(3))
 
     def one(its: np.ndarray, pixel: np.ndarray, parent: np.ndarray, edge: np.ndarray) -> None:
-        kernels.spanning_tree(its, h, w, pixel, parent, edge)
+        trees.spanning_tree(its, h, w, pixel, parent, edge)
 
     spread_out(one, array(lengths), array(pixel), array(parent), edge.numpy())
     return pixel, parent, edge
@@ -54,7 +56,7 @@ def spanning_trees(lengths: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Ten
 def at_edges(values: Tensor, edge: Tensor, length: Tensor) -> Tensor:
     """Values of grid edges (g m) at the upward edges (g p) of trees; infinite at the roots and where `length` is."""
     result = torch.empty(edge.shape)
-    spread_out(kernels.at_edges, array(values), edge.contiguous().numpy(), array(length), array(result))
+    spread_out(trees.at_edges, array(values), edge.contiguous().numpy(), array(length), array(result))
     return result
 
 
@@ -68,20 +70,20 @@ def propagate(values: Tensor, parts: Sequence[Part]) -> Tensor:
     """
     result = torch.empty(values.shape)
     pixels = [array(pixel) for pixel, *_ in parts]
-    plans = [spread_out(kernels.meet, array(parent), array(s)) for _, parent, s, _, _ in parts]
+    plans = [spread_out(tree_sums.meet, array(parent), array(s)) for _, parent, s, _, _ in parts]
     index = [index for *_, index, _ in parts]
     shares = [float(share) for *_, share in parts]
 
     def one(i: int, mask: np.ndarray, target: np.ndarray) -> None:
         pixel, merges = pixels[0][index[0][i]], plans[0][index[0][i]]
-        kernels.write_ratio(kernels.sums(mask, pixel, merges), pixel, merges[0], target)
+        tree_sums.write_ratio(tree_sums.sums(mask, pixel, merges), pixel, merges[0], target)
 
     def one_of_two(i: int, mask: np.ndarray, target: np.ndarray) -> None:
         sums: list[Any] = []
         for q in range(2):
             tree = index[q][i]
-            sums += [kernels.sums(mask, pixels[q][tree], plans[q][tree]), zones[q][tree], shares[q]]
-        kernels.write_ratio_of_two(*sums, target)
+            sums += [tree_sums.sums(mask, pixels[q][tree], plans[q][tree]), zones[q][tree], shares[q]]
+        tree_sums.write_ratio_of_two(*sums, target)
 
     if len(parts) > 1:
         zones = [[_zones(*tree) for tree in zip(*both, strict=True)] for both in zip(pixels, plans, strict=True)]
@@ -105,8 +107,8 @@ def propagate_along(
 
     def one(i: int, mask: np.ndarray, guide: np.ndarray, target: np.ndarray) -> None:
         pixel, parent, length = trees[index[i]]
-        merges = kernels.meet(parent, kernels.tree_lengths(guide, pixel, parent, length, factor))
-        kernels.write_ratio(kernels.sums(mask, pixel, merges), pixel, merges[0], target)
+        merges = tree_sums.meet(parent, tree_sums.tree_lengths(guide, pixel, parent, length, factor))
+        tree_sums.write_ratio(tree_sums.sums(mask, pixel, merges), pixel, merges[0], target)
 
     spread_out(one, range(len(values)), array(values), array(guides), array(result))
     return result
@@ -125,7 +127,7 @@ def feature_lengths(features: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
     values, squares = array(features), array(factors.square())
 
     def strip(first: int, sums: np.ndarray) -> None:
-        kernels.feature_lengths(values, squares, first, min(first + STRIP, h), array(down), array(right), sums)
+        windows.feature_lengths(values, squares, first, min(first + STRIP, h), array(down), array(right), sums)
 
     spread_out(strip, starts, array(moments))
     return torch.cat([down.flatten(1), right.flatten(1)], dim=1), moments.sum(dim=0)
@@ -162,7 +164,7 @@ def propagate_window(
     n, h, w = masks.shape
     result = torch.zeros(n, h, w)
     frames = np.ones((1, h, w), np.float32).repeat(n, 0) if boxes is None else array(boxes.float())
-    crops = spread_out(kernels.bounds, frames)
+    crops = spread_out(windows.bounds, frames)
     group = {i: g for g, (members, _) in enumerate(groups) for i in members if crops[i][2] > 0}
     if not group:
         return result
@@ -173,7 +175,7 @@ def propagate_window(
     reach = int(np.abs(table).max(initial=0))
 
     def one(i: int, g: int) -> None:
-        kernels.local_steps(
+        windows.local_steps(
             planes[g], table, centres[g], reach, steps, values[i], frames[i], present[g], crops[i], targets[i]
         )
 
@@ -198,7 +200,7 @@ def _affinities(
     h, w = present[0].shape
     reach = int(np.abs(offsets).max(initial=0))
     runs = np.empty((h * len(crops), 4), np.int64)
-    runs = runs[: kernels.find_runs(np.array(crops, dtype=np.int64), len(layers), reach, h, w, runs)]
+    runs = runs[: windows.find_runs(np.array(crops, dtype=np.int64), len(layers), reach, h, w, runs)]
     planes = np.zeros((len(layers), len(offsets), h + reach, w + 2 * reach), np.float32)
     shared: dict[tuple[int, int], list[tuple[int, Layer]]] = {}
     for g, mine in enumerate(layers):
@@ -215,7 +217,7 @@ def _affinities(
     def strip(first: int) -> None:
         begin, end = np.searchsorted(runs[:, 0], (first, first + STRIP))
         for values, squares, shares, of_group, valid in calls:
-            kernels.add_affinities(values, squares, shares, of_group, runs[begin:end], offsets, valid, reach, planes)
+            windows.add_affinities(values, squares, shares, of_group, runs[begin:end], offsets, valid, reach, planes)
 
     spread_out(strip, range(0, h, STRIP))
     return planes

@@ -6,7 +6,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from misa.ops.backends.kernels import kernel
+from misa.ops.backends.loops.compiled import kernel
 
 
 def _sums(values: NDArray, parent: NDArray, weight: NDArray, up: NDArray, full: NDArray) -> None:

@@ -1,0 +1,1 @@
+"""Loops of the CPU path, compiled by numba: trees of a grid, sums over trees, windows around pixels."""
