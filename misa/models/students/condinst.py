@@ -4,17 +4,20 @@ BoxInst learns with it. The widths of the dynamic layers are those of AdelaiDet,
 16 mask features and 8 dynamic channels, 233 parameters a location.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from mmdet.models.dense_heads.condinst_head import CondInstBboxHead, CondInstMaskHead
 from mmdet.models.detectors import CondInst
 from mmdet.models.utils import aligned_bilinear
+from mmdet.utils import reduce_mean
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
 
 from misa.experiment import Experiment
+from misa.losses.boxes import box_loss
 from misa.losses.inputs import Positives
 from misa.losses.pseudo import quality
 from misa.models.host import on_host
@@ -24,6 +27,7 @@ from misa.models.students.common import mmdet_model, objectives, preprocessor
 from misa.models.students.table import Implementation
 from misa.objectives.base import Detected
 from misa.ops.boxes import box_masks
+from misa.ops.sent import sent
 
 MASK_FEATURES, DYNAMIC = 16, 8  # channels
 
@@ -53,10 +57,58 @@ class BoxCondInstMaskHead(CondInstMaskHead):
         return rescored
 
 
+class BoxCondInstBboxHead(CondInstBboxHead):
+    """mmdet's FCOS head with targets made on the host, from boxes and labels that it has: nothing waits."""
+
+    def match(
+        self, outputs: tuple[list[Tensor], ...], instances: list[InstanceData], at_most: int
+    ) -> tuple[dict[str, Tensor], list["Place"]]:
+        """The three losses of a batch, as mmdet's, and of every image the `best` locations, `at_most` in all."""
+        scores, boxes, centernesses, _ = outputs
+        device, background = scores[0].device, self.num_classes
+        priors = self.prior_generator.grid_priors([x.shape[-2:] for x in scores], device="cpu", with_stride=True)
+        points = [level[:, :2] for level in priors]
+        given = [InstanceData(bboxes=on_host(own.bboxes), labels=on_host(own.labels)) for own in instances]
+        by_level, aims, places, owners = self.get_targets(points, given)
+        labels = torch.cat(by_level)
+        positive = (labels < background).nonzero().flatten()
+        aims = torch.cat(aims)[positive]
+        at = torch.cat([level.repeat(len(instances), 1) for level in points])[positive]
+        hosted = (positive, labels, self.centerness_target(aims), self.bbox_coder.decode(at, aims), at)
+        chosen, labels, weight, theirs, at = (sent(x, device) for x in hosted)
+        count = reduce_mean(torch.tensor(float(len(positive))).to(device, non_blocking=True)).clamp(min=1)
+        total = reduce_mean(weight.sum()).clamp(min=1e-6)
+        classes, distances, central = (_listed(x) for x in (scores, boxes, centernesses))
+        found = box_loss(self.bbox_coder.decode(at, distances[chosen]), theirs, weight, total, form="giou")
+        losses = {
+            "loss_cls": self.loss_cls(classes, labels, avg_factor=count),
+            "loss_bbox": self.loss_bbox.loss_weight * found,
+            "loss_centerness": self.loss_centerness(central[chosen].flatten(), weight, avg_factor=count),
+        }
+        every = torch.cat(priors)
+        sure = (_strung(scores).sigmoid().amax(dim=2) * _strung(centernesses).sigmoid()[..., 0]).detach()
+        kept = []
+        for own, where, owner in zip(sure, places, owners, strict=True):
+            here = sent(where, device)
+            number, owner = best(owner, own[here], at_most)
+            x, y, stride = sent(every[where, :3], device)[number].unbind(dim=1)
+            kept.append(Place(here[number], torch.stack([x, y], dim=1), stride, owner))
+        return losses, kept
+
+
+class Place(NamedTuple):
+    """Locations of an image: in all levels strung together, x and y, strides; and, on the host, each one's box."""
+
+    position: Tensor
+    points: Tensor
+    strides: Tensor
+    owner: Tensor
+
+
 class MISACondInst(BoxSupervised, CondInst):
     """CondInst as the student. Its locations are found in the middle of the boxes, since there are no masks."""
 
-    bbox_head: CondInstBboxHead
+    bbox_head: BoxCondInstBboxHead
     mask_head: BoxCondInstMaskHead
 
     def feature_channels(self) -> int:
@@ -70,17 +122,17 @@ class MISACondInst(BoxSupervised, CondInst):
     def handover(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> Handover:
         """The locations that fire, of every box the best by class probability times centre-ness, 64 an image in all.
 
-        places: what mmdet says of them, an `InstanceData` an image.
+        places: a `Place` an image.
         """
         maps = self.extract_feat(images)
         outputs = self.bbox_head(maps)
+        losses: dict[str, Tensor] = {}
         if places is None:
-            plain = [InstanceData(bboxes=truth.bboxes, labels=truth.labels) for truth in instances]
-            losses = self.bbox_head.loss_by_feat(*outputs, plain, [])
-            chosen = [best(info, self.mask_head.topk_masks_per_img) for info in self.bbox_head.get_positive_infos()]
-        else:
-            losses, params = {}, torch.cat([level.flatten(2) for level in outputs[-1]], dim=2).transpose(1, 2)
-            chosen = [_with_params(info, own[info.pos_inds]) for info, own in zip(places, params, strict=True)]
+            losses, places = self.bbox_head.match(outputs, instances, self.mask_head.topk_masks_per_img)
+        chosen = [
+            InstanceData(points=place.points, strides=place.strides, param_preds=own[place.position])
+            for place, own in zip(places, _strung(outputs[-1]), strict=True)
+        ]
         features = self.mask_head.mask_feature_head(maps)
         masks = [self.mask_head.forward_single(own, info)[0] for own, info in zip(features, chosen, strict=True)]
         stride = self.mask_head.mask_out_stride
@@ -89,20 +141,20 @@ class MISACondInst(BoxSupervised, CondInst):
             features.shape[-1] * self.mask_head.mask_feat_stride,
         )
         size = (h // stride, w // stride)
-        owners = [info.pos_assigned_gt_inds for info in chosen]
+        owners = [place.owner for place in places]
         boxes = [
-            box_masks(truth.bboxes, *size, stride=stride)[own] for truth, own in zip(instances, owners, strict=True)
+            box_masks(truth.bboxes, *size, stride=stride)[own.to(images.device, non_blocking=True)]
+            for truth, own in zip(instances, owners, strict=True)
         ]
-        hosted = [own.cpu() for own in owners]
         first = torch.tensor([0, *(len(truth.bboxes) for truth in instances)]).cumsum(0).tolist()
         positives = Positives(
             torch.cat([own.reshape(-1, *size) for own in masks]),
             torch.cat(boxes),
-            torch.cat([on_host(truth.labels)[own] for truth, own in zip(instances, hosted, strict=True)]),
-            torch.cat([torch.full_like(own, b) for b, own in enumerate(hosted)]),
-            torch.cat([own + start for own, start in zip(hosted, first, strict=False)]),
+            torch.cat([on_host(truth.labels)[own] for truth, own in zip(instances, owners, strict=True)]),
+            torch.cat([torch.full_like(own, b) for b, own in enumerate(owners)]),
+            torch.cat([own + start for own, start in zip(owners, first, strict=False)]),
         )
-        return Handover(positives, _stretched(self, features), losses, places=chosen)
+        return Handover(positives, _stretched(self, features), losses, places=places)
 
     def detect(self, images: Tensor, sizes: list[tuple[int, int]]) -> list[Detected]:
         """mmdet's detections; scores are sqrt(class probability · centre-ness), as AdelaiDet's. In evaluation only."""
@@ -132,34 +184,34 @@ class MISACondInst(BoxSupervised, CondInst):
         return found
 
 
-def _with_params(info: InstanceData, params: Tensor) -> InstanceData:
-    """The same locations with the dynamic weights of another network."""
-    return InstanceData(
-        points=info.points,
-        strides=info.strides,
-        pos_inds=info.pos_inds,
-        pos_assigned_gt_inds=info.pos_assigned_gt_inds,
-        param_preds=params,
-    )
+def _strung(levels: list[Tensor]) -> Tensor:
+    """All levels' maps (b c h w) as (b p c)."""
+    return torch.cat([x.flatten(2) for x in levels], dim=2).transpose(1, 2)
 
 
-def best(info: InstanceData, at_most: int) -> InstanceData:
-    """The locations of an image that make masks: for every box its best ones, `at_most` / boxes of them, one or more.
+def _listed(levels: list[Tensor]) -> Tensor:
+    """All levels' maps (b c h w), level by level, as (b · p, c)."""
+    return torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in levels])
 
-    AdelaiDet's rule for BoxInst: a mask for every location would not fit into memory. Chosen on the host, which waits
-    for the device twice, whatever the number of boxes.
+
+def best(owner: Int[Tensor, " n"], score: Float[Tensor, " n"], at_most: int) -> tuple[Tensor, Tensor]:
+    """Which of an image's locations make masks: for every box its best, `at_most` / boxes of them, one or more.
+
+    AdelaiDet's rule for BoxInst: a mask for every location would not fit into memory. `owner`, a location's box, is on
+    the host, so that the numbers of locations are known there and nothing waits. Returns the locations' numbers, on the
+    score's device, and their owners, on the host.
     """
-    owner = info.pos_assigned_gt_inds.cpu()
-    if len(owner) == 0:
-        return info
-    score = (info.scores.sigmoid().amax(dim=1) * info.centernesses.sigmoid().flatten()).detach().cpu()
     owners = owner.unique()
+    if len(owners) == 0:
+        return owner.to(score.device), owner
     each = max(at_most // len(owners), 1)
-    kept = []
+    kept, whose = [], []
     for one in owners:
         mine = (owner == one).nonzero().flatten()
-        kept.append(mine if len(mine) <= each else mine[score[mine].topk(each).indices])
-    return info[torch.cat(kept).to(info.scores.device, non_blocking=True)]
+        here = mine.to(score.device, non_blocking=True)
+        kept.append(here if len(mine) <= each else here[score[here].topk(each).indices])
+        whose.append(one.expand(min(len(mine), each)))
+    return torch.cat(kept), torch.cat(whose)
 
 
 def condinst_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
@@ -173,6 +225,7 @@ def condinst_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigD
     model.type = MISACondInst
     model.data_preprocessor = preprocessor(experiment)
     dynamic_masks(model, experiment, len(classes))
+    model.bbox_head.type = BoxCondInstBboxHead
     model.mask_head.update(type=BoxCondInstMaskHead, feat_channels=DYNAMIC)
     model.mask_head.mask_feature_head.out_channels = MASK_FEATURES
     model.bbox_head.num_params = (MASK_FEATURES + 2 + 1) * DYNAMIC + (DYNAMIC + 1) * DYNAMIC + DYNAMIC + 1

@@ -21,11 +21,14 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from misa.experiment import Experiment
+from misa.losses.boxes import box_loss
 from misa.losses.polar import polar_centerness, polar_iou_loss
+from misa.models.host import on_host
 from misa.models.students.batch_means import batch_mean
 from misa.models.students.common import backbone_of, mmdet_model, preprocessor, stage_widths
 from misa.models.students.table import Implementation
 from misa.ops.rays import RAYS, centre, contour, polygons, ray_lengths
+from misa.ops.sent import sent
 
 SMALLEST = 15  # pixels of a mask at the network's input; smaller ones teach nothing, published: of the image's own size
 RADIUS = 1.5  # strides around an object's centre in which a location belongs to it
@@ -75,9 +78,9 @@ class PolarHead(CondInstBboxHead):
         instances: list[InstanceData],
         *_: Any,
     ) -> dict[str, Tensor]:
-        """The four losses of a batch; `instances` have bboxes, labels and masks."""
+        """The four losses of a batch; `instances` have bboxes, labels and masks. Targets are made on the host."""
         device = classes[0].device
-        priors = self.prior_generator.grid_priors([x.shape[-2:] for x in classes], device=device, with_stride=True)
+        priors = self.prior_generator.grid_priors([x.shape[-2:] for x in classes], device="cpu", with_stride=True)
         points = torch.cat(priors)[:, :3]
         ranges = torch.cat(
             [
@@ -87,21 +90,23 @@ class PolarHead(CondInstBboxHead):
         )
         found = [assigned(points, ranges, truth, self.num_classes, self.rays) for truth in instances]
         labels, aims, lengths = (torch.cat(parts) for parts in zip(*found, strict=True))
-        chosen = labels.flatten() < self.num_classes
-        count, per_image = chosen.sum(), chosen.new_tensor(len(instances), dtype=torch.float32)
-        at = points[:, :2].repeat(len(instances), 1)[chosen]
+        place = (labels < self.num_classes).nonzero().flatten()
+        at = points[:, :2].repeat(len(instances), 1)[place]
+        counts = torch.tensor([float(len(place)), float(len(place) + len(instances))])
+        chosen, at, aims, lengths, labels, counts = (
+            sent(x, device) for x in (place, at, aims, lengths, labels, counts)
+        )
+        count, whole = batch_mean(counts)
         weight = polar_centerness(lengths)
         total = batch_mean(weight.sum()).clamp(min=1e-6)
         own, theirs = (self.bbox_coder.decode(at, x) for x in (_strung(boxes)[chosen], aims))
         logits = _strung(centernesses)[chosen].flatten().float()
         unlike = nn.functional.binary_cross_entropy_with_logits(logits, weight, reduction="sum")
         return {
-            "loss_cls": self.loss_cls(
-                _strung(classes).float(), labels, avg_factor=float(batch_mean(count.float() + per_image))
-            ),
-            "loss_bbox": self.loss_bbox(own, theirs, weight=weight, avg_factor=total),
+            "loss_cls": self.loss_cls(_strung(classes).float(), labels, avg_factor=whole),
+            "loss_bbox": self.loss_bbox.loss_weight * box_loss(own, theirs, weight, total, form="iou"),
             "loss_mask": (weight * polar_iou_loss(_strung(rays)[chosen], lengths)).sum() / total,
-            "loss_centerness": unlike / batch_mean(count.float()).clamp(min=1),
+            "loss_centerness": unlike / count.clamp(min=1),
         }
 
     def _bbox_post_process(
@@ -131,12 +136,12 @@ def assigned(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The class of every location (p), and of those that have one the distances to the box (n 4) and the rays (n 36).
 
-    points (p 3): x, y and stride. ranges (p 2): of the largest distance to the box. A location within `RADIUS` strides
-    of an object's centre, and in its box, belongs to it; of several to the one of the smallest box.
+    All on the host. points (p 3): x, y and stride. ranges (p 2): of the largest distance to the box. A location within
+    `RADIUS` strides of an object's centre, and in its box, belongs to it; of several to the one of the smallest box.
     """
     large = [g for g, mask in enumerate(truth.masks.masks) if np.count_nonzero(mask) >= SMALLEST]
     outlines = [contour(torch.from_numpy(truth.masks.masks[g])) for g in large]
-    bboxes, labels = truth.bboxes[large], truth.labels[large]
+    bboxes, labels = on_host(truth.bboxes)[large], on_host(truth.labels)[large]
     every = labels.new_full((len(points),), background)
     if not large:
         return every, bboxes.new_zeros(0, 4), bboxes.new_zeros(0, RAYS)
@@ -156,7 +161,7 @@ def assigned(
     lengths = bboxes.new_zeros(len(place), RAYS)
     for g, outline in enumerate(outlines):
         own = owner == g
-        lengths[own] = ray_lengths(outline, points[place[own], :2].cpu(), rule=rule).to(lengths)
+        lengths[own] = ray_lengths(outline, points[place[own], :2], rule=rule)
     return every, away[place, owner], lengths
 
 

@@ -162,20 +162,16 @@ def test_images_without_boxes_are_finite(rng, boxes):
 
 def test_the_best_locations_of_every_box(rng):
     owner = torch.tensor([0] * 7 + [2] * 2 + [1] * 5)[torch.randperm(14, generator=rng)]
-    info = InstanceData(
-        pos_assigned_gt_inds=owner,
-        scores=torch.randn(14, 3, generator=rng),
-        centernesses=torch.randn(14, 1, generator=rng),
-        place=torch.arange(14),
-    )
-    score = info.scores.sigmoid().max(dim=1)[0] * info.centernesses.sigmoid()[:, 0]
+    score = torch.rand(14, generator=rng)
     for at_most, each in ((9, 3), (2, 1), (64, 21)):
         expected = set()
         for one in range(3):
             mine = [i for i in range(14) if owner[i] == one]
             expected |= set(sorted(mine, key=lambda i: -score[i])[:each])
-        assert set(best(info, at_most).place.tolist()) == expected
-    assert len(best(info[:0], 64)) == 0
+        number, whose = best(owner, score, at_most)
+        assert set(number.tolist()) == expected
+        assert torch.equal(owner[number], whose)
+    assert [len(x) for x in best(owner[:0], score[:0], 64)] == [0, 0]
 
 
 def test_relative_coordinates_point_from_the_pixel_to_the_location():
