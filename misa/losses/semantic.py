@@ -26,7 +26,7 @@ VOID = 255
 
 
 class Boxes(NamedTuple):
-    """The boxes of a batch at the resolution of the losses."""
+    """The boxes of a batch at the resolution of the losses; the host reads `labels` and `image`, and has them."""
 
     masks: Bool[Tensor, "n h w"]
     labels: Int[Tensor, " n"]
@@ -130,7 +130,8 @@ def semantic_objectives(
     if terms.sure_weight:
         losses["loss_sure"] = terms.sure_weight * sure_loss(logits, allowed, batch.valid)
     rows = _rows(boxes.labels, background)
-    merged = logits.softmax(dim=1)[boxes.image, rows] * allowed[boxes.image, rows]
+    where = [index.to(logits.device, non_blocking=True) for index in (boxes.image, rows)]
+    merged = logits.softmax(dim=1)[where[0], where[1]] * allowed[where[0], where[1]]
     projection = projection_loss(merged * boxes.masks, boxes.masks)
     losses["loss_projection"] = terms.projection_weight * projection.sum() / max(len(projection), 1)
     if terms.affinity is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from misa.losses.inputs import Batch, shrink
 from misa.losses.semantic import Boxes, SemanticTerms, label_map_loss, semantic_objectives
+from misa.models.host import on_host
 from misa.models.teacher.contract import SemanticMaps, TeacherNetwork
 from misa.ops.boxes import box_masks
 
@@ -64,8 +65,8 @@ class SemanticTeacher(BaseModel):
         for b, sample in enumerate(samples):
             truth, ignored = sample.gt_instances, sample.ignored_instances
             masks.append(box_masks(truth.bboxes, *size, stride=self.loss_stride))
-            labels.append(truth.labels)
-            images.append(torch.full_like(truth.labels, b))
+            labels.append(on_host(truth.labels))
+            images.append(torch.full_like(labels[-1], b))
             crowds.append(box_masks(ignored.bboxes, *size, stride=self.loss_stride).any(dim=0))
         union = torch.stack([own.any(dim=0, keepdim=True) for own in masks])
         batch = shrink(inputs, [sample.img_shape for sample in samples], union)
