@@ -56,7 +56,10 @@ class Term(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """The ground truth of a batch: boxes (g 4: x1 y1 x2 y2 in pixels of the padded input), `labels` and `image` (g)."""
+    """The ground truth of a batch: boxes (g 4: x1 y1 x2 y2 in pixels of the padded input), `labels` and `image` (g).
+
+    All on the host.
+    """
 
     boxes: Tensor
     labels: Tensor
@@ -176,7 +179,10 @@ class BoxObjective(Objective):
         memory: nn.Module | None,
         generators: Sequence[torch.Generator],
     ) -> Prepared:
-        """Before the networks run: images (b 3 h w), and `bboxes` and `labels` of each. The identity by default."""
+        """Before the networks run: images (b 3 h w), and `bboxes` and `labels` of each. The identity by default.
+
+        Each image's size without padding is its instances' `img_shape` (h, w).
+        """
         return Prepared(images, instances, images)
 
     def losses(self, step: Step, memory: nn.Module | None) -> dict[str, Term]:

@@ -60,7 +60,8 @@ class BoxTeacher(BoxInst):
         """The student's images in other colors."""
         from misa.ops.strong import strong_view
 
-        return Prepared(strong_view(images, generators, blur=self.blur), instances, images)
+        sizes = [own.img_shape for own in instances if "img_shape" in own]
+        return Prepared(strong_view(images, generators, blur=self.blur, sizes=sizes or None), instances, images)
 
     def losses(self, step: Step, memory: nn.Module | None = None) -> dict[str, Term]:
         """BoxInst's two, and `loss_pixels` and `loss_affinity`, means over the instances that have a pseudo mask."""
@@ -76,7 +77,7 @@ class BoxTeacher(BoxInst):
         target, confidence = self.pseudo_masks(step)
         target = target & boxes
         valid = torch.stack([shift(step.batch.valid, offset) for offset in window_offsets(3, 2)], dim=1)
-        alike = same_side(target) & boxes[:, None] & valid[image.to(logits.device)]
+        alike = same_side(target) & boxes[:, None] & valid[image.to(logits.device, non_blocking=True)]
         affinity = pair_loss(error, alike, reduction="positive")
         pixels = dice(logits.sigmoid(), target.to(logits.dtype))
         count = (confidence > 0).sum()
@@ -87,7 +88,10 @@ class BoxTeacher(BoxInst):
         }
 
     def pseudo_masks(self, step: Step) -> tuple[Tensor, Tensor]:
-        """The copy's mask of every instance's box (n h w) and its confidence (n); 0 where nothing was detected."""
+        """The copy's mask of every instance's box (n h w) and its confidence (n); 0 where nothing was detected.
+
+        Boxes are chosen on the host, for which a batch's detections are copied at once.
+        """
         import torch
 
         from misa.losses.pseudo import quality
@@ -98,14 +102,16 @@ class BoxTeacher(BoxInst):
         own = step.positives
         target = torch.zeros_like(own.box_masks)
         confidence = own.mask_logits.new_zeros(len(own.image))
-        for b, found in enumerate(step.detections):
-            sure = quality(found.masks)
+        every = [(found, quality(found.masks)) for found in step.detections]
+        rows = [torch.cat([f.boxes, (f.scores * sure).sqrt()[:, None]], dim=1) for f, sure in every]
+        hosted = torch.cat(rows).cpu().split([len(f.scores) for f, _ in every])
+        for b, ((found, sure), seen) in enumerate(zip(every, hosted, strict=True)):
             here = (step.truth.image == b).nonzero().flatten()
-            taken = greedy_boxes(found.boxes, (found.scores * sure).sqrt(), step.truth.boxes[here], iou=self.overlap)
+            taken = greedy_boxes(seen[:, :4], seen[:, 4], step.truth.boxes[here], iou=self.overlap)
             answer = dict(zip(here.tolist(), taken.tolist(), strict=True))
-            rows = [(n, i) for n, g in enumerate(own.instance.tolist()) if (i := answer.get(g, -1)) >= 0]
-            if rows:
-                places, chosen = torch.tensor(rows, device=target.device).T
+            pairs = [(n, i) for n, g in enumerate(own.instance.tolist()) if (i := answer.get(g, -1)) >= 0]
+            if pairs:
+                places, chosen = torch.tensor(pairs).to(target.device, non_blocking=True).T
                 target[places] = found.masks[chosen] > 0.5
                 confidence[places] = (found.scores.sqrt() * sure).sqrt()[chosen].to(confidence.dtype)
         return target, confidence

@@ -109,7 +109,7 @@ class SIM(BoxInst):
             return terms | {"loss_pseudo": Term(0 * masks.sum())}
         objects = objects_of(step)
         pseudo = self.pseudo_masks(step, self.normalised(memory.get_buffer("prototypes")), objects)
-        where = objects.where.to(masks.device)
+        where = objects.where.to(masks.device, non_blocking=True)
         target, sure = pseudo.target[where], pseudo.sure[where]
         loss = focal_on(masks, target, sure, form=self.focal)
         weight = self.pseudo_weight * step.ramp(self.pseudo_ramp)
@@ -133,9 +133,10 @@ class SIM(BoxInst):
         features = F.normalize(step.shadow_features.float(), dim=1)
         semantic = torch.empty_like(objects.masks)
         for b in objects.image.unique().tolist():
-            here = objects.image == b
-            near = torch.einsum("gqd,dhw->gqhw", prototypes[objects.labels[here]], features[b])
-            semantic[here] = near.amax(dim=1).sigmoid()
+            here = (objects.image == b).nonzero().flatten()
+            place, label = (x.to(features.device, non_blocking=True) for x in (here, objects.labels[here]))
+            near = torch.einsum("gqd,dhw->gqhw", prototypes[label], features[b])
+            semantic[place] = near.amax(dim=1).sigmoid()
         both = (semantic + objects.masks) / 2
         descending = (both * objects.boxes).flatten(1).sort(dim=1, descending=True).values
         rank = ((objects.masks > self.sure) & objects.boxes).sum(dim=(1, 2))
@@ -145,11 +146,15 @@ class SIM(BoxInst):
         return Pseudo(target, target | ((both < self.nothing) & objects.boxes))
 
     def update(self, step: Step, memory: nn.Module | None) -> None:
-        """Pull the prototypes of each class of the batch to the student's features where the objects surely are."""
+        """Pull the prototypes of each class of the batch to the student's features where the objects surely are.
+
+        Which pixels these are is copied to the host once a step: as many random numbers are drawn.
+        """
         import torch
         import torch.nn.functional as F
 
         from misa.ops.assignment import balanced, hard_assignment
+        from misa.ops.sent import sent
 
         assert memory is not None
         assert step.features is not None
@@ -157,7 +162,7 @@ class SIM(BoxInst):
         stored = memory.get_buffer("prototypes")
         prototypes = self.normalised(stored)
         objects = objects_of(step)
-        surely = (objects.masks > self.sure) & objects.boxes
+        surely = ((objects.masks > self.sure) & objects.boxes).cpu()
         for b, generator in enumerate(step.generators):
             own, theirs = (F.normalize(x[b].float(), dim=0) for x in (step.features, step.shadow_features))
             before = prototypes
@@ -170,11 +175,13 @@ class SIM(BoxInst):
                 place = times.flatten().nonzero().flatten().repeat_interleave(times.flatten()[times.flatten() > 0])
                 if len(place) == 0:
                     continue
+                place = sent(place, stored.device)
                 shares = balanced(before[label] @ theirs.flatten(1)[:, place])
                 chosen = hard_assignment(shares, form=self.assignment, generator=generator)
                 total = torch.zeros_like(prototypes[label]).index_add(0, chosen, own.flatten(1)[:, place].T)
-                moved = torch.bincount(chosen, minlength=len(total)) > 0
-                prototypes[label, moved] = prototypes[label, moved].lerp(F.normalize(total[moved], dim=1), self.share)
+                moved = torch.zeros_like(total[:, :1], dtype=torch.bool).index_fill(0, chosen, True)
+                pulled = prototypes[label].lerp(F.normalize(total, dim=1), self.share)
+                prototypes[label] = torch.where(moved, pulled, prototypes[label])
             prototypes = self.normalised(prototypes)
         stored.copy_(step.across(prototypes))
 
@@ -189,10 +196,11 @@ def objects_of(step: Step) -> Objects:
     n, g = len(where), len(count)
     first = torch.full((g,), n).scatter_reduce(0, where, torch.arange(n), "amin")
     masks = step.shadow.mask_logits.sigmoid()
-    total = masks.new_zeros(g, *masks.shape[1:]).index_add(0, where.to(masks.device), masks)
+    owner, one, times = (x.to(masks.device, non_blocking=True) for x in (where, first, count))
+    total = masks.new_zeros(g, *masks.shape[1:]).index_add(0, owner, masks)
     return Objects(
-        total / count.to(masks)[:, None, None],
-        own.box_masks[first.to(masks.device)],
+        total / times.to(masks.dtype)[:, None, None],
+        own.box_masks[one],
         own.labels[first],
         own.image[first],
         count,

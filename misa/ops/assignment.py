@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from misa.ops.affinity import check_finite, promote
+from misa.ops.sent import sent
 
 
 def balanced(scores: Float[Tensor, "q p"], *, epsilon: float = 0.05, rounds: int = 3) -> Float[Tensor, "q p"]:
@@ -58,7 +59,7 @@ def hard_assignment(
         raise ValueError(f"hard_assignment knows the forms 'official' and 'intended', not {form!r}.")
     uniform = torch.rand(shares.shape, generator=generator, dtype=torch.float64).clamp(min=1e-300)
     gumbel = -(-uniform.log()).clamp(min=1e-300).log()
-    return (shares + gumbel.to(shares)).argmax(dim=0)
+    return (shares + sent(gumbel.to(shares.dtype), shares.device)).argmax(dim=0)
 
 
 def greedy_boxes(

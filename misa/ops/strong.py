@@ -22,6 +22,7 @@ def strong_view(
     jitter: float = 0.8,
     grey: float = 0.2,
     blur: float = 0.0,
+    sizes: Sequence[tuple[int, int]] | None = None,
 ) -> Float[Tensor, "b 3 h w"]:
     """Normalised images with random brightness, contrast, saturation and hue, some grey, some blurred.
 
@@ -29,15 +30,17 @@ def strong_view(
     by ±0.1 of the circle, in random order; then grey with probability `grey`, and a Gaussian of 3 x 3 pixels with σ of
     0.1 … 2 with probability `blur`. Geometry stays. Every image has a `generator` (on the CPU) of its own, so draws do
     not depend on the rest of the batch. Padding, exactly 0 in a normalised image, stays 0 and has no part in contrast.
+    `sizes` are the images' (h, w) without it; left out, they are read from the images, which waits on a GPU.
 
     Raises:
-        ValueError: not one generator an image.
+        ValueError: not one generator, or size, an image.
         NotFinite: NaN or Inf, on the CPU only.
     """
-    if images.dim() != 4 or images.shape[1] != 3 or len(generators) != len(images):
+    known = len(images) if sizes is None else len(sizes)
+    if images.dim() != 4 or images.shape[1] != 3 or not len(generators) == known == len(images):
         raise ValueError(
-            "strong_view needs images (b, 3, h, w) and a generator for each: "
-            f"they are {tuple(images.shape)} and {len(generators)}."
+            "strong_view needs images (b, 3, h, w) and a generator, and a size where sizes are given, for each: "
+            f"they are {tuple(images.shape)}, {len(generators)} and {known}."
         )
     check_finite("strong_view: images", images)
     mean, std = (
@@ -45,9 +48,9 @@ def strong_view(
         for values in (MEAN, STD)
     )
     result = images.clone()
-    for image, out, generator in zip(images, result, generators, strict=True):
+    for b, (image, out, generator) in enumerate(zip(images, result, generators, strict=True)):
         there = (image != 0).any(dim=0)
-        h, w = int(there.any(dim=1).sum()), int(there.any(dim=0).sum())
+        h, w = sizes[b] if sizes else (int(there.any(dim=1).sum()), int(there.any(dim=0).sum()))
         plain = ((image[:, :h, :w] * std + mean) / 255).clamp(0, 1)
         changed = _changed(plain, generator, jitter=jitter, grey=grey, blur=blur)
         out[:, :h, :w] = torch.where(there[:h, :w], (changed * 255 - mean) / std, 0)

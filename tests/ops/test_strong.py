@@ -61,6 +61,7 @@ def test_padding_stays_and_has_no_part(rng):
     padded[..., :12, :10] = plain
     seen = strong_view(padded, seeded(7), jitter=1.0)
     assert_close(seen[..., :12, :10], strong_view(plain, seeded(7), jitter=1.0))
+    assert torch.equal(strong_view(padded, seeded(7), jitter=1.0, sizes=[(12, 10)]), seen)
     assert (seen[..., 12:, :] == 0).all()
     assert (seen[..., 10:] == 0).all()
     assert torch.equal(strong_view(torch.zeros(1, 3, 4, 4), seeded(0)), torch.zeros(1, 3, 4, 4))
@@ -84,5 +85,7 @@ def test_the_shares_of_what_happens():
 
 
 def test_says_what_it_needs():
-    with pytest.raises(ValueError, match="generator for each"):
+    with pytest.raises(ValueError, match="for each"):
         strong_view(torch.zeros(2, 3, 4, 4), seeded(0))
+    with pytest.raises(ValueError, match="2 and 1"):
+        strong_view(torch.zeros(2, 3, 4, 4), seeded(0, 1), sizes=[(4, 4)])

@@ -13,6 +13,7 @@ from misa.data.pipeline import MEAN, STD
 from misa.errors import Diverged, NotFinite, UserError
 from misa.experiment import objective_from
 from misa.losses.inputs import Positives, SemanticPrior, shrink, union_of_boxes
+from misa.models.host import on_host
 from misa.models.students.adapter import Adapter
 from misa.models.students.batch_means import batch_mean, share, together
 from misa.models.students.memory import Memory
@@ -187,6 +188,8 @@ class BoxSupervised(nn.Module):
         own = None if self.memory is None else self.memory.own
         generators = [generator_of(self.clock, sample) for sample in samples]
         given = [sample.gt_instances for sample in samples]
+        for own_instances, sample in zip(given, samples, strict=True):
+            own_instances.set_metainfo({"img_shape": tuple(sample.img_shape[:2])})
         prepared = self.objective.prepare(images, given, own, generators)
         own_part = self.handover(prepared.images, prepared.instances)
         positives, features, losses = own_part.positives, own_part.features, own_part.losses
@@ -284,8 +287,9 @@ def _part(term: Term, repeats: int, positives: Positives) -> Tensor:
 
 
 def _truth(instances: list[InstanceData]) -> Truth:
-    image = torch.cat([torch.full_like(own.labels, b) for b, own in enumerate(instances)])
-    return Truth(torch.cat([own.bboxes for own in instances]), torch.cat([own.labels for own in instances]), image)
+    boxes, labels = ([on_host(own[name]) for own in instances] for name in ("bboxes", "labels"))
+    image = torch.cat([torch.full_like(own, b) for b, own in enumerate(labels)])
+    return Truth(torch.cat(boxes), torch.cat(labels), image)
 
 
 def _colors(images: Tensor, size: tuple[int, int]) -> Tensor:
