@@ -176,7 +176,8 @@ class Progress(Hook):
         self.health = watched or self.health
         if done % self.every and done != runner.max_iters and done != self.first + 1:
             return
-        (losses,) = read_losses([{k: v.detach() for k, v in (outputs or {}).items() if "loss" in k}])
+        shown = {k: v.detach() for k, v in (outputs or {}).items() if "loss" in k}
+        losses, health = read_losses([shown, self.health])
         values = {key.removeprefix("loss_"): value for key, value in losses.items()}
         if self.columns is None:
             self._name_columns(values)
@@ -190,7 +191,7 @@ class Progress(Hook):
         line = f"{step:<26}" + "".join(f"{values[name]:>{_wide(name)}.2f}" for name in self.columns or ())
         clock = "" if done == self.first + 1 < runner.max_iters else f"{left // 60}:{left % 60:02d}"
         line += f"{seconds:>8.2f}{clock:>7}"
-        lines = [line, *(_in_words(self.health) if self.health else ())]
+        lines = [line, *(_in_words(health) if health else ())]
         for text in lines:
             self._say(text, quiet=self.interactive)
         if self.live is not None:
@@ -248,9 +249,8 @@ def _wide(name: str) -> int:
     return max(len(name) + 1, 6)
 
 
-def _in_words(health: Mapping[str, torch.Tensor]) -> list[str]:
+def _in_words(values: Mapping[str, float]) -> list[str]:
     """The diagnostics of a step, as lines of the log."""
-    values = {name: value.item() for name, value in health.items()}
     shares = [f"{n.removeprefix('gradient_')} {v:.0%}" for n, v in values.items() if n.startswith("gradient_")]
     return [
         f"  masks fill {values['mask_fill']:.0%} of their boxes, {values['mask_is_box']:.0%} are the box",
