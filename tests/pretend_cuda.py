@@ -2,9 +2,11 @@
 
 A `Pretend` says that it is on cuda:0 and holds a CPU tensor. Inside `pretended()` factories and `.to("cuda")` make such
 tensors, values are real, and the returned list fills with a line for each operation that makes the host wait: a value
-read (`item`, `bool`), a shape that depends on values (`nonzero`, a boolean index, `unique`), a copy to the host, and a
-copy to the device that is not `non_blocking`. What CUDA refuses, operands on both devices, raises here as well.
-Triton's kernels run in its interpreter.
+read (`item`, `bool`), a shape that depends on values (`nonzero`, a boolean index, `unique`), a copy to the host, a copy
+to the device that is not `non_blocking` or is of more than 64 KB that are not pinned (the driver stages smaller ones at
+once), and a synchronisation that is asked for. What CUDA refuses, operands on both devices, raises here as well.
+Triton's kernels run in its interpreter. A copy to the host without waiting arrives at once: reading it before an event
+or a synchronisation says so is a fault that is not seen here.
 """
 
 import sys
@@ -17,7 +19,7 @@ from unittest.mock import patch
 import torch
 from mmengine.structures import instance_data
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 from triton.runtime.interpreter import InterpretedFunction
 
@@ -29,6 +31,7 @@ READS = {
     "equal", "is_nonzero", "nms",
 }  # fmt: skip
 COPIES = {"_to_copy", "copy_"}
+STAGED = 2**16  # bytes that the driver copies from pageable memory without waiting
 INDEXING = {"index", "index_put", "index_put_"}
 
 
@@ -69,7 +72,17 @@ class Pretend(Tensor):
         """As torch's, which takes no subclass."""
         return self.cpu().tolist()
 
+    def numpy(self, **_: Any) -> Any:
+        """As torch's, in the same words."""
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
+
+    def __format__(self, form: str) -> str:
+        return format(self.item() if self.dim() == 0 else str(self), form)
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:
+        watch = _get_current_dispatch_mode()
+        if isinstance(watch, Watch):  # printing reads
+            watch.note("repr")
         return f"Pretend({self.inner})"
 
     @classmethod
@@ -83,6 +96,20 @@ class Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
+        self.pinned: list[Tensor] = []  # kept, so that no other tensor gets the memory
+
+    def note(self, name: str) -> None:
+        """Something waits."""
+        self.waits.append(f"{name} at {_caller()}")
+
+    def pin(self, values: Tensor, *_: Any) -> Tensor:
+        """In place of `Tensor.pin_memory`."""
+        self.pinned.append(values.clone())
+        return self.pinned[-1]
+
+    def is_pinned(self, values: Tensor) -> bool:
+        """Whether a tensor's memory is of `pin`."""
+        return any(values.untyped_storage().data_ptr() == own.untyped_storage().data_ptr() for own in self.pinned)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -95,7 +122,7 @@ class Watch(TorchDispatchMode):
         if name == "copy_":
             on_cuda = isinstance(args[0], Pretend)
         if self._waits(name, args, kwargs, on_cuda):
-            self.waits.append(f"{name} at {_caller()}")
+            self.note(name)
         if there and name not in COPIES | INDEXING:
             here = [tensor for tensor in tensors if not isinstance(tensor, Pretend) and tensor.dim() > 0]
             if here:
@@ -106,13 +133,13 @@ class Watch(TorchDispatchMode):
         wrapped = tree_map(lambda x: Pretend(x) if isinstance(x, Tensor) else x, result)
         return return_and_correct_aliasing(function, args, kwargs, wrapped)
 
-    @staticmethod
-    def _waits(name: str, args: Any, kwargs: Any, to_cuda: bool) -> bool:
+    def _waits(self, name: str, args: Any, kwargs: Any, to_cuda: bool) -> bool:
         if name in COPIES:
             source = args[1] if name == "copy_" else args[0]
             blocking = not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
             crosses = isinstance(source, Pretend) != to_cuda
-            return crosses and blocking and source.numel() > 0
+            paged = to_cuda and source.nbytes > STAGED and not self.is_pinned(source)
+            return crosses and (blocking or paged) and source.numel() > 0
         if name in INDEXING:
             where = [index for index in args[1] if index is not None]
             masks = [index for index in where if index.dtype in (torch.bool, torch.uint8)]
@@ -145,6 +172,26 @@ def _caller() -> str:
     return "?"
 
 
+class Event:
+    """In place of `torch.cuda.Event`: everything has happened, but waiting for it is noted."""
+
+    watch: Watch
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def record(self, *_: Any) -> None:
+        """Nothing."""
+
+    def query(self) -> bool:
+        """Always."""
+        return True
+
+    def synchronize(self) -> None:
+        """A wait."""
+        self.watch.note("synchronize")
+
+
 @contextmanager
 def pretended() -> Iterator[list[str]]:
     """Inside, "cuda" is there; the list holds what waited so far. Clear it after a first step, which fills caches."""
@@ -161,5 +208,11 @@ def pretended() -> Iterator[list[str]]:
             patch.object(InterpretedFunction, "run", lambda kernel, *args, **more: launch(kernel, *_bare(args), **more))
         )
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # the mode is this thread's
-        watch = stack.enter_context(Watch())
+        watch = Watch()
+        event = type("Event", (Event,), {"watch": watch})
+        stack.enter_context(patch.object(torch.cuda, "Event", event))
+        stack.enter_context(patch.object(torch.cuda, "current_stream", lambda *_: event()))
+        stack.enter_context(patch.object(torch.cuda, "synchronize", lambda *_: watch.note("synchronize")))
+        stack.enter_context(patch.object(Tensor, "pin_memory", lambda values, *_: watch.pin(values)))
+        stack.enter_context(watch)
         yield watch.waits

@@ -3,55 +3,97 @@
 import copy
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
+from mmdet.structures.mask import BitmapMasks
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
+from mmengine.structures import InstanceData, PixelData
 
 import misa.models  # noqa: F401  (imports mmdet silently)
+from experiments.demo import OBJECTIVES
 from misa.engine.training.optimizer import optimizer_config
 from misa.experiment import Affinity
 from misa.losses.inputs import SemanticPrior
 from misa.losses.pairwise import pairwise_loss
 from misa.models.host import on_host
+from misa.models.students.base import BoxSupervised, Clock
 from misa.models.students.table import model_config
 from misa.models.teacher.table import build_teacher
 from misa.ops.backends import choice
+from misa.ops.sent import sent
 from misa.rows import find_row, teacher_row
 from tests.models.students.test_mask2former import CLASSES, TWO, batch
 from tests.pretend_cuda import Pretend, pretended
 
-HUNGARIAN = {"_to_copy at students/mask2former.py assign": 1}  # the table of costs
-FCOS = {  # mmdet's targets and losses, then the choice of locations: 2 images
-    "_local_scalar_dense at dense_heads/condinst_head.py loss_by_feat": 2,
-    "_local_scalar_dense at losses/iou_loss.py forward": 1,
-    "_to_copy at bbox/bbox_overlaps.py bbox_overlaps": 1,
-    "_to_copy at dense_heads/condinst_head.py <listcomp>": 5,
-    "_to_copy at dense_heads/condinst_head.py _get_targets_single": 2,
-    "_to_copy at dense_heads/condinst_head.py loss_by_feat": 1,
-    "_to_copy at dense_heads/fcos_head.py centerness_target": 2,
-    "_to_copy at students/condinst.py <listcomp>": 2,
-    "_to_copy at students/condinst.py best": 4,
-    "index at dense_heads/condinst_head.py _get_targets_single": 2,
-    "nonzero at dense_heads/condinst_head.py _get_targets_single": 2,
-    "nonzero at dense_heads/condinst_head.py loss_by_feat": 1,
+SHADOWED = ("boxinst", "discobox", "boxteacher", "sim")  # the others ask the student for no more than boxinst
+OTHERS = ("boxinst", "boxlevelset", "boxteacher")  # box2mask is a row of its own; the rest need equal positives
+SOLO, CONDINST = find_row("demo:discobox"), find_row("demo:boxinst").but(inference={"score": 0.001})
+QUERIES = find_row("demo:mask2former_box2mask")
+ROWS = {
+    "misa": find_row("demo:misa"),
+    "mask2former_misa": find_row("demo:mask2former_misa"),
+    "mask2former_box2mask": QUERIES,
+    "polarmask": find_row("demo:polarmask"),
+    "teacher from boxes": find_row("teacher:demo"),
+    "teacher from label maps": find_row("teacher:demo_boxes"),
+    **{f"solov2, {name}": SOLO.but(objective=own, inference={"score": 0.001}) for name, own in OBJECTIVES.items()},
+    **{f"condinst, {name}": CONDINST.but(objective=OBJECTIVES[name]) for name in SHADOWED},
+    **{
+        f"mask2former, {name}": QUERIES.but(objective=OBJECTIVES[name])
+        for name in ("boxinst", "boxlevelset", "boxteacher")
+    },
 }
-WAITS = {
-    "misa": {},
-    "mask2former_misa": HUNGARIAN,
-    "boxlevelset": {},
-    "box2mask": {},
-    "discobox": {},
-    "discobox_bank": {},
-    "boxinst": FCOS,
+MATCH = {"_to_copy at students/mask2former.py assign": 1}  # the table of costs
+PROTOTYPES = {"_to_copy at objectives/sim.py update": 1}  # which pixels are surely an object's
+TAKEN = {"_to_copy at objectives/boxteacher.py pseudo_masks": 1}  # boxes and scores of what the copy detects
+MATRIX_NMS = {  # the copy's detections: how many there are decides every shape
+    "_local_scalar_dense at layers/matrix_nms.py mask_matrix_nms": 2,
+    "index at layers/matrix_nms.py mask_matrix_nms": 8,
+    "index at students/solov2_decode.py <genexpr>": 10,
+    "nonzero at students/solov2_decode.py decode": 2,
+}
+FCOS_NMS = {  # the same by mmdet, on five levels
+    "_local_scalar_dense at dense_heads/base_dense_head.py _bbox_post_process": 2,
+    "_to_copy at ops/nms.py batched_nms": 2,
+    "index at structures/instance_data.py __getitem__": 12,
+    "index at utils/misc.py filter_scores_and_topk": 10,
+    "nms at ops/boxes.py nms": 2,
+    "nonzero at utils/misc.py filter_scores_and_topk": 10,
+}
+WAITS = {  # of two images; 0 where a row is not here
+    "mask2former_misa": MATCH,
+    "mask2former_box2mask": MATCH,
+    "mask2former, boxinst": MATCH,
+    "mask2former, boxlevelset": MATCH,
+    "mask2former, boxteacher": MATCH | TAKEN,
+    "solov2, sim": PROTOTYPES,
+    "condinst, sim": PROTOTYPES,
+    "solov2, boxteacher": TAKEN | MATRIX_NMS,
+    "condinst, boxteacher": TAKEN | FCOS_NMS,
 }
 
 
-def student(name):
-    """A row's student and the wrapper of its optimiser."""
+def sample():
+    """Two images with boxes, masks, label maps and a crowd."""
+    data = copy.deepcopy(batch(*TWO))
+    for own in data["data_samples"]:
+        truth, (h, w) = own.gt_instances, own.img_shape
+        masks = np.zeros((len(truth), h, w), np.uint8)
+        for mask, (x1, y1, x2, y2) in zip(masks, truth.bboxes.int().tolist(), strict=True):
+            mask[y1:y2, x1 : x2 - 4] = 1
+        truth.masks = BitmapMasks(masks, h, w)
+        own.ignored_instances = InstanceData(bboxes=torch.tensor([[70.0, 0, 90, 12]]), labels=torch.tensor([0]))
+        own.gt_sem_seg = PixelData(sem_seg=torch.randint(0, 4, (1, h, w), generator=torch.Generator().manual_seed(0)))
+    return data
+
+
+def network(row):
+    """A row's student or teacher."""
     MMLogger.get_current_instance().setLevel("ERROR")
-    row = find_row(f"demo:{name}").smoke()
+    row = row.smoke()
     torch.manual_seed(0)
     model = MODELS.build(model_config(row, CLASSES))
     model.init_weights()
@@ -60,29 +102,50 @@ def student(name):
     return model.train(), row
 
 
+def student(name):
+    """A row of the demo."""
+    return network(find_row(f"demo:{name}"))
+
+
+def at(model, iteration):
+    """The student knows where the training is."""
+    if isinstance(model, BoxSupervised):
+        model.begin_step(Clock(iteration, 40))
+    torch.manual_seed(iteration)
+    return model
+
+
 def losses(model):
-    data = model.data_preprocessor(batch(*TWO), True)
-    return model.loss(**{"batch_inputs": data["inputs"], "batch_data_samples": data["data_samples"]})
+    """In training, from the second step of those below."""
+    data = at(model, 21).data_preprocessor(sample(), True)
+    return model(**data, mode="loss")
 
 
-@pytest.mark.parametrize("name", WAITS)
-def test_a_step_waits_only_where_it_is_written_down(name):
+def waits_of(name):
     """The second step: the first one fills caches. Its losses are those of the CPU."""
-    model, row = student(name)
+    model, row = network(ROWS[name])
     with choice.use("torch"):
-        expected = {key: value.item() for key, value in losses(copy.deepcopy(model)).items()}
+        twin = copy.deepcopy(model)
+        if getattr(model, "teacher", None) is not None:
+            twin.attach(model.teacher)
+        expected = {key: value.item() for key, value in losses(twin).items()}
     with pretended() as waits, choice.use("torch"):
-        teacher = model.teacher
+        teacher = getattr(model, "teacher", None)
         model.to("cuda")
         if teacher is not None:
             model.attach(teacher)
         optimizer = build_optim_wrapper(model, optimizer_config(row))
-        found = model.train_step(batch(*TWO), optimizer)
+        found = at(model, 21).train_step(sample(), optimizer)
         assert all(isinstance(p, Pretend) for p in model.parameters())
         assert {key: found[key].item() for key in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
         waits.clear()
-        model.train_step(batch(*TWO), optimizer)
-    assert Counter(waits) == WAITS[name]
+        at(model, 22).train_step(sample(), optimizer)
+    return Counter(waits)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_step_waits_only_where_it_is_written_down(name):
+    assert waits_of(name) == WAITS.get(name, {})
 
 
 @pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")  # Triton's interpreter
@@ -109,35 +172,93 @@ def test_the_kernels_wait_for_nothing():
         assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, abs=1e-5)
 
 
-def test_what_waits_is_noted():
+BIG = 2**14 + 1  # float32 numbers, a little more than the driver stages at once
+PLANTED = {
+    "item": lambda there: there.sum().item(),
+    "bool": lambda there: bool(there[0] > 1),
+    "if": lambda there: 1 if (there > 1).any() else 0,
+    "int": lambda there: int(there[1]),
+    "float": lambda there: float(there[1]),
+    "range": lambda there: range(there[2].long()),
+    "max with a number": lambda there: max(there[0], 1.0),
+    "tolist": lambda there: there.tolist(),
+    "format": lambda there: f"{there[0]:.2f}",
+    "repr": lambda there: str(there),
+    "boolean index": lambda there: there[there > 1],
+    "boolean index, set to several": lambda there: there.__setitem__(there > 1, torch.ones_like(there[:2])),
+    "masked_select": lambda there: there.masked_select(there > 1),
+    "nonzero": lambda there: (there > 1).nonzero(),
+    "where of a condition": lambda there: torch.where(there > 1),
+    "argwhere": lambda there: torch.argwhere(there > 1),
+    "unique": lambda there: there.unique(),
+    "unique_consecutive": lambda there: torch.unique_consecutive(there),
+    "bincount": lambda there: there.long().bincount(minlength=9),
+    "equal": lambda there: torch.equal(there, there),
+    "repeat_interleave": lambda there: there.repeat_interleave(there.long()),
+    "an element by a tensor": lambda there: there[there[1].long()],
+    "index of the host": lambda there: there[torch.tensor([0])],
+    "index by a list": lambda there: there[[0, 2]],
+    "set by a list": lambda there: there.__setitem__([0, 2], 1.0),
+    "cpu": lambda there: there.cpu(),
+    "to the host": lambda there: there.to("cpu"),
+    "copied to the host": lambda there: torch.zeros(4).copy_(there),
+    "tensor": lambda there: torch.tensor([1.0], device="cuda"),
+    "tensor of a number": lambda there: torch.tensor(1.0, device="cuda"),
+    "as_tensor": lambda there: torch.as_tensor([1.0, 2.0], device="cuda"),
+    "new_tensor": lambda there: there.new_tensor([1.0]),
+    "to the device": lambda there: torch.zeros(3).to("cuda"),
+    "to another's device": lambda there: torch.zeros(3).to(there),
+    "cuda": lambda there: torch.zeros(3).cuda(),
+    "pinned, but waiting": lambda there: torch.zeros(3).pin_memory().to("cuda"),
+    "copied to the device": lambda there: there.copy_(torch.zeros(4)),
+    "an element set to one of the host": lambda there: there.__setitem__(0, torch.tensor(3.0)),
+    "large and pageable": lambda there: torch.zeros(BIG).to("cuda", non_blocking=True),
+    "synchronize": lambda there: torch.cuda.synchronize(),
+    "a stream's synchronize": lambda there: torch.cuda.current_stream().synchronize(),
+    "an event's synchronize": lambda there: torch.cuda.Event().synchronize(),
+}
+FREE = {
+    "set by a mask": lambda there: there.__setitem__(there > 1, 0),  # a masked_fill
+    "set to a number": lambda there: there.__setitem__(0, 2.0),
+    "a number of the host": lambda there: there * torch.tensor(2.0),
+    "to the host without waiting": lambda there: there.to("cpu", non_blocking=True),
+    "to the device without waiting": lambda there: torch.zeros(3).to("cuda", non_blocking=True),
+    "large and pinned": lambda there: torch.zeros(BIG).pin_memory().to("cuda", non_blocking=True),
+    "as it should be sent": lambda there: sent(torch.zeros(BIG), there.device),
+    "a part of what is pinned": lambda there: torch.zeros(2, BIG).pin_memory()[1].to("cuda", non_blocking=True),
+    "made there": lambda there: torch.zeros(BIG, device="cuda"),
+    "arithmetic": lambda there: torch.where(there > 1, there, 0).sum().sqrt(),
+    "index of the device": lambda there: there[torch.arange(2, device="cuda")],
+    "topk": lambda there: there.topk(2).indices,
+    "an event": lambda there: torch.cuda.Event().query(),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_what_waits_is_noted(name):
     with pretended() as waits:
         there = torch.arange(4.0).to("cuda", non_blocking=True)
         assert not waits
-        for wait in (
-            lambda: there.sum().item(),
-            lambda: bool(there[0] > 1),
-            lambda: there.tolist(),
-            lambda: there[there > 1],
-            lambda: (there > 1).nonzero(),
-            lambda: there.cpu(),
-            lambda: torch.tensor([1.0], device="cuda"),
-            lambda: torch.zeros(3).to("cuda"),
-            lambda: there[torch.tensor([0])],
-            lambda: there.unique(),
-            lambda: torch.equal(there, there),
-            lambda: there.repeat_interleave(torch.tensor([1, 0, 2, 1]).to("cuda", non_blocking=True)),
-        ):
-            before = len(waits)
-            wait()
-            assert len(waits) == before + 1, wait
-        assert all("test_waits.py" in line for line in waits)
-        waits.clear()
-        there[there > 1] = 0  # a masked_fill
-        there.to("cpu", non_blocking=True)
-        torch.where(there > 1, there, 0).sum().sqrt()
-        assert not waits
+        PLANTED[name](there)
+    assert len(waits) == 1
+    assert "test_waits.py" in waits[0]
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_what_does_not_wait_is_not_noted(name):
+    with pretended() as waits:
+        FREE[name](torch.arange(4.0).to("cuda", non_blocking=True))
+    assert not waits
+
+
+def test_what_cuda_refuses_is_refused():
+    with pretended():
+        there = torch.arange(4.0).to("cuda", non_blocking=True)
         with pytest.raises(RuntimeError, match="same device"):
             there + torch.zeros(4)
+        for read in (there.numpy, lambda: np.asarray(there)):
+            with pytest.raises(TypeError, match="to numpy"):
+                read()
 
 
 def test_the_host_keeps_boxes_and_labels_until_they_change():
