@@ -1,30 +1,41 @@
-"""Find a row of a table by its name: `demo:box`, `experiments/demo.py:box`, or a file of your own."""
+"""Find a row of a table by its name: `demo:box`, `experiments/demo.py:box`, or a file of your own; and list rows."""
 
 import hashlib
 import importlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import misa
 from misa.errors import UserError, did_you_mean
-from misa.experiment import Experiment
+from misa.experiment import Affinity, Comparison, Distillation, Experiment
 
 _PACKAGE = "misa.experiments"
+_LABELS = {
+    "objectives": "the student's box objectives",
+    "grabcut": "GrabCut in the boxes",
+    "student": "a student's masks",
+    "rectangles": "filled boxes",
+}
+_SEMANTIC = {"channels": "saliency", "class": "class map", "probability": "class probability"}
 
 
 def find_row(name: str) -> Experiment:
-    """The experiment that `name` (file:row or table:row) stands for; UserError names what there is instead."""
-    table, colon, row = name.partition(":")
-    if not colon or not row or not table:
-        raise UserError(f"row {name!r} should be written table:row, for example demo:box.")
-    rows = _table(table).ROWS
-    if row not in rows:
-        hint = did_you_mean(row, rows).replace("?", ",")
-        raise UserError(f"{table} has no row {row!r}{hint or ';'} its rows are {', '.join(rows)}.")
-    experiment = rows[row]
+    """The experiment that `name` (file:row or table:row) stands for; UserError lists the rows that there are instead.
+
+    The list has the form of `misa rows`, below the sentence.
+    """
+    table, _, row = name.rpartition(":")
+    if not row or not table:
+        raise UserError(_not_a_row(row or table))
+    module = _table(table)
+    if row not in module.ROWS:
+        raise UserError(f"{table} has no row {row!r}{did_you_mean(row, module.ROWS) or '.'} {_rows_of(table, module)}")
+    experiment = module.ROWS[row]
     if not isinstance(experiment, Experiment):
         raise UserError(f"{name} is {experiment!r}, not an Experiment; write ROWS = {{'name': Experiment(...)}}.")
     return experiment
@@ -52,6 +63,104 @@ def lineage(experiment: Experiment) -> str:
         return experiment.digest()
     every = " ".join([experiment.digest(), *map(lineage, parents)])
     return hashlib.sha256(every.encode()).hexdigest()[:10]
+
+
+class Line(NamedTuple):
+    """A row in a listing: how it is named to a command, its data, and what sets it apart from its table's others."""
+
+    name: str
+    data: str
+    text: str
+
+
+def lines_of(table: str, module: ModuleType) -> list[Line]:
+    """The rows of a table or of a file of one's own, in its order."""
+    texts = descriptions(module.ROWS, getattr(module, "TABLE", None))
+    return [Line(f"{table}:{name}", module.ROWS[name].data, text) for name, text in texts.items()]
+
+
+def in_columns(lines: Iterable[Line]) -> str:
+    """Rows as text, a line each."""
+    lines = list(lines)
+    width = max((len(line.name) for line in lines), default=0)
+    return "\n".join(f"  {line.name:<{width}}  {line.data:<5}  {line.text}" for line in lines)
+
+
+def descriptions(rows: Mapping[str, Experiment], comparison: Comparison | None = None) -> dict[str, str]:
+    """`described` of each row; of rows that it does not tell apart, also the fields in which they differ."""
+    texts = {name: described(name, row, comparison) for name, row in rows.items() if isinstance(row, Experiment)}
+    first: dict[tuple[str, str], str] = {}
+    for name, text in list(texts.items()):
+        like = first.setdefault((rows[name].data, text), name)
+        if like != name:
+            before, now = (dict(_flat(rows[key].values())) for key in (like, name))
+            changed = [f"{k} {now.get(k, 'default')}" for k in {**before, **now} if before.get(k) != now.get(k)]
+            texts[name] = f"{text}; as {like}, but {', '.join(changed) or 'nothing else'}"
+    return texts
+
+
+def _flat(values: Mapping[str, object], above: str = "") -> Iterable[tuple[str, object]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield above + name, value
+
+
+def described(name: str, row: Experiment, comparison: Comparison | None = None) -> str:
+    """One line on a row: its name in the paper's table, where it has one, and what is trained from what."""
+    label = next((text for end, text in comparison.rows.items() if name.endswith(f"_{end}")), "") if comparison else ""
+    epochs = row.schedule.epochs
+    weights = "pretrained, " if row.network.pretrained else ""
+    backbone = f"{row.network.backbone}, {weights}{epochs} epoch{'s' * (epochs != 1)}"
+    if row.semantic is not None:
+        source = "true masks" if row.supervision == "mask" else _LABELS[row.semantic.labels]
+        if row.supervision == "box" and row.semantic.labels == "objectives" and row.semantic.sure_weight:
+            source += " and its own sure answers"
+        text = f"semantic teacher ({backbone}) from {source}"
+    else:
+        parts = [f"{row.student} ({backbone}) from {'masks' if row.supervision == 'mask' else 'boxes'}"]
+        if row.objective is not None:
+            parts.append(f"objective {type(row.objective).__name__}")
+        if row.supervision == "box" and row.affinity is not None:
+            parts.append(f"{row.affinity.mode} with affinity of {_affinities(row.affinity)}")
+        if row.distillation is not None:
+            parts.append(f"distillation{_split(row.distillation)}")
+        parts += [f"taught by {row.teacher}"] if row.teacher else []
+        text = ", ".join(parts)
+    return f"{label}: {text}" if label else text
+
+
+def _affinities(affinity: Affinity) -> str:
+    if affinity.kernels is not None:
+        return " + ".join(affinity.kernels)
+    if not (affinity.saliency or affinity.feature):
+        return "color"
+    semantic = _SEMANTIC[affinity.semantic_values] if affinity.saliency else "feature"
+    return f"color {'×' if affinity.local_form == 'product' else '+'} {semantic}"
+
+
+def _split(distillation: Distillation) -> str:
+    """How the feature is split; by frequency and space is FSD."""
+    if distillation.frequency and distillation.space:
+        return " by frequency and space (FSD)"
+    return " by frequency" if distillation.frequency else " by space" if distillation.space else ""
+
+
+def _not_a_row(name: str) -> str:
+    """What is said of a name that is not of the form table:row: the rows of that table, or those with that name."""
+    if name in table_names() or Path(name).suffix == ".py":
+        return f"{name} is a table; name one of its rows. {_rows_of(name, _table(name))}"
+    every = [line for table in table_names() for line in lines_of(table, table_module(table))]
+    called = [line for line in every if line.name.endswith(f":{name}")]
+    if called:
+        return f"a row is named with its table. Rows called {name}:\n{in_columns(called)}"
+    hint = did_you_mean(name, [*(line.name for line in every), *table_names()])
+    return f"row {name!r} should be written table:row, such as demo:box{hint or '; `misa rows` lists all.'}"
+
+
+def _rows_of(table: str, module: ModuleType) -> str:
+    return f"Its rows are:\n{in_columns(lines_of(table, module))}"
 
 
 def _table(table: str) -> ModuleType:

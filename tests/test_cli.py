@@ -262,8 +262,15 @@ def test_rows_are_found_by_words(capsys):
     assert main(["rows", "Table 3:", "demo_sepa"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("Table 3:")
-    assert [line.split()[0] for line in out.splitlines()[1:]] == ["table3_components:demo_sepa"]
+    assert [line.split()[0] for line in out.splitlines() if line.startswith("  ")] == ["table3_components:demo_sepa"]
     assert "taught by teacher:demo_tables" in out
+    assert "\n1 of " in out
+    assert main(["rows", "own:"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["own:small", "own:medium"]
+    assert main(["rows", "teacher:"]) == 0  # those of the table, not all that are taught by one of its rows
+    assert len(table_module("teacher").ROWS) == capsys.readouterr().out.count("\n  teacher:")
+    assert main(["rows", "demo", "sepa"]) == 0
+    assert "`misa rows demo:` lists the rows of the table demo alone." in capsys.readouterr().out
     assert main(["rows", "no-such-row"]) == 2
     assert "no row has no-such-row" in capsys.readouterr().out
 
@@ -274,8 +281,10 @@ def test_rows_are_found_by_words(capsys):
         ("demo:boxlevelset", "from boxes, objective BoxLevelSet"),
         ("table4_distillation:demo_plain", "apro with affinity of color, distillation, taught by teacher:demo_tables"),
         ("table4_distillation:demo_space", "distillation by space, taught"),
-        ("table5_affinity:demo_pamr_feature", "pamr with affinity of color + feature, taught"),
+        ("table5_affinity:demo_pamr_feature", "pamr with affinity of color × feature, taught"),
         ("demo:mask", "solov2 (resnet18, 12 epochs) from masks"),
+        ("photos:box", "solov2 (efficientnet_lite0, pretrained, 6 epochs) from boxes"),
+        ("photos:sepa", "apro with affinity of color × class probability"),
         ("teacher:demo_grabcut", "semantic teacher (resnet18, 12 epochs) from GrabCut in the boxes"),
     ],
 )

@@ -1,81 +1,57 @@
-"""List the rows that can be trained: their table, their data, and what each of them is.
+"""List the rows that can be trained: table:row, its data, and what each of them is.
 
-Words narrow the list down to the rows whose line, or whose table's title, has all of them.
+Words are a filter: only rows are listed whose line, or whose table's title, has every word, in any case. A table's name
+with a colon lists that table. In the column of data, demo is drawn by misa itself; coco and voc are a folder of yours,
+given with --data-root.
 
-example: misa rows demo sepa
+example: misa rows demo:
+example: misa rows photos sepa
 """
 
-from misa.experiment import Affinity, Comparison, Distillation, Experiment
 from misa.parameters import Parameters, argument
-from misa.rows import table_module, table_names
-
-_LABELS = {
-    "objectives": "the student's box objectives",
-    "grabcut": "GrabCut in the boxes",
-    "student": "a student's masks",
-    "rectangles": "filled boxes",
-}
+from misa.rows import Line, in_columns, lines_of, table_module, table_names
 
 
 class Rows(Parameters):
     """What `misa rows` takes."""
 
-    words: tuple[str, ...] = argument("show the rows with all of these words only", default=(), optional=True)
+    words: tuple[str, ...] = argument("list only the rows that have all of these words", default=(), optional=True)
 
 
 def run(options: Rows) -> int:
     """Returns 2 where no row has the words."""
-    found = listing(options.words)
-    print("\n\n".join(found) if found else f"no row has {' and '.join(options.words)}; misa rows lists them all.")
-    return 0 if found else 2
+    tables, total = listing(options.words)
+    count = sum(map(len, tables.values()))
+    if not count:
+        print(f"no row has {' and '.join(options.words)}; `misa rows` lists all {total}.")
+        return 2
+    width = max(len(line.name) for lines in tables.values() for line in lines)
+    for title, lines in tables.items():
+        print(f"{title}\n{in_columns(line._replace(name=line.name.ljust(width)) for line in lines)}\n")
+    print(f"{total} rows" if count == total else f"{count} of {total} rows", end="")
+    print("; train one with: misa train TABLE:ROW")
+    names = [word for word in options.words if word in table_names()]
+    if names:
+        print(f"`misa rows {names[0]}:` lists the rows of the table {names[0]} alone.")
+    return 0
 
 
-def listing(words: tuple[str, ...] = ()) -> list[str]:
-    """A block for each table with rows that have all of the words: its title, and a line for each row."""
-    tables = {}
+def listing(words: tuple[str, ...] = ()) -> tuple[dict[str, list[Line]], int]:
+    """The rows that have all of the words by the titles of their tables, and how many rows there are in all."""
+    tables, total = {}, 0
     for table in table_names():
         module = table_module(table)
-        comparison = getattr(module, "TABLE", None)
         title = (module.__doc__ or table).strip().partition("\n")[0]
-        lines = [(f"{table}:{name}", row.data, described(name, row, comparison)) for name, row in module.ROWS.items()]
-        kept = [line for line in lines if all(word.lower() in " ".join((*line, title)).lower() for word in words)]
+        lines = lines_of(table, module)
+        total += len(lines)
+        kept = [line for line in lines if all(_has(line, title, word.lower()) for word in words)]
         if kept:
             tables[title] = kept
-    width = max((len(name) for lines in tables.values() for name, _, _ in lines), default=0)
-    return [
-        "\n".join([title, *(f"  {name:<{width}}  {data:<5}  {text}" for name, data, text in lines)])
-        for title, lines in tables.items()
-    ]
+    return tables, total
 
 
-def described(name: str, row: Experiment, comparison: Comparison | None = None) -> str:
-    """One line on a row: its name in the paper's table, where it has one, and what is trained from what."""
-    label = next((text for end, text in comparison.rows.items() if name.endswith(f"_{end}")), "") if comparison else ""
-    backbone = f"{row.network.backbone}, {row.schedule.epochs} epochs"
-    if row.semantic is not None:
-        source = "true masks" if row.supervision == "mask" else _LABELS[row.semantic.labels]
-        text = f"semantic teacher ({backbone}) from {source}"
-    else:
-        parts = [f"{row.student} ({backbone}) from {'masks' if row.supervision == 'mask' else 'boxes'}"]
-        if row.objective is not None:
-            parts.append(f"objective {type(row.objective).__name__}")
-        if row.supervision == "box" and row.affinity is not None:
-            parts.append(f"{row.affinity.mode} with affinity of {_affinities(row.affinity)}")
-        if row.distillation is not None:
-            parts.append(f"distillation{_split(row.distillation)}")
-        parts += [f"taught by {row.teacher}"] if row.teacher else []
-        text = ", ".join(parts)
-    return f"{label}: {text}" if label else text
-
-
-def _affinities(affinity: Affinity) -> str:
-    if affinity.kernels is not None:
-        return " + ".join(affinity.kernels)
-    return "color + saliency" if affinity.saliency else "color + feature" if affinity.feature else "color"
-
-
-def _split(distillation: Distillation) -> str:
-    """How the feature is split; by frequency and space is FSD."""
-    if distillation.frequency and distillation.space:
-        return " by frequency and space (FSD)"
-    return " by frequency" if distillation.frequency else " by space" if distillation.space else ""
+def _has(line: Line, title: str, word: str) -> bool:
+    """Whether a row has a word; a table's name with a colon is the start of the row's name alone."""
+    if word[-1:] == ":" and word[:-1] in table_names():
+        return line.name.startswith(word)
+    return word in " ".join((*line, title)).lower()

@@ -9,7 +9,7 @@ import pytest
 
 from misa.errors import UserError
 from misa.experiment import Experiment
-from misa.rows import find_row, teacher_row
+from misa.rows import descriptions, find_row, lines_of, table_module, table_names, teacher_row
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 TABLES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
@@ -57,17 +57,43 @@ def test_a_row_can_be_named_by_its_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("demo:boxx", "did you mean 'box'"),
+        ("demo:boxx", r"did you mean 'box'\? Its rows are:\n  demo:box  "),
         ("demp:box", "did you mean 'demo'"),
         ("zzz:box", "the tables are"),
         ("zzz.py:box", "there is no file zzz.py;"),
-        ("demo", "table:row"),
-        (":box", "table:row"),
+        ("own", r"own is a table; name one of its rows. Its rows are:\n  own:small   coco   solov2"),
+        ("experiments/own.py:", r"Its rows are:\n  experiments/own.py:small   coco   solov2"),
+        (
+            "scratch",
+            r"Rows called scratch:\n  photos:scratch  coco   solov2 \(efficientnet_lite0, 6 epochs\)",
+        ),
+        (":scratch", r"Rows called scratch:\n  photos:scratch  "),
+        ("polarmsk", "row 'polarmsk' should be written table:row, such as demo:box"),
+        ("", "row '' should be written table:row"),
     ],
 )
 def test_an_unknown_row_is_named(name, message):
     with pytest.raises(UserError, match=message):
         find_row(name)
+
+
+def test_a_file_of_ones_own_lists_its_rows(tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text("from misa.experiment import Experiment\nROWS = {'a': Experiment(data='coco'), 'b': Experiment()}\n")
+    with pytest.raises(UserError, match=rf"Its rows are:\n  {own}:a  coco   solov2 .*\n  {own}:b  voc    solov2"):
+        find_row(str(own))
+
+
+def test_descriptions_tell_the_rows_of_a_table_apart():
+    """By words where there are some for it, else by the fields in which two rows differ."""
+    for table in table_names():
+        rows = table_module(table).ROWS
+        lines = [(line.data, line.text) for line in lines_of(table, table_module(table))]
+        assert len(set(lines)) == len(lines) == len(rows), table
+    row = Experiment()
+    texts = descriptions({"a": row, "b": row.but(schedule={"lr": 0.5}), "c": row.but(inference={"from_shadow": False})})
+    assert texts["b"] == f"{texts['a']}; as a, but schedule.lr 0.5"
+    assert texts["c"].endswith("as a, but nothing else")
 
 
 def test_a_file_without_rows_is_named(tmp_path):

@@ -189,7 +189,7 @@ DATA = {
 TRAINING = {
     "row: no such table": (lambda p: ["train", "dmeo:box"], "did you mean 'demo'"),
     "row: no such row": (lambda p: p.train(row="samll"), "did you mean 'small'"),
-    "row: not table:row": (lambda p: ["train", "demo"], "should be written table:row"),
+    "row: not table:row": (lambda p: ["train", "demo"], "demo is a table; name one of its rows"),
     "row: a file that fails": (
         lambda p: [tell(p.folder / "rows.py", "ROWS = 1/0"), p.train()][1],
         "rows.py, line 1: ZeroDivisionError",
@@ -314,11 +314,12 @@ def expect(place, arguments, words, capsys):
     before = place.snapshot()
     assert run(arguments) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    sentence = lines[-1]
+    sentence, rows = lines[0], lines[1:]
     assert words in sentence, sentence
     assert sentence.startswith(f"misa {arguments[0]}: ")
-    assert len(lines) == 1, lines
-    assert sentence[-1] in ".?", "is a sentence"
+    assert sentence[-1] in ".?" or sentence.endswith("Its rows are:"), "is a sentence"
+    assert bool(rows) == sentence.endswith(":"), lines
+    assert all(row.startswith("  ") for row in rows), rows
     assert place.snapshot() == before, "something was written or lost"
     assert not (place.folder / "sprung").exists(), "code was run"
 

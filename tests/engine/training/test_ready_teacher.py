@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from misa.cli import main
-from misa.commands.rows import described
 from misa.data.source import open_source
 from misa.engine.reports.explore import open_networks
 from misa.engine.reports.profile import forms
@@ -19,7 +18,7 @@ from misa.errors import UserError
 from misa.experiment import Affinity, Distillation
 from misa.models.teacher.table import teacher_channels
 from misa.models.teacher.torchvision import match_names, named_teacher
-from misa.rows import lineage
+from misa.rows import described, lineage
 from tests.helpers import CPU, tiny_experiment
 
 NETWORK = "deeplabv3_mobilenet_v3_large"

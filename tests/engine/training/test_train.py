@@ -319,7 +319,7 @@ def test_a_batch_larger_than_the_data_is_refused(place, capsys):
     [
         (["demo:bxo"], "did you mean 'box'"),
         (["dmeo:box"], "did you mean 'demo'"),
-        (["demo"], "table:row"),
+        (["demo"], "demo is a table; name one of its rows"),
         (["demo:box", "--seed", "-1"], "seed must be from 0"),
         (["demo:box", "--epochs", "0"], "epochs must be at least 1"),
         (["coco_mini:box", "--data-root", "/nowhere/at/all"], "/nowhere/at/all"),
@@ -329,8 +329,10 @@ def test_wrong_input_is_one_sentence_and_status_2(arguments, message, capsys, tm
     monkeypatch.chdir(tmp_path)
     assert main(["train", *arguments]) == 2
     error = capsys.readouterr().err.strip()
-    assert message in error
-    assert len(error.splitlines()) == 1
+    sentence, *rows = error.splitlines()
+    assert message in sentence
+    assert all(line.startswith("  demo:") for line in rows)
+    assert bool(rows) == sentence.endswith("Its rows are:")
     assert list(tmp_path.iterdir()) == []
 
 
