@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, module = "misa", commands
     try:
         while not hasattr(module, "run"):
-            word = rest.pop(0) if rest else ""
+            if not rest:
+                return _say(f"{name}: a command is missing.\n\n{_overview(module, name)}", 2)
+            word = rest.pop(0)
             if word in ("-h", "--help"):
                 return _say(_overview(module, name))
             if word == "--version" and module is commands:
@@ -140,19 +142,19 @@ def _command(group: ModuleType, name: str, word: str) -> ModuleType:
     wanted = ALIASES.get(word, word)
     if wanted in known:
         return importlib.import_module(f"{group.__name__}.{wanted}")
-    if not word:
-        raise UserError(f"a command is missing: {', '.join(known)}; see {name} --help.")
     hint = did_you_mean(word, known) or f"; the commands are {', '.join(known)}."
     raise UserError(f"there is no command {word!r}{hint}")
 
 
 def _overview(group: ModuleType, name: str) -> str:
-    """The commands of a group, each with the first line of its docstring."""
-    lines = [f"usage: {name} <command> [options]", "", (group.__doc__ or "").strip().splitlines()[0], "", "commands:"]
+    """The commands of a group, each with the first line of its docstring, and the rest of the group's own."""
+    title, _, rest = (group.__doc__ or "").strip().partition("\n")
+    lines = [f"usage: {name} <command> [options]", "", title, "", "commands:"]
     for known in names(group):
         summary = (importlib.import_module(f"{group.__name__}.{known}").__doc__ or "").splitlines()[0]
         lines.append(f"  {known:<12} {summary}")
-    return "\n".join([*lines, "", f"`{name} <command> --help` lists a command's options, with an example."])
+    lines += ["", f"`{name} <command> --help` lists a command's options, with an example."]
+    return "\n".join([*lines, rest.rstrip()] if rest else lines)
 
 
 def _say(text: str, status: int = 0) -> int:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from misa.errors import UserError
+from misa.errors import UserError, did_you_mean
 
 _LONGEST_NAME = 255  # bytes, on the usual file systems
 IN_USE = "is in use by another run"
@@ -62,6 +62,16 @@ def digest(path: Path) -> str:
     """The first digits of a file's SHA-256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def missing(path: Path, what: str, cure: str) -> str:
+    """The sentence on a path that is not there: with the name that comes close where there is one, else with `cure`."""
+    # os.path and not Path: a folder that may not be looked into counts as missing instead of raising.
+    parent = next((p for p in path.absolute().parents if os.path.isdir(p)), Path("/"))
+    # The first part of the path that is missing is the one to compare with what is there.
+    wanted = path.absolute().relative_to(parent).parts[0]
+    names = [name for name in os.listdir(parent) if not name.startswith(".")] if os.access(parent, os.R_OK) else []
+    return f"there is no {what} {path}{did_you_mean(wanted, names) or f'; {cure}.'}"
 
 
 @contextmanager

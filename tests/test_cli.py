@@ -23,6 +23,49 @@ def root(tmp_path):
     return write_scenes(tmp_path / "toy", Scenes(size=48, train=4, val=2, classes=2))
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["check", "mydat"], "misa check: there is no folder mydat; did you mean 'mydata'?"),
+        (["check", "mydata/b.csv"], "misa check: there is no file or folder mydata/b.csv; did you mean 'a.csv'?"),
+        (["convert", "elsewhere", "out"], "misa convert: there is no folder elsewhere; give a folder in COCO layout"),
+        (["evaluate", "rums/x"], "misa evaluate: there is no run folder rums/x; did you mean 'runs'?"),
+        (["evaluate", "mydata"], "misa evaluate: mydata is not a run folder: it has no params.json;"),
+        (["predict", "x", "y", "--out", "z"], "misa predict: there is no run folder or checkpoint x; give one made by"),
+        (["predict", "runs", "mydata/a.cvs", "--out", "z"], "video mydata/a.cvs; did you mean 'a.csv'?"),
+        (["train", "photos:box", "--data-root", "mydat"], "given with --data-root: there is no folder mydat; did you"),
+        (
+            ["train", "photos:box"],
+            "given with --data-root: there is no folder datasets; give a folder in",
+        ),
+    ],
+)
+def test_a_wrong_path_is_shown_as_it_was_typed(words, hint, capsys, tmp_path, monkeypatch):
+    """With the name that comes close, and without what else lies around."""
+    for place in ("mydata/a.csv", "runs/demo/log.txt", "unrelated/b"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).touch()
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert hint in error
+    assert "unrelated" not in error
+    assert "data_root" not in error
+
+
+def test_drawn_scenes_are_not_suggested_to_a_row_of_photographs(tmp_path, capsys):
+    drawn = tmp_path / "datasets/demo-0123abcd/annotations"
+    drawn.mkdir(parents=True)
+    (drawn / "instances_train2017.json").touch()
+    run = ["--data-root", str(drawn.parents[1]), "--work-dir", str(tmp_path / "run")]
+    assert main(["train", "photos:box", *run]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "given with --data-root: " in error
+    assert "datasets holds no annotations that can be read (it holds drawn scenes); give a folder in COCO" in error
+    assert "docs/data.md" in error
+    assert "did you mean" not in error
+
+
 def edit(root, change, split="train"):
     path = root / "annotations" / f"instances_{split}2017.json"
     content = json.loads(path.read_text())
@@ -40,7 +83,7 @@ def box(*values):
 
 # How it is spoilt, and the cause that must be told: words that stand in no path.
 BAD = {
-    "no such folder": (lambda root: shutil.rmtree(root), "toy does not exist"),
+    "no such folder": (lambda root: shutil.rmtree(root), "there is no folder"),
     "no annotation file": (
         lambda root: (root / "annotations/instances_train2017.json").unlink(),
         "instances_train2017.json is missing",
@@ -110,7 +153,6 @@ def test_check_lists_problems_and_exits_with_2(root, capsys):
         (["predict", "a", "b", "--out", "c", "--masks", "all"], "--masks must be one of map, each, none, not 'all'."),
         (["tarin"], "misa: there is no command 'tarin'; did you mean 'train'?"),
         (["data", "vco"], "misa data: there is no command 'vco'; did you mean 'voc'?"),
-        ([], "misa: a command is missing: check, completion, "),
     ],
 )
 def test_wrong_values_are_one_sentence(arguments, sentence, capsys):
@@ -159,6 +201,24 @@ def test_help_shows_an_example_that_can_be_parsed(command, capsys):
     module = every_command()[command]
     assert example.startswith(f"misa {command}")
     options(module, f"misa {command}", shlex.split(example.removeprefix(f"misa {command}")))
+
+
+@pytest.mark.parametrize("group", [[], ["data"]])
+def test_without_a_command_all_are_listed(group, capsys):
+    assert main(group) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"{' '.join(['misa', *group])}: a command is missing.\n")
+    assert main([*group, "--help"]) == 0
+    assert error.endswith(f"\n\n{capsys.readouterr().out}")
+    assert ("first steps:\n  misa doctor " in error) == (not group)
+
+
+def test_the_first_steps_can_be_parsed():
+    steps = [line.split("  ")[1] for line in (commands.__doc__ or "").partition("first steps:\n")[2].splitlines()]
+    assert len(steps) == 4
+    for step in steps:
+        _, command, *rest = step.split()
+        options(every_command()[command], f"misa {command}", rest)
 
 
 def test_the_overview_lists_every_command(capsys):

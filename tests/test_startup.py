@@ -34,11 +34,28 @@ COMMANDS = [
     ["tables", "3", "--root", "/nowhere"],
     *([name, "--help"] for name in names(commands)),
     ["data", "voc", "--help"],
+    [],
+    ["train", "demo:boxx"],
+    ["train", "photos:box", "--data-root", "/nowhere"],
+    ["estimate", "demo:boxx"],
+    ["profile", "demo:boxx"],
+    ["label", "/", "--out", "masks.json", "--row", "demo:boxx"],
+    ["label", "/", "--out", "masks.json", "--run", "/nowhere"],
+    ["label", "/nowhere", "--out", "masks.json"],
+    ["evaluate", "/nowhere"],
+    ["inspect", "/nowhere"],
+    ["guidance", "/nowhere"],
+    ["figures", "/nowhere"],
+    ["export", "/nowhere", "student.pth"],
+    ["predict", "/nowhere", "/", "--out", "found"],
+    ["predict", "/", "/nowhere", "--out", "found"],
+    ["check", "/nowhere"],
 ]
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_a_command_that_trains_nothing_loads_no_framework(words):
+def test_a_command_that_does_nothing_long_loads_no_framework(words):
+    """What only looks or lists, and what is refused: a misspelt row or path is known at once."""
     code = f"import contextlib, misa.cli\nwith contextlib.suppress(SystemExit): misa.cli.main({words})"
     loaded, seconds = started(code)
     assert loaded == "[]"

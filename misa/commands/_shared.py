@@ -1,13 +1,46 @@
 """Options that several commands take, each with one help and one range."""
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from misa.data.formats.coco import require_there
+from misa.engine.runs.record import read_params
+from misa.errors import UserError
+from misa.files import missing
 from misa.parameters import argument, option
+from misa.rows import find_row
 
 Precision = Literal["", "float32", "bfloat16", "float16"]
+
+
+def require_row(name: str) -> None:
+    """UserError where there is no such row; like the next three at once, before torch is imported for seconds."""
+    find_row(name)
+
+
+def require_run(folder: str) -> None:
+    """UserError where there is no such run folder."""
+    read_params(Path(folder).expanduser())
+
+
+def require_file(path: str, what: str, cure: str) -> None:
+    """UserError where there is neither such a file nor a folder; what: how the sentence calls it."""
+    if not os.path.exists(place := Path(path).expanduser()):
+        raise UserError(missing(place, what, cure))
+
+
+def require_student(path: str) -> None:
+    """UserError where there is nothing that a student could be loaded from."""
+    require_file(path, "run folder or checkpoint", "give one made by misa train or misa export")
+
+
+def require_data(path: str) -> None:
+    """UserError where there is no such folder or file of data; none to look at where it is ""."""
+    if path:
+        require_there(Path(path).expanduser())
 
 
 def row(default: str, *, optional: bool = False) -> Any:

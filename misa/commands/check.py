@@ -5,6 +5,7 @@ example: misa check path/to/data --picture check.png
 
 from pathlib import Path
 
+from misa.commands import _shared as shared
 from misa.parameters import Parameters, argument, option
 
 
@@ -19,6 +20,7 @@ class Check(Parameters):
 
 def run(options: Check) -> int:
     """Returns 2 where the data cannot be trained on."""
+    shared.require_data(options.data_root)
     from misa.engine.reports.checkup import check_data
 
     name = Path(options.data_root).expanduser().resolve().stem

@@ -7,6 +7,7 @@ example: misa convert path/to/yolo path/to/coco
 
 from typing import Literal
 
+from misa.commands import _shared as shared
 from misa.parameters import Parameters, argument, option
 
 
@@ -20,6 +21,7 @@ class Convert(Parameters):
 
 def run(options: Convert) -> int:
     """Print what was written, and the command that checks it."""
+    shared.require_data(options.data)
     from misa.data.formats.plain_coco import convert
 
     print(*convert(options.data, options.out, images=options.images), sep="\n")

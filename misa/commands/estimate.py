@@ -30,11 +30,11 @@ class Estimate(Parameters):
 
 def run(options: Estimate) -> int:
     """Measure and print."""
+    experiment = experiment_of(Train(row=options.row, precision=options.precision))
     import torch
 
     from misa.engine.training.estimate import estimate, measure, reported, require_known
 
-    experiment = experiment_of(Train(row=options.row, precision=options.precision))
     require_known(options.gpu)
     calibrated = None
     if options.report is not None:

@@ -35,6 +35,8 @@ class Evaluate(Parameters):
 
 def run(options: Evaluate) -> int:
     """Print the scores as a table."""
+    shared.require_run(options.run)
+    shared.require_data(options.data_root)
     if options.separation:
         from misa.engine.reports.separation import teacher_separation
         from misa.engine.runs.folder import score_table

@@ -3,6 +3,7 @@
 example: misa export runs/demo student.pth
 """
 
+from misa.commands import _shared as shared
 from misa.parameters import Parameters, argument, option
 
 
@@ -16,6 +17,7 @@ class Export(Parameters):
 
 def run(options: Export) -> int:
     """Write the file and print its size."""
+    shared.require_student(options.checkpoint)
     from misa.engine.prediction.export import export_student, export_torchscript
 
     if options.torchscript:

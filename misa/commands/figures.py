@@ -37,6 +37,8 @@ class Figures(Parameters):
 
 def factory_from(options: Figures) -> "Factory":
     """The factory that draws with these options; UserError where images are no ids."""
+    for folder in options.runs:
+        shared.require_run(folder)
     from misa.engine.reports.figures import Choice, Factory
     from misa.ops.seed_affinity import Knobs
 

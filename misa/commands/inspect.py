@@ -21,6 +21,8 @@ class Inspect(Parameters):
 
 def run(options: Inspect) -> int:
     """Write the page and print its summary."""
+    shared.require_run(options.run)
+    shared.require_data(options.data_root)
     from misa.engine.reports.inspection import inspect_run, summary
 
     found = inspect_run(

@@ -1,8 +1,8 @@
-"""Masks for every box of a data set, as COCO json, with a quality each and the doubtful ones in a page to look at.
+"""Write masks for every box of a data set as COCO json, each with an estimate of its quality.
 
-By a run, or by a student that is trained from these boxes first. The data is only read. The same command again goes
-on. --shards N starts N processes, here or with --cluster as jobs. With --shard K as well it takes every Nth image
-only, and the last one to finish writes the result.
+By a run, or by a student that is trained from these boxes first; an HTML page shows the doubtful masks first. The data
+is only read. The same command again goes on. --shards N starts N processes, here or with --cluster as jobs. With
+--shard K as well it takes every Nth image only, and the last one to finish writes the result.
 
 example: misa label mydata --out masks.json --run runs/photos-box-seed0
 example: misa label mydata --out masks.json --shards 8 --cluster slurm --cluster-options timeout_min=60
@@ -39,6 +39,11 @@ class Label(Parameters):
 
 def run(options: Label) -> int:
     """UserError for images that cannot be read, when all others are done."""
+    if options.run:
+        shared.require_student(options.run)
+    else:
+        shared.require_row(options.row)
+    shared.require_data(options.data)
     import torch
 
     from misa.engine.labelling.label import Form, Job, label, prepare

@@ -42,6 +42,10 @@ class Predict(Parameters):
 
 def run(options: Predict) -> int:
     """UserError for images that cannot be read, when all others are done."""
+    shared.require_student(options.checkpoint)
+    for path in options.inputs:
+        if "://" not in path:  # which has a sentence of its own
+            shared.require_file(path, "image, folder or video", "correct the path")
     import numpy as np
     import torch
 

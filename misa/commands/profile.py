@@ -28,6 +28,7 @@ class Profile(Parameters):
 
 def run(options: Profile) -> int:
     """Measure and print."""
+    shared.require_row(options.row)
     import torch
 
     from misa.engine.reports.profile import Setup, profile

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from misa.commands import _shared as shared
+from misa.data.formats.coco import NoData
 from misa.engine.runs.places import default_folder
 from misa.errors import UserError
 from misa.experiment import Experiment
@@ -87,13 +88,18 @@ def train_with(options: Train) -> "Run":
 
     More than one GPU means as many processes, started here unless torchrun or SLURM has started this one.
     """
+    experiment, folder = experiment_of(options), _folder_of(options)
+    if experiment.data != "demo":
+        try:
+            shared.require_data(options.data_root)
+        except NoData as error:
+            raise error.of_row() from error
     import torch
 
     from misa.engine.runs.folder import finished
     from misa.engine.training.parallel import launch, leave
     from misa.engine.training.train import train
 
-    experiment, folder = experiment_of(options), _folder_of(options)
     processes = options.gpus or 1
     if processes > 1 and expected_processes() == 1:
         split_batch(experiment.schedule.batch, processes, options.per_gpu)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from misa.data.formats.coco import DataError, PathLike
 from misa.data.formats.parts import IMAGES, walk
-from misa.errors import did_you_mean
+from misa.files import missing
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
@@ -78,9 +78,7 @@ def find_inputs(
                 raise DataError(f"{path} is neither an image nor a video by its name; known are {kinds}.")
             found.setdefault(path.absolute(), (path.parent, path.name))
         else:
-            there = sorted(os.listdir(path.parent)) if os.path.isdir(path.parent) else []
-            hint = did_you_mean(path.name, there)
-            raise DataError(f"there is no image, folder or video {path}" + (hint or "; correct the path."))
+            raise DataError(missing(path, "image, folder or video", "correct the path"))
     if not found:
         raise DataError("there are no images: give image files, a folder of them, or a video.")
     names = _names([(below, name) for below, name in found.values()])

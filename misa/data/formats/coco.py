@@ -7,19 +7,34 @@ Files of other names are renamed or linked to these; from Python `find_layout` t
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from misa.errors import UserError, did_you_mean
+from misa.files import missing
 
-__all__ = ["DataError", "Layout", "Split", "did_you_mean", "find_layout"]
+__all__ = ["DataError", "Layout", "NoData", "Split", "did_you_mean", "find_layout", "require_there"]
 
+_DRAWN = re.compile(r"demo-[0-9a-f]{8}")  # folders of drawn scenes, which nobody means by another name
+_LAYOUT = (
+    "give a folder in COCO layout (annotations/instances_train2017.json and instances_val2017.json, the images in "
+    "train2017/ and val2017/) or in another format that docs/data.md describes"
+)
 PathLike = str | os.PathLike[str]
 
 
 class DataError(UserError):
     """Data that cannot be used: one sentence that names the thing, where it is, and the cure."""
+
+
+class NoData(DataError):
+    """A path at which there is no data set of any kind."""
+
+    def of_row(self) -> DataError:
+        """The same to whoever trains a row of their own data, and may not know that it is theirs to give."""
+        return DataError(f"this row learns from images and boxes of yours, given with --data-root: {self}")
 
 
 class Split(NamedTuple):
@@ -57,7 +72,9 @@ def find_layout(
     split may be absent: its paths are then the usual ones.
     """
     root = Path(root).expanduser()
-    _require_root(root)
+    require_there(root)
+    if not root.is_dir():
+        raise NoData(f"{root} is a file and no annotations that can be read; {_LAYOUT}.")
     try:
         train = _split(root, "train", train_annotations, train_images)
     except DataError:
@@ -69,17 +86,10 @@ def find_layout(
     return Layout(root, train, val, test if test.annotations.is_file() and test.images.is_dir() else None)
 
 
-def _require_root(root: Path) -> None:
-    # os.path and not Path: a folder that may not be looked into counts as absent instead of raising.
-    if os.path.isdir(root):
-        return
-    if os.path.exists(root):
-        raise DataError(f"data_root {root} is a file; give the folder that holds annotations/ and the image folders.")
-    parent = next(p for p in root.absolute().parents if os.path.isdir(p))
-    # The first part of the path that is missing is the one to compare with what is there.
-    missing = root.absolute().relative_to(parent).parts[0]
-    hint = did_you_mean(missing, _names(parent)) or "; give the folder that holds annotations/ and the image folders."
-    raise DataError(f"data_root {root} does not exist: {parent} holds {_listing(parent)}{hint}")
+def require_there(root: Path) -> None:
+    """NoData where there is neither a folder nor a file `root`."""
+    if not os.path.exists(root):
+        raise NoData(missing(root, "folder" if not root.suffix else "file or folder", _LAYOUT))
 
 
 def _split(root: Path, split: str, annotations: PathLike | None, images: PathLike | None) -> Split:
@@ -91,13 +101,12 @@ def _annotations(root: Path, split: str, given: PathLike | None) -> Path:
     if path.is_file():
         return path
     if given is None and (inner := _root_nearby(root, split)) is not None:
-        raise DataError(f"data_root {root} is not the data set's own folder; did you mean {str(inner)!r}?")
+        raise DataError(f"{root} is not the data set's own folder; did you mean {str(inner)!r}?")
     folder = path.parent
     if not folder.is_dir():
-        raise DataError(
-            f"the {split} annotation file {path} is missing: there is no folder {folder}, and {root} holds "
-            f"{_listing(root)}; give the folder that holds annotations/, or a csv or Pascal VOC xml files of boxes."
-        )
+        if given is None:
+            raise NoData(f"{root} holds no annotations that can be read (it holds {_listing(root)}); {_LAYOUT}.")
+        raise DataError(f"the {split} annotation file {path} is missing: there is no folder {folder}; correct it.")
     hint = _rename(path.name, _names(folder), split, "; rename or link the right one to this name.")
     raise DataError(f"the {split} annotation file {path} is missing: {folder} holds {_listing(folder)}{hint}")
 
@@ -129,7 +138,7 @@ def _root_nearby(root: Path, split: str) -> Path | None:
 
     if fits(root):
         return None
-    inside = [root / name for name in _names(root) if fits(root / name)]
+    inside = [root / name for name in _names(root) if not _DRAWN.fullmatch(name) and fits(root / name)]
     return inside[0] if inside else root.parent if fits(root.parent) else None
 
 
@@ -141,7 +150,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _listing(folder: Path, most: int = 8) -> str:
-    names = _names(folder)
+    names = list(dict.fromkeys("drawn scenes" if _DRAWN.fullmatch(name) else name for name in _names(folder)))
     if not names:
         return "nothing"
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -24,6 +24,7 @@ from misa.data.formats.parts import Boxed, Entry, Format, Part, without_suffix
 from misa.data.formats.plain import plain_annotation
 from misa.data.formats.splits import Named, assign
 from misa.data.formats.table import FORMATS
+from misa.files import missing
 
 # Where an image's size cannot be read no box is beyond it; the check of the files tells why.
 _UNKNOWN = (10**6, 10**6)
@@ -355,7 +356,7 @@ def read_boxes(path: PathLike) -> dict[str, tuple[list[list[float]], list[str | 
     tell = _Faults()
     forms = "a COCO json, a csv, or a folder of VOC xml, YOLO or LabelMe files"
     if not path.exists():
-        raise DataError(f"there is no file of boxes {path}; give {forms}.")
+        raise DataError(missing(path, "file of boxes", f"give {forms}"))
     if path.is_file() and path.suffix.lower() == ".json":
         found = COCO, [Part((path,), path.parent, "", path.parent)]
     elif path.is_dir() and _is_published(path):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from misa.errors import UserError
+from misa.files import missing
 
 
 def newest(folder: Path) -> Path | None:
@@ -43,7 +44,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: there is no such file, or it is none that torch has written, or it holds more than numbers and text.
     """
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}; give a run folder or a file of its checkpoints folder.")
+        raise UserError(missing(path, "checkpoint", "give a run folder or a file of its checkpoints folder"))
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is cut or not its own

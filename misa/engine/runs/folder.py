@@ -127,6 +127,8 @@ def opened(
     """The experiment, data, path and parameters of a run folder; UserError where it is none."""
     experiment, folder, params = recorded(folder)
     root = Path(data_root or params["data_root"])
+    if data_root is None and not root.exists():
+        raise UserError(f"the data of {folder} is no longer at {root}; restore it, or give --data-root.")
     # The data is there already, at the root that was recorded; nothing is drawn again.
     there = replace(experiment, data="coco", scenes=()) if experiment.data == "demo" else experiment
     source = open_source(there, root, classes=params["classes"], need_train=False)

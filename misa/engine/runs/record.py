@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import misa
 from misa.errors import UserError
 from misa.experiment import TORCHVISION, Experiment, Objective, plain
-from misa.files import digest, read_json
+from misa.files import digest, missing, read_json
 from misa.rows import lineage, teacher_row
 
 if TYPE_CHECKING:
@@ -56,12 +56,14 @@ def teacher_weights(experiment: Experiment) -> Path | None:
 
 def read_params(folder: Path) -> dict[str, Any]:
     """The parameters of a run folder; UserError where it is none."""
+    if not folder.exists():
+        raise UserError(missing(folder, "run folder", "give a folder made by misa train"))
     params = read_json(folder / "params.json")
     if params is None:
-        raise UserError(f"{folder} is no run folder: it has no params.json; give a folder made by misa train.")
-    missing = {"row", "digest", "seed", "data_root", "classes", "experiment"} - params.keys()
-    if missing:
-        raise UserError(f"{folder / 'params.json'} lacks {sorted(missing)[0]}; give a folder made by misa train.")
+        raise UserError(f"{folder} is not a run folder: it has no params.json; give a folder made by misa train.")
+    lacks = {"row", "digest", "seed", "data_root", "classes", "experiment"} - params.keys()
+    if lacks:
+        raise UserError(f"{folder / 'params.json'} lacks {sorted(lacks)[0]}; give a folder made by misa train.")
     return params
 
 

@@ -53,13 +53,14 @@ def test_the_reference_data_is_found(shared: Path) -> None:
 
 def test_a_wrong_root_is_named_with_the_right_one(root: Path) -> None:
     sentence = told(root.parent / "COCO2")
-    assert f"data_root {root.parent / 'COCO2'} does not exist" in sentence
-    assert sentence.endswith("did you mean 'coco'?")
-    assert "holds coco; give the folder" in told(root.parent / "pictures" / "mine")
+    assert sentence == f"there is no folder {root.parent / 'COCO2'}; did you mean 'coco'?"
+    assert "mine; give a folder in COCO layout" in told(root.parent / "pictures" / "mine")
 
 
 def test_a_file_as_root_is_named(root: Path) -> None:
-    assert "is a file; give the folder" in told(root / "annotations" / "instances_val2017.json")
+    assert "is a file and no annotations that can be read; give a folder" in told(
+        root / "annotations" / "instances_val2017.json"
+    )
 
 
 @pytest.mark.parametrize("place", ["..", "annotations"])
@@ -85,7 +86,7 @@ def test_the_cure_is_one_that_the_command_line_has(root: Path) -> None:
     (root / "annotations/x.json").rename(root / "annotations/instances_val2017.json")
     assert "did you mean" not in told(root), "the other split's file is not meant"
     shutil.rmtree(root / "annotations")
-    assert told(root).endswith("give the folder that holds annotations/, or a csv or Pascal VOC xml files of boxes.")
+    assert told(root).endswith("or in another format that docs/data.md describes.")
 
 
 def test_validation_alone_needs_no_training_split(root: Path) -> None:
@@ -108,7 +109,9 @@ def test_a_missing_image_folder_is_named(root: Path) -> None:
 
 
 def test_an_empty_root_says_so(tmp_path: Path) -> None:
-    assert f"{tmp_path} holds nothing" in told(tmp_path)
+    assert f"{tmp_path} holds no annotations that can be read (it holds nothing); give a folder in COCO layout" in told(
+        tmp_path
+    )
 
 
 def test_the_layout_needs_the_standard_library_only() -> None:

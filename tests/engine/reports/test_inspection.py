@@ -172,6 +172,6 @@ def test_wrong_values_are_named(small_run, tmp_path, capsys):
     assert main(["inspect", str(small_run.folder), "--good", "2"]) == 2
     assert "good must be from 0 to 1" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path)]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "is not a run folder" in capsys.readouterr().err
     with pytest.raises(UserError, match="cannot be written"):
         inspect_run(small_run.folder, out=small_run.folder / DETECTIONS / "x.html", resamples=0)

@@ -140,7 +140,7 @@ def first(change):
 
 # name: (what is done to the place, the command, words of the sentence)
 DATA = {
-    "data: no such folder": (lambda p: shutil.rmtree(p.data), "data does not exist"),
+    "data: no such folder": (lambda p: shutil.rmtree(p.data), "there is no folder"),
     "data: a file in place of the folder": (lambda p: [shutil.rmtree(p.data), tell(p.data, "")], "is a file"),
     "data: no annotations": (lambda p: p.annotations().unlink(), "instances_train2017.json is missing"),
     "data: no folder of images": (lambda p: shutil.rmtree(p.data / "train2017"), "train image folder"),
@@ -257,12 +257,12 @@ CHECKPOINTS = {
         lambda p: [tell(p.run / "params.json", json.dumps({"row": "x"})), p.evaluate()][1],
         "params.json lacks",
     ),
-    "run: no such folder": (lambda p: p.evaluate(run="nowhere"), "is no run folder"),
+    "run: no such folder": (lambda p: p.evaluate(run="nowhere"), "there is no run folder nowhere; give"),
     "evaluate: predictions below a file": (
         lambda p: p.evaluate("--predictions", p.photo / "new" / "x.json"),
         "x.json cannot be written (Not a directory); choose another file",
     ),
-    "run: its data is gone": (lambda p: [shutil.rmtree(p.data), p.evaluate()][1], "data does not exist"),
+    "run: its data is gone": (lambda p: [shutil.rmtree(p.data), p.evaluate()][1], "is no longer at"),
 }
 PREDICTIONS = {
     "predict: a score above 1": (lambda p: p.predict("--score", 2), "score must be from 0 to 1"),
