@@ -211,7 +211,10 @@ TRAINING = {
     ),
 }
 CHECKPOINTS = {
-    "checkpoint: absent": (lambda p: p.predict(checkpoint=p.folder / "nothing.pth"), "there is no checkpoint"),
+    "checkpoint: absent": (
+        lambda p: p.predict(checkpoint=p.folder / "nothing.pth"),
+        "there is no run folder or checkpoint",
+    ),
     "checkpoint: a folder that is no run": (lambda p: p.predict(checkpoint=p.data), "holds no checkpoint"),
     "checkpoint: a run without any": (
         lambda p: [shutil.rmtree(p.run / "checkpoints"), p.predict()][1],
@@ -257,7 +260,7 @@ CHECKPOINTS = {
         lambda p: [tell(p.run / "params.json", json.dumps({"row": "x"})), p.evaluate()][1],
         "params.json lacks",
     ),
-    "run: no such folder": (lambda p: p.evaluate(run="nowhere"), "there is no run folder nowhere; give"),
+    "run: no such folder": (lambda p: p.evaluate(run="nowhere"), "there is no run folder"),
     "evaluate: predictions below a file": (
         lambda p: p.evaluate("--predictions", p.photo / "new" / "x.json"),
         "x.json cannot be written (Not a directory); choose another file",

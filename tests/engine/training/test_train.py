@@ -201,7 +201,7 @@ def test_evaluate_refuses_what_is_no_checkpoint(run, tmp_path):
         evaluate(run.folder, checkpoint=tmp_path / "cut.pth")
     with pytest.raises(UserError, match="there is no checkpoint"):
         evaluate(run.folder, checkpoint=tmp_path / "absent.pth")
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         evaluate(tmp_path)
 
 
