@@ -503,19 +503,52 @@ def test_masses_and_counts_fit_one_number(p):
     assert bits >= 20
 
 
-def test_maps_beyond_the_largest_go_through_torch_operations(rng, monkeypatch):
+@pytest.fixture
+def nothing_said(monkeypatch):
+    monkeypatch.setattr(works, "_said", set())
+
+
+@pytest.mark.usefixtures("nothing_said")
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        ("LARGEST", "tree of a map of more than 11 pixels fall back to torch operations"),
+        ("MOST", "fewer images at once"),
+    ],
+)
+def test_maps_beyond_the_largest_go_through_torch_operations(rng, monkeypatch, limit, words):
+    """Which is said once: a second warning would be an error."""
     pixel, parent, _, length = (x.to(PLACE) for x in random_trees(1, 3, 4, 0))
     values = torch.rand(2, 12, generator=rng).to(PLACE)
     arguments = values, [(pixel, parent, length, [0, 0], 1.0)]
     along = values, values[:, None], pixel, parent, length, [0, 0], 1.0
-    expected = torch_ops.propagate(*arguments)
-    for limit in ("LARGEST", "MOST"):
-        with monkeypatch.context() as patch:
-            patch.setattr(sums, limit, 11)
-            patch.setattr(sums, "_weighted", None)  # not to be called
-            assert torch.equal(operations.propagate(*arguments), expected)
-    monkeypatch.setattr(sums, "LARGEST", 11)
+    monkeypatch.setattr(sums, limit, 11)
+    monkeypatch.setattr(sums, "_weighted", None)  # not to be called
+    with pytest.warns(UserWarning, match=words):
+        found = operations.propagate(*arguments)
+    assert torch.equal(found, torch_ops.propagate(*arguments))
+    assert torch.equal(operations.propagate(*arguments), found)
     assert torch.equal(operations.propagate_along(*along), torch_ops.propagate_along(*along))
+
+
+@pytest.mark.usefixtures("nothing_said")
+def test_what_is_compiled_is_traced_as_torch_operations(monkeypatch):
+    """Which is said once, of CUDA alone, and without a break in the graph."""
+
+    def traced(x: Tensor) -> Tensor:
+        works.say_once("a sentence")
+        return x + 1
+
+    with pytest.warns(UserWarning, match="a sentence"):
+        assert torch.compile(traced, backend="eager", fullgraph=True)(torch.zeros(2)).sum() == 2
+    works.say_once("a sentence")
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert choice.backend(torch.empty(0)) is torch_ops
+    with torch._subclasses.FakeTensorMode():
+        there = torch.empty(2, device="cuda")
+    with pytest.warns(UserWarning, match="leave the losses outside"):
+        assert choice.backend(there) is torch_ops
+    assert choice.backend(there) is torch_ops
 
 
 def test_the_kernels_are_chosen_by_the_device_or_by_name(rng, monkeypatch):

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from misa.errors import UserError
 from misa.ops.backends import torch_ops
-from misa.ops.backends.cuda.works import interpreted, triton_works
+from misa.ops.backends.cuda.works import interpreted, say_once, triton_works
 
 NAMES = ("auto", "cpu", "torch", "triton")
 _chosen: ContextVar[str | None] = ContextVar("backend", default=None)
@@ -34,6 +34,11 @@ def backend(like: Tensor) -> ModuleType:
             for CPU tensors outside the interpreter.
     """
     kind = like.device.type
+    if torch.compiler.is_compiling() and kind == "cuda":
+        say_once(
+            "propagation on CUDA within torch.compile is traced as torch operations, which give the same results "
+            "several times slower than its kernels; compile the networks and leave the losses outside."
+        )
     if kind not in ("cpu", "cuda") or torch.compiler.is_compiling():
         return torch_ops
     name = _chosen.get() or os.environ.get("MISA_KERNELS", "auto")

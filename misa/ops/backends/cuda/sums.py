@@ -19,7 +19,7 @@ from torch import Tensor
 
 from misa.ops.backends import torch_ops
 from misa.ops.backends.cuda.merges import Merges
-from misa.ops.backends.cuda.works import block, table
+from misa.ops.backends.cuda.works import block, say_once, table
 from misa.ops.backends.torch_ops import Index, Part
 
 CELLS = 1 << 24  # vertices of all rows that are worked on at once, 36 bytes each
@@ -211,12 +211,25 @@ def _weighted(
     return result
 
 
+def too_large(p: int, trees: int) -> bool:
+    """Whether trees of p vertices are beyond the kernels; says so once."""
+    slower = "fall back to torch operations on CUDA, which give the same results several times slower"
+    if p > LARGEST:
+        say_once(
+            f"sums along the tree of a map of more than {LARGEST:,} pixels {slower}; resize images and masks, or set "
+            "the affinity's global_size."
+        )
+    elif trees * p >= MOST:
+        say_once(f"sums along trees of {MOST:,} pixels or more in all {slower}; take fewer images at once.")
+    return p > LARGEST or trees * p >= MOST
+
+
 def propagate(values: Float[Tensor, "n p"], parts: Sequence[Part]) -> Float[Tensor, "n p"]:
     """Eq. 14 over whole trees: values (n p), per kernel (pixel, parent, s (g p), tree of each mask, its share)."""
     n, p = values.shape
     if n == 0:
         return values.clone()
-    if p > LARGEST or sum(len(part[0]) for part in parts) * p >= MOST:
+    if too_large(p, sum(len(part[0]) for part in parts)):
         return torch_ops.propagate(values, parts)
     pixels, parents, lengths = zip(*(part[:3] for part in parts), strict=True)
     pixel, meet, s = torch.cat(pixels), torch.cat(parents), torch.cat(lengths)
@@ -263,7 +276,7 @@ def propagate_along(
     tree = (pixel, parent, length)
     if n == 0:
         return values.clone()
-    if p > LARGEST:
+    if too_large(p, 1):
         return torch_ops.propagate_along(values, guides, *tree, index, factor)
     portion = max(1, min(CELLS // p, 32768) // 2)
     if n > portion:

@@ -8,6 +8,16 @@ from functools import cache
 import torch
 from torch import Tensor
 
+_said: set[str] = set()
+
+
+@torch.compiler.assume_constant_result  # runs while torch.compile traces, and leaves no break in the graph
+def say_once(sentence: str) -> None:
+    """Warn that something runs slower than it might, once per process."""
+    if sentence not in _said:
+        _said.add(sentence)
+        warnings.warn(sentence, stacklevel=3)
+
 
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, on CPU tensors; it reads TRITON_INTERPRET when it is imported."""
@@ -33,10 +43,9 @@ def triton_works() -> bool:
     ) as error:  # whatever the compilers under Triton raise: it is said, and torch operations do the work
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if reason:
-        warnings.warn(
+        say_once(
             f"Triton's kernels do not run here ({reason}): propagation on CUDA falls back to torch operations, which "
-            "give the same results several times slower; install triton, a C compiler (gcc) and Python's headers.",
-            stacklevel=2,
+            "give the same results several times slower; install triton, a C compiler (gcc) and Python's headers."
         )
     return not reason
 
