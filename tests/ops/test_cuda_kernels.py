@@ -20,7 +20,7 @@ from misa.ops.affinity import window_spread
 from misa.ops.backends import choice, cpu, torch_ops
 from misa.ops.backends.choice import use
 from misa.ops.backends.cuda import features, merges, operations, sums, tour, trees, windows, works
-from misa.ops.guides import Guides, Join, half_window
+from misa.ops.guides import SUM, Guides, Join, half_window
 from misa.ops.neighbors import window_offsets
 from tests.ops.test_backends import Case
 
@@ -379,16 +379,18 @@ def test_more_pixels_than_a_program_takes(rng):
 
 def test_the_order_of_programs_never_shows(rng, monkeypatch):
     """The same bits from programs of 16 elements in the interpreter's order and in the opposite one, or twice."""
-    masks, image = torch.rand(2, 7, 9, generator=rng).to(PLACE), torch.rand(1, 3, 7, 9, generator=rng).to(PLACE)
+    masks, image = torch.rand(2, 6, 7, generator=rng).to(PLACE), torch.rand(1, 3, 6, 7, generator=rng).to(PLACE)
     image = (image * 4).round() / 4  # with ties
+    s, k = torch.randn(1, 4, 6, 7, generator=rng).to(PLACE), torch.randn(2, 4, generator=rng).to(PLACE)
 
     def results() -> list[Tensor]:
-        guides = Guides(image, [0, 0])
-        found = guides.trees()
+        guides = Guides(image, [0, 0], s, k, [0, 1], ("color", "saliency"), window=3)
+        found = guides.trees(ahead=SUM)
         first = guides.along_trees(masks, found, 0.3)
         second = guides.along_masks(first, first[:, None], found, 0.3)
         options = {"window": 3, "bandwidth": 0.2, "steps": 2}
-        return [found.pixel, found.parent, found.edge, first, second, guides.along_window(masks, None, **options)]
+        local = guides.along_window(masks, None, **options)
+        return [found.pixel, found.parent, found.edge, first, second, *guides.second_on_edges, local]
 
     with use("triton"):
         usual = results()
