@@ -55,7 +55,7 @@ def shared() -> Path:
     return root
 
 
-@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+@pytest.fixture(params=["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """The CPU, and CUDA where there is a device."""
     return torch.device(request.param)

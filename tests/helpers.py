@@ -1,8 +1,13 @@
-"""What several tests train with: an experiment of seconds, and the CPU."""
+"""What several tests train with: an experiment of seconds, and the CPU; and what a GPU must not wait for."""
 
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from misa.experiment import TINY, Augmentation, Experiment, Inference, Schedule
 from misa.machine import Machine
@@ -30,3 +35,15 @@ def page_code(page: str, title: str | None = None) -> str:
     text = (Path(__file__).parents[1] / "docs" / "extending" / page).read_text(encoding="utf-8")
     blocks = dict(re.findall(r'```python title="(.*?)"\n(.*?)```', text, re.DOTALL))
     return blocks[title] if title else next(iter(blocks.values()))
+
+
+@contextmanager
+def nothing_may_wait() -> Iterator[None]:
+    """What makes the host wait for a CUDA device is an error in the block, and not behind it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode")  # setting it warns that it is a prototype
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -1,5 +1,7 @@
 """Oracle: Eq. 3–6 typed out in float64, one region and one image at a time, with torch.fft."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch.testing import assert_close
 
 import misa.losses.distillation
 from misa.losses.distillation import distillation_loss, in_units_of_spread
+from tests.helpers import nothing_may_wait
 
 B, D, H, W = 2, 3, 14, 17
 
@@ -211,17 +214,27 @@ def test_autocast_does_not_reach_the_backward_pass(batch, device):
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")  # setting it warns that it is a prototype
 @pytest.mark.parametrize("transform", ["pruned", "fft"])
 def test_nothing_waits_for_the_device(batch, transform):
     student, teacher, box_mask, valid = (x.cuda() for x in batch)
     student.requires_grad_()
     distillation_loss(student, teacher, box_mask, radius=3, valid=valid, transform=transform).backward()  # fills caches
-    try:
-        torch.cuda.set_sync_debug_mode("error")
+    with nothing_may_wait():
         distillation_loss(student, teacher, box_mask, radius=3, valid=valid, transform=transform).backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_waiting_is_allowed_again_whatever_was_raised(monkeypatch):
+    """Setting the mode warns, which is an error here; it once left the mode on for all tests behind."""
+    modes = []
+
+    def as_torch_does(mode):
+        modes.append(mode)
+        warnings.warn("Synchronization debug mode is a prototype feature", UserWarning, stacklevel=2)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", as_torch_does)
+    with pytest.raises(RuntimeError, match="waits: error"), nothing_may_wait():
+        raise RuntimeError(f"waits: {modes[-1]}")
+    assert modes == ["error", "default"]
 
 
 def wrong(**change):

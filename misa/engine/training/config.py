@@ -91,7 +91,7 @@ def run_config(
             "default_hooks": _default_hooks(split),
             "custom_hooks": _custom_hooks(experiment, folder, seed, split, interactive=machine.interactive),
             "visualizer": visualizer_config(folder, machine.loggers if log else None),
-            **(_distributed(experiment) if split.processes > 1 else {}),
+            **(distributed(experiment) if split.processes > 1 else {}),
             "randomness": {"seed": seed},
             "load_from": None if checkpoint is None else str(checkpoint),
             "resume": checkpoint is not None,
@@ -184,7 +184,7 @@ def _student_hooks(experiment: Experiment, seed: int, split: BatchSplit) -> list
     return [health, {"type": StepClock, "seed": seed, "accumulate": split.accumulate}]
 
 
-def _distributed(experiment: Experiment) -> dict[str, Any]:
+def distributed(experiment: Experiment) -> dict[str, Any]:
     """mmengine's settings for several processes, which have joined each other already."""
     cuda = get_device() == "cuda"
     wrapper: dict[str, Any] = {"type": MMDistributedDataParallel, "broadcast_buffers": False}

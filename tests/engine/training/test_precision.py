@@ -1,12 +1,18 @@
 """What a step may be wrapped in: half precision, accumulation, compiled networks, several processes."""
 
 import copy
+from contextlib import contextmanager
 
 import pytest
 import torch
+import torch.distributed as dist
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODEL_WRAPPERS
 
+from misa.engine.training.config import distributed
 from misa.engine.training.optimizer import optimizer_config
+from misa.engine.training.parallel import leave
+from misa.experiment import FRAMEWORKS
 from tests.models.students.test_mask2former import TWO, batch
 from tests.models.test_waits import student
 
@@ -70,31 +76,55 @@ def test_compiled_networks_give_the_same_losses_and_names(device):
     assert list(model.state_dict()) == names
 
 
-@pytest.mark.gpu
-def test_float16_scales_its_gradients():
-    model, row = on(torch.device("cuda"))
-    wrapper = wrapped(model, row, "float16")
+@pytest.mark.parametrize(
+    ("precision", "place"),
+    [("bfloat16", "cpu"), *(pytest.param(half, "cuda", marks=pytest.mark.gpu) for half in ("bfloat16", "float16"))],
+)
+def test_half_precision_learns(precision, place):
+    """Also in float16, whose first scales of the gradients may be too large: such a step is left out."""
+    model, row = on(torch.device(place))
+    wrapper = wrapped(model, row, precision)
     start = [p.detach().clone() for p in model.parameters()]
-    for _ in range(8):  # the first scales may be too large, and such a step is left out
+    for _ in range(2 if precision == "bfloat16" else 8):
         assert all(abs(value) < float("inf") for value in step(model, wrapper).values())
     assert any(not torch.equal(p, old) for p, old in zip(model.parameters(), start, strict=True))
-    assert all(p.isfinite().all() for p in model.parameters())
+    assert all(p.isfinite().all() and p.dtype == torch.float32 for p in model.parameters())
 
 
-@pytest.mark.gpu
-def test_a_process_group_of_a_gpu_takes_unused_parameters(tmp_path):
-    import torch.distributed as dist
-
-    from misa.engine.training.parallel import leave
-
-    dist.init_process_group("nccl", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+@contextmanager
+def in_group(model, row, device, folder, **change):
+    """The model as a training wraps it for several processes, in a group of one."""
+    store = f"file://{folder / 'store'}"
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=store, rank=0, world_size=1)
     try:
-        model = torch.nn.ModuleDict({"used": torch.nn.Linear(3, 3), "unused": torch.nn.Linear(3, 3)}).cuda()
-        model.forward = lambda x: model["used"](x)
-        parallel = torch.nn.parallel.DistributedDataParallel(model, device_ids=[0], find_unused_parameters=True)
-        for _ in range(2):  # the second forward pass is where a missing gradient would be an error
-            parallel(torch.ones(2, 3, device="cuda")).sum().backward()
-        assert model["used"].weight.grad is not None
-        assert model["unused"].weight.grad is None
+        devices = [0] if device.type == "cuda" else None
+        config = distributed(row)["model_wrapper_cfg"] | {"module": model, "device_ids": devices} | change
+        yield MODEL_WRAPPERS.build(config)
     finally:
         leave()
+
+
+@pytest.mark.parametrize("name", ["misa", "mask2former_misa", "boxinst"])
+def test_processes_take_a_batch_without_objects(name, device, tmp_path):
+    """Under DDP as a training sets it up: parameters without a gradient are an error unless they may be `branches`."""
+    model, row = on(device, name)
+    assert FRAMEWORKS[row.student].branches == (name == "boxinst")
+    alone = copy.deepcopy(model)
+    data = alone.data_preprocessor(batch([], []), True)
+    alone.parse_losses(alone.loss(data["inputs"], data["data_samples"]))[0].backward()
+    assert any(p.grad is None for p in alone.parameters() if p.requires_grad) == (name == "boxinst")
+    with in_group(model, row, device, tmp_path) as parallel:
+        wrapper = wrapped(parallel, row)
+        for images in (([], []), TWO):  # it is at the second step that DDP would refuse
+            losses = parallel.train_step(batch(*images), wrapper)
+            assert all(value.isfinite().all() for value in losses.values())
+
+
+def test_processes_refuse_what_no_step_may_leave_out(device, tmp_path):
+    """So that the test above would fail."""
+    model, row = on(device, "boxinst")
+    with in_group(model, row, device, tmp_path, find_unused_parameters=False) as parallel:
+        wrapper = wrapped(parallel, row)
+        parallel.train_step(batch([], []), wrapper)
+        with pytest.raises(RuntimeError, match="Expected to have finished reduction"):
+            parallel.train_step(batch(*TWO), wrapper)
