@@ -35,7 +35,9 @@ class AffinityParameters(Explorer):
     """What `notebooks/affinity.ipynb` takes."""
 
     local_bandwidth: float = option(0.15, "bandwidth of the color affinity in windows (APro's)", low=1e-3, high=10)
-    tree_bandwidth: float = option(0.01, "bandwidth of the color affinity along the tree (APro's)", low=1e-3, high=10)
+    tree_bandwidth: float = option(
+        0.4, "bandwidth of the color affinity along the tree (APro trains with 0.01)", low=1e-3, high=10
+    )
     semantic_scale: float = option(8.0, "bandwidth of the semantic affinities, in σ of S", low=1e-2, high=100)
     balance: float = option(0.7, "weight of the saliency affinity beside the color affinity (§4.3)", low=0, high=10)
     form: Literal["sum", "product"] = option("sum", "of SEPA: sum (Eq. 13), or product (the embedded data's rows)")

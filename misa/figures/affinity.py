@@ -4,6 +4,7 @@ All maps share one scale from 0 to 1 and one perceptual color map; white lines a
 evaluation knows; rows and columns are cells of the map at stride 4.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -37,6 +38,8 @@ _FIRST = {
 }
 _MARGIN, _GAP, _TITLE, _LABEL, _BAR = 10, 9, 22, 24, 46
 _PROFILE = 128
+_ACROSS, _DOWN = 566, 552  # of a panel's picture
+_NAME = 32  # letters of an image's name, of which a long one loses its middle
 _AROUND = 2  # cells beyond the window in the zoomed pictures
 
 
@@ -84,6 +87,16 @@ class Layout:
             inset = (width - side) // 2
             return Tile(left + inset, top + (height - side) // 2, side, side, 2 * reach + 1, 2 * reach + 1, first)
         return Tile(left, top, width, height, self.h, self.w)
+
+    @classmethod
+    def of_panel(
+        cls, size: tuple[int, int], kernels: int, window: int, seed: Seed, lines: tuple[Line, ...]
+    ) -> "Layout":
+        """With the largest tiles that leave room for controls at the left of the picture on a screen of 1280 x 720."""
+        h, w = size
+        across = (_ACROSS - _MARGIN - _LABEL - _BAR) / (kernels + 1) - _GAP
+        down = (_DOWN - _TITLE - 22 - _PROFILE) / len(lines) - _GAP
+        return cls(h, w, kernels, window, seed, lines, int(max(h, w) * min(across / w, down / h)))
 
     def cell_at(self, x: float, y: float) -> Seed | None:
         """The cell of the map under a point of the picture, None between the tiles."""
@@ -145,7 +158,8 @@ def affinity_figure(
     Columns: the image, then A, A^f, A^c and Â^c (A alone without a teacher). Rows: the window around the seed; every
     pixel; along the minimum spanning tree, as weak as the longest edge on the way; the mask after `knobs.steps`
     windows inside the box, or after one pass along the tree (reach="global"), relative to its largest value. Below,
-    the tree's affinity along the seed's row, the object's true extent shaded.
+    the affinity along the seed's row, the object's true extent shaded: the tree's where anything of the tree is
+    drawn, else that to every pixel.
 
     field: `field_of(example, label)`, made by the caller to be kept; by default for the category of the seed's box.
     lines: which of the rows are drawn; side: pixels of a tile's longer side.
@@ -156,13 +170,16 @@ def affinity_figure(
     box = example.box_at(seed)
     inside = example.box_masks()[box] if box is not None else None
     first = start_mask(example, seed, start)
-    direct, tree = field.direct(seed, knobs), field.along_tree(seed, knobs)
-    masks = field.masks(first, knobs, box=inside, reach=reach) if "mask" in lines else {}
+    maps = {"pixels": field.direct(seed, knobs)}
+    if on_the_tree(lines, reach):
+        maps["tree"] = field.along_tree(seed, knobs)
+    maps["window"] = maps["pixels"]
+    masks = maps["mask"] = field.masks(first, knobs, box=inside, reach=reach) if "mask" in lines else {}
 
     width, height = layout.size
     sheet = Sheet(width, height)
     _put_first_column(sheet, layout, example, first)
-    _put_maps(sheet, layout, field.kernels, {"window": direct, "pixels": direct, "tree": tree, "mask": masks})
+    _put_maps(sheet, layout, field.kernels, maps)
     bar = _bar(layout)
     sheet.put(bar, np.linspace(1, 0, 128)[:, None].repeat(2, axis=1))
 
@@ -182,8 +199,17 @@ def affinity_figure(
     axes.plot(x, y, "+", color="black", markersize=9, markeredgewidth=2.6)
     axes.plot(x, y, "+", color="white", markersize=8, markeredgewidth=1.2)
     _window_frames(axes, layout, seed)
-    _draw_profile(axes, layout, {k: v[seed[0]].numpy() for k, v in tree.items()}, example, box)
+    way = "tree" if "tree" in maps else "pixels"
+    _draw_profile(axes, layout, {k: v[seed[0]].numpy() for k, v in maps[way].items()}, example, box, _WAYS[way])
     return figure
+
+
+_WAYS = {"pixels": "to every pixel", "tree": "along the tree"}
+
+
+def on_the_tree(lines: Sequence[Line], reach: Reach) -> bool:
+    """Whether anything is drawn for which the spanning tree is needed."""
+    return "tree" in lines or ("mask" in lines and reach == "global")
 
 
 def _put_first_column(sheet: Sheet, layout: Layout, example: Example, first: Tensor) -> None:
@@ -235,9 +261,12 @@ def _name(
 ) -> None:
     category = example.classes[field.label] if example.classes else f"category {field.label}"
     row, column = layout.seed
-    about = f"{example.name}   seed ({row}, {column})"
+    name = example.name
+    if len(name) > _NAME:
+        name = f"{name[: _NAME // 2]}…{name[1 - _NAME // 2 :]}"
+    about = f"{name}   seed at cell ({row}, {column}) of {layout.h} x {layout.w}"
     if field.semantic is not None:
-        about += f"   category c: {category}"
+        about += f"   c = {category}"
     axes.text(_MARGIN, 6, about, fontsize=9, weight="bold", va="top")
     small: dict[str, Any] = {"fontsize": 8, "ha": "center", "va": "bottom"}
     titles = ("image", *(f"{NAMES[kernel]} {SYMBOLS[kernel]}" for kernel in field.kernels))
@@ -247,7 +276,7 @@ def _name(
         write(axes, left + first.width / 2, first.top - 3, title, **small)
     way = f"mask, {knobs.steps} steps" if reach == "local" else "mask, tree"
     window = f"window {knobs.window} x {knobs.window}"
-    words = {"window": window, "pixels": "to every pixel", "tree": "along the tree", "mask": way}
+    words = {"window": window, **_WAYS, "mask": way}
     for number, line in enumerate(layout.lines):
         tile = layout.tile(0, number)
         edge = tile.left + tile.width + _GAP + _LABEL - 5
@@ -291,6 +320,7 @@ def _draw_profile(
     lines: dict[Kernel, NDArray[np.floating]],
     example: Example,
     box: int | None,
+    way: str,
 ) -> None:
     """The affinities to the seed along its row."""
     width, height = layout.size
@@ -304,7 +334,7 @@ def _draw_profile(
         Scales(
             xlim=(-0.5, layout.w - 0.5),
             ylim=(0, 1),
-            xlabel=f"column of row {layout.seed[0]}: affinity along the tree{_gray(example, inside)}",
+            xlabel=f"column of row {layout.seed[0]}: affinity {way}{_gray(example, inside)}",
             xticks=sorted({0, layout.seed[1], layout.w - 1}),
             yticks={"0": 0, "1": 1},
         ),
@@ -352,7 +382,7 @@ def profile_figure(
     picture.plot(seed[1] + 0.5, seed[0] + 0.5, "+", color="white", markersize=9, markeredgewidth=2)
     picture.set_axis_off()
     columns = np.arange(example.size[1])
-    maps = {"to every pixel": field.direct(seed, knobs), "along the tree": field.along_tree(seed, knobs)}
+    maps = {_WAYS["pixels"]: field.direct(seed, knobs), _WAYS["tree"]: field.along_tree(seed, knobs)}
     for place, (name, values) in enumerate(maps.items()):
         axes = figure.add_subplot(grid[place, 1])
         for first, last in _stretches(inside):

@@ -16,8 +16,8 @@ from misa.figures.style import ACCENT, LINES, SIGNED, Picture, shade
 from misa.ops.frequency import fourier_mask, high_pass, low_pass
 from misa.ops.spectrum import power, radial_energy
 
-_SIDE = 118  # pixels of a tile's longer side
-_MARGIN, _GAP, _TITLE, _LABEL = 10, 9, 24, 22
+_SIDE, _PANEL = 118, 80  # pixels of a tile's longer side, and in the panel
+_MARGIN, _GAP, _TITLE, _LABEL, _BAR = 10, 9, 24, 22, 54
 _CHART = 150
 COLUMNS = ("map", "log spectrum", "high pass", "low pass", "high, in boxes", "low, outside")
 # The panel shows one map at a time, larger, with the Fourier masks α of Eq. 4 between spectrum and band.
@@ -27,15 +27,11 @@ MASK_COLUMNS = ("map", "log spectrum", "mask α", "spectrum x α", "band", "band
 def maps_of(example: Example) -> dict[str, Float[Tensor, "d h w"]]:
     """The dense features of an example by the names that the figure shows: S, I behind the adapter, and I itself.
 
-    Without any network, its colors.
+    Without any network, its brightness and its colors.
     """
     found = {"teacher S": example.features, "student I, adapted": example.adapted, "student I": example.student}
-    return {name: values for name, values in found.items() if values is not None} or {"colors": example.colors}
-
-
-def energies_of(maps: Mapping[str, Float[Tensor, "d h w"]]) -> dict[str, Float[Tensor, " r"]]:
-    """The energy of all channels ring by ring: the one part of the figure that no slider changes."""
-    return {name: radial_energy(values) for name, values in maps.items()}
+    maps = {name: values for name, values in found.items() if values is not None}
+    return maps or {"brightness": example.colors.mean(dim=0, keepdim=True), "colors": example.colors}
 
 
 def bands(
@@ -53,6 +49,26 @@ def bands(
     }
 
 
+def centered(
+    features: Float[Tensor, "h w"], box_mask: Bool[Tensor, "h w"], *, radius: float, scale: float
+) -> tuple[dict[str, Float[Tensor, "h w"]], float]:
+    """`bands` without the mean, and the largest distance of the map from it: one scale, in which 0 is the middle.
+
+    The mean belongs to DC and would hide the signs of a band. The high pass leaves θ times of it.
+    """
+    mean = features.mean()
+    found = bands(features, box_mask, radius=radius, scale=scale)
+    high, low = found["high pass"] - scale * mean, found["low pass"] - mean
+    maps = {
+        "map": features - mean,
+        "high pass": high,
+        "low pass": low,
+        "high, in boxes": high * box_mask,
+        "low, outside": low * ~box_mask,
+    }
+    return maps, float(maps["map"].abs().max().clamp(min=1e-12))
+
+
 def frequency_figure(
     maps: Mapping[str, Float[Tensor, "d h w"]],
     box_mask: Bool[Tensor, "h w"],
@@ -60,32 +76,34 @@ def frequency_figure(
     channel: int = 0,
     radius: float = 10.0,
     scale: float = 0.2,
-    energies: Mapping[str, Float[Tensor, " r"]] | None = None,
 ) -> Picture:
     """One channel of each map, its spectrum with the circle of Eq. 4, both bands, and what Eq. 5 keeps of them.
 
-    All maps of a row share one scale, so that what the filter takes away is seen. Below, how the energy of all
-    channels is spread over the frequencies; gray is what the high pass damps to `scale` and the low pass keeps.
+    All maps of a row are about the mean (white) and share one scale, so that what the filter takes away is seen.
+    Below, how the energy of all channels is spread over the frequencies; gray is what the high pass damps to `scale`
+    and the low pass keeps.
 
     maps: a name for each row, for example the teacher's S and the student's I behind its adapter, of one size.
-    box_mask: B of Eq. 5, the union of the boxes. energies: `energies_of(maps)`, made by the caller to be kept.
+    box_mask: B of Eq. 5, the union of the boxes.
     """
     (h, w) = box_mask.shape
     ratio = _SIDE / max(h, w)
     height, width = max(round(h * ratio), 1), max(round(w * ratio), 1)
-    across = _MARGIN + _LABEL + len(COLUMNS) * (width + _GAP) + 40
+    across = _MARGIN + _LABEL + len(COLUMNS) * (width + _GAP) + _BAR
     sheet = Sheet(max(across, 560), _TITLE + len(maps) * (height + _GAP) + _CHART)
     tiles: dict[tuple[int, str], Tile] = {}
+    bars: list[tuple[Tile, float]] = []
     for row, values in enumerate(maps.values()):
-        shown = bands(values[channel], box_mask, radius=radius, scale=scale)
-        low, high = (float(f(*(x.min() if f is min else x.max() for x in shown.values()))) for f in (min, max))
+        shown, reach = centered(values[channel], box_mask, radius=radius, scale=scale)
         for column, name in enumerate(COLUMNS):
             left = _MARGIN + _LABEL + column * (width + _GAP)
             tile = tiles[row, name] = Tile(left, _TITLE + row * (height + _GAP), width, height, h, w)
             if name == "log spectrum":
-                sheet.put(tile, _unit(torch.log10(power(values[channel]) + 1e-6)))
+                sheet.put(tile, _gray(_unit(torch.log10(power(values[channel]) + 1e-6))))
             else:
-                sheet.put(tile, ((shown[name] - low) / max(high - low, 1e-12)).numpy())
+                sheet.put(tile, _signed(shown[name], reach))
+        bars.append((_bar(tile), reach))
+        sheet.put(bars[-1][0], _signed(torch.linspace(1, -1, 128)[:, None], 1.0))
 
     figure = Picture()
     axes = sheet.draw(figure)
@@ -97,9 +115,19 @@ def frequency_figure(
         write(axes, tile.left - 5, tile.top + tile.height / 2, name, fontsize=8, ha="right", va="center", rotation=90)
         _circle(axes, tiles[row, "log spectrum"], h, w, radius)
     in_space = [tile for (_, name), tile in tiles.items() if name != "log spectrum"]
-    trace(axes, in_space, outline(box_mask.numpy()), color="white", width=1.0)
-    _draw_energy(axes, sheet, energies_of(maps) if energies is None else energies, radius, scale)
+    trace(axes, in_space, outline(box_mask.numpy()), color=ACCENT, width=1.0)
+    for bar, reach in bars:
+        form = ".2g" if reach < 9.5 else ".0f"
+        for share in (-1, 0, 1):
+            y = bar.top + bar.height * (1 - share) / 2
+            write(axes, bar.left + bar.width + 3, y, f"{share * reach:{form}}", fontsize=7, va="center")
+    _draw_energy(axes, sheet, {name: radial_energy(values) for name, values in maps.items()}, radius, scale)
     return figure
+
+
+def _bar(last: Tile) -> Tile:
+    """The color bar at the right of a row's last tile."""
+    return Tile(last.left + last.width + _GAP, last.top + 4, 7, last.height - 8, 128, 1)
 
 
 def mask_figure(
@@ -110,16 +138,17 @@ def mask_figure(
     radius: float = 10.0,
     scale: float = 0.2,
     name: str = "",
+    side: int = _PANEL,
 ) -> Picture:
     """The Fourier masks at work on one map: a row for the high pass of Eq. 4 and one for its mirror, the low pass.
 
     From left to right the map, its log spectrum with the circle of radius t, α (0 black, 1 white), the filtered
     spectrum, the band that is left, and what Eq. 5 keeps of it, the high one in the boxes, the low one outside. Bands
-    have both signs: white is 0, one scale for all. Above, the image; below, α along the middle row and its profile
-    along the frequency.
+    have both signs: white is 0, one scale for all. Below, the image and α along the frequency. side: pixels of a
+    tile's longer side.
     """
     h, w = features.shape
-    ratio = _PANEL / max(h, w)
+    ratio = side / max(h, w)
     height, width = max(round(h * ratio), 1), max(round(w * ratio), 1)
     across = _MARGIN + _LABEL + len(MASK_COLUMNS) * (width + _GAP)
     top = _TITLE + 16
@@ -155,28 +184,21 @@ def at_work(features: Tensor, box_mask: Tensor, radius: float, scale: float) -> 
     h, w = features.shape
     spectrum = torch.log10(power(features) + 1e-6)
     low, high = spectrum.min(), spectrum.max()
-    mean = features.mean()
-    reach = float((features - mean).abs().max().clamp(min=1e-12))
-    found = bands(features, box_mask, radius=radius, scale=scale)
+    found, reach = centered(features, box_mask, radius=radius, scale=scale)
     alpha = fourier_mask(h, w, radius=radius, scale=scale)
-    # The mean belongs to DC and would hide the signs of a band: maps are shown about it, which is θ times that after
-    # the high pass.
-    for mask, band, kept, shift in (
-        (alpha, found["high pass"], box_mask, scale * mean),
-        (1 + scale - alpha, found["low pass"], ~box_mask, mean),
+    for mask, band, kept in (
+        (alpha, "high pass", "high, in boxes"),
+        (1 + scale - alpha, "low pass", "low, outside"),
     ):
         filtered = torch.log10(power(features) * mask**2 + 1e-6)
         yield {
-            "map": _signed(features - mean, reach),
+            "map": _signed(found["map"], reach),
             "log spectrum": _gray((spectrum - low) / (high - low).clamp(min=1e-12)),
             "mask α": _gray(mask),
             "spectrum x α": _gray((filtered - low) / (high - low).clamp(min=1e-12)),
-            "band": _signed(band - shift, reach),
-            "band x boxes": _signed((band - shift) * kept, reach),
+            "band": _signed(found[band], reach),
+            "band x boxes": _signed(found[kept], reach),
         }
-
-
-_PANEL = 80  # pixels of a tile's longer side in the panel
 
 
 def _gray(values: Tensor) -> NDArray[np.uint8]:
@@ -212,10 +234,9 @@ def _draw_alpha(axes: Axes, tile: Tile, h: int, w: int, radius: float, scale: fl
     )
 
 
-def _unit(values: Tensor) -> NDArray[np.floating]:
+def _unit(values: Tensor) -> Tensor:
     low, high = values.min(), values.max()
-    scaled: NDArray[np.floating] = ((values - low) / (high - low).clamp(min=1e-12)).numpy()
-    return scaled
+    return (values - low) / (high - low).clamp(min=1e-12)
 
 
 def _circle(axes: Axes, tile: Tile, h: int, w: int, radius: float) -> None:

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from misa.figures.affinity import NAMES, SYMBOLS, field_of, start_mask
 from misa.figures.example import Example
-from misa.figures.frequency import COLUMNS, bands
+from misa.figures.frequency import COLUMNS, centered
 from misa.figures.plots import draw_objects
 from misa.figures.sheet import outline
-from misa.figures.style import ACCENT, COLORS, COLUMN, LINES, MAP, PAGE, PRINT, Picture
+from misa.figures.style import ACCENT, COLORS, COLUMN, LINES, MAP, PAGE, PRINT, SIGNED, Picture
 from misa.ops.seed_affinity import Kernel, Knobs, Seed
 from misa.ops.spectrum import power, radial_energy
 
@@ -94,8 +94,8 @@ def _bars(axes: Axes, scores: Mapping[str, Mapping[str, float]]) -> None:
     axes.set_xticks(range(len(scores)), [f"from {name}" for name in scores], fontsize=7)
     axes.set_ylabel("mIoU (%)", fontsize=7)
     axes.tick_params(labelsize=6, length=2)
-    axes.margins(y=0.28)
-    axes.legend(fontsize=6, frameon=False, loc="upper left", handlelength=1.4)
+    axes.margins(y=0.12)
+    axes.legend(fontsize=6, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, handlelength=1.4)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -104,14 +104,16 @@ def figure3(
 ) -> Picture:
     """How features are taken apart in frequency and space: a row each, on one scale, and where their energy is.
 
+    Maps and bands are about the mean, which is white.
+
     rows: by name the features (d h w) and the union of the boxes (h w).
     """
-    figure = _printed(PAGE, 1.06 * len(rows) + 1.25)
-    parts: Any = figure.subfigures(2, 1, height_ratios=(1.06 * len(rows), 1.15))
-    axes = parts[0].subplots(len(rows), len(COLUMNS), squeeze=False)
+    tall = [1.06 * min(inside.shape[0] / inside.shape[1], 1.5) for _, inside in rows.values()]
+    figure = _printed(PAGE, sum(tall) + 1.25)
+    parts: Any = figure.subfigures(2, 1, height_ratios=(sum(tall), 1.15))
+    axes = parts[0].subplots(len(rows), len(COLUMNS), squeeze=False, height_ratios=tall)
     for r, (name, (features, inside)) in enumerate(rows.items()):
-        shown = bands(features[channel], inside, radius=radius, scale=scale)
-        low, high = min(float(x.min()) for x in shown.values()), max(float(x.max()) for x in shown.values())
+        shown, reach = centered(features[channel], inside, radius=radius, scale=scale)
         edge = outline(inside.numpy())
         for c, column in enumerate(COLUMNS):
             ax = axes[r, c]
@@ -122,8 +124,8 @@ def figure3(
                 ax.add_patch(Circle((w // 2, h // 2), radius, fill=False, edgecolor=LINES[0]["color"], linewidth=1))
                 ax.set(xlim=(-0.5, w - 0.5), ylim=(h - 0.5, -0.5))
                 continue
-            drawn = ax.imshow(shown[column].numpy(), cmap=MAP, vmin=low, vmax=high, interpolation="none")
-            ax.plot(edge[1] - 0.5, edge[0] - 0.5, color="white", linewidth=0.6)
+            drawn = ax.imshow(shown[column].numpy(), cmap=SIGNED, vmin=-reach, vmax=reach, interpolation="none")
+            ax.plot(edge[1] - 0.5, edge[0] - 0.5, color=ACCENT, linewidth=0.6)
         bar = parts[0].colorbar(drawn, ax=axes[r].tolist(), fraction=0.012, pad=0.004)
         bar.ax.tick_params(labelsize=5, length=1.5)
         bar.outline.set_linewidth(0.3)
@@ -154,8 +156,8 @@ def figure4(examples: Sequence[tuple[Example, Seed]], *, knobs: Knobs | None = N
     made: tuple[Kernel, ...] = ("color", "enhanced") if len(kernels) > 1 else ("color",)
     titles = ["image", *(f"{NAMES[k]} {SYMBOLS[k]}" for k in kernels), *(f"mask, {NAMES[k]}" for k in made), "truth"]
     shapes = [example.size[0] / example.size[1] for example, _ in examples]
-    cell = (PAGE - 0.6) / len(titles)
-    figure = _printed(PAGE, sum(cell * shape + 0.2 for shape in shapes) + 0.25)
+    cell = (PAGE - 0.95) / len(titles)
+    figure = _printed(PAGE, sum(cell * shape + 0.17 for shape in shapes) + 0.2)
     axes = figure.subplots(len(examples), len(titles), squeeze=False, height_ratios=shapes)
     for r, (example, seed) in enumerate(examples):
         seen = _seen(example, seed, knobs, made)

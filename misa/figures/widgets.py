@@ -6,6 +6,7 @@ page that holds only stored outputs shows none of them. So every notebook draws 
 """
 
 import gc
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -14,14 +15,13 @@ import ipywidgets as widgets
 from ipyevents import Event
 from matplotlib.figure import Figure
 
-from misa.figures.affinity import LINES_OF_MAPS, Layout, affinity_figure, category_at, field_of
+from misa.figures.affinity import LINES_OF_MAPS, Layout, affinity_figure, category_at, field_of, on_the_tree
 from misa.figures.example import Example
 from misa.figures.frequency import maps_of, mask_figure
 from misa.figures.style import to_png
 from misa.ops.seed_affinity import Knobs, Seed, SeedField
 
-_WIDE = {"description_width": "100px"}
-_SIDE = 86  # pixels of a map in the panel
+_STEP = 0.025  # of a slider over powers of ten, in exponents
 
 
 class Panel(widgets.HBox):
@@ -40,8 +40,8 @@ class Panel(widgets.HBox):
         self._draw = draw
         self._paused = False
         self.picture = widgets.Image(format="png", layout=widgets.Layout(flex="0 0 auto", object_fit="contain"))
-        for control in self.controls.values():
-            control.style = _WIDE
+        for name, control in self.controls.items():
+            control.style = {"description_width": "48px" if name in ("image", "lines") else "100px"}  # long ones
             control.layout = widgets.Layout(width="262px", margin="1px")
             control.observe(self._redraw, names="value")
         column = widgets.VBox(list(self.controls.values()), layout=widgets.Layout(flex="0 0 266px"))
@@ -80,8 +80,15 @@ def whole(label: str, value: int, low: int, high: int, *, step: int = 1) -> widg
 
 
 def factor(label: str, value: float, low: float, high: float) -> widgets.FloatLogSlider:
-    """A slider for a positive number over some powers of ten, given as exponents."""
-    return widgets.FloatLogSlider(value, min=low, max=high, step=0.025, description=label, readout_format=".3g")
+    """A slider for a positive number over some powers of ten, given as exponents.
+
+    Its steps are counted from the value: the browser rounds to steps from the lower end on, and 8 would be shown as
+    7.94.
+    """
+    place = math.log10(value)
+    low = place - _STEP * max(math.ceil((place - low) / _STEP), 1)
+    high = max(high, place)
+    return widgets.FloatLogSlider(value, min=low, max=high, step=_STEP, description=label, readout_format=".3g")
 
 
 def _classes(example: Example) -> list[tuple[str, int]]:
@@ -121,7 +128,7 @@ class SeedExplorer(Panel):
             "window": widgets.Dropdown(options=[3, 5, 7, 9], value=knobs.window, description="window"),
             "steps": whole("steps", knobs.steps, 0, 100),
             "start": widgets.Dropdown(
-                options=[("a disc around the seed", "seed"), ("a blob in its box", "blob"), ("its whole box", "box")],
+                options=[("disc at the seed", "seed"), ("blob in its box", "blob"), ("its whole box", "box")],
                 description="mask starts as",
             ),
             "reach": widgets.Dropdown(
@@ -129,9 +136,9 @@ class SeedExplorer(Panel):
             ),
             "lines": widgets.Dropdown(
                 options=[
+                    ("window, pixels, mask", ("window", "pixels", "mask")),
                     ("pixels, tree, mask", ("pixels", "tree", "mask")),
                     ("pixels, mask", ("pixels", "mask")),
-                    ("window, pixels, mask", ("window", "pixels", "mask")),
                     ("all four", LINES_OF_MAPS),
                 ],
                 description="rows",
@@ -156,7 +163,7 @@ class SeedExplorer(Panel):
         now = self.values()
         example = self.examples[now["image"]]
         kernels = len(self._field(now["label"]).kernels)
-        return Layout(*example.size, kernels, now["window"], (now["row"], now["column"]), now["lines"], _SIDE)
+        return Layout.of_panel(example.size, kernels, now["window"], (now["row"], now["column"]), now["lines"])
 
     def _clicked(self, event: Mapping[str, Any]) -> None:
         self.click(event["dataX"], event["dataY"])
@@ -185,12 +192,17 @@ class SeedExplorer(Panel):
         seed = min(row, example.size[0] - 1), min(column, example.size[1] - 1)
         knobs = Knobs(**{field.name: rest[field.name] for field in fields(Knobs)})
         shown = {name: rest[name] for name in ("start", "reach", "lines")}
-        return affinity_figure(example, seed, field=self._field(label), knobs=knobs, side=_SIDE, **shown)
+        side = self.sheet().side
+        return affinity_figure(example, seed, field=self._field(label), knobs=knobs, side=side, **shown)
 
     def _enable(self, example: Example) -> None:
-        """Controls that change nothing are gray: those of the teacher's features where there are none."""
+        """Controls that change nothing are gray, such as those of the teacher's features where there are none."""
+        lines, reach = self.controls["lines"].value, self.controls["reach"].value
         unused = set() if example.features is not None else {"label", "semantic_scale", "balance", "form"}
-        unused |= {"steps"} if self.controls["reach"].value == "global" else set()
+        if reach == "global":
+            unused |= {"steps"} if "window" in lines else {"steps", "window"}
+        if not on_the_tree(lines, reach):
+            unused.add("tree_bandwidth")
         for name, control in self.controls.items():
             control.disabled = name in unused
 
@@ -203,25 +215,30 @@ class FrequencyExplorer(Panel):
     ) -> None:
         self.examples = {f"{i + 1}: {example.name}": example for i, example in enumerate(examples)}
         first = maps_of(examples[0])
-        channels = min(map(len, first.values()))
+        channels = len(next(iter(first.values())))
         reach = max(max(example.size) for example in examples) / 2**0.5
         controls: dict[str, Any] = {
             "image": widgets.Dropdown(options=list(self.examples), description="image"),
             "feature": widgets.Dropdown(options=list(first), description="map"),
-            "channel": whole("channel", min(channel, channels - 1), 0, channels - 1),
+            "channel": whole("channel", min(channel, channels - 1), 0, max(channels - 1, 1)),
             "radius": number("radius t", radius, 0, max(radius, reach), step=0.5),
             "scale": number("scale θ", scale, 0, 1, step=0.05),
         }
         super().__init__(self._figure, controls)
-        self.controls["image"].observe(self._fit, names="value")
+        for name in ("image", "feature"):
+            self.controls[name].observe(self._fit, names="value")
+        self._fit()
 
-    def _fit(self, _: object) -> None:
+    def _fit(self, _: object = None) -> None:
         """Another image may have other maps and fewer channels; it is drawn already, with those that there are."""
         maps = maps_of(self.examples[self.controls["image"].value])
         self._paused = True
         if tuple(maps) != tuple(self.controls["feature"].options):
             self.controls["feature"].options = list(maps)
-        self.controls["channel"].max = min(map(len, maps.values())) - 1
+        last = len(maps[self.controls["feature"].value]) - 1
+        self.controls["channel"].disabled = last == 0
+        if last:  # the browser has no slider of one place
+            self.controls["channel"].max = last
         self._paused = False
 
     def _figure(self, image: str, feature: str, channel: int, radius: float, scale: float) -> Figure:
@@ -235,5 +252,5 @@ class FrequencyExplorer(Panel):
             example.box_masks().any(dim=0),
             radius=radius,
             scale=scale,
-            name=f"{example.name}   {name}, channel {shown}",
+            name=f"{example.name}   {name}" + (f", channel {shown}" if len(values) > 1 else ""),
         )

@@ -1,9 +1,14 @@
 """The seed's picture: what is in which tile, and what a click means."""
 
+import dataclasses
+import itertools
+import math
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 
 from misa.figures.affinity import (
     LINES_OF_MAPS,
@@ -14,9 +19,9 @@ from misa.figures.affinity import (
     profile_figure,
     start_mask,
 )
-from misa.figures.sheet import Tile, outline
+from misa.figures.sheet import Tile, Word, outline
 from misa.figures.style import shade, to_png
-from misa.figures.widgets import SeedExplorer
+from misa.figures.widgets import SeedExplorer, factor
 from misa.ops.seed_affinity import Knobs
 
 
@@ -114,8 +119,8 @@ def test_profile_shows_every_kernel_along_the_row(example):
 def test_the_explorer_redraws_on_a_slider_and_on_a_click(example, make_example):
     panel = SeedExplorer([example, make_example(7, 9)], seed=(5, 6), knobs=Knobs(semantic_scale=2.0))
     pictures = [panel.picture.value]
-    lines = ("pixels", "tree", "mask")
-    drawn = affinity_figure(example, (5, 6), knobs=Knobs(semantic_scale=2.0), lines=lines, side=86)
+    lines = ("window", "pixels", "mask")
+    drawn = affinity_figure(example, (5, 6), knobs=Knobs(semantic_scale=2.0), lines=lines, side=88)
     assert pictures[0] == to_png(drawn)
     assert panel.picture.layout.width == f"{int(drawn.bbox.width)}px"  # not stretched
     panel.controls["balance"].value = 2.5
@@ -156,23 +161,72 @@ def test_every_choice_of_rows_is_drawn_and_can_be_clicked(example, lines):
 
 def test_the_panel_fits_a_small_screen(make_example):
     """Of 1280 x 720 JupyterLab leaves about 600 pixels in height to a notebook's cell, and 846 in width."""
-    panel = SeedExplorer([make_example(32, 32)])
-    for lines in [value for _, value in panel.controls["lines"].options][:-1]:
-        panel.controls["lines"].value = lines
-        width, height = panel.sheet().size
-        assert width + 266 <= 846
-        assert height <= 560
+    for size, teacher in itertools.product([(32, 32), (64, 96), (96, 64), (20, 120)], (True, False)):
+        panel = SeedExplorer([make_example(*size, teacher=teacher)])
+        for _, lines in panel.controls["lines"].options:
+            panel.controls["lines"].value = lines
+            width, height = panel.sheet().size
+            assert 520 <= width <= 846 - 266
+            assert height <= 560
+            tile = panel.sheet().tile(1, 1)  # as large as there is room for
+            assert width > 540 or height > 530, (size, lines, tile)
 
 
 def test_controls_without_effect_are_gray(example, make_example):
     panel = SeedExplorer([example, make_example(7, 9, teacher=False)], seed=(5, 6))
-    assert not any(control.disabled for control in panel.controls.values())
+
+    def gray():
+        return [name for name, control in panel.controls.items() if control.disabled]
+
+    assert gray() == ["tree_bandwidth"]
+    before = panel.picture.value
+    panel.put(tree_bandwidth=0.5)
+    assert panel.picture.value == before
+    panel.controls["lines"].value = ("pixels", "tree", "mask")
+    assert not gray()
+    before = panel.picture.value
+    panel.put(tree_bandwidth=0.2)
+    assert panel.picture.value != before
     panel.controls["reach"].value = "global"
-    assert [name for name, control in panel.controls.items() if control.disabled] == ["steps"]
+    assert gray() == ["window", "steps"]
+    before = panel.picture.value
+    panel.put(window=3, steps=7)
+    assert panel.picture.value == before
+    panel.controls["lines"].value = ("window", "pixels", "mask")
+    assert gray() == ["steps"]
     panel.controls["reach"].value = "local"
     panel.controls["image"].value = panel.controls["image"].options[1]
-    gray = [name for name, control in panel.controls.items() if control.disabled]
-    assert gray == ["label", "semantic_scale", "balance", "form"]
+    assert gray() == ["label", "tree_bandwidth", "semantic_scale", "balance", "form"]
     before = panel.picture.value
     panel.put(semantic_scale=3.0, balance=2.0)
     assert panel.picture.value == before
+
+
+@pytest.mark.parametrize("value", [8.0, 0.15, 0.4, 1e-3, 7.3])
+def test_a_slider_over_powers_of_ten_has_its_value_among_its_steps(value):
+    """The browser shows the nearest step, counted from the lower end."""
+    slider = factor("scale", value, -3, 1)
+    assert slider.value == pytest.approx(value)
+    steps = (math.log10(value) - slider.min) / slider.step
+    assert steps == pytest.approx(round(steps), abs=1e-6)
+    assert slider.min <= -3 + 1e-9
+    assert slider.max == pytest.approx(max(1, math.log10(value)))
+
+
+def test_the_line_below_is_of_what_is_drawn_above(example):
+    """The affinity along the tree where the tree is drawn, else that to every pixel."""
+    knobs = Knobs(semantic_scale=2.0, tree_bandwidth=0.5)
+    words = {
+        lines: {word.text for word in affinity_figure(example, (5, 6), knobs=knobs, lines=lines).findobj(Word)}
+        for lines in (("pixels", "mask"), ("pixels", "tree"))
+    }
+    assert any("affinity to every pixel" in word for word in words["pixels", "mask"])
+    assert any("affinity along the tree" in word for word in words["pixels", "tree"])
+
+
+def test_a_long_name_loses_its_middle(example):
+    figure = affinity_figure(dataclasses.replace(example, name="a" * 60 + "z"), (5, 6))
+    (title,) = [text.get_text() for text in figure.findobj(Text) if "seed at cell (5, 6) of 12 x 16" in text.get_text()]
+    assert title.startswith("aaa")
+    assert "…" in title
+    assert title.index("z") < 40

@@ -26,7 +26,7 @@ def test_bands_are_what_the_loss_compares(rng):
 
 def test_a_row_for_each_map(example, make_example):
     assert list(maps_of(example)) == ["teacher S", "student I, adapted", "student I"]
-    assert list(maps_of(make_example(teacher=False))) == ["colors"]
+    assert list(maps_of(make_example(teacher=False))) == ["brightness", "colors"]
     inside = example.box_masks().any(dim=0)
     words = [word.text for word in frequency_figure(maps_of(example), inside, radius=3).findobj(Word)]
     assert {"teacher S", "student I", "low, outside"} <= set(words)
@@ -34,10 +34,11 @@ def test_a_row_for_each_map(example, make_example):
 
 def test_the_explorer_redraws(example, make_example):
     panel = FrequencyExplorer([example, make_example(9, 9), make_example(11, 7, teacher=False)], channel=7, radius=3)
-    assert panel.controls["channel"].value == panel.controls["channel"].max == 1  # the student has two channels
+    last = len(example.features) - 1
+    assert panel.controls["channel"].value == panel.controls["channel"].max == min(last, 7)
     inside = example.box_masks().any(dim=0)
-    name = f"{example.name}   teacher S, channel 1"
-    expected = mask_figure(example.image, example.features[1], inside, radius=3.0, scale=0.2, name=name)
+    name = f"{example.name}   teacher S, channel {last}"
+    expected = mask_figure(example.image, example.features[last], inside, radius=3.0, scale=0.2, name=name)
     assert panel.picture.value == to_png(expected)
     pictures = {bytes(panel.picture.value)}
     images = panel.controls["image"].options
@@ -52,7 +53,13 @@ def test_the_explorer_redraws(example, make_example):
         panel.controls[key].value = value
         pictures.add(bytes(panel.picture.value))
     assert len(pictures) == 7
-    assert panel.controls["feature"].options == ("colors",)  # without networks
+    assert panel.controls["feature"].options == ("brightness", "colors")  # without networks
+    assert panel.controls["channel"].disabled
+    before = panel.picture.value
+    panel.controls["channel"].value = 1  # brightness has one channel
+    assert panel.picture.value == before
+    panel.controls["feature"].value = "colors"
+    assert (panel.controls["channel"].max, panel.controls["channel"].disabled) == (2, False)
     panel.controls["radius"].value = 2.0
     assert bytes(panel.picture.value) not in pictures
 
