@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from misa.figures.style import COLORS, Picture
 
 TERMS = ("local", "global", "pamr")
+NAMES = {"local": "in windows", "global": "along the tree", "pamr": "PAMR"}
 MARKERS = {"local": "o", "global": "s", "pamr": "D"}
 
 
@@ -17,7 +18,7 @@ def guidance_chart(table: pd.DataFrame, *, title: str = "") -> Figure:
     ranked = table.assign(rank=table["term"].map(TERMS.index)).sort_values(["rank", "pull"])
     first = ranked.drop_duplicates("reading").sort_values("pull", kind="stable")
     place = {name: at for at, name in enumerate(first["reading"])}
-    figure = Picture(figsize=(9.4, 0.24 * len(place) + 1.4), layout="constrained")
+    figure = Picture(figsize=(7.4, 0.2 * len(place) + 1.4), layout="constrained")
     pull, gain, moved = figure.subplots(1, 3, sharey=True, width_ratios=(3, 3, 1.7))
     for i, term in enumerate(term for term in TERMS if (table["term"] == term).any()):
         own = table[table["term"] == term]
@@ -25,20 +26,22 @@ def guidance_chart(table: pd.DataFrame, *, title: str = "") -> Figure:
         style = {"color": COLORS[i], "fmt": MARKERS[term], "markersize": 4, "linewidth": 1.0}
         for ax, name in ((pull, "pull"), (gain, "gain")):
             sides = [100 * (own[name] - own[f"{name}_low"]), 100 * (own[f"{name}_high"] - own[name])]
-            ax.errorbar(100 * own[name], at, xerr=[side.clip(lower=0).fillna(0) for side in sides], label=term, **style)
+            ax.errorbar(
+                100 * own[name], at, xerr=[side.clip(lower=0).fillna(0) for side in sides], label=NAMES[term], **style
+            )
         moved.plot(100 * own["moved"], at, MARKERS[term], color=COLORS[i], markersize=4)
     for ax in (pull, gain):
         ax.axvline(0, color="0.4", linewidth=0.8)
     pull.set_yticks(range(len(place)), list(place), fontsize=7)
-    pull.set_xlabel("pull to the truth (%)")
-    gain.set_xlabel("IoU of the pseudo masks\nminus that of the masks (points)")
-    moved.set_xlabel("mean movement (%)")
+    pull.set_xlabel("pull to the truth (%)", fontsize=8)
+    gain.set_xlabel("IoU of the pseudo masks\nminus that of the masks (points)", fontsize=8)
+    moved.set_xlabel("movement (%)", fontsize=8)
     moved.set_xlim(left=0)
     for ax in (pull, gain, moved):
-        ax.tick_params(labelsize=7)
+        ax.tick_params(labelsize=7, top=True, labeltop=True)  # the figure is long
         ax.grid(axis="y", color="0.92", linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)
-    pull.legend(fontsize=7, frameon=False, loc="lower right")
+    figure.legend(*pull.get_legend_handles_labels(), fontsize=7, frameon=False, loc="outside upper center", ncols=3)
     pull.set_ylim(-0.7, len(place) - 0.3)
     if title:
         figure.suptitle(title, fontsize=9)

@@ -105,7 +105,7 @@ def _bordered(
 
 
 def _label(canvas: NDArray[np.uint8], text: str, left: int, top: int, color: tuple[int, ...], *, scale: float) -> None:
-    """White text on a patch of the colour, kept within the image."""
+    """White text on a patch of the color, kept within the image."""
     shown = text.encode("ascii", "replace").decode()  # all that OpenCV's fonts have
     thickness = max(1, round(scale * 2))
     (width, height), base = cv2.getTextSize(shown, cv2.FONT_HERSHEY_SIMPLEX, scale, max(1, thickness // 2))
@@ -121,7 +121,7 @@ def _label(canvas: NDArray[np.uint8], text: str, left: int, top: int, color: tup
 
 
 def label_palette(colors: int = 256) -> list[int]:
-    """The palette of an instance map: black for none, then the figures' colours in turn (flat R G B ...)."""
+    """The palette of an instance map: black for none, then the figures' colors in turn (flat R G B ...)."""
     table = np.zeros((colors, 3), np.uint8)
     table[1:] = PALETTE[np.arange(colors - 1) % len(PALETTE)]
     return [int(value) for value in table.reshape(-1)]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from misa.figures.overlay import overlay, whole
@@ -16,6 +17,8 @@ from misa.figures.style import COLORS, Picture
 
 LABEL = 7
 """Points of an object's label."""
+
+_LETTER = 0.042  # width of its letters, in that of an image in a grid
 
 
 def draw_objects(
@@ -40,9 +43,9 @@ def draw_objects(
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
     places = boxes if boxes is not None else _extents(masks)
-    taken: list[tuple[float, float]] = []
+    taken: list[tuple[float, float, float]] = []
     for i, text in enumerate(labels or ()):
-        x, y, side = _place(places[i], image.shape[:2], taken)
+        x, y, side = _place(text, places[i], image.shape[:2], taken)
         number = i if colors is None else colors[i]
         face = number if isinstance(number, str) else COLORS[number % len(COLORS)]
         axes.text(x, y, text, fontsize=LABEL, color="white", ha=side, va="bottom", clip_on=True,
@@ -60,21 +63,27 @@ def _extents(masks: NDArray[np.bool_] | None) -> list[tuple[float, ...]]:
 
 
 def _place(
-    box: Sequence[float] | NDArray[np.float64], size: tuple[int, ...], taken: list[tuple[float, float]]
+    text: str,
+    box: Sequence[float] | NDArray[np.float64],
+    size: tuple[int, ...],
+    taken: list[tuple[float, float, float]],
 ) -> tuple[float, float, str]:
     """Where a label stands (x, y of its lower end) and to which side of it: above its box, within the image.
 
-    A label goes one line further down while another one is already there; `taken` remembers the places.
+    A label goes one line further down while another one is already there; `taken` remembers their left and right ends
+    and y.
     """
     height, width = size
-    line = height / 16
-    right = box[0] + box[2] > width  # a label takes two thirds of an image in a grid
-    x = (min(max(box[2], 0.66 * width), width) if right else max(min(box[0], 0.34 * width), 0.0)) - 0.5
+    line, across = height / 16, min(_LETTER * len(text), 1.0) * width
+    right = box[0] + box[2] > width
+    left = min(max(box[2] - across, 0.0), width - across) if right else max(min(box[0], width - across), 0.0)
     y = max(box[1], line)
-    while any(abs(y - other) < line and abs(x - beside) < width / 2 for beside, other in taken) and y < height:
+    while any(abs(y - other) < line and left < end and first < left + across for first, end, other in taken):
+        if y >= height:
+            break
         y += line
-    taken.append((x, y))
-    return x, y, "right" if right else "left"
+    taken.append((left, left + across, y))
+    return (left + across if right else left) - 0.5, y, "right" if right else "left"
 
 
 def sample_grid(samples: Sequence[Mapping[str, object]], *, columns: int = 4, title: str = "") -> Figure:
@@ -145,8 +154,23 @@ def matched_colors(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], *, le
     return colors
 
 
+def _tidy(ax: Axes) -> None:
+    """No frame, and ticks no larger than the words beside them."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=8)
+    for label in (ax.xaxis.label, ax.yaxis.label):
+        label.set_fontsize(8)
+
+
+def _nothing(why: str) -> Figure:
+    """A figure of words alone."""
+    figure = Picture(figsize=(4, 0.5))
+    figure.text(0.02, 0.5, why, fontsize=9, va="center")
+    return figure
+
+
 def loss_curves(losses: Mapping[str, NDArray[np.float64]], *, window: int = 20) -> Figure:
-    """Each loss over the steps, faint as recorded and bold as a running mean of `window` steps."""
+    """Each loss over the steps, faint as recorded and bold as a running mean of `window` steps, or of half of all."""
     figure = Picture(figsize=(5, 2.8), layout="constrained")
     ax = figure.subplots()
     styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
@@ -154,12 +178,13 @@ def loss_curves(losses: Mapping[str, NDArray[np.float64]], *, window: int = 20) 
         steps = np.arange(1, len(values) + 1)
         color = COLORS[i % len(COLORS)]
         ax.plot(steps, values, color=color, alpha=0.2, linewidth=0.7)
-        width = max(1, min(window, len(values)))
+        width = min(window, max(1, len(values) // 2))
         smooth = np.convolve(values, np.ones(width) / width, mode="valid")
         ax.plot(steps[width - 1 :], smooth, color=color, linestyle=styles[i % len(styles)], label=name, linewidth=1.6)
     ax.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(fontsize=7, frameon=False, ncols=2)
-    ax.spines[["top", "right"]].set_visible(False)
+    _tidy(ax)
     return figure
 
 
@@ -168,15 +193,14 @@ def health_curves(health: Mapping[str, NDArray[np.float64]]) -> Figure:
 
     `health` as from `misa.engine.runs.samples.health`.
     """
-    figure = Picture(figsize=(7, 2.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
     if not health:
-        left.text(0.5, 0.5, "this run was not watched", ha="center", va="center", transform=left.transAxes)
-        right.set_axis_off()
-        return figure
+        return _nothing("this run was not watched")
+    figure = Picture(figsize=(6.6, 2.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     step = health["step"]
-    left.plot(step, 100 * health["mask_fill"], color=COLORS[0], label="mask area / box area")
-    left.plot(step, 100 * health["mask_is_box"], color=COLORS[1], linestyle="--", label="masks that are the box")
+    dot: dict[str, Any] = {"marker": "o", "markersize": 4} if len(step) == 1 else {}
+    left.plot(step, 100 * health["mask_fill"], color=COLORS[0], label="mask area / box area", **dot)
+    left.plot(step, 100 * health["mask_is_box"], color=COLORS[1], linestyle="--", label="masks that are the box", **dot)
     left.set(xlabel="step", ylabel="%", ylim=(0, 105))
     shares = {name.removeprefix("gradient_"): 100 * v for name, v in health.items() if name.startswith("gradient_")}
     areas = right.stackplot(step, *shares.values(), labels=shares, colors=COLORS, linewidth=0)
@@ -188,7 +212,8 @@ def health_curves(health: Mapping[str, NDArray[np.float64]]) -> Figure:
     )
     for ax in (left, right):
         ax.legend(fontsize=7, frameon=ax is right, ncols=2 if ax is right else 1)
-        ax.spines[["top", "right"]].set_visible(False)
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        _tidy(ax)
     return figure
 
 
@@ -198,6 +223,8 @@ def grouped_intervals(frame: pd.DataFrame, *, label: str = "mask AP (%)") -> Fig
     `frame` as from `misa.engine.reports.tables.Table.by_mode`: columns row, group, mean, ci, difference,
     difference_ci. The line at 0 is the baseline; a row without pairs has nothing below.
     """
+    if frame.empty:
+        return _nothing("none of these trainings has ended yet")
     rows, groups = list(dict.fromkeys(frame["row"])), list(dict.fromkeys(frame["group"]))
     figure = Picture(figsize=(max(4.0, 1.1 * len(groups) + 1.5), 4.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
@@ -216,11 +243,10 @@ def grouped_intervals(frame: pd.DataFrame, *, label: str = "mask AP (%)") -> Fig
     above.set_ylabel(label)
     below.set_ylabel("difference, same seed")
     below.set_xticks(np.arange(len(groups)), groups)
-    if rows:
-        above.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    above.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     for ax in (above, below):
         ax.grid(axis="y", alpha=0.3)
-        ax.spines[["top", "right"]].set_visible(False)
+        _tidy(ax)
     return figure
 
 
@@ -239,11 +265,12 @@ def ap_bars(scores: Mapping[str, Mapping[str, float | None]]) -> Figure:
         )
         ax.bar_label(bars, labels=["" if np.isnan(h) else f"{h:.1f}" for h in heights], fontsize=6)
     ax.set_xticks(np.arange(len(names)), names)
+    ax.set_ylim(0, max(1.0, ax.get_ylim()[1]))
     ax.set_ylabel("mask AP (%)" if "AP" in names else "IoU (%)")
     if unmeasured:
-        ax.set_xlabel(f"{', '.join(unmeasured)}: no objects to measure on", fontsize=7)
+        ax.set_xlabel(f"{', '.join(unmeasured)}: no objects to measure on")
     ax.legend(fontsize=7, frameon=False)
-    ax.spines[["top", "right"]].set_visible(False)
+    _tidy(ax)
     return figure
 
 
@@ -259,7 +286,7 @@ def precision_recall(curves: Mapping[str, Sequence[float]]) -> Figure:
         ax.legend(fontsize=7, frameon=False)
     else:
         ax.text(0.5, 0.5, "no object to find", ha="center", va="center")
-    ax.spines[["top", "right"]].set_visible(False)
+    _tidy(ax)
     return figure
 
 
@@ -281,8 +308,8 @@ def class_bars(scores: Mapping[str, Mapping[str, float | None]], *, metric: str 
     ax.set_yticks(np.arange(len(shown)), labels, fontsize=7)
     ax.invert_yaxis()
     left_out = len(ordered) - len(shown)
-    ax.set_xlabel(f"{metric} (%)" + (f"; {left_out} classes further down are left out" if left_out else ""), fontsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_xlabel(f"{metric} (%)" + (f"; {left_out} classes further down are left out" if left_out else ""))
+    _tidy(ax)
     return figure
 
 

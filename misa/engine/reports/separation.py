@@ -1,4 +1,4 @@
-"""What a trained teacher's S knows that colour does not, on held-out images (Figure 4 as numbers)."""
+"""What a trained teacher's S knows that color does not, on held-out images (Figure 4 as numbers)."""
 
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,15 @@ from misa.engine.runs.teacher import load_teacher
 from misa.errors import UserError
 from misa.evaluation.separation import separation
 
-MAPS = ("colour", "S", "S x K")
+MAPS = ("color", "S", "S x K")
 
 
 def teacher_separation(
     run_folder: str | Path, *, data_root: str | Path | None = None, limit: int | None = None, seed: int = 0
 ) -> dict[str, dict[str, float | None]]:
-    """Mean AUC in percent over the validation objects, for colour, S and S reweighted by K, by failure mode.
+    """Mean AUC in percent over the validation objects, for color, S and S reweighted by K, by failure mode.
 
-    All maps at stride 4, where the losses see them: colour is the network's input resized as for the pairwise loss.
+    All maps at stride 4, where the losses see them: color is the network's input resized as for the pairwise loss.
     An object counts where half a cell or more is its own. The last entry of each map is over all objects.
     """
     experiment, source, folder, _ = opened(run_folder, data_root=data_root)
@@ -43,10 +43,10 @@ def teacher_separation(
         size = (features.shape[-2], features.shape[-1])
         masks = np.stack([_coarse(truth.annToMask(a), size) for a in objects])
         rows = factors.numpy()[[label[a["category_id"]] for a in objects]]
-        colour = F.interpolate(images, size=size, mode="bilinear", align_corners=False)[0].numpy()
+        color = F.interpolate(images, size=size, mode="bilinear", align_corners=False)[0].numpy()
         semantic = features[0].numpy()
         scores = (
-            separation(colour, masks, seed=seed),
+            separation(color, masks, seed=seed),
             separation(semantic, masks, seed=seed),
             separation(semantic, masks, factors=rows, seed=seed),
         )

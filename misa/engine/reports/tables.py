@@ -111,10 +111,11 @@ class Table:
             more = f"\n\n{self.details().to_string()}" if detailed else ""
             return f"{title}\n{text.to_string()}{more}"
         if kind == "html":
-            page = text.to_html(border=0, classes="misa-table", justify="right").replace(
-                "<thead>", f"<caption>{title}; mean ± 95 % confidence interval over n seeds</caption>\n<thead>", 1
-            )
-            return page + (self.details().to_html(border=0, classes="misa-table", justify="right") if detailed else "")
+            page: str = text.to_html(border=0, classes="misa-table", justify="right")
+            caption = f"<caption>{title}; mean ± 95 % confidence interval over n seeds</caption>"
+            page = page.replace("<thead>", f"{caption}\n<thead>", 1)
+            page += self.details().to_html(border=0, classes="misa-table", justify="right") if detailed else ""
+            return page.replace("<td>", '<td style="white-space: nowrap">')
         if kind == "latex":
             math_text = text.astype(str).map(_latex)
             math_text.columns = [_latex(name) for name in math_text.columns]

@@ -13,7 +13,7 @@ from misa.data.digest import data_digests
 from misa.data.source import Source, open_source
 from misa.engine.runs.checkpoints import newest
 from misa.engine.runs.record import environment, loadable, read_params, require_own, same_data
-from misa.engine.runs.state import warn_changed
+from misa.engine.runs.state import SMOKE, warn_changed
 from misa.errors import UserError
 from misa.experiment import Experiment
 from misa.files import locked, read_json, write_json
@@ -46,7 +46,10 @@ class Run:
         return next(iter(self.scores().values()))
 
     def table(self) -> str:
-        """The scores as text, with the IoU of a student's merged instances where it was asked for."""
+        """The scores as text, with the IoU of a student's merged instances where it was asked for.
+
+        A smoke run says so.
+        """
         tables = [] if self.metrics.keys().isdisjoint(("segm", "bbox")) else [score_table(self.scores())]
         if "per_class" in self.metrics:
             tables.append(score_table(self.metrics["per_class"]))
@@ -54,6 +57,7 @@ class Run:
             # A line a class: there may be eighty.
             name = "merged IoU" if tables else "IoU"
             tables.append(score_table({label: {name: value} for label, value in iou_figures(self.metrics).items()}))
+        tables += [SMOKE[0].upper() + SMOKE[1:]] if self.experiment.limit is not None else []
         return "\n\n".join(tables)
 
 
@@ -63,12 +67,14 @@ def iou_figures(metrics: dict[str, Any]) -> dict[str, float | None]:
 
 
 def score_table(scores: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Rows of figures as plain text; a dash where the data has nothing to measure one on."""
+    """Rows of figures as plain text; a dash where the data has nothing to measure one on, "objects" as a count."""
     names = list(next(iter(scores.values())))
     width, margin = max(7, 1 + max(map(len, names))), max(16, 1 + max(map(len, scores)))
     lines = [" " * margin + "".join(f"{name:>{width}}" for name in names)]
     for label, values in scores.items():
-        cells = ("-" if (value := values[name]) is None else f"{value:.1f}" for name in names)
+        cells = (
+            "-" if (value := values[name]) is None else f"{value:.{0 if name == 'objects' else 1}f}" for name in names
+        )
         lines.append(f"{label:<{margin}}" + "".join(f"{cell:>{width}}" for cell in cells))
     return "\n".join(lines)
 

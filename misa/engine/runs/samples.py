@@ -26,7 +26,7 @@ def training_samples(source: Source, *, count: int = 8, seed: int = 0) -> list[d
     return [boxed(truth, source.train, source.classes, image_id) for image_id in _some(truth.getImgIds(), count, seed)]
 
 
-def results(run: Run, *, count: int = 6, seed: int = 0, threshold: float = 0.3) -> list[dict[str, Any]]:
+def results(run: Run, *, count: int = 4, seed: int = 0, threshold: float = 0.3) -> list[dict[str, Any]]:
     """Some validation images with what was predicted above a score and the truth, for `figures.box_to_mask`.
 
     An object that several classes claim is shown once, see `surest`. `truth` is None where the data has no masks.

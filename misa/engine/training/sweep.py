@@ -190,7 +190,9 @@ def planned(jobs: Sequence[Job], *, slots: int = 1, minutes: float | None = None
     each = minutes if minutes is not None else statistics.median(took) if took else None
     rows = Counter(one.row for one in missing)
     lines = [f"{len(missing)} trainings are missing: {', '.join(f'{n} x {row}' for row, n in rows.items())}"]
-    if each is not None:
+    if each is None:
+        lines.append("how long one takes is known here when the first has ended; misa estimate ROW measures it")
+    else:
         total = each * len(missing) / max(slots, 1)
         about = f"{total / 60:.1f} hours" if total >= 90 else f"{max(total, 1):.0f} minutes"
         lines.append(f"about {about} here with slots={slots}, at {each:.1f} minutes each as those that are finished")

@@ -247,7 +247,7 @@ def test_perfect_instances_merge_into_the_truth(student, tmp_path):
 
 def test_separation_is_told_for_each_failure_mode(runs, capsys):
     table = teacher_separation(runs["objectives"].folder)
-    assert list(table) == ["colour", "S", "S x K"]
+    assert list(table) == ["color", "S", "S x K"]
     for modes in table.values():
         assert set(modes) <= {"camouflage", "contrast", "plain", "all"}
         assert all(value is None or 0 <= value <= 100 for value in modes.values())
