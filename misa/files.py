@@ -64,14 +64,21 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
+def listing(folder: Path) -> list[str]:
+    """The names in a folder in their order, without hidden ones; none where there is no folder."""
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError:
+        return []
+
+
 def missing(path: Path, what: str, cure: str) -> str:
     """The sentence on a path that is not there: with the name that comes close where there is one, else with `cure`."""
     # os.path and not Path: a folder that may not be looked into counts as missing instead of raising.
     parent = next((p for p in path.absolute().parents if os.path.isdir(p)), Path("/"))
     # The first part of the path that is missing is the one to compare with what is there.
     wanted = path.absolute().relative_to(parent).parts[0]
-    names = [name for name in os.listdir(parent) if not name.startswith(".")] if os.access(parent, os.R_OK) else []
-    return f"there is no {what} {path}{did_you_mean(wanted, names) or f'; {cure}.'}"
+    return f"there is no {what} {path}{did_you_mean(wanted, listing(parent)) or f'; {cure}.'}"
 
 
 @contextmanager

@@ -3,7 +3,7 @@
     root/annotations/instances_train2017.json    root/train2017/ or root/images/train2017/
     root/annotations/instances_val2017.json      root/val2017/   or root/images/val2017/
 
-Files of other names are renamed or linked to these; from Python `find_layout` takes them too. Standard library only.
+Files of other names are found by `misa.data.formats.coco_json`. Standard library only.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from misa.errors import UserError, did_you_mean
-from misa.files import missing
+from misa.files import listing, missing
 
 __all__ = ["DataError", "Layout", "NoData", "Split", "did_you_mean", "find_layout", "require_there"]
 
@@ -57,16 +57,8 @@ class Layout:
     test: Split | None = None
 
 
-def find_layout(
-    root: PathLike,
-    *,
-    train_annotations: PathLike | None = None,
-    val_annotations: PathLike | None = None,
-    train_images: PathLike | None = None,
-    val_images: PathLike | None = None,
-    need_train: bool = True,
-) -> Layout:
-    """The files of a COCO-layout data set; paths that are given are absolute or relative to root.
+def find_layout(root: PathLike, *, need_train: bool = True) -> Layout:
+    """The files of a COCO-layout data set.
 
     Raises DataError naming what is missing, what is there instead, and the cure. Without `need_train` the training
     split may be absent: its paths are then the usual ones.
@@ -76,12 +68,12 @@ def find_layout(
     if not root.is_dir():
         raise NoData(f"{root} is a file and no annotations that can be read; {_LAYOUT}.")
     try:
-        train = _split(root, "train", train_annotations, train_images)
+        train = _split(root, "train")
     except DataError:
         if need_train:
             raise
         train = Split(root / "annotations" / "instances_train2017.json", root / "train2017")
-    val = _split(root, "val", val_annotations, val_images)
+    val = _split(root, "val")
     test = Split(root / "annotations" / "instances_test2017.json", root / "test2017")
     return Layout(root, train, val, test if test.annotations.is_file() and test.images.is_dir() else None)
 
@@ -92,35 +84,30 @@ def require_there(root: Path) -> None:
         raise NoData(missing(root, "folder" if not root.suffix else "file or folder", _LAYOUT))
 
 
-def _split(root: Path, split: str, annotations: PathLike | None, images: PathLike | None) -> Split:
-    return Split(_annotations(root, split, annotations), _images(root, split, images))
+def _split(root: Path, split: str) -> Split:
+    return Split(_annotations(root, split), _images(root, split))
 
 
-def _annotations(root: Path, split: str, given: PathLike | None) -> Path:
-    path = root / (Path(given).expanduser() if given is not None else f"annotations/instances_{split}2017.json")
+def _annotations(root: Path, split: str) -> Path:
+    path = root / f"annotations/instances_{split}2017.json"
     if path.is_file():
         return path
-    if given is None and (inner := _root_nearby(root, split)) is not None:
+    if (inner := _root_nearby(root, split)) is not None:
         raise DataError(f"{root} is not the data set's own folder; did you mean {str(inner)!r}?")
     folder = path.parent
     if not folder.is_dir():
-        if given is None:
-            raise NoData(f"{root} holds no annotations that can be read (it holds {_listing(root)}); {_LAYOUT}.")
-        raise DataError(f"the {split} annotation file {path} is missing: there is no folder {folder}; correct it.")
-    hint = _rename(path.name, _names(folder), split, "; rename or link the right one to this name.")
+        raise NoData(f"{root} holds no annotations that can be read (it holds {_listing(root)}); {_LAYOUT}.")
+    hint = _rename(path.name, listing(folder), split, "; rename or link the right one to this name.")
     raise DataError(f"the {split} annotation file {path} is missing: {folder} holds {_listing(folder)}{hint}")
 
 
-def _images(root: Path, split: str, given: PathLike | None) -> Path:
+def _images(root: Path, split: str) -> Path:
     name = f"{split}2017"
-    candidates = [root / Path(given).expanduser()] if given is not None else [root / name, root / "images" / name]
-    for path in candidates:
+    for path in (root / name, root / "images" / name):
         if path.is_dir():
             return path
-    path = candidates[0]
-    around = path.parent if path.parent.is_dir() else root
-    hint = _rename(path.name, _names(around), split, "; put the images there, or rename or link their folder to it.")
-    raise DataError(f"the {split} image folder {path} is missing: {around} holds {_listing(around)}{hint}")
+    hint = _rename(name, listing(root), split, "; put the images there, or rename or link their folder to it.")
+    raise DataError(f"the {split} image folder {root / name} is missing: {root} holds {_listing(root)}{hint}")
 
 
 def _rename(wanted: str, names: list[str], split: str, otherwise: str) -> str:
@@ -138,19 +125,10 @@ def _root_nearby(root: Path, split: str) -> Path | None:
 
     if fits(root):
         return None
-    inside = [root / name for name in _names(root) if not _DRAWN.fullmatch(name) and fits(root / name)]
+    inside = [root / name for name in listing(root) if not _DRAWN.fullmatch(name) and fits(root / name)]
     return inside[0] if inside else root.parent if fits(root.parent) else None
 
 
-def _names(folder: Path) -> list[str]:
-    try:
-        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    except OSError:
-        return []
-
-
-def _listing(folder: Path, most: int = 8) -> str:
-    names = list(dict.fromkeys("drawn scenes" if _DRAWN.fullmatch(name) else name for name in _names(folder)))
-    if not names:
-        return "nothing"
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _listing(folder: Path) -> str:
+    names = list(dict.fromkeys("drawn scenes" if _DRAWN.fullmatch(name) else name for name in listing(folder)))
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"

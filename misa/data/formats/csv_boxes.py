@@ -22,6 +22,7 @@ from misa.data.formats.parts import (
     Tell,
     files_of,
     number,
+    size_in,
     split_folders,
 )
 from misa.errors import did_you_mean
@@ -147,11 +148,7 @@ def _line(row: Sequence[str], columns: _Columns, where: str, split: str, tell: T
     if not file:
         tell("missing-key", where, "it names no image", "give the image's file, or remove the line")
         return
-    size = None
-    if columns.size is not None:
-        width, height = (number(cell(index)) for index in columns.size)
-        if width is not None and height is not None and width >= 1 and height >= 1:
-            size = int(width), int(height)
+    size = None if columns.size is None else size_in(cell(columns.size[0]), cell(columns.size[1]))
     word = cell(columns.split).lower() if columns.split is not None else ""
     if word and word not in SPLITS:
         tell("split", where, f"its split is {word!r}", "write train, val or test")

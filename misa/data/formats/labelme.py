@@ -26,7 +26,7 @@ from misa.data.formats.parts import (
     child,
     files_of,
     image_folder,
-    number,
+    size_in,
     split_folders,
 )
 from misa.data.rle import encode_part
@@ -76,16 +76,10 @@ def entries(part: Part, tell: Tell) -> Iterator[Entry]:
         if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
             tell("labelme", str(path), "it has no shapes", "give LabelMe's files alone, or take this one away")
             continue
-        width, height = (_whole(content.get(f"image{side}")) for side in ("Width", "Height"))
-        size = (width, height) if width and height else None
+        size = size_in(str(content.get("imageWidth")), str(content.get("imageHeight")))
         name = content.get("imagePath")
         objects = list(_objects(content["shapes"], size, path, tell))
         yield Entry(name if isinstance(name, str) else "", size, objects, str(path), part.split, path.name[:-5])
-
-
-def _whole(value: Any) -> int:
-    found = number(str(value)) if isinstance(value, int | float | str) else None
-    return int(found) if found is not None and found >= 1 else 0
 
 
 def _objects(shapes: list[Any], size: tuple[int, int] | None, path: Path, tell: Tell) -> Iterator[Boxed]:

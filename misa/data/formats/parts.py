@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from misa.files import listing
+
 IMAGES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".jp2"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
@@ -91,19 +93,17 @@ def number(text: str | None) -> float | None:
     return value if math.isfinite(value) and abs(value) < 1e9 else None
 
 
+def size_in(width: str | None, height: str | None) -> tuple[int, int] | None:
+    """(width, height) where both are numbers of 1 or more."""
+    w, h = number(width), number(height)
+    return (int(w), int(h)) if w is not None and h is not None and w >= 1 and h >= 1 else None
+
+
 def child(folder: Path, *names: str) -> Path | None:
     """The first of these files or folders that is there, whatever the case of its name."""
     there = {name.lower(): name for name in reversed(listing(folder))}
     found = next((there[name.lower()] for name in names if name.lower() in there), None)
     return None if found is None else folder / found
-
-
-def listing(folder: Path) -> list[str]:
-    """The names in a folder in their order, without hidden ones; none where there is no folder."""
-    try:
-        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    except OSError:
-        return []
 
 
 def files_of(folder: Path | None, *suffixes: str) -> list[Path]:

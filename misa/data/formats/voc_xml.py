@@ -22,11 +22,12 @@ from misa.data.formats.parts import (
     child,
     files_of,
     image_folder,
-    listing,
     number,
+    size_in,
     split_folders,
     walk,
 )
+from misa.files import listing
 
 
 def find(root: Path) -> list[Part]:
@@ -87,9 +88,7 @@ def entries(part: Part, tell: Tell) -> Iterator[Entry]:
         if root.tag != "annotation":
             tell("xml", str(path), f"it holds <{root.tag}> and not <annotation>", "give Pascal VOC files")
             continue
-        width, height = (number(root.findtext(f"size/{side}")) for side in ("width", "height"))
-        known = width is not None and height is not None and width >= 1 and height >= 1
-        size = (int(width), int(height)) if known and width is not None and height is not None else None
+        size = size_in(root.findtext("size/width"), root.findtext("size/height"))
         objects = [_object(item, f"{path}, object {i}", tell) for i, item in enumerate(root.iter("object"), 1)]
         folder = child(part.home, "Annotations")
         own = path.relative_to(folder) if folder is not None and folder in path.parents else Path(path.name)

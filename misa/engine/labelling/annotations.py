@@ -22,7 +22,7 @@ from misa.data.check.masks import broken_runs, mask_fault
 from misa.data.formats.coco import DataError, Split
 from misa.data.formats.coco_file import TABLES, read_coco
 from misa.data.formats.convert import open_layout
-from misa.data.formats.json_rows import ObjectFile
+from misa.data.formats.json_rows import object_file
 from misa.data.formats.plain import is_empty
 from misa.data.polygons import polygons
 from misa.data.rle import Runs, decode_part
@@ -154,20 +154,16 @@ def write(
     is left out, a crowd stays as it is.
     """
     info = labels.content.get("info")
-    with ObjectFile(path) as file:
+    with object_file(path) as file:
         file.value("info", {**(info if isinstance(info, dict) else {}), "misa": about})
         for key, value in labels.content.items():
             if key == "annotations":
-                with file.rows(key) as add:
-                    for row in value:
-                        if row["iscrowd"]:
-                            add(row)
-                        elif row["id"] in masks:
-                            add(labelled(row, masks[row["id"]], tolerance))
+                kept = (row for row in value if row["iscrowd"] or row["id"] in masks)
+                file.all_rows(
+                    key, (row if row["iscrowd"] else labelled(row, masks[row["id"]], tolerance) for row in kept)
+                )
             elif isinstance(value, list):
-                with file.rows(key) as add:
-                    for row in value:
-                        add(row)
+                file.all_rows(key, value)
             elif key != "info":
                 file.value(key, value)
 

@@ -7,7 +7,7 @@ import contextlib
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from pycocotools import mask as rle
 
-from misa.data.formats.json_rows import ObjectFile
+from misa.data.formats.json_rows import object_file
 from misa.data.images import Video
 from misa.data.rle import decode_part
 from misa.engine.prediction.shares import record_files
@@ -138,7 +138,7 @@ def collect(folder: Path, classes: Sequence[str], *, prompted: bool) -> tuple[in
     """
     category = {name: i + 1 for i, name in enumerate(classes)}
     images = instances = 0
-    with _Table(folder / "instances.csv", prompted) as table, ObjectFile(folder / "instances.json") as result:
+    with _table(folder / "instances.csv", prompted) as line, object_file(folder / "instances.json") as result:
         result.value("categories", [{"id": i, "name": name} for name, i in category.items()])
         with result.rows("images") as add:
             for images, (_, row) in enumerate(records(folder), 1):
@@ -161,37 +161,27 @@ def collect(folder: Path, classes: Sequence[str], *, prompted: bool) -> tuple[in
                             "segmentation": found["segmentation"],
                         }
                     )
-                    table.add(name, number, found)
+                    line(name, number, found)
     return images, instances
 
 
-class _Table:
-    """instances.csv: a line an instance, put in place when it is complete."""
+@contextlib.contextmanager
+def _table(path: Path, prompted: bool) -> Iterator[Callable[[str, int, Mapping[str, Any]], None]]:
+    """instances.csv, put in place when it is complete: takes an image, the pixel value in its mask and an instance."""
+    with (
+        atomic_write(path) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        writer = csv.writer(file)
+        head = ["image", "number", "label", "score", "x1", "y1", "x2", "y2", "area"]
+        writer.writerow([*head, "box"] if prompted else head)
 
-    def __init__(self, path: Path, prompted: bool) -> None:
-        self.path, self.prompted = path, prompted
+        def line(name: str, number: int, found: Mapping[str, Any]) -> None:
+            box = [f"{side:g}" for side in found["box"]]
+            tail = [found["prompt"] + 1] if prompted else []
+            writer.writerow([name, number, found["label"], found["score"], *box, found["area"], *tail])
 
-    def __enter__(self) -> "_Table":
-        self.stack = ExitStack()
-        self.file = self.stack.enter_context(
-            self.stack.enter_context(atomic_write(self.path)).open(
-                "w", newline="", encoding="utf-8", errors="backslashreplace"
-            )
-        )
-        self.writer = csv.writer(self.file)
-        self.writer.writerow(
-            ["image", "number", "label", "score", "x1", "y1", "x2", "y2", "area", *(["box"] if self.prompted else [])]
-        )
-        return self
-
-    def add(self, name: str, number: int, found: Mapping[str, Any]) -> None:
-        """A line; `number` is the pixel value in the image's mask."""
-        box = [f"{side:g}" for side in found["box"]]
-        tail = [found["prompt"] + 1] if self.prompted else []
-        self.writer.writerow([name, number, found["label"], found["score"], *box, found["area"], *tail])
-
-    def __exit__(self, *error: Any) -> None:
-        self.stack.__exit__(*error)
+        yield line
 
 
 def film(folder: Path, video: Video, every: int) -> None:
