@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torchvision.ops import box_iou
 
-from misa.data.rle import decode_part, encode_part
+from misa.data.rle import decode_part
 from misa.engine.prediction.student import find
 from misa.errors import UserError
-from misa.models.students.inference import Image, Instances, Student, extent, within
+from misa.models.students.inference import Image, Instances, Student, within
 from misa.models.students.solov2_decode import Part
 from misa.models.students.table import implementation
 
@@ -61,12 +61,11 @@ def _answers(found: Instances, boxes: NDArray[np.float64], wanted: Sequence[str 
     pairs = [(i, k) for i, k in zip(rows.tolist(), columns.tolist(), strict=True) if overlap[i, k] > 0]
     parts = [within(Part(*decode_part(found.runs[k])), boxes[i]) for i, k in pairs]
     kept = [(i, k, part) for (i, k), part in zip(pairs, parts, strict=True) if part.pixels.any()]
-    return Instances(
+    return Instances.of_parts(
         found.size,
-        np.array([overlap[i, k] * found.scores[k] for i, k, _ in kept], dtype=float),
-        tuple(wanted[i] or found.labels[k] for i, k, _ in kept),
-        np.array([extent(part) for *_, part in kept], dtype=float).reshape(-1, 4),
-        tuple(encode_part(part.pixels, part.top, part.left, found.size) for *_, part in kept),
+        [overlap[i, k] * found.scores[k] for i, k, _ in kept],
+        [wanted[i] or found.labels[k] for i, k, _ in kept],
+        [part for *_, part in kept],
         tuple(i for i, *_ in kept),
     )
 

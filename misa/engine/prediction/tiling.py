@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from misa.data.rle import decode_part, encode_part
+from misa.data.rle import decode_part
 from misa.engine.prediction.student import Image, Instances, Student, find
-from misa.models.students.inference import extent
 from misa.models.students.solov2_decode import Part
 
 # Two masks are one object where they agree on what both tiles see: intersection over union there.
@@ -28,6 +27,15 @@ class Tile(NamedTuple):
     bottom: int
     right: int
 
+    def common(self, other: "Tile") -> "Tile":
+        """What two share."""
+        return Tile(*map(max, self[:2], other[:2]), *map(min, self[2:], other[2:]))
+
+    @property
+    def area(self) -> int:
+        """In pixels; 0 where two share nothing."""
+        return max(self.bottom - self.top, 0) * max(self.right - self.left, 0)
+
 
 class _Piece(NamedTuple):
     """What a tile shows of an object: its mask within its extent, in pixels of the whole image."""
@@ -35,14 +43,13 @@ class _Piece(NamedTuple):
     tile: int
     label: str
     score: float
-    top: int
-    left: int
-    pixels: NDArray[np.bool_]
+    part: Part
 
     @property
-    def part(self) -> Part:
+    def extent(self) -> Tile:
         """Where it is."""
-        return Part(self.top, self.left, self.pixels)
+        h, w = self.part.pixels.shape
+        return Tile(self.part.top, self.part.left, self.part.top + h, self.part.left + w)
 
 
 def tiles(size: tuple[int, int], side: int, overlap: int) -> list[Tile]:
@@ -84,7 +91,7 @@ def find_tiled(
         for i, (tile, found) in enumerate(zip(some, find(student, crops, score=score, mask=mask), strict=True), first):
             for label, value, runs in zip(found.labels, found.scores, found.runs, strict=True):
                 top, left, pixels = decode_part(runs)
-                pieces.append(_Piece(i, label, float(value), tile.top + top, tile.left + left, pixels))
+                pieces.append(_Piece(i, label, float(value), Part(tile.top + top, tile.left + left, pixels)))
     return _joined(pieces, places, (image.shape[0], image.shape[1]))
 
 
@@ -106,55 +113,34 @@ def _joined(pieces: Sequence[_Piece], places: Sequence[Tile], size: tuple[int, i
         members[group].append(piece)
     whole = [_union(group) for group in members]
     whole.sort(key=lambda piece: -piece.score)
-    return Instances(
-        size,
-        np.array([p.score for p in whole], dtype=float),
-        tuple(p.label for p in whole),
-        np.array([extent(p.part) for p in whole], dtype=float).reshape(-1, 4),
-        tuple(encode_part(p.pixels, p.top, p.left, size) for p in whole),
-    )
+    return Instances.of_parts(size, [p.score for p in whole], [p.label for p in whole], [p.part for p in whole])
 
 
 def _same(a: _Piece, b: _Piece, places: Sequence[Tile]) -> bool:
     if a.label != b.label or a.tile == b.tile:
         return False
-    one, other = places[a.tile], places[b.tile]
-    top, left = max(one.top, other.top), max(one.left, other.left)
-    bottom, right = min(one.bottom, other.bottom), min(one.right, other.right)
-    if top >= bottom or left >= right:
+    shared = places[a.tile].common(places[b.tile])
+    if not (shared.common(a.extent).area and shared.common(b.extent).area):
         return False
-    shared = Tile(top, left, bottom, right)
-    if not (_touches(a, shared) and _touches(b, shared)):
-        return False
-    # Only the extent of both within what the tiles share is looked at.
-    window = Tile(
-        max(top, min(a.top, b.top)),
-        max(left, min(a.left, b.left)),
-        min(bottom, max(a.top + a.pixels.shape[0], b.top + b.pixels.shape[0])),
-        min(right, max(a.left + a.pixels.shape[1], b.left + b.pixels.shape[1])),
-    )
+    window = shared.common(_around([a, b]))  # only the extent of both within what the tiles share is looked at
     first, second = _cut(a, window), _cut(b, window)
     union = int((first | second).sum())
     return union > 0 and int((first & second).sum()) >= _SAME * union
 
 
-def _touches(piece: _Piece, tile: Tile) -> bool:
-    h, w = piece.pixels.shape
-    return (
-        piece.top < tile.bottom and piece.top + h > tile.top and piece.left < tile.right and piece.left + w > tile.left
-    )
+def _around(pieces: Sequence[_Piece]) -> Tile:
+    tops, lefts, bottoms, rights = zip(*(piece.extent for piece in pieces), strict=True)
+    return Tile(min(tops), min(lefts), max(bottoms), max(rights))
 
 
 def _cut(piece: _Piece, window: Tile) -> NDArray[np.bool_]:
     """A piece's pixels within a window of the image."""
     canvas = np.zeros((window.bottom - window.top, window.right - window.left), bool)
-    top, left = max(piece.top, window.top), max(piece.left, window.left)
-    bottom = min(piece.top + piece.pixels.shape[0], window.bottom)
-    right = min(piece.left + piece.pixels.shape[1], window.right)
-    if top < bottom and left < right:
-        canvas[top - window.top : bottom - window.top, left - window.left : right - window.left] = piece.pixels[
-            top - piece.top : bottom - piece.top, left - piece.left : right - piece.left
-        ]
+    top, left, bottom, right = both = window.common(piece.extent)
+    if both.area:
+        y, x = piece.part.top, piece.part.left
+        inner = piece.part.pixels[top - y : bottom - y, left - x : right - x]
+        canvas[top - window.top : bottom - window.top, left - window.left : right - window.left] = inner
     return canvas
 
 
@@ -162,13 +148,6 @@ def _union(pieces: Sequence[_Piece]) -> _Piece:
     best = max(pieces, key=lambda piece: piece.score)
     if len(pieces) == 1:
         return best
-    window = Tile(
-        min(p.top for p in pieces),
-        min(p.left for p in pieces),
-        max(p.top + p.pixels.shape[0] for p in pieces),
-        max(p.left + p.pixels.shape[1] for p in pieces),
-    )
-    pixels = np.zeros((window.bottom - window.top, window.right - window.left), bool)
-    for piece in pieces:
-        pixels |= _cut(piece, window)
-    return _Piece(best.tile, best.label, best.score, window.top, window.left, pixels)
+    window = _around(pieces)
+    pixels = np.logical_or.reduce([_cut(piece, window) for piece in pieces])
+    return best._replace(part=Part(window.top, window.left, pixels))

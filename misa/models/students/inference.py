@@ -3,7 +3,7 @@
 Axes: n instance · h row · w column.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from misa.data.rle import Runs, encode_part
 from misa.data.rle import decode as decode_runs
 from misa.errors import UserError
 from misa.experiment import Experiment
-from misa.models.students.solov2_decode import Part, whole_part
+from misa.models.students.solov2_decode import Part, trimmed
 
 Image = NDArray[np.uint8]
 
@@ -37,6 +37,20 @@ class Instances:
     boxes: NDArray[np.float64]
     runs: tuple[Runs, ...]
     prompts: tuple[int, ...] | None = None
+
+    @classmethod
+    def of_parts(
+        cls,
+        size: tuple[int, int],
+        scores: Sequence[float] | NDArray[np.float64],
+        labels: Iterable[str],
+        parts: Sequence[Part],
+        prompts: tuple[int, ...] | None = None,
+    ) -> "Instances":
+        """With masks that lie within the image at their extents."""
+        boxes = np.array([extent(part) for part in parts], dtype=float).reshape(-1, 4)
+        runs = tuple(encode_part(part.pixels, part.top, part.left, size) for part in parts)
+        return cls(size, np.asarray(scores, dtype=float), tuple(labels), boxes, runs, prompts)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -94,17 +108,9 @@ def find_by_mmdet(
         found = answer.pred_instances
         order = found.scores.argsort(descending=True)[:per_image]
         chosen = [i for i in order.tolist() if found.scores[i] >= score and found.masks[i].any()]
-        parts = [whole_part(found.masks[i].cpu().numpy()) for i in chosen]
-        size = (image.shape[0], image.shape[1])
-        results.append(
-            Instances(
-                size,
-                found.scores.double().cpu().numpy()[chosen],
-                tuple(student.classes[int(found.labels[i])] for i in chosen),
-                np.array([extent(part) for part in parts], dtype=float).reshape(-1, 4),
-                tuple(encode_part(part.pixels, part.top, part.left, size) for part in parts),
-            )
-        )
+        parts = [trimmed(0, 0, found.masks[i].cpu().numpy()) for i in chosen]
+        scores, labels = found.scores.double().cpu().numpy()[chosen], [student.classes[found.labels[i]] for i in chosen]
+        results.append(Instances.of_parts((image.shape[0], image.shape[1]), scores, labels, parts))
     return results
 
 
@@ -113,10 +119,7 @@ def within(part: Part, box: NDArray[np.float64]) -> Part:
     x1, y1, x2, y2 = box
     rows, columns = part.top + np.arange(part.pixels.shape[0]) + 0.5, part.left + np.arange(part.pixels.shape[1]) + 0.5
     cut = part.pixels & ((rows >= y1) & (rows < y2))[:, None] & ((columns >= x1) & (columns < x2))[None]
-    y, x = np.nonzero(cut.any(axis=1))[0], np.nonzero(cut.any(axis=0))[0]
-    if len(y) == 0:
-        return Part(0, 0, np.zeros((0, 0), bool))
-    return Part(part.top + int(y[0]), part.left + int(x[0]), cut[y[0] : y[-1] + 1, x[0] : x[-1] + 1])
+    return trimmed(part.top, part.left, cut)
 
 
 def extent(part: Part) -> tuple[int, int, int, int]:

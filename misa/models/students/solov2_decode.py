@@ -146,7 +146,7 @@ def enlarge(masks: Iterable[Float[Tensor, "h w"]], by: Enlargement, threshold: f
         rows, columns = _reached(by.rows, sure.any(dim=1)), _reached(by.columns, sure.any(dim=0))
         low = mask @ by.columns[columns].T
         chunks = [(weights @ low > threshold).cpu() for weights in by.rows[rows].split(_ROWS_AT_ONCE)]
-        yield _trimmed(rows.start, columns.start, torch.cat(chunks).numpy())
+        yield trimmed(rows.start, columns.start, torch.cat(chunks).numpy())
 
 
 def _reached(weights: Tensor, sure: Tensor) -> slice:
@@ -155,12 +155,8 @@ def _reached(weights: Tensor, sure: Tensor) -> slice:
     return slice(0, 0) if len(touched) == 0 else slice(int(touched[0]), int(touched[-1]) + 1)
 
 
-def whole_part(pixels: NDArray[np.bool_]) -> Part:
-    """A mask of the whole image (h w) within its extent."""
-    return _trimmed(0, 0, pixels)
-
-
-def _trimmed(top: int, left: int, pixels: NDArray[Any]) -> Part:
+def trimmed(top: int, left: int, pixels: NDArray[Any]) -> Part:
+    """A mask (h w) whose first pixel lies at (`top`, `left`), cut to its extent."""
     rows, columns = np.nonzero(pixels.any(axis=1))[0], np.nonzero(pixels.any(axis=0))[0]
     if len(rows) == 0:
         return Part(0, 0, np.zeros((0, 0), bool))

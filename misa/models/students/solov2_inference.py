@@ -13,10 +13,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from misa.data.pipeline import at_test_size
-from misa.data.rle import encode_part
-from misa.models.students.inference import Image, Instances, Student, bgr_tensor, extent, within
+from misa.models.students.inference import Image, Instances, Student, bgr_tensor, within
 from misa.models.students.solov2_decode import (
     Dense,
+    Enlargement,
     Found,
     cell_masks,
     decode,
@@ -35,6 +35,12 @@ class View:
     dense: Dense
     resized: tuple[int, int]
     padded: tuple[int, int]
+
+    def enlargement(self, size: tuple[int, int], stride: int) -> Enlargement:
+        """From the masks, of which a pixel is `stride` of the padded input, to an image of `size` (h, w)."""
+        like = self.dense.features
+        h, w = like.shape[-2:]
+        return enlargement((h, w), stride=stride, resized=self.resized, original=size, like=like)
 
 
 def views(student: Student, images: Sequence[Image]) -> list[View]:
@@ -59,22 +65,10 @@ def views(student: Student, images: Sequence[Image]) -> list[View]:
 
 def as_instances(student: Student, found: Found, view: View, size: tuple[int, int], threshold: float) -> Instances:
     """Instances of an image of `size` (h, w); those whose mask vanishes at that size are left out."""
-    by = enlargement(
-        (view.dense.features.shape[-2], view.dense.features.shape[-1]),
-        stride=student.mask_stride,
-        resized=view.resized,
-        original=size,
-        like=view.dense.features,
-    )
-    parts = list(enlarge(found.masks, by, threshold))
+    parts = list(enlarge(found.masks, view.enlargement(size, student.mask_stride), threshold))
     kept = [i for i, part in enumerate(parts) if part.pixels.size]
-    return Instances(
-        size,
-        found.scores.double().cpu().numpy()[kept],
-        tuple(student.classes[int(found.labels[i])] for i in kept),
-        np.array([extent(parts[i]) for i in kept], dtype=float).reshape(-1, 4),
-        tuple(encode_part(parts[i].pixels, parts[i].top, parts[i].left, size) for i in kept),
-    )
+    labels = [student.classes[found.labels[i]] for i in kept]
+    return Instances.of_parts(size, found.scores.double().cpu().numpy()[kept], labels, [parts[i] for i in kept])
 
 
 def find_by_cells(
@@ -119,25 +113,18 @@ def find_boxes_by_cells(
     threshold = student.experiment.inference.mask if mask is None else mask
     (view,) = views(student, [image])
     chosen = _matched(student, view, boxes, size, threshold)
-    by = enlargement(
-        (view.dense.features.shape[-2], view.dense.features.shape[-1]),
-        stride=student.mask_stride,
-        resized=view.resized,
-        original=size,
-        like=view.dense.features,
-    )
+    by = view.enlargement(size, student.mask_stride)
     cells = torch.tensor([cell for _, cell, _ in chosen], dtype=torch.long, device=student.device)
     parts = [
         within(part, boxes[box])
         for (box, _, _), part in zip(chosen, enlarge(cell_masks(view.dense, cells), by, threshold), strict=True)
     ]
     kept = [(*choice, part) for choice, part in zip(chosen, parts, strict=True) if part.pixels.any()]
-    return Instances(
+    return Instances.of_parts(
         size,
-        np.array([score for _, _, score, _ in kept], dtype=float),
-        tuple(wanted[box] or _best_class(student, view, cell) for box, cell, _, _ in kept),
-        np.array([extent(part) for *_, part in kept], dtype=float).reshape(-1, 4),
-        tuple(encode_part(part.pixels, part.top, part.left, size) for *_, part in kept),
+        [score for _, _, score, _ in kept],
+        [wanted[box] or _best_class(student, view, cell) for box, cell, _, _ in kept],
+        [part for *_, part in kept],
         tuple(box for box, *_ in kept),
     )
 
