@@ -3,13 +3,14 @@
 from typing import Any
 
 from mmdet.models.data_preprocessors import DetDataPreprocessor
-from torch import Tensor
+
+from misa.ops.sent import noted
 
 
 class Preprocessor(DetDataPreprocessor):
     """mmdet's preprocessor with copies that do not wait where the loader has pinned its batch.
 
-    `on_host` gives the boxes and labels back: which cells or queries fire is decided on the host.
+    `misa.ops.sent.on_host` gives the boxes and labels back: which cells or queries fire is decided on the host.
     """
 
     def __init__(self, *args: Any, bgr_to_rgb: bool = False, **kwargs: Any) -> None:
@@ -26,11 +27,5 @@ class Preprocessor(DetDataPreprocessor):
             for old, new in zip(before, prepared["data_samples"], strict=True):
                 for name in ("bboxes", "labels"):
                     kept, moved = old.gt_instances[name], new.gt_instances[name]
-                    moved.host = getattr(kept, "tensor", kept), moved._version
+                    noted(moved, getattr(kept, "tensor", kept))
         return prepared
-
-
-def on_host(values: Tensor) -> Tensor:
-    """The values on the host. Waits for the device, unless they are as a `Preprocessor` has sent them there."""
-    kept, version = getattr(values, "host", (None, None))
-    return values.cpu() if kept is None or version != values._version else kept

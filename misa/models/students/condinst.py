@@ -20,14 +20,13 @@ from misa.experiment import Experiment
 from misa.losses.boxes import box_loss
 from misa.losses.inputs import Positives
 from misa.losses.pseudo import quality
-from misa.models.host import on_host
 from misa.models.students.base import BoxMasks, BoxSupervised, Handover
 from misa.models.students.baselines import dynamic_masks
 from misa.models.students.common import mmdet_model, objectives, preprocessor
 from misa.models.students.table import Implementation
 from misa.objectives.base import Detected
 from misa.ops.boxes import box_masks
-from misa.ops.sent import sent
+from misa.ops.sent import on_host, sent
 
 MASK_FEATURES, DYNAMIC = 16, 8  # channels
 

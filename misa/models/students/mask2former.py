@@ -24,7 +24,6 @@ from misa.experiment import Experiment, Network
 from misa.losses.inputs import Positives
 from misa.losses.pseudo import quality
 from misa.models.backbones import SWINS
-from misa.models.host import on_host
 from misa.models.students.base import BoxMasks, BoxSupervised, Handover
 from misa.models.students.batch_means import share
 from misa.models.students.common import backbone_of, mmdet_model, objectives, preprocessor, stage_widths
@@ -32,6 +31,7 @@ from misa.models.students.pixel_decoder import PixelDecoder
 from misa.models.students.table import Implementation
 from misa.objectives.base import Detected
 from misa.ops.boxes import box_masks, extents
+from misa.ops.sent import on_host
 
 CLASS_COST, PROJECTION_COST = 2.0, 5.0  # APro's
 CLASS_WEIGHT, NO_OBJECT = 2.0, 0.1  # of the classification loss, and of "no object" in it: mmdet's and APro's

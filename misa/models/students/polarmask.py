@@ -23,12 +23,11 @@ from torch import Tensor, nn
 from misa.experiment import Experiment
 from misa.losses.boxes import box_loss
 from misa.losses.polar import polar_centerness, polar_iou_loss
-from misa.models.host import on_host
 from misa.models.students.batch_means import batch_mean
 from misa.models.students.common import backbone_of, mmdet_model, preprocessor, stage_widths
 from misa.models.students.table import Implementation
 from misa.ops.rays import RAYS, centre, contour, polygons, ray_lengths
-from misa.ops.sent import sent
+from misa.ops.sent import on_host, sent
 
 SMALLEST = 15  # pixels of a mask at the network's input; smaller ones teach nothing, published: of the image's own size
 RADIUS = 1.5  # strides around an object's centre in which a location belongs to it

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from misa.experiment import Experiment, Inference, Network
 from misa.losses.inputs import Positives
-from misa.models.host import on_host
 from misa.models.students.base import BoxMasks, BoxSupervised, Handover
 from misa.models.students.batch_means import share
 from misa.models.students.common import backbone_of, mmdet_model, objectives, preprocessor, stage_widths
@@ -21,7 +20,7 @@ from misa.models.students.solov2_inference import DensePart, find_boxes_by_cells
 from misa.models.students.table import Implementation
 from misa.objectives.base import Detected, PerBox
 from misa.ops.boxes import box_masks, centre_cells, extents, positive_cells
-from misa.ops.sent import sent
+from misa.ops.sent import on_host, sent
 
 
 class Cells(NamedTuple):
