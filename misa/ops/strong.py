@@ -6,7 +6,7 @@ Axes: b image · h row · w column.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
@@ -43,10 +43,7 @@ def strong_view(
             f"they are {tuple(images.shape)}, {len(generators)} and {known}."
         )
     check_finite("strong_view: images", images)
-    mean, std = (
-        torch.tensor(values, dtype=images.dtype).view(3, 1, 1).to(images.device, non_blocking=True)
-        for values in (MEAN, STD)
-    )
+    mean, std = _constants(images)
     result = images.clone()
     for b, (image, out, generator) in enumerate(zip(images, result, generators, strict=True)):
         there = (image != 0).any(dim=0)
@@ -79,3 +76,26 @@ def _changed(image: Tensor, generator: torch.Generator, *, jitter: float, grey: 
     if decide[2] < blur:
         image = V.gaussian_blur(image, [3, 3], [0.1 + 1.9 * sigma] * 2)
     return image
+
+
+def normalised(pixels: UInt8[Tensor, "... 3 h w"]) -> Float[Tensor, "... 3 h w"]:
+    """RGB of 8 bits as the networks see it."""
+    pixels = pixels.float()
+    mean, std = _constants(pixels)
+    return (pixels - mean) / std
+
+
+def denormalised(images: Float[Tensor, "... 3 h w"]) -> UInt8[Tensor, "... 3 h w"]:
+    """The inverse of `normalised`."""
+    images = images.float()
+    mean, std = _constants(images)
+    return (images * std + mean).round().clamp(0, 255).to(torch.uint8)
+
+
+def _constants(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the data (3 1 1)."""
+    mean, std = (
+        torch.tensor(values, dtype=images.dtype).view(3, 1, 1).to(images.device, non_blocking=True)
+        for values in (MEAN, STD)
+    )
+    return mean, std
