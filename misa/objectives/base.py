@@ -58,12 +58,13 @@ class Term(NamedTuple):
 class Truth(NamedTuple):
     """The ground truth of a batch: boxes (g 4: x1 y1 x2 y2 in pixels of the padded input), `labels` and `image` (g).
 
-    All on the host.
+    All on the host. pasted: which objects an objective has pasted (g); None where it has pasted none.
     """
 
     boxes: Tensor
     labels: Tensor
     image: Tensor
+    pasted: Tensor | None = None
 
 
 class Detected(NamedTuple):
@@ -85,6 +86,9 @@ class Prepared(NamedTuple):
     """What the networks see: `images` (b 3 h w, normalised and padded) and the instances in them are the student's.
 
     `seen` is what the colors, the shadow and the teacher see: the images themselves, or a weaker view of them.
+
+    Besides `bboxes` and `labels` the instances of all images may have `within` (n h w, on the device, in pixels of the
+    images), which stands for the boxes' own areas in the losses, and `pasted` (n, on the host).
     """
 
     images: Tensor
@@ -115,6 +119,7 @@ class Step(NamedTuple):
     shadow, shadow_features: the same as positives and features of the copy that follows the student, without gradient;
         as many, in the same order. detections: what it detects in each image. None before it has begun.
     structure: the learned map (b c h w).
+    seen: the images (b 3 h w, normalised) as the shadow sees them, at their own size.
     per_box, shadow_per_box: one mask of every box, the student's and, once it has begun, the copy's.
     generators: a random generator an image, on the CPU: the same draws in a resumed run and in any number of processes.
     across: the mean of a tensor over the processes of the training. together: a tensor of one shape in all processes,
@@ -137,6 +142,7 @@ class Step(NamedTuple):
     shadow_features: Tensor | None = None
     detections: list[Detected] | None = None
     structure: Tensor | None = None
+    seen: Tensor | None = None
     per_box: PerBox | None = None
     shadow_per_box: PerBox | None = None
     generators: Sequence[torch.Generator] = ()
@@ -162,6 +168,9 @@ class BoxObjective(Objective):
 
         `channels` are those of I, or with `Needs(per_box=True)` those of the finest map. Every process must come to the
         same buffers: use `Step.across` or `Step.together` for what is computed from a part of the batch.
+
+        What has no fixed shape is no buffer: an attribute `on_host` with `state` and `restore` (`PictureQueue`) is
+        saved and resumed as well. Each process has its own, and after a resume the first one's.
         """
         return None
 

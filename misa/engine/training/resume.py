@@ -89,7 +89,8 @@ class StepClock(Hook):
 
 
 class ResumableState(Hook):
-    """Saves and restores the random generators, so that a resumed run equals an uninterrupted one.
+    """Saves and restores the random generators and what an objective keeps on the host, so that a resumed run equals an
+    uninterrupted one.
 
     Checkpoints stay loadable with weights_only=True: mmengine would pickle the objects of its logs into them.
     """
@@ -108,6 +109,8 @@ class ResumableState(Hook):
         name, keys, position, has_gauss, gauss = numpy_state
         version, numbers, following = random.getstate()
         checkpoint["batches_per_epoch"] = len(runner.train_dataloader)
+        if (kept := _kept_on_host(runner)) is not None:
+            checkpoint["kept_on_host"] = kept.state()
         checkpoint["random_states"] = {
             "torch": torch.get_rng_state(),
             "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
@@ -123,6 +126,8 @@ class ResumableState(Hook):
         states = checkpoint.get("random_states")
         if states is None or not runner._resume:
             return
+        if (kept := _kept_on_host(runner)) is not None:
+            kept.restore(checkpoint["kept_on_host"])
         batches = len(runner.train_dataloader)  # saved after whole optimiser steps, so the division below is exact
         meta, before = checkpoint["meta"], checkpoint.get("batches_per_epoch", batches)
         meta["iter"] = meta["iter"] * batches // before
@@ -134,6 +139,12 @@ class ResumableState(Hook):
         np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
         version, numbers, following = states["python"]
         random.setstate((version, tuple(numbers), following))
+
+
+def _kept_on_host(runner: Runner) -> Any:
+    """The `on_host` of an objective's memory, None where there is none."""
+    student = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return getattr(getattr(getattr(student, "memory", None), "own", None), "on_host", None)
 
 
 class RuntimeInfo(RuntimeInfoHook):

@@ -13,13 +13,14 @@ from misa.data.pipeline import MEAN, STD
 from misa.errors import Diverged, NotFinite, UserError
 from misa.experiment import objective_from
 from misa.losses.inputs import Positives, SemanticPrior, shrink, union_of_boxes
-from misa.models.host import on_host
 from misa.models.students.adapter import Adapter
 from misa.models.students.batch_means import batch_mean, share, together
 from misa.models.students.memory import Memory
 from misa.models.students.step_health import gradient_shares, mask_health
 from misa.models.teacher.contract import TeacherNetwork
 from misa.objectives.base import BoxObjective, Detected, PerBox, Prepared, Step, Term, Truth
+from misa.ops.boxes import sampled_masks
+from misa.ops.sent import on_host
 
 TRAINING_ONLY = ("adapter.", "memory.")
 """How the names of weights begin that serve the training alone."""
@@ -192,7 +193,7 @@ class BoxSupervised(nn.Module):
             own_instances.set_metainfo({"img_shape": tuple(sample.img_shape[:2])})
         prepared = self.objective.prepare(images, given, own, generators)
         own_part = self.handover(prepared.images, prepared.instances)
-        positives, features, losses = own_part.positives, own_part.features, own_part.losses
+        positives, features, losses = _within(own_part.positives, prepared), own_part.features, own_part.losses
         if images.device.type == "cpu" and not positives.mask_logits.isfinite().all():  # elsewhere it would wait
             raise Diverged("the masks became NaN or infinite; lower the learning rate, in another work_dir.")
         step = self._step(prepared, positives, features, samples)
@@ -230,6 +231,7 @@ class BoxSupervised(nn.Module):
             prior=self._prior(prepared.seen, size) if needs.prior else None,
             classifier=self.teacher.last_layer() if needs.prior and self.teacher is not None else None,
             colors=_colors(prepared.seen, size) if needs.colors else None,
+            seen=prepared.seen,
             structure=None if memory is None or memory.structure is None else memory.structure(features),
             across=batch_mean,
             together=together,
@@ -261,6 +263,17 @@ class BoxSupervised(nn.Module):
         return SemanticPrior(features, factors)
 
 
+def _within(positives: Positives, prepared: Prepared) -> Positives:
+    """The positives with what an objective says stands for the boxes; where no cell of that is left, the box."""
+    if any("within" not in own for own in prepared.instances):
+        return positives
+    stride = prepared.images.shape[-1] // positives.mask_logits.shape[-1]
+    every = torch.cat([sampled_masks(own.within, stride) for own in prepared.instances])
+    own = every[positives.instance.to(every.device, non_blocking=True)]
+    some = own.flatten(1).any(dim=1)[:, None, None]
+    return positives._replace(box_masks=torch.where(some, own, positives.box_masks))
+
+
 def _float(found: PerBox | None) -> PerBox | None:
     """The same in float32."""
     if found is None:
@@ -289,7 +302,8 @@ def _part(term: Term, repeats: int, positives: Positives) -> Tensor:
 def _truth(instances: list[InstanceData]) -> Truth:
     boxes, labels = ([on_host(own[name]) for own in instances] for name in ("bboxes", "labels"))
     image = torch.cat([torch.full_like(own, b) for b, own in enumerate(labels)])
-    return Truth(torch.cat(boxes), torch.cat(labels), image)
+    pasted = torch.cat([own.pasted for own in instances]) if all("pasted" in own for own in instances) else None
+    return Truth(torch.cat(boxes), torch.cat(labels), image, pasted)
 
 
 def _colors(images: Tensor, size: tuple[int, int]) -> Tensor:
