@@ -26,6 +26,7 @@ TABLE = Comparison(
         "discobox": "DiscoBox",
         "discobox_bank": "DiscoBox, object bank",
         "sim": "SIM",
+        "sim_paste": "SIM, pasting",
         "boxteacher": "BoxTeacher",
         "polarmask": "masks: PolarMask",
         "mask": "masks: the same student",

@@ -42,6 +42,7 @@ BARE = BASE.but(affinity=None)  # for objectives of other papers, in misa/object
 EARLY = Ramp(0.0, 0.1, of="run")  # published: 10,000 steps
 LATE: dict[str, Any] = {"bottom_rows": 0, "momentum": 0.99, "ramp": EARLY}  # published: 0.999 and more
 DISCOBOX = DiscoBox(shadow_start=Ramp(0.2, 0.2, of="run"), momentum=0.99)
+SIM_DEMO = SIM(pseudo_start=Ramp(0.1, 0.1, of="run"), pseudo_ramp=Ramp(0.0, 1.0, of="run"), **LATE)
 # Objectives of other papers, made for 90,000 steps and more, in parts of a run; on any student.
 OBJECTIVES = {
     "boxinst": BoxInst(ramp=EARLY, bottom_rows=0),
@@ -50,7 +51,8 @@ OBJECTIVES = {
     "discobox": DISCOBOX,
     "discobox_bank": dataclasses.replace(DISCOBOX, bank=Bank(slots=8, least=6, grid=5, side=14, keys=2)),
     "boxteacher": BoxTeacher(pseudo_ramp=EARLY, **LATE),
-    "sim": SIM(pseudo_start=Ramp(0.1, 0.1, of="run"), pseudo_ramp=Ramp(0.0, 1.0, of="run"), **LATE),
+    "sim": SIM_DEMO,
+    "sim_paste": dataclasses.replace(SIM_DEMO, paste=16),
 }
 COPY: dict[str, Any] = {"from_shadow": True}  # BoxTeacher's copy predicts
 # For tables: the same training, scored on the demo's scenes and 300 more.
@@ -91,6 +93,7 @@ ROWS = {
     "box2mask": BARE.but(objective=OBJECTIVES["box2mask"]),
     "boxteacher": BARE.but(student="condinst", objective=OBJECTIVES["boxteacher"], inference=COPY | {"rescore": True}),
     "sim": BARE.but(student="condinst", objective=OBJECTIVES["sim"]),
+    "sim_paste": BARE.but(student="condinst", objective=OBJECTIVES["sim_paste"]),
     "mask2former_box2mask": MASK2FORMER.but(
         affinity=None,
         projection_weight=3.0,  # the objective has its own

@@ -1,6 +1,7 @@
 """What waits for the device in a training step, counted without one (`tests/pretend_cuda.py`)."""
 
 import copy
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -18,18 +19,18 @@ from misa.engine.training.optimizer import optimizer_config
 from misa.experiment import Affinity
 from misa.losses.inputs import SemanticPrior
 from misa.losses.pairwise import pairwise_loss
-from misa.models.host import on_host
 from misa.models.students.base import BoxSupervised, Clock
 from misa.models.students.table import model_config
 from misa.models.teacher.table import build_teacher
 from misa.ops.backends import choice
-from misa.ops.sent import sent
+from misa.ops.sent import on_host, sent
 from misa.rows import find_row, teacher_row
 from tests.models.students.test_mask2former import CLASSES, TWO, batch
 from tests.pretend_cuda import Pretend, pretended
 
 SHADOWED = ("boxinst", "discobox", "boxteacher", "sim")  # the others ask the student for no more than boxinst
 OTHERS = ("boxinst", "boxlevelset", "boxteacher")  # box2mask is a row of its own; the rest need equal positives
+PASTE = dataclasses.replace(OBJECTIVES["sim_paste"], paste=1, paste_rate=1.0, sure=0.1)  # in the second step
 SOLO, CONDINST = find_row("demo:discobox"), find_row("demo:boxinst").but(inference={"score": 0.001})
 QUERIES = find_row("demo:mask2former_box2mask")
 ROWS = {
@@ -40,6 +41,8 @@ ROWS = {
     "teacher from boxes": find_row("teacher:demo"),
     "teacher from label maps": find_row("teacher:demo_boxes"),
     **{f"solov2, {name}": SOLO.but(objective=own, inference={"score": 0.001}) for name, own in OBJECTIVES.items()},
+    "solov2, sim_paste": SOLO.but(objective=PASTE),
+    "condinst, sim_paste": CONDINST.but(objective=PASTE),
     **{f"condinst, {name}": CONDINST.but(objective=OBJECTIVES[name]) for name in SHADOWED},
     **{
         f"mask2former, {name}": QUERIES.but(objective=OBJECTIVES[name])
@@ -71,6 +74,8 @@ WAITS = {  # of two images; 0 where a row is not here
     "mask2former, boxteacher": MATCH | TAKEN,
     "solov2, sim": PROTOTYPES,
     "condinst, sim": PROTOTYPES,
+    "solov2, sim_paste": PROTOTYPES,
+    "condinst, sim_paste": PROTOTYPES,
     "solov2, boxteacher": TAKEN | MATRIX_NMS,
     "condinst, boxteacher": TAKEN | FCOS_NMS,
 }

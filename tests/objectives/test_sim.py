@@ -1,15 +1,21 @@
 """SIM: pseudo masks of copy and prototypes, which pixels they speak of, and how the prototypes move."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.structures import InstanceData
 from torch.testing import assert_close
 
 from misa.losses.inputs import Batch, Positives
-from misa.objectives.base import Ramp, Step
+from misa.losses.pseudo import focal_on
+from misa.objectives.base import Ramp, Step, Truth
 from misa.objectives.sim import SIM, objects_of
+from misa.ops.boxes import extents
+from misa.ops.paste import Picture
+from misa.ops.strong import denormalised, normalised
 
 H, W, D, C = 8, 9, 4, 3
 OBJECTIVE = SIM(ramp=Ramp(0, 100), pseudo_start=Ramp(10, 10), pseudo_ramp=Ramp(0, 100), bottom_rows=0, prototypes=5)
@@ -182,3 +188,148 @@ def test_without_instances_nothing_moves(step, memory):
     before = OBJECTIVE.normalised(OBJECTIVE.normalised(OBJECTIVE.normalised(memory.prototypes)))
     OBJECTIVE.update(none, memory)
     assert_close(memory.prototypes, before)
+
+
+# Pasting -------------------------------------------------------------------------------------------------------------
+PASTE = dataclasses.replace(OBJECTIVE, paste=2, paste_rate=1.0)
+SIZE = (32, 40)
+
+
+def kept(rng, count):
+    """A memory with pictures of 28 x 44 pixels; each has a disc of class 2, and an object of which nothing is sure."""
+    memory = PASTE.memory(C, D)
+    y, x = torch.meshgrid(torch.arange(7) - 3, torch.arange(11) - 5, indexing="ij")
+    masks = torch.stack([torch.where(x**2 + y**2 <= 6, 0.95, 0.02), torch.zeros(7, 11)])
+    for _ in range(count):
+        pixels = torch.randint(0, 256, (3, 28, 44), generator=rng, dtype=torch.uint8)
+        boxes = torch.tensor([[8.0, 2, 36, 27], [0, 0, 4, 4]])
+        memory.on_host.put(Picture(pixels, masks, boxes, torch.tensor([2, 1])), sure=0.7)
+    return memory
+
+
+def batch_of(rng, boxes=((2.5, 3, 39, 31), (18, 10, 25, 18), (0, 0, 6, 5))):
+    images = torch.randn(2, 3, *SIZE, generator=rng)
+    instances = []
+    for _ in range(2):
+        own = InstanceData(bboxes=torch.tensor(boxes), labels=torch.arange(len(boxes)))
+        own.set_metainfo({"img_shape": (26, 34)})
+        instances.append(own)
+    return images, instances
+
+
+def draws(seed=0):
+    return [torch.Generator().manual_seed(seed + b) for b in range(2)]
+
+
+def test_nothing_is_pasted_before_the_queue_is_full_or_without_one(rng):
+    images, instances = batch_of(rng)
+    for objective, memory in ((PASTE, kept(rng, 1)), (OBJECTIVE, OBJECTIVE.memory(C, D))):
+        found = objective.prepare(images, instances, memory, draws())
+        assert found.images is images
+        assert found.seen is images
+        assert found.instances is instances
+
+
+def test_pasted_pixels_are_the_pictures_and_the_rest_is_the_images(rng):
+    memory, (images, instances) = kept(rng, 2), batch_of(rng)
+    before = images.clone()
+    found = PASTE.prepare(images, instances, memory, draws())
+    assert torch.equal(images, before)
+    assert found.seen is found.images
+    for b, own in enumerate(found.instances):
+        assert own.pasted.sum() == 1
+        assert own.labels[-1] == 2
+        (mask,) = own.within[own.pasted]
+        assert mask.any()
+        assert not mask[26:].any()  # padding
+        assert not mask[:, 34:].any()
+        assert torch.equal(own.bboxes[-1], extents(mask[None].float())[0])
+        sources = [normalised(picture.pixels) for picture in memory.on_host.pictures]
+        equal = [
+            torch.equal(found.images[b][:, :26, :34][:, mask[:26, :34]], x[:, :26, :34][:, mask[:26, :34]])
+            for x in sources
+        ]
+        assert sum(equal) == 1
+        assert torch.equal(found.images[b][:, ~mask], images[b][:, ~mask])
+        assert "masks" not in own
+
+
+def test_what_is_covered_is_no_longer_the_others(rng):
+    """The large box keeps its size and loses the disc, the one behind the disc vanishes, the far one stays."""
+    memory, (images, instances) = kept(rng, 2), batch_of(rng)
+    own = PASTE.prepare(images, instances, memory, draws()).instances[0]
+    mask = own.within[-1]
+    assert mask[10:18, 18:25].all()
+    assert own.labels.tolist() == [0, 2, 2]
+    assert own.bboxes[:2].tolist() == [[2.0, 3.0, 39.0, 31.0], [0.0, 0.0, 6.0, 5.0]]
+    whole = torch.zeros(SIZE, dtype=torch.bool)
+    whole[3:31, 2:39] = True
+    assert torch.equal(own.within[0], whole & ~mask)
+    assert own.within[1].sum() == 30
+
+
+def test_pasting_is_by_its_generator_and_its_rate(rng):
+    memory, given = kept(rng, 2), batch_of(rng)
+    one, other = (PASTE.prepare(*given, memory, draws(7)) for _ in range(2))
+    assert torch.equal(one.images, other.images)
+    half = dataclasses.replace(PASTE, paste_rate=0.5)
+    pasted = sum(half.prepare(*given, memory, draws(2 * seed)).images is not given[0] for seed in range(200))
+    assert 75 < pasted < 125
+
+
+def test_the_terms_of_pasted_instances_equal_the_loop(step, memory):
+    """Instances 1 and 2 are of box 0, which is pasted: a dice of 1 for the other, and no gradient."""
+    truth = Truth(torch.zeros(3, 4), torch.zeros(3).long(), torch.zeros(3).long(), torch.tensor([True, False, False]))
+    terms = PASTE.losses(step._replace(truth=truth), memory)
+    masks, target = step.positives.mask_logits.detach().sigmoid(), step.positives.box_masks
+    total = 1.0
+    for n in (1, 2):
+        p, y = masks[n].double(), target[n].double()
+        total += 1 - 2 * float((p * y).sum()) / (float((p * p).sum() + (y * y).sum()) + 1e-5)
+    assert terms["loss_paste"].loss.item() == pytest.approx(total / 3, rel=1e-5)
+    focal = focal_on(masks[1:], target[1:], torch.ones_like(target[1:]))
+    assert_close(terms["loss_paste_focal"].loss, focal)
+    assert terms["loss_paste_focal"].per == 2 * H * W + 1
+    (terms["loss_paste"].loss + terms["loss_paste_focal"].loss).backward()
+    grad = step.positives.mask_logits.grad
+    assert grad[0].abs().sum() == 0
+    assert (grad[1:].flatten(1).abs().sum(dim=1) > 0).all()
+
+
+def test_without_pasted_objects_the_terms_are_zeros_with_a_gradient(step, memory):
+    for truth in (None, Truth(torch.zeros(3, 4), torch.zeros(3).long(), torch.zeros(3).long())):
+        terms = PASTE.losses(step._replace(truth=truth), memory)
+        assert terms["loss_paste"].loss == 0
+        assert terms["loss_paste_focal"].loss == 0
+        terms["loss_paste"].loss.backward()
+    assert "loss_paste" not in OBJECTIVE.losses(step, memory)
+
+
+def test_pictures_are_kept_from_the_start_of_the_pseudo_masks_on(step, rng):
+    pixels = torch.randint(0, 256, (2, 3, *SIZE), generator=rng, dtype=torch.uint8)
+    truth = Truth(4 * torch.arange(12).view(3, 4).float(), torch.tensor([2, 0, 1]), torch.tensor([0, 0, 1]))
+    step = step._replace(
+        seen=normalised(pixels), truth=truth, shadow=step.positives._replace(mask_logits=torch.full((3, H, W), 3.0))
+    )
+    memory = PASTE.memory(C, D)
+    before = memory.prototypes.clone()
+    PASTE.update(step._replace(iteration=9), memory)
+    assert memory.on_host.pictures == []
+    memory.prototypes.copy_(before)
+    whole = torch.tensor([[0.0, 0, 40, 32]])
+    PASTE.update(step._replace(truth=truth._replace(boxes=whole.expand(3, 4))), memory)
+    plain = OBJECTIVE.memory(C, D)
+    plain.prototypes.copy_(before)
+    first, second = memory.on_host.pictures
+    assert torch.equal(first.pixels, pixels[0])
+    assert torch.equal(second.pixels, pixels[1])
+    assert first.labels.tolist() == [2]
+    assert second.labels.tolist() == [1]
+    assert_close(first.masks.float(), torch.full((1, H, W), 3.0).sigmoid(), atol=1e-3, rtol=0)
+    assert torch.equal(second.boxes, whole)
+
+
+def test_pixels_come_back_from_the_networks_form(rng):
+    pixels = torch.arange(256, dtype=torch.uint8).expand(3, 4, 256)
+    assert torch.equal(denormalised(normalised(pixels)), pixels)
+    assert torch.equal(normalised(denormalised(normalised(pixels))), normalised(pixels))

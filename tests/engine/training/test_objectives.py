@@ -1,5 +1,7 @@
 """The objectives of other papers train, and a run that was stopped in the middle of their memory resumes to the bit."""
 
+import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -21,6 +23,7 @@ from misa.objectives.discobox import Bank, DiscoBox
 from misa.objectives.sim import SIM
 
 BANK = Bank(slots=3, least=2, grid=3, side=8, keys=1, gate=10.0, form="intended")
+LATE_SIM = SIM(ramp=Ramp(0, 8), bottom_rows=0, pseudo_start=Ramp(2, 2), pseudo_ramp=Ramp(0, 2), momentum=0.7, sure=0.4)
 ROWS = {
     "box2mask": {"objective": Box2Mask()},
     "boxinst": {"student": "condinst", "objective": BoxInst(ramp=Ramp(0, 8), bottom_rows=0)},
@@ -33,10 +36,9 @@ ROWS = {
     },
     "sim": {
         "student": "condinst",
-        "objective": SIM(
-            ramp=Ramp(0, 8), bottom_rows=0, pseudo_start=Ramp(2, 2), pseudo_ramp=Ramp(0, 2), momentum=0.7, sure=0.4
-        ),
+        "objective": LATE_SIM,
     },
+    "sim_paste": {"student": "condinst", "objective": dataclasses.replace(LATE_SIM, paste=5, sure=0.3)},
 }
 
 
@@ -84,6 +86,11 @@ def test_resumes_to_the_bit(name, tmp_path, monkeypatch, small_row):
     assert expected.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[key]) for key, value in expected.items())
     assert whole.metrics["segm"] == again.metrics["segm"]
+    if name == "sim_paste":
+        logs = [(whole.folder / "losses.jsonl"), (again.folder / "losses.jsonl")]
+        pasted = [[json.loads(line)["loss_paste"] for line in log.read_text().splitlines()] for log in logs]
+        assert pasted[0][8] > 0  # after the resume
+        assert pasted[0][8] == pasted[1][-1]
     if name == "discobox_bank":
         assert expected["memory.own.filled"].sum() > 0
         assert expected["memory.own.features"].any()

@@ -17,14 +17,12 @@ from misa.experiment import TINY, TINY_MASK2FORMER, Experiment
 from misa.models.students.base import Clock
 from misa.models.students.memory import Shadow
 from misa.models.students.table import model_config
+from misa.ops.paste import Picture
 
 SIZE = 128
 STUDENTS = {"solov2": TINY, "condinst": TINY, "mask2former": TINY_MASK2FORMER}
-ONE_BY_ONE = {
-    "discobox",
-    "discobox_bank",
-    "sim",
-}  # compare the copy's masks with the student's, which Mask2Former matches anew
+# They compare the copy's masks with the student's, which Mask2Former matches anew.
+ONE_BY_ONE = {"discobox", "discobox_bank", "sim", "sim_paste"}
 
 
 @pytest.fixture(autouse=True)
@@ -197,3 +195,43 @@ def test_a_row_without_a_copy_cannot_predict_from_it():
         Experiment(inference=dataclasses.replace(Experiment().inference, from_shadow=True))
     with pytest.raises(ValueError, match="rescore is of condinst"):
         Experiment(inference=dataclasses.replace(Experiment().inference, rescore=True))
+
+
+@pytest.mark.parametrize("student", ["solov2", "condinst"])
+def test_pasted_objects_are_taught_by_what_is_seen_of_them(rng, student, monkeypatch):
+    """Masks of the losses are within what is left of each box; where no cell of it is left they are the box."""
+    objective = dataclasses.replace(OBJECTIVES["sim_paste"], paste=1, paste_rate=1.0)
+    model = build(student, objective)
+    images, samples = batch(rng)
+    y, x = torch.meshgrid(torch.arange(32) - 12, torch.arange(32) - 14, indexing="ij")
+    disc = Picture(
+        torch.randint(0, 256, (3, SIZE, SIZE), generator=rng, dtype=torch.uint8),
+        torch.where(x**2 + y**2 < 60, 0.9, 0.1)[None],
+        torch.tensor([[0.0, 0, SIZE, SIZE]]),
+        torch.tensor([1]),
+    )
+    model.memory.own.on_host.put(disc, sure=0.7)
+    seen = []
+    losses = type(objective).losses
+    monkeypatch.setattr(
+        type(objective), "losses", lambda self, step, memory: seen.append(step) or losses(self, step, memory)
+    )
+    model.begin_step(Clock(0, 100, 0))
+    found = model.loss(images, samples)
+    assert found["loss_paste"] > 0
+    (step,) = seen
+    assert step.truth.pasted.tolist() == [False, False, True, False, True]
+    assert step.truth.labels.tolist() == [0, 1, 1, 0, 1]
+    (picture,) = model.memory.own.on_host.pictures
+    stretched = (
+        nn.functional.interpolate(picture.masks.float()[:, None], size=(SIZE, SIZE), mode="bilinear")[0, 0] > 0.7
+    )
+    cells = stretched[2::4, 2::4]
+    for n, g in enumerate(step.positives.instance.tolist()):
+        own = step.positives.box_masks[n]
+        if step.truth.pasted[g]:
+            assert torch.equal(own, cells)
+        else:
+            assert own.any()
+            assert not (own & cells).any()
+    assert {2, 4} <= set(step.positives.instance.tolist())
