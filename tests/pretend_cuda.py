@@ -23,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import tree_leaves, tree_map
 from triton.runtime.interpreter import InterpretedFunction
 
+from misa.ops.frequency import forget_filters
+
 CUDA = torch.device("cuda", 0)
 aten = torch.ops.aten
 # Their results' shapes depend on values, or they are a value.
@@ -214,5 +216,7 @@ def pretended() -> Iterator[list[str]]:
         stack.enter_context(patch.object(torch.cuda, "current_stream", lambda *_: event()))
         stack.enter_context(patch.object(torch.cuda, "synchronize", lambda *_: watch.note("synchronize")))
         stack.enter_context(patch.object(Tensor, "pin_memory", lambda values, *_: watch.pin(values)))
+        forget_filters()  # what is kept for this device is a Pretend inside and none outside
+        stack.callback(forget_filters)
         stack.enter_context(watch)
         yield watch.waits

@@ -146,6 +146,12 @@ def disc_filter(
     return lambda x: (rows @ ((rows.t() @ (x @ columns)) * table)) @ columns.t()
 
 
+def forget_filters() -> None:
+    """Drop what is kept of every size, radius and device."""
+    for kept in (_basis, _table, _half_disc):
+        kept.cache_clear()
+
+
 @lru_cache(maxsize=128)
 def _basis(n: int, radius: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
     """Orthonormal cosines and sines (n, k) of the frequencies up to `radius`, and each one's frequency."""
