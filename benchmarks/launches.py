@@ -1,6 +1,9 @@
-"""Launches and bytes of a batch's pseudo masks on CUDA, before and after Triton's kernels; counted without a GPU.
+"""Launches and bytes of a batch's losses on CUDA, before and after Triton's kernels; counted without a GPU.
 
     python -m benchmarks.launches                    # 2 images of 200 x 304, 64 masks each, 8 categories, D = 256
+
+Behind the pairwise loss and its sum stand MISA's other terms and the objectives of other papers; SIM and BoxTeacher
+read values, which fake tensors do not have.
 
 Operations run on fake CUDA tensors, kernels are recorded in place of launched. An operation counts as one launch, a
 sort as ten (the passes of a radix sort of 64 bits) and a prefix sum as two. Bytes are those of what goes in and comes
@@ -10,7 +13,7 @@ out of each, once: what a kernel reads again, or leaves out, is not seen.
 import argparse
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -21,8 +24,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.stages import OBJECTIVES, READERS, Problem, hosted, objective_loss
+from benchmarks.stages import stages as measured
 from misa.ops.backends.choice import use
-from misa.ops.guides import GlobalForm, Guides, Join
+from misa.ops.frequency import forget_filters
+from misa.ops.guides import GlobalForm
 
 SEVERAL = {"aten::sort": 10, "aten::argsort": 10, "aten::cumsum": 2, "aten::cummax": 2}  # launches of an operation
 # What makes no launch: memory without values.
@@ -127,30 +133,45 @@ def counted() -> Iterator[Count]:
         yield count
 
 
+PULL = ("distances and spread of S", "trees", "pass 1", "pass 2", "window")  # of the pairwise loss
+
+
 def stages(masks: int, categories: int, channels: int, h: int, w: int, *, form: GlobalForm = "sum") -> dict[str, Count]:
     """Two images with `masks` masks each through the stages of the pairwise loss, by the backend in use."""
-    found = {}
-    with FakeTensorMode():
-        n = 2 * masks
-        images, features = torch.empty(2, 3, h, w, device="cuda"), torch.empty(2, channels, h, w, device="cuda")
-        values, boxes = (torch.empty(n, h, w, device="cuda") for _ in range(2))
-        valid = torch.empty(2, h, w, dtype=torch.bool, device="cuda")
-        factors = torch.empty(categories, channels, device="cuda")
-        labels = [i % categories for i in range(masks)] * 2
-        image = [0] * masks + [1] * masks
-        guides = Guides(images, image, features, factors, labels, ("color", "saliency"), valid, window=5)
-        with counted() as found["distances and spread of S"]:
-            _ = guides.second_on_edges
-        join = Join(form=form)
-        with counted() as found["trees"]:
-            trees = guides.trees(ahead=join)
-        with counted() as found["pass 1"]:
-            first = guides.along_trees(values, trees, 0.01, join)
-        with counted() as found["pass 2"]:
-            guides.along_masks(first, first[:, None], trees, 0.07)
-        with counted() as found["window"]:
-            local = join if form == "sum" else Join(form="product")
-            guides.along_window(values, boxes, window=5, bandwidth=0.15, steps=20, join=local)
+    return {name: count for name, count in every(masks, categories, channels, h, w, form=form).items() if name in PULL}
+
+
+def every(masks: int, categories: int, channels: int, h: int, w: int, *, form: GlobalForm = "sum") -> dict[str, Count]:
+    """The same, and MISA's other terms and the objectives of other papers, all forward."""
+    found, n = {}, 2 * masks
+    labels, image = hosted(masks, categories)  # real numbers: the host reads them
+    with FakeTensorMode(allow_non_fake_inputs=True):
+
+        def there(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(*shape, dtype=dtype, device="cuda")
+
+        problem = Problem(
+            there(n, h, w),
+            there(n, h, w, dtype=torch.bool),
+            there(2, 3, h, w),
+            there(2, channels, h, w),
+            there(categories, channels),
+            there(2, channels, h, w),
+            there(2, 5, h, w),
+            there(2, h, w, dtype=torch.bool),
+            labels,
+            image,
+        )
+        work: dict[str, Callable[[], Any]] = dict(measured(problem, form))
+        work |= {name: objective_loss(problem, name) for name in OBJECTIVES if name not in READERS}
+        forget_filters()  # tensors of other modes
+        for name, run in work.items():
+            if name not in PULL:
+                with counted():
+                    run()  # fills caches
+            with counted() as found[name]:
+                run()
+        forget_filters()
     return found
 
 
@@ -195,10 +216,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables = {}
     for name in ("torch", "triton"):
         with use(name):
-            tables[name] = stages(options.masks, options.categories, options.channels, *options.size)
+            tables[name] = every(options.masks, options.categories, options.channels, *options.size)
     print(f"{'launches / GB':30} {'torch operations':>18} {'kernels':>18} {'of them Triton':>15}")
     rows = [(stage, [tables[name][stage] for name in tables]) for stage in tables["torch"]]
-    rows.append(("sum", [total(list(table.values())) for table in tables.values()]))
+    rows.insert(len(PULL), ("sum", [total([table[name] for name in PULL]) for table in tables.values()]))
     for stage, both in rows:
         cells = [f"{c.launches} / {c.bytes / 1e9:.2f}" for c in both]
         print(f"{stage:30} {cells[0]:>18} {cells[1]:>18} {len(both[1].kernels):>15}")

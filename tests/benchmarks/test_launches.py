@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import launches
 from benchmarks.launches import counted, distinct, stages, total
+from benchmarks.stages import OBJECTIVES, READERS
 from misa.ops.backends.choice import use
 
 
@@ -49,6 +50,17 @@ def test_torch_operations_take_many_times_as_many():
     for stage, count in before.items():
         assert count.launches > 2 * after[stage].launches, stage
         assert count.bytes > after[stage].bytes, stage
+
+
+def test_every_term_and_objective_that_reads_no_value_is_counted():
+    with use("triton"):
+        found = launches.every(8, 3, 16, 40, 60)
+        more = launches.every(16, 3, 16, 40, 60)
+    assert list(found) == [*launches.PULL, "projection", "FSD", *(x for x in OBJECTIVES if x not in READERS)]
+    assert all(count.launches > 0 and more[name].bytes >= count.bytes for name, count in found.items())
+    same = [name for name, count in found.items() if more[name].bytes == count.bytes]
+    assert same == ["distances and spread of S", "trees"]  # are the images'
+    assert {name for name, count in found.items() if not count.kernels} == {"projection", "FSD", "BoxInst", "DiscoBox"}
 
 
 def test_what_is_counted(rng):
