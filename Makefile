@@ -52,7 +52,7 @@ docs: setup  ## the documentation as a site in build/docs, with the notebooks ex
 bench: setup  ## propagation against the plain form, time and memory (5 min, nothing else running)
 	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.propagation
 
-gpu: setup  ## checks, measures and trains on a CUDA device, report in runs/gpu (15 min)
+gpu: setup  ## checks, measures, tests and trains on a CUDA device, report in runs/gpu (not yet timed)
 	$(BIN)/python -m benchmarks.gpu
 
 lint: setup  ## ruff and mypy (1 min)

@@ -1,11 +1,14 @@
 """The report of `make gpu`, made small on the CPU, and what it says where something is missing or fails."""
 
+import gzip
 import json
+import math
 
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_runs, launches
+from benchmarks.stages import OBJECTIVES
 from misa.cli import main as misa
 from misa.engine.training import estimate
 from misa.errors import UserError
@@ -18,43 +21,141 @@ def test_without_a_device_one_sentence(monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def small(folder, *names):
+    """The parts, small and on the CPU: the status and the report, as data and as a page."""
+    arguments = ["--device", "cpu", "--small", "--out", str(folder), "--data-root", str(folder / "data")]
+    status = gpu.main([*arguments, "--parts", *names])
+    return status, json.loads((folder / "gpu.json").read_text()), (folder / "gpu.md").read_text()
+
+
 def test_the_quick_parts_on_the_cpu(tmp_path):
-    arguments = ["--device", "cpu", "--small", "--out", str(tmp_path), "--parts", "checks", "losses", "utilization"]
-    assert gpu.main(arguments) == 0
-    report = json.loads((tmp_path / "gpu.json").read_text())
-    assert report["checks"]["sum"] == dict.fromkeys(("loss_global", "loss_local", "gradient"), 0.0)
-    assert report["losses"]["2 masks, 1 categories"]["ms an image"] > 0
-    assert report["versions"]["torch"] == torch.__version__ or report["versions"]["torch"] in torch.__version__
+    status, report, page = small(tmp_path, "checks", "stages", "objectives", "utilization", "sanitized")
+    assert status == 0
+    for form in ("sum", "embedding", "product", "sum, a spread for each window"):
+        assert set(report["checks"][form].values()) == {0}, form
+    assert all(report["checks"]["the same bits twice"].values())
+    times = report["stages"]["auto, 2 masks, 1 categories"]
+    assert set(launches.PULL) | {"projection", "FSD", "host", "SEPA, ms an image", "peak MB"} < set(times)
+    assert all(value > 0 for name, value in times.items() if name != "peak MB")
+    assert times["peak MB"] is None
+    assert set(report["objectives"]["ms an image"]) == set(OBJECTIVES)
+    assert report["versions"]["torch"] in torch.__version__
     assert report["utilization"] == {}
-    assert "ms an image" in (tmp_path / "gpu.md").read_text()
+    assert report["goals"] == ["SEPA of 64 masks and 8 categories: 10 ms an image at most: not measured"]
+    for words in ("a CPU's numbers", "no measurement", "## Failed\n\nNothing.", "## Machine", "- driver: none"):
+        assert words in page
+    for part in ("checks", "stages", "objectives", "utilization", "sanitized"):
+        assert f"## {part}" in page
 
 
-def test_a_device_that_computes_something_else_is_reported_and_the_rest_goes_on(tmp_path, monkeypatch, capsys):
-    right, calls = gpu.pulled, []
+def test_a_device_that_computes_something_else_is_reported_and_the_rest_goes_on(tmp_path, monkeypatch):
+    right, calls = gpu.fsd, []
 
     def wrong(*args):
         calls.append(args)
-        return {name: loss * (1 + 0.01 * (len(calls) % 2)) for name, loss in right(*args).items()}
+        return right(*args) * (1 + 0.01 * (len(calls) % 2))
 
-    monkeypatch.setattr(gpu, "pulled", wrong)
-    assert gpu.main(["--device", "cpu", "--small", "--out", str(tmp_path), "--parts", "checks", "losses"]) == 1
-    report = json.loads((tmp_path / "gpu.json").read_text())
-    assert "differs from the CPU by" in report["failed"]["checks"]
-    assert report["losses"]
-    assert "failed" in (tmp_path / "gpu.md").read_text()
+    monkeypatch.setattr(gpu, "fsd", wrong)
+    status, report, page = small(tmp_path, "checks", "objectives")
+    assert status == 1
+    assert "sum, FSD: 9.9e-03 from the CPU" in report["failed"]["checks"]
+    assert report["checks"]["the same bits twice"] == {
+        "loss_global": True,
+        "loss_local": True,
+        "projection": True,
+        "FSD": False,
+    }
+    assert report["objectives"]
+    assert page.index("from the CPU") < page.index("## Machine")
+
+
+def test_a_part_that_breaks_is_said_and_has_no_result(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "objective_loss", lambda *_: 1 / 0)
+    status, report, page = small(tmp_path, "objectives", "utilization")
+    assert status == 1
+    assert report["failed"] == {"objectives": "ZeroDivisionError: division by zero"}
+    assert "objectives" not in report
+    assert "No result: it failed" in page
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_wait_within_the_step_is_found_in_a_trace():
+    events = [("cudaLaunchKernel", 1.0), ("cudaStreamSynchronize", 2.0), ("cudaDeviceSynchronize", 9.0)]
+    assert gpu.waiting(events, 5.0) == ["cudaStreamSynchronize"]
+    assert gpu.waiting(events, 1.5) == []
+
+
+def test_goals_are_met_missed_or_not_measured():
+    assert gpu.goal("a", 1.2, 1.15).endswith("1.20, MISSED")
+    assert gpu.goal("a", 1.1, 1.15).endswith("1.10, met")
+    assert gpu.goal("a", None, 1.15, "ms") == "a: 1.15 ms at most: not measured"
+
+
+def test_a_run_that_differs_or_lacks_a_step():
+    rows = [{"iter": i, "loss": 2.0 + i} for i in range(3)]
+    assert gpu_runs.difference(rows, rows) == 0
+    assert gpu_runs.difference(rows, [*rows[:2], {"iter": 2, "loss": 4.4}]) == pytest.approx(0.1)
+    assert gpu_runs.difference(rows, rows[:2]) == gpu_runs.difference(rows, [*rows, rows[2]]) == math.inf
+    assert gpu_runs.difference([], []) == math.inf
+
+
+def test_a_failed_training_is_no_success(tmp_path, monkeypatch):
+    """A resumed run whose losses are others, and one that was over before it could be stopped."""
+    place = gpu_runs.Place("cpu", True, "data", tmp_path)
+
+    def planted(loss, status):
+        def trained(place, row, folder, *, stop_after=None, root=None):
+            steps = 2 if stop_after else 4
+            folder.mkdir(parents=True, exist_ok=True)
+            value = loss if folder.name == "parts" and stop_after is None else 1.0
+            (folder / "losses.jsonl").write_text("".join(f'{{"iter": {i}, "loss": {value}}}\n' for i in range(steps)))
+            return {"status": status if stop_after else 0, "seconds": 1.0, "says": []}
+
+        monkeypatch.setattr(gpu_runs, "trained", trained)
+        return gpu_runs.resumed(place)["wrong"]
+
+    assert planted(1.0, 143) == []
+    assert "differs by 1.0e-01" in planted(1.1, 143)[0]
+    assert "not stopped in the middle" in planted(1.0, 0)[0]
+    assert "stopped ended with 1" in planted(1.0, 1)[0]
 
 
 @pytest.mark.slow
 def test_steps_and_training_on_the_cpu(tmp_path):
-    arguments = ["--device", "cpu", "--small", "--out", str(tmp_path), "--data-root", str(tmp_path / "data")]
-    assert gpu.main([*arguments, "--parts", "steps", "trained"]) == 0
-    report = json.loads((tmp_path / "gpu.json").read_text())
+    status, report, _ = small(tmp_path, "steps", "trained")
+    assert status == 0
     for precision in gpu.PRECISIONS:
         step = report["steps"][precision]
         apart = step["ms"]["mmdet, from masks"] + step["ms"]["teacher"]
         assert step["to plain + teacher"] == pytest.approx(step["ms"]["+ FSD + SEPA"] / apart)
-        assert step["waits"] == []
+        assert step["waits"] == step["trace"]["waits in the trace"] == []
+        assert set(step["parts, ms"]) >= {"teacher forward", "FSD", "tree"}
+        trace = json.loads(gzip.decompress((tmp_path / step["trace"]["file"]).read_bytes()))
+        assert any(event.get("name") == "misa: step" for event in trace["traceEvents"])
     assert "AP" in report["trained"]
+
+
+@pytest.mark.slow
+def test_trainings_that_are_stopped_go_on(tmp_path):
+    status, report, _ = small(tmp_path, "resumed", "endured")
+    assert status == 0, report["failed"]
+    assert 0 < report["resumed"]["stopped after"] < report["resumed"]["steps"] == 12
+    assert report["resumed"]["difference"] == 0
+    assert report["endured"]["steps"] > report["endured"]["stopped after"] > 0
+    assert report["endured"]["checkpoints"]
+
+
+@pytest.mark.slow
+def test_tests_and_other_benchmarks_are_run(tmp_path, monkeypatch):
+    status, report, _ = small(tmp_path, "tests", "benches")
+    assert status == 0
+    assert "passed" in report["tests"]["summary"]
+    assert "not run" in report["benches"]["propagation"]
+    monkeypatch.setattr(gpu_runs, "ran", lambda command, path, seconds: (124, "FAILED tests/a.py::b\n1 failed in 2s"))
+    status, report, _ = small(tmp_path, "tests", "benches")
+    assert status == 1
+    assert report["tests"] == {"summary": "1 failed in 2s", "failed": ["FAILED tests/a.py::b"]}
+    assert set(report["failed"]) == {"tests", "benches"}
 
 
 REPORT = {"card": "NVIDIA H100 80GB HBM3", "utilization": {"float32": 0.41, "bfloat16": 0.23}}
@@ -84,6 +185,7 @@ def test_an_estimate_takes_what_a_report_measured(tmp_path, monkeypatch, capsys)
         (json.dumps(REPORT), "A100", "float32", "was measured on 'NVIDIA H100 80GB HBM3', not on a A100"),
         (json.dumps(REPORT), "H100", "float16", "no utilization between 0 and 1 for float16"),
         (json.dumps(REPORT | {"utilization": {"float32": 41}}), "H100", "float32", "no utilization between 0 and 1"),
+        (json.dumps({"card": "H100", "failed": {"utilization": "out of memory"}}), "H100", "float32", "out of memory"),
     ],
 )
 def test_a_report_that_does_not_fit_is_refused(tmp_path, text, gpu_name, precision, words):
