@@ -132,7 +132,7 @@ def ours(
     if sem is None:
         guides = Guides(work.image[None], [0] * len(work.masks))
     else:
-        guides = Guides(work.image[None], [0] * len(work.masks), *sem, ("color", "saliency"))
+        guides = Guides(work.image[None], [0] * len(work.masks), *sem, ("color", "saliency"), window=5)
     with torch.no_grad():
         trees = guides.trees()
         clock("tree")

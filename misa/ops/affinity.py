@@ -160,12 +160,11 @@ def window_spread(
         present = present * torch.stack([shift(valid.to(values.dtype), o) for o in offsets])
     count = present.sum(dim=0) + 1
     # Sums of differences to the centre: the spread does not change, and nothing cancels in float32.
-    differences = [(shift(values, o) - values) * p for o, p in zip(offsets, present, strict=True)]
-    mean: Tensor = sum(differences, torch.zeros_like(values)) / count
-    variance = (
-        sum((difference.square() for difference in differences), torch.zeros_like(values)) / count - mean.square()
-    )
-    variance = variance.clamp(min=0)
+    total, squares = torch.zeros_like(values), torch.zeros_like(values)
+    for offset, there in zip(offsets, present, strict=True):
+        difference = (shift(values, offset) - values) * there
+        total, squares = total + difference, squares + difference.square()
+    variance = (squares / count - (total / count).square()).clamp(min=0)
     if channel_weights is None:
         return variance.sum(dim=1).sqrt()
     return torch.einsum("cd,bdhw->bchw", channel_weights.square(), variance).sqrt()

@@ -367,6 +367,7 @@ def test_wrong_input_is_named(rng):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:propagation on CUDA within torch.compile:UserWarning")
 def test_torch_compile(rng, device):
     masks, boxes, images, index, labels, prior = batch(rng)
     masks = masks.requires_grad_()

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
@@ -88,6 +88,9 @@ def kernel(s: Tensor, parent: Tensor, pixel: Tensor) -> np.ndarray:
 def test_trees_are_those_of_kruskal_in_the_order_of_the_torch_path():
     @few
     @given(sides, sides, st.integers(1, 3), seeds, st.sampled_from([1, trees.WIDE]))
+    @example(1, 1, 2, 0, trees.WIDE)
+    @example(1, 6, 2, 1, trees.WIDE)
+    @example(5, 1, 2, 2, trees.WIDE)
     def check(h, w, g, seed, wide):
         lengths = random_lengths(g, h, w, seed).to(PLACE)
         if h * w > 1:
@@ -118,6 +121,9 @@ def random_trees(g: int, h: int, w: int, seed: int) -> tuple[Tensor, Tensor, Ten
 def test_means_along_trees_are_those_of_brute_force(parts):
     @few
     @given(sides, sides, st.integers(1, 3), st.integers(1, 4), seeds)
+    @example(1, 1, 1, 2, 0)
+    @example(1, 6, 2, 2, 1)
+    @example(5, 1, 2, 2, 2)
     def check(h, w, g, n, seed):
         rng = generator(seed)
         values = (torch.rand(n, h * w, generator=rng) - 0.3) * 10.0 ** (seed % 4)
@@ -145,6 +151,9 @@ def test_means_along_trees_are_those_of_brute_force(parts):
 def test_means_along_masks_are_those_of_brute_force():
     @few
     @given(sides, sides, st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), seeds)
+    @example(1, 1, 1, 2, 1, 0)
+    @example(1, 6, 2, 2, 2, 1)
+    @example(5, 1, 2, 2, 2, 2)
     def check(h, w, g, n, d, seed):
         rng = generator(seed)
         values, guides = torch.rand(n, h * w, generator=rng), torch.rand(n, d, h * w, generator=rng)
@@ -379,9 +388,9 @@ def test_more_pixels_than_a_program_takes(rng):
 
 def test_the_order_of_programs_never_shows(rng, monkeypatch):
     """The same bits from programs of 16 elements in the interpreter's order and in the opposite one, or twice."""
-    masks, image = torch.rand(2, 6, 7, generator=rng).to(PLACE), torch.rand(1, 3, 6, 7, generator=rng).to(PLACE)
+    masks, image = torch.rand(2, 4, 5, generator=rng).to(PLACE), torch.rand(1, 3, 4, 5, generator=rng).to(PLACE)
     image = (image * 4).round() / 4  # with ties
-    s, k = torch.randn(1, 4, 6, 7, generator=rng).to(PLACE), torch.randn(2, 4, generator=rng).to(PLACE)
+    s, k = torch.randn(1, 4, 4, 5, generator=rng).to(PLACE), torch.randn(2, 4, generator=rng).to(PLACE)
 
     def results() -> list[Tensor]:
         guides = Guides(image, [0, 0], s, k, [0, 1], ("color", "saliency"), window=3)

@@ -785,6 +785,7 @@ def test_tree_class(rng):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:propagation on CUDA within torch.compile:UserWarning")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_torch_compile(rng, device, path, backend):
     masks, guide = (x.to(device) for x in scene(rng, 6, 7))

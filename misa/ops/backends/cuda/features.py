@@ -47,15 +47,16 @@ def _distances(
 ):
     """Σ_d squares_qd (v_d(i) − v_d(i + offset_k))² for C rows q, K offsets and BLOCK pixels i; v is 0 at padding.
 
-    The programs of the same pixels are neighbors, so that further rows find the map in the cache. The first of them
-    adds up v and v² of D channels, before it takes these for its distances, and counts the pixels that are valid.
+    The programs of the same pixels are neighbors, so that further rows and offsets find the map in the cache. The first
+    of them adds up v and v² of D channels, before it takes these for its distances, and counts the valid pixels.
     """
     p = h * w
     groups = (rows + C - 1) // C
-    part, group = tl.program_id(0) // groups, tl.program_id(0) % groups
+    each = groups * ((many + K - 1) // K)  # programs of the same pixels
+    part, number = tl.program_id(0) // each, tl.program_id(0) % each
     i = part * BLOCK + tl.arange(0, BLOCK)
-    q = group * C + tl.arange(0, C)
-    k = tl.program_id(1) * K + tl.arange(0, K)
+    q = number % groups * C + tl.arange(0, C)
+    k = number // groups * K + tl.arange(0, K)
     dy = tl.load(offsets + 2 * k, mask=k < many, other=0)[:, None]
     dx = tl.load(offsets + 2 * k + 1, mask=k < many, other=0)[:, None]
     y, x = (i // w)[None, :] + dy, (i % w)[None, :] + dx
@@ -65,13 +66,12 @@ def _distances(
     if PADDED:
         mine = mine & (tl.load(valid + i, mask=mine, other=0) != 0)
         its = its & (tl.load(valid + j, mask=its, other=0) != 0)
-    leads = (group == 0) & (tl.program_id(1) == 0)
     total = tl.zeros((C, K, BLOCK), dtype=tl.float32)
     row = values
     for first in range(0, channels, D):
         if MOMENTS:
             at = moments + part.to(tl.int64) * (2 * channels + 1)
-            if leads:
+            if number == 0:
                 _moments(values, mine, i, first, channels, p, at, D)
                 tl.store(at + 2 * channels, tl.sum(mine.to(tl.float64), axis=0))
         for d in range(first, tl.minimum(first + D, channels)):
@@ -106,7 +106,7 @@ def distances(
     parts = triton.cdiv(h * w, size)
     there = out if valid is None else valid.contiguous().view(torch.int8)
     sums = torch.empty(parts, 2 * d + 1, dtype=torch.float64, device=out.device) if moments else None
-    _distances[(parts * triton.cdiv(q, few), triton.cdiv(k, some))](
+    _distances[(parts * triton.cdiv(q, few) * triton.cdiv(k, some),)](
         values.contiguous(), there, squares.contiguous(), offsets, out, out if sums is None else sums,
         valid is not None, moments, q, d, k, h, w, C=few, K=some, D=channels, BLOCK=size, num_warps=8 if few > 4 else 4,
     )  # fmt: skip

@@ -155,7 +155,8 @@ def window_planes(
     numbers = table([x for mine in every for x in use(*mine)] + [number(mine, masks) for mine in valid], like)
     shares = torch.tensor([float(layer[2]) for *_, layer in every]).to(like.device, non_blocking=True)
     present = torch.stack(list(masks.values())).view(torch.int8) if masks else shares
-    precision = torch.cat([*scales, *(spread.float().flatten() for spread in spreads.values()), shares[:0]])
+    precisions = [*scales, *(spread.float().flatten() for spread in spreads.values())]
+    precision = torch.cat(precisions) if precisions else shares
     planes = torch.empty(len(groups), 2 + 2 * half, h, w, device=like.device)
     size = block(128, h * w)
     _weights[(triton.cdiv(h * w, size), len(groups))](
