@@ -397,17 +397,9 @@ class Experiment:
                 changes[name] = dataclasses.replace(current, **value)  # type: ignore[type-var]
         return dataclasses.replace(self, **changes)
 
-    def expecting(
-        self,
-        ap: float,
-        ap50: float | None,
-        ap75: float | None,
-        ap_s: float | None = None,
-        ap_m: float | None = None,
-        ap_l: float | None = None,
-    ) -> Self:
-        """The same experiment with the paper's figures for it, in percent."""
-        return dataclasses.replace(self, expected=Expected(ap, ap50, ap75, ap_s, ap_m, ap_l))
+    def expecting(self, ap: float, *others: float | None) -> Self:
+        """The same experiment with the paper's figures for it, those of `Expected` in their order."""
+        return dataclasses.replace(self, expected=Expected(ap, *others))
 
     def smoke(self) -> Self:
         """The same code path in two training steps on small images and a small network, from scratch."""

@@ -29,20 +29,19 @@ def option(
     *,
     low: float | None = None,
     high: float | None = None,
-    flag: str = "",
     only: Literal["", "command", "notebook"] = "",
 ) -> Any:
     """A field with its default (... for none) and help; numbers are between `low` and `high`, both allowed.
 
-    flag: its name on the command line, where that is not --<field>. only: the notebook has it, or the command.
+    only: the notebook has it, or the command.
     """
-    metadata = {"help": help, "low": low, "high": high, "flag": flag, "only": only, "nargs": None}
+    metadata = {"help": help, "low": low, "high": high, "only": only, "nargs": None}
     return dataclasses.field(default=dataclasses.MISSING if default is ... else default, metadata=metadata)
 
 
 def argument(help: str, *, default: Any = dataclasses.MISSING, optional: bool = False) -> Any:
     """A positional argument of the command line; required there unless `optional`. default: the notebook's."""
-    metadata = {"help": help, "low": None, "high": None, "flag": "", "only": "", "nargs": "?" if optional else 1}
+    metadata = {"help": help, "low": None, "high": None, "only": "", "nargs": "?" if optional else 1}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -162,7 +161,7 @@ def _typed(cls: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
 
 def _shown(field: dataclasses.Field[Any]) -> str:
     """How the command line's user knows it."""
-    return field.name if field.metadata["nargs"] else field.metadata["flag"] or "--" + field.name.replace("_", "-")
+    return field.name if field.metadata["nargs"] else "--" + field.name.replace("_", "-")
 
 
 def _is_list(hint: Any) -> bool:

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, to_rgb
+from matplotlib.colors import Normalize
 from matplotlib.patches import Circle, Patch
 from numpy.typing import NDArray
 
 from misa.figures.affinity import NAMES, SYMBOLS, field_of, start_mask
 from misa.figures.example import Example
 from misa.figures.frequency import COLUMNS, centered
+from misa.figures.overlay import PALETTE
 from misa.figures.plots import draw_objects
 from misa.figures.sheet import outline
 from misa.figures.style import ACCENT, COLORS, COLUMN, LINES, MAP, PAGE, PRINT, SIGNED, Picture
@@ -45,8 +46,7 @@ def _printed(width: float, height: float) -> Picture:
 def class_picture(labels: NDArray[np.integer], classes: int) -> NDArray[np.uint8]:
     """A label map (h w) as colors; the background, which is the last, and void are white."""
     table = np.full((256, 3), 255, np.uint8)
-    for label in range(classes):
-        table[label] = (np.array(to_rgb(COLORS[label % len(COLORS)])) * 255).round()
+    table[:classes] = PALETTE[np.arange(classes) % len(PALETTE)]
     return table[labels]
 
 

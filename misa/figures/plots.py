@@ -42,7 +42,8 @@ def draw_objects(
     axes.imshow(painted, interpolation="antialiased", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
-    places = boxes if boxes is not None else _extents(masks)
+    extents = [(left, top, left + pixels.shape[1], top + pixels.shape[0]) for top, left, pixels in parts]
+    places = extents if boxes is None else boxes
     taken: list[tuple[float, float, float]] = []
     for i, text in enumerate(labels or ()):
         x, y, side = _place(text, places[i], image.shape[:2], taken)
@@ -50,16 +51,6 @@ def draw_objects(
         face = number if isinstance(number, str) else COLORS[number % len(COLORS)]
         axes.text(x, y, text, fontsize=LABEL, color="white", ha=side, va="bottom", clip_on=True,
                   bbox={"facecolor": face, "edgecolor": "none", "pad": 0.8})  # fmt: skip
-
-
-def _extents(masks: NDArray[np.bool_] | None) -> list[tuple[float, ...]]:
-    """The box (xyxy) around each mask."""
-    extents: list[tuple[float, ...]] = []
-    for mask in () if masks is None else masks:
-        rows, columns = np.nonzero(mask)
-        ends = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else (0, 0, 0, 0)
-        extents.append(tuple(float(end) for end in ends))
-    return extents
 
 
 def _place(
@@ -313,10 +304,12 @@ def class_bars(scores: Mapping[str, Mapping[str, float | None]], *, metric: str 
     return figure
 
 
-def save(figure: Figure, folder: str | Path, name: str) -> None:
-    """Write a figure as PDF (vectors, embedded fonts) and PNG (200 dpi) into a folder."""
+def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
+    """Write a figure as PDF (vectors, embedded fonts) and PNG (200 dpi) into a folder; the paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{suffix}" for suffix in ("pdf", "png")]
     with matplotlib.rc_context({"pdf.fonttype": 42}):
-        for suffix in ("pdf", "png"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=200)
+        for path in paths:
+            figure.savefig(path, dpi=200)
+    return paths

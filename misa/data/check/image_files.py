@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from misa.data.formats.coco import DataError
+from misa.data.formats.names import is_file
 from misa.data.formats.parts import IMAGES
 
 # The last bytes of a whole file. Decoding 100k images takes many minutes, reading their ends some seconds.
@@ -69,7 +70,7 @@ def check_files(
     found: list[Listed] = []
     for image in images:
         # One listing of the folder instead of 100k questions; only names with a folder in them are asked for.
-        if image.file_name in names or _is_file(folder / image.file_name):
+        if image.file_name in names or is_file(folder / image.file_name):
             found.append(image)
         else:
             stems = stems or {Path(name).stem: name for name in sorted(names, reverse=True)}
@@ -112,13 +113,6 @@ def _twin(image: Listed, path: Path, twins: Twins) -> Iterator[Fault]:
             yield Fault(image, "image-duplicate", message, cure, "warning")
             return
     mine.append(str(path))
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have, such as one with a zero byte
-        return False
 
 
 def _look(image: Listed, folder: Path) -> list[Fault]:

@@ -311,13 +311,8 @@ def _outdated(inputs: Sequence[Picture | Video], folder: Path) -> list[dict[str,
 
 
 def _batches(images: Iterable[_Frame], size: int) -> Iterator[list[_Frame]]:
-    group: list[_Frame] = []
-    for item in images:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
+    left = iter(images)
+    while group := list(itertools.islice(left, size)):
         yield group
 
 

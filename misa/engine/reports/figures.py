@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 
 import misa
-from misa.data.label_maps import merge_by_score, read_label_map
+from misa.data.label_maps import read_label_map
 from misa.data.scenes.scenes import named_scene
 from misa.data.semantic import true_maps
 from misa.engine.reports.figure_sources import Choice, Sources, Trained, digest
 from misa.engine.runs.checkpoints import last_checkpoint
 from misa.engine.runs.record import current_commit, read_params
 from misa.engine.runs.samples import stacked_objects, surest
-from misa.engine.runs.scores import DETECTIONS, LABEL_MAPS, MERGE_SCORE, score_merged
+from misa.engine.runs.scores import DETECTIONS, LABEL_MAPS, MERGE_SCORE, merged_map, score_merged
 from misa.engine.runs.state import remarks
 from misa.errors import UserError
 from misa.evaluation.ap import read_truth
@@ -263,14 +263,7 @@ def _label_maps(student: Trained, teacher: Trained, image_id: int) -> dict[str, 
     image, record = student.image(image_id)
     names = {c["id"]: c["name"] for c in json.loads(student.source.val.annotations.read_text())["categories"]}
     mine = [d for d in student.detections() if d["image_id"] == image_id]
-    merged = merge_by_score(
-        [rle.decode(d["segmentation"]).astype(bool) for d in mine],
-        [classes.index(names[d["category_id"]]) for d in mine],
-        [d["score"] for d in mine],
-        (record["height"], record["width"]),
-        background=len(classes),
-        threshold=MERGE_SCORE,
-    )
+    merged = merged_map(mine, names, classes, (record["height"], record["width"]))
     semantic = read_label_map(teacher.folder / LABEL_MAPS / f"{image_id}.png")
     truth = next(m.make() for m in true_maps(student.source.val, classes) if m.image_id == image_id)
     maps = {"instances, merged": merged, "semantic": semantic, "truth": truth}

@@ -32,12 +32,14 @@ from misa.evaluation.ap import read_truth
 from misa.evaluation.guidance import Figure, Pull, iou, pull_of, ratio, summary
 from misa.experiment import Affinity, Augmentation
 from misa.figures.guidance import guidance_chart
+from misa.figures.plots import save
 from misa.losses.inputs import Batch, shrink, union_of_boxes
 from misa.losses.pairwise import pseudo_masks
 from misa.models.students.base import BoxSupervised
 from misa.models.teacher.contract import TeacherNetwork
 from misa.objectives.misa import reading_of
 from misa.ops.boxes import box_masks
+from misa.ops.resize import resized
 
 SIZES = {"small": 0.0, "medium": 32.0**2, "large": 96.0**2}  # COCO's, from this area on
 _PRODUCT: dict[str, Any] = {"saliency": True, "local_form": "product", "global_form": "product"}
@@ -234,11 +236,7 @@ def write_guidance(measured: Guidance, folder: str | Path) -> list[Path]:
     measured.whole().to_csv(folder / "guidance.csv", index=False)
     start = ", ".join(f"{name} {_percent(values)}" for name, values in measured.started().items())
     chart = guidance_chart(measured.table(), title=f"{len(measured.images)} objects of {measured.split}; IoU: {start}")
-    paths = [folder / "guidance.csv"]
-    for ending in ("pdf", "png"):
-        paths.append(folder / f"guidance.{ending}")
-        chart.savefig(paths[-1], dpi=200)
-    return paths
+    return [folder / "guidance.csv", *save(chart, folder, "guidance")]
 
 
 def affinities(own: Affinity, readings: Mapping[str, Mapping[str, Any]], *, taught: bool) -> dict[str, Affinity]:
@@ -311,7 +309,7 @@ def seen_by(teacher: TeacherNetwork, objects: Objects) -> Seen:
     """The teacher's view of an image."""
     maps, size = teacher(objects.pixels), (objects.masks.shape[-2], objects.masks.shape[-1])
     probabilities = maps.logits.softmax(dim=1)[:, teacher.foreground]
-    return Seen(_sized(maps.features, size), _sized(probabilities, size))
+    return Seen(resized(maps.features, size), resized(probabilities, size))
 
 
 def objects_of(
@@ -402,12 +400,6 @@ def _with_masks(run: str | Path, source: Source, split: str, data_root: str | Pa
     if not has_masks((source.train if split == "train" else source.val).annotations):
         raise UserError(f"guidance compares with true masks, and the {split} split of {source.root} has none.")
     return source
-
-
-def _sized(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    if maps.shape[-2:] == size:
-        return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def _percent(figure: Figure) -> str:

@@ -1,7 +1,7 @@
 """The scores of the predictions in a run folder."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from misa.data.label_maps import merge_by_score, read_label_map
+from misa.data.label_maps import LabelMap, merge_by_score, read_label_map
 from misa.data.semantic import true_maps
 from misa.data.source import Source
 from misa.evaluation.ap import score
@@ -33,6 +33,25 @@ def score_label_maps(source: Source, folder: Path, *, limit: int | None = None) 
     return miou(pairs, source.classes)
 
 
+def merged_map(
+    found: Sequence[dict[str, Any]],
+    names: Mapping[int, str],
+    classes: Sequence[str],
+    size: tuple[int, int],
+    *,
+    threshold: float = MERGE_SCORE,
+) -> LabelMap:
+    """The detections of an image of `size` (h, w) as a label map; `names` of the categories by id."""
+    return merge_by_score(
+        [rle.decode(d["segmentation"]).astype(bool) for d in found],
+        [classes.index(names[d["category_id"]]) for d in found],
+        [d["score"] for d in found],
+        size,
+        background=len(classes),
+        threshold=threshold,
+    )
+
+
 def score_merged(
     source: Source, detections: Path, *, limit: int | None = None, threshold: float = MERGE_SCORE
 ) -> dict[str, Any]:
@@ -50,17 +69,8 @@ def score_merged(
         for true in true_maps(source.val, source.classes, limit=limit):
             truth = true.make()
             mine = [d for d in found.get(true.image_id, []) if d["score"] >= threshold]
-            yield (
-                truth,
-                merge_by_score(
-                    [rle.decode(d["segmentation"]).astype(bool) for d in mine],
-                    [source.classes.index(categories[d["category_id"]]) for d in mine],
-                    [d["score"] for d in mine],
-                    (truth.shape[0], truth.shape[1]),
-                    background=len(source.classes),
-                    threshold=threshold,
-                ),
-            )
+            size = (truth.shape[0], truth.shape[1])
+            yield truth, merged_map(mine, categories, source.classes, size, threshold=threshold)
 
     return {**miou(pairs(), source.classes), "merged_from_score": threshold}
 

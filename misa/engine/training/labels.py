@@ -77,8 +77,6 @@ def _from_boxes(kind: str, source: Source, limit: int | None, student: Path | No
     images = boxed_images(source.train, source.classes, limit=limit)
     makers: Iterable[Callable[[], LabelMap]]
     if kind == "student":
-        from misa.engine.training.labels import student_maps  # not above: it needs the engine that needs this
-
         if student is None:
             raise UserError("a teacher of a student's labels needs Semantic.student: a row such as demo:box.")
         makers = student_maps(student, source, limit=limit)
