@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from misa.ops.axes import check_shapes
+
 Floats = NDArray[np.float64]
 
 
@@ -43,11 +45,8 @@ def pull_of(masks: ArrayLike, pseudo: ArrayLike, truth: ArrayLike, boxes: ArrayL
     """
     m, p = np.asarray(masks, np.float64), np.asarray(pseudo, np.float64)
     t, b = np.asarray(truth, bool), np.asarray(boxes, bool)
-    if not m.shape == p.shape == t.shape == b.shape or m.ndim != 3:
-        raise ValueError(
-            "pull_of needs masks, pseudo masks, truth and boxes of one shape (n, h, w): they are "
-            f"{m.shape}, {p.shape}, {t.shape} and {b.shape}."
-        )
+    shapes = {"masks": (m, "n h w"), "pseudo": (p, "n h w"), "truth": (t, "n h w"), "boxes": (b, "n h w")}
+    check_shapes("pull_of", **shapes)
     area = b.sum(axis=(1, 2))
     if not area.all():
         raise ValueError(f"pull_of: object {int(np.argmin(area))} has a box without a pixel.")

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from misa.evaluation.guidance import Floats, iou
+from misa.ops.axes import check_shapes
 
 _CROSS = ndimage.generate_binary_structure(2, 1)[None]  # a cell's four neighbours in its own mask
 
@@ -38,11 +39,7 @@ def mask_quality(masks: ArrayLike, propagated: ArrayLike, boxes: ArrayLike, *, t
         ValueError: shapes differ.
     """
     p, spread, b = np.asarray(masks, np.float64), np.asarray(propagated, np.float64), np.asarray(boxes, bool)
-    if not p.shape == spread.shape == b.shape or p.ndim != 3:
-        raise ValueError(
-            "mask_quality needs masks, propagated masks and boxes of one shape (n, h, w): they are "
-            f"{p.shape}, {spread.shape} and {b.shape}."
-        )
+    check_shapes("mask_quality", masks=(p, "n h w"), propagated=(spread, "n h w"), boxes=(b, "n h w"))
     soft, sure = p * b, (p > threshold) & b
     area = sure.sum(axis=(1, 2))
     student = _share(np.minimum(soft, sure).sum(axis=(1, 2)), np.maximum(soft, sure).sum(axis=(1, 2)))

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from misa.ops.axes import check_shapes
+
 
 def auc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
     """The chance that a positive scores higher than a negative, a tie counting half; NaN where one is missing."""
@@ -45,11 +47,7 @@ def separation(
     objects included, `pairs` times each. The score is minus the distance of the two vectors. `factors` (n d) reweight
     the channels for each object (Eq. 11).
     """
-    if values.shape[1:] != masks.shape[1:]:
-        raise ValueError(
-            f"separation needs values (d, h, w) and masks (n, h, w) of one size: they are {values.shape} and "
-            f"{masks.shape}."
-        )
+    check_shapes("separation", values=(values, "d h w"), masks=(masks, "n h w"), factors=(factors, "n d"))
     rng = np.random.default_rng(seed)
     table = np.moveaxis(np.asarray(values, np.float64), 0, -1)
     results = np.full(len(masks), np.nan)

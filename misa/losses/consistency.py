@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from misa.ops.affinity import check_finite, check_probabilities
+from misa.ops.axes import check_shapes
 from misa.ops.neighbors import window_offsets
 
 
@@ -25,8 +26,7 @@ def consistency_kernel(
         ValueError: the shape is not (b, c, h, w).
         NotFinite: NaN or Inf, on the CPU only.
     """
-    if images.dim() != 4:
-        raise ValueError(f"consistency_kernel needs images of shape (b, c, h, w): they are {tuple(images.shape)}.")
+    check_shapes("consistency_kernel", images=(images, "b c h w"))
     check_finite("consistency_kernel: images", images)
     images = images.detach() if images.dtype == torch.float64 else images.detach().float()
     around = _neighbors(images, dilation)
@@ -53,16 +53,15 @@ def local_consistency(
     Raises:
         ValueError: shapes do not fit, or no step; on the CPU also for masks outside [0, 1].
     """
-    if masks.dim() != 3 or masks.shape != box_masks.shape or image.shape != masks.shape[:1] or steps < 1:
-        raise ValueError(
-            "local_consistency needs masks and box_masks (n, h, w), image (n,) and one step or more: they are "
-            f"{tuple(masks.shape)}, {tuple(box_masks.shape)}, {tuple(image.shape)} and {steps}."
-        )
-    if kernel.dim() != 4 or kernel.shape[1] != 8 or kernel.shape[2:] != masks.shape[1:]:
-        raise ValueError(
-            f"local_consistency needs a kernel (b, 8, h, w) at the size of the masks {tuple(masks.shape[1:])}: "
-            f"it is {tuple(kernel.shape)}."
-        )
+    check_shapes(
+        "local_consistency",
+        masks=(masks, "n h w"),
+        kernel=(kernel, "b 8 h w"),
+        image=(image, "n"),
+        box_masks=(box_masks, "n h w"),
+    )
+    if steps < 1:
+        raise ValueError(f"local_consistency needs one step or more: it is {steps}.")
     check_probabilities("local_consistency: masks", masks)
     own = kernel[image.to(kernel.device, non_blocking=True)]
     smooth = masks.to(own.dtype)

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from misa.ops.axes import check_shapes
+
 
 def correspondence_loss(
     cosines: Float[Tensor, "m i j"],
@@ -23,11 +25,7 @@ def correspondence_loss(
     Raises:
         ValueError: shapes differ, or an unknown form.
     """
-    if cosines.dim() != 3 or cosines.shape != plan.shape:
-        raise ValueError(
-            "correspondence_loss needs cosines and plan of one shape (m, i, j): "
-            f"they are {tuple(cosines.shape)} and {tuple(plan.shape)}."
-        )
+    check_shapes("correspondence_loss", cosines=(cosines, "m i j"), plan=(plan, "m i j"))
     if form not in ("official", "intended"):
         raise ValueError(f"correspondence_loss knows the forms 'official' and 'intended', not {form!r}.")
     if cosines.numel() == 0:

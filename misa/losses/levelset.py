@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from misa.ops.affinity import check_finite, check_probabilities
+from misa.ops.axes import check_shapes
 from misa.ops.tree import cut_padding, grid_lengths, spanning_trees
 from misa.ops.treefilter import edge_weights, tree_filter
 
@@ -34,16 +35,9 @@ def region_energy(
         ValueError: shapes do not fit; on the CPU also for masks outside [0, 1].
         NotFinite: NaN or Inf, on the CPU only.
     """
-    if masks.dim() != 3 or features.dim() != 4 or masks.shape != box_masks.shape:
-        raise ValueError(
-            "region_energy needs masks and box_masks (n, h, w) and features (n, c, h, w): "
-            f"they are {tuple(masks.shape)}, {tuple(box_masks.shape)} and {tuple(features.shape)}."
-        )
-    if features.shape[0] != masks.shape[0] or features.shape[2:] != masks.shape[1:]:
-        raise ValueError(
-            f"region_energy needs features of every mask at its size {tuple(masks.shape)}: "
-            f"they are {tuple(features.shape)}."
-        )
+    check_shapes(
+        "region_energy", masks=(masks, "n h w"), box_masks=(box_masks, "n h w"), features=(features, "n c h w")
+    )
     check_probabilities("region_energy: masks", masks)
     check_finite("region_energy: features", features)
     p, boxes = _float(masks), box_masks.to(_float(masks).dtype)
@@ -65,11 +59,7 @@ def border_length(
     It counts the jump at the box's border as well. The published BoxLevelSet adds it with weight 1e-5 since 2023; its
     paper's numbers were made without it.
     """
-    if masks.dim() != 3 or masks.shape != box_masks.shape:
-        raise ValueError(
-            "border_length needs masks and box_masks of one shape (n, h, w): "
-            f"they are {tuple(masks.shape)} and {tuple(box_masks.shape)}."
-        )
+    check_shapes("border_length", masks=(masks, "n h w"), box_masks=(box_masks, "n h w"))
     check_probabilities("border_length: masks", masks)
     p, boxes = _float(masks), box_masks.to(_float(masks).dtype)
     length = p.new_zeros(len(p))
@@ -99,11 +89,9 @@ def structure_masks(
         NotFinite: NaN or Inf, on the CPU only.
     """
     h, w = masks.shape[-2:]
-    if images.shape[-2:] != (h, w) or structure.shape[-2:] != (h, w) or len(images) != len(structure):
-        raise ValueError(
-            f"structure_masks needs images and a structure at the size of the masks {h, w}, as many of both: they are "
-            f"{tuple(images.shape)} and {tuple(structure.shape)}."
-        )
+    check_shapes(
+        "structure_masks", masks=(masks, "n h w"), images=(images, "b d h w"), structure=(structure, "b c h w")
+    )
     check_finite("structure_masks: structure", structure)
     first = spanning_trees(cut_padding(grid_lengths(images.detach()), valid, h, w), h, w)
     second = spanning_trees(cut_padding(grid_lengths(structure.detach()), valid, h, w), h, w)

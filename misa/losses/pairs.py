@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from misa.ops.affinity import check_finite, promote
+from misa.ops.axes import check_shapes
 from misa.ops.neighbors import shift, window_offsets
 
 
@@ -24,8 +25,7 @@ def edge_error(mask_logits: Float[Tensor, "n h w"], *, window: int = 3, dilation
         ValueError: the shape is not (n, h, w).
         NotFinite: NaN or Inf, on the CPU only.
     """
-    if mask_logits.dim() != 3:
-        raise ValueError(f"edge_error needs mask logits of shape (n, h, w): they are {tuple(mask_logits.shape)}.")
+    check_shapes("edge_error", mask_logits=(mask_logits, "n h w"))
     check_finite("edge_error: mask_logits", mask_logits)
     logits = promote(mask_logits)
     log_in, log_out = F.logsigmoid(logits), F.logsigmoid(-logits)
@@ -46,11 +46,7 @@ def pair_loss(
     BoxInst and SIM take one ratio, Σ error · keep / max(Σ keep, 1), in which large objects count for more; BoxTeacher's
     affinity term one per positive. 0 with a gradient where nothing is kept.
     """
-    if error.dim() != 4 or error.shape != keep.shape:
-        raise ValueError(
-            "pair_loss needs error and keep of one shape (n, k, h, w): "
-            f"they are {tuple(error.shape)} and {tuple(keep.shape)}."
-        )
+    check_shapes("pair_loss", error=(error, "n k h w"), keep=(keep, "n k h w"))
     if reduction not in ("ratio", "positive"):
         raise ValueError(f"pair_loss knows the reductions 'ratio' and 'positive', not {reduction!r}.")
     kept = keep.to(error.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from misa.experiment import Affinity
 from misa.losses.inputs import SemanticPrior
+from misa.ops.axes import check_shapes
 from misa.ops.guides import Guides, Join, check_inputs
 from misa.ops.propagation import along_pamr, constant, numbers
 from misa.ops.readings import Reading, window_of
@@ -102,11 +103,7 @@ def pseudo_masks(
     """
     features, factors = (None, None) if prior is None else (prior[0], prior[1])
     check_inputs("pairwise_loss", masks, images, features, factors, labels, box_masks)
-    if image_index.shape != masks.shape[:1]:
-        raise ValueError(
-            f"pairwise_loss needs image_index (n,) with the image of each mask: it is {tuple(image_index.shape)} for "
-            f"masks {tuple(masks.shape)}."
-        )
+    check_shapes("pairwise_loss", masks=(masks, "n h w"), image_index=(image_index, "n"))
     if affinity.mode not in ("apro", "pamr"):
         raise ValueError(f"pairwise_loss knows the modes 'apro' and 'pamr', not {affinity.mode!r}.")
     guides = _guides(images, image_index, labels, prior, affinity, valid)

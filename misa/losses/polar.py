@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from misa.ops.affinity import check_finite
+from misa.ops.axes import check_shapes
 
 SHORTEST = 1e-6  # a ray that found no contour, in pixels
 
@@ -21,11 +22,7 @@ def polar_iou_loss(lengths: Float[Tensor, "n k"], target: Float[Tensor, "n k"]) 
         ValueError: the shapes differ.
         NotFinite: NaN or Inf, on the CPU only.
     """
-    if lengths.dim() != 2 or lengths.shape != target.shape:
-        raise ValueError(
-            "polar_iou_loss needs lengths and target of one shape (n, k): "
-            f"they are {tuple(lengths.shape)} and {tuple(target.shape)}."
-        )
+    check_shapes("polar_iou_loss", lengths=(lengths, "n k"), target=(target, "n k"))
     check_finite("polar_iou_loss: lengths", lengths)
     d, aim = lengths.clamp(min=SHORTEST), target.clamp(min=SHORTEST)
     return (d.maximum(aim).sum(dim=1) / d.minimum(aim).sum(dim=1)).log()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from misa.losses.pseudo import dice
 from misa.ops.affinity import check_probabilities
-from misa.ops.axes import single
+from misa.ops.axes import check_shapes, single
 
 
 @single(masks=3, box_masks=3)
@@ -25,11 +25,7 @@ def projection_loss(
     Raises:
         ValueError: the shapes differ; on the CPU also for masks with NaN or outside [0, 1], such as logits.
     """
-    if masks.shape != box_masks.shape or masks.dim() != 3:
-        raise ValueError(
-            f"projection_loss needs masks and box_masks of one shape (n, h, w); "
-            f"got {tuple(masks.shape)} and {tuple(box_masks.shape)}."
-        )
+    check_shapes("projection_loss", masks=(masks, "n h w"), box_masks=(box_masks, "n h w"))
     check_probabilities("projection_loss: masks", masks)
     masks = masks.float() if masks.dtype in (torch.float16, torch.bfloat16) else masks
     box_masks = box_masks.to(masks.dtype)

@@ -21,6 +21,7 @@ from misa.experiment import Affinity
 from misa.losses.inputs import Batch
 from misa.losses.pairwise import pairwise_loss
 from misa.losses.projection import projection_loss
+from misa.ops.axes import check_shapes
 
 VOID = 255
 
@@ -115,11 +116,7 @@ def semantic_objectives(
     outside · L_outside + class · L_class + sure · L_sure + projection · L_projection(q, b), and L_pairwise(q) (Eq. 15).
     Without boxes L_outside alone is not zero.
     """
-    if logits.dim() != 4 or logits.shape[-2:] != batch.images.shape[-2:]:
-        raise ValueError(
-            f"semantic_objectives needs logits (b, e, h, w) at the size of the images {tuple(batch.images.shape[-2:])}:"
-            f" they are {tuple(logits.shape)}."
-        )
+    check_shapes("semantic_objectives", logits=(logits, "b e h w"), images=(batch.images, "b 3 h w"))
     b, classes, h, w = logits.shape
     logits = logits.float()
     allowed = allowed_classes(boxes, (h, w), images=b, classes=classes, background=background)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from misa.ops.affinity import check_finite, promote
+from misa.ops.axes import check_shapes
 from misa.ops.sent import sent
 
 
@@ -74,11 +75,7 @@ def greedy_boxes(
     Raises:
         ValueError: shapes do not fit.
     """
-    if boxes.shape != (len(scores), 4) or truth.shape != (len(truth), 4):
-        raise ValueError(
-            "greedy_boxes needs boxes (m, 4), scores (m,) and truth (g, 4): "
-            f"they are {tuple(boxes.shape)}, {tuple(scores.shape)} and {tuple(truth.shape)}."
-        )
+    check_shapes("greedy_boxes", boxes=(boxes, "m 4"), scores=(scores, "m"), truth=(truth, "g 4"))
     taken = torch.full((len(truth),), -1)
     if len(truth) == 0 or len(scores) == 0:
         return taken

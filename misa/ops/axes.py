@@ -81,6 +81,33 @@ def images(join: Callable[[list[Any]], Any] = torch.stack, **ranks: int) -> Call
     return decorate
 
 
+def check_shapes(function: str, **given: tuple[Any, str]) -> None:
+    """ValueError where tensors or arrays have not these axes; None is left out.
+
+    A letter is a size, the same wherever it stands, a number itself.
+
+    >>> check_shapes("f", masks=(torch.ones(2, 3, 4), "n h w"), boxes=(torch.ones(2, 4), "n 5"))
+    Traceback (most recent call last):
+    ValueError: f needs masks (n, h, w) and boxes (n, 5): they are (2, 3, 4) and (2, 4).
+    """
+    there = {name: (tuple(x.shape), axes.split()) for name, (x, axes) in given.items() if x is not None}
+    sizes: dict[str, int] = {}
+    for shape, axes in there.values():
+        fits = len(shape) == len(axes)
+        for size, axis in zip(shape, axes, strict=False):
+            fits &= size == (int(axis) if axis.isdigit() else sizes.setdefault(axis, size))
+        if not fits:
+            needs = _listed([f"{name} ({', '.join(axes)})" for name, (_, axes) in there.items()])
+            they = "they are" if len(there) > 1 else "it is"
+            raise ValueError(
+                f"{function} needs {needs}: {they} {_listed([str(shape) for shape, _ in there.values()])}."
+            )
+
+
+def _listed(words: list[str]) -> str:
+    return ", ".join(words[:-1]) + (" and " if len(words) > 1 else "") + words[-1]
+
+
 def _tensors(bound: inspect.BoundArguments, names: dict[str, int]) -> dict[str, Tensor]:
     return {name: x for name in names if isinstance(x := bound.arguments.get(name), Tensor)}
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from misa.ops.affinity import check_finite, promote
+from misa.ops.axes import check_shapes
 from misa.ops.neighbors import Offset, inside, window_offsets
 
 
@@ -18,11 +19,7 @@ def similarity(query: Float[Tensor, "c s s"], keys: Float[Tensor, "m c s s"]) ->
 
     Norms are sqrt(Σ f² + 1e-6) + 1e-6, as DiscoBox's, so cells without a feature match nothing. Differentiable.
     """
-    if query.dim() != 3 or keys.shape[1:] != query.shape:
-        raise ValueError(
-            "similarity needs a query (c, s, s) and keys (m, c, s, s): "
-            f"they are {tuple(query.shape)} and {tuple(keys.shape)}."
-        )
+    check_shapes("similarity", query=(query, "c h w"), keys=(keys, "m c h w"))
     check_finite("similarity: query", query)
     check_finite("similarity: keys", keys)
     a, b = promote(query).flatten(1), promote(keys).flatten(2)
@@ -74,11 +71,8 @@ def transfer(
         ValueError: shapes do not fit.
     """
     side, u = _side(plan), own.shape[-1]
-    if cosines.shape != plan.shape or masks.shape != (len(plan), *own.shape) or own.shape != (u, u):
-        raise ValueError(
-            "transfer needs plan and cosines (m, i, j), a mask (u, u) and masks (m, u, u): they are "
-            f"{tuple(plan.shape)}, {tuple(cosines.shape)}, {tuple(own.shape)} and {tuple(masks.shape)}."
-        )
+    shapes = {"plan": (plan, "m i j"), "cosines": (cosines, "m i j")}
+    check_shapes("transfer", **shapes, own=(own, "u u"), masks=(masks, "m u u"))
     m, cells = len(plan), side * side
     plan = plan * cosines.softmax(dim=2)
     plan = plan / (plan.sum(dim=2, keepdim=True) + 1e-5)

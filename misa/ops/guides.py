@@ -15,6 +15,7 @@ from torch import Tensor
 
 from misa.errors import UserError
 from misa.ops.affinity import KERNELS, TINY, Compared, Seen, check_finite, window_spread
+from misa.ops.axes import check_shapes
 from misa.ops.backends.choice import backend
 from misa.ops.backends.torch_ops import Layer, Near
 from misa.ops.neighbors import Offset, window_offsets
@@ -110,18 +111,21 @@ class Guides:
             raise UserError(f"there is no affinity {unknown[0]!r}; there are {', '.join(KERNELS)}.")
         if not 1 <= len(self.kernels) <= 2:
             raise UserError(f"masks are propagated along one affinity or two, not {len(self.kernels)}.")
-        if self.images.dim() != 4:
-            raise ValueError(f"guides need images (b, d, h, w): they are {tuple(self.images.shape)}.")
+        check_shapes(
+            "Guides",
+            images=(self.images, "b d h w"),
+            features=(self.features, "b e h w"),
+            factors=(self.factors, "c e"),
+            valid=(self.valid, "b h w"),
+        )
         if len(self.image) and not 0 <= min(self.image) <= max(self.image) < len(self.images):
             raise ValueError(f"the image of a mask must lie in 0 … {len(self.images) - 1}, it is one of the images.")
-        if self.features is not None and self.factors is not None:
-            if self.features.dim() != 4 or self.factors.dim() != 2 or self.features.shape[1] != self.factors.shape[1]:
-                raise ValueError(
-                    "guides need features (b, d, h, w) and factors (c, d) with the same d: "
-                    f"they are {tuple(self.features.shape)} and {tuple(self.factors.shape)}."
-                )
-            if self.labels and not 0 <= min(self.labels) <= max(self.labels) < len(self.factors):
-                raise ValueError(f"labels must lie in 0 … {len(self.factors) - 1}, one row of K each.")
+        if (
+            self.factors is not None
+            and self.labels
+            and not 0 <= min(self.labels) <= max(self.labels) < len(self.factors)
+        ):
+            raise ValueError(f"labels must lie in 0 … {len(self.factors) - 1}, one row of K each.")
         self.backend = backend(self.images)
         self.built_ahead: dict[tuple[Join, TieRule], Trees] = {}  # the second affinity's, by `trees`
         self._near: Tensor | None = None  # the second affinity's distances to half of `window`, once it was read

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from misa.ops.affinity import check_finite, promote
+from misa.ops.axes import check_shapes
 
 # Linear sRGB to XYZ, D65 white, 2° observer.
 XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
@@ -25,8 +26,7 @@ def rgb_to_lab(images: Float[Tensor, "b 3 h w"] | Int[Tensor, "b 3 h w"]) -> Flo
             image.
         NotFinite: NaN or Inf, on the CPU only.
     """
-    if images.dim() != 4 or images.shape[1] != 3:
-        raise ValueError(f"rgb_to_lab needs images of shape (b, 3, h, w): they are {tuple(images.shape)}.")
+    check_shapes("rgb_to_lab", images=(images, "b 3 h w"))
     values = promote(images)
     check_finite("rgb_to_lab: images", values)
     if values.device.type == "cpu" and values.numel():

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from misa.ops.affinity import check_finite, check_probabilities, promote
+from misa.ops.axes import check_shapes
 from misa.ops.neighbors import inside, shift, window_offsets
 
 TAPS = window_offsets(3, centre=True)
@@ -33,10 +34,7 @@ def window_kernel(
         ValueError: shapes do not fit, or a constant that is not positive.
         NotFinite: NaN or Inf, on the CPU only.
     """
-    if images.dim() != 4 or (valid is not None and valid.shape != (images.shape[0], *images.shape[2:])):
-        raise ValueError(
-            f"window_kernel needs images (b, d, h, w) and valid (b, h, w): they are {tuple(images.shape)}."
-        )
+    check_shapes("window_kernel", images=(images, "b d h w"), valid=(valid, "b h w"))
     if not min(theta_color, theta_space, strength) > 0:
         raise ValueError(
             f"window_kernel needs positive constants: they are {theta_color}, {theta_space} and {strength}."
@@ -75,16 +73,9 @@ def mean_field(
     Raises:
         ValueError: shapes do not fit; on the CPU also for masks outside [0, 1].
     """
-    if masks.dim() != 3 or masks.shape != box_masks.shape or len(image) != len(masks):
-        raise ValueError(
-            "mean_field needs masks and box_masks (n, h, w) and the image of each: "
-            f"they are {tuple(masks.shape)}, {tuple(box_masks.shape)} and {len(image)}."
-        )
-    if kernel.dim() != 4 or kernel.shape[1] != len(TAPS) or kernel.shape[2:] != masks.shape[1:]:
-        raise ValueError(
-            f"mean_field needs a kernel (b, 9, h, w) at the size of the masks {tuple(masks.shape[1:])}: "
-            f"it is {tuple(kernel.shape)}."
-        )
+    check_shapes("mean_field", masks=(masks, "n h w"), box_masks=(box_masks, "n h w"), kernel=(kernel, "b 9 h w"))
+    if len(image) != len(masks):
+        raise ValueError(f"mean_field needs the image of each of {len(masks)} masks: there are {len(image)}.")
     check_probabilities("mean_field: masks", masks)
     boxes = box_masks.bool()
     labels = (masks > 0.5) & boxes

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from misa.ops.affinity import check_finite, promote
+from misa.ops.axes import check_shapes
 from misa.ops.neighbors import inside, shift, window_offsets
 
 
@@ -29,11 +30,7 @@ def pair_similarity(
         ValueError: shapes do not fit, or a scale that is not positive.
         NotFinite: NaN or Inf, on the CPU only.
     """
-    if values.dim() != 4 or valid.shape != (values.shape[0], *values.shape[2:]):
-        raise ValueError(
-            f"pair_similarity needs values (b, d, h, w) and valid (b, h, w): "
-            f"they are {tuple(values.shape)} and {tuple(valid.shape)}."
-        )
+    check_shapes("pair_similarity", values=(values, "b d h w"), valid=(valid, "b h w"))
     if not scale > 0:
         raise ValueError(f"pair_similarity needs a positive scale: it is {scale}.")
     check_finite("pair_similarity: values", values)
@@ -54,8 +51,7 @@ def same_side(
     over 3 x 3 pixels (`smooth`, zeros outside). For binary masks that is the same as comparing the masks at 0.5, which
     is the default and cheaper; for soft masks the two differ.
     """
-    if masks.dim() != 3:
-        raise ValueError(f"same_side needs masks of shape (n, h, w): they are {tuple(masks.shape)}.")
+    check_shapes("same_side", masks=(masks, "n h w"))
     offsets = window_offsets(window, dilation)
     there = inside(masks.shape[-2], masks.shape[-1], offsets, device=masks.device)
     if not smooth:

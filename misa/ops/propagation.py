@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from misa.ops.axes import images, single
+from misa.ops.axes import check_shapes, images, single
 from misa.ops.guides import SUM, GlobalForm, Guides, Join, LocalForm, check_inputs
 from misa.ops.neighbors import Offset, window_offsets
 from misa.ops.tree import TieRule, Tree, Trees
@@ -45,12 +45,9 @@ class SemanticGuide:
     saliency_factors: Float[Tensor, "c d"]
 
     def __post_init__(self) -> None:
-        s, k = self.features, self.saliency_factors
-        if s.dim() != 3 or k.dim() != 2 or s.shape[0] != k.shape[1]:
-            raise ValueError(
-                "SemanticGuide needs features (d, h, w) and saliency_factors (c, d) with the same d: "
-                f"they are {tuple(s.shape)} and {tuple(k.shape)}."
-            )
+        check_shapes(
+            "SemanticGuide", features=(self.features, "d h w"), saliency_factors=(self.saliency_factors, "c d")
+        )
 
 
 def numbers(labels: Int[Tensor, " n"]) -> list[int]:

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from misa.ops.axes import check_shapes
+
 RAYS = 36
 SHORTEST = 1e-6  # where a ray finds no contour
 BINS = (0, 1, -1, 2, -2, 3, -3)  # degrees off the ray, in the order in which the published code looks
@@ -61,11 +63,7 @@ def ray_lengths(
     Ray 0 does not look at 359 … 357. Small objects leave rays without a pixel: of a disc of radius 5, 24 of 36.
     "cast" is the farthest crossing of the ray with the contour's polygon.
     """
-    if points.dim() != 2 or points.shape[1] != 2 or centres.dim() != 2 or centres.shape[1] != 2:
-        raise ValueError(
-            "ray_lengths needs a contour (t, 2) and centres (n, 2): "
-            f"they are {tuple(points.shape)} and {tuple(centres.shape)}."
-        )
+    check_shapes("ray_lengths", points=(points, "t 2"), centres=(centres, "n 2"))
     if rule not in ("official", "cast"):
         raise ValueError(f"ray_lengths knows the rules 'official' and 'cast', not {rule!r}.")
     if len(points) == 0 or len(centres) == 0:
@@ -103,11 +101,7 @@ def _cast(away: Float[Tensor, "n t 2"]) -> Float[Tensor, "n 36"]:
 
 def polygons(centres: Float[Tensor, "n 2"], lengths: Float[Tensor, "n 36"]) -> Float[Tensor, "n 36 2"]:
     """The ends of the rays, (x + d sin 10k°, y + d cos 10k°): the polygon that is the mask."""
-    if centres.dim() != 2 or lengths.shape != (len(centres), RAYS):
-        raise ValueError(
-            f"polygons needs centres (n, 2) and lengths (n, {RAYS}): "
-            f"they are {tuple(centres.shape)} and {tuple(lengths.shape)}."
-        )
+    check_shapes("polygons", centres=(centres, "n 2"), lengths=(lengths, f"n {RAYS}"))
     return centres[:, None] + lengths[..., None] * _directions(lengths.dtype).to(lengths.device)
 
 

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from misa.ops.axes import check_shapes
+
 Values = Literal["channels", "class", "probability"]
 Norm = Literal["none", "channel", "pixel"]
 Factors = Literal["signed", "absolute", "positive", "contrast"]
@@ -109,12 +111,7 @@ def window_of(share: float, h: int, w: int) -> int:
 
 
 def _check(features: Tensor, classifier: Classifier, values: str, norm: str, factors: str) -> None:
-    k = classifier.factors
-    if features.dim() != 4 or k.dim() != 2 or features.shape[1] != k.shape[1]:
-        raise ValueError(
-            "read needs features (b, d, h, w) and factors (c, d) with the same d: they are "
-            f"{tuple(features.shape)} and {tuple(k.shape)}."
-        )
+    check_shapes("read", features=(features, "b d h w"), factors=(classifier.factors, "c d"))
     for name, value, choices in (
         ("values", values, ("channels", "class", "probability")),
         ("norm", norm, ("none", "channel", "pixel")),

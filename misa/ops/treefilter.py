@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from misa.ops.affinity import check_finite
+from misa.ops.axes import check_shapes
 from misa.ops.backends.choice import backend
 from misa.ops.backends.torch_ops import rounds
 from misa.ops.tree import Trees
@@ -147,11 +148,9 @@ def _doubled(
 
 def _check(values: Tensor, trees: Trees, weights: Tensor, index: Sequence[int]) -> None:
     g = len(trees.pixel)
-    if values.dim() != 3 or values.shape[1:] != (trees.h, trees.w) or weights.shape != trees.pixel.shape:
-        raise ValueError(
-            f"tree_filter needs values (n, {trees.h}, {trees.w}) and weights {tuple(trees.pixel.shape)}, as the trees: "
-            f"they are {tuple(values.shape)} and {tuple(weights.shape)}."
-        )
+    check_shapes(
+        "tree_filter", values=(values, f"n {trees.h} {trees.w}"), trees=(trees.pixel, "g p"), weights=(weights, "g p")
+    )
     if len(index) != len(values) or any(not 0 <= i < g for i in index):
         raise ValueError(f"tree_filter needs an index of 0 … {g - 1} for each of {len(values)} maps: it is {index}.")
     check_finite("tree_filter: values", values)

@@ -80,7 +80,7 @@ def test_the_pull_is_between_minus_one_and_one(seed):
 
 def test_shapes_and_empty_boxes_are_one_clear_sentence(case):
     masks, truth, boxes = case
-    with pytest.raises(ValueError, match="of one shape"):
+    with pytest.raises(ValueError, match="pull_of needs masks"):
         pull_of(masks[:2], masks, truth, boxes)
     boxes = boxes.copy()
     boxes[2] = False

@@ -67,5 +67,5 @@ def test_each_contradiction_lowers_it():
 
 
 def test_another_shape_is_an_error():
-    with pytest.raises(ValueError, match="of one shape"):
+    with pytest.raises(ValueError, match="mask_quality needs masks"):
         mask_quality(np.zeros((1, 2, 3)), np.zeros((1, 2, 3)), np.zeros((1, 3, 2), bool))

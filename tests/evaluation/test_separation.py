@@ -73,5 +73,5 @@ def test_one_pixel_has_no_pairs():
 def test_equal_seeds_give_equal_numbers_and_sizes_are_checked():
     values, mask = np.random.default_rng(0).normal(size=(2, 20, 20)), half()
     assert separation(values, mask, seed=3) == separation(values, mask, seed=3)
-    with pytest.raises(ValueError, match="one size"):
+    with pytest.raises(ValueError, match="separation needs values"):
         separation(values[:, :10], mask)

@@ -149,7 +149,7 @@ def test_says_what_it_needs():
     kernel = consistency_kernel(torch.zeros(1, 3, 4, 4))
     with pytest.raises(ValueError, match="one step"):
         local_consistency(x, x, kernel, image, steps=0)
-    with pytest.raises(ValueError, match="size of the masks"):
+    with pytest.raises(ValueError, match="local_consistency needs masks"):
         local_consistency(x, x, kernel[..., :3], image, steps=1)
     with pytest.raises(ValueError, match="consistency_kernel needs"):
         consistency_kernel(torch.zeros(3, 4, 4))

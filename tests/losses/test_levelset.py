@@ -145,9 +145,9 @@ def test_length_gradcheck(rng):
 
 def test_says_what_it_needs():
     x = torch.zeros(1, 4, 4)
-    with pytest.raises(ValueError, match="at its size"):
+    with pytest.raises(ValueError, match="region_energy needs masks"):
         region_energy(x, torch.zeros(1, 3, 5, 4), x)
     with pytest.raises(ValueError, match="probabilities"):
         region_energy(x + 2, torch.zeros(1, 3, 4, 4), x)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="border_length needs masks"):
         border_length(x, torch.zeros(1, 4, 5))

@@ -81,7 +81,7 @@ def test_nothing_kept_is_a_zero_with_a_gradient(n):
 def test_says_what_it_needs():
     with pytest.raises(ValueError, match="edge_error needs"):
         edge_error(torch.zeros(4, 4))
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="pair_loss needs error"):
         pair_loss(torch.zeros(1, 8, 4, 4), torch.zeros(1, 4, 4, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="reductions"):
         pair_loss(torch.zeros(1, 8, 4, 4), torch.zeros(1, 8, 4, 4, dtype=torch.bool), reduction="mean")

@@ -360,7 +360,7 @@ def test_wrong_input_is_named(rng):
         loss_of(masks, boxes, images, index, prior=prior)
     with pytest.raises(ValueError, match="row of K"):
         loss_of(masks, boxes, images, index, labels=labels + 1, prior=prior)
-    with pytest.raises(ValueError, match="same d"):
+    with pytest.raises(ValueError, match="Guides needs images"):
         loss_of(masks, boxes, images, index, labels=labels, prior=(prior[0][:, 1:], prior[1]))
     with pytest.raises(ValueError, match="size of the masks"):
         loss_of(masks, boxes, images, index, labels=labels, prior=(prior[0][..., 1:], prior[1]))

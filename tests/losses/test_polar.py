@@ -55,7 +55,7 @@ def test_no_positives():
 
 
 def test_says_what_it_needs():
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="polar_iou_loss needs lengths"):
         polar_iou_loss(torch.ones(2, 36), torch.ones(2, 35))
     with pytest.raises(ValueError, match="polar_centerness needs"):
         polar_centerness(torch.ones(36))

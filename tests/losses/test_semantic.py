@@ -186,7 +186,7 @@ def test_huge_scores_stay_finite(boxes, batch):
 
 
 def test_logits_of_another_size_are_named(boxes, batch):
-    with pytest.raises(ValueError, match="at the size of the images"):
+    with pytest.raises(ValueError, match="semantic_objectives needs logits"):
         semantic_objectives(torch.zeros(2, 3, H, W + 1), boxes, batch, SemanticTerms(), background=2)
 
 

@@ -142,7 +142,7 @@ def test_says_what_it_needs():
     kernel, x = window_kernel(torch.zeros(1, 3, 4, 4)), torch.zeros(1, 4, 4)
     with pytest.raises(ValueError, match="image of each"):
         mean_field(x, x.bool(), kernel, [])
-    with pytest.raises(ValueError, match="size of the masks"):
+    with pytest.raises(ValueError, match="mean_field needs masks"):
         mean_field(x, x.bool(), kernel[..., :3], [0])
     with pytest.raises(ValueError, match="positive constants"):
         window_kernel(torch.zeros(1, 3, 4, 4), theta_color=0)

@@ -758,7 +758,7 @@ def test_wrong_input_is_named(rng):
         propagate_global(masks, guide, bandwidth=0.1, semantic=sem)
     with pytest.raises(ValueError, match="0 … 3"):
         propagate_local(masks, guide, semantic=sem, labels=torch.tensor([0, 4, 1]))
-    with pytest.raises(ValueError, match="same d"):
+    with pytest.raises(ValueError, match="SemanticGuide needs features"):
         SemanticGuide(s, k[:, :-1])
     with pytest.raises(ValueError, match="size of the masks"):
         propagate_local(masks[:, :3], guide[:, :3], semantic=sem, labels=torch.zeros(3).long())

@@ -119,7 +119,7 @@ def test_wrong_choices_and_shapes_are_one_clear_sentence(case):
     features, layer, _ = case
     with pytest.raises(ValueError, match="read knows values channels, class, probability, not 'cam'"):
         read(features, layer, values="cam")
-    with pytest.raises(ValueError, match="with the same d"):
+    with pytest.raises(ValueError, match="read needs features"):
         read(features[:, :3], layer)
     with pytest.raises(ValueError, match="window_share must be positive"):
         window_of(0.0, 10, 10)

@@ -167,7 +167,7 @@ def test_no_maps(rng):
 
 def test_says_what_it_needs(rng):
     trees, x = trees_of(rng, 1, 3, 4), torch.zeros(1, 3, 4)
-    with pytest.raises(ValueError, match="as the trees"):
+    with pytest.raises(ValueError, match="tree_filter needs values"):
         tree_filter(x, trees, torch.zeros(1, 11), [0])
     with pytest.raises(ValueError, match="index of 0"):
         tree_filter(x, trees, torch.zeros(1, 12), [1])
