@@ -207,7 +207,7 @@ class SIM(BoxInst):
             return {}
         masks = step.positives.mask_logits.sigmoid()
         if step.truth is None or step.truth.pasted is None or len(masks) == 0:
-            return {"loss_paste": Term(0 * masks.sum()), "loss_paste_focal": Term(0 * masks.sum())}
+            return {"loss_paste": Term(0 * masks.sum()), "loss_paste_focal": Term(0 * masks.sum(), masks.new_ones(()))}
         pasted = step.truth.pasted[step.positives.instance].to(masks.device, non_blocking=True)[:, None, None]
         target, where = step.positives.box_masks & pasted, pasted.expand_as(masks)
         overlap = dice(masks * pasted, target.to(masks.dtype)).sum() / len(masks)
