@@ -6,6 +6,7 @@ misa train experiments/demo.py:mask      # the upper bound: the same student, ta
 misa train experiments/demo.py:mask2former_box    # Mask2Former as the student; also _fsd, _sepa, _misa and _mask
 misa train experiments/demo.py:boxlevelset    # another paper's objective; also box2mask, discobox, boxinst, sim
 misa train experiments/demo.py:boxteacher
+misa train experiments/demo.py:discobox_bank    # with the object bank; sim_paste: with pasting
 misa train experiments/demo.py:box --smoke
 """
 

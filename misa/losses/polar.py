@@ -16,7 +16,8 @@ def polar_iou_loss(lengths: Float[Tensor, "n k"], target: Float[Tensor, "n k"]) 
     """log(Σ_k max(d, d*) / Σ_k min(d, d*)) of each location, 0 or more; lengths in pixels, 0 or more.
 
     PolarMask (Xie et al. 2020, Eq. 10), the sums before the logarithm as in the published code. 0 exactly where all
-    rays agree, |log r| where all differ by the factor r, the same for scaled lengths. Lengths below 1e-6 count as that.
+    rays agree, |log r| where all differ by the factor r (the masks' IoU is then r² or 1/r²), the same for scaled
+    lengths. Lengths below 1e-6 count as that.
 
     Raises:
         ValueError: the shapes differ.
