@@ -110,10 +110,16 @@ class Layout:
 
 def field_of(example: Example, label: int) -> SeedField:
     """The affinities of an example for a category; keep it, and only the seed has to be computed again."""
-    semantic = None
+    semantic = saliency = None
     if example.features is not None and example.saliency_factors is not None:
         semantic = SemanticGuide(example.features, example.saliency_factors)
-    return SeedField(example.colors, semantic, label)
+    if example.reading is not None:
+        values, factors, sigma = example.reading
+        if sigma == "image":
+            saliency = SemanticGuide(values, factors)
+        else:  # a map a class, of spread 1
+            saliency = SemanticGuide(values[label][None], torch.ones(len(factors), 1))
+    return SeedField(example.colors, semantic, label, saliency)
 
 
 def category_at(example: Example, seed: Seed) -> int:

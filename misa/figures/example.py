@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from misa.ops.boxes import box_masks
+from misa.ops.readings import Reading
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Example:
     image (H W 3): uint8 RGB; boxes (n 4): xyxy in its pixels; labels (n): places in `classes`; masks (n H W): the
     truth, to compare with, None where there is none. colors (3 h w): V, the normalised image. features S (d h w) and
     saliency_factors K (c d): the teacher's, None without one. student I (e h w): the student's dense feature, and
-    adapted (d h w): the same behind the adapter of FSD, in the units of S; None without.
+    adapted (d h w): the same behind the adapter of FSD, in the units of S; None without. reading: what S^c of Eq. 11
+    is, values (e h w) and factors (c e), where a run does not take S and K as they are.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Example:
     saliency_factors: Float[Tensor, "c d"] | None = None
     student: Float[Tensor, "e h w"] | None = None
     adapted: Float[Tensor, "d h w"] | None = None
+    reading: Reading | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -100,12 +100,14 @@ class SeedField:
     """One image for one category; what does not depend on the seed (trees, spreads) is made once.
 
     colors: V, the normalised image at the size of the masks; semantic: S and K at that size, or None without a
-    teacher, which leaves the color kernel alone; label: the category c of A^c.
+    teacher, which leaves the color kernel alone; label: the category c of A^c; saliency: what S^c is made of, where it
+    is not S and K themselves (`misa.ops.readings`).
     """
 
     colors: Float[Tensor, "3 h w"]
     semantic: SemanticGuide | None = None
     label: int = 0
+    saliency: SemanticGuide | None = None
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
@@ -190,7 +192,7 @@ class SeedField:
         if kernel == "color":
             return self.colors, bandwidth, None
         if kernel == "enhanced":
-            return self.colors, bandwidth, self.semantic
+            return self.colors, bandwidth, self.saliency or self.semantic
         values, sigma = self._semantic_maps[kernel]
         return values, max(sigma * knobs.semantic_scale, TINY**0.5), None
 
@@ -201,10 +203,12 @@ class SeedField:
             return {}
         whole = self.semantic.features.float()
         features = whole - whole.mean(dim=(1, 2), keepdim=True)  # σ is of S itself
-        row = self.semantic.saliency_factors[self.label : self.label + 1].float()
+        read = self.saliency or self.semantic
+        values, row = read.features.float(), read.saliency_factors[self.label : self.label + 1].float()
+        salient = reweight(values - values.mean(dim=(1, 2), keepdim=True), row)[0]
         return {
             "feature": (features, float(spread(whole[None])[0])),
-            "saliency": (reweight(features, row)[0], float(spread(whole[None], channel_weights=row)[0, 0])),
+            "saliency": (salient, float(spread(values[None], channel_weights=row)[0, 0])),
         }
 
     @cached_property

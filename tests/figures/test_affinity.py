@@ -22,6 +22,7 @@ from misa.figures.affinity import (
 from misa.figures.sheet import Tile, Word, outline
 from misa.figures.style import shade, to_png
 from misa.figures.widgets import SeedExplorer, factor
+from misa.ops.readings import Classifier, Reading, read
 from misa.ops.seed_affinity import Knobs
 
 
@@ -200,6 +201,35 @@ def test_controls_without_effect_are_gray(example, make_example):
     before = panel.picture.value
     panel.put(semantic_scale=3.0, balance=2.0)
     assert panel.picture.value == before
+
+
+def test_saliency_is_read_as_the_run_reads_it(example):
+    """Eq. 12 on the class's share of the softmax of Eq. 1, and one step of Eq. 14 with the product, by hand."""
+    rest = Classifier(
+        example.saliency_factors, torch.tensor([0.5, 0, 0, 1.0]), torch.tensor([0.1, -0.2]), torch.ones(())
+    )
+    reading = read(example.features[None], rest, values="probability")
+    read_so = dataclasses.replace(example, reading=Reading(reading.values[0], *reading[1:]))
+    seed, knobs = (5, 6), Knobs(semantic_scale=0.3, form="product", window=3, steps=1)
+    field = field_of(read_so, 1)
+    logits = [(k[:, None, None] * example.features).sum(0) for k in (*rest.factors, rest.background)]
+    share = torch.stack([a + b for a, b in zip(logits, (*rest.bias, rest.background_bias), strict=True)]).softmax(0)[1]
+    z = (share - share.mean()) / share.std(correction=0)
+    saliency = torch.exp(-(((z - z[seed]) / 0.3) ** 2))
+    color = torch.exp(-((example.colors - example.colors[:, 5:6, 6:7]).square().sum(0) / 0.15**2))
+    weights = color * saliency**0.7
+    found = field.direct(seed, knobs)
+    torch.testing.assert_close(found["saliency"], saliency)
+    torch.testing.assert_close(found["enhanced"], weights)
+    start = torch.rand(12, 16, generator=torch.Generator().manual_seed(0))
+    near = weights[4:7, 5:8]
+    expected = (near * start[4:7, 5:8]).sum() / near.sum()
+    torch.testing.assert_close(field.masks(start, knobs)["enhanced"][seed], expected)
+    plain = field_of(example, 1).direct(seed, knobs)
+    torch.testing.assert_close(found["feature"], plain["feature"])
+    assert not torch.allclose(found["saliency"], plain["saliency"])
+    scaled = dataclasses.replace(example, reading=Reading(2 * example.features, example.saliency_factors, "image"))
+    torch.testing.assert_close(field_of(scaled, 1).direct(seed, knobs)["saliency"], plain["saliency"])
 
 
 @pytest.mark.parametrize("value", [8.0, 0.15, 0.4, 1e-3, 7.3])

@@ -23,16 +23,19 @@ from misa.engine.runs.teacher import load_teacher, ready_teacher
 from misa.engine.training.train import train
 from misa.errors import UserError
 from misa.evaluation.ap import read_truth
-from misa.experiment import FRAMEWORKS, Augmentation, Distillation, Experiment
+from misa.experiment import FRAMEWORKS, Affinity, Augmentation, Distillation, Experiment
 from misa.figures.example import Example
 from misa.losses.distillation import spread_unit
 from misa.machine import Machine
 from misa.models.students.base import BoxSupervised
 from misa.models.students.table import implementation, model_config
 from misa.models.teacher.contract import TeacherNetwork
+from misa.objectives.misa import reading_of
+from misa.ops.readings import Reading
 from misa.rows import find_row, teacher_row
 
 STRIDE = 4
+_PLAIN = ("channels", "none", "signed")  # Eq. 11 channel by channel, from S and K as they are
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ class Networks:
     def seen(self) -> "Seen":
         """The networks without the run's data, for any image."""
         sizes, learned = self.experiment.augmentation, self.experiment.distillation
-        return Seen(self.classes, sizes, self.teacher, self.student, learned, self.experiment.student)
+        affinity = self.experiment.affinity
+        return Seen(self.classes, sizes, self.teacher, self.student, learned, self.experiment.student, affinity)
 
     def see(self, image: NDArray[np.uint8], **about: Any) -> Example:
         """Any RGB image (H W 3) as the networks see it; `about` as of `Seen.see`."""
@@ -103,6 +107,7 @@ class Seen:
     student: nn.Module | None = None
     distillation: Distillation | None = None
     framework: str = ""  # the student's, where there is one
+    affinity: Affinity | None = None  # the student's, which says how S^c is read
 
     @torch.no_grad()
     def see(
@@ -128,7 +133,8 @@ class Seen:
         pixels, size = as_the_network_sees(image, self.sizes, divisor=32), example.size
         if self.teacher is not None:
             features, factors = self.teacher.prior(pixels)  # type: ignore[operator]
-            example = replace(example, features=_at(features, size), saliency_factors=factors)
+            maps = _at(features, size)
+            example = replace(example, features=maps, saliency_factors=factors, reading=self._reading(maps))
         if self.student is not None:
             feature = implementation(self.framework).dense_feature
             assert feature is not None
@@ -139,6 +145,18 @@ class Seen:
                 adapted = unit * self.student.adapter(dense)  # type: ignore[operator]
                 example = replace(example, adapted=_at(adapted, size))
         return example
+
+    def _reading(self, features: Tensor) -> Reading | None:
+        """S^c as the row reads it, from S (d h w); None where that is channel by channel from S and K themselves."""
+        affinity = self.affinity
+        if affinity is None:
+            return None
+        if (affinity.semantic_values, affinity.semantic_norm, affinity.semantic_factors) == _PLAIN:
+            return None
+        everywhere = torch.ones(1, *features.shape[1:], dtype=torch.bool)
+        last: Any = self.teacher.last_layer()  # type: ignore[union-attr, operator]
+        values, factors, sigma = reading_of(affinity, features[None], last, everywhere)
+        return Reading(values[0], factors, sigma)
 
 
 def example_of(

@@ -9,13 +9,14 @@ from torch.testing import assert_close
 
 from misa.cli import main
 from misa.data.scenes.scenes import Scenes, draw_scene, named_scene
-from misa.engine.reports.explore import Networks, embedded, example_of, open_networks, trained
+from misa.engine.reports.explore import Networks, Seen, embedded, example_of, open_networks, trained
 from misa.engine.training.train import train
 from misa.errors import UserError
-from misa.experiment import TINY_MASK2FORMER
+from misa.experiment import TINY_MASK2FORMER, Affinity, Augmentation
 from misa.losses.distillation import in_units_of_spread
 from misa.losses.inputs import shrink, union_of_boxes
 from misa.models.students.table import model_config
+from misa.ops.readings import Classifier
 from tests.helpers import CPU
 
 
@@ -33,6 +34,34 @@ def test_colors_are_those_of_the_loss():
     assert_close(example.colors, shrink(images, [(64, 64)], torch.zeros(1, 1, 16, 16, dtype=torch.bool)).images[0])
     boxes = torch.from_numpy(scene.boxes)
     assert torch.equal(example.box_masks().any(dim=0), union_of_boxes([boxes], torch.zeros(1, 1, 16, 16), 4)[0, 0])
+
+
+class _Teacher(torch.nn.Module):
+    """S of two channels from colors, and a last layer."""
+
+    layer = Classifier(torch.tensor([[1.0, 0], [0, 2]]), torch.tensor([0.5, 0.5]), torch.zeros(2), torch.zeros(()))
+
+    def prior(self, images):
+        return images[:, :2, ::4, ::4], self.layer.factors
+
+    def last_layer(self):
+        return self.layer
+
+
+@pytest.mark.parametrize(
+    ("affinity", "read"),
+    [(Affinity(saliency=True, semantic_values="probability"), True), (Affinity(saliency=True), False), (None, False)],
+)
+def test_saliency_is_read_as_the_row_reads_it(affinity, read):
+    scene = draw_scene(Scenes(size=64), 3)
+    seen = Seen(("one", "two"), Augmentation(test_short_side=64), _Teacher(), affinity=affinity)
+    example = seen.see(scene.image)
+    assert (example.reading is not None) == read
+    if read:
+        k = torch.cat([_Teacher.layer.factors, _Teacher.layer.background[None]])
+        shares = torch.einsum("cd,dhw->chw", k, example.features).softmax(0)[:2]
+        values = (shares - shares.mean((1, 2), keepdim=True)) / shares.std((1, 2), correction=0, keepdim=True)
+        assert_close(example.reading.values, values, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow
