@@ -117,7 +117,7 @@ def figure3(
         edge = outline(inside.numpy())
         for c, column in enumerate(COLUMNS):
             ax = axes[r, c]
-            _blank(ax, title=column if r == 0 else "", label=name if c == 0 else "")
+            _blank(ax, title=column if r == 0 else "", label=name if c == 0 else "", size=7 if tall[r] > 0.9 else 5.5)
             if column == "log spectrum":
                 h, w = inside.shape
                 ax.imshow(torch.log10(power(features[channel]) + 1e-6).numpy(), cmap="gray", interpolation="none")

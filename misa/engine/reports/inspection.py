@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from misa.data.check.masks import broken_runs, mask_fault
 from misa.data.formats.coco import DataError
 from misa.data.images import read_image
-from misa.data.rle import decode_part
+from misa.data.rle import decode, decode_part
 from misa.data.source import Source
 from misa.engine.runs.folder import opened
 from misa.engine.runs.samples import health, losses
@@ -31,14 +31,16 @@ from misa.evaluation.bootstrap import Estimate, estimates, image_scores, matches
 from misa.evaluation.failures import BACKGROUND, KINDS, MEANING, TIDE, ImageErrors, Outcome, error_types
 from misa.experiment import Experiment
 from misa.figures.overlay import overlay
+from misa.figures.overlay import whole as whole_parts
 from misa.figures.page import render
-from misa.figures.plots import health_curves, loss_curves
+from misa.figures.plots import health_curves, loss_curves, matched_colors
 from misa.figures.style import ACCENT
 from misa.files import atomic_write
 
 PAGE = "inspection.html"
 LOSSES = "losses.jsonl"
 _SIDE = 280  # pixels of a picture on the page
+_LINE = 1 / 170  # width of outlines, and with it of letters, that are read in a picture of this size
 _AROUND = 12  # pixels that are shown around an object
 _ROWS = 1000  # of the table of all images
 
@@ -304,7 +306,10 @@ class _Painter:
             return None
 
     def image(self, image: int) -> dict[str, NDArray[np.uint8]] | None:
-        """The image, its predictions and its truth, of one size, by the words above them."""
+        """The image, its predictions and its truth, of one size, by the words above them.
+
+        A mask has the color of its object, one of no object is gray.
+        """
         pixels = self.pixels(image)
         if pixels is None:
             return None
@@ -312,10 +317,16 @@ class _Painter:
         labels = [f"{self.names[d['category_id']]} {d['score']:.2f}" for d in found]
         true = [a for a in self.truth.imgToAnns[image] if not a.get("iscrowd")]
         named = [self.names[a["category_id"]] for a in true]
+        runs = [d["segmentation"] for d in found], [self.truth.annToRLE(a) for a in true]
+        size = pixels.shape[:2]
+        predicted, truth = (np.array([decode(one) for one in masks], bool).reshape(-1, *size) for masks in runs)
+        style = {"line": _LINE}
         return {
             "image": _fitted(overlay(pixels)),
-            "predicted masks": _fitted(overlay(pixels, [decode_part(d["segmentation"]) for d in found], labels)),
-            "true masks": _fitted(overlay(pixels, [decode_part(self.truth.annToRLE(a)) for a in true], named)),
+            "predicted masks": _fitted(
+                overlay(pixels, whole_parts(predicted), labels, colors=matched_colors(predicted, truth), **style)
+            ),
+            "true masks": _fitted(overlay(pixels, whole_parts(truth), named, **style)),
         }
 
     def outcome(self, image: int, outcome: Outcome) -> dict[str, Any] | None:
