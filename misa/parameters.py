@@ -173,11 +173,14 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 
 def _converted(value: Any, hint: Any) -> Any:
-    """`-p radius 7` arrives as a whole number, and a notebook writes a list as text with commas between."""
+    """`-p radius 7` and `-p images 7` arrive as whole numbers; a notebook writes a list as text with commas between."""
     if _is_list(hint):
         parts = (part.strip() for part in value.split(",")) if isinstance(value, str) else value
         return tuple(part for part in parts if part) if isinstance(value, str | list | tuple) else value
-    return float(value) if type(value) is int and float in _kinds(hint) else value
+    kinds = _kinds(hint) if type(value) is int else ()
+    if int not in kinds and str in kinds and typing.get_origin(hint) is not Literal:
+        return str(value)
+    return float(value) if float in kinds else value
 
 
 def _problem(value: Any, hint: Any, field: dataclasses.Field[Any]) -> str:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from misa.commands.figures import Figures
 from misa.commands.train import Train
 from misa.errors import UserError
 from misa.notebooks import work_in_project
@@ -106,6 +107,14 @@ def test_a_whole_number_serves_where_a_fraction_is_asked_for():
 def test_a_fraction_out_of_range_is_refused(radius):
     with pytest.raises(UserError, match="parameter radius must be"):
         Toy.read({"radius": radius})
+
+
+def test_a_whole_number_serves_where_text_is_asked_for():
+    """`papermill -p images 12` and `-p only 4` are read as numbers by papermill."""
+    figures = Figures.read({"images": 12, "only": 4})
+    assert (figures.images, figures.only) == ("12", "4")
+    with pytest.raises(UserError, match="parameter images must be str, not True"):
+        Figures.read({"images": True})
 
 
 def test_a_list_is_text_with_commas_in_a_notebook_and_words_on_the_command_line():
