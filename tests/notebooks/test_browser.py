@@ -167,6 +167,10 @@ def press(page, label, key):
     page.keyboard.press(key)
 
 
+def readout(page, label):
+    return page.locator(".widget-hslider", has_text=label).locator(".widget-readout").inner_text()
+
+
 def assert_no_error(page):
     assert page.locator(".jp-Notebook .jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
     assert page.locator(".jp-Notebook .jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
@@ -188,18 +192,21 @@ def test_affinity_a_slider_and_a_click(opened):
     )
     box = picture.bounding_box()
     scale = box["width"] / page.evaluate("() => document.querySelector('img.widget-image').naturalWidth")
-    # The first tile is the image: 86 pixels from (10, 44) on.
+    # The first tile is the image: 88 pixels from (10, 44) on.
     places = [(20 + 7 * i, 60 + 6 * i) for i in range(ROUNDS)]
     clicks = [
         changed(page, lambda x=x, y=y: picture.click(position={"x": x * scale, "y": y * scale})) for x, y in places
     ]
     report("click, in the browser", clicks)
-    expected = int((places[-1][1] - 44) / 86 * 32), int((places[-1][0] - 10) / 86 * 32)
-    readouts = [
-        int(page.locator(".widget-hslider", has_text=f"seed {name}").locator(".widget-readout").inner_text())
-        for name in ("row", "column")
-    ]
+    expected = int((places[-1][1] - 44) / 88 * 32), int((places[-1][0] - 10) / 88 * 32)
+    readouts = [int(readout(page, f"seed {name}")) for name in ("row", "column")]
     assert readouts == pytest.approx(expected, abs=1)
+    # As in the parameters; the browser rounds to the nearest step of a slider.
+    assert [readout(page, name) for name in ("bandwidth of A", "A on the tree", "scale of")] == [
+        "0.150",
+        "0.400",
+        "8.00",
+    ]
     assert_no_error(page)
 
 

@@ -13,12 +13,16 @@ import nbformat
 import numpy as np
 import pytest
 from nbclient import NotebookClient
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 from misa.commands.evaluate import Evaluate
 from misa.commands.figures import Figures
 from misa.commands.tables import Tables
 from misa.commands.train import Train
+from misa.data.scenes.boxfolder import write_box_folder
 from misa.engine.runs.folder import opened
+from misa.errors import UserError
 from misa.notebooks import AffinityParameters, FrequencyParameters, OwnDataParameters
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
@@ -31,6 +35,44 @@ PARAMETERS = {
     "own_data": OwnDataParameters,
     "tables": Tables,
     "train": Train,
+}
+
+
+# Of every parameter that a notebook declares, another value than its default; the tests below run with them. A path
+# stands in PATHS, and each test that runs the notebook says where it leads.
+VALUES = {
+    "affinity": {
+        "boxes": "20 30 80 70 dotted cross", "threads": 2, "smoke": True, "interactive": False, "local_bandwidth": 0.3,
+        "tree_bandwidth": 0.2, "semantic_scale": 3.0, "balance": 1.5, "form": "product", "steps": 4,
+    },
+    "evaluate": {"checkpoint": "none", "boundary": True, "gpus": 0, "workers": 1, "threads": 2},
+    "figures": {
+        "only": "3,4,5", "images": "2", "random": 2, "worst": 1, "seed": 1, "channel": 3, "semantic_scale": 2.0,
+        "form": "product", "smoke": True,
+    },
+    "frequency": {
+        "boxes": "20 30 80 70 dotted cross", "threads": 2, "smoke": True, "interactive": False, "place": 1,
+        "channel": 2, "radius": 2.5, "scale": 0.3,
+    },
+    "own_data": {"row": "own:medium", "score": 0.1, "epochs": 1, "seed": 1, "threads": 2, "smoke": True},
+    "tables": {
+        "table": 5, "data": "voc", "seeds": 1, "train": True, "slots": 2, "cluster": "slurm",
+        "cluster_options": "timeout_min=60", "details": True, "gpus": 0, "workers": 1, "threads": 2, "smoke": True,
+    },
+    "train": {
+        "row": "demo:box", "seed": 1, "epochs": 1, "batch": 4, "gpus": 0, "per_gpu": 2, "scale_lr": False,
+        "precision": "bfloat16", "loggers": "mlflow", "workers": 1, "threads": 2, "resume": False, "smoke": True,
+        "interactive": False,
+    },
+}  # fmt: skip
+PATHS = {
+    "affinity": {"run", "data_root", "image", "teacher"},
+    "evaluate": {"run", "data_root", "test_dev"},
+    "figures": {"runs", "out", "data_root"},
+    "frequency": {"run", "data_root", "image", "teacher"},
+    "own_data": {"data", "out", "photos"},
+    "tables": {"data_root", "root"},
+    "train": {"data_root", "work_dir"},
 }
 
 
@@ -74,6 +116,46 @@ def test_declares_its_classs_parameters_and_defaults(path):
     assert any(f"{PARAMETERS[path.stem].__name__}.read(globals())" in cell.source for cell in cells(path))
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_parameter_has_another_value(path):
+    """So that a parameter that is new is run with."""
+    values, paths = VALUES[path.stem], PATHS[path.stem]
+    (cell,) = [c for c in cells(path) if "parameters" in c.metadata.get("tags", [])]
+    declared = {node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
+    assert values.keys() | paths == declared.keys()
+    assert not values.keys() & paths
+    read = PARAMETERS[path.stem].read({**declared, **values, **dict.fromkeys(paths, "a/path")})
+    assert not [name for name in (*values, *paths) if getattr(read, name) == getattr(PARAMETERS[path.stem](), name)]
+
+
+def stopped(path, **parameters):
+    """The sentence with which a notebook refuses parameters as papermill injects them."""
+    notebook = parameterize_notebook(load_notebook_node(str(path)), parameters)
+    namespace = {}
+    for cell in (c for c in notebook.cells if c.cell_type == "code"):
+        if "read(globals())" in cell.source:
+            with pytest.raises(UserError) as caught:
+                exec(cell.source, namespace)
+            return str(caught.value)
+        exec(cell.source, namespace)
+    raise AssertionError(f"{path} reads no parameters")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_misspelt_name_and_a_wrong_type_stop_it_with_a_sentence_before_any_work(path, tmp_path, monkeypatch):
+    """In the cell that reads them, the first that does anything; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in VALUES[path.stem].items():
+        wrong = f"{name[:-1]}{name[-2]}{name[-1]}"
+        told = stopped(path, **{wrong: value})
+        assert f"there is no parameter {wrong}; did you mean '{name}'?" in told
+        assert "\n" not in told
+        told = stopped(path, **{name: [value]})
+        assert told.startswith(f"parameter {name} ")
+        assert "\n" not in told
+    assert not list(tmp_path.iterdir())
+
+
 def papermill(tmp_path, name="train", **parameters):
     output = tmp_path / f"{name}.ipynb"
     command = [sys.executable, "-m", "papermill", str(FOLDER / f"{name}.ipynb"), str(output), "--no-progress-bar"]
@@ -90,7 +172,8 @@ def pictures(path):
 
 @pytest.mark.slow
 def test_train_runs_headless_and_leaves_its_figures(tmp_path):
-    output, done = papermill(tmp_path, smoke=True, work_dir=tmp_path / "run", data_root=tmp_path / "data", gpus=0)
+    values = {**VALUES["train"], "row": "demo:misa"}  # the row that has all figures
+    output, done = papermill(tmp_path, work_dir=tmp_path / "run", data_root=tmp_path / "data", **values)
     assert done.returncode == 0, done.stderr[-2000:]
     for name in ("ap", "health", "losses", "masks"):
         assert (tmp_path / "run" / "figures" / f"{name}.pdf").stat().st_size > 1000
@@ -150,8 +233,8 @@ def test_train_runs_a_teacher(tmp_path):
 def test_explorers_run_headless(tmp_path, smoke_run, name, drawn):
     """Every loop is asserted equal to the package in the notebook itself; solutions run as well."""
     mmcv.imwrite(np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8), str(tmp_path / "own.png"))
-    own = {"image": tmp_path / "own.png", "boxes": "20 30 80 70 a cat"}
-    output, done = papermill(tmp_path, name, run=smoke_run, smoke=True, interactive=False, **own)
+    own = {"image": tmp_path / "own.png", "teacher": smoke_run, "data_root": smoke_run.parent / "data"}
+    output, done = papermill(tmp_path, name, run=smoke_run, **own, **VALUES[name])
     assert done.returncode == 0, done.stderr[-2000:]
     assert pictures(output) == drawn
     assert "widget-view" not in output.read_text()
@@ -159,7 +242,8 @@ def test_explorers_run_headless(tmp_path, smoke_run, name, drawn):
 
 @pytest.mark.slow
 def test_figures_run_headless(tmp_path, smoke_run):
-    output, done = papermill(tmp_path, "figures", runs=smoke_run, out=tmp_path / "out", smoke=True, random=2, worst=1)
+    values = {**VALUES["figures"], "only": "1,3,4,5", "data_root": smoke_run.parent / "data"}
+    output, done = papermill(tmp_path, "figures", runs=smoke_run, out=tmp_path / "out", **values)
     assert done.returncode == 0, done.stderr[-2000:]
     assert pictures(output) == 4
     assert len(list((tmp_path / "out").iterdir())) == 8
@@ -168,7 +252,7 @@ def test_figures_run_headless(tmp_path, smoke_run):
 
 @pytest.mark.slow
 def test_own_data_runs_from_a_table_of_boxes_to_an_exported_student(tmp_path):
-    output, done = papermill(tmp_path, "own_data", out=os.path.relpath(tmp_path / "out"), smoke=True)
+    output, done = papermill(tmp_path, "own_data", out=os.path.relpath(tmp_path / "out"), **VALUES["own_data"])
     assert done.returncode == 0, done.stderr[-2000:]
     assert pictures(output) == 4
     assert (tmp_path / "out" / "exported.pth").is_file()
@@ -179,18 +263,9 @@ def test_own_data_runs_from_a_table_of_boxes_to_an_exported_student(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "wrong"), [("affinity", "balanc"), ("frequency", "radios"), ("figures", "image"), ("own_data", "photo")]
-)
-def test_explorers_stop_on_a_misspelt_parameter(tmp_path, name, wrong):
-    _, done = papermill(tmp_path, name, **{wrong: 1.0})
-    assert done.returncode != 0
-    assert f"there is no parameter {wrong}; did you mean" in done.stderr
-
-
-@pytest.mark.slow
 def test_evaluate_runs_headless_and_leaves_its_figures(tmp_path, smoke_run):
-    output, done = papermill(tmp_path, "evaluate", run=smoke_run, gpus=0)
+    data_root = opened(smoke_run)[1].root  # another place would have to be of the same classes
+    output, done = papermill(tmp_path, "evaluate", run=smoke_run, data_root=data_root, **VALUES["evaluate"])
     assert done.returncode == 0, done.stderr[-2000:]
     assert pictures(output) == 4
     for name in ("evaluation", "precision_recall", "classes", "guidance"):
@@ -202,13 +277,10 @@ RERUN = {
     "evaluate": {"run": "run", "gpus": 0},
     "figures": {"runs": "run", "random": 1, "worst": 1, "only": "5"},
     "frequency": {"run": "run", "interactive": False},
-    "own_data": {"out": "own"},
-    "tables": {"table": 3, "root": "tables", "seeds": 1},
+    "own_data": {"out": "own", "data": "mine", "photos": "mine"},
+    "tables": {"root": "tables", "data_root": "data", **VALUES["tables"], "train": False},
     "train": {"row": "demo:box", "work_dir": "train", "gpus": 0, "data_root": "data"},
 }
-
-
-FOLDERS = ("out", "root", "work_dir", "data_root")
 
 
 @pytest.mark.slow
@@ -217,13 +289,15 @@ def test_run_all_works_twice_in_one_kernel(tmp_path, smoke_run, name):
     """As a user does who has changed a parameter in the cell at the top."""
     assert set(RERUN) == set(PARAMETERS)
     values = {
-        key: str(smoke_run) if value == "run" else str(tmp_path / value) if key in FOLDERS else value
+        key: str(smoke_run) if value == "run" else str(tmp_path / value) if key in PATHS[name] else value
         for key, value in RERUN[name].items()
     }
     if name in ("affinity", "figures", "frequency", "own_data", "tables", "train"):
         values["smoke"] = True
     if name == "figures":
         values["out"] = str(tmp_path / "figures")
+    if name == "own_data":
+        write_box_folder(tmp_path / "mine", images=24)
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     cell.source += "".join(f"\n{key} = {value!r}" for key, value in values.items())
