@@ -320,13 +320,12 @@ class _Painter:
         runs = [d["segmentation"] for d in found], [self.truth.annToRLE(a) for a in true]
         size = pixels.shape[:2]
         predicted, truth = (np.array([decode(one) for one in masks], bool).reshape(-1, *size) for masks in runs)
-        style = {"line": _LINE}
         return {
             "image": _fitted(overlay(pixels)),
             "predicted masks": _fitted(
-                overlay(pixels, whole_parts(predicted), labels, colors=matched_colors(predicted, truth), **style)
+                overlay(pixels, whole_parts(predicted), labels, colors=matched_colors(predicted, truth), line=_LINE)
             ),
-            "true masks": _fitted(overlay(pixels, whole_parts(truth), named, **style)),
+            "true masks": _fitted(overlay(pixels, whole_parts(truth), named, line=_LINE)),
         }
 
     def outcome(self, image: int, outcome: Outcome) -> dict[str, Any] | None:
