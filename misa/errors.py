@@ -1,4 +1,4 @@
-"""What stops a run in one sentence, and the hint for a misspelt name. Standard library only, free for all to import."""
+"""What stops a run in one sentence, the hint for a misspelt name, and plurals. Standard library only."""
 
 import difflib
 import math
@@ -38,6 +38,11 @@ def did_you_mean(wanted: str, found: Iterable[str], *, before: str = "") -> str:
     names = {name.lower(): name for name in found}
     close = difflib.get_close_matches(wanted.lower(), names, n=1, cutoff=0.6)
     return f"; did you mean {before}{names[close[0]]!r}?" if close else ""
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with its noun, in the plural where it is not 1: "1 image", "0 images", "2 boxes"."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def whole(value: Any) -> bool:

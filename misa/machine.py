@@ -4,7 +4,7 @@ import importlib.util
 import os
 from dataclasses import dataclass, fields
 
-from misa.errors import UserError, did_you_mean
+from misa.errors import UserError, counted, did_you_mean
 
 LOGGERS = {"wandb": "wandb", "mlflow": "mlflow"}
 """A logger and the package that it needs."""
@@ -50,7 +50,7 @@ class BatchSplit:
     accumulate: int
 
     def __str__(self) -> str:
-        parts = [f"{self.images} images"]
+        parts = [counted(self.images, "image")]
         if self.processes > 1:
             parts.insert(0, f"{self.processes} processes")
         if self.accumulate > 1:

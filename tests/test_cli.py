@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 import misa
 from misa import commands
@@ -88,7 +89,7 @@ BAD = {
         lambda root: (root / "annotations/instances_train2017.json").unlink(),
         "instances_train2017.json is missing",
     ),
-    "an image is absent": (lambda root: first(root).unlink(), "000000000001.png is absent"),
+    "an image is absent": (lambda root: first(root).unlink(), "000000000001.png is missing"),
     "an image is cut": (lambda root: cut(first(root)), "000000000001.png is truncated or no image"),
     "an image of another size": (
         lambda root: edit(root, lambda c: c["images"][0].update(width=47)),
@@ -388,6 +389,65 @@ def test_boxes_in_csv_files_train_from_the_same_command(root, tmp_path, capsys, 
     assert "boxes" in capsys.readouterr().out
     assert main(["evaluate", str(run), "--miou"]) == 2
     assert "mean IoU compares with true masks" in capsys.readouterr().err
+
+
+def checked(root, capsys, *lines):
+    """What `misa check` says of a csv with these lines beside six small images, a line each."""
+    root.mkdir()
+    for i in range(6):
+        Image.new("RGB", (80, 60), (40 * i, 9, 9)).save(root / f"{i}.png")
+    (root / "boxes.csv").write_text("\n".join(["image,xmin,ymin,xmax,ymax,label", *lines]))
+    status = main(["check", str(root), "--no-picture"])
+    return status, capsys.readouterr().out.splitlines()
+
+
+GOOD = [f"{i}.png,1,2,30,40,cat" for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("0.png,abc,2,30,40,cat", "line 2: its box abc, 2, 30, 40 is not four numbers; correct it"),
+        ("0.png,9,2,3,40,cat", "line 2: its box 9, 2, 3, 40 ends before it begins; give x1 < x2 and y1 < y2."),
+        ("0.png,9,2,9,40,cat", "line 2: its box (x 9 to 9, y 2 to 40 in pixels from 0) has no area; give it"),
+        ("0.png,90,2,99,40,cat", "line 2: its box (x 90 to 99, y 2 to 40 in pixels from 0) lies outside the image"),
+        ("zz.png,1,2,30,40,cat", "zz.png is missing; add it, or remove what is said of it here."),
+    ],
+)
+@pytest.mark.parametrize("others", [GOOD[1:2], GOOD[1:]], ids=["two lines", "six lines"])
+def test_a_bad_line_is_one_error_in_the_words_of_its_format(line, sentence, others, tmp_path, capsys, monkeypatch):
+    """Nothing of what follows from it: no images, no categories, an image without objects."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    status, said = checked(tmp_path / "data", capsys, line, *others)
+    assert status == 2
+    (error,) = [text for text in said if text.startswith(("error:", "note:")) and "not listed in" not in text]
+    assert sentence in error
+    assert not {"bbox", "image_id", "categories"} & set(error.replace("'", " ").split())
+
+
+def test_a_csv_of_bad_lines_alone_has_no_second_fault(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    status, said = checked(tmp_path / "data", capsys, "0.png,abc,2,30,40,cat", "1.png,1,2,,40,cat")
+    assert status == 2
+    errors = [text for text in said if text.startswith("error:")]
+    assert len(errors) == 2
+    assert all("is not four numbers" in text for text in errors)
+    assert not any("for validation" in text for text in said), "there is nothing to split"
+
+
+def test_check_warns_of_fewer_images_than_a_batch(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    status, said = checked(tmp_path / "data", capsys, *GOOD)
+    assert status == 0
+    (warning,) = [text for text in said if text.startswith("warning:") and "batch" in text]
+    assert (
+        "(train split): 5 images cannot fill a batch of own:small (8); add images, or train with --batch 5" in warning
+    )
+    assert any("(val split): 1 image (0 without objects), 1 object in 1 class, 0 crowds" in text for text in said)
+    root, run = str(tmp_path / "data"), str(tmp_path / "run")
+    assert main(["train", "own:small", "--data-root", root, "--work-dir", run]) == 2
+    sentence = f"a batch takes 8 images and the train split of {root} has 5; set batch to 5 or less."
+    assert sentence in capsys.readouterr().err
 
 
 def test_check_of_one_json_and_what_it_tells(root, capsys, tmp_path, monkeypatch):

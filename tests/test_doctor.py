@@ -294,7 +294,7 @@ def coco(tmp_path: Path) -> Path:
 def test_coco_layout(coco):
     finding = doctor.check_data_root(coco)
     assert finding.ok
-    assert finding.detail == f"{coco} has COCO layout: train2017 (2 images), val2017 (1 images)"
+    assert finding.detail == f"{coco} has COCO layout: train2017 (2 images), val2017 (1 image)"
 
 
 def test_coco_annotations_without_images(coco):
@@ -318,7 +318,7 @@ def test_voc_layout(tmp_path, inside):
     (folder / "SegmentationObject").mkdir()
     finding = doctor.check_data_root(tmp_path)
     assert finding.ok
-    assert finding.detail == f"{folder} has VOC2012 layout: 1 images"
+    assert finding.detail == f"{folder} has VOC2012 layout: 1 image"
 
 
 def test_folders_that_are_no_data(tmp_path):

@@ -20,6 +20,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+from misa.errors import counted
 from misa.parameters import Parameters, option
 
 _INSTALL = "run `make setup`, or: python -m pip install -c constraints.txt -e '.[notebooks,photos,dev]'"
@@ -305,7 +306,7 @@ def check_data_root(root: Path) -> Finding:
     if bare:
         detail = f"{root} has annotations/instances_{bare[0]}.json, but no images of it"
         return Finding(name, False, detail, f"put the images into {root / bare[0]}, or remove the annotation file")
-    counts = [f"{split} ({_count(folder)} images)" for split, folder in images.items() if folder is not None]
+    counts = [f"{split} ({counted(_count(folder), 'image')})" for split, folder in images.items() if folder is not None]
     return Finding(name, True, f"{root} has COCO layout: {', '.join(counts)}")
 
 
@@ -314,7 +315,7 @@ def _voc(folder: Path) -> Finding:
     if missing:
         cure = "unpack the whole of VOCtrainval_11-May-2012.tar"
         return Finding("data", False, f"{folder} has VOC2012 layout without {' and '.join(missing)}", cure)
-    return Finding("data", True, f"{folder} has VOC2012 layout: {_count(folder / 'JPEGImages')} images")
+    return Finding("data", True, f"{folder} has VOC2012 layout: {counted(_count(folder / 'JPEGImages'), 'image')}")
 
 
 def _count(folder: Path) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from misa.commands import _shared as shared
-from misa.errors import UserError
+from misa.errors import UserError, counted
 from misa.parameters import Parameters, argument, option
 
 
@@ -76,7 +76,7 @@ def run(options: Predict) -> int:
         share=Share(options.shards, options.shard),
     )
     rest = "" if options.shard is None else " so far; the same without --shards and --shard writes the tables of all"
-    print(f"{done.folder}: {done.instances} instances in {done.images} images{rest}")
+    print(f"{done.folder}: {counted(done.instances, 'instance')} in {counted(done.images, 'image')}{rest}")
     if done.failed:
         first = next(iter(done.failed.values()))
         more = f" ({len(done.failed) - 1} more like it)" if len(done.failed) > 1 else ""

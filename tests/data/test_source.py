@@ -76,7 +76,7 @@ def test_images_are_read_once_until_something_changes(root, monkeypatch):
     open_source(BOX, root)
     assert reads == ["train2017", "val2017", "train2017"]
     next((root / "val2017").iterdir()).unlink()
-    with pytest.raises(DataError, match="is absent"):
+    with pytest.raises(DataError, match="is missing"):
         open_source(BOX, root)
 
 

@@ -93,7 +93,8 @@ def check_coco(
         _thin(images, long_side, notes)
     _files(images, folder, notes, read=verify_images == "open", twins=twins, alone=alone)
     empty = images.keys() - found.busy
-    _empty_images(images, empty, notes)
+    # Objects that could not be read, or that are reported, are no reason to say that there are none.
+    _empty_images(images, set() if notes.unread else empty - found.named, notes)
     return _report(notes, folder, images, found, wanted, empty=len(empty), masks=masks)
 
 
@@ -245,6 +246,7 @@ class _Objects:
     ignored: int = 0
     count: int = 0  # rows
     busy: set[int] = field(default_factory=set)
+    named: set[int] = field(default_factory=set)  # images that any annotation is of
     boxes: _Once = field(default_factory=lambda: _Once(None))
     flat: list[tuple[str, str]] = field(default_factory=list)  # the first of them
     flats: int = 0
@@ -271,6 +273,7 @@ def _open(path: Path, folder: Path, notes: Notes, repeated: _Repeated) -> CocoFi
     if notes.converted or "plain_of" in content:
         for fault in content.get("faults", ()):
             notes.add(*fault[:4], fatal=fault[4])
+            notes.unread |= fault[4]
     elif folder.is_dir():
         file.settle_images(Images(folder, suffixes=False), folder)
     if kind := file.kind:
@@ -286,8 +289,11 @@ def _open(path: Path, folder: Path, notes: Notes, repeated: _Repeated) -> CocoFi
         elif not file.has(key):
             message = f"'{key}' is {_kind(content[key])}, not a list"
             notes.add("not-coco", "", message, "give a COCO annotation file")
+    if notes.problems and any(problem.fatal for problem in notes.problems):
+        return file  # what could not be converted is not there, which is no second fault
     if file.has("images") and not file.images:
-        notes.add("no-images", "", "it lists no images", "choose another file, this data set is empty")
+        cure = "add images, or name a split for each" if notes.converted else "choose another file"
+        notes.add("no-images", "", "it lists no images", cure)
     if file.has("categories") and not file.categories:
         notes.add("no-classes", "", "it lists no categories", "add the classes as [{'id': 1, 'name': ...}, ...]")
     return file
@@ -342,7 +348,8 @@ def _thin(images: dict[int, Listed | None], long_side: int, notes: Notes) -> Non
         if short * long_side < long:
             size = f"{image.width} x {image.height} pixels"
             message = f"its {size} are less than one across when the long side is shrunk to {long_side}"
-            notes.add("image-thin", f"image {image.id}", message, "cut it into parts, or take it out of the list")
+            place, cure = image.where or f"image {image.id}", "cut it into parts, or take it out of the list"
+            notes.add("image-thin", place, message, cure)
 
 
 def _categories(rows: list[Any], notes: Notes) -> dict[int, str]:
@@ -380,7 +387,7 @@ def _match(names: dict[int, str], classes: Sequence[str] | None, purpose: str, n
     some = purpose in ("eval", "boxes") and bool(found) and set(found) < set(classes)
     for name in classes:
         if name not in found and some:
-            message = f"class {name!r} is not among its categories, so it is not scored"
+            message = f"class {name!r} does not occur in it, so it is not scored"
             notes.add("class-absent", "", message, "nothing to do, if it has no such object", fatal=False)
         elif name not in found:
             hint = did_you_mean(name, found)[2:] or "give the class names of this file"
@@ -438,6 +445,7 @@ def _refers(row: dict[str, Any], place: str, known: _Known, notes: Notes) -> boo
 
 def _object(row: dict[str, Any], place: str, known: _Known, found: _Objects, notes: Notes) -> None:
     name, key = known.names[row["category_id"]], row["image_id"]
+    found.named.add(key)
     image = known.images[key]
     if name in found.per_class and not _mask(row, image, place, known.purpose, found.masks, notes):
         return
@@ -528,9 +536,11 @@ def _box(box: Any, image: Listed | None, place: str, found: _Objects, notes: Not
         )
         return False
     x, y, w, h = box
-    shown = f"bbox {_short(box)}"
+    # Converted boxes are shown as pixels, whatever form they were written in.
+    span = f"its box (x {x:g} to {x + w:g}, y {y:g} to {y + h:g} in pixels from 0)"
+    shown = span if notes.converted else f"bbox {_short(box)}"
     if w < 0 or h < 0:
-        cure = "give it as [x, y, width, height], not as corners"
+        cure = "correct it" if notes.converted else "give it as [x, y, width, height], not as corners"
         notes.add("box-size", place, f"{shown} has negative size", cure)
         return False
     if w == 0 or h == 0:

@@ -70,7 +70,8 @@ class Doubts:
             message = (
                 f"the boxes seem to be corners x1, y1, x2, y2: as x, y, width, height they contradict {contradicted}"
             )
-            return "box-corners", "", message, "write them as [x, y, width, height]"
+            cure = "write them as [x, y, width, height] (in a csv: name the columns xmin, ymin, xmax, ymax)"
+            return "box-corners", "", message, cure
         return None
 
 

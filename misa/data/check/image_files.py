@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from misa.data.formats.coco import DataError
 from misa.data.formats.names import is_file
 from misa.data.formats.parts import IMAGES
+from misa.errors import counted
 
 # The last bytes of a whole file. Decoding 100k images takes many minutes, reading their ends some seconds.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
@@ -75,8 +76,9 @@ def check_files(
         else:
             stems = stems or {Path(name).stem: name for name in sorted(names, reverse=True)}
             other = stems.get(Path(image.file_name).stem)
-            cure = f"did you mean {other!r}?" if other else f"add it, or take image {image.id} out of the list"
-            yield Fault(image, "image-absent", f"the file {folder / image.file_name} is absent", cure)
+            remove = "remove what is said of it here" if image.where else f"take image {image.id} out of the list"
+            cure = f"did you mean {other!r}?" if other else f"add it, or {remove}"
+            yield Fault(image, "image-absent", f"the file {folder / image.file_name} is missing", cure)
     if not read:
         return
     names.difference_update([image.file_name for image in found])
@@ -92,7 +94,7 @@ def check_files(
                     yield from _twin(image, folder / image.file_name, twins)
                 bar.update()
     if unlisted and found and alone:
-        message = f"the folder {folder} has {unlisted} images that are not listed"
+        message = f"the folder {folder} has {counted(unlisted, 'image')} not listed in the annotations"
         yield Fault(
             Listed(0, "", 0, 0, str(folder)), "unlisted", message, "nothing to do, if they are not meant", "note"
         )

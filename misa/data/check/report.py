@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from misa.errors import counted
+
 # Of each kind, so that a data set of 100k faults is told in a page; `Report.totals` counts them all.
 KEPT = 50
 
@@ -75,8 +77,9 @@ class Report:
 
     def __str__(self) -> str:
         head = (
-            f"{self.annotation_file}: {self.images} images ({self.empty_images} without objects), "
-            f"{self.objects} objects in {len(self.classes)} classes, {self.crowds} crowds"
+            f"{self.annotation_file}: {counted(self.images, 'image')} ({self.empty_images} without objects), "
+            f"{counted(self.objects, 'object')} in {counted(len(self.classes), 'class', 'classes')}, "
+            f"{counted(self.crowds, 'crowd')}"
         )
         listed = self.problems + self.notes
         told = Counter(problem.kind for problem in listed)
@@ -93,6 +96,7 @@ class Notes:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.converted = False  # its rows then say themselves where they come from
+        self.unread = False  # some of what was to be converted is not there
         self.problems: list[Problem] = []
         self.totals: Counter[str] = Counter()
 

@@ -25,7 +25,6 @@ from misa.data.formats.parts import (
     size_in,
     split_folders,
 )
-from misa.errors import did_you_mean
 
 # What the columns may be called, in lower case without spaces and underscores.
 _IMAGE = ("image", "filename", "file", "imagefile", "imagename", "imagepath", "path", "imageid", "img", "filepath")
@@ -123,12 +122,17 @@ def _columns(path: Path, first: Sequence[str]) -> _Columns:
     image, label, split = find(_IMAGE), find(_LABEL), find(_SPLIT)
     forms = [*((form, True) for form in _CORNERS), *((form, False) for form in _SIDES)]
     box = next(((form, corners) for form, corners in forms if set(form) <= set(names)), None)
-    for found, wanted in ((image, "image"), (label, "label"), (box, "xmin, ymin, xmax, ymax")):
+    sides = [f"{' '.join(form[:2])} with {' '.join(form[2:])}" for form in (_SIDES[0], _SIDES[15], _SIDES[20])]
+    for found, wanted, known in (
+        (image, "image", _IMAGE),
+        (label, "label", _LABEL),
+        (box, "xmin, ymin, xmax, ymax", [*map(" ".join, _CORNERS), *sides]),
+    ):
         if found is None:
             there = ", ".join(cell.strip() for cell in first) or "nothing"
-            hint = did_you_mean(wanted.split(",")[0], [cell.strip() for cell in first])
             raise DataError(
-                f"{path} has no column {wanted}: its first line is {there}{hint or '; name the columns there.'}"
+                f"{path} has no column {wanted}: its first line is {there}; name the columns there, in this case one "
+                f"of: {', '.join(known)} (capitals, spaces and underscores do not matter)."
             )
     assert image is not None, "found above"
     assert label is not None, "found above"

@@ -21,7 +21,7 @@ from misa.data.formats.coco_file import TABLES, CocoFile
 from misa.data.formats.convert import SPLITS, open_layout
 from misa.data.formats.json_rows import write_coco
 from misa.data.formats.names import is_file
-from misa.errors import UserError
+from misa.errors import UserError, counted
 from misa.files import atomic_write, locked, read_json, write_json
 
 ImagesAs = Literal["link", "copy"]
@@ -39,7 +39,8 @@ class Written:
     masks: int
 
     def __str__(self) -> str:
-        return f"{self.split}: {self.images} images, {self.objects} objects, {self.masks} of them with masks"
+        masks = f"{self.masks} of them with masks" if self.masks else "without masks"
+        return f"{self.split}: {counted(self.images, 'image')}, {counted(self.objects, 'object')}, {masks}"
 
 
 def convert(data: PathLike, out: PathLike, *, images: ImagesAs = "link") -> list[Written]:
@@ -58,7 +59,9 @@ def convert(data: PathLike, out: PathLike, *, images: ImagesAs = "link") -> list
     """
     layout, out = open_layout(data), Path(out).expanduser().absolute()
     if os.path.lexists(out):
-        raise UserError(f"out {out} exists already; give the name of a new folder.")
+        raise UserError(
+            f"{out} exists already and was not changed; give the name of a new folder, or delete it to convert again."
+        )
     if out.resolve().is_relative_to(layout.root if layout.root.is_dir() else layout.root.parent):
         raise UserError(f"out {out} is inside the data, where it would be read as part of it; give another place.")
     beside = out.with_name(f".{out.name}.unfinished")
@@ -128,7 +131,7 @@ def _path(row: Any, split: Split) -> Path:
         raise DataError(f"{split.annotations} has an image without file_name: {json.dumps(row)[:60]}; correct it.")
     path = Path(os.path.normpath(split.images / name))
     if not is_file(path):
-        raise DataError(f"the image {path} of {split.annotations} is absent; add it, or take it out of the list.")
+        raise DataError(f"the image {path} of {split.annotations} is missing; add it, or take it out of the list.")
     return path
 
 

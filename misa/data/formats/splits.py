@@ -14,6 +14,7 @@ from typing import NamedTuple
 from misa.data.formats.coco import DataError
 from misa.data.formats.names import plain_name
 from misa.data.formats.parts import Tell, child, files_of, without_suffix
+from misa.errors import counted
 
 _SHARE = 10  # one image in so many is for validation, where no split is given
 _LISTS = ("train", "val", "trainval", "test")
@@ -61,7 +62,8 @@ def by_hash(paths: Sequence[str], say: Callable[[str], None]) -> list[str]:
     if len(paths) > 1 and len(set(split)) == 1:  # so few that none is below the threshold, or all
         odd = value.index(min(value)) if split[0] == "train" else value.index(max(value))
         split[odd] = "val" if split[0] == "train" else "train"
-    say(f"no split is given, {split.count('val')} of {len(split)} images are for validation")
+    if paths:
+        say(f"no split is given: of {counted(len(split), 'image')} {split.count('val')} for validation, chosen by name")
     return split
 
 

@@ -28,6 +28,7 @@ from misa.data.formats.parts import (
     walk,
     without_suffix,
 )
+from misa.errors import counted
 
 # Shares are rounded when they are written, and boxes at the border reach beyond by that.
 _SLACK = 0.01
@@ -164,7 +165,8 @@ def _objects(path: Path, names: list[str], size: tuple[int, int], tell: Tell) ->
             continue
         label, *shares = [float(value) for value in values if value is not None]
         if label != int(label) or not 0 <= label < len(names):
-            tell("yolo", where, f"class {label:g} has no name in data.yaml ({len(names)} classes)", "add its name")
+            there = counted(len(names), "class", "classes")
+            tell("yolo", where, f"class {label:g} has no name in data.yaml ({there})", "add its name")
         elif min(shares) < -_SLACK or max(shares) > 1 + _SLACK:
             message = f"its numbers are not shares of the image from 0 to 1: {line[:60]!r}"
             tell("yolo-pixels", where, message, "divide them by the image's width and height")

@@ -46,7 +46,7 @@ from misa.engine.prediction.shares import DONE, Share
 from misa.engine.prediction.student import Student, choose_device, load_student
 from misa.engine.training.estimate import input_pixels, measure
 from misa.engine.training.train import train
-from misa.errors import UserError
+from misa.errors import UserError, counted
 from misa.experiment import Experiment
 from misa.files import locked, read_json, write_json
 from misa.machine import Machine
@@ -124,17 +124,17 @@ class Labelled:
 
     def __str__(self) -> str:
         if not self.files:
-            left = f"{self.left} images are left to other shards" if self.left else "another shard is just ending"
-            return f"{left}; the last of them writes the result"
+            left = f"{counted(self.left, 'image is', 'images are')} left to other shards"
+            return f"{left if self.left else 'another shard is just ending'}; the last of them writes the result"
         low, middle, high = np.quantile(self.quality, [0.05, 0.5, 0.95])
         lines = [
-            f"{len(self.quality)} masks, quality {middle:.2f} (5 % below {low:.2f}, 5 % above {high:.2f}); of "
-            f"{self.fallback} boxes with next to no mask the box itself"
+            f"{counted(len(self.quality), 'mask')}, quality {middle:.2f} (5 % below {low:.2f}, 5 % above {high:.2f}); "
+            f"for {counted(self.fallback, 'box', 'boxes')} with next to no mask, the box itself"
         ]
         if self.fallback > len(self.quality) / 4:
             lines.append("so many boxes without a mask mean a weak student: a longer training or another row helps")
         if self.omitted:
-            lines.append(f"left out: {self.omitted} boxes without a pixel of their image")
+            lines.append(f"left out: {counted(self.omitted, 'box', 'boxes')} without a pixel of the image")
         if self.truth is not None:
             known = np.isfinite(self.truth)
             rank = spearmanr(self.quality[known], self.truth[known]).statistic
@@ -263,11 +263,12 @@ def _planned(experiment: Experiment, job: Job, device: str) -> str:
     place = "cuda" if choose_device(device).type == "cuda" else "cpu"
     seconds = measure(experiment, sides=(96, 160), device=place).seconds(input_pixels(experiment))
     minutes = schedule.epochs * (images // schedule.batch) * schedule.batch * seconds / 60
-    about = f"{max(minutes, 1):.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+    about = counted(max(round(minutes), 1), "minute") if minutes < 90 else f"{minutes / 60:.1f} hours"
     teacher = f", after its teacher {experiment.teacher}" if experiment.trains_teacher else ""
     return (
-        f"{job.row} is trained from these boxes{teacher}: {images} images, {schedule.epochs} epochs, about {about} on "
-        f"this machine's {place}, in {job.folder / 'run'}; the same command goes on if it is stopped"
+        f"{job.row} is trained from these boxes{teacher}: {counted(images, 'image')}, "
+        f"{counted(schedule.epochs, 'epoch')}, about {about} on this machine's {place}, in {job.folder / 'run'}; "
+        "the same command goes on if it is stopped"
     )
 
 

@@ -161,25 +161,25 @@ def collect(folder: Path, classes: Sequence[str], *, prompted: bool) -> tuple[in
                             "segmentation": found["segmentation"],
                         }
                     )
-                    line(name, number, found)
+                    line(name, number, found, row["file"])
     return images, instances
 
 
 @contextlib.contextmanager
-def _table(path: Path, prompted: bool) -> Iterator[Callable[[str, int, Mapping[str, Any]], None]]:
-    """instances.csv, put in place when it is complete: takes an image, the pixel value in its mask and an instance."""
+def _table(path: Path, prompted: bool) -> Iterator[Callable[[str, int, Mapping[str, Any], str], None]]:
+    """instances.csv, put in place when complete: takes an image, the pixel value in its mask, an instance, and the file."""
     with (
         atomic_write(path) as partial,
         partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         writer = csv.writer(file)
         head = ["image", "number", "label", "score", "x1", "y1", "x2", "y2", "area"]
-        writer.writerow([*head, "box"] if prompted else head)
+        writer.writerow([*head, *(["box"] if prompted else []), "file"])
 
-        def line(name: str, number: int, found: Mapping[str, Any]) -> None:
+        def line(name: str, number: int, found: Mapping[str, Any], of: str) -> None:
             box = [f"{side:g}" for side in found["box"]]
             tail = [found["prompt"] + 1] if prompted else []
-            writer.writerow([name, number, found["label"], found["score"], *box, found["area"], *tail])
+            writer.writerow([name, number, found["label"], found["score"], *box, found["area"], *tail, of])
 
         yield line
 

@@ -46,12 +46,17 @@ def find_boxes(
     if len(wanted) != len(boxes):
         raise UserError(f"there are {len(boxes)} boxes and {len(wanted)} labels; give a label a box, or none.")
     for name in wanted:
-        if name is not None and name not in student.classes:
-            raise UserError(f"the student knows no class {name!r}; its classes are {', '.join(student.classes)}.")
+        require_class(student, name)
     kind = implementation(student.experiment.student)
     if kind.find_boxes is None:
         return _answers(find(student, [image], score=0.0, mask=mask)[0], boxes, wanted)
     return kind.find_boxes(student, image, boxes, wanted, mask=mask)
+
+
+def require_class(student: Student, name: str | None, where: str = "") -> None:
+    """UserError where a label is none of the student's classes; None is to be predicted. where: ends the sentence."""
+    if name is not None and name not in student.classes:
+        raise UserError(f"the student knows no class {name!r}; its classes are {', '.join(student.classes)}{where}.")
 
 
 def _answers(found: Instances, boxes: NDArray[np.float64], wanted: Sequence[str | None]) -> Instances:

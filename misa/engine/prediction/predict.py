@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from misa.data.formats.coco import DataError, PathLike
 from misa.data.images import Picture, Video, find_inputs, frames, read_image
 from misa.engine.prediction.files import appended, collect, film, forget, paint, records, rows_of
-from misa.engine.prediction.known_boxes import find_boxes
+from misa.engine.prediction.known_boxes import find_boxes, require_class
 from misa.engine.prediction.shares import DONE, Share
 from misa.engine.prediction.student import Image, Instances, Student, find, load_student
 from misa.engine.prediction.tiling import find_tiled
@@ -330,6 +330,8 @@ def _boxes_by_name(given: Mapping[str, Boxes], inputs: Sequence[Picture | Video]
         for table, key in ((given, file), (given, item.name), (plain, item.name), (alone, item.path.name)):
             if key in table and (table is not alone or once[key] == 2):
                 known[item.name] = table[key]
+                for label in table[key].labels:
+                    require_class(student, label, f"; it is the label of a box of {file}")
                 break
     if not known:
         some = next(iter(given), "no image")

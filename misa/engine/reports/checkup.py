@@ -1,17 +1,18 @@
 """Looks at a whole data set before any training, and draws some of it: `misa check`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mmcv
 import numpy as np
 
 from misa.data.check.annotations import Twins, check_coco
-from misa.data.check.report import Report, Sample
+from misa.data.check.report import Problem, Report, Sample
 from misa.data.formats.coco import DataError, PathLike
 from misa.data.formats.convert import open_layout
-from misa.errors import UserError
+from misa.errors import UserError, counted
 from misa.figures.plots import sample_grid
+from misa.rows import find_row
 
 SAMPLES = 16
 
@@ -65,13 +66,27 @@ def check_data(
         options["alone"] = layout.train.images != layout.val.images
         train = check_coco(*layout.train, **options)  # type: ignore[arg-type]
         val = check_coco(*layout.val, classes=train.classes, purpose="score", **options)  # type: ignore[arg-type]
-        reports = [train, val]
+        if not train.usable:  # what is wrong in the files is told once, and not what follows from it as well
+            val = replace(val, problems=tuple(p for p in val.problems if p.kind not in ("no-images", "no-classes")))
+        reports = [_with_batch(train), val]
     shown = [sample for report in reports for sample in report.samples][:count]
     try:
         drawn, fault = None if picture is None else _draw(shown, Path(picture).expanduser()), ""
     except UserError as error:  # the report is what was asked for
         drawn, fault = None, str(error)
     return Checkup(tuple(reports), drawn, fault)
+
+
+def _with_batch(train: Report) -> Report:
+    """The report with a warning where a batch of the rows for own data takes more images than there are."""
+    batches = {row: find_row(row).schedule.batch for row in ("photos:box", "own:small")}
+    large = [f"{row} ({batch})" for row, batch in batches.items() if batch > train.images]
+    if not train.usable or not large:
+        return train
+    message = f"{counted(train.images, 'image')} cannot fill a batch of {' or '.join(large)}"
+    cure = f"add images, or train with --batch {train.images} or less"
+    problem = Problem("few-images", str(train.annotation_file), message, cure, fatal=False)
+    return replace(train, problems=(*train.problems, problem), totals={**train.totals, problem.kind: 1})
 
 
 def _draw(samples: list[Sample], path: Path) -> Path | None:

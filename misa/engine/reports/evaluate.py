@@ -57,7 +57,8 @@ def evaluate(
     run = load_run(run_folder, checkpoint=checkpoint, machine=machine)
     experiment, source, folder, _ = opened(run_folder, data_root=data_root)
     if merged and not source.masks:
-        raise UserError(f"mean IoU compares with true masks, and {source.val.annotations} has none; leave miou out.")
+        where = f"the val split of {source.root}"
+        raise UserError(f"mean IoU compares with true masks, and {where} has none; leave miou out.")
     if predictions is not None and experiment.semantic is not None:
         raise UserError(f"{folder} is a semantic teacher, which detects nothing; leave predictions out.")
     if predictions is not None:

@@ -64,7 +64,7 @@ class Networks:
         if image_id not in truth.imgs:
             ids = truth.getImgIds()
             raise UserError(
-                f"{self.source.val.annotations} has no image {image_id}; it has {len(ids)}, the first are "
+                f"the val split of {self.source.root} has no image {image_id}; it has {len(ids)}, the first are "
                 f"{', '.join(map(str, ids[:5]))}."
             )
         sample = boxed(truth, self.source.val, self.classes, image_id)

@@ -132,7 +132,7 @@ class Sources:
         unknown = [i for i in self.choice.given if i not in ids]
         if unknown:
             raise UserError(
-                f"{run.source.val.annotations} has no image {unknown[0]}; it has {len(ids)}, the first are "
+                f"the val split of {run.source.root} has no image {unknown[0]}; it has {len(ids)}, the first are "
                 f"{', '.join(map(str, ids[:5]))}."
             )
         return ids

@@ -27,7 +27,7 @@ from misa.data.source import Source, open_source
 from misa.engine.reports.explore import open_networks
 from misa.engine.runs.folder import recorded
 from misa.engine.runs.teacher import load_teacher
-from misa.errors import UserError, did_you_mean
+from misa.errors import UserError, counted, did_you_mean
 from misa.evaluation.ap import read_truth
 from misa.evaluation.guidance import Figure, Pull, iou, pull_of, ratio, summary
 from misa.experiment import Affinity, Augmentation
@@ -164,7 +164,8 @@ class Guidance:
             raise UserError(f"there is no group {group!r}; choose one of {', '.join(self.kinds())}.")
         count = len(set(self.images.tolist()))
         lines = [
-            f"{len(self.images)} objects of {count} images of {self.split}, in brackets 95 % intervals over images"
+            f"{counted(len(self.images), 'object')} of {counted(count, 'image')} of the {self.split} split, "
+            "in brackets 95 % intervals over images"
         ]
         lines += [f"{name}: IoU {_percent(figure)}" for name, figure in self.started().items()]
         table = self.table(group).sort_values(["term", "pull"], ascending=[True, False], kind="stable")
@@ -235,7 +236,8 @@ def write_guidance(measured: Guidance, folder: str | Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     measured.whole().to_csv(folder / "guidance.csv", index=False)
     start = ", ".join(f"{name} {_percent(values)}" for name, values in measured.started().items())
-    chart = guidance_chart(measured.table(), title=f"{len(measured.images)} objects of {measured.split}; IoU: {start}")
+    title = f"{counted(len(measured.images), 'object')} of {measured.split}; IoU: {start}"
+    chart = guidance_chart(measured.table(), title=title)
     return [folder / "guidance.csv", *save(chart, folder, "guidance")]
 
 

@@ -145,7 +145,8 @@ def _student(run_folder: str | Path, data_root: str | Path | None) -> tuple[Expe
     if experiment.semantic is not None:
         raise UserError(f"{folder} is a teacher's run; there are instances to inspect in a student's only.")
     if not source.masks:
-        raise UserError(f"{source.val.annotations} has no masks to compare with; only scores of boxes are known there.")
+        what = "has no masks to compare with; only scores of boxes are known there"
+        raise UserError(f"the val split of {source.root} {what}.")
     return found
 
 

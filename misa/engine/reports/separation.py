@@ -29,7 +29,7 @@ def teacher_separation(
     """
     experiment, source, folder, _ = opened(run_folder, data_root=data_root)
     if not source.masks:
-        raise UserError(f"separation compares with true masks, and {source.val.annotations} has none.")
+        raise UserError(f"separation compares with true masks, and the val split of {source.root} has none.")
     teacher = load_teacher(folder, classes=source.classes)
     found: dict[str, dict[str, list[float]]] = {name: {} for name in MAPS}
     truth, label = _truth(source)

@@ -8,6 +8,7 @@ from typing import Any
 
 from misa.engine.runs.checkpoints import newest
 from misa.engine.runs.record import changed_splits
+from misa.errors import counted
 from misa.experiment import Experiment
 from misa.files import read_json
 
@@ -26,7 +27,7 @@ def remarks(folder: Path, experiment: Experiment, *, checkpoint: Path | None = N
         path = newest(folder) if checkpoint is None else checkpoint
         done = re.match(r"epoch_(\d+)", path.stem) if path is not None else None
         epochs = experiment.schedule.epochs
-        state = f"epoch {done[1]} of {epochs}" if done else f"an unknown state of {epochs} epochs"
+        state = f"epoch {done[1]} of {epochs}" if done else f"an unknown state of {counted(epochs, 'epoch')}"
         found.append(f"{folder} has not ended its training; what follows is of {state}.")
     return found
 

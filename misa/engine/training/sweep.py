@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from misa.engine.runs.places import teacher_place
 from misa.engine.runs.record import COST, same_data
-from misa.errors import Stopped, UserError
+from misa.errors import Stopped, UserError, counted
 from misa.experiment import Experiment
 from misa.files import IN_USE, read_json, write_json
 from misa.machine import Machine
@@ -189,7 +189,8 @@ def planned(jobs: Sequence[Job], *, slots: int = 1, minutes: float | None = None
     took = [seconds / 60 for one in every.values() if (seconds := _seconds(one)) is not None]
     each = minutes if minutes is not None else statistics.median(took) if took else None
     rows = Counter(one.row for one in missing)
-    lines = [f"{len(missing)} trainings are missing: {', '.join(f'{n} x {row}' for row, n in rows.items())}"]
+    listed = ", ".join(f"{n} x {row}" for row, n in rows.items())
+    lines = [f"{counted(len(missing), 'training is', 'trainings are')} missing: {listed}"]
     if each is None:
         lines.append("how long one takes is known here when the first has ended; misa estimate ROW measures it")
     else:

@@ -31,7 +31,7 @@ from misa.engine.training.parallel import on_main_process, report_lost_peer
 from misa.engine.training.preemption import restored_signal
 from misa.engine.training.runner import choose_device, quiet_runner
 from misa.engine.training.watch import NaNGuard, Progress
-from misa.errors import Diverged, UserError
+from misa.errors import Diverged, UserError, counted
 from misa.experiment import Experiment
 from misa.machine import BatchSplit, Machine, is_main_process, split_batch
 from misa.models.backbones import backbone_row, require_weights
@@ -92,7 +92,7 @@ def train(
             own = later + steps_of(experiment, plan.source.images)
             before = train(stage.experiment, work_dir=stage.folder, row=stage.row, later=own, **common)
             _say(f"{stage.row}: {_main_score(before)}", f"2 of 2: {row}, in {_shorter(folder)}")
-        _say(f"{row}, seed {seed}, on {device}: {plan.source.images} images of {_shorter(plan.source.root)}")
+        _say(f"{row}, seed {seed}, on {device}: {counted(plan.source.images, 'image')} of {_shorter(plan.source.root)}")
         runner = build(plan, machine, split, device)
         next(hook for hook in runner.hooks if isinstance(hook, Progress)).later = later
         learn(runner)
@@ -169,7 +169,7 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
     source = open_source(experiment, data_root)
     if source.images < experiment.schedule.batch:
         raise UserError(
-            f"a batch takes {experiment.schedule.batch} images and {source.train.annotations} has "
+            f"a batch takes {experiment.schedule.batch} images and the train split of {source.root} has "
             f"{source.images}; set batch to {source.images} or less."
         )
     data = data_digests(source.train, source.val)

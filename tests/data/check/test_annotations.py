@@ -47,7 +47,7 @@ def test_good_data_is_counted(spoil: Spoil) -> None:
     assert (report.images, report.objects, report.crowds, report.empty_images) == (2, 2, 1, 0)
     assert report.per_class == {"dog": 1, "cat": 1}
     assert report.classes == ("dog", "cat")
-    assert "2 images (0 without objects), 2 objects in 2 classes, 1 crowds" in str(report)
+    assert "2 images (0 without objects), 2 objects in 2 classes, 1 crowd" in str(report)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -116,7 +116,7 @@ def test_an_absent_image_is_named(spoil: Spoil) -> None:
     file, folder = spoil()
     (folder / "a.jpg").unlink()
     sentence = told(file, folder, verify_images="exists")
-    assert f"image 7: the file {folder / 'a.jpg'} is absent; add it" in sentence
+    assert f"image 7: the file {folder / 'a.jpg'} is missing; add it" in sentence
 
 
 def test_another_suffix_is_suggested(spoil: Spoil) -> None:
@@ -577,7 +577,7 @@ def test_what_is_given_twice_is_told(spoil: Spoil) -> None:
     assert "annotation 70 on image 7: another cat of this image has the same box" in text
     assert "category 9: the class 'Cat ' differs from 'cat' in case or spaces only" in text
     assert "note: " in text
-    assert "has 1 images that are not listed" in text
+    assert "has 1 image not listed in the annotations" in text
     assert "image 70: a.jpg has no object" in text
 
 

@@ -146,7 +146,7 @@ def test_a_validation_split_need_not_have_all_classes(spoil: Callable[..., Path]
 
     report = check_data(spoil(cats, "val")).reports[1]
     assert report.usable
-    assert "class 'dog' is not among its categories, so it is not scored" in str(report)
+    assert "class 'dog' does not occur in it, so it is not scored" in str(report)
 
 
 @pytest.mark.parametrize("mask", [[[]], [], None, {"counts": "", "size": [1, 1]}])

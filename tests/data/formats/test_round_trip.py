@@ -152,7 +152,7 @@ def test_every_format_of_the_table_has_a_writer(tmp_path: Path) -> None:
 def test_nothing_is_overwritten_or_written_among_the_data(tmp_path: Path) -> None:
     roboflow(tmp_path / "data", SCENES)
     (tmp_path / "there").mkdir()
-    with pytest.raises(UserError, match="there exists already; give the name of a new folder"):
+    with pytest.raises(UserError, match="there exists already and was not changed; give the name of a new folder"):
         convert(tmp_path / "data", tmp_path / "there")
     with pytest.raises(UserError, match="is inside the data"):
         convert(tmp_path / "data", tmp_path / "data" / "coco")
@@ -216,7 +216,7 @@ def test_what_cannot_be_converted_whole_is_named(tmp_path: Path) -> None:
         convert(tmp_path / "data", tmp_path / "coco")
     roboflow(tmp_path / "other", SCENES)
     (tmp_path / "other/train/a.png").unlink()
-    with pytest.raises(UserError, match=r"the image .*/train/a.png of .* is absent"):
+    with pytest.raises(UserError, match=r"the image .*/train/a.png of .* is missing"):
         convert(tmp_path / "other", tmp_path / "coco")
     assert not (tmp_path / "coco").exists()
 

@@ -23,7 +23,7 @@ def test_the_table_holds_the_boxes_of_the_scenes(tmp_path, monkeypatch):
     report = str(check_data(root))
     # By the hash of their names one of the twelve is for validation.
     assert "(train split): 11 images (0 without objects)" in report
-    assert "(val split): 1 images (0 without objects)" in report
+    assert "(val split): 1 image (0 without objects)" in report
     assert "not listed" not in report  # neither those of the other split nor the table
 
 

@@ -133,6 +133,7 @@ def test_the_files_agree_with_one_another(student, photos, tmp_path):
         numbers = read(out / "masks" / f"{name}.png")
         assert numbers.shape == (image["height"], image["width"]) == read(photos / image["file_name"]).shape[:2]
         mine = [row for row in rows if row["image"] == name]
+        assert {row["file"] for row in mine} <= {image["file_name"]}
         assert [int(row["number"]) for row in mine] == list(range(1, len(mine) + 1))
         covered = np.zeros(numbers.shape, bool)
         for row, annotation in zip(mine, coco.imgToAnns[image["id"]], strict=True):
@@ -434,7 +435,10 @@ def test_known_boxes_from_a_file(small_run, photos, tmp_path, capsys):
     assert sorted(image["file_name"] for image in content["images"]) == ["a.png", "more/a.png"]
     boxes.write_text("image,x1,y1,x2,y2,label\na.png,3,4,30,40,zebra\n")
     assert main([*common, "--boxes", str(boxes), "--out", str(tmp_path / "zebra")]) == 2
-    assert "a.png: the student knows no class 'zebra'" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "the student knows no class 'zebra'; its classes are " in error
+    assert error.endswith("; it is the label of a box of a.png.\n")
+    assert not (tmp_path / "zebra").exists(), "it is known before anything is written"
     assert main([*common, "--boxes", str(tmp_path / "no.csv"), "--out", str(tmp_path / "no")]) == 2
     assert "there is no file of boxes" in capsys.readouterr().err
 

@@ -144,7 +144,7 @@ DATA = {
     "data: a file in place of the folder": (lambda p: [shutil.rmtree(p.data), tell(p.data, "")], "is a file"),
     "data: no annotations": (lambda p: p.annotations().unlink(), "instances_train2017.json is missing"),
     "data: no folder of images": (lambda p: shutil.rmtree(p.data / "train2017"), "train image folder"),
-    "data: an image is absent": (lambda p: p.image().unlink(), "is absent"),
+    "data: an image is absent": (lambda p: p.image().unlink(), "is missing"),
     "data: an image is cut": (lambda p: cut(p.image()), "is truncated or no image"),
     "data: an image is empty": (lambda p: p.image().write_bytes(b""), "is empty"),
     "data: an image is text": (lambda p: p.image().write_text("<html>404</html>"), "is truncated or no image"),

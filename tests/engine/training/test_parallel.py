@@ -288,7 +288,7 @@ def test_an_epoch_can_be_entered_anywhere_once():
 def test_accumulation_is_said_and_steps_once_for_all(place):
     """Four batches of one image make one step: the weights stay until the fourth."""
     run = train_with(Train(**options(place, "box", "accumulated", per_gpu=1, epochs=1)))
-    assert "batch 4 = 1 images x 4 accumulated, learning rate 0.0001" in (run.folder / "log.txt").read_text()
+    assert "batch 4 = 1 image x 4 accumulated, learning rate 0.0001" in (run.folder / "log.txt").read_text()
     assert len(losses(run.folder)) == 16
     saved = torch.load(run.folder / "checkpoints" / "epoch_1.pth", weights_only=True)
     steps = {int(state["step"]) for state in saved["optimizer"]["state"].values()}
