@@ -10,16 +10,17 @@ from scipy import ndimage
 from misa.evaluation.guidance import Floats, iou
 from misa.ops.axes import check_shapes
 
+_FREE = 0.15  # a mask that leaves this share of its box free, or more, is not taken for the box
 _CROSS = ndimage.generate_binary_structure(2, 1)[None]  # a cell's four neighbours in its own mask
 
 
 def mask_quality(masks: ArrayLike, propagated: ArrayLike, boxes: ArrayLike, *, threshold: float = 0.5) -> Floats:
-    """The quality (n) of masks, 0 to 1: the geometric mean of four agreements.
+    """The quality (n) of masks, 0 to 1: the geometric mean of four agreements, half of it for a mask that is its box.
 
     With the probabilities P, P inside the box B alone M, its pixels above the threshold m, and M̂ the propagation of
     m along an affinity inside B:
 
-        quality = (student · propagation · box · border)^(1/4)
+        quality = (student · propagation · box · border)^(1/4) · (1 + min(1, (1 - |m| / |B|) / 0.15)) / 2
 
         student      Σ min(M, m) / Σ max(M, m)            is the student sure of every pixel?
         propagation  IoU(m, M̂ > threshold)                do colors tell the same pixels apart?
@@ -27,7 +28,9 @@ def mask_quality(masks: ArrayLike, propagated: ArrayLike, boxes: ArrayLike, *, t
         border       (|eroded m| + |m|) / (|m| + |dilated m|), by a cell: what half a cell's error would cost
 
     Every factor is 1 where nothing contradicts the mask; a mask without pixels has 0. The first three are the paper's
-    own signals (Eq. 2, Eq. 14 and the projection on the box), the last is the resolution of the masks.
+    own signals (Eq. 2, Eq. 14 and the projection on the box), the fourth is the resolution of the masks. A mask that
+    fills its box agrees with it and with its propagation whatever the object's shape is, as one of an untrained
+    student does: it has at most 0.5, as the box itself has in `misa label`.
 
     Args:
         masks: P (n h w), the student's probabilities.
@@ -48,8 +51,9 @@ def mask_quality(masks: ArrayLike, propagated: ArrayLike, boxes: ArrayLike, *, t
     # Beyond the image nothing is known: an object at its edge loses nothing there.
     inner = ndimage.binary_erosion(sure, _CROSS, border_value=1).sum(axis=(1, 2))
     outer = ndimage.binary_dilation(sure, _CROSS).sum(axis=(1, 2))
-    found: Floats = (student * propagation * box * _share(inner + area, area + outer)) ** 0.25
-    return found
+    agreement: Floats = (student * propagation * box * _share(inner + area, area + outer)) ** 0.25
+    free = 1 - _share(area, b.sum(axis=(1, 2)))
+    return agreement * (1 + np.minimum(free / _FREE, 1)) / 2
 
 
 def _extent(masks: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -30,7 +30,7 @@ def by_hand(p, spread, box, threshold):
     outer = len(mine | {n for c in mine for n in around(c)})
     border = (inner + len(mine)) / (len(mine) + outer)
     parts = student * (len(mine & theirs) / len(mine | theirs)) * (extent / len(cells) * len(mine) / over) * border
-    return parts**0.25
+    return parts**0.25 * (1 + min(1, (1 - len(mine) / len(cells)) / 0.15)) / 2
 
 
 @given(st.integers(0, 10**6), st.floats(0.1, 0.9))
@@ -47,23 +47,54 @@ def test_it_is_the_formula(seed, threshold):
 
 
 def test_no_doubt_at_all_and_nothing_at_all():
-    """An image that the object fills has no border to be wrong about."""
-    box = np.ones((2, 5, 5), bool)
-    masks = np.stack([np.ones((5, 5)), np.full((5, 5), 0.1)])
-    np.testing.assert_array_equal(mask_quality(masks, masks, box), [1, 0])
+    """An image that the object nearly fills has next to no border to be wrong about."""
+    box = np.ones((2, 40, 40), bool)
+    full, corner = np.ones((40, 40)), np.add.outer(np.arange(40), np.arange(40)) < 22  # 253 of 1600 cells
+    masks = np.stack([np.where(corner, 0.0, full), 0.1 * full])
+    found = mask_quality(masks, masks, box)
+    assert 0.99 < found[0] < 1
+    assert found[1] == 0
     assert mask_quality(np.zeros((0, 5, 5)), np.zeros((0, 5, 5)), np.zeros((0, 5, 5), bool)).shape == (0,)
 
 
 def test_each_contradiction_lowers_it():
     box = np.zeros((1, 20, 20), bool)
     box[:, 3:17, 3:17] = True
-    good = np.where(box, 0.9, 0.05)
+    y, x = np.mgrid[:20, :20]
+    disk = (y - 9.5) ** 2 + (x - 9.5) ** 2 < 7.2**2  # touches all sides of its box
+    good = np.where(disk, 0.9, 0.05)[None]
     smaller, loose = good.copy(), good.copy()
     smaller[:, 3:10] = 0.1
     loose[:, :3] = 0.9
     best = mask_quality(good, good, box)
+    assert best[0] > 0.85
     for masks, spread in ((good * 0.7, good), (good, smaller), (smaller, smaller), (loose, loose)):
         assert mask_quality(masks, spread, box)[0] < best[0] - 0.02
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 7), (14, 14), (30, 9)])
+@pytest.mark.parametrize("sure", [0.51, 0.7, 1.0])
+def test_agreement_with_the_box_alone_is_no_quality(height, width, sure):
+    """A box-shaped mask propagates into itself and touches all sides, whatever the object is; the box has 0.5."""
+    box = np.zeros((1, 34, 34), bool)
+    box[:, 2 : 2 + height, 3 : 3 + width] = True
+    masks = np.where(box, sure, 0.0)
+    assert mask_quality(masks, box.astype(float), box)[0] <= 0.5
+    assert mask_quality(masks, masks, box)[0] <= 0.5
+
+
+@given(st.integers(0, 10**6))
+def test_a_shape_is_better_than_its_box_where_all_else_agrees(seed):
+    """Ellipses of any sides, sure and propagated into themselves, above the box that is as sure."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.uniform(4, 14, 2)
+    y, x = np.mgrid[:32, :32]
+    shape = ((y - 15.5) / a) ** 2 + ((x - 15.5) / b) ** 2 < 1
+    rows, columns = (np.flatnonzero(shape.any(axis=axis)) for axis in (1, 0))
+    box = np.zeros((1, 32, 32), bool)
+    box[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    found = [mask_quality(m[None] * 1.0, m[None] * 1.0, box)[0] for m in (shape, box[0])]
+    assert found[0] > found[1] + 0.2
 
 
 def test_another_shape_is_an_error():

@@ -44,6 +44,7 @@ from misa.engine.prediction.files import appended, records
 from misa.engine.prediction.predict import require_own
 from misa.engine.prediction.shares import DONE, Share
 from misa.engine.prediction.student import Student, choose_device, load_student
+from misa.engine.runs.state import smoke_mark
 from misa.engine.training.estimate import input_pixels, measure
 from misa.engine.training.train import train
 from misa.errors import UserError, counted
@@ -53,6 +54,7 @@ from misa.machine import Machine
 from misa.rows import find_row
 
 _CARD, _WRITTEN = "label.json", "written.json"
+_EDITION = 2  # of masks and qualities: a record of another one is not gone on with
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class Labelled:
     omitted: int
     left: int = 0
     truth: NDArray[np.float64] | None = None  # IoU with the true masks, NaN where there is none
+    smoke: str = ""  # what is said of masks by a smoke run
 
     def __str__(self) -> str:
         if not self.files:
@@ -142,7 +145,7 @@ class Labelled:
                 f"against {known.sum()} true masks: mean IoU {self.truth[known].mean():.3f}, mean quality "
                 f"{self.quality[known].mean():.3f}, rank correlation (Spearman) {rank:.3f}"
             )
-        return "\n".join([*lines, *map(str, self.files)])
+        return "\n".join([*filter(None, [self.smoke]), *lines, *map(str, self.files)])
 
 
 def label(
@@ -177,7 +180,7 @@ def label(
     if score and not any(_has_mask(row) for one in sets for target in one.targets for row in target.rows):
         raise UserError(f"score compares with true masks, and {job.data} has none; leave it out.")
     with _student(job, sets, share, device, threads) as student:
-        left = _work(student, sets, base / student.digest, share)
+        left = _work(student, sets, _record(student, base), share)
         with contextlib.ExitStack() as stack:
             if left == 0 and _writes(base, share, stack):
                 return _finish(student, sets, base, form, score=score)
@@ -220,6 +223,11 @@ def _student(job: Job, sets: Sequence[Labels], share: Share, device: str, thread
             student = load_student(base / "run", device=device)
             require_knows(student, names, cure=f"delete {base / 'run'}, and one is trained from all of these boxes")
         yield student
+
+
+def _record(student: Student, base: Path) -> Path:
+    """The folder of what this student has labelled."""
+    return base / f"{student.digest}-{_EDITION}"
 
 
 def _has_mask(row: dict[str, Any]) -> bool:
@@ -319,8 +327,9 @@ def _labelled(student: Student, labels: Labels, target: Target) -> dict[str, Any
 
 def _finish(student: Student, sets: Sequence[Labels], base: Path, form: Form, *, score: bool) -> Labelled:
     """Write the result from the record."""
-    found = {name: row["instances"] for name, row in records(base / student.digest)}
+    found = {name: row["instances"] for name, row in records(_record(student, base))}
     about = {"version": misa.__version__, "student": student.digest, "tolerance": None if form.rle else form.tolerance}
+    smoke = smoke_mark(student.experiment)
     quality: list[float] = []
     truth: list[float] = []
     paths: list[Path] = []
@@ -334,14 +343,15 @@ def _finish(student: Student, sets: Sequence[Labels], base: Path, form: Form, *,
         paths.append(_put(made, one.out, base))
         if form.sheet:
             page = one.out.with_suffix(".html")
-            text = write_sheet(one.out.name, targets, masks, one.names, most=form.sheet)
+            text = write_sheet(one.out.name, targets, masks, one.names, most=form.sheet, warning=smoke)
             (base / page.name).write_bytes(text.encode(errors="replace"))
             paths.append(_put(base / page.name, page, base))
         for target in targets:
             quality += [masks[row["id"]].quality for row in target.rows]
             fallback += sum(masks[row["id"]].fallback for row in target.rows)
             truth += [_iou(row, masks[row["id"]], form) for row in target.rows] if score else []
-    return Labelled(tuple(paths), np.array(quality), fallback, omitted, truth=np.array(truth) if score else None)
+    known = np.array(truth) if score else None
+    return Labelled(tuple(paths), np.array(quality), fallback, omitted, truth=known, smoke=smoke)
 
 
 def _put(made: Path, path: Path, base: Path) -> Path:

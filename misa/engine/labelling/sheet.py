@@ -21,9 +21,15 @@ _STEPS = 10
 
 
 def write_sheet(
-    title: str, targets: Sequence[Target], masks: Mapping[int, Mask], names: Mapping[int, str], *, most: int
+    title: str,
+    targets: Sequence[Target],
+    masks: Mapping[int, Mask],
+    names: Mapping[int, str],
+    *,
+    most: int,
+    warning: str = "",
 ) -> str:
-    """The page as HTML with at most so many masks, by quality; ties by the id."""
+    """The page as HTML with at most so many masks, by quality; ties by the id. Above them a warning."""
     every = sorted(
         (masks[row["id"]].quality, row["id"], i, n)
         for i, target in enumerate(targets)
@@ -50,6 +56,7 @@ def write_sheet(
     return render(
         "label.html.j2",
         title=f"Masks of {title}",
+        warning=warning,
         total=len(every),
         counts=[(i / _STEPS, int(count), count / max(counts.max(), 1)) for i, count in enumerate(counts)],
         shown=[shown[place] for place in sorted(shown)],

@@ -26,6 +26,7 @@ from misa.data.pipeline import as_the_network_sees
 from misa.data.source import Source, open_source
 from misa.engine.reports.explore import open_networks
 from misa.engine.runs.folder import recorded
+from misa.engine.runs.state import smoke_mark, warn
 from misa.engine.runs.teacher import load_teacher
 from misa.errors import UserError, counted, did_you_mean
 from misa.evaluation.ap import read_truth
@@ -133,6 +134,7 @@ class Guidance:
     images: NDArray[np.int64]  # of each object
     groups: tuple[tuple[str, ...], ...]
     split: str
+    smoke: str = ""  # what is said of a smoke run
 
     def table(self, group: str = "all", *, seed: int = 0) -> pd.DataFrame:
         """A row a reading and term: iou, gain, pull and moved with their 95 % intervals, and the number of objects."""
@@ -163,7 +165,8 @@ class Guidance:
         if group not in self.kinds():
             raise UserError(f"there is no group {group!r}; choose one of {', '.join(self.kinds())}.")
         count = len(set(self.images.tolist()))
-        lines = [
+        lines = [self.smoke] if self.smoke else []
+        lines += [
             f"{counted(len(self.images), 'object')} of {counted(count, 'image')} of the {self.split} split, "
             "in brackets 95 % intervals over images"
         ]
@@ -199,9 +202,10 @@ def measure_guidance(
         UserError: no such run, a student that was not trained from boxes, data without true masks, a wrong reading.
     """
     networks = open_networks(run, data_root=data_root)
+    warn(Path(run).expanduser().resolve(), networks.experiment)
     student = networks.student
     if not isinstance(student, BoxSupervised):
-        raise UserError(f"{run} is no box-supervised student; give the run of a row such as demo:box.")
+        raise UserError(f"{run} is not a box-supervised student; give the run of a row such as demo:box.")
     source = _with_masks(run, networks.source, split, data_root)
     guide = networks.teacher if teacher is None else load_teacher(teacher, classes=source.classes)
     own = networks.experiment.affinity or Affinity()
@@ -227,6 +231,7 @@ def measure_guidance(
         np.array(ids),
         tuple(groups),
         split,
+        smoke_mark(networks.experiment),
     )
 
 
@@ -237,6 +242,7 @@ def write_guidance(measured: Guidance, folder: str | Path) -> list[Path]:
     measured.whole().to_csv(folder / "guidance.csv", index=False)
     start = ", ".join(f"{name} {_percent(values)}" for name, values in measured.started().items())
     title = f"{counted(len(measured.images), 'object')} of {measured.split}; IoU: {start}"
+    title = f"{measured.smoke}\n{title}" if measured.smoke else title
     chart = guidance_chart(measured.table(), title=title)
     return [folder / "guidance.csv", *save(chart, folder, "guidance")]
 

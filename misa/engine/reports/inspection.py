@@ -24,7 +24,7 @@ from misa.data.source import Source
 from misa.engine.runs.folder import opened
 from misa.engine.runs.samples import health, losses
 from misa.engine.runs.scores import DETECTIONS
-from misa.engine.runs.state import remarks
+from misa.engine.runs.state import remarks, smoke_mark
 from misa.errors import UserError, whole
 from misa.evaluation.ap import matched, read_truth
 from misa.evaluation.bootstrap import Estimate, estimates, image_scores, matches_of
@@ -57,6 +57,7 @@ class Inspection:
     images: dict[int, float | None]
     errors: dict[int, ImageErrors]
     page: Path | None
+    smoke: str = ""  # what is said of a smoke run
 
     def kinds(self) -> dict[str, int]:
         """How many objects have each outcome, and the false positives ("background")."""
@@ -110,7 +111,7 @@ def inspect_run(
             by_image[detection["image_id"]].append(detection)
     errors = {image: _errors(truth, source, image, by_image[image], good) for image in images}
     scores = estimates(matches, resamples=resamples, seed=seed)
-    inspection = Inspection(scores, image_scores(matches), errors, None)
+    inspection = Inspection(scores, image_scores(matches), errors, None, smoke_mark(experiment))
     if out is None:
         return inspection
     path = Path(out).expanduser() if out else folder / PAGE
@@ -157,16 +158,18 @@ def _detections(path: Path, truth: COCO, truth_of: Path) -> list[dict[str, Any]]
     try:
         rows = json.loads(path.read_bytes())
         if not isinstance(rows, list):
-            raise UserError(f"{path} is no list of detections; give the file of misa evaluate --predictions.")
+            raise UserError(f"{path} is not a list of detections; give the file of misa evaluate --predictions.")
         for row in rows:
             for key, known in (("image_id", truth.imgs), ("category_id", truth.cats)):
                 if not whole(row[key]):
-                    raise UserError(f"{path} has the {key} {row[key]!r}, which is no whole number; correct it.")
+                    raise UserError(f"{path} has the {key} {row[key]!r}, which is not a whole number; correct it.")
                 if row[key] not in known:
                     message = f"{path} holds predictions on other data: {key} {row[key]} is not in this"
                     raise UserError(f"{message}; give --data-root, or predictions on {truth_of}.")
             image, mask = truth.imgs[row["image_id"]], row["segmentation"]
-            fault = mask_fault(mask, image["height"], image["width"]) if isinstance(mask, dict) else "is no run lengths"
+            fault = (
+                mask_fault(mask, image["height"], image["width"]) if isinstance(mask, dict) else "is not run lengths"
+            )
             if fault is None and not (isinstance(mask["counts"], str) and -1e9 < row["score"] < 1e9):
                 fault = "or its score is not a number"
             if fault is None and broken_runs([mask["counts"]], [image["height"] * image["width"]])[0]:
@@ -176,7 +179,7 @@ def _detections(path: Path, truth: COCO, truth_of: Path) -> list[dict[str, Any]]
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is no COCO results file with masks ({error!r}); evaluate the run again.") from error
+        raise UserError(f"{path} is not a COCO results file with masks ({error!r}); evaluate the run again.") from error
     return list(rows)
 
 
@@ -374,7 +377,7 @@ def _write(path: Path, text: str) -> None:
 
 def summary(inspection: Inspection, rows: Sequence[str] = ("AP", "AP50", "AP75", "APs", "APm", "APl")) -> str:
     """The scores with their intervals and the errors by type, as text."""
-    lines = []
+    lines = [inspection.smoke] if inspection.smoke else []
     for name in rows:
         estimate = inspection.scores[name]
         shown = "-" if estimate.value is None else f"{estimate.value:.1f}"

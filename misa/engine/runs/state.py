@@ -32,6 +32,11 @@ def remarks(folder: Path, experiment: Experiment, *, checkpoint: Path | None = N
     return found
 
 
+def smoke_mark(experiment: Experiment) -> str:
+    """What a result of a smoke run begins with; "" for any other."""
+    return f"SMOKE RUN: this is of {SMOKE}" if experiment.limit is not None else ""
+
+
 def warn(folder: Path, experiment: Experiment, *, checkpoint: Path | None = None) -> None:
     """Say `remarks` on standard error, where a notebook shows them in red."""
     for remark in remarks(folder, experiment, checkpoint=checkpoint):
