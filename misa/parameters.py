@@ -254,7 +254,7 @@ def _reader(hint: Any) -> Any:
                     return kind(text)
                 except ValueError as error:
                     if str not in kinds:
-                        raise argparse.ArgumentTypeError(f"{text!r} is no {name}") from error
+                        raise argparse.ArgumentTypeError(f"{text!r} is not a {name}") from error
         return text
 
     return read

@@ -90,7 +90,7 @@ BAD = {
         "instances_train2017.json is missing",
     ),
     "an image is absent": (lambda root: first(root).unlink(), "000000000001.png is missing"),
-    "an image is cut": (lambda root: cut(first(root)), "000000000001.png is truncated or no image"),
+    "an image is cut": (lambda root: cut(first(root)), "000000000001.png is truncated or not an image"),
     "an image of another size": (
         lambda root: edit(root, lambda c: c["images"][0].update(width=47)),
         "is 48 x 48 pixels, but 47 x 48 are listed",
@@ -168,7 +168,7 @@ def test_wrong_values_are_one_sentence(arguments, sentence, capsys):
     [
         (
             ["estimate", "demo:box", "--images", "many"],
-            "argument --images: 'many' is no whole number; see misa",
+            "argument --images: 'many' is not a whole number; see misa",
         ),
         (["train"], "the following arguments are required: row; see misa train --help."),
         (["train", "demo:box", "--epoch", "3"], "there is no option --epoch; did you mean '--epochs'?"),

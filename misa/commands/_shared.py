@@ -55,7 +55,9 @@ def run_folder() -> Any:
 
 def data_root() -> Any:
     """Where the data is."""
-    return option("datasets", "data folder in COCO layout; for the embedded data, where to write it")
+    return option(
+        "datasets", "data in COCO layout or a format of docs/data.md; for the embedded data, where to write it"
+    )
 
 
 def other_data() -> Any:

@@ -12,8 +12,8 @@ from misa.parameters import Parameters, argument, option
 class Check(Parameters):
     """What `misa check` takes."""
 
-    data_root: str = argument("folder in COCO layout, of VOC xml or csv; or one COCO json, or one csv")
-    images: str = option("", "of one COCO json: the folder of its images (default: beside it)")
+    data_root: str = argument("data set in any format of docs/data.md: a folder, a csv, or one COCO json")
+    images: str = option("", "with one COCO json, the folder of its images (default: beside it)")
     picture: str = option("", "draw 16 images with their boxes here (default: runs/check-<data>.png)")
     no_picture: bool = option(False, "draw nothing")
 

@@ -72,7 +72,7 @@ def examine(data_roots: Sequence[str | Path] = ()) -> list[Finding]:
     ]
     if not data_roots:
         hint = "bring your own with --data-root PATH or MISA_DATA=PATH"
-        findings.append(Finding("data", True, "none named; the embedded data needs none", hint))
+        findings.append(Finding("data", True, "no data folder is given; the demo needs none", hint))
     for root in data_roots:
         findings.append(finding_of("data", partial(check_data_root, Path(root)), "make the folder readable for you"))
     return findings

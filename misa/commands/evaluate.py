@@ -18,7 +18,9 @@ class Evaluate(Parameters):
     data_root: str = shared.other_data()
     miou: bool = option(False, "also mean IoU, a student's instances merged into classes (Figure 1)", only="command")
     merge_score: float = option(0.3, "score threshold of the merged instances", low=0, high=1, only="command")
-    separation: bool = option(False, "instead, of a teacher: where S separates objects and color not", only="command")
+    separation: bool = option(
+        False, "of a teacher, instead: where its features separate objects and colors do not", only="command"
+    )
     per_class: bool = option(False, "also the AP of each class", only="command")
     boundary: bool = option(False, "also boundary AP (needs the package faster-coco-eval)")
     test_dev: str = option("", "instead: a new folder for COCO test-dev results; data_root is COCO's")

@@ -1,8 +1,11 @@
 """Train a row, score it, and leave a run folder.
 
-The same command again resumes an interrupted training, or shows the finished run.
+The same command again resumes an interrupted training, or shows the finished run. Rows of photographs learn from a
+folder of yours, given with --data-root. COCO layout means annotations/instances_train2017.json and
+instances_val2017.json, and their images in train2017/ and val2017/; docs/data.md shows the other formats.
 
 example: misa train demo:box --work-dir runs/demo
+example: misa train photos:box --data-root mydata
 """
 
 import dataclasses

@@ -219,7 +219,7 @@ def look(path: Path, *, listed: tuple[int, int] | None = None) -> Facts:
             size = _size_as_read(path)
     except (OSError, ValueError, SyntaxError, cv2.error, Image.DecompressionBombError) as error:
         reason = str(error).split("\n")[0].replace(f" {str(path)!r}", "")
-        raise BadFile("image-truncated", f"is truncated or no image ({reason})", again) from error
+        raise BadFile("image-truncated", f"is truncated or not an image ({reason})", again) from error
     return Facts(size, raw, odd)
 
 

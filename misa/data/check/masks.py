@@ -33,7 +33,7 @@ def mask_fault(segmentation: Any, height: int, width: int) -> str | None:
     if isinstance(counts, str) and counts:
         return None
     if not isinstance(counts, list) or not all(whole(run) and run >= 0 for run in counts):
-        return "has counts that are no run lengths"
+        return "has counts that are not run lengths"
     return None if sum(counts) == height * width else "has counts that do not add up to the image"
 
 

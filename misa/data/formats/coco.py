@@ -66,7 +66,7 @@ def find_layout(root: PathLike, *, need_train: bool = True) -> Layout:
     root = Path(root).expanduser()
     require_there(root)
     if not root.is_dir():
-        raise NoData(f"{root} is a file and no annotations that can be read; {_LAYOUT}.")
+        raise NoData(f"{root} is a file, but not of annotations that can be read; {_LAYOUT}.")
     try:
         train = _split(root, "train")
     except DataError:

@@ -69,4 +69,4 @@ def list_images(annotations: Path) -> dict[str, int]:
         rows = json.loads(annotations.read_text())["images"]
         return {row["file_name"]: row["id"] for row in rows}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{annotations} is no COCO list of images ({error}); fetch it again.") from error
+        raise UserError(f"{annotations} is not a COCO list of images ({error}); fetch it again.") from error

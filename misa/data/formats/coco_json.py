@@ -99,7 +99,7 @@ def entries(part: Part, tell: Tell) -> Iterator[Entry]:
     (path,) = part.files
     file = CocoFile(path)
     if missing := [key for key in TABLES if not file.has(key)]:
-        raise DataError(f"{path} is no COCO json with boxes: it has no list {missing[0]!r}; `misa check` says more.")
+        raise DataError(f"{path} is not a COCO json with boxes: it has no list {missing[0]!r}; `misa check` says more.")
     try:
         names = {row["id"]: str(row["name"]) for row in file.categories}
         objects: dict[Any, list[Boxed]] = {row["id"]: [] for row in file.images}
@@ -116,7 +116,9 @@ def entries(part: Part, tell: Tell) -> Iterator[Entry]:
             size = (row["width"], row["height"]) if "width" in row and "height" in row else None
             yield Entry(str(row["file_name"]), size, objects[row["id"]], str(path), part.split)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise DataError(f"{path} is no COCO json with boxes ({error!r}); `misa check` says what is wrong.") from error
+        raise DataError(
+            f"{path} is not a COCO json with boxes ({error!r}); `misa check` says what is wrong."
+        ) from error
 
 
 COCO = Format(find, entries, "annotations/instances_train2017.json, train2017/1.jpg; a json beside its images")

@@ -240,7 +240,7 @@ def _open(path: Path, cure: str) -> Image.Image:
     try:
         return Image.open(path)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{path} is no readable image ({error}); {_UNPACK} again.") from error
+        raise UserError(f"{path} cannot be read as an image ({error}); {_UNPACK} again.") from error
 
 
 def _rows(name: str, size: tuple[int, int], objects: Objects) -> dict[str, Any]:

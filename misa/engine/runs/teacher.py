@@ -49,7 +49,7 @@ def load_teacher(path: str | Path, *, classes: Sequence[str] | None = None) -> T
     checkpoint = read_checkpoint(path)
     card, weights = checkpoint.get("experiment"), checkpoint["state_dict"]
     if not isinstance(card, str) or f"{_PREFIX}_extra_state" not in weights:
-        raise UserError(f"{path} is no semantic teacher's checkpoint; give one of a row such as teacher:demo.")
+        raise UserError(f"{path} is not a checkpoint of a semantic teacher; give one of a row such as teacher:demo.")
     contract = TeacherContract.decoded(weights[f"{_PREFIX}_extra_state"])
     _check_contract(path, contract, classes)
     experiment = Experiment.from_values(json.loads(card))

@@ -223,7 +223,7 @@ def reported(path: str | Path, gpu: str, precision: str) -> float:
             raise UserError(f"{path} has no utilization, that part of `make gpu` failed ({reason}); run it again.")
         card, figures = str(report["card"]), dict(report["utilization"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no report of `make gpu` ({error}); give the gpu.json that it wrote.") from error
+        raise UserError(f"{path} is not a report of `make gpu` ({error}); give the gpu.json that it wrote.") from error
     if gpu not in card.replace(" ", "").upper():
         raise UserError(f"{path} was measured on {card!r}, not on a {gpu}; give --gpu as the report has it.")
     u = figures.get(precision)

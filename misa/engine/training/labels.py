@@ -128,7 +128,7 @@ def student_maps(run: Path, source: Source, *, limit: int | None = None) -> Iter
     """
     student, data, run, _ = opened(run)
     if student.supervision != "box" or student.semantic is not None:
-        raise UserError(f"{run} is no box-supervised student; give the run of a row such as demo:box.")
+        raise UserError(f"{run} is not a box-supervised student; give the run of a row such as demo:box.")
     if data.classes != source.classes:
         raise UserError(f"the student {run} knows {', '.join(data.classes)}, the data has {', '.join(source.classes)}.")
     warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")  # mmdet's heads, at their first call

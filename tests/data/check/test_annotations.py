@@ -132,7 +132,7 @@ def test_a_truncated_image_is_named(spoil: Spoil, name: str, kept: float) -> Non
     (folder / name).write_bytes(whole[:end])
     sentence = told(file, folder)
     assert f"the file {folder / name} is " in sentence
-    assert ("is empty" if kept == 0 else "is truncated or no image") in sentence
+    assert ("is empty" if kept == 0 else "is truncated or not an image") in sentence
     assert sentence.endswith("copy or download it again.")
     assert check_coco(file, folder, verify_images="exists").usable, "which looks at names only"
 
@@ -379,7 +379,7 @@ def test_masks_that_decode_pass(spoil: Spoil, purpose: Literal["mask", "eval"], 
         ({"counts": [1200]}, "is of size None (h, w), the image of [30, 40]"),
         (runs(MASK.T), "is of size [40, 30] (h, w), the image of [30, 40]"),
         ({"size": [30, 40], "counts": [1000, 100]}, "has counts that do not add up to the image"),
-        ({"size": [30, 40], "counts": [1300, -100]}, "has counts that are no run lengths"),
+        ({"size": [30, 40], "counts": [1300, -100]}, "has counts that are not run lengths"),
         ({"size": [30, 40], "counts": ""}, "is empty"),
         ([[]], "is empty"),
         ({"size": [30, 40], "counts": runs(MASK)["counts"][:-5]}, "has counts that cannot be decoded"),

@@ -51,7 +51,7 @@ def test_a_wrong_root_is_named_with_the_right_one(root: Path) -> None:
 
 
 def test_a_file_as_root_is_named(root: Path) -> None:
-    assert "is a file and no annotations that can be read; give a folder" in told(
+    assert "is a file, but not of annotations that can be read; give a folder" in told(
         root / "annotations" / "instances_val2017.json"
     )
 

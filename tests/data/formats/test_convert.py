@@ -332,5 +332,5 @@ def test_boxes_for_predictions(tmp_path):
         with pytest.raises(DataError, match=words):
             read_boxes(tmp_path / bad)
     (tmp_path / "bad.json").write_text('{"images": [3]}')
-    with pytest.raises(DataError, match="is no COCO json with boxes"):
+    with pytest.raises(DataError, match="is not a COCO json with boxes"):
         read_boxes(tmp_path / "bad.json")

@@ -234,7 +234,7 @@ def test_bad_images_are_told_and_the_others_done(small_run, photos, tmp_path, ca
     assert main(arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "the other images are done, but the file" in error
-    assert "b.png is truncated or no image" in error
+    assert "b.png is truncated or not an image" in error
     assert "(1 more like it)" in error
     assert len(list((tmp_path / "out" / "masks").rglob("*.png"))) == 3
     (photos / "b.png").write_bytes(cut)

@@ -147,7 +147,7 @@ def test_a_teacher_can_be_given_and_the_training_images_looked_at(run, place, ca
     assert main(["guidance", str(teacher)]) == 2
     said = capsys.readouterr().err
     assert "no reading has 'nonsense' in its name" in said
-    assert "is no box-supervised student" in said
+    assert "is not a box-supervised student" in said
 
 
 def test_the_figure_holds_every_reading(measured, tmp_path):

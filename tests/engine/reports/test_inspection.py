@@ -143,13 +143,16 @@ def test_pictures_are_in_the_page():
     ("content", "words"),
     [
         (None, "there are no predictions"),
-        ("{", "is no COCO results file"),
-        ("[3]", "is no COCO results file"),
-        ('[{"image_id": 1, "category_id": 1}]', "is no COCO results file"),
+        ("{", "is not a COCO results file"),
+        ("[3]", "is not a COCO results file"),
+        ('[{"image_id": 1, "category_id": 1}]', "is not a COCO results file"),
         ('[{"image_id": 987654, "category_id": 1}]', "holds predictions on other data: image_id 987654"),
         ('[{"image_id": 1, "category_id": 77}]', "holds predictions on other data: category_id 77 is not in this"),
-        ('[{"image_id": "1", "category_id": 1}]', "the image_id '1', which is no whole number"),
-        ('{"categories": [], "images": []}', "is no list of detections; give the file of misa evaluate --predictions"),
+        ('[{"image_id": "1", "category_id": 1}]', "the image_id '1', which is not a whole number"),
+        (
+            '{"categories": [], "images": []}',
+            "is not a list of detections; give the file of misa evaluate --predictions",
+        ),
         (
             '[{"image_id": 1, "category_id": 1, "score": 1, "segmentation": {"size": [52, 70], "counts": "zzzz"}}]',
             "cannot be decoded",

@@ -162,7 +162,7 @@ def test_a_students_labels_need_a_trained_box_supervised_student(runs, place, tm
     with pytest.raises(UserError, match=r"no trained student in .*nowhere"):
         teach(tmp_path / "nowhere")
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
-    with pytest.raises(UserError, match="is no box-supervised student"):
+    with pytest.raises(UserError, match="is not a box-supervised student"):
         teach(runs["mask"].folder)
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     with pytest.raises(UserError, match=r"needs Semantic\.student"):
