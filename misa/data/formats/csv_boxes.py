@@ -122,11 +122,11 @@ def _columns(path: Path, first: Sequence[str]) -> _Columns:
     image, label, split = find(_IMAGE), find(_LABEL), find(_SPLIT)
     forms = [*((form, True) for form in _CORNERS), *((form, False) for form in _SIDES)]
     box = next(((form, corners) for form, corners in forms if set(form) <= set(names)), None)
-    sides = [f"{' '.join(form[:2])} with {' '.join(form[2:])}" for form in (_SIDES[0], _SIDES[15], _SIDES[20])]
+    with_sides = [f"{' '.join(form[:2])} with {' '.join(form[2:])}" for form in (_SIDES[0], _SIDES[15], _SIDES[20])]
     for found, wanted, known in (
         (image, "image", _IMAGE),
         (label, "label", _LABEL),
-        (box, "xmin, ymin, xmax, ymax", [*map(" ".join, _CORNERS), *sides]),
+        (box, "xmin, ymin, xmax, ymax", [*map(" ".join, _CORNERS), *with_sides]),
     ):
         if found is None:
             there = ", ".join(cell.strip() for cell in first) or "nothing"

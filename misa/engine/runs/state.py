@@ -34,7 +34,7 @@ def remarks(folder: Path, experiment: Experiment, *, checkpoint: Path | None = N
 
 def smoke_mark(experiment: Experiment) -> str:
     """What a result of a smoke run begins with; "" for any other."""
-    return f"SMOKE RUN: this is of {SMOKE}" if experiment.limit is not None else ""
+    return f"SMOKE RUN: {SMOKE.partition(': ')[2]}" if experiment.limit is not None else ""
 
 
 def warn(folder: Path, experiment: Experiment, *, checkpoint: Path | None = None) -> None:

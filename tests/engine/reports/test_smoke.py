@@ -8,7 +8,7 @@ import pytest
 from misa.cli import main
 from misa.engine.runs.state import SMOKE
 
-MARK = f"SMOKE RUN: this is of {SMOKE}"
+MARK = "SMOKE RUN: two training steps on small images, to see that everything runs; its numbers mean nothing."
 
 
 @pytest.fixture(params=[True, False], ids=["smoke", "not smoke"])
