@@ -120,7 +120,7 @@ def _rows(**_: Any) -> list[str]:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One sentence, without the usage that argparse prints before it."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help.\n")
+        self.exit(2, f"{self.prog}: {message}{' See' if message.endswith('?') else '; see'} {self.prog} --help.\n")
 
 
 def options(module: ModuleType, name: str, words: Sequence[str]) -> Any:

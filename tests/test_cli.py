@@ -171,7 +171,7 @@ def test_wrong_values_are_one_sentence(arguments, sentence, capsys):
             "argument --images: 'many' is not a whole number; see misa",
         ),
         (["train"], "the following arguments are required: row; see misa train --help."),
-        (["train", "demo:box", "--epoch", "3"], "there is no option --epoch; did you mean '--epochs'?"),
+        (["train", "demo:box", "--epoch", "3"], "no option --epoch; did you mean '--epochs'? See misa train --help."),
         (["predict", "a", "b"], "the following arguments are required: --out"),
     ],
 )
