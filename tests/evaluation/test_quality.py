@@ -30,7 +30,7 @@ def by_hand(p, spread, box, threshold):
     outer = len(mine | {n for c in mine for n in around(c)})
     border = (inner + len(mine)) / (len(mine) + outer)
     parts = student * (len(mine & theirs) / len(mine | theirs)) * (extent / len(cells) * len(mine) / over) * border
-    return parts**0.25 * (1 + min(1, (1 - len(mine) / len(cells)) / 0.15)) / 2
+    return min(parts**0.25, 0.5 + (1 - len(mine) / len(cells)) / 0.3)
 
 
 @given(st.integers(0, 10**6), st.floats(0.1, 0.9))
