@@ -135,7 +135,7 @@ def test_a_teacher_can_be_given_and_the_training_images_looked_at(run, place, ca
     words = ["--teacher", str(teacher), "--split", "train", "--images", "2", "--only", "color,probability"]
     assert main(["guidance", str(student), *words, "--out", str(out)]) == 0
     text = capsys.readouterr().out
-    assert "objects of 2 images of train" in text
+    assert "objects of 2 images of the train split" in text
     assert "probability, 3x3" in text
     assert "class map" not in text.replace("teacher's class maps", "")
     written = pd.read_csv(out / "guidance.csv")
