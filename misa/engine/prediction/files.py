@@ -167,7 +167,7 @@ def collect(folder: Path, classes: Sequence[str], *, prompted: bool) -> tuple[in
 
 @contextlib.contextmanager
 def _table(path: Path, prompted: bool) -> Iterator[Callable[[str, int, Mapping[str, Any], str], None]]:
-    """instances.csv, put in place when complete: takes an image, the pixel value in its mask, an instance, and the file."""
+    """instances.csv, put in place when complete: takes an image, its pixel value in the mask, an instance, the file."""
     with (
         atomic_write(path) as partial,
         partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
