@@ -1,8 +1,8 @@
 """List the rows that can be trained: table:row, its data, and what each of them is.
 
 Words are a filter: only rows are listed whose line, or whose table's title, has every word; capitals do not matter. A
-table's name with a colon lists that table. The second column is the data: demo is drawn by misa itself, coco and voc are
-a folder of yours, given with --data-root.
+table's name with a colon lists that table. The second column is the data: demo is drawn by misa itself, coco and voc
+are a folder of yours, given with --data-root.
 
 example: misa rows demo:
 example: misa rows photos sepa
