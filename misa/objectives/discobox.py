@@ -13,7 +13,7 @@ has no bank.
 
 Not verified, since only the published code's equations are known here: that objects enter the bank in the steps in
 which it is used, and that L_transfer waits for the same gate. Other than there: all processes share one bank, so that
-several learn what one does; the published ones have a bank each, and begin with an empty one after every resume.
+several learn what one does; the published ones have a bank each.
 
 Axes: g box · k object of the bank that looks like it · i, j cells of their feature grids · h row · w column.
 """
