@@ -124,6 +124,9 @@ def page(executed: Path) -> str:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if _WIDGET not in output.get("data", {})]
+    # nbconvert's own would be "Notebook".
+    headings = (cell.source for cell in notebook.cells if cell.source.startswith("# ") and cell.cell_type == "markdown")
+    notebook.metadata["title"] = next(headings, f"# {executed.stem}").partition("\n")[0].removeprefix("# ")
     body, _ = exporter.from_notebook_node(notebook)
     return str(body)
 

@@ -35,6 +35,7 @@ def test_a_page_for_each_and_one_that_leads_to_them(folder, capsys):
     good, bad, index = ((folder / "out" / f"{name}.html").read_text() for name in ("good", "bad", "index"))
     assert "<pre>(&#39;twice&#39;, 2)" in good or "<pre>('twice', 2)" in good
     assert "<details><summary>Solution</summary>" in good
+    assert "<title>The good one</title>" in good
     assert "ZeroDivisionError" in bad
     assert 'href="good.html"' in index
     assert "The bad one" in index
@@ -49,6 +50,7 @@ def test_a_progress_bar_is_left_out(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
     made = page(tmp_path / "a.ipynb")
     assert "kept" in made
+    assert "<title>a</title>" in made  # without a heading
     assert "predict:" not in made
 
 
