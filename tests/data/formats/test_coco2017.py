@@ -36,5 +36,5 @@ def test_a_folder_and_a_list_that_are_none_are_told(tmp_path):
         look_at_coco(tmp_path / "absent")
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_train2017.json").write_text("{")
-    with pytest.raises(UserError, match="no COCO list"):
+    with pytest.raises(UserError, match="is not a COCO list"):
         look_at_coco(tmp_path)
