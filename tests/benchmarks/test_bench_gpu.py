@@ -185,7 +185,12 @@ def test_an_estimate_takes_what_a_report_measured(tmp_path, monkeypatch, capsys)
         (json.dumps(REPORT), "A100", "float32", "was measured on 'NVIDIA H100 80GB HBM3', not on a A100"),
         (json.dumps(REPORT), "H100", "float16", "no utilization between 0 and 1 for float16"),
         (json.dumps(REPORT | {"utilization": {"float32": 41}}), "H100", "float32", "no utilization between 0 and 1"),
-        (json.dumps({"card": "H100", "failed": {"utilization": "out of memory"}}), "H100", "float32", "out of memory"),
+        (
+            json.dumps({"card": "H100", "failed": {"utilization": "out of memory"}}),
+            "H100",
+            "float32",
+            "^[^ ]* has no utilization, that part of .* failed .out of memory.; run it again.$",
+        ),
     ],
 )
 def test_a_report_that_does_not_fit_is_refused(tmp_path, text, gpu_name, precision, words):

@@ -219,11 +219,12 @@ def reported(path: str | Path, gpu: str, precision: str) -> float:
     """
     try:
         report = json.loads(Path(path).read_text())
-        if reason := dict(report.get("failed", {})).get("utilization"):
-            raise UserError(f"{path} has no utilization, that part of `make gpu` failed ({reason}); run it again.")
-        card, figures = str(report["card"]), dict(report["utilization"])
+        reason = dict(report.get("failed", {})).get("utilization")
+        card, figures = str(report["card"]), {} if reason else dict(report["utilization"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a report of `make gpu` ({error}); give the gpu.json that it wrote.") from error
+    if reason:
+        raise UserError(f"{path} has no utilization, that part of `make gpu` failed ({reason}); run it again.")
     if gpu not in card.replace(" ", "").upper():
         raise UserError(f"{path} was measured on {card!r}, not on a {gpu}; give --gpu as the report has it.")
     u = figures.get(precision)
