@@ -11,12 +11,16 @@ from torch import Tensor
 _said: set[str] = set()
 
 
-@torch.compiler.assume_constant_result  # runs while torch.compile traces, and leaves no break in the graph
 def say_once(sentence: str) -> None:
     """Warn that something runs slower than it might, once per process."""
     if sentence not in _said:
         _said.add(sentence)
         warnings.warn(sentence, stacklevel=3)
+
+
+# It runs while torch.compile traces and leaves no break in the graph. torch.compiler.assume_constant_result says so as
+# well, but imports the compiler, and scipy with it, as soon as it is called.
+say_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def interpreted() -> bool:
