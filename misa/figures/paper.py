@@ -27,13 +27,13 @@ from misa.ops.seed_affinity import Kernel, Knobs, Seed
 from misa.ops.spectrum import power, radial_energy
 
 
-def _blank(axes: Axes, *, title: str = "", label: str = "", size: float = 7) -> None:
+def _blank(axes: Axes, *, title: str = "", label: str = "", size: float = 7, label_size: float | None = None) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     if title:
         axes.set_title(title, fontsize=size, pad=3)
     if label:
-        axes.set_ylabel(label, fontsize=size, labelpad=2)
+        axes.set_ylabel(label, fontsize=label_size or size, labelpad=2)
 
 
 def _printed(width: float, height: float) -> Picture:
@@ -117,7 +117,8 @@ def figure3(
         edge = outline(inside.numpy())
         for c, column in enumerate(COLUMNS):
             ax = axes[r, c]
-            _blank(ax, title=column if r == 0 else "", label=name if c == 0 else "", size=7 if tall[r] > 0.9 else 5.5)
+            beside = name if c == 0 else ""
+            _blank(ax, title=column if r == 0 else "", label=beside, label_size=7 if len(name) < 14 * tall[r] else 5.5)
             if column == "log spectrum":
                 h, w = inside.shape
                 ax.imshow(torch.log10(power(features[channel]) + 1e-6).numpy(), cmap="gray", interpolation="none")

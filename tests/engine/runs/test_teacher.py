@@ -209,7 +209,7 @@ def test_a_teacher_for_other_data_is_refused(runs, student, tmp_path):
     classes = runs["objectives"].source.classes
     with pytest.raises(UserError, match=f"knows the classes {classes[0]}"):
         load_teacher(runs["objectives"].folder, classes=classes[::-1])
-    with pytest.raises(UserError, match="no semantic teacher's checkpoint"):
+    with pytest.raises(UserError, match="is not a checkpoint of a semantic teacher"):
         load_teacher(student.folder)
     with pytest.raises(UserError, match="there is no checkpoint"):
         load_teacher(tmp_path / "absent.pth")

@@ -336,7 +336,7 @@ def test_generators_of_more_gpus_than_there_are_here(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_rng_state", told.append)
     checkpoint = {"meta": {"iter": 3}}
-    runner = SimpleNamespace(_resume=True, train_dataloader=[1, 2])
+    runner = SimpleNamespace(_resume=True, train_dataloader=[1, 2], model=torch.nn.Identity())
     runner.message_hub = SimpleNamespace(runtime_info={})
     ResumableState().before_save_checkpoint(runner, checkpoint)
     states = [torch.full((4,), i, dtype=torch.uint8) for i in range(8)]

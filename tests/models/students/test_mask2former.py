@@ -100,7 +100,7 @@ def test_masks_that_are_no_numbers_are_told():
 def test_every_prediction_hands_over_every_object_once(student):
     images, samples = prepared(student, *TWO)
     truth = [sample.gt_instances for sample in samples]
-    positives, features, _, repeats, _places = student.handover(images, truth)
+    positives, features, _, repeats, *_ = student.handover(images, truth)
     assert repeats == TINY_MASK2FORMER.decoder_layers + 1
     assert positives.mask_logits.shape == (3 * repeats, SIZE[0] // 4, SIZE[1] // 4)
     assert positives.image.tolist().count(1) == 2 * repeats
@@ -142,7 +142,7 @@ def test_the_classification_loss_is_mmdets_summed_over_the_predictions(student):
 def test_all_predictions_at_once_are_the_sum_of_each(reduction):
     model = build(BOX.but(affinity={"reduction": reduction}))
     images, samples = prepared(model, *TWO)
-    positives, features, _, repeats, _places = model.handover(images, [sample.gt_instances for sample in samples])
+    positives, features, _, repeats, *_ = model.handover(images, [sample.gt_instances for sample in samples])
     small = shrink(images, [SIZE, SIZE], torch.zeros(2, 1, *features.shape[-2:], dtype=torch.bool))
     objective = model.objective
     assert objective == terms.MISA(BOX.projection_weight, dataclasses.replace(BOX.affinity, reduction=reduction))
@@ -214,7 +214,7 @@ def test_every_backbone_fits(backbone):
     model = build(find_row("table1_coco:apro_m2f_r101").but(network=network, augmentation={"crop": 96})).eval()
     images, samples = prepared(model, TWO[0])
     with torch.no_grad():
-        positives, features, _, repeats, _places = model.handover(images, [samples[0].gt_instances])
+        positives, features, _, repeats, *_ = model.handover(images, [samples[0].gt_instances])
     assert features.shape == (1, 256, 24, 24)  # padded to the square of 96 pixels
     assert positives.mask_logits.shape == (10, 24, 24)
     assert repeats == 10
