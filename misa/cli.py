@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as error:
         return _say(f"{name}: {error}", error.status) if str(error) else error.status
     except KeyboardInterrupt:
-        return _say("\nstopped; the same command goes on where it was stopped.", 1)
+        return _say("\nstopped; the same command goes on from what was saved.", 128 + signal.SIGINT)
     except OSError as error:
         if isinstance(error, BrokenPipeError) and nobody_reads():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed at the end

@@ -23,6 +23,10 @@ class Stopped(RuntimeError):
         super().__init__(message)
         self.status = status
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the sentence, without the frames of the package."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class UserError(ValueError):
     """Wrong input by the person who runs misa; the command line prints its sentence and exits with status 2."""

@@ -284,7 +284,7 @@ def run(options: Toy) -> int:
             "No space left on device: /x; fix that, and the",
         ),
         (BrokenPipeError(32, "Broken pipe"), 1, "misa rows: Broken pipe; fix that"),
-        (KeyboardInterrupt(), 1, "stopped; the same command goes on"),
+        (KeyboardInterrupt(), 130, "stopped; the same command goes on from what was saved"),
     ],
 )
 def test_how_a_command_ends(error, status, sentence, capsys, monkeypatch):

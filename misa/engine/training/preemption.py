@@ -1,6 +1,7 @@
-"""Preemption by SIGTERM: finish the step, save a checkpoint, and end; the same command resumes from there."""
+"""SIGTERM and Ctrl-C: finish the step, save a checkpoint, and end; the same command resumes from there."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,28 +17,34 @@ from misa.engine.training.watch import LossRecord
 from misa.errors import Stopped
 from misa.machine import expected_processes
 
-SIGTERM_STATUS = 128 + signal.SIGTERM
+NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
 @contextlib.contextmanager
 def restored_signal() -> Iterator[None]:
-    """Restore the handler of SIGTERM afterwards.
+    """Restore the handlers of SIGTERM and SIGINT afterwards.
 
-    But not in one of several processes whose training failed: torchrun sends it SIGTERM, and it still has to print why.
+    But not SIGTERM's in one of several processes whose training failed: torchrun sends it, and it still has to print
+    why.
     """
     main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
+    before, interrupt = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     failed = True
     try:
         yield
         failed = False
     finally:
+        if main:
+            signal.signal(signal.SIGINT, interrupt)
         if main and not (failed and expected_processes() > 1):
             signal.signal(signal.SIGTERM, before)
 
 
 class Preemption(Hook):
     """Handles SIGTERM while training. All processes stop at the same step, even if only one received it.
+
+    A single process handles Ctrl-C alike, in a terminal and in a notebook; a second one ends it at once. Of several
+    processes the one that started them gets Ctrl-C, and sends them SIGTERM.
 
     Args:
         accumulate: micro-batches of an optimiser step; half accumulated gradients cannot be saved.
@@ -47,8 +54,9 @@ class Preemption(Hook):
 
     def __init__(self, accumulate: int = 1) -> None:
         self.accumulate = accumulate
-        self.received = False
+        self.received = 0
         self.group: Any = None
+        self.interrupt: Any = None
 
     def before_train(self, runner: Runner) -> None:
         """Install the handler, which only a main thread can; `restored_signal` removes it."""
@@ -56,15 +64,25 @@ class Preemption(Hook):
             self.group = dist.new_group(backend="gloo")  # on the hosts: a collective on the GPU would be waited for
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._receive)
+            # What runs in the background of a shell script ignores Ctrl-C and goes on doing so.
+            if self.group is None and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                self.interrupt = signal.signal(signal.SIGINT, self._receive)
+
+    def after_train(self, runner: Runner) -> None:
+        """From here on Ctrl-C interrupts at once again: no step follows that would notice it."""
+        if self.interrupt is not None:
+            signal.signal(signal.SIGINT, self.interrupt)
+        if self.received == signal.SIGINT:
+            raise KeyboardInterrupt
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Save and stop where any process has received SIGTERM."""
+        """Save and stop where any process has received a signal."""
         done = runner.iter + 1
         if done % self.accumulate or done == runner.max_iters:
             return
-        received = torch.tensor(int(self.received))
+        received = torch.tensor(self.received)
         if self.group is not None:
             dist.all_reduce(received, dist.ReduceOp.MAX, group=self.group)
         if not received:
@@ -74,9 +92,10 @@ class Preemption(Hook):
                 hook.flush(runner)
         name = f"epoch_{runner.epoch}_step_{done}.pth"
         runner.save_checkpoint(runner.work_dir, name, by_epoch=False)
-        sentence = f"stopped by SIGTERM after step {done} of {runner.max_iters}, saved as {name}"
+        reason = signal.Signals(int(received))
+        sentence = f"stopped by {NAMES[reason]} after step {done} of {runner.max_iters}, saved as {name}"
         first = self.group is None or dist.get_rank() == 0  # one message for all processes
-        raise Stopped(f"{sentence}; the same command goes on from there." if first else "", status=SIGTERM_STATUS)
+        raise Stopped(f"{sentence}; the same command goes on from there." if first else "", status=128 + reason)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Delete checkpoints from within the epoch, which has one of its own now."""
@@ -84,5 +103,9 @@ class Preemption(Hook):
             for path in Path(runner.work_dir).glob("epoch_*_step_*.pth"):
                 path.unlink()
 
-    def _receive(self, *_: Any) -> None:
-        self.received = True
+    def _receive(self, number: int, *_: Any) -> None:
+        if number == signal.SIGINT:
+            if self.received:
+                raise KeyboardInterrupt
+            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
+        self.received = number

@@ -17,7 +17,8 @@ from misa.cli import main
 from misa.engine.reports.evaluate import evaluate
 from misa.engine.training.runner import quiet_runner
 from misa.engine.training.train import train
-from misa.errors import UserError
+from misa.engine.training.watch import LossRecord
+from misa.errors import Stopped, UserError
 from misa.files import locked
 from misa.machine import Machine
 from misa.ops.affinity import KERNELS, Compared
@@ -144,6 +145,59 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(run, place):
         assert torch.equal(value, final_weights(folder)[name]), name
     kept = [json.loads(line)["iter"] for line in (folder / "losses.jsonl").read_text().splitlines()]
     assert kept == list(range(9))
+
+
+def interrupting(monkeypatch, step, times=1):
+    """Ctrl-C during a step, as a terminal or a notebook sends it."""
+    record = LossRecord.after_train_iter
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        record(self, runner, *args, **kwargs)
+        if runner.iter == step:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(LossRecord, "after_train_iter", after_train_iter)
+
+
+def test_ctrl_c_saves_the_step_and_the_same_call_goes_on(run, place, monkeypatch, capfd):
+    before = signal.getsignal(signal.SIGINT)
+    options = {"data_root": place / "data", "work_dir": place / "interrupted", "machine": CPU}
+    with monkeypatch.context() as patch:
+        interrupting(patch, 4)
+        with pytest.raises(Stopped, match="stopped by Ctrl-C after step 5 of 9") as stopped:
+            train(TOY, **options)
+    assert stopped.value.status == 130
+    assert "Ctrl-C again stops at once" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+    resumed = train(TOY, **options)
+    assert "resuming at epoch 2/3, step 5/9" in (resumed.folder / "log.txt").read_text()
+    assert (resumed.folder / "losses.jsonl").read_bytes() == (run.folder / "losses.jsonl").read_bytes()
+    for name, value in final_weights(run.folder).items():
+        assert torch.equal(value, final_weights(resumed.folder)[name]), name
+
+
+@pytest.mark.parametrize(("step", "times"), [(4, 2), (8, 1)], ids=["twice", "at the last step"])
+def test_ctrl_c_stops_at_once(place, tmp_path, monkeypatch, step, times):
+    before = signal.getsignal(signal.SIGINT)
+    interrupting(monkeypatch, step, times)
+    with pytest.raises(KeyboardInterrupt):
+        train(TOY, data_root=place / "data", work_dir=tmp_path / "run", machine=CPU)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert not list((tmp_path / "run").glob("**/epoch_*_step_*.pth"))
+
+
+def test_what_ignores_ctrl_c_goes_on_ignoring_it(place, tmp_path, monkeypatch):
+    """A training that a shell script has put into the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        interrupting(monkeypatch, 1)
+        done = train(TOY, data_root=place / "data", work_dir=tmp_path / "run", machine=CPU)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (done.folder / "metrics.json").exists()
 
 
 def strip(annotation):
