@@ -315,7 +315,7 @@ def test_label_train_on_the_labels_and_evaluate(data, tmp_path, small_row, capsy
     (tmp_path / "rows.py").write_text(rows)
     words = ["label", str(data), "--out", str(tmp_path / "m.json"), "--row", f"{tmp_path / 'rows.py'}:small"]
     assert main([*words, "--device", "cpu", "--score"]) == 0
-    assert "is trained from these boxes: 6 images, 8 epochs, about 1 minutes" in capsys.readouterr().out
+    assert "is trained from these boxes: 6 images, 8 epochs, about 1 minute" in capsys.readouterr().out
     assert (tmp_path / "m.label" / "run" / "metrics.json").is_file()
     taught = shutil.copytree(data, tmp_path / "taught")
     shutil.copy(tmp_path / "m_train.json", annotations(taught))
