@@ -9,12 +9,17 @@ example: misa predict RUN photos --out results --shards 8 --cluster slurm --clus
 example: sbatch --array=0-7 --wrap 'misa predict RUN photos --out results --shards 8 --shard $SLURM_ARRAY_TASK_ID'
 """
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from misa.commands import _shared as shared
 from misa.errors import UserError, counted
 from misa.parameters import Parameters, argument, option
+
+if TYPE_CHECKING:
+    from misa.engine.prediction.predict import Predictions
 
 
 class Predict(Parameters):
@@ -77,9 +82,22 @@ def run(options: Predict) -> int:
     )
     rest = "" if options.shard is None else " so far; the same without --shards and --shard writes the tables of all"
     print(f"{done.folder}: {counted(done.instances, 'instance')} in {counted(done.images, 'image')}{rest}")
+    for sentence in _left_out(done):
+        print(f"warning: {sentence}", file=sys.stderr)
     if done.failed:
         first = next(iter(done.failed.values()))
         more = f" ({len(done.failed) - 1} more like it)" if len(done.failed) > 1 else ""
         others = "the other images are done, but " if done.images else ""
         raise UserError(f"{others}{first}{more}")
     return 0
+
+
+def _left_out(done: "Predictions") -> Iterator[str]:
+    """What is said of known boxes that have no mask."""
+    if done.unanswered:
+        name, count = next(iter(done.unanswered.items()))
+        total = counted(sum(done.unanswered.values()), "box has", "boxes have")
+        yield f"{total} no mask, the student found nothing there (first: {counted(count, 'box', 'boxes')} of {name})."
+    if done.unused:
+        more = f", like those of {counted(len(done.unused) - 1, 'other image')}" if len(done.unused) > 1 else ""
+        yield f"the boxes of {done.unused[0]} are of no image that was given{more}."

@@ -131,7 +131,9 @@ def _path(row: Any, split: Split) -> Path:
         raise DataError(f"{split.annotations} has an image without file_name: {json.dumps(row)[:60]}; correct it.")
     path = Path(os.path.normpath(split.images / name))
     if not is_file(path):
-        raise DataError(f"the image {path} of {split.annotations} is missing; add it, or take it out of the list.")
+        raise DataError(
+            f"the image {path} is missing; add it, or take it out of the annotations: misa check says where."
+        )
     return path
 
 

@@ -131,8 +131,8 @@ class Labelled:
             return f"{left if self.left else 'another shard is just ending'}; the last of them writes the result"
         low, middle, high = np.quantile(self.quality, [0.05, 0.5, 0.95])
         lines = [
-            f"{counted(len(self.quality), 'mask')}, quality {middle:.2f} (5 % below {low:.2f}, 5 % above {high:.2f}); "
-            f"for {counted(self.fallback, 'box', 'boxes')} with next to no mask, the box itself"
+            f"{counted(len(self.quality), 'mask')}, median quality {middle:.2f} (nine in ten from {low:.2f} to "
+            f"{high:.2f}); for {counted(self.fallback, 'box', 'boxes')} with next to no mask, the box itself"
         ]
         if self.fallback > len(self.quality) / 4:
             lines.append("so many boxes without a mask mean a weak student: a longer training or another row helps")

@@ -90,13 +90,16 @@ class Options:
 class Predictions:
     """What `predict` has written: the folder, how many images and instances it holds, and which images failed.
 
-    Of a share, how many images and instances all shares have on record so far.
+    Of a share, how many images and instances all shares have on record so far. unanswered: of known boxes how many, by
+    the image's name, have no mask. unused: for which images there were boxes that are none of those given.
     """
 
     folder: Path
     images: int
     instances: int
     failed: dict[str, str]
+    unanswered: dict[str, int] = dataclasses.field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
 
 def predict(
@@ -146,19 +149,19 @@ def predict(
     folder, left = Path(out).expanduser().resolve(), {}  # type: tuple[Path, dict[str, str]]
     found = find_inputs([inputs] if isinstance(inputs, str | os.PathLike) else list(inputs), out=folder, failed=left)
     student = checkpoint if isinstance(checkpoint, Student) else load_student(checkpoint, device=device)
-    known = _boxes_by_name(boxes, found, student) if boxes is not None else None
+    known, unused = _boxes_by_name(boxes, found, student) if boxes is not None else (None, ())
     share = share or Share()
     with share.locked(folder, "out"):
         require_own(folder, _settings(student, chosen, known))
         failed = left | _work(student, found, folder, chosen, known, batch, share)
         if not share.whole:
             rows = [len(row["instances"]) for _, row in records(folder)]
-            return Predictions(folder, len(rows), sum(rows), failed)
+            return Predictions(folder, len(rows), sum(rows), failed, _unanswered(folder, known), unused)
         images, instances = collect(folder, student.classes, prompted=known is not None)
         for item in found:
             if chosen.overlay and isinstance(item, Video):
                 film(folder, item, chosen.every)
-        return Predictions(folder, images, instances, failed)
+        return Predictions(folder, images, instances, failed, _unanswered(folder, known), unused)
 
 
 def _settings(student: Student, options: Options, boxes: Mapping[str, Boxes] | None) -> dict[str, Any]:
@@ -316,13 +319,27 @@ def _batches(images: Iterable[_Frame], size: int) -> Iterator[list[_Frame]]:
         yield group
 
 
-def _boxes_by_name(given: Mapping[str, Boxes], inputs: Sequence[Picture | Video], student: Student) -> dict[str, Boxes]:
-    """The boxes of each input by its name; UserError where none of them is of an input, or a label is unknown."""
+def _unanswered(folder: Path, known: Mapping[str, Boxes] | None) -> dict[str, int]:
+    """How many of an image's known boxes have no mask, by name, of those on record."""
+    if known is None:
+        return {}
+    left = {name: len(known[name].boxes) - len(row["instances"]) for name, row in records(folder) if name in known}
+    return {name: count for name, count in left.items() if count}
+
+
+def _boxes_by_name(
+    given: Mapping[str, Boxes], inputs: Sequence[Picture | Video], student: Student
+) -> tuple[dict[str, Boxes], tuple[str, ...]]:
+    """The boxes of each input by its name, and the names in `given` that are no input's.
+
+    UserError where none of them is of an input, or a label is unknown.
+    """
     plain = {str(Path(name).with_suffix("")): value for name, value in given.items()}
     # By the file's name alone where there is but one of it on either side.
     alone = {Path(name).name: value for name, value in given.items()}
     once = Counter(Path(name).name for name in given) + Counter(item.path.name for item in inputs)
     known: dict[str, Boxes] = {}
+    used: set[int] = set()
     for item in inputs:
         if isinstance(item, Video):
             raise UserError(f"boxes are for images; {item.path} is a video.")
@@ -330,10 +347,11 @@ def _boxes_by_name(given: Mapping[str, Boxes], inputs: Sequence[Picture | Video]
         for table, key in ((given, file), (given, item.name), (plain, item.name), (alone, item.path.name)):
             if key in table and (table is not alone or once[key] == 2):
                 known[item.name] = table[key]
+                used.add(id(table[key]))
                 for label in table[key].labels:
                     require_class(student, label, f"; it is the label of a box of {file}")
                 break
     if not known:
         some = next(iter(given), "no image")
         raise UserError(f"no box is of an image that was given: boxes are of {some}, the images are {inputs[0].name}.")
-    return known
+    return known, tuple(name for name, value in given.items() if id(value) not in used)

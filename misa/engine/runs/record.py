@@ -83,11 +83,11 @@ def require_own(folder: Path, params: dict[str, Any]) -> None:
     if same_data(before, params):
         names.add("data_root")
     ours = {name: value for name, value in params.items() if name not in names}
+    smoke, now_smoke = (of["experiment"].get("limit") is not None for of in (before, params))
     for name, there, here in _differences(before, json.loads(json.dumps(ours))):
-        raise UserError(
-            f"work_dir {folder} holds another run ({name} is {there} there and {here} here); "
-            "choose another work_dir or delete that one."
-        )
+        what = "a smoke run, a test of the installation" if smoke and not now_smoke else "another run"
+        why = "" if smoke and not now_smoke else f" ({name} is {there} there and {here} here)"
+        raise UserError(f"work_dir {folder} holds {what}{why}; choose another work_dir or delete that one.")
     if (changed := changed_splits(before, params["data"])) and not (folder / "metrics.json").exists():
         raise UserError(
             f"the annotations of {' and '.join(changed)} in {params['data_root']} have changed since the run in "

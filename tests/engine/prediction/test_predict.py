@@ -463,6 +463,26 @@ def test_other_students_predict_as_they_are_evaluated(student, small_row, tmp_pa
         find(load_student(run.folder), [image], mask=0.5)
 
 
+def test_boxes_without_a_mask_are_counted_aloud(small_run, photos, tmp_path, capsys):
+    boxes = tmp_path / "boxes.csv"
+    lines = [
+        "image,x1,y1,x2,y2,label",
+        "a.png,3,4,30,40,dotted cross",
+        "a.png,20,10,60,51,striped star",
+        "nowhere.png,3,4,30,40,dotted cross",
+    ]
+    boxes.write_text("\n".join(lines))
+    command = ["predict", str(small_run.folder), str(photos), "--device", "cpu", "--boxes", str(boxes), "--out"]
+    for _ in range(2):  # the second time nothing is left to do, and as much is said
+        assert main([*command, str(tmp_path / "none"), "--mask", "1"]) == 0
+        told = capsys.readouterr().err
+        assert "2 boxes have no mask, the student found nothing there (first: 2 boxes of a)" in told
+        assert "the boxes of nowhere.png are of no image that was given." in told
+    boxes.write_text("\n".join(lines[:3]))
+    assert main([*command, str(tmp_path / "all"), "--mask", "0"]) == 0
+    assert "no mask" not in capsys.readouterr().err
+
+
 def test_corrected_boxes_are_looked_at_again(student, photos, tmp_path):
     def table(boxes):
         known = {"a.png": Boxes(np.array(boxes), [None] * len(boxes))}

@@ -36,6 +36,15 @@ def test_a_new_folder_and_the_same_run_are_ones_own(tmp_path):
     require_own(written(tmp_path, params()), params(row="mine:other name"))
 
 
+def test_a_smoke_run_in_the_folder_is_called_so(tmp_path):
+    written(tmp_path, params(limit=4))
+    with pytest.raises(UserError, match="holds a smoke run, a test of the installation; choose another work_dir"):
+        require_own(tmp_path, params())
+    written(tmp_path, params())
+    with pytest.raises(UserError, match=r"holds another run \(.* is .* there and .* here\)"):
+        require_own(tmp_path, params(limit=4))
+
+
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"params.json"}))
 def test_files_without_a_record_are_foreign(tmp_path, name):
     (tmp_path / name).write_text("")
