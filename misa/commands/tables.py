@@ -58,7 +58,8 @@ def run(options: Tables) -> int:
         sweep.run(table.every_job(), **options.sweep_options())
     print(table.render(options.format))
     if options.format == "text":
-        print(summary(table.every_job()))
+        missing = any(job.state != "finished" for job in table.every_job())
+        print(summary(table.every_job()) + ("; --run trains what is missing" if missing else ""))
     if options.save:
         name = re.sub(r"[^\w.-]+", "_", f"table{options.table}_{options.data}")
         print(*table.save(options.save, name), sep="\n")

@@ -190,7 +190,7 @@ def test_the_command_prints_what_was_not_run(tmp_path, capsys):
     assert main(["tables", "3", "--seeds", "1", "--root", str(tmp_path), "--save", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     assert "not run" in out
-    assert "0 finished, 0 started, 6 not run" in out
+    assert "0 finished, 0 started, 6 not run; --run trains what is missing" in out
     assert (tmp_path / "out" / "table3_demo.tex").exists()
 
 
