@@ -32,7 +32,7 @@ from misa.engine.prediction.files import rows_of
 from misa.engine.prediction.student import Instances, Student, find, load_student
 from misa.engine.reports.explore import Seen, open_networks
 from misa.engine.reports.figure_sources import knobs_of
-from misa.errors import UserError, did_you_mean
+from misa.errors import UserError, did_you_mean, stem
 from misa.experiment import TORCHVISION, Augmentation
 from misa.figures.affinity import NAMES, affinity_figure, blob, field_of
 from misa.figures.example import Example
@@ -444,7 +444,7 @@ def _as_image(image: Images) -> NDArray[np.uint8]:
         path = Path(image).expanduser()
         if not path.exists():
             beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise UserError(f"there is no file {path}{did_you_mean(path.name, beside) or '; give an image.'}")
+            raise UserError(f"there is no file {path}{did_you_mean(path.name, beside, key=stem) or '; give an image.'}")
         return read_image(path)
     if isinstance(image, Pillow.Image):
         turned = ImageOps.exif_transpose(image)

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 DIVERGED = "diverged: "  # how the command line begins such a sentence, for whoever started it
@@ -36,12 +36,17 @@ class UserError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
-def did_you_mean(wanted: str, found: Iterable[str], *, before: str = "") -> str:
-    """A hint such as "; did you mean 'train2017'?", or nothing when no name comes close."""
+def did_you_mean(wanted: str, found: Iterable[str], *, before: str = "", key: Callable[[str], str] = str) -> str:
+    """A hint such as "; did you mean 'train2017'?", or nothing when no name comes close by `key`."""
     # Compared without case: 'Train2017' is the usual slip, and difflib counts it as a different letter.
-    names = {name.lower(): name for name in found}
-    close = difflib.get_close_matches(wanted.lower(), names, n=1, cutoff=0.6)
+    names = {key(name).lower(): name for name in found}
+    close = difflib.get_close_matches(key(wanted).lower(), names, n=1, cutoff=0.6)
     return f"; did you mean {before}{names[close[0]]!r}?" if close else ""
+
+
+def stem(name: str) -> str:
+    """A file's name without its suffix: two names with one suffix are half alike already."""
+    return name.rpartition(".")[0] or name
 
 
 def counted(number: int, one: str, many: str = "") -> str:

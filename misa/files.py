@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from misa.errors import UserError, did_you_mean
+from misa.errors import UserError, did_you_mean, stem
 
 _LONGEST_NAME = 255  # bytes, on the usual file systems
 IN_USE = "is in use by another run"
@@ -78,7 +78,7 @@ def missing(path: Path, what: str, cure: str) -> str:
     parent = next((p for p in path.absolute().parents if os.path.isdir(p)), Path("/"))
     # The first part of the path that is missing is the one to compare with what is there.
     wanted = path.absolute().relative_to(parent).parts[0]
-    return f"there is no {what} {path}{did_you_mean(wanted, listing(parent)) or f'; {cure}.'}"
+    return f"there is no {what} {path}{did_you_mean(wanted, listing(parent), key=stem) or f'; {cure}.'}"
 
 
 @contextmanager

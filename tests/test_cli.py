@@ -28,7 +28,7 @@ def root(tmp_path):
     ("words", "hint"),
     [
         (["check", "mydat"], "misa check: there is no folder mydat; did you mean 'mydata'?"),
-        (["check", "mydata/b.csv"], "misa check: there is no file or folder mydata/b.csv; did you mean 'a.csv'?"),
+        (["check", "mydata/aa.csv"], "misa check: there is no file or folder mydata/aa.csv; did you mean 'a.csv'?"),
         (["convert", "elsewhere", "out"], "misa convert: there is no folder elsewhere; give a folder in COCO layout"),
         (["evaluate", "rums/x"], "misa evaluate: there is no run folder rums/x; did you mean 'runs'?"),
         (["evaluate", "mydata"], "misa evaluate: mydata is not a run folder: it has no params.json;"),

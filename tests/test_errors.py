@@ -2,6 +2,8 @@
 
 from IPython.core.interactiveshell import InteractiveShell
 
+from misa.errors import did_you_mean, stem
+
 
 def test_a_notebook_shows_the_sentence_alone(capsys):
     """IPython's own shell, which notebooks and papermill run cells with; other errors keep their traceback."""
@@ -13,3 +15,12 @@ def test_a_notebook_shows_the_sentence_alone(capsys):
     assert "raise" not in shown
     shell.run_cell("raise ValueError('a fault of ours')")
     assert "Traceback" in "".join(capsys.readouterr())
+
+
+def test_files_are_alike_by_their_names_and_not_by_their_suffix():
+    photos = ["rocket.jpg", "cat.png"]
+    assert did_you_mean("nope.jpg", photos, key=stem) == ""
+    assert did_you_mean("nope.jpg", photos) != ""  # what it would be by the whole name
+    assert did_you_mean("rockt.png", photos, key=stem) == "; did you mean 'rocket.jpg'?"
+    assert did_you_mean("Cat.jpg", photos, key=stem) == "; did you mean 'cat.png'?"
+    assert did_you_mean("runs", ["run"], key=stem) == "; did you mean 'run'?"
