@@ -147,6 +147,14 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(run, place):
     assert kept == list(range(9))
 
 
+@pytest.fixture
+def heard():
+    """Ctrl-C is listened to, as in a terminal; tests that run in the background of a shell have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupting(monkeypatch, step, times=1):
     """Ctrl-C during a step, as a terminal or a notebook sends it."""
     record = LossRecord.after_train_iter
@@ -160,7 +168,7 @@ def interrupting(monkeypatch, step, times=1):
     monkeypatch.setattr(LossRecord, "after_train_iter", after_train_iter)
 
 
-def test_ctrl_c_saves_the_step_and_the_same_call_goes_on(run, place, monkeypatch, capfd):
+def test_ctrl_c_saves_the_step_and_the_same_call_goes_on(heard, run, place, monkeypatch, capfd):
     before = signal.getsignal(signal.SIGINT)
     options = {"data_root": place / "data", "work_dir": place / "interrupted", "machine": CPU}
     with monkeypatch.context() as patch:
@@ -178,7 +186,7 @@ def test_ctrl_c_saves_the_step_and_the_same_call_goes_on(run, place, monkeypatch
 
 
 @pytest.mark.parametrize(("step", "times"), [(4, 2), (8, 1)], ids=["twice", "at the last step"])
-def test_ctrl_c_stops_at_once(place, tmp_path, monkeypatch, step, times):
+def test_ctrl_c_stops_at_once(heard, place, tmp_path, monkeypatch, step, times):
     before = signal.getsignal(signal.SIGINT)
     interrupting(monkeypatch, step, times)
     with pytest.raises(KeyboardInterrupt):
