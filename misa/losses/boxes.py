@@ -1,5 +1,7 @@
 """Losses of boxes, one to one, as mmdet's IoU and GIoU losses: those ask whether any box counts, which waits on CUDA.
 
+So does its `bbox_overlaps`, which sends eps to the device at every call.
+
 Axes: n box. Boxes are (x1, y1, x2, y2).
 """
 
