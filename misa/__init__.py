@@ -3,11 +3,10 @@
     misa.load(run_or_file)            # a trained student, to be called on images
     misa.load_teacher(run_or_name)    # a semantic teacher: S and K of Eq. 1 for any image
 
-One or many: an image or a list of images, and in the functions on tensors a leading axis that is optional
-(`misa.ops.axes`).
+Both take one image or a list of images; functions on tensors take an optional batch axis (`misa.ops.axes`).
 
-Importing this package is light: it loads neither mmdet nor mmcv nor torch; the first use of a function does. It makes
-mmcv usable without its compiled ops (`misa.mmcv_ext`), so import it before mmdet.
+The import is lazy: mmdet, mmcv and torch are loaded at the first call of a function. It makes mmcv usable without its
+compiled ops (`misa.mmcv_ext`), so import misa before mmdet.
 """
 
 import importlib
@@ -22,7 +21,7 @@ _install_mmcv_ext()
 
 
 def __getattr__(name: str) -> Any:
-    """The functions of `misa.api`, loaded when they are asked for."""
+    """Import the functions of `misa.api` at first access."""
     if name in ("load", "load_teacher"):
         return getattr(importlib.import_module("misa.api"), name)
     raise AttributeError(f"module 'misa' has no attribute {name!r}; it has {', '.join(__all__)}.")

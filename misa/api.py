@@ -1,13 +1,13 @@
-"""The Python API: a trained student on any image, and what a semantic teacher sees in one.
+"""The Python API: inference with a trained student, and the features and affinities of a semantic teacher.
 
     student = misa.load("runs/demo-misa-seed0")
     found = student("photo.jpg")
     teacher = misa.load_teacher("torchvision:deeplabv3_resnet50")
     scene = teacher.see("photo.jpg", boxes=[[385, 60, 600, 357]], labels=["cat"])
 
-Images are given as paths, PIL images, RGB arrays (H W 3) of 8 bits or tensors (3 H W), one or several (a list, or a
-leading axis); one image gives one result, several give a list. Boxes are xyxy in pixels, seeds (row, column) in
-pixels of the image. Axes: n instance · H, W of the image.
+An image is a path, a PIL image, a uint8 RGB array (H W 3) or a tensor (3 H W). One image gives one result; a list, or
+an array with a batch axis, gives a list of results. Boxes are xyxy and seeds (row, column), both in pixels of the
+image. Axes: n instance · H, W height and width of the image.
 """
 
 import base64
@@ -51,30 +51,30 @@ _KERNELS: dict[str, Kernel] = {"color": "color", "feature": "feature", "saliency
 
 
 def load(run_or_file: str | Path, *, device: str = "auto") -> "Predictor":
-    """A trained student, ready to be called on images.
+    """Load a trained student for inference.
 
     Args:
         run_or_file: a run folder of `misa train`, one of its checkpoints, or a file of `misa export`.
         device: "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one.
 
     Raises:
-        UserError: no student there, or no such device.
+        UserError: there is no student at that path, or no such device.
     """
     return Predictor(load_student(run_or_file, device=device))
 
 
 def load_teacher(run_or_name: str | Path, *, weights: str | Path | None = "default") -> "Teacher":
-    """A semantic teacher: S and K of Eq. 1 for any image.
+    """Load a semantic teacher, which gives S and K of Eq. 1 for any image.
 
     Args:
         run_or_name: the run folder of a teacher, or of a student with its teacher beside it; or one of torchvision's
-            segmentation networks, such as "torchvision:deeplabv3_resnet50", which knows the 20 classes of VOC; with
-            ":<file>" behind it, its weights are those of a file.
-        weights: of a torchvision network: "default" takes torchvision's, downloaded once; a path, a file of these;
-            None, an untrained network (to see that code runs).
+            segmentation networks (the 20 classes of VOC), such as "torchvision:deeplabv3_resnet50", or
+            "torchvision:deeplabv3_resnet50:<file>" with the weights of a file.
+        weights: of a torchvision network: "default" downloads torchvision's once; a path to a file of weights; or
+            None for random weights (to test that code runs).
 
     Raises:
-        UserError: no teacher there, or its weights cannot be had.
+        UserError: there is no teacher at that path, or its weights are not available.
     """
     name = str(run_or_name)
     if name.startswith(TORCHVISION):
@@ -89,15 +89,15 @@ def load_teacher(run_or_name: str | Path, *, weights: str | Path | None = "defau
 
 
 def photograph(image: Images, boxes: str = "", teacher: str = "") -> Example:
-    """An image for the notebooks' panels, with a teacher's features where one is named.
+    """Prepare an image for the notebooks' panels, with a teacher's features if `teacher` is given.
 
     Args:
         image: one image, see the module.
-        boxes: "x1 y1 x2 y2 label" in pixels, with ; between; without a teacher labels may be any words.
-        teacher: as of `load_teacher`; empty: colors alone.
+        boxes: "x1 y1 x2 y2 label" in pixels, separated by ";"; without a teacher labels may be any words.
+        teacher: as `run_or_name` of `load_teacher`; empty: colors only.
 
     Raises:
-        UserError: what `Teacher.see` raises, or boxes that are not written so.
+        UserError: as `Teacher.see`, or boxes of another form.
     """
     frames, names = [], []
     for part in filter(None, (part.strip() for part in boxes.split(";"))):
@@ -118,27 +118,27 @@ def photograph(image: Images, boxes: str = "", teacher: str = "") -> Example:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained student as a function of images: see `load`."""
+    """A trained student, called on images: see `load`."""
 
     student: Student
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of what it finds."""
+        """Names of the classes that it predicts."""
         return self.student.classes
 
     def __call__(
         self, images: Images | Sequence[Images], *, score: float = 0.3, mask: float | None = None
     ) -> "Result | list[Result]":
-        """What is found in an image, or in each of several.
+        """Predict the instances of one image or of each of several.
 
         Args:
             images: see the module.
             score: score threshold of an instance, 0 to 1.
-            mask: binarization threshold of a mask's probability, of SOLOv2 only (default: the row's).
+            mask: binarization threshold of the mask probability, for SOLOv2 only (default: the row's).
 
         Raises:
-            UserError: an image that cannot be read or is of another form, or thresholds out of range.
+            UserError: an image that cannot be read or is of another form, or a threshold out of range.
         """
         if not 0 <= score <= 1:
             raise UserError(f"score must be from 0 to 1, not {score}.")
@@ -156,7 +156,7 @@ class Predictor:
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """What was found in an image, best score first; `instances` holds the masks as run lengths."""
+    """The instances found in an image, by descending score; `instances` holds the masks as run lengths."""
 
     image: NDArray[np.uint8] = field(repr=False)
     instances: Instances = field(repr=False)
@@ -168,17 +168,17 @@ class Result:
 
     @property
     def boxes(self) -> NDArray[np.float64]:
-        """(n 4): x1 y1 x2 y2 of each mask's extent, in pixels."""
+        """Tight boxes of the masks (n 4): x1 y1 x2 y2 in pixels."""
         return self.instances.boxes
 
     @property
     def scores(self) -> NDArray[np.float64]:
-        """(n), 0 to 1."""
+        """Scores (n), 0 to 1."""
         return self.instances.scores
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """(n) names of classes."""
+        """Class names (n)."""
         return self.instances.labels
 
     def __len__(self) -> int:
@@ -191,12 +191,12 @@ class Result:
         return f"<{len(self)} instances in {height} x {width}: {found}>"
 
     def frame(self) -> pd.DataFrame:
-        """A line an instance: label, score, area in pixels, and the box."""
+        """Returns a table with a row per instance: label, score, area in pixels, and the box."""
         rows = [(row["label"], row["score"], row["area"], *row["box"]) for row in rows_of(self.instances)]
         return pd.DataFrame(rows, columns=["label", "score", "area", "x1", "y1", "x2", "y2"])
 
     def plot(self) -> Pillow.Image:
-        """The image with masks and labels; a PIL image, which a notebook shows and `.save(path)` writes."""
+        """Draw masks and labels over the image; returns a PIL image."""
         parts = [decode_part(runs) for runs in self.instances.runs]
         labels = [f"{label} {score:.2f}" for label, score in zip(self.labels, self.scores, strict=True)]
         return Pillow.fromarray(overlay(self.image, parts, labels))
@@ -205,7 +205,7 @@ class Result:
         """Write the overlay (.png, .jpg), the instances (.json, with COCO run lengths) or a table (.csv).
 
         Raises:
-            UserError: another suffix, or the file cannot be written.
+            UserError: the suffix is none of these, or the file cannot be written.
         """
         path = Path(path).expanduser()
         kind = path.suffix.lower()
@@ -236,7 +236,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A semantic network that turns an image into S and K (Eq. 1): see `load_teacher`."""
+    """A semantic network that computes S and K (Eq. 1) of an image: see `load_teacher`."""
 
     seen: Seen = field(repr=False)
     name: str
@@ -244,21 +244,21 @@ class Teacher:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the categories, in the order of K's rows."""
+        """Names of the categories, in the order of the rows of K."""
         return self.seen.classes
 
     def see(
         self, image: Images, *, boxes: ArrayLike | None = None, labels: str | Sequence[str] | None = None
     ) -> "SceneView":
-        """An image as the losses see it, with the teacher's features.
+        """Prepare an image as for the losses, and compute the teacher's features.
 
         Args:
             image: one image, see the module.
-            boxes: (n 4) or (4), xyxy in its pixels.
-            labels: a class for each box, of `classes`.
+            boxes: (n 4) or (4), xyxy in pixels of the image.
+            labels: a class of `classes` for each box.
 
         Raises:
-            UserError: several images, boxes outside the image, or labels that the teacher does not know.
+            UserError: several images, boxes outside the image, or labels that are not in `classes`.
         """
         pixels, single = as_images(image)
         if not single:
@@ -280,7 +280,7 @@ class Teacher:
 
 @dataclass(frozen=True)
 class SceneView:
-    """An image with its colors, boxes and the teacher's features: see `Teacher.see`. Results have the image's size."""
+    """An image with its colors, boxes and teacher features: see `Teacher.see`. Results have the size of the image."""
 
     example: Example = field(repr=False)
     knobs: Knobs = field(default_factory=Knobs)
@@ -298,17 +298,17 @@ class SceneView:
     def affinity(
         self, seed: Sequence[int], kind: Kind = "sepa", *, label: str | None = None, tree: bool = False, **knobs: Any
     ) -> NDArray[np.float32]:
-        """How near every pixel is to the seed (H W), 0 to 1: Eq. 8 and 10-13.
+        """Returns the affinity of every pixel to the seed (H W), 0 to 1: Eq. 8 and 10-13.
 
         Args:
             seed: (row, column) in pixels of the image.
             kind: "color" A, "feature" A^f, "saliency" A^c or "sepa", their combination.
             label: the category of A^c; by default that of the smallest box around the seed.
-            tree: along the minimum spanning tree, as weak as the longest edge on the way, in place of directly.
-            knobs: in place of the teacher's, see `misa.ops.seed_affinity.Knobs`.
+            tree: along the minimum spanning tree, set by the longest edge on the path, instead of directly.
+            knobs: parameters to override, see `misa.ops.seed_affinity.Knobs`.
 
         Raises:
-            UserError: a seed outside the image, an unknown kind, or no category to be had.
+            UserError: the seed is outside the image, the kind is unknown, or the category cannot be inferred.
         """
         cell, kernel = self._cell(seed), self._kernel(kind)
         field_ = self._field(self._label(cell, kernel, label))
@@ -325,17 +325,17 @@ class SceneView:
         label: str | None = None,
         **knobs: Any,
     ) -> NDArray[np.float32]:
-        """Masks spread by an affinity (n H W), 0 to 1: Eq. 7, 9 and 14. One for each box, or one for a seed.
+        """Returns masks propagated by an affinity (n H W), 0 to 1: Eq. 7, 9 and 14; one per box, or one for a seed.
 
         Args:
-            start: each "box" whole, a soft "blob" in each box, or a seed (row, column) in pixels of the image.
-            kind: as of `affinity`.
-            reach: "local" for `steps` windows within the box, "global" for one pass along the tree.
-            label: the category, where a seed is in no box.
-            knobs: in place of the teacher's, such as steps=20.
+            start: each "box" filled, a soft "blob" in each box, or a seed (row, column) in pixels of the image.
+            kind: as in `affinity`.
+            reach: "local" for `steps` iterations of the window within the box, "global" for one pass along the tree.
+            label: the category of a seed that lies in no box.
+            knobs: parameters to override, such as steps=20.
 
         Raises:
-            UserError: no boxes to start from, a seed outside, an unknown kind, or no category to be had.
+            UserError: no boxes to start from, a seed outside the image, an unknown kind, or no category.
         """
         kernel, chosen = self._kernel(kind), self._knobs(knobs)
         if reach not in ("local", "global"):
@@ -347,13 +347,13 @@ class SceneView:
         return self._full(torch.stack(masks))
 
     def plot(self, seed: Sequence[int], **knobs: Any) -> Picture:
-        """All affinities of a seed and the masks that they make, as one figure."""
+        """Draw all affinities of a seed and the masks propagated from it, as one figure."""
         cell = self._cell(seed)
         field_ = self._field(self._label(cell, "color", None))
         return affinity_figure(self.example, cell, field=field_, knobs=self._knobs(knobs))
 
     def explore(self, seed: Sequence[int] | None = None) -> "SeedExplorer":
-        """The live panel of a notebook on this image: click a pixel, move a slider."""
+        """Returns an interactive panel for notebooks: click a pixel, move a slider."""
         from misa.figures.widgets import SeedExplorer
 
         cell = None if seed is None else self._cell(seed)
@@ -376,7 +376,7 @@ class SceneView:
         return _KERNELS[kind]
 
     def _label(self, cell: Seed, kernel: Kernel, label: str | None) -> int:
-        """The category: as named, else that of the box around the seed."""
+        """Returns the index of `label`, by default of the category of the smallest box around the seed."""
         if label is not None:
             if label not in self.example.classes:
                 raise UserError(f"the teacher has no class {label!r}; it knows {', '.join(self.example.classes)}.")
@@ -387,7 +387,7 @@ class SceneView:
         return self.example.labels[box] if box is not None else 0
 
     def _starts(self, start: Any, kernel: Kernel, label: str | None) -> list[tuple[Tensor, Tensor | None, int]]:
-        """The masks to start from, each with the box that it stays in and its category."""
+        """Returns the initial masks, each with the box that confines it and its category."""
         if not isinstance(start, str):
             cell = self._cell(start)
             box = self.example.box_at(cell)
@@ -419,7 +419,7 @@ class SceneView:
         return {}
 
     def _full(self, maps: Tensor) -> NDArray[np.float32]:
-        """Maps (n h w) at the image's size, bilinear."""
+        """Resize maps (n h w) to the size of the image, bilinearly."""
         whole = torch.nn.functional.interpolate(
             maps[None].float(), size=self.size, mode="bilinear", align_corners=False
         )
@@ -427,10 +427,10 @@ class SceneView:
 
 
 def as_images(images: Images | Sequence[Images]) -> tuple[list[NDArray[np.uint8]], bool]:
-    """RGB images (H W 3) of 8 bits from any accepted form of an image, and whether a single one was given.
+    """Convert any accepted form to uint8 RGB images (H W 3); also returns whether a single image was given.
 
     Raises:
-        UserError: a file that cannot be read, or another form or range of values.
+        UserError: a file that cannot be read, or values of another form or range.
     """
     if isinstance(images, list | tuple):
         return [_as_image(one) for one in images], False
@@ -462,7 +462,7 @@ def _as_image(image: Images) -> NDArray[np.uint8]:
 
 
 def _of_8_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """8 bits as they are, floats of 0 to 1 as torchvision has them."""
+    """Convert to uint8: floats are 0 to 1, as in torchvision; uint8 is returned unchanged."""
     if pixels.size == 0:
         raise UserError(f"an image of {pixels.shape[0]} x {pixels.shape[1]} pixels holds nothing.")
     if pixels.dtype == np.uint8:
@@ -476,7 +476,7 @@ def _of_8_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _boxes(boxes: ArrayLike | None, image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Boxes (n 4), one or several, checked against the image."""
+    """Returns one or several boxes as (n 4), checked to lie in the image."""
     if boxes is None:
         return np.zeros((0, 4))
     try:

@@ -1,8 +1,8 @@
 """The command line: `misa <command>`, the same as `python -m misa <command>`.
 
-Every file of misa/commands is a command of its name, every folder there a group of them. A file's docstring is its
-help, and its function `run` takes the options that the type of its argument declares. Exit status: 0 done, 2 wrong
-input (one sentence on standard error), 1 failure, 128 + n where signal n ended the command.
+Each file of misa/commands is a command of the same name, each folder a group of commands. The docstring of the file is
+the command's help; its options are the fields of the `Parameters` that its function `run` takes. Exit status: 0
+success, 2 wrong input (one sentence on standard error), 1 failure, 128 + n after signal n.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from misa import commands
 from misa.errors import DIVERGED, Diverged, Stopped, UserError, did_you_mean
 from misa.machine import is_main_process
 
-ALIASES = {"whence": "provenance"}  # a command's name of before
+ALIASES = {"whence": "provenance"}  # former name of a command
 _ASCII = {"±": "+/-", "−": "-", "–": "-", "×": "x", "·": "*", "…": "...", "→": "->", "≥": ">=", "σ": "sigma"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status. SystemExit, as of argparse, for a command's --help or wrong options."""
+    """Run one command and return its exit status. Raises SystemExit, as argparse does, for --help and wrong options."""
     rest = list(sys.argv[1:] if argv is None else argv)
-    if argv is None and "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next; see `misa completion`
+    if argv is None and "_ARGCOMPLETE" in os.environ:  # called by the shell's completion; see `misa completion`
         complete()
     _print_what_the_terminal_shows()
     name, module = "misa", commands
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             module = _command(module, name, word)
             name = f"{name} {word}"
         status: int = module.run(options(module, name, rest))
-        sys.stdout.flush()  # here at the latest a closed pipe shows
+        sys.stdout.flush()  # raises BrokenPipeError here at the latest if the pipe is closed
         return status
     except UserError as error:
         return _say(f"{name}: {error}", 2) if is_main_process() else 2
@@ -59,20 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say("\nstopped; the same command goes on from what was saved.", 128 + signal.SIGINT)
     except OSError as error:
         if isinstance(error, BrokenPipeError) and nobody_reads():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at interpreter exit
             return 128 + signal.SIGPIPE
-        # A full disk, or a file system that went away.
+        # A full disk, or a file system that was unmounted.
         what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
         return _say(f"{name}: {what}; fix that, and the same command goes on.", 1)
 
 
 def names(group: ModuleType) -> list[str]:
-    """The commands of a group: its files and folders, save those that begin with an underscore."""
+    """Returns the names of the commands in a group: its files and folders except those starting with an underscore."""
     return sorted(info.name for info in pkgutil.iter_modules(group.__path__) if not info.name.startswith("_"))
 
 
 def parser_of(module: ModuleType, name: str) -> argparse.ArgumentParser:
-    """The parser of a command, with its docstring as help; what follows "example:" comes last."""
+    """Returns the parser of a command; its help is the docstring, with the part from "example:" on as epilog."""
     description, example, examples = (module.__doc__ or "").partition("example:")
     parser = _Parser(
         prog=name,
@@ -86,15 +86,15 @@ def parser_of(module: ModuleType, name: str) -> argparse.ArgumentParser:
 
 
 def complete() -> NoReturn:
-    """Answer a shell's completion with commands, options, their choices, rows and paths."""
+    """Print the shell's completions: commands, options, their choices, rows and paths; then exit."""
     import argcomplete
 
     argcomplete.autocomplete(_tree(commands, "misa", argparse.ArgumentParser()))
-    sys.exit(1)  # reached only where the variables of a completion are missing
+    sys.exit(1)  # reached only if the completion's environment variables are missing
 
 
 def _tree(group: ModuleType, name: str, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """One parser for all commands of a group and of the groups in it, with the rows as answers for a row."""
+    """Add the commands of a group and its subgroups to one parser, with the rows as completions of a row argument."""
     kinds = parser.add_subparsers()
     for known in names(group):
         module = importlib.import_module(f"{group.__name__}.{known}")
@@ -119,12 +119,12 @@ def _rows(**_: Any) -> list[str]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One sentence, without the usage that argparse prints before it."""
+        """Exit with a one-sentence message, without argparse's usage text."""
         self.exit(2, f"{self.prog}: {message}{' See' if message.endswith('?') else '; see'} {self.prog} --help.\n")
 
 
 def options(module: ModuleType, name: str, words: Sequence[str]) -> Any:
-    """The `Parameters` of a command that words stand for; SystemExit for --help and wrong words."""
+    """Parse the arguments of a command into its `Parameters`; SystemExit for --help and wrong arguments."""
     parser = parser_of(module, name)
     found, unknown = parser.parse_known_args(words)
     if unknown:
@@ -133,7 +133,7 @@ def options(module: ModuleType, name: str, words: Sequence[str]) -> Any:
 
 
 def _declared(module: ModuleType) -> Any:
-    """The `Parameters` that `run` takes."""
+    """Returns the `Parameters` class of the argument of `run`."""
     return next(iter(typing.get_type_hints(module.run).values()))
 
 
@@ -147,7 +147,7 @@ def _command(group: ModuleType, name: str, word: str) -> ModuleType:
 
 
 def _overview(group: ModuleType, name: str) -> str:
-    """The commands of a group, each with the first line of its docstring, and the rest of the group's own."""
+    """Returns the help of a group: its docstring, and its commands, each with the first line of its docstring."""
     title, _, rest = (group.__doc__ or "").strip().partition("\n")
     lines = [f"usage: {name} <command> [options]", "", title, "", "commands:"]
     for known in names(group):
@@ -163,14 +163,14 @@ def _say(text: str, status: int = 0) -> int:
 
 
 def nobody_reads() -> bool:
-    """Whether the reader of standard output has ended, as `head` does."""
+    """Whether the reader of standard output has closed the pipe, as `head` does."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _print_what_the_terminal_shows() -> None:
-    """Where the output is not in Unicode, a sign that it lacks is spelt in ASCII instead of being an error."""
+    """Transliterate characters that the output encoding lacks to ASCII instead of raising UnicodeEncodeError."""
 
     def spelt(error: UnicodeError) -> tuple[str, int]:
         assert isinstance(error, UnicodeEncodeError)
@@ -180,6 +180,6 @@ def _print_what_the_terminal_shows() -> None:
 
     codecs.register_error("misa.spelt", spelt)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file's name may be no text in any encoding
+        if hasattr(stream, "reconfigure"):  # a file name may hold bytes that cannot be encoded even in UTF-8
             unicode = stream.encoding.lower().startswith("utf")
             stream.reconfigure(errors="backslashreplace" if unicode else "misa.spelt")

@@ -1,23 +1,23 @@
-"""What stops a run in one sentence, the hint for a misspelt name, and plurals. Standard library only."""
+"""Exceptions that end a run with one sentence, spelling hints, plurals, number checks. Standard library only."""
 
 import difflib
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-DIVERGED = "diverged: "  # how the command line begins such a sentence, for whoever started it
+DIVERGED = "diverged: "  # prefix of the command line's message, parsed by a parent process
 
 
 class Diverged(RuntimeError):
-    """A training whose losses are no longer numbers; the command line prints its sentence and exits with status 1."""
+    """A training loss became NaN or infinite; the command line prints the message and exits with status 1."""
 
 
 class NotFinite(ValueError):
-    """NaN or infinity, in what was given or in what came out; a training ends with `Diverged` in its place."""
+    """NaN or infinity in an input or a result; the training loop turns it into `Diverged`."""
 
 
 class Stopped(RuntimeError):
-    """A training that ended before it was done and can go on; the command line prints its sentence, exits `status`."""
+    """A training stopped early and can be resumed; the command line prints the message and exits with `status`."""
 
     def __init__(self, message: str, *, status: int = 1) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class Stopped(RuntimeError):
 
 
 class UserError(ValueError):
-    """Wrong input by the person who runs misa; the command line prints its sentence and exits with status 2."""
+    """Wrong input by the user; the command line prints the message and exits with status 2."""
 
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows: the sentence, without the frames of the package."""
@@ -37,28 +37,28 @@ class UserError(ValueError):
 
 
 def did_you_mean(wanted: str, found: Iterable[str], *, before: str = "", key: Callable[[str], str] = str) -> str:
-    """A hint such as "; did you mean 'train2017'?", or nothing when no name comes close by `key`."""
-    # Compared without case: 'Train2017' is the usual slip, and difflib counts it as a different letter.
+    """Returns a hint such as "; did you mean 'train2017'?", or "" if no name is similar under `key`."""
+    # Case-insensitive: 'Train2017' is a common typo, and difflib counts another case as another letter.
     names = {key(name).lower(): name for name in found}
     close = difflib.get_close_matches(key(wanted).lower(), names, n=1, cutoff=0.6)
     return f"; did you mean {before}{names[close[0]]!r}?" if close else ""
 
 
 def stem(name: str) -> str:
-    """A file's name without its suffix: two names with one suffix are half alike already."""
+    """Returns a file name without its suffix, to compare names: a common suffix makes any two of them similar."""
     return name.rpartition(".")[0] or name
 
 
 def counted(number: int, one: str, many: str = "") -> str:
-    """A number with its noun, in the plural where it is not 1: "1 image", "0 images", "2 boxes"."""
+    """Returns a number with its noun, plural unless it is 1: "1 image", "0 images", "2 boxes"."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def whole(value: Any) -> bool:
-    """A whole number of 64 bits (ids, sizes and seeds end in tensors), which true and false are not."""
+    """Whether a value is an integer that fits 64 bits (ids, sizes and seeds become tensors); bool is none."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def number(value: Any) -> bool:
-    """A whole or a finite number."""
+    """Whether a value is an integer as in `whole` or a finite float."""
     return whole(value) or (isinstance(value, float) and math.isfinite(value))

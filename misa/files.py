@@ -18,13 +18,13 @@ IN_USE = "is in use by another run"
 
 @contextmanager
 def atomic_write(path: Path, *, suffix: str = ".part") -> Iterator[Path]:
-    """A file to write to, which takes the place of `path` when the block ends: a kill leaves the old or the new one.
+    """Yield a temporary file that replaces `path` when the block ends: a kill leaves the old or the new file, whole.
 
-    The folder of `path` is made if need be. Where the block raises, `path` stays as it was and nothing is left.
+    Creates the folder of `path`. If the block raises, `path` is unchanged and the temporary file is removed.
 
     Args:
         path: the file to write.
-        suffix: appended to its name while it is written, for libraries that choose a format by the name.
+        suffix: of the temporary name, for libraries that choose a format by the name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + suffix)
@@ -40,13 +40,13 @@ def atomic_write(path: Path, *, suffix: str = ".part") -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
-    """Write a json file atomically; ValueError for NaN or infinity, which JSON has no words for."""
+    """Write a JSON file atomically; ValueError for NaN or infinity, which are not valid JSON."""
     with atomic_write(path) as partial:
         partial.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The values of a json file, or None where there is none; UserError where it does not hold any."""
+    """Returns the object in a JSON file, or None if there is no file; UserError if it holds no valid object."""
     if not path.exists():
         return None
     try:
@@ -59,13 +59,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def digest(path: Path) -> str:
-    """The first digits of a file's SHA-256."""
+    """Returns the first digits of a file's SHA-256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def listing(folder: Path) -> list[str]:
-    """The names in a folder in their order, without hidden ones; none where there is no folder."""
+    """Returns the sorted names in a folder except hidden ones; empty if there is no folder."""
     try:
         return sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError:
@@ -73,20 +73,20 @@ def listing(folder: Path) -> list[str]:
 
 
 def missing(path: Path, what: str, cure: str) -> str:
-    """The sentence on a path that is not there: with the name that comes close where there is one, else with `cure`."""
-    # os.path and not Path: a folder that may not be looked into counts as missing instead of raising.
+    """Returns the message for a missing path: with a similar existing name if there is one, else with `cure`."""
+    # os.path and not Path: a folder without read permission counts as missing instead of raising.
     parent = next((p for p in path.absolute().parents if os.path.isdir(p)), Path("/"))
-    # The first part of the path that is missing is the one to compare with what is there.
+    # Compare the first missing part of the path with the names in its parent.
     wanted = path.absolute().relative_to(parent).parts[0]
     return f"there is no {what} {path}{did_you_mean(wanted, listing(parent), key=stem) or f'; {cure}.'}"
 
 
 @contextmanager
 def locked(folder: Path, name: str = "work_dir", *, shared: bool = False) -> Iterator[None]:
-    """Lock a folder, made if need be, for this process alone, or `shared` with others that ask for no more.
+    """Lock a folder (created if missing) exclusively, or `shared` with other processes that lock it shared.
 
     Raises:
-        UserError: it cannot be written, or another run has locked it. `name` is what the sentence calls it.
+        UserError: the folder is not writable or locked by another run; `name` names it in the message.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -102,8 +102,8 @@ def locked(folder: Path, name: str = "work_dir", *, shared: bool = False) -> Ite
         try:
             yield
         finally:
-            if made and [path.name for path in folder.iterdir()] == [".lock"]:  # nothing came of it
+            if made and [path.name for path in folder.iterdir()] == [".lock"]:  # created here and still empty
                 (folder / ".lock").unlink()
-                with contextlib.suppress(OSError):  # another run has begun beside it
+                with contextlib.suppress(OSError):  # another run has just written to it
                     for path in made:
                         path.rmdir()

@@ -1,4 +1,4 @@
-"""The machine that a training runs on: its devices and processes, and how they split a batch. Standard library only."""
+"""Devices, processes and loggers of a training, and how a batch is split over them. Standard library only."""
 
 import importlib.util
 import os
@@ -12,14 +12,14 @@ LOGGERS = {"wandb": "wandb", "mlflow": "mlflow"}
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a network runs, and what it shows meanwhile; none of it changes a result on one kind of device.
+    """Hardware and display of a run; on one kind of device none of it changes a result.
 
-    gpus: 0 for the CPU, more for GPUs, one a process; None: a GPU if there is one.
+    gpus: number of GPUs, one process each; 0 for the CPU; None: a GPU if there is one.
     per_gpu: micro-batch of a process; gradients are accumulated to its part of the batch. None: no accumulation.
     workers: processes that load images.
     threads: of torch on the CPU. Two busy threads on two busy cores are many times slower than one.
-    interactive: in a notebook, one live display in place of log lines.
-    loggers: "wandb", "mlflow", beside TensorBoard.
+    interactive: in a notebook, a live display instead of log lines.
+    loggers: "wandb", "mlflow", in addition to TensorBoard.
     """
 
     gpus: int | None = None
@@ -30,7 +30,7 @@ class Machine:
     loggers: tuple[str, ...] = ()
 
     def options(self) -> list[str]:
-        """As options of `misa train`; what is at its default is left out, and `interactive`, which a log file is not.
+        """Returns the options of `misa train` other than defaults; `interactive` is left out, as output goes to a log.
 
         >>> Machine(gpus=1, per_gpu=2, loggers=("wandb", "mlflow")).options()
         ['--gpus=1', '--per-gpu=2', '--loggers=wandb,mlflow']
@@ -43,10 +43,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How a batch is split: over processes, each of which accumulates the gradients of several micro-batches."""
+    """The split of a batch over processes, each of which accumulates gradients over several micro-batches."""
 
     processes: int
-    images: int  # of a micro-batch
+    images: int  # in a micro-batch
     accumulate: int
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ class BatchSplit:
 def split_batch(batch: int, processes: int, per_gpu: int | None = None) -> BatchSplit:
     """Split a batch evenly over processes and into micro-batches of `per_gpu` images (None: one for each process).
 
-    UserError where it cannot be split evenly: another batch would be trained silently.
+    UserError if it cannot be split evenly: training would silently use another batch size.
     """
     if batch % processes:
         raise UserError(
@@ -84,18 +84,18 @@ def _divisors(number: int) -> str:
 
 
 def expected_processes() -> int:
-    """How many processes torchrun or srun has started for this training; 1 for a process on its own."""
-    # Not SLURM_NTASKS: a batch script has it as well, and is one process.
+    """Returns the world size that torchrun or srun has set for this training; 1 for a single process."""
+    # Not SLURM_NTASKS: it is set in a batch script too, which is a single process.
     return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes files and prints, also before the processes have joined."""
+    """Whether this process has rank 0, which writes files and prints; valid before the process group is set up."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0 or expected_processes() == 1
 
 
 def logger_names(text: str) -> tuple[str, ...]:
-    """The loggers in a list such as "wandb,mlflow"; UserError for one that is unknown or not installed."""
+    """Parse a list such as "wandb,mlflow"; UserError for a logger that is unknown or not installed."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
         if name == "tensorboard":

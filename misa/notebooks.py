@@ -1,4 +1,4 @@
-"""Parameters of the notebooks that do what no command does; those of the others are their commands'."""
+"""Parameters of the notebooks that have no command of their own; the other notebooks use their command's."""
 
 import os
 from pathlib import Path
@@ -9,9 +9,9 @@ from misa.parameters import Parameters, option
 
 
 def work_in_project() -> None:
-    """Make the project's folder the working directory, where a notebook was started in its own.
+    """Change the working directory from notebooks/, where JupyterLab starts a notebook, to the project's folder.
 
-    JupyterLab starts a notebook in notebooks/, papermill in the project's folder; relative paths should agree.
+    papermill starts in the project's folder, so relative paths then mean the same in both.
     """
     here = Path.cwd()
     if here.name == "notebooks" and (here.parent / "experiments").is_dir():
@@ -19,7 +19,7 @@ def work_in_project() -> None:
 
 
 class Explorer(Parameters):
-    """What both explorers take: a run, or an image of one's own with a teacher."""
+    """Parameters of both explorers: a run, or an image of one's own with a teacher."""
 
     run: str = option("runs/demo-misa-seed0", "run folder; where there is none, teacher:demo is trained once")
     data_root: str = shared.data_root()
@@ -32,7 +32,7 @@ class Explorer(Parameters):
 
 
 class AffinityParameters(Explorer):
-    """What `notebooks/affinity.ipynb` takes."""
+    """Parameters of `notebooks/affinity.ipynb`."""
 
     local_bandwidth: float = option(0.15, "bandwidth of the color affinity in windows (APro's)", low=1e-3, high=10)
     tree_bandwidth: float = option(
@@ -45,7 +45,7 @@ class AffinityParameters(Explorer):
 
 
 class FrequencyParameters(Explorer):
-    """What `notebooks/frequency.ipynb` takes."""
+    """Parameters of `notebooks/frequency.ipynb`."""
 
     run: str = option("runs/demo-misa-seed0", "a student with a teacher; without one, demo:misa is trained once")
     place: int = option(0, "index of the validation image", low=0)
@@ -55,7 +55,7 @@ class FrequencyParameters(Explorer):
 
 
 class OwnDataParameters(Parameters):
-    """What `notebooks/own_data.ipynb` takes."""
+    """Parameters of `notebooks/own_data.ipynb`."""
 
     data: str = option("", "folder of images and boxes (default: an example is drawn below out)")
     out: str = option("runs/own_data", "folder of everything that is made")

@@ -1,11 +1,11 @@
-"""One declaration per option: a dataclass's field is an option of the command line and a parameter of the notebook.
+"""Options declared once: a dataclass field is both an option of the command and a parameter of the notebook.
 
     class Predict(Parameters):
         run: str = argument("a run folder, or a file made by misa export")
         score: float = option(0.3, "score threshold", low=0, high=1)
         masks: Literal["map", "each", "none"] = option("map", "one PNG per image, one per instance, or none")
 
-A field is a bool, int, float or str, one of these or None, a `Literal`, or a tuple of strings.
+The type of a field is bool, int, float or str, one of these or None, a `Literal`, or a tuple of strings.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from typing import Any, Literal, Self, dataclass_transform
 
 from misa.errors import UserError, did_you_mean
 
-# What IPython itself puts into a notebook's namespace.
+# Names that IPython adds to a notebook's namespace.
 _IPYTHON = {"In", "Out", "get_ipython", "exit", "quit", "open"}
-_SEEN = "_misa_cells_read"  # in a notebook's namespace: how many cells had been run at the last `read`
+_SEEN = "_misa_cells_read"  # name in the notebook's namespace: number of cells run at the last `read`
 
 
 def option(
@@ -31,23 +31,23 @@ def option(
     high: float | None = None,
     only: Literal["", "command", "notebook"] = "",
 ) -> Any:
-    """A field with its default (... for none) and help; numbers are between `low` and `high`, both allowed.
+    """Declare an option: its default (... for a required one) and help; numbers lie in [`low`, `high`].
 
-    only: the notebook has it, or the command.
+    only: restricts it to the notebook or to the command.
     """
     metadata = {"help": help, "low": low, "high": high, "only": only, "nargs": None}
     return dataclasses.field(default=dataclasses.MISSING if default is ... else default, metadata=metadata)
 
 
 def argument(help: str, *, default: Any = dataclasses.MISSING, optional: bool = False) -> Any:
-    """A positional argument of the command line; required there unless `optional`. default: the notebook's."""
+    """Declare a positional argument, required unless `optional`. default: the value in the notebook."""
     metadata = {"help": help, "low": None, "high": None, "only": "", "nargs": "?" if optional else 1}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Parameters:
-    """The options of a command, and the parameters of the notebook that does the same; a subclass is a dataclass."""
+    """Base of the dataclasses that hold the options of a command and the parameters of its notebook."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -64,11 +64,11 @@ class Parameters:
 
     @classmethod
     def read(cls, namespace: MutableMapping[str, Any]) -> Self:
-        """The parameters of a notebook's namespace (`globals()`); UserError for any name that is not declared.
+        """Read the parameters from a notebook's namespace (`globals()`); UserError for an undeclared name.
 
-        papermill only warns of a parameter that a notebook does not declare and runs on with the defaults; this does
-        not. At the first call every name counts. Later, when the notebook's own cells have made names of theirs, those
-        count that stand beside a parameter in a cell, as in the cell at the top that was changed and run again.
+        papermill only warns of an undeclared parameter and goes on with the defaults. The first call checks every
+        name; later calls, when the notebook's cells have defined names of their own, check only names assigned in
+        the same cell as a parameter, such as an edited parameter cell that is run again.
         """
         names = [field.name for field in _fields(cls) if field.metadata["only"] != "command"]
         there = {
@@ -92,7 +92,7 @@ class Parameters:
 
     @classmethod
     def cell(cls) -> str:
-        """The source of the notebook's parameter cell."""
+        """Returns the source of the notebook's parameter cell."""
         lines = []
         for field, hint in _typed(cls):
             if field.metadata["only"] != "command":
@@ -103,14 +103,14 @@ class Parameters:
 
     @classmethod
     def add_to(cls, parser: argparse.ArgumentParser) -> None:
-        """Declare the options of the command line."""
+        """Add the options to an argparse parser."""
         for field, hint in _typed(cls):
             if field.metadata["only"] != "notebook":
                 _add(parser, field, hint)
 
     @classmethod
     def parsed(cls, namespace: argparse.Namespace) -> Self:
-        """The options that argparse found; UserError for one that is out of range."""
+        """Returns the parameters from argparse's namespace; UserError for a value out of range."""
         values = vars(namespace)
         for field, hint in _typed(cls):
             if field.name in values and (problem := _problem(_converted(values[field.name], hint), hint, field)):
@@ -118,7 +118,7 @@ class Parameters:
         return cls(**values)
 
     def command_line(self) -> list[str]:
-        """The arguments that stand for these values, those at their defaults left out."""
+        """Returns the command-line arguments that give these values; defaults are omitted."""
         positional: list[str] = []
         options: list[str] = []
         for field in _fields(type(self)):
@@ -136,7 +136,7 @@ class Parameters:
 
 
 def _assigned(cell: str) -> set[str]:
-    """The names that a cell gives a plain value at its top level; none where it is no plain Python."""
+    """Returns the names that a cell assigns at top level; empty if it is not plain Python."""
     try:
         tree = ast.parse(cell)
     except SyntaxError:
@@ -160,7 +160,7 @@ def _typed(cls: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
 
 
 def _shown(field: dataclasses.Field[Any]) -> str:
-    """How the command line's user knows it."""
+    """Returns the name on the command line, such as "--short-side"."""
     return field.name if field.metadata["nargs"] else "--" + field.name.replace("_", "-")
 
 
@@ -173,7 +173,7 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 
 def _converted(value: Any, hint: Any) -> Any:
-    """`-p radius 7` and `-p images 7` arrive as whole numbers; a notebook writes a list as text with commas between."""
+    """Convert papermill's values: `-p radius 7` and `-p images 7` arrive as int, a list as comma-separated text."""
     if _is_list(hint):
         parts = (part.strip() for part in value.split(",")) if isinstance(value, str) else value
         return tuple(part for part in parts if part) if isinstance(value, str | list | tuple) else value
@@ -184,7 +184,7 @@ def _converted(value: Any, hint: Any) -> Any:
 
 
 def _problem(value: Any, hint: Any, field: dataclasses.Field[Any]) -> str:
-    """What is wrong with a value: its type, its range, or that it is none of the choices; empty where it is good."""
+    """Returns what is wrong with a value (type, range or choice), or "" if it is valid."""
     if _is_list(hint):
         good = isinstance(value, tuple) and all(isinstance(part, str) for part in value)
         return "" if good else f"must be a list of strings, not {value!r}"
@@ -192,7 +192,7 @@ def _problem(value: Any, hint: Any, field: dataclasses.Field[Any]) -> str:
         choices = typing.get_args(hint)
         return "" if value in choices else f"must be one of {', '.join(filter(None, choices))}, not {value!r}"
     kinds = _kinds(hint)
-    # bool is an int to Python; as a parameter it is a mistake.
+    # isinstance(True, int) holds, but a bool is a mistake where a number is declared.
     if type(value) not in kinds:
         names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
         fix = "; write True or False" if bool in kinds else ""
@@ -200,14 +200,14 @@ def _problem(value: Any, hint: Any, field: dataclasses.Field[Any]) -> str:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return ""
     low, high = field.metadata["low"], field.metadata["high"]
-    # Written so that NaN, which compares with nothing, is out of every range.
+    # Written so that NaN, for which every comparison is false, is out of every range.
     if (low is None or value >= low) and (high is None or value <= high):
         return ""
     return f"must be {f'at least {low}' if high is None else f'from {low} to {high}'}, not {value}"
 
 
 def _papermill_type(hint: Any) -> str:
-    """As papermill reads it: neither `X | None` nor Literal."""
+    """Returns a type annotation that papermill can parse: neither `X | None` nor Literal."""
     if _is_list(hint) or typing.get_origin(hint) is Literal:
         return "str"
     kinds = [kind.__name__ for kind in _kinds(hint) if kind is not type(None)]
@@ -244,7 +244,7 @@ def _add(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: A
 
 
 def _reader(hint: Any) -> Any:
-    """What argparse makes a value of its text with."""
+    """Returns the converter (argparse `type`) for a type hint."""
     kinds = _kinds(hint)
 
     def read(text: str) -> Any:

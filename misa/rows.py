@@ -1,4 +1,4 @@
-"""Find a row of a table by its name: `demo:box`, `experiments/demo.py:box`, or a file of your own; and list rows."""
+"""Find a row of a table by name (`demo:box`, `experiments/demo.py:box`, or a file of your own), and list rows."""
 
 import hashlib
 import importlib
@@ -25,10 +25,7 @@ _SEMANTIC = {"channels": "saliency", "class": "class map", "probability": "class
 
 
 def find_row(name: str) -> Experiment:
-    """The experiment that `name` (file:row or table:row) stands for; UserError lists the rows that there are instead.
-
-    The list has the form of `misa rows`, below the sentence.
-    """
+    """Returns the experiment called `name` (file:row or table:row); UserError lists the known rows like `misa rows`."""
     table, _, row = name.rpartition(":")
     if not row or not table:
         raise UserError(_not_a_row(row or table))
@@ -42,7 +39,7 @@ def find_row(name: str) -> Experiment:
 
 
 def teacher_row(experiment: Experiment) -> Experiment:
-    """The row that `experiment.teacher` names; UserError if it is none of a teacher, or of one for other data."""
+    """Returns the row named by `experiment.teacher`; UserError if it is not a teacher's or is for other data."""
     teacher = find_row(experiment.teacher)
     if experiment.limit is not None:
         teacher = teacher.smoke()
@@ -54,7 +51,7 @@ def teacher_row(experiment: Experiment) -> Experiment:
 
 
 def lineage(experiment: Experiment) -> str:
-    """The row's hash; where it learns from another row by name, together with that row's, so that it changes along."""
+    """Returns the row's digest, combined with those of the rows that it learns from, so that their changes count."""
     parents = [teacher_row(experiment)] if experiment.trains_teacher else []
     student = experiment.semantic.student if experiment.semantic else ""
     if ":" in student and not Path(student).is_dir():
@@ -66,7 +63,7 @@ def lineage(experiment: Experiment) -> str:
 
 
 class Line(NamedTuple):
-    """A row in a listing: how it is named to a command, its data, and what sets it apart from its table's others."""
+    """A row in a listing: its name for commands, its data set, and a description that sets it apart in its table."""
 
     name: str
     data: str
@@ -74,20 +71,20 @@ class Line(NamedTuple):
 
 
 def lines_of(table: str, module: ModuleType) -> list[Line]:
-    """The rows of a table or of a file of one's own, in its order."""
+    """Returns the rows of a table or of a user's file, in file order."""
     texts = descriptions(module.ROWS, getattr(module, "TABLE", None))
     return [Line(f"{table}:{name}", module.ROWS[name].data, text) for name, text in texts.items()]
 
 
 def in_columns(lines: Iterable[Line]) -> str:
-    """Rows as text, a line each."""
+    """Format rows as text, one line each."""
     lines = list(lines)
     width = max((len(line.name) for line in lines), default=0)
     return "\n".join(f"  {line.name:<{width}}  {line.data:<5}  {line.text}" for line in lines)
 
 
 def descriptions(rows: Mapping[str, Experiment], comparison: Comparison | None = None) -> dict[str, str]:
-    """`described` of each row; of rows that it does not tell apart, also the fields in which they differ."""
+    """Returns `described` of each row; rows with equal text also list the fields in which they differ."""
     texts = {name: described(name, row, comparison) for name, row in rows.items() if isinstance(row, Experiment)}
     first: dict[tuple[str, str], str] = {}
     for name, text in list(texts.items()):
@@ -108,7 +105,7 @@ def _flat(values: Mapping[str, object], above: str = "") -> Iterable[tuple[str, 
 
 
 def described(name: str, row: Experiment, comparison: Comparison | None = None) -> str:
-    """One line on a row: its name in the paper's table, where it has one, and what is trained from what."""
+    """Describe a row in one line: its name in the paper's table, if any, and what is trained from what."""
     label = next((text for end, text in comparison.rows.items() if name.endswith(f"_{end}")), "") if comparison else ""
     epochs = row.schedule.epochs
     weights = "pretrained, " if row.network.pretrained else ""
@@ -141,14 +138,14 @@ def _affinities(affinity: Affinity) -> str:
 
 
 def _split(distillation: Distillation) -> str:
-    """How the feature is split; by frequency and space is FSD."""
+    """Describe how features are split; by frequency and space is FSD."""
     if distillation.frequency and distillation.space:
         return " by frequency and space (FSD)"
     return " by frequency" if distillation.frequency else " by space" if distillation.space else ""
 
 
 def _not_a_row(name: str) -> str:
-    """What is said of a name that is not of the form table:row: the rows of that table, or those with that name."""
+    """Returns the message for a name that is not table:row: lists the table's rows, or all rows of that name."""
     if name in table_names() or Path(name).suffix == ".py":
         return f"{name} is a table; name one of its rows. {_rows_of(name, _table(name))}"
     every = [line for table in table_names() for line in lines_of(table, table_module(table))]
@@ -175,7 +172,7 @@ def _table(table: str) -> ModuleType:
         hint = did_you_mean(stem, shipped).replace("?", ",")
         known = f"the tables are {', '.join(shipped)}, or a .py file with ROWS"
         raise UserError(f"there is no table {table!r}{hint or ';'} {known}.")
-    # As if it stood among the tables, so that `from .demo import BASE` works in a file of one's own.
+    # Imported as a module of the package, so that `from .demo import BASE` works in a user's file.
     _load_package()
     spec = importlib.util.spec_from_file_location(f"{_PACKAGE}.own_{stem}", path)
     assert spec is not None, "a .py file has a loader"
@@ -194,15 +191,12 @@ def _table(table: str) -> ModuleType:
 
 
 def table_names() -> list[str]:
-    """The modules of the experiments folder."""
+    """Returns the names of the modules in the experiments folder."""
     return sorted(path.stem for path in _folder().glob("*.py") if path.stem != "__init__")
 
 
 def table_module(name: str) -> ModuleType:
-    """One of `table_names` as a module.
-
-    It is imported as `misa.experiments.<name>`: a folder called experiments in the user's project is another thing.
-    """
+    """Import a table of `table_names` as `misa.experiments.<name>`, not from an experiments folder of the user's."""
     _load_package()
     return importlib.import_module(f"{_PACKAGE}.{name}")
 
@@ -221,7 +215,7 @@ def _load_package() -> None:
 
 
 def _folder() -> Path:
-    """The tables: part of an installed package, or beside it in a checkout."""
+    """Returns the folder of the tables: inside an installed package, or beside it in a checkout."""
     package = Path(misa.__file__).parent
     inside = package / "experiments"
     return inside if inside.is_dir() else package.parent / "experiments"
