@@ -7,6 +7,7 @@ Standard library only.
 """
 
 import csv
+import difflib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,29 +27,25 @@ from misa.data.formats.parts import (
     split_folders,
 )
 
-# What the columns may be called, in lower case without spaces and underscores.
-_IMAGE = ("image", "filename", "file", "imagefile", "imagename", "imagepath", "path", "imageid", "img", "filepath")
-_LABEL = ("label", "class", "name", "category", "classname", "labelname", "categoryname")
-_CORNERS = (
-    ("xmin", "ymin", "xmax", "ymax"),
-    ("x1", "y1", "x2", "y2"),
-    ("left", "top", "right", "bottom"),
-    ("x0", "y0", "x1", "y1"),
+COLUMNS = {
+    "image": (
+        *("image", "filename", "file", "imagefile", "imagename", "imagepath", "path", "imageid", "img", "filepath"),
+    ),
+    "label": ("label", "class", "name", "category", "classname", "labelname", "categoryname"),
+    "corners of the box": ("xmin ymin xmax ymax", "x1 y1 x2 y2", "left top right bottom", "x0 y0 x1 y1"),
+    "or its top left corner": ("x y", "xmin ymin", "left top", "boxx boxy", "bboxx bboxy"),
+    # The box's own sides before those that may be the image's.
+    "and its sides": ("boxwidth boxheight", "bboxwidth bboxheight", "boxw boxh", "w h", "width height"),
+    "size of the image": ("width height", "imagewidth imageheight", "imgwidth imgheight"),
+    "split": ("split", "set", "subset", "fold"),
+}
+"""What the columns may be called, in lower case without spaces and underscores; the first that is there counts."""
+_CORNERS, _CORNER, _SIDES = (
+    [names.split() for names in COLUMNS[key]]
+    for key in ("corners of the box", "or its top left corner", "and its sides")
 )
-# The box's own sides before those that may be the image's.
-_SIDES = tuple(
-    (*corner, *sides)
-    for sides in (
-        ("boxwidth", "boxheight"),
-        ("bboxwidth", "bboxheight"),
-        ("boxw", "boxh"),
-        ("w", "h"),
-        ("width", "height"),
-    )
-    for corner in (("x", "y"), ("xmin", "ymin"), ("left", "top"), ("boxx", "boxy"), ("bboxx", "bboxy"))
-)
-_SIZE = (("width", "height"), ("imagewidth", "imageheight"), ("imgwidth", "imgheight"))
-_SPLIT = ("split", "set", "subset", "fold")
+_BOXES = (*_CORNERS, *(corner + sides for sides in _SIDES for corner in _CORNER))
+_NAMELESS = "image, x1, y1, x2, y2, label"  # the columns of a file without a line of names
 
 
 class _Columns(NamedTuple):
@@ -114,34 +111,60 @@ def _text(path: Path) -> str:
 
 
 def _columns(path: Path, first: Sequence[str]) -> _Columns:
-    names = [cell.strip().lower().replace("_", "").replace(" ", "") for cell in first]
-
-    def find(wanted: Sequence[str]) -> int | None:
-        return next((names.index(name) for name in wanted if name in names), None)
-
-    image, label, split = find(_IMAGE), find(_LABEL), find(_SPLIT)
-    forms = [*((form, True) for form in _CORNERS), *((form, False) for form in _SIDES)]
-    box = next(((form, corners) for form, corners in forms if set(form) <= set(names)), None)
-    with_sides = [f"{' '.join(form[:2])} with {' '.join(form[2:])}" for form in (_SIDES[0], _SIDES[15], _SIDES[20])]
-    for found, wanted, known in (
-        (image, "image", _IMAGE),
-        (label, "label", _LABEL),
-        (box, "xmin, ymin, xmax, ymax", [*map(" ".join, _CORNERS), *with_sides]),
-    ):
-        if found is None:
-            there = ", ".join(cell.strip() for cell in first) or "nothing"
-            raise DataError(
-                f"{path} has no column {wanted}: its first line is {there}; name the columns there, in this case one "
-                f"of: {', '.join(known)} (capitals, spaces and underscores do not matter)."
-            )
-    assert image is not None, "found above"
-    assert label is not None, "found above"
-    assert box is not None, "found above"
-    form, corners = box
+    names = [_plain(cell) for cell in first]
+    image, label, split = (
+        next((names.index(name) for name in COLUMNS[key] if name in names), None) for key in ("image", "label", "split")
+    )
+    form = next((form for form in _BOXES if set(form) <= set(names)), None)
+    if image is None or label is None or form is None:
+        raise DataError(_misnamed(path, first, form))
     x, y, w, h = (names.index(name) for name in form)
-    sides = next(((a, b) for a, b in _SIZE if {a, b} <= set(names) - set(form)), None)
+    sizes = (pair.split() for pair in COLUMNS["size of the image"])
+    sides = next(((a, b) for a, b in sizes if {a, b} <= set(names) - set(form)), None)
     size = None if sides is None else (names.index(sides[0]), names.index(sides[1]))
-    return _Columns(image, label, (x, y, w, h), corners, size, split)
+    return _Columns(image, label, (x, y, w, h), form in _CORNERS, size, split)
+
+
+def _plain(cell: str) -> str:
+    """A column's name as it is compared."""
+    return cell.strip().lower().replace("_", "").replace(" ", "")
+
+
+def _misnamed(path: Path, first: Sequence[str], form: Sequence[str] | None) -> str:
+    """What is said of a line of names in which needed columns are not found; form: the names of the box, if found."""
+    shown = {_plain(cell): cell.strip() for cell in first if cell.strip()}
+    there = f"its first line is {', '.join(shown.values()) or 'empty'}"
+    if sum(number(cell) is not None for cell in first) >= 2:
+        return f"{path} has no names of columns: {there}; write them above, or give the columns {_NAMELESS}."
+
+    def fit(names: Sequence[str]) -> tuple[int, int]:
+        near = {close for name in names for close in difflib.get_close_matches(name, shown, 1)}
+        return len(shown.keys() & set(names)), len(near) if len(near) > 1 else 0
+
+    # Of the forms of a box the one that most of the columns belong to, or come close to.
+    sides = form or max(_BOXES, key=fit)
+    wanted = {"image": COLUMNS["image"], **{side: (side,) for side in sides}, "label": COLUMNS["label"]}
+    absent = {key: names for key, names in wanted.items() if not shown.keys() & set(names)}
+    free = shown.keys() - {name for names in wanted.values() for name in names}
+    pairs = [
+        (max(difflib.SequenceMatcher(None, name, other).ratio() for other in names), name, key)
+        for key, names in absent.items()
+        for name in free
+    ]
+    guesses: dict[str, str] = {}
+    for ratio, name, key in sorted(pairs, reverse=True):
+        if ratio >= 0.6 and key not in guesses and name not in guesses.values():
+            guesses[key] = name
+    likely = ", ".join(f"{shown[guesses[key]]!r} for {key}" for key in absent if key in guesses)
+    known = [f"{key} may be called {', '.join(COLUMNS[key])}" for key in ("image", "label") if key in absent]
+    if form is None:
+        sided = f"x y (top left) with {', '.join(map(' '.join, _SIDES))}"
+        known.append(f"a box is {', '.join(COLUMNS['corners of the box'])}, or {sided}")
+    likely = f"probably {likely}; " if likely else ""
+    return (
+        f"{path} has no column {', '.join(absent)}: {there}; {likely}{'; '.join(known)} "
+        "(capitals, spaces and underscores do not matter)."
+    )
 
 
 def _line(row: Sequence[str], columns: _Columns, where: str, split: str, tell: Tell) -> Iterator[Entry]:

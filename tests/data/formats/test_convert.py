@@ -13,6 +13,7 @@ from misa.data.check.annotations import check_coco
 from misa.data.formats import convert
 from misa.data.formats.coco import DataError
 from misa.data.formats.convert import open_layout, read_boxes
+from misa.data.formats.csv_boxes import COLUMNS, CSV
 from misa.data.source import open_source
 from misa.experiment import Experiment
 
@@ -281,12 +282,24 @@ def test_other_words_for_the_splits(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "has no column image: its first line is nothing; name the columns there, in this case one of: image,"),
+        (
+            "",
+            r"has no column image, xmin, ymin, xmax, ymax, label: its first line is empty; image may be called image,",
+        ),
         (
             "file,x1,y1,x2,y2\na.jpg,1,2,3,4\n",
-            "has no column label: .* one of: label, class, name, category, classname,",
+            "has no column label: its first line is file, .*; label may be called label, class, name, category,",
         ),
-        ("file,label\n", "no column xmin, .* x1 y1 x2 y2, .* x y with boxwidth boxheight, .* x y with width height"),
+        ("file,label\n", "no column xmin, .*; a box is .* x1 y1 x2 y2, .* x y .* with boxwidth .*, w h, width height"),
+        (
+            "picture,X minimum,ymin,x_maxi,ymax,klass\n",
+            "no column image, xmin, xmax, label: its first line is picture, X minimum, .*; "
+            "probably 'X minimum' for xmin, 'x_maxi' for xmax, 'klass' for label; image may be called",
+        ),
+        # The centre of a box is not its corner, and one column is not two.
+        ("image,x_center,y_center,width,height,label\n", r"no column x, y: [^;]*; a box is"),
+        ("image,bbox,label\n", "no column xmin, ymin, xmax, ymax: [^;]*; a box is"),
+        ("a.jpg,1,2,3,4\n", "has no names of columns: .* columns image, x1, y1, x2, y2, label"),
         (b"\xff\xfe\x00", "cannot be read as a csv"),
     ],
 )
@@ -295,6 +308,43 @@ def test_a_csv_without_its_columns_is_named(tmp_path, text, words):
     (root / "boxes.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError, match=words):
         open_layout(root)
+
+
+def test_the_documented_columns_of_a_csv_are_those_that_are_read():
+    """Every accepted name, in the order in which they count, and no other."""
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    table = text.partition("| column of a csv |")[2].partition("\n\n")[0]
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    found = {
+        key.removesuffix(" (optional)"): tuple(name.strip("`") for name in names.split(", ")) for key, names in lines
+    }
+    assert found == COLUMNS
+
+
+@pytest.mark.parametrize("key", COLUMNS)
+def test_each_documented_column_of_a_csv_is_read(tmp_path, key):
+    """A file whose columns are called by each accepted name in turn gives the same box, class, size and split."""
+    values = {
+        "image": "a.png",
+        "label": "cat",
+        "corners of the box": "10 20 40 60",
+        "or its top left corner": "10 20",
+        "and its sides": "30 40",
+        "size of the image": "90 80",
+        "split": "valid",
+    }
+    sided = key in ("or its top left corner", "and its sides")
+    unused = {"corners of the box"} if sided else {"or its top left corner", "and its sides"}
+    for accepted in COLUMNS[key]:
+        names = {other: accepted if key == other else COLUMNS[other][0] for other in COLUMNS if other not in unused}
+        if accepted == "width height" and sided:
+            names["size of the image"] = "imagewidth imageheight"
+        path = tmp_path / "boxes.csv"
+        rows = [" ".join(names.values()), " ".join(values[other] for other in names)]
+        path.write_text("\n".join(row.replace(" ", ",") for row in rows))
+        (entry,) = CSV.entries(CSV.find(path)[0], pytest.fail)
+        assert (entry.file, entry.size, entry.split) == ("a.png", (90, 80), "val"), accepted
+        assert [(o.label, o.box) for o in entry.objects] == [("cat", (10, 20, 30, 40))], accepted
 
 
 def test_several_csv_files_are_not_guessed_from(tmp_path):
