@@ -217,7 +217,7 @@ def _student(job: Job, sets: Sequence[Labels], share: Share, device: str, thread
     elif job.experiment and not share.whole and not (base / "run" / "metrics.json").is_file():
         raise UserError("shards share a student that is trained already; give run, or label without shard first.")
     with share.locked(base, "the record"):
-        require_own(base, job.settings(), card=_CARD, what="record of misa label")
+        _require_same(job)
         if student is None:
             _train(job, device, threads)
             student = load_student(base / "run", device=device)
@@ -252,6 +252,14 @@ def _require_ours(labels: Labels, base: Path) -> None:
         if path.exists() and digest(path) not in written.get(path.name, []):
             changed = "has been changed since misa label wrote it" if path.name in written else "is there already"
             raise UserError(f"{path} {changed}; move it away, or choose another out.")
+
+
+def _require_same(job: Job) -> None:
+    """UserError where the record beside the result is of other data or of another student."""
+    written = [name for name in read_json(job.folder / _WRITTEN) or {} if job.target.with_name(name).exists()]
+    cure = f"choose another out, or delete {', '.join([job.folder.name, *written])} beside it to label anew"
+    what = "record of misa label"
+    require_own(job.folder, job.settings(), card=_CARD, what=what, out=job.target, cure=cure)
 
 
 def _train(job: Job, device: str, threads: int) -> None:

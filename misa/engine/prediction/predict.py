@@ -170,20 +170,34 @@ def _settings(student: Student, options: Options, boxes: Mapping[str, Boxes] | N
     return settings | {"boxes": boxes is not None}
 
 
-def require_own(folder: Path, settings: dict[str, Any], *, card: str = _CARD, what: str = "predictions") -> None:
-    """UserError where the folder holds something else than results with these settings, which its `card` has."""
+def require_own(
+    folder: Path,
+    settings: dict[str, Any],
+    *,
+    card: str = _CARD,
+    what: str = "predictions",
+    out: Path | None = None,
+    cure: str = "choose another folder or delete that one",
+) -> None:
+    """UserError where the folder holds something else than results with these settings, which its `card` has.
+
+    out, cure: what was asked for, where that is not the folder itself, and what to do about other settings.
+    """
     before = read_json(folder / card)
     if before is None:
         others = sorted(path.name for path in folder.iterdir() if path.name not in (".lock", "shards"))
         if others:
-            raise UserError(f"out {folder} holds {others[0]} and no {what}; choose a new folder.")
+            place = f"out {folder}" if out is None else f"out {out}: the folder {folder.name} beside it"
+            raise UserError(
+                f"{place} holds {others[0]} and no {what}; choose {'a new folder' if out is None else 'another out'}."
+            )
         write_json(folder / card, settings)
         return
     for name, value in settings.items():
         if before.get(name) != value:
             raise UserError(
-                f"out {folder} was made with other settings ({name.removeprefix('options.')} is {before.get(name)} "
-                f"there and {value} here); choose another folder or delete that one."
+                f"out {out or folder} was made with other settings ({name.removeprefix('options.')} is "
+                f"{before.get(name)} there and {value} here); {cure}."
             )
 
 

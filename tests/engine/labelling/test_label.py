@@ -174,7 +174,35 @@ def test_nothing_of_others_is_overwritten(small_run, data, tmp_path, capsys):
     other = shutil.copytree(data, tmp_path / "other")
     words[1] = str(other)
     out.unlink()
-    refused(out, "was made with other settings (data is")
+    refused(out, f"out {out} was made with other settings (data is")
+
+
+def test_after_a_smoke_run_the_message_says_what_to_delete(data, tmp_path, monkeypatch, capsys):
+    """It speaks of --out, and what it says to delete lets the same command begin."""
+    out, begun = tmp_path / "m.json", []
+    monkeypatch.setattr("misa.engine.labelling.label.open_source", lambda *job: begun.append(job) or sys.exit(7))
+    words = ["label", str(data), "--device", "cpu", "--out", str(out)]
+    with pytest.raises(SystemExit):
+        main([*words, "--smoke"])
+    (tmp_path / "m_train.json").write_text("masks of the smoke run")
+    written = {"m_train.json": [digests(tmp_path)["m_train.json"]], "m_val.json": []}
+    (tmp_path / "m.label" / "written.json").write_text(json.dumps(written))
+    assert main(words) == 2
+    assert (
+        f"out {out} was made with other settings (student is photos:box with seed 0 (smoke) there and photos:box with "
+        "seed 0 here); choose another out, or delete m.label, m_train.json beside it to label anew."
+    ) in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "m.label")
+    (tmp_path / "m_train.json").unlink()
+    with pytest.raises(SystemExit):
+        main(words)
+    assert len(begun) == 2
+    shutil.rmtree(tmp_path / "m.label")
+    (tmp_path / "m.label").mkdir()
+    (tmp_path / "m.label" / "thesis.txt").write_text("years of work")
+    assert main(words) == 2
+    refused = "m.label beside it holds thesis.txt and no record of misa label; choose another out."
+    assert refused in capsys.readouterr().err
 
 
 def test_changed_boxes_are_labelled_anew_and_others_are_kept(small_run, data, tmp_path):
