@@ -391,12 +391,12 @@ def test_boxes_in_csv_files_train_from_the_same_command(root, tmp_path, capsys, 
     assert "mean IoU compares with true masks" in capsys.readouterr().err
 
 
-def checked(root, capsys, *lines):
+def checked(root, capsys, *lines, head="image,xmin,ymin,xmax,ymax,label"):
     """What `misa check` says of a csv with these lines beside six small images, a line each."""
     root.mkdir()
     for i in range(6):
         Image.new("RGB", (80, 60), (40 * i, 9, 9)).save(root / f"{i}.png")
-    (root / "boxes.csv").write_text("\n".join(["image,xmin,ymin,xmax,ymax,label", *lines]))
+    (root / "boxes.csv").write_text("\n".join([head, *lines]))
     status = main(["check", str(root), "--no-picture"])
     return status, capsys.readouterr().out.splitlines()
 
@@ -423,6 +423,28 @@ def test_a_bad_line_is_one_error_in_the_words_of_its_format(line, sentence, othe
     (error,) = [text for text in said if text.startswith(("error:", "note:")) and "not listed in" not in text]
     assert sentence in error
     assert not {"bbox", "image_id", "categories"} & set(error.replace("'", " ").split())
+
+
+def test_what_differs_between_the_splits_is_warned_of_once(tmp_path, capsys, monkeypatch):
+    """A class of the val split alone, names that are nearly one, and images that are not there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    boxes = [("0.png", "cat", "train"), ("1.png", "Cat", "train"), ("2.png", "dog", "val"), ("2.png", "dog", "val")]
+    lines = [f"{image},{i},2,30,40,{label},{split}" for i, (image, label, split) in enumerate(boxes)]
+    head = "image,xmin,ymin,xmax,ymax,label,split"
+    status, said = checked(tmp_path / "data", capsys, *lines, "03.png,1,2,30,40,cat,train", head=head)
+    assert status == 2
+    place = f"{tmp_path / 'data'} (train split)"
+    assert f"{place}: 3 images (1 of them missing, 0 without objects), 3 objects in 3 classes, 0 crowds" in said
+    (error,) = [text for text in said if text.startswith("error:")]
+    assert error.endswith("03.png is missing; did you mean '3.png'?")
+    warnings = [text for text in said if text.startswith("warning:")]
+    alike = "the class 'cat' differs from 'Cat' in case or spaces only; give both one name, if they are one class."
+    assert warnings == [f"warning: {place}: {alike}"]
+    (tmp_path / "data/3.png").rename(tmp_path / "data/03.png")
+    assert main(["check", str(tmp_path / "data"), "--no-picture"]) == 0
+    (warning,) = [text for text in capsys.readouterr().out.splitlines() if "not learned" in text]
+    alone = "the val split has boxes of dog (2) and the train split none, so that they are not learned"
+    assert warning == f"warning: {place}: {alone}; bring images of each class into the train split."
 
 
 def test_a_csv_of_bad_lines_alone_has_no_second_fault(tmp_path, capsys, monkeypatch):

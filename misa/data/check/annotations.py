@@ -374,7 +374,8 @@ def _category(row: dict[str, Any], key: int, names: dict[int, str], notes: Notes
         alike = [other for other in names.values() if "".join(other.split()).lower() == "".join(name.split()).lower()]
         if alike:
             message = f"the class {name!r} differs from {alike[0]!r} in case or spaces only"
-            notes.add("class-names-alike", place, message, "give both one name, if they are one class", fatal=False)
+            at = "" if notes.converted else place  # ids are COCO's alone
+            notes.add("class-names-alike", at, message, "give both one name, if they are one class", fatal=False)
         names[key] = name
 
 
@@ -395,9 +396,9 @@ def _match(names: dict[int, str], classes: Sequence[str] | None, purpose: str, n
             notes.add("class-names", "", f"class {name!r} is expected, but found are {listing or 'none'}", hint)
     if extra := [name for name in found if name not in classes]:
         listing = ", ".join(extra[:8]) + (f" and {len(extra) - 8} more" if len(extra) > 8 else "")
-        notes.add(
-            "class-names-left-out", "", f"objects of {listing} are left out", "ask for these classes", fatal=False
-        )
+        message = f"objects of {listing} are left out, as they are of no class of the training"
+        cure = "add the class to the training annotations, if it is to be learned"
+        notes.add("class-names-left-out", "", message, cure, fatal=False)
     return tuple(classes)
 
 

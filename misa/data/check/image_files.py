@@ -2,9 +2,11 @@
 
 import filecmp
 import os
+import re
 import threading
 import warnings
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,10 +18,12 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from misa.data.check.report import KEPT
 from misa.data.formats.coco import DataError
 from misa.data.formats.names import is_file
 from misa.data.formats.parts import IMAGES
-from misa.errors import counted
+from misa.errors import counted, did_you_mean, stem
+from misa.files import listing
 
 # The last bytes of a whole file. Decoding 100k images takes many minutes, reading their ends some seconds.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
@@ -67,22 +71,22 @@ def check_files(
     """
     _hush()
     names = {entry.name for entry in os.scandir(folder) if entry.is_file()}
-    stems: dict[str, str] = {}
+    unlisted, absent = _Unlisted(images, folder), 0
     found: list[Listed] = []
     for image in images:
         # One listing of the folder instead of 100k questions; only names with a folder in them are asked for.
         if image.file_name in names or is_file(folder / image.file_name):
             found.append(image)
         else:
-            stems = stems or {Path(name).stem: name for name in sorted(names, reverse=True)}
-            other = stems.get(Path(image.file_name).stem)
+            absent += 1
+            hint = unlisted.like(image.file_name) if absent <= KEPT else ""  # the others are only counted
             remove = "remove what is said of it here" if image.where else f"take image {image.id} out of the list"
-            cure = f"did you mean {other!r}?" if other else f"add it, or {remove}"
+            cure = hint[2:] or f"add it, or {remove}"
             yield Fault(image, "image-absent", f"the file {folder / image.file_name} is missing", cure)
     if not read:
         return
     names.difference_update([image.file_name for image in found])
-    unlisted = sum(name.lower().endswith(IMAGES) for name in names)
+    others = sum(name.lower().endswith(IMAGES) for name in names)
     # Neither a bar for a second's work nor one in a log file.
     bar = tqdm(total=len(found), desc="check images", unit="image", leave=False, delay=2, disable=None)
     with bar, ThreadPoolExecutor(_THREADS) as pool:
@@ -93,11 +97,33 @@ def check_files(
                 if twins is not None and not any(fault.weight == "error" for fault in faults):
                     yield from _twin(image, folder / image.file_name, twins)
                 bar.update()
-    if unlisted and found and alone:
-        message = f"the folder {folder} has {counted(unlisted, 'image')} not listed in the annotations"
+    if others and found and alone:
+        message = f"the folder {folder} has {counted(others, 'image')} not listed in the annotations"
         yield Fault(
             Listed(0, "", 0, 0, str(folder)), "unlisted", message, "nothing to do, if they are not meant", "note"
         )
+
+
+class _Unlisted:
+    """The image files that are not listed, of which one may be what a missing file is called in truth."""
+
+    def __init__(self, images: list[Listed], folder: Path) -> None:
+        self.folder, self.listed = folder, {image.file_name for image in images}
+        self.homes: dict[str, defaultdict[tuple[int, ...], list[str]]] = {}
+
+    def like(self, file_name: str) -> str:
+        """A hint at the one in the same folder whose name comes close and has the same numbers, 01 as 1; or ""."""
+        home, slash, name = file_name.rpartition("/")
+        if home not in self.homes:
+            self.homes[home] = defaultdict(list)
+            for other in listing(self.folder / home):
+                if other.lower().endswith(IMAGES) and home + slash + other not in self.listed:
+                    self.homes[home][_numbers(other)].append(other)
+        return did_you_mean(name, self.homes[home][_numbers(name)], key=stem)
+
+
+def _numbers(name: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall("[0-9]+", stem(name))))
 
 
 def _twin(image: Listed, path: Path, twins: Twins) -> Iterator[Fault]:

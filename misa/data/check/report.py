@@ -40,7 +40,8 @@ class Sample(NamedTuple):
 class Report:
     """What a check found.
 
-    objects: boxes to train on, of the wanted classes, without crowds; empty_images: images without any.
+    images: how many are listed, missing ones too; empty_images: those without an object.
+    objects: boxes to train on, of the wanted classes, without crowds.
     masks: whether any object has one.
     problems: the first of each kind, fatal ones first; totals: how many of each kind there are in all.
     notes: what is no problem, but good to know. samples: some images with their boxes, to look at.
@@ -76,8 +77,10 @@ class Report:
         return not self.fatal
 
     def __str__(self) -> str:
+        absent = self.totals.get("image-absent", 0)
+        missing = f"{absent} of them missing, " if absent else ""
         head = (
-            f"{self.annotation_file}: {counted(self.images, 'image')} ({self.empty_images} without objects), "
+            f"{self.annotation_file}: {counted(self.images, 'image')} ({missing}{self.empty_images} without objects), "
             f"{counted(self.objects, 'object')} in {counted(len(self.classes), 'class', 'classes')}, "
             f"{counted(self.crowds, 'crowd')}"
         )

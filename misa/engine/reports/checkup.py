@@ -68,7 +68,9 @@ def check_data(
         val = check_coco(*layout.val, classes=train.classes, purpose="score", **options)  # type: ignore[arg-type]
         if not train.usable:  # what is wrong in the files is told once, and not what follows from it as well
             val = replace(val, problems=tuple(p for p in val.problems if p.kind not in ("no-images", "no-classes")))
-        reports = [_with_batch(train), val]
+        told = {p.message for p in train.problems if p.kind == "class-names-alike"}
+        val = replace(val, problems=tuple(p for p in val.problems if p.message not in told))
+        reports = [_with_batch(_with_untrained(train, val)), val]
     shown = [sample for report in reports for sample in report.samples][:count]
     try:
         drawn, fault = None if picture is None else _draw(shown, Path(picture).expanduser()), ""
@@ -84,9 +86,23 @@ def _with_batch(train: Report) -> Report:
     if not train.usable or not large:
         return train
     message = f"{counted(train.images, 'image')} cannot fill a batch of {' or '.join(large)}"
-    cure = f"add images, or train with --batch {train.images} or less"
-    problem = Problem("few-images", str(train.annotation_file), message, cure, fatal=False)
-    return replace(train, problems=(*train.problems, problem), totals={**train.totals, problem.kind: 1})
+    return _warned(train, "few-images", message, f"add images, or train with --batch {train.images} or less")
+
+
+def _with_untrained(train: Report, val: Report) -> Report:
+    """The report with a warning where a class has boxes in the validation split alone."""
+    alone = [(name, count) for name, count in val.per_class.items() if count and not train.per_class.get(name)]
+    if not (train.usable and alone):
+        return train
+    shown = ", ".join(f"{name} ({count})" for name, count in alone[:8])
+    more = f" and {len(alone) - 8} more" if len(alone) > 8 else ""
+    message = f"the val split has boxes of {shown}{more} and the train split none, so that they are not learned"
+    return _warned(train, "class-untrained", message, "bring images of each class into the train split")
+
+
+def _warned(report: Report, kind: str, message: str, cure: str) -> Report:
+    problem = Problem(kind, str(report.annotation_file), message, cure, fatal=False)
+    return replace(report, problems=(*report.problems, problem), totals={**report.totals, kind: 1})
 
 
 def _draw(samples: list[Sample], path: Path) -> Path | None:

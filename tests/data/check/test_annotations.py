@@ -123,6 +123,29 @@ def test_another_suffix_is_suggested(spoil: Spoil) -> None:
     assert told(*spoil(lambda data: data["images"][1].update(file_name="b.jpg"))).endswith("did you mean 'b.png'?")
 
 
+@pytest.mark.parametrize(
+    ("written", "unlisted", "meant"),
+    [
+        ("img01.png", ["img1.png", "img2.png"], "img1.png"),
+        ("img01.png", ["IMG01.PNG", "img02.png"], "IMG01.PNG"),
+        ("img-7 (2).png", ["img_7_(2).jpg", "img_7_(3).jpg"], "img_7_(2).jpg"),
+        ("fotos/rocket.png", ["fotos/rockt.png", "rocket.txt"], "rockt.png"),
+        ("img_0001.png", ["img_0002.png", "img_0001.txt"], ""),  # another number is another image
+        ("a.png", ["c.png"], ""),
+    ],
+)
+def test_an_unlisted_image_of_nearly_the_same_name_is_suggested(
+    spoil: Spoil, written: str, unlisted: list[str], meant: str
+) -> None:
+    """Never one that is listed: a.jpg is there."""
+    file, folder = spoil(lambda data: data["images"][1].update(file_name=written))
+    picture = (folder / "b.png").rename(folder / "elsewhere.png")
+    for name in unlisted:
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(picture, folder / name)
+    assert told(file, folder).endswith(f"did you mean {meant!r}?" if meant else "take image 8 out of the list.")
+
+
 @pytest.mark.parametrize("name", ["a.jpg", "b.png"])
 @pytest.mark.parametrize("kept", [0, 10, 0.5, -2])
 def test_a_truncated_image_is_named(spoil: Spoil, name: str, kept: float) -> None:
