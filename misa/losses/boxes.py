@@ -1,6 +1,6 @@
-"""Losses of boxes, one to one, as mmdet's IoU and GIoU losses: those ask whether any box counts, which waits on CUDA.
+"""IoU and GIoU losses of paired boxes, equal to mmdet's but without its synchronisation with the device.
 
-So does its `bbox_overlaps`, which sends eps to the device at every call.
+mmdet's losses test whether any weight is positive, and its `bbox_overlaps` copies eps to the device at every call.
 
 Axes: n box. Boxes are (x1, y1, x2, y2).
 """
@@ -19,7 +19,7 @@ def overlaps(
     form: Literal["iou", "giou"] = "iou",
     eps: float = 1e-6,
 ) -> Float[Tensor, " n"]:
-    """IoU, or GIoU (Rezatofighi et al. 2019), of each box with its other; areas count as `eps` at least."""
+    """Return the IoU, or GIoU (Rezatofighi et al. 2019), of each pair; union and hull are `eps` at least."""
     areas = [(own[:, 2] - own[:, 0]) * (own[:, 3] - own[:, 1]) for own in (boxes, others)]
     common = (boxes[:, 2:].minimum(others[:, 2:]) - boxes[:, :2].maximum(others[:, :2])).clamp(min=0)
     inner = common[:, 0] * common[:, 1]
@@ -39,7 +39,7 @@ def box_loss(
     *,
     form: Literal["iou", "giou"],
 ) -> Float[Tensor, ""]:
-    """Σ weight · error / total; the error is −log IoU ("iou", Yu et al. 2016) or 1 − GIoU."""
+    """Return Σ weight · error / total; the error is −log IoU ("iou", Yu et al. 2016) or 1 − GIoU."""
     overlap = overlaps(boxes, others, form=form)
     error = -overlap.clamp(min=1e-6).log() if form == "iou" else 1 - overlap
     return (error * weight).sum() / (total + torch.finfo(torch.float32).eps)

@@ -16,11 +16,11 @@ from misa.ops.neighbors import window_offsets
 def consistency_kernel(
     images: Float[Tensor, "b c h w"], *, dilation: int = 2, sharpness: float = 0.3
 ) -> Float[Tensor, "b 8 h w"]:
-    """Softmax over the eight neighbors of −mean_c ((I_k − I_i) / (s_i · sharpness))²; sums to 1 over them.
+    """Return the softmax over the eight neighbors of −mean_c ((I_k − I_i) / (s_i · sharpness))²; it sums to 1.
 
-    s_i is the unbiased standard deviation of the eight neighbors, channel by channel, the pixel itself not among them.
-    The image goes on beyond its border (replicated). Box2Mask (Li et al. 2022), after PAMR without its ladder of
-    dilations. Float32 inside: where the neighbors are all equal, the exponent reaches 1e17. No gradient.
+    s_i is the unbiased standard deviation of the eight neighbors, channel by channel, without the pixel itself. The
+    border is replicated. Box2Mask (Li et al. 2022), after PAMR but with one dilation. Computed in float32: where all
+    neighbors are equal, the exponent reaches 1e17. No gradient.
 
     Raises:
         ValueError: the shape is not (b, c, h, w).
@@ -44,11 +44,11 @@ def local_consistency(
     steps: int,
     dilation: int = 2,
 ) -> Float[Tensor, ""]:
-    """Σ |m − M| B / max(Σ B, 1), m the mask M after `steps` averages along the kernel of its `image`; 0 or more.
+    """Return Σ |m − M| B / max(Σ B, 1), m the mask M after `steps` averages with the kernel of its `image`; 0 or more.
 
-    One ratio over all instances, so large boxes count for more. The gradient flows through both sides, as in the
-    published Box2Mask, whose numbers were made with one step [by its history]; the paper and the present code take ten.
-    With an even dilation, pixels of different parity never exchange, so it cannot see a checkerboard.
+    One ratio over all instances, so large boxes weigh more. The gradient flows through both m and M, as in the
+    published Box2Mask, whose results used one step (by its git history); its paper and present code take ten. With an
+    even dilation pixels of different parity never mix, so a checkerboard costs nothing.
 
     Raises:
         ValueError: shapes do not fit, or no step; on the CPU also for masks outside [0, 1].
@@ -72,7 +72,7 @@ def local_consistency(
 
 
 def _neighbors(values: Float[Tensor, "b c h w"], dilation: int) -> Float[Tensor, "b 8 c h w"]:
-    """The eight neighbors at a distance, those beyond the border replaced by the nearest pixel."""
+    """Return the eight neighbors at distance `dilation`; the border is replicated."""
     h, w = values.shape[-2:]
     padded = F.pad(values, (dilation,) * 4, mode="replicate")
     return torch.stack(

@@ -16,11 +16,11 @@ def correspondence_loss(
     form: Literal["official", "intended"] = "official",
     temperature: float = 0.07,
 ) -> Float[Tensor, ""]:
-    """The cross-entropy of every query cell's similarities with the cell that the plan assigns it to; 0 or more.
+    """Return the mean cross-entropy of every query cell's similarities against its match in the plan; 0 or more.
 
     "official" is DiscoBox's published code (Lan et al. 2021), a softmax of a softmax: with 7 x 7 cells its value stays
-    between 3.858 and 3.905 whatever the features are, so it teaches next to nothing. "intended" takes
-    cosines / temperature as the logits. The gradient flows through the cosines alone.
+    between 3.858 and 3.905 for any features, so it teaches almost nothing. "intended" takes cosines / temperature as
+    logits. The gradient flows through the cosines only.
 
     Raises:
         ValueError: shapes differ, or an unknown form.

@@ -1,9 +1,9 @@
 """Frequency-space distillation, FSD (§3.2, Eq. 3, 5, 6): the student's dense feature learns from the teacher's.
 
-Axes: b image · d channel · h row · w column. S is the teacher's feature, I the student's behind its adapter.
+Axes: b image · d channel · h row · w column. S is the teacher's feature, I the student's after its adapter.
 
-The filter is linear, so S' − I' = filter(S − I), and inside and outside the boxes only one band counts. With the low
-pass L of `misa.ops.frequency`, x = I − S and per-pixel constants a, c the whole loss is Σ weight · (a x + c L x)²
+The filter is linear, so S' − I' = filter(S − I), and each pixel uses one band, set by whether it is inside a box. With
+the low pass L of `misa.ops.frequency`, x = I − S and per-pixel constants a, c the loss is Σ weight · (a x + c L x)²
 and its gradient 2 (a y + L(c y)) with y = weight · (a x + c L x): one low pass forward, one backward.
 """
 
@@ -19,7 +19,7 @@ from misa.errors import NotFinite
 from misa.ops.axes import single
 from misa.ops.frequency import Transform, check_band, disc_filter, is_finite, promote
 
-# Numbers filtered at a time on a CPU: what stays in its cache (1 MB of float32); three times faster at d = 256.
+# Values filtered at a time on a CPU, so that they stay in its cache (1 MB of float32); three times faster at d = 256.
 BLOCK = 2**18
 
 
@@ -40,11 +40,11 @@ def distillation_loss(
     transform: Transform = "auto",
     across: Callable[[Tensor], Tensor] = lambda pixels: pixels,
 ) -> Float[Tensor, ""]:
-    """L_trans (Eq. 6): the low band outside the boxes and the high band inside them, squared and averaged.
+    """Return L_trans (Eq. 6): squared differences of the low band outside the boxes and the high band inside them.
 
     Sums over channels and divides by 2 · pixels of the region in the batch, as Eq. 6 prints it; an empty region
-    contributes 0. `box_mask` is the union of an image's boxes. `valid` takes padding out of both regions and of their
-    counts; the filter still sees the whole map. No gradient reaches `teacher`. `transform` as in `high_pass`.
+    contributes 0. `box_mask` is the union of an image's boxes. `valid` excludes padding from both regions and from
+    their counts; the filter still sees the whole map. No gradient reaches `teacher`. `transform` as in `high_pass`.
 
     `frequency` and `space` are the rows of Table 4, which the paper does not spell out. We read them as
       both        bg_weight · low band outside + fg_weight · high band inside: Eq. 6
@@ -52,11 +52,11 @@ def distillation_loss(
       space       bg_weight · features outside + fg_weight · features inside, not filtered
       neither     `plain_weight` · features over all pixels, not filtered; by default the mean of the other two weights
 
-    `across` is applied to every count of pixels: where several processes share a batch and average their gradients,
-    the mean over the processes makes the result the loss of the whole batch.
+    `across` is applied to every pixel count. In distributed training, where gradients are averaged, the mean over all
+    ranks makes the result the loss of the whole batch.
 
     Computes in float32 for half precision and under autocast. Raises ValueError on shapes, types or ranges that do
-    not fit, and on the CPU NotFinite, a ValueError, on NaN or Inf; elsewhere nothing waits for the device.
+    not fit, and on the CPU NotFinite, a ValueError, on NaN or Inf; on CUDA it does not synchronise with the host.
     """
     _check(student, teacher, box_mask, valid)
     check_band("distillation_loss", radius, scale)
@@ -102,11 +102,11 @@ def in_units_of_spread(
     *,
     across: Callable[[Tensor], Tensor] = lambda pixels: pixels,
 ) -> Float[Tensor, "b d h w"]:
-    """S / (√d · σ), σ the standard deviation of the batch's valid entries around each channel's mean.
+    """Return S / (√d · σ), σ the standard deviation of the batch's valid entries around each channel's mean.
 
-    `distillation_loss` of such a target is a mean over channels in units of σ, whatever the teacher's scale and width
-    are; the paper fixes neither, nor a weight (Eq. 6). A constant per channel is left in: the adapter has a bias. A
-    constant S is returned as it is. `across` as in `distillation_loss`.
+    With such a target `distillation_loss` is a mean over channels in units of σ, independent of the teacher's scale and
+    width; the paper fixes neither, nor a weight (Eq. 6). Channel means are kept: the adapter has a bias. A constant S
+    is returned unchanged. `across` as in `distillation_loss`.
     """
     features = promote(features)
     return features / spread_unit(features, valid, across=across)
@@ -118,7 +118,7 @@ def spread_unit(
     *,
     across: Callable[[Tensor], Tensor] = lambda pixels: pixels,
 ) -> Float[Tensor, ""]:
-    """√d · σ, what `in_units_of_spread` divides by; 1 for a constant S."""
+    """Return √d · σ, the divisor of `in_units_of_spread`; 1 for a constant S."""
     features = promote(features)
     weight = torch.ones_like(features[:, :1]) if valid is None else valid.to(features.dtype)
     count = across(weight.sum()).clamp(min=1e-3)
@@ -130,7 +130,7 @@ def spread_unit(
 def _share(
     region: Bool[Tensor, "b 1 h w"], weight: float, dtype: torch.dtype, across: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "b 1 h w"]:
-    """weight / (2 · pixels of the region in the batch) on the region, 0 elsewhere."""
+    """Return weight / (2 · pixels of the region in the batch) on the region, 0 elsewhere."""
     return region * (weight / (2 * across(region.sum().to(dtype)).clamp(min=1e-3)))
 
 
@@ -139,9 +139,9 @@ def _squares(i: Tensor, s: Tensor, weight: Float[Tensor, "b 1 h w"]) -> Float[Te
 
 
 class _FilteredSquares(torch.autograd.Function):
-    """Σ weight · (a x + c L x)² for x = i − s, a few channels at a time; the gradient is for `i` alone.
+    """Σ weight · (a x + c L x)² for x = i − s, a few channels at a time; only `i` gets a gradient.
 
-    Keeps one map of the feature's size for the backward pass. a and c are scalars or (b 1 h w).
+    Saves one map of the feature's size for the backward pass. a and c are scalars or (b 1 h w).
     """
 
     @staticmethod

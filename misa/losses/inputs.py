@@ -1,7 +1,6 @@
-"""The two things that students and teachers hand over to the losses.
+"""Inputs of the losses: a student produces `Positives`, a teacher a `SemanticPrior`.
 
-A student's only duty is to produce `Positives`, a teacher's a `SemanticPrior`; the losses never learn
-which framework fed them. Axes: b image · n instance · c category · d channel · h row · w column.
+The losses do not depend on the framework. Axes: b image · n instance · c category · d channel · h row · w column.
 """
 
 from typing import NamedTuple
@@ -15,13 +14,13 @@ from misa.ops.boxes import box_masks
 
 
 class Positives(NamedTuple):
-    """The masks that some ground-truth box is responsible for; `labels`, `image` and `instance` stay on the host."""
+    """Predicted masks matched to ground-truth boxes; `labels`, `image` and `instance` stay on the host."""
 
     mask_logits: Float[Tensor, "n h w"]
     box_masks: Bool[Tensor, "n h w"]
     labels: Int[Tensor, " n"]
     image: Int[Tensor, " n"]  # which image of the batch
-    instance: Int[Tensor, " n"]  # which box of the batch, all images' boxes one after the other
+    instance: Int[Tensor, " n"]  # which box of the batch, the images' boxes concatenated
 
 
 class SemanticPrior(NamedTuple):
@@ -32,22 +31,22 @@ class SemanticPrior(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The images at the masks' resolution, normalised, and which pixels are not padding."""
+    """The normalised images at the masks' resolution, and which pixels are not padding."""
 
     images: Float[Tensor, "b 3 h w"]
     valid: Bool[Tensor, "b h w"]
 
 
 def union_of_boxes(boxes: list[Tensor], features: Tensor, stride: int) -> Tensor:
-    """B of Eq. 5 (b 1 h w): where any of an image's boxes is, at the size of `features`."""
+    """Return B of Eq. 5 (b 1 h w): the union of each image's boxes at the size of `features`."""
     h, w = features.shape[-2:]
     return torch.stack([box_masks(own, h, w, stride=stride).any(dim=0, keepdim=True) for own in boxes])
 
 
 def shrink(images: Tensor, shapes: list[tuple[int, int]], union: Tensor) -> Batch:
-    """The images at the size of `union` (bilinear without antialiasing, as APro) and where they are not padding.
+    """Resize the images to `union` (b 1 h w; bilinear without antialiasing, as APro) and mark what is not padding.
 
-    A cell half in the padding counts by its centre, unless a box (b 1 h w) says that something is there.
+    A cell partly in the padding is valid if its centre is, or if a box covers it.
     """
     size = (union.shape[-2], union.shape[-1])
     stride = images.shape[-2] / size[0], images.shape[-1] / size[1]

@@ -1,4 +1,4 @@
-"""The level-set energy of BoxLevelSet and Box2Mask: inside a box, mask and background should each have one value.
+"""The level-set energy of BoxLevelSet and Box2Mask: inside a box, mask and background should each be uniform.
 
 Axes: b image · n instance · c channel of the features · h row · w column.
 """
@@ -20,14 +20,14 @@ def region_energy(
     features: Float[Tensor, "n c h w"],
     box_masks: Float[Tensor, "n h w"] | Bool[Tensor, "n h w"],
 ) -> Float[Tensor, " n"]:
-    """Chan and Vese's region energy (2001) of each mask p within its box B, per channel and box pixel; 0 or more:
+    """Return Chan and Vese's region energy (2001) of each mask p in its box B, per channel and box pixel; 0 or more:
 
         E = 1 / (C |B|) Σ_c Σ_x B (p (F_c − u_c)² + (1 − p)(F_c − v_c)²)
 
     u and v are the means of F weighted by p and 1 − p inside the box. BoxLevelSet (Li et al. 2022) with weight 0.05
     on the image and 5 on two structure maps. It equals the mean over channels of Var_B(F) − a (1 − a)(u − v)², a the
-    mean of p in the box: a soft Otsu threshold. So E(p) = E(1 − p), and only other losses say what is object. Box masks
-    between 0 and 1 multiply p and F, as in the published Box2Mask.
+    mean of p in the box: a soft Otsu threshold. E(p) = E(1 − p), so only other losses tell object from background. Box
+    masks between 0 and 1 multiply p and F, as in the published Box2Mask.
 
     Differentiable in masks and features. An empty box costs 0. float32 inside.
 
@@ -44,7 +44,7 @@ def region_energy(
     seen = _float(features) * boxes[:, None]
     energy = p.new_zeros(len(p))
     for region in (p * boxes, (1 - p) * boxes):
-        with torch.no_grad():  # E is stationary in the means, so their part of the gradient is 0
+        with torch.no_grad():  # E is stationary in the means: they add no gradient
             mean = torch.einsum("nhw,nchw->nc", region, seen) / region.sum(dim=(1, 2)).clamp(min=1e-5)[:, None]
         spread = (seen - mean[:, :, None, None]).square().mean(dim=1)
         energy = energy + (region * spread).sum(dim=(1, 2))
@@ -54,10 +54,10 @@ def region_energy(
 def border_length(
     masks: Float[Tensor, "n h w"], box_masks: Float[Tensor, "n h w"] | Bool[Tensor, "n h w"]
 ) -> Float[Tensor, " n"]:
-    """The total variation of p B and of (1 − p) B, rows and columns apart, per box pixel; 0 or more.
+    """Return the anisotropic total variation of p B and of (1 − p) B, per box pixel; 0 or more.
 
-    It counts the jump at the box's border as well. The published BoxLevelSet adds it with weight 1e-5 since 2023; its
-    paper's numbers were made without it.
+    It includes the jump at the box's border. The published BoxLevelSet adds it with weight 1e-5 since 2023; its
+    paper's results were obtained without it.
     """
     check_shapes("border_length", masks=(masks, "n h w"), box_masks=(box_masks, "n h w"))
     check_probabilities("border_length: masks", masks)
@@ -77,12 +77,12 @@ def structure_masks(
     valid: Bool[Tensor, "b h w"] | None = None,
     color_scale: float = 0.02,
 ) -> Float[Tensor, "n 2 h w"]:
-    """The two maps h1 and h2 that BoxLevelSet's deep energy looks at: each mask filtered along its image's trees.
+    """Return the maps h1 and h2 of BoxLevelSet's deep energy: each mask filtered along its image's trees.
 
     h1 is the mask filtered along the image's tree with edge weights exp(−|ΔI|² / color_scale), h2 is h1 filtered along
     the tree of a learned `structure` with exp(−|ΔG|²) (Li et al. 2022). The gradient flows through the masks, and
-    through h2's edge weights to the structure, which learns by nothing else. One tree an image serves all its masks;
-    `image` says which. Normalised images, masks in [0, 1].
+    through h2's edge weights to the structure, its only gradient. The masks of an image share its trees; `image` is
+    each mask's image. Images are normalised, masks in [0, 1].
 
     Raises:
         ValueError: shapes do not fit.

@@ -1,4 +1,4 @@
-"""The edge loss of BoxInst: neighbors that belong together must get the same label.
+"""BoxInst's pairwise loss: similar neighbors should get the same label.
 
 Axes: n instance · k neighbor · h row · w column, neighbors as `window_offsets(window, dilation)`.
 """
@@ -16,10 +16,10 @@ from misa.ops.neighbors import shift, window_offsets
 
 
 def edge_error(mask_logits: Float[Tensor, "n h w"], *, window: int = 3, dilation: int = 2) -> Float[Tensor, "n k h w"]:
-    """−log P(y_i = y_k) = −log(p_i p_k + (1 − p_i)(1 − p_k)) for every neighbor k, from the logits; 0 or more.
+    """Return −log P(y_i = y_k) = −log(p_i p_k + (1 − p_i)(1 − p_k)) for every neighbor k; 0 or more.
 
-    BoxInst (Tian et al. 2021, Eq. 3 and 4), in log space so that sure masks neither overflow nor lose the gradient.
-    A neighbor outside the image agrees with both labels: error 0.
+    BoxInst (Tian et al. 2021, Eq. 3 and 4), in log space so that confident masks neither overflow nor lose the
+    gradient. A neighbor outside the image has error 0.
 
     Raises:
         ValueError: the shape is not (n, h, w).
@@ -41,10 +41,10 @@ def pair_loss(
     *,
     reduction: Literal["ratio", "positive"] = "ratio",
 ) -> Float[Tensor, ""] | Float[Tensor, " n"]:
-    """The mean error over the kept pairs: one over all instances ("ratio", a scalar) or one each ("positive", n).
+    """Return the mean error over the kept pairs, of all instances ("ratio", a scalar) or of each ("positive", n).
 
-    BoxInst and SIM take one ratio, Σ error · keep / max(Σ keep, 1), in which large objects count for more; BoxTeacher's
-    affinity term one per positive. 0 with a gradient where nothing is kept.
+    BoxInst and SIM take one ratio, Σ error · keep / max(Σ keep, 1), in which large objects weigh more; BoxTeacher's
+    affinity term takes one per positive. Without kept pairs it is 0, still attached to the graph.
     """
     check_shapes("pair_loss", error=(error, "n k h w"), keep=(keep, "n k h w"))
     if reduction not in ("ratio", "positive"):

@@ -1,4 +1,4 @@
-"""The pairwise loss: masks against their own propagation (§3.3, Eq. 15).
+"""The pairwise loss between masks and the pseudo masks propagated from them (§3.3, Eq. 15).
 
 Axes: b image · n instance · c category · d channel · h row · w column.
 """
@@ -29,10 +29,10 @@ def propagation_error(
     *,
     reduction: Reduction = "box_mean",
 ) -> Float[Tensor, ""]:
-    """Σ |M̂ − M| inside the boxes, or the plain sum over the map of Eq. 15 ("sum").
+    """Return Σ |M̂ − M| inside the boxes, or the plain sum over the map of Eq. 15 ("sum").
 
     "box_mean", as APro's SOLOv2: per instance over its box area, mean over instances. "box_ratio", as APro's
-    Mask2Former: over the area of all boxes, so that every pixel counts alike and large boxes for more.
+    Mask2Former: over the area of all boxes, so that every pixel weighs the same and large boxes weigh more.
     """
     error = (pseudo_masks.detach() - masks).abs()
     if reduction == "sum":
@@ -57,11 +57,11 @@ def pairwise_loss(
     prior: Prior | None = None,
     valid: Bool[Tensor, "b h w"] | Bool[Tensor, "b 1 h w"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
-    """L1 between mask probabilities and the pseudo masks propagated from them (Eq. 15), per term.
+    """Return the L1 distance between mask probabilities and the pseudo masks propagated from them (Eq. 15), per term.
 
     The terms are those of `pseudo_masks`, with the affinity's weights: "apro" gives `loss_global` and `loss_local`,
-    "pamr" gives `loss_pamr`. Pseudo masks are constants: the gradient flows through M alone. Without instances every
-    term is a zero that still depends on `masks`.
+    "pamr" gives `loss_pamr`. Pseudo masks are constants: the gradient flows through M only. Without instances every
+    term is 0, still attached to the graph of `masks`.
     """
     pairs = pseudo_masks(
         masks, box_masks, images, image_index, affinity=affinity, labels=labels, prior=prior, valid=valid
@@ -84,22 +84,22 @@ def pseudo_masks(
     prior: Prior | None = None,
     valid: Bool[Tensor, "b h w"] | Bool[Tensor, "b 1 h w"] | None = None,
 ) -> dict[str, tuple[Float[Tensor, "n h w"], Float[Tensor, "n h w"]]]:
-    """Of each term of the pairwise loss the masks that it compares and the pseudo masks that it pulls them to (Eq. 14).
+    """Return per term of the pairwise loss the masks to compare and their pseudo masks, the targets (Eq. 14).
 
     "apro" gives "global" and "local", "pamr" gives "pamr". The global pseudo mask comes from two passes over the
-    image's tree, the second along the first one's result (`refine_bandwidth=None` leaves it out; `global_form` of
-    "embedding" puts a pass along S^c in its place). `images` are normalised and have the size of the masks.
+    image's tree, the second with the first one's result as guide (`refine_bandwidth=None` skips it; `global_form`
+    "embedding" replaces it by a pass along S^c). `images` are normalised and have the size of the masks.
 
-    prior: S (b d h w) and K (c d), or a `Reading` of them, which has a σ of its own: with `affinity.saliency` A becomes
+    prior: S (b d h w) and K (c d), or a `Reading` of them with its own σ: with `affinity.saliency` A becomes
         Â^c = A + balance · A^c of the category in `labels`, with `affinity.feature` A + balance · A^f. Without a prior
-        colors stand alone.
-    valid: False at padding, which is left out.
+        only colors are compared.
+    valid: False at padding, which is excluded.
 
-    `global_size` squeezes images, prior and masks to a square of that side for the global pseudo mask, as APro's
-    Mask2Former (96) does, and compares at the masks' own size with the masks squeezed and stretched likewise.
-    "pamr" takes `local_form` and `semantic_scale` too, and has spreads of its own.
+    `global_size` resizes images, prior and masks to a square of that side for the global pseudo mask, as APro's
+    Mask2Former (96) does; masks and pseudo masks are then resized back to the masks' size and compared there.
+    "pamr" uses `local_form` and `semantic_scale` too, and measures its own spreads.
 
-    On CUDA, `image_index` and `labels` are read by the host; leave them on the CPU and nothing waits for the device.
+    The host reads `image_index` and `labels`: keep them on the CPU to avoid a synchronisation with the device.
     """
     features, factors = (None, None) if prior is None else (prior[0], prior[1])
     check_inputs("pairwise_loss", masks, images, features, factors, labels, box_masks)
@@ -137,7 +137,7 @@ def _guides(
     affinity: Affinity,
     valid: Tensor | None,
 ) -> Guides:
-    """The images of the batch with everything their masks share."""
+    """Return the batch's guides: images, prior and padding, shared by the masks of an image."""
     if valid is not None:
         valid = valid.reshape(len(images), *images.shape[-2:])
     h, w = images.shape[-2:]
@@ -151,7 +151,7 @@ def _guides(
 
 @constant
 def global_masks(masks: Tensor, guides: Guides, affinity: Affinity, join: Join) -> Tensor:
-    """APro's cascade: a pass along the image (and S^c), then one along the result, both on the image's tree."""
+    """Propagate as APro's cascade: a pass with the image (and S^c) as guide, then one with its result, on one tree."""
     if len(masks) == 0:
         return masks
     trees, bandwidth = guides.trees(ahead=join), affinity.tree_bandwidth
@@ -166,7 +166,7 @@ def global_masks(masks: Tensor, guides: Guides, affinity: Affinity, join: Join) 
 
 @constant
 def local_masks(masks: Tensor, box_masks: Tensor, guides: Guides, affinity: Affinity, join: Join) -> Tensor:
-    """The windows of all images at once."""
+    """Propagate over windows, the masks of all images in one call."""
     if len(masks) == 0:
         return masks
     reach, steps = affinity.local_bandwidth, affinity.local_steps

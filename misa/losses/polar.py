@@ -13,11 +13,11 @@ SHORTEST = 1e-6  # a ray that found no contour, in pixels
 
 
 def polar_iou_loss(lengths: Float[Tensor, "n k"], target: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
-    """log(Σ_k max(d, d*) / Σ_k min(d, d*)) of each location, 0 or more; lengths in pixels, 0 or more.
+    """Return log(Σ_k max(d, d*) / Σ_k min(d, d*)) of each location, 0 or more; lengths in pixels, 0 or more.
 
-    PolarMask (Xie et al. 2020, Eq. 10), the sums before the logarithm as in the published code. 0 exactly where all
-    rays agree, |log r| where all differ by the factor r (the masks' IoU is then r² or 1/r²), the same for scaled
-    lengths. Lengths below 1e-6 count as that.
+    PolarMask (Xie et al. 2020, Eq. 10), with the sums inside the logarithm as in the published code. It is 0 only if
+    all rays agree and |log r| if all differ by the factor r (the masks' IoU is then r² or 1/r²); it is invariant to
+    scaling both. Lengths below 1e-6 are raised to that.
 
     Raises:
         ValueError: the shapes differ.
@@ -30,9 +30,9 @@ def polar_iou_loss(lengths: Float[Tensor, "n k"], target: Float[Tensor, "n k"]) 
 
 
 def polar_centerness(target: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
-    """sqrt(min_k d* / max_k d*), in (0, 1]: 1 at the centre of a circle (PolarMask, Eq. 4).
+    """Return sqrt(min_k d* / max_k d*), in (0, 1]: 1 at the centre of a circle (PolarMask, Eq. 4).
 
-    A location with a missing ray gets about 0, and so nearly no weight.
+    A location with a missing ray gets about 0, so almost no weight.
     """
     if target.dim() != 2 or target.shape[1] == 0:
         raise ValueError(f"polar_centerness needs lengths of shape (n, k): they are {tuple(target.shape)}.")

@@ -1,4 +1,4 @@
-"""The projection loss (§4.3, after BoxInst): a mask must fill its box's rows and columns.
+"""The projection loss (§4.3, after BoxInst): a mask must reach every row and column of its box, and no others.
 
 Axes: n instance · h row · w column.
 """
@@ -16,11 +16,11 @@ from misa.ops.axes import check_shapes, single
 def projection_loss(
     masks: Float[Tensor, "n h w"], box_masks: Float[Tensor, "n h w"] | Bool[Tensor, "n h w"], *, eps: float = 1e-5
 ) -> Tensor:
-    """Dice distance between the max-projections of mask and box on both axes; (n,), each in [0, 2].
+    """Return the Dice loss between the max-projections of mask and box, summed over both axes; (n,), each in [0, 2].
 
     `masks` are probabilities in [0, 1]. Denominators are squared; eps 1e-5 is BoxInst's (Tian et al. 2021), DiscoBox
-    has 1e-3 for either sum, 2e-3 in all. Each row's and column's maximum takes the gradient, equal ones share it.
-    float32 inside.
+    has 1e-3 for each sum, 2e-3 in total. The gradient goes to each row's and column's maximum, shared by equal ones.
+    Half precision is computed in float32.
 
     Raises:
         ValueError: the shapes differ; on the CPU also for masks with NaN or outside [0, 1], such as logits.

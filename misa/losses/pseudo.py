@@ -1,4 +1,4 @@
-"""Losses against masks that a network made itself: dice, and focal loss on chosen pixels.
+"""Losses against pseudo masks: Dice loss, and focal loss on selected pixels.
 
 Axes: n instance.
 """
@@ -14,9 +14,9 @@ from misa.ops.affinity import check_probabilities
 
 
 def dice(a: Float[Tensor, "n ..."], b: Float[Tensor, "n ..."], eps: float = 1e-5) -> Float[Tensor, " n"]:
-    """1 − 2 Σ a b / (Σ a² + Σ b² + eps) of each instance; in [0, 1] for values in [0, 1].
+    """Return the Dice loss 1 − 2 Σ a b / (Σ a² + Σ b² + eps) of each instance; in [0, 1] for values in [0, 1].
 
-    Milletari et al. 2016 with squared denominators, as BoxInst, DiscoBox (eps 2e-3 in all) and BoxTeacher have it. Two
+    Milletari et al. 2016 with squared denominators, as in BoxInst, DiscoBox (eps 2e-3 in total) and BoxTeacher. Two
     empty masks cost 1: leave such pairs out.
 
     Raises:
@@ -29,9 +29,9 @@ def dice(a: Float[Tensor, "n ..."], b: Float[Tensor, "n ..."], eps: float = 1e-5
 
 
 def quality(masks: Float[Tensor, "n h w"]) -> Float[Tensor, " n"]:
-    """The mean probability of each mask's pixels above 0.5: how sure a mask is of itself; 0 where there are none.
+    """Return each mask's confidence: the mean probability of its pixels above 0.5, 0 if there are none.
 
-    BoxTeacher (Cheng et al. 2023) weighs its pseudo masks and its predictions' scores by it.
+    BoxTeacher (Cheng et al. 2023) weights its pseudo masks and its predictions' scores with it.
     """
     sure = (masks > 0.5).to(masks.dtype)
     return (masks * sure).sum(dim=(1, 2)) / (sure.sum(dim=(1, 2)) + 1e-6)
@@ -46,10 +46,10 @@ def focal_on(
     alpha: float = 0.25,
     gamma: float = 2.0,
 ) -> Float[Tensor, ""]:
-    """Σ weight · α_t · BCE · (1 − p_t)^γ / (Σ weight + 1), a scalar of 0 or more (Lin et al. 2017).
+    """Return the focal loss Σ weight · α_t · BCE · (1 − p_t)^γ / (Σ weight + 1), 0 or more (Lin et al. 2017).
 
-    "official" is SIM's published code (Li et al. 2023): p_t is right, but the cross-entropy takes the probability for a
-    logit, so BCE = softplus(−p) on the mask and softplus(p) off it: bounded, with a gradient of the right sign.
+    "official" is SIM's published code (Li et al. 2023): p_t is right, but the cross-entropy treats the probability as a
+    logit, so BCE = softplus(−p) in the mask and softplus(p) outside: bounded, with a gradient of the right sign.
     "intended" is −log p_t.
 
     Raises:

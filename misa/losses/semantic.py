@@ -1,12 +1,12 @@
-"""The semantic teacher's own objectives (facts of §3.1 that the paper leaves open): from boxes, or from label maps.
+"""Training losses of the semantic teacher (§3.1 leaves them open): from boxes, or from label maps.
 
 Axes: b image · n instance (box) · c category · e class, background included · h row · w column.
 
-From boxes, the student's objectives in semantic form; only telling instances apart is left out. A box b of class c
-says: outside all boxes is background, what is an object in b is c, and c reaches all four sides of b. Other boxes of
-the same class are merged: q, the probability of c wherever some box of c allows it, is one map for all of them, and b
-looks at q through its own window. That holds for the union as for the instance: the object in b touches b's sides.
-On top of that the network may learn from itself: where it is sure, its own answer among what the boxes allow counts.
+From boxes they are the student's objectives in semantic form, without separating instances. A box b of class c
+implies: pixels outside all boxes are background, an object pixel in b is c, and c reaches all four sides of b. Boxes of
+one class are merged: q, the probability of c inside any box of c, is one map for all of them, and b uses q within b.
+This is exact for the union as for the instance: the object in b touches b's sides. Self-training is optional: where
+the network is confident, its own prediction among the allowed classes is the target.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ VOID = 255
 
 
 class Boxes(NamedTuple):
-    """The boxes of a batch at the resolution of the losses; the host reads `labels` and `image`, and has them."""
+    """The boxes of a batch at the resolution of the losses; `labels` and `image` stay on the host, which reads them."""
 
     masks: Bool[Tensor, "n h w"]
     labels: Int[Tensor, " n"]
@@ -35,7 +35,7 @@ class Boxes(NamedTuple):
 
 
 def label_map_loss(logits: Float[Tensor, "b e h w"], labels: Int[Tensor, "b H W"]) -> Float[Tensor, ""]:
-    """Cross-entropy at the labels' resolution, averaged over pixels that are not void (255); 0 where all are."""
+    """Return the cross-entropy at the labels' resolution, averaged over all but void pixels (255); 0 without any."""
     sharp = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
     known = (labels != VOID).sum().clamp(min=1)
     return F.cross_entropy(sharp, labels, ignore_index=VOID, reduction="sum") / known
@@ -44,7 +44,7 @@ def label_map_loss(logits: Float[Tensor, "b e h w"], labels: Int[Tensor, "b H W"
 def allowed_classes(
     boxes: Boxes, shape: tuple[int, int], *, images: int, classes: int, background: int
 ) -> Bool[Tensor, "{images} {classes} h w"]:
-    """Which classes the boxes allow at each pixel: the background everywhere, a category inside its own boxes."""
+    """Return which classes the boxes allow at each pixel: background everywhere, a category inside its own boxes."""
     allowed = torch.zeros((images, classes, *shape), dtype=torch.bool, device=boxes.masks.device)
     rows = _rows(boxes.labels, background)
     for mask, row, image in zip(boxes.masks, rows, boxes.image, strict=True):
@@ -56,7 +56,7 @@ def allowed_classes(
 def outside_loss(
     logits: Float[Tensor, "b e h w"], allowed: Bool[Tensor, "b e h w"], valid: Bool[Tensor, "b h w"], background: int
 ) -> Float[Tensor, ""]:
-    """The cross-entropy to the background outside all boxes, averaged over these pixels; 0 where there are none."""
+    """Return the cross-entropy with the background outside all boxes, averaged over these pixels; 0 without any."""
     region = valid & (allowed.sum(dim=1) == 1)
     loss = logits.logsumexp(dim=1) - logits[:, background]
     return (loss * region).sum() / region.sum().clamp(min=1)
@@ -65,15 +65,15 @@ def outside_loss(
 def class_loss(
     logits: Float[Tensor, "b e h w"], allowed: Bool[Tensor, "b e h w"], valid: Bool[Tensor, "b h w"], background: int
 ) -> Float[Tensor, ""]:
-    """−log Σ_{c allowed} p(c | not background) inside boxes, averaged over these pixels; 0 where there are none.
+    """Return −log Σ_{c allowed} p(c | foreground) inside boxes, averaged over these pixels; 0 without any.
 
-    The semantic form of the student's classification loss: if a pixel in a box of c is an object, it is c. It moves
-    the categories against each other only; where the object ends is left to projection and propagation.
+    The semantic form of the student's classification loss: if a pixel in a box of c is an object, it is c. It only
+    separates the categories; the object's extent is left to projection and propagation.
     """
     region = valid & (allowed.sum(dim=1) > 1)
     objects = logits.clone()
     objects[:, background] = -torch.inf
-    # Outside boxes nothing is allowed: any finite number will do there, the region leaves it out.
+    # Outside boxes no category is allowed: keep the logits finite there, `region` drops these pixels.
     kept = objects.masked_fill(~allowed & region[:, None], -torch.inf)
     loss = objects.logsumexp(dim=1) - kept.logsumexp(dim=1)
     return (loss * region).sum() / region.sum().clamp(min=1)
@@ -85,10 +85,10 @@ def sure_loss(
     valid: Bool[Tensor, "b h w"],
     threshold: float = 0.7,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy to the network's own answer inside boxes, where it is sure of it; 0 where it nowhere is.
+    """Return the self-training loss: cross-entropy with confident own predictions inside boxes; 0 without any.
 
-    The answer is the most probable allowed class, sure where its share among the allowed ones is over `threshold`:
-    what is an object is then of the box's class, which the network alone may have taken for another.
+    The target is the most probable allowed class, background included, where its share of the allowed classes'
+    probability exceeds `threshold`; the boxes correct categories that the network confuses.
     """
     shares = (logits.detach().softmax(dim=1) * allowed).clamp(min=1e-8)
     share, answer = (shares / shares.sum(dim=1, keepdim=True)).max(dim=1)
@@ -99,7 +99,7 @@ def sure_loss(
 
 @dataclass(frozen=True)
 class SemanticTerms:
-    """The weights of what a semantic network learns from boxes, and its pairwise affinity (None: no pairwise loss)."""
+    """Weights of the losses from boxes, `sure_weight` of self-training; and the affinity (None: no pairwise loss)."""
 
     outside_weight: float = 1.0
     class_weight: float = 1.0
@@ -111,10 +111,10 @@ class SemanticTerms:
 def semantic_objectives(
     logits: Float[Tensor, "b e h w"], boxes: Boxes, batch: Batch, terms: SemanticTerms, *, background: int
 ) -> dict[str, Tensor]:
-    """The weighted losses of class scores at the resolution of `boxes` and `batch`, by name.
+    """Return the weighted losses of class logits at the resolution of `boxes` and `batch`, by name.
 
     outside · L_outside + class · L_class + sure · L_sure + projection · L_projection(q, b), and L_pairwise(q) (Eq. 15).
-    Without boxes L_outside alone is not zero.
+    Without boxes only L_outside is not zero.
     """
     check_shapes("semantic_objectives", logits=(logits, "b e h w"), images=(batch.images, "b 3 h w"))
     b, classes, h, w = logits.shape
@@ -145,5 +145,5 @@ def semantic_objectives(
 
 
 def _rows(labels: Int[Tensor, " n"], background: int) -> Int[Tensor, " n"]:
-    """The classifier's row of each category: the background's row is skipped."""
+    """Return the classifier's row of each category, skipping the background's."""
     return labels + (labels >= background).long()

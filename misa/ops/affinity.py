@@ -1,8 +1,8 @@
 """Pairwise affinity between a pixel and its neighbors (§3.3, Eq. 8 and 10–13).
 
 Axes: b image · c category · q row of factors · d channel · k neighbor · h row · w column. Colors (A, Eq. 8), features
-(A^f, Eq. 10) and reweighted features (A^c, Eq. 12) differ in what goes in, so they share one function. What goes in is
-a row of `KERNELS`: `misa.ops.guides` propagates masks along these rows, in training and elsewhere.
+(A^f, Eq. 10) and reweighted features (A^c, Eq. 12) differ only in the vectors compared, so they share one function.
+`KERNELS` names the affinities and selects these vectors; `misa.ops.guides` uses it, in training and elsewhere.
 
 The spread σ is one number for all channels. With a spread per channel a constant factor on a channel would cancel,
 and with it the saliency factors K of Eq. 11: A^c would equal A^f for every category.
@@ -24,7 +24,7 @@ TINY = 1e-12  # keeps a constant image, whose spread is 0, at affinity 1
 
 
 class Seen(NamedTuple):
-    """What an affinity can compare of one image, all maps of one size.
+    """The maps of one image that an affinity may compare, all of one size.
 
     colors (d h w): V, the normalised image. features (e h w): S, or None without a teacher. factors (c e): K of the
     categories that are present in the image, in ascending order; None without a teacher.
@@ -36,10 +36,10 @@ class Seen(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """What an affinity compares: exp(−Σ_d (factors_qd (values_d(i) − values_d(k)))² / σ_q²).
+    """Terms of the affinity exp(−Σ_d (factors_qd (values_d(i) − values_d(k)))² / σ_q²).
 
     values (d h w). factors (q d): one row for all masks, or one per category of `Seen.factors`. sigma: a number, or
-    None for what its user has it measured in: a bandwidth ζ for colors, the spread of factors · values for the others.
+    None to leave σ to the caller: a bandwidth ζ for colors, the spread of factors · values for the others.
     """
 
     values: Float[Tensor, "d h w"]
@@ -75,14 +75,14 @@ KERNELS: dict[str, Callable[[Seen], Compared]] = {"color": color, "feature": fea
 
 
 def check_finite(name: str, values: Tensor) -> None:
-    """NotFinite for NaN and Inf; on the CPU only, because elsewhere the answer would stall the device."""
-    # The sum alone answers nearly always, thirty times as fast; only it may overflow.
+    """Raise NotFinite on NaN or Inf; on the CPU only, because elsewhere the check would synchronise with the device."""
+    # A finite sum rules out NaN and Inf, thirty times as fast; the full test is for sums that overflow.
     if values.device.type == "cpu" and not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
         raise NotFinite(f"{name} has NaN or Inf in it: propagation would spread them over the whole map.")
 
 
 def check_probabilities(name: str, values: Tensor) -> None:
-    """NotFinite for NaN, ValueError for what is not in [0, 1]; on the CPU only, as `check_finite`."""
+    """Raise NotFinite on NaN, ValueError on values outside [0, 1]; on the CPU only, as `check_finite`."""
     check_finite(name, values)
     if values.device.type != "cpu" or values.numel() == 0:
         return
@@ -92,12 +92,12 @@ def check_probabilities(name: str, values: Tensor) -> None:
 
 
 def promote(values: Tensor) -> Tensor:
-    """Half precision and integers become float32; float32 and float64 stay."""
+    """Cast half precision and integers to float32; keep float32 and float64."""
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
 def reweight(features: Float[Tensor, "d h w"], saliency_factors: Float[Tensor, "c d"]) -> Float[Tensor, "c d h w"]:
-    """S^c = K^c · S, channel by channel (Eq. 11)."""
+    """Return S^c = K^c · S, channel by channel (Eq. 11)."""
     return saliency_factors[:, :, None, None] * features
 
 
@@ -107,7 +107,7 @@ def squared_distances(
     *,
     channel_weights: Float[Tensor, "c d"] | None = None,
 ) -> Float[Tensor, "b k h w"] | Float[Tensor, "b c k h w"]:
-    """Squared L2 distance to each neighbor; with `channel_weights`, one distance per row of weights.
+    """Return the squared L2 distance to each neighbor; with `channel_weights`, one distance per row of weights.
 
     |K^c S(i) − K^c S(k)|² = Σ_d (K^c_d)² (S_d(i) − S_d(k))²: one pass over the differences and one matrix product
     serve all categories of Eq. 12. Distances to pixels outside the image are meaningless; mask them with `inside`.
@@ -128,9 +128,9 @@ def squared_distances(
 def spread(
     values: Float[Tensor, "b d h w"], *, channel_weights: Float[Tensor, "c d"] | None = None
 ) -> Float[Tensor, " b"] | Float[Tensor, "b c"]:
-    """σ: the standard deviation of all entries of an image, channels and pixels together.
+    """Return σ, the standard deviation of all entries of an image, channels and pixels together.
 
-    With `channel_weights` K, the spread of K^c · S for every c (σ_{S^c}).
+    With `channel_weights` K, that of K^c · S for every c (σ_{S^c}).
     """
     first, second = values.double().mean(dim=(2, 3)), values.double().square().mean(dim=(2, 3))
     k = torch.ones_like(first[:1]) if channel_weights is None else channel_weights.double()
@@ -141,7 +141,7 @@ def spread(
 def variance(
     first: Float[Tensor, "*b d"], second: Float[Tensor, "*b d"], factors: Float[Tensor, "c d"]
 ) -> Float[Tensor, "*b c"]:
-    """σ² of K^c · S over channels and pixels, from each channel's mean and mean square over the pixels."""
+    """Return σ² of K^c · S over channels and pixels, from each channel's mean and mean square over the pixels."""
     mean = (factors * first).mean(dim=-1)
     return ((factors.square() * second).mean(dim=-1) - mean.square()).clamp(min=0)
 
@@ -153,13 +153,13 @@ def window_spread(
     channel_weights: Float[Tensor, "c d"] | None = None,
     valid: Bool[Tensor, "h w"] | None = None,
 ) -> Float[Tensor, "b h w"] | Float[Tensor, "b c h w"]:
-    """σ per pixel: root mean squared distance of the window's `valid` vectors, centre included, from their mean."""
+    """Return σ per pixel: the RMS distance of the window's `valid` vectors, centre included, from their mean."""
     h, w = values.shape[-2:]
     present = inside(h, w, offsets, device=values.device).to(values.dtype)
     if valid is not None:
         present = present * torch.stack([shift(valid.to(values.dtype), o) for o in offsets])
     count = present.sum(dim=0) + 1
-    # Sums of differences to the centre: the spread does not change, and nothing cancels in float32.
+    # Differences to the centre leave the spread as it is and avoid cancellation in float32.
     total, squares = torch.zeros_like(values), torch.zeros_like(values)
     for offset, there in zip(offsets, present, strict=True):
         difference = (shift(values, offset) - values) * there
@@ -179,11 +179,11 @@ def pairwise_affinity(
     sigma: Sigma = "image",
     channel_weights: Float[Tensor, "c d"] | None = None,
 ) -> Float[Tensor, "b k h w"] | Float[Tensor, "b c k h w"]:
-    """A = exp(−(|V(i) − V(k)| / σ)²) to every neighbor k, 0 where k is outside the image (Eq. 8, 10, 12).
+    """Return A = exp(−(|V(i) − V(k)| / σ)²) to every neighbor k, 0 where k is outside the image (Eq. 8, 10, 12).
 
-    `sigma`: "image" is one number per image over all channels and pixels; "window" the local spread of the vectors;
-    a float a fixed bandwidth. Neighbors come row by row without the centre, dilation by dilation. With
-    `channel_weights` K the affinities A^c of all categories at once: as `values=reweight(S, K)`, at one pass over S.
+    `sigma`: "image" is one spread per image over all channels and pixels; "window" the local spread of the vectors;
+    a float a fixed bandwidth. Neighbors are ordered row by row without the centre, dilation by dilation. With
+    `channel_weights` K the result is A^c of all categories, as for `values=reweight(S, K)` but in one pass over S.
     """
     if values.dim() != 4:
         raise ValueError(f"pairwise_affinity needs values of shape (b, d, h, w): they are {tuple(values.shape)}.")
@@ -208,10 +208,10 @@ def pairwise_affinity(
 def kernel_affinity(
     name: str, seen: Seen, *, window: int = 3, dilation: int | Sequence[int] = 1, sigma: Sigma = "image"
 ) -> Float[Tensor, "q k h w"]:
-    """One affinity of `KERNELS` to every neighbor; `sigma` counts where the affinity has none of its own.
+    """Return one affinity of `KERNELS` to every neighbor; `sigma` applies unless the affinity fixes its own.
 
     Training weighs neighbors by exactly these numbers, A + balance · A^c (Eq. 13) before the division of Eq. 14, but
-    never writes them down for the whole map.
+    never stores them for the whole map.
     """
     values, factors, own = KERNELS[name](seen)
     options = {"window": window, "dilation": dilation, "channel_weights": factors}
@@ -225,7 +225,7 @@ def saliency_affinity(
     labels: Int[Tensor, " n"] | None = None,
     **options: object,
 ) -> Float[Tensor, "n k h w"]:
-    """A^c (Eq. 11–12) for every category, or for the category of each instance where `labels` are given."""
+    """Return A^c (Eq. 11–12) for every category, or with `labels` for the category of each instance."""
     if labels is not None:
         saliency_factors = saliency_factors[labels]
     return pairwise_affinity(features[None], channel_weights=saliency_factors, **options)[0]  # type: ignore[arg-type]

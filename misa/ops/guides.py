@@ -1,6 +1,6 @@
-"""What the masks of one or several images are propagated along, and which of it they share.
+"""Affinity guides of a batch of images: trees and window weights that masks are propagated along.
 
-A tree or an affinity is needed once per image, and once per image and category present, never per mask.
+Trees and affinities are built once per image, or per image and category present, and shared by its masks.
 """
 
 import math
@@ -28,11 +28,11 @@ LocalForm = Literal["sum", "product"]
 
 @dataclass(frozen=True)
 class Join:
-    """How the second affinity joins the first (Eq. 13).
+    """How the second affinity is combined with the first (Eq. 13).
 
-    balance: of the second against the first. form: "sum" is Eq. 13; the others are the methods' that take a `Join`.
-    sigma: what the second is measured in, "image" for its own spread over the image, "window" for that around a pixel,
-    or a number; factor: times that. ValueError where it would be no affinity.
+    balance: weight of the second against the first. form: "sum" is Eq. 13; each method that takes a `Join` documents
+    the others. sigma: σ of the second affinity: "image" for its spread over the image, "window" for that around each
+    pixel, or a number; factor multiplies it. Raises ValueError on values out of range.
     """
 
     balance: float = 0.7
@@ -61,9 +61,9 @@ def check_inputs(
     labels: Tensor | None,
     boxes: Tensor | None = None,
 ) -> None:
-    """What propagation needs of masks (n h w), boxes (n h w), labels (n), images and features (… d h w), factors (c d).
+    """Check masks and boxes (n h w), labels (n), images and features (… d h w), factors (c d) before propagation.
 
-    `name` is the public function that was called. ValueError for shapes, NotFinite for values.
+    `name` is the public function that was called. Raises ValueError on shapes, NotFinite on NaN or Inf.
     """
     shape, size = tuple(masks.shape), tuple(masks.shape[-2:])
     if len(shape) != 3 or images.dim() not in (3, 4) or images.shape[-2:] != size or 0 in images.shape[-3:]:
@@ -89,11 +89,11 @@ def check_inputs(
 
 @dataclass
 class Guides:
-    """Images (b d h w), the image of every mask, and which affinities of `KERNELS` are added up: colors, then one more.
+    """Images (b d h w), the image of every mask, and the affinities of `KERNELS` to combine: colors, then one more.
 
-    For a semantic teacher's features (b e h w), factors (c e) and the masks' labels too. `valid` (b h w) is False at
-    padding. `window` is that of a later `along_window`: CUDA measures it while it reads the second map for its edges.
-    ValueError for images, labels and shapes that do not fit, UserError for affinities that do not exist.
+    A semantic affinity also needs the teacher's features (b e h w), factors (c e) and the masks' labels. `valid`
+    (b h w) is False at padding. `window` is that of a later `along_window`: CUDA computes its distances together with
+    the second affinity's edges. Raises ValueError on inputs that do not fit, UserError on unknown affinities.
     """
 
     images: Float[Tensor, "b d h w"]
@@ -127,8 +127,8 @@ class Guides:
         ):
             raise ValueError(f"labels must lie in 0 … {len(self.factors) - 1}, one row of K each.")
         self.backend = backend(self.images)
-        self.built_ahead: dict[tuple[Join, TieRule], Trees] = {}  # the second affinity's, by `trees`
-        self._near: Tensor | None = None  # the second affinity's distances to half of `window`, once it was read
+        self.built_ahead: dict[tuple[Join, TieRule], Trees] = {}  # the second affinity's trees, built by `trees`
+        self._near: Tensor | None = None  # the second affinity's distances in half of `window`, once computed
 
     @property
     def size(self) -> tuple[int, int]:
@@ -136,11 +136,11 @@ class Guides:
         return self.images.shape[-2], self.images.shape[-1]
 
     def first_only(self) -> "Guides":
-        """The same without the second affinity."""
+        """Return the same guides without the second affinity."""
         return replace(self, kernels=self.kernels[:1])
 
     def at_size(self, size: tuple[int, int]) -> "Guides":
-        """The same resized (bilinear), without a window; a cell is padding where most of it is and takes none of it."""
+        """Return the guides resized (bilinear, without padding), window 1; a cell over half in padding is padding."""
         if self.size == size:
             return self
         if self.valid is None:
@@ -151,12 +151,12 @@ class Guides:
         return replace(self, images=images, features=features, valid=valid, window=1)
 
     def _categories(self, image: int) -> list[int]:
-        """Those that are present in an image."""
+        """Return the categories that are present in an image, in ascending order."""
         labels = self.labels if self.labels is not None else [0] * len(self.image)
         return sorted({label for where, label in zip(self.image, labels, strict=True) if where == image})
 
     def _compared(self, kernel: str, images: Iterable[int]) -> dict[int, Compared]:
-        """What an affinity compares, image by image."""
+        """Return the terms of an affinity, by image."""
         found = {}
         for i in images:
             present, factors = self._categories(i), None
@@ -168,23 +168,23 @@ class Guides:
 
     @cached_property
     def first(self) -> dict[int, Compared]:
-        """What the first affinity compares in every image; one row of factors each."""
+        """Terms of the first affinity in every image; one row of factors each."""
         return self._compared(self.kernels[0], range(len(self.images)))
 
     @cached_property
     def second(self) -> dict[int, Compared]:
-        """What the second affinity compares in every image that has masks; empty without one."""
+        """Terms of the second affinity in every image that has masks; empty without a second affinity."""
         return {} if len(self.kernels) == 1 else self._compared(self.kernels[1], sorted(set(self.image)))
 
     @cached_property
     def pairs(self) -> list[tuple[int, int]]:
-        """(image, row of its factors) of everything that masks share, image by image."""
+        """All pairs (image, row of its factors), image by image; the masks of a pair share trees and weights."""
         rows = {i: len(self.second[i].factors) if self.second else 1 for i in sorted(set(self.image))}
         return [(i, row) for i, many in rows.items() for row in range(many)]
 
     @cached_property
     def pair(self) -> list[int]:
-        """Which pair every mask belongs to."""
+        """The index into `pairs` of every mask."""
         place = {pair: number for number, pair in enumerate(self.pairs)}
         labels = self.labels if self.labels is not None else [0] * len(self.image)
         rows = [
@@ -195,13 +195,13 @@ class Guides:
 
     @cached_property
     def members(self) -> list[list[int]]:
-        """The masks of every pair."""
+        """The indices of the masks of every pair."""
         return [[n for n, q in enumerate(self.pair) if q == number] for number in range(len(self.pairs))]
 
     @cached_property
     def second_on_edges(self) -> tuple[Tensor, Tensor]:
-        """Of the second affinity the squared distances along the grid edges (pairs, m), and σ² without padding."""
-        maps = [  # edges into the padding are cut anyway
+        """The second affinity's squared distances along the grid edges (pairs, m), and its σ² without padding."""
+        maps = [  # edges into the padding are removed later
             (values, k, None if self.valid is None else self.valid[i]) for i, (values, k, _) in self.second.items()
         ]
         lengths, variances, self._near = self.backend.lengths_and_variance(maps, half_window(self.window))
@@ -210,7 +210,7 @@ class Guides:
         return lengths, torch.cat(every)
 
     def second_scale(self, join: Join) -> Float[Tensor, " q"]:
-        """(factor · σ)² of the second affinity for every pair."""
+        """Return (factor · σ)² of the second affinity for every pair."""
         if join.sigma == "image":
             squared = self.second_on_edges[1]
         else:
@@ -218,7 +218,7 @@ class Guides:
         return (squared * join.factor**2).clamp(min=TINY)
 
     def second_lengths(self) -> Float[Tensor, "q m"]:
-        """Squared distances of the second affinity along the grid edges for every pair, infinite into padding."""
+        """Return the second affinity's squared distances along the grid edges for every pair, infinite into padding."""
         lengths = self.second_on_edges[0]
         if self._into_padding is None:
             return lengths
@@ -234,16 +234,16 @@ class Guides:
 
     @cached_property
     def lengths(self) -> Float[Tensor, "b m"]:
-        """Squared distances of the first affinity along the grid edges, infinite where padding begins."""
+        """The first affinity's squared distances along the grid edges, infinite into padding."""
         weighted = [its.factors[0, :, None, None] * its.values for its in self.first.values()]
         lengths = grid_lengths(torch.stack(weighted))
         return lengths if self._into_padding is None else lengths.masked_fill(self._into_padding, torch.inf)
 
     def trees(self, tie_rule: TieRule = "exact", *, ahead: Join | None = None) -> Trees:
-        """One minimum spanning tree per image.
+        """Return one minimum spanning tree per image.
 
-        `ahead` is that of the next `along_trees`: the second affinity's own trees, where it has some, are built at the
-        same time and kept for it.
+        With the `join` of the next `along_trees` as `ahead`, the second affinity's trees, if it needs any, are built in
+        the same call and kept for it.
         """
         if ahead is None or ahead.form != "sum" or not self.second:
             return spanning_trees(self.lengths, *self.size, tie_rule=tie_rule)
@@ -253,7 +253,7 @@ class Guides:
         return both.cut(None, len(self.images))
 
     def cut(self, trees: Trees) -> Trees:
-        """The same trees with the guides' lengths, and none of their edges into the padding."""
+        """Return the trees with the guides' edge lengths, infinite into padding."""
         return trees if self.valid is None else replace(trees, length=self.on_edges(trees, self.lengths))
 
     def along_trees(
@@ -265,10 +265,10 @@ class Guides:
         *,
         tie_rule: TieRule = "exact",
     ) -> Float[Tensor, "n h w"]:
-        """Eq. 14 with N = all pixels, along the images' trees and along the second affinity.
+        """Apply Eq. 14 with 𝒩 = all pixels, along the images' trees and the second affinity's.
 
-        Joined as "sum": numerators and denominators of both add up, each on its own trees. "embedding": the second
-        measures the edges of the images' trees. "product": the kernels multiply, on one tree for both.
+        `join.form` "sum": numerators and denominators of both affinities are added, each on its own trees. "embedding":
+        the second affinity measures the edges of the images' trees. "product": the kernels multiply, on one joint tree.
         """
         its_sigma = self.first[0].sigma
         s = self.lengths / (bandwidth if its_sigma is None else its_sigma) ** 2
@@ -284,8 +284,8 @@ class Guides:
                 its, lengths = trees.rows(images), self._second_scaled(join)
                 parts = [(its.pixel, its.parent, self.on_edges(its, lengths), self.pair, 1.0)]
             elif join.form == "product":
-                joined = torch.stack([s[i] for i in images])  # a list as an index would wait for the device
-                if join.balance > 0:  # 0 · ∞, at padding, is no number
+                joined = torch.stack([s[i] for i in images])  # indexing with a list would synchronise with the device
+                if join.balance > 0:  # 0 · ∞, at padding, is NaN
                     joined = joined + join.balance * self._second_scaled(join)
                 own = spanning_trees(joined, *self.size, tie_rule=tie_rule)
                 parts = [(own.pixel, own.parent, own.length, self.pair, 1.0)]
@@ -296,7 +296,7 @@ class Guides:
     def along_masks(
         self, masks: Float[Tensor, "n h w"], guides: Float[Tensor, "n d h w"], trees: Trees, bandwidth: float
     ) -> Float[Tensor, "n h w"]:
-        """Eq. 14 on the images' trees with edge lengths from a guide per mask."""
+        """Apply Eq. 14 on the images' trees with edge lengths from one guide per mask."""
         flat, along = masks.flatten(1), guides.flatten(2)
         where = (trees.pixel, trees.parent, trees.length, list(self.image))
         return self.backend.propagate_along(flat, along, *where, 1 / bandwidth**2).view_as(masks)
@@ -311,7 +311,7 @@ class Guides:
         steps: int,
         join: Join = SUM,
     ) -> Float[Tensor, "n h w"]:
-        """Eq. 14 over a window, several times; joined as "sum" or, with one spread an image, "product"."""
+        """Apply Eq. 14 over a window `steps` times; `join.form` is "sum" or, with one spread per image, "product"."""
         if join.form not in ("sum", "product") or (join.form == "product" and join.sigma == "window"):
             raise ValueError(
                 f"propagate_local knows the forms 'sum' and, with one spread an image, 'product': it is {join.form!r} "
@@ -336,7 +336,7 @@ class Guides:
         return values, factors[0].square() * (bandwidth if sigma is None else sigma) ** -2, 1.0, None
 
     def _second_layers(self, window: int, join: Join) -> tuple[list[Layer], Near | None]:
-        """A layer per pair, with its share in the sum of Eq. 13, and what is known of their distances."""
+        """Return one layer per pair with its weight in Eq. 13, and the distances if they are already computed."""
         rows = torch.cat([its.factors for its in self.second.values()]).square()
         maps = [self.second[i].values for i, _ in self.pairs]
         scale = None if join.sigma == "window" else self.second_scale(join)
@@ -352,11 +352,11 @@ class Guides:
         return [(its, row, join.balance, p) for its, row, p in zip(maps, rows, precision, strict=True)], near
 
     def on_edges(self, trees: Trees, values: Float[Tensor, "g m"]) -> Float[Tensor, "g p"]:
-        """Values of grid edges at the upward edges of the trees; infinite where the tree's own edge is."""
+        """Gather values of grid edges at the trees' edges to the parents; infinite where the tree's own length is."""
         found: Tensor = self.backend.at_edges(values, trees.edge, trees.length)
         return found
 
 
 def half_window(window: int) -> list[Offset]:
-    """One of each two opposite neighbors."""
+    """Return one offset of each pair of opposite neighbors."""
     return [offset for offset in window_offsets(window) if offset > (0, 0)]

@@ -1,7 +1,7 @@
 """Propagation of masks along affinities (§3.3, Eq. 7, 9 and 14): local, global and PAMR.
 
 Axes: n instance · c category · d channel · k neighbor · h row · w column. All instances and categories of an image
-go through together. With a `SemanticGuide` the kernel is Â^c = A + balance · A^c (SEPA): the numerators and the
+are propagated together. With a `SemanticGuide` the kernel is Â^c = A + balance · A^c (SEPA): the numerators and the
 denominators of both kernels are added before the one division. Results carry no gradient: they are pseudo masks.
 """
 
@@ -25,7 +25,7 @@ P = ParamSpec("P")
 
 
 def constant(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """No gradient, and no half precision from an autocast outside: what comes out is a target."""
+    """Run a function without gradient and without the caller's autocast: its result is a pseudo mask, a target."""
 
     @wraps(function)
     def inner(*args: P.args, **kwargs: P.kwargs) -> Tensor:
@@ -51,7 +51,7 @@ class SemanticGuide:
 
 
 def numbers(labels: Int[Tensor, " n"]) -> list[int]:
-    """Labels on the host. On CUDA this is the one place that waits for the device; labels on the CPU avoid it."""
+    """Return labels as integers. For labels on CUDA this is the one synchronisation; keep labels on the CPU."""
     return [int(label) for label in labels.tolist()]
 
 
@@ -76,7 +76,7 @@ def _guides(
     valid: Tensor | None,
     window: int = 1,
 ) -> Guides:
-    """The guides of one image: its colors, and S^c or S."""
+    """Return the guides of one image: its colors, and S^c or S."""
     image, present = [0] * len(masks), None if valid is None else valid[None]
     if semantic is None:
         return Guides(guide[None].float(), image, valid=present, window=window)
@@ -112,14 +112,14 @@ def propagate_global(
     tie_rule: TieRule = "exact",
     valid: Bool[Tensor, "h w"] | None = None,
 ) -> Float[Tensor, "n h w"]:
-    """Σ_j k(i, j) m(j) / Σ_j k(i, j) over all pixels j, k = exp(−longest edge on the tree path / bandwidth²).
+    """Return Σ_j k(i, j) m(j) / Σ_j k(i, j) over all pixels j, k = exp(−longest edge on the tree path / bandwidth²).
 
     The edge lengths are squared distances of `guide`; the tree is the guide's own minimum spanning tree, or the
-    topology of the given `tree`. One guide per mask (n d h w) gives every mask lengths of its own.
+    topology of the given `tree`. With one guide per mask (n d h w), edge lengths differ between masks.
 
-    With `semantic` the kernel of S^c, exp(−longest edge / (semantic_scale · σ)²), joins in (Eq. 13–14). `global_form`
-    "sum" adds balance times its numerators and denominators on the tree of S^c; "embedding" measures the edges of
-    the image's tree by S^c instead of the guide; "product" takes one tree of both squared distances added up.
+    `semantic` adds the kernel of S^c, exp(−longest edge / (semantic_scale · σ)²) (Eq. 13–14). `global_form` "sum"
+    adds balance times its numerators and denominators on the tree of S^c; "embedding" measures the edges of the
+    image's tree by S^c instead of the guide; "product" uses one tree of the sum of both squared distances.
     """
     _check("propagate_global", masks, guide, semantic, labels)
     join = Join(balance, global_form, semantic_sigma, semantic_scale)
@@ -168,13 +168,13 @@ def propagate_local(
     semantic_scale: float = 1.0,
     valid: Bool[Tensor, "h w"] | None = None,
 ) -> Float[Tensor, "n h w"]:
-    """`steps` weighted means over the full window, weights exp(−|guide(i) − guide(k)|² / bandwidth²) (Eq. 7–9, 14).
+    """Take `steps` weighted means over the window, weights exp(−|guide(i) − guide(k)|² / bandwidth²) (Eq. 7–9, 14).
 
-    Masks are multiplied by `box_masks` before the first and after each step; the weights count every pixel of the
-    window that is in the image, inside the box or not. Weights below 1e-20 are 0.
+    Masks are multiplied by `box_masks` before the first and after each step; the weights are normalised over every
+    pixel of the window that is in the image, inside the box or not. Weights below 1e-20 are 0.
 
-    With `semantic`, `local_form` "sum" is Eq. 13, A + balance · A^c: it joins what color separates and cannot
-    separate what color joins. "product" is A · (A^c)^balance, which separates wherever either of them does.
+    With `semantic`, `local_form` "sum" is Eq. 13, A + balance · A^c: it joins pixels that color separates and cannot
+    separate pixels that color joins. "product" is A · (A^c)^balance, which separates wherever either of them does.
     """
     _check("propagate_local", masks, guide, semantic, labels, box_masks)
     join = Join(balance, local_form, semantic_sigma, semantic_scale)
@@ -208,15 +208,15 @@ def propagate_pamr(
     semantic_scale: float = 1.0,
     valid: Bool[Tensor, "h w"] | None = None,
 ) -> Float[Tensor, "n h w"]:
-    """The PAMR mode of Table 5: a(i, k) = softmax_k mean_d(−|V_d(i) − V_d(k)| / (1e-8 + sharpness · σ_d(i))).
+    """PAMR mode of Table 5: a(i, k) = softmax_k mean_d(−|V_d(i) − V_d(k)| / (1e-8 + sharpness · σ_d(i))).
 
-    The neighbors are those of 3x3 windows with several dilations, the centre left out and the border replicated;
+    The neighbors are those of 3x3 windows with several dilations, without the centre and with a replicated border;
     σ_d(i) is their standard deviation with the centre counted once per dilation. A^c has the same form with one σ
     for all channels: |S^c(i) − S^c(k)| and σ are root mean squares over channels, so that K does not cancel, and
     `semantic_scale` multiplies this σ. `form` "sum" adds balance · A^c to A before the division (Eq. 13), "product"
-    takes A · (A^c)^balance, as in `propagate_local`.
+    is A · (A^c)^balance, as in `propagate_local`.
 
-    Pixels that are not `valid` are absent: no neighbors, nothing in σ, and 0 in the result.
+    Pixels that are not `valid` are no neighbors, do not enter σ and are 0 in the result.
     """
     _check("propagate_pamr", masks, guide, semantic, labels, box_masks)
     join = Join(balance, form, factor=semantic_scale)
@@ -239,7 +239,7 @@ def along_pamr(
     sharpness: float = 0.1,
     join: Join = SUM,
 ) -> Float[Tensor, "n h w"]:
-    """`propagate_pamr` along the guides of several images; `join.sigma` does not count, PAMR has spreads of its own."""
+    """Run `propagate_pamr` on the guides of several images; PAMR measures its own spreads and ignores `join.sigma`."""
     if join.form not in ("sum", "product"):
         raise ValueError(f"propagate_pamr knows the forms 'sum' and 'product', not {join.form!r}.")
     offsets, result = window_offsets(3, dilations), torch.zeros_like(masks)
@@ -271,7 +271,7 @@ def _pamr_weights(
     sharpness: float,
     join: Join,
 ) -> Float[Tensor, "q k h w"]:
-    """The weight of every neighbor of an image's pixels, for every row of factors."""
+    """Return the weight of every neighbor of an image's pixels, for every row of factors."""
     valid = None if guides.valid is None else guides.valid[image]
     present = None if valid is None else torch.stack(list(_replicated(valid[None].float(), offsets)), dim=1)[0] * valid
     logits = _pamr_logits(guides.first[image].values, offsets, sharpness, centres, present)[None]
@@ -288,7 +288,7 @@ def _pamr_weights(
 
 
 def _replicated(values: Float[Tensor, "n h w"], offsets: Sequence[Offset]) -> Iterator[Float[Tensor, "n h w"]]:
-    """The neighbors of every pixel; beyond the border the border's pixel."""
+    """Yield every pixel's neighbor at each offset; the border is replicated."""
     h, w = values.shape[-2:]
     reach = max(max(abs(dy), abs(dx)) for dy, dx in offsets)
     wide = pad(values[None], [reach] * 4, mode="replicate")[0]
@@ -299,7 +299,7 @@ def _replicated(values: Float[Tensor, "n h w"], offsets: Sequence[Offset]) -> It
 def _pamr_variance(
     values: Float[Tensor, "d h w"], offsets: Sequence[Offset], centres: int, present: Float[Tensor, "k h w"] | None
 ) -> Float[Tensor, "d h w"]:
-    """Unbiased variance per channel over the neighbors that are `present` and `centres` times the centre."""
+    """Return the unbiased variance per channel over the `present` neighbors and `centres` copies of the centre."""
     count: Tensor | int = len(offsets) + centres if present is None else present.sum(dim=0) + centres
     total, squares = torch.zeros_like(values), torch.zeros_like(values)
     for k, neighbor in enumerate(_replicated(values, offsets)):
@@ -317,7 +317,7 @@ def _pamr_logits(
     centres: int,
     present: Float[Tensor, "k h w"] | None,
 ) -> Float[Tensor, "k h w"]:
-    """PAMR's logits for colors: a spread per channel, the mean over channels."""
+    """Return PAMR's logits for colors: one spread per channel, then the mean over channels."""
     scale = 1e-8 + sharpness * _pamr_variance(guide, offsets, centres, present).sqrt()
     return torch.stack([-((neighbor - guide).abs() / scale).mean(dim=0) for neighbor in _replicated(guide, offsets)])
 
@@ -330,7 +330,7 @@ def _pamr_saliency(
     centres: int,
     present: Float[Tensor, "k h w"] | None,
 ) -> Float[Tensor, "c k h w"]:
-    """PAMR's logits for S^c with one spread for all channels, for all categories at once."""
+    """Return PAMR's logits for S^c of all categories, with one spread for all channels."""
     squares = factors.square() / factors.shape[1]
     variance = _pamr_variance(features, offsets, centres, present)
     spread = torch.einsum("cd,dhw->chw", squares, variance).sqrt()

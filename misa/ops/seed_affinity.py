@@ -1,8 +1,8 @@
-"""Affinity as one pixel, the seed, sees it (§3.3, Eq. 8 and 10–14): to every pixel, along the tree, as a mask.
+"""Affinity from one pixel, the seed, to all others (§3.3, Eq. 8 and 10–14): direct, along the tree, and as a mask.
 
 Axes: d channel · h row · w column. A seed is (row, column). Four kernels: "color" A (Eq. 8), "feature" A^f (Eq. 10),
 "saliency" A^c (Eq. 12) and "enhanced" Â^c. In the form "sum" it is A + balance · A^c (Eq. 13), divided by 1 + balance
-here so that all four run from 0 to 1; in the form "product" A · (A^c)^balance, which is near only where both are.
+here so that all four are in [0, 1]; in the form "product" A · (A^c)^balance, high only where both are.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ KERNELS: tuple[Kernel, ...] = ("color", "feature", "saliency", "enhanced")
 
 @dataclass(frozen=True)
 class Knobs:
-    """What §3.3 leaves to choose. The bandwidths of color are APro's ζ_s and ζ_gl for SOLOv2."""
+    """Parameters that §3.3 leaves open. The bandwidths of color are APro's ζ_s and ζ_gl for SOLOv2."""
 
     local_bandwidth: float = 0.15  # of A, in units of the normalised colors
     tree_bandwidth: float = 0.01  # of A along the tree
@@ -45,10 +45,10 @@ class Knobs:
 def seed_affinity(
     values: Float[Tensor, "d h w"], seed: Seed, *, sigma: float, norms: Float[Tensor, "h w"] | None = None
 ) -> Float[Tensor, "h w"]:
-    """exp(−(|V(seed) − V(j)| / σ)²) for every pixel j: a row of Eq. 8, 10 or 12 with all pixels as neighbors.
+    """Return exp(−(|V(seed) − V(j)| / σ)²) for every pixel j: a row of Eq. 8, 10 or 12 with all pixels as neighbors.
 
-    With `norms` |V(j)|² that were made before, one product with the seed's vector is all that is left to do; values
-    should be centered then, or little remains of small distances in float32.
+    With precomputed `norms` |V(j)|², distances take one product with the seed's vector; center the values then, or
+    small distances cancel in float32.
 
     >>> seed_affinity(torch.tensor([[[0.0, 1.0]]]), (0, 0), sigma=1.0)
     tensor([[1.0000, 0.3679]])
@@ -65,10 +65,10 @@ def seed_affinity(
 
 @dataclass(frozen=True)
 class Ways:
-    """The ways along a tree, laid out so that the longest edge to a seed is a running maximum.
+    """The paths of a tree, laid out so that the longest edge to a seed is a running maximum.
 
-    The pixels stand in a line in which everything that is joined by shorter edges stands together; `place` is where
-    each stands, and gap[i] the edge (a squared distance) that joins those up to place i − 1 to those from i on.
+    The pixels are ordered as leaves of the merge tree: pixels joined by shorter edges are adjacent. `place` is a
+    pixel's position, and gap[i] the edge (a squared distance) that joins positions up to i − 1 to those from i on.
     """
 
     place: Int[Tensor, "h w"]
@@ -76,14 +76,14 @@ class Ways:
 
     @classmethod
     def of(cls, tree: Tree) -> "Ways":
-        """Made once a tree, in a few gathers over all pixels."""
+        """Build the layout of a tree, in a few gathers over all pixels."""
         leaf = merge_tree(tree.parent.long(), tree.length).leaf[0]
         place = torch.empty_like(leaf).scatter(0, tree.pixel[0].long(), leaf)
-        gap = torch.empty_like(tree.length[0]).scatter(0, leaf, tree.length[0])  # at 0 the root's, which nobody asks
+        gap = torch.empty_like(tree.length[0]).scatter(0, leaf, tree.length[0])  # gap[0], the root's, is not read
         return cls(place.view(tree.h, tree.w), gap)
 
     def longest(self, seed: Seed) -> Float[Tensor, "h w"]:
-        """The longest edge on the path from the seed to every pixel, 0 at the seed itself."""
+        """Return the longest edge on the path from the seed to every pixel, 0 at the seed itself."""
         here = int(self.place[_inside(seed, *self.place.shape)])
         before = self.gap[1 : here + 1].flip(0).cummax(0).values.flip(0)
         after = self.gap[here + 1 :].cummax(0).values
@@ -91,17 +91,17 @@ class Ways:
 
 
 def longest_edges(tree: Tree, seed: Seed) -> Float[Tensor, "h w"]:
-    """The longest edge (a squared distance) on the tree's path from the seed to every pixel, 0 at the seed itself."""
+    """Return the longest edge (a squared distance) on the tree's path from the seed to every pixel, 0 at the seed."""
     return Ways.of(tree).longest(seed)
 
 
 @dataclass(frozen=True)
 class SeedField:
-    """One image for one category; what does not depend on the seed (trees, spreads) is made once.
+    """One image and one category; trees and spreads, which do not depend on the seed, are computed once.
 
     colors: V, the normalised image at the size of the masks; semantic: S and K at that size, or None without a
-    teacher, which leaves the color kernel alone; label: the category c of A^c; saliency: what S^c is made of, where it
-    is not S and K themselves (`misa.ops.readings`).
+    teacher, which leaves only the color kernel; label: the category c of A^c; saliency: values and factors of S^c,
+    if other than S and K (`misa.ops.readings`).
     """
 
     colors: Float[Tensor, "3 h w"]
@@ -111,11 +111,11 @@ class SeedField:
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
-        """Those that there is data for."""
+        """The available kernels: only "color" without a teacher."""
         return KERNELS if self.semantic is not None else KERNELS[:1]
 
     def direct(self, seed: Seed, knobs: Knobs) -> dict[Kernel, Float[Tensor, "h w"]]:
-        """Every kernel from the seed to every pixel, whatever lies between."""
+        """Return every kernel between the seed and every pixel, from their two vectors alone."""
         found: dict[Kernel, Tensor] = {"color": seed_affinity(self.colors, seed, sigma=knobs.local_bandwidth)}
         for kernel, (values, sigma) in self._semantic_maps.items():
             found[kernel] = seed_affinity(
@@ -124,7 +124,7 @@ class SeedField:
         return self._with_sum(found, knobs) if knobs.form == "sum" else self._with_product(found, knobs)
 
     def along_tree(self, seed: Seed, knobs: Knobs) -> dict[Kernel, Float[Tensor, "h w"]]:
-        """Every kernel along its own minimum spanning tree: as weak as the longest edge on the way (global 𝒩)."""
+        """Return every kernel along its own minimum spanning tree, set by the path's longest edge (global 𝒩)."""
         sigmas = {"color": knobs.tree_bandwidth}
         sigmas |= {kernel: sigma * knobs.semantic_scale for kernel, (_, sigma) in self._semantic_maps.items()}
         found = {
@@ -133,7 +133,7 @@ class SeedField:
         }
         if self.semantic is None or knobs.form == "sum":
             return self._with_sum(found, knobs)
-        # Distances that add up are those of vectors that stand one above the other.
+        # Squared distances add up when vectors are concatenated.
         joined = torch.cat(
             [
                 self.colors / knobs.tree_bandwidth,
@@ -150,7 +150,7 @@ class SeedField:
         box: Bool[Tensor, "h w"] | None = None,
         reach: Literal["local", "global"] = "local",
     ) -> dict[Kernel, Float[Tensor, "h w"]]:
-        """The mask M̂ that each kernel makes of `start` (Eq. 7 and 14): `steps` windows inside `box`, or the tree."""
+        """Propagate `start` with each kernel to M̂ (Eq. 7 and 14): `steps` window passes inside `box`, or the tree."""
         found: dict[Kernel, Tensor] = {}
         for kernel in self.kernels:
             propagate = self._local(kernel, knobs, box) if reach == "local" else self._global(kernel, knobs)
@@ -188,7 +188,7 @@ class SeedField:
         )
 
     def _guide(self, kernel: Kernel, knobs: Knobs, bandwidth: float) -> tuple[Tensor, float, SemanticGuide | None]:
-        """Guide, bandwidth and semantic guide that make `propagate_*` use one kernel."""
+        """Return guide, bandwidth and semantic guide with which `propagate_*` uses one kernel."""
         if kernel == "color":
             return self.colors, bandwidth, None
         if kernel == "enhanced":
@@ -198,11 +198,11 @@ class SeedField:
 
     @cached_property
     def _semantic_maps(self) -> dict[Kernel, tuple[Tensor, float]]:
-        """S and S^c, each with its spread σ; without their means, which no distance sees."""
+        """S and S^c minus their means, which cancel in distances, each with its spread σ."""
         if self.semantic is None:
             return {}
         whole = self.semantic.features.float()
-        features = whole - whole.mean(dim=(1, 2), keepdim=True)  # σ is of S itself
+        features = whole - whole.mean(dim=(1, 2), keepdim=True)  # σ below is that of the uncentered S
         read = self.saliency or self.semantic
         values, row = read.features.float(), read.saliency_factors[self.label : self.label + 1].float()
         salient = reweight(values - values.mean(dim=(1, 2), keepdim=True), row)[0]
@@ -238,7 +238,7 @@ class SeedField:
 
 
 def seed_mask(h: int, w: int, seed: Seed, *, radius: float = 1.0) -> Float[Tensor, "{h} {w}"]:
-    """A disc around the seed as a mask to propagate."""
+    """Return a disc around the seed, as a mask to propagate."""
     row, column = _inside(seed, h, w)
     far = (torch.arange(h)[:, None] - row) ** 2 + (torch.arange(w) - column) ** 2
     return (far <= radius**2).float()
