@@ -1,4 +1,4 @@
-"""Who belongs to whom: pixels to prototypes in equal shares, detections to boxes one to one.
+"""Assignments: pixels to prototypes in equal shares (Sinkhorn), detections to ground-truth boxes one to one.
 
 Axes: q prototype · p pixel · m detection · g ground truth.
 """
@@ -16,13 +16,13 @@ from misa.ops.sent import sent
 
 
 def balanced(scores: Float[Tensor, "q p"], *, epsilon: float = 0.05, rounds: int = 3) -> Float[Tensor, "q p"]:
-    """The shares of every pixel in the prototypes, so that all prototypes get nearly as much; a column sums to 1.
+    """Return a soft assignment of pixels to prototypes of nearly equal total shares; each column sums to 1.
 
-    Sinkhorn and Knopp on exp(scores / epsilon): `rounds` times rows to 1/q, then columns to 1/p (Caron et al. 2020;
-    SIM, Li et al. 2023). Equal scores give 1/q everywhere. No gradient.
+    Sinkhorn-Knopp on exp(scores / epsilon): `rounds` times, scale the rows to sum to 1/q, then the columns to 1/p
+    (Caron et al. 2020; SIM, Li et al. 2023). Equal scores give 1/q everywhere. No gradient.
 
     Raises:
-        ValueError: the shape is not (q, p), or constants that are not positive.
+        ValueError: the shape is not (q, p), or a constant is not positive.
         NotFinite: NaN or Inf, on the CPU only.
     """
     if scores.dim() != 2 or scores.shape[0] == 0:
@@ -33,7 +33,7 @@ def balanced(scores: Float[Tensor, "q p"], *, epsilon: float = 0.05, rounds: int
     q, p = scores.shape
     if p == 0:
         return promote(scores.detach())
-    # A row's maximum is taken out first: exp cannot overflow, no row becomes 0, and the first round divides it anyway.
+    # Subtracting each row's maximum avoids overflow and rows of 0; the first normalisation cancels it.
     logits = promote(scores.detach()) / epsilon
     shares = (logits - logits.amax(dim=1, keepdim=True)).exp()
     for _ in range(rounds):
@@ -48,11 +48,11 @@ def hard_assignment(
     form: Literal["official", "intended"] = "official",
     generator: torch.Generator | None = None,
 ) -> Int[Tensor, " p"]:
-    """The prototype of every pixel.
+    """Return the prototype of every pixel.
 
-    "official" is SIM's published code: a Gumbel draw with the shares as logits. Shares lie in [0, 1], so even a share
-    of 1 among ten prototypes is drawn with e / (e + 9) = 0.23 only: nearly at random. "intended" takes the largest.
-    `generator` (on the CPU) makes the draw repeatable.
+    "official" is SIM's published code: a Gumbel-max sample with the shares as logits. Shares lie in [0, 1], so among
+    ten prototypes even a share of 1 is drawn with probability e / (e + 9) = 0.23 only: nearly at random. "intended" is
+    the argmax. `generator` (on the CPU) makes the sample reproducible.
     """
     if form == "intended":
         return shares.argmax(dim=0)
@@ -66,11 +66,11 @@ def hard_assignment(
 def greedy_boxes(
     boxes: Float[Tensor, "m 4"], scores: Float[Tensor, " m"], truth: Float[Tensor, "g 4"], *, iou: float = 0.5
 ) -> Int[Tensor, " g"]:
-    """The detection of every ground-truth box, −1 where there is none; on the host.
+    """Return the index of the detection matched to every ground-truth box, −1 for none; on the host.
 
-    Detections by descending score (equal ones by their number) take the free box of the highest IoU, if that is `iou`
-    or more; classes are not compared (BoxTeacher, Cheng et al. 2023). Boxes are (x1, y1, x2, y2). The published code
-    leaves a box that the very first detection took open to others, by a > 0 for ≥ 0; here it is taken.
+    Greedy matching: detections by descending score (stable sort) take the unmatched box of the highest IoU, if that is
+    `iou` or more; classes are not compared (BoxTeacher, Cheng et al. 2023). Boxes are (x1, y1, x2, y2). The published
+    code tests > 0 instead of ≥ 0 and so lets others take the box matched to detection 0; here it stays matched.
 
     Raises:
         ValueError: shapes do not fit.

@@ -1,12 +1,12 @@
 """One convention for batches in all public functions: a leading axis is optional.
 
-- Where a function takes a batch (b d h w) or the masks of an image (n h w), the first axis may be left out of all its
-  tensors together, for one image or one mask; the result then comes without it (`single`).
-- Where a function takes one image (d h w), an axis of images may stand in front of all its tensors; the result then
-  has it as well, and every image is computed as on its own (`images`). What belongs to an image and is no tensor, a
-  tree or a `SemanticGuide`, is given as a sequence.
+- If a function takes a batch (b d h w) or the masks of an image (n h w), the first axis may be omitted from all its
+  tensors together, for one image or one mask; the result then lacks it too (`single`).
+- If a function takes one image (d h w), all its tensors may have a leading axis of images; the result then has it too,
+  and every image is computed separately (`images`). Arguments of an image that are no tensors, a tree or a
+  `SemanticGuide`, are given as a sequence.
 
-Anything between is a ValueError: nothing is broadcast.
+Mixed shapes raise ValueError: nothing is broadcast.
 """
 
 import inspect
@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 def single(**ranks: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let the first axis be left out of all of these tensors together. ranks: their axes with it, the first rules."""
+    """Make the first axis optional for these tensors together. ranks: their number of axes; the first one decides."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature, (first, full) = inspect.signature(function), next(iter(ranks.items()))
@@ -48,10 +48,10 @@ def single(**ranks: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def images(join: Callable[[list[Any]], Any] = torch.stack, **ranks: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let an axis of images stand in front of these arguments together.
+    """Allow a leading axis of images on these arguments together.
 
-    ranks: their axes without it, the first one rules; 0 for what is no tensor and comes as a sequence. join: the
-    results of all images to one.
+    ranks: their number of axes without it, the first one decides; 0 for arguments given as a sequence. join: combines
+    the results of all images.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -82,9 +82,9 @@ def images(join: Callable[[list[Any]], Any] = torch.stack, **ranks: int) -> Call
 
 
 def check_shapes(function: str, **given: tuple[Any, str]) -> None:
-    """ValueError where tensors or arrays have not these axes; None is left out.
+    """Raise ValueError if tensors or arrays do not have these axes; None is skipped.
 
-    A letter is a size, the same wherever it stands, a number itself.
+    Axes with the same letter must have the same size; a number is an exact size.
 
     >>> check_shapes("f", masks=(torch.ones(2, 3, 4), "n h w"), boxes=(torch.ones(2, 4), "n 5"))
     Traceback (most recent call last):
@@ -113,7 +113,7 @@ def _tensors(bound: inspect.BoundArguments, names: dict[str, int]) -> dict[str, 
 
 
 def _images(value: Any, rank: int) -> int | None:
-    """How many images an argument is for; None where it is for one."""
+    """Return the number of images an argument has, None if it has no axis of images."""
     if isinstance(value, Tensor):
         return len(value) if value.dim() > rank else None
     return len(value) if isinstance(value, Sequence) else None

@@ -1,4 +1,4 @@
-"""Objects of earlier steps that look like one of this step: DiscoBox's object bank (Lan et al. 2021).
+"""DiscoBox's object bank (Lan et al. 2021): objects of earlier steps to match with those of the current one.
 
 Axes: m object · k object of the bank · c channel · s side of the feature grid · u side of a mask. Boxes are in cells of
 the masks' map.
@@ -16,9 +16,9 @@ from misa.ops.boxes import extents
 
 
 class Objects(NamedTuple):
-    """What is compared of objects, each within its box.
+    """Features and masks of objects, cropped to their boxes.
 
-    features: of 0 or more, a cell's of length 1. masks: probabilities. aspect: width / height; 0 in an empty slot.
+    features: 0 or more, of norm 1 in each cell. masks: probabilities. aspect: width / height; 0 in an empty slot.
     """
 
     features: Float[Tensor, "m c s s"]
@@ -35,9 +35,9 @@ def objects_in(
     grid: int = 7,
     side: int = 28,
 ) -> Objects:
-    """Features and masks in the boxes by RoIAlign (He et al. 2017), on grids of `grid` and `side` cells.
+    """Crop features and masks to the boxes by RoIAlign (He et al. 2017), to `grid` and `side` cells a side.
 
-    `finest` covers the same area as the masks, at any stride. Features pass a ReLU and are divided by
+    `finest`, the features, covers the same area as the masks, at any stride. Features pass a ReLU and are divided by
     sqrt(Σ f² + 1e-6) + 1e-6. The gradient flows into both maps.
 
     Raises:
@@ -62,11 +62,11 @@ def objects_in(
 
 @torch.no_grad()
 def alike(one: Objects, bank: Objects) -> Bool[Tensor, " k"]:
-    """Which objects of the bank look like this one (without the axis m), by DiscoBox's four rules.
+    """Return which objects of the bank match one object (without the axis m), by DiscoBox's four rules.
 
-    Masks overlap, as object and as background: Σ a b / |a + b >= 1| > 0.7. Where both masks are, features are alike:
-    Σ f_a f_b m_a m_b / Σ m_a m_b > 0.7, masks at the size of the features. (w/h) of this one / that one is in
-    [0.9, 1.2]. An empty slot is like nothing.
+    The masks, and their complements, overlap: Σ a b / |a + b >= 1| > 0.7. Features inside both masks agree:
+    Σ f_a f_b m_a m_b / Σ m_a m_b > 0.7, with the masks resized to the features. The ratio of the aspects, one / bank,
+    is in [0.9, 1.2]. An empty slot never matches.
     """
     grid = bank.features.shape[-2:]
 
@@ -89,7 +89,7 @@ def alike(one: Objects, bank: Objects) -> Bool[Tensor, " k"]:
 
 
 def first(hits: Bool[Tensor, " k"], count: int) -> tuple[Int[Tensor, " {count}"], Bool[Tensor, ""]]:
-    """The first `count` places that are hit, and whether there are as many; places that are not fill up."""
+    """Return the first `count` indices of hits, padded with indices of non-hits, and whether there are enough hits."""
     if not 1 <= count <= len(hits):
         raise ValueError(f"first needs a count of 1 to {len(hits)}, the number of places: it is {count}.")
     order = torch.arange(len(hits), device=hits.device)
@@ -100,10 +100,10 @@ def first(hits: Bool[Tensor, " k"], count: int) -> tuple[Int[Tensor, " {count}"]
 def ring_slots(
     labels: Int[Tensor, " m"], keep: Bool[Tensor, " m"], filled: Int[Tensor, " classes"], size: int
 ) -> tuple[Int[Tensor, " m"], Int[Tensor, " classes"]]:
-    """Where objects go in a ring of `size` slots a class, which holds the newest; and how many each class has had.
+    """Return each object's slot in a ring buffer of `size` slots per class, and the updated counts per class.
 
-    Slots are label · size + turn; objects that are not kept, and those that later ones of the same call would replace,
-    go to the slot after the last. `filled` is how many each class had before.
+    Slots are label · size + position. Objects not in `keep`, and those that later ones of the same call overwrite, get
+    the spare slot after the last. `filled` counts the objects of each class so far.
     """
     chosen = (labels[:, None] == torch.arange(len(filled), device=labels.device)) & keep[:, None]
     turn = chosen.long().cumsum(dim=0).gather(1, labels[:, None])[:, 0] - 1
@@ -114,7 +114,7 @@ def ring_slots(
 
 
 def put_back(values: Float[Tensor, "m d u u"], box_masks: Bool[Tensor, "m h w"]) -> Float[Tensor, "m d h w"]:
-    """Values that are stretched over a box, bilinearly, on the map that the boxes are on; 0 outside the boxes."""
+    """Resize values (u u) bilinearly into their boxes on the full map; 0 outside the boxes. Inverts the crop."""
     h, w = box_masks.shape[1:]
     x1, y1, x2, y2 = extents(box_masks.to(values.dtype)).unbind(dim=1)
     x = (torch.arange(w, device=values.device) + 0.5 - x1[:, None]) / (x2 - x1)[:, None] * 2 - 1

@@ -1,4 +1,4 @@
-"""Boxes as masks on a feature map, and the grid cells that they own (Eq. 5; SOLOv2's assignment).
+"""Boxes as masks on a feature map (Eq. 5), and their assignment to grid cells (SOLOv2).
 
 Axes: n instance · h row · w column. Boxes are (x1, y1, x2, y2) in pixels of the network input.
 """
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def box_masks(boxes: Float[Tensor, "n 4"], h: int, w: int, *, stride: int = 1) -> Bool[Tensor, "n {h} {w}"]:
-    """Each box on a map of `h` x `w` cells of `stride` pixels: a cell is inside if its centre is.
+    """Return each box as a mask on `h` x `w` cells of `stride` pixels: a cell is inside if its centre is.
 
-    A box too small to hold a cell's centre gets the one cell that holds its own, so no box vanishes.
+    A box that contains no cell's centre gets the cell that contains its own centre, so no box vanishes.
     """
     x1, y1, x2, y2 = (boxes / stride).unbind(-1)
     columns = _span(x1, x2, w)
@@ -30,7 +30,7 @@ def _span(low: Float[Tensor, " n"], high: Float[Tensor, " n"], size: int) -> Boo
 
 
 def extents(masks: Float[Tensor, "n h w"]) -> Float[Tensor, "n 4"]:
-    """The boxes around the pixels above 0.5, in cells; all 0 where there is none."""
+    """Return the bounding boxes of the pixels above 0.5, in cells; all 0 for an empty mask."""
     sure, bounds = masks > 0.5, []
     for axis in (1, 2):  # columns, then rows
         there = sure.any(dim=axis)
@@ -49,10 +49,10 @@ def positive_cells(
     *,
     shrink: float = 0.2,
 ) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
-    """The cells of one level's `grid` x `grid` that fire for each box, as (instance, cell) pairs.
+    """Return the positive cells of each box on one level's `grid` x `grid`, as (instance, cell) pairs.
 
-    SOLOv2 (Wang et al. 2020): a box whose sqrt(area) lies in `scale_range` fires in the cells that its
-    centre region (the box shrunk to `shrink`) touches, at most 3 x 3 around the centre's cell. `size` is
+    SOLOv2 (Wang et al. 2020): a box whose sqrt(area) lies in `scale_range` is assigned to the cells that its
+    centre region (the box scaled by `shrink`) touches, at most 3 x 3 around the centre's cell. `size` is
     the (height, width) of the padded network input. Cells are row * grid + column.
     """
     x1, y1, x2, y2 = boxes.unbind(-1)
@@ -71,10 +71,10 @@ def centre_cells(
     grids: Sequence[int],
     scale_ranges: Sequence[tuple[float, float]],
 ) -> Int[Tensor, " n"]:
-    """The one cell of every box, as its place in all levels' cells strung together.
+    """Return one cell per box, as an index into all levels' cells concatenated.
 
-    DiscoBox (Lan et al. 2021): the cell of the box's centre on the level whose range has the geometric mean nearest in
-    ratio to sqrt(area). It need not be among the `positive_cells`.
+    DiscoBox (Lan et al. 2021): the cell of the box's centre, on the level whose range has its geometric mean closest
+    in ratio to sqrt(area). It need not be among the `positive_cells`.
     """
     x1, y1, x2, y2 = boxes.unbind(-1)
     scale = ((x2 - x1) * (y2 - y1)).clamp(min=1e-6).sqrt().log()
@@ -99,9 +99,9 @@ def _near(
 
 
 def sampled_masks(full: Bool[Tensor, "g H W"], stride: int) -> Bool[Tensor, "g h w"]:
-    """Masks at the input's size, read at pixel `stride // 2` of every `stride`, as AdelaiDet's heads read them.
+    """Subsample masks at the input's size, from pixel `stride // 2` on every `stride`, as AdelaiDet's heads do.
 
-    The result has ceil((H − stride // 2) / stride) rows, so H / stride where that is whole.
+    The result has ceil((H − stride // 2) / stride) rows: H / stride if that is an integer.
     """
     if full.dim() != 3 or stride < 1:
         raise ValueError(

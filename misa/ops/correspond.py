@@ -1,4 +1,4 @@
-"""DiscoBox's matches between objects of one class in different images, and the masks that travel along them.
+"""DiscoBox's dense correspondence between objects of one class in different images, and mask transfer along it.
 
 Axes: m key object · c channel · s side of the feature grid (7) · i cell of the query, j cell of a key (both s * s) ·
 u side of a mask (28).
@@ -15,9 +15,9 @@ from misa.ops.neighbors import Offset, inside, window_offsets
 
 
 def similarity(query: Float[Tensor, "c s s"], keys: Float[Tensor, "m c s s"]) -> Float[Tensor, "m i j"]:
-    """The cosine between every cell of the query and every cell of each key; in [0, 1] for features of 0 or more.
+    """Return the cosine between every cell of the query and of each key; in [0, 1] for features of 0 or more.
 
-    Norms are sqrt(Σ f² + 1e-6) + 1e-6, as DiscoBox's, so cells without a feature match nothing. Differentiable.
+    Norms are sqrt(Σ f² + 1e-6) + 1e-6, as in DiscoBox, so cells of zero features match nothing. Differentiable.
     """
     check_shapes("similarity", query=(query, "c h w"), keys=(keys, "m c h w"))
     check_finite("similarity: query", query)
@@ -30,14 +30,14 @@ def similarity(query: Float[Tensor, "c s s"], keys: Float[Tensor, "m c s s"]) ->
 
 @torch.no_grad()
 def match(cosines: Float[Tensor, "m i j"], *, reach: int = 4, steps: int = 10) -> Float[Tensor, "m i j"]:
-    """The plan that assigns the query's cells to a key's so that neighbors go to neighbors; rows sum to at most 1.
+    """Return a matching plan from the query's cells to a key's that maps neighbors to neighbors; rows sum to ≤ 1.
 
     DiscoBox (Lan et al. 2021): starting from the cosines of cells at most `reach` apart in rows and in columns, `steps`
     times V ← the mean of the plan over the nine joint shifts of both grids that stay inside, its rows divided by their
     sums; plan ← cosines + V, its rows divided by their sums. `reach` limits the start only. No gradient.
 
     Raises:
-        ValueError: not as many cells in a square on both sides.
+        ValueError: the cells are not those of two square grids of one size.
     """
     side = _side(cosines)
     offsets = window_offsets(3, centre=True)
@@ -61,11 +61,11 @@ def transfer(
     own: Float[Tensor, "u u"],
     masks: Float[Tensor, "m u u"],
 ) -> Float[Tensor, "2 u u"]:
-    """What the keys' masks say of the query's: (background, object), the mean over the keys.
+    """Return the mean over the keys of their masks transferred to the query: (background, object).
 
-    DiscoBox: the plan times the softmax of the cosines, rows divided by their sums, stretched to the masks' grid on
-    both sides and scaled by cells / pixels; between pixels that are both in the masks (the product over 0.5) it carries
-    the key's probability, kept in [0.1, 0.9]. The background alike with 1 − mask. No gradient.
+    DiscoBox: the plan times the softmax of the cosines, rows divided by their sums, resized to the masks' grid on
+    both sides and scaled by cells / pixels. Between pixels in both masks (product over 0.5) it carries the key's
+    probability, clamped to [0.1, 0.9]. The same for the background, with 1 − mask. No gradient.
 
     Raises:
         ValueError: shapes do not fit.
@@ -95,7 +95,7 @@ def _side(plan: Tensor) -> int:
 
 
 def _shifted(plan: Float[Tensor, "m i j"], side: int, offset: Offset) -> Float[Tensor, "m i j"]:
-    """The plan of the neighbors at an offset in both grids; 0 where one of them is outside."""
+    """Return the plan shifted by one offset in both grids; 0 where either neighbor is outside."""
     dy, dx = offset
     grid = plan.view(-1, side, side, side, side)
     padded = F.pad(grid, (1, 1, 1, 1, 1, 1, 1, 1))

@@ -26,8 +26,8 @@ from misa.ops.axes import single
 
 Transform = Literal["auto", "pruned", "fft"]
 
-# Measured on one CPU thread with `python -m benchmarks.frequency --radii`: the pruned form's lead shrinks as the disc
-# fills the map and is lost at about this share of the basis functions that a map's side has. Not yet measured on CUDA.
+# Measured on one CPU thread with `python -m benchmarks.frequency --radii`: the pruned form is faster up to about this
+# share of the basis functions of a map's side. Not yet measured on CUDA.
 PRUNED_SHARE = 0.5
 
 
@@ -40,11 +40,11 @@ def fourier_mask(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Float[Tensor, "{h} {w}"]:
-    """The high-pass mask α of Eq. 4: `scale` θ within `radius` t bins of DC (closed disc), 1 beyond.
+    """Return the high-pass mask α of Eq. 4: `scale` θ within `radius` t bins of DC (closed disc), 1 beyond.
 
-    Eq. 4 measures from (H/2, W/2). For odd sizes that point lies between bins, the mask loses its symmetry and the
-    inverse transform turns complex; we measure from the DC bin, which is the same thing for even sizes.
-    `radius` counts bins of the feature map, so the cut-off in pixels moves with the map's size.
+    Eq. 4 measures from (H/2, W/2). For odd sizes that point lies between bins, so the mask is not symmetric and the
+    inverse transform is complex; we measure from the DC bin, which is the same point for even sizes.
+    `radius` counts bins of the feature map, so the cut-off in pixels depends on the map's size.
 
     >>> fourier_mask(4, 4, radius=1, scale=0.2)[2]
     tensor([1.0000, 0.2000, 0.2000, 0.2000])
@@ -63,10 +63,10 @@ def fourier_mask(
 def high_pass(
     features: Float[Tensor, "b d h w"], *, radius: float = 10.0, scale: float = 0.2, transform: Transform = "auto"
 ) -> Float[Tensor, "b d h w"]:
-    """Features with the frequencies within `radius` bins of DC damped to `scale` (Eq. 3 with the mask of Eq. 4).
+    """Return features with the frequencies within `radius` bins of DC damped to `scale` (Eq. 3 with Eq. 4's mask).
 
-    Half precision is filtered in float32 and handed back in its own type. Raises ValueError on a wrong shape or
-    range, and on the CPU on NaN or Inf (elsewhere the question would stall the device).
+    Half precision is filtered in float32 and returned in its own type. Raises ValueError on a wrong shape or range,
+    and on the CPU on NaN or Inf (elsewhere the check would synchronise with the device).
     """
     x = _checked("high_pass", features, radius, scale)
     return torch.add(x, _low(x, radius, transform), alpha=scale - 1).to(_returned(features))
@@ -76,7 +76,7 @@ def high_pass(
 def low_pass(
     features: Float[Tensor, "b d h w"], *, radius: float = 10.0, scale: float = 0.2, transform: Transform = "auto"
 ) -> Float[Tensor, "b d h w"]:
-    """Features with the frequencies beyond `radius` bins of DC damped to `scale`.
+    """Return features with the frequencies beyond `radius` bins of DC damped to `scale`.
 
     The paper prints the high pass only; we mirror it, so that high + low = (1 + scale) · features. Precision and
     errors as `high_pass`.
@@ -86,7 +86,7 @@ def low_pass(
 
 
 def check_band(caller: str, radius: float, scale: float) -> None:
-    """Refuse a radius or scale that Eq. 4 cannot have."""
+    """Raise ValueError on a radius or scale outside the range of Eq. 4."""
     if not (math.isfinite(radius) and radius >= 0):
         raise ValueError(f"{caller} needs a finite radius of zero or more bins: radius is {radius}.")
     if not 0 <= scale <= 1:
@@ -94,13 +94,13 @@ def check_band(caller: str, radius: float, scale: float) -> None:
 
 
 def is_finite(values: Tensor) -> bool:
-    """Whether there is no NaN or Inf, in one reading pass; always True off the CPU, where asking would stall."""
-    # A sum carries every NaN and Inf; only a sum of huge finite numbers needs the slower question.
+    """Return whether there is no NaN or Inf; always True off the CPU, where the check would synchronise."""
+    # A finite sum rules out NaN and Inf in one pass; only sums that overflow need the slower test.
     return values.device.type != "cpu" or bool(values.detach().sum().isfinite() or values.isfinite().all())
 
 
 def promote(values: Tensor) -> Tensor:
-    """Half precision and integers become float32; float32 and float64 stay."""
+    """Cast half precision and integers to float32; keep float32 and float64."""
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
@@ -127,7 +127,7 @@ def _low(x: Tensor, radius: float, transform: Transform) -> Tensor:
 def disc_filter(
     h: int, w: int, radius: float, *, transform: Transform, dtype: torch.dtype, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    """L for maps (..., h, w) of one dtype and device, as a function that returns a new tensor."""
+    """Return L for maps (..., h, w) of one dtype and device, as a function that returns a new tensor."""
     if transform not in ("auto", "pruned", "fft"):
         raise ValueError(f"transform is {transform!r}; choose 'auto', 'pruned' or 'fft'.")
     if (h // 2) ** 2 + (w // 2) ** 2 <= radius * radius:
@@ -135,7 +135,7 @@ def disc_filter(
     if transform == "auto":
         kept = max((2 * radius + 1) / h, (2 * radius + 1) / w)
         transform = "pruned" if kept <= PRUNED_SHARE else "fft"
-    # A cached tensor must be usable in training too, whatever mode the first caller was in.
+    # Cached tensors must work in training even if the first call was in inference mode.
     with torch.inference_mode(False), torch.no_grad():
         if transform == "fft":
             inside = _half_disc(h, w, radius, dtype, device)
@@ -147,14 +147,14 @@ def disc_filter(
 
 
 def forget_filters() -> None:
-    """Drop what is kept of every size, radius and device."""
+    """Clear the caches of bases and masks for all sizes, radii and devices."""
     for kept in (_basis, _table, _half_disc):
         kept.cache_clear()
 
 
 @lru_cache(maxsize=128)
 def _basis(n: int, radius: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
-    """Orthonormal cosines and sines (n, k) of the frequencies up to `radius`, and each one's frequency."""
+    """Return the orthonormal cosines and sines (n, k) of frequencies up to `radius`, and each one's frequency."""
     position = torch.arange(n)
     functions, frequency = [torch.full((n,), n**-0.5, dtype=torch.float64)], [0]
     for f in range(1, min(int(radius), n // 2) + 1):
@@ -180,7 +180,7 @@ def _table(
 def _half_disc(
     h: int, w: int, radius: float, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "{h} {w}//2+1"]:
-    """The disc on rfft2's bins, DC at [0, 0]."""
+    """Return the disc as 0/1 on rfft2's bins, DC at [0, 0]."""
     row = torch.arange(h)
     u, v = torch.minimum(row, h - row), torch.arange(w // 2 + 1)
     return (u[:, None] ** 2 + v**2 <= math.floor(radius * radius)).to(device=device, dtype=dtype)

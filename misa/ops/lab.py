@@ -16,10 +16,10 @@ WHITE = (0.95047, 1.0, 1.08883)
 
 
 def rgb_to_lab(images: Float[Tensor, "b 3 h w"] | Int[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """RGB of 0 … 255 (red first) as L* of 0 … 100, a* and b* of about −110 … 110 (CIE 1976, sRGB, D65, 2°).
+    """Convert RGB in 0 … 255 to L* in 0 … 100, a* and b* in about −110 … 110 (CIE 1976, sRGB, D65, 2°).
 
-    The published BoxInst and BoxTeacher round the pooled image down to integers first; that is the caller's choice.
-    Float64 stays, everything else becomes float32.
+    The published BoxInst and BoxTeacher round the pooled image down to integers first; that is left to the caller.
+    Computed in float64 for float64, else in float32.
 
     Raises:
         ValueError: the shape is not (b, 3, h, w); on the CPU also for values outside [0, 255], such as a normalised

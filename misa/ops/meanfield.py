@@ -1,4 +1,4 @@
-"""DiscoBox's structured teacher: masks refined by rounds of a mean field on the image's colors.
+"""DiscoBox's structured teacher: masks refined by mean-field iterations on the image's colors.
 
 Axes: b image · d channel · n mask · h row · w column. The nine taps are those of `window_offsets(3, centre=True)`.
 """
@@ -14,7 +14,7 @@ from misa.ops.axes import check_shapes
 from misa.ops.neighbors import inside, shift, window_offsets
 
 TAPS = window_offsets(3, centre=True)
-SURE = 0.9  # what a label's probability becomes after every round
+SURE = 0.9  # probability of the winning label after every iteration
 
 
 def window_kernel(
@@ -25,10 +25,10 @@ def window_kernel(
     theta_space: float = 30.0,
     strength: float = 2.0,
 ) -> Float[Tensor, "b 9 h w"]:
-    """strength · exp(−|I_i − I_k|² / 2θ_c² − |i − k|² / 2θ_s²) for a pixel's 3 x 3 window, itself included.
+    """Return strength · exp(−|I_i − I_k|² / 2θ_c² − |i − k|² / 2θ_s²) for a pixel's 3 x 3 window, itself included.
 
     DiscoBox (Lan et al. 2021) on the normalised image, with its code's constants. Taps outside the image weigh 0, and
-    so do those on padding where `valid` is given (the published code lets a padded cell vote). No gradient.
+    with `valid` so do those on padding (the published code lets padded cells vote). No gradient.
 
     Raises:
         ValueError: shapes do not fit, or a constant that is not positive.
@@ -61,14 +61,14 @@ def mean_field(
     message: Float[Tensor, "n 2 h w"] | None = None,
     share: float = 0.01,
 ) -> Bool[Tensor, "n h w"]:
-    """The pseudo masks after `steps` rounds, within their boxes: hard labels, no gradient.
+    """Return the pseudo masks after `steps` iterations, within their boxes: hard labels, no gradient.
 
-    A mask starts as M > 0.5 in its box. In each round of DiscoBox (Lan et al. 2021) a label l gets
-    exp(−Σ_k w_ik (−log q_kl)), q being 0.9 or 0.1 by the label before; so without a `message` a round is a weighted
-    majority vote, [Σ_k w_ik (2 y_k − 1) > 0] with ties to the background, which is what is computed. `message`
-    (background, object) from other images is added with `share` before the box is applied and the larger one wins.
+    A mask starts as M > 0.5 in its box. In each iteration of DiscoBox (Lan et al. 2021) a label l scores
+    exp(−Σ_k w_ik (−log q_kl)), with q = 0.9 or 0.1 from the previous label. Without a `message` that is a weighted
+    majority vote, computed as [Σ_k w_ik (2 y_k − 1) > 0] with ties to the background. `message` (background, object)
+    from other images is added with weight `share`; then the larger score wins, and pixels outside the box are cleared.
 
-    `image` says which kernel each mask takes.
+    `image` is the index of each mask's kernel.
 
     Raises:
         ValueError: shapes do not fit; on the CPU also for masks outside [0, 1].
@@ -90,7 +90,7 @@ def mean_field(
 
 
 def _votes(labels: Bool[Tensor, "m h w"], kernel: Float[Tensor, "9 h w"]) -> Float[Tensor, "m h w"]:
-    """Σ_k w_ik (2 y_k − 1)."""
+    """Return Σ_k w_ik (2 y_k − 1)."""
     sign = labels.to(kernel.dtype) * 2 - 1
     total = torch.zeros_like(sign)
     for offset, weight in zip(TAPS, kernel, strict=True):
@@ -101,7 +101,7 @@ def _votes(labels: Bool[Tensor, "m h w"], kernel: Float[Tensor, "9 h w"]) -> Flo
 def _heard(
     labels: Bool[Tensor, "m h w"], kernel: Float[Tensor, "9 h w"], told: Float[Tensor, "m 2 h w"]
 ) -> Bool[Tensor, "m h w"]:
-    """Which of the two labels' products of neighbors, plus what other images say, is larger."""
+    """Return where the foreground's score, with the weighted message `told`, exceeds the background's."""
     surely, hardly = torch.tensor([SURE, 1 - SURE], dtype=torch.float64).log().tolist()
     both = []
     for label in (~labels, labels):

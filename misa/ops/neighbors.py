@@ -1,7 +1,7 @@
 """The neighborhood 𝒩 of Eq. 7–14 on the pixel grid.
 
 Axes: b image · d channel · k neighbor · h row · w column. A neighbor is an offset (row, column); pixels
-outside the image are absent – a mask, never a magic color.
+outside the image are marked by a mask, never by a special color.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Offset = tuple[int, int]
 
 
 def window_offsets(window: int, dilation: int | Sequence[int] = 1, *, centre: bool = False) -> list[Offset]:
-    """The offsets of a square window, row by row, once per dilation; the centre only where asked for.
+    """Return the offsets of a square window, row by row, once per dilation; with `centre`, (0, 0) comes first.
 
     >>> window_offsets(3)
     [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
@@ -30,7 +30,7 @@ def window_offsets(window: int, dilation: int | Sequence[int] = 1, *, centre: bo
 
 
 def shift(values: Shaped[Tensor, "... h w"], offset: Offset) -> Shaped[Tensor, "... h w"]:
-    """At each pixel the value of its neighbor at `offset`; 0 where that neighbor is outside the image."""
+    """Return at each pixel the value of its neighbor at `offset`; 0 where that neighbor is outside the image."""
     h, w = values.shape[-2:]
     dy, dx = offset
     shifted = torch.zeros_like(values)
@@ -44,12 +44,12 @@ def shift(values: Shaped[Tensor, "... h w"], offset: Offset) -> Shaped[Tensor, "
 def inside(
     h: int, w: int, offsets: Sequence[Offset], *, device: torch.device | str | None = None
 ) -> Bool[Tensor, "k {h} {w}"]:
-    """Whether the neighbor at each offset lies in the image."""
+    """Return whether the neighbor at each offset lies in the image."""
     rows, columns = torch.arange(h, device=device)[:, None], torch.arange(w, device=device)[None, :]
     every = [(rows + dy >= 0) & (rows + dy < h) & (columns + dx >= 0) & (columns + dx < w) for dy, dx in offsets]
     return torch.stack(every) if every else torch.empty(0, h, w, dtype=torch.bool, device=device)
 
 
 def neighbors(values: Float[Tensor, "b d h w"], offsets: Sequence[Offset]) -> Float[Tensor, "b d k h w"]:
-    """The values of all neighbors side by side, 0 outside the image: k copies, so for small maps and tests."""
+    """Stack the values of all neighbors, 0 outside the image: k copies of the map, so for small maps and tests."""
     return torch.stack([shift(values, offset) for offset in offsets], dim=2)

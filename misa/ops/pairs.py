@@ -1,4 +1,4 @@
-"""Which neighboring pixels belong together: by color, by feature, or by a mask that is already there.
+"""Which neighboring pixels belong together: by color, by feature, or by a given mask.
 
 Axes: b image · d channel · n instance · k neighbor · h row · w column. The neighbors are those of
 `window_offsets(window, dilation)`; the defaults are BoxInst's, eight neighbors at a distance of two.
@@ -21,10 +21,10 @@ def pair_similarity(
     window: int = 3,
     dilation: int = 2,
 ) -> Float[Tensor, "b k h w"]:
-    """exp(−scale · |v_i − v_k|) for every neighbor k, 0 where it is outside the image or padding; in [0, 1].
+    """Return exp(−scale · |v_i − v_k|) for every neighbor k, 0 where it is outside the image or padding; in [0, 1].
 
-    BoxInst (Tian et al. 2021, Eq. 5) and BoxTeacher: `values` in L*a*b*, scale 0.5. SIM: features, scale 1. Whether
-    the pixel itself is valid is not asked, as in the published code: boxes select the pixels.
+    BoxInst (Tian et al. 2021, Eq. 5) and BoxTeacher: `values` in L*a*b*, scale 0.5. SIM: features, scale 1. As in the
+    published code, the pixel i itself may be padding: boxes select the pixels.
 
     Raises:
         ValueError: shapes do not fit, or a scale that is not positive.
@@ -45,11 +45,11 @@ def pair_similarity(
 def same_side(
     masks: Float[Tensor, "n h w"] | Bool[Tensor, "n h w"], *, window: int = 3, dilation: int = 2, smooth: bool = False
 ) -> Bool[Tensor, "n k h w"]:
-    """Whether a pixel and its neighbor are both in the mask or both out of it; never across the image's border.
+    """Return whether a pixel and its neighbor are both in or both out of the mask; False across the image's border.
 
-    BoxTeacher (Cheng et al. 2023) asks b_i b_k + (1 − b_i)(1 − b_k) ≥ 0.5 of b, the mean of the mask and its average
-    over 3 x 3 pixels (`smooth`, zeros outside). For binary masks that is the same as comparing the masks at 0.5, which
-    is the default and cheaper; for soft masks the two differ.
+    BoxTeacher (Cheng et al. 2023) tests b_i b_k + (1 − b_i)(1 − b_k) ≥ 0.5, with b the mean of the mask and its average
+    over 3 x 3 pixels (`smooth`, zeros outside). For binary masks that equals comparing the masks at 0.5, which is the
+    default and cheaper; for soft masks the two differ.
     """
     check_shapes("same_side", masks=(masks, "n h w"))
     offsets = window_offsets(window, dilation)

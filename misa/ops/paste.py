@@ -1,7 +1,7 @@
-"""SIM's copy-paste (Li et al. 2023): objects of earlier images, cut out by the masks that a network made of them.
+"""SIM's copy-paste augmentation (Li et al. 2023): objects of earlier images, cut out by their predicted masks.
 
-All of it on the host, where boxes must be known. Axes: g object of a picture · k pasted object · n object of the image
-that is pasted into · H row · W column, in pixels · h row · w column of masks.
+Runs on the host, where boxes must be known. Axes: g object of a picture · k pasted object · n object of the target
+image · H row · W column, in pixels · h row · w column of masks.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from misa.ops.boxes import box_masks, extents
 
 
 class Picture(NamedTuple):
-    """An image (RGB) and what was found in it: mask probabilities, boxes in pixels, labels. On the host."""
+    """An image (RGB) and its detections: mask probabilities, boxes in pixels, labels. On the host."""
 
     pixels: UInt8[Tensor, "3 H W"]
     masks: Float[Tensor, "g h w"]
@@ -25,7 +25,7 @@ class Picture(NamedTuple):
 
 
 class PictureQueue:
-    """The last `size` pictures; masks are kept in half precision."""
+    """A queue of the last `size` pictures; masks are stored in half precision."""
 
     def __init__(self, size: int) -> None:
         if size < 1:
@@ -35,29 +35,29 @@ class PictureQueue:
 
     @property
     def full(self) -> bool:
-        """Whether as many pictures are there as it can hold."""
+        """Whether the queue holds `size` pictures."""
         return len(self.pictures) == self.size
 
     def put(self, picture: Picture, *, sure: float) -> None:
-        """Add a picture, the oldest goes; without the objects of which no pixel is above `sure`, if any are left."""
+        """Append the picture's objects with a pixel above `sure`, if any, and drop the oldest picture beyond `size`."""
         some = (scores(picture, sure=sure) > 0).nonzero().flatten()
         if len(some):
             kept = (picture.masks[some].half(), picture.boxes[some], picture.labels[some])
             self.pictures = [*self.pictures, Picture(picture.pixels, *kept)][-self.size :]
 
     def state(self) -> list[list[Tensor]]:
-        """What a checkpoint keeps."""
+        """Return the queue's tensors for a checkpoint."""
         return [[part.clone() for part in picture] for picture in self.pictures]
 
     def restore(self, state: Sequence[Sequence[Tensor]]) -> None:
-        """Take over what `state` gave."""
+        """Restore the queue from `state`."""
         self.pictures = [Picture(*(part.cpu() for part in picture)) for picture in state]
 
 
 def scores(picture: Picture, *, sure: float) -> Float[Tensor, " g"]:
-    """The mean of each mask over its pixels above `sure` within the box (one pixel more in the denominator).
+    """Return each mask's mean over its pixels above `sure` within the box (denominator plus one).
 
-    At the size of the masks; the published code has it at the image's.
+    Computed at the size of the masks; the published code computes it at the image's.
     """
     stride = picture.pixels.shape[-1] / picture.masks.shape[-1]
     masks = picture.masks.float()
@@ -68,11 +68,11 @@ def scores(picture: Picture, *, sure: float) -> Float[Tensor, " g"]:
 def cut_out(
     picture: Picture, size: tuple[int, int], generator: torch.Generator, *, sure: float
 ) -> tuple[Int[Tensor, " k"], Bool[Tensor, "k H W"]]:
-    """Labels and masks of a few of a picture's objects, on a canvas of `size` (H, W) with the same origin.
+    """Sample a few of a picture's objects; return labels and masks on a canvas of `size` (H, W) with the same origin.
 
-    min(max(objects // 2, 1), 3) are drawn by the cubes of their `scores`, one perhaps several times. A mask is where
-    the probabilities, stretched bilinearly to the picture's size, are above `sure` in the box. Objects of which nothing
-    is on the canvas are left out.
+    min(max(objects // 2, 1), 3) are drawn with replacement in proportion to their cubed `scores`. A mask holds the
+    pixels of the box where the probabilities, resized bilinearly to the picture, are above `sure`. Objects entirely
+    off the canvas are dropped.
     """
     count = min(max(len(picture.labels) // 2, 1), 3)
     weights = scores(picture, sure=sure) ** 3
@@ -85,16 +85,16 @@ def cut_out(
 
 
 def onto(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (... H W) cut to `size`, or padded with 0, at the lower right."""
+    """Crop maps (... H W) to `size`, or pad them with 0, at the bottom and right."""
     return F.pad(maps, (0, size[1] - maps.shape[-1], 0, size[0] - maps.shape[-2]))
 
 
 def uncovered(
     boxes: Float[Tensor, "n 4"], covered: Bool[Tensor, "H W"]
 ) -> tuple[Float[Tensor, "m 4"], Int[Tensor, " m"]]:
-    """The boxes around what something leaves of each box, and whose they are; a box that is covered whole is left out.
+    """Return the bounding boxes of each box's uncovered part, and their indices; fully covered boxes are dropped.
 
-    A box of which nothing is covered stays as it is.
+    Boxes without a covered pixel are unchanged.
     """
     there = box_masks(boxes, *covered.shape)
     left = there & ~covered

@@ -1,7 +1,7 @@
 """PolarMask's shapes: a location and its distances to the contour along 36 rays.
 
-Axes: t contour point · n location · k ray. Points are (x, y) in pixels. Ray k points at 10k degrees from straight
-down, over the right: ray 0 down (+y), ray 9 to the right (+x).
+Axes: t contour point · n location · k ray. Points are (x, y) in pixels. Ray k is at 10k degrees counterclockwise from
+straight down: ray 0 down (+y), ray 9 to the right (+x).
 """
 
 import math
@@ -16,14 +16,14 @@ from torch import Tensor
 from misa.ops.axes import check_shapes
 
 RAYS = 36
-SHORTEST = 1e-6  # where a ray finds no contour
-BINS = (0, 1, -1, 2, -2, 3, -3)  # degrees off the ray, in the order in which the published code looks
+SHORTEST = 1e-6  # length of a ray that meets no contour
+BINS = (0, 1, -1, 2, -2, 3, -3)  # degrees off the ray, in the published code's order of search
 
 
 def contour(mask: Bool[Tensor, "h w"]) -> Int[Tensor, "t 2"]:
-    """All border pixels of the part of a mask whose outline encloses the largest area, in order; on the CPU.
+    """Return the border pixels, in order, of the connected component with the largest outer contour; on the CPU.
 
-    Other parts and holes are left out, as in PolarMask (Xie et al. 2020). An empty mask has no points.
+    Other components and holes are ignored, as in PolarMask (Xie et al. 2020). An empty mask has no points.
     """
     if mask.dim() != 2:
         raise ValueError(f"contour needs a mask of shape (h, w): it is {tuple(mask.shape)}.")
@@ -36,7 +36,7 @@ def contour(mask: Bool[Tensor, "h w"]) -> Int[Tensor, "t 2"]:
 
 
 def centre(points: Int[Tensor, "t 2"]) -> Float[Tensor, " 2"]:
-    """The centroid of a contour's polygon, cut down to whole pixels; of its points where it encloses nothing.
+    """Return the centroid of a contour's polygon, or of its points if the area is 0, truncated to whole pixels.
 
     Raises:
         ValueError: no points.
@@ -56,12 +56,12 @@ def centre(points: Int[Tensor, "t 2"]) -> Float[Tensor, " 2"]:
 def ray_lengths(
     points: Int[Tensor, "t 2"], centres: Float[Tensor, "n 2"], *, rule: Literal["official", "cast"] = "official"
 ) -> Float[Tensor, "n 36"]:
-    """The distance from each centre to the contour along each ray, in pixels; 1e-6 where there is none.
+    """Return the distance from each centre to the contour along each ray, in pixels; 1e-6 where it meets none.
 
-    "official" is PolarMask's published rule, no ray cast: of the contour's pixels whose direction, in whole degrees,
-    is the ray's, the farthest; if there is none, of those 1, −1, 2, −2, 3 and −3 degrees off, the first that has any.
-    Ray 0 does not look at 359 … 357. Small objects leave rays without a pixel: of a disc of radius 5, 24 of 36.
-    "cast" is the farthest crossing of the ray with the contour's polygon.
+    "official" is PolarMask's published rule, which casts no rays: the farthest contour pixel whose direction, in whole
+    degrees, is the ray's, else that of the first non-empty bin 1, −1, 2, −2, 3 or −3 degrees off. Ray 0 does not use
+    359 … 357. Small objects leave rays without a pixel: 24 of 36 for a disc of radius 5. "cast" is the farthest
+    intersection of the ray with the contour's polygon.
     """
     check_shapes("ray_lengths", points=(points, "t 2"), centres=(centres, "n 2"))
     if rule not in ("official", "cast"):
@@ -73,7 +73,7 @@ def ray_lengths(
 
 
 def _binned(away: Float[Tensor, "n t 2"]) -> Float[Tensor, "n 36"]:
-    """The farthest point of every ray's first occupied bin of one degree; −1 where none of the seven is."""
+    """Return the farthest point of every ray's first non-empty bin of one degree; −1 if all seven are empty."""
     angle = torch.rad2deg(torch.atan2(away[..., 0], away[..., 1])) % 360
     degree = angle.long().clamp(max=359)
     farthest = torch.full((len(away), 360 + 6), -1.0, dtype=away.dtype)  # three empty bins before 0 and after 359
@@ -86,7 +86,7 @@ def _binned(away: Float[Tensor, "n t 2"]) -> Float[Tensor, "n 36"]:
 
 
 def _cast(away: Float[Tensor, "n t 2"]) -> Float[Tensor, "n 36"]:
-    """The farthest crossing of each ray with the closed polygon; −1 where it crosses nothing."""
+    """Return the farthest intersection of each ray with the closed polygon; −1 if there is none."""
     direction = _directions(away.dtype)
     along = torch.einsum("ntc,kc->nkt", away, direction)
     across = torch.einsum("ntc,kc->nkt", away, torch.stack([direction[:, 1], -direction[:, 0]], dim=1))
@@ -100,7 +100,7 @@ def _cast(away: Float[Tensor, "n t 2"]) -> Float[Tensor, "n 36"]:
 
 
 def polygons(centres: Float[Tensor, "n 2"], lengths: Float[Tensor, "n 36"]) -> Float[Tensor, "n 36 2"]:
-    """The ends of the rays, (x + d sin 10k°, y + d cos 10k°): the polygon that is the mask."""
+    """Return the ends of the rays, (x + d sin 10k°, y + d cos 10k°): the mask's polygon."""
     check_shapes("polygons", centres=(centres, "n 2"), lengths=(lengths, f"n {RAYS}"))
     return centres[:, None] + lengths[..., None] * _directions(lengths.dtype).to(lengths.device)
 

@@ -1,10 +1,10 @@
-"""Readings of Eq. 11: what S^c is, from the dense feature S and the classifier of a semantic network (Eq. 1).
+"""Readings of Eq. 11: possible definitions of S^c from the dense feature S and the classifier K (Eq. 1).
 
 Axes: b image · d channel · c category · h row · w column.
 
-Eq. 11 prints S^c = K^c · S and does not say whether channels are summed, whether S is normalised, or what of K counts.
-Every reading ends as values and factors, so that one affinity (Eq. 12), |factors^c · (values(i) − values(k))| / σ,
-serves all of them.
+Eq. 11 prints S^c = K^c · S but leaves open whether channels are summed, whether S is normalised, and how the signs of K
+enter. Every reading is returned as values and factors, so that one affinity (Eq. 12),
+|factors^c · (values(i) − values(k))| / σ, serves all of them.
 """
 
 import math
@@ -23,7 +23,7 @@ SMALL = 1e-6  # keeps a constant map, whose spread is 0, finite
 
 
 class Classifier(NamedTuple):
-    """The last layer of a semantic network: K and its bias, the background's row apart."""
+    """The last layer of a semantic network: K and its bias, with the background's row separate."""
 
     factors: Float[Tensor, "c d"]
     background: Float[Tensor, " d"]
@@ -32,7 +32,7 @@ class Classifier(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What Eq. 12 compares: values (b e h w), factors (c e), and σ, "image" for their own spread."""
+    """The terms of Eq. 12: values (b e h w), factors (c e), and σ, "image" for their spread over the image."""
 
     values: Tensor
     factors: Tensor
@@ -48,17 +48,17 @@ def read(
     factors: Factors = "signed",
     valid: Bool[Tensor, "b h w"] | None = None,
 ) -> Reading:
-    """S^c of every category as values and factors.
+    """Return S^c of every category as values and factors.
 
     values: "channels" K^c · S channel by channel, as Eq. 11 prints it; "class" the sum over the channels, the class's
-        logit map as in CAM; "probability" the class's share of the softmax of Eq. 1, which has no use for `factors`.
-    norm: "none" S as it is; "channel" every channel in units of its standard deviation in the image; "pixel" every
-        pixel's vector divided by its length.
-    factors: "signed" K as it is; "absolute" |K|; "positive" max(K, 0); "contrast" K minus the background's row.
-    valid: pixels that are no padding; others are in no spread.
+        logit map as in CAM; "probability" the class's softmax probability of Eq. 1, which ignores `factors`.
+    norm: "none" S itself; "channel" every channel in units of its standard deviation in the image; "pixel" every
+        pixel's vector divided by its norm.
+    factors: "signed" K itself; "absolute" |K|; "positive" max(K, 0); "contrast" K minus the background's row.
+    valid: False at padding, which enters no spread.
 
     With values "class" and "probability" every map has mean 0 and standard deviation 1 in its image, and σ is 1.
-    Raises ValueError on shapes that do not fit and on choices that are none.
+    Raises ValueError on shapes that do not fit and on unknown choices.
     """
     _check(features, classifier, values, norm, factors)
     here = torch.ones_like(features[:, 0]) if valid is None else valid.to(features.dtype)
@@ -92,7 +92,7 @@ def _standard(maps: Float[Tensor, "b c h w"], here: Float[Tensor, "b h w"]) -> R
 
 
 def _moments(maps: Float[Tensor, "b c h w"], here: Float[Tensor, "b h w"]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every map over the pixels that count (b c 1 1)."""
+    """Return mean and standard deviation of every map over the valid pixels (b c 1 1)."""
     here = here[:, None]
     count = here.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     mean = (maps * here).sum(dim=(2, 3), keepdim=True) / count
@@ -101,7 +101,7 @@ def _moments(maps: Float[Tensor, "b c h w"], here: Float[Tensor, "b h w"]) -> tu
 
 
 def window_of(share: float, h: int, w: int) -> int:
-    """The window's side whose half is this share of a map's shorter side, one cell at least.
+    """Return the window size whose half width is this share of a map's shorter side, one cell at least.
 
     APro's 5 x 5 on maps of 200 x 336 is a share of 0.01.
     """

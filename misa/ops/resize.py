@@ -1,6 +1,6 @@
-"""Maps at another size: bilinear without antialiasing, as the published box-supervised heads resize everything.
+"""Bilinear resizing without antialiasing, as in the published box-supervised heads.
 
-Axes: b image · d channel · n mask · h row · w column, H and W the size asked for.
+Axes: b image · d channel · n mask · h row · w column, H and W the new size.
 """
 
 import torch.nn.functional as F
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def resized(maps: Float[Tensor, "*b h w"], size: tuple[int, int]) -> Float[Tensor, "*b H W"]:
-    """The maps themselves where they have that size."""
+    """Resize maps bilinearly; maps of that size are returned as they are."""
     if maps.shape[-2:] == size:
         return maps
-    # One channel each: three at once torch rounds differently (by 1e-7), and no maps at all it takes as images alone.
+    # As a batch of one-channel images: torch rounds three channels differently (by 1e-7) and refuses none at all.
     flat = maps[None].flatten(0, -3)[:, None]
     return F.interpolate(flat, size=size, mode="bilinear", align_corners=False).view(*maps.shape[:-2], *size)
 
@@ -20,7 +20,7 @@ def resized(maps: Float[Tensor, "*b h w"], size: tuple[int, int]) -> Float[Tenso
 def resized_within(
     maps: Float[Tensor, "b d h w"], valid: Bool[Tensor, "b h w"], size: tuple[int, int]
 ) -> tuple[Float[Tensor, "b d H W"], Bool[Tensor, "b H W"]]:
-    """The maps where a cell takes nothing from padding, and `valid`: a cell is padding where most of it is."""
+    """Resize maps without mixing in padding, and `valid`: a cell over half in padding is padding."""
     if maps.shape[-2:] == size:
         return maps, valid
     present = valid[:, None].to(maps.dtype)

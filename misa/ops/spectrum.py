@@ -1,4 +1,4 @@
-"""Looking at features in the frequency domain (§3.2, Figure 3).
+"""Spectra of features (§3.2, Figure 3).
 
 Axes: d channel · h row · w column · r radius in bins. Spectra are centered: DC sits at [h//2, w//2].
 """
@@ -9,20 +9,20 @@ from torch import Tensor
 
 
 def power(features: Float[Tensor, "*d h w"]) -> Float[Tensor, "*d h w"]:
-    """The centered power spectrum, scaled so that its sum is the sum of squares of the map (Parseval)."""
+    """Return the centered power spectrum, scaled so that its sum is the sum of squares of the map (Parseval)."""
     h, w = features.shape[-2:]
     spectrum = torch.fft.fftshift(torch.fft.fft2(features.float()), dim=(-2, -1))
     return spectrum.abs().square() / (h * w)
 
 
 def radii(h: int, w: int) -> Float[Tensor, "{h} {w}"]:
-    """The distance of every bin from DC, in bins, as Eq. 4 measures it."""
+    """Return the distance of every bin from DC, in bins, as in Eq. 4."""
     down, across = torch.arange(h) - h // 2, torch.arange(w) - w // 2
     return torch.hypot(down[:, None].float(), across[None].float())
 
 
 def radial_energy(features: Float[Tensor, "*d h w"]) -> Float[Tensor, " r"]:
-    """The energy of all channels in rings of one bin around DC: ring r holds radii from r − 0.5 up to r + 0.5.
+    """Return the energy of all channels in rings of one bin around DC: ring r holds radii from r − 0.5 to r + 0.5.
 
     The sum over the rings is the sum of squares of the features.
 

@@ -1,4 +1,4 @@
-"""Images in other colors: the strong view of a student whose copy sees the plain image.
+"""Strong color augmentation: the student's view of an image whose EMA teacher sees it unchanged.
 
 Axes: b image · h row · w column.
 """
@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as V
 
 from misa.ops.affinity import check_finite
 
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet, RGB, of 0..255
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, RGB in 0..255
 
 
 def strong_view(
@@ -24,16 +24,16 @@ def strong_view(
     blur: float = 0.0,
     sizes: Sequence[tuple[int, int]] | None = None,
 ) -> Float[Tensor, "b 3 h w"]:
-    """Normalised images with random brightness, contrast, saturation and hue, some grey, some blurred.
+    """Return normalised images with random color jitter, grey scale and Gaussian blur.
 
     BoxTeacher (Cheng et al. 2023): with probability `jitter` brightness, contrast and saturation by 0.6 … 1.4 and hue
     by ±0.1 of the circle, in random order; then grey with probability `grey`, and a Gaussian of 3 x 3 pixels with σ of
-    0.1 … 2 with probability `blur`. Geometry stays. Every image has a `generator` (on the CPU) of its own, so draws do
-    not depend on the rest of the batch. Padding, exactly 0 in a normalised image, stays 0 and has no part in contrast.
-    `sizes` are the images' (h, w) without it; left out, they are read from the images, which waits on a GPU.
+    0.1 … 2 with probability `blur`. Geometry is unchanged. Every image has its own `generator` (on the CPU), so its
+    draws do not depend on the batch. Padding, exactly 0 in a normalised image, stays 0 and does not affect contrast.
+    `sizes` are the images' (h, w) without padding; by default they are read from the images, which synchronises.
 
     Raises:
-        ValueError: not one generator, or size, an image.
+        ValueError: the shape is not (b, 3, h, w), or not one generator, or size, per image.
         NotFinite: NaN or Inf, on the CPU only.
     """
     known = len(images) if sizes is None else len(sizes)
@@ -55,7 +55,7 @@ def strong_view(
 
 
 def _changed(image: Tensor, generator: torch.Generator, *, jitter: float, grey: float, blur: float) -> Tensor:
-    """One image (3 h w) of 0 … 1; all numbers are drawn, whatever happens, so that a probability moves no other."""
+    """Augment one image (3 h w) in [0, 1]; draws all random numbers first, so that no probability shifts a draw."""
     decide = torch.rand(3, generator=generator).tolist()
     brightness, contrast, saturation, hue, sigma = torch.rand(5, generator=generator).tolist()
     order = torch.randperm(4, generator=generator).tolist()
@@ -79,21 +79,21 @@ def _changed(image: Tensor, generator: torch.Generator, *, jitter: float, grey: 
 
 
 def normalised(pixels: UInt8[Tensor, "... 3 h w"]) -> Float[Tensor, "... 3 h w"]:
-    """RGB of 8 bits as the networks see it."""
+    """Return 8-bit RGB images as normalised network inputs."""
     pixels = pixels.float()
     mean, std = _constants(pixels)
     return (pixels - mean) / std
 
 
 def denormalised(images: Float[Tensor, "... 3 h w"]) -> UInt8[Tensor, "... 3 h w"]:
-    """The inverse of `normalised`."""
+    """Invert `normalised`, rounded and clamped to 8 bits."""
     images = images.float()
     mean, std = _constants(images)
     return (images * std + mean).round().clamp(0, 255).to(torch.uint8)
 
 
 def _constants(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the data (3 1 1)."""
+    """Return mean and standard deviation of the data (3 1 1)."""
     mean, std = (
         torch.tensor(values, dtype=images.dtype).view(3, 1, 1).to(images.device, non_blocking=True)
         for values in (MEAN, STD)

@@ -22,8 +22,9 @@ TieRule = Literal["exact", "official"]
 
 @dataclass(frozen=True)
 class Trees:
-    """Spanning trees of g grids of one size. Vertices are numbered depth first, the root 0, a parent before its
-    children; `edge` is the grid edge to the parent (−1 at the root) and `length` its squared distance.
+    """Spanning trees of g grids of one size; vertices are numbered depth first, from the root 0.
+
+    `edge` is the grid edge to the parent (−1 at the root), `length` its squared distance, `pixel` the vertex's pixel.
     """
 
     h: int
@@ -37,15 +38,15 @@ class Trees:
         return Tree(self.h, self.w, *(x[i : i + 1] for x in self.tensors()))
 
     def rows(self, index: Sequence[int]) -> "Trees":
-        """Some of the trees, in the order asked for."""
+        """Return the trees at the given indices, in that order."""
         return Trees(self.h, self.w, *(torch.stack([x[i] for i in index]) for x in self.tensors()))
 
     def cut(self, first: int | None, last: int | None) -> "Trees":
-        """Those from `first` to before `last`, as views."""
+        """Return the trees `first` to `last` (exclusive), as views."""
         return Trees(self.h, self.w, *(x[first:last] for x in self.tensors()))
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Pixel, parent, edge and length (g p)."""
+        """Return pixel, parent, edge and length (g p)."""
         return self.pixel, self.parent, self.edge, self.length
 
 
@@ -58,17 +59,17 @@ class Tree(Trees):
 
     @property
     def edges(self) -> Int[Tensor, "m 2"]:
-        """The two pixels of every edge, the edges in the order of the grid's."""
+        """The two pixels of every edge, in ascending order of the grid's edge numbers."""
         return grid_edges(self.h, self.w, device=self.edge.device)[self.edge[0, 1:].long()[self._order]]
 
     @property
     def lengths(self) -> Float[Tensor, " m"]:
-        """The squared distance of the guide along every edge."""
+        """The squared distance of the guide along every edge, in the order of `edges`."""
         return self.length[0, 1:][self._order]
 
 
 def grid_lengths(guide: Float[Tensor, "*b d h w"]) -> Float[Tensor, "*b m"]:
-    """Squared L2 distance of the guide along every grid edge."""
+    """Return the squared L2 distance of the guide along every grid edge."""
     vertical = (guide[..., 1:, :] - guide[..., :-1, :]).square().sum(dim=-3)
     horizontal = (guide[..., :, 1:] - guide[..., :, :-1]).square().sum(dim=-3)
     return torch.cat([vertical.flatten(-2), horizontal.flatten(-2)], dim=-1)
@@ -77,18 +78,18 @@ def grid_lengths(guide: Float[Tensor, "*b d h w"]) -> Float[Tensor, "*b m"]:
 def cut_padding(
     lengths: Float[Tensor, "g m"], valid: Bool[Tensor, "#g h w"] | None, h: int, w: int
 ) -> Float[Tensor, "g m"]:
-    """Padding is a mask: edges that touch it are infinitely long, so nothing goes across."""
+    """Set the lengths of edges that touch padding to infinity, so that nothing propagates across."""
     return lengths if valid is None else lengths.masked_fill(edges_into_padding(valid), torch.inf)
 
 
 def edges_into_padding(valid: Bool[Tensor, "g h w"]) -> Bool[Tensor, "g m"]:
-    """The grid edges with an end that is not valid."""
+    """Return which grid edges have an end that is not valid."""
     down, right = valid[:, 1:] & valid[:, :-1], valid[:, :, 1:] & valid[:, :, :-1]
     return ~torch.cat([down.flatten(1), right.flatten(1)], dim=1)
 
 
 def spanning_trees(lengths: Float[Tensor, "g m"], h: int, w: int, *, tie_rule: TieRule = "exact") -> Trees:
-    """The trees of least total length under the total order (length, edge number)."""
+    """Return the minimum spanning trees under the total order (length, edge number)."""
     if tie_rule not in ("exact", "official"):
         raise ValueError(f"a spanning tree knows the tie rules 'exact' and 'official', not {tie_rule!r}.")
     lengths = lengths.detach().float().contiguous()
@@ -102,11 +103,11 @@ def spanning_trees(lengths: Float[Tensor, "g m"], h: int, w: int, *, tie_rule: T
 def minimum_spanning_tree(
     guide: Float[Tensor, "d h w"], *, tie_rule: TieRule = "exact", valid: Bool[Tensor, "h w"] | None = None
 ) -> Tree:
-    """The minimum spanning tree of the 4-connected grid under squared L2 distances of the guide.
+    """Return the minimum spanning tree of the 4-connected grid under squared L2 distances of the guide.
 
-    Equal lengths are decided by the edge number, so the tree is unique. `tie_rule="official"` compares
-    float32(length + 1) instead, as the official APro does: its trees are those. Only a later pass that keeps the
-    tree but not the lengths can tell the difference. `valid` marks the pixels that are no padding.
+    Ties of length are broken by the edge number, so the tree is unique. `tie_rule="official"` compares
+    float32(length + 1) instead, which gives the trees of the official APro. The two differ only for a later pass that
+    keeps the tree but changes the lengths. `valid` is False at padding.
     """
     if guide.dim() != 3 or 0 in guide.shape:
         raise ValueError(f"minimum_spanning_tree needs a guide of shape (d, h, w): it is {tuple(guide.shape)}.")

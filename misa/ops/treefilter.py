@@ -1,7 +1,7 @@
-"""The tree filter with the product kernel: a mean over all pixels, weighted along the paths of a spanning tree.
+"""The differentiable tree filter: a mean over all pixels, weighted by products along the paths of a spanning tree.
 
-Axes: g tree · n mask · d channel · p pixel in the tree's numbers · h row · w column.
-BoxLevelSet and Box2Mask learn through it; APro and MISA propagate with another kernel, without gradient
+Axes: g tree · n mask · d channel · p vertex of the tree · h row · w column.
+BoxLevelSet and Box2Mask train through it; APro and MISA propagate with another kernel, without gradient
 (`Guides.along_trees`).
 """
 
@@ -24,15 +24,15 @@ from misa.ops.tree import Trees
 def tree_filter(
     values: Float[Tensor, "n h w"], trees: Trees, weights: Float[Tensor, "g p"], index: Sequence[int]
 ) -> Float[Tensor, "n h w"]:
-    """Σ_j K_ij x_j / Σ_j K_ij, with K_ij the product of the edge weights on the tree's path from i to j, K_ii = 1.
+    """Return Σ_j K_ij x_j / Σ_j K_ij, K_ij the product of the edge weights on the tree path from i to j, K_ii = 1.
 
-    `weights` in [0, 1] are those of the edges to the parents, in the trees' numbers (the root's is not read); `index`
-    says which tree each map is filtered along. Differentiable in values and weights, once. All of a path counts, so an
-    edge of weight 0, as into padding, cuts the tree there, and an isolated pixel keeps its value.
+    `weights` in [0, 1] are those of the edges to the parents, in vertex order (the root's is not read); `index` is the
+    tree of each map. Differentiable once, in values and weights. An edge of weight 0, as into padding, cuts the tree
+    there, and an isolated pixel keeps its value.
 
     After Song et al. 2019 ("Learnable tree filter"), as BoxLevelSet (Li et al. 2022) uses it: sums up the tree,
     S(v) = x(v) + Σ_children w S, then down, A(v) = S(v)(1 − w²) + w A(parent). In compiled loops on the CPU;
-    elsewhere by pointer doubling, in as many rounds as the logarithm of the number of pixels.
+    elsewhere by pointer doubling, in a logarithmic number of rounds.
 
     Raises:
         ValueError: shapes do not fit, or a map has no tree; on the CPU also for weights outside [0, 1].
@@ -42,7 +42,7 @@ def tree_filter(
     dtype = torch.promote_types(torch.promote_types(values.dtype, weights.dtype), torch.float32)
     which = torch.tensor(list(index), dtype=torch.long).to(values.device, non_blocking=True)
     pixel, parent = trees.pixel.long(), trees.parent.long()
-    weights = weights.to(dtype).masked_fill(trees.edge < 0, 0)  # or the root would be a child of its own
+    weights = weights.to(dtype).masked_fill(trees.edge < 0, 0)  # the root is stored as its own parent
     place = pixel[which]
     ordered = values.flatten(1).to(dtype).gather(1, place)
     every = torch.arange(len(weights), device=values.device)
@@ -52,9 +52,9 @@ def tree_filter(
 
 
 def edge_weights(trees: Trees, guides: Float[Tensor, "g d h w"], scale: float) -> Float[Tensor, "g p"]:
-    """exp(−|G_u − G_v|² / scale) of every edge to the parent, with a gradient to the guides; 0 at the roots.
+    """Return exp(−|G_u − G_v|² / scale) of every edge to the parent, differentiable in the guides; 0 at the roots.
 
-    Edges that are infinitely long in the tree, into padding, weigh 0 too.
+    Edges of infinite length, into padding, weigh 0 too.
     """
     if guides.shape[0] != trees.pixel.shape[0] or guides.shape[-2:] != (trees.h, trees.w) or not scale > 0:
         raise ValueError(
@@ -69,7 +69,7 @@ def edge_weights(trees: Trees, guides: Float[Tensor, "g d h w"], scale: float) -
 
 
 class _TreeFilter(torch.autograd.Function):
-    """The filter in the tree's numbers. The kernel is symmetric, so the gradient is the same filter again."""
+    """The filter in vertex order. The kernel is symmetric, so the gradient in the values is the same filter."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, weights: Tensor, parent: Tensor, which: Tensor, every: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class _TreeFilter(torch.autograd.Function):
 def _edge_gradient(
     up_x: Tensor, full_x: Tensor, up_y: Tensor, full_y: Tensor, parent: Tensor, weight: Tensor
 ) -> Float[Tensor, "n p"]:
-    """∂(yᵀ K x) / ∂w of every edge: what x sends below the edge times what y has beyond it, and the reverse."""
+    """Return ∂(yᵀ K x) / ∂w of every edge: sum of y below the edge times that of x beyond it, and the reverse."""
     beyond_x = full_x.gather(1, parent) - weight * up_x
     beyond_y = full_y.gather(1, parent) - weight * up_y
     return up_y * beyond_x + up_x * beyond_y
@@ -106,9 +106,9 @@ def _edge_gradient(
 def tree_sums(
     values: Float[Tensor, "n p"], parent: Int[Tensor, "g p"], weight: Float[Tensor, "g p"], which: Int[Tensor, " n"]
 ) -> tuple[Float[Tensor, "n p"], Float[Tensor, "n p"]]:
-    """Σ K x over everything below a vertex and itself, and Σ K x over the whole tree; the root's weight must be 0.
+    """Return Σ K x over the subtree of each vertex, and over the whole tree; the root's weight must be 0.
 
-    On the CPU in compiled loops, elsewhere in torch operations.
+    In compiled loops on the CPU, elsewhere in torch operations.
     """
     if backend(values).__name__.endswith("cpu"):
         return _looped(values.contiguous(), parent.int(), weight.contiguous(), which)
