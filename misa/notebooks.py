@@ -25,7 +25,7 @@ class Explorer(Parameters):
     data_root: str = shared.data_root()
     image: str = option("", "a photograph of your own, explored like the others")
     boxes: str = option("", "boxes of its objects: x1 y1 x2 y2 label, with ; between")
-    teacher: str = option("", "its teacher: a run, or torchvision:deeplabv3_resnet50 (default: its colors alone)")
+    teacher: str = option("", "its teacher: a run, or torchvision:deeplabv3_resnet50 (default: colors alone)")
     threads: int = shared.threads()
     smoke: bool = shared.smoke()
     interactive: bool = option(True, "the live panel as well, below the figures that are stored")
@@ -36,7 +36,7 @@ class AffinityParameters(Explorer):
 
     local_bandwidth: float = option(0.15, "bandwidth of the color affinity in windows (APro's)", low=1e-3, high=10)
     tree_bandwidth: float = option(
-        0.4, "bandwidth of the color affinity along the tree (APro trains with 0.01)", low=1e-3, high=10
+        0.4, "bandwidth of the color affinity along the tree (in APro: 0.01)", low=1e-3, high=10
     )
     semantic_scale: float = option(8.0, "bandwidth of the semantic affinities, in σ of S", low=1e-2, high=100)
     balance: float = option(0.7, "weight of the saliency affinity beside the color affinity (§4.3)", low=0, high=10)
@@ -47,7 +47,7 @@ class AffinityParameters(Explorer):
 class FrequencyParameters(Explorer):
     """Parameters of `notebooks/frequency.ipynb`."""
 
-    run: str = option("runs/demo-misa-seed0", "a student with a teacher; without one, demo:misa is trained once")
+    run: str = option("runs/demo-misa-seed0", "student with a teacher; without one, demo:misa is trained once")
     place: int = option(0, "index of the validation image", low=0)
     channel: int = shared.channel()
     radius: float = option(1.5, "radius t of Eq. 4, in bins of the feature map (demo:misa's)", low=0)
@@ -60,7 +60,7 @@ class OwnDataParameters(Parameters):
     data: str = option("", "folder of images and boxes (default: an example is drawn below out)")
     out: str = option("runs/own_data", "folder of everything that is made")
     row: str = option("own:small", "row to train: own:small, own:medium, or a recipe of the other tables")
-    photos: str = option("", "images, or a folder of them, to predict on (default: those of data that were held out)")
+    photos: str = option("", "images, or a folder of them, to predict on (default: those held out)")
     score: float = option(0.3, "score threshold of the instances that are shown", low=0, high=1)
     epochs: int | None = shared.epochs()
     seed: int = shared.seed()

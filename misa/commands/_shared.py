@@ -55,9 +55,7 @@ def run_folder() -> Any:
 
 def data_root() -> Any:
     """Where the data is."""
-    return option(
-        "datasets", "data in COCO layout or a format of docs/data.md; for the embedded data, where to write it"
-    )
+    return option("datasets", "data (formats: docs/data.md), or where to write the embedded data")
 
 
 def other_data() -> Any:
@@ -82,7 +80,7 @@ def gpus(high: int = 64) -> Any:
 
 def per_gpu() -> Any:
     """Gradient accumulation."""
-    text = "micro-batch per GPU, accumulated to the full batch (default: no accumulation)"
+    text = "micro-batch per GPU, accumulated to the batch (default: off)"
     return option(None, text, low=1)
 
 

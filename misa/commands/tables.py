@@ -17,7 +17,7 @@ class Tables(Parameters):
     """What `misa tables` and `notebooks/tables.ipynb` take."""
 
     table: int | str = argument(
-        "3, 4, 5 or comparators, or rows to compare with the first: teacher:demo,teacher:demo_boxes", default=3
+        "3, 4, 5, comparators, or rows against the first: teacher:demo,teacher:demo_boxes", default=3
     )
     data: str = option("demo", "demo: the embedded scenes; voc, coco_mini and others: give data_root")
     seeds: int = option(5, "number of seeds, from 0", low=1, high=1000)
@@ -28,7 +28,7 @@ class Tables(Parameters):
     cluster_options: str = option("", "submitit's: timeout_min=1440,gpus_per_node=1 (minutes of one training)")
     data_root: str = shared.data_root()
     root: str = option("runs/tables", "folder of the run folders")
-    details: bool = option(False, "also class-agnostic AP, AP by mode and size, cost of a step (comparators: always)")
+    details: bool = option(False, "also class-agnostic AP, AP by mode and size, cost (comparators: always)")
     format: Literal["text", "html", "latex", "csv"] = option("text", "how to print it", only="command")
     save: str = option("", "also write HTML, LaTeX and CSV into this folder", only="command")
     gpus: int | None = shared.gpus()

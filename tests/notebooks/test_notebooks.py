@@ -89,6 +89,7 @@ def test_committed_clean(path):
     for cell in cells(path):
         assert not cell.outputs
         assert cell.execution_count is None
+        assert all(len(line) <= 100 for line in cell.source.splitlines()), "JupyterLab cuts it off at 1280 pixels"
         assert "parameters" in cell.metadata.get("tags", []) or len(cell.source.splitlines()) <= 12
         definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
         assert not any(isinstance(node, definitions) for node in ast.walk(ast.parse(cell.source)))
