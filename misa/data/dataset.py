@@ -1,8 +1,7 @@
 """COCO-layout folders as data sets for training and evaluation.
 
-Training from boxes reads boxes and labels only: masks and mask areas are dropped before anything sees
-them. What a sample looks like depends on (seed, epoch, index) alone, not on the number of workers, so
-that a resumed run sees exactly the samples of an uninterrupted one.
+Training from boxes reads boxes and labels only: masks and mask areas are dropped while loading. The augmentation of a
+sample depends on (seed, epoch, index) alone, not on the number of workers, so a resumed run repeats it exactly.
 """
 
 import contextlib
@@ -21,9 +20,9 @@ from misa.data.mmdet_datasets import COCO, CocoDataset
 
 
 class OrderedCOCO(COCO):
-    """Reads without chatter, and gives category ids in the order of the class names asked for.
+    """COCO reader that prints nothing and returns category ids in the order of the requested class names.
 
-    mmdet keeps the file's order instead: two files that list the classes differently would swap labels.
+    mmdet keeps the order of the file: two files that list the classes in another order would swap labels.
     """
 
     def __init__(self, annotation_file: str) -> None:
@@ -31,7 +30,7 @@ class OrderedCOCO(COCO):
             super().__init__(annotation_file)
 
     def get_cat_ids(self, cat_names: Sequence[str] = (), sup_names: Any = (), cat_ids: Any = ()) -> list[int]:
-        """The ids of these names, in their order."""
+        """Returns the category ids of `cat_names`, in their order."""
         ids = {category["name"]: category["id"] for category in self.dataset["categories"]}
         return [ids[name] for name in cat_names if name in ids]
 
@@ -41,7 +40,7 @@ class CocoImages(CocoDataset):
 
     Args:
         masks: keep `segmentation`; off for box-supervised training, where it is never read.
-        seed: of the random augmentation.
+        seed: seed of the random augmentation.
     """
 
     COCOAPI = OrderedCOCO
@@ -53,16 +52,16 @@ class CocoImages(CocoDataset):
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """The images of the file; the category ids join the meta information, for writing results."""
+        """Returns the images of the file; adds the category ids to the meta information, for writing results."""
         images: list[dict[str, Any]] = super().load_data_list()
         self._metainfo["category_ids"] = tuple(self.cat_ids)
         return images
 
     def parse_data_info(self, raw_data_info: dict[str, Any]) -> dict[str, Any]:
-        """One image and its objects; without masks, area becomes the box's.
+        """Returns one image and its objects; without masks, the area is that of the box.
 
-        mmdet drops what has no area or is marked to be ignored without a word: areas are the masks', and what is to be
-        ignored is a crowd, as the check counts it.
+        mmdet silently drops objects without area and those marked `ignore`. Areas are therefore those of the masks
+        or boxes, and `ignore` becomes `iscrowd`, as the data check counts it.
         """
         image, rows = raw_data_info["raw_img_info"], raw_data_info["raw_ann_info"]
         annotations = [dict(row) if self.masks else _only_box(row) for row in rows]
@@ -71,12 +70,12 @@ class CocoImages(CocoDataset):
             annotation.pop("ignore", None)
         raw_data_info = {**raw_data_info, "raw_ann_info": annotations}
         info: dict[str, Any] = super().parse_data_info(raw_data_info)
-        if self.data_prefix.get("seg"):  # by the id: names may be absolute, or differ in their suffix alone
+        if self.data_prefix.get("seg"):  # named by id: file names may be absolute, or differ only in the suffix
             info["seg_map_path"] = str(Path(self.data_prefix["seg"]) / f"{info['img_id']}.png")
         return info
 
     def prepare_data(self, idx: int) -> Any:
-        """The transformed sample, a function of (seed, epoch, idx)."""
+        """Returns the transformed sample, which depends on (seed, epoch, idx) alone."""
         if self.test_mode:
             return super().prepare_data(idx)
         with _seeded(self.seed, self.epoch, idx):
@@ -93,7 +92,7 @@ def _only_box(annotation: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _seeded(*key: int) -> Iterator[None]:
-    """The global generators seeded by `key` inside, as they were before afterwards (mmcv draws from them)."""
+    """Seed the global random generators, which mmcv draws from, by `key`; restore their state afterwards."""
     state = random.getstate(), np.random.get_state()  # noqa: NPY002
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     with torch.random.fork_rng(devices=[]):

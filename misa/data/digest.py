@@ -1,7 +1,7 @@
-"""What tells one state of a data set from another: a digest of each split's annotations, wherever they lie.
+"""Identify the state of a data set by a digest of each split's annotations that does not depend on their location.
 
-Of COCO's own layout it is the SHA-256 of the json. Of other formats it is that of what was read of them, without the
-paths of the files, so that a data set which moves keeps it. Images count by name and size. Standard library only.
+For COCO's own layout it is the SHA-256 of the JSON file; for other formats that of the converted annotations without
+the file paths, so that moving a data set keeps it. Images count by name and size. Standard library only.
 """
 
 import functools
@@ -10,18 +10,18 @@ from pathlib import Path
 
 from misa.data.formats.coco import Split
 
-_MADE = (b'"plain_of": ', b'"converted_from": ', b'"faults": ')  # lines of converted files that have paths
-_PLACE = b', "where": '  # the last key of a converted row; within a string the quotes would be escaped
+_MADE = (b'"plain_of": ', b'"converted_from": ', b'"faults": ')  # lines of converted files that hold paths
+_PLACE = b', "where": '  # the last key of a converted row; inside a string the quotes would be escaped
 
 
 def data_digests(train: Split, val: Split) -> dict[str, str]:
-    """The digest of each split whose annotations are there."""
+    """Returns the digest of each split whose annotations exist."""
     splits = {"train": train.annotations, "val": val.annotations}
     return {split: digest_of(path) for split, path in splits.items() if path.is_file()}
 
 
 def digest_of(path: Path) -> str:
-    """The digest of an annotation file; read once in a process while size and time of the file stay."""
+    """Returns the digest of an annotation file, cached in the process while size and modification time stay."""
     status = path.stat()
     return _digest(path, status.st_size, status.st_mtime_ns)
 

@@ -1,6 +1,6 @@
 """Images to predict on: files, folders of them, and the frames of videos. No annotation file is needed.
 
-Images are read as the training reads them: turned by their EXIF orientation, 8 bits, three channels; here RGB.
+Images are read as in training: rotated by their EXIF orientation, 8 bits, three channels; here RGB.
 """
 
 import os
@@ -24,9 +24,9 @@ VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file under the name that its results get: a relative path without suffix.
+    """An image file and the name of its results: a relative path without suffix.
 
-    stamp: size in bytes and time of change, by which a changed file is noticed.
+    stamp: size in bytes and modification time, to detect a changed file.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Video:
-    """A video file; its frames are named `name`/000000 and so on. frames: how many it says it has; fps: a second."""
+    """A video file; its frames are named `name`/000000 and so on. frames: their number by its header; fps: rate."""
 
     name: str
     path: Path
@@ -48,18 +48,18 @@ class Video:
 def find_inputs(
     paths: Sequence[PathLike], *, out: Path | None = None, failed: dict[str, str] | None = None
 ) -> list[Picture | Video]:
-    """The images and videos that the paths name; a folder gives all images in it and in its folders, through links.
+    """List the images and videos at the paths; folders are searched recursively for images, also through links.
 
     Args:
-        paths: files and folders; a link is called by its own name.
-        out: the folder of the results, which is not looked into, nor is any that holds earlier predictions.
-        failed: takes what is left out of a folder, by name: broken links and images of kinds that are not read.
+        paths: files and folders; a link keeps its own name.
+        out: the folder of the results, which is skipped, as is any folder with earlier predictions.
+        failed: filled with messages by name for skipped files: broken links and images of unsupported formats.
 
     Raises:
-        DataError: a path does not exist, is of another kind, or a folder holds no image.
+        DataError: a path does not exist or is of another kind, or a folder holds no image.
     """
     failed = {} if failed is None else failed
-    found: dict[Path, tuple[Path, str]] = {}  # the file, below which folder it was found, and its name there
+    found: dict[Path, tuple[Path, str]] = {}  # file: the given folder and the path relative to it
     for given in paths:
         path = Path(given).expanduser()
         if "://" in str(given):
@@ -85,12 +85,12 @@ def find_inputs(
     return [_input(path, name) for path, name in zip(found, names, strict=True)]
 
 
-# Images that OpenCV does not read everywhere, or reads in part.
+# Images that OpenCV does not read on every platform, or only in part.
 _UNREAD = (".gif", ".avif", ".heic", ".heif", ".jxl", ".svg", ".psd", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raw")
 
 
 def _walk(folder: Path, out: Path | None) -> Iterator[Path]:
-    """The files of a folder and its folders in the order of their names, without results of predictions."""
+    """Yield the files below a folder in the order of their names, without folders of predictions."""
     results: list[Path] = []
     for inner, files in walk(folder):
         if {"predict.json", "done.jsonl"} <= set(files) or (out is not None and inner.resolve() == out):
@@ -116,7 +116,7 @@ def _what_else(files: Sequence[Path]) -> str:
 
 
 def _names(places: list[tuple[Path, str]]) -> list[str]:
-    """A name for each file: its path without suffix, with the suffix or the folder where that is not enough."""
+    """Returns a unique name for each file: its path without suffix, with suffix or folder name if ambiguous."""
     plain = [str(Path(name).with_suffix("")) for _, name in places]
     full = [name for _, name in places]
     below = [f"{folder.absolute().name}/{name}" for folder, name in places]
@@ -124,7 +124,7 @@ def _names(places: list[tuple[Path, str]]) -> list[str]:
     for longer in (full, below):
         names = [name if once[name] == 1 else other for name, other in zip(names, longer, strict=True)]
         once = Counter(names)
-    # A video's frames are named as files in a folder of its name, which may be there.
+    # The frames of a video are named like files in a folder of its name, and that folder may exist.
     parents = {parent.as_posix() for name in names for parent in Path(name).parents}
     for i, name in enumerate(names):
         if name in parents and Path(full[i]).suffix.lower() in VIDEOS:
@@ -155,7 +155,7 @@ def _input(path: Path, name: str) -> Picture | Video:
 
 
 def read_image(path: Path, *, say: Callable[[str], object] | None = None) -> NDArray[np.uint8]:
-    """An image (h w 3) in RGB; DataError where it is truncated or none. say: takes warnings of its kind."""
+    """Read an image (h w 3) in RGB; DataError if it is truncated or not an image. say: receives warnings about it."""
     from misa.data.check.image_files import require_whole
 
     facts = require_whole(path)
@@ -164,13 +164,13 @@ def read_image(path: Path, *, say: Callable[[str], object] | None = None) -> NDA
             say(f"the file {path} {words}; {cure}.")
     try:
         image: Any = mmcv.imread(path, channel_order="rgb")
-    except (cv2.error, OSError, ValueError) as error:  # spoilt in the middle, where a first look does not go
+    except (cv2.error, OSError, ValueError) as error:  # corrupt in the middle, which `require_whole` does not decode
         raise DataError(f"the file {path} cannot be decoded by OpenCV; copy or download it again.") from error
     return np.asarray(image, dtype=np.uint8)
 
 
 def frames(video: Video, *, every: int = 1, wanted: Any = None) -> Iterator[tuple[str, NDArray[np.uint8] | None]]:
-    """Every `every`-th frame in RGB with its name; None for those that `wanted(name)` denies, which cost little."""
+    """Yield every `every`-th frame in RGB with its name; None, without decoding, if `wanted(name)` is false."""
     capture = cv2.VideoCapture(str(video.path))
     try:
         index = 0
@@ -189,5 +189,5 @@ def frames(video: Video, *, every: int = 1, wanted: Any = None) -> Iterator[tupl
 
 
 def frame_name(video: Video, index: int) -> str:
-    """The name of a frame, counted from 0."""
+    """Returns the name of a frame, counted from 0."""
     return f"{video.name}/{index:06d}"

@@ -1,7 +1,7 @@
-"""Per-pixel classes for the semantic teacher: from boxes, from true masks, from a student, and the truth to score on.
+"""Label maps for the semantic teacher: targets from boxes, true masks or a student, and ground truth for evaluation.
 
 A label map (h w) uint8 holds the category, 0 to c - 1 in the order of the data's classes, c for the background and
-255 where nothing is said. Boxes are (x1, y1, x2, y2) in pixels. Pure numpy and OpenCV.
+255 for void (ignored). Boxes are (x1, y1, x2, y2) in pixels. Pure numpy and OpenCV.
 
 Axes: n instance · h row · w column.
 """
@@ -19,7 +19,7 @@ from misa.files import atomic_write
 
 VOID = 255
 MOST_CLASSES = 254
-# Alphabetical, as the palette of VOC's SegmentationClass counts them from 1.
+# Alphabetical: the palette of VOC's SegmentationClass numbers them in this order from 1.
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
@@ -30,7 +30,7 @@ Boxes = NDArray[np.float64]
 
 
 def fill_boxes(boxes: Boxes, labels: Sequence[int], size: tuple[int, int], *, background: int) -> LabelMap:
-    """Every box filled with its class; where boxes overlap the smaller one is on top."""
+    """Fill every box with its class; where boxes overlap the smaller one is on top."""
     canvas = _blank(size, background)
     for i in _large_to_small(boxes):
         canvas[_window(boxes[i], size)] = labels[i]
@@ -39,7 +39,7 @@ def fill_boxes(boxes: Boxes, labels: Sequence[int], size: tuple[int, int], *, ba
 
 def rasterise(masks: Sequence[NDArray[np.bool_]], labels: Sequence[int], size: tuple[int, int], *, background: int,
               void: Sequence[NDArray[np.bool_]] = ()) -> LabelMap:  # fmt: skip
-    """Masks as one label map: where they overlap the smaller one is on top; `void` shows where no mask is."""
+    """Combine masks into one label map, the smaller one on top; masks of `void` apply where no other mask is."""
     canvas = _blank(size, background)
     for mask in void:
         canvas[np.asarray(mask, bool)] = VOID
@@ -57,7 +57,7 @@ def merge_by_score(
     background: int,
     threshold: float,
 ) -> LabelMap:
-    """Instances as one label map: those that score `threshold` or more, the better one on top (ties: the earlier)."""
+    """Combine instances that score at least `threshold`, the better one on top (ties: the earlier)."""
     canvas = _blank(size, background)
     for i in sorted(range(len(masks)), key=lambda i: (scores[i], -i)):
         if scores[i] >= threshold:
@@ -74,10 +74,10 @@ def merge_probabilities(
     low: float,
     high: float,
 ) -> LabelMap:
-    """Mask probabilities (n h w) of known boxes as one label map, each within its own box.
+    """Combine mask probabilities (n h w) of given boxes, each within its own box, into one label map.
 
-    A pixel takes the class of its most probable mask where that is `high` or more, the background where it is below
-    `low`, and is void in between.
+    A pixel takes the class of its most probable mask if that probability is at least `high`, background if it is
+    below `low`, and is void in between.
     """
     size = masks.shape[-2:]
     best, winner = np.zeros(size, np.float32), np.full(size, background, np.uint8)
@@ -102,9 +102,9 @@ def grabcut_boxes(
 ) -> LabelMap:
     """GrabCut (Rother et al. 2004) in every box of an RGB or BGR image (h w 3).
 
-    For each of `margins` the box's surroundings up to that share of its sides are the known background. Where the
-    answers differ the pixel is void; a box of which all answers together leave less than `least` or fill more than
-    `most` is void altogether. Outside boxes is background; the smaller box is on top. Equal input, equal output.
+    For each of `margins` the box's surroundings up to that share of its sides are the known background. Pixels on
+    which the results differ are void; a box is void altogether if the mean foreground share of the results is below
+    `least` or above `most`. Outside boxes is background; the smaller box is on top. Deterministic.
     """
     canvas = _blank(image.shape[:2], background)
     for i in _large_to_small(boxes):
@@ -112,7 +112,7 @@ def grabcut_boxes(
         answers = np.stack([_grabcut(image, window, margin, steps) for margin in margins])
         agreed, share = answers.all(axis=0), float(answers.mean())
         inside = np.where(agreed, labels[i], np.where(answers.any(axis=0), VOID, background))
-        # What is background to this box may still belong to a larger one below it.
+        # Background of this box may still belong to a larger box below it.
         below = canvas[window]
         inside = np.where((inside == background) & (below != background), below, inside)
         canvas[window] = inside if least <= share <= most else VOID
@@ -120,7 +120,7 @@ def grabcut_boxes(
 
 
 def _grabcut(image: NDArray[np.uint8], window: tuple[slice, slice], margin: float, steps: int) -> NDArray[np.bool_]:
-    """The foreground of one window (h w), the rest of its surroundings known as background."""
+    """Returns the foreground of one window (h w), with its surroundings as known background."""
     rows, columns = window
     dy = max(2, round(margin * (rows.stop - rows.start)))
     dx = max(2, round(margin * (columns.stop - columns.start)))
@@ -129,7 +129,7 @@ def _grabcut(image: NDArray[np.uint8], window: tuple[slice, slice], margin: floa
     inner = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
     state = np.full(crop.shape[:2], cv2.GC_BGD, np.uint8)
     state[inner] = cv2.GC_PR_FGD
-    # Both colour models need some pixels; a box that fills the image has no surroundings to learn from.
+    # Both colour models need some pixels; a box that fills the image has no known background.
     if min(np.count_nonzero(state == cv2.GC_BGD), np.count_nonzero(state)) < 10:
         return np.ones(state[inner].shape, bool)
     cv2.setRNGSeed(0)
@@ -139,21 +139,21 @@ def _grabcut(image: NDArray[np.uint8], window: tuple[slice, slice], margin: floa
 
 
 def read_label_map(path: Path) -> LabelMap:
-    """A label map that `write_label_map` wrote."""
+    """Read a label map of `write_label_map`."""
     with Image.open(path) as image:
         return np.asarray(image, dtype=np.uint8)
 
 
 def write_label_map(path: Path, labels: LabelMap) -> None:
-    """As an 8-bit PNG, atomically."""
+    """Write a label map as an 8-bit PNG, atomically."""
     with atomic_write(path) as partial:
         Image.fromarray(labels).save(partial, format="PNG")
 
 
 def read_voc_label_map(path: Path, classes: Sequence[str]) -> LabelMap:
-    """A PNG of VOC's SegmentationClass in the order of `classes`; its void border stays void.
+    """Read a PNG of VOC's SegmentationClass with labels in the order of `classes`; the void border stays void.
 
-    UserError where it is no palette image or `classes` holds a name that VOC does not know.
+    UserError if it is not a palette image or `classes` holds a name that is not one of VOC's.
     """
     unknown = [name for name in classes if name not in VOC_CLASSES]
     if unknown:
@@ -162,7 +162,7 @@ def read_voc_label_map(path: Path, classes: Sequence[str]) -> LabelMap:
         if image.mode not in ("P", "L"):
             raise UserError(f"{path} is a {image.mode} image; SegmentationClass has palette images, a class a pixel.")
         index = np.asarray(image, dtype=np.uint8)
-    table = np.full(256, len(classes), np.uint8)  # a VOC class that is not asked for is background
+    table = np.full(256, len(classes), np.uint8)  # a VOC class that is not in `classes` is background
     for label, name in enumerate(classes):
         table[VOC_CLASSES.index(name) + 1] = label
     table[VOID] = VOID
@@ -179,7 +179,7 @@ def _large_to_small(boxes: Boxes) -> list[int]:
 
 
 def _window(box: NDArray[np.float64], size: tuple[int, ...]) -> tuple[slice, slice]:
-    """The pixels whose centre is in a box, at least one."""
+    """Returns the window of pixels whose centre lies in a box, at least one."""
     spans = []
     for low, high, side in ((box[1], box[3], size[0]), (box[0], box[2], size[1])):
         first = min(max(int(np.ceil(low - 0.5)), 0), side - 1)

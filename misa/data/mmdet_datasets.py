@@ -1,4 +1,4 @@
-"""What we use of mmdet's data sets. They print two lines when they are first imported; a library should be silent."""
+"""Imports from mmdet's data sets, with the two lines that they print on first import suppressed."""
 
 import contextlib
 import io

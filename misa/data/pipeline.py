@@ -1,4 +1,4 @@
-"""What happens to an image before the network sees it: mmdet transforms, and the same for an image in memory."""
+"""Preprocessing of images: mmdet transform pipelines, and the same for an image in memory."""
 
 from typing import Any
 
@@ -21,17 +21,17 @@ from misa.data.mmdet_datasets import (
 from misa.errors import UserError
 from misa.experiment import Augmentation
 
-MEAN = (123.675, 116.28, 103.53)  # ImageNet, RGB, of 0..255
+MEAN = (123.675, 116.28, 103.53)  # ImageNet, RGB, values 0..255
 STD = (58.395, 57.12, 57.375)
 
 _META = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
 
 
 def train_pipeline(augmentation: Augmentation, *, masks: bool, label_maps: bool = False) -> list[dict[str, Any]]:
-    """Load, resize to a random short side, flip; masks or label maps only where the supervision has them.
+    """Load, resize to a random short side, flip; masks or label maps only if the supervision has them.
 
-    With `augmentation.jitter`: flip, resize by a random factor, cut a square (mmdet's large-scale jittering). Boxes are
-    cut with the image; where there are masks, they shrink to what is left of these.
+    With `augmentation.jitter`: flip, resize by a random factor, crop a square (mmdet's large-scale jittering). Boxes
+    are clipped to the crop; with masks they become the boxes of the cropped masks.
     """
     flip = {"type": RandomFlip, "prob": augmentation.flip}
     if augmentation.jitter:
@@ -42,7 +42,7 @@ def train_pipeline(augmentation: Augmentation, *, masks: bool, label_maps: bool 
             flip,
             {"type": RandomResize, "scale": square, **jitter},
             {"type": RandomCrop, **cut},
-            # An image of which no object is left stays: another in its place would be drawn without a seed.
+            # Keep an image without objects: mmdet would replace it by another, drawn without our seed.
             {"type": FilterAnnotations, "min_gt_bbox_wh": (1e-5, 1e-5), "by_mask": masks, "keep_empty": False},
         ]
     else:
@@ -66,10 +66,10 @@ def test_pipeline(augmentation: Augmentation) -> list[dict[str, Any]]:
 
 
 def at_test_size(image: NDArray[np.uint8], sizes: Augmentation) -> NDArray[np.uint8]:
-    """An RGB image (h w 3) at the size of the test, like mmdet's Resize; at least one pixel wide.
+    """Resize an RGB image (h w 3) to the test size, like mmdet's Resize; at least one pixel wide.
 
     Raises:
-        UserError: it is no image of 8 bits with three channels.
+        UserError: it is not a uint8 image with three channels.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise UserError(f"an image must be RGB (h w 3) of 8 bits, not {image.shape} of {image.dtype}.")
@@ -81,9 +81,9 @@ def at_test_size(image: NDArray[np.uint8], sizes: Augmentation) -> NDArray[np.ui
 
 
 def as_the_network_sees(image: NDArray[np.uint8], sizes: Augmentation, *, divisor: int = 1) -> Tensor:
-    """An RGB image (h w 3) of 0..255 as a network's input (1 3 h w): resized as in the test and normalised.
+    """Convert an RGB image (h w 3), 0..255, to a network input (1 3 h w): resized to the test size and normalised.
 
-    divisor: both sides are padded with 0 at the end to a multiple of it; mmdet's preprocessor does so with 32.
+    divisor: both sides are zero-padded at the end to a multiple of it, as mmdet's preprocessor does with 32.
     Raises UserError as `at_test_size` does.
     """
     pixels = (at_test_size(image, sizes) - np.array(MEAN)) / np.array(STD)

@@ -1,4 +1,4 @@
-"""Readers for the semantic teacher: boxes alone to learn from, true label maps to score on.
+"""Readers for the semantic teacher: boxes for training, ground-truth label maps for evaluation.
 
 Axes: h row · w column.
 """
@@ -18,7 +18,7 @@ from misa.data.label_maps import LabelMap, rasterise, read_voc_label_map
 
 
 class BoxedImage(NamedTuple):
-    """An image and its boxes (x1, y1, x2, y2) in pixels; crowds apart, which are boxes of no single object."""
+    """An image and its boxes (x1, y1, x2, y2) in pixels; boxes of crowds separately."""
 
     name: str
     image_id: int
@@ -29,7 +29,7 @@ class BoxedImage(NamedTuple):
 
 
 def boxed_images(split: Split, classes: tuple[str, ...], *, limit: int | None = None) -> list[BoxedImage]:
-    """The images of an annotation file with their boxes; `segmentation` is never looked at."""
+    """Returns the images of an annotation file with their boxes; `segmentation` is never read."""
     content = json.loads(split.annotations.read_text())
     names = {category["id"]: category["name"] for category in content["categories"]}
     label = {i: classes.index(name) for i, name in names.items() if name in classes}
@@ -55,7 +55,7 @@ def boxed_images(split: Split, classes: tuple[str, ...], *, limit: int | None = 
 
 
 class TrueMap(NamedTuple):
-    """An image's name and id, and how to make its true label map."""
+    """An image's name and id, and a function that reads its ground-truth label map."""
 
     name: str
     image_id: int
@@ -63,10 +63,10 @@ class TrueMap(NamedTuple):
 
 
 def true_maps(split: Split, classes: tuple[str, ...], *, limit: int | None = None) -> Iterator[TrueMap]:
-    """The true label map of every image: VOC's own PNG where there is one, else the instance masks rasterised.
+    """Yield the ground-truth label map of every image: VOC's PNG if there is one, else the instance masks combined.
 
-    A PNG in SegmentationClass beside the folder `annotations` has the void border that instance masks lack. Of
-    overlapping instances the smaller is on top; a crowd is void where no instance is.
+    A PNG in SegmentationClass beside the folder `annotations` has the void border that instance masks lack. Where
+    instances overlap the smaller is on top; a crowd is void except where an instance lies.
     """
     truth = OrderedCOCO(str(split.annotations))
     names = {category["id"]: category["name"] for category in truth.dataset["categories"]}

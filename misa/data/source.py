@@ -1,4 +1,4 @@
-"""Where an experiment's images, boxes and class names come from."""
+"""Open and check the data set of an experiment: images, boxes and class names."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from misa.data.formats.convert import open_layout
 from misa.data.scenes.scenes import EDITION, Scenes, write_scenes
 from misa.experiment import Experiment
 
-# How many of a kind of warning are put into words; the classes that are left out are named instead.
+# Wording of the count of each kind of warning; classes that are left out are listed by name instead.
 _COUNTED = {
     "box-clipped": ("box clipped", "boxes clipped"),
     "box-thin": ("box thinner than a pixel left out", "boxes thinner than a pixel left out"),
@@ -24,17 +24,17 @@ _COUNTED = {
     "image-alpha": ("image whose transparency is not read", "images whose transparency is not read"),
     "image-cmyk": ("CMYK image read as RGB", "CMYK images read as RGB"),
 }
-# Checks that this process has passed: look, train and evaluate in one notebook read the images once.
+# Passed checks of this process: check, train and evaluate in one notebook read the images once.
 _passed: dict[tuple[Any, ...], Report] = {}
 _told: set[tuple[Path, str]] = set()
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that can be trained on: both splits and the classes, in the annotation file's order.
+    """A usable data set: both splits and the classes, in the order of the annotation file.
 
-    images: how many training images the experiment uses; 0 where only the validation split was opened.
-    masks: whether the validation split has true masks to score with, or boxes only.
+    images: number of training images that the experiment uses; 0 if only the validation split was opened.
+    masks: whether the validation split has ground-truth masks, or boxes only.
     """
 
     root: Path
@@ -52,14 +52,14 @@ def open_source(
     classes: Sequence[str] | None = None,
     need_train: bool = True,
 ) -> Source:
-    """The checked data of an experiment; the embedded data is written below `data_root` the first time.
+    """Open and check the data of an experiment; the embedded data is written below `data_root` the first time.
 
     Args:
-        experiment: says which data, whether masks are learned from, and how far images are shrunk.
-        data_root: a folder in COCO layout, of VOC xml or csv; for data="demo" the folder that the embedded data goes
-            into.
-        classes: those that must be there, in this order; None: the training split's.
-        need_train: off: only the validation split is looked at, for which `classes` must be given.
+        experiment: gives the data set, the supervision (boxes or masks) and the image size.
+        data_root: a data set in any of `misa.data.formats.table.FORMATS`; for data="demo" the folder for the embedded
+            data.
+        classes: required classes, in this order; None: those of the training split.
+        need_train: False opens only the validation split, for which `classes` must be given.
 
     Raises:
         UserError: a file is missing, unreadable, or not fit to train on.
@@ -93,7 +93,7 @@ def open_source(
 def _checked(
     root: Path, name: str, split: Split, classes: tuple[str, ...] | None, purpose: Purpose, long_side: int
 ) -> Report:
-    """The report of a usable split, from an earlier check where the file and the folder are as they were."""
+    """Returns the report of a usable split, cached while the file and the folder are unchanged."""
     there = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in split]
     key = (*there, classes, purpose, long_side)
     if key not in _passed:
@@ -106,7 +106,7 @@ def _checked(
 
 
 def _summary(report: Report) -> str:
-    """The warnings of a report in a few words."""
+    """Summarise the warnings of a report."""
     words = []
     for kind in dict.fromkeys(warning.kind for warning in report.warnings):
         count = report.totals[kind]

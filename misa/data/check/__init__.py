@@ -1,1 +1,1 @@
-"""What is wrong with a data set."""
+"""Check a data set for errors."""

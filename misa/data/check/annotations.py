@@ -1,7 +1,7 @@
-"""Checks a COCO annotation file and its images before any long work, and says what is wrong, where, and the cure.
+"""Check a COCO annotation file and its images before training, and report what is wrong, where, and how to fix it.
 
-Fatal problems stop a training; warnings tell what is changed silently otherwise. Masks are not looked at for
-training from boxes: a missing or senseless `segmentation` is no problem there.
+Fatal problems stop a training; warnings report what would otherwise change silently. For training from boxes masks
+are not checked: a missing or invalid `segmentation` does not matter there.
 """
 
 import itertools
@@ -30,18 +30,18 @@ from misa.errors import did_you_mean, number, whole
 __all__ = ["Purpose", "Twins", "check_coco", "has_masks", "require_usable"]
 
 Purpose = Literal["train", "mask", "eval", "boxes", "score"]
-# The purposes that need a mask of every object, and the reason.
+# The purposes that need a mask of every object, with the reason.
 _WHY = {"mask": "this row learns from masks", "eval": "scoring compares with true masks"}
 _CURE = {
     "mask": "give every training object one, or train a row that learns from boxes",
     "eval": "only the val split needs masks, give every object there one",
 }
-# COCO's own train2017 has 2 boxes without height among 860k. A share below this is left out with a warning.
+# COCO's own train2017 has 2 boxes without height among 860k. Below this share they are dropped with a warning.
 _FEW = 1e-4
 _MANY = 0.05
-# COCO's boxes are rounded and leave the image by fractions of a pixel: nothing to speak of.
+# COCO's boxes are rounded and may exceed the image by fractions of a pixel, which is not reported.
 _SLACK = 1.0
-_TOGETHER = 1000  # run lengths that are decoded at once
+_TOGETHER = 1000  # RLEs decoded in one batch
 
 
 def check_coco(
@@ -56,22 +56,22 @@ def check_coco(
     twins: Twins | None = None,
     alone: bool = True,
 ) -> Report:
-    """Reads the whole annotation file and looks at the images; never raises for what they hold.
+    """Check a whole annotation file and its images; never raises for their content.
 
-    What `misa.data.formats.plain` settles is no fault here: the same is settled before anything is read. Of a file of
-    any size only the images are held in memory.
+    What `misa.data.formats.plain` normalises is not a fault, as every reader applies it. Annotations are streamed:
+    only the images of a file are held in memory.
 
-    classes: the names that must be there (others are left out with a warning); None takes all.
+    classes: required names (others are dropped with a warning); None takes all.
     verify_images: "exists" lists the folder; "open" also reads the start and end of each file (8 threads).
-    purpose: "train" looks at boxes only; "mask" also at the masks to learn from, "eval" at those that pycocotools
-        scores with; "boxes" is scoring without masks; "score" is "eval" where any object has a mask, else "boxes".
+    purpose: "train" checks boxes only; "mask" also the masks to learn from, "eval" the masks for pycocotools;
+        "boxes" is evaluation without masks; "score" is "eval" if any object has a mask, else "boxes".
     long_side: the cap of the resized long side in pixels; images too thin to be shrunk so far are fatal.
-    samples: how many images to keep with their boxes in the report.
-    twins: gathers the images by content, so that equal ones are told; give it to the check of each split.
-    alone: no other split has its images in that folder; False leaves out the note on images that are not listed.
+    samples: number of images to keep with their boxes in the report.
+    twins: collects images by content to report duplicates; pass the same one to the check of each split.
+    alone: no other split has its images in that folder; False omits the note on images that are not listed.
 
-    Boxes that reach beyond the image are clipped with a warning; boxes without area or wholly outside are fatal,
-    except that flat boxes rarer than 1 in 10,000 (COCO itself has two) are left out with a warning.
+    Boxes that exceed the image are clipped with a warning; boxes without area or completely outside are fatal,
+    except that flat boxes rarer than 1 in 10,000 (COCO itself has two) are dropped with a warning.
     """
     if verify_images not in ("exists", "open"):
         raise ValueError(f"verify_images must be 'exists' or 'open'; got {verify_images!r}.")
@@ -93,7 +93,7 @@ def check_coco(
         _thin(images, long_side, notes)
     _files(images, folder, notes, read=verify_images == "open", twins=twins, alone=alone)
     empty = images.keys() - found.busy
-    # Objects that could not be read, or that are reported, are no reason to say that there are none.
+    # An image whose objects could not be read, or are reported, does not count as empty.
     _empty_images(images, set() if notes.unread else empty - found.named, notes)
     return _report(notes, folder, images, found, wanted, empty=len(empty), masks=masks)
 
@@ -132,7 +132,7 @@ def _report(
 def _files(
     images: dict[int, Listed | None], folder: Path, notes: Notes, *, read: bool, twins: Twins | None, alone: bool
 ) -> None:
-    """What is wrong with the image files."""
+    """Check the image files."""
     if not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir():
         message = f"its image folder {folder} does not exist or cannot be read"
         notes.add("image-folder", "", message, "give the folder of the images")
@@ -155,10 +155,10 @@ def _empty_images(images: dict[int, Listed | None], empty: set[int], notes: Note
 
 
 def has_masks(annotation_file: PathLike) -> bool:
-    """Whether any object has a `segmentation`; an empty one, as tools for boxes write it, is none."""
+    """Whether any object has a `segmentation`; empty ones, as box tools write them, do not count."""
     try:
         return CocoFile(Path(annotation_file), keep=("id",)).masks
-    except BadJson:  # which the check tells
+    except BadJson:  # reported by the check
         return False
 
 
@@ -171,7 +171,7 @@ def require_usable(
     purpose: Purpose = "train",
     long_side: int | None = None,
 ) -> Report:
-    """The report of `check_coco`, or DataError with the first fatal problem and the number of the others."""
+    """Returns the report of `check_coco`; DataError with the first fatal problem and the number of the others."""
     report = check_coco(
         annotation_file,
         image_dir,
@@ -188,7 +188,7 @@ def require_usable(
 
 
 class _Known(NamedTuple):
-    """What the annotations refer to: images (None: listed but not usable) and class names by id, and the purpose."""
+    """Images (None: listed but unusable) and class names by id, to which annotations refer, and the purpose."""
 
     images: dict[int, Listed | None]
     names: dict[int, str]
@@ -196,13 +196,13 @@ class _Known(NamedTuple):
 
 
 class _Repeated:
-    """Which ids of annotations and which boxes come more than once in a file, at 16 bytes an object."""
+    """Finds duplicate annotation ids and boxes in a file, in 16 bytes per object."""
 
     def __init__(self) -> None:
         self._ids, self._boxes = array("q"), array("q")
 
     def see(self, row: Any) -> None:
-        """An annotation as it is in the file."""
+        """Add an annotation as read from the file."""
         if isinstance(row, dict):
             if whole(row.get("id")):
                 self._ids.append(row["id"])
@@ -223,7 +223,7 @@ def _more_than_once(values: "array[int]") -> set[int]:
 
 
 class _Once:
-    """Whether a value has been there before. among: those that may; None: any."""
+    """Detects repeated values. among: the values to remember; None: all."""
 
     def __init__(self, among: set[int] | None) -> None:
         self.among, self.seen = among, set[int]()
@@ -238,7 +238,7 @@ class _Once:
 
 @dataclass
 class _Objects:
-    """What the annotations come to."""
+    """Counts and findings over all annotations."""
 
     per_class: dict[str, int]
     shown: dict[int, Any]
@@ -246,9 +246,9 @@ class _Objects:
     ignored: int = 0
     count: int = 0  # rows
     busy: set[int] = field(default_factory=set)
-    named: set[int] = field(default_factory=set)  # images that any annotation is of
+    named: set[int] = field(default_factory=set)  # ids of images with any annotation
     boxes: _Once = field(default_factory=lambda: _Once(None))
-    flat: list[tuple[str, str]] = field(default_factory=list)  # the first of them
+    flat: list[tuple[str, str]] = field(default_factory=list)  # the first ones
     flats: int = 0
     masks: list[tuple[str, str, int]] = field(default_factory=list)  # place, run lengths as text, pixels
     doubts: Doubts = field(default_factory=Doubts)
@@ -258,7 +258,7 @@ class _Objects:
 
 
 def _open(path: Path, folder: Path, notes: Notes, repeated: _Repeated) -> CocoFile | None:
-    """The file in its plain form; None where it is none of instances."""
+    """Open the file in normalised form; returns None, with a problem noted, if it holds no instances."""
     try:
         file = CocoFile(path, keep=("id", "file_name", "width", "height", "where"), see=repeated.see)
     except BadJson as error:
@@ -290,7 +290,7 @@ def _open(path: Path, folder: Path, notes: Notes, repeated: _Repeated) -> CocoFi
             message = f"'{key}' is {_kind(content[key])}, not a list"
             notes.add("not-coco", "", message, "give a COCO annotation file")
     if notes.problems and any(problem.fatal for problem in notes.problems):
-        return file  # what could not be converted is not there, which is no second fault
+        return file  # what could not be converted is missing and already reported
     if file.has("images") and not file.images:
         cure = "add images, or name a split for each" if notes.converted else "choose another file"
         notes.add("no-images", "", "it lists no images", cure)
@@ -300,13 +300,13 @@ def _open(path: Path, folder: Path, notes: Notes, repeated: _Repeated) -> CocoFi
 
 
 def _chosen(images: dict[int, Listed | None], count: int) -> list[int]:
-    """Some images to look at, the same each time."""
+    """Choose sample images, deterministically."""
     usable = [key for key, image in images.items() if image is not None]
     return random.Random(0).sample(usable, min(count, len(usable)))
 
 
 def _images(rows: list[Any], notes: Notes) -> dict[int, Listed | None]:
-    """The images by id; None where one is listed and cannot be used."""
+    """Returns the images by id; None for an image that is listed but unusable."""
     images: dict[int, Listed | None] = {}
     files: dict[str, int] = {}
     for index, row in enumerate(rows):
@@ -342,7 +342,7 @@ def _listed(row: dict[str, Any], key: int, place: str, notes: Notes) -> Listed |
 
 
 def _thin(images: dict[int, Listed | None], long_side: int, notes: Notes) -> None:
-    """The images that have no pixel left across when their long side is shrunk to the cap; OpenCV fails on them."""
+    """Report images whose short side becomes 0 pixels when the long side is shrunk to the cap; OpenCV fails on them."""
     for image in filter(None, images.values()):
         short, long = sorted((image.width, image.height))
         if short * long_side < long:
@@ -353,7 +353,7 @@ def _thin(images: dict[int, Listed | None], long_side: int, notes: Notes) -> Non
 
 
 def _categories(rows: list[Any], notes: Notes) -> dict[int, str]:
-    """The class names by id."""
+    """Returns the class names by id."""
     names: dict[int, str] = {}
     for index, row in enumerate(rows):
         key = _key(row, "category", index, notes)
@@ -380,11 +380,11 @@ def _category(row: dict[str, Any], key: int, names: dict[int, str], notes: Notes
 
 
 def _match(names: dict[int, str], classes: Sequence[str] | None, purpose: str, notes: Notes) -> tuple[str, ...]:
-    """The wanted classes, in the wanted order."""
+    """Returns the requested classes, in the requested order."""
     found = tuple(names.values())
     if classes is None:
         return found
-    # To be scored on, a file need not have every class; one of other classes is another thing.
+    # A file for evaluation may lack some of the classes, but not have others.
     some = purpose in ("eval", "boxes") and bool(found) and set(found) < set(classes)
     for name in classes:
         if name not in found and some:
@@ -403,8 +403,8 @@ def _match(names: dict[int, str], classes: Sequence[str] | None, purpose: str, n
 
 
 def _annotations(file: CocoFile, known: _Known, found: _Objects, repeated: _Repeated, notes: Notes) -> None:
-    """Count the crowds, the objects by class, the images with objects; keep the boxes of those to be shown."""
-    # Numbers in the place of texts are others than those that were counted.
+    """Count crowds, objects by class and images with objects; keep the boxes of the sample images."""
+    # If ids were text, their replacements differ from the ids that `repeated` counted.
     ids = _Once(None if file.texts else repeated.ids())
     found.boxes = _Once(None if file.texts else repeated.boxes())
     found.count = file.count
@@ -428,7 +428,7 @@ def _annotations(file: CocoFile, known: _Known, found: _Objects, repeated: _Repe
 
 
 def _refers(row: dict[str, Any], place: str, known: _Known, notes: Notes) -> bool:
-    """Whether an annotation has what every one needs: a known image and class, a box, and whether it is a crowd."""
+    """Whether an annotation has the required fields: a known image and class, a box and a valid `iscrowd`."""
     if missing := [name for name in ("image_id", "category_id", "bbox") if name not in row]:
         notes.add("missing-key", place, f"it has no '{missing[0]}'", "add the key")
         return False
@@ -470,7 +470,7 @@ def _object(row: dict[str, Any], place: str, known: _Known, found: _Objects, not
 
 
 def _decide(known: _Known, found: _Objects, notes: Notes) -> None:
-    """What is told of all annotations together."""
+    """Report what follows from all annotations together."""
     _judge_runs(found.masks, notes)
     few = found.flats <= _FEW * found.count
     for place, message in found.flat:
@@ -479,7 +479,7 @@ def _decide(known: _Known, found: _Objects, notes: Notes) -> None:
     if found.flats > len(found.flat):
         notes.totals["box-size"] += found.flats - len(found.flat)
     if (doubt := found.doubts.verdict()) is not None:
-        notes.forget("box-clipped", "box-thin", "box-outside")  # which follow from it
+        notes.forget("box-clipped", "box-thin", "box-outside")  # consequences of it
         notes.add(*doubt)
     verb = "learned from" if known.purpose in ("train", "mask") else "scored on"
     for count, what, kind in (
@@ -489,12 +489,12 @@ def _decide(known: _Known, found: _Objects, notes: Notes) -> None:
         if count:
             message = f"{count} of {found.count} objects are {what} and are not {verb}"
             cure = "set the mark to 0 where one is a single object"
-            # COCO itself has one in a hundred, which is worth a note.
+            # COCO itself has one in a hundred, which is only a note.
             notes.add(kind, "", message, cure, fatal=False, note=count < _MANY * found.count)
 
 
 def _judge_runs(masks: list[tuple[str, str, int]], notes: Notes) -> None:
-    """Decode run lengths that were gathered, and forget them."""
+    """Decode the collected RLEs, report invalid ones and clear the list."""
     broken = broken_runs([counts for _, counts, _ in masks], [pixels for _, _, pixels in masks])
     for (place, _, _), bad in zip(masks, broken, strict=True):
         if bad:
@@ -510,7 +510,7 @@ def _mask(
     masks: list[tuple[str, str, int]],
     notes: Notes,
 ) -> bool:
-    """Whether an object's mask serves the purpose; run lengths as text go to `masks`, to be decoded together."""
+    """Whether an object's mask is valid for the purpose; RLEs as text are appended to `masks` and decoded in batches."""
     if purpose not in _WHY:
         return True
     if "segmentation" not in row:
@@ -530,14 +530,14 @@ def _mask(
 
 
 def _box(box: Any, image: Listed | None, place: str, found: _Objects, notes: Notes) -> bool:
-    """Whether a box (x y w h) can be trained on; boxes without width or height are judged together."""
+    """Whether a box (x y w h) is usable; boxes without width or height are collected and judged by their number."""
     if not _four(box):
         notes.add(
             "box-value", place, f"bbox {_short(box)} is not four finite numbers", "give it as [x, y, width, height]"
         )
         return False
     x, y, w, h = box
-    # Converted boxes are shown as pixels, whatever form they were written in.
+    # Converted boxes are shown in pixels, whatever their original form.
     span = f"its box (x {x:g} to {x + w:g}, y {y:g} to {y + h:g} in pixels from 0)"
     shown = span if notes.converted else f"bbox {_short(box)}"
     if w < 0 or h < 0:
@@ -558,7 +558,7 @@ def _box(box: Any, image: Listed | None, place: str, found: _Objects, notes: Not
     over = max(-x, -y, x + w - image.width, y + h - image.height)
     if over > _SLACK:
         notes.add("box-clipped", place, f"{shown} reaches beyond {size}", "it is clipped", fatal=False)
-    # What is left after clipping; mmdet's reader leaves boxes thinner than a pixel out without a word.
+    # Size after clipping; mmdet's reader silently drops boxes thinner than a pixel.
     inside = min(min(x + w, image.width) - max(x, 0), min(y + h, image.height) - max(y, 0))
     if inside < 1:
         notes.add("box-thin", place, f"{shown} is thinner than a pixel", "it is left out", fatal=False)
@@ -571,7 +571,7 @@ def _four(box: Any) -> bool:
 
 
 def _key(row: Any, what: str, index: int, notes: Notes) -> int | None:
-    """The id of a row; a note and None when it has none."""
+    """Returns the id of a row; None, with a problem noted, if it has none."""
     place = f"{what} number {index + 1} in the list"
     if not isinstance(row, dict):
         notes.add("bad-value", place, f"it is {_kind(row)}, not an object", "correct or remove it")

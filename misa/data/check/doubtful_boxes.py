@@ -1,6 +1,6 @@
-"""Whether boxes are what COCO means by them, or corners, shares of the image, or the image's own sides.
+"""Detect boxes that are not COCO's x y w h but corners, shares of the image, or the sides of the image itself.
 
-One box says little; all of a file together contradict what they are not.
+A single box is ambiguous; all boxes of a file together are not.
 """
 
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from typing import Any
 from misa.data.check.image_files import Listed
 from misa.errors import number
 
-_MOST = 0.95  # of the boxes must fit another reading
-_SOME = 0.1  # of the boxes must contradict this one
-_SLACK = 1.0  # pixels, by which boxes are rounded
+_MOST = 0.95  # minimum share of boxes that fit the other format
+_SOME = 0.1  # minimum share of boxes that contradict x y w h
+_SLACK = 1.0  # tolerance for rounding, in pixels
 
 
 @dataclass
@@ -19,16 +19,16 @@ class Doubts:
     """Counts over all boxes of a file."""
 
     count: int = 0
-    shares: int = 0  # within 0 and 1, in an image that is larger
-    corners: int = 0  # x1 y1 x2 y2 within the image, if read so
-    beyond: int = 0  # beyond the image, as x y w h
+    shares: int = 0  # values in [0, 1] in a larger image
+    corners: int = 0  # inside the image if read as x1 y1 x2 y2
+    beyond: int = 0  # outside the image if read as x y w h
     masks: int = 0  # with polygons
-    corners_of_mask: int = 0  # whose polygons fit x1 y1 x2 y2 and not x y w h
-    corner_areas: int = 0  # whose area is that of x1 y1 x2 y2 and not of x y w h
-    whole_sides: int = 0  # with the image's own width and height, and not at its corner
+    corners_of_mask: int = 0  # polygons fit x1 y1 x2 y2 and not x y w h
+    corner_areas: int = 0  # area fits x1 y1 x2 y2 and not x y w h
+    whole_sides: int = 0  # width and height of the image, but not at its origin
 
     def add(self, row: dict[str, Any], image: Listed) -> None:
-        """An annotation whose box (x y w h, as it should be) is four numbers."""
+        """Count an annotation whose box is four numbers, nominally x y w h."""
         a, b, c, d = row["bbox"]
         self.count += 1
         self.shares += max(a + c, b + d) <= 2 and max(a, b, c, d) <= 1 and min(image.width, image.height) > 2
@@ -52,7 +52,7 @@ class Doubts:
             self.corners_of_mask += near(c, d) and not near(a + c, b + d)
 
     def verdict(self) -> tuple[str, str, str, str] | None:
-        """Kind, place, message and cure of what the boxes are instead; None where nothing contradicts them."""
+        """Returns kind, place, message and cure if the boxes have another format; None if they look right."""
         if not self.count:
             return None
         if self.shares >= _MOST * self.count:
@@ -76,11 +76,11 @@ class Doubts:
 
 
 def _extent(mask: Any) -> tuple[float, float, float, float] | None:
-    """Left, top, right and bottom of polygons."""
+    """Returns left, top, right and bottom of polygons."""
     if not isinstance(mask, list) or not mask or not all(isinstance(p, list) and len(p) >= 6 for p in mask):
         return None
     try:
         xs, ys = [x for p in mask for x in p[::2]], [y for p in mask for y in p[1::2]]
         return float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys))
-    except (TypeError, ValueError, OverflowError):  # no numbers, which the check of the masks tells
+    except (TypeError, ValueError, OverflowError):  # not numbers, reported by the check of the masks
         return None

@@ -1,4 +1,4 @@
-"""Looks at the image files that an annotation file lists: there, whole, and of the size it says."""
+"""Check the image files listed in an annotation file: present, complete and of the stated size."""
 
 import filecmp
 import os
@@ -25,30 +25,30 @@ from misa.data.formats.parts import IMAGES
 from misa.errors import counted, did_you_mean, stem
 from misa.files import listing
 
-# The last bytes of a whole file. Decoding 100k images takes many minutes, reading their ends some seconds.
+# The last bytes of a complete file. Decoding 100k images takes many minutes, reading their ends some seconds.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _EXIF_ORIENTATION = 0x0112
 _THREADS = 8
-_AT_ONCE = 2000  # images in the hands of the threads
+_AT_ONCE = 2000  # images submitted to the threads at a time
 _MOST_PIXELS = 2**30
-_TAIL = 4096  # bytes that tell most files apart
+_TAIL = 4096  # bytes at the end that distinguish most files
 
 
 _turn, _open, _limit = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS  # see `_opened`
 
 
 class Listed(NamedTuple):
-    """An image as the annotation file has it; width and height in pixels."""
+    """An image as listed in the annotation file; width and height in pixels."""
 
     id: int
     file_name: str
     width: int
     height: int
-    where: str = ""  # where it is listed, for data that was converted
+    where: str = ""  # its place in the original file, for converted data
 
 
 class Fault(NamedTuple):
-    """What is wrong with an image file, and what to do."""
+    """A fault of an image file, and how to fix it."""
 
     image: Listed
     kind: str
@@ -58,23 +58,23 @@ class Fault(NamedTuple):
 
 
 Twins = dict[int, list[str]]
-"""Paths of files by their size and the checksum of their end, as one number: only these can be equal."""
+"""Paths of files by a key of their size and the checksum of their end: only files with equal keys can be equal."""
 
 
 def check_files(
     images: list[Listed], folder: Path, *, read: bool, twins: Twins | None = None, alone: bool = True
 ) -> Iterator[Fault]:
-    """The faults of the listed files, in their order; `read` also opens each file, with a progress bar.
+    """Yield the faults of the listed files, in their order; `read` also opens each file, with a progress bar.
 
-    twins: gathers the files, so that those of equal content are told, across several calls.
-    alone: no other list has its images in the folder, so that an image which is not listed is worth a note.
+    twins: collects files to report duplicates, also across several calls.
+    alone: no other list has images in the folder, so images that are not listed get a note.
     """
     _hush()
     names = {entry.name for entry in os.scandir(folder) if entry.is_file()}
     unlisted, absent = _Unlisted(images, folder), 0
     found: list[Listed] = []
     for image in images:
-        # One listing of the folder instead of 100k questions; only names with a folder in them are asked for.
+        # One listing of the folder instead of 100k system calls, which only names with a folder in them need.
         if image.file_name in names or is_file(folder / image.file_name):
             found.append(image)
         else:
@@ -87,7 +87,7 @@ def check_files(
         return
     names.difference_update([image.file_name for image in found])
     others = sum(name.lower().endswith(IMAGES) for name in names)
-    # Neither a bar for a second's work nor one in a log file.
+    # No progress bar for work of a second or in a log file.
     bar = tqdm(total=len(found), desc="check images", unit="image", leave=False, delay=2, disable=None)
     with bar, ThreadPoolExecutor(_THREADS) as pool:
         for first in range(0, len(found), _AT_ONCE):
@@ -127,14 +127,14 @@ def _numbers(name: str) -> tuple[int, ...]:
 
 
 def _twin(image: Listed, path: Path, twins: Twins) -> Iterator[Fault]:
-    """A warning where another file has the same content; whole files are read only where they may be equal."""
+    """Yield a warning if another file has the same content; files are read completely only if their keys are equal."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - _TAIL, 0))
         mine = twins.setdefault(size << 32 | zlib.crc32(file.read()), [])
     for other in mine:
         if other == str(path):
-            return  # listed twice, which is told elsewhere
+            return  # listed twice, which is reported elsewhere
         if filecmp.cmp(path, other, shallow=False):
             message = f"the file {path} has the same content as {other}"
             cure = "keep one of them; an image that is trained and scored on flatters the score"
@@ -162,7 +162,7 @@ def _look(image: Listed, folder: Path) -> list[Fault]:
     return [Fault(image, "image-size", message, cure), *faults]
 
 
-# What a file may be that is read otherwise than it looks: kind, what is said of it, the cure.
+# Kinds of files that are read differently from how they look: kind, message, cure, severity.
 _Odd = tuple[str, str, str, Literal["warning", "note"]]
 _GREY: _Odd = ("image-grey", "is grey and is read as three equal channels", "nothing to do", "note")
 _TURNED: _Odd = ("image-turned", "is turned by its EXIF orientation when it is read", "nothing to do", "note")
@@ -184,7 +184,7 @@ _INKS: _Odd = (
 
 
 def _odd(picture: Image.Image) -> tuple[_Odd, ...]:
-    """What is told of a picture's kind; nothing is decoded."""
+    """Returns the peculiarities of an image from its header, without decoding it."""
     found = []
     deep = picture.mode.startswith("I") or picture.mode == "F" or ";16" in str(getattr(picture, "tile", ""))
     if deep:
@@ -199,7 +199,7 @@ def _odd(picture: Image.Image) -> tuple[_Odd, ...]:
 
 
 class BadFile(Exception):
-    """An image file that cannot be used: its kind of fault, what is said of it after its name, and the cure."""
+    """An unusable image file: the kind of fault, a message to follow the file name, and the cure."""
 
     def __init__(self, kind: str, message: str, cure: str) -> None:
         super().__init__(kind, message, cure)
@@ -207,7 +207,7 @@ class BadFile(Exception):
 
 
 class Facts(NamedTuple):
-    """An image file: (width, height) as it is read and as it lies in the file, and what is odd about it."""
+    """An image file: (width, height) as read and as stored in the file, and its peculiarities."""
 
     size: tuple[int, int]
     raw: tuple[int, int]
@@ -215,9 +215,9 @@ class Facts(NamedTuple):
 
 
 def look(path: Path, *, listed: tuple[int, int] | None = None) -> Facts:
-    """Look at a file without decoding it where that can be helped; BadFile where it is not a whole image.
+    """Inspect a file, if possible without decoding it; BadFile if it is not a complete image.
 
-    listed: the (width, height) that it should have; a file that has them, unturned, need not be decoded.
+    listed: the expected (width, height); a file that has it and is not rotated is not decoded.
     """
     again = "copy or download it again"
     try:
@@ -228,7 +228,7 @@ def look(path: Path, *, listed: tuple[int, int] | None = None) -> Facts:
             if size[0] * size[1] > _MOST_PIXELS:
                 message = f"has {size[0]} x {size[1]} pixels, more than OpenCV reads ({_MOST_PIXELS})"
                 raise BadFile("image-pixels", message, "cut it into parts")
-            # The reader turns a picture as its EXIF says. It is asked itself where that may be: that means decoding.
+            # Training's reader rotates by EXIF; where that may matter the reader itself gives the size, by decoding.
             odd, orientation = _odd(picture), _orientation(picture)
             doubt = orientation >= 5 or (listed is not None and raw != listed)
             if 2 <= orientation <= 8:
@@ -237,8 +237,8 @@ def look(path: Path, *, listed: tuple[int, int] | None = None) -> Facts:
                 message = f"is {picture.format}, which OpenCV does not read here"
                 raise BadFile("image-format", message, "convert it to PNG or JPEG")
             if not _ends_well(path, str(picture.format)):
-                picture.load()  # decodes it all: the only way to be sure
-                # Pillow is content with a PNG that has its pixels but no end; OpenCV, which will read it, is not.
+                picture.load()  # full decoding is the only certain check
+                # Pillow accepts a PNG with all pixels but no end chunk; OpenCV, which will read it, does not.
                 if picture.format == "PNG" and _ENDS["PNG"] not in path.read_bytes():
                     raise OSError("its end is missing")
         if doubt:
@@ -251,9 +251,9 @@ def look(path: Path, *, listed: tuple[int, int] | None = None) -> Facts:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image of any size: what is too large for OpenCV is told in our words. Pillow's limit is as before afterwards.
+    """Open an image of any size with Pillow's size limit lifted; images too large for OpenCV get our own message.
 
-    The limit is one for the process and the files are looked at in threads: the first lifts it, the last restores it.
+    The limit is global and files are read in threads: the first thread lifts it, the last restores it.
     """
     global _open, _limit
     with _turn:
@@ -271,7 +271,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def size_of(path: Path) -> tuple[int, int] | None:
-    """(width, height) of an image file as it is read; None where it is none, which the check of the files tells."""
+    """Returns (width, height) of an image file as read; None if it is unusable, which `check_files` reports."""
     try:
         return look(path).size
     except (BadFile, OSError, ValueError):
@@ -279,12 +279,12 @@ def size_of(path: Path) -> tuple[int, int] | None:
 
 
 def _hush() -> None:
-    """Pillow warns of spoilt tags on its own, in its own words; what cannot be used is told in ours."""
+    """Suppress Pillow's own warnings on corrupt tags; unusable files are reported by us."""
     warnings.filterwarnings("ignore", module=r"PIL\..*")
 
 
 def require_whole(path: Path) -> Facts:
-    """What `look` finds; DataError where a file is not a whole image."""
+    """Returns the result of `look`; DataError if the file is not a complete image."""
     _hush()
     try:
         return look(path)
@@ -293,17 +293,17 @@ def require_whole(path: Path) -> Facts:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation, 1 for none, 5 and more where rows and columns may be swapped; nothing is decoded."""
+    """Returns the EXIF orientation without decoding: 1 for none, 5 and more swap rows and columns."""
     if picture.format == "PNG" and "exif" not in picture.info:
-        return 1  # asking on would decode it
+        return 1  # reading its EXIF would decode it
     try:
         return int(picture.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # Pillow raises what it likes on broken EXIF
+    except Exception:  # Pillow raises many kinds of exceptions on broken EXIF
         return 9
 
 
 def _size_as_read(path: Path) -> tuple[int, int]:
-    """Width and height as the training's reader gives them."""
+    """Returns width and height as training's reader gives them."""
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
     if pixels is None:
         raise OSError("OpenCV cannot decode it")

@@ -1,7 +1,7 @@
-"""Whether masks can be decoded. pycocotools and mmdet crash, or read on beyond the end, when they cannot.
+"""Check that masks can be decoded: on invalid ones pycocotools and mmdet crash or read out of bounds.
 
-A mask is a list of polygons (x, y, x, y, ...) in pixels, or run lengths {"size": [h, w], "counts": ...} as a list of
-numbers or as pycocotools' text.
+A mask is a list of polygons (x, y, x, y, ...) in pixels, or an RLE {"size": [h, w], "counts": ...} with a list of
+numbers or pycocotools' text.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from misa.errors import whole
 
-# Polygons are drawn as far as they reach: a corner out there takes minutes and the machine's memory.
+# Polygons are rasterised over their whole extent: a corner farther out takes minutes and all memory.
 _FARTHEST = 1e6
-# Run lengths of 32 bits need no more characters.
+# A 32-bit run length needs no more characters.
 _LONGEST = 7
 _TOGETHER = 1000
 
 
 def mask_fault(segmentation: Any, height: int, width: int) -> str | None:
-    """What is wrong with a mask of an image, in words after "segmentation"; text in `counts` is for `broken_runs`."""
+    """Returns what is wrong with a mask, to follow "segmentation", or None; text in `counts` is for `broken_runs`."""
     if isinstance(segmentation, list):
         if not segmentation:
             return "is empty"
@@ -48,7 +48,7 @@ def _polygon(corners: Any) -> bool:
 
 
 def broken_runs(counts: Sequence[str], pixels: Sequence[int]) -> NDArray[np.bool_]:
-    """Which of pycocotools' texts are not the run lengths of a mask of so many pixels; none may be empty."""
+    """Returns which texts (none empty) are not a valid RLE of a mask of the given number of pixels."""
     parts = range(0, len(counts), _TOGETHER)
     found = [_broken(counts[i : i + _TOGETHER], pixels[i : i + _TOGETHER]) for i in parts]
     return np.concatenate(found) if found else np.zeros(0, bool)
@@ -61,7 +61,7 @@ def _broken(counts: Sequence[str], pixels: Sequence[int]) -> NDArray[np.bool_]:
     owner = np.repeat(np.arange(len(texts)), lengths)
     broken = np.zeros(len(texts), bool)
     broken[owner[(codes < 0) | (codes > 63)]] = True
-    # A number is 5 bits a character, the lowest first; the sixth bit says that more follow.
+    # A number has 5 bits per character, lowest first; the sixth bit means that more follow.
     ends = (codes & 32) == 0
     last = np.cumsum(lengths) - 1
     broken |= ~ends[last]
@@ -73,7 +73,7 @@ def _broken(counts: Sequence[str], pixels: Sequence[int]) -> NDArray[np.bool_]:
     place = np.minimum(np.arange(len(codes)) - np.repeat(start, digits), _LONGEST)
     values = np.add.reduceat((codes & 31) << (5 * place), start)
     values -= np.where(codes[stop] & 16, np.int64(1) << (5 * np.minimum(digits, _LONGEST)), 0)
-    # From the fourth on, a number is the difference to the last but one: two interleaved sums and the first alone.
+    # From the fourth on, a number is the difference to the last but one: two interleaved cumulative sums.
     index = np.arange(len(owner)) - np.flatnonzero(np.diff(owner, prepend=-1))[owner]
     totals = np.zeros(len(texts))
     for chosen in (index == 0, index % 2 == 1, (index % 2 == 0) & (index > 0)):

@@ -1,4 +1,4 @@
-"""What a check of a data set found."""
+"""The report of a data set check."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -7,24 +7,24 @@ from typing import Any, NamedTuple
 
 from misa.errors import counted
 
-# Of each kind, so that a data set of 100k faults is told in a page; `Report.totals` counts them all.
+# Problems kept of each kind, so that a report of 100k faults fits on a page; `Report.totals` counts them all.
 KEPT = 50
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: `where` names the file and the id in it."""
+    """One problem: `where` names the file and the id in it."""
 
     kind: str
     where: str
     message: str
     cure: str
     fatal: bool = True
-    note: bool = False  # not even a warning: good to know
+    note: bool = False  # for information only, less than a warning
 
     @property
     def sentence(self) -> str:
-        """All of it in one sentence."""
+        """Returns the problem as one sentence."""
         return f"{self.where}: {self.message}; {self.cure}" + ("" if self.cure.endswith("?") else ".")
 
 
@@ -68,7 +68,7 @@ class Report:
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
-        """The problems that do not."""
+        """The problems that do not forbid a training."""
         return tuple(problem for problem in self.problems if not problem.fatal)
 
     @property
@@ -94,28 +94,28 @@ class Report:
 
 
 class Notes:
-    """Gathers problems, and forgets all but the first of each kind."""
+    """Collects problems; keeps only the first of each kind."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.converted = False  # its rows then say themselves where they come from
-        self.unread = False  # some of what was to be converted is not there
+        self.converted = False  # rows of a converted file name their own origin
+        self.unread = False  # parts of the original data could not be converted
         self.problems: list[Problem] = []
         self.totals: Counter[str] = Counter()
 
     def add(self, kind: str, place: str, message: str, cure: str, *, fatal: bool = True, note: bool = False) -> None:
-        """One more problem of a kind; the first `KEPT` of each are kept."""
+        """Add a problem; the first `KEPT` of each kind are kept."""
         self.totals[kind] += 1
         if self.totals[kind] <= KEPT:
             where = str(self.file) if not place else place if self.converted else f"{self.file}, {place}"
             self.problems.append(Problem(kind, where, message, cure, fatal and not note, note))
 
     def forget(self, *kinds: str) -> None:
-        """Take back all of some kinds."""
+        """Remove all problems of some kinds."""
         self.problems = [problem for problem in self.problems if problem.kind not in kinds]
         for kind in kinds:
             self.totals.pop(kind, None)
 
     def place(self, row: dict[str, Any], otherwise: str) -> str:
-        """Where a row of a converted file comes from; `otherwise` for other files."""
+        """Returns the origin of a row of a converted file; `otherwise` for other files."""
         return str(row["where"]) if self.converted and "where" in row else otherwise

@@ -1,1 +1,1 @@
-"""The embedded data: drawn scenes with a known truth."""
+"""The embedded data: synthetic scenes with known ground truth."""

@@ -1,4 +1,4 @@
-"""Where the objects of an embedded scene lie: apart, touching, overlapping or cut by the border.
+"""Place the objects of an embedded scene: apart, touching, overlapping or cut by the border.
 
 Axes: n instance, h row, w column.
 """
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from misa.data.scenes.shapes import stamp
 
-# Fewer covered pixels than this are no object: nothing of a texture can be read from them.
+# Minimum number of covered pixels of an object: with fewer its texture cannot be recognised.
 _LEAST_PIXELS = 24
 _TRIES = 24
 
 
 class Piece(NamedTuple):
-    """One object before it is painted: its class, the covered share of each pixel (h w) and whom it touches."""
+    """One object before it is painted: its class, the covered share of each pixel (h w) and the object it touches."""
 
     label: int
     alpha: NDArray[np.float32]
@@ -26,12 +26,12 @@ class Piece(NamedTuple):
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """The pixels of which the object covers at least half, hidden ones included (h w)."""
+        """The pixels (h w) that the object covers by at least half, occluded ones included."""
         return self.alpha >= 0.5
 
 
 def paste(patch: NDArray[np.float32], top: int, left: int, size: tuple[int, ...]) -> NDArray[np.float32]:
-    """An empty canvas (h w) with the patch put at (top, left); what falls outside is cut off."""
+    """Returns an empty canvas (h w) with the patch at (top, left), cropped to the canvas."""
     canvas = np.zeros(size, np.float32)
     y0, x0 = max(top, 0), max(left, 0)
     y1, x1 = min(top + patch.shape[0], size[0]), min(left + patch.shape[1], size[1])
@@ -41,7 +41,7 @@ def paste(patch: NDArray[np.float32], top: int, left: int, size: tuple[int, ...]
 
 
 def visible(pieces: list[Piece], size: tuple[int, ...]) -> NDArray[np.bool_]:
-    """What is seen of each object (n h w) when later ones cover earlier ones."""
+    """Returns the visible mask of each object (n h w): later objects occlude earlier ones."""
     seen = np.zeros((len(pieces), *size), bool)
     covered = np.zeros(size, bool)
     for index in range(len(pieces) - 1, -1, -1):
@@ -59,7 +59,7 @@ def _anywhere(side: int, size: tuple[int, int], cut: bool, rng: Generator) -> tu
 
 
 def _beside(patch: NDArray[np.float32], other: Piece, rng: Generator) -> tuple[int, int]:
-    """The nearest place to `other` along a chance direction, coming from outside, where the two do not overlap."""
+    """Returns the position closest to `other` along a random direction at which the two do not overlap."""
     rows, columns = np.nonzero(other.mask)
     angle = rng.uniform(0, 2 * np.pi)
     side = patch.shape[0]
@@ -75,7 +75,7 @@ def _beside(patch: NDArray[np.float32], other: Piece, rng: Generator) -> tuple[i
 
 
 def _over(patch: NDArray[np.float32], other: Piece, rng: Generator) -> tuple[int, int]:
-    """A place where the patch covers a part of `other`."""
+    """Returns a random position at which the patch covers a part of `other`."""
     rows, columns = np.nonzero(other.mask)
     angle = rng.uniform(0, 2 * np.pi)
     side = patch.shape[0]
@@ -110,10 +110,10 @@ def arrange(
     truncation: float,
     least_visible: float,
 ) -> list[Piece]:
-    """Draws the number, classes and places of the objects of one scene; later ones lie on top.
+    """Draw the number, classes and positions of the objects of one scene; later ones lie on top.
 
-    An object that would hide too much of another, or finds no room, gets a few other places, each time a little
-    smaller, and is then left out: whatever is painted is also annotated.
+    An object that would occlude another too much, or finds no room, is tried at a few other positions, each time a
+    little smaller, and then left out: every painted object is annotated.
     """
     pieces: list[Piece] = []
     for _ in range(int(rng.integers(objects[0], objects[1] + 1))):

@@ -1,4 +1,4 @@
-"""An example of what people have: a folder of pictures and a table of boxes, no masks."""
+"""An example of a typical user's data: a folder of images and a table of boxes, no masks."""
 
 import csv
 import os
@@ -18,7 +18,7 @@ _TABLE = "boxes.csv"
 def write_box_folder(root: str | os.PathLike[str], *, images: int = 160, seed: int = 0) -> Path:
     """Draw embedded scenes as root/*.png and root/boxes.csv (image, xmin, ymin, xmax, ymax, label); returns root.
 
-    A folder that has the table and as many pictures is left as it is. DataError where there is something else.
+    A folder that holds the table and as many images is left unchanged. DataError if it holds anything else.
     """
     root = Path(root)
     if root.exists():

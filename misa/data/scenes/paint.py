@@ -1,8 +1,8 @@
 """Colours of an embedded scene: the background, and objects in the two ways in which colour affinity fails (Figure 4).
 
-camouflage: the object has the colour of the background beside it, so colour affinity leaks out (4a);
+camouflage: the object has the colour of the adjoining background, so colour affinity leaks out of it (4a);
 contrast: the object has two strongly contrasting parts, so colour affinity stops inside it (4b);
-plain: one colour, unlike the background. In each mode the object carries the texture of its class.
+plain: one colour, unlike the background. In each mode the object has the texture of its class.
 
 Axes: h row, w column, last 3 red, green, blue in [0, 1].
 """
@@ -19,14 +19,14 @@ MODES = ("plain", "camouflage", "contrast")
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-# Colours keep this distance from black and white, so that a texture on top is never clipped and never shifts a mean.
+# Minimum distance of colours from black and white: a texture that is clipped there would shift the mean.
 _MARGIN = 0.17
-_TEXTURE = 0.085  # spread of a texture around its colour
+_TEXTURE = 0.085  # standard deviation of a texture around its colour
 _RING = 6  # pixels around an object that count as adjoining
 
 
 def background(size: tuple[int, int], clutter: int, rng: Generator) -> tuple[Image, Image]:
-    """A smooth colour gradient (h w 3), and the same with `clutter` untextured strokes and patches on it."""
+    """Returns a smooth colour gradient (h w 3), and the same with `clutter` untextured strokes and patches on it."""
     h, w = size
     base = rng.uniform(0.32, 0.68, 3)
     coarse = (base + rng.normal(0, 0.05, (4, 4, 3))).clip(_MARGIN, 1 - _MARGIN).astype(np.float32)
@@ -51,20 +51,20 @@ def background(size: tuple[int, int], clutter: int, rng: Generator) -> tuple[Ima
 
 
 def surroundings(mask: Mask, objects: Mask) -> Mask:
-    """The background within a few pixels of `mask` (h w): what colour affinity would leak into."""
+    """Returns the background within a few pixels of `mask` (h w), into which colour affinity would leak."""
     grown = cv2.dilate(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * _RING + 1,) * 2))
     return grown.astype(bool) & ~objects
 
 
 def far_colour(beside: NDArray[np.float32], rng: Generator) -> NDArray[np.float32]:
-    """A chance colour that is clearly unlike the colour `beside`."""
+    """Returns a random colour that differs clearly from the colour `beside`."""
     tries = rng.uniform(_MARGIN, 1 - _MARGIN, (64, 3))
     distance = np.linalg.norm(tries - beside, axis=1)
     return tries[_first(distance, 0.35)].astype(np.float32)
 
 
 def two_tones(beside: NDArray[np.float32], rng: Generator) -> NDArray[np.float32]:
-    """A dark and a light colour (2 3), in chance order, both unlike the colour `beside`."""
+    """Returns a dark and a light colour (2 3), in random order, both unlike the colour `beside`."""
     dark, light = rng.uniform(_MARGIN, 0.36, (64, 3)), rng.uniform(0.64, 1 - _MARGIN, (64, 3))
     distance = np.minimum(np.linalg.norm(dark - beside, axis=1), np.linalg.norm(light - beside, axis=1))
     best = _first(distance, 0.3)
@@ -73,12 +73,12 @@ def two_tones(beside: NDArray[np.float32], rng: Generator) -> NDArray[np.float32
 
 
 def _first(distance: NDArray[np.float64], enough: float) -> int:
-    """The first that is far enough, else the farthest; `first` and not `farthest`, or all colours would be corners."""
+    """Index of the first value above `enough`, else of the largest; always the largest would give extreme colours."""
     return int(np.argmax(distance >= enough)) if (distance >= enough).any() else int(np.argmax(distance))
 
 
 def _parts(mask: Mask, rng: Generator) -> NDArray[np.float32]:
-    """Splits an object in two by a wavy line or in patches: a soft share (h w) of the second part, 0 to 1."""
+    """Split an object in two by a wavy line or in patches; returns the soft share (h w) of the second part, 0 to 1."""
     h, w = mask.shape
     rows, columns = np.nonzero(mask)
     reach = float(max(int(np.ptp(rows)), int(np.ptp(columns)), 4))
@@ -109,10 +109,10 @@ def paint(
     colour: NDArray[np.float32] | None,
     rng: Generator,
 ) -> NDArray[np.float32] | None:
-    """Paints one object onto `canvas` in place; returns its colour when it is plain, for a twin to share.
+    """Paint one object onto `canvas` in place; returns its colour if it is plain, for a twin to share.
 
-    `alpha` (h w) is what the object covers, `mask` (h w) what will be seen of it, `objects` (h w) the union of all.
-    Mean and spread of the texture are set on what will be seen, so that they tell nothing about the class.
+    `alpha` (h w) is the object's coverage, `mask` (h w) its visible part, `objects` (h w) the union of all objects.
+    Mean and spread of the texture are normalised over the visible part, so that they carry no class information.
     """
     ring = surroundings(mask, objects)
     beside = (canvas[ring] if ring.any() else smooth[mask]).mean(axis=0)
@@ -128,7 +128,7 @@ def paint(
     y, x = (slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(alpha > 0))
     pattern = texture(label, alpha[y, x].shape, wavelength, rng)
     inside = pattern[mask[y, x]]
-    # A window of the texture may be skewed; a soft limit keeps rare peaks from being clipped at black or white.
+    # A crop of the texture may be skewed; limiting it here keeps rare peaks from being clipped at black or white.
     pattern = np.clip((pattern - inside.mean()) / max(float(inside.std()), 1e-6), -2.0, 2.0)
     pattern = pattern - pattern[mask[y, x]].mean()
     share = alpha[y, x, None]
@@ -137,7 +137,7 @@ def paint(
 
 
 def grain(canvas: Image, rng: Generator) -> NDArray[np.uint8]:
-    """Adds the same low-contrast noise to objects and background; returns the picture as bytes (h w 3)."""
+    """Add low-contrast noise of equal strength to objects and background; returns the image (h w 3) in uint8."""
     fine = rng.standard_normal(canvas.shape).astype(np.float32)
     soft = cv2.GaussianBlur(rng.standard_normal(canvas.shape[:2]).astype(np.float32), (0, 0), 1.5)
     noisy = canvas + 0.012 * fine + 0.02 * (soft / max(float(soft.std()), 1e-6))[..., None]

@@ -1,8 +1,8 @@
-"""Embedded data: scenes drawn by seed, written as an ordinary COCO-layout folder. No download.
+"""Embedded data: synthetic scenes drawn from a seed, written as an ordinary COCO-layout folder. No download.
 
 The scenes are hard in the two ways of Figure 4: objects in the colour of the adjoining background (`camouflage`) and
 objects of strongly contrasting parts (`contrast`). Classes differ by outline and texture, never by colour. The masks
-are there to evaluate with; training reads boxes and labels.
+are for evaluation only; training reads boxes and labels.
 
 Axes: n instance, h row, w column.
 
@@ -34,29 +34,29 @@ from misa.errors import number, whole
 __all__ = ["EDITION", "MODES", "NAMED_SCENES", "Scene", "Scenes", "draw_scene", "named_scene", "write_scenes"]
 
 Split = Literal["train", "val"]
-# Part of the seed: validation scenes are never training scenes.
+# Part of the seed, so that no validation scene is a training scene.
 _SPLITS = {"train": 0, "val": 1}
-# Raised when the same knobs draw other pictures, so that an old folder is not taken for a new one.
+# Increased when the same parameters draw other images, so that an old folder is not reused.
 EDITION = 1
 _CARD = "scenes.json"
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """The knobs of the embedded data; equal knobs draw equal pictures.
+    """The parameters of the embedded data; equal parameters draw equal images.
 
     size: side of the square images in pixels, or (h, w); at least 32.
     train, val: number of images in each split.
     classes: 1 to 8, see `names`.
-    camouflage, contrast: share of the objects that are hard in that way; the rest is plain.
-    objects: least and most objects in an image (fewer where there is no room).
+    camouflage, contrast: share of the objects that are hard in that way; the others are plain.
+    objects: minimum and maximum number of objects in an image (fewer if there is no room).
     clutter: untextured strokes and patches in the background of an image.
     touching: share of the objects (after the first) that touch another of the same class.
     occlusion: share of the objects (after the first) that cover a part of an earlier one.
     truncation: share of the objects that may be cut by the image border.
-    least_visible: an object is never hidden beyond this visible share.
-    scale: least and greatest diameter, as a share of the shorter side.
-    wavelength: least and greatest period of the textures, in pixels.
+    least_visible: minimum visible share of an object.
+    scale: minimum and maximum diameter, as a share of the shorter side.
+    wavelength: minimum and maximum period of the textures, in pixels.
     """
 
     size: int | tuple[int, int] = 128
@@ -77,7 +77,7 @@ class Scenes:
 
     def __post_init__(self) -> None:
         for name in ("size", "objects", "scale", "wavelength"):
-            if isinstance(getattr(self, name), list):  # as it comes from JSON
+            if isinstance(getattr(self, name), list):  # read from JSON
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         size = self.size if isinstance(self.size, tuple) else (self.size, self.size)
         if len(size) != 2 or any(not whole(side) or side < 32 for side in size):
@@ -125,7 +125,7 @@ def _pair(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture with what is known about it; instances in drawing order.
+    """One image with its ground truth; instances in drawing order.
 
     image (h w 3) uint8 RGB; masks (n h w) bool, the visible parts, none empty and no two overlapping;
     labels (n) int64 from 0; modes n of `MODES`.
@@ -147,7 +147,7 @@ class Scene:
 
 
 def draw_scene(scenes: Scenes, index: int, split: Split = "train") -> Scene:
-    """Draws scene `index` of a split: the same for equal knobs, however many others are drawn, in any order."""
+    """Draw scene `index` of a split; it depends on the parameters alone, not on which scenes were drawn before."""
     if split not in _SPLITS:
         raise ValueError(f"split must be 'train' or 'val'; got {split!r}.")
     if not whole(index) or index < 0:
@@ -182,7 +182,7 @@ def _render(
     smooth, canvas = background(size, clutter, rng)
     colours: list[NDArray[np.float32] | None] = []
     for piece, mask, mode in zip(pieces, masks, modes, strict=True):
-        # Half of the touching pairs share their colour: only outline and phase of the texture tell them apart.
+        # Half of the touching pairs share their colour: they differ only in outline and phase of the texture.
         share = piece.twin is not None and rng.random() < 0.5
         colour = colours[piece.twin] if share and piece.twin is not None else None
         colours.append(
@@ -212,7 +212,7 @@ def _dot(row: int, column: int, size: tuple[int, int]) -> Piece:
 
 
 def _abutting(size: tuple[int, int]) -> list[Piece]:
-    """Two objects of one class whose boxes share an edge."""
+    """Returns two objects of one class whose boxes share an edge."""
     left = _placed(1, 44, 40, 14, size, 1)
     edge = int(np.flatnonzero(left.mask.any(axis=0))[-1]) + 1
     patch = stamp(1, 44, np.random.default_rng(2))
@@ -247,7 +247,7 @@ NAMED_SCENES = (
 
 
 def named_scene(name: str) -> Scene:
-    """A small scene made for one question, the same each time; see `NAMED_SCENES`.
+    """Draw a small, fixed scene that shows one case; see `NAMED_SCENES`.
 
     same_color_neighbors: two objects in the colour of each other and of the background (Figure 4a);
     two_tone_object: an object of a dark and a light part (4b); one_pixel_box; no_boxes;
@@ -262,12 +262,12 @@ def named_scene(name: str) -> Scene:
 
 
 def write_scenes(root: str | os.PathLike[str], scenes: Scenes) -> Path:
-    """Writes the scenes as a COCO-layout folder and returns it; an equal folder that is there already is reused.
+    """Write the scenes as a COCO-layout folder and return it; an existing folder with equal scenes is reused.
 
     root/train2017, root/val2017: PNG images; root/annotations/instances_{train,val}2017.json: tight boxes x y w h,
-    masks as compressed RLE and the extra key `mode`; root/scenes.json: the knobs. Written beside and renamed at the
-    end, so an interrupted run leaves nothing half done. DataError when root holds anything else (it is not touched) or
-    cannot be written.
+    masks as compressed RLE and the extra key `mode`; root/scenes.json: the parameters. Written to a temporary folder
+    and renamed at the end, so an interrupted run leaves no partial data. DataError if root holds anything else (it is
+    not touched) or cannot be written.
     """
     root = Path(root)
     try:
@@ -292,11 +292,11 @@ def _write(root: Path, scenes: Scenes) -> Path:
             _write_split(beside, scenes, "train", scenes.train, progress)
             _write_split(beside, scenes, "val", scenes.val, progress)
         (beside / _CARD).write_text(json.dumps(_card(scenes), indent=1) + "\n")
-        beside.chmod(0o755)  # mkdtemp makes private folders
+        beside.chmod(0o755)  # mkdtemp creates folders with mode 0700
         try:
             beside.rename(root)
         except OSError:
-            # Another process may have finished the same folder meanwhile; anything else is an error.
+            # Another process may have written the same folder meanwhile; anything else is an error.
             if not _holds(root, scenes):
                 raise
     finally:
@@ -305,13 +305,13 @@ def _write(root: Path, scenes: Scenes) -> Path:
 
 
 def _card(scenes: Scenes) -> dict[str, Any]:
-    # Through JSON, so that tuples compare as the lists they come back as.
+    # Through JSON, because tuples come back as lists.
     knobs: dict[str, Any] = json.loads(json.dumps(asdict(scenes)))
     return {"made_by": "misa.data.synthetic", "edition": EDITION, "scenes": knobs}
 
 
 def _holds(root: Path, scenes: Scenes) -> bool:
-    """Whether root already holds these scenes; False when there is nothing; DataError when there is something else."""
+    """Whether root already holds these scenes; False if it is empty or missing; DataError if it holds anything else."""
     cure = "Name another folder, or remove this one"
     if not root.exists():
         return False

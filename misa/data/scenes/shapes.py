@@ -1,6 +1,6 @@
-"""Outlines and textures of the embedded classes: what tells one class from another (never a colour).
+"""Outlines and textures of the embedded classes, by which (and never by colour) the classes differ.
 
-Axes: h row, w column. Outlines live in [-1, 1] x [-1, 1] as (points, 2) arrays of (x, y); textures are in pixels.
+Axes: h row, w column. Outlines lie in [-1, 1] x [-1, 1] as (points, 2) arrays of (x, y); textures are in pixels.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Points = NDArray[np.floating[Any]]
 Outline = list[Points]
 Grid = NDArray[np.float32]
 
-# Finer than a pixel, so that the share of a pixel that an object covers is known to 1/16.
+# Supersampling per axis, so that the covered share of a pixel is accurate to 1/16.
 _SUPERSAMPLE = 4
 
 
@@ -33,7 +33,7 @@ def _star(rng: Generator) -> Outline:
 
 
 def _ring(rng: Generator) -> Outline:
-    # Two contours: the fill rule counts crossings, so the inner one is a hole.
+    # Two contours: by the even-odd fill rule the inner one is a hole.
     circle = _polar(np.ones(48), _around(48))
     return [circle, circle * rng.uniform(0.42, 0.55)]
 
@@ -67,7 +67,7 @@ def _heart(rng: Generator) -> Outline:
 def _crescent(rng: Generator) -> Outline:
     outer = np.linspace(0.35 * np.pi, 1.65 * np.pi, 32)
     tip = np.array([np.cos(outer[0]), np.sin(outer[0])])
-    centre = rng.uniform(0.55, 0.75)  # of the circle bitten off
+    centre = rng.uniform(0.55, 0.75)  # of the circle that is cut out
     bite = np.hypot(tip[0] - centre, tip[1])
     start = np.arctan2(tip[1], tip[0] - centre)
     inner = np.linspace(2 * np.pi - start, start, 32)
@@ -140,7 +140,7 @@ KINDS = (
 
 
 def stamp(label: int, diameter: float, rng: Generator) -> Grid:
-    """The share of each pixel that a turned and squeezed object covers, in a tight square patch (h w), 0 to 1."""
+    """Returns the coverage (h w), 0 to 1, of a randomly rotated and squeezed object in a tight square patch."""
     outline = KINDS[label].outline(rng)
     angle = rng.uniform(0, 2 * np.pi)
     squeeze = np.diag([1.0, rng.uniform(0.75, 1.0)])
@@ -155,7 +155,7 @@ def stamp(label: int, diameter: float, rng: Generator) -> Grid:
 
 
 def texture(label: int, shape: tuple[int, ...], wavelength: float, rng: Generator) -> Grid:
-    """The pattern of a class (h w), turned and shifted by chance; zero mean and unit spread are the caller's duty."""
+    """Returns the texture of a class (h w), randomly rotated and shifted; the caller normalises mean and spread."""
     angle = rng.uniform(0, 2 * np.pi)
     shift = rng.uniform(0, 20 * np.pi, 2)
     rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.float32) * np.float32(2 * np.pi / wavelength)
