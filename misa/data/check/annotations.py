@@ -510,7 +510,7 @@ def _mask(
     masks: list[tuple[str, str, int]],
     notes: Notes,
 ) -> bool:
-    """Whether an object's mask is valid for the purpose; RLEs as text are appended to `masks` and decoded in batches."""
+    """Whether an object's mask is valid for the purpose; RLEs as text are appended to `masks`, to decode in batches."""
     if purpose not in _WHY:
         return True
     if "segmentation" not in row:

@@ -1,1 +1,1 @@
-"""Annotation formats that are read and written."""
+"""Readers and writers of annotation formats."""

@@ -1,7 +1,7 @@
-"""Files made from other files, kept outside of the data and made again when one of these has changed.
+"""Cache of converted files, kept outside the data and rebuilt when a source file has changed.
 
-Everything lies in $XDG_CACHE_HOME/misa or ~/.cache/misa. What was made is put in place in one step, so that several
-processes may ask for it at once; what another process reads is never changed. Standard library only.
+The cache is in $XDG_CACHE_HOME/misa or ~/.cache/misa. Results are put in place atomically, so several processes may
+request them at once; files that another process may be reading are never changed. Standard library only.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ from typing import Any
 from misa.data.formats.coco import DataError
 from misa.files import write_json
 
-# Part of every key: raised when the same data is written otherwise.
+# Part of every key; increased when the same data is written differently.
 _EDITION = 4
 
 
 @dataclass
 class Made:
-    """What was made: its files by name, all files and folders that it depends on, and what is said of it."""
+    """A cached result: its files by name, all files and folders that it depends on, and messages about it."""
 
     files: dict[str, Path] = field(default_factory=dict)
     depends: set[Path] = field(default_factory=set)
@@ -34,10 +34,10 @@ class Made:
 
 
 def made_once(source: Path, make: Callable[[Path, Made], None], *, kind: str = "") -> Made:
-    """What `make(folder, made)` writes for `source`, from an earlier call where nothing has changed since.
+    """Returns the result of `make(folder, made)` for `source`, from the cache if no dependency has changed.
 
     Raises:
-        DataError: the cache cannot be written, and something has to be.
+        DataError: files have to be written and the cache is not writable.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "misa"
     key = hashlib.sha256(f"{_EDITION} {kind} {source}".encode("utf-8", "surrogateescape")).hexdigest()[:12]
@@ -56,7 +56,7 @@ def made_once(source: Path, make: Callable[[Path, Made], None], *, kind: str = "
         with tempfile.TemporaryDirectory() as folder:
             made = Made()
             make(Path(folder), made)
-            if not made.files:  # nothing has to be written: the data is read as it lies
+            if not made.files:  # nothing to write: the data is read in place
                 return made
         raise DataError(
             f"the converted annotations of {source} cannot be written to {home} ({error.strerror}); set "
@@ -74,7 +74,7 @@ def _make(make: Callable[[Path, Made], None], beside: Path, home: Path, card: Pa
     if files and not all((folder / inner).is_file() for inner in files.values()):
         shutil.rmtree(folder, ignore_errors=True)
         beside.chmod(0o755)
-        with contextlib.suppress(FileExistsError, OSError):  # another machine has put the same there
+        with contextlib.suppress(FileExistsError, OSError):  # another machine has written the same folder
             beside.rename(folder)
     content = {"folder": folder.name, "files": files, "depends": stamps, "says": made.says}
     write_json(card, content, indent=None)
@@ -82,7 +82,7 @@ def _make(make: Callable[[Path, Made], None], beside: Path, home: Path, card: Pa
 
 
 def _known(home: Path, card: Path) -> Made | None:
-    """What the card says, if all is there and nothing has changed."""
+    """Returns the cached result of the card if all files exist and no dependency has changed, else None."""
     try:
         content: dict[str, Any] = json.loads(card.read_text(encoding="utf-8"))
         files = {name: home / content["folder"] / inner for name, inner in content["files"].items()}
@@ -96,7 +96,7 @@ def _known(home: Path, card: Path) -> Made | None:
 
 
 def _stamp(path: Path) -> list[int] | None:
-    """Size and time of a file or folder; None where there is none."""
+    """Returns size and modification time of a file or folder; None if it does not exist."""
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -106,7 +106,7 @@ def _stamp(path: Path) -> list[int] | None:
 
 @contextmanager
 def _turn(path: Path) -> Iterator[None]:
-    """One process at a time; where the file system has no locks, each makes its own."""
+    """Lock for one process at a time; on a file system without locks each process builds its own result."""
     with path.open("w") as lock:
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Finds the annotation files and image folders of a data set in COCO layout, before any long work.
+"""Find the annotation files and image folders of a data set in COCO layout.
 
     root/annotations/instances_train2017.json    root/train2017/ or root/images/train2017/
     root/annotations/instances_val2017.json      root/val2017/   or root/images/val2017/
@@ -17,7 +17,7 @@ from misa.files import listing, missing
 
 __all__ = ["DataError", "Layout", "NoData", "Split", "did_you_mean", "find_layout", "require_there"]
 
-_DRAWN = re.compile(r"demo-[0-9a-f]{8}")  # folders of drawn scenes, which nobody means by another name
+_DRAWN = re.compile(r"demo-[0-9a-f]{8}")  # folders of embedded data, never suggested for a misspelt path
 _LAYOUT = (
     "give a folder in COCO layout (annotations/instances_train2017.json and instances_val2017.json, the images in "
     "train2017/ and val2017/) or in another format that docs/data.md describes"
@@ -26,14 +26,14 @@ PathLike = str | os.PathLike[str]
 
 
 class DataError(UserError):
-    """Data that cannot be used: one sentence that names the thing, where it is, and the cure."""
+    """Unusable data; the message is one sentence with the problem, its place and the cure."""
 
 
 class NoData(DataError):
-    """A path at which there is no data set of any kind."""
+    """There is no data set of any format at a path."""
 
     def of_row(self) -> DataError:
-        """The same to whoever trains a row of their own data, and may not know that it is theirs to give."""
+        """Returns the error for a training on the user's own data: it adds that the path has to be given."""
         return DataError(f"this row learns from images and boxes of yours, given with --data-root: {self}")
 
 
@@ -46,9 +46,9 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """A data set as it lies on disk; every path exists, of `train` only where it was needed.
+    """The paths of a data set on disk; all exist, except that `train` may be missing if it was not needed.
 
-    test: where one is named; nothing is trained or scored on it.
+    test: the test split, if there is one; it is not used for training or evaluation.
     """
 
     root: Path
@@ -58,10 +58,10 @@ class Layout:
 
 
 def find_layout(root: PathLike, *, need_train: bool = True) -> Layout:
-    """The files of a COCO-layout data set.
+    """Find the files of a COCO-layout data set.
 
-    Raises DataError naming what is missing, what is there instead, and the cure. Without `need_train` the training
-    split may be absent: its paths are then the usual ones.
+    Raises DataError that names what is missing, what was found instead, and the cure. Without `need_train` the
+    training split may be missing: its paths are then the default ones.
     """
     root = Path(root).expanduser()
     require_there(root)
@@ -79,7 +79,7 @@ def find_layout(root: PathLike, *, need_train: bool = True) -> Layout:
 
 
 def require_there(root: Path) -> None:
-    """NoData where there is neither a folder nor a file `root`."""
+    """Raise NoData if `root` is neither a folder nor a file."""
     if not os.path.exists(root):
         raise NoData(missing(root, "folder" if not root.suffix else "file or folder", _LAYOUT))
 
@@ -111,14 +111,14 @@ def _images(root: Path, split: str) -> Path:
 
 
 def _rename(wanted: str, names: list[str], split: str, otherwise: str) -> str:
-    """The cure for a file or folder that is not there: the name that comes close, but not the other split's."""
+    """Returns the cure for a missing file or folder: a similar name, but not one of the other split."""
     other = "train2017" if split == "val" else "val2017"
     hint = did_you_mean(wanted, (name for name in names if other not in name))
     return f"{hint} Rename or link it to this name." if hint else otherwise
 
 
 def _root_nearby(root: Path, split: str) -> Path | None:
-    """The folder that was probably meant, one level up or down."""
+    """Returns the folder that was probably meant, one level up or down."""
 
     def fits(folder: Path) -> bool:
         return (folder / "annotations" / f"instances_{split}2017.json").is_file()

@@ -1,4 +1,4 @@
-"""COCO 2017 as it is published: which lists and images are in a folder."""
+"""COCO 2017 as published: which annotation files and images are present in a folder."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from misa.errors import UserError
 
 TEST_DEV = "annotations/image_info_test-dev2017.json"
-# Of each split the annotation file, the image folder, and how many images the published list has.
+# For each split the annotation file, the image folder, and the number of images in the published list.
 _SPLITS = {
     "train2017": ("annotations/instances_train2017.json", "train2017", 118_287),
     "val2017": ("annotations/instances_val2017.json", "val2017", 5_000),
@@ -18,7 +18,7 @@ _SPLITS = {
 
 @dataclass(frozen=True)
 class SplitState:
-    """What is there of a split: images listed and images found; None where the list is missing."""
+    """State of a split: numbers of images listed (None if the list is missing) and found."""
 
     name: str
     listed: int | None
@@ -29,12 +29,12 @@ class SplitState:
 
     @property
     def whole(self) -> bool:
-        """Whether the published list is there with all of its images."""
+        """Whether the published list and all of its images are present."""
         return self.listed == self.published == self.found
 
     @property
     def needed(self) -> bool:
-        """Training and scoring need train and val; the truth of test-dev is not public."""
+        """Training and evaluation need train and val; the ground truth of test-dev is not public."""
         return self.name != "test-dev2017"
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class SplitState:
 
 
 def look_at_coco(root: str | Path) -> list[SplitState]:
-    """The state of train2017, val2017 and test-dev2017 below `root`; image folders may be in images/ as well."""
+    """Returns the state of train2017, val2017 and test-dev2017 below `root`; image folders may also be in images/."""
     root = Path(root).expanduser()
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; give the one with annotations/ and the image folders.")
@@ -64,7 +64,7 @@ def look_at_coco(root: str | Path) -> list[SplitState]:
 
 
 def list_images(annotations: Path) -> dict[str, int]:
-    """The id of every file name that a COCO list has."""
+    """Returns the image id of every file name in a COCO list."""
     try:
         rows = json.loads(annotations.read_text())["images"]
         return {row["file_name"]: row["id"] for row in rows}

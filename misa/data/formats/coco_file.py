@@ -1,4 +1,4 @@
-"""A COCO annotation file of any size in its plain form: images in memory, annotations row by row from the disk."""
+"""Read a normalised COCO annotation file of any size: images in memory, annotations streamed from disk."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -19,19 +19,19 @@ TABLES = ("images", "annotations", "categories")
 
 
 class CocoFile:
-    """What a file holds, after `misa.data.formats.plain`.
+    """The content of a file, normalised by `misa.data.formats.plain`.
 
-    content: all of it but the rows of its tables; what the file is where that is no object. images, categories: rows.
-    count, masks: the number of annotations, and whether any has a mask. changed: whether anything had to be settled,
-    of the annotations after `each_annotation`. texts: whether ids or references were texts.
+    content: everything but the rows of its tables, or the whole value if it is not an object. images, categories: rows.
+    count, masks: the number of annotations, and whether any has a mask. changed: whether normalisation changed
+    anything, including annotations only after `each_annotation`. texts: whether ids or references were strings.
 
     Args:
-        path: the json.
-        keep: the keys of images that are wanted; none for all.
-        see: takes each annotation as it is in the file.
+        path: the JSON file.
+        keep: the keys of images to keep; empty for all.
+        see: called with each annotation as read from the file.
 
     Raises:
-        BadJson: it is no json, or has a table twice.
+        BadJson: it is not valid JSON, or has a table twice.
     """
 
     def __init__(self, path: Path, *, keep: Sequence[str] = (), see: Callable[[Any], object] | None = None) -> None:
@@ -54,7 +54,7 @@ class CocoFile:
 
     def _image(self, row: Any) -> None:
         self._ids["images"].see(row)
-        if isinstance(row, dict):  # the same keys in every row, kept once
+        if isinstance(row, dict):  # share equal key strings between rows, to save memory
             row = {intern(key): value for key, value in row.items() if not self._keep or key in self._keep}
         self.images.append(row)
 
@@ -74,17 +74,17 @@ class CocoFile:
 
     @property
     def kind(self) -> str:
-        """The kind of a COCO file that holds no instances, panoptic or captions; else ""."""
+        """The kind of a COCO file without instances, "panoptic" or "captions"; else ""."""
         if "segments_info" in self._first:
             return "panoptic"
         return "captions" if "caption" in self._first and "bbox" not in self._first else ""
 
     def has(self, key: str) -> bool:
-        """Whether there is a table of this name."""
+        """Whether the file has a table of this name."""
         return isinstance(self.content, dict) and isinstance(self.content.get(key), list)
 
     def settle_images(self, images: Images, base: Path) -> list[Path]:
-        """Names as the files below `base` have them, and sizes from the files that have none; gives these files."""
+        """Match names to the files below `base`, and read missing sizes from the files; returns the files read."""
         rows = [row for row in self.images if isinstance(row, dict) and isinstance(row.get("file_name"), str)]
         for row in rows:
             if not is_file(base / row["file_name"]) and len(found := images.find(row["file_name"])) == 1:
@@ -97,7 +97,7 @@ class CocoFile:
         return paths
 
     def each_annotation(self, take: Callable[[Any], object], *, areas: bool) -> None:
-        """Hand over the annotations in their plain form, one by one; areas: those that are wrong as well."""
+        """Call `take` with each annotation, normalised; areas: also replace wrong areas."""
         sizes: dict[Any, tuple[Any, Any]] = {}
         if areas:
             rows = (row for row in self.images if isinstance(row, dict) and isinstance(row.get("id"), int))
@@ -113,16 +113,16 @@ class CocoFile:
             take(row)
 
         def skip(_: Any) -> None:
-            """What is in memory."""
+            """Ignore tables that are already in memory."""
 
         stream_json(self.path, {"images": skip, "categories": skip, "annotations": plain})
 
 
 def read_coco(path: Path) -> Any:
-    """All of a COCO file in its plain form, areas as they are; what else it holds where it holds no object.
+    """Read a COCO file completely, normalised except for areas; any other JSON value is returned unchanged.
 
     Raises:
-        BadJson: it is no json, or has a table twice.
+        BadJson: it is not valid JSON, or has a table twice.
     """
     file = CocoFile(path)
     if isinstance(file.content, dict):
@@ -135,7 +135,7 @@ def read_coco(path: Path) -> Any:
 
 
 def read_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | None]:
-    """(width, height) of image files, None where one is none; by eight threads, with a progress bar."""
+    """Returns (width, height) of image files, None for unusable ones; uses eight threads and a progress bar."""
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(size_of, paths)
         return list(tqdm(found, total=len(paths), desc="read sizes", unit="image", leave=False, delay=2, disable=None))

@@ -1,4 +1,4 @@
-"""COCO json as annotation tools write it, and the form of it that mmdet and pycocotools read without surprise.
+"""COCO JSON as annotation tools write it.
 
 Roboflow      train/_annotations.coco.json beside its images; valid/, test/
 CVAT          annotations/instances_default.json, images/default/
@@ -31,7 +31,7 @@ _OTHERS = ("captions", "person_keypoints", "stuff", "panoptic", "image_info")  #
 
 
 def find(root: Path) -> list[Part]:
-    """COCO jsons by split, with the folder of their images."""
+    """Find COCO JSON files by split, with the folder of their images."""
     if root.is_file():
         return [Part((root,), _images(root.parent, root), "", root.parent)] if _is_coco(root) else []
     found: list[Part] = []
@@ -58,7 +58,7 @@ def _jsons(folder: Path) -> list[Path]:
 
 
 def _only(files: list[Path], folder: Path) -> Path | None:
-    """The file of instances; DataError where it cannot be told."""
+    """Returns the file of instances; DataError if it is ambiguous."""
     named = [path for path in files if path.name.startswith("instances")]
     if len(files) > 1 and len(named) != 1:
         names = ", ".join(path.name for path in files[:8])
@@ -67,7 +67,7 @@ def _only(files: list[Path], folder: Path) -> Path | None:
 
 
 def _is_coco(path: Path) -> bool:
-    """Whether a json begins or ends with COCO's tables."""
+    """Whether a JSON file begins or ends with COCO's tables."""
     if path.suffix.lower() != ".json":
         return False
     try:
@@ -83,7 +83,7 @@ def _is_coco(path: Path) -> bool:
 
 
 def _images(root: Path, path: Path) -> Path:
-    """Of an annotation file the folder of its images: called as its subset, its split, images or data."""
+    """Returns the folder of images of an annotation file: named like its subset or split, or images or data."""
     subset = path.stem.removeprefix("instances_")
     names = dict.fromkeys(name for name in (subset, split_in(path.stem)) if name)
     inner = image_folder(root)
@@ -95,7 +95,7 @@ def _images(root: Path, path: Path) -> Path:
 
 
 def entries(part: Part, tell: Tell) -> Iterator[Entry]:
-    """An entry an image with its objects, crowds marked as hard; DataError where a row is none of COCO's."""
+    """Yield an entry per image with its objects, crowds marked as hard; DataError if a row is not COCO's."""
     (path,) = part.files
     file = CocoFile(path)
     if missing := [key for key in TABLES if not file.has(key)]:

@@ -1,8 +1,8 @@
-"""Any of the formats as what all the rest reads: COCO annotation files and folders of images.
+"""Convert any format to what all other code reads: COCO annotation files and folders of images.
 
-COCO's own layout is read where it lies, unless something is to be settled in it (`misa.data.formats.plain`). Everything
-else is converted into annotation files in a cache (`misa.data.formats.cache`), never among the data; names of images
-are then relative to the root. Faults are written down in these files, where `check_coco` finds them.
+COCO's own layout is read in place unless it has to be normalised (`misa.data.formats.plain`). Everything else is
+converted to annotation files in a cache (`misa.data.formats.cache`), never among the data; image names are then
+relative to the root. Faults are stored in these files, from which `check_coco` reports them.
 """
 
 import os
@@ -26,7 +26,7 @@ from misa.data.formats.splits import Named, assign
 from misa.data.formats.table import FORMATS
 from misa.files import missing
 
-# Where an image's size cannot be read no box is beyond it; the check of the files tells why.
+# Size of an unreadable image, so that no box exceeds it; the check of the files reports the image.
 _UNKNOWN = (10**6, 10**6)
 _said: set[tuple[Path, str]] = set()
 
@@ -35,12 +35,12 @@ SPLITS = ("train", "val", "test")
 
 
 def open_layout(root: PathLike, *, need_train: bool = True, settled: bool = True) -> Layout:
-    """The annotation files and image folders of a data set in any of `FORMATS`.
+    """Returns the annotation files and image folders of a data set in any of `FORMATS`.
 
-    settled: COCO's own layout comes as it will be read; off: as it lies, for readers that settle it themselves.
+    settled: normalise COCO's own layout; False returns the original files, for readers that normalise themselves.
 
     Raises:
-        DataError: nothing of that kind is there, or it cannot be told what is meant.
+        DataError: there is no data of any format, or it is ambiguous.
     """
     root = Path(root).expanduser().resolve()
     if _is_published(root):
@@ -56,7 +56,7 @@ def open_layout(root: PathLike, *, need_train: bool = True, settled: bool = True
         return Layout(root, train, val, test)
     found = find_format(root)
     if found is None:
-        return find_layout(root, need_train=need_train)  # which says what is missing
+        return find_layout(root, need_train=need_train)  # raises, naming what is missing
     made = made_once(root, lambda folder, made: _convert(root, *found, folder, made))
     for sentence in made.says:
         if (root, sentence) not in _said:
@@ -67,7 +67,7 @@ def open_layout(root: PathLike, *, need_train: bool = True, settled: bool = True
 
 
 def find_format(root: Path) -> tuple[Format, list[Part]] | None:
-    """The first of the formats that is there, and where."""
+    """Returns the first format that is found, with its parts."""
     if not root.exists():
         return None
     for row in FORMATS.values():
@@ -77,30 +77,30 @@ def find_format(root: Path) -> tuple[Format, list[Part]] | None:
 
 
 def _is_published(root: Path) -> bool:
-    """Whether the layout is that of COCO 2017 itself."""
+    """Whether the layout is that of the published COCO 2017."""
     return any((root / "annotations" / f"instances_{split}2017.json").is_file() for split in ("train", "val"))
 
 
 def _base(root: Path) -> Path:
-    """What names of images are relative to: the splits may lie in different folders."""
+    """Returns the folder that image names are relative to; the splits may be in different folders."""
     return root if root.is_dir() else root.parent
 
 
 def _settled(root: Path, split: Split) -> Split:
-    """A split of COCO's layout as it lies, or a copy of its annotations in which nothing is left to be understood."""
+    """Returns a split of COCO's layout, with a normalised copy of its annotations unless they are so already."""
 
     def make(folder: Path, made: Made) -> None:
         made.depends |= {split.annotations, split.images}
         try:
             file = CocoFile(split.annotations)
         except DataError:
-            return  # which the check tells
+            return  # reported by the check
         if not isinstance(file.content, dict):
             return
         images = Images(split.images, suffixes=False, literal=[root])
         made.depends |= set(file.settle_images(images, split.images))
         with split.annotations.open("rb") as start:
-            unmarked = start.read(1) == b"{"  # neither a byte order mark nor UTF-16
+            unmarked = start.read(1) == b"{"  # no byte order mark, not UTF-16
         if unmarked and not file.changed:
             file.each_annotation(lambda _: None, areas=True)
         if unmarked and not file.changed:
@@ -112,7 +112,7 @@ def _settled(root: Path, split: Split) -> Split:
         tables = {"images": file.images, "categories": file.categories}
         content |= {key: rows for key, rows in tables.items() if file.has(key)}
         write_coco(path, content, partial(file.each_annotation, areas=True))
-        if (maps := root / "SegmentationClass").is_dir():  # true label maps are looked for beside the annotations
+        if (maps := root / "SegmentationClass").is_dir():  # ground-truth label maps are expected beside the annotations
             (folder / "SegmentationClass").symlink_to(maps)
         made.files["annotations"] = path
 
@@ -122,7 +122,7 @@ def _settled(root: Path, split: Split) -> Split:
 
 @dataclass
 class _Faults:
-    """Gathers what is wrong, as rows of an annotation file."""
+    """Collects faults, as rows of an annotation file."""
 
     rows: list[list[Any]] = field(default_factory=list)
 
@@ -151,7 +151,7 @@ def _convert(root: Path, row: Format, parts: list[Part], folder: Path, made: Mad
 
 
 class _Tables(NamedTuple):
-    """A split: what its file holds but the annotations, and what hands these over, one by one."""
+    """A split: the content of its file without annotations, and a function that yields these one by one."""
 
     content: dict[str, Any]
     annotations: Callable[[Callable[[Any], None]], object]
@@ -160,19 +160,19 @@ class _Tables(NamedTuple):
 def _found_too(row: Format, root: Path) -> Part | None:
     try:
         return next(iter(row.find(root)), None)
-    except DataError:  # it says why it cannot be read, and it is not to be
+    except DataError:  # unreadable: it has a message of its own, which is not wanted here
         return None
 
 
 def _coco_tables(root: Path, parts: list[Part], tell: _Faults, made: Made) -> dict[str, _Tables]:
-    """Of COCO jsons the tables of each split: whole ones where files are splits, else by their images."""
+    """Returns the tables of each split from COCO JSON files: whole files if each is a split, else split by image."""
     base, files = _base(root), []
     for part in parts:
         file = CocoFile(part.files[0])
         if not all(file.has(key) for key in TABLES):
             raise DataError(f"{part.files[0]} has no {', '.join(TABLES)}; give a COCO annotation file.")
         images = Images(part.images, *([base] if part.home == base else [part.home]), suffixes=False, literal=[base])
-        for image in file.images:  # relative to the folder of images first, whatever lies at the root
+        for image in file.images:  # relative to the folder of images first, whatever is at the root
             if isinstance(image, dict) and isinstance(name := image.get("file_name"), str):
                 found = images.find(name)
                 path = found[0] if len(found) == 1 else part.images / name.replace("\\", "/")
@@ -202,7 +202,7 @@ def _name(image: Any) -> Any:
 
 
 def _of_split(file: CocoFile, splits: Sequence[str], split: str) -> _Tables:
-    """The images of a split and their annotations; a row of no image goes to training, where the check tells it."""
+    """Returns the images of a split and their annotations; a row without image goes to train, where it is reported."""
     content = {**file.content, "plain_of": str(file.path), "categories": file.categories}
     everything = partial(file.each_annotation, areas=True)
     if set(splits) == {split}:
@@ -227,7 +227,7 @@ def _ids(images: Sequence[Any]) -> set[Any]:
 
 
 class _Picture(NamedTuple):
-    """An image as it will be listed: its name relative to the base, and the entries that speak of it."""
+    """An image to list: its name relative to the base, and all entries about it."""
 
     name: str
     path: Path
@@ -235,7 +235,7 @@ class _Picture(NamedTuple):
 
 
 def _entry_tables(root: Path, row: Format, parts: list[Part], tell: _Faults, made: Made) -> dict[str, _Tables]:
-    """The tables of each split; test is there where an image is of it."""
+    """Returns the tables of each split; test only if it has images."""
     base = _base(root)
     pictures = _pictures(base, row, parts, tell, made)
     named = [Named(p.name, p.entries[0].own, next((e.split for e in p.entries if e.split), "")) for p in pictures]
@@ -248,7 +248,7 @@ def _entry_tables(root: Path, row: Format, parts: list[Part], tell: _Faults, mad
     labels = sorted({o.label for p in pictures for entry in p.entries for o in entry.objects})
     category = {label: i for i, label in enumerate(labels, 1)}
     images: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
-    shown: dict[str, list[tuple[int, _Picture]]] = {"train": [], "val": []}  # with the number of objects before it
+    shown: dict[str, list[tuple[int, _Picture]]] = {"train": [], "val": []}  # (number of earlier objects, image)
     count = 0
     for i, (picture, split, (width, height)) in enumerate(zip(pictures, splits, sizes, strict=True), 1):
         if split:
@@ -278,13 +278,13 @@ def _annotation(key: int, image: int, category: int, o: Boxed) -> dict[str, Any]
 
 
 def _pictures(base: Path, row: Format, parts: list[Part], tell: _Faults, made: Made) -> list[_Picture]:
-    """The images of all entries in their order; what two of them claim, or what cannot be told, is left out."""
+    """Returns the images of all entries in order, without ambiguous ones and those that two names claim."""
     pictures: dict[Path, _Picture] = {}
     claims: dict[Path, str] = {}
     for part in parts:
         images = Images(part.images, *([base] if part.images != base else []), literal=[part.home, base])
         entries = list(tqdm(row.entries(part, tell), desc="read", unit="file", leave=False, delay=2, disable=None))
-        # Exact paths first: a name that fits otherwise gets no file that is another one's.
+        # Exact paths first, so that an inexact match cannot take the file of another entry.
         found = {i: images.exact(entry.file) for i, entry in enumerate(entries) if entry.file and not entry.own}
         claims |= {path: plain_name(entries[i].file) for i, path in found.items() if path is not None}
         for i, entry in enumerate(entries):
@@ -304,7 +304,7 @@ def _pictures(base: Path, row: Format, parts: list[Part], tell: _Faults, made: M
 
 
 def _file_of(entry: Entry, images: Images, part: Part, claims: dict[Path, str], tell: _Faults) -> Path | None:
-    """The file that an entry names, where it is not at that very path."""
+    """Returns the file of an entry whose exact path does not exist."""
     found = images.find(entry.file)
     name = plain_name(entry.file)
     if len(found) > 1:
@@ -320,7 +320,7 @@ def _file_of(entry: Entry, images: Images, part: Part, claims: dict[Path, str], 
 
 
 def _own_file(entry: Entry, images: Images, part: Part, claims: dict[Path, str], tell: _Faults) -> Path | None:
-    """The image of an annotation file: the one of its own name before the one that it names, which may be stale."""
+    """Returns the image of an annotation file: that of the same name, before the name inside, which may be stale."""
     own = images.find(entry.own)
     named = images.find(entry.file) if entry.file else []
     if len(own) > 1 and len(named) != 1:
@@ -345,12 +345,12 @@ def _tell_several(where: str, name: str, found: Iterable[Path], tell: _Faults) -
 
 
 def read_boxes(path: PathLike) -> dict[str, tuple[list[list[float]], list[str | None]]]:
-    """The boxes (x1 y1 x2 y2) and labels of each image in a file or folder of any of the formats.
+    """Returns the boxes (x1 y1 x2 y2) and labels of each image in a file or folder of any format.
 
-    For predictions of known boxes: nothing is asked of the images. Crowds are left out.
+    For prediction with given boxes: the images need not exist. Crowds are left out.
 
     Raises:
-        DataError: no such file, or none that holds boxes.
+        DataError: there is no such file, or it holds no boxes.
     """
     path = Path(path).expanduser()
     tell = _Faults()
@@ -384,7 +384,7 @@ def read_boxes(path: PathLike) -> dict[str, tuple[list[list[float]], list[str | 
 
 
 def _require_own_names(entries: Iterable[Entry]) -> None:
-    """DataError where annotation files name each other's images: the names inside are older than the files' own."""
+    """Raise DataError if annotation files name each other's images: the names inside are then stale."""
     own = {without_suffix(plain_name(entry.own)).rpartition("/")[2] for entry in entries if entry.own and entry.file}
     for entry in entries:
         name = without_suffix(plain_name(entry.file)).rpartition("/")[2]

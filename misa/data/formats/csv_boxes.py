@@ -1,4 +1,4 @@
-"""A csv of boxes, a line an object: image, label, and xmin ymin xmax ymax or x y and the box's sides, from pixel 0.
+"""CSV of boxes, one object per line: image, label, and xmin ymin xmax ymax or x y width height, 0-based pixels.
 
     boxes.csv (any name) beside the images, with or without a column split; the file itself; train.csv and val.csv;
     or one in each of train/ and val/
@@ -34,7 +34,7 @@ COLUMNS = {
     "label": ("label", "class", "name", "category", "classname", "labelname", "categoryname"),
     "corners of the box": ("xmin ymin xmax ymax", "x1 y1 x2 y2", "left top right bottom", "x0 y0 x1 y1"),
     "or its top left corner": ("x y", "xmin ymin", "left top", "boxx boxy", "bboxx bboxy"),
-    # The box's own sides before those that may be the image's.
+    # Names that mean the sides of the box come before those that may mean the sides of the image.
     "and its sides": ("boxwidth boxheight", "bboxwidth bboxheight", "boxw boxh", "w h", "width height"),
     "size of the image": ("width height", "imagewidth imageheight", "imgwidth imgheight"),
     "split": ("split", "set", "subset", "fold"),
@@ -58,7 +58,7 @@ class _Columns(NamedTuple):
 
 
 def find(root: Path) -> list[Part]:
-    """The csv files of a folder and of its splits, or a csv itself."""
+    """Find the CSV files of a folder and of its splits; `root` may be the file itself."""
     if root.suffix.lower() == ".csv" and root.is_file():
         return [Part((root,), root.parent, "", root.parent)]
     found = files_of(root, ".csv")
@@ -75,13 +75,13 @@ def find(root: Path) -> list[Part]:
 
 
 def entries(part: Part, tell: Tell) -> Iterator[Entry]:
-    """An entry a line; a line without a box is an image without objects.
+    """Yield an entry per line; a line without a box is an image without objects.
 
-    The first line names the columns: image, label and a box, and where there are any, width and height of the image
-    and split (train, val, test). Without a name line the columns are image, x1, y1, x2, y2, label.
+    The first line names the columns: image, label and box, optionally width and height of the image and split (train,
+    val, test). Without a header the columns are image, x1, y1, x2, y2, label.
 
     Raises:
-        DataError: it is no csv, or a column is missing.
+        DataError: it is not a CSV file, or a column is missing.
     """
     (path,) = part.files
     try:
@@ -102,7 +102,7 @@ def entries(part: Part, tell: Tell) -> Iterator[Entry]:
 
 
 def _text(path: Path) -> str:
-    """UTF-8, or UTF-16 as its first bytes say."""
+    """Read text in UTF-8, or in UTF-16 if it starts with a byte order mark."""
     content = path.read_bytes()
     text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     if "\0" in text:

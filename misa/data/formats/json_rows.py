@@ -1,4 +1,4 @@
-"""Writes large json files row by row: nothing of a file's size is held in memory."""
+"""Write large JSON files row by row, without holding them in memory."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,19 +10,19 @@ from misa.files import atomic_write
 
 
 class ObjectFile:
-    """A json object that is written piece by piece, see `object_file`."""
+    """A JSON object written incrementally, see `object_file`."""
 
     def __init__(self, write: Callable[[str], Any]) -> None:
         self._write, self._between = write, "\n"
 
     def value(self, key: str, value: Any) -> None:
-        """A key with its value."""
+        """Write a key and its value."""
         self._key(key)
         self._write(json.dumps(value))
 
     @contextmanager
     def rows(self, key: str) -> Iterator[Callable[[Any], None]]:
-        """A key with a list: `with file.rows(key) as add: add(row)`."""
+        """Write a key and a list: `with file.rows(key) as add: add(row)`."""
         self._key(key)
         between = "[\n"
 
@@ -35,7 +35,7 @@ class ObjectFile:
         self._write("\n]" if between == ",\n" else "[\n]")
 
     def all_rows(self, key: str, rows: Iterable[Any]) -> None:
-        """A key with a list of these rows."""
+        """Write a key and a list of these rows."""
         with self.rows(key) as add:
             for row in rows:
                 add(row)
@@ -47,7 +47,7 @@ class ObjectFile:
 
 @contextmanager
 def object_file(path: Path) -> Iterator[ObjectFile]:
-    """A json object to write piece by piece, put in place in one step when the block ends."""
+    """Yield a JSON object to write incrementally; the file appears atomically when the block ends."""
     with atomic_write(path) as partial, partial.open("w") as file:
         file.write("{")
         yield ObjectFile(file.write)
@@ -55,12 +55,12 @@ def object_file(path: Path) -> Iterator[ObjectFile]:
 
 
 def write_coco(path: Path, content: Mapping[str, Any], annotations: Callable[[Callable[[Any], None]], object]) -> None:
-    """Write a COCO annotation file, put in place in one step when it is complete.
+    """Write a COCO annotation file atomically.
 
     Args:
-        path: the json.
-        content: its other keys in their order, lists row by row; a list "annotations" in it is left out.
-        annotations: is called with what takes a row, for each of them: `lambda add: [add(row) for row in rows]`.
+        path: the JSON file.
+        content: the other keys in order, lists written row by row; a list "annotations" in it is ignored.
+        annotations: called with a function that writes a row: `lambda add: [add(row) for row in rows]`.
     """
     with object_file(path) as out:
         for key, value in content.items():

@@ -1,6 +1,6 @@
-"""Reads json files of any size: the rows of their large lists one by one, in the memory of a few rows.
+"""Stream JSON files of any size: the rows of large lists one by one, in the memory of a few rows.
 
-Errors have the place and the words of Python's own json, whose scanner does the work.
+Errors have the place and the wording of Python's json module, whose scanner does the parsing.
 """
 
 import codecs
@@ -13,12 +13,12 @@ from typing import Any
 from misa.data.formats.coco import DataError
 
 _CHUNK = 1 << 20  # bytes
-_TAIL = 16  # an error so close to the end of what was read may be none when more is read
+_TAIL = 16  # an error this close to the end of the window may be due to the missing rest
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class BadJson(DataError):
-    """A file that is no json: `place` in it ("" for all of it), `message` and `cure`."""
+    """A file that is not valid JSON: `place` in it ("" for the whole file), `message` and `cure`."""
 
     def __init__(self, path: Path, kind: str, place: str, message: str, cure: str) -> None:
         super().__init__(f"{path}{', ' if place else ''}{place}: {message}; {cure}.")
@@ -26,15 +26,15 @@ class BadJson(DataError):
 
 
 def stream_json(path: Path, take: Mapping[str, Callable[[Any], object]], *, once: tuple[str, ...] = ()) -> Any:
-    """The content of a json file, in which the rows of some lists are handed over instead of kept.
+    """Returns the content of a JSON file, with the rows of some lists passed to callbacks instead of kept.
 
     Args:
         path: a file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
-        take: by key of the outermost object, what takes each row of the list there; in the result that list is empty.
-        once: keys that may not be there twice; json would keep the last without a word.
+        take: by key of the outermost object, called with each row of the list there; in the result that list is empty.
+        once: keys that may not be repeated; Python's json would silently keep the last.
 
     Raises:
-        BadJson: the file cannot be read, is no json, or has a key twice; with line and column.
+        BadJson: the file cannot be read, is not valid JSON, or repeats a key; with line and column.
     """
     try:
         with path.open("rb") as file:
@@ -47,7 +47,7 @@ def stream_json(path: Path, take: Mapping[str, Callable[[Any], object]], *, once
         message = "the file ends too early" if fault.ended else f"it is not json ({fault.message})"
         cure = "copy or download it again" if fault.ended else "correct it there"
         raise BadJson(path, "not-json", place, message, cure) from fault
-    except (ValueError, RecursionError) as error:  # no unicode, a number of thousands of digits, endless nesting
+    except (ValueError, RecursionError) as error:  # invalid Unicode, numbers of thousands of digits, too deep nesting
         if isinstance(error, BadJson):
             raise
         message = f"it is not json ({error})"
@@ -61,7 +61,7 @@ class _Fault(Exception):
 
 
 class _Reader:
-    """A window of text that moves over the file: `text` from `at` on is not yet read; `all` when it holds the end."""
+    """A sliding window over the file: `text` from `at` on is not yet parsed; `all`: the end of the file is in it."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class _Reader:
         return []
 
     def value(self) -> Any:
-        """The value from here on."""
+        """Parse the value at the current position."""
         while True:
             self.next()
             try:
@@ -127,13 +127,13 @@ class _Reader:
                 if self.all or not cut:
                     self.fail(error.msg, error.pos)
             else:
-                if self.all or end < len(self.text):  # a number could go on
+                if self.all or end < len(self.text):  # else a number may continue beyond the window
                     self.at = end
                     return found
             self.more()
 
     def next(self) -> str:
-        """The next sign that is no space, "" at the end."""
+        """Returns the next character that is not a space, "" at the end."""
         while True:
             self.at = _SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]
             if self.at < len(self.text) or self.all:
@@ -146,7 +146,7 @@ class _Reader:
         self.at += 1
 
     def more(self) -> None:
-        """Move the window on; one that a single row does not fit into doubles."""
+        """Advance the window; its size doubles if a single row does not fit."""
         self.line, self.column = self.place(self.at)
         self.text, self.at = self.text[self.at :], 0
         size = max(_CHUNK, len(self.text))
@@ -155,7 +155,7 @@ class _Reader:
         self.text += self.decoder.decode(part, self.all)
 
     def place(self, at: int) -> tuple[int, int]:
-        """The line and the column before a place in the window."""
+        """Returns line and column of a position in the window."""
         lines = self.text.count("\n", 0, at)
         return self.line + lines, at - self.text.rindex("\n", 0, at) - 1 if lines else self.column + at
 

@@ -1,8 +1,8 @@
-"""LabelMe: a json an image with shapes; rectangles are boxes, polygons, circles and masks are masks as well.
+"""LabelMe: one JSON file per image with shapes; rectangles give boxes; polygons, circles and masks also give masks.
 
-    *.json beside the images, or of that kind in train/ and val/, or in annotations/ beside images/
+    *.json beside the images, or such folders in train/ and val/, or in annotations/ beside images/
 
-Shapes of one label and one group_id are one object; points and lines are left out. Source: the json of labelme 5
+Shapes with the same label and group_id are one object; points and lines are dropped. Source: the JSON of labelme 5
 (github.com/wkentaro/labelme): shapes (label, points, group_id, shape_type, mask), imagePath, imageHeight, imageWidth.
 """
 
@@ -36,7 +36,7 @@ _SIDES_OF_CIRCLE = 64
 
 
 def find(root: Path) -> list[Part]:
-    """The json files with shapes in a folder, its splits or its folder of annotations."""
+    """Find the JSON files with shapes in a folder, its splits or its folder of annotations."""
     if files := _files(root):
         return [Part(tuple(files), root, "", root)]
     found = [Part(tuple(files), f, split, f) for f, split in split_folders(root) if (files := _files(f))]
@@ -51,13 +51,13 @@ def find(root: Path) -> list[Part]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The json files of a folder, where the first of them is one of LabelMe's."""
+    """Returns the JSON files of a folder if the first one is LabelMe's, else none."""
     files = files_of(folder, ".json")
     return files if files and is_labelme(files[0]) else []
 
 
 def is_labelme(path: Path) -> bool:
-    """Whether a json begins or ends as LabelMe writes it; the picture within may be large."""
+    """Whether a JSON file is LabelMe's, by its start and end only, as the embedded image may be large."""
     with path.open("rb") as file:
         head = file.read(4096)
         file.seek(max(file.seek(0, 2) - 4096, 0))
@@ -66,7 +66,7 @@ def is_labelme(path: Path) -> bool:
 
 
 def entries(part: Part, tell: Tell) -> Iterator[Entry]:
-    """An entry a file; a file that is none is told and left out."""
+    """Yield an entry per file; invalid files are reported and dropped."""
     for path in part.files:
         try:
             content = json.loads(path.read_bytes())
@@ -113,7 +113,7 @@ def _objects(shapes: list[Any], size: tuple[int, int] | None, path: Path, tell: 
 
 
 def _read(shape: Any) -> tuple[str, str, list[list[float]] | None]:
-    """Label, kind and points of a shape; None where the points are none."""
+    """Returns label, kind and points of a shape; None for invalid points."""
     if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
         return "", "", None
     points = shape.get("points")
@@ -129,7 +129,7 @@ def _extent(points: list[list[float]]) -> tuple[float, float, float, float]:
 
 
 def _circle(points: list[list[float]]) -> list[float]:
-    """A circle by its centre and a point on it, as a polygon."""
+    """Returns the polygon of a circle given by its centre and a point on it."""
     (x, y), (px, py) = points
     radius, steps = math.hypot(px - x, py - y), _SIDES_OF_CIRCLE
     angles = [2 * math.pi * i / steps for i in range(steps)]
@@ -144,7 +144,7 @@ def _polygons(label: str, polygons: list[list[float]], where: str) -> Boxed:
 def _mask(
     label: str, text: Any, points: list[list[float]], size: tuple[int, int] | None, where: str, tell: Tell
 ) -> Iterator[Boxed]:
-    """A mask as a PNG in text, from the first point on."""
+    """Decode a mask given as a PNG in base64, with the first point as its top left corner."""
     try:
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))).astype(bool)
         if size is None:

@@ -1,8 +1,8 @@
-"""Which image file an annotation means.
+"""Match image names in annotations to image files.
 
-The path as written comes first; then a file of the same name below the folder of images, if there is but one (of
-several the one with the same folders); then one of another suffix or case. Names are compared in Unicode's composed
-form, with / for \\. What fits several files is no file: no image gets another one's boxes. Standard library only.
+The exact path comes first; then a file of the same name below the folder of images, if it is unique (of several the
+one with the same parent folders); then one with another suffix or case. Names are compared in Unicode's composed form,
+with / for \\. An ambiguous name matches no file, so that no image gets the boxes of another. Standard library only.
 """
 
 import os
@@ -15,14 +15,14 @@ from misa.data.formats.parts import IMAGES, walk, without_suffix
 
 
 def plain_name(name: str) -> str:
-    """A name or path as it is compared: composed Unicode and / between folders."""
+    """Normalise a name or path for comparison: composed Unicode and / between folders."""
     return unicodedata.normalize("NFC", name.replace("\\", "/"))
 
 
 class Images:
-    """The image files below some folders, the first of which names are relative to.
+    """The image files below some folders; names are relative to the first.
 
-    suffixes: whether another suffix or case than is written may be meant. looked: the folders that an answer hangs on.
+    suffixes: whether another suffix or case may match. looked: the folders that the answers depend on.
     """
 
     def __init__(self, *folders: Path, suffixes: bool = True, literal: Sequence[Path] = ()) -> None:
@@ -33,7 +33,7 @@ class Images:
         self._trees: dict[Path, _Tree] = {}
 
     def find(self, name: str) -> list[Path]:
-        """The files that a name may mean: one, none, or several that cannot be told apart."""
+        """Returns the files that a name may refer to: one, none, or several if it is ambiguous."""
         if exact := self.exact(name):
             return [exact]
         for folder in self.folders:
@@ -42,7 +42,7 @@ class Images:
         return []
 
     def exact(self, name: str) -> Path | None:
-        """The file at the path as it is written."""
+        """Returns the file at exactly this path, or None."""
         for folder in self.literal:
             for written in dict.fromkeys((name, name.replace("\\", "/"))):
                 path = folder / written
@@ -60,7 +60,7 @@ class Images:
 
 
 class _Tree:
-    """Image files by name, by name without suffix, and both without case."""
+    """Image files indexed by name and by name without suffix, each also case-insensitively."""
 
     def __init__(self, folder: Path) -> None:
         self.folders: set[Path] = set()
@@ -87,7 +87,7 @@ class _Tree:
 
 
 def _alike(path: Path, folders: Sequence[str]) -> int:
-    """How many of the innermost folders are the same."""
+    """Returns the number of innermost folders in common."""
     count = 0
     for ours, theirs in zip(reversed(path.parts[:-1]), reversed(folders), strict=False):
         if plain_name(ours) != theirs:
@@ -97,7 +97,7 @@ def _alike(path: Path, folders: Sequence[str]) -> int:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file; also for names that no file can have, such as one with a zero byte."""
+    """Whether the file exists; False, without raising, for impossible names such as one with a zero byte."""
     try:
         return path.is_file()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a reader of a format gives: annotation files with their images, and what these say of each image.
+"""Types that the readers of formats return: annotation files with their images, and the objects of each image.
 
 A format is one file with `find` and `entries`, and one row in `misa.data.formats.table.FORMATS`. Standard library only.
 """
@@ -22,22 +22,22 @@ SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-"""What a split may be called."""
+"""Accepted names of each split."""
 IMAGE_FOLDERS = ("JPEGImages", "images", "img", "imgs", "data")
-"""What a folder of images may be called, in any case."""
+"""Accepted names of a folder of images, in any case."""
 
 
 class Tell(Protocol):
-    """Takes a fault: its kind, where it is, what is wrong, what to do, and whether it forbids a training."""
+    """Callback that reports a fault: its kind, place, message and cure, and whether it forbids a training."""
 
     def __call__(self, kind: str, where: str, message: str, cure: str, *, fatal: bool = True) -> None:
-        """Take one."""
+        """Report one fault."""
 
 
 class Boxed(NamedTuple):
     """An object's box x y w h in pixels.
 
-    hard: marked as too difficult to be taught or scored. mask: polygons or run lengths as COCO has them, or None.
+    hard: marked as too difficult for training or evaluation. mask: polygons or RLE in COCO's form, or None.
     """
 
     label: str
@@ -48,9 +48,9 @@ class Boxed(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What one file or line says of an image: its file, (width, height) if given, objects, and split if named.
+    """Annotations of an image in one file or line: image file, (width, height) if given, objects, split if named.
 
-    own: the name of the annotation file itself, relative to its folder and without suffix, where each image has one.
+    own: the name of the annotation file, relative to its folder and without suffix, if each image has its own.
     """
 
     file: str
@@ -62,9 +62,9 @@ class Entry(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Annotation files of one format, the folder of their images, and their split ("": not said).
+    """Annotation files of one format, the folder of their images, and their split ("": not given).
 
-    home: the folder in which they and lists of splits lie.
+    home: the folder that holds them and the lists of splits.
     """
 
     files: tuple[Path, ...]
@@ -74,9 +74,9 @@ class Part(NamedTuple):
 
 
 class Format(NamedTuple):
-    """How a format is found below a folder (or as a file), how it is read, and what it looks like.
+    """A format: functions that find it below a folder (or as a file) and read it, and an example of its layout.
 
-    entries: images relative to the part's folder of images or to the root.
+    entries: yields images, relative to the part's folder of images or to the root.
     """
 
     find: Callable[[Path], list[Part]]
@@ -85,7 +85,7 @@ class Format(NamedTuple):
 
 
 def number(text: str | None) -> float | None:
-    """A finite number of moderate size, or None."""
+    """Parse a finite number of moderate size; None if it is none."""
     try:
         value = float(text or "")
     except ValueError:
@@ -94,20 +94,20 @@ def number(text: str | None) -> float | None:
 
 
 def size_in(width: str | None, height: str | None) -> tuple[int, int] | None:
-    """(width, height) where both are numbers of 1 or more."""
+    """Returns (width, height) if both are numbers of at least 1, else None."""
     w, h = number(width), number(height)
     return (int(w), int(h)) if w is not None and h is not None and w >= 1 and h >= 1 else None
 
 
 def child(folder: Path, *names: str) -> Path | None:
-    """The first of these files or folders that is there, whatever the case of its name."""
+    """Returns the first of these files or folders that exists, ignoring case."""
     there = {name.lower(): name for name in reversed(listing(folder))}
     found = next((there[name.lower()] for name in names if name.lower() in there), None)
     return None if found is None else folder / found
 
 
 def files_of(folder: Path | None, *suffixes: str) -> list[Path]:
-    """The files of a folder with one of these suffixes, in the order of their names."""
+    """Returns the files of a folder with one of these suffixes, sorted by name."""
     if folder is None:
         return []
     found = [folder / name for name in listing(folder) if name.lower().endswith(suffixes)]
@@ -115,10 +115,10 @@ def files_of(folder: Path | None, *suffixes: str) -> list[Path]:
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder below and its files, in order; links to folders are followed, hidden names are not."""
+    """Yield each folder below with its files, sorted; follows links to folders, skips hidden names."""
     seen = set()
     for root, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(root)) in seen:  # a link that leads back
+        if (real := os.path.realpath(root)) in seen:  # a cycle of links
             folders.clear()
             continue
         seen.add(real)
@@ -127,24 +127,24 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def split_folders(root: Path) -> list[tuple[Path, str]]:
-    """The folders that are called as a split, with that split."""
+    """Returns the folders that are named like a split, with the split."""
     found = [(root / name, SPLITS[name.lower()]) for name in listing(root) if name.lower() in SPLITS]
     return [(path, split) for path, split in found if os.path.isdir(path)]
 
 
 def split_in(name: str) -> str:
-    """The split that a file's name speaks of, as instances_train2017.json does; "" for none."""
+    """Returns the split in a file name such as instances_train2017.json; "" for none."""
     words = re.findall(r"[a-z]+", name.lower())
     return next((SPLITS[word] for word in words if word in SPLITS), "")
 
 
 def image_folder(home: Path) -> Path:
-    """The folder of images in a data set's folder: one that is called so, or the folder itself."""
+    """Returns the folder of images in a data set: a subfolder with an accepted name, else the folder itself."""
     found = child(home, *IMAGE_FOLDERS)
     return found if found is not None and os.path.isdir(found) else home
 
 
 def without_suffix(name: str) -> str:
-    """A file's name without the suffix of an image; other dots belong to the name."""
+    """Remove an image suffix from a file name; other dots belong to the name."""
     stem, dot, suffix = name.rpartition(".")
     return stem if dot and f".{suffix.lower()}" in IMAGES else name

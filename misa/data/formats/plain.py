@@ -1,26 +1,26 @@
-"""The rows of COCO files in the one form that mmdet and pycocotools read without surprise.
+"""Normalise the rows of COCO files to the form that mmdet and pycocotools read correctly.
 
-Ids and sizes that are texts become numbers. A missing `iscrowd` is 0, `ignore` is a crowd (which is neither taught nor
-scored), an empty mask is []. An area that contradicts the mask becomes the mask's, a missing one without a mask the
-box's. Wrong rows stay as they are. Needs pycocotools for areas alone.
+Ids and sizes given as strings become numbers. A missing `iscrowd` becomes 0, `ignore` becomes a crowd (neither trained
+nor evaluated on), an empty mask []. An area that contradicts the mask is replaced by the mask's, a missing one without
+a mask by the box's. Invalid rows are left unchanged. Needs pycocotools for areas only.
 """
 
 from typing import Any
 
 from misa.errors import number, whole
 
-# An area that differs from the mask's by more than this share, and by more than some pixels, is wrong.
+# An area that differs from the mask's by more than both of these, a share and a number of pixels, is wrong.
 _AREA_SHARE, _AREA_PIXELS = 0.05, 8.0
 
 
 class TextIds:
-    """The ids of a table while they are all texts, and the numbers in their place."""
+    """Collects the ids of a table as long as all are strings, and numbers to replace them."""
 
     def __init__(self) -> None:
         self.texts: dict[str, None] | None = {}
 
     def see(self, row: Any) -> None:
-        """A row of the table; one without a text as its id ends it."""
+        """Add a row of the table; an id that is not a string ends the collection."""
         if self.texts is not None:
             key = row.get("id") if isinstance(row, dict) else None
             if isinstance(key, str):
@@ -29,7 +29,7 @@ class TextIds:
                 self.texts = None
 
     def numbers(self) -> dict[str, int]:
-        """What the texts say where all are numbers apart, else from 1 on in order; empty where not all are texts."""
+        """Returns a number per string: its value if all are distinct integers, else 1, 2, …; {} if some id is none."""
         said = {text: _whole(text) for text in self.texts or ()}
         if None not in said.values() and len(set(said.values())) == len(said):
             return {text: int(value) for text, value in said.items() if value is not None}
@@ -37,7 +37,7 @@ class TextIds:
 
 
 def plain_id(row: Any, numbers: dict[str, int]) -> bool:
-    """A number in the place of a row's id, where it is one of the texts; whether it was."""
+    """Replace a row's id by its number if it is a string of `numbers`, in place; returns whether it was."""
     if not numbers:
         return False
     row["id"] = numbers[row["id"]]
@@ -45,7 +45,7 @@ def plain_id(row: Any, numbers: dict[str, int]) -> bool:
 
 
 def plain_image(row: Any) -> bool:
-    """Sizes that are texts or have a fraction of 0 as whole numbers; whether there were any."""
+    """Convert sizes given as strings or integral floats to integers, in place; returns whether there were any."""
     changed = False
     for side in ("width", "height") if isinstance(row, dict) else ():
         value = row.get(side)
@@ -55,7 +55,7 @@ def plain_image(row: Any) -> bool:
 
 
 def plain_references(row: dict[str, Any], images: dict[str, int], categories: dict[str, int]) -> bool:
-    """Numbers in the place of texts that refer to an image or a category; whether there were any."""
+    """Replace string references to an image or a category by numbers, in place; returns whether there were any."""
     changed = False
     for key, numbers in (("image_id", images), ("category_id", categories)):
         value = row.get(key)
@@ -67,9 +67,9 @@ def plain_references(row: dict[str, Any], images: dict[str, int], categories: di
 
 
 def plain_annotation(row: dict[str, Any], size: tuple[Any, Any] | None, areas: bool) -> bool:
-    """One annotation of an image of (width, height) in its plain form, in place; whether anything was changed.
+    """Normalise an annotation of an image of (width, height) in place; returns whether anything was changed.
 
-    areas: an area that is wrong as well.
+    areas: also replace a wrong area.
     """
     before = row.get("iscrowd"), row.get("segmentation"), row.get("area")
     if "iscrowd" not in row or row["iscrowd"] is None:
@@ -87,12 +87,12 @@ def plain_annotation(row: dict[str, Any], size: tuple[Any, Any] | None, areas: b
 
 
 def is_ignored(row: dict[str, Any]) -> bool:
-    """Whether an object is marked to be ignored, which mmdet leaves out and pycocotools would score."""
+    """Whether an object is marked `ignore`, which mmdet drops and pycocotools would score."""
     return row.get("ignore") in (1, True, "1", "true")
 
 
 def is_empty(mask: Any) -> bool:
-    """Whether a segmentation is none, in the forms that tools for boxes write."""
+    """Whether a segmentation is empty, in the forms that box tools write."""
     if isinstance(mask, list):
         return all(part == [] for part in mask)
     if isinstance(mask, dict):
@@ -106,7 +106,7 @@ def _plain_area(row: dict[str, Any], size: tuple[Any, Any] | None) -> None:
         box = row.get("bbox")
         if isinstance(box, list) and len(box) == 4 and all(map(number, box)):
             true = max(box[2], 0) * max(box[3], 0)
-            # A mask that was taken out leaves its area, which is smaller than its box.
+            # The area may be that of a mask that was removed, which is smaller than the box.
             if not (number(said) and 0 < said <= (1 + _AREA_SHARE) * true + _AREA_PIXELS):  # type: ignore[operator]
                 row["area"] = true
         return
@@ -121,7 +121,7 @@ def _plain_area(row: dict[str, Any], size: tuple[Any, Any] | None) -> None:
 
 
 def _rough_area(mask: Any) -> float | None:
-    """The area of polygons that do not overlap, or of run lengths as a list."""
+    """Returns the area of an uncompressed RLE, or of polygons, assuming that they do not overlap."""
     if isinstance(mask, dict):
         counts = mask.get("counts")
         return float(sum(counts[1::2])) if isinstance(counts, list) and all(map(whole, counts)) else None
@@ -137,7 +137,7 @@ def _rough_area(mask: Any) -> float | None:
 
 
 def _area(mask: Any, size: tuple[Any, Any]) -> float | None:
-    """The mask's number of pixels; None where it cannot be decoded, which the check tells."""
+    """Returns the mask's number of pixels; None if it cannot be decoded, which the check reports."""
     from pycocotools import mask as rle
 
     from misa.data.check.masks import broken_runs, mask_fault
@@ -153,7 +153,7 @@ def _area(mask: Any, size: tuple[Any, Any]) -> float | None:
 
 
 def _whole(value: Any) -> int | None:
-    """A whole number that is written as a text or with a fraction of 0."""
+    """Returns the integer in a string or an integral float, else None."""
     try:
         found = float(value)
         return int(found) if found == int(found) and abs(found) < 2**53 else None

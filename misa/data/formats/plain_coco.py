@@ -1,8 +1,8 @@
-"""A data set of any format as plain COCO, which every tool reads: `misa convert`.
+"""Convert a data set of any format to plain COCO, which every tool reads: `misa convert`.
 
     out/annotations/instances_{train,val,test}2017.json    out/{train,val,test}2017/
 
-What is read is what a training reads: the same splits, names, boxes and masks.
+The splits, names, boxes and masks are those that a training reads.
 """
 
 import json
@@ -25,13 +25,13 @@ from misa.errors import UserError, counted
 from misa.files import atomic_write, locked, read_json, write_json
 
 ImagesAs = Literal["link", "copy"]
-_CARD = "unfinished.json"  # of which data an unfinished folder is
-_OURS = ("plain_of", "converted_from", "faults")  # keys of converted files; of their rows "where"
+_CARD = "unfinished.json"  # identifies the data of an unfinished folder
+_OURS = ("plain_of", "converted_from", "faults")  # extra keys of converted files; their rows have "where"
 
 
 @dataclass(frozen=True)
 class Written:
-    """A split that was written: its name, the number of images and objects, and of objects with masks."""
+    """A written split: its name and the numbers of images, objects and objects with masks."""
 
     split: str
     images: int
@@ -46,16 +46,16 @@ class Written:
 def convert(data: PathLike, out: PathLike, *, images: ImagesAs = "link") -> list[Written]:
     """Write a data set as plain COCO into the new folder `out`, which appears when it is complete.
 
-    A call that was stopped leaves a hidden folder beside `out`, and the same call goes on with it.
+    An interrupted call leaves a hidden folder beside `out`, and the same call resumes from it.
 
     Args:
         data: a folder or file in any of `misa.data.formats.table.FORMATS`.
         out: a new folder.
         images: "link" for hard links (no space, but one file with two names; across file systems they are copied),
-            "copy" for files of their own.
+            "copy" for separate files.
 
     Raises:
-        UserError: `out` exists or cannot be written, the data is not readable as a whole, or an image is absent.
+        UserError: `out` exists or cannot be written, the data has faults, or an image is missing.
     """
     layout, out = open_layout(data), Path(out).expanduser().absolute()
     if os.path.lexists(out):
@@ -68,7 +68,7 @@ def convert(data: PathLike, out: PathLike, *, images: ImagesAs = "link") -> list
     card = {"data": str(layout.root), "images": images, **data_digests(layout.train, layout.val)}
     card |= {"test": digest_of(layout.test.annotations)} if layout.test is not None else {}
     with locked(beside, "out"):
-        if (beside / _CARD).exists() and read_json(beside / _CARD) != card:  # other data, or other annotations
+        if (beside / _CARD).exists() and read_json(beside / _CARD) != card:  # of other data or annotations
             for path in beside.iterdir():
                 if path.name != ".lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -85,7 +85,7 @@ def convert(data: PathLike, out: PathLike, *, images: ImagesAs = "link") -> list
 
 
 def _write_split(out: Path, name: str, split: Split, images: ImagesAs) -> Written | None:
-    """Bring the images of a split and write its annotations; None where it has no images."""
+    """Link or copy the images of a split and write its annotations; None if it has no images."""
     file = CocoFile(split.annotations)
     if missing := [key for key in TABLES if not file.has(key)]:
         raise DataError(f"{split.annotations} has no list {missing[0]!r}; `misa check` says what is wrong.")
@@ -125,7 +125,7 @@ def _write_split(out: Path, name: str, split: Split, images: ImagesAs) -> Writte
 
 
 def _path(row: Any, split: Split) -> Path:
-    """Where an image is; DataError where it is not."""
+    """Returns the path of an image; DataError if it does not exist."""
     name = row.get("file_name") if isinstance(row, dict) else None
     if not isinstance(name, str):
         raise DataError(f"{split.annotations} has an image without file_name: {json.dumps(row)[:60]}; correct it.")
@@ -138,7 +138,7 @@ def _path(row: Any, split: Split) -> Path:
 
 
 def _bring(source: Path, place: Path, images: ImagesAs) -> None:
-    """A file at its new place, unless an earlier call has put it there."""
+    """Link or copy a file unless an earlier call has done so."""
     if place.exists():
         ours, theirs = place.stat(), source.stat()
         if os.path.samestat(ours, theirs) or (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns):
@@ -149,7 +149,7 @@ def _bring(source: Path, place: Path, images: ImagesAs) -> None:
         try:
             os.link(source.resolve(), place)
             return
-        except OSError:  # another file system, or one without hard links
+        except OSError:  # another file system, or no support for hard links
             pass
     with atomic_write(place) as partial:
         shutil.copy2(source, partial)

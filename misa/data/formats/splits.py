@@ -1,7 +1,7 @@
-"""Which images are trained on and which are scored on: as lists or folders say, or a tenth by their names.
+"""Assign images to splits: by lists or folders, else a tenth for validation by a hash of the names.
 
-The tenth is all images whose name has a hash below a threshold, so that data which grows moves no image from one split
-to the other. Standard library only.
+The tenth is all images whose hash is below a threshold, so adding images to the data moves no image from one split to
+the other. Standard library only.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ from misa.data.formats.names import plain_name
 from misa.data.formats.parts import Tell, child, files_of, without_suffix
 from misa.errors import counted
 
-_SHARE = 10  # one image in so many is for validation, where no split is given
+_SHARE = 10  # one image in this many is for validation if no split is given
 _LISTS = ("train", "val", "trainval", "test")
 
 
 class Named(NamedTuple):
-    """An image by its path and by the name of its annotation file ("": none of its own), and the split it is given."""
+    """An image by its path and by the name of its own annotation file ("": none), and its given split."""
 
     path: str
     own: str = ""
@@ -31,9 +31,9 @@ class Named(NamedTuple):
 def assign(
     images: Sequence[Named], homes: Sequence[Path], tell: Tell, say: Callable[[str], None]
 ) -> tuple[list[str], list[Path]]:
-    """The split of each image ("" for one in none) and the lists that say so.
+    """Returns the split of each image ("" for none) and the lists that determined it.
 
-    homes: the folders that may hold ImageSets/Main. tell: takes what is wrong with a list; say: takes what was decided.
+    homes: the folders that may hold ImageSets/Main. tell: reports faults of a list; say: reports the decision.
 
     Raises:
         DataError: a list names none of the images.
@@ -55,11 +55,11 @@ def assign(
 
 
 def by_hash(paths: Sequence[str], say: Callable[[str], None]) -> list[str]:
-    """A tenth of the images for validation, by a threshold on a hash of their names; at least one of two or more."""
+    """Split off about a tenth for validation by a threshold on a hash of the names; at least one of two or more."""
     value = [hashlib.sha256(_key(path)).digest() for path in paths]
     limit = (2**256 // _SHARE).to_bytes(32, "big")
     split = ["val" if v < limit else "train" for v in value]
-    if len(paths) > 1 and len(set(split)) == 1:  # so few that none is below the threshold, or all
+    if len(paths) > 1 and len(set(split)) == 1:  # so few images that none or all are below the threshold
         odd = value.index(min(value)) if split[0] == "train" else value.index(max(value))
         split[odd] = "val" if split[0] == "train" else "train"
     if paths:
@@ -72,7 +72,7 @@ def _key(path: str) -> bytes:
 
 
 def _lists(home: Path) -> dict[str, Path]:
-    """The lists of splits of a folder, in ImageSets/Main, in ImageSets or beside the annotations."""
+    """Returns the lists of splits of a folder: in ImageSets/Main, in ImageSets or beside the annotations."""
     sets = child(home, "ImageSets")
     for folder in (None if sets is None else child(sets, "Main"), sets, home):
         found = {path.stem.lower(): path for path in files_of(folder, ".txt") if path.stem.lower() in _LISTS}
@@ -82,7 +82,7 @@ def _lists(home: Path) -> dict[str, Path]:
 
 
 def _members(path: Path, images: Sequence[Named], tell: Tell) -> set[int]:
-    """The images that a list names, by name or path, with or without suffix."""
+    """Returns the images in a list, given by name or path, with or without suffix."""
     by_name: defaultdict[str, list[int]] = defaultdict(list)
     for i, image in enumerate(images):
         for name in dict.fromkeys((image.own, without_suffix(image.path))):
@@ -91,7 +91,7 @@ def _members(path: Path, images: Sequence[Named], tell: Tell) -> set[int]:
     members: set[int] = set()
     missing: list[str] = []
     for line in _lines(path):
-        # VOC's lists of one class say after each name whether it is there.
+        # VOC's lists of one class have a flag after each name for the presence of the class.
         found = _named(line, images, by_name) or _named(re.sub(r"\s+-?[01]$", "", line), images, by_name)
         members.update(found)
         missing += [] if found else [line]
@@ -107,7 +107,7 @@ def _members(path: Path, images: Sequence[Named], tell: Tell) -> set[int]:
 
 
 def _named(line: str, images: Sequence[Named], by_name: Mapping[str, list[int]]) -> list[int]:
-    """The images that a line names; of one name in several folders those that are in the same."""
+    """Returns the images of a line; of equal names in several folders those in the same folder."""
     whole = without_suffix(plain_name(line))
     found = by_name.get(whole.rpartition("/")[2], [])
     if len(set(found)) > 1:

@@ -1,4 +1,4 @@
-"""The formats that annotations are read from, in the order in which they are looked for: a row each."""
+"""The table of annotation formats, in the order in which they are tried."""
 
 from misa.data.formats.coco_json import COCO
 from misa.data.formats.csv_boxes import CSV

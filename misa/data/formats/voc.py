@@ -1,8 +1,8 @@
-"""PASCAL VOC 2012 and SBD as COCO annotations: one instance a number of SegmentationObject or of SBD's inst.
+"""Convert PASCAL VOC 2012 and SBD to COCO annotations: one instance per number in SegmentationObject or SBD's inst.
 
-Images of VOC's train and val lists have VOC's own masks, whose border (255) belongs to no object; the further images of
-train_aug have SBD's (Hariharan et al. 2011), which have no such border. Masks are RLE, area is the mask's, the box is
-the mask's extent, nothing is a crowd. The PNGs do not say what is difficult, so nothing is left out.
+Images of VOC's train and val lists have VOC's masks, whose void border (255) belongs to no object; the other images of
+train_aug have SBD's (Hariharan et al. 2011), without such a border. Masks are RLE, areas and tight boxes are those of
+the masks, nothing is a crowd. The PNGs do not mark difficult objects, so none is left out.
 """
 
 import os
@@ -25,13 +25,13 @@ from misa.errors import UserError
 from misa.files import write_json
 
 COUNTS = {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10582}
-"""The images of VOC 2012's lists, and of its train list with what SBD adds outside of val."""
+"""Number of images in VOC 2012's lists, and in train_aug (train with SBD's images outside val)."""
 _THREADS = 8
 _UNPACK = "unpack the whole of VOCtrainval_11-May-2012.tar"
 
 
 class Objects(NamedTuple):
-    """An image's instances: `numbers` (h w) counts them, 0 for none; `classes` says what each one is, 1 to 20."""
+    """An image's instances: `numbers` (h w) is the instance id, 0 for background; `classes` their classes, 1 to 20."""
 
     numbers: NDArray[np.uint8]
     classes: dict[int, int]
@@ -39,7 +39,7 @@ class Objects(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """What a split came to."""
+    """Counts of a split."""
 
     name: str
     path: Path
@@ -57,21 +57,21 @@ class Summary:
 def write_voc(
     devkit: str | Path, out: str | Path, *, sbd: str | Path | None = None, train: str = "", val: str = "val"
 ) -> list[Summary]:
-    """COCO layout in the new folder `out` from a VOC 2012 devkit and, for train_aug, SBD's folder.
+    """Write a COCO layout in the new folder `out` from a VOC 2012 devkit and, for train_aug, SBD's folder.
 
-    Every list that there is becomes annotations/voc2012_<list>.json; instances_train2017.json and
-    instances_val2017.json, which training reads, are links to two of them, train2017 and val2017 to the images,
-    SegmentationClass to VOC's label maps, which know the void borders of objects; SBD's images have none.
+    Every existing list becomes annotations/voc2012_<list>.json; instances_train2017.json and instances_val2017.json,
+    which training reads, are links to two of them, train2017 and val2017 to the images, SegmentationClass to VOC's
+    label maps, which have the void borders of objects; SBD's images have none.
 
     Args:
         devkit: VOC2012, or a folder that holds it (VOCdevkit).
         out: must not hold annotations yet.
         sbd: the folder with inst/ (benchmark_RELEASE/dataset), or one above it.
         train: the list to train on; by default train_aug with `sbd`, train without.
-        val: the list to score on.
+        val: the list to evaluate on.
 
     Raises:
-        UserError: something is missing, unreadable or contradicts itself.
+        UserError: something is missing, unreadable or inconsistent.
     """
     root, out = voc_root(devkit), Path(out).expanduser().resolve()
     extra = None if sbd is None else sbd_root(sbd)
@@ -97,18 +97,18 @@ def write_voc(
     for split, name in chosen.items():
         os.symlink(f"voc2012_{name}.json", out / "annotations" / f"instances_{split}2017.json")
         os.symlink(os.path.relpath(root / "JPEGImages", out), out / f"{split}2017")
-    if (root / "SegmentationClass").is_dir():  # mean IoU and masks for the teacher: with VOC's void borders
+    if (root / "SegmentationClass").is_dir():  # for mean IoU and the teacher's masks, with VOC's void borders
         os.symlink(os.path.relpath(root / "SegmentationClass", out), out / "SegmentationClass")
     return summaries
 
 
 def augmented(train: Sequence[str], val: Sequence[str], sbd: Sequence[str]) -> list[str]:
-    """train_aug: VOC's train list and all of SBD that VOC does not score on."""
+    """Returns train_aug: VOC's train list and all images of SBD outside VOC's val list."""
     return sorted((set(train) | set(sbd)) - set(val))
 
 
 def voc_root(folder: str | Path) -> Path:
-    """The folder with JPEGImages, at `folder` or below it."""
+    """Returns the folder with JPEGImages: `folder` or one below it."""
     folder = Path(folder).expanduser().resolve()
     for root in (folder, folder / "VOC2012", folder / "VOCdevkit" / "VOC2012"):
         if (root / "JPEGImages").is_dir():
@@ -120,7 +120,7 @@ def voc_root(folder: str | Path) -> Path:
 
 
 def sbd_root(folder: str | Path) -> Path:
-    """The folder with inst, at `folder` or below it."""
+    """Returns the folder with inst: `folder` or one below it."""
     folder = Path(folder).expanduser().resolve()
     for root in (folder, folder / "dataset", folder / "benchmark_RELEASE" / "dataset"):
         if (root / "inst").is_dir():
@@ -129,7 +129,7 @@ def sbd_root(folder: str | Path) -> Path:
 
 
 def download_voc(folder: str | Path, *, sbd: bool = True) -> tuple[Path, Path | None]:
-    """Fetch VOC 2012 (2 GB) and SBD (1.4 GB) with torchvision; the folders for `write_voc`. Needs the internet."""
+    """Download VOC 2012 (2 GB) and SBD (1.4 GB) with torchvision; returns the folders for `write_voc`."""
     from torchvision.datasets import SBDataset, VOCSegmentation
 
     folder = Path(folder).expanduser()
@@ -137,7 +137,7 @@ def download_voc(folder: str | Path, *, sbd: bool = True) -> tuple[Path, Path | 
         VOCSegmentation(folder, year="2012", image_set="trainval", download=True)
         if sbd and not (folder / "sbd" / "inst").is_dir():
             SBDataset(folder / "sbd", mode="segmentation", download=True)
-    except (OSError, RuntimeError) as error:  # no network, a checksum that does not fit, no space
+    except (OSError, RuntimeError) as error:  # no network, a wrong checksum, no space
         raise UserError(
             f"the data could not be fetched into {folder} ({error}); fetch VOCtrainval_11-May-2012.tar and "
             "benchmark.tgz by hand and give their folders."
@@ -169,7 +169,7 @@ def _sbd_names(root: Path) -> list[str]:
 
 
 def _reader(root: Path, sbd: Path | None, own: set[str]) -> Callable[[str], tuple[tuple[int, int], Objects]]:
-    """Reads an image's (width, height) and objects, from VOC where VOC has them."""
+    """Returns a reader of an image's (width, height) and objects, from VOC if possible, else from SBD."""
 
     def read(name: str) -> tuple[tuple[int, int], Objects]:
         picture = root / "JPEGImages" / f"{name}.jpg"
@@ -185,7 +185,7 @@ def _reader(root: Path, sbd: Path | None, own: set[str]) -> Callable[[str], tupl
 
 
 def read_voc_objects(root: Path, name: str) -> Objects:
-    """The instances of VOC's PNGs; the void border belongs to none of them."""
+    """Read the instances of VOC's PNGs; the void border belongs to none of them."""
     index, classes = (_png(root / part / f"{name}.png") for part in ("SegmentationObject", "SegmentationClass"))
     if index.shape != classes.shape:
         raise UserError(
@@ -207,7 +207,7 @@ def read_voc_objects(root: Path, name: str) -> Objects:
 
 
 def read_sbd_objects(root: Path, name: str) -> Objects:
-    """The instances of SBD's inst/<name>.mat: a map of numbers and the class of each."""
+    """Read the instances of SBD's inst/<name>.mat: a map of ids and the class of each."""
     path = root / "inst" / f"{name}.mat"
     if not path.is_file():
         raise UserError(f"{path} is missing; unpack the whole of benchmark.tgz.")
@@ -215,7 +215,7 @@ def read_sbd_objects(root: Path, name: str) -> Objects:
         truth = loadmat(path, variable_names=["GTinst"])["GTinst"][0, 0]
         index = np.asarray(truth["Segmentation"], dtype=np.uint8)
         labels = [int(label) for label in np.ravel(truth["Categories"])]
-    except Exception as error:  # scipy raises many kinds for a file that is cut or none of MATLAB's
+    except Exception as error:  # scipy raises many kinds for a truncated file or one that is not MATLAB's
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read ({reason}); unpack benchmark.tgz again.") from error
     numbers = [number for number in np.unique(index).tolist() if number not in (0, VOID)]
@@ -244,7 +244,7 @@ def _open(path: Path, cure: str) -> Image.Image:
 
 
 def _rows(name: str, size: tuple[int, int], objects: Objects) -> dict[str, Any]:
-    """An image and its annotations, without ids."""
+    """Returns an image and its annotations, without ids."""
     annotations = []
     for number, label in objects.classes.items():
         mask = rle.encode(np.asfortranarray(objects.numbers == number, dtype=np.uint8))
@@ -265,7 +265,7 @@ def _write(path: Path, split: str, names: Sequence[str], found: dict[str, dict[s
     annotations: list[dict[str, Any]] = []
     for place, name in enumerate(names, 1):
         row = dict(found[name])
-        # 2007_000032 is image 2007000032 in every list.
+        # 2007_000032 has id 2007000032 in every list.
         image = int(name.replace("_", "")) if re.fullmatch(r"\d{4}_\d{6}", name) else place
         for annotation in row.pop("annotations"):
             annotations.append({"id": len(annotations) + 1, "image_id": image, **annotation})

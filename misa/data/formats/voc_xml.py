@@ -1,8 +1,8 @@
-"""Pascal VOC xml: a file an image, boxes alone. VOC counts pixels from 1, and a box includes its last pixel.
+"""Pascal VOC XML: one file per image, boxes only. VOC counts pixels from 1, and a box includes its last pixel.
 
     a devkit     VOC2007/Annotations/*.xml, VOC2007/JPEGImages/, VOC2007/ImageSets/Main/{train,val,trainval,test}.txt;
                  given as VOC2007, VOCdevkit or a folder above, or as Annotations itself
-    a folder     *.xml beside the images, or of that kind in train/ and val/
+    a folder     *.xml beside the images, or such folders in train/ and val/
 
 Standard library only.
 """
@@ -31,7 +31,7 @@ from misa.files import listing
 
 
 def find(root: Path) -> list[Part]:
-    """The xml files of a folder and of its splits."""
+    """Find the XML files of a folder and of its splits."""
     if root.name.lower() == "annotations" and (
         image_folder(root.parent) != root.parent or root.parent.name[:3] == "VOC"
     ):
@@ -58,7 +58,7 @@ def find(root: Path) -> list[Part]:
 
 
 def _devkit(home: Path) -> list[Part]:
-    """A folder with Annotations and a folder of images; Annotations may have folders, also called as splits."""
+    """Find Annotations beside a folder of images; Annotations may have subfolders, also ones named like splits."""
     folder = child(home, "Annotations")
     if folder is None:
         return []
@@ -73,12 +73,12 @@ def _devkit(home: Path) -> list[Part]:
 
 
 def _below(file: Path, folder: Path) -> Path:
-    """The folder within `folder` that a file is in."""
+    """Returns the parent of a file relative to `folder`."""
     return folder / file.relative_to(folder).parts[0]
 
 
 def entries(part: Part, tell: Tell) -> Iterator[Entry]:
-    """An entry a file; a file that is none is told and left out."""
+    """Yield an entry per file; invalid files are reported and dropped."""
     for path in part.files:
         try:
             root = ET.parse(path).getroot()

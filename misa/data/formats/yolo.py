@@ -1,4 +1,4 @@
-"""Ultralytics YOLO: data.yaml names the classes and the folders of images; of each image a text file of objects.
+"""Ultralytics YOLO: data.yaml names the classes and the folders of images; each image has a text file of objects.
 
     data.yaml            path: ., train: images/train, val: images/val, names: [cat, dog]; also lists of images (.txt)
     images/train/1.jpg   labels/train/1.txt with lines `class x y w h` (centre and sides as shares of the image) or
@@ -30,12 +30,12 @@ from misa.data.formats.parts import (
 )
 from misa.errors import counted
 
-# Shares are rounded when they are written, and boxes at the border reach beyond by that.
+# Shares are rounded when written, so boxes at the border may exceed the image slightly.
 _SLACK = 0.01
 
 
 def find(root: Path) -> list[Part]:
-    """The folders of images that data.yaml names, a part a split."""
+    """Find the folders of images named in data.yaml, one part per split."""
     sheet = _sheet(root)
     if sheet is None:
         labels = child(root, "labels") if root.is_dir() else None
@@ -53,12 +53,12 @@ def find(root: Path) -> list[Part]:
             parts.append(Part((sheet,), _images(sheet, content, key, str(value)), split, sheet.parent))
     if not parts:
         raise DataError(f"{sheet} names no train and no val; add the folders of their images.")
-    # A test folder that data.yaml names and that was not downloaded is no loss.
+    # A missing test folder is ignored: it is not needed and often not downloaded.
     return [part for part in parts if part.split != "test" or part.images.exists()]
 
 
 def _sheet(root: Path) -> Path | None:
-    """The yaml that has names and train or val, in a folder or given itself."""
+    """Returns the YAML file with names and train or val, in a folder or given directly."""
     if root.is_file():
         return root if root.suffix.lower() in (".yaml", ".yml") else None
     files = files_of(root, ".yaml", ".yml")
@@ -90,7 +90,7 @@ def _content(path: Path, *, quiet: bool = False) -> dict[str, Any]:
 
 
 def _images(sheet: Path, content: dict[str, Any], key: str, value: str) -> Path:
-    """A folder (or list) of images: relative to `path`, or to the yaml, where exporters write ../ too many."""
+    """Returns a folder (or list) of images: relative to `path`, or to the YAML; exporters write a ../ too many."""
     home = sheet.parent
     bases = [home / str(content["path"]), home] if content.get("path") else [home]
     inner = Path(*[part for part in Path(value).parts if part not in ("..", "/")])
@@ -111,7 +111,7 @@ def _class_names(part: Part) -> list[str]:
 
 
 def _files(part: Part) -> list[Path]:
-    """The images of a split."""
+    """Returns the images of a split."""
     if part.images.is_file():
         lines = part.images.read_text(encoding="utf-8-sig").splitlines()
         return [_listed(part.images.parent, line.strip()) for line in lines if line.strip()]
@@ -119,14 +119,14 @@ def _files(part: Part) -> list[Path]:
 
 
 def _listed(home: Path, line: str) -> Path:
-    """An image of a list: relative to the list, where some exporters write the name of a folder above it as well."""
+    """Returns an image of a list: relative to the list; some exporters also prefix the name of a folder above it."""
     parts = Path(line.replace("\\", "/")).parts
     tried = [Path(os.path.normpath(home.joinpath(*parts[i:]))) for i in range(len(parts))]
     return next((path for path in tried if path.exists()), tried[0])
 
 
 def labels_of(image: Path) -> Path:
-    """The text file of an image: in labels/ in the place of the last images/ of its path, or beside it."""
+    """Returns the text file of an image: in labels/ instead of the last images/ in its path, or beside it."""
     parts = list(image.parts)
     for i in range(len(parts) - 2, -1, -1):
         if parts[i].lower() == "images":
@@ -136,7 +136,7 @@ def labels_of(image: Path) -> Path:
 
 
 def entries(part: Part, tell: Tell) -> Iterator[Entry]:
-    """An entry an image; lines that are no objects are told and left out."""
+    """Yield an entry per image; lines that are not objects are reported and dropped."""
     names, files = _class_names(part), _files(part)
     if "kpt_shape" in _content(part.files[0]):
         raise DataError(f"{part.files[0]} is of key points (kpt_shape), not of boxes or masks; give another data set.")
@@ -178,7 +178,7 @@ def _boxed(label: str, shares: list[float], size: tuple[int, int], where: str) -
     width, height = size
     if len(shares) == 4:
         x, y, w, h = shares
-        # Clipped to the image, which rounded shares leave by fractions.
+        # Clipped to the image, which rounded shares may exceed by a fraction.
         left, top, right, bottom = x - w / 2, y - h / 2, x + w / 2, y + h / 2
         corners = [max(left, 0.0) * width, max(top, 0.0) * height, min(right, 1.0) * width, min(bottom, 1.0) * height]
         return Boxed(label, (corners[0], corners[1], corners[2] - corners[0], corners[3] - corners[1]), where)
