@@ -1,4 +1,4 @@
-"""Options that several commands take, each with one help and one range."""
+"""Options shared by several commands, each declared once with its help and range, and checks of their values."""
 
 import os
 import sys
@@ -17,28 +17,28 @@ Precision = Literal["", "float32", "bfloat16", "float16"]
 
 
 def require_row(name: str) -> None:
-    """UserError where there is no such row; like the next three at once, before torch is imported for seconds."""
+    """Raise UserError if there is no such row; this and the next checks run before torch is imported, which is slow."""
     find_row(name)
 
 
 def require_run(folder: str) -> None:
-    """UserError where there is no such run folder."""
+    """Raise UserError if there is no such run folder."""
     read_params(Path(folder).expanduser())
 
 
 def require_file(path: str, what: str, cure: str) -> None:
-    """UserError where there is neither such a file nor a folder; what: how the sentence calls it."""
+    """Raise UserError if there is no such file or folder; `what` names it in the message."""
     if not os.path.exists(place := Path(path).expanduser()):
         raise UserError(missing(place, what, cure))
 
 
 def require_student(path: str) -> None:
-    """UserError where there is nothing that a student could be loaded from."""
+    """Raise UserError if the run folder or checkpoint of a student does not exist."""
     require_file(path, "run folder or checkpoint", "give one made by misa train or misa export")
 
 
 def require_data(path: str) -> None:
-    """UserError where there is no such folder or file of data; none to look at where it is ""."""
+    """Raise UserError if the data folder or file does not exist; "" is not checked."""
     if path:
         require_there(Path(path).expanduser())
 
@@ -54,7 +54,7 @@ def run_folder() -> Any:
 
 
 def data_root() -> Any:
-    """Where the data is."""
+    """The data set."""
     return option("datasets", "data (formats: docs/data.md), or where to write the embedded data")
 
 
@@ -64,22 +64,22 @@ def other_data() -> Any:
 
 
 def seed() -> Any:
-    """The seed of everything random."""
+    """The random seed."""
     return option(0, "random seed of weights, order and augmentation", low=0, high=2**32 - 1)
 
 
 def epochs() -> Any:
-    """Length of the training."""
+    """The length of the training."""
     return option(None, "number of epochs (default: the row's)", low=1)
 
 
 def gpus(high: int = 64) -> Any:
-    """The device."""
+    """The number of GPUs."""
     return option(None, "number of GPUs, 0 for the CPU (default: one if there is one)", low=0, high=high)
 
 
 def per_gpu() -> Any:
-    """Gradient accumulation."""
+    """The micro-batch, for gradient accumulation."""
     text = "micro-batch per GPU, accumulated to the batch (default: off)"
     return option(None, text, low=1)
 
@@ -95,29 +95,29 @@ def workers() -> Any:
 
 
 def shards() -> Any:
-    """Processes that share the images."""
+    """The number of processes that share the images."""
     return option(1, "number of processes that share the images, each on a GPU of its own if there are any", low=1)
 
 
 def shard() -> Any:
-    """Which of them this is."""
+    """The index of this process among the shards."""
     return option(None, "do one share only, from 0, such as $SLURM_ARRAY_TASK_ID (default: start all)", low=0)
 
 
 def cluster() -> Any:
-    """Where else than here."""
+    """The cluster to submit jobs to."""
     return option("", "submit the shares through submitit instead, such as to slurm")
 
 
 def cluster_options() -> Any:
-    """What the cluster wants to know."""
+    """Resources of a cluster job."""
     return option("", "submitit's: timeout_min=60,gpus_per_node=1 (minutes of one share)")
 
 
 def start_shards(command: str, options: Any, folder: Path) -> None:
-    """All shares of a command that takes `shards`, `shard`, `cluster` and `cluster_options`, their logs in `folder`.
+    """Run all shards of a command that takes `shards`, `shard`, `cluster` and `cluster_options`; logs go to `folder`.
 
-    What is left afterwards is to put them together. UserError: a share has failed.
+    The caller then merges their results. UserError: a shard has failed.
     """
     from misa.engine.training.sweep import spread
 
@@ -131,7 +131,7 @@ def start_shards(command: str, options: Any, folder: Path) -> None:
 
 
 def threads() -> Any:
-    """Threads on the CPU."""
+    """The number of CPU threads."""
     return option(1, "torch threads on the CPU", low=1, high=256)
 
 
@@ -141,5 +141,5 @@ def smoke() -> Any:
 
 
 def channel() -> Any:
-    """Figure 3 and the frequency notebook."""
+    """The feature channel in Figure 3 and the frequency notebook."""
     return option(5, "feature channel to show", low=0)

@@ -10,7 +10,7 @@ from misa.parameters import Parameters, argument, option
 
 
 class Check(Parameters):
-    """What `misa check` takes."""
+    """Options of `misa check`."""
 
     data_root: str = argument("data set in any format of docs/data.md: a folder, a csv, or one COCO json")
     images: str = option("", "with one COCO json, the folder of its images (default: beside it)")
@@ -19,7 +19,7 @@ class Check(Parameters):
 
 
 def run(options: Check) -> int:
-    """Returns 2 where the data cannot be trained on."""
+    """Print the report; returns 2 if the data is not usable for training."""
     shared.require_data(options.data_root)
     from misa.engine.reports.checkup import check_data
 

@@ -15,13 +15,13 @@ from misa.parameters import Parameters, argument
 
 
 class Completion(Parameters):
-    """What `misa completion` takes."""
+    """Options of `misa completion`."""
 
     shell: Literal["bash", "zsh", "fish"] = argument("bash, zsh or fish")
 
 
 def run(options: Completion) -> int:
-    """The shell's own code, as argcomplete writes it."""
+    """Print the shell code that argcomplete generates."""
     import argcomplete
 
     print(argcomplete.shellcode(["misa"], shell=options.shell))

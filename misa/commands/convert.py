@@ -12,7 +12,7 @@ from misa.parameters import Parameters, argument, option
 
 
 class Convert(Parameters):
-    """What `misa convert` takes."""
+    """Options of `misa convert`."""
 
     data: str = argument("data set in any format that misa train reads: a folder, a csv, a json or a data.yaml")
     out: str = argument("the new folder")
@@ -20,7 +20,7 @@ class Convert(Parameters):
 
 
 def run(options: Convert) -> int:
-    """Print what was written, and the command that checks it."""
+    """Print a summary, and the command that checks the result."""
     shared.require_data(options.data)
     from misa.data.formats.plain_coco import convert
 

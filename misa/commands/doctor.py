@@ -3,8 +3,8 @@
 example: misa doctor --data-root datasets/coco datasets/VOCdevkit
 """
 
-# Each check looks at one thing and returns a `Finding`. A check never raises: what it runs into is the finding.
-# The versions that are allowed are those of the installed package's own metadata, that is of pyproject.toml.
+# Each check examines one thing and returns a `Finding`. A check never raises: any exception becomes its finding.
+# The allowed versions come from the metadata of the installed package, that is from pyproject.toml.
 
 import contextlib
 import importlib
@@ -24,20 +24,20 @@ from misa.errors import counted
 from misa.parameters import Parameters, option
 
 _INSTALL = "run `make setup`, or: python -m pip install -c constraints.txt -e '.[notebooks,photos,dev]'"
-_LEAST_DISK = 2 * 2**30  # the embedded data, a few run folders with their checkpoints
-_LEAST_SHM = 2**30  # images on their way from the data loader's workers
+_LEAST_DISK = 2 * 2**30  # for the embedded data and a few run folders with checkpoints
+_LEAST_SHM = 2**30  # for images sent by the data loader's workers
 _ORIGINALS = ("mmengine", "mmcv", "mmcv-lite", "mmcv-full", "mmdet")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        name: the thing that was looked at.
-        ok: whether it is good enough to work with.
-        detail: what is there, or what is wrong with it.
-        cure: what to do about a problem; where `ok`, a hint or nothing.
+        name: what was checked.
+        ok: whether it is usable.
+        detail: what was found, or what is wrong with it.
+        cure: how to fix a problem; if `ok`, a hint or "".
     """
 
     name: str
@@ -46,13 +46,13 @@ class Finding:
     cure: str = ""
 
     def __str__(self) -> str:
-        """One line, whatever line breaks an error message brought along."""
+        """Returns one line, with line breaks of error messages removed."""
         line = f"{'ok' if self.ok else 'FAIL':<5}{self.name:<12} {self.detail}"
         return " ".join((line + (f" -> {self.cure}" if self.cure else "")).splitlines())
 
 
 def examine(data_roots: Sequence[str | Path] = ()) -> list[Finding]:
-    """Run every check, in the order of a set-up.
+    """Run all checks, in the order of an installation.
 
     Imports torch, mmdet and papermill, and computes a few numbers on the device. Writes nothing.
 
@@ -79,7 +79,7 @@ def examine(data_roots: Sequence[str | Path] = ()) -> list[Finding]:
 
 
 class Doctor(Parameters):
-    """What `misa doctor` takes."""
+    """Options of `misa doctor`."""
 
     data_root: tuple[str, ...] = option(
         (), "folders in COCO or VOC2012 layout (default: those of MISA_DATA, separated as in PATH)"
@@ -87,7 +87,7 @@ class Doctor(Parameters):
 
 
 def run(options: Doctor) -> int:
-    """Print one line for each finding; returns 1 where something is wrong."""
+    """Print one line per finding; returns 1 if there is a problem."""
     named = [path for path in os.environ.get("MISA_DATA", "").split(os.pathsep) if path]
     findings = examine(options.data_root or named)
     print(*findings, sep="\n")
@@ -95,7 +95,7 @@ def run(options: Doctor) -> int:
 
 
 def finding_of(name: str, check: Callable[[], Finding], cure: str) -> Finding:
-    """The check's finding; `cure` helps against what it raises. What libraries print on import is left out."""
+    """Run a check; an exception becomes a finding with `cure`. Output that libraries print on import is suppressed."""
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -110,11 +110,11 @@ def finding_of(name: str, check: Callable[[], Finding], cure: str) -> Finding:
 
 
 def _require(*packages: str) -> list[str]:
-    """The versions of installed packages.
+    """Returns the versions of installed packages.
 
     Raises:
-        PackageNotFoundError: when one is not installed.
-        RuntimeError: when a version is outside the range of pyproject.toml.
+        PackageNotFoundError: a package is not installed.
+        RuntimeError: a version is outside the range of pyproject.toml.
     """
     from packaging.requirements import Requirement
 
@@ -128,7 +128,7 @@ def _require(*packages: str) -> list[str]:
 
 
 def check_python() -> Finding:
-    """A Python that the package allows."""
+    """Check that the package supports this Python."""
     from packaging.specifiers import SpecifierSet
 
     version = platform.python_version()
@@ -139,12 +139,12 @@ def check_python() -> Finding:
 
 
 def check_torch() -> Finding:
-    """torch, and whether it computes on each GPU that it names."""
+    """Check torch, and that it computes on every GPU that it lists."""
     (version,) = _require("torch")
     import torch
 
     if torch.cuda.is_available():
-        torch.ones(2, device="cuda").sum().item()  # a torch that was not built for this GPU fails only here
+        torch.ones(2, device="cuda").sum().item()  # a torch that was not built for this GPU fails only at a kernel
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         names = ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in gpus)
         return Finding("torch", True, f"{version}, CUDA {torch.version.cuda}, {names}")
@@ -156,18 +156,18 @@ def check_torch() -> Finding:
 
 
 def check_torchvision() -> Finding:
-    """torchvision, and whether it was built for this torch."""
+    """Check torchvision, and that it was built for this torch."""
     (version,) = _require("torchvision")
     import torch
     import torchvision
 
-    # Built for another torch it may be imported and yet lack its operators.
+    # If built for another torch, its import may succeed but its operators are missing.
     torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
     return Finding("torchvision", True, version)
 
 
 def check_mmdet() -> Finding:
-    """The onedl packages, not overwritten by the originals, with their configuration files."""
+    """Check the onedl packages: not overwritten by the originals, and with their configuration files."""
     mmengine, mmcv, mmdet = _require("onedl-mmengine", "onedl-mmcv", "onedl-mmdetection")
     strangers = [name for name in _ORIGINALS if _installed(name)]
     if strangers:
@@ -199,7 +199,7 @@ def _installed(package: str) -> bool:
 
 
 def check_mmcv_ops() -> Finding:
-    """mmcv's compiled operators or our equivalents, by an nms."""
+    """Check mmcv's compiled operators or our replacements by running NMS."""
     import torch
 
     from misa.mmcv_ext import REBUILD, compiled_spec, is_ours
@@ -220,7 +220,7 @@ def check_mmcv_ops() -> Finding:
 
 
 def check_propagation() -> Finding:
-    """Compiles the loops of the CPU where no process of this machine has done so yet."""
+    """Check the CPU kernels, which compiles them unless an earlier process on this machine has cached them."""
     import torch
 
     from misa.ops.backends.choice import backend, warm
@@ -237,7 +237,7 @@ def check_propagation() -> Finding:
 
 
 def check_jupyter() -> Finding:
-    """Jupyter, and whether its kernel python3 is this interpreter."""
+    """Check Jupyter, and that its kernel python3 is this interpreter."""
     lab, kernel, _ = _require("jupyterlab", "ipykernel", "ipywidgets")
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
@@ -253,24 +253,24 @@ def check_jupyter() -> Finding:
 
 
 def _is_this_interpreter(command: str) -> bool:
-    # Jupyter replaces these names by the interpreter that it runs in.
+    # Jupyter replaces these names by its own interpreter.
     if command in {"python", "python3", f"python3.{sys.version_info.minor}"}:
         return True
-    # python, python3 and python3.11 in one folder are one interpreter. Links are not followed to their end: those of
-    # all virtual environments end at the same file.
+    # python, python3 and python3.11 in one folder are one interpreter. Links are not resolved completely: those of all
+    # virtual environments end at the same file.
     found = shutil.which(command)
     return found is not None and Path(found).parent.resolve() == Path(sys.executable).parent.resolve()
 
 
 def check_papermill() -> Finding:
-    """What executes notebooks and writes their pages."""
+    """Check the packages that execute notebooks and write their pages."""
     version, _, _ = _require("papermill", "nbformat", "nbconvert")
     importlib.import_module("papermill")
     return Finding("papermill", True, version)
 
 
 def check_disk() -> Finding:
-    """Room on the disk and in shared memory."""
+    """Check free space on the disk and in shared memory."""
     here = Path.cwd()
     free = shutil.disk_usage(here).free
     detail = f"{free / 2**30:.1f} GiB free at {here}"
@@ -287,7 +287,7 @@ def check_disk() -> Finding:
 
 
 def check_data_root(root: Path) -> Finding:
-    """What data set a folder holds. Looks at names only, a check of the contents is `misa check`."""
+    """Check which data set a folder holds, by file names only; `misa check` examines the contents."""
     name, root = "data", root.expanduser()
     cure = "name the folder that holds annotations/instances_train2017.json and train2017/ (COCO), or VOC2012/"
     if not root.is_dir():
@@ -319,6 +319,6 @@ def _voc(folder: Path) -> Finding:
 
 
 def _count(folder: Path) -> int:
-    """How many files a folder holds (COCO's train2017: 118287), without asking for their names in order."""
+    """Returns the number of files in a folder (COCO's train2017: 118287), without sorting their names."""
     with os.scandir(folder) as entries:
         return sum(1 for entry in entries if not entry.name.startswith("."))

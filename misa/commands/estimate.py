@@ -14,7 +14,7 @@ from misa.parameters import Parameters, argument, option
 
 
 class Estimate(Parameters):
-    """What `misa estimate` takes."""
+    """Options of `misa estimate`."""
 
     row: str = argument("row, as table:name or path/to/file.py:name")
     gpus: int = option(1, "number of GPUs", low=1)

@@ -11,7 +11,7 @@ from misa.parameters import Parameters, option
 
 
 class Evaluate(Parameters):
-    """What `misa evaluate` and `notebooks/evaluate.ipynb` take."""
+    """Options of `misa evaluate`, parameters of `notebooks/evaluate.ipynb`."""
 
     run: str = shared.run_folder()
     checkpoint: str = option("", "checkpoint file, or none for the untrained network (default: the last)")
@@ -31,7 +31,7 @@ class Evaluate(Parameters):
 
     @property
     def machine(self) -> Machine:
-        """The machine's options."""
+        """Devices and processes."""
         return Machine(gpus=self.gpus, workers=self.workers, threads=self.threads)
 
 

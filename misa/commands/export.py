@@ -8,7 +8,7 @@ from misa.parameters import Parameters, argument, option
 
 
 class Export(Parameters):
-    """What `misa export` takes."""
+    """Options of `misa export`."""
 
     checkpoint: str = argument("run folder, or a checkpoint in it")
     out: str = argument("the new file")

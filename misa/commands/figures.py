@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Figures(Parameters):
-    """What `misa figures` and `notebooks/figures.ipynb` take."""
+    """Options of `misa figures`, parameters of `notebooks/figures.ipynb`."""
 
     runs: tuple[str, ...] = argument(
         "run folders; the teachers beside students are found", default=("runs/demo-misa-seed0",)
@@ -36,7 +36,7 @@ class Figures(Parameters):
 
 
 def factory_from(options: Figures) -> "Factory":
-    """The factory that draws with these options; UserError where images are no ids."""
+    """Returns the factory for these options; UserError if `images` are not ids."""
     for folder in options.runs:
         shared.require_run(folder)
     from misa.engine.reports.figures import Choice, Factory
@@ -60,7 +60,7 @@ def factory_from(options: Figures) -> "Factory":
 
 
 def run(options: Figures) -> int:
-    """Print the files that were written; status 2 where none was."""
+    """Print the written files; returns 2 if there are none."""
     written = factory_from(options).make(options.out)
     print(*written, sep="\n")
     return 0 if written else 2

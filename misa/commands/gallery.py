@@ -15,9 +15,9 @@ from typing import Any
 from misa.errors import UserError, did_you_mean
 from misa.parameters import Parameters, argument, option
 
-# Parameters that name a folder, and where a smoke run puts it, so that it never mixes with real runs.
+# Parameters that name a folder; a smoke run redirects them, so that it never mixes with real runs.
 _FOLDERS = ("run", "runs", "work_dir", "out", "root", "data_root")
-# Without a kernel a progress bar says 0 % for ever.
+# Stored widgets are removed: without a kernel a progress bar would stay at 0 %.
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _SMOKE = "Smoke runs: two training steps each, to see that everything runs; the numbers and figures mean nothing."
 _FOLDED = """{% extends 'lab/index.html.j2' %}
@@ -28,7 +28,7 @@ _FOLDED = """{% extends 'lab/index.html.j2' %}
 
 
 class Gallery(Parameters):
-    """What `misa gallery` takes."""
+    """Options of `misa gallery`."""
 
     names: tuple[str, ...] = argument("notebooks, such as affinity frequency (default: all)", default=(), optional=True)
     notebooks: str = option("notebooks", "folder of the notebooks")
@@ -38,7 +38,7 @@ class Gallery(Parameters):
 
 
 def run(options: Gallery) -> int:
-    """Execute and convert; returns 1 where a notebook failed."""
+    """Execute and convert; returns 1 if a notebook failed."""
     folder, out = Path(options.notebooks), Path(options.out)
     paths = chosen_notebooks(folder, options.names)
     out.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def run(options: Gallery) -> int:
 
 
 def chosen_notebooks(folder: Path, names: Sequence[str]) -> list[Path]:
-    """The notebooks with these names, or all; what trains nothing itself comes last, and finds what others trained."""
+    """Returns the named notebooks, or all; those that train nothing come last and reuse the runs of the others."""
     paths = sorted(folder.glob("*.ipynb"), key=lambda path: ("smoke" not in _declared(path), path))
     there = {path.stem: path for path in paths}
     if not there:
@@ -71,7 +71,7 @@ def chosen_notebooks(folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _declared(path: Path) -> dict[str, Any]:
-    """The parameters of a notebook with their defaults."""
+    """Returns the parameters of a notebook with their defaults."""
     import papermill
 
     found = papermill.inspect_notebook(str(path))
@@ -79,20 +79,20 @@ def _declared(path: Path) -> dict[str, Any]:
 
 
 def parameters_of(path: Path, out: Path, *, smoke: bool) -> dict[str, Any]:
-    """What a notebook is executed with: no live panels, and for a smoke run folders of its own."""
+    """Returns the parameters to execute a notebook with: no live panels, and separate folders for a smoke run."""
     declared = _declared(path)
     found: dict[str, Any] = {"interactive": False} if "interactive" in declared else {}
     if smoke:
         found |= {name: value for name, value in {"smoke": True, "seeds": 2}.items() if name in declared}
         shared = {"run": "demo-misa", "runs": "demo-misa", "data_root": "data"}
         for name in _FOLDERS:
-            if declared.get(name):  # an empty one is not in use
+            if declared.get(name):  # an empty one is unused
                 found[name] = str((out / "smoke" / shared.get(name, path.stem)).resolve())
     return found
 
 
 def execute(path: Path, out: Path, *, smoke: bool = False, timeout: int = 4 * 3600) -> str:
-    """Execute one notebook into `out` and write its page; returns the error's last line, empty if there was none."""
+    """Execute one notebook into `out` and write its page; returns the last line of an error, "" for success."""
     import papermill
 
     executed = out / path.name
@@ -113,7 +113,7 @@ def execute(path: Path, out: Path, *, smoke: bool = False, timeout: int = 4 * 36
 
 
 def page(executed: Path) -> str:
-    """An executed notebook as one self-contained page."""
+    """Convert an executed notebook to one self-contained page."""
     import nbformat
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
@@ -124,7 +124,7 @@ def page(executed: Path) -> str:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if _WIDGET not in output.get("data", {})]
-    # nbconvert's own would be "Notebook".
+    # The title; nbconvert's default is "Notebook".
     headings = (cell.source for cell in notebook.cells if cell.source.startswith("# ") and cell.cell_type == "markdown")
     notebook.metadata["title"] = next(headings, f"# {executed.stem}").partition("\n")[0].removeprefix("# ")
     body, _ = exporter.from_notebook_node(notebook)
@@ -132,7 +132,7 @@ def page(executed: Path) -> str:
 
 
 def index(pages: Sequence[Path], *, warning: str = "") -> str:
-    """A page that leads to the others: title, first sentence and last picture of each; above them a warning."""
+    """Returns the index page: title, first sentence and last picture of each page, below an optional warning."""
     import nbformat
 
     from misa.figures.page import render
@@ -141,7 +141,7 @@ def index(pages: Sequence[Path], *, warning: str = "") -> str:
     for path in pages:
         notebook = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
         texts = (cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-        first = next(text for text in texts if text.startswith("# "))  # above it there may be the report of a failure
+        first = next(text for text in texts if text.startswith("# "))  # an error report may precede it
         title, _, text = first.partition("\n")
         sentence = re.split(r"(?<=[.?!])\s", text.strip().replace("\n", " "), maxsplit=1)[0]
         pictures = [

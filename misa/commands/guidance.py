@@ -11,7 +11,7 @@ from misa.parameters import Parameters, argument, option
 
 
 class Guidance(Parameters):
-    """What `misa guidance` takes."""
+    """Options of `misa guidance`."""
 
     run: str = argument("run folder of a student trained from boxes")
     teacher: str = option("", "run folder of a teacher (default: the student's own, if it has one)")

@@ -8,7 +8,7 @@ from misa.parameters import Parameters, option
 
 
 class Inspect(Parameters):
-    """What `misa inspect` takes."""
+    """Options of `misa inspect`."""
 
     run: str = shared.run_folder()
     predictions: str = option("", "another COCO results file (default: the run's own)")
@@ -20,7 +20,7 @@ class Inspect(Parameters):
 
 
 def run(options: Inspect) -> int:
-    """Write the page and print its summary."""
+    """Write the page and print a summary."""
     shared.require_run(options.run)
     shared.require_data(options.data_root)
     from misa.engine.reports.inspection import inspect_run, summary

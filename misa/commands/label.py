@@ -16,7 +16,7 @@ from misa.parameters import Parameters, argument, option
 
 
 class Label(Parameters):
-    """What `misa label` takes."""
+    """Options of `misa label`."""
 
     data: str = argument("data set with boxes, in any format that misa train reads")
     out: str = option(..., "COCO json to write (of several splits one each); <out>.html shows the doubtful masks")
@@ -38,7 +38,7 @@ class Label(Parameters):
 
 
 def run(options: Label) -> int:
-    """UserError for images that cannot be read, when all others are done."""
+    """Label all readable images, then raise UserError if some could not be read."""
     if options.run:
         shared.require_student(options.run)
     else:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Predict(Parameters):
-    """What `misa predict` takes."""
+    """Options of `misa predict`."""
 
     checkpoint: str = argument("run folder, checkpoint in it, or file made by misa export")
     inputs: tuple[str, ...] = argument("images, folders of images, videos")
@@ -46,10 +46,10 @@ class Predict(Parameters):
 
 
 def run(options: Predict) -> int:
-    """UserError for images that cannot be read, when all others are done."""
+    """Predict all readable images, then raise UserError if some could not be read."""
     shared.require_student(options.checkpoint)
     for path in options.inputs:
-        if "://" not in path:  # which has a sentence of its own
+        if "://" not in path:  # an address gets its own message later
             shared.require_file(path, "image, folder or video", "correct the path")
     import numpy as np
     import torch
@@ -93,7 +93,7 @@ def run(options: Predict) -> int:
 
 
 def _left_out(done: "Predictions") -> Iterator[str]:
-    """What is said of known boxes that have no mask."""
+    """Yield the messages on given boxes without a mask."""
     if done.unanswered:
         name, count = next(iter(done.unanswered.items()))
         total = counted(sum(done.unanswered.values()), "box has", "boxes have")

@@ -15,7 +15,7 @@ from misa.parameters import Parameters, argument, option
 
 
 class Profile(Parameters):
-    """What `misa profile` takes."""
+    """Options of `misa profile`."""
 
     row: str = argument("a row with FSD and SEPA", default="demo:misa", optional=True)
     data_root: str = shared.data_root()

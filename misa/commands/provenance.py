@@ -7,13 +7,13 @@ from misa.parameters import Parameters, argument
 
 
 class Provenance(Parameters):
-    """What `misa provenance` takes."""
+    """Options of `misa provenance`."""
 
     file: str = argument("a PDF or PNG made by misa figures")
 
 
 def run(options: Provenance) -> int:
-    """One line for each value."""
+    """Print one line per value."""
     from misa.figures.provenance import as_text, provenance_of
 
     print(as_text(provenance_of(options.file)))

@@ -13,13 +13,13 @@ from misa.rows import Line, in_columns, lines_of, table_module, table_names
 
 
 class Rows(Parameters):
-    """What `misa rows` takes."""
+    """Options of `misa rows`."""
 
     words: tuple[str, ...] = argument("list only the rows that have all of these words", default=(), optional=True)
 
 
 def run(options: Rows) -> int:
-    """Returns 2 where no row has the words."""
+    """Print the rows; returns 2 if none matches."""
     tables, total = listing(options.words)
     count = sum(map(len, tables.values()))
     if not count:
@@ -37,7 +37,7 @@ def run(options: Rows) -> int:
 
 
 def listing(words: tuple[str, ...] = ()) -> tuple[dict[str, list[Line]], int]:
-    """The rows that have all of the words by the titles of their tables, and how many rows there are in all."""
+    """Returns the rows that match all words, by the titles of their tables, and the total number of rows."""
     tables, total = {}, 0
     for table in table_names():
         module = table_module(table)
@@ -51,7 +51,7 @@ def listing(words: tuple[str, ...] = ()) -> tuple[dict[str, list[Line]], int]:
 
 
 def _has(line: Line, title: str, word: str) -> bool:
-    """Whether a row has a word; a table's name with a colon is the start of the row's name alone."""
+    """Whether a row contains a word; a table's name with a colon has to be a prefix of the row's name."""
     if word[-1:] == ":" and word[:-1] in table_names():
         return line.name.startswith(word)
     return word in " ".join((*line, title)).lower()

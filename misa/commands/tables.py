@@ -14,7 +14,7 @@ from misa.parameters import Parameters, argument, option
 
 
 class Tables(Parameters):
-    """What `misa tables` and `notebooks/tables.ipynb` take."""
+    """Options of `misa tables`, parameters of `notebooks/tables.ipynb`."""
 
     table: int | str = argument(
         "3, 4, 5, comparators, or rows against the first: teacher:demo,teacher:demo_boxes", default=3
@@ -41,14 +41,14 @@ class Tables(Parameters):
         return {name: getattr(self, name) for name in ("table", "data", "seeds", "root", "smoke", "details")}
 
     def sweep_options(self) -> dict[str, Any]:
-        """The arguments of `misa.engine.training.sweep.run` beside the jobs."""
+        """The arguments of `misa.engine.training.sweep.run` except the jobs."""
         names = ("slots", "cluster", "cluster_options", "data_root")
         machine = Machine(gpus=self.gpus, workers=self.workers, threads=self.threads)
         return {name: getattr(self, name) for name in names} | {"machine": machine}
 
 
 def run(options: Tables) -> int:
-    """Train where asked to, then print."""
+    """Train missing runs if requested, then print the table."""
     from misa.engine.reports.tables import open_table, summary
 
     table = open_table(**options.table_options())

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Train(Parameters):
-    """What `misa train` and `notebooks/train.ipynb` take."""
+    """Options of `misa train`, parameters of `notebooks/train.ipynb`."""
 
     row: str = shared.row("demo:misa")
     data_root: str = shared.data_root()
@@ -47,7 +47,7 @@ class Train(Parameters):
 
     @property
     def machine(self) -> Machine:
-        """The machine's options; UserError for a logger that is unknown or not installed."""
+        """Devices, processes and loggers; UserError for a logger that is unknown or not installed."""
         return Machine(
             gpus=self.gpus,
             per_gpu=self.per_gpu,
@@ -59,7 +59,7 @@ class Train(Parameters):
 
 
 def run(options: Train) -> int:
-    """Of several processes, the first one prints."""
+    """Train; only the main process prints."""
     trained = train_with(options)
     if is_main_process():
         print(trained.table())
@@ -68,7 +68,7 @@ def run(options: Train) -> int:
 
 
 def experiment_of(options: Train) -> Experiment:
-    """The row that the options name, with what they change."""
+    """Returns the named row with the changes of the options."""
     experiment = find_row(options.row)
     if options.smoke:
         experiment = experiment.smoke()
@@ -87,9 +87,9 @@ def experiment_of(options: Train) -> Experiment:
 
 
 def train_with(options: Train) -> "Run":
-    """Train with the notebook's or the command line's options; UserError for wrong ones.
+    """Train with the options of the notebook or command line; UserError for invalid ones.
 
-    More than one GPU means as many processes, started here unless torchrun or SLURM has started this one.
+    Several GPUs use one process each, started here unless torchrun or SLURM has started this one.
     """
     experiment, folder = experiment_of(options), _folder_of(options)
     if experiment.data != "demo":

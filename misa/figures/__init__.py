@@ -1,1 +1,1 @@
-"""Pictures: functions from arrays to matplotlib figures."""
+"""Figures and images: functions from arrays to matplotlib figures or pixels."""

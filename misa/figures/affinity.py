@@ -1,7 +1,7 @@
-"""Affinity from a seed pixel (§3.3, Eq. 7–14; Figure 4), as one picture.
+"""Affinity from a seed pixel (§3.3, Eq. 7–14; Figure 4), as one figure.
 
-All maps share one scale from 0 to 1 and one perceptual color map; white lines are the true outline, which only the
-evaluation knows; rows and columns are cells of the map at stride 4.
+All maps share one scale from 0 to 1 and one perceptual color map; white lines are the ground-truth outline, which no
+affinity uses; rows and columns are cells of the map at stride 4.
 """
 
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ from misa.ops.seed_affinity import KERNELS, Kernel, Knobs, Seed, SeedField, seed
 
 Start = Literal["seed", "blob", "box"]
 Reach = Literal["local", "global"]
-# Not as formulas: TeX is parsed again at every move of a slider.
+# Unicode instead of TeX, which would be parsed again at every move of a slider.
 SYMBOLS: dict[Kernel, str] = {"color": "A", "feature": "Aᶠ", "saliency": "Aᶜ", "enhanced": "Âᶜ"}
 NAMES: dict[Kernel, str] = {"color": "color", "feature": "feature", "saliency": "saliency", "enhanced": "SEPA"}
 _SIDE = 150  # pixels of a tile's longer side
 Line = Literal["window", "pixels", "tree", "mask"]
 LINES_OF_MAPS: tuple[Line, ...] = ("window", "pixels", "tree", "mask")
-# The image's own column, for as many lines as are drawn.
+# The tiles of the image's column, by the number of lines drawn.
 _FIRST = {
     1: ("boxes",),
     2: ("boxes", "start"),
@@ -38,16 +38,16 @@ _FIRST = {
 }
 _MARGIN, _GAP, _TITLE, _LABEL, _BAR = 10, 9, 22, 24, 46
 _PROFILE = 128
-_ACROSS, _DOWN = 566, 552  # of a panel's picture
-_NAME = 32  # letters of an image's name, of which a long one loses its middle
-_AROUND = 2  # cells beyond the window in the zoomed pictures
+_ACROSS, _DOWN = 566, 552  # width and height of a panel's figure in pixels
+_NAME = 32  # letters of an image's name; a longer one is shortened in the middle
+_AROUND = 2  # cells around the window in the zoomed tiles
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything is in the picture of a map of `h` x `w` cells with `kernels` columns.
+    """The layout of the figure for a map of `h` x `w` cells with `kernels` columns.
 
-    lines: which maps are drawn, one below the other; side: pixels of a tile's longer side.
+    lines: the maps to draw, one below the other; side: longer side of a tile in pixels.
     """
 
     h: int
@@ -60,7 +60,7 @@ class Layout:
 
     @property
     def first(self) -> tuple[str, ...]:
-        """What stands in the image's own column."""
+        """The tiles of the image's column."""
         return _FIRST[len(self.lines)]
 
     @cached_property
@@ -70,13 +70,13 @@ class Layout:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the picture in pixels."""
+        """Width and height of the figure in pixels."""
         height, width = self._side
         across = _MARGIN + (width + _GAP) * (self.kernels + 1) + _LABEL + _BAR
         return max(across, 520), _TITLE + 22 + len(self.lines) * (height + _GAP) + _PROFILE
 
     def tile(self, column: int, row: int) -> Tile:
-        """Column 0 is the image's, the kernels' begin at 1; the line "window" of these shows the window alone."""
+        """Returns a tile: column 0 is the image's, the kernels follow; their line "window" shows the window only."""
         height, width = self._side
         left = _MARGIN + column * (width + _GAP) + (_LABEL if column else 0)
         top = _TITLE + 22 + row * (height + _GAP)
@@ -92,14 +92,14 @@ class Layout:
     def of_panel(
         cls, size: tuple[int, int], kernels: int, window: int, seed: Seed, lines: tuple[Line, ...]
     ) -> "Layout":
-        """With the largest tiles that leave room for controls at the left of the picture on a screen of 1280 x 720."""
+        """Returns the layout with the largest tiles that leave room for controls at the left on a 1280 x 720 screen."""
         h, w = size
         across = (_ACROSS - _MARGIN - _LABEL - _BAR) / (kernels + 1) - _GAP
         down = (_DOWN - _TITLE - 22 - _PROFILE) / len(lines) - _GAP
         return cls(h, w, kernels, window, seed, lines, int(max(h, w) * min(across / w, down / h)))
 
     def cell_at(self, x: float, y: float) -> Seed | None:
-        """The cell of the map under a point of the picture, None between the tiles."""
+        """Returns the cell of the map at a point of the figure, None between the tiles."""
         for column in range(self.kernels + 1):
             for row in range(len(self.lines)):
                 cell = self.tile(column, row).cell(x, y)
@@ -109,7 +109,7 @@ class Layout:
 
 
 def field_of(example: Example, label: int) -> SeedField:
-    """The affinities of an example for a category; keep it, and only the seed has to be computed again."""
+    """Returns the affinities of an example for a category; reuse it, so that only the seed is computed anew."""
     semantic = saliency = None
     if example.features is not None and example.saliency_factors is not None:
         semantic = SemanticGuide(example.features, example.saliency_factors)
@@ -117,19 +117,19 @@ def field_of(example: Example, label: int) -> SeedField:
         values, factors, sigma = example.reading
         if sigma == "image":
             saliency = SemanticGuide(values, factors)
-        else:  # a map a class, of spread 1
+        else:  # one map per class, with spread 1
             saliency = SemanticGuide(values[label][None], torch.ones(len(factors), 1))
     return SeedField(example.colors, semantic, label, saliency)
 
 
 def category_at(example: Example, seed: Seed) -> int:
-    """The category of the smallest box that holds the seed, 0 where there is none."""
+    """Returns the category of the smallest box that contains the seed, 0 if there is none."""
     box = example.box_at(seed)
     return example.labels[box] if box is not None else 0
 
 
 def start_mask(example: Example, seed: Seed, start: Start) -> Tensor:
-    """The mask (h w) to propagate: a disc around the seed, a soft blob in the seed's box, or the whole box."""
+    """Returns the initial mask (h w): a disc around the seed, a soft blob in the seed's box, or the whole box."""
     box = example.box_at(seed)
     if start == "seed" or box is None:
         return seed_mask(*example.size, seed, radius=1.0)
@@ -140,7 +140,7 @@ def start_mask(example: Example, seed: Seed, start: Start) -> Tensor:
 
 
 def blob(inside: Tensor) -> Tensor:
-    """A soft disc (h w) in the middle of a box's mask (h w), 1 at its center and 0 outside the box."""
+    """Returns a soft disc (h w) in the middle of a box mask (h w), 1 at its center and 0 outside the box."""
     h, w = inside.shape
     rows, columns = inside.any(dim=1).nonzero().flatten(), inside.any(dim=0).nonzero().flatten()
     y = (torch.arange(h)[:, None] - rows.float().mean()) / (len(rows) / 3)
@@ -159,16 +159,16 @@ def affinity_figure(
     lines: tuple[Line, ...] = LINES_OF_MAPS,
     side: int = _SIDE,
 ) -> Picture:
-    """What a seed (row, column) sees through each kernel, and the mask that each kernel makes.
+    """Draw the affinity of a seed (row, column) under each kernel, and the mask that it propagates to.
 
-    Columns: the image, then A, A^f, A^c and Â^c (A alone without a teacher). Rows: the window around the seed; every
-    pixel; along the minimum spanning tree, as weak as the longest edge on the way; the mask after `knobs.steps`
-    windows inside the box, or after one pass along the tree (reach="global"), relative to its largest value. Below,
-    the affinity along the seed's row, the object's true extent shaded: the tree's where anything of the tree is
-    drawn, else that to every pixel.
+    Columns: the image, then A, A^f, A^c and Â^c (only A without a teacher). Rows: the window around the seed; every
+    pixel; along the minimum spanning tree, set by the longest edge on the path; the mask after `knobs.steps`
+    iterations inside the box, or after one pass along the tree (reach="global"), relative to its maximum. Below, the
+    affinity along the seed's row with the object's true extent shaded: along the tree if any row uses the tree, else
+    to every pixel.
 
-    field: `field_of(example, label)`, made by the caller to be kept; by default for the category of the seed's box.
-    lines: which of the rows are drawn; side: pixels of a tile's longer side.
+    field: `field_of(example, label)`, cached by the caller; by default for the category of the seed's box.
+    lines: the rows to draw; side: longer side of a tile in pixels.
     """
     knobs = Knobs() if knobs is None else knobs
     field = field_of(example, category_at(example, seed)) if field is None else field
@@ -214,7 +214,7 @@ _WAYS = {"pixels": "to every pixel", "tree": "along the tree"}
 
 
 def on_the_tree(lines: Sequence[Line], reach: Reach) -> bool:
-    """Whether anything is drawn for which the spanning tree is needed."""
+    """Whether any drawn row needs the spanning tree."""
     return "tree" in lines or ("mask" in lines and reach == "global")
 
 
@@ -247,7 +247,7 @@ def _relative(mask: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def _cropped(values: NDArray[np.floating], tile: Tile) -> NDArray[np.floating]:
-    """The part of a map that a tile shows; beyond the border nothing is near."""
+    """Returns the part of a map that a tile shows; outside the map the affinity is 0."""
     reach = tile.rows
     wide = np.pad(values, reach)
     row, column = tile.first[0] + reach, tile.first[1] + reach
@@ -286,7 +286,7 @@ def _name(
     for number, line in enumerate(layout.lines):
         tile = layout.tile(0, number)
         edge = tile.left + tile.width + _GAP + _LABEL - 5
-        low = tile.height < 80  # of a wide image: two lines then
+        low = tile.height < 80  # of a wide image: split the text into two lines
         text, size = (words[line].replace(" ", "\n", 1), 7) if low else (words[line], 8)
         across: dict[str, Any] = {"ha": "right", "va": "center", "rotation": 90, "multialignment": "center"}
         write(axes, edge, tile.top + tile.height / 2, text, fontsize=size, **across)
@@ -307,7 +307,7 @@ def _name(
 
 
 def _window_frames(axes: Axes, layout: Layout, seed: Seed) -> None:
-    """The window around the seed, and which part of the map the zoomed tiles show."""
+    """Draw the window around the seed, and the part of the map that the zoomed tiles show."""
     reach = layout.window // 2
     r, c = seed[0] - reach, seed[1] - reach
     far = layout.window
@@ -328,7 +328,7 @@ def _draw_profile(
     box: int | None,
     way: str,
 ) -> None:
-    """The affinities to the seed along its row."""
+    """Plot the affinities to the seed along its row."""
     width, height = layout.size
     inside = extent(example, layout.seed, box)
     columns = np.arange(layout.w, dtype=float)
@@ -354,7 +354,7 @@ def _gray(example: Example, inside: object | None) -> str:
 
 
 def extent(example: Example, seed: Seed, box: int | None) -> NDArray[np.bool_] | None:
-    """Which columns of the seed's row are its object's: by the true mask, or by its box where that is all there is."""
+    """Returns the columns of the seed's row inside its object: by the ground-truth mask, else by its box."""
     if box is None:
         return None
     truth = example.coarse_masks()
@@ -363,7 +363,7 @@ def extent(example: Example, seed: Seed, box: int | None) -> NDArray[np.bool_] |
 
 
 def _stretches(inside: NDArray[np.bool_] | None) -> list[tuple[float, float]]:
-    """From where to where along a row the columns are inside, with the whole width of the first and the last."""
+    """Returns the intervals of columns that are inside, including the full width of their first and last cells."""
     ends = [] if inside is None else np.flatnonzero(np.diff(np.pad(inside, 1).astype(int))).tolist()
     return [(first - 0.5, last - 0.5) for first, last in zip(ends[::2], ends[1::2], strict=True)]
 
@@ -371,9 +371,9 @@ def _stretches(inside: NDArray[np.bool_] | None) -> list[tuple[float, float]]:
 def profile_figure(
     example: Example, seed: Seed, *, field: SeedField | None = None, knobs: Knobs | None = None
 ) -> Picture:
-    """What happens at an object's edge: all kernels along the seed's row, to every pixel and along the tree.
+    """Plot all kernels along the seed's row, to every pixel and along the tree.
 
-    Where the shaded object ends, an affinity should fall, and nowhere before.
+    An affinity should fall at the end of the shaded object, and nowhere before.
     """
     knobs = Knobs() if knobs is None else knobs
     field = field_of(example, category_at(example, seed)) if field is None else field

@@ -1,4 +1,4 @@
-"""One image with everything that the losses see of it: what the notebooks and figures explore.
+"""One image with all inputs of the losses, as shown in notebooks and figures.
 
 Axes: n instance · c category · d channel · h row · w column of the map at stride 4 · H, W of the image itself.
 """
@@ -18,13 +18,13 @@ from misa.ops.readings import Reading
 
 @dataclass(frozen=True)
 class Example:
-    """An image, its boxes, and its maps at the size at which the losses are computed.
+    """An image, its boxes, and its maps at the resolution of the losses.
 
-    image (H W 3): uint8 RGB; boxes (n 4): xyxy in its pixels; labels (n): places in `classes`; masks (n H W): the
-    truth, to compare with, None where there is none. colors (3 h w): V, the normalised image. features S (d h w) and
+    image (H W 3): uint8 RGB; boxes (n 4): xyxy in its pixels; labels (n): indices into `classes`; masks (n H W):
+    ground truth for comparison, or None. colors (3 h w): V, the normalised image. features S (d h w) and
     saliency_factors K (c d): the teacher's, None without one. student I (e h w): the student's dense feature, and
-    adapted (d h w): the same behind the adapter of FSD, in the units of S; None without. reading: what S^c of Eq. 11
-    is, values (e h w) and factors (c e), where a run does not take S and K as they are.
+    adapted (d h w): the same after the adapter of FSD, in the units of S; None without. reading: S^c of Eq. 11 as
+    values (e h w) and factors (c e), if a run does not use S and K directly.
     """
 
     name: str
@@ -51,13 +51,13 @@ class Example:
         return self.image.shape[0] / self.size[0], self.image.shape[1] / self.size[1]
 
     def box_masks(self) -> Bool[Tensor, "n h w"]:
-        """Each box on the map, as in training: a cell is inside if its center is, and no box vanishes."""
+        """Box masks on the map, as in training: a cell is inside if its center is; no box is empty."""
         down, across = self.stride
         boxes = torch.as_tensor(self.boxes, dtype=torch.float32).reshape(-1, 4)
         return box_masks(boxes / torch.tensor([across, down, across, down]), *self.size)
 
     def middle(self) -> tuple[int, int]:
-        """The cell (row, column) in the middle of the first box, of the whole map where there is none."""
+        """The cell (row, column) in the middle of the first box, or of the map if there are no boxes."""
         h, w = self.size
         if not len(self.boxes):
             return h // 2, w // 2
@@ -65,14 +65,14 @@ class Example:
         return int(rows.float().mean()), int(columns.float().mean())
 
     def box_at(self, seed: Sequence[int]) -> int | None:
-        """Which object a place (row, column) of the map is in: the smallest box that holds it, or none."""
+        """Returns the index of the smallest box that contains a cell (row, column) of the map, or None."""
         row, column = seed
         inside = self.box_masks()
         holding = [n for n in range(len(inside)) if inside[n, row, column]]
         return min(holding, key=lambda n: int(inside[n].sum())) if holding else None
 
     def coarse_masks(self) -> Bool[Tensor, "n h w"] | None:
-        """The true masks on the map: cells of which half or more belong to the object."""
+        """Ground-truth masks on the map: a cell is inside if at least half of it is; None without ground truth."""
         if self.masks is None:
             return None
         if not len(self.masks):

@@ -1,4 +1,4 @@
-"""Frequency and space (§3.2, Eq. 3–5; Figure 3): what the filter keeps of a feature map, where, and how much of it."""
+"""Frequency and space (§3.2, Eq. 3–5; Figure 3): the bands of a feature map, their spectra and energy."""
 
 from collections.abc import Iterator, Mapping
 
@@ -16,7 +16,7 @@ from misa.figures.style import ACCENT, LINES, SIGNED, Picture, shade
 from misa.ops.frequency import fourier_mask, high_pass, low_pass
 from misa.ops.spectrum import power, radial_energy
 
-_SIDE, _PANEL = 118, 80  # pixels of a tile's longer side, and in the panel
+_SIDE, _PANEL = 118, 80  # longer side of a tile in pixels, in figures and in the panel
 _MARGIN, _GAP, _TITLE, _LABEL, _BAR = 10, 9, 24, 22, 54
 _CHART = 150
 COLUMNS = ("map", "log spectrum", "high pass", "low pass", "high, in boxes", "low, outside")
@@ -25,9 +25,9 @@ MASK_COLUMNS = ("map", "log spectrum", "mask α", "spectrum x α", "band", "band
 
 
 def maps_of(example: Example) -> dict[str, Float[Tensor, "d h w"]]:
-    """The dense features of an example by the names that the figure shows: S, I behind the adapter, and I itself.
+    """Returns the dense features of an example by their names in the figure: S, I after the adapter, and I itself.
 
-    Without any network, its brightness and its colors.
+    Without a network, the brightness and colors of the image.
     """
     found = {"teacher S": example.features, "student I, adapted": example.adapted, "student I": example.student}
     maps = {name: values for name, values in found.items() if values is not None}
@@ -37,7 +37,7 @@ def maps_of(example: Example) -> dict[str, Float[Tensor, "d h w"]]:
 def bands(
     features: Float[Tensor, "h w"], box_mask: Bool[Tensor, "h w"], *, radius: float, scale: float
 ) -> dict[str, Float[Tensor, "h w"]]:
-    """A channel and what Eq. 3–5 make of it, by the names of the figure's columns."""
+    """Returns a channel and its results under Eq. 3–5, by the names of the figure's columns."""
     high = high_pass(features[None, None], radius=radius, scale=scale)[0, 0]
     low = low_pass(features[None, None], radius=radius, scale=scale)[0, 0]
     return {
@@ -52,9 +52,9 @@ def bands(
 def centered(
     features: Float[Tensor, "h w"], box_mask: Bool[Tensor, "h w"], *, radius: float, scale: float
 ) -> tuple[dict[str, Float[Tensor, "h w"]], float]:
-    """`bands` without the mean, and the largest distance of the map from it: one scale, in which 0 is the middle.
+    """Returns `bands` with the mean subtracted, and the map's largest deviation from it as a symmetric color scale.
 
-    The mean belongs to DC and would hide the signs of a band. The high pass leaves θ times of it.
+    The mean belongs to DC and would hide the signs of a band. The high pass keeps θ times of it.
     """
     mean = features.mean()
     found = bands(features, box_mask, radius=radius, scale=scale)
@@ -77,13 +77,13 @@ def frequency_figure(
     radius: float = 10.0,
     scale: float = 0.2,
 ) -> Picture:
-    """One channel of each map, its spectrum with the circle of Eq. 4, both bands, and what Eq. 5 keeps of them.
+    """Draw one channel of each map, its spectrum with the circle of Eq. 4, both bands, and their parts by Eq. 5.
 
-    All maps of a row are about the mean (white) and share one scale, so that what the filter takes away is seen.
-    Below, how the energy of all channels is spread over the frequencies; gray is what the high pass damps to `scale`
-    and the low pass keeps.
+    All maps of a row are centered at the mean (white) and share one scale, so that the effect of the filter is
+    visible. Below, the distribution of the energy of all channels over the frequencies; gray frequencies are damped
+    to `scale` by the high pass and kept by the low pass.
 
-    maps: a name for each row, for example the teacher's S and the student's I behind its adapter, of one size.
+    maps: by row name, for example the teacher's S and the student's I after its adapter, all of one size.
     box_mask: B of Eq. 5, the union of the boxes.
     """
     (h, w) = box_mask.shape
@@ -126,7 +126,7 @@ def frequency_figure(
 
 
 def _bar(last: Tile) -> Tile:
-    """The color bar at the right of a row's last tile."""
+    """Returns the tile of the color bar, at the right of a row's last tile."""
     return Tile(last.left + last.width + _GAP, last.top + 4, 7, last.height - 8, 128, 1)
 
 
@@ -140,12 +140,12 @@ def mask_figure(
     name: str = "",
     side: int = _PANEL,
 ) -> Picture:
-    """The Fourier masks at work on one map: a row for the high pass of Eq. 4 and one for its mirror, the low pass.
+    """Draw the Fourier masks applied to one map: a row for the high pass of Eq. 4, one for its mirror, the low pass.
 
     From left to right the map, its log spectrum with the circle of radius t, α (0 black, 1 white), the filtered
-    spectrum, the band that is left, and what Eq. 5 keeps of it, the high one in the boxes, the low one outside. Bands
-    have both signs: white is 0, one scale for all. Below, the image and α along the frequency. side: pixels of a
-    tile's longer side.
+    spectrum, the resulting band, and its part by Eq. 5, the high band inside the boxes, the low one outside. Bands are
+    signed: white is 0, with one scale for all. Below, the image and α over the frequency. side: longer side of a tile
+    in pixels.
     """
     h, w = features.shape
     ratio = side / max(h, w)
@@ -180,7 +180,7 @@ def mask_figure(
 
 
 def at_work(features: Tensor, box_mask: Tensor, radius: float, scale: float) -> Iterator[dict[str, NDArray[np.uint8]]]:
-    """The pictures of the high pass and of the low pass, by the names of their columns."""
+    """Yield the tiles of the high pass and of the low pass, by the names of their columns."""
     h, w = features.shape
     spectrum = torch.log10(power(features) + 1e-6)
     low, high = spectrum.min(), spectrum.max()
@@ -210,7 +210,7 @@ def _signed(values: Tensor, reach: float) -> NDArray[np.uint8]:
 
 
 def _draw_alpha(axes: Axes, tile: Tile, h: int, w: int, radius: float, scale: float) -> None:
-    """Both masks along the frequency."""
+    """Plot both masks over the frequency."""
     last = int((min(h, w) // 2) * 2**0.5)
     bins = np.linspace(0, max(last, 1), 400)
     inside = bins <= radius
@@ -240,14 +240,14 @@ def _unit(values: Tensor) -> Tensor:
 
 
 def _circle(axes: Axes, tile: Tile, h: int, w: int, radius: float) -> None:
-    """The bins that the high pass damps: around DC, whose bin is centered half a cell further."""
+    """Draw the circle around the bins that the high pass damps; the DC bin is centered half a cell further."""
     angle = np.linspace(0, 2 * np.pi, 121)
     rows, columns = h // 2 + 0.5 + radius * np.sin(angle), w // 2 + 0.5 + radius * np.cos(angle)
     trace(axes, [tile], (rows, columns), color="white", width=1.3)
 
 
 def _round_places(last: int) -> list[float]:
-    """Some round numbers from 0 to `last`."""
+    """Returns some round tick values from 0 to `last`."""
     places = MaxNLocator(nbins=5, integer=True).tick_values(0, last)
     return [float(place) for place in places if place <= last]
 

@@ -1,4 +1,4 @@
-"""The measure of the guidance as a figure: which readings pull masks to the truth, and how far."""
+"""Chart of the guidance measurement: which readings pull masks towards the ground truth, and how far."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -11,7 +11,7 @@ MARKERS = {"local": "o", "global": "s", "pamr": "D"}
 
 
 def guidance_chart(table: pd.DataFrame, *, title: str = "") -> Figure:
-    """One line a reading, sorted by the pull in its windows: the pull, what it gains in IoU, and how far it moves.
+    """Draw one line per reading, sorted by the pull in its windows: the pull, the gain in IoU, and the change.
 
     `table` as from `misa.engine.reports.guidance.Guidance.table`. Bars are 95 % intervals over images.
     """

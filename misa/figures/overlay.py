@@ -1,4 +1,4 @@
-"""The one painter of objects: masks and boxes over an image, with OpenCV, since a Figure an image would be slow.
+"""Draw masks and boxes over an image, with OpenCV because a matplotlib figure per image would be slow.
 
 Axes: n instance · h row · w column.
 """
@@ -14,12 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 from misa.figures.style import COLORS
 
 PALETTE = np.array([[round(255 * value) for value in to_rgb(color)] for color in COLORS], dtype=np.uint8)
-"""The figures' colors (k 3) in RGB, by the number of an object."""
+"""The figures' colors (k 3) in RGB, by the index of an object."""
 
 Part = tuple[int, int, NDArray[np.bool_]]
-"""A mask within its extent: top, left, pixels (h w)."""
+"""A mask cropped to its tight box: top, left, pixels (h w)."""
 
-# Pixels of a side that words of a few pixels' height fit into, and how far a small image is enlarged for it.
+# Side in pixels up to which an image is enlarged so that labels are readable, and the largest factor.
 _READABLE = 512
 _MOST = 8
 _DARK = (32, 32, 32)
@@ -36,24 +36,24 @@ def overlay(
     readable: int = _READABLE,
     line: float = 1 / 600,
 ) -> NDArray[np.uint8]:
-    """A copy of an RGB image (h w 3) with masks as outlined tints, boxes as frames, and labels; the first on top.
+    """Returns a copy of an RGB image (h w 3) with tinted and outlined masks, boxes and labels; the first is on top.
 
-    A small image is enlarged by a whole factor, so that outlines and words do not cover it.
+    A small image is enlarged by an integer factor, so that outlines and labels do not cover it.
 
     Args:
         image: uint8 RGB (h w 3).
-        parts: the masks, each within its extent.
-        labels: a text for each mask, or none at all.
+        parts: the masks, each cropped to its tight box.
+        labels: a text for each mask, or empty.
         boxes: (n 4), xyxy in pixels of the image.
-        colors: of each object its place in `PALETTE`, or a color of matplotlib; by default its number.
-        opacity: of the tint, 0 (outline alone) to 1; one for all masks or one a mask.
-        readable: pixels of the longer side up to which a small image is enlarged.
-        line: width of outlines as a share of the longer side; one pixel at least.
+        colors: for each object an index into `PALETTE` or a color of matplotlib; by default its own index.
+        opacity: of the tint, 0 (only the outline) to 1; one value for all masks or one per mask.
+        readable: longer side in pixels up to which a small image is enlarged.
+        line: width of outlines as a share of the longer side, at least one pixel.
     """
     by = min(max(readable // max(image.shape[:2]), 1), _MOST)
     canvas = np.ascontiguousarray(image.repeat(by, axis=0).repeat(by, axis=1))
     masks = [(by * top, by * left, pixels.repeat(by, axis=0).repeat(by, axis=1)) for top, left, pixels in parts]
-    # Sizes in pixels that are seen in a picture of any size.
+    # Sizes in pixels, proportional to the image so that they stay visible.
     width = max(1, round(max(canvas.shape[:2]) * line))
     strength = [opacity] * len(masks) if isinstance(opacity, int | float) else list(opacity)
     frames = by * np.asarray(boxes, dtype=float).reshape(-1, 4)
@@ -69,7 +69,7 @@ def overlay(
 
 
 def whole(masks: Iterable[NDArray[np.bool_]]) -> list[Part]:
-    """Masks (n h w) of a whole image as parts, each cut to its extent."""
+    """Crop full masks (n h w) to their tight boxes."""
     parts: list[Part] = []
     for mask in masks:
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -99,18 +99,18 @@ def _mask(canvas: NDArray[np.uint8], part: Part, color: tuple[int, int, int], op
 def _bordered(
     canvas: NDArray[np.uint8], lines: Sequence[NDArray[Any]], color: tuple[int, int, int], width: int
 ) -> None:
-    """Closed lines with a thin dark rim, so that they are seen on an object of their own color."""
+    """Draw closed lines with a thin dark rim, so that they are visible on objects of the same color."""
     for shade, thickness in ((_DARK, width + 2), (color, width)):
         cv2.drawContours(canvas, [line.reshape(-1, 1, 2) for line in lines], -1, shade, thickness)
 
 
 def _label(canvas: NDArray[np.uint8], text: str, left: int, top: int, color: tuple[int, ...], *, scale: float) -> None:
-    """White text on a patch of the color, kept within the image."""
-    shown = text.encode("ascii", "replace").decode()  # all that OpenCV's fonts have
+    """Draw white text on a colored patch, kept within the image."""
+    shown = text.encode("ascii", "replace").decode()  # OpenCV's fonts are ASCII only
     thickness = max(1, round(scale * 2))
     (width, height), base = cv2.getTextSize(shown, cv2.FONT_HERSHEY_SIMPLEX, scale, max(1, thickness // 2))
     if width > canvas.shape[1] or 2 * (height + base) > canvas.shape[0]:
-        return  # no room for words in so small an image
+        return  # the image is too small for text
     x = min(max(left, 0), canvas.shape[1] - width)
     y = min(max(top, height + base), canvas.shape[0] - 1)
     cv2.rectangle(canvas, (x, y - height - base), (x + width, y), color, cv2.FILLED)
@@ -121,7 +121,7 @@ def _label(canvas: NDArray[np.uint8], text: str, left: int, top: int, color: tup
 
 
 def label_palette(colors: int = 256) -> list[int]:
-    """The palette of an instance map: black for none, then the figures' colors in turn (flat R G B ...)."""
+    """Returns the palette of an instance map: black for background, then the figures' colors (flat R G B ...)."""
     table = np.zeros((colors, 3), np.uint8)
     table[1:] = PALETTE[np.arange(colors - 1) % len(PALETTE)]
     return [int(value) for value in table.reshape(-1)]

@@ -1,6 +1,6 @@
-"""A page of results as one HTML file that needs nothing else: its pictures are in it.
+"""Pages of results as self-contained HTML files with embedded images.
 
-Templates are in `templates/`; values are escaped, so that a class name is text, whatever it holds.
+Templates are in `templates/`; values are escaped, so that a class name cannot inject markup.
 """
 
 import base64
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of `templates/`, such as "inspection.html.j2", filled with values.
+    """Render a template of `templates/`, such as "inspection.html.j2".
 
     Raises:
         jinja2.UndefinedError: the template uses a value that is not given.
     """
-    # Of all pages: a line above the content, in a frame, where there is something to beware of.
+    # Defaults for all pages; a warning is shown in a frame above the content.
     return _environment().get_template(template).render({"subtitle": "", "warning": "", **values})
 
 
@@ -36,14 +36,14 @@ def _environment() -> Environment:
 
 
 def shown(cell: Any) -> str:
-    """A value of a table as text: a dash where there is none, one decimal of a number that is not whole by type."""
+    """Format a table value: a dash for a missing one, one decimal for a float."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return "–"
     return f"{cell:.1f}" if isinstance(cell, float) else str(cell)
 
 
 def jpeg(pixels: NDArray[np.uint8]) -> str:
-    """An RGB picture (h w 3) as the address of an image in the page."""
+    """Encode an RGB image (h w 3) as a data URL."""
     done, data = cv2.imencode(".jpg", np.ascontiguousarray(pixels[:, :, ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 85])
     if not done:
         raise ValueError(f"a picture of shape {pixels.shape} cannot be written as JPEG.")
@@ -51,7 +51,7 @@ def jpeg(pixels: NDArray[np.uint8]) -> str:
 
 
 def png(figure: Figure) -> str:
-    """A drawn figure as the address of an image in the page, sharp on fine screens."""
+    """Encode a figure as a data URL, at a resolution for high-density screens."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=200)
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -1,7 +1,7 @@
 """Figures 1, 3, 4 and 5 in the layout of the venue: arrays in, a figure of exactly one column or page width out.
 
-Pixels stay pixels, everything else is vectors. One shared scale and one color bar a figure, except where a row says
-otherwise.
+Images are drawn as pixels, everything else as vectors. Each figure has one shared scale and one color bar, unless a
+row states otherwise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ def _printed(width: float, height: float) -> Picture:
 
 
 def class_picture(labels: NDArray[np.integer], classes: int) -> NDArray[np.uint8]:
-    """A label map (h w) as colors; the background, which is the last, and void are white."""
+    """Color a label map (h w); background, the last label, and void are white."""
     table = np.full((256, 3), 255, np.uint8)
     table[:classes] = PALETTE[np.arange(classes) % len(PALETTE)]
     return table[labels]
@@ -53,11 +53,11 @@ def class_picture(labels: NDArray[np.integer], classes: int) -> NDArray[np.uint8
 def figure1(
     scores: Mapping[str, Mapping[str, float]], rows: Sequence[Mapping[str, Any]], *, classes: Sequence[str] = ()
 ) -> Picture:
-    """Segmentation when instances are ignored: (a) mIoU in percent by network and supervision, (b) label maps.
+    """Draw semantic segmentation: (a) mIoU in percent by network and supervision, (b) label maps.
 
-    scores: for "boxes" and "masks", whichever were measured, the mIoU of "instances, merged" and "semantic".
-    rows: `image` (h w 3) and, side by side with it, a picture (h w 3) for each other name. classes: names of the
-    colors of `class_picture`, at most eight of them, for a legend below the maps.
+    scores: for "boxes" and "masks", if measured, the mIoU of "instances, merged" and "semantic".
+    rows: `image` (h w 3) and images (h w 3) by name to show beside it. classes: names of the colors of
+    `class_picture`, at most eight, for a legend below the maps.
     """
     shown = len(rows[0]) if rows else 0
     columns = [1.6] + [1.0] * shown
@@ -82,7 +82,7 @@ def figure1(
 
 
 def _bars(axes: Axes, scores: Mapping[str, Mapping[str, float]]) -> None:
-    """mIoU as bars, a group a supervision."""
+    """Draw mIoU as bars, one group per supervision."""
     kinds = list(dict.fromkeys(kind for values in scores.values() for kind in values))
     width = 0.8 / max(len(kinds), 1)
     for i, kind in enumerate(kinds):
@@ -102,9 +102,9 @@ def _bars(axes: Axes, scores: Mapping[str, Mapping[str, float]]) -> None:
 def figure3(
     rows: Mapping[str, tuple[torch.Tensor, torch.Tensor]], *, channel: int = 0, radius: float = 10.0, scale: float = 0.2
 ) -> Picture:
-    """How features are taken apart in frequency and space: a row each, on one scale, and where their energy is.
+    """Draw the decomposition of features in frequency and space, one row each on one scale, and their energy.
 
-    Maps and bands are about the mean, which is white.
+    Maps and bands are centered at the mean, which is white.
 
     rows: by name the features (d h w) and the union of the boxes (h w).
     """
@@ -146,11 +146,11 @@ def figure3(
 
 
 def figure4(examples: Sequence[tuple[Example, Seed]], *, knobs: Knobs | None = None) -> Picture:
-    """What color affinity and SEPA make of a seed: a row an image, every map from 0 to 1.
+    """Compare color affinity and SEPA from a seed: one row per image, every map from 0 to 1.
 
-    Columns: the image with seed and box, A, A^f, A^c and SEPA to every pixel, the masks that color and SEPA spread
-    from a blob in the box, relative to their largest value, and the truth, which only the evaluation knows (left out
-    where there is none). A mask's orange line is its contour at half height; its IoU with the truth stands below.
+    Columns: the image with seed and box, A, A^f, A^c and SEPA to every pixel, the masks that color and SEPA propagate
+    from a blob in the box, relative to their maximum, and the ground truth, for comparison only (omitted if there is
+    none). The orange line of a mask is its contour at half of its maximum; below is its IoU with the ground truth.
     """
     knobs = Knobs() if knobs is None else knobs
     kernels = field_of(examples[0][0], 0).kernels
@@ -176,7 +176,7 @@ def figure4(examples: Sequence[tuple[Example, Seed]], *, knobs: Knobs | None = N
 
 
 class _Seen(NamedTuple):
-    """A row of Figure 4: its pictures from left to right with the kind of each."""
+    """A row of Figure 4: its images from left to right with the kind of each."""
 
     maps: list[NDArray[Any]]
     kinds: list[str]
@@ -202,7 +202,7 @@ def _seen(example: Example, seed: Seed, knobs: Knobs, made: Sequence[Kernel]) ->
 
 
 def _figure4_map(axes: Axes, seen: _Seen, values: NDArray[Any], kind: str) -> None:
-    """One picture with what is drawn over it: the true outline, box, contour and seed."""
+    """Draw one map with its overlays: the ground-truth outline, box, contour and seed."""
     h, w = seen.size
     if kind == "image":
         axes.imshow(values, interpolation="antialiased", extent=(-0.5, w - 0.5, h - 0.5, -0.5))
@@ -225,10 +225,10 @@ def _iou(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
 
 
 def figure5(groups: Mapping[str, Sequence[Mapping[str, Any]]], *, columns: int = 5) -> Picture:
-    """Predicted masks by group, so that it is plain which images were chosen, drawn by chance, or are the worst.
+    """Draw predicted masks by group, so that it is clear which images were chosen, drawn at random, or are the worst.
 
     Each image has `image` (h w 3), `masks` (n h w) and a `title`; `colors` of the masks and, drawn as white outlines,
-    the `truth` (m h w) may be None. With truth, a mask has the color of its object, and gray masks are of none.
+    the `truth` (m h w) may be None. With `truth`, a mask has the color of its object; unmatched masks are gray.
     """
     lines = [(name, found[i : i + columns]) for name, found in groups.items() for i in range(0, len(found), columns)]
     cell = (PAGE - 0.2) / columns

@@ -1,4 +1,4 @@
-"""Pictures of data, training and results: arrays in, a matplotlib Figure out."""
+"""Plots of data, training and results: arrays in, a matplotlib Figure out."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +16,9 @@ from misa.figures.overlay import overlay, whole
 from misa.figures.style import COLORS, Picture
 
 LABEL = 7
-"""Points of an object's label."""
+"""Font size of an object's label, in points."""
 
-_LETTER = 0.042  # width of its letters, in that of an image in a grid
+_LETTER = 0.042  # width of a letter relative to that of an image in a grid
 
 
 def draw_objects(
@@ -31,13 +31,13 @@ def draw_objects(
     colors: Sequence[int | str] | None = None,
     title: str = "",
 ) -> None:
-    """An image (h w 3) with masks (n h w) as outlined tints and boxes (n 4, xyxy) as frames.
+    """Draw an image (h w 3) with tinted and outlined masks (n h w) and boxes (n 4, xyxy).
 
-    colors: of each object, as for `misa.figures.overlay.overlay`, which paints them; by default its number.
+    colors: for each object, as in `misa.figures.overlay.overlay`; by default its index.
     """
     height, width = image.shape[:2]
     parts = whole(() if masks is None else masks)
-    # The picture is drawn small: lines that are seen there, and no pixels left out on the way.
+    # The image is drawn small: thick enough lines, and antialiased downsampling.
     painted = overlay(image, parts, boxes=() if boxes is None else boxes, colors=colors, line=1 / 150)
     axes.imshow(painted, interpolation="antialiased", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     axes.set_title(title, fontsize=9)
@@ -59,10 +59,9 @@ def _place(
     size: tuple[int, ...],
     taken: list[tuple[float, float, float]],
 ) -> tuple[float, float, str]:
-    """Where a label stands (x, y of its lower end) and to which side of it: above its box, within the image.
+    """Returns the position of a label (x, y of its lower end) and its alignment: above its box, within the image.
 
-    A label goes one line further down while another one is already there; `taken` remembers their left and right ends
-    and y.
+    A label moves down line by line until it overlaps no other; `taken` collects their left and right ends and y.
     """
     height, width = size
     line, across = height / 16, min(_LETTER * len(text), 1.0) * width
@@ -78,7 +77,7 @@ def _place(
 
 
 def sample_grid(samples: Sequence[Mapping[str, object]], *, columns: int = 4, title: str = "") -> Figure:
-    """A grid of images, each a mapping of `draw_objects` arguments."""
+    """Draw a grid of images, each given as the arguments of `draw_objects`."""
     columns = min(columns, max(len(samples), 1))
     rows = max(1, -(-len(samples) // columns))
     figure = Picture(figsize=(1.75 * columns, 1.9 * rows), layout="constrained")
@@ -93,11 +92,11 @@ def sample_grid(samples: Sequence[Mapping[str, object]], *, columns: int = 4, ti
 
 
 def box_to_mask(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """What the method does, a column an image: the boxes it learns from, the masks it predicts, the truth.
+    """Draw one column per image: the boxes it is trained from, the predicted masks, the ground truth.
 
     Each row has `image`, `boxes`, `predicted` (n h w), `predicted_labels` and `truth` (n h w), in the order of the
-    boxes; where no image has a truth (None) that line is left out. An object has one color in all of them; a
-    prediction of no object is gray.
+    boxes; if every `truth` is None that line is omitted. An object has one color throughout; an unmatched prediction is
+    gray.
     """
     lines = ["given: boxes", "predicted masks"]
     lines += ["true masks"] if any(row["truth"] is not None for row in rows) else []
@@ -120,7 +119,7 @@ def box_to_mask(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _filled(boxes: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Boxes (n 4) as masks (n h w), for want of better ones."""
+    """Returns boxes (n 4) as filled masks (n h w), for data without ground-truth masks."""
     masks = np.zeros((len(boxes), *size), bool)
     for mask, (x1, y1, x2, y2) in zip(masks, np.asarray(boxes).round().astype(int), strict=True):
         mask[max(y1, 0) : y2, max(x1, 0) : x2] = True
@@ -128,9 +127,9 @@ def _filled(boxes: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.boo
 
 
 def matched_colors(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], *, least: float = 0.3) -> list[int | str]:
-    """For each predicted mask (p h w) the number of the true one (n h w) that it is of, "gray" where it is of none.
+    """Match predicted masks (p h w) to ground truth (n h w); returns an object's index or "gray" for each prediction.
 
-    The pair of the largest intersection over union first, from `least` on; each object is matched once.
+    Greedy by IoU, the largest first, down to `least`; each object is matched once.
     """
     colors: list[int | str] = ["gray"] * len(predicted)
     if not len(predicted) or not len(truth):
@@ -146,7 +145,7 @@ def matched_colors(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], *, le
 
 
 def _tidy(ax: Axes) -> None:
-    """No frame, and ticks no larger than the words beside them."""
+    """Remove the frame and shrink the tick labels."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=8)
     for label in (ax.xaxis.label, ax.yaxis.label):
@@ -154,14 +153,14 @@ def _tidy(ax: Axes) -> None:
 
 
 def _nothing(why: str) -> Figure:
-    """A figure of words alone."""
+    """Returns a figure with only a text."""
     figure = Picture(figsize=(4, 0.5))
     figure.text(0.02, 0.5, why, fontsize=9, va="center")
     return figure
 
 
 def loss_curves(losses: Mapping[str, NDArray[np.float64]], *, window: int = 20) -> Figure:
-    """Each loss over the steps, faint as recorded and bold as a running mean of `window` steps, or of half of all."""
+    """Plot each loss over the steps, raw (faint) and as a running mean (bold) of `window` steps, or of half of all."""
     figure = Picture(figsize=(5, 2.8), layout="constrained")
     ax = figure.subplots()
     styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
@@ -180,7 +179,7 @@ def loss_curves(losses: Mapping[str, NDArray[np.float64]], *, window: int = 20) 
 
 
 def health_curves(health: Mapping[str, NDArray[np.float64]]) -> Figure:
-    """Left: how much of their boxes the masks fill, and how many are just the box. Right: which loss moves the student.
+    """Plot mask diagnostics (left: box fill, share of box-shaped masks) and the gradient share of each loss (right).
 
     `health` as from `misa.engine.runs.samples.health`.
     """
@@ -209,10 +208,10 @@ def health_curves(health: Mapping[str, NDArray[np.float64]]) -> Figure:
 
 
 def grouped_intervals(frame: pd.DataFrame, *, label: str = "mask AP (%)") -> Figure:
-    """Means with confidence intervals above, differences paired by seed below: one group a `group`, one dot a `row`.
+    """Plot means with confidence intervals (above) and differences paired by seed (below), by `group` and `row`.
 
     `frame` as from `misa.engine.reports.tables.Table.by_mode`: columns row, group, mean, ci, difference,
-    difference_ci. The line at 0 is the baseline; a row without pairs has nothing below.
+    difference_ci. The line at 0 is the baseline; a row without pairs has no difference.
     """
     if frame.empty:
         return _nothing("none of these trainings has ended yet")
@@ -242,8 +241,8 @@ def grouped_intervals(frame: pd.DataFrame, *, label: str = "mask AP (%)") -> Fig
 
 
 def ap_bars(scores: Mapping[str, Mapping[str, float | None]]) -> Figure:
-    """AP or IoU figures side by side: one group a metric, one bar a variant; metrics without objects are named."""
-    figure = Picture(figsize=(max(5, 1.6 * len(scores)), 2.6), layout="constrained")  # room for the figures on the bars
+    """Plot AP or IoU as bars: one group per metric, one bar per variant; metrics without objects are labelled so."""
+    figure = Picture(figsize=(max(5, 1.6 * len(scores)), 2.6), layout="constrained")  # room for the numbers on the bars
     ax = figure.subplots()
     names = [name for name in next(iter(scores.values())) if any(row[name] is not None for row in scores.values())]
     unmeasured = [name for name in next(iter(scores.values())) if name not in names]
@@ -266,7 +265,7 @@ def ap_bars(scores: Mapping[str, Mapping[str, float | None]]) -> Figure:
 
 
 def precision_recall(curves: Mapping[str, Sequence[float]]) -> Figure:
-    """Precision along the recall, a line for every entry but "recall"; all 0 to 1."""
+    """Plot precision over recall, one line for every entry except "recall"; all values 0 to 1."""
     figure = Picture(figsize=(3.4, 2.8), layout="constrained")
     ax = figure.subplots()
     lines = [name for name in curves if name != "recall"]
@@ -282,7 +281,7 @@ def precision_recall(curves: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def class_bars(scores: Mapping[str, Mapping[str, float | None]], *, metric: str = "AP", most: int = 40) -> Figure:
-    """A metric of every class in percent, best first, with the number of `objects`; at most `most`, the rest left out.
+    """Plot a metric of every class in percent, best first, with the number of `objects`; at most `most` classes.
 
     Classes without a value come last, without a bar.
     """
@@ -305,7 +304,7 @@ def class_bars(scores: Mapping[str, Mapping[str, float | None]], *, metric: str 
 
 
 def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
-    """Write a figure as PDF (vectors, embedded fonts) and PNG (200 dpi) into a folder; the paths."""
+    """Write a figure as PDF (vectors, embedded fonts) and PNG (200 dpi) into a folder; returns the paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{suffix}" for suffix in ("pdf", "png")]

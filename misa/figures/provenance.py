@@ -1,7 +1,7 @@
-"""The provenance of figures: what made them is written into the file, and can be read back.
+"""Provenance of figures: stored in the file's metadata and read back from it.
 
 save_figure(figure, "figures", "figure4", {"command": "misa figures runs/demo", ...})
-misa provenance figures/figure4.pdf     # the other way
+misa provenance figures/figure4.pdf     # prints it
 """
 
 import json
@@ -24,7 +24,7 @@ _KEY = "misa"
 def save_figure(figure: Figure, folder: str | Path, name: str, provenance: Mapping[str, Any]) -> tuple[Path, Path]:
     """Write a figure as PDF (vectors, embedded TrueType) and PNG (300 dpi), with `provenance` in the file's metadata.
 
-    The same figure and provenance give the same bytes: no date is written.
+    Deterministic: the same figure and provenance give the same bytes, as no date is written.
     """
     text = json.dumps(dict(provenance), sort_keys=True)
     title = f"{name} ({provenance.get('what', 'misa')})"
@@ -42,10 +42,10 @@ def save_figure(figure: Figure, folder: str | Path, name: str, provenance: Mappi
 
 
 def provenance_of(path: str | Path) -> dict[str, Any]:
-    """The provenance of a figure, as `save_figure` wrote it.
+    """Read the provenance of a figure of `save_figure`.
 
     Raises:
-        UserError: no such file, not a PDF or PNG, or none of ours.
+        UserError: no such file, not a PDF or PNG, or without provenance.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,7 +69,7 @@ def provenance_of(path: str | Path) -> dict[str, Any]:
 
 
 def as_text(provenance: Mapping[str, Any]) -> str:
-    """A line for each value, nested ones indented; the command that makes the figure again comes first."""
+    """Format the provenance, one line per value, nested ones indented; the command that redraws it comes first."""
     first = {"command": provenance["command"]} if "command" in provenance else {}
     return "\n".join(_lines({**first, **{k: v for k, v in provenance.items() if k != "command"}}, ""))
 

@@ -1,6 +1,6 @@
-"""Many small pictures in one: drawn as a single image, because an Axes each would be too slow for a live panel.
+"""Many small maps composed into a single image, because one Axes each would be too slow for a live panel.
 
-Lengths are pixels of the finished picture at 100 dpi, from its top left corner.
+Lengths are in pixels of the figure at 100 dpi, from its top left corner.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ DPI = 100
 
 @dataclass(frozen=True)
 class Tile:
-    """A place for a map of `rows` x `columns` cells; the seed explorer asks it which cell was clicked."""
+    """The rectangle of a map of `rows` x `columns` cells on a sheet; converts between points and cells."""
 
     left: float
     top: float
@@ -33,10 +33,10 @@ class Tile:
     height: float
     rows: int
     columns: int
-    first: tuple[int, int] = (0, 0)  # the map's cell at the top left: of a crop not (0, 0)
+    first: tuple[int, int] = (0, 0)  # the cell at the top left, other than (0, 0) for a crop
 
     def cell(self, x: float, y: float) -> tuple[int, int] | None:
-        """The cell (row, column) of the map under a point, None outside."""
+        """Returns the cell (row, column) of the map at a point, None outside."""
         row = int((y - self.top) / self.height * self.rows // 1)
         column = int((x - self.left) / self.width * self.columns // 1)
         inside = 0 <= row < self.rows and 0 <= column < self.columns
@@ -45,22 +45,22 @@ class Tile:
     def at(
         self, rows: NDArray[np.floating] | float, columns: NDArray[np.floating] | float
     ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-        """x and y of places on the map; the center of cell (r, c) is at (r + 0.5, c + 0.5)."""
+        """Returns x and y of positions on the map; the center of cell (r, c) is at (r + 0.5, c + 0.5)."""
         y = self.top + (np.asarray(rows, float) - self.first[0]) / self.rows * self.height
         x = self.left + (np.asarray(columns, float) - self.first[1]) / self.columns * self.width
         return x, y
 
 
 class Sheet:
-    """A white sheet of `width` x `height` pixels that tiles are put on; `draw` makes a figure's background of it."""
+    """A white canvas of `width` x `height` pixels for tiles; `draw` makes it the background of a figure."""
 
     def __init__(self, width: int, height: int) -> None:
         self.pixels = np.full((height, width, 3), 255, np.uint8)
 
     def put(self, tile: Tile, picture: NDArray[Any]) -> None:
-        """A map (h w) of values from 0 to 1, or an RGB picture (h w 3), enlarged cell by cell to its tile.
+        """Draw a map (h w) with values 0 to 1, or an RGB image (h w 3), enlarged to its tile by nearest neighbor.
 
-        A larger one is averaged down: a map before it gets its colors, which are fewer then.
+        A larger one is reduced by averaging; maps are averaged before coloring, which is faster.
         """
         w, h = round(tile.width), round(tile.height)
         y, x = round(tile.top), round(tile.left)
@@ -73,7 +73,7 @@ class Sheet:
         self.pixels[y : y + h, x : x + w] = colors
 
     def draw(self, figure: Figure) -> Axes:
-        """One Axes over the whole figure with the sheet behind it, in the sheet's pixels."""
+        """Returns an Axes over the whole figure, in pixels of the sheet, with the sheet as background."""
         height, width = self.pixels.shape[:2]
         figure.set_size_inches(width / DPI, height / DPI)
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
@@ -86,7 +86,7 @@ class Sheet:
 
 
 class Word(Artist):
-    """A word at a place of the sheet; as pixels it is drawn once, then stamped: words were half of a picture's time."""
+    """Text on the sheet, rasterised once and then copied: text took half of a figure's time."""
 
     def __init__(self, axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class Word(Artist):
 
 @lru_cache(maxsize=1024)
 def _stamp(text: str, style: tuple[Any, ...], plate: tuple[Any, ...], dpi: float) -> tuple[NDArray[np.uint8], int, int]:
-    """The pixels of a word, bottom row first, and where they begin from its place."""
+    """Returns the pixels of a text, bottom row first, and their offset from its position."""
     across, up = round(8 * dpi), round(3 * dpi)
     figure = Picture(figsize=(2 * across / dpi, 2 * up / dpi), dpi=dpi)
     figure.patch.set_visible(False)
@@ -128,12 +128,12 @@ def _stamp(text: str, style: tuple[Any, ...], plate: tuple[Any, ...], dpi: float
 
 
 def write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
-    """Put a word on a sheet, with the arguments of `Axes.text`; for words that stay or come again."""
+    """Put text on a sheet, with the arguments of `Axes.text`; meant for text that is drawn repeatedly."""
     axes.add_artist(Word(axes, x, y, text, **style))
 
 
 class _Ready(AxesImage):
-    """An image that fills its axes; where it has their very size already, it is not resampled (half of the time)."""
+    """An image that fills its axes; not resampled if it already has their size, which saves half of the time."""
 
     def make_image(self, renderer: Any, magnification: float = 1.0, unsampled: bool = False) -> Any:
         """Called by matplotlib."""
@@ -145,7 +145,7 @@ class _Ready(AxesImage):
 
 
 def outline(mask: NDArray[np.bool_]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """The border of a mask (h w) along its cells, as rows and columns of line ends, NaN between lines."""
+    """Returns the border of a mask (h w) along its cells, as rows and columns of line ends, NaN between lines."""
     padded = np.pad(mask, 1)
     down, across = padded[1:, :] != padded[:-1, :], padded[:, 1:] != padded[:, :-1]
     r, c = np.nonzero(down[:, 1:-1])
@@ -166,7 +166,7 @@ def trace(
     color: str = "white",
     width: float = 1.0,
 ) -> None:
-    """The same line on several tiles, as one artist; what leaves a tile is left out."""
+    """Draw the same line on several tiles as one artist, clipped to each tile."""
     xs: list[NDArray[np.floating]] = []
     ys: list[NDArray[np.floating]] = []
     gap = np.array([np.nan])
@@ -186,7 +186,7 @@ def trace(
 
 @dataclass(frozen=True)
 class Scales:
-    """The axes of a small diagram: limits, ticks (those of y by the text beside them) and the label of x."""
+    """The axes of a small chart: limits, ticks (those of y by their text) and the label of x."""
 
     xlim: tuple[float, float]
     ylim: tuple[float, float]
@@ -205,9 +205,9 @@ def chart(
     shaded: Sequence[tuple[float, float]] = (),
     marks: Sequence[float] = (),
 ) -> None:
-    """A small diagram of named lines (x, y) in a tile of a sheet; an Axes of its own would take longer than the rest.
+    """Draw a small chart of named lines (x, y) in a tile of a sheet, faster than an Axes of its own.
 
-    shaded: ranges of x on gray; marks: places of x with a line from bottom to top. The names stand at the right.
+    shaded: ranges of x with a gray background; marks: x of vertical lines. The names are at the right.
     """
     right, bottom = tile.left + tile.width, tile.top + tile.height
     xlim, ylim = scales.xlim, scales.ylim

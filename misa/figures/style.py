@@ -1,4 +1,4 @@
-"""What all figures share: the venue's widths, one perceptual map, one set of line styles, and fast pictures."""
+"""Common style of all figures: the venue's widths, a perceptual color map, line styles, and fast PNG encoding."""
 
 import io
 from functools import lru_cache
@@ -17,22 +17,22 @@ COLUMN = 3.375  # inches: IJCAI's formatting instructions
 PAGE = 7.0  # two columns and the gap of 0.25 between them
 
 MAP = "viridis"
-"""Perceptual and readable with every kind of color vision; also in gray."""
+"""Perceptually uniform, readable with any kind of color vision and in gray."""
 
 _GRAYS = ("#94a4a2", "#717581")
 SIGNED = "RdBu_r"
-"""For maps around zero: white is nothing, red more and blue less."""
+"""Diverging, for signed maps: white is 0, red positive, blue negative."""
 
 COLORS: tuple[str, ...] = tuple(
     name for color in matplotlib.color_sequences["petroff10"] if (name := to_hex(color)) not in _GRAYS
 )
-"""The one palette, safe for every kind of color vision (Petroff 2021): a color a class, object or line.
+"""The palette of classes, objects and lines, safe for any kind of color vision (Petroff 2021).
 
-Its two grays are left out: gray is what is of no object.
+Its two grays are left out: gray marks what belongs to no object.
 """
 
 ACCENT = COLORS[1]
-"""Boxes, seeds' frames and half-height contours on maps and photographs."""
+"""Color of boxes, seed frames and half-maximum contours on maps and photographs."""
 
 LINES: tuple[dict[str, Any], ...] = (
     {"color": COLORS[1], "linestyle": "--"},
@@ -40,17 +40,17 @@ LINES: tuple[dict[str, Any], ...] = (
     {"color": COLORS[2], "linestyle": "-."},
     {"color": COLORS[0], "linestyle": "-"},
 )
-"""Lines of a diagram, each with a dash of its own."""
+"""Line styles of a chart, each with its own dashes."""
 
 PRINT: Any = {"pdf.fonttype": 42, "font.size": 7, "axes.linewidth": 0.5, "savefig.dpi": 300}
-"""rc parameters of a printed figure: embedded TrueType, small type, thin frames."""
+"""rc parameters of a printed figure: embedded TrueType, small fonts, thin frames."""
 
 
 class Picture(Figure):
-    """A figure that a notebook shows by itself, without pyplot's global state; a $ in a name begins no formula."""
+    """A figure that notebooks display without pyplot's global state; a $ in a name does not start a formula."""
 
     def draw(self, renderer: Any) -> None:
-        """Called by matplotlib, whose own formulae are the numbers of logarithmic axes."""
+        """Called by matplotlib; formulas remain enabled for the tick labels of logarithmic axes."""
         for text in self.findobj(Text):
             assert isinstance(text, Text), "findobj gives what it was asked for"
             if "$" in text.get_text() and not text.get_text().startswith("$\\mathdefault"):
@@ -64,21 +64,21 @@ class Picture(Figure):
 
 
 def to_png(figure: Figure, *, dpi: int = 100) -> bytes:
-    """A figure as PNG, encoded for speed: a widget shows a new one at every move."""
+    """Encode a figure as PNG, tuned for speed: a widget shows a new one at every slider move."""
     figure.set_dpi(dpi)
     renderer = _renderer(int(figure.bbox.width), int(figure.bbox.height), dpi)
     renderer.clear()
     figure.draw(renderer)
     pixels = cv2.cvtColor(np.asarray(renderer.buffer_rgba()), cv2.COLOR_RGBA2BGR)
     options = [cv2.IMWRITE_PNG_COMPRESSION, 1]
-    if hasattr(cv2, "IMWRITE_PNG_FILTER"):  # without filters: four times as fast, and no larger for flat pictures
+    if hasattr(cv2, "IMWRITE_PNG_FILTER"):  # without filters: four times as fast, and no larger for flat images
         options += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
     return bytes(cv2.imencode(".png", pixels, options)[1])
 
 
 @lru_cache(maxsize=8)
 def _renderer(width: int, height: int, dpi: int) -> RendererAgg:
-    """One for all pictures of a size: it remembers how large each word is, a third of the time."""
+    """Returns the cached renderer of a size: it caches the extents of text, which saves a third of the time."""
     return RendererAgg(width, height, dpi)
 
 
@@ -91,6 +91,6 @@ def _table(name: str) -> NDArray[np.uint8]:
 
 
 def shade(values: NDArray[np.floating], low: float = 0.0, high: float = 1.0, *, colors: str = MAP) -> NDArray[np.uint8]:
-    """Values (h w) from `low` to `high` as colors of a map (h w 3), the shared one by default."""
+    """Map values (h w) from `low` to `high` to the colors (h w 3) of a color map, by default the shared one."""
     place = (np.asarray(values, dtype=np.float32) - low) / max(high - low, 1e-12)
     return _table(colors)[np.clip(np.nan_to_num(place) * 255, 0, 255).round().astype(np.uint8)]

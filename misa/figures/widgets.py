@@ -1,8 +1,8 @@
-"""Live panels for notebooks: a thin skin of controls over the pure functions of this room.
+"""Live panels for notebooks: controls over the pure functions of this package.
 
-A panel is an `ipywidgets.Image` whose bytes are redrawn whenever a control changes (`observe`). Never `Output`,
-`interact` or `interactive_output`: executing a notebook with these and without a browser can hang for ever, and a
-page that holds only stored outputs shows none of them. So every notebook draws its static figure first.
+A panel is an `ipywidgets.Image` that is redrawn whenever a control changes (`observe`). Never use `Output`, `interact`
+or `interactive_output`: without a browser, executing a notebook with these can hang forever, and a page with stored
+outputs does not show them. So every notebook draws its static figure first.
 """
 
 import gc
@@ -21,20 +21,20 @@ from misa.figures.frequency import maps_of, mask_figure
 from misa.figures.style import to_png
 from misa.ops.seed_affinity import Knobs, Seed, SeedField
 
-_STEP = 0.025  # of a slider over powers of ten, in exponents
+_STEP = 0.025  # step of a logarithmic slider, in exponents of ten
 
 
 class Panel(widgets.HBox):
-    """Controls beside a picture that they redraw, so that both are seen at a time, on a screen of 1280 x 720 too.
+    """Controls beside the figure that they redraw, both visible at once even on a screen of 1280 x 720.
 
-    The picture is shown pixel by pixel: stretched, its letters would blur.
+    The figure is shown at its pixel size: scaling would blur its text.
 
-    draw: from the controls' values, by name, to a Figure. `controls` may be set from Python as well:
-    `panel.controls["radius"].value = 7` redraws as a moved slider does.
+    draw: called with the controls' values, by name; returns a Figure. `controls` can also be set from Python:
+    `panel.controls["radius"].value = 7` redraws like a moved slider.
     """
 
     def __init__(self, draw: Callable[..., Figure], controls: Mapping[str, Any]) -> None:
-        # What is loaded by now stays: without this, the collector looks through torch's many objects every few moves.
+        # Exclude loaded objects from garbage collection: scanning torch's many objects would stall every few moves.
         gc.freeze()
         self.controls = dict(controls)
         self._draw = draw
@@ -49,7 +49,7 @@ class Panel(widgets.HBox):
         self._redraw()
 
     def values(self) -> dict[str, Any]:
-        """What the controls say now."""
+        """Returns the current values of the controls."""
         return {name: control.value for name, control in self.controls.items()}
 
     def put(self, **values: Any) -> None:
@@ -70,20 +70,19 @@ class Panel(widgets.HBox):
 
 
 def number(label: str, value: float, low: float, high: float, *, step: float = 0.1) -> widgets.FloatSlider:
-    """A slider for a number; it reports while it is moved."""
+    """Returns a slider for a number that updates while it is moved."""
     return widgets.FloatSlider(value, min=low, max=high, step=step, description=label)
 
 
 def whole(label: str, value: int, low: int, high: int, *, step: int = 1) -> widgets.IntSlider:
-    """A slider for a whole number."""
+    """Returns a slider for an integer."""
     return widgets.IntSlider(value, min=low, max=high, step=step, description=label)
 
 
 def factor(label: str, value: float, low: float, high: float) -> widgets.FloatLogSlider:
-    """A slider for a positive number over some powers of ten, given as exponents.
+    """Returns a logarithmic slider for a positive number; the range is given as exponents of ten.
 
-    Its steps are counted from the value: the browser rounds to steps from the lower end on, and 8 would be shown as
-    7.94.
+    Its lower end is aligned to the value: the browser rounds to steps from there, and would show 8 as 7.94.
     """
     place = math.log10(value)
     low = place - _STEP * max(math.ceil((place - low) / _STEP), 1)
@@ -96,9 +95,9 @@ def _classes(example: Example) -> list[tuple[str, int]]:
 
 
 class SeedExplorer(Panel):
-    """Click a pixel in any of the maps and see what it is near to; sliders for everything that §3.3 leaves open.
+    """Shows the affinities of a clicked pixel, with sliders for the parameters that §3.3 leaves open.
 
-    The category follows the box that was clicked, and can be chosen freely afterwards.
+    The category is that of the clicked box, and can be changed afterwards.
     """
 
     def __init__(self, examples: Sequence[Example], *, seed: Seed | None = None, knobs: Knobs | None = None) -> None:
@@ -150,7 +149,7 @@ class SeedExplorer(Panel):
         self.clicks.on_dom_event(self._clicked)
 
     def click(self, x: float, y: float) -> Seed | None:
-        """What a click at (x, y), in pixels of the picture, does: the cell there becomes the seed."""
+        """Handle a click at (x, y) in pixels of the figure: the cell there becomes the seed."""
         example = self.examples[self.controls["image"].value]
         seed = self.sheet().cell_at(x, y)
         if seed is not None:
@@ -159,7 +158,7 @@ class SeedExplorer(Panel):
         return seed
 
     def sheet(self) -> Layout:
-        """Where everything is in the picture that is shown now."""
+        """The layout of the current figure."""
         now = self.values()
         example = self.examples[now["image"]]
         kernels = len(self._field(now["label"]).kernels)
@@ -169,7 +168,7 @@ class SeedExplorer(Panel):
         self.click(event["dataX"], event["dataY"])
 
     def _fit(self, _: object) -> None:
-        """Another image may be smaller, and of other classes; the seed then lies in its first box."""
+        """Adapt the controls to another image, its size and classes; the seed moves to its first box."""
         example = self.examples[self.controls["image"].value]
         self._paused = True
         if list(self.controls["label"].options) != _classes(example):
@@ -196,7 +195,7 @@ class SeedExplorer(Panel):
         return affinity_figure(example, seed, field=self._field(label), knobs=knobs, side=side, **shown)
 
     def _enable(self, example: Example) -> None:
-        """Controls that change nothing are gray, such as those of the teacher's features where there are none."""
+        """Disable controls without effect, such as those of the teacher's features if there are none."""
         lines, reach = self.controls["lines"].value, self.controls["reach"].value
         unused = set() if example.features is not None else {"label", "semantic_scale", "balance", "form"}
         if reach == "global":
@@ -208,7 +207,7 @@ class SeedExplorer(Panel):
 
 
 class FrequencyExplorer(Panel):
-    """The Fourier masks of Eq. 4 at work: sliders for radius t and scale θ, on any map of any of the examples."""
+    """Shows the Fourier masks of Eq. 4, with sliders for radius t and scale θ, on any map of any example."""
 
     def __init__(
         self, examples: Sequence[Example], *, channel: int = 0, radius: float = 10.0, scale: float = 0.2
@@ -230,14 +229,14 @@ class FrequencyExplorer(Panel):
         self._fit()
 
     def _fit(self, _: object = None) -> None:
-        """Another image may have other maps and fewer channels; it is drawn already, with those that there are."""
+        """Adapt the controls to another image, which may have other maps and fewer channels."""
         maps = maps_of(self.examples[self.controls["image"].value])
         self._paused = True
         if tuple(maps) != tuple(self.controls["feature"].options):
             self.controls["feature"].options = list(maps)
         last = len(maps[self.controls["feature"].value]) - 1
         self.controls["channel"].disabled = last == 0
-        if last:  # the browser has no slider of one place
+        if last:  # browsers have no slider with a single value
             self.controls["channel"].max = last
         self._paused = False
 

@@ -7,13 +7,13 @@ from misa.parameters import Parameters, argument
 
 
 class Coco(Parameters):
-    """What `misa data coco` takes."""
+    """Options of `misa data coco`."""
 
     root: str = argument("folder with annotations/ and the image folders")
 
 
 def run(options: Coco) -> int:
-    """Status 2 where something that is needed is missing."""
+    """Print the list; returns 2 if a required file is missing."""
     from misa.data.formats.coco2017 import look_at_coco
 
     splits = look_at_coco(options.root)

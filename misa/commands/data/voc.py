@@ -7,7 +7,7 @@ from misa.parameters import Parameters, argument, option
 
 
 class Voc(Parameters):
-    """What `misa data voc` takes."""
+    """Options of `misa data voc`."""
 
     devkit: str = argument("VOC2012 or a folder that holds it; with --download, where to fetch it to")
     out: str = option(..., "the new data folder")
@@ -18,7 +18,7 @@ class Voc(Parameters):
 
 
 def run(options: Voc) -> int:
-    """Print what was written, and the command that trains on it."""
+    """Print a summary, and the command that trains on the data."""
     from misa.data.formats.voc import download_voc, write_voc
 
     devkit, sbd = options.devkit, options.sbd or None
