@@ -1,8 +1,7 @@
-"""One row of one table as a value (§4.3, Tables 1-5).
+"""Configuration of one training run, that is, one row of a results table (§4.3, Tables 1-5).
 
-An `Experiment` says everything that decides a result and nothing about the machine that makes it:
-device, folders and number of workers are arguments of the run. Standard library only, so that a
-table of rows imports at once.
+An `Experiment` holds everything that decides a result and nothing about the machine: device, folders and the number of
+workers are arguments of the run. Only the standard library is imported, so that a table of rows loads fast.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Self
 _OBJECTIVES = "misa.objectives"
 TORCHVISION = "torchvision:"
 _LABELS = Literal["objectives", "grabcut", "student", "rectangles"]
-# What smoke runs build instead.
+# The backbone that a smoke run builds in place of a large one.
 _SMALLEST = {
     "resnet50": "resnet18",
     "resnet101": "resnet18",
@@ -31,16 +30,17 @@ _SMALLEST = {
 
 
 def _later(default: Any) -> Any:
-    """A field that joined later: left out of `values` at its default, so that older runs keep values and hash."""
+    """Declare a field added after the first release; `values` omits it at its default, which keeps old hashes valid."""
     return field(default=default, metadata={"later": True})
 
 
 @dataclass(frozen=True)
 class Network:
-    """The student's size and geometry. Defaults: SOLOv2 and Mask2Former as in mmdet.
+    """Architecture of the student. Defaults: SOLOv2 and Mask2Former as in mmdet.
 
-    `scale_ranges` are on sqrt(box area) in pixels of the network input; an object may fire on two levels. Necks, heads
-    and grids are SOLOv2's; Mask2Former takes `feature_channels` throughout, and the last four.
+    `scale_ranges` are ranges of sqrt(box area) in pixels of the network input; they overlap, so that an object may be
+    assigned to two levels. Neck, head and grid fields are SOLOv2's; Mask2Former is `feature_channels` wide throughout
+    and uses `queries`, `encoder_layers`, `decoder_layers` and `points`.
     """
 
     backbone: str = "resnet50"  # a row of `misa.models.backbones.BACKBONES`, or "timm:<model>"
@@ -59,8 +59,8 @@ class Network:
     queries: int = _later(100)
     encoder_layers: int = _later(6)
     decoder_layers: int = _later(9)
-    weights: str = _later("")  # file or name of pretrained weights in place of the usual ones
-    points: int = _later(12544)  # that a mask is compared at; by supervision="mask" alone, boxes look at every pixel
+    weights: str = _later("")  # file or name of pretrained weights that replace the usual ones
+    points: int = _later(12544)  # sampled per mask loss with supervision="mask"; box losses use every pixel
     rays: Literal["official", "cast"] = _later("official")  # PolarMask's targets, see `misa.ops.rays.ray_lengths`
 
 
@@ -79,21 +79,20 @@ TINY = Network(
     grids=(16, 12, 8, 6),
     scale_ranges=((1, 28), (20, 48), (40, 80), (64, 4096)),
 )
-"""A student that learns the embedded data on one CPU core within minutes."""
+"""A SOLOv2 small enough to train on the embedded data in minutes on one CPU core."""
 
 TINY_MASK2FORMER = dataclasses.replace(TINY, queries=20, encoder_layers=1, decoder_layers=3, points=512)
-"""The same as a Mask2Former."""
+"""A Mask2Former of that size."""
 
 
 class Framework(NamedTuple):
-    """A row of `FRAMEWORKS`: what rows of tables must know of a student's framework, without importing it.
+    """An entry of `FRAMEWORKS`: facts about a student architecture that are needed without importing it.
 
-    module: the file of misa/models/students/ that holds its `Implementation`, under the framework's name; "": a file of
-        that name.
-    smoke: what smoke runs build instead of the row's network.
-    supervision: what it can learn from.
-    objectives: whether box objectives and a teacher supervise it; else it learns by losses of its own.
-    branches: whether a part of it is left out of a step where a batch has no object for it.
+    module: file in misa/models/students/ that holds its `Implementation`; "": the file named as the framework.
+    smoke: network of its smoke runs.
+    supervision: labels that it can be trained on.
+    objectives: whether box objectives and a teacher can supervise it; otherwise it has its own losses.
+    branches: whether some of its parameters get no gradient in a batch without objects for them.
     """
 
     module: str = ""
@@ -112,21 +111,21 @@ FRAMEWORKS = {
     "mask_rcnn": Framework("baselines", supervision=("mask",), objectives=False, branches=True),
     "polarmask": Framework(supervision=("mask",), objectives=False, branches=True),
 }
-"""The students by name; each is a row here and a file of misa/models/students/."""
+"""Student architectures by name, each implemented in a file of misa/models/students/."""
 
 
 @dataclass(frozen=True)
 class Affinity:
-    """The pairwise term (§3.3): which affinities are added (Table 5) and how far they are propagated.
+    """The pairwise term (§3.3): which affinities are combined (Table 5) and how masks are propagated along them.
 
     Bandwidths are APro's zetas for SOLOv2 (0.01 and 0.07 on the tree, 0.15 in the window). `global_size` is the side of
-    the square that the tree spans, 96 in APro's Mask2Former; None: the masks' own size.
+    the square to which the tree's image is resized, 96 in APro's Mask2Former; None keeps the masks' size.
     """
 
     mode: Literal["apro", "pamr"] = "apro"
     feature: bool = False  # A^f, Eq. 10
     saliency: bool = False  # A^c, Eq. 12
-    balance: float = 0.7  # of A^f or A^c against the color affinity A
+    balance: float = 0.7  # weight of A^f or A^c against the color affinity A
     tree_bandwidth: float = 0.01
     refine_bandwidth: float = 0.07
     window: int = 5
@@ -136,33 +135,33 @@ class Affinity:
     local_weight: float = 1.0
     global_size: int | None = _later(None)
     reduction: Literal["box_mean", "box_ratio"] = _later("box_mean")
-    # How A^f or A^c joins A: "sum" is Eq. 13, "product" cuts wherever either of them does. PAMR takes the local form.
+    # How A^f or A^c is combined with A: "sum" is Eq. 13, "product" is low where either is. PAMR uses the local form.
     global_form: Literal["sum", "embedding", "product"] = _later("sum")
     local_form: Literal["sum", "product"] = _later("sum")
-    semantic_scale: float = _later(1.0)  # on σ of A^f and A^c
-    # Readings of Eq. 11 (see `misa.ops.readings`): what S^c is, how S is normalised, and what of K counts.
+    semantic_scale: float = _later(1.0)  # factor on σ of A^f and A^c
+    # Interpretations of Eq. 11 (see `misa.ops.readings`): what S^c is, how S is normalised, how K weights channels.
     semantic_values: Literal["channels", "class", "probability"] = _later("channels")
     semantic_norm: Literal["none", "channel", "pixel"] = _later("none")
     semantic_factors: Literal["signed", "absolute", "positive", "contrast"] = _later("signed")
-    # The window's half side as a share of the map's shorter side, in place of `window`: APro's 5 x 5 is 0.01 of 200.
+    # Half the window's side as a fraction of the map's shorter side; replaces `window`: APro's 5 x 5 is 0.01 of 200.
     window_share: float | None = _later(None)
-    # With mode="pamr": 3x3 neighbors at these distances in cells of the mask, and how often.
+    # For mode="pamr": dilations of the 3x3 neighborhood in mask pixels, and the number of iterations.
     pamr_dilations: tuple[int, ...] = _later((1, 2, 4, 8, 12, 24))
     pamr_steps: int = _later(10)
-    # One or two rows of `misa.ops.affinity.KERNELS` in place of A and what feature or saliency adds to it; these then
-    # say only whether there is a teacher to read.
+    # One or two names of `misa.ops.affinity.KERNELS` that replace A and the semantic affinity; `feature` and `saliency`
+    # then only say whether a teacher is used.
     kernels: tuple[str, ...] | None = _later(None)
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """FSD (§3.2): which parts of it (Table 4), the Fourier mask of Eq. 4 and the weights of Eq. 6 (§4.3).
+    """FSD (§3.2): its two parts (Table 4), the Fourier mask of Eq. 4 and the weights of Eq. 6 (§4.3).
 
-    `unit` "raw" takes S as it is and sums over its channels, as Eq. 6 prints it: the loss then grows with the scale
-    and the width of S, which nothing fixes. "spread" takes S in units of its standard deviation and averages.
+    `unit` "raw" uses S unscaled and sums over its channels, as Eq. 6 is printed: the loss then grows with the scale and
+    the number of channels of S, which are arbitrary. "spread" divides S by its standard deviation and averages.
 
-    `radius` goes with the size of the map: the paper's 10 is a twentieth of the height of a map of 200 x 336. On a much
-    smaller one 10 bins are nearly the whole spectrum, and next to nothing is left to learn inside the boxes.
+    `radius` must be scaled with the map: the paper's 10 is a twentieth of the height of a map of 200 x 336. On a much
+    smaller one 10 bins are nearly the whole spectrum, and almost nothing is left to distill inside the boxes.
     """
 
     frequency: bool = True
@@ -171,33 +170,33 @@ class Distillation:
     scale: float = 0.2  # theta
     bg_weight: float = 6.0
     fg_weight: float = 10.0
-    weight: float = 1.0  # of L_trans among the losses; the paper names none
+    weight: float = 1.0  # of L_trans in the total loss; the paper gives none
     unit: Literal["raw", "spread"] = _later("raw")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Optimiser and length. Defaults: §4.3 for AdamW and batch, APro's schedule for the rest."""
+    """Optimiser, batch and length of the training. Defaults: §4.3 for AdamW and batch, APro's schedule otherwise."""
 
     epochs: int = 36
-    batch: int = 16  # images of one step, over all devices
+    batch: int = 16  # images per step, over all devices
     lr: float = 1.2e-4
     weight_decay: float = 0.05
     decay: Literal["step", "cosine"] = "step"
     milestones: tuple[int, ...] = (27, 33)  # epochs, for decay="step"
     warmup: int = 2000  # iterations
-    clip: float = 1.0  # gradient norm
+    clip: float = 1.0  # maximum gradient norm
     optimizer: Literal["adamw", "sgd"] = _later("adamw")  # sgd: with momentum 0.9
-    backbone_lr: float = _later(1.0)  # times lr
-    precision: Literal["float32", "bfloat16", "float16"] = _later("float32")  # of the networks; losses stay in float32
+    backbone_lr: float = _later(1.0)  # as a multiple of lr
+    precision: Literal["float32", "bfloat16", "float16"] = _later("float32")  # autocast of the networks, not the losses
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Sizes of the network input: the short side is drawn from `short_sides`, the long one capped.
+    """Random flip and resizing: the short side is drawn from `short_sides`, the long one is capped (pixels).
 
-    With `jitter` (large-scale jittering, Ghiasi et al. 2021) the image is instead scaled to fit a square of `crop`
-    pixels times a factor drawn from that range, cut to the square, and padded to it.
+    `jitter` switches to large-scale jittering (Ghiasi et al. 2021): the image is scaled to fit a square of `crop`
+    pixels, times a factor drawn from the range `jitter`, then cropped or padded to the square.
     """
 
     short_sides: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
@@ -213,61 +212,63 @@ class Inference:
     """Thresholds at test time (APro's for VOC by default)."""
 
     score: float = 0.05  # before matrix NMS
-    keep: float = 0.025  # after it
-    mask: float = 0.7  # of a pixel's probability
+    keep: float = 0.025  # score after it
+    mask: float = 0.7  # foreground probability
     candidates: int = 500
     per_image: int = 100
-    from_shadow: bool = _later(False)  # the copy that follows the student predicts in its place (BoxTeacher)
-    rescore: bool = _later(False)  # CondInst: scores take in how sure a mask is of its pixels (BoxTeacher)
+    from_shadow: bool = _later(False)  # predict with the EMA model instead of the student (BoxTeacher)
+    rescore: bool = _later(False)  # CondInst: combine scores with the masks' confidence (BoxTeacher)
 
 
 @dataclass(frozen=True)
 class Semantic:
-    """Train SeMask, the semantic teacher (§3.1), in place of a student: what stands in for masks, which is not given.
+    """Train SeMask, the semantic teacher (§3.1), instead of a student. The paper does not say what supervises it.
 
-    "objectives" are the student's own box objectives in semantic form, without any label map; the other labels
-    are per-pixel classes made before training: by GrabCut in each box, by a trained box-supervised student, or by
-    filling the boxes (the baseline). With supervision="mask" they come from the true masks (the upper bound).
+    `labels` "objectives" applies the student's box objectives per class, without label maps. The others are pseudo
+    label maps made before training: by GrabCut in each box, by a trained box-supervised student, or by filling the
+    boxes (the baseline). With supervision="mask" they come from the ground-truth masks (the upper bound).
     """
 
     labels: _LABELS = "objectives"
-    student: str = ""  # for labels="student": a row, whose run of the same seed is taken, or a run folder
-    stage_weight: float = 0.4  # of the summed stage maps' loss, SeMask's
-    outside_weight: float = 1.0  # of the background outside all boxes, for labels="objectives"
-    class_weight: float = 1.0  # of the class inside them, likewise
-    sure_weight: float = _later(0.0)  # of the network's own sure answers inside them, likewise
-    loss_stride: int = 4  # pixels of the input per pixel of the objectives' masks
-    residual: Literal["input", "norm"] = "input"  # base of the attention: "norm" as published for Swin
-    network: str = _later("semask")  # a row of `misa.models.teacher.table.TEACHERS`
+    student: str = ""  # for labels="student": a row, of which the run with the same seed is used, or a run folder
+    stage_weight: float = 0.4  # of the auxiliary loss on the summed stage maps, as in SeMask
+    # For labels="objectives": weights of the background outside all boxes, of the class inside them, and of
+    # self-training on the network's own confident predictions inside them.
+    outside_weight: float = 1.0
+    class_weight: float = 1.0
+    sure_weight: float = _later(0.0)
+    loss_stride: int = 4  # input pixels per pixel of the objectives' masks
+    residual: Literal["input", "norm"] = "input"  # what the attention is added to; "norm" as published for Swin
+    network: str = _later("semask")  # a name in `misa.models.teacher.table.TEACHERS`
 
 
 class Needs(NamedTuple):
-    """What an objective asks the model for; nothing else is built or run for it."""
+    """Inputs that an objective requires from the model; only these are built and computed."""
 
     prior: bool = False  # S and K of the semantic teacher
-    adapter: bool = False  # the layers of FSD behind the dense feature I
-    colors: bool = False  # the images as colors of 0..255
-    shadow: bool = False  # a copy of the student that follows it, and its masks of the same objects
-    detections: bool = False  # such a copy, and what it detects in the images
-    structure: int = 0  # channels of a map that is learned from I
-    per_box: bool = False  # one mask of every box, and the finest map of the network's neck
+    adapter: bool = False  # FSD's layers on top of the dense feature I
+    colors: bool = False  # the images as RGB, 0..255
+    shadow: bool = False  # an EMA model of the student, and its masks of the same objects
+    detections: bool = False  # an EMA model of the student, and its detections in the images
+    structure: int = 0  # channels of a map predicted from I
+    per_box: bool = False  # one mask per box, and the finest map of the student's neck
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What supervises a student, as a value: a frozen dataclass of `misa/objectives/<kind>.py`.
+    """Loss of a student with its constants: a frozen dataclass in `misa/objectives/<kind>.py`.
 
-    Subclasses derive from `misa.objectives.base.BoxObjective`, which says what they are asked.
+    Derive subclasses from `misa.objectives.base.BoxObjective`, which defines the interface.
     """
 
     @property
     def needs(self) -> Needs:
-        """Nothing by default."""
+        """The required inputs; none by default."""
         return Needs()
 
     @property
     def kind(self) -> str:
-        """The file that it is of: by this name a stored row finds it again."""
+        """Name of its file, from which a stored row loads it again."""
         package, _, kind = type(self).__module__.rpartition(".")
         if package != _OBJECTIVES:
             raise ValueError(
@@ -279,7 +280,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the paper prints for a row, in percent."""
+    """The paper's results for a row, in percent."""
 
     ap: float
     ap50: float | None
@@ -291,10 +292,10 @@ class Expected:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One training: data, student, supervision, loss terms, schedule. Make variants with `but`."""
+    """One training run: data, student, supervision, loss terms, schedule. Make variants with `but`."""
 
-    data: Literal["demo", "coco", "voc"] = "voc"  # demo: the embedded scenes; else a folder in COCO layout
-    student: str = "solov2"  # a row of `FRAMEWORKS`
+    data: Literal["demo", "coco", "voc"] = "voc"  # demo: synthetic scenes; else a folder in COCO layout
+    student: str = "solov2"  # a name in `FRAMEWORKS`
     supervision: Literal["box", "mask"] = "box"
     network: Network = field(default_factory=Network)
     projection_weight: float = 3.0
@@ -302,15 +303,15 @@ class Experiment:
     schedule: Schedule = field(default_factory=Schedule)
     augmentation: Augmentation = field(default_factory=Augmentation)
     inference: Inference = field(default_factory=Inference)
-    scenes: tuple[tuple[str, Any], ...] = ()  # knobs of misa.data.scenes.scenes.Scenes, for data="demo"
-    limit: int | None = None  # use only the first images, for smoke runs
+    scenes: tuple[tuple[str, Any], ...] = ()  # parameters of misa.data.scenes.scenes.Scenes, for data="demo"
+    limit: int | None = None  # use only this many images, for smoke runs
     distillation: Distillation | None = None
-    # A teacher's row, trained first or found (Table 3-5 and MISA itself); or torchvision's segmentation network with
-    # its own weights or those of a file: "torchvision:<network>" or "torchvision:<network>:<file>".
+    # Row of the teacher, which is trained first unless its run exists (Tables 3-5 and MISA itself); or a segmentation
+    # network of torchvision with its weights or those of a file: "torchvision:<network>[:<file>]".
     teacher: str = ""
     semantic: Semantic | None = None  # train the semantic teacher instead of the student
     expected: Expected | None = None
-    # What supervises the student in place of projection_weight, affinity and distillation.
+    # Replaces projection_weight, affinity and distillation as the student's loss.
     objective: Objective | None = field(default=None, metadata={"later": True})
 
     def __post_init__(self) -> None:
@@ -336,7 +337,7 @@ class Experiment:
             raise ValueError("Affinity: pamr_dilations and pamr_steps must be at least 1.")
 
     def _check_student(self) -> None:
-        """ValueError where the student cannot learn from what the row gives it."""
+        """Raise ValueError if the student does not support the row's supervision."""
         if self.student not in FRAMEWORKS:
             choices = ", ".join(FRAMEWORKS)
             raise ValueError(f"Experiment.student is {self.student!r}; choose one of {choices}.")
@@ -351,7 +352,7 @@ class Experiment:
             )
 
     def _check_objective(self) -> None:
-        """ValueError where terms, objective and teacher do not go together."""
+        """Raise ValueError if loss terms, objective and teacher are inconsistent."""
         wants = self.distillation is not None or (self.affinity and (self.affinity.feature or self.affinity.saliency))
         if self.objective is not None:
             terms = (self.projection_weight, self.affinity, self.distillation)
@@ -379,11 +380,11 @@ class Experiment:
 
     @property
     def trains_teacher(self) -> bool:
-        """Whether it has a teacher that is a row, to be trained first; torchvision's are ready."""
+        """Whether its teacher is a row to be trained first; torchvision's networks are already trained."""
         return bool(self.teacher) and not self.teacher.startswith(TORCHVISION)
 
     def but(self, **changes: Any) -> Self:
-        """The same experiment with some fields changed; a dict changes fields of a nested value.
+        """Return a copy with some fields changed; a dict changes fields of a nested dataclass.
 
         >>> Experiment().but(schedule={"epochs": 1}).schedule.epochs
         1
@@ -398,11 +399,11 @@ class Experiment:
         return dataclasses.replace(self, **changes)
 
     def expecting(self, ap: float, *others: float | None) -> Self:
-        """The same experiment with the paper's figures for it, those of `Expected` in their order."""
+        """Return a copy with the paper's results, given in the order of the fields of `Expected`."""
         return dataclasses.replace(self, expected=Expected(ap, *others))
 
     def smoke(self) -> Self:
-        """The same code path in two training steps on small images and a small network, from scratch."""
+        """Return a copy that runs the same code for two training steps, with small images and an untrained network."""
         tiny = FRAMEWORKS[self.student].smoke
         network = dataclasses.replace(tiny, backbone=_SMALLEST.get(self.network.backbone, self.network.backbone))
         return self.but(
@@ -417,26 +418,26 @@ class Experiment:
         )
 
     def values(self) -> dict[str, Any]:
-        """The fields as plain values, nested; those that joined later only where they are not at their default."""
+        """Return the fields as nested plain values; fields added later only if they differ from their default."""
         values: dict[str, Any] = plain(self)
         return values
 
     def digest(self) -> str:
-        """A short hash of everything that decides the result (what the paper expects does not)."""
+        """Return a short hash of everything that decides the result, that is, of all fields but `expected`."""
         values = {name: value for name, value in self.values().items() if name != "expected"}
         for name in ("semantic", "distillation", "teacher"):
             if not values[name]:
-                del values[name]  # as if the row knew nothing of it, so that older runs keep their hash
+                del values[name]  # as before the field existed, so that older runs keep their hash
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `values`, also from json (where tuples have become lists)."""
+        """Inverse of `values`; also accepts values read from JSON, with lists in place of tuples."""
         return _build(cls, values)
 
 
 def plain(value: Any) -> Any:
-    """A value of a row as plain values, nested: its fields by name, an objective's `kind` with them."""
+    """Return a dataclass as nested plain values: its fields by name, and the `kind` of an objective."""
     if not dataclasses.is_dataclass(value):
         return value
     kept = (
@@ -450,9 +451,9 @@ def plain(value: Any) -> Any:
 class Comparison:
     """A table of the paper: rows of one module, compared with one of them seed by seed.
 
-    `rows` gives the printed name of every row; a row of the module is called `<data>_<row>`. `data` is what the
-    paper's figures are of, "" where it has none. With `details` the printed table is followed by
-    `misa.engine.reports.tables.Table.details`.
+    rows: printed name of each row; in the module a row is called `<data>_<row>`.
+    data: dataset of the paper's results, "" if the paper has none.
+    details: whether `misa.engine.reports.tables.Table.details` is printed below the table.
     """
 
     title: str
@@ -463,7 +464,7 @@ class Comparison:
 
 
 def _check_choices(value: Any) -> None:
-    """ValueError where a field declared as a Literal, of the value or of one within it, holds something else."""
+    """Raise ValueError if a field declared as a Literal, also of a nested dataclass, holds another value."""
     for name, hint in typing.get_type_hints(type(value)).items():
         held = getattr(value, name)
         if typing.get_origin(hint) is Literal and held not in typing.get_args(hint):
@@ -474,11 +475,11 @@ def _check_choices(value: Any) -> None:
 
 
 def objective_from(values: dict[str, Any]) -> Objective:
-    """The objective whose plain values, `kind` among them, are given; ValueError where there is none of that kind."""
+    """Build an objective from its plain values and `kind`; ValueError if the kind is unknown."""
     values = dict(values)
     kind, package = values.pop("kind", None), importlib.import_module(_OBJECTIVES)
     known = sorted({module.name for module in pkgutil.iter_modules(package.__path__)} - {"base"})
-    if kind not in known:  # nothing else is ever imported: the name may come from an untrusted file
+    if kind not in known:  # never import another module: the name may come from an untrusted file
         raise ValueError(f"there is no objective {kind!r}; the objectives are {', '.join(known)}.")
     module = importlib.import_module(f"{_OBJECTIVES}.{kind}")
     (own,) = (value for name, value in vars(module).items() if name.lower() == kind and isinstance(value, type))
@@ -505,7 +506,7 @@ def _frozen(value: Any) -> Any:
 
 
 def require_types(values: Any, name: str) -> None:
-    """TypeError where a field of a dataclass, or of one within it, holds another type than it is declared with."""
+    """Raise TypeError if a field of a dataclass, also of a nested one, does not have its declared type."""
     hints = typing.get_type_hints(type(values))
     for one in fields(values):
         value, hint = getattr(values, one.name), hints[one.name]
