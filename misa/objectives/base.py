@@ -1,4 +1,4 @@
-"""What an objective is handed at every step, what it answers, and how it is asked.
+"""Interface of box objectives: their base class, the inputs of a training step and the losses they return.
 
 Axes: b image · n instance (positive) · g ground-truth box · d channel · h row · w column.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from misa.experiment import Objective
 
-if TYPE_CHECKING:  # rows name objectives, and a table of rows loads without torch
+if TYPE_CHECKING:  # rows import objectives, and a table of rows must load without torch
     import torch
     from mmengine.structures import InstanceData
     from torch import Tensor, nn
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # rows name objectives, and a table of rows loads without tor
 
 @dataclass(frozen=True)
 class Ramp:
-    """A factor that rises from 0 at `start` to 1 at `end`, in training steps or in parts of the run.
+    """A factor that rises linearly from 0 at `start` to 1 at `end`, in training steps or in fractions of the run.
 
     >>> Ramp(0, 0.5, of="run").at(iteration=10, total=40)
     0.5
@@ -35,7 +35,7 @@ class Ramp:
     of: Literal["steps", "run"] = "steps"
 
     def at(self, iteration: int, total: int) -> float:
-        """The factor before step `iteration` (from 0) of `total`."""
+        """The factor at step `iteration` (counted from 0) of `total`."""
         unit = 1.0 if self.of == "steps" else float(max(total, 1))
         start, end = self.start * unit, self.end * unit
         if iteration < start:
@@ -44,11 +44,11 @@ class Ramp:
 
 
 class Term(NamedTuple):
-    """A weighted loss (a scalar), and what its mean is over.
+    """A weighted loss (a scalar), and the count by which it is averaged over processes.
 
-    per: "instances" or "box pixels", or a number (a scalar) of other things: the mean over this process's own, which
-        becomes its part of the mean over all processes', times the predictions that an object has; "batch": taken over
-        the whole batch already (`Step.across`).
+    per: "instances", "box pixels" or a count of other items (a scalar): the loss is a mean over this process's items,
+        and is converted to its part of the mean over all processes' items, times the predictions per object; "batch":
+        the loss is already a mean over the whole batch (`Step.across`).
     """
 
     loss: Tensor
@@ -58,7 +58,7 @@ class Term(NamedTuple):
 class Truth(NamedTuple):
     """The ground truth of a batch: boxes (g 4: x1 y1 x2 y2 in pixels of the padded input), `labels` and `image` (g).
 
-    All on the host. pasted: which objects an objective has pasted (g); None where it has pasted none.
+    All on the host. pasted: which objects were pasted by the objective (g, bool), or None.
     """
 
     boxes: Tensor
@@ -68,7 +68,7 @@ class Truth(NamedTuple):
 
 
 class Detected(NamedTuple):
-    """What a network detects in an image: boxes (m 4), scores (m), mask probabilities (m h w) at the size of I."""
+    """Detections in an image: boxes (m 4), scores (m), mask probabilities (m h w) at the size of I."""
 
     boxes: Tensor
     scores: Tensor
@@ -76,19 +76,19 @@ class Detected(NamedTuple):
 
 
 class PerBox(NamedTuple):
-    """One mask of every box of a batch (`positives`, in the boxes' order), and the neck's finest map (b c h w)."""
+    """One mask per box of a batch (`positives`, in the order of the boxes), and the neck's finest map (b c h w)."""
 
     positives: Positives
     finest: Tensor
 
 
 class Prepared(NamedTuple):
-    """What the networks see: `images` (b 3 h w, normalised and padded) and the instances in them are the student's.
+    """Inputs of the networks: the student's `images` (b 3 h w, normalised and padded) and the instances in them.
 
-    `seen` is what the colors, the shadow and the teacher see: the images themselves, or a weaker view of them.
+    `seen` are the images for the colors, the EMA model and the teacher: the same ones or a weaker augmentation.
 
-    Besides `bboxes` and `labels` the instances of all images may have `within` (n h w, on the device, in pixels of the
-    images), which stands for the boxes' own areas in the losses, and `pasted` (n, on the host).
+    Besides `bboxes` and `labels` the instances of all images may have `within` (n h w, on the device, at the size of
+    the images), which replaces the boxes' area in the losses, and `pasted` (n, on the host).
     """
 
     images: Tensor
@@ -97,33 +97,33 @@ class Prepared(NamedTuple):
 
 
 def _own(values: Tensor) -> Tensor:
-    """The mean over the processes where there is one."""
+    """The mean over processes in a training of one process."""
     return values
 
 
 def _alone(values: Tensor) -> Tensor:
-    """The rows of all processes where there is one."""
+    """The stacked tensors of all processes in a training of one process."""
     return values[None]
 
 
 class Step(NamedTuple):
-    """One training step as an objective sees it; what `Needs` does not ask for is None.
+    """Inputs of an objective in one training step; those that `Needs` does not request are None.
 
-    iteration, total: steps of the optimiser, from 0.
-    positives: the student's masks, in float32; `positives.instance` says which box of `truth` each stands for.
-    batch: the images at the size of the masks, normalised, and which pixels are no padding.
-    features: the dense feature I (b d h w); adapted: I behind FSD's adapter.
-    union: B of Eq. 5 (b 1 h w): where any box is. known (b 1 h w): where the boxes say what is there: not in a crowd.
-    prior: S at the size of the masks, and K. classifier: the whole last layer, K with its bias and the background.
-    colors: the images at the size of the masks, RGB of 0..255.
+    iteration, total: step of the optimiser, from 0, and their number.
+    positives: the student's masks, in float32; `positives.instance` is each mask's index into the boxes of `truth`.
+    batch: the normalised images at the size of the masks, and which pixels are not padding.
+    features: the dense feature I (b d h w); adapted: I after FSD's adapter.
+    union: B of Eq. 5 (b 1 h w), the union of the boxes. known (b 1 h w): where the content is known, outside crowds.
+    prior: S at the size of the masks, and K. classifier: the whole last layer: K, the background's row and the bias.
+    colors: the images at the size of the masks, RGB, 0..255.
     shadow, shadow_features: the same as positives and features of the copy that follows the student, without gradient;
         as many, in the same order. detections: what it detects in each image. None before it has begun.
     structure: the learned map (b c h w).
-    seen: the images (b 3 h w, normalised) as the shadow sees them, at their own size.
-    per_box, shadow_per_box: one mask of every box, the student's and, once it has begun, the copy's.
-    generators: a random generator an image, on the CPU: the same draws in a resumed run and in any number of processes.
-    across: the mean of a tensor over the processes of the training. together: a tensor of one shape in all processes,
-        stacked in their order; process p of q has the images p, p + q, … of the batch.
+    seen: the images (b 3 h w, normalised) as the EMA model sees them, at full resolution.
+    per_box, shadow_per_box: one mask per box, the student's and, once it has started, the EMA model's.
+    generators: one random generator per image, on the CPU, whose draws depend neither on a resume nor on world size.
+    across: mean of a tensor over the processes (all-reduce). together: stacks the processes' tensors, of equal shape,
+        in the order of ranks (all-gather); rank p of q has the images p, p + q, … of the batch.
     """
 
     positives: Positives
@@ -156,28 +156,27 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class BoxObjective(Objective):
-    """What learns from boxes alone; `needs` says what a step must hold.
+    """Base class of losses that supervise masks by boxes alone; `needs` lists the inputs of `Step` that they use.
 
-    An objective keeps no counter and no tensor: constants are its fields, where the run is comes with the step, and
-    what it remembers is in the module of `memory`, which is saved and resumed with the student and left out of an
-    exported one.
+    An objective is stateless: its fields are constants, the progress of the run comes with the step, and tensors kept
+    between steps are in the module of `memory`, which is saved and resumed with the student but not exported.
     """
 
     def memory(self, classes: int, channels: int) -> nn.Module | None:
-        """What is remembered from step to step, as buffers or parameters.
+        """Return a module whose buffers or parameters are kept between steps, or None.
 
-        `channels` are those of I, or with `Needs(per_box=True)` those of the finest map. Every process must come to the
-        same buffers: use `Step.across` or `Step.together` for what is computed from a part of the batch.
+        `channels` are those of I, or with `Needs(per_box=True)` those of the finest map. Buffers must stay equal in all
+        processes: use `Step.across` or `Step.together` for what is computed from a part of the batch.
 
-        What has no fixed shape is no buffer: an attribute `on_host` with `state` and `restore` (`PictureQueue`) is
-        saved and resumed as well. Each process has its own, and after a resume the first one's.
+        State without a fixed shape goes into an attribute `on_host` with `state` and `restore` (see `PictureQueue`),
+        which is saved and resumed too. It may differ between processes; a resume loads rank 0's into all.
         """
         return None
 
     def shadow_momentum(self, iteration: int, total: int) -> float:
-        """How much of itself the shadow keeps before this step: 0 makes it a copy of the student.
+        """EMA momentum before this step: 0 copies the student.
 
-        1 leaves it, and nothing is asked of it. At the first step of the run it is a copy in any case.
+        At 1 the EMA model is neither updated nor evaluated. The first step of a run always copies the student.
         """
         raise NotImplementedError
 
@@ -188,15 +187,15 @@ class BoxObjective(Objective):
         memory: nn.Module | None,
         generators: Sequence[torch.Generator],
     ) -> Prepared:
-        """Before the networks run: images (b 3 h w), and `bboxes` and `labels` of each. The identity by default.
+        """Augment images (b 3 h w) with `bboxes` and `labels` each before the forward pass; a no-op by default.
 
-        Each image's size without padding is its instances' `img_shape` (h, w).
+        `img_shape` of the instances is their image's size (h, w) without padding.
         """
         return Prepared(images, instances, images)
 
     def losses(self, step: Step, memory: nn.Module | None) -> dict[str, Term]:
-        """The weighted terms, by names that begin with `loss_`; without positives zeros with a gradient."""
+        """Return the weighted terms by names that begin with `loss_`; without positives, zeros that have a gradient."""
         raise NotImplementedError
 
     def update(self, step: Step, memory: nn.Module | None) -> None:
-        """After the losses, without gradient: change the memory. Nothing by default."""
+        """Update the memory in place after the losses, without gradient; a no-op by default."""

@@ -1,8 +1,8 @@
 """Box2Mask (Li et al. 2022, "Box2Mask: Box-supervised Instance Segmentation via Level-set Evolution").
 
-BoxLevelSet's three terms and a local consistency: the mask should equal its average over neighbors of the same color.
-"C" is SOLOv2 with it, "T" a Mask2Former whose every prediction is supervised. Constants are the published code's; its
-configuration of C is not published, so the size and the weight of C's consistency are ours.
+BoxLevelSet's three terms and a local consistency: a mask should equal its average over neighbors of similar color.
+"C" trains SOLOv2, "T" Mask2Former with deep supervision. Constants are the published code's; its configuration of C is
+not published, so size and weight of C's consistency are ours.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Box2Mask(BoxObjective):
-    """The terms' weights, and what T squeezes.
+    """Weights and constants of the four terms.
 
-    size: the side of the square at which masks are filtered along trees and compared with their neighbors, 96 in T;
-        None: the masks' own size.
-    consistency_steps: averages over the neighbors. The paper says 10, and so does the code since April 2023; until
-        then, so in all published weights, an error made ten of them one.
+    size: side of the square to which masks are resized for the tree filter and the consistency, 96 in T; None keeps
+        the masks' size.
+    consistency_steps: iterations of averaging. 10 in the paper and in the code since April 2023; before, and so in all
+        published weights, a bug applied only one.
     """
 
     projection_weight: float = 3.0
@@ -38,13 +38,13 @@ class Box2Mask(BoxObjective):
 
     @property
     def needs(self) -> Needs:
-        """The learned structure G."""
+        """The learned structure map G."""
         return Needs(structure=self.structure_channels)
 
     def losses(self, step: Step, memory: nn.Module | None = None) -> dict[str, Term]:
         """`loss_projection`, `loss_levelset_image`, `loss_levelset_structure` and `loss_consistency`.
 
-        The first three are means over the instances, the last one ratio over the pixels of all boxes.
+        The first three are means over instances, the last is one mean over the pixels of all boxes.
         """
         from misa.losses.consistency import consistency_kernel, local_consistency
         from misa.losses.levelset import region_energy, structure_masks

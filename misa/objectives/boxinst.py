@@ -1,7 +1,7 @@
-"""BoxInst (Tian et al. 2021): the projection, and neighbors of one color must get one label.
+"""BoxInst (Tian et al. 2021): projection loss, and a pairwise loss that gives neighbors of similar color one label.
 
-L = L_projection + ramp · Σ −log P(y_i = y_k) / pairs, over the pairs whose colors are alike, from pixels in the box.
-Constants are AdelaiDet's, in which it is published. mmdet's own implementation is the student "boxinst".
+L = L_projection + ramp · Σ −log P(y_i = y_k) / pairs, over pairs of similar color whose pixel i is in the box.
+Constants are those of AdelaiDet, the published code. mmdet's implementation is the student "boxinst".
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BoxInst(BoxObjective):
-    """Weights, the threshold on the colors' similarity, and when the pairs join.
+    """Weights, threshold of the color similarity, and warm-up of the pairwise loss.
 
-    bottom_rows: rows of cells above an image's lower edge whose colors are not compared: some images of COCO have a
-        black stripe there. 3 are mmdet's 10 pixels at stride 4; AdelaiDet takes 10 pixels of the image's own size.
+    bottom_rows: mask rows at the lower edge of an image that form no pairs: some COCO images have a black stripe there.
+        3 are mmdet's 10 pixels at stride 4; AdelaiDet takes 10 pixels at the image's original size.
     """
 
     projection_weight: float = 1.0
@@ -32,17 +32,17 @@ class BoxInst(BoxObjective):
 
     @property
     def needs(self) -> Needs:
-        """The images' colors."""
+        """The colors of the images."""
         return Needs(colors=True)
 
     def losses(self, step: Step, memory: nn.Module | None = None) -> dict[str, Term]:
-        """`loss_projection`, a mean over the instances, and `loss_pairs`, over the pairs of all of them."""
+        """`loss_projection`, a mean over instances, and `loss_pairs`, a mean over the pairs of all instances."""
         from misa.losses.pairs import edge_error
 
         return self.box_terms(step, edge_error(step.positives.mask_logits))
 
     def box_terms(self, step: Step, error: Tensor) -> dict[str, Term]:
-        """The two terms, from the pairs' errors (n 8 h w)."""
+        """Both terms, given the pairs' errors −log P(y_i = y_k) (n 8 h w)."""
         from misa.losses.pairs import pair_loss
         from misa.losses.projection import projection_loss
 
@@ -57,12 +57,12 @@ class BoxInst(BoxObjective):
         }
 
     def likeness(self, step: Step) -> Tensor:
-        """How much neighbors belong together (b 8 h w), in [0, 1]: by their colors."""
+        """Similarity of neighbors (b 8 h w) in [0, 1]: that of their colors."""
         return color_pairs(step, self.bottom_rows)
 
 
 def color_pairs(step: Step, bottom_rows: int) -> Tensor:
-    """How alike the colors of neighbors are (b 8 h w), in L*a*b*; 0 where the neighbor is padding or a bottom row."""
+    """Similarity of neighbors' L*a*b* colors (b 8 h w); 0 where the neighbor is padding or in the bottom rows."""
     import torch
 
     from misa.ops.lab import rgb_to_lab

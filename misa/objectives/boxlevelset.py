@@ -1,7 +1,7 @@
 """BoxLevelSet (Li et al. 2022, "Box-supervised Instance Segmentation with Level Set Evolution").
 
-L = 3 · L_projection + 0.05 · E(p, I) + 5 · E(p, H). E is Chan and Vese's region energy within the box: of the image,
-and of two maps H made by filtering the mask along the spanning trees of the image and of a learned structure G.
+L = 3 · L_projection + 0.05 · E(p, I) + 5 · E(p, H). E is Chan and Vese's region energy within the box, on the image I
+and on two maps H: the mask filtered along the spanning trees of the image and of a learned structure map G.
 Constants and forms are the published code's.
 """
 
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BoxLevelSet(BoxObjective):
-    """The terms' weights and the constants of the deep energy.
+    """Weights of the terms and constants of the energy on H.
 
-    The published code adds the masks' border length with weight 1e-5, within both energies, since 2023; the paper's
-    results are without it, says its author, so `length_weight` is 0.
+    Since 2023 the published code adds the masks' border length to both energies with weight 1e-5; according to its
+    author the paper's results are without it, so `length_weight` is 0.
     """
 
     projection_weight: float = 3.0
     image_weight: float = 0.05
     structure_weight: float = 5.0
     length_weight: float = 0.0
-    color_scale: float = 0.02  # of the squared distance of normalised colors along the image's tree
+    color_scale: float = 0.02  # scale of the squared distance of normalised colors along the image's tree
     structure_channels: int = 5
 
     @property
     def needs(self) -> Needs:
-        """The learned structure G."""
+        """The learned structure map G."""
         return Needs(structure=self.structure_channels)
 
     def losses(self, step: Step, memory: nn.Module | None = None) -> dict[str, Term]:
-        """`loss_projection`, `loss_levelset_image` and `loss_levelset_structure`, means over the instances."""
+        """`loss_projection`, `loss_levelset_image` and `loss_levelset_structure`, means over instances."""
         from misa.losses.levelset import border_length, region_energy, structure_masks
         from misa.losses.projection import projection_loss
 

@@ -1,12 +1,12 @@
-"""BoxTeacher (Cheng et al. 2023): BoxInst, and a copy of the student whose detections are masks to learn from.
+"""BoxTeacher (Cheng et al. 2023): BoxInst, and self-training on the detections of an EMA model of the student.
 
-L = BoxInst + ramp · [0.5 · Σ c · dice(p, Y) + 0.1 · Σ c · −log P(y_i = y_k)] / N. The copy, a moving average, sees the
-plain image and the student one in other colors. Each of its detections takes the free box that it overlaps most; Y is
-its mask at 0.5 within the box, c a confidence of detection and mask, N the instances whose box has such a mask.
+L = BoxInst + ramp · [0.5 · Σ c · dice(p, Y) + 0.1 · Σ c · −log P(y_i = y_k)] / N. The student's image gets strong
+color augmentation, the EMA model's none. Each detection is assigned to the free box that it overlaps most; the pseudo
+mask Y is its mask at 0.5 within the box, c a confidence of both, N the number of instances with a pseudo mask.
 
-Constants are the published code's. Other than there: the copy detects in the batch as it is, not resized to a short
-side of 800; it normalises by the student's running statistics, not by its own batch's; scores and confidences take the
-masks at the size of the losses; a box that the first detection took is closed to others.
+Constants are the published code's. Different from it: the EMA model detects in the batch at its size, not resized to a
+short side of 800; it normalises by the student's running statistics, not by those of its own batch; scores and
+confidences are computed from masks at the size of the losses; a box takes the first detection assigned to it only.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BoxTeacher(BoxInst):
-    """BoxInst's constants, the weights of both terms, their ramp, and the copy's.
+    """BoxInst's constants, weights and ramp of the two self-training terms, and constants of the EMA model.
 
-    momentum: at most; before, the copy is the mean of all that the student has been. overlap: least IoU of a detection
-    with its box. blur: how often the student's image is blurred, 0.5 in the published schedules of 270,000 steps.
+    momentum: upper limit of the EMA momentum, see `shadow_momentum`. overlap: minimum IoU of a detection with its box.
+    blur: probability of blurring the student's image, 0.5 in the published schedules of 270,000 steps.
     """
 
     pixel_weight: float = 0.5
@@ -43,11 +43,11 @@ class BoxTeacher(BoxInst):
 
     @property
     def needs(self) -> Needs:
-        """The images' colors and the copy's detections."""
+        """The colors of the images and the EMA model's detections."""
         return Needs(colors=True, detections=True)
 
     def shadow_momentum(self, iteration: int, total: int) -> float:
-        """min(momentum, 1 − 1/(t + 1)): the mean of the weights after each step so far, later a moving average."""
+        """min(momentum, 1 − 1/(t + 1)): first the mean of all weights so far, later a moving average."""
         return min(self.momentum, iteration / (iteration + 1))
 
     def prepare(
@@ -57,14 +57,14 @@ class BoxTeacher(BoxInst):
         memory: nn.Module | None,
         generators: Sequence[torch.Generator],
     ) -> Prepared:
-        """The student's images in other colors."""
+        """Apply strong color augmentation to the student's images."""
         from misa.ops.strong import strong_view
 
         sizes = [own.img_shape for own in instances if "img_shape" in own]
         return Prepared(strong_view(images, generators, blur=self.blur, sizes=sizes or None), instances, images)
 
     def losses(self, step: Step, memory: nn.Module | None = None) -> dict[str, Term]:
-        """BoxInst's two, and `loss_pixels` and `loss_affinity`, means over the instances that have a pseudo mask."""
+        """BoxInst's terms, and `loss_pixels` and `loss_affinity`, means over the instances that have a pseudo mask."""
         import torch
 
         from misa.losses.pairs import edge_error, pair_loss
@@ -88,9 +88,9 @@ class BoxTeacher(BoxInst):
         }
 
     def pseudo_masks(self, step: Step) -> tuple[Tensor, Tensor]:
-        """The copy's mask of every instance's box (n h w) and its confidence (n); 0 where nothing was detected.
+        """Pseudo mask (n h w, bool) of each instance's box and its confidence (n); 0 if no detection is assigned.
 
-        Boxes are chosen on the host, for which a batch's detections are copied at once.
+        The assignment runs on the host, after one transfer of all detections of the batch.
         """
         import torch
 

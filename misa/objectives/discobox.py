@@ -1,21 +1,21 @@
-"""DiscoBox (Lan et al. 2021): the student learns from its own masks after ten rounds of a mean field on the colors.
+"""DiscoBox (Lan et al. 2021): self-training on masks refined by ten iterations of a mean field on the image's colors.
 
 L = L_projection + [r < 0.3] · dice(p · dilate(B), y) [+ with an object bank, [r < 0.2] · (L_transfer + L_match)].
-y is the mean of the student's mask and that of a copy which follows it, refined within the box ("structured teacher");
-r, a running mean of L_projection, keeps it out until masks fill their boxes. Constants are the published code's.
+y is the mean of the student's and its EMA model's mask, refined within the box ("structured teacher"); the gate on r, a
+running mean of L_projection, enables the term once masks fill their boxes. Constants are the published code's.
 
 The bank holds objects of earlier steps, as the copy saw them. One mask of every box, in the cell of the box's centre,
 is compared with those of its class; where enough are alike, cells of both are matched. L_match asks the features to be
 alike where they are matched: as coded a softmax of a softmax, which teaches next to nothing
-(`misa.losses.correspondence`). The matched objects' masks vote in a mean field of their own, whose result teaches
-these masks by a dice with a hundredth of the gradient (L_transfer). The published configuration of VOC with ResNet-101
+(`misa.losses.correspondence`). The matched objects' masks vote in a second mean field, whose result supervises these
+masks by a dice loss with a hundredth of the gradient (L_transfer). The published configuration of VOC with ResNet-101
 has no bank.
 
-Not verified, since only the published code's equations are known here: that objects enter the bank in the steps in
-which it is used, and that L_transfer waits for the same gate. Other than there: all processes share one bank, so that
-several learn what one does; the published ones have a bank each.
+Not verified, since only the published code's equations are known here: that objects enter the bank only in steps that
+use it, and that L_transfer has the same gate. Different from it: all processes share one bank, so that the result does
+not depend on their number; in the published code each has its own.
 
-Axes: g box · k object of the bank that looks like it · i, j cells of their feature grids · h row · w column.
+Axes: g box · k similar object of the bank · i, j cells of their feature grids · h row · w column.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from misa.ops.bank import Objects
 
 
-PARTS = ("features", "masks", "aspect")  # of the bank's objects, as buffers
+PARTS = ("features", "masks", "aspect")  # the bank's buffers
 
 
 @dataclass(frozen=True)
 class Bank:
-    """How objects are kept and compared.
+    """Constants of the object bank and of the matching.
 
-    slots: objects of each class that are kept, the newest. least: an object is kept if it is wider and higher than so
-    many cells of the masks. a_step: objects of a process that are kept from one step, at most. grid, side: cells of
-    the features and of the mask of an object. keys: objects that are matched with one; fewer are not used. form: see
-    `misa.losses.correspondence`. share: of the votes of matched objects in the mean field. gradient: of L_transfer.
+    slots: capacity per class; the newest objects are kept. least: an object must be wider and higher, in mask pixels.
+    a_step: maximum number of objects that a process adds per step. grid, side: resolution of an object's features and
+    mask. keys: bank objects matched with a box; with fewer similar ones it is skipped. form: see
+    `misa.losses.correspondence`. share: weight of their votes in the mean field. gradient: factor on L_transfer's.
 
     80 classes and 256 channels take 0.21 GB, on the device and in every checkpoint.
     """
@@ -67,12 +67,12 @@ class Bank:
 
 @dataclass(frozen=True)
 class DiscoBox(BoxObjective):
-    """Weights, the gate, and the copy of the student.
+    """Weights, the gate, and the EMA model of the student.
 
-    gate: below which running mean of the projection loss the pseudo masks teach.
-    momentum: what the copy keeps of itself a step, from the end of `shadow_start` on; until then the student's own
-        masks stand in. The published code begins anew after every resume; here the copy is saved.
-    bank: None is without one.
+    gate: running mean of the projection loss below which the pseudo masks are used.
+    momentum: of the EMA, from the end of `shadow_start` on; before, the student's own masks are used. The published
+        code restarts it at every resume; here it is in the checkpoint.
+    bank: constants of the object bank; None disables it.
     """
 
     projection_weight: float = 1.0
@@ -87,13 +87,13 @@ class DiscoBox(BoxObjective):
 
     @property
     def needs(self) -> Needs:
-        """The copy that follows the student; with a bank one mask of every box."""
+        """The EMA model's masks; with a bank one mask per box."""
         return Needs(shadow=True, per_box=self.bank is not None)
 
     def memory(self, classes: int, channels: int) -> nn.Module:
-        """`running`, the mean of the projection loss, 2 at first; with a bank its objects and how many each class had.
+        """`running`, the running mean of the projection loss, initially 2; with a bank its objects and their counts.
 
-        Objects are rows, label · slots + turn, in half precision; the last row is none's.
+        Objects are stored in half precision in row label · slots + slot; the last row takes discarded writes.
         """
         import torch
 
@@ -108,15 +108,15 @@ class DiscoBox(BoxObjective):
         return memory
 
     def shadow_momentum(self, iteration: int, total: int) -> float:
-        """A copy of the student at the step at which it begins, and left alone before."""
+        """1 before the start, 0 at it (a copy of the student), then `momentum`."""
         begun, before = (self.shadow_start.at(i, total) == 1 for i in (iteration, iteration - 1))
         return (self.momentum if before else 0.0) if begun else 1.0
 
     def losses(self, step: Step, memory: nn.Module | None = None) -> dict[str, Term]:
-        """`loss_projection` and `loss_pseudo`, means over the instances; with a bank `loss_transfer` and `loss_match`.
+        """`loss_projection` and `loss_pseudo`, means over instances; with a bank `loss_transfer` and `loss_match`.
 
-        The last two are means over the boxes and over those with enough objects alike. All but the first are 0 while
-        their gates are shut.
+        The last two are means over boxes and over boxes with enough similar objects. All but the first are 0 while
+        their gate is closed.
         """
         from misa.losses.projection import projection_loss
 
@@ -134,7 +134,7 @@ class DiscoBox(BoxObjective):
         return terms if self.bank is None else terms | self._bank_terms(step, memory, self.bank)
 
     def _pseudo(self, step: Step) -> Tensor:
-        """Σ dice of the masks to the refined mean of both networks' masks."""
+        """Sum of the dice losses between the masks and the refined mean of both networks' masks."""
         from misa.ops.meanfield import mean_field
 
         own, masks = step.positives, step.positives.mask_logits.sigmoid()
@@ -145,7 +145,7 @@ class DiscoBox(BoxObjective):
         return self._dice(masks, own.box_masks, refined)
 
     def _mean(self, step: Step, masks: Tensor, theirs: Tensor | None) -> Tensor:
-        """Of the student's masks and the copy's (n h w, logits), once it has begun."""
+        """Mean of the student's masks and the EMA model's (`theirs`, n h w, logits); before its start the former."""
         if step.ramp(self.shadow_start) < 1:
             return masks.detach()
         assert theirs is not None
@@ -157,7 +157,7 @@ class DiscoBox(BoxObjective):
         return window_kernel(step.batch.images, valid=step.batch.valid, theta_color=self.theta_color)
 
     def _dice(self, masks: Tensor, boxes: Tensor, refined: Tensor) -> Tensor:
-        """Σ dice of the masks, within their boxes and one cell around, to the refined ones."""
+        """Sum of the dice losses between the masks, within their boxes dilated by one pixel, and the refined ones."""
         import torch
 
         from misa.losses.pseudo import dice
@@ -182,7 +182,7 @@ class DiscoBox(BoxObjective):
         return memory.get_buffer("running") < min(self.gate, bank.gate)
 
     def _matched(self, step: Step, masks: Tensor, memory: nn.Module, bank: Bank) -> Tensor:
-        """Σ of both terms of the bank, and how many boxes have enough objects alike (3)."""
+        """Sums of L_transfer and L_match, and the number of boxes with enough similar objects (3)."""
         import torch
 
         from misa.losses.correspondence import correspondence_loss
@@ -198,7 +198,7 @@ class DiscoBox(BoxObjective):
         keys, used = self._alike(found, own.labels, memory, bank)
         message = masks.new_zeros(len(masks), 2, bank.side, bank.side)
         total = 0 * masks.sum()
-        # On the CPU asking is free and the work is not.
+        # Unused boxes are skipped on the CPU only: elsewhere the test would synchronise with the host.
         some = used.nonzero().flatten().tolist() if used.device.type == "cpu" else list(range(len(masks)))
         cosines = [similarity(found.features[g], keys.features[g]) for g in some]
         plans = match(torch.cat(cosines).detach()).split(bank.keys) if some else ()
@@ -220,7 +220,7 @@ class DiscoBox(BoxObjective):
 
     @staticmethod
     def _alike(found: Objects, labels: Tensor, memory: nn.Module, bank: Bank) -> tuple[Objects, Tensor]:
-        """For every box `keys` objects (g k …) of its class, and whether there are as many that are alike (g)."""
+        """For every box `keys` objects of its class (g k …), and whether that many are similar enough (g)."""
         import torch
 
         from misa.ops.bank import Objects, alike, first
@@ -239,7 +239,7 @@ class DiscoBox(BoxObjective):
         return Objects(*(part[places].float() for part in rows)), torch.stack(used)
 
     def update(self, step: Step, memory: nn.Module | None) -> None:
-        """Objects into the bank, if it was open; then r ← 0.9 r + 0.1 L_projection, the mean over all instances."""
+        """Add objects to the bank if its gate is open; then r ← 0.9 r + 0.1 L_projection, a mean over all instances."""
         import torch
 
         from misa.losses.projection import projection_loss
@@ -253,7 +253,7 @@ class DiscoBox(BoxObjective):
         running.copy_(torch.where(count > 0, 0.9 * running + 0.1 * total / count, running))
 
     def _keep(self, step: Step, memory: nn.Module, bank: Bank) -> None:
-        """All processes' large objects as the copy sees them, in the order of the batch."""
+        """Store all processes' large objects as the EMA model sees them, in the order of the batch."""
         import torch
 
         from misa.ops.bank import objects_in, ring_slots
@@ -275,7 +275,7 @@ class DiscoBox(BoxObjective):
             *(part.float().flatten(1) for part in objects[:2]),
             *(each[:, None] for each in (objects.aspect, *host)),
         ]
-        # As many rows in every process: first those that are kept.
+        # Equal shapes in all processes: the kept rows first, then truncated or zero-padded to `a_step`.
         packed = torch.cat([large[:, None].float(), *(each.float() for each in rows)], dim=1)
         packed = packed[(~large).to(torch.uint8).argsort(stable=True)[: bank.a_step]]
         packed = torch.cat([packed, packed.new_zeros(bank.a_step - len(packed), packed.shape[1])])
@@ -293,9 +293,9 @@ class DiscoBox(BoxObjective):
 
 
 def _where(opened: Tensor, compute: Callable[[], Tensor], otherwise: Tensor) -> Tensor:
-    """What `compute` gives where `opened` (a scalar); on the CPU it is called only then."""
+    """Return compute() if `opened` (a scalar), else `otherwise`; on the CPU `compute` is called only if needed."""
     import torch
 
-    if opened.device.type != "cpu":  # asking would wait for the device
+    if opened.device.type != "cpu":  # a branch would synchronise with the host
         return torch.where(opened, compute(), otherwise)
     return compute() if opened else otherwise

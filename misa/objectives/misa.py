@@ -1,6 +1,6 @@
-"""MISA's objective (Eq. 15, §3.2, §3.3): projection, pairwise loss along affinities, distillation of the teacher.
+"""MISA's objective (Eq. 15, §3.2, §3.3): projection loss, pairwise loss on propagated masks, distillation.
 
-APro (Li et al. 2023) is the same without the teacher: neither its affinity nor the distillation.
+APro (Li et al. 2023) is the same without the teacher, that is, without its affinity and the distillation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class MISA(BoxObjective):
 
     @property
     def needs(self) -> Needs:
-        """The prior where affinity or distillation are the teacher's, the adapter for the distillation."""
+        """The teacher's prior for a semantic affinity or the distillation, the adapter for the distillation."""
         distilled = self.distillation is not None
         return Needs(prior=distilled or self._semantic, adapter=distilled)
 
@@ -73,7 +73,7 @@ class MISA(BoxObjective):
 
 
 def _distilled(step: Step, distillation: Distillation) -> Tensor:
-    """FSD of the student's dense feature behind its adapter (Eq. 6), times its weight."""
+    """Weighted FSD loss (Eq. 6) of the student's dense feature after its adapter."""
     from misa.losses.distillation import distillation_loss, in_units_of_spread
 
     assert step.prior is not None
@@ -101,7 +101,7 @@ def _distilled(step: Step, distillation: Distillation) -> Tensor:
 
 
 def reading_of(affinity: Affinity, features: Tensor, classifier: Classifier, valid: Tensor) -> Reading:
-    """What S^c of Eq. 11 is in this affinity, from S (b d h w) and the teacher's last layer; `valid` (b h w)."""
+    """Compute S^c of Eq. 11 as `affinity` defines it from S (b d h w) and the teacher's last layer; `valid` (b h w)."""
     from misa.ops.readings import read
 
     values, norm, factors = affinity.semantic_values, affinity.semantic_norm, affinity.semantic_factors
@@ -109,10 +109,10 @@ def reading_of(affinity: Affinity, features: Tensor, classifier: Classifier, val
 
 
 def objective_of(experiment: Experiment) -> BoxObjective:
-    """The objective that a row names; where it names none, MISA's terms as its own fields have them.
+    """Return the row's objective, by default MISA's with the row's loss fields.
 
     Raises:
-        TypeError: the row's objective is none of `misa.objectives`.
+        TypeError: the row's objective is not a `BoxObjective`.
     """
     if experiment.objective is None:
         return MISA(experiment.projection_weight, experiment.affinity, experiment.distillation)

@@ -1,18 +1,18 @@
 """SIM (Li et al. 2023, "SIM: Semantic-aware Instance Mask Generation for Box-Supervised Instance Segmentation").
 
-L = L_projection + ramp · pairs + 0.3 · ramp · focal(p, y; V). Pairs are BoxInst's, alike in color and in the copy's
-dense feature. y mixes M_I, the mean of the copy's masks of an object, with M_S, how near its pixels are to prototypes
-of its class; what is neither surely object nor surely not is ignored (V).
+L = L_projection + ramp · pairs + 0.3 · ramp · focal(p, y; V). Pairs are BoxInst's, similar in color and in the dense
+feature of the EMA model. The pseudo mask y averages M_I, the mean of the EMA model's masks of an object, and M_S, the
+similarity of its pixels to prototypes of its class; uncertain pixels (outside V) are ignored.
 
-Constants and forms are the published code's, whose three evident slips decide its numbers: a switch has the intended
-form of each beside the published one. Other than there: the copy is one of the whole student and begins as it, while
-the published one begins with weights of its own.
+Constants and forms are the published code's. Three evident bugs of it affect its results; for each, an option chooses
+between the published ("official") and the intended form. Different from it: the EMA model starts as a copy of the whole
+student, the published one from its own initialisation.
 
-With `paste` objects of earlier images, cut out by M_I, are put over half of the batches once that many images are
-kept: what they cover is no longer the others', and their masks are known (L_paste). No mask of the data is read. Other
-than published: each image is kept once, as the networks saw it (there the last one of a process's batch is kept twice),
-without objects of which M_I is nowhere sure. As published each process keeps its own images; a resumed training goes on
-with the first one's in all of them.
+With `paste`, objects of earlier images, cut out by M_I, are pasted into half of the batches, once that many images are
+stored: pixels that they cover are removed from the other objects, and their masks are known (L_paste). Ground-truth
+masks are not read. Different from the published code: each image is stored once, as the networks saw it (there the last
+one of a process's batch is stored twice), without objects for which M_I has no confident pixel. As published, each
+process has its own queue; a resume loads rank 0's into all.
 
 Axes: b image · n instance · g object that has an instance · c class · q prototype · d channel · h row · w column.
 """
@@ -39,9 +39,10 @@ Form = Literal["official", "intended"]
 
 
 class Objects(NamedTuple):
-    """The objects that have an instance: M_I (g h w), their boxes (g h w), labels and image (g) on the host.
+    """The objects with at least one positive: M_I (g h w), boxes as masks (g h w), labels and image (g) on the host.
 
-    instances: how many each has (g). where: which object an instance is of (n). truth: its box among the batch's (g).
+    instances: positives per object (g). where: each positive's object (n). truth: index of the object's box in the
+    batch (g).
     """
 
     masks: Tensor
@@ -54,7 +55,7 @@ class Objects(NamedTuple):
 
 
 class Pseudo(NamedTuple):
-    """Each object's pseudo mask and the pixels that it speaks of (both g h w)."""
+    """Pseudo mask of each object, and the pixels at which it is certain (both g h w, bool)."""
 
     target: Tensor
     sure: Tensor
@@ -62,16 +63,15 @@ class Pseudo(NamedTuple):
 
 @dataclass(frozen=True)
 class SIM(BoxInst):
-    """BoxInst's constants, with a threshold for colors and features together, and those of the pseudo masks.
+    """Constants of BoxInst, with one threshold on the product of color and feature similarity, and of the pseudo masks.
 
-    sure: of M_I, from which a pixel is surely the object's; sure to ceiling is the range of the threshold of y; below
-    `nothing` a pixel is surely not the object's. share: of a step's features in a prototype; several processes keep the
-    mean of theirs.
+    sure: M_I above which a pixel is certainly foreground; the threshold of y is clamped to sure..ceiling; below
+    `nothing` a pixel is certainly background. share: update rate of the prototypes; processes average theirs.
     prototype_norm: "official" divides each channel by its norm over the prototypes, "intended" each prototype by its
     own. assignment: see `misa.ops.assignment.hard_assignment`. focal: see `misa.losses.pseudo.focal_on`.
-    paste: images that are kept to paste from, 50 in the published code; 0: without pasting. 50 of 800 x 1333 pixels
-    take 0.16 GB of every process's host and of every checkpoint, and each object in them 0.13 MB. paste_rate: the
-    share of the steps in which objects are pasted.
+    paste: size of the queue of images, 50 in the published code; 0 disables pasting. 50 images of 800 x 1333 pixels
+    take 0.16 GB of every process's host memory and of every checkpoint, and each object in them 0.13 MB. paste_rate:
+    probability that a step pastes objects.
     """
 
     similarity: float = 0.1
@@ -93,11 +93,11 @@ class SIM(BoxInst):
 
     @property
     def needs(self) -> Needs:
-        """The images' colors and the copy's masks and dense feature."""
+        """The colors of the images, and the EMA model's masks and dense feature."""
         return Needs(colors=True, shadow=True)
 
     def memory(self, classes: int, channels: int) -> nn.Module:
-        """`prototypes` (c q d); with pasting the pictures, on the host."""
+        """The buffer `prototypes` (c q d); with pasting also the queue of images, on the host."""
         import torch
 
         from misa.ops.paste import PictureQueue
@@ -116,7 +116,7 @@ class SIM(BoxInst):
         memory: nn.Module | None,
         generators: Sequence[torch.Generator],
     ) -> Prepared:
-        """With pasting: objects of a picture of its own over each image of some of the batches."""
+        """With probability `paste_rate`, paste the objects of a random stored image into each image of the batch."""
         import torch
 
         queue = self.pictures(memory)
@@ -133,14 +133,14 @@ class SIM(BoxInst):
 
     @staticmethod
     def pictures(memory: nn.Module | None) -> PictureQueue | None:
-        """What is kept to paste from."""
+        """The queue of images to paste from, None without pasting."""
         queue: PictureQueue | None = getattr(memory, "on_host", None)
         return queue
 
     def pasted(
         self, image: Tensor, own: InstanceData, picture: Picture, generator: torch.Generator
     ) -> tuple[Tensor, InstanceData]:
-        """An image (3 h w) with objects of a picture over it, and the instances that are then seen, theirs at last."""
+        """Return the image (3 h w) with a picture's objects pasted in, and the instances still visible, pasted last."""
         import torch
         from mmengine.structures import InstanceData
 
@@ -165,11 +165,11 @@ class SIM(BoxInst):
         return torch.where(covered, pixels, image), seen
 
     def shadow_momentum(self, iteration: int, total: int) -> float:
-        """min(momentum, 1 − 1/(t + 1)): the mean of the weights so far, later a moving average."""
+        """min(momentum, 1 − 1/(t + 1)): first the mean of all weights so far, later a moving average."""
         return min(self.momentum, iteration / (iteration + 1))
 
     def likeness(self, step: Step) -> Tensor:
-        """By colors times exp(−distance) of the copy's features."""
+        """Color similarity times exp(−distance) of the EMA model's features (b 8 h w)."""
         from misa.ops.pairs import pair_similarity
 
         assert step.shadow_features is not None
@@ -177,10 +177,10 @@ class SIM(BoxInst):
         return color_pairs(step, self.bottom_rows) * features
 
     def losses(self, step: Step, memory: nn.Module | None = None) -> dict[str, Term]:
-        """BoxInst's two, and `loss_pseudo`, over the pixels that the pseudo masks speak of; 0 before it starts.
+        """BoxInst's terms, and `loss_pseudo`, a mean over the certain pixels of the pseudo masks; 0 before its start.
 
-        With pasting also `loss_paste`, over the instances, and `loss_paste_focal`, over the pixels of the pasted ones;
-        0 in a step that pastes nothing.
+        With pasting also `loss_paste`, a mean over instances, and `loss_paste_focal`, a mean over the pixels of the
+        pasted ones; both 0 in a step without pasting.
         """
         from misa.losses.pseudo import focal_on
 
@@ -197,9 +197,9 @@ class SIM(BoxInst):
         return terms | {"loss_pseudo": Term(weight * loss, sure.sum() + 1)}
 
     def paste_terms(self, step: Step) -> dict[str, Term]:
-        """A dice and SIM's focal loss of the pasted instances to the masks that were pasted.
+        """Dice and SIM's focal loss between the pasted instances and their known masks.
 
-        As published the dice is a mean over all instances, in which each that is not pasted counts a constant 1.
+        As published, the dice is averaged over all instances; one that is not pasted contributes a constant 1.
         """
         from misa.losses.pseudo import dice, focal_on
 
@@ -218,15 +218,16 @@ class SIM(BoxInst):
         }
 
     def normalised(self, prototypes: Tensor) -> Tensor:
-        """The prototypes in the form that `prototype_norm` says."""
+        """The prototypes (c q d), normalised as `prototype_norm` defines."""
         import torch.nn.functional as F
 
         return F.normalize(prototypes, dim=1 if self.prototype_norm == "official" else 2)
 
     def pseudo_masks(self, step: Step, prototypes: Tensor, objects: Objects) -> Pseudo:
-        """From s = (M_S + M_I) / 2 within the boxes.
+        """Threshold s = (M_S + M_I) / 2 within the boxes.
 
-        The threshold is the value of s that leaves as many pixels above it as M_I is sure of, kept in [sure, ceiling].
+        The threshold is the value of s that as many pixels exceed as there are with M_I > sure, clamped to
+        [sure, ceiling].
         """
         import torch
         import torch.nn.functional as F
@@ -248,9 +249,9 @@ class SIM(BoxInst):
         return Pseudo(target, target | ((both < self.nothing) & objects.boxes))
 
     def update(self, step: Step, memory: nn.Module | None) -> None:
-        """Pull the prototypes of each class of the batch to the student's features where the objects surely are.
+        """Move the prototypes of the batch's classes towards the student's features at certain foreground pixels.
 
-        Which pixels these are is copied to the host once a step: as many random numbers are drawn.
+        One transfer to the host per step tells which pixels these are, since as many random numbers are drawn.
         """
         import torch
         import torch.nn.functional as F
@@ -268,8 +269,8 @@ class SIM(BoxInst):
         queue, pixels = self.pictures(memory), None
         if queue is not None and step.ramp(self.pseudo_start) == 1:
             assert step.seen is not None
-            pixels = denormalised(step.seen).to("cpu", non_blocking=True)  # is there once the masks are
-        # The sign says where the box is.
+            pixels = denormalised(step.seen).to("cpu", non_blocking=True)  # complete once the next copy has arrived
+        # The sign encodes the box: positive inside.
         signed = torch.where(objects.boxes, objects.masks, -objects.masks).cpu()
         surely = signed > self.sure
         if queue is not None and pixels is not None:
@@ -280,7 +281,7 @@ class SIM(BoxInst):
             prototypes = prototypes.clone()
             for label in objects.labels[objects.image == b].unique().tolist():
                 mine = ((objects.image == b) & (objects.labels == label)).nonzero().flatten().tolist()
-                # A pixel counts once for every instance of its object.
+                # A pixel counts once for every positive of its object.
                 times = sum(int(objects.instances[g]) * surely[g].long() for g in mine)
                 assert torch.is_tensor(times)
                 place = times.flatten().nonzero().flatten().repeat_interleave(times.flatten()[times.flatten() > 0])
@@ -297,7 +298,7 @@ class SIM(BoxInst):
         stored.copy_(step.across(prototypes))
 
     def keep(self, queue: PictureQueue, pixels: Tensor, masks: Tensor, objects: Objects, step: Step) -> None:
-        """The images of a batch (b 3 h w, of 8 bits) and M_I (g h w), both on the host, into the queue."""
+        """Put the images of a batch (b 3 h w, uint8) and M_I (g h w), both on the host, into the queue."""
         from misa.ops.paste import Picture
 
         assert step.truth is not None
@@ -308,7 +309,7 @@ class SIM(BoxInst):
 
 
 def objects_of(step: Step) -> Objects:
-    """The objects of a batch that have an instance, with the mean of the copy's masks of it."""
+    """Group the positives of a batch by object, and average the EMA model's masks of each."""
     import torch
 
     assert step.shadow is not None
