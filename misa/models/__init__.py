@@ -3,7 +3,7 @@
 import contextlib
 import io
 
-# mmdet greets on standard output when it is first imported; a library's import should be silent.
+# mmdet prints to standard output when it is first imported; importing a library should be silent.
 with contextlib.redirect_stdout(io.StringIO()):
     import mmdet.datasets
     import mmdet.models  # noqa: F401

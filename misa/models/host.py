@@ -1,4 +1,4 @@
-"""A batch on its way to the device: nothing waits, and boxes and labels stay on the host as well."""
+"""Asynchronous transfer of a batch to the device; boxes and labels are also kept on the host."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from misa.ops.sent import noted
 
 
 class Preprocessor(DetDataPreprocessor):
-    """mmdet's preprocessor with copies that do not wait where the loader has pinned its batch.
+    """mmdet's preprocessor with non-blocking copies, which need a batch in pinned memory.
 
-    `misa.ops.sent.on_host` gives the boxes and labels back: which cells or queries fire is decided on the host.
+    `misa.ops.sent.on_host` returns the host's boxes and labels: positives are assigned on the host.
     """
 
     def __init__(self, *args: Any, bgr_to_rgb: bool = False, **kwargs: Any) -> None:
@@ -18,9 +18,9 @@ class Preprocessor(DetDataPreprocessor):
         self.swapped = bgr_to_rgb
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """Inputs (b 3 h w) and samples on the device, as mmdet's."""
+        """Return inputs (b 3 h w) and samples on the device, as mmdet does."""
         before = data.get("data_samples") or []
-        if self.swapped:  # mmdet indexes by a list, which is sent to the device each time, and that waits
+        if self.swapped:  # mmdet indexes by a list, whose transfer to the device would block
             data = {**data, "inputs": [self.cast_data(image).flip(0) for image in data["inputs"]]}
         prepared: dict[str, Any] = super().forward(data, training)
         if training and self.device.type != "cpu":

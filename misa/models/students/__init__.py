@@ -1,1 +1,1 @@
-"""Box-supervised students and mmdet's own baselines."""
+"""Box-supervised students, and baselines of mmdet."""

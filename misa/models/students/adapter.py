@@ -1,16 +1,16 @@
-"""The layers between the student's dense feature and the distillation (§3.2, after MGD, Yang et al. 2022).
+"""Layers between the student's dense feature and the distillation loss (§3.2, after MGD, Yang et al. 2022).
 
-Trained with the student, used by `distillation_loss` alone and absent from an exported model.
+They are trained with the student, used only by `distillation_loss`, and not exported.
 """
 
 from torch import Tensor, nn
 
 
 class Adapter(nn.Module):
-    """A 1x1 adaptation to the teacher's channels, then the projector 3x3 – ReLU – 3x3; MGD's random mask is left out.
+    """A 1x1 adaptation to the teacher's channels, then the projector 3x3 – ReLU – 3x3, without MGD's random mask.
 
-    The adaptation stays where the channels agree already (MGD drops it there). All three convolutions have a bias
-    and PyTorch's initialisation.
+    Unlike in MGD, the adaptation is kept if the channels are equal. All three convolutions have a bias and PyTorch's
+    initialisation.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int) -> None:
@@ -27,7 +27,7 @@ class Adapter(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """The student's feature I (b d h w) as the teacher would have it (b d' h w)."""
+        """Project the student's feature I (b d h w) to the teacher's feature space (b d' h w)."""
         if features.dim() != 4 or features.shape[1] != self.adaptation.in_channels:
             raise ValueError(
                 f"Adapter takes features of shape (b, {self.adaptation.in_channels}, h, w): "

@@ -23,9 +23,9 @@ from misa.ops.boxes import sampled_masks
 from misa.ops.sent import on_host
 
 TRAINING_ONLY = ("adapter.", "memory.")
-"""How the names of weights begin that serve the training alone."""
+"""Prefixes of state dict keys that are used in training only."""
 SHADOW = "memory.shadow.copy."
-"""How the names of the shadow's weights begin."""
+"""Prefix of the EMA model's state dict keys."""
 
 
 class Handover(NamedTuple):
@@ -45,9 +45,9 @@ class Handover(NamedTuple):
 
 
 class BoxMasks(NamedTuple):
-    """A student's masks of the known boxes of an image.
+    """A student's masks of the known boxes of an image: `probabilities` (n h w) at the size of the dense feature.
 
-    probabilities (n h w) at the size of the dense feature, 0 where a box has no mask, by `answered` (n).
+    answered: which boxes have a mask (n); the others are 0.
     """
 
     probabilities: Tensor
@@ -55,7 +55,7 @@ class BoxMasks(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """Where a training is: `iteration` of `total` steps of the optimiser, from 0, and the run's seed."""
+    """Progress of a training: `iteration` of `total` optimiser steps, from 0, and the run's seed."""
 
     iteration: int = 0
     total: int = 1
@@ -63,14 +63,14 @@ class Clock(NamedTuple):
 
 
 class BoxSupervised(nn.Module):
-    """A student trained from boxes alone, with or without a semantic teacher beside it: mixed into a detector.
+    """Mixin that trains a detector from boxes alone, with or without a semantic teacher.
 
-    objective: what supervises it, or the plain values of one (as a run's config.py has them).
-    classes: how many the data has.
-    teacher_channels: of the teacher's dense feature S; needed for the adapter of FSD.
-    from_shadow: the copy that follows the student predicts in its place.
+    objective: its loss, also as plain values (as in a run's config.py).
+    classes: number of classes of the data.
+    teacher_channels: channels of the teacher's dense feature S; required for FSD's adapter.
+    from_shadow: predict with the EMA model instead of the student.
 
-    The teacher is attached, not owned: it is no part of the state dict, of `parameters()` or of inference.
+    The teacher is attached but not registered: it is not in the state dict or `parameters()`, nor used in inference.
     """
 
     teacher: TeacherNetwork | None = None
@@ -104,7 +104,7 @@ class BoxSupervised(nn.Module):
                 f"{type(self).__name__} has no place in its grids that is a box's; choose solov2 as the student."
             )
         self.objective = value
-        # The student's own weights are drawn as without these, so that rows of one seed start alike.
+        # Does not advance the random numbers of the student's weights, so that rows of one seed start equal.
         with torch.random.fork_rng(devices=[]):
             if value.needs.adapter:
                 assert teacher_channels is not None, "FSD needs the teacher's number of channels"
@@ -113,10 +113,10 @@ class BoxSupervised(nn.Module):
         self.memory = memory if any(memory.children()) else None
         self.from_shadow = from_shadow
 
-    watched = False  # whether the next step reports its diagnostics as well
+    watched = False  # whether the next step also returns its diagnostics
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
-        """The detector's maps (b d h w), kept while the step is watched."""
+        """Return the detector's maps (b d h w); they are kept for diagnostics while `watched`."""
         maps: tuple[Tensor, ...] = super().extract_feat(batch_inputs)  # type: ignore[misc]
         self._maps = maps if self.watched and self.training else None
         return maps
@@ -126,50 +126,50 @@ class BoxSupervised(nn.Module):
         raise NotImplementedError
 
     def dense_feature(self, maps: tuple[Tensor, ...]) -> Tensor:
-        """I of Eq. 2 (b d h w) from the detector's maps."""
+        """Compute I of Eq. 2 (b d h w) from the detector's maps."""
         raise NotImplementedError
 
     def handover(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> Handover:
-        """The student's part of a batch (b 3 h w) with `bboxes` and `labels` of each image.
+        """Run the student on a batch (b 3 h w) with `bboxes` and `labels` of each image.
 
-        With the `places` of another's handover of these instances the positives are its, one by one.
+        With the `places` of another handover of the same instances, the positives correspond to that one's.
         """
         raise NotImplementedError
 
     def detect(self, images: Tensor, sizes: list[tuple[int, int]]) -> list[Detected]:
-        """What is found in each image of a batch (b 3 h w), as at test time; `sizes` (h, w) are without padding."""
+        """Detect in each image of a batch (b 3 h w), as at test time; `sizes` (h, w) are without padding."""
         raise NotImplementedError
 
     @property
     def predicting(self) -> "BoxSupervised":
-        """The network that predicts: the shadow where `from_shadow` says so, else this one."""
+        """The network that predicts: with `from_shadow` the EMA model, otherwise this one."""
         if self.from_shadow and self.memory is not None and self.memory.shadow is not None:
             shadow: BoxSupervised = self.memory.shadow.copy
             return shadow
         return self
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: Any, rescale: bool = True, **_: Any) -> Any:
-        """mmdet's predictions, of the network that predicts."""
+        """mmdet's predictions of the network `predicting`."""
         if self.predicting is not self:
             return self.predicting.predict(batch_inputs, batch_data_samples, rescale=rescale)
         return super().predict(batch_inputs, batch_data_samples, rescale=rescale)  # type: ignore[misc]
 
     def masks_of_boxes(self, images: Tensor, instances: list[InstanceData]) -> list[BoxMasks]:
-        """The masks of the known `bboxes` and `labels` of each image of a batch (b 3 h w), matched as in training."""
+        """Predict masks of known `bboxes` and `labels` of each image of a batch (b 3 h w), assigned as in training."""
         raise NotImplementedError
 
     def attach(self, teacher: TeacherNetwork) -> None:
-        """Put a frozen teacher beside the student, on its device."""
+        """Attach a frozen teacher, moved to the student's device."""
         frozen = teacher.eval().requires_grad_(False).to(next(self.parameters()).device)
-        object.__setattr__(self, "teacher", frozen)  # past nn.Module, which would make it a part of this one
+        object.__setattr__(self, "teacher", frozen)  # bypasses nn.Module, which would register it as a submodule
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample], **_: Any) -> dict[str, Tensor]:
-        """The named losses of a batch (b 3 h w); no ground-truth mask is read. In float32 behind the networks.
+        """Return the named losses of a batch (b 3 h w), computed in float32; ground-truth masks are not read.
 
-        Where several processes share the batch, each returns its part, such that their mean is the loss of the whole.
+        In distributed training each process returns its part, such that the mean of all parts is the batch's loss.
 
         Raises:
-            Diverged: a loss is NaN or infinite; checked on the CPU only, elsewhere `NaNGuard` watches the losses.
+            Diverged: a loss is NaN or infinite. Checked only on the CPU; on a GPU `NaNGuard` checks asynchronously.
         """
         try:
             return self._losses(batch_inputs, batch_data_samples)
@@ -178,7 +178,7 @@ class BoxSupervised(nn.Module):
             raise Diverged(f"{error} {fix}") from error
 
     def begin_step(self, clock: Clock) -> None:
-        """Before a step of the optimiser: where the training is; the shadow follows the student."""
+        """Set the training's progress and update the EMA model; called before each optimiser step."""
         self.clock = clock
         if self.memory is not None and self.memory.shadow is not None:
             first = clock.iteration == 0
@@ -194,7 +194,7 @@ class BoxSupervised(nn.Module):
         prepared = self.objective.prepare(images, given, own, generators)
         own_part = self.handover(prepared.images, prepared.instances)
         positives, features, losses = _within(own_part.positives, prepared), own_part.features, own_part.losses
-        if images.device.type == "cpu" and not positives.mask_logits.isfinite().all():  # elsewhere it would wait
+        if images.device.type == "cpu" and not positives.mask_logits.isfinite().all():  # elsewhere it would synchronise
             raise Diverged("the masks became NaN or infinite; lower the learning rate, in another work_dir.")
         step = self._step(prepared, positives, features, samples)
         step = step._replace(generators=generators, per_box=_float(own_part.per_box))
@@ -210,13 +210,13 @@ class BoxSupervised(nn.Module):
         return losses
 
     def _step(self, prepared: Prepared, positives: Positives, features: Tensor, samples: list[DetDataSample]) -> Step:
-        """What the objective needs of this batch."""
+        """Collect the inputs that the objective needs of this batch."""
         needs, memory = self.objective.needs, self.memory
         size = (features.shape[-2], features.shape[-1])
         stride = prepared.images.shape[-2] // size[0]
         boxes = [truth.bboxes for truth in prepared.instances]
         union = union_of_boxes(boxes, features, stride)
-        # A crowd's box says neither what is in it nor that nothing is.
+        # Inside a crowd's box neither foreground nor background is known.
         known = union | ~union_of_boxes([_crowds(sample) for sample in samples], features, stride)
         return Step(
             positives._replace(mask_logits=positives.mask_logits.float()),
@@ -239,7 +239,7 @@ class BoxSupervised(nn.Module):
 
     @torch.no_grad()
     def _of_shadow(self, prepared: Prepared, places: Any, samples: list[DetDataSample]) -> dict[str, Any]:
-        """The fields of a step that the shadow answers, once it has begun to follow."""
+        """The fields of a step that the EMA model computes; none before it has started."""
         needs, shadow = self.objective.needs, None if self.memory is None else self.memory.shadow
         if shadow is None or self.objective.shadow_momentum(self.clock.iteration, self.clock.total) == 1:
             return {}
@@ -254,7 +254,7 @@ class BoxSupervised(nn.Module):
         return fields
 
     def _prior(self, images: Tensor, size: tuple[int, int]) -> SemanticPrior:
-        """S at the size of the masks and K, without gradient."""
+        """Return S at the size of the masks and K, without gradient."""
         if self.teacher is None:
             raise RuntimeError("this student learns from a semantic teacher: attach one before training.")
         features, factors = self.teacher.prior(images)
@@ -264,7 +264,7 @@ class BoxSupervised(nn.Module):
 
 
 def _within(positives: Positives, prepared: Prepared) -> Positives:
-    """The positives with what an objective says stands for the boxes; where no cell of that is left, the box."""
+    """Replace the box masks by `within` of the instances, unless that is empty at the masks' size."""
     if any("within" not in own for own in prepared.instances):
         return positives
     stride = prepared.images.shape[-1] // positives.mask_logits.shape[-1]
@@ -275,20 +275,20 @@ def _within(positives: Positives, prepared: Prepared) -> Positives:
 
 
 def _float(found: PerBox | None) -> PerBox | None:
-    """The same in float32."""
+    """Cast to float32."""
     if found is None:
         return None
     return PerBox(found.positives._replace(mask_logits=found.positives.mask_logits.float()), found.finest.float())
 
 
 def _crowds(sample: DetDataSample) -> Tensor:
-    """Boxes of several objects at once (n, 4), of which the data says no more."""
+    """Boxes of crowds (n, 4), groups of objects without individual annotations."""
     boxes: Tensor = sample.ignored_instances.bboxes if "ignored_instances" in sample else sample.gt_instances.bboxes[:0]
     return boxes
 
 
 def _part(term: Term, repeats: int, positives: Positives) -> Tensor:
-    """This process's part of a term whose mean is over all processes' instances, or over their boxes' area."""
+    """Return this process's part of a term, whose mean is over the items (`Term.per`) of all processes."""
     count: Tensor | float
     if isinstance(term.per, Tensor):
         count = term.per
@@ -307,12 +307,12 @@ def _truth(instances: list[InstanceData]) -> Truth:
 
 
 def _colors(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Normalised images at another size (mean of the pixels of a cell), RGB of 0..255."""
+    """Denormalise images and average-pool them to `size` (h, w); RGB, 0..255."""
     mean, std = (torch.tensor(values).view(3, 1, 1).to(images.device, non_blocking=True) for values in (MEAN, STD))
     return F.adaptive_avg_pool2d(images * std + mean, size)
 
 
 def generator_of(clock: Clock, sample: DetDataSample) -> torch.Generator:
-    """One for this image at this step, whatever process sees it."""
+    """Random generator of an image at a step, the same in any process."""
     key = f"{clock.seed} {clock.iteration} {sample.get('img_id', 0)}"
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1)

@@ -1,7 +1,7 @@
-"""The published baselines of Tables 1 and 2 that mmdet has, as mmengine values.
+"""mmengine configs of the published baselines of Tables 1 and 2 that mmdet implements.
 
-SOLO and Mask R-CNN learn from masks, BoxInst from boxes by losses of its own. Each is mmdet's own
-configuration file, with only what an `Experiment` decides set anew.
+SOLO and Mask R-CNN are trained from masks, BoxInst from boxes by its own losses. Each config is mmdet's file, in which
+only the settings of the `Experiment` are replaced.
 """
 
 from mmdet.models.data_preprocessors import BoxInstDataPreprocessor
@@ -15,7 +15,7 @@ from misa.models.students.table import Implementation
 
 
 def solo_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
-    """SOLO (Wang et al. 2020a): seven convolutions a tower, one mask a grid cell."""
+    """SOLO (Wang et al. 2020a): seven convolutions per tower, one mask per grid cell."""
     model = mmdet_model("solo/solo_r50_fpn_1x_coco.py")
     model.type = SOLO
     model.data_preprocessor = preprocessor(experiment)
@@ -26,17 +26,17 @@ def solo_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
 
 
 def boxinst_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
-    """BoxInst (Tian et al. 2021): CondInst taught by boxes."""
+    """BoxInst (Tian et al. 2021): CondInst trained from boxes."""
     model = mmdet_model("boxinst/boxinst_r50_fpn_ms-90k_coco.py")
     model.type = BoxInst
     prepared = preprocessor(experiment) | {"type": BoxInstDataPreprocessor}
-    del prepared["pad_mask"]  # it makes its masks from the boxes
+    del prepared["pad_mask"]  # this preprocessor makes masks from the boxes
     model.data_preprocessor.update(prepared)
     return dynamic_masks(model, experiment, len(classes))
 
 
 def dynamic_masks(model: ConfigDict, experiment: Experiment, classes: int) -> ConfigDict:
-    """`model` in the experiment's sizes; the widths of the dynamic layers are mmdet's."""
+    """Set the experiment's sizes in `model`; the widths of the dynamic layers remain mmdet's."""
     network, inference = experiment.network, experiment.inference
     model.backbone = backbone_of(network)
     model.neck.update(in_channels=stage_widths(network), out_channels=network.neck_channels)

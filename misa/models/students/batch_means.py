@@ -1,4 +1,4 @@
-"""Batches that several processes share: means are taken over the whole batch, not over each process's part of it."""
+"""Collectives of distributed training: means over the whole batch instead of each process's part."""
 
 import torch
 from mmengine.dist import all_gather, all_reduce, get_world_size
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def share(count: Tensor | float, device: torch.device) -> Tensor | float:
-    """What turns a mean over this process's `count` into its part of the mean over all processes' counts.
+    """Factor that turns a mean over this process's `count` items into its part of the mean over all processes' items.
 
-    The processes' gradients are averaged afterwards, so a process that has `count` of a mean count of m weighs
-    count / m. In a single process, and where no process has any, it is 1.
+    DDP averages gradients afterwards, so the factor is count / (mean count of all processes); 1 in a single process
+    and if no process has any items.
     """
     if get_world_size() == 1:
         return 1.0
@@ -18,7 +18,7 @@ def share(count: Tensor | float, device: torch.device) -> Tensor | float:
 
 
 def batch_mean(value: Tensor) -> Tensor:
-    """The mean of a tensor over the processes of a training; the tensor itself where there is one."""
+    """Mean of a tensor over all processes (all-reduce); the tensor itself in a single process."""
     if get_world_size() == 1:
         return value
     value = value.clone()
@@ -27,5 +27,5 @@ def batch_mean(value: Tensor) -> Tensor:
 
 
 def together(value: Tensor) -> Tensor:
-    """A tensor of the same shape in every process, stacked in the processes' order (p ...)."""
+    """Stack the processes' tensors, of equal shape, in the order of ranks (all-gather): (p ...)."""
     return torch.stack(all_gather(value)) if get_world_size() > 1 else value[None]

@@ -1,4 +1,4 @@
-"""What all students' mmengine configs share: mmdet's files, the preprocessor, the backbone, the box objectives."""
+"""Common parts of the students' mmengine configs: mmdet's files, preprocessor, backbone, box objectives."""
 
 from typing import Any
 
@@ -17,16 +17,16 @@ __all__ = ["backbone_of", "objectives", "preprocessor", "stage_widths"]
 
 
 def mmdet_model(file: str) -> ConfigDict:
-    """The model of a configuration file that mmdet is installed with, such as "solo/solo_r50_fpn_1x_coco.py".
+    """Load the model of a config file installed with mmdet, such as "solo/solo_r50_fpn_1x_coco.py".
 
-    Types are strings in it, which mmdet resolves. The model and its preprocessor, built by mmengine, need a class.
+    Its types are strings, which mmdet resolves; the model and its preprocessor, which mmengine builds, need classes.
     """
     model: ConfigDict = get_config(f"mmdet::{file}").model
     return model
 
 
 def preprocessor(experiment: Experiment) -> dict[str, Any]:
-    """Normalisation and padding; to the whole square where large-scale jittering cut one."""
+    """Normalisation and padding; with large-scale jittering, padding to the whole square."""
     masks, augmentation = experiment.supervision == "mask", experiment.augmentation
     square = {"type": BatchFixedSizePad, "size": (augmentation.crop, augmentation.crop), "pad_mask": masks}
     return {
@@ -46,7 +46,7 @@ def stage_widths(network: Network) -> list[int]:
 
 
 def objectives(experiment: Experiment, classes: int) -> dict[str, Any]:
-    """The arguments of `BoxSupervised`."""
+    """The keyword arguments of `BoxSupervised`."""
     arguments: dict[str, Any] = {
         "objective": objective_of(experiment),
         "classes": classes,

@@ -1,7 +1,7 @@
 """CondInst as a box-supervised student: mmdet's FCOS and mask heads, with `Positives` in place of mask targets.
 
-BoxInst learns with it. The widths of the dynamic layers are those of AdelaiDet, the code base that it is published in:
-16 mask features and 8 dynamic channels, 233 parameters a location.
+It is BoxInst's detector. The widths of the dynamic layers are those of AdelaiDet, its published code: 16 mask features
+and 8 dynamic channels, 233 parameters per location.
 """
 
 from typing import Any, NamedTuple
@@ -32,10 +32,10 @@ MASK_FEATURES, DYNAMIC = 16, 8  # channels
 
 
 class BoxCondInstMaskHead(CondInstMaskHead):
-    """CondInst's mask head for any number of dynamic channels: mmdet's takes as many as there are mask features."""
+    """CondInst's mask head for any number of dynamic channels; mmdet's requires as many as mask features."""
 
     def parse_dynamic_params(self, params: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The weights (n · out, in, 1, 1) and biases (n · out) of every layer from params (n, num_params)."""
+        """Split params (n, num_params) into every layer's weights (n · out, in, 1, 1) and biases (n · out)."""
         n = len(params)
         parts = params.split([*self.weight_nums, *self.bias_nums], dim=1)
         weights, biases = parts[: self.num_layers], parts[self.num_layers :]
@@ -57,12 +57,12 @@ class BoxCondInstMaskHead(CondInstMaskHead):
 
 
 class BoxCondInstBboxHead(CondInstBboxHead):
-    """mmdet's FCOS head with targets made on the host, from boxes and labels that it has: nothing waits."""
+    """mmdet's FCOS head with targets computed from the host's boxes and labels, without synchronising with the host."""
 
     def match(
         self, outputs: tuple[list[Tensor], ...], instances: list[InstanceData], at_most: int
     ) -> tuple[dict[str, Tensor], list["Place"]]:
-        """The three losses of a batch, as mmdet's, and of every image the `best` locations, `at_most` in all."""
+        """Return mmdet's three losses of a batch, and the `best` of every image's positive locations."""
         scores, boxes, centernesses, _ = outputs
         device, background = scores[0].device, self.num_classes
         priors = self.prior_generator.grid_priors([x.shape[-2:] for x in scores], device="cpu", with_stride=True)
@@ -96,7 +96,7 @@ class BoxCondInstBboxHead(CondInstBboxHead):
 
 
 class Place(NamedTuple):
-    """Locations of an image: in all levels strung together, x and y, strides; and, on the host, each one's box."""
+    """Locations of an image: index into the concatenated levels, x and y, stride; and, on the host, each one's box."""
 
     position: Tensor
     points: Tensor
@@ -105,23 +105,23 @@ class Place(NamedTuple):
 
 
 class MISACondInst(BoxSupervised, CondInst):
-    """CondInst as the student. Its locations are found in the middle of the boxes, since there are no masks."""
+    """CondInst as the student. Positive locations are sampled around the boxes' centres, as there are no masks."""
 
     bbox_head: BoxCondInstBboxHead
     mask_head: BoxCondInstMaskHead
 
     def feature_channels(self) -> int:
-        """Those of the mask features, at twice their resolution."""
+        """The channels of the mask features, which I has at twice the resolution."""
         return int(self.mask_head.in_channels)
 
     def dense_feature(self, maps: tuple[Tensor, ...]) -> Tensor:
-        """The mask features, stretched to the size of the masks."""
+        """The mask features, upsampled to the size of the masks."""
         return _dense_feature(self, maps)
 
     def handover(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> Handover:
-        """The locations that fire, of every box the best by class probability times centre-ness, 64 an image in all.
+        """Positives are every box's locations with the highest class probability · centre-ness, about 64 per image.
 
-        places: a `Place` an image.
+        places: one `Place` per image.
         """
         maps = self.extract_feat(images)
         outputs = self.bbox_head(maps)
@@ -170,7 +170,7 @@ class MISACondInst(BoxSupervised, CondInst):
         ]
 
     def masks_of_boxes(self, images: Tensor, instances: list[InstanceData]) -> list[BoxMasks]:
-        """The mean of the masks of the locations that a box owns."""
+        """The mean of the masks of the locations assigned to a box."""
         positives = self.handover(images, instances).positives
         found, start = [], 0
         for truth in instances:
@@ -184,20 +184,20 @@ class MISACondInst(BoxSupervised, CondInst):
 
 
 def _strung(levels: list[Tensor]) -> Tensor:
-    """All levels' maps (b c h w) as (b p c)."""
+    """Concatenate all levels' maps (b c h w) to (b p c)."""
     return torch.cat([x.flatten(2) for x in levels], dim=2).transpose(1, 2)
 
 
 def _listed(levels: list[Tensor]) -> Tensor:
-    """All levels' maps (b c h w), level by level, as (b · p, c)."""
+    """Concatenate all levels' maps (b c h w) to (b · p, c), ordered by level first."""
     return torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in levels])
 
 
 def best(owner: Int[Tensor, " n"], score: Float[Tensor, " n"], at_most: int) -> tuple[Tensor, Tensor]:
-    """Which of an image's locations make masks: for every box its best, `at_most` / boxes of them, one or more.
+    """Select an image's locations that predict masks: for every box the best `at_most` / boxes, at least one.
 
-    AdelaiDet's rule for BoxInst: a mask for every location would not fit into memory. `owner`, a location's box, is on
-    the host, so that the numbers of locations are known there and nothing waits. Returns the locations' numbers, on the
+    AdelaiDet's rule for BoxInst: masks of all locations would not fit into memory. `owner`, the box of each location,
+    is on the host, so that counts are known without a synchronisation. Returns the indices of the locations, on the
     score's device, and their owners, on the host.
     """
     owners = owner.unique()
@@ -214,7 +214,7 @@ def best(owner: Int[Tensor, " n"], score: Float[Tensor, " n"], at_most: int) -> 
 
 
 def condinst_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
-    """The detector: mmdet's CondInst (Tian et al. 2020) taught by masks, AdelaiDet's widths of it taught by boxes."""
+    """The detector's config: mmdet's CondInst (Tian et al. 2020) for masks, with AdelaiDet's widths for boxes."""
     if experiment.supervision == "mask":
         model = mmdet_model("condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py")
         model.type = CondInst
@@ -234,14 +234,14 @@ def condinst_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigD
 
 
 def _stretched(model: CondInst, features: Tensor) -> Tensor:
-    """Mask features at the size of the masks."""
+    """Upsample mask features to the size of the masks."""
     head = model.mask_head
     stretched: Tensor = aligned_bilinear(features, head.mask_feat_stride // head.mask_out_stride)
     return stretched
 
 
 def _dense_feature(model: CondInst, maps: tuple[Tensor, ...]) -> Tensor:
-    """Of a student that learns from masks, too, which is mmdet's own."""
+    """`MISACondInst.dense_feature`, also for mmdet's CondInst trained from masks."""
     return _stretched(model, model.mask_head.mask_feature_head(maps))
 
 

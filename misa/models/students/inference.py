@@ -1,4 +1,4 @@
-"""A trained student as a value, what it finds in an image, and how mmdet's own heads find it.
+"""Trained students, their predictions, and inference by mmdet's heads.
 
 Axes: n instance · h row · w column.
 """
@@ -25,10 +25,10 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Instances:
-    """What was found in an image of `size` (h, w), best score first.
+    """Instances predicted in an image of `size` (h, w), ordered by decreasing score.
 
-    scores (n), labels (n names), boxes (n 4: x1 y1 x2 y2 of the mask's extent in pixels), runs (n masks as COCO run
-    lengths). prompts (n): for given boxes, which of them an instance answers; else None.
+    scores (n), labels (n names), boxes (n 4: x1 y1 x2 y2 of the mask's extent in pixels), runs (n masks in COCO's
+    run-length encoding). prompts (n): index of the given box that an instance belongs to; None without given boxes.
     """
 
     size: tuple[int, int]
@@ -47,7 +47,7 @@ class Instances:
         parts: Sequence[Part],
         prompts: tuple[int, ...] | None = None,
     ) -> "Instances":
-        """With masks that lie within the image at their extents."""
+        """Build from masks cropped to their extents."""
         boxes = np.array([extent(part) for part in parts], dtype=float).reshape(-1, 4)
         runs = tuple(encode_part(part.pixels, part.top, part.left, size) for part in parts)
         return cls(size, np.asarray(scores, dtype=float), tuple(labels), boxes, runs, prompts)
@@ -62,7 +62,7 @@ class Instances:
 
 @dataclass(frozen=True)
 class Student:
-    """A trained student, ready to predict: see `load_student`. `digest` names its weights."""
+    """A trained student, ready to predict, see `load_student`. `digest` is a hash of its weights."""
 
     model: nn.Module = field(repr=False)
     experiment: Experiment
@@ -72,22 +72,22 @@ class Student:
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of its weights."""
         return next(self.model.parameters()).device
 
     @property
     def mask_stride(self) -> int:
-        """Pixels of the padded input per pixel of the masks."""
+        """Pixels of the padded input per mask pixel."""
         return int(self.model.mask_head.mask_stride)  # type: ignore[union-attr, arg-type]
 
 
 def find_by_mmdet(
     student: Student, images: Sequence[Image], *, score: float, mask: float | None, per_image: int | None
 ) -> list[Instances]:
-    """What the student's own head finds; masks of the whole image are in memory for one image at a time.
+    """Predict by mmdet's head, one image at a time to limit the memory of full-size masks.
 
     Raises:
-        UserError: `mask` is given: such heads have no threshold for pixels.
+        UserError: `mask` is given, but these heads have no parameter for the mask threshold.
     """
     if mask is not None:
         raise UserError(f"mask is a threshold of solov2 students; {student.path} is a {student.experiment.student}.")
@@ -115,7 +115,7 @@ def find_by_mmdet(
 
 
 def within(part: Part, box: NDArray[np.float64]) -> Part:
-    """The pixels whose centre is in the box."""
+    """Remove the pixels whose centre is outside the box."""
     x1, y1, x2, y2 = box
     rows, columns = part.top + np.arange(part.pixels.shape[0]) + 0.5, part.left + np.arange(part.pixels.shape[1]) + 0.5
     cut = part.pixels & ((rows >= y1) & (rows < y2))[:, None] & ((columns >= x1) & (columns < x2))[None]
@@ -123,11 +123,11 @@ def within(part: Part, box: NDArray[np.float64]) -> Part:
 
 
 def extent(part: Part) -> tuple[int, int, int, int]:
-    """The box x1 y1 x2 y2 of a part of an image."""
+    """The box x1 y1 x2 y2 of a cropped mask."""
     return part.left, part.top, part.left + part.pixels.shape[1], part.top + part.pixels.shape[0]
 
 
 def bgr_tensor(image: Image) -> Tensor:
-    """An RGB image (h w 3) as BGR (3 h w), as the pipeline hands images over."""
-    # A copy, since torch takes no negative strides.
+    """Convert an RGB image (h w 3) to BGR (3 h w), the format of the data pipeline."""
+    # A copy, since torch does not support negative strides.
     return torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)))

@@ -1,4 +1,4 @@
-"""State that a student keeps between training steps; left out of an exported student."""
+"""State of a student between training steps; not exported."""
 
 import copy
 from typing import Any
@@ -10,11 +10,11 @@ from misa.objectives.base import BoxObjective
 
 
 class Shadow(nn.Module):
-    """A copy of the student that follows it by a moving average (mean teacher, Tarvainen and Valpola 2017).
+    """EMA model of the student (mean teacher, Tarvainen and Valpola 2017).
 
-    It gets no gradient and is always in evaluation: it normalises by the statistics that it copied.
+    It has no gradient and stays in eval mode: its BatchNorm uses the student's running statistics.
 
-    student: as it is built, before it has an adapter or a memory.
+    student: the student before an adapter or a memory is added.
     """
 
     def __init__(self, student: nn.Module) -> None:
@@ -22,12 +22,12 @@ class Shadow(nn.Module):
         self.copy: Any = copy.deepcopy(student).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Shadow":
-        """Stays in evaluation."""
+        """A no-op: the EMA model stays in eval mode."""
         return super().train(False)
 
     @torch.no_grad()
     def follow(self, student: nn.Module, momentum: float) -> None:
-        """w' = momentum · w' + (1 − momentum) · w for the parameters; buffers are copied."""
+        """Update parameters by w' = momentum · w' + (1 − momentum) · w and copy buffers."""
         theirs = dict(student.named_parameters())
         for name, own in self.copy.named_parameters():
             if momentum == 0:
@@ -40,10 +40,10 @@ class Shadow(nn.Module):
 
 
 class Memory(nn.Module):
-    """The state of an objective between steps; each part exists where the objective asks for it.
+    """State of an objective between steps; each part is None unless the objective needs it.
 
-    own: what the objective itself remembers. shadow: the copy that follows the student. structure: a map that is
-    learned from the dense feature of `channels`.
+    own: `BoxObjective.memory`. shadow: the EMA model. structure: convolution that predicts the structure map from the
+    dense feature of `channels`.
     """
 
     def __init__(self, student: nn.Module, objective: BoxObjective, *, classes: int, channels: int) -> None:

@@ -1,9 +1,9 @@
 """Mask2Former's pixel decoder with the sizes of its maps on the host.
 
-mmdet keeps them on the device and reads them back in every layer, so that the host waits a dozen times in the middle of
-each step. Operations and results are mmdet's, number for number.
+mmdet keeps them on the device and reads them back in every layer, a dozen synchronisations in each step. Operations and
+results equal mmdet's bit for bit.
 
-Axes: b image · d channel · h row · w column · q query (all pixels of all levels, one after the other).
+Axes: b image · d channel · h row · w column · q query (all pixels of all levels, concatenated).
 """
 
 from typing import Any
@@ -21,12 +21,12 @@ from torch import Tensor
 
 
 class HostSizedAttention(MultiScaleDeformableAttention):
-    """mmcv's attention of an encoder layer, with `spatial_shapes` (levels 2) on the host."""
+    """mmcv's deformable attention with `spatial_shapes` (levels 2) on the host."""
 
     def forward(
         self, query: Tensor, *, query_pos: Tensor, reference_points: Tensor, spatial_shapes: Tensor, **_: Any
     ) -> Tensor:
-        """The attended query (b q d); `reference_points` (b q levels 2) are x y in 0..1, and no pixel is padding."""
+        """Return the attended query (b q d); `reference_points` (b q levels 2) are x y in 0..1. No padding mask."""
         b, q, _d = query.shape
         positioned = query + query_pos
         value = self.value_proj(query).view(b, q, self.num_heads, -1)
@@ -48,15 +48,15 @@ class HostSizedAttention(MultiScaleDeformableAttention):
 
 
 class PixelDecoder(MSDeformAttnPixelDecoder):
-    """mmdet's pixel decoder; nothing in it waits for the device."""
+    """mmdet's pixel decoder without synchronisation with the host."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for layer in self.encoder.layers:
-            layer.self_attn.__class__ = HostSizedAttention  # the layer builds mmcv's and takes no other
+            layer.self_attn.__class__ = HostSizedAttention  # the layer's attention class cannot be configured
 
     def forward(self, feats: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-        """The finest map (b d h w) and the maps of the encoder's levels, the coarsest first."""
+        """Return the finest map (b d h w) and the maps of the encoder's levels, coarsest first."""
         b, levels = feats[0].shape[0], range(self.num_encoder_levels)
         sizes = [tuple(feats[self.num_input_levels - 1 - i].shape[-2:]) for i in levels]
         queries, positions, points = [], [], []

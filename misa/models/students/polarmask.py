@@ -1,8 +1,8 @@
-"""PolarMask (Xie et al. 2020): FCOS with 36 distances to the contour at every location; it learns from masks.
+"""PolarMask (Xie et al. 2020): FCOS with 36 distances to the contour at every location, trained from masks.
 
-Losses, targets and decoding are the published code's, on mmdet's FCOS. Other than there: images keep their aspect
-ratio, boxes have no "+1", counts are of all processes' images, a level's candidates are its 1,000 best by class alone,
-and scores are divided by 1.5, so that none exceeds 1.
+Losses, targets and decoding are the published code's, on mmdet's FCOS. Different from it: images keep their aspect
+ratio, box sizes have no "+1", counts are over all processes, a level's candidates are the top 1,000 by class score
+alone, and scores are divided by 1.5, so that none exceeds 1.
 
 Axes: b image · g ground truth · p location of all levels · c class · k ray · h row · w column.
 """
@@ -29,15 +29,15 @@ from misa.models.students.table import Implementation
 from misa.ops.rays import RAYS, centre, contour, polygons, ray_lengths
 from misa.ops.sent import on_host, sent
 
-SMALLEST = 15  # pixels of a mask at the network's input; smaller ones teach nothing, published: of the image's own size
-RADIUS = 1.5  # strides around an object's centre in which a location belongs to it
-LEAST = 0.5  # of the centerness in a score: its factor is (0.5 + centerness) / 1.5
+SMALLEST = 15  # minimum mask area in pixels of the network's input (published: of the original image) to be a target
+RADIUS = 1.5  # centre sampling: distance in strides within which a location is positive
+LEAST = 0.5  # offset of the centerness in a score: its factor is (0.5 + centerness) / 1.5
 
 
 class PolarHead(CondInstBboxHead):
     """FCOS's head with a third tower for the rays.
 
-    rays: how a target is read off the contour, see `misa.ops.rays.ray_lengths`.
+    rays: definition of the targets, see `misa.ops.rays.ray_lengths`.
     """
 
     def __init__(self, *args: Any, rays: Literal["official", "cast"] = "official", **kwargs: Any) -> None:
@@ -50,7 +50,7 @@ class PolarHead(CondInstBboxHead):
         self.ray_scales = copy.deepcopy(self.scales)
 
     def forward(self, x: tuple[Tensor, ...]) -> Any:
-        """Classes, distances to the box, centerness and rays of every level; distances in pixels of the input."""
+        """Return class logits, distances to the box, centerness and rays of every level; distances in input pixels."""
         return multi_apply(self._level, x, self.scales, self.ray_scales)
 
     def _level(self, x: Tensor, scale: nn.Module, ray_scale: nn.Module) -> tuple[Tensor, ...]:
@@ -77,7 +77,7 @@ class PolarHead(CondInstBboxHead):
         instances: list[InstanceData],
         *_: Any,
     ) -> dict[str, Tensor]:
-        """The four losses of a batch; `instances` have bboxes, labels and masks. Targets are made on the host."""
+        """Return the four losses of a batch; `instances` have bboxes, labels, masks. Targets are made on the host."""
         device = classes[0].device
         priors = self.prior_generator.grid_priors([x.shape[-2:] for x in classes], device="cpu", with_stride=True)
         points = torch.cat(priors)[:, :3]
@@ -111,7 +111,7 @@ class PolarHead(CondInstBboxHead):
     def _bbox_post_process(
         self, results: InstanceData, cfg: ConfigDict, rescale: bool, with_nms: bool, img_meta: dict[str, Any]
     ) -> InstanceData:
-        """mmdet's, with the masks of the instances that it leaves."""
+        """mmdet's post-processing, then the masks of the remaining instances."""
         results.score_factors = (results.score_factors + LEAST) / (1 + LEAST)
         kept = super()._bbox_post_process(
             results=results, cfg=cfg, rescale=rescale, with_nms=with_nms, img_meta=img_meta
@@ -126,17 +126,17 @@ class PolarHead(CondInstBboxHead):
 
 
 def _strung(levels: list[Tensor]) -> Tensor:
-    """All levels' maps (b c h w) as (b · p, c)."""
+    """Concatenate all levels' maps (b c h w) to (b · p, c)."""
     return torch.cat([x.flatten(2) for x in levels], dim=2).transpose(1, 2).flatten(0, 1)
 
 
 def assigned(
     points: Tensor, ranges: Tensor, truth: InstanceData, background: int, rule: Literal["official", "cast"]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The class of every location (p), and of those that have one the distances to the box (n 4) and the rays (n 36).
+    """Return the class of every location (p), and for positive ones distances to the box (n 4) and rays (n 36).
 
-    All on the host. points (p 3): x, y and stride. ranges (p 2): of the largest distance to the box. A location within
-    `RADIUS` strides of an object's centre, and in its box, belongs to it; of several to the one of the smallest box.
+    All on the host. points (p 3): x, y and stride. ranges (p 2): of the largest distance to the box. A location is
+    positive for an object if it is within `RADIUS` strides of its centre and in its box; the smallest box wins.
     """
     large = [g for g, mask in enumerate(truth.masks.masks) if np.count_nonzero(mask) >= SMALLEST]
     outlines = [contour(torch.from_numpy(truth.masks.masks[g])) for g in large]
@@ -165,7 +165,7 @@ def assigned(
 
 
 def _filled(corners: Tensor, size: tuple[int, int]) -> Tensor:
-    """The polygons (n 36 2) in whole pixels as masks (n h w) of the given size, their outlines among them."""
+    """Rasterise polygons (n 36 2), truncated to whole pixels and including their outlines, to masks (n h w)."""
     masks = np.zeros((len(corners), *size), np.uint8)
     for mask, polygon in zip(masks, corners.cpu().numpy().astype(np.int32), strict=True):
         cv2.fillPoly(mask, [polygon.reshape(-1, 1, 2)], [1])
@@ -173,7 +173,7 @@ def _filled(corners: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def polarmask_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
-    """The detector: mmdet's FCOS with the other head."""
+    """The detector's config: mmdet's FCOS with `PolarHead`."""
     network, inference = experiment.network, experiment.inference
     model = mmdet_model("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py")
     model.type = FCOS

@@ -24,11 +24,11 @@ from misa.ops.sent import on_host, sent
 
 
 class Cells(NamedTuple):
-    """Which grid cells fire in a batch, image by image. Made on the host, so that nothing waits.
+    """The positive grid cells of a batch, ordered by image, on the host.
 
-    `position` is a cell's place in all levels of its image strung together; `instance` its box; `counts` how many
-    cells each image has; `targets` (b cells) the class of every cell, the number of classes where none fires.
-    `centres` is the place of each box's own cell (`centre_cells`), fired or not.
+    position: a cell's index into the concatenated levels of its image. instance: its box, within the image. counts:
+    positive cells per image. targets (b cells): the class of every cell; the number of classes is the background.
+    centres: the index of the cell at each box's centre (`centre_cells`), positive or not.
     """
 
     position: Tensor
@@ -41,10 +41,10 @@ class Cells(NamedTuple):
 
 
 class BoxSOLOv2Head(SOLOV2Head):
-    """SOLOv2's head that learns which cells fire from boxes and hands its masks over as `Positives`."""
+    """SOLOv2's head with cells assigned by boxes; it returns its masks as `Positives`."""
 
     def assign(self, instances: list[InstanceData], size: tuple[int, int]) -> Cells:
-        """The cells that fire for each image's `bboxes` (n, 4) and `labels` (n,); `size`: the padded input's (h, w)."""
+        """Assign cells to each image's `bboxes` (n, 4) and `labels` (n,); `size`: the padded input's (h, w)."""
         found = [self._assign_image(on_host(truth.bboxes), size) for truth in instances]
         labels = [on_host(truth.labels) for truth in instances]
         cells = sum(grid * grid for grid in self.num_grids)
@@ -77,7 +77,7 @@ class BoxSOLOv2Head(SOLOV2Head):
     def match(
         self, features: tuple[Tensor, ...], cells: Cells, instances: list[InstanceData], *, per_box: bool = False
     ) -> Handover:
-        """The positives, the dense feature I (b d h w) and the classification loss of a batch."""
+        """Return the positives, the dense feature I (b d h w) and the classification loss of a batch."""
         kernels, scores, mask_features = self(features)
         device = mask_features.device
         h, w = mask_features.shape[-2:]
@@ -89,7 +89,7 @@ class BoxSOLOv2Head(SOLOV2Head):
         ]
         logits = torch.cat([level.flatten(2) for level in scores], dim=2).transpose(1, 2).flatten(0, 1)
         targets = sent(cells.targets.flatten(), device)
-        # One more than the positives, as mmdet has it: a batch without any still teaches the background.
+        # One more than the positives, as in mmdet: a batch without any still trains the background.
         count = len(cells.position) + 1 / get_world_size()
         loss = self.loss_cls(logits.float(), targets, avg_factor=count) * share(count, device)
         first = torch.tensor([0, *(len(truth.bboxes) for truth in instances)]).cumsum(0)[:-1]
@@ -111,12 +111,12 @@ class BoxSOLOv2Head(SOLOV2Head):
 
 
 def _masks_at(position: Tensor, image: Tensor, kernels: Tensor, dense: Tensor) -> Tensor:
-    """The logits (n h w) of the cells at places (n, on the host, ordered by `image`) of strung kernels (b d cells)."""
+    """Mask logits (n h w) of the cells at `position` (n, on the host, ordered by `image`), by kernels (b d cells)."""
     counts = torch.bincount(image, minlength=len(dense)).tolist()
     h, w = dense.shape[-2:]
     there = (each.to(dense.device, non_blocking=True) for each in (image, position))
     chosen = kernels.transpose(1, 2)[tuple(there)]
-    with torch.autocast(dense.device.type, enabled=False):  # a sum over hundreds of channels: too large for float16
+    with torch.autocast(dense.device.type, enabled=False):  # a sum over hundreds of channels may overflow float16
         masks = [
             (kernel @ own).view(-1, h, w)
             for kernel, own in zip(chosen.float().split(counts), dense.float().flatten(2), strict=True)
@@ -125,13 +125,13 @@ def _masks_at(position: Tensor, image: Tensor, kernels: Tensor, dense: Tensor) -
 
 
 def cell_labels(labels: Tensor, instance: Tensor, cell: Tensor, cells: int, background: int) -> Tensor:
-    """The class of every cell (cells,): the later instance wins a shared cell, `background` where none fires."""
+    """The class of every cell (cells,): `background` if it is not positive; the later instance wins a shared cell."""
     winner = labels.new_full((cells,), -1).scatter_reduce(0, cell, instance, "amax")
     return torch.cat([labels, labels.new_full((1,), background)])[winner]
 
 
 def solov2_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
-    """The detector."""
+    """The detector's config."""
     network = experiment.network
     model = mmdet_model("solov2/solov2_r50_fpn_1x_coco.py")
     model.type = SOLOv2
@@ -147,7 +147,7 @@ def solov2_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDic
 
 
 def grid_neck_and_head(model: ConfigDict, network: Network, classes: int) -> None:
-    """Set what SOLO and SOLOv2 share: as many levels as there are strides, a grid on each."""
+    """Set the neck and the head's grids, one level per stride, in SOLO and SOLOv2."""
     model.neck.update(
         in_channels=stage_widths(network), out_channels=network.neck_channels, num_outs=len(network.strides)
     )
@@ -163,7 +163,7 @@ def grid_neck_and_head(model: ConfigDict, network: Network, classes: int) -> Non
 
 
 def matrix_nms(inference: Inference) -> dict[str, Any]:
-    """SOLO's and SOLOv2's thresholds on the way from candidates to detections."""
+    """Test-time thresholds of SOLO and SOLOv2."""
     return {
         "nms_pre": inference.candidates,
         "score_thr": inference.score,
@@ -189,13 +189,13 @@ class MISA(BoxSupervised, SOLOv2):
         return _dense_feature(self, maps)
 
     def handover(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> Handover:
-        """The cells that fire; places: these `Cells`."""
+        """Positives are the assigned cells; places: `Cells`."""
         cells = places or self.mask_head.assign(instances, (images.shape[-2], images.shape[-1]))
         per_box = self.objective.needs.per_box
         return self.mask_head.match(self.extract_feat(images), cells, instances, per_box=per_box)
 
     def detect(self, images: Tensor, sizes: list[tuple[int, int]]) -> list[Detected]:
-        """By matrix NMS; boxes are the masks' extents."""
+        """Detect by matrix NMS; boxes are the masks' extents."""
         head, limits, found = self.mask_head, self.test_cfg, []
         for dense in each_image(dense_outputs(head(self.extract_feat(images)))):
             scores, _, masks = decode(
@@ -212,7 +212,7 @@ class MISA(BoxSupervised, SOLOv2):
         return found
 
     def masks_of_boxes(self, images: Tensor, instances: list[InstanceData]) -> list[BoxMasks]:
-        """The mean of the masks of the grid cells that a box owns."""
+        """The mean of the masks of the grid cells assigned to a box."""
         cells = self.mask_head.assign(instances, (images.shape[-2], images.shape[-1]))
         positives = self.mask_head.match(self.extract_feat(images), cells, instances).positives
         found = []
@@ -227,7 +227,7 @@ class MISA(BoxSupervised, SOLOv2):
 
 
 def _dense_feature(model: SOLOv2, maps: tuple[Tensor, ...]) -> Tensor:
-    """Of a student that learns from masks, too, which is mmdet's own."""
+    """`MISA.dense_feature`, also for mmdet's SOLOv2 trained from masks."""
     features: Tensor = model.mask_head.mask_feature_head(maps)
     return features
 

@@ -1,9 +1,9 @@
-"""From SOLOv2's dense outputs to instances, with memory that grows neither with the image nor with the candidates.
+"""Decode SOLOv2's dense outputs to instances, with memory independent of image size and number of candidates.
 
-mmdet's head enlarges every mask to the whole image at once; here the masks stay at the size of the dense feature and
-are enlarged one by one, each within its own extent. The result is the same.
+mmdet's head upsamples all masks to the whole image at once; here masks stay at the size of the dense feature and are
+upsampled one by one, each within its extent. The result is the same.
 
-Axes: p grid cell, all levels strung together · c category · d channel · n instance · h row · w column.
+Axes: p grid cell, all levels concatenated · c category · d channel · n instance · h row · w column.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,13 +17,13 @@ from mmdet.models.layers import mask_matrix_nms
 from numpy.typing import NDArray
 from torch import Tensor
 
-# More cells than this above the score are left out, the least sure first: an untrained network fires everywhere.
+# Only this many top-scoring cells are decoded: in an untrained network nearly all may exceed the score threshold.
 _MOST_CELLS = 2000
 _ROWS_AT_ONCE = 1024
 
 
 class Dense(NamedTuple):
-    """What the network says of one image: a kernel a cell (p d), class probabilities (p c), the feature I (d h w)."""
+    """Network outputs of one image: a kernel per cell (p d), class probabilities (p c), the feature I (d h w)."""
 
     kernels: Tensor
     scores: Tensor
@@ -39,9 +39,9 @@ class Found(NamedTuple):
 
 
 def dense_outputs(outputs: tuple[Sequence[Tensor], Sequence[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """The head's outputs with levels strung together: kernels (b p d), class probabilities (b p c), feature (b d h w).
+    """Concatenate levels of the head's outputs: kernels (b p d), class probabilities (b p c), feature (b d h w).
 
-    They come as kernels a level (b d g g), class logits a level (b c g g) and the feature.
+    The outputs are kernels per level (b d g g), class logits per level (b c g g) and the feature.
     """
     kernels, scores, features = outputs
     return (
@@ -52,12 +52,12 @@ def dense_outputs(outputs: tuple[Sequence[Tensor], Sequence[Tensor], Tensor]) ->
 
 
 def each_image(dense: tuple[Tensor, Tensor, Tensor]) -> list[Dense]:
-    """A batch's dense outputs, image by image."""
+    """Split a batch's dense outputs into images."""
     return [Dense(*image) for image in zip(*dense, strict=True)]
 
 
 def peaks(scores: Float[Tensor, "p c"], grids: Sequence[int]) -> Float[Tensor, "p c"]:
-    """The scores with all cells set to 0 that are below a neighbour to the left or above (SOLOv2's points NMS)."""
+    """Set scores to 0 in cells that are below a neighbour to the left or above (SOLOv2's points NMS)."""
     kept = []
     for level, grid in zip(scores.split([grid * grid for grid in grids]), grids, strict=True):
         square = level.T.reshape(1, -1, grid, grid)
@@ -70,10 +70,10 @@ def decode(
     dense: Dense, *, grids: Sequence[int], strides: Sequence[int], score: float, keep: float, mask: float,
     candidates: int, per_image: int,
 ) -> Found:  # fmt: skip
-    """The instances of an image, as mmdet's SOLOV2Head finds them: matrix NMS with a gaussian of sigma 2.
+    """Return the instances of an image, as mmdet's SOLOV2Head: matrix NMS with a Gaussian of sigma 2.
 
-    score: threshold of a cell's class probability; keep: of the score after NMS; mask: of a pixel's probability;
-    candidates, per_image: most instances before and after NMS.
+    score: threshold of a cell's class probability; keep: of the score after NMS; mask: of the foreground probability;
+    candidates, per_image: maximum number of instances before and after NMS.
     """
     cells, labels = (peaks(dense.scores, grids) > score).nonzero(as_tuple=True)
     scores = dense.scores[cells, labels]
@@ -88,7 +88,7 @@ def decode(
     masks, shapes, areas, scores, labels = (x[large] for x in (masks, shapes, areas, scores, labels))
     if len(scores) == 0:
         return Found(scores, labels, masks)
-    scores = scores * (masks * shapes).sum(dim=(1, 2)) / areas  # how sure the mask is of its own pixels
+    scores = scores * (masks * shapes).sum(dim=(1, 2)) / areas  # mean foreground probability of the mask
     scores, labels, _, chosen = mask_matrix_nms(
         shapes, labels, scores, mask_area=areas, nms_pre=candidates, max_num=per_image, sigma=2.0, filter_thr=keep
     )
@@ -102,7 +102,7 @@ def cell_masks(dense: Dense, cells: Int[Tensor, " n"]) -> Float[Tensor, "n h w"]
 
 
 class Enlargement(NamedTuple):
-    """How a map at the feature's size becomes one at the image's: `rows` (H h) @ map (h w) @ `columns` (W w).T."""
+    """Resizing of a map (h w) from the feature's size to the image's: `rows` (H h) @ map @ `columns` (W w).T."""
 
     rows: Tensor
     columns: Tensor
@@ -111,10 +111,9 @@ class Enlargement(NamedTuple):
 def enlargement(
     feature: tuple[int, int], *, stride: int, resized: tuple[int, int], original: tuple[int, int], like: Tensor
 ) -> Enlargement:
-    """Two bilinear steps as mmdet has them: to the padded input, cut to what is image in it, to the original size.
+    """mmdet's two bilinear steps: to the padded input, whose padding is cut off, then to the original size.
 
-    Bilinear interpolation is a product of one along the rows and one along the columns, so a part of the result costs
-    only that part.
+    Bilinear interpolation is separable into rows and columns, so that a part of the result can be computed alone.
     """
     return Enlargement(
         *(
@@ -131,7 +130,7 @@ def _weights(low: int, padded: int, inside: int, whole: int, like: Tensor) -> Te
 
 
 class Part(NamedTuple):
-    """A mask within its extent: `pixels` (h w) whose first one lies at (`top`, `left`) of the image."""
+    """A mask cropped to its extent: `pixels` (h w), whose first one lies at (`top`, `left`) of the image."""
 
     top: int
     left: int
@@ -139,10 +138,10 @@ class Part(NamedTuple):
 
 
 def enlarge(masks: Iterable[Float[Tensor, "h w"]], by: Enlargement, threshold: float) -> Iterable[Part]:
-    """Each mask's pixels above `threshold` at the image's size; an empty mask has an empty part."""
+    """Upsample masks to the image's size and binarise them at `threshold`; an empty mask gives an empty part."""
     for mask in masks:
         sure = mask > threshold
-        # A mean of pixels is above the threshold only where one of them is.
+        # An interpolated value exceeds the threshold only if one of its pixels does.
         rows, columns = _reached(by.rows, sure.any(dim=1)), _reached(by.columns, sure.any(dim=0))
         low = mask @ by.columns[columns].T
         chunks = [(weights @ low > threshold).cpu() for weights in by.rows[rows].split(_ROWS_AT_ONCE)]
@@ -150,13 +149,13 @@ def enlarge(masks: Iterable[Float[Tensor, "h w"]], by: Enlargement, threshold: f
 
 
 def _reached(weights: Tensor, sure: Tensor) -> slice:
-    """The span of output pixels that a sure input pixel has a share in."""
+    """The span of output pixels that depend on an input pixel above the threshold."""
     touched = (weights @ sure.to(weights.dtype) > 0).nonzero()
     return slice(0, 0) if len(touched) == 0 else slice(int(touched[0]), int(touched[-1]) + 1)
 
 
 def trimmed(top: int, left: int, pixels: NDArray[Any]) -> Part:
-    """A mask (h w) whose first pixel lies at (`top`, `left`), cut to its extent."""
+    """Crop a mask (h w), whose first pixel lies at (`top`, `left`), to its extent."""
     rows, columns = np.nonzero(pixels.any(axis=1))[0], np.nonzero(pixels.any(axis=0))[0]
     if len(rows) == 0:
         return Part(0, 0, np.zeros((0, 0), bool))

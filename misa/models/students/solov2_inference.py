@@ -1,4 +1,4 @@
-"""Instances of a SOLOv2 student in images and in given boxes, from its dense outputs; these as a module to export.
+"""Inference of a SOLOv2 student in images and in given boxes; its dense outputs as a module to export.
 
 Axes: n box · m proposal · h row · w column.
 """
@@ -30,14 +30,14 @@ from misa.ops.boxes import box_masks, positive_cells
 
 @dataclass(frozen=True)
 class View:
-    """The network's outputs of an image, the size it was resized to and that of the padded input, each (h, w)."""
+    """The network's outputs of an image, and the sizes (h, w) of the resized image and of the padded input."""
 
     dense: Dense
     resized: tuple[int, int]
     padded: tuple[int, int]
 
     def enlargement(self, size: tuple[int, int], stride: int) -> Enlargement:
-        """From the masks, of which a pixel is `stride` of the padded input, to an image of `size` (h, w)."""
+        """From masks at `stride` of the padded input to an image of `size` (h, w)."""
         like = self.dense.features
         h, w = like.shape[-2:]
         return enlargement((h, w), stride=stride, resized=self.resized, original=size, like=like)
@@ -64,7 +64,7 @@ def views(student: Student, images: Sequence[Image]) -> list[View]:
 
 
 def as_instances(student: Student, found: Found, view: View, size: tuple[int, int], threshold: float) -> Instances:
-    """Instances of an image of `size` (h, w); those whose mask vanishes at that size are left out."""
+    """Convert to instances of an image of `size` (h, w), without those whose mask is empty at that size."""
     parts = list(enlarge(found.masks, view.enlargement(size, student.mask_stride), threshold))
     kept = [i for i, part in enumerate(parts) if part.pixels.size]
     labels = [student.classes[found.labels[i]] for i in kept]
@@ -74,7 +74,7 @@ def as_instances(student: Student, found: Found, view: View, size: tuple[int, in
 def find_by_cells(
     student: Student, images: Sequence[Image], *, score: float, mask: float | None, per_image: int | None
 ) -> list[Instances]:
-    """The instances of RGB images (h w 3), by matrix NMS. Images of one size as the network sees them run together."""
+    """Predict in RGB images (h w 3) by matrix NMS. Images of equal input size are batched."""
     inference = student.experiment.inference
     threshold = inference.mask if mask is None else mask
     grids, strides = student.experiment.network.grids, student.experiment.network.strides
@@ -102,12 +102,12 @@ def find_boxes_by_cells(
     *,
     mask: float | None,
 ) -> Instances:
-    """The mask of each box (n 4, within the image); a label that is None is predicted.
+    """Predict the mask of each box (n 4, within the image), and its label if the given one is None.
 
-    The cells in the middle of a box, on every level, propose masks. A proposal fits as far as its extent fills the box
-    and its pixels stay within, the product of both; boxes and proposals are matched one to one so that they fit best
-    (Hungarian method). What a mask has outside its box is cut off. The score is the fit times the mean probability of
-    the mask's pixels. A box for which nothing is proposed is left out.
+    The cells at the centre of a box, on every level, propose masks. The fit of a proposal is the share of the box that
+    its extent fills times the share of its pixels inside; boxes and proposals are matched one to one with the largest
+    total fit (Hungarian method). Masks are clipped to their box. The score is the fit times the mean foreground
+    probability. A box without a fitting proposal is left out.
     """
     size = (image.shape[0], image.shape[1])
     threshold = student.experiment.inference.mask if mask is None else mask
@@ -132,7 +132,7 @@ def find_boxes_by_cells(
 def _matched(
     student: Student, view: View, boxes: NDArray[np.float64], size: tuple[int, int], threshold: float
 ) -> list[tuple[int, int, float]]:
-    """Box, cell and score of the best one-to-one match; boxes without a proposal that fits are left out."""
+    """Box, cell and score of the best one-to-one match, without boxes that no proposal fits."""
     scale = np.array([view.resized[1] / size[1], view.resized[0] / size[0]] * 2)
     resized = torch.as_tensor(boxes * scale, dtype=torch.float32)
     own: list[set[int]] = [set() for _ in boxes]
@@ -159,7 +159,7 @@ def _matched(
 
 
 def _fit(masks: Tensor, inside: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """How well masks (m h w) fit a box (h w), and the mean probability of their pixels; each (m), 0 to 1."""
+    """Return the fit of masks (m h w) to a box (h w), and their mean foreground probability; each (m), 0..1."""
     shapes = masks > threshold
     within = shapes & inside
     area = shapes.sum(dim=(1, 2)).clamp(min=1)
@@ -168,7 +168,7 @@ def _fit(masks: Tensor, inside: Tensor, threshold: float) -> tuple[Tensor, Tenso
 
 
 def _span(touched: Tensor) -> Tensor:
-    """From the first to the last that is touched (m k), 0 where none is."""
+    """Length from the first to the last true element of each row (m k); 0 if there is none."""
     length = touched.shape[1]
     first = touched.int().argmax(dim=1)
     last = length - 1 - touched.flip(1).int().argmax(dim=1)
@@ -180,7 +180,7 @@ def _best_class(student: Student, view: View, cell: int) -> str:
 
 
 class DensePart(nn.Module):
-    """From pixels to the dense outputs of every grid cell: normalisation, backbone, neck and head, without decoding.
+    """The network up to the dense outputs of every grid cell: normalisation, backbone, neck and head, no decoding.
 
     images: RGB (b 3 h w), float, 0..255; h and w multiples of 32. Padding is `mean`, which normalises to 0.
     """
@@ -195,6 +195,6 @@ class DensePart(nn.Module):
             self.register_buffer(name, getattr(student.model.data_preprocessor, name).detach().clone().view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Kernels (b p d), class probabilities (b p c), the feature (b d h/4 w/4)."""
+        """Return kernels (b p d), class probabilities (b p c), and the feature (b d h/4 w/4)."""
         features = self.model.extract_feat((images - self.mean) / self.std)  # type: ignore[operator]
         return dense_outputs(self.model.mask_head(features))  # type: ignore[operator]

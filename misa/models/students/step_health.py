@@ -1,4 +1,4 @@
-"""Per-step diagnostics: how masks fill their boxes, masks that are boxes, and each loss's gradient share."""
+"""Per-step diagnostics: mask fill, degenerate (box-shaped) masks, and each loss's share of the gradient."""
 
 from collections.abc import Mapping
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from misa.losses.inputs import Positives
 
-ALIKE = 0.95  # a mask with this IoU with its box, or more, is just the box
+ALIKE = 0.95  # minimum IoU of a mask with its box to count as box-shaped
 
 
 def mask_health(positives: Positives) -> dict[str, Tensor]:
-    """`mask_fill`: mask area inside the box over box area, mean; `mask_is_box`: share of masks that are their box.
+    """`mask_fill`: mean of mask area inside the box over box area; `mask_is_box`: share of box-shaped masks.
 
-    Masks at probability 0.5. Both are 0 without positives.
+    Masks are binarised at 0.5. Both are 0 without positives.
     """
     with torch.no_grad():
         masks, boxes = positives.mask_logits > 0, positives.box_masks.bool()
@@ -24,10 +24,10 @@ def mask_health(positives: Positives) -> dict[str, Tensor]:
 
 
 def gradient_shares(losses: Mapping[str, Tensor], features: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """`gradient_<term>`: each term's share of the sum of gradient norms at the maps that all of them come from.
+    """`gradient_<term>`: each term's share of the sum of gradient norms at the maps shared by all terms.
 
-    `loss_x` and `d0.loss_x` are one term, x. One backward pass a term, as far as `features`; the graph stays for the
-    step's own.
+    `loss_x` and `d0.loss_x` are one term, x. Runs one backward pass per term, up to `features`, and retains the graph
+    for the training step.
     """
     terms: dict[str, Tensor] = {}
     for name, loss in losses.items():

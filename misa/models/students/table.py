@@ -1,4 +1,4 @@
-"""The students: a row of `misa.experiment.FRAMEWORKS` and an `Implementation` in a file of this folder for each."""
+"""Implementations of the students in `misa.experiment.FRAMEWORKS`, one file of this folder each."""
 
 import importlib
 from collections.abc import Callable
@@ -13,20 +13,21 @@ from misa.models.teacher.config import teacher_config
 
 
 def no_groups(experiment: Experiment) -> dict[str, dict[str, float]]:
-    """Every parameter learns as fast and decays as much as the others."""
+    """The same learning rate and weight decay for all parameters."""
     return {}
 
 
 class Implementation(NamedTuple):
-    """The implementation of a student framework, in its file under its name.
+    """Implementation of a student framework, a variable of that name in its file.
 
-    config: the detector of a row for the names of the data's classes, as mmengine values.
-    parameter_groups: `custom_keys` of mmengine's optimiser: which parameters learn slower or do not decay.
-    dense_feature: I of Eq. 2 (b d h w) from the detector and its maps; None: it has none.
-    find: the instances of RGB images; takes score, mask and per_image as `misa.engine.prediction.student.find`.
-    find_boxes: the masks of known boxes of an image, each with a label or None, and `mask`; None: the instances that
-        are found are matched to the boxes.
-    script: the part without decisions as a module that TorchScript can trace, from RGB images (b 3 h w) of 0..255.
+    config: returns the detector's mmengine config for a row and the names of the data's classes.
+    parameter_groups: returns `custom_keys` of mmengine's optimiser: parameters with another learning rate or decay.
+    dense_feature: computes I of Eq. 2 (b d h w) from the detector and its maps; None if it has none.
+    find: predicts in RGB images; takes score, mask and per_image as `misa.engine.prediction.student.find`.
+    find_boxes: predicts masks of known boxes of an image, each with a label or None, given `mask`; None: predicted
+        instances are matched to the boxes.
+    script: returns the part without data-dependent control flow, traceable by TorchScript, from RGB images (b 3 h w),
+        0..255.
     """
 
     config: Callable[[Experiment, tuple[str, ...]], ConfigDict]
@@ -38,14 +39,14 @@ class Implementation(NamedTuple):
 
 
 def implementation(name: str) -> Implementation:
-    """That of the framework of this name."""
+    """Import and return the implementation of a framework."""
     module = importlib.import_module(f"misa.models.students.{FRAMEWORKS[name].module or name}")
     found: Implementation = getattr(module, name)
     return found
 
 
 def model_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
-    """The detector of an experiment for the classes of the data, or the semantic teacher."""
+    """Config of an experiment's detector, or of its semantic teacher, for the classes of the data."""
     if experiment.semantic is not None:
         return teacher_config(experiment, classes)
     return implementation(experiment.student).config(experiment, classes)

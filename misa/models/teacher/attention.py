@@ -1,4 +1,4 @@
-"""SeMask's semantic attention block (Jain et al. 2023): stage features attend to each other through class scores.
+"""SeMask's semantic attention block (Jain et al. 2023): self-attention whose queries and keys are class scores.
 
 Axes: b image · d channel · n class · h row · w column · p position in a window.
 """
@@ -13,15 +13,15 @@ Residual = Literal["input", "norm"]
 
 
 class SemanticAttention(nn.Module):
-    """out = base + γ · dropout(R(softmax(Q Kᵀ) V)) on tokens y = LayerNorm(x); Q are class scores, returned as well.
+    """out = base + γ · dropout(R(softmax(Q Kᵀ) V)) on tokens y = LayerNorm(x); also returns the class scores Q.
 
-    The softmax has no 1/sqrt scale and its inner dimension is the number of classes. γ starts at 0.
+    The softmax is not scaled by 1/sqrt(d); the inner dimension is the number of classes. γ starts at 0.
 
-    classes: of Q and K, background included.
+    classes: channels of Q and K, background included.
     window: side of the non-overlapping windows within which tokens attend; None attends over the whole map. Maps are
-        padded with zero tokens to whole windows; these take part with the biases of K and V, as in SeMask.
-    residual: "input" has base x, so that γ = 0 is exactly the identity and a pre-trained network stays intact
-        (ours, for ResNet); "norm" has base y, as published for Swin.
+        padded with zero tokens to whole windows; these attend with the biases of K and V, as in SeMask.
+    residual: "input": the base is x, so that γ = 0 is the identity and a pretrained network is unchanged at first
+        (ours, for ResNet); "norm": the base is y, as published for Swin.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class SemanticAttention(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The attended map (b d h w) and the class scores (b n h w) of a stage's map (b d h w)."""
+        """Return the attended map (b d h w) and the class scores (b n h w) of a stage's map (b d h w)."""
         h, w = x.shape[-2:]
         tokens = x.permute(0, 2, 3, 1)
         y = self.norm(tokens)
@@ -58,7 +58,7 @@ class SemanticAttention(nn.Module):
         return out.permute(0, 3, 1, 2).contiguous(), self._join(scores, h, w).permute(0, 3, 1, 2).contiguous()
 
     def _split(self, tokens: Tensor) -> Tensor:
-        """Tokens (b h w d) as windows (b, windows, p, d)."""
+        """Partition tokens (b h w d) into windows (b, windows, p, d)."""
         b, h, w, d = tokens.shape
         if self.window is None:
             return tokens.reshape(b, 1, h * w, d)
@@ -68,7 +68,7 @@ class SemanticAttention(nn.Module):
         return grid.transpose(2, 3).reshape(b, -1, side * side, d)
 
     def _join(self, windows: Tensor, h: int, w: int) -> Tensor:
-        """Windows (b, windows, p, d) back as tokens (b h w d), padding cut off."""
+        """Merge windows (b, windows, p, d) into tokens (b h w d) and remove padding."""
         b, _, _, d = windows.shape
         if self.window is None:
             return windows.reshape(b, h, w, d)

@@ -1,4 +1,4 @@
-"""The semantic teacher of an `Experiment` as mmengine values."""
+"""mmengine config of an `Experiment`'s semantic teacher."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from misa.models.teacher.training import SemanticTeacher
 
 
 def from_boxes(experiment: Experiment) -> bool:
-    """Whether the teacher learns by box objectives, without label maps."""
+    """Whether the teacher is trained by box objectives, without label maps."""
     return (
         experiment.semantic is not None
         and experiment.supervision == "box"
@@ -25,7 +25,7 @@ def from_boxes(experiment: Experiment) -> bool:
 
 
 def teacher_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
-    """The network of a teacher's row and what it learns from."""
+    """Config of the `SemanticTeacher` of a teacher's row: network and losses."""
     assert experiment.semantic is not None
     semantic = experiment.semantic
     if len(classes) > MOST_CLASSES:
@@ -60,5 +60,5 @@ def teacher_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDi
 
 
 def label_folder(experiment: Experiment, folder: Path) -> Path | None:
-    """Where a run's label maps are; None where it needs none."""
+    """Folder of a run's label maps; None if it needs none."""
     return None if experiment.semantic is None or from_boxes(experiment) else folder / "labels"

@@ -1,4 +1,4 @@
-"""What a teacher's checkpoint declares about itself, so that any network with a classifier can be one."""
+"""Interface of teacher networks, and the metadata in their checkpoints; any network with a classifier can be one."""
 
 import json
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from misa.ops.readings import Classifier
 
 
 class TeacherContract(NamedTuple):
-    """How to feed a teacher and how to read it.
+    """Classes and input normalisation of a teacher.
 
     classes: names of the foreground categories, in the order of `SemanticPrior.saliency_factors`.
     background: row of the classifier for the background.
-    mean, std: of the input's three channels, RGB of 0..255; images come in normalised by them.
+    mean, std: statistics of RGB, 0..255, by which input images are normalised.
     """
 
     classes: tuple[str, ...]
@@ -27,42 +27,42 @@ class TeacherContract(NamedTuple):
     std: tuple[float, ...]
 
     def encoded(self) -> Tensor:
-        """As bytes in a tensor: checkpoint readers that expect tensors only, and weights-only ones, take it."""
+        """JSON as a uint8 tensor, which loaders that expect tensors only accept (such as `weights_only`)."""
         return torch.tensor(list(json.dumps(self._asdict()).encode()), dtype=torch.uint8)
 
     @classmethod
     def decoded(cls, code: Tensor) -> "TeacherContract":
-        """The contract that `encoded` wrote."""
+        """Inverse of `encoded`."""
         values = json.loads(bytes(code.tolist()).decode())
         return cls(tuple(values["classes"]), values["background"], tuple(values["mean"]), tuple(values["std"]))
 
 
 class SemanticMaps(NamedTuple):
-    """What a teacher sees in a batch, at stride 4 of its input."""
+    """Outputs of a teacher for a batch, at stride 4 of its input."""
 
     features: Tensor  # S (b d h w), before the classifier's dropout
     logits: Tensor  # (b n h w)
-    stage_logits: Tensor  # (b n h w), the four stages' class scores summed: SeMask weighs their loss by 0.4
+    stage_logits: Tensor  # (b n h w), sum of the four stages' class scores, an auxiliary output of SeMask
 
 
 class TeacherNetwork(nn.Module):
-    """A network of `misa.models.teacher.table.TEACHERS`: trained by `SemanticTeacher`, then frozen beside a student.
+    """Base class of `misa.models.teacher.table.TEACHERS`: trained by `SemanticTeacher`, then attached to a student.
 
-    Its contract travels in the state dict; loading refuses a checkpoint that declares another.
+    Its contract is in the state dict; loading a checkpoint with another contract is an error.
     """
 
     contract: TeacherContract
 
     def forward(self, images: Tensor) -> SemanticMaps:
-        """S, logits and logits of the stages at stride 4 of normalised images (b 3 h w)."""
+        """Return S, logits and stage logits at stride 4 of normalised images (b 3 h w)."""
         raise NotImplementedError
 
     def prior(self, images: Tensor) -> SemanticPrior:
-        """S and the foreground rows of K for the losses, without gradient and as in evaluation."""
+        """Return S and the foreground rows of K for the losses, without gradient and in eval mode."""
         raise NotImplementedError
 
     def last_layer(self) -> Classifier:
-        """K and its bias, without gradient; the background's row apart."""
+        """Return the last layer's foreground rows (K), background row and biases, without gradient."""
         raise NotImplementedError
 
     def get_extra_state(self) -> Tensor:
@@ -70,7 +70,7 @@ class TeacherNetwork(nn.Module):
         return self.contract.encoded()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Compare a checkpoint's contract with this network's; raises UserError where they differ."""
+        """Compare a checkpoint's contract with this network's; UserError if they differ."""
         found = TeacherContract.decoded(state)
         for name, ours, theirs in zip(self.contract._fields, self.contract, found, strict=True):
             if ours != theirs:
@@ -82,7 +82,7 @@ class TeacherNetwork(nn.Module):
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """In evaluation mode inside, in its own mode again after; a module in evaluation is left alone."""
+    """Context in which the module is in eval mode; its mode is restored on exit."""
     training = module.training
     if training:
         module.eval()

@@ -1,4 +1,4 @@
-"""The semantic teacher, SeMask (§3.1, Eq. 1; Jain et al. 2023): dense feature S and classifier K from one network.
+"""SeMask, the semantic teacher (§3.1, Eq. 1; Jain et al. 2023), which provides the dense feature S and classifier K.
 
 Axes: b image · d channel · n class (background included) · c category (without) · h row · w column.
 
@@ -30,14 +30,13 @@ class SeMask(TeacherNetwork):
     backbone: config of an mmdet ResNet or Swin Transformer with four stages (see `backbone_config`).
     classes: names of the foreground categories; the network has one more class, the background.
     channels: D of S, 256 as published.
-    windows: for each stage the attention's window, None for the whole map; 7 everywhere suits ResNet, see
-        `stage_windows` for the published choice.
-    residual: "input" keeps a pre-trained backbone intact at the start, "norm" is the published form for Swin.
-    background: row of the classifier for the background; the last one where it is not given.
-    or_scratch: go on without pre-trained weights where they cannot be loaded.
+    windows: attention window of each stage, None for the whole map; see `stage_windows` for the published choice.
+    residual: "input" keeps a pretrained backbone unchanged at first, "norm" is the published form for Swin.
+    background: row of the classifier for the background; by default the last.
+    or_scratch: initialise at random if the pretrained weights cannot be loaded.
 
-    The class names, the background's row and the input's mean and std travel in the state dict (`contract`), and
-    loading refuses a checkpoint that declares others.
+    The state dict contains the class names, the background's row and the input's mean and std (`contract`); loading a
+    checkpoint with others is an error.
     """
 
     foreground: Tensor
@@ -82,7 +81,7 @@ class SeMask(TeacherNetwork):
         self.register_buffer("foreground", torch.tensor(rows), persistent=False)
 
     def forward(self, images: Tensor) -> SemanticMaps:
-        """S, logits and summed stage logits at stride 4 of the normalised images (b 3 h w); any height and width."""
+        """Return S, logits and summed stage logits at stride 4 of normalised images (b 3 h w) of any size."""
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"SeMask takes images of shape (b, 3, h, w): they are {tuple(images.shape)}.")
         scores: list[Tensor] = []
@@ -102,13 +101,13 @@ class SeMask(TeacherNetwork):
 
     @torch.no_grad()
     def prior(self, images: Tensor) -> SemanticPrior:
-        """S and the foreground rows of K for the losses, without gradient and as in evaluation."""
+        """Return S and the foreground rows of K for the losses, without gradient and in eval mode."""
         with evaluating(self):
             features = self(images).features
         return SemanticPrior(features, self.classifier.weight.detach().flatten(1).index_select(0, self.foreground))
 
     def last_layer(self) -> Classifier:
-        """K and its bias, without gradient; the background's row apart."""
+        """Return the last layer's foreground rows (K), background row and biases, without gradient."""
         rows, bias = self.classifier.weight.detach().flatten(1), self.classifier.bias
         assert bias is not None
         bias, background = bias.detach(), self.contract.background
@@ -121,7 +120,7 @@ class SeMask(TeacherNetwork):
 
 
 def semask_config(experiment: Experiment, classes: tuple[str, ...]) -> dict[str, Any]:
-    """The network of a teacher's row."""
+    """The network's config for a teacher's row."""
     assert experiment.semantic is not None
     network = experiment.network
     return {
@@ -135,10 +134,10 @@ def semask_config(experiment: Experiment, classes: tuple[str, ...]) -> dict[str,
 
 
 def stage_windows(backbone: str, classes: int) -> tuple[int | None, ...]:
-    """SeMask's published attention windows for a backbone's name and a number of classes, background included.
+    """SeMask's published attention windows for a backbone and a number of classes, background included.
 
     Swin-T, S and L with more than 19 classes attend over the whole map in the last two stages; Swin-B never does.
-    ResNets, which the paper does not have, get 7 everywhere.
+    Other backbones, which the paper does not use, get 7 everywhere.
     """
     if backbone not in SWINS:
         return (7, 7, 7, 7)
@@ -147,7 +146,7 @@ def stage_windows(backbone: str, classes: int) -> tuple[int | None, ...]:
 
 
 def _level(incoming: int, channels: int, *, steps: int) -> nn.ModuleList:
-    """One level of the decoder: a 3x3 block for each doubling of the resolution, at least one."""
+    """One level of the decoder: one 3x3 block for each doubling of the resolution, at least one."""
     return nn.ModuleList(
         nn.Sequential(
             nn.Conv2d(incoming if step == 0 else channels, channels, 3, padding=1, bias=False),
@@ -159,7 +158,7 @@ def _level(incoming: int, channels: int, *, steps: int) -> nn.ModuleList:
 
 
 def _decode(blocks: Any, x: Tensor, finer: list[tuple[int, int]]) -> Tensor:
-    """Blocks and doublings in turn, up to the finest map's size."""
+    """Alternate blocks and upsampling, up to the finest map's size."""
     targets: list[tuple[int, int] | None] = [*reversed(finer)] or [None]
     for block, target in zip(blocks, targets, strict=True):
         x = block(x)
@@ -169,7 +168,7 @@ def _decode(blocks: Any, x: Tensor, finer: list[tuple[int, int]]) -> Tensor:
 
 
 def _rise(x: Tensor, finer: list[tuple[int, int]]) -> Tensor:
-    """Doubled step by step through the finer maps' sizes (which need not be exact doubles)."""
+    """Upsample stepwise through the sizes of the finer maps, which need not be exact doubles."""
     for target in reversed(finer):
         x = F.interpolate(x, size=target, mode="bilinear", align_corners=False)
     return x

@@ -1,4 +1,4 @@
-"""The semantic teachers: one row and one file each, and those of torchvision."""
+"""Semantic teachers: the trainable ones, one file each, and torchvision's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +14,11 @@ from misa.models.teacher.torchvision import feature_channels, named_teacher
 from misa.rows import teacher_row
 
 TEACHERS: dict[str, Callable[[Experiment, tuple[str, ...]], dict[str, Any]]] = {"semask": semask_config}
-"""The networks that `Semantic.network` names: the config of a `TeacherNetwork` for a row and its classes."""
+"""By the name in `Semantic.network`: function that returns a `TeacherNetwork`'s config for a row and its classes."""
 
 
 def network_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
-    """The network of a teacher's row; UserError where it names none."""
+    """The network's config for a teacher's row; UserError if its `Semantic.network` is unknown."""
     assert experiment.semantic is not None
     name = experiment.semantic.network
     if name not in TEACHERS:
@@ -28,20 +28,20 @@ def network_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDi
 
 
 def build_teacher(experiment: Experiment, classes: tuple[str, ...]) -> TeacherNetwork:
-    """The network of a teacher's row, as it starts to learn."""
+    """Build the network of a teacher's row, initialised for training."""
     network: TeacherNetwork = MODELS.build(network_config(experiment, classes))
     return network
 
 
 def teacher_channels(experiment: Experiment) -> int:
-    """The channels of S that a student's teacher gives."""
+    """The channels of S of a student's teacher."""
     if experiment.trains_teacher:
         return teacher_row(experiment).network.feature_channels
     return feature_channels(experiment.teacher.removeprefix(TORCHVISION))
 
 
 def untrained_teacher(experiment: Experiment, classes: tuple[str, ...]) -> TeacherNetwork:
-    """A student's teacher with random weights, on which time and memory do not depend."""
+    """Build a student's teacher with random weights, to measure time and memory."""
     if experiment.trains_teacher:
         return build_teacher(teacher_row(experiment).but(network={"pretrained": False}), classes)
     name = experiment.teacher.removeprefix(TORCHVISION).partition(":")[0]

@@ -1,4 +1,4 @@
-"""A torchvision segmentation network as the teacher: any network with a dense feature and a classifier can be one.
+"""torchvision segmentation networks as teachers, an example of any network with a dense feature and a classifier.
 
 Axes: b image · d channel · c category · h row · w column.
 """
@@ -24,16 +24,16 @@ _COCO_WORDS = {"airplane": "aeroplane", "couch": "sofa", "motorcycle": "motorbik
 
 
 class TorchvisionTeacher(TeacherNetwork):
-    """FCN or DeepLabV3 of torchvision as a teacher that is never trained here.
+    """torchvision's FCN or DeepLabV3 as a teacher that is not trained here.
 
     model: for example `torchvision.models.segmentation.fcn_resnet50(weights=...)`.
-    categories: the name of every row of its last 1x1 convolution, such as `weights.meta["categories"]`.
-    classes: the student's categories; the rows come in this order.
-    known: the category of each class; by default each class is one. Objects of a class without one are, to this
-        network, what is not background: it gets the background's row with the other sign.
+    categories: names of the rows of its last 1x1 convolution, such as `weights.meta["categories"]`.
+    classes: the student's categories, which define the order of K's rows.
+    known: category of each class; by default the class's own name. A class without a category is represented as
+        "not background", by the background's row with the opposite sign.
     background: name of the background's row.
 
-    torchvision's ImageNet mean and std are those of `misa.data.pipeline`, so the student's images serve as they are.
+    torchvision's ImageNet mean and std equal those of `misa.data.pipeline`, so it takes the student's images unchanged.
     """
 
     foreground: Tensor
@@ -72,13 +72,13 @@ class TorchvisionTeacher(TeacherNetwork):
         self.register_buffer("foreground", rows, persistent=False)
         sign = torch.tensor([1.0 if name in self.known else -1.0 for name in classes])
         self.register_buffer("sign", sign, persistent=False)
-        self.train(model.training)  # a wrapper changes nothing about what it wraps
+        self.train(model.training)  # a wrapper must not change the mode of the wrapped model
 
     @torch.no_grad()
     def prior(self, images: Tensor) -> SemanticPrior:
-        """The feature before the last 1x1 convolution at stride 4 (bilinear) and that layer's rows for `classes`.
+        """Return the feature before the last 1x1 convolution at stride 4 (bilinear) and that layer's rows of `classes`.
 
-        `images` (b 3 h w) are normalised by the contract; runs without gradient and as in evaluation.
+        `images` (b 3 h w) are normalised by the contract; runs without gradient and in eval mode.
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"TorchvisionTeacher takes images of shape (b, 3, h, w): they are {tuple(images.shape)}.")
@@ -92,7 +92,7 @@ class TorchvisionTeacher(TeacherNetwork):
         return SemanticPrior(features, self._rows(classifier.weight))
 
     def last_layer(self) -> Classifier:
-        """K and its bias, without gradient; the background's row apart. Rows of other categories are left out."""
+        """Return the rows of the student's classes (K), background row and biases, without gradient."""
         layer: Any = self.model.classifier[-1]  # type: ignore[index]
         rows = layer.weight.detach().flatten(1)
         bias = rows.new_zeros(len(rows)) if layer.bias is None else layer.bias.detach()
@@ -101,12 +101,12 @@ class TorchvisionTeacher(TeacherNetwork):
         return Classifier(self._rows(layer.weight), rows[background], signed, bias[background])
 
     def _rows(self, weight: Tensor) -> Tensor:
-        """K (c d) of the student's classes."""
+        """K (c d), the signed rows of the student's classes."""
         return weight.detach().flatten(1).index_select(0, self.foreground) * self.sign[:, None]
 
     @property
     def matches(self) -> str:
-        """Which of the student's classes it knows, for people."""
+        """Sentence for the log: which of the student's classes the network knows."""
         classes = self.contract.classes
         own = [name if name == self.known[name] else f"{name} ({self.known[name]})" for name in self.known]
         others = [name for name in classes if name not in self.known]
@@ -117,17 +117,17 @@ class TorchvisionTeacher(TeacherNetwork):
 def named_teacher(
     name: str, *, weights: str | Path | None = "default", classes: Sequence[str] | None = None
 ) -> TorchvisionTeacher:
-    """One of torchvision's FCN or DeepLabV3 networks as a frozen teacher, such as "deeplabv3_resnet50".
+    """Build one of torchvision's FCN or DeepLabV3 networks as a frozen teacher, such as "deeplabv3_resnet50".
 
     Args:
-        name: as torchvision calls it; with ":<file>" behind it, the weights are those of the file.
-        weights: "default" takes torchvision's own, downloaded once; a path, a file of these; None, random ones, the
+        name: torchvision's name; a suffix ":<file>" loads the weights of that file.
+        weights: "default" for torchvision's, downloaded once; the path of a weights file; None for random weights, the
             same at each call.
-        classes: the student's, matched by name to the network's: letters count, COCO's words are VOC's. By default all
-            of its own.
+        classes: the student's, matched to the network's by letters and digits, and COCO's names to VOC's; by default
+            all of the network's.
 
     Raises:
-        UserError: no such network, weights that cannot be downloaded or read, or none of the classes is known to it.
+        UserError: unknown network, weights that cannot be downloaded or read, or none of the classes is known.
     """
     name, _, file = name.partition(":")
     published = _published(name)
@@ -140,7 +140,7 @@ def named_teacher(
             f"torchvision's {name} knows none of the classes {', '.join(taught)}; it knows {', '.join(categories)}. "
             "Name the classes so, or take a teacher that is trained on the data, such as teacher:demo."
         )
-    with torch.random.fork_rng(devices=[]):  # a training's own numbers stay as they are
+    with torch.random.fork_rng(devices=[]):  # leaves the training's random numbers unchanged
         torch.manual_seed(0)
         model = get_model(name, weights=None, weights_backbone=None, num_classes=1 + len(categories), aux_loss=True)
     if weights is not None:
@@ -154,7 +154,7 @@ def named_teacher(
 
 
 def match_names(classes: Sequence[str], categories: Sequence[str]) -> dict[str, str]:
-    """The category of each class that has one: of the same letters and digits, or COCO's word for VOC's."""
+    """Map each class to the category of the same letters and digits, or by COCO's name to VOC's; others are omitted."""
     plain = {_letters(name): name for name in categories}
     found = {name: plain.get(_letters(name)) or plain.get(_COCO_WORDS.get(_letters(name), "")) for name in classes}
     return {name: category for name, category in found.items() if category is not None}
@@ -166,7 +166,7 @@ def _letters(name: str) -> str:
 
 @cache
 def feature_channels(name: str) -> int:
-    """The channels of S that a network of torchvision gives; UserError where there is none of that name."""
+    """The channels of S of a torchvision network; UserError if it is unknown."""
     name = name.partition(":")[0]
     _published(name)
     with torch.device("meta"):
@@ -176,7 +176,7 @@ def feature_channels(name: str) -> int:
 
 
 def _published(name: str) -> Any:
-    """torchvision's weights of a network; UserError for a network that cannot be a teacher."""
+    """torchvision's default weights of a network; UserError if it cannot be a teacher."""
     known = [one for one in list_models(module=segmentation) if not one.startswith("lraspp")]
     if name not in known:
         hint = did_you_mean(name, known) or f"; there are {', '.join(known)}."
@@ -201,6 +201,6 @@ def _stored(path: Path, published: Any) -> dict[str, Tensor]:
         raise UserError(f"there is no file of weights {path}; fetch {published.url}.")
     try:
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is cut or not its own
+    except Exception as error:  # torch raises many kinds for a truncated or foreign file
         raise UserError(f"{path} cannot be read as weights; fetch {published.url}.") from error
     return state

@@ -1,4 +1,4 @@
-"""A teacher in training: the semantic teacher as a model of mmengine, learning from boxes or from label maps."""
+"""Training of the semantic teacher as a model of mmengine, from boxes or from label maps."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,12 +20,12 @@ from misa.ops.sent import on_host
 
 
 class SemanticTeacher(BaseModel):
-    """A teacher's network and what it learns from.
+    """A teacher network with its losses.
 
     network: the config of a `TeacherNetwork`.
-    objectives: for learning from boxes; None: from label maps.
-    stage_weight: of the loss of the summed stage maps, in which propagation has no part.
-    loss_stride: pixels of the input per pixel at which box objectives are computed.
+    objectives: box objectives; None: cross-entropy on label maps.
+    stage_weight: weight of the auxiliary loss on the summed stage maps, which has no pairwise term.
+    loss_stride: input pixels per pixel of the maps on which the box objectives are computed.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class SemanticTeacher(BaseModel):
         data_samples: list[DetDataSample] | None = None,
         mode: Literal["loss", "predict", "tensor"] = "tensor",
     ) -> Any:
-        """Called by mmengine: named losses, data samples with `pred_sem_seg`, or the raw maps."""
+        """Return named losses, data samples with `pred_sem_seg`, or `SemanticMaps`, by mmengine's `mode`."""
         maps = self.network(inputs)
         if mode == "tensor" or data_samples is None:
             return maps
@@ -70,7 +70,7 @@ class SemanticTeacher(BaseModel):
             crowds.append(box_masks(ignored.bboxes, *size, stride=self.loss_stride).any(dim=0))
         union = torch.stack([own.any(dim=0, keepdim=True) for own in masks])
         batch = shrink(inputs, [sample.img_shape for sample in samples], union)
-        # A crowd's box says neither what is in it nor that nothing is.
+        # Inside a crowd's box neither foreground nor background is known.
         batch = Batch(batch.images, batch.valid & (~torch.stack(crowds) | union[:, 0]))
         boxes = Boxes(torch.cat(masks), torch.cat(labels), torch.cat(images))
         terms, background = self.objectives, self.network.contract.background
@@ -80,7 +80,7 @@ class SemanticTeacher(BaseModel):
         return main | {"loss_stages": self.stage_weight * torch.stack(list(stages.values())).sum()}
 
     def _predictions(self, maps: SemanticMaps, inputs: Tensor, samples: list[DetDataSample]) -> list[DetDataSample]:
-        """The most probable class of every pixel of the original images, as `pred_sem_seg.sem_seg` (1 h w)."""
+        """Set `pred_sem_seg.sem_seg` (1 h w), the most probable class of every pixel of the original image."""
         logits = _sized(maps.logits, (inputs.shape[-2], inputs.shape[-1]))
         for scores, sample in zip(logits, samples, strict=True):
             h, w = sample.img_shape[:2]
@@ -90,7 +90,7 @@ class SemanticTeacher(BaseModel):
 
 
 def _from_labels(maps: SemanticMaps, samples: list[DetDataSample], stage_weight: float) -> dict[str, Tensor]:
-    """SeMask's own loss: cross-entropy of the output, and of the summed stage maps."""
+    """SeMask's published losses: cross-entropy of the output, and of the summed stage maps."""
     labels = torch.cat([sample.gt_sem_seg.sem_seg for sample in samples]).long()
     return {
         "loss_labels": label_map_loss(maps.logits, labels),
