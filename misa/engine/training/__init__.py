@@ -1,1 +1,1 @@
-"""From an `Experiment` to a trained run folder."""
+"""Training: from an `Experiment` to a run folder."""

@@ -1,4 +1,4 @@
-"""An `Experiment` as an mmengine config: classes rather than strings, so that a typo is an ImportError here."""
+"""mmengine config of an `Experiment`, with classes instead of strings, so that a typo is an ImportError here."""
 
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,15 @@ def run_config(
     checkpoint: Path | None = None,
     log: bool = False,
 ) -> Config:
-    """Everything mmengine's Runner needs for one training and its final evaluation.
+    """Config of mmengine's Runner for one training and its final evaluation.
 
     Args:
         experiment: what to train.
         source: its data.
-        folder: where everything that is written goes.
+        folder: the run folder.
         seed: of weights, order and augmentation.
-        machine: its workers, live display and loggers.
-        split: of a batch over processes; None: this process takes all of it at once.
+        machine: number of workers, live display and loggers.
+        split: split of a batch over processes and micro-batches; None: the whole batch at once in this process.
         checkpoint: to resume from.
         log: write losses and scores to TensorBoard and the machine's loggers.
     """
@@ -101,14 +101,14 @@ def run_config(
 
 
 def _loader(machine: Machine) -> dict[str, Any]:
-    """Pinned for CUDA, or no copy to the device is without waiting."""
+    """Settings of both data loaders; memory is pinned for CUDA, which asynchronous copies require."""
     plain = {"persistent_workers": False, "collate_fn": {"type": "pseudo_collate"}}
     return {"num_workers": machine.workers, "pin_memory": get_device() == "cuda", **plain}
 
 
 def _train_data(experiment: Experiment, source: Source, folder: Path, seed: int) -> dict[str, Any]:
-    """The training split: with true masks only where they are learned, and with a teacher's label maps."""
-    masks = experiment.supervision == "mask" and experiment.semantic is None  # a teacher's are in its label maps
+    """The training split, with ground-truth masks for supervision="mask" and label maps for a teacher."""
+    masks = experiment.supervision == "mask" and experiment.semantic is None  # a teacher has label maps instead
     labels = label_folder(experiment, folder)
     return {
         "type": CocoImages,
@@ -137,7 +137,7 @@ def _test_data(experiment: Experiment, source: Source) -> dict[str, Any]:
 
 
 def _evaluator(experiment: Experiment, folder: Path, split: BatchSplit) -> dict[str, Any]:
-    """Writes the predictions into the folder; several processes collect theirs there as well."""
+    """The evaluator that writes predictions into the run folder, through which several processes also gather theirs."""
     kind, path = (Detections, DETECTIONS) if experiment.semantic is None else (LabelMaps, LABEL_MAPS)
     together = {"collect_dir": str(folder / "predictions" / "parts")} if split.processes > 1 else {}
     return {"type": kind, "path": str(folder / path), **together}
@@ -175,7 +175,7 @@ def _custom_hooks(
 
 
 def _student_hooks(experiment: Experiment, seed: int, split: BatchSplit) -> list[dict[str, Any]]:
-    """What a student that learns from boxes has besides."""
+    """The additional hooks of a student trained from boxes."""
     if experiment.semantic is not None or experiment.supervision == "mask":
         return []
     health = {"type": Health, "every": HEALTH_EVERY}
@@ -185,12 +185,12 @@ def _student_hooks(experiment: Experiment, seed: int, split: BatchSplit) -> list
 
 
 def distributed(experiment: Experiment) -> dict[str, Any]:
-    """mmengine's settings for several processes, which have joined each other already."""
+    """mmengine's settings for several processes whose process group is already initialised."""
     cuda = get_device() == "cuda"
     wrapper: dict[str, Any] = {"type": MMDistributedDataParallel, "broadcast_buffers": False}
     if not cuda:
         wrapper["device_ids"] = None
     wrapper["find_unused_parameters"] = FRAMEWORKS[experiment.student].branches
     config = {"launcher": "pytorch", "model_wrapper_cfg": wrapper}
-    # Statistics of the whole batch, where they are learned at all; torch has that for GPUs alone.
+    # BatchNorm statistics of the whole batch, unless they are fixed; torch supports this on GPUs only.
     return config | ({"sync_bn": "torch"} if cuda and not experiment.network.norm_eval else {})

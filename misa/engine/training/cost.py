@@ -1,4 +1,4 @@
-"""What a training took: seconds a step and memory, kept beside the scores in `cost.json`."""
+"""Cost of a training: seconds per step and memory, written to `cost.json`."""
 
 import resource
 import statistics
@@ -20,12 +20,12 @@ GIB = 2**30
 
 
 class Cost(Hook):
-    """Writes `cost.json` into the run folder when a training ends, from the steps since it was last started.
+    """Writes `cost.json` into the run folder at the end of a training, measured since its last start or resume.
 
-    seconds_per_step: the median of the wall clock, data loading included, without the first step, which compiles.
-    cpu_seconds_per_step: the mean of the main process over all its threads. memory_gib: the peak of what is allocated
-    on the GPU, or of the main process on a CPU, whatever it did before included (a teacher trained in it, say).
-    Several processes: those of the main one. Nothing is read from a GPU, so no step waits.
+    seconds_per_step: median wall-clock time, data loading included, without the first step, which compiles.
+    cpu_seconds_per_step: mean over steps of the main process's CPU time, all threads. memory_gib: peak memory allocated
+    on the GPU; on a CPU the main process's peak, including earlier work such as training a teacher. All figures are the
+    main process's. Measuring does not synchronise with the GPU.
     """
 
     def __init__(self, folder: str) -> None:
@@ -33,7 +33,7 @@ class Cost(Hook):
         self.times: list[float] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Start the clocks."""
+        """Start the timers."""
         self.times = [time.perf_counter()]
         self.cpu = time.process_time()
         if get_device() == "cuda":
@@ -42,11 +42,11 @@ class Cost(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """A step has ended. On a GPU it may not have, but the next ones queue up behind it: the median is right."""
+        """Record the end of a step. On a GPU the step may still run, but later ones queue: the median is right."""
         self.times.append(time.perf_counter())
 
     def after_train(self, runner: Runner) -> None:
-        """Write the file; a run without a second step has no median."""
+        """Write the file, unless there were fewer than two steps."""
         steps = [end - start for start, end in zip(self.times, self.times[1:], strict=False)]
         if len(steps) < 2 or not is_main_process():
             return
@@ -65,6 +65,6 @@ class Cost(Hook):
 
 
 def _peak_of_process() -> int:
-    """Bytes; Linux counts in KiB, macOS in bytes."""
+    """Peak memory in bytes; Linux reports KiB, macOS bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,17 +1,17 @@
-"""Step time, memory and training time of a row on other GPUs, extrapolated from two small steps measured here.
+"""Estimate step time, memory and training time of a row on other GPUs from two small steps measured here.
 
     step   = accumulate · images · F / (peak · u)          seconds on N GPUs, batch = N · images · accumulate
     memory = P · (4 + 4 + state) + T + images · A          bytes on each of them
     days   = epochs · ⌊training images / batch⌋ · step / 86,400
 
-F, the FLOPs of one image forward and backward in matrix products and convolutions, and A, the bytes of activations
-that one image keeps for the backward pass, are counted while real steps of the row run on two smaller images, and
-extrapolated linearly in the number of pixels: grids and queries cost the same at any size, maps grow. P are the
-parameters (weight, gradient and the optimiser's state, 8 bytes for AdamW, 4 for SGD), T the teacher's bytes, weights
-alone. `peak` is the vendor's figure for dense products in the row's precision, u the share of it that is reached. On a
-known GPU u is measured, F / (seconds · peak); anywhere else it is an assumption, and said to be one. Left out: loading
-images (give enough workers), exchanging gradients (it overlaps with the backward pass), propagation and matching, the
-buffers of single operations, scoring.
+F is the number of FLOPs of an image's forward and backward pass in matrix products and convolutions, A the bytes of its
+activations saved for the backward pass. Both are counted in real steps of the row on two smaller images and
+extrapolated linearly in the number of pixels: grids and queries have a constant cost, maps grow. P is the number of
+parameters (weight, gradient and the optimiser's state, 8 bytes for AdamW, 4 for SGD), T the size of the teacher's
+weights. `peak` is the vendor's figure for dense products in the row's precision, u the utilization of it: measured as
+F / (seconds · peak) on a known GPU, otherwise assumed, which the report says. Not included: image loading (use enough
+workers), gradient all-reduce (overlaps with the backward pass), propagation and matching, temporary buffers of single
+operations, evaluation.
 """
 
 import json
@@ -39,14 +39,14 @@ from misa.machine import BatchSplit, split_batch
 from misa.models.students.table import model_config
 from misa.models.teacher.table import untrained_teacher
 
-OBJECTS = 7  # of an image: COCO has 7.3
-ASSUMED = 0.3  # u where it cannot be measured
+OBJECTS = 7  # per image: COCO has 7.3
+ASSUMED = 0.3  # u if it cannot be measured
 CLASSES = {"coco": 80, "voc": 20, "demo": 8}
 IMAGES = {"coco": 118_287, "voc": 10_582}
 
 
 class Gpu(NamedTuple):
-    """Vendors' data sheets: dense TFLOP/s without and with tensor cores for half precision, and GB of memory."""
+    """The vendor's data sheet: dense TFLOP/s in float32 and, with tensor cores, in half precision; memory in GB."""
 
     float32: float
     half: float
@@ -67,10 +67,10 @@ GPUS: Mapping[str, Gpu] = {
 
 @dataclass(frozen=True)
 class Step:
-    """One measured training step of one image: the terms of the formula at this number of padded pixels."""
+    """A measured training step of one image of `pixels` padded pixels."""
 
     flops: float
-    kept: float  # bytes for the backward pass
+    kept: float  # bytes saved for the backward pass
     parameters: int
     frozen: int  # the teacher's
     pixels: int
@@ -86,15 +86,15 @@ class Work:
     large: Step
 
     def flops(self, pixels: float) -> float:
-        """F of an image with this number of pixels."""
+        """F of an image of so many pixels."""
         return self._extrapolated("flops", pixels)
 
     def kept(self, pixels: float) -> float:
-        """A of an image with this number of pixels, in bytes."""
+        """A of an image of so many pixels, in bytes."""
         return self._extrapolated("kept", pixels)
 
     def seconds(self, pixels: float) -> float:
-        """Of an image with this number of pixels, on the machine that measured."""
+        """Step time of an image of so many pixels, on the measuring machine."""
         return self._extrapolated("seconds", pixels)
 
     def _extrapolated(self, name: str, pixels: float) -> float:
@@ -106,16 +106,16 @@ class Work:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The prediction for a row on a number of GPUs of one kind; memory in GB."""
+    """The estimate for a row on a number of GPUs of one model; memory in GB."""
 
     split: BatchSplit
     step_seconds: float
     memory: float
     days: float
     utilization: float
-    measured: bool  # the utilization
+    measured: bool  # whether the utilization is measured
     gpu: str
-    source: str = "measured here"  # where it is not assumed
+    source: str = "measured here"  # origin of a measured utilization
 
     def __str__(self) -> str:
         u = f"u = {self.utilization:.2f}, {self.source if self.measured else 'assumed'}"
@@ -127,12 +127,12 @@ class Estimate:
 
 
 def measure(experiment: Experiment, *, sides: tuple[int, int] = (192, 320), device: str = "cpu") -> Work:
-    """Run training steps of the row's own network, in its real size, on square images of these two sides."""
+    """Measure training steps of the row's full-size network on square images of these two sides in pixels."""
     if not 64 <= sides[0] < sides[1] or any(side % 32 for side in sides):
         raise UserError(f"sides are {sides}; give two multiples of 32 from 64, the smaller first.")
-    MMLogger.get_current_instance().setLevel("ERROR")  # or it logs every parameter that it initialises
+    MMLogger.get_current_instance().setLevel("ERROR")  # otherwise it logs every initialised parameter
     classes = tuple(f"class {i}" for i in range(CLASSES[experiment.data]))
-    warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")  # mmdet's heads, at their first call
+    warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")  # from mmdet's heads at their first call
     scratch = experiment.but(network={"pretrained": False}, augmentation={"jitter": None})
     model: nn.Module = MODELS.build(model_config(scratch, classes))
     model.init_weights()  # type: ignore[operator]
@@ -151,7 +151,7 @@ def _measured(model: nn.Module, experiment: Experiment, side: int, device: str, 
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(experiment.schedule.precision)
     kept = _Kept({value.untyped_storage().data_ptr() for value in model.parameters()})
     with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
-        # The first step compiles and tunes kernels, so it can count as well.
+        # The first step, which compiles and tunes kernels, is not timed: FLOPs are counted in it.
         with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(kept.keep, _identity):
             _step(model, experiment, side)
         _wait(device)
@@ -164,7 +164,7 @@ def _measured(model: nn.Module, experiment: Experiment, side: int, device: str, 
 
 
 def require_known(gpu: str) -> None:
-    """UserError where there is no data sheet for the GPU."""
+    """Raise UserError if there is no data sheet for the GPU."""
     if gpu not in GPUS:
         hint = did_you_mean(gpu, GPUS) or f"; known are {', '.join(GPUS)}."
         raise UserError(f"there is no data sheet for the GPU {gpu!r}{hint}")
@@ -180,10 +180,10 @@ def estimate(
     images: int | None = None,
     utilization: float | None = None,
 ) -> Estimate:
-    """The formula of this file. images: of the training list, the published number by default.
+    """Apply the formula of this file. images: size of the training split, by default the published one.
 
     Raises:
-        UserError: an unknown GPU, a batch that cannot be shared, data whose size is not known.
+        UserError: an unknown GPU, a batch that cannot be split, data of unknown size.
     """
     require_known(gpu)
     images = images or IMAGES.get(experiment.data)
@@ -212,10 +212,10 @@ def estimate(
 
 
 def reported(path: str | Path, gpu: str, precision: str) -> float:
-    """u of a card and precision as a report of `make gpu` has measured it.
+    """Read the u of a GPU and precision from a report of `make gpu`.
 
     Raises:
-        UserError: the file is no such report, of another card, or has no figure for the precision.
+        UserError: the file is not such a report, is of another GPU, or has no figure for the precision.
     """
     try:
         report = json.loads(Path(path).read_text())
@@ -244,7 +244,7 @@ def input_pixels(experiment: Experiment) -> float:
 
 
 def _utilization(step: Step, *, half: bool) -> float | None:
-    """u of the machine that measured, where its data sheet is known."""
+    """u on the measuring machine, None if it has no data sheet."""
     known = [sheet for name, sheet in GPUS.items() if name in step.device.replace(" ", "").upper()]
     if not known:
         return None
@@ -252,7 +252,7 @@ def _utilization(step: Step, *, half: bool) -> float | None:
 
 
 class _Kept:
-    """Sums the bytes that autograd saves for the backward pass, each storage once and without the weights."""
+    """Counts the bytes that autograd saves for the backward pass, each storage once, without the weights."""
 
     def __init__(self, weights: set[int]) -> None:
         self.seen = weights
@@ -278,7 +278,7 @@ def _wait(device: str) -> None:
 
 
 def _step(model: nn.Module, experiment: Experiment, side: int) -> None:
-    """Forward and backward on a random image with boxes of all sizes."""
+    """Run a forward and backward pass on a random image with boxes of all sizes."""
     rng = np.random.default_rng(0)
     low = rng.uniform(0, 0.6 * side, (OBJECTS, 2))
     boxes = np.concatenate([low, low + np.geomspace(0.08, 0.4, OBJECTS)[:, None] * side], axis=1)

@@ -1,6 +1,6 @@
-"""The label maps that a semantic teacher learns from, made before training and kept in the run folder.
+"""Label maps for training a semantic teacher, written to the run folder before training.
 
-Boxes and classes are all that is read of the annotations, except for supervision="mask".
+Only boxes and classes of the annotations are read, except with supervision="mask".
 """
 
 import warnings
@@ -38,10 +38,10 @@ Job = tuple[int, Callable[[], LabelMap]]
 def prepare_labels(
     experiment: Experiment, source: Source, folder: Path, *, student: Path | None = None, workers: int = 0
 ) -> None:
-    """Write the label maps that a teacher's row needs into its run folder; those that are there already stay.
+    """Write the label maps that a teacher's row needs into its run folder; existing files are kept.
 
     Raises:
-        UserError: the folder holds labels made otherwise, or the student is missing or does not fit.
+        UserError: the folder has labels of another kind, or the student is missing or does not fit.
     """
     target = label_folder(experiment, folder)
     if target is None or experiment.semantic is None:
@@ -67,7 +67,7 @@ def prepare_labels(
             write_label_map(path, job[1]())
 
     print(f"label maps: {kind}", flush=True)
-    # OpenCV lets other threads run; the others are quick or keep torch busy by themselves.
+    # OpenCV releases the GIL; the other kinds are fast or already use torch's threads.
     with ThreadPoolExecutor(max(1, workers) if kind == "grabcut" else 1) as pool:
         list(pool.map(write, jobs))
 
@@ -93,7 +93,7 @@ def _filled(image: BoxedImage, background: int) -> LabelMap:
 
 
 def _grabcut(path: Path, image: BoxedImage, background: int) -> LabelMap:
-    pixels = mmcv.imread(path, channel_order="rgb")  # as the training reads it: turned by EXIF, 16 bit made 8
+    pixels = mmcv.imread(path, channel_order="rgb")  # as in training: rotated by EXIF, 16 bit reduced to 8
     return grabcut_boxes(pixels, image.boxes, image.labels, background=background)
 
 
@@ -104,7 +104,7 @@ def _crowds_void(make: Callable[[], LabelMap], image: BoxedImage, background: in
 
 
 def _identity(run: Path) -> dict[str, Any]:
-    """The values that identify a student."""
+    """The recorded values that identify a student's run."""
     params = read_json(run / "params.json")
     if params is None:
         raise UserError(
@@ -115,13 +115,13 @@ def _identity(run: Path) -> dict[str, Any]:
 
 
 UNSURE = (0.35, 0.65)
-"""A student's mask probabilities in between are void."""
+"""Pixels with a foreground probability in this range are void."""
 
 
 def student_maps(run: Path, source: Source, *, limit: int | None = None) -> Iterator[Callable[[], LabelMap]]:
-    """How to make the label map of each training image, in the annotation file's order.
+    """Yield a function that makes the label map, for each training image in the order of the annotation file.
 
-    Every box has its own mask (`BoxSupervised.masks_of_boxes`), so neither its class nor its instance is guessed.
+    Masks are predicted for the annotated boxes (`BoxSupervised.masks_of_boxes`), so classes and instances are known.
 
     Raises:
         UserError: `run` is not a trained box-supervised student of these classes.
@@ -131,7 +131,7 @@ def student_maps(run: Path, source: Source, *, limit: int | None = None) -> Iter
         raise UserError(f"{run} is not a box-supervised student; give the run of a row such as demo:box.")
     if data.classes != source.classes:
         raise UserError(f"the student {run} knows {', '.join(data.classes)}, the data has {', '.join(source.classes)}.")
-    warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")  # mmdet's heads, at their first call
+    warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")  # from mmdet's heads at their first call
     model = MODELS.build(model_config(student.but(network={"pretrained": False}), source.classes))
     if not isinstance(model, BoxSupervised):
         raise UserError(
@@ -140,7 +140,7 @@ def student_maps(run: Path, source: Source, *, limit: int | None = None) -> Iter
         )
     load_weights(model, last_checkpoint(run))
     model = model.eval().predicting
-    # As in the test, the whole image: large-scale jittering would cut a part of it by chance.
+    # Resized as at test time: large-scale jittering would crop at random.
     sizes = {"short_sides": (student.augmentation.test_short_side,), "flip": 0.0, "jitter": None}
     images = CocoImages(
         ann_file=str(source.train.annotations),
@@ -164,7 +164,7 @@ def _label_map(model: Any, images: CocoImages, index: int, background: int) -> L
         return np.full(original, background, np.uint8)
     size = (inputs.shape[-2], inputs.shape[-1])
     ((masks, answered),) = model.masks_of_boxes(inputs, [truth])
-    masks[~answered] = sum(UNSURE) / 2  # void: a box without a mask says nothing about its pixels
+    masks[~answered] = sum(UNSURE) / 2  # void: the pixels of a box without a mask are unknown
     rows, columns = sample.img_shape[:2]
     fine = F.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[:, :, :rows, :columns]
     whole = F.interpolate(fine, size=original, mode="bilinear", align_corners=False)[0]

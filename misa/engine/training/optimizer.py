@@ -1,4 +1,4 @@
-"""The optimiser of an `Experiment` as mmengine values: what decays, what learns slower, and in which precision."""
+"""mmengine config of an `Experiment`'s optimiser: weight decay, learning rates and precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +21,11 @@ from misa.models.students.table import implementation
 
 
 class _Clipped(OptimWrapper):
-    """Gradients are clipped without reading their norm, for which mmengine waits at every step to log it."""
+    """Clips gradients without reading their norm, for whose log mmengine synchronises with the host at every step."""
 
     def _clip_grad(self) -> None:
         every = [p for group in self.optimizer.param_groups for p in group["params"]]
-        # error_if_nonfinite would read the norm as well; the training watches its losses.
+        # error_if_nonfinite would synchronise too; `NaNGuard` checks the losses instead.
         torch.nn.utils.clip_grad_norm_([p for p in every if p.grad is not None], **self.clip_grad_kwargs)
 
 
@@ -34,24 +34,24 @@ class Float32(_Clipped):
 
 
 class Float16(_Clipped, AmpOptimWrapper):
-    """Networks in float16 with scaled gradients; the scaler reads at every step whether they are finite."""
+    """Networks in float16 with gradient scaling; the scaler checks at every step whether gradients are finite."""
 
 
 class BFloat16(_Clipped):
-    """Networks in bfloat16, on any device; gradients need no scaling (mmengine's own wrapper wants a GPU)."""
+    """Networks in bfloat16 on any device, without gradient scaling; mmengine's wrapper requires a GPU."""
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Called by mmengine around the forward pass."""
+        """Context of the forward pass, used by mmengine."""
         device = next(model.parameters()).device.type
         with super().optim_context(model), torch.autocast(device, dtype=torch.bfloat16):
             yield
 
 
 class SlowBackbone(DefaultOptimWrapperConstructor):
-    """Every parameter of a part named "backbone" learns `backbone_lr` times as fast; decay is by the same rules.
+    """Multiplies the learning rate of all parameters of a submodule "backbone" by `backbone_lr`; decay is unchanged.
 
-    A key of `custom_keys` would do so too, but what matches one is not looked at for `norm_decay_mult` any more.
+    `custom_keys` could do so too, but `norm_decay_mult` is not applied to parameters that match one.
     """
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
@@ -60,7 +60,7 @@ class SlowBackbone(DefaultOptimWrapperConstructor):
         super().__init__(optim_wrapper_cfg, options)
 
     def add_params(self, params: list[dict[str, Any]], module: nn.Module, prefix: str = "", **kwargs: Any) -> None:
-        """Called by mmengine for every module, the whole network first."""
+        """Called by mmengine for the whole network (with an empty prefix) and, recursively, every submodule."""
         super().add_params(params, module, prefix=prefix, **kwargs)
         if prefix:
             return
@@ -78,7 +78,7 @@ WRAPPERS: dict[str, dict[str, Any]] = {
 
 
 def optimizer_config(experiment: Experiment, *, accumulate: int = 1) -> dict[str, Any]:
-    """The wrapper; `accumulate` batches of images make one step."""
+    """Config of the optimiser wrapper; gradients are accumulated over `accumulate` micro-batches."""
     schedule = experiment.schedule
     optimizer = {"type": AdamW, "lr": schedule.lr, "weight_decay": schedule.weight_decay}
     if schedule.optimizer == "sgd":
@@ -99,7 +99,7 @@ def optimizer_config(experiment: Experiment, *, accumulate: int = 1) -> dict[str
 
 
 def learning_rates(schedule: Schedule, steps: int) -> list[dict[str, Any]]:
-    """Warm-up and decay; `steps` are the optimiser's steps per epoch."""
+    """Configs of warm-up and decay; `steps`: optimiser steps per epoch."""
     if schedule.decay == "cosine":
         last = schedule.epochs * steps
         decay = {"type": CosineAnnealingLR, "T_max": last, "end": last, "by_epoch": False}

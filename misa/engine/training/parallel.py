@@ -1,7 +1,7 @@
-"""Distributed training: join the processes, broadcast between them, launch them.
+"""Distributed training: initialise the process group, broadcast results, launch processes.
 
-One process a GPU, under torchrun or SLURM's srun; on a CPU under torchrun too, for tests. `misa train --gpus N` starts
-torchrun itself, for one machine. On several machines the same module is started on each:
+There is one process per GPU, under torchrun or SLURM's srun; for tests also on a CPU under torchrun. `misa train --gpus
+N` starts torchrun on one machine. For several machines, start on each:
 
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m misa train ROW
     srun --ntasks-per-node 8 --gpus-per-node 8 python -m misa train ROW
@@ -24,16 +24,16 @@ from misa.errors import DIVERGED, Diverged, Stopped, UserError
 from misa.machine import expected_processes
 
 T = TypeVar("T")
-# Long enough for one process to make label maps or score COCO while the others wait.
+# Timeout of collectives: long enough for one process to make label maps or evaluate COCO while the others wait.
 _PATIENCE = datetime.timedelta(hours=6)
 _LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "socket timeout")
 
 
 def join(*, cuda: bool) -> None:
-    """Join the other processes, once; nothing to do for a process on its own.
+    """Initialise the process group, unless it exists or there is only this process.
 
-    mmengine's `init_dist` is not used: it asks for a CUDA device, takes the tasks of a SLURM batch script for those of
-    its step, and gives all trainings of a machine the same port.
+    mmengine's `init_dist` is not used: it requires a CUDA device, confuses the task count of a SLURM batch script with
+    that of its step, and gives all trainings of a machine the same port.
     """
     if expected_processes() == 1 or dist.is_initialized():
         return
@@ -54,13 +54,13 @@ def leave() -> None:
     """Destroy the process group and its threads, so that this process can end or train again."""
     if dist.is_initialized():
         dist.destroy_process_group()
-        # gloo's threads end with the last reference to the group, and a model under DDP, which is in a cycle, has one.
-        # A thread that still lets go of a tensor when the interpreter ends would abort the process.
+        # gloo's threads end with the last reference to the group; a DDP model, part of a reference cycle, holds one.
+        # A thread that frees a tensor while the interpreter exits would abort the process.
         gc.collect()
 
 
 def _from_slurm() -> dict[str, str]:
-    """torchrun's variables from those of srun."""
+    """torchrun's environment variables, derived from srun's."""
     nodes = os.environ["SLURM_STEP_NODELIST"]
     names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
     return {
@@ -73,7 +73,7 @@ def _from_slurm() -> dict[str, str]:
 
 
 def on_main_process(compute: Callable[[], T]) -> T:
-    """Call `compute` on the main process and broadcast its result to all processes; its UserError likewise."""
+    """Call `compute` on rank 0 and broadcast its result, or its UserError, to all processes."""
     if not dist.is_initialized():
         return compute()
     message: list[Any] = [None, None]
@@ -93,7 +93,7 @@ def on_main_process(compute: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def report_lost_peer() -> Iterator[None]:
-    """Raise Stopped with one sentence where another process has ended, instead of the network library's error."""
+    """Replace a communication library's error after the end of another process by Stopped with a clear sentence."""
     try:
         yield
     except RuntimeError as error:
@@ -107,19 +107,19 @@ def report_lost_peer() -> Iterator[None]:
 
 
 def launch(arguments: Sequence[str], processes: int, *, threads: int) -> None:
-    """Run `misa train` with these arguments in several processes of this machine and print what they print.
+    """Run `misa train` with these arguments in several processes of this machine and print their output.
 
-    An interrupt or SIGTERM of this process is forwarded to them, and they save before they end.
+    Ctrl-C and SIGTERM are forwarded to the processes, which save a checkpoint before they end.
 
     Raises:
-        UserError: they refused the parameters or the data.
-        Diverged: their losses are no longer numbers.
-        Stopped: they ended before the training did.
+        UserError: invalid parameters or data.
+        Diverged: a loss is NaN or infinite.
+        Stopped: the processes ended before the training was complete.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += ["-m", "misa", "train", *arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TORCH_DISTRIBUTED_LOGGING": "OFF"}
-    environment.setdefault("OMP_NUM_THREADS", str(threads))  # or torchrun warns
+    environment.setdefault("OMP_NUM_THREADS", str(threads))  # otherwise torchrun warns
     messages: list[str] = []
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
@@ -128,7 +128,7 @@ def launch(arguments: Sequence[str], processes: int, *, threads: int) -> None:
         for line in child.stdout:
             if line.startswith("misa train: "):
                 messages.append(line.removeprefix("misa train: ").strip())
-            elif not messages:  # after our own error message comes torchrun's report of the same
+            elif not messages:  # after our error message torchrun reports the same error
                 print(line, end="", flush=True)
         status = child.wait()
     if status == 0:
@@ -136,7 +136,7 @@ def launch(arguments: Sequence[str], processes: int, *, threads: int) -> None:
     reason = messages[0] if messages else f"the processes ended with status {status}; the same command goes on."
     if "SIGTERM" in reason:
         raise Stopped(reason, status=128 + signal.SIGTERM)
-    # Wrong input ends a process with status 2, which torchrun turns into 1: only the sentence tells them apart.
+    # torchrun turns the status 2 of invalid input into 1: only the message distinguishes the cases.
     if reason.startswith(DIVERGED):
         raise Diverged(reason.removeprefix(DIVERGED))
     raise (Stopped if "goes on" in reason else UserError)(reason)
@@ -163,7 +163,7 @@ def _forwarded_signals(child: "subprocess.Popen[str]") -> Iterator[None]:
 
 
 def _set_handler(handler: Any) -> Any:
-    """Set SIGTERM's handler where that is possible (in the main thread); returns the one before."""
+    """Set SIGTERM's handler and return the previous one; a no-op that returns None outside the main thread."""
     try:
         return signal.signal(signal.SIGTERM, handler if handler is not None else signal.SIG_DFL)
     except ValueError:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the step, save a checkpoint, and end; the same command resumes from there."""
+"""Handling of SIGTERM and Ctrl-C: finish the step, save a checkpoint and end; the same command resumes."""
 
 import contextlib
 import os
@@ -22,10 +22,10 @@ NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 @contextlib.contextmanager
 def restored_signal() -> Iterator[None]:
-    """Restore the handlers of SIGTERM and SIGINT afterwards.
+    """Context that restores the handlers of SIGTERM and SIGINT on exit.
 
-    But not SIGTERM's in one of several processes whose training failed: torchrun sends it, and it still has to print
-    why.
+    Exception: SIGTERM's in one of several processes whose training failed, since torchrun sends SIGTERM before the
+    process has printed its error.
     """
     main = threading.current_thread() is threading.main_thread()
     before, interrupt = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
@@ -43,11 +43,11 @@ def restored_signal() -> Iterator[None]:
 class Preemption(Hook):
     """Handles SIGTERM while training. All processes stop at the same step, even if only one received it.
 
-    A single process handles Ctrl-C alike, in a terminal and in a notebook; a second one ends it at once. Of several
-    processes the one that started them gets Ctrl-C, and sends them SIGTERM.
+    A single process handles Ctrl-C in the same way, in a terminal and in a notebook; a second Ctrl-C ends it at once.
+    Several processes get SIGTERM from their launcher when that receives Ctrl-C.
 
     Args:
-        accumulate: micro-batches of an optimiser step; half accumulated gradients cannot be saved.
+        accumulate: micro-batches per optimiser step; partly accumulated gradients cannot be saved.
     """
 
     priority = "LOWEST"
@@ -59,17 +59,17 @@ class Preemption(Hook):
         self.interrupt: Any = None
 
     def before_train(self, runner: Runner) -> None:
-        """Install the handler, which only a main thread can; `restored_signal` removes it."""
+        """Install the handler, only in the main thread; `restored_signal` removes it."""
         if dist.is_initialized() and dist.get_world_size() > 1:
-            self.group = dist.new_group(backend="gloo")  # on the hosts: a collective on the GPU would be waited for
+            self.group = dist.new_group(backend="gloo")  # on the hosts: a collective on the GPU would synchronise
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._receive)
-            # What runs in the background of a shell script ignores Ctrl-C and goes on doing so.
+            # A background process of a shell script ignores Ctrl-C, and must continue to do so.
             if self.group is None and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
                 self.interrupt = signal.signal(signal.SIGINT, self._receive)
 
     def after_train(self, runner: Runner) -> None:
-        """From here on Ctrl-C interrupts at once again: no step follows that would notice it."""
+        """Restore the immediate effect of Ctrl-C: no step follows that would check for it."""
         if self.interrupt is not None:
             signal.signal(signal.SIGINT, self.interrupt)
         if self.received == signal.SIGINT:
@@ -78,7 +78,7 @@ class Preemption(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Save and stop where any process has received a signal."""
+        """Save a checkpoint and stop if any process has received a signal."""
         done = runner.iter + 1
         if done % self.accumulate or done == runner.max_iters:
             return
@@ -98,7 +98,7 @@ class Preemption(Hook):
         raise Stopped(f"{sentence}; the same command goes on from there." if first else "", status=128 + reason)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Delete checkpoints from within the epoch, which has one of its own now."""
+        """Delete mid-epoch checkpoints, which the epoch's own replaces."""
         if not dist.is_initialized() or dist.get_rank() == 0:
             for path in Path(runner.work_dir).glob("epoch_*_step_*.pth"):
                 path.unlink()

@@ -16,21 +16,21 @@ from misa.models.students.base import Clock
 
 
 class WholeBatches(DefaultSampler):
-    """Shuffled indices of whole batches; each process takes its own part of every batch.
+    """Shuffles indices into whole batches, of which each process takes its part.
 
-    A batch has the same images for any number of processes and any micro-batch.
+    A batch has the same images for any world size and micro-batch.
 
     Args:
-        dataset: what is indexed.
-        batch: images of one optimiser step, over all processes.
-        seed: of the order, with the epoch.
+        dataset: the dataset.
+        batch: images per optimiser step, over all processes.
+        seed: of the order, together with the epoch.
     """
 
     def __init__(self, dataset: Sized, *, batch: int, seed: int) -> None:
         super().__init__(dataset, shuffle=True, seed=seed, round_up=False)
         self.total_size = len(dataset) // batch * batch
         self.num_samples = self.total_size // self.world_size
-        self.skip = 0  # indices of this process that the next epoch leaves out, once
+        self.skip = 0  # number of this process's indices to skip in the next epoch only
 
     def __iter__(self) -> Iterator[int]:
         mine = list(super().__iter__())[self.skip :]
@@ -39,10 +39,10 @@ class WholeBatches(DefaultSampler):
 
 
 class ResumableLoop(EpochBasedTrainLoop):
-    """mmengine's loop, but it starts an epoch at the batch where the checkpoint was saved."""
+    """mmengine's epoch loop that can resume within an epoch."""
 
     def run_epoch(self) -> None:
-        """Called by mmengine."""
+        """Run an epoch from the batch at which the checkpoint was saved."""
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
         done = self._iter - self._epoch * len(self.dataloader)
@@ -60,28 +60,28 @@ class ResumableLoop(EpochBasedTrainLoop):
 
 
 class EpochSeed(Hook):
-    """Sets the data set's epoch, which seeds its augmentation, before its workers start."""
+    """Sets the dataset's epoch, which seeds its augmentation, before its workers start."""
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Called by mmengine."""
+        """Set the epoch."""
         runner.train_dataloader.dataset.epoch = runner.epoch
 
 
 class StepClock(Hook):
-    """Tells the student before every step of the optimiser where the training is; its objective may follow a ramp.
+    """Passes the training's progress to the student before every optimiser step, for ramps and the EMA model.
 
-    Nothing is counted here: the runner knows, also after it was resumed.
+    The step is the runner's, so that it is right after a resume.
 
     Args:
         seed: of the run.
-        accumulate: batches that make a step.
+        accumulate: micro-batches per optimiser step.
     """
 
     def __init__(self, seed: int, accumulate: int = 1) -> None:
         self.seed, self.accumulate = seed, accumulate
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Called by mmengine."""
+        """Call the student's `begin_step` at the first micro-batch of a step."""
         if runner.iter % self.accumulate == 0:
             student = runner.model.module if is_model_wrapper(runner.model) else runner.model
             step, steps = runner.iter // self.accumulate, runner.max_iters // self.accumulate
@@ -89,16 +89,16 @@ class StepClock(Hook):
 
 
 class ResumableState(Hook):
-    """Saves and restores the random generators and what an objective keeps on the host, so that a resumed run equals an
-    uninterrupted one.
+    """Saves and restores random generators and an objective's host state, so that a resumed run equals an uninterrupted
+    one.
 
-    Checkpoints stay loadable with weights_only=True: mmengine would pickle the objects of its logs into them.
+    Checkpoints remain loadable with weights_only=True: mmengine would pickle its log objects into them.
     """
 
     priority = "VERY_LOW"
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Add the generators' states; drop the log buffers (`losses.jsonl` has them)."""
+        """Add the states; remove the log buffers, whose content `losses.jsonl` has."""
         kept = runner.message_hub.runtime_info.get("keep_ckpt_ids", [])  # which checkpoints may be deleted next
         checkpoint["message_hub"] = {
             "log_scalars": {},
@@ -119,9 +119,9 @@ class ResumableState(Hook):
         }
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Restore the generators' states, which only a resumed run has.
+        """Restore the states, if the checkpoint has them.
 
-        With another per_gpu or number of GPUs an epoch has another number of batches: the step is renumbered.
+        With another per_gpu or number of GPUs an epoch has another number of micro-batches: the step is renumbered.
         """
         states = checkpoint.get("random_states")
         if states is None or not runner._resume:
@@ -131,7 +131,7 @@ class ResumableState(Hook):
         batches = len(runner.train_dataloader)  # saved after whole optimiser steps, so the division below is exact
         meta, before = checkpoint["meta"], checkpoint.get("batches_per_epoch", batches)
         meta["iter"] = meta["iter"] * batches // before
-        # The checkpoint is loaded onto the training's device, the generators want their states on the CPU.
+        # The checkpoint is loaded to the training's device, but generators require their states on the CPU.
         torch.set_rng_state(states["torch"].cpu())
         if states["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(states["cuda"][0].cpu())
@@ -142,23 +142,23 @@ class ResumableState(Hook):
 
 
 def _kept_on_host(runner: Runner) -> Any:
-    """The `on_host` of an objective's memory, None where there is none."""
+    """The `on_host` of an objective's memory, or None."""
     student = runner.model.module if is_model_wrapper(runner.model) else runner.model
     return getattr(getattr(getattr(student, "memory", None), "own", None), "on_host", None)
 
 
 class RuntimeInfo(RuntimeInfoHook):
-    """mmengine's hook without its read of every loss from the device at every step."""
+    """mmengine's hook without reading every loss from the device at every step."""
 
     def after_train_iter(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: `LossRecord` keeps the losses."""
+        """A no-op: `LossRecord` records the losses."""
 
 
 class StepSchedulers(ParamSchedulerHook):
-    """mmengine's hook, but once per optimiser step: accumulation does not change the learning rates.
+    """mmengine's hook called once per optimiser step, so that accumulation does not change the learning rates.
 
     Args:
-        accumulate: micro-batches of an optimiser step.
+        accumulate: micro-batches per optimiser step.
     """
 
     def __init__(self, accumulate: int = 1) -> None:
@@ -167,6 +167,6 @@ class StepSchedulers(ParamSchedulerHook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Called by mmengine."""
+        """Update the learning rates after the last micro-batch of a step."""
         if (runner.iter + 1) % self.accumulate == 0:
             super().after_train_iter(runner, batch_idx, data_batch, outputs)

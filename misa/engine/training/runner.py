@@ -1,4 +1,4 @@
-"""The device, the loggers, and mmengine's Runner without its greeting."""
+"""Device, loggers, and mmengine's Runner without its printed banner."""
 
 import contextlib
 import hashlib
@@ -24,7 +24,7 @@ _RUNNERS = itertools.count(1)
 
 
 def visualizer_config(folder: Path, loggers: tuple[str, ...] | None) -> dict[str, Any]:
-    """mmengine's visualizer for a run folder; without any logger for None."""
+    """Config of mmengine's visualizer for a run folder, with TensorBoard and `loggers`; None: without any."""
     backends: list[dict[str, Any]] = []
     if loggers is not None:
         backends.append({"type": TensorboardVisBackend, "save_dir": str(folder / "tensorboard")})
@@ -35,15 +35,15 @@ def visualizer_config(folder: Path, loggers: tuple[str, ...] | None) -> dict[str
         backends.append(
             {"type": MLflowVisBackend, "exp_name": "misa", "run_name": folder.name, **_mlflow_store(folder)}
         )
-    # A name of its own: mmengine keeps a visualizer a name, closed or not, and warns where one is asked for again.
+    # A unique name: mmengine keeps one visualizer per name, even when closed, and warns if a name is used again.
     name = f"misa {folder} {next(_VISUALIZERS)}"
     return {"type": Visualizer, "vis_backends": backends or None, "name": name, "save_dir": str(folder)}
 
 
 def _mlflow_store(folder: Path) -> dict[str, Any]:
-    """The server that MLflow's own MLFLOW_TRACKING_URI names, else a database in the run folder.
+    """The server in MLflow's variable MLFLOW_TRACKING_URI, by default a database in the run folder.
 
-    mmengine would write plain files, which MLflow 3 refuses, and would not ask for the server.
+    mmengine would write plain files, which MLflow 3 rejects, and ignore the variable.
     """
     kept = folder.absolute() / "mlflow"
     server = os.environ.get("MLFLOW_TRACKING_URI")
@@ -54,18 +54,18 @@ def _mlflow_store(folder: Path) -> dict[str, Any]:
 
 
 def run_id(folder: Path) -> str:
-    """An id that a resumed run has again: W&B goes on in the same curve."""
+    """A run id that a resume reproduces, so that W&B continues the same curve."""
     return hashlib.sha256(str(folder).encode()).hexdigest()[:16]
 
 
 def choose_device(machine: Machine) -> str:
-    """Set threads and device for mmengine, which otherwise takes a GPU whenever there is one; returns the device.
+    """Set threads and device, for which mmengine would use any available GPU, and return the device.
 
-    Joins the other processes where torchrun or SLURM has started several. UserError for GPUs that are not there.
+    Initialises the process group if torchrun or SLURM has started several processes. UserError for missing GPUs.
     """
     gpus = machine.gpus
     torch.set_num_threads(machine.threads)
-    os.environ.setdefault("OMP_NUM_THREADS", str(machine.threads))  # mmengine sets its own where this is missing
+    os.environ.setdefault("OMP_NUM_THREADS", str(machine.threads))  # otherwise mmengine sets its own value
     if gpus and not torch.cuda.is_available():
         raise UserError(f"gpus is {gpus}, but torch finds no CUDA device; set gpus to 0, or see `misa doctor`.")
     use_cuda = torch.cuda.is_available() if gpus is None else gpus > 0
@@ -75,9 +75,10 @@ def choose_device(machine: Machine) -> str:
 
 
 def quiet_runner(config: Config) -> Runner:
-    """mmengine's Runner without its greeting; its own log goes below checkpoints/.
+    """Build mmengine's Runner without its printed banner; its log is below checkpoints/.
 
-    Runners of one name share history, logger and writers, and mmengine tells names apart by the second only.
+    The name is made unique: Runners of one name share history, logger and writers, and mmengine's suffix is a time in
+    whole seconds.
     """
     warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")
     named = config.copy()

@@ -39,7 +39,7 @@ AT_WORK = (
 
 @dataclass(frozen=True)
 class Job:
-    """One training: a row and a seed, in a folder that tables with the same row share."""
+    """One training: a row and a seed, in a folder shared by all tables with this row."""
 
     row: str
     seed: int
@@ -49,21 +49,21 @@ class Job:
 
     @property
     def state(self) -> State:
-        """What the folder holds."""
+        """Progress of the run in the folder."""
         if (self.folder / "metrics.json").exists():
             return "finished"
         return "started" if (self.folder / "params.json").exists() else "not run"
 
     def metrics(self) -> dict[str, Any] | None:
-        """Of a finished run; None of any other."""
+        """The scores of a finished run, otherwise None."""
         return read_json(self.folder / "metrics.json")
 
     def cost(self) -> dict[str, Any] | None:
-        """Seconds and memory of its steps (`misa.engine.training.cost`); None of a run that has no record of them."""
+        """Seconds and memory of its steps (`misa.engine.training.cost`), None if not recorded."""
         return read_json(self.folder / COST)
 
     def command(self, data_root: str | Path | None, machine: Machine) -> list[str]:
-        """The command that trains it, resumes it, or finds it finished."""
+        """The command that trains or resumes it; a no-op if it is finished."""
         more = ["--smoke"] if self.smoke else []
         more += [] if data_root is None else [f"--data-root={data_root}"]
         what = [self.row, f"--seed={self.seed}", f"--work-dir={self.folder}"]
@@ -71,7 +71,7 @@ class Job:
 
 
 def job(row: str, seed: int, *, root: str | Path = ROOT, smoke: bool = False) -> Job:
-    """A student's run is `<hash>-seed<seed>` below `root`, so that tables share rows; its teacher is beside it."""
+    """The training of a row; a student's folder is `<root>/<hash>-seed<seed>`, shared by tables, its teacher beside."""
     experiment = _experiment(row, smoke)
     root, teacher = Path(root), None
     if experiment.trains_teacher:
@@ -85,12 +85,12 @@ def job(row: str, seed: int, *, root: str | Path = ROOT, smoke: bool = False) ->
 def _experiment(row: str, smoke: bool) -> Experiment:
     experiment = find_row(row).smoke() if smoke else find_row(row)
     if experiment.trains_teacher:
-        teacher_row(experiment)  # raises now what would be wrong after the first hour
+        teacher_row(experiment)  # raises errors now instead of after the first hour
     return experiment
 
 
 def plan(rows: Iterable[str], seeds: Iterable[int], *, root: str | Path = ROOT, smoke: bool = False) -> list[Job]:
-    """One job per row and seed, none twice; seed by seed, so that an interrupted sweep has equal seeds of every row."""
+    """One job per row and seed, no duplicates; ordered by seed: an interrupted sweep has equal seeds of every row."""
     seeds, rows = list(seeds), list(rows)
     unique = {
         wanted.folder: wanted for seed in seeds for row in rows for wanted in [job(row, seed, root=root, smoke=smoke)]
@@ -107,16 +107,15 @@ def run(
     cluster_options: str = "",
     machine: Machine | None = None,
 ) -> None:
-    """Train what is not finished; the same call again resumes where it was stopped.
+    """Train all jobs that are not finished; the same call again resumes them.
 
-    Teachers come first, once each. `slots` trainings at a time run on this machine, each a process of its own on GPUs
-    of its own as far as there are any, whose output goes to `<root>/logs`; with `cluster` ("slurm", or any other that
-    submitit knows) each is submitted with `cluster_options` (see `read_options`), or waited for where an earlier call
-    has submitted it to SLURM.
-    `data_root` and `machine` are those of each training.
+    Teachers are trained first, once each. `slots` trainings at a time run on this machine, each in a process with its
+    own GPUs, if there are enough, and its output in `<root>/logs`. With `cluster` ("slurm", or another that submitit
+    supports) each job is submitted with `cluster_options` (see `read_options`), or only waited for if an earlier call
+    has submitted it to SLURM. `data_root` and `machine` apply to each training.
 
     Raises:
-        UserError: a training failed; its last line is quoted, and all others that do not depend on it were still run.
+        UserError: a training failed; its last line is quoted, and all jobs that do not depend on it were still run.
             Or, before any training, a folder holds a run on other data than `data_root`.
         Stopped: by SIGTERM, which is forwarded to the trainings of this machine; the same call resumes.
     """
@@ -148,12 +147,12 @@ def run(
 def spread(
     commands: Mapping[str, list[str]], folder: Path, *, slots: int, cluster: str = "", cluster_options: str = ""
 ) -> None:
-    """Run commands beside each other by name: here, each on a GPU of its own as far as there are any, or on a cluster.
+    """Run named commands in parallel, on this machine (each on its own GPU, if there are enough) or on a cluster.
 
-    Their output goes to `<folder>/logs`; `slots`, `cluster` and `cluster_options` are as of `run`.
+    Their output goes to `<folder>/logs`; `slots`, `cluster` and `cluster_options` are those of `run`.
 
     Raises:
-        UserError: one has failed; its last line is quoted, and all others have ended.
+        UserError: a command failed; its last line is quoted, and all others have ended.
     """
     jobs = {Job(name, 0, folder / name): command for name, command in commands.items()}
     how = _timed_options(cluster, cluster_options)
@@ -167,7 +166,7 @@ def spread(
 
 
 def _timed_options(cluster: str, text: str) -> dict[str, int | str]:
-    """`read_options`, with the time that a cluster wants to know."""
+    """`read_options`, which must contain a time limit on a cluster; otherwise UserError."""
     how = read_options(text)
     if cluster and not {"timeout_min", "slurm_time"} & how.keys():
         raise UserError(
@@ -178,9 +177,9 @@ def _timed_options(cluster: str, text: str) -> dict[str, int | str]:
 
 
 def planned(jobs: Sequence[Job], *, slots: int = 1, minutes: float | None = None) -> str:
-    """What `run` would train, and how long that takes, as text; empty where everything is finished.
+    """Describe what `run` would train and how long it would take; empty if everything is finished.
 
-    minutes: of one training; by default the median of those that are finished here, where there are any.
+    minutes: duration of one training; by default the median of the finished ones.
     """
     every = {one.folder: one for wanted in jobs for one in (wanted.teacher, wanted) if one is not None}
     missing = [one for one in every.values() if one.state != "finished"]
@@ -201,7 +200,7 @@ def planned(jobs: Sequence[Job], *, slots: int = 1, minutes: float | None = None
 
 
 def _seconds(one: Job) -> float | None:
-    """How long a finished training took: from its record to its scores."""
+    """Duration of a finished training, from the files' times of its record and scores."""
     if one.state != "finished":
         return None
     begun, ended = (one.folder / name for name in ("config.py", "metrics.json"))
@@ -209,7 +208,7 @@ def _seconds(one: Job) -> float | None:
 
 
 def read_options(text: str) -> dict[str, int | str]:
-    """submitit's parameters from `name=value,name=value`; a whole number is read as one.
+    """Parse submitit's parameters from `name=value,name=value`; integers are converted.
 
     >>> read_options("timeout_min=1440, slurm_partition=gpu")
     {'timeout_min': 1440, 'slurm_partition': 'gpu'}
@@ -227,9 +226,9 @@ def read_options(text: str) -> dict[str, int | str]:
 
 
 def require_one_data(jobs: Iterable[Job], data_root: object = None) -> None:
-    """UserError where runs are on another folder of data than `data_root`, or, without it, than one another.
+    """Raise UserError if runs are on other data than `data_root`, or, without it, than one another.
 
-    A row's hash does not tell one folder from another. The embedded data is the same in any.
+    The hash of a row does not include the data folder. The embedded data is the same in any folder.
     """
     wanted = None
     for one in jobs:
@@ -246,9 +245,9 @@ def require_one_data(jobs: Iterable[Job], data_root: object = None) -> None:
 
 
 def _data_of(data_root: object) -> dict[str, Any]:
-    """What a run on this data records of it."""
+    """The record of this data in a run's parameters."""
     from misa.data.digest import data_digests
-    from misa.data.formats.convert import open_layout  # loads OpenCV, which a table of finished runs does not need
+    from misa.data.formats.convert import open_layout  # imports OpenCV, which a table of finished runs does not need
 
     layout = open_layout(Path(str(data_root)).expanduser().resolve())
     return {"data_root": str(layout.root), "data": data_digests(layout.train, layout.val)}
@@ -256,7 +255,7 @@ def _data_of(data_root: object) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """Raise Stopped on SIGTERM, so that the trainings of this machine are terminated too."""
+    """Context in which SIGTERM raises Stopped, so that this machine's trainings are terminated too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -278,7 +277,7 @@ def _log(wanted: Job) -> Path:
 
 
 def _here(commands: Mapping[Job, list[str]], slots: int, gpus: int | None) -> list[tuple[Job, str]]:
-    """Processes of this machine, `slots` at a time; the jobs that failed, each with its last line."""
+    """Run processes on this machine, `slots` at a time; return the failed jobs with their last lines."""
     stopped, running = threading.Event(), set[subprocess.Popen[bytes]]()
     free: SimpleQueue[str] = SimpleQueue()
     for devices in slot_devices(slots, gpus):
@@ -318,19 +317,19 @@ def _here(commands: Mapping[Job, list[str]], slots: int, gpus: int | None) -> li
 
 
 def slot_devices(slots: int, gpus: int | None) -> list[str]:
-    """CUDA_VISIBLE_DEVICES of each slot; empty: not set, the training takes what it finds."""
+    """CUDA_VISIBLE_DEVICES of each slot; "" leaves the variable unset."""
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     names = [name.strip() for name in visible.split(",") if name.strip()]
     each = 1 if gpus is None else gpus
-    if not 0 < each <= len(names):  # on the CPU, or more than there are, which the training reports
+    if not 0 < each <= len(names):  # on the CPU, or more than available, which the training reports
         return [""] * slots
     return [",".join(names[(slot * each + i) % len(names)] for i in range(each)) for slot in range(slots)]
 
 
 def _submit(commands: Mapping[Job, list[str]], cluster: str, how: Mapping[str, Any]) -> list[tuple[Job, str]]:
-    """The same through submitit, all submitted at once: the cluster queues them."""
+    """Submit all jobs through submitit at once and wait; return the failed jobs with their last lines."""
     try:
         import submitit
     except ImportError as error:
@@ -349,7 +348,7 @@ def _submit(commands: Mapping[Job, list[str]], cluster: str, how: Mapping[str, A
             task = submitit.SlurmJob(folder, ids[wanted.folder.name])
         if task is None or task.state not in AT_WORK:
             task = executor.submit(submitit.helpers.CommandFunction(command, verbose=False))
-            if cluster == "slurm":  # other clusters know their jobs only while this process lives
+            if cluster == "slurm":  # only SLURM's jobs can be found again by another process
                 ids[wanted.folder.name] = task.job_id
                 write_json(folder / "jobs.json", ids)
         submitted.append((wanted, task))

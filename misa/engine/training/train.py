@@ -1,4 +1,4 @@
-"""Train a row, score it, and leave a run folder (§4.3)."""
+"""Train and evaluate a row, and write its run folder (§4.3)."""
 
 import contextlib
 import os
@@ -50,29 +50,29 @@ def train(
     machine: Machine | None = None,
     later: int = 0,
 ) -> Run:
-    """Train and evaluate; the same call again resumes where it was stopped or returns the finished run.
+    """Train and evaluate; the same call again resumes an interrupted run or returns the finished one.
 
-    What the row learns from, a teacher or a student, is trained first: on the same data with the same seed, in a
-    folder of its own beside this one. Called in each of several processes that torchrun or SLURM started, they train
-    together: each takes its part of every batch, the main process writes.
+    A teacher or student that the row depends on is trained first, on the same data with the same seed, in a folder
+    beside this one. In each of several processes started by torchrun or SLURM, the call trains on its part of every
+    batch; the main process writes the files.
 
     Args:
         experiment: what to train.
-        data_root: a COCO-layout folder; for data="demo" the folder that the embedded data goes into.
-        work_dir: the run folder; it must be new, or this very run's.
+        data_root: a folder in COCO layout; for data="demo" the folder that the embedded data is written to.
+        work_dir: the run folder, which must be new or hold this run.
         row: the row's name in the experiments folder, for the record.
         seed: of weights, order and augmentation.
-        resume: go on from the last checkpoint; off: a folder with checkpoints is an error.
+        resume: resume from the last checkpoint; if False, a folder with checkpoints is an error.
         machine: devices, micro-batch, workers, threads and loggers; by default a GPU if there is one.
-        later: steps of a training that follows this one; the log's time left is that of both.
+        later: steps of a training that follows this one, included in the log's remaining time.
 
     Raises:
-        UserError: wrong input, before any long work and with nothing overwritten.
-        Diverged: a loss is no longer a number.
-        Stopped: by SIGTERM, or another process has ended; the same call goes on.
+        UserError: invalid input, before any long work and with nothing overwritten.
+        Diverged: a loss is NaN or infinite.
+        Stopped: by SIGTERM, or because another process has ended; the same call resumes.
     """
     machine = machine or Machine()
-    backbone_row(experiment.network.backbone)  # a misspelt one is known before a teacher is trained
+    backbone_row(experiment.network.backbone)  # a misspelt name is found before a teacher is trained
     device = _device(experiment, machine)
     split = split_batch(experiment.schedule.batch, get_world_size(), machine.per_gpu)
     folder = Path(work_dir).expanduser().resolve()
@@ -109,18 +109,18 @@ def _device(experiment: Experiment, machine: Machine) -> str:
 
 
 def steps_of(experiment: Experiment, images: int) -> int:
-    """The steps of a whole training on so many images."""
+    """Optimiser steps of a whole training on so many images."""
     return experiment.schedule.epochs * (images // experiment.schedule.batch)
 
 
 def _say(*lines: str) -> None:
-    """The head of a training, on standard output of the main process."""
+    """Print on the main process only."""
     if is_main_process():
         print(*lines, sep="\n", flush=True)
 
 
 def _shorter(path: Path) -> str:
-    """The shorter of a path and the same relative to the working directory."""
+    """The path, relative to the working directory if that is shorter."""
     seen = os.path.relpath(path)
     return seen if len(seen) < len(str(path)) else str(path)
 
@@ -133,7 +133,7 @@ def _main_score(run: Run) -> str:
 
 
 class Stage(NamedTuple):
-    """A run that another one learns from."""
+    """A run that must be trained before another one."""
 
     row: str
     experiment: Experiment
@@ -142,11 +142,11 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of a training before its first step; made by the main process and broadcast to all.
+    """A checked training before its first step; made by the main process and broadcast to all.
 
-    metrics: of a finished run, which has nothing left to do.
+    metrics: of a finished run, else None.
     checkpoint: to resume from.
-    first: what has to be trained before it, the teacher of a student or the student whose masks a teacher learns.
+    first: the run that must be trained before: a student's teacher, or the student whose masks train a teacher.
     """
 
     experiment: Experiment
@@ -159,13 +159,13 @@ class Plan:
 
 
 def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row: str, seed: int, resume: bool) -> Plan:
-    """Check everything that can be checked before the first step: data, record, checkpoint and the stage before.
+    """Check everything that can be checked before the first step: data, record, checkpoint and the previous stage.
 
-    Nothing is written but embedded data. UserError for whatever does not fit.
+    Writes nothing but embedded data. UserError for any inconsistency.
     """
     ready = experiment.teacher and not experiment.trains_teacher
     if ready and not (folder / "metrics.json").exists():
-        ready_teacher(experiment)  # its weights are there, or are downloaded now: reading the data may take minutes
+        ready_teacher(experiment)  # downloads its weights if needed, before reading the data, which may take minutes
     source = open_source(experiment, data_root)
     if source.images < experiment.schedule.batch:
         raise UserError(
@@ -178,7 +178,7 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
     if metrics is not None:
         return Plan(experiment, source, folder, params, metrics, checkpoint, None)
     if checkpoint is not None:
-        read_checkpoint(checkpoint)  # the folder may come from elsewhere
+        read_checkpoint(checkpoint)  # raises for a damaged or foreign file
     first = None
     if experiment.trains_teacher:
         place = teacher_place(experiment, seed, folder.parent, student=params)
@@ -190,7 +190,7 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
 
 
 def build(plan: Plan, machine: Machine, split: BatchSplit, device: str) -> Runner:
-    """The runner with its network and teacher; label maps and the run's record are in the folder afterwards."""
+    """Build the runner with its network and teacher; write label maps and the run's record to the folder."""
     experiment, source, folder = plan.experiment, plan.source, plan.folder
     teacher: TeacherNetwork | None = None
     labelled_by = named_student(experiment)
@@ -217,13 +217,13 @@ def build(plan: Plan, machine: Machine, split: BatchSplit, device: str) -> Runne
     if teacher is not None:
         student = runner.model.module if is_model_wrapper(runner.model) else runner.model
         student.attach(teacher)
-    # Only now is everything known to fit together.
+    # Last, once nothing can fail any more.
     on_main_process(lambda: write_record(folder, plan.params, config, device if plan.checkpoint is None else None))
     return runner
 
 
 def learn(runner: Runner) -> None:
-    """Train, then predict the validation data; Diverged, with step and batch, where a loss is NaN or infinite."""
+    """Train, then predict the validation data; Diverged, with step and batch, if a loss is NaN or infinite."""
     try:
         with tensors_only():
             runner.train()
@@ -234,7 +234,7 @@ def learn(runner: Runner) -> None:
 
 
 def log_scores(runner: Runner, metrics: dict[str, Any]) -> None:
-    """Hand the scores to the loggers, and close them."""
+    """Write the scores to the loggers and close them."""
     scores = {f"{name}/{key}": value for name, key, value in measured(metrics)}
     runner.visualizer.add_scalars(scores, step=runner.max_iters)
     runner.visualizer.close()

@@ -1,4 +1,4 @@
-"""Hooks that watch a training: the loss record, progress lines, diagnostics and the guard against NaN."""
+"""Hooks that monitor a training: loss record, progress lines, diagnostics and the guard against NaN."""
 
 import json
 import math
@@ -19,10 +19,10 @@ from misa.files import atomic_write
 
 
 class LossRecord(Hook):
-    """Writes the losses of every step to a jsonl file and to the loggers, buffered so that a GPU is rarely waited for.
+    """Writes the losses of every step to a jsonl file and to the loggers, buffered to rarely synchronise with a GPU.
 
-    With several processes these are the means over them: the losses of the whole batch. A resumed run first drops the
-    lines of steps that it will repeat.
+    Losses are averaged over processes, which gives those of the whole batch. A resumed run first removes the lines of
+    steps that it will repeat.
     """
 
     def __init__(self, path: str, every: int = 50) -> None:
@@ -32,9 +32,9 @@ class LossRecord(Hook):
 
     @master_only
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Renumber the lines where a resumed run has another number of batches per epoch.
+        """Renumber the lines if a resumed run has another number of micro-batches per epoch.
 
-        Runs before `ResumableState`, whose priority is lower, renumbers the checkpoint's own step.
+        Runs before `ResumableState`, whose priority is lower, renumbers the checkpoint's step.
         """
         if not runner._resume or not self.path.exists():
             return
@@ -59,7 +59,7 @@ class LossRecord(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Buffer the losses, detached; reading them here would stall a GPU, keeping their graph would fill it."""
+        """Buffer the losses, detached to free the graph, and without reading them, which would synchronise."""
         losses = {name: value.detach() for name, value in (outputs or {}).items() if torch.is_tensor(value)}
         self.pending.append({"iter": runner.iter, "lr": runner.optim_wrapper.param_groups[0]["lr"], **losses})
         if len(self.pending) >= self.every:
@@ -70,7 +70,7 @@ class LossRecord(Hook):
         self.flush(runner)
 
     def flush(self, runner: Runner) -> None:
-        """Write the buffered losses, all processes together; Diverged for one that is not finite."""
+        """Write the buffered losses (a collective call of all processes); Diverged if one is not finite."""
         rows = read_losses(self.pending)
         self.pending.clear()
         whole = [row for row in rows if all(map(math.isfinite, row.values()))]
@@ -90,7 +90,7 @@ class LossRecord(Hook):
 
 
 def read_losses(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with plain numbers in place of tensors, each the mean over the processes; one transfer for all."""
+    """Replace tensors in the rows by numbers, averaged over the processes, with one transfer for all."""
     tensors = [value for row in rows for value in row.values() if torch.is_tensor(value)]
     if not tensors:
         return [dict(row) for row in rows]
@@ -103,12 +103,12 @@ def read_losses(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _step(line: str) -> float:
     try:
         return float(json.loads(line)["iter"])
-    except (ValueError, KeyError):  # a line cut by a kill
+    except (ValueError, KeyError):  # a truncated line of a killed process
         return float("inf")
 
 
-WIDTH = 100  # characters of a line at most
-# What each loss of the package measures, for the head of the log; others are printed by name alone.
+WIDTH = 100  # maximum characters per line
+# Description of the package's losses for the head of the log; others are printed by name only.
 MEANING = {
     "cls": "classes of the cells",
     "class": "classes inside the boxes",
@@ -124,23 +124,22 @@ MEANING = {
     "labels": "label maps against true ones",
 }
 _HEALTH = ("mask_", "gradient_")
-# How long a step of the next part takes, in steps of this one: a guess, for a student that asks its teacher.
+# Assumed duration of a step of the next training relative to this one's: a student also runs its teacher.
 NEXT_STEP = 1.5
 
 
 class Progress(Hook):
-    """A head, then a line about every twentieth of the run, to standard output and `log.txt`.
+    """Prints a head and about `lines` progress lines per run to standard output and `log.txt`, on the main process.
 
-    With `interactive` a notebook shows one display in their place (`misa.engine.runs.live`). The main process
-    speaks for all.
+    With `interactive`, a notebook shows one display instead, updated in place (`misa.engine.runs.live`).
 
     Args:
         path: the log.
-        interactive: replace the lines in place, where a Jupyter kernel runs this.
-        lines: how many of the whole run.
-        about: lines of the head, said before the first step.
+        interactive: use the display if a Jupyter kernel runs this.
+        lines: number of progress lines of the whole run.
+        about: text printed before the first step.
 
-    `later` is set to the steps of a training that follows; the time left is then that of both.
+    `later` is set to the steps of a training that follows, to include it in the remaining time.
     """
 
     priority = "LOWEST"
@@ -156,7 +155,7 @@ class Progress(Hook):
         self.health: dict[str, torch.Tensor] = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Start the clock at the step that training starts from."""
+        """Start the timer at the first step of this call."""
         self.started, self.first = time.monotonic(), runner.iter
         self.every = max(1, runner.max_iters // self.lines)
         self.live = Live(runner) if self.interactive else None
@@ -182,7 +181,7 @@ class Progress(Hook):
         if self.columns is None:
             self._name_columns(values)
         if done == self.first + 1:
-            # The first step compiles and fills caches; the time left is reckoned from the others.
+            # The first step compiles and fills caches; the remaining time is extrapolated from the others.
             seconds, self.started = time.monotonic() - self.started, time.monotonic()
         else:
             seconds = (time.monotonic() - self.started) / (done - self.first - 1)
@@ -199,13 +198,13 @@ class Progress(Hook):
         self.health = {}
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Report the evaluation four times."""
+        """Report the evaluation's progress four times."""
         total = len(runner.test_dataloader)
         if (batch_idx + 1) % max(1, total // 4) == 0:
             self._say(f"evaluated {batch_idx + 1}/{total} images")
 
     def _name_columns(self, values: Mapping[str, float]) -> None:
-        """The losses explained once, and the names above their columns, as many as fit."""
+        """Print the losses' descriptions and the header of as many columns as fit."""
         for line in explained(values):
             self._say(line)
         self.columns, used = [], 26 + 8 + 7
@@ -226,7 +225,7 @@ class Progress(Hook):
 
 
 def explained(values: Mapping[str, float]) -> list[str]:
-    """What each loss says, in lines of at most `WIDTH` characters.
+    """Describe the losses, in lines of at most `WIDTH` characters.
 
     >>> explained({"loss": 2.0, "cls": 1.0, "projection": 1.0})
     ['losses: cls: classes of the cells; projection: masks touch all sides of their boxes']
@@ -235,7 +234,7 @@ def explained(values: Mapping[str, float]) -> list[str]:
 
 
 def _wrapped(head: str, parts: Sequence[str], between: str) -> list[str]:
-    """A list of words behind a head, in as few lines as fit."""
+    """Join parts after a head, wrapped to `WIDTH` characters; continuation lines are indented."""
     lines: list[str] = []
     for part in parts:
         if lines and len(lines[-1]) + len(between) + len(part) <= WIDTH:
@@ -250,7 +249,7 @@ def _wide(name: str) -> int:
 
 
 def _in_words(values: Mapping[str, float]) -> list[str]:
-    """The diagnostics of a step, as lines of the log."""
+    """Format the diagnostics of a step as lines of the log."""
     shares = [f"{n.removeprefix('gradient_')} {v:.0%}" for n, v in values.items() if n.startswith("gradient_")]
     return [
         f"  masks fill {values['mask_fill']:.0%} of their boxes, {values['mask_is_box']:.0%} are the box",
@@ -262,31 +261,31 @@ BATCH = "diverged.pth"
 
 
 class Health(Hook):
-    """Asks the student for diagnostics every N steps; `LossRecord` writes them beside the losses.
+    """Requests diagnostics from the student every N steps; `LossRecord` writes them with the losses.
 
-    A diagnosed step costs one backward pass per loss as far as the neck; steps in between cost nothing.
+    Such a step costs one additional backward pass per loss, up to the neck; others cost nothing.
 
     Args:
-        every: steps from one diagnosis to the next.
+        every: N.
     """
 
     def __init__(self, every: int) -> None:
         self.every = every
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Called by mmengine."""
+        """Set the student's `watched`."""
         student = runner.model.module if is_model_wrapper(runner.model) else runner.model
         student.watched = runner.iter % self.every == 0
 
 
 class NaNGuard(Hook):
-    """Ends the training at a step with a loss that is not finite, names the loss and saves the batch.
+    """Ends the training at a step with a non-finite loss, names the loss and saves the batch.
 
-    Every process saves its own batch: `diverged.pth` is the main process's, `diverged-1.pth` the next one's.
+    Every process saves its own batch: `diverged.pth` is the main process's, `diverged-1.pth` that of rank 1.
 
     Args:
-        folder: where the batch goes.
-        behind: on a GPU results are read asynchronously, at most this many steps late.
+        folder: where to save the batch.
+        behind: on a GPU losses are read asynchronously, at most this many steps late.
     """
 
     priority = "VERY_HIGH"
@@ -305,7 +304,7 @@ class NaNGuard(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Check this step's losses, or those of earlier steps that have arrived from the device."""
+        """Check this step's losses, on a GPU those of earlier steps whose transfer is complete."""
         losses = {name: value for name, value in (outputs or {}).items() if torch.is_tensor(value)}
         if not losses:
             return
@@ -318,11 +317,11 @@ class NaNGuard(Hook):
         self.check(wait=False)
 
     def after_train(self, runner: Runner) -> None:
-        """Check the steps that are left."""
+        """Check the remaining steps."""
         self.check(wait=True)
 
     def check(self, *, wait: bool) -> None:
-        """Diverged for the first step whose losses have arrived and are no numbers; `wait` for all of them."""
+        """Raise Diverged for the first step with non-finite losses among those transferred; `wait`: among all."""
         while self.open:
             step, batch, names, values, event = self.open[0]
             if event is not None and not event.query():
@@ -335,14 +334,14 @@ class NaNGuard(Hook):
                 raise Diverged(f"{blamed(broken)} became NaN or infinite at step {step + 1}. {self.save(step, batch)}")
 
     def explain(self, error: Diverged) -> Diverged:
-        """The model's own error with its step and batch."""
+        """Add step and batch to an error raised by the model."""
         if self.current is None or self.path.name in str(error):
             return error
         step, batch = self.current
         return Diverged(f"step {step + 1}: {error} {self.save(step, batch)}")
 
     def save(self, step: int, batch: Any) -> str:
-        """Save the batch as plain tensors, loadable with weights_only=True; returns the sentence that says so."""
+        """Save the batch as plain tensors, loadable with weights_only=True; return a sentence for the error message."""
         samples = batch["data_samples"]
         torch.save(
             {
