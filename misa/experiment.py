@@ -267,6 +267,11 @@ class Objective:
         return Needs()
 
     @property
+    def described(self) -> str:
+        """What `misa rows` calls it: its name, and parts that it may have."""
+        return type(self).__name__
+
+    @property
     def kind(self) -> str:
         """Name of its file, from which a stored row loads it again."""
         package, _, kind = type(self).__module__.rpartition(".")

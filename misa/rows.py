@@ -90,7 +90,8 @@ def descriptions(rows: Mapping[str, Experiment], comparison: Comparison | None =
     for name, text in list(texts.items()):
         like = first.setdefault((rows[name].data, text), name)
         if like != name:
-            before, now = (dict(_flat(rows[key].values())) for key in (like, name))
+            # What the paper prints for a row changes nothing of it.
+            before, now = (dict(_flat({**rows[key].values(), "expected": None})) for key in (like, name))
             changed = [f"{k} {now.get(k, 'default')}" for k in {**before, **now} if before.get(k) != now.get(k)]
             texts[name] = f"{text}; as {like}, but {', '.join(changed) or 'nothing else'}"
     return texts
@@ -118,7 +119,7 @@ def described(name: str, row: Experiment, comparison: Comparison | None = None) 
     else:
         parts = [f"{row.student} ({backbone}) from {'masks' if row.supervision == 'mask' else 'boxes'}"]
         if row.objective is not None:
-            parts.append(f"objective {type(row.objective).__name__}")
+            parts.append(f"objective {row.objective.described}")
         if row.supervision == "box" and row.affinity is not None:
             parts.append(f"{row.affinity.mode} with affinity of {_affinities(row.affinity)}")
         if row.distillation is not None:

@@ -336,9 +336,25 @@ def test_rows_are_found_by_words(capsys):
     assert "no row has no-such-row" in capsys.readouterr().out
 
 
+def test_rows_that_have_a_word_in_their_description_only_come_last(capsys):
+    assert main(["rows", "OWN"]) == 0
+    named, _, described = capsys.readouterr().out.partition("In the description only:\n")
+    assert [line.split()[0] for line in named.splitlines() if line.startswith("  ")] == ["own:small", "own:medium"]
+    lines = [line for line in described.splitlines() if line.startswith("  ")]
+    assert lines
+    assert all("own" in line and "own" not in line.split()[0] for line in lines)
+    assert f"{2 + len(lines)} of " in described
+    assert f" rows, {len(lines)} by the description only; train" in described
+    assert main(["rows", "grabcut", "teacher"]) == 0
+    assert "description only" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
+        ("demo:discobox_bank", "solov2 (resnet18, 12 epochs) from boxes, objective DiscoBox with object bank\n"),
+        ("table1_coco:sim_paste_swin_b", "from boxes, objective SIM with pasting\n"),
+        ("table1_coco:sim_swin_b", "from boxes, objective SIM\n"),
         ("demo:boxlevelset", "from boxes, objective BoxLevelSet"),
         ("table4_distillation:demo_plain", "apro with affinity of color, distillation, taught by teacher:demo_tables"),
         ("table4_distillation:demo_space", "distillation by space, taught"),
@@ -351,7 +367,7 @@ def test_rows_are_found_by_words(capsys):
 )
 def test_a_row_is_described_by_what_sets_it_apart(row, words, capsys):
     assert main(["rows", row]) == 0
-    assert words in next(line for line in capsys.readouterr().out.splitlines() if line.split()[0] == row)
+    assert words in next(line for line in capsys.readouterr().out.splitlines(True) if line.split()[0] == row)
 
 
 def test_the_module_is_the_command():

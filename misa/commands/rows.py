@@ -1,8 +1,8 @@
 """List the rows that can be trained: table:row, its data, and what each of them is.
 
-Words are a filter: only rows are listed whose line, or whose table's title, has every word; capitals do not matter. A
-table's name with a colon lists that table. The second column is the data: demo is drawn by misa itself, coco and voc
-are a folder of yours, given with --data-root.
+Words are a filter: only rows are listed whose line, or whose table's title, has every word; capitals do not matter.
+Rows that have the words in their description only come last. A table's name with a colon lists that table. The second
+column is the data: demo is drawn by misa itself, coco and voc are a folder of yours, given with --data-root.
 
 example: misa rows demo:
 example: misa rows photos sepa
@@ -20,15 +20,18 @@ class Rows(Parameters):
 
 def run(options: Rows) -> int:
     """Print the rows; returns 2 if none matches."""
-    tables, total = listing(options.words)
-    count = sum(map(len, tables.values()))
-    if not count:
+    named, described, total = listing(options.words)
+    counts = [sum(map(len, tables.values())) for tables in (named, described)]
+    if not any(counts):
         print(f"no row has {' and '.join(options.words)}; `misa rows` lists all {total}.")
         return 2
-    width = max(len(line.name) for lines in tables.values() for line in lines)
-    for title, lines in tables.items():
-        print(f"{title}\n{in_columns(line._replace(name=line.name.ljust(width)) for line in lines)}\n")
-    print(f"{total} rows" if count == total else f"{count} of {total} rows", end="")
+    width = max(len(line.name) for tables in (named, described) for lines in tables.values() for line in lines)
+    for tables, head in ((named, ""), (described, "In the description only:\n\n")):
+        for title, lines in tables.items():
+            print(f"{head}{title}\n{in_columns(line._replace(name=line.name.ljust(width)) for line in lines)}\n")
+            head = ""
+    only = f", {counts[1]} by the description only" if counts[1] else ""
+    print(f"{total} rows" if sum(counts) == total else f"{sum(counts)} of {total} rows{only}", end="")
     print("; train one with: misa train TABLE:ROW")
     names = [word for word in options.words if word in table_names()]
     if names:
@@ -36,18 +39,26 @@ def run(options: Rows) -> int:
     return 0
 
 
-def listing(words: tuple[str, ...] = ()) -> tuple[dict[str, list[Line]], int]:
-    """Returns the rows that match all words, by the titles of their tables, and the total number of rows."""
-    tables, total = {}, 0
+def listing(words: tuple[str, ...] = ()) -> tuple[dict[str, list[Line]], dict[str, list[Line]], int]:
+    """Returns the rows that match all words, by the titles of their tables, and the total number of rows.
+
+    First those that match by name, data or title, then those that match by their description only.
+    """
+    named: dict[str, list[Line]] = {}
+    described: dict[str, list[Line]] = {}
+    total = 0
     for table in table_names():
         module = table_module(table)
         title = (module.__doc__ or table).strip().partition("\n")[0]
         lines = lines_of(table, module)
         total += len(lines)
-        kept = [line for line in lines if all(_has(line, title, word.lower()) for word in words)]
-        if kept:
-            tables[title] = kept
-    return tables, total
+        found = [line for line in lines if all(_has(line, title, word.lower()) for word in words)]
+        bare = [line._replace(text="") for line in found]
+        near = [all(_has(line, title, word.lower()) for word in words) for line in bare]
+        for tables, wanted in ((named, True), (described, False)):
+            if kept := [line for line, by_name in zip(found, near, strict=True) if by_name is wanted]:
+                tables[title] = kept
+    return named, described, total
 
 
 def _has(line: Line, title: str, word: str) -> bool:

@@ -86,6 +86,11 @@ class DiscoBox(BoxObjective):
     bank: Bank | None = field(default=None, metadata={"later": True})
 
     @property
+    def described(self) -> str:
+        """With or without the bank."""
+        return "DiscoBox" if self.bank is None else "DiscoBox with object bank"
+
+    @property
     def needs(self) -> Needs:
         """The EMA model's masks; with a bank one mask per box."""
         return Needs(shadow=True, per_box=self.bank is not None)

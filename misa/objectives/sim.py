@@ -92,6 +92,11 @@ class SIM(BoxInst):
     paste_weight: float = field(default=1.0, metadata={"later": True})
 
     @property
+    def described(self) -> str:
+        """With or without pasting."""
+        return "SIM with pasting" if self.paste else "SIM"
+
+    @property
     def needs(self) -> Needs:
         """The colors of the images, and the EMA model's masks and dense feature."""
         return Needs(colors=True, shadow=True)
