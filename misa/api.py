@@ -32,6 +32,8 @@ from misa.engine.prediction.files import rows_of
 from misa.engine.prediction.student import Instances, Student, find, load_student
 from misa.engine.reports.explore import Seen, open_networks
 from misa.engine.reports.figure_sources import knobs_of
+from misa.engine.runs.folder import recorded
+from misa.engine.runs.state import warn
 from misa.errors import UserError, did_you_mean, stem
 from misa.experiment import TORCHVISION, Augmentation
 from misa.figures.affinity import NAMES, affinity_figure, blob, field_of
@@ -85,6 +87,9 @@ def load_teacher(run_or_name: str | Path, *, weights: str | Path | None = "defau
         raise UserError(
             f"{run_or_name} has no teacher; give a teacher's run, or a student's of a row such as demo:misa."
         )
+    experiment, folder, _ = recorded(networks.folders[-1])
+    if experiment.semantic is not None or experiment.limit is not None:  # torchvision's is whole, whatever the student
+        warn(folder, experiment)
     return Teacher(replace(networks.seen, student=None), name, knobs_of(networks.experiment.affinity))
 
 

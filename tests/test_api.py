@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import traceback
 
 import numpy as np
 import pytest
@@ -207,8 +208,24 @@ def test_a_torchvision_network_is_a_teacher(photo, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with pytest.raises(UserError, match=r"cannot be downloaded \(no route to host\); where there is internet fetch"):
+    with pytest.raises(UserError, match=r"cannot be downloaded \(no route to host\); where there is internet") as error:
         misa.load_teacher("torchvision:deeplabv3_resnet50")
+    shown = "".join(traceback.format_exception(error.value))
+    assert shown.count("Traceback") == 1, "the sentence has the reason; no chain of tracebacks above it"
+
+
+def test_networks_of_a_smoke_run_say_so_once(run, capsys):
+    """In the words of every other result of a smoke run; a teacher by its own folder."""
+    told = (
+        "is a smoke run: two training steps on small images, to see that everything runs; its numbers mean nothing.\n"
+    )
+    capsys.readouterr()
+    misa.load(run)
+    assert capsys.readouterr().err == f"warning: {run} {told}"
+    (beside,) = run.parent.glob("teacher-*")
+    for place in (run, beside):
+        misa.load_teacher(place)
+        assert capsys.readouterr().err == f"warning: {beside} {told}"
 
 
 def test_an_unfinished_run_says_so(run, tmp_path, capsys):

@@ -174,7 +174,7 @@ def require_weights(network: Network) -> None:
         reason = getattr(error, "reason", None) or error.strerror or error
         raise UserError(
             f"the weights {place.name} are not in {place.parent} and cannot be downloaded ({reason}); put {url} there."
-        ) from error
+        ) from None  # the reason is in the sentence
 
 
 def build_backbone(config: Mapping[str, Any], *, or_scratch: bool = False) -> nn.Module:

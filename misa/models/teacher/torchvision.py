@@ -147,8 +147,8 @@ def named_teacher(
         state = _downloaded(name, published) if weights == "default" else _stored(Path(weights).expanduser(), published)
         try:
             model.load_state_dict(state)
-        except RuntimeError as error:
-            raise UserError(f"{weights} holds the weights of another network than {name}.") from error
+        except RuntimeError:  # a list of every tensor's name
+            raise UserError(f"{weights} holds the weights of another network than {name}.") from None
     teacher = TorchvisionTeacher(model, [background, *categories], taught, known=known, background=background)
     return teacher.eval().requires_grad_(False)
 
@@ -192,7 +192,7 @@ def _downloaded(name: str, published: Any) -> dict[str, Tensor]:
         raise UserError(
             f"the weights of {name} cannot be downloaded ({getattr(error, 'reason', None) or error}); where there is "
             f"internet fetch {published.url} into {folder}, or name a file of them: torchvision:{name}:<file>."
-        ) from error
+        ) from None  # the reason is in the sentence
     return state
 
 
