@@ -1,1 +1,1 @@
-"""The code that runs a propagation: loops compiled by numba on the CPU, torch operations on any other device."""
+"""Propagation backends: loops compiled by numba on the CPU, Triton kernels on CUDA, torch operations elsewhere."""

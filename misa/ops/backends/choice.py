@@ -1,6 +1,6 @@
-"""Which code runs a propagation: loops compiled by numba for CPU tensors, Triton's kernels for CUDA tensors.
+"""Choice of the propagation backend: loops compiled by numba for CPU tensors, Triton kernels for CUDA tensors.
 
-Torch operations serve all others, and both where numba or Triton does not run.
+Torch operations serve all other devices, and are the fallback without a working numba or Triton.
 """
 
 import os
@@ -23,15 +23,15 @@ _chosen: ContextVar[str | None] = ContextVar("backend", default=None)
 
 
 def backend(like: Tensor) -> ModuleType:
-    """`cpu` for CPU tensors, `cuda.operations` for CUDA tensors, `torch_ops` else; `use` and MISA_KERNELS have a say.
+    """Return `cpu` for CPU tensors, `cuda.operations` for CUDA tensors, else `torch_ops`, unless overridden.
 
-    "torch" asks for torch operations everywhere, "cpu" for the loops on the CPU, "triton" for the kernels without a
-    trial; these take CPU tensors in Triton's interpreter alone (TRITON_INTERPRET=1). Under torch.compile, and for fake
-    tensors, the torch operations are traced like all others.
+    `use`, or else the environment variable MISA_KERNELS, overrides: "torch" means torch operations everywhere, "cpu"
+    the compiled loops on the CPU, "triton" the kernels without a trial launch; these take CPU tensors only in Triton's
+    interpreter (TRITON_INTERPRET=1). torch.compile, and by default fake CUDA tensors, trace the torch operations.
 
     Raises:
-        UserError: for a MISA_KERNELS that is none of `NAMES`, and where "cpu" was asked for without numba, or "triton"
-            for CPU tensors outside the interpreter.
+        UserError: MISA_KERNELS is none of `NAMES`, "cpu" without numba, or "triton" for CPU tensors outside the
+            interpreter.
     """
     kind = like.device.type
     if torch.compiler.is_compiling() and kind == "cuda":
@@ -58,7 +58,7 @@ def backend(like: Tensor) -> ModuleType:
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
-    """Propagate by one of `NAMES` until the block ends; "auto" is the rule, see `backend`."""
+    """Use one of `NAMES` as backend within the block; "auto" is the default choice, see `backend`."""
     if name not in NAMES:
         raise ValueError(f"there is no backend {name!r}; there are {', '.join(NAMES)}.")
     token = _chosen.set(name)
@@ -69,21 +69,21 @@ def use(name: str) -> Iterator[None]:
 
 
 def warm() -> bool:
-    """Load the compiled loops, and compile them where no earlier process of this machine has; False without numba.
+    """Load the compiled loops, compiling them if they are not in numba's cache; False without numba.
 
-    The machine code is kept in numba's cache: beside the package, else in the user's folder for caches
-    (NUMBA_CACHE_DIR names another). Where none can be written, every process compiles anew.
+    The cache is beside the package, else in the user's cache folder (or NUMBA_CACHE_DIR). If neither is writable, every
+    process compiles again.
     """
     return compiled_loops() is not None
 
 
 @cache
 def compiled_loops() -> ModuleType | None:
-    """`cpu`, or None without numba."""
+    """Return the module `cpu`, or None without numba."""
     try:
         from misa.ops.backends import cpu
-        from misa.ops.backends.loops import products  # noqa: F401  the second is loaded ahead
-    except ImportError:  # no numba, or none for the numpy at hand
+        from misa.ops.backends.loops import products  # noqa: F401  preloaded
+    except ImportError:  # no numba, or one that does not fit the installed numpy
         return None
     return cpu
 

@@ -1,4 +1,4 @@
-"""The CPU path: `loops` called on tensors, one thread per tree, mask or strip of rows.
+"""CPU backend: `loops` called on tensors, one thread per tree, mask or strip of rows.
 
 Threads follow `torch.get_num_threads()`; the loops release the GIL.
 """
@@ -18,12 +18,12 @@ from misa.ops.backends.loops import trees, windows
 from misa.ops.backends.torch_ops import Index, Layer, Map, Part
 
 T = TypeVar("T")
-STRIP = 32  # rows that a thread takes at once
+STRIP = 32  # rows per task of a thread
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
 def spread_out(task: Callable[..., T], *items: Any) -> list[T]:
-    """`map` over threads."""
+    """Map a task over items in threads, in order."""
     workers = min(torch.get_num_threads(), len(items[0]))
     if workers <= 1:
         return [task(*item) for item in zip(*items, strict=True)]
@@ -34,7 +34,7 @@ def spread_out(task: Callable[..., T], *items: Any) -> list[T]:
 
 
 def array(values: Tensor) -> np.ndarray:
-    """The tensor's memory, or a contiguous copy; int32 as unsigned, for indices."""
+    """Return the tensor's memory, or a contiguous copy; int32 viewed as uint32, for indices."""
     found = values.detach().contiguous().numpy()
     return found.view(np.uint32) if found.dtype == np.int32 else found
 
@@ -43,7 +43,7 @@ def array(values: Tensor) -> np.ndarray:
 
 
 def spanning_trees(lengths: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
-    """pixel, parent and edge (g p) of the minimum spanning trees of g grids with edge lengths (g m)."""
+    """Return pixel, parent and edge (g p) of the minimum spanning trees of g grids with edge lengths (g m)."""
     pixel, parent, edge = (torch.empty(len(lengths), h * w, dtype=torch.int32) for _ in range(3))
 
     def one(its: np.ndarray, pixel: np.ndarray, parent: np.ndarray, edge: np.ndarray) -> None:
@@ -54,7 +54,7 @@ def spanning_trees(lengths: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Ten
 
 
 def at_edges(values: Tensor, edge: Tensor, length: Tensor) -> Tensor:
-    """Values of grid edges (g m) at the upward edges (g p) of trees; infinite at the roots and where `length` is."""
+    """Gather values of grid edges at the trees' edges to the parents; infinite at the roots and where `length` is."""
     result = torch.empty(edge.shape)
     spread_out(trees.at_edges, array(values), edge.contiguous().numpy(), array(length), array(result))
     return result
@@ -64,7 +64,7 @@ def at_edges(values: Tensor, edge: Tensor, length: Tensor) -> Tensor:
 
 
 def propagate(values: Tensor, parts: Sequence[Part]) -> Tensor:
-    """Eq. 14 over whole trees: values (n p), per kernel (pixel, parent, s (g p), tree of each mask, its share).
+    """Apply Eq. 14 over whole trees: values (n p), per kernel (pixel, parent, s (g p), tree of each mask, weight).
 
     One kernel or two.
     """
@@ -92,7 +92,7 @@ def propagate(values: Tensor, parts: Sequence[Part]) -> Tensor:
 
 
 def _zones(pixel: np.ndarray, merges: tuple[Any, ...]) -> np.ndarray:
-    """The flat zone of every pixel."""
+    """Return the flat zone of every pixel."""
     zone = np.empty_like(pixel)
     zone[pixel] = merges[0]
     return zone
@@ -101,7 +101,7 @@ def _zones(pixel: np.ndarray, merges: tuple[Any, ...]) -> np.ndarray:
 def propagate_along(
     values: Tensor, guides: Tensor, pixel: Tensor, parent: Tensor, length: Tensor, index: Index, factor: float
 ) -> Tensor:
-    """Eq. 14 where every mask brings its own guide (n d p): the tree is shared, its lengths and merges are not."""
+    """Apply Eq. 14 with one guide per mask (n d p): masks share the tree but not edge lengths and merge trees."""
     result = torch.empty(values.shape)
     trees = list(zip(array(pixel), array(parent), array(length), strict=True))
 
@@ -118,11 +118,11 @@ def propagate_along(
 
 
 def feature_lengths(features: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances of K^c · S along the grid edges (c m), and the sums of S_d and S_d² (d 2)."""
+    """Return squared distances of K^c · S along the grid edges (c m), and the sums of S_d and S_d² (d 2)."""
     d, h, w = features.shape
     c = len(factors)
     down, right = torch.zeros(c, h - 1, w), torch.zeros(c, h, w - 1)
-    starts = range(0, h, STRIP)  # whatever the number of threads: sums do not depend on it
+    starts = range(0, h, STRIP)  # fixed, so that sums do not depend on the number of threads
     moments = torch.zeros(len(starts), d, 2, dtype=torch.float64)
     values, squares = array(features), array(factors.square())
 
@@ -136,7 +136,7 @@ def feature_lengths(features: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
 def lengths_and_variance(
     maps: Sequence[Map], offsets: Sequence[tuple[int, int]] = ()
 ) -> tuple[Tensor, list[Tensor], None]:
-    """Of several maps the squared distances of K^c · S along the grid edges (q m), and σ² of K^c · S (q) of each."""
+    """Return for several maps the squared distances of K^c · S along the grid edges (q m), and σ² (q) of each."""
     return torch_ops.weigh(feature_lengths, maps)
 
 
@@ -153,10 +153,10 @@ def propagate_window(
     *,
     product: bool = False,
 ) -> Tensor:
-    """Eq. 14 over a window for groups of masks, each with its layers of affinity; `offsets` is half of the window.
+    """Apply Eq. 14 over a window to groups of masks, each with its affinity layers; `offsets` is half of the window.
 
-    Affinities are made where a box of their group needs them, and a mask changes inside its box alone. A spread that
-    changes from pixel to pixel makes the affinity lopsided; such layers go the torch way.
+    Affinities are computed only where a box of their group needs them. A spread that varies over the image makes the
+    affinity asymmetric; such layers fall back to torch operations.
     """
     groups = torch_ops.joined(groups) if product else groups
     if any(layer[3] is not None for _, layers in groups for layer in layers):
@@ -185,7 +185,7 @@ def propagate_window(
 
 
 def _present(valid: Sequence[Tensor | None], h: int, w: int) -> list[np.ndarray]:
-    """1 where a pixel is there, for every group; groups of one image share theirs."""
+    """Return for every group a map that is 1 at valid pixels; groups of one image share it."""
     made = {id(mine): np.ones((h, w), np.float32) if mine is None else array(mine.float()) for mine in valid}
     return [made[id(mine)] for mine in valid]
 
@@ -196,7 +196,7 @@ def _affinities(
     offsets: np.ndarray,
     present: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """Â of all groups around their crops, a plane per offset; layers with the same values share a reading."""
+    """Return Â of all groups around their crops, a plane per offset; layers with the same values share a pass."""
     h, w = present[0].shape
     reach = int(np.abs(offsets).max(initial=0))
     runs = np.empty((h * len(crops), 4), np.int64)

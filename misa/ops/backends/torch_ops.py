@@ -1,15 +1,15 @@
-"""The path in torch operations alone: any device, a fixed number of rounds, no waiting for the device.
+"""Backend in torch operations: any device, a fixed number of rounds, no synchronisation with the device.
 
 The same functions as `cpu` and `cuda.operations`.
 
-Sums along a tree: k(i, j) = exp(−s(i, j)) with s(i, j) the largest edge on the tree path from i to j. Joining the edges
-in ascending order (Kruskal) gives a merge tree. On a rooted tree it can be read off without sorting all edges: when the
-edge above vertex x joins, everything below x that is connected by shorter edges is one cluster topped by x, and it
-meets the cluster topped by t(x), the nearest ancestor whose own upward edge is longer. So the t's form a tree, x meets
-t(x) at weight s(x), and what t(x) holds by then is itself and those of its children with smaller s.
+Sums along a tree: k(i, j) = exp(−s(i, j)) with s(i, j) the largest edge on the tree path from i to j. Merging clusters
+along the edges in ascending order (Kruskal) gives a merge tree. On a rooted tree it follows without sorting all edges:
+when the edge above vertex x is processed, all vertices below x connected by shorter edges are one cluster with top x.
+It merges with the cluster whose top is t(x), the nearest ancestor whose own upward edge is longer. So the t's form a
+tree: x merges with t(x) at s(x), when the cluster of t(x) holds t(x) and the clusters of its children with smaller s.
 
-Laid out depth first with the children of each vertex in ascending s, every cluster is a contiguous range of leaves: x
-joins [left, split), the part of t(x), to [split, right), its own part, and sums turn into prefix sums.
+In depth-first order, with the children of each vertex in ascending s, every cluster is a contiguous range of leaves: x
+merges [left, split), the cluster of t(x), with [split, right), its own, and sums become differences of prefix sums.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,25 +25,25 @@ from misa.ops.neighbors import inside, shift
 
 NONE = torch.iinfo(torch.int64).max
 LOW = 0xFFFFFFFF
-MOST = 1 << 22  # pixels of all masks that are worked on at once where every mask has its own merge tree
+MOST = 1 << 22  # pixels of all masks processed at once if every mask has its own merge tree
 
 Index = Sequence[int]
-# pixel, parent and s (g p) of the trees of one kernel, the tree of each mask, the kernel's share
+# pixel, parent and s (g p) of the trees of one kernel, the tree of each mask, the kernel's weight
 Part = tuple[Tensor, Tensor, Tensor, Index, float]
-# values (d h w), their squared factors over σ² (d), the kernel's share, 1/σ² (h w) where it changes with the pixel
+# values (d h w), their squared factors over σ² (d), the kernel's weight, 1/σ² (h w) if σ varies over the image
 Layer = tuple[Tensor, Tensor, float, Tensor | None]
 Map = tuple[Tensor, Tensor, Tensor | None]  # values (d h w), rows of factors (q d), False at padding (h w)
 
 
 class Near(NamedTuple):
-    """Squared distances to half of a window, a row per group of masks, and what to divide them by, if anything."""
+    """Squared distances to half of a window, a row per group of masks, and the optional divisors σ²."""
 
     distances: Float[Tensor, "g k h w"]
     scale: Float[Tensor, " g"] | None
 
 
 def on_device(index: Index, like: Tensor) -> Int[Tensor, " n"]:
-    """Numbers from the host, sent without waiting."""
+    """Copy indices from the host to a device asynchronously."""
     return torch.tensor(list(index), dtype=torch.long).to(like.device, non_blocking=True)
 
 
@@ -51,7 +51,7 @@ def on_device(index: Index, like: Tensor) -> Int[Tensor, " n"]:
 
 
 def grid_edges(h: int, w: int, *, device: torch.device | str | None = None) -> Int[Tensor, "m 2"]:
-    """All edges of the 4-connected grid, vertical ones first, row by row."""
+    """Return all edges of the 4-connected grid, vertical ones first, row by row."""
     index = torch.arange(h * w, device=device).view(h, w)
     vertical = torch.stack([index[:-1], index[1:]], dim=-1).view(-1, 2)
     horizontal = torch.stack([index[:, :-1], index[:, 1:]], dim=-1).view(-1, 2)
@@ -59,10 +59,10 @@ def grid_edges(h: int, w: int, *, device: torch.device | str | None = None) -> I
 
 
 def boruvka(lengths: Float[Tensor, "g m"], h: int, w: int) -> Bool[Tensor, "g m"]:
-    """Which grid edges are in the minimum spanning tree under the total order (length, edge number).
+    """Return which grid edges are in the minimum spanning tree under the total order (length, edge number).
 
-    Every cluster takes its shortest edge and joins the cluster across; of two that took the same edge the one with
-    the smaller number stays a root. Clusters at least halve per round, and links are followed by doubling.
+    Borůvka: every cluster links to the neighbor across its shortest edge; of two linked by the same edge the one with
+    the smaller number stays a root. Clusters at least halve per round, and links are followed by pointer doubling.
     """
     g, m = lengths.shape
     p, device = h * w, lengths.device
@@ -71,7 +71,7 @@ def boruvka(lengths: Float[Tensor, "g m"], h: int, w: int) -> Bool[Tensor, "g m"
     a, b = grid_edges(h, w, device=device).T
     label = torch.arange(p, device=device).expand(g, p)
     vertex = torch.arange(p, device=device).expand(g, p)
-    aside = (numbers % p).expand(g, m)  # where edges inside a cluster go, spread over all vertices
+    aside = (numbers % p).expand(g, m)  # targets of edges inside a cluster, spread against contention
     chosen = torch.zeros(g, m + 1, dtype=torch.bool, device=device)
     for done in range(rounds(p)):
         from_a, from_b = label[:, a], label[:, b]
@@ -94,10 +94,10 @@ def boruvka(lengths: Float[Tensor, "g m"], h: int, w: int) -> Bool[Tensor, "g m"
 
 
 def root(chosen: Bool[Tensor, "g m"], h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Number the vertices of the trees depth first: pixel, parent and edge of each, from an Euler tour.
+    """Number the vertices of the trees depth first: return pixel, parent and edge of each, from an Euler tour.
 
-    Every pixel has four arcs – right, down, left, up – of which those in the tree form the tour: after arriving
-    by an arc, leave by the next one round the pixel. Positions in the tour come from list ranking by doubling.
+    Every pixel has four arcs – right, down, left, up. Those in the tree form the tour: after arriving by an arc, leave
+    by the next one around the pixel. Positions in the tour come from list ranking by pointer doubling.
     """
     g = len(chosen)
     p, vertical, device = h * w, (h - 1) * w, chosen.device
@@ -115,7 +115,7 @@ def root(chosen: Bool[Tensor, "g m"], h: int, w: int) -> tuple[Tensor, Tensor, T
     around = torch.tensor([2, 3, 0, 1], dtype=torch.long).to(device, non_blocking=True)
     back = target * 4 + around
 
-    # The next arc of the tree round the same pixel, itself if it is the only one.
+    # The next arc of the tree around the same pixel, itself if it is the only one.
     turn = arc.expand(g, p, 4)
     for k in (3, 2, 1):
         turn = torch.where(has.roll(-k, dims=2), arc.roll(-k, dims=1), turn)
@@ -149,7 +149,7 @@ def root(chosen: Bool[Tensor, "g m"], h: int, w: int) -> tuple[Tensor, Tensor, T
 
 
 def spanning_trees(lengths: Float[Tensor, "g m"], h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
-    """pixel, parent and edge (g p) of the minimum spanning trees of g grids with edge lengths (g m)."""
+    """Return pixel, parent and edge (g p) of the minimum spanning trees of g grids with edge lengths (g m)."""
     if h * w == 1:
         nothing = torch.zeros(len(lengths), 1, dtype=torch.int32, device=lengths.device)
         return nothing, nothing, nothing - 1
@@ -160,7 +160,7 @@ def spanning_trees(lengths: Float[Tensor, "g m"], h: int, w: int) -> tuple[Tenso
 def at_edges(
     values: Float[Tensor, "g m"], edge: Int[Tensor, "g p"], length: Float[Tensor, "g p"]
 ) -> Float[Tensor, "g p"]:
-    """Values of grid edges at the upward edges of trees; infinite at the roots and where `length` is."""
+    """Gather values of grid edges at the trees' edges to the parents; infinite at the roots and where `length` is."""
     if values.shape[1] == 0:
         return torch.full_like(length, torch.inf)
     return torch.where((edge < 0) | torch.isinf(length), torch.inf, values.gather(1, edge.long().clamp(min=0)))
@@ -171,7 +171,7 @@ def at_edges(
 
 @dataclass(frozen=True)
 class MergeTree:
-    """For every vertex x the ranges of leaves that its upward edge joins, and exp(−s) of that edge (0 at the root)."""
+    """For every vertex x the ranges of leaves that its upward edge merges, and exp(−s) of that edge (0 at the root)."""
 
     leaf: Int[Tensor, "g p"]
     left: Int[Tensor, "g p"]
@@ -179,17 +179,17 @@ class MergeTree:
     kernel: Float[Tensor, "g p"]
 
     def rows(self, index: Int[Tensor, " n"]) -> "MergeTree":
-        """One row per mask."""
+        """Return one row per mask."""
         return MergeTree(self.leaf[index], self.left[index], self.right[index], self.kernel[index])
 
 
 def rounds(p: int) -> int:
-    """How many doublings reach every ancestor of a tree with p vertices."""
+    """Return how many pointer doublings reach every ancestor in a tree of p vertices."""
     return max(1, (p - 1).bit_length())
 
 
 def meeting_points(parent: Int[Tensor, "g p"], s: Float[Tensor, "g p"]) -> Int[Tensor, "g p"]:
-    """t(x): the nearest ancestor whose upward edge is longer than that of x. The root has an infinite edge."""
+    """Return t(x), the nearest ancestor whose upward edge is longer than that of x. The root has an infinite edge."""
     ancestors, longest = [parent], [s]
     for _ in range(rounds(parent.shape[1]) - 1):
         jump, top = ancestors[-1], longest[-1]
@@ -202,19 +202,19 @@ def meeting_points(parent: Int[Tensor, "g p"], s: Float[Tensor, "g p"]) -> Int[T
 
 
 def merge_tree(parent: Int[Tensor, "g p"], s: Float[Tensor, "g p"]) -> MergeTree:
-    """The merge tree of g rooted trees with upward edges s (float32, the root's is ignored)."""
+    """Return the merge trees of g rooted trees with upward edges s (float32, the root's is ignored)."""
     g, p = s.shape
     s = s.clone()
     s[:, 0] = torch.inf
     meeting = meeting_points(parent.expand(g, p), s)
     numbers = torch.arange(p, device=s.device).expand(g, p)
 
-    # Children side by side, ascending in s; the root comes last in its own group, where it disturbs nobody.
+    # Group children by parent, ascending in s; the root sorts last in its own group, where it has no effect.
     bits = s.view(torch.int32).long()
     bits[:, 0] += 1
     order = torch.argsort((meeting << 32) | bits, dim=1)
 
-    # Leaves below every vertex, by doubling: what is 2^k steps below is added at step k.
+    # Leaves below every vertex, by pointer doubling: step k adds the vertices 2^k steps below.
     size = torch.ones_like(meeting)
     jump = torch.cat([meeting, torch.full((g, 1), p, device=s.device)], dim=1)
     jump[:, 0] = p
@@ -224,7 +224,7 @@ def merge_tree(parent: Int[Tensor, "g p"], s: Float[Tensor, "g p"]) -> MergeTree
         size = size.scatter_add(1, torch.where(ended, numbers, here), torch.where(ended, 0, size))
         jump = jump.gather(1, jump)
 
-    # Where a vertex starts: one after its meeting point plus its earlier siblings, summed along the chain of t's.
+    # A vertex starts one after its meeting point plus its earlier siblings, summed along the chain of t's.
     in_order = size.gather(1, order)
     before = in_order.cumsum(dim=1) - in_order
     group = meeting.gather(1, order)
@@ -242,7 +242,7 @@ def merge_tree(parent: Int[Tensor, "g p"], s: Float[Tensor, "g p"]) -> MergeTree
 
 
 def sweep(tree: MergeTree, values: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
-    """Σ_j k(i, j) values(j) at every vertex; `tree` has one row for all values or one per row of values."""
+    """Return Σ_j k(i, j) values(j) at every vertex; `tree` has one row for all values or one per row of values."""
     n, p = values.shape
     leaf, left, right = tree.leaf.expand(n, p), tree.left.expand(n, p), tree.right.expand(n, p)
     values = values.double()
@@ -259,7 +259,7 @@ def sweep(tree: MergeTree, values: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]
 
 
 def propagate(values: Float[Tensor, "n p"], parts: Sequence[Part]) -> Float[Tensor, "n p"]:
-    """Eq. 14 over whole trees: values (n p), per kernel (pixel, parent, s (g p), tree of each mask, its share)."""
+    """Apply Eq. 14 over whole trees: values (n p), per kernel (pixel, parent, s (g p), tree of each mask, weight)."""
     top: Tensor | None = None
     bottom: Tensor | None = None
     for pixel, parent, s, index, share in parts:
@@ -286,7 +286,7 @@ def propagate_along(
     index: Index,
     factor: float,
 ) -> Float[Tensor, "n p"]:
-    """Eq. 14 where every mask brings its own guide (n d p): the tree is shared, its lengths and merges are not."""
+    """Apply Eq. 14 with one guide per mask (n d p): masks share the tree but not edge lengths and merge trees."""
     chunk = max(1, MOST // values.shape[1])
     if len(values) > chunk:
         starts = range(0, len(values), chunk)
@@ -309,7 +309,7 @@ def propagate_along(
 
 
 def feature_lengths(features: Float[Tensor, "d h w"], factors: Float[Tensor, "c d"]) -> tuple[Tensor, Tensor]:
-    """Squared distances of K^c · S along the grid edges (c m), and the sums of S_d and S_d² (d 2)."""
+    """Return squared distances of K^c · S along the grid edges (c m), and the sums of S_d and S_d² (d 2)."""
     vertical = (features[:, 1:] - features[:, :-1]).square().flatten(1)
     horizontal = (features[:, :, 1:] - features[:, :, :-1]).square().flatten(1)
     squares = factors.square()
@@ -321,9 +321,9 @@ def feature_lengths(features: Float[Tensor, "d h w"], factors: Float[Tensor, "c 
 def lengths_and_variance(
     maps: Sequence[Map], offsets: Sequence[tuple[int, int]] = ()
 ) -> tuple[Float[Tensor, "q m"], list[Tensor], None]:
-    """Of several maps the squared distances of K^c · S along the grid edges, and σ² of K^c · S over valid pixels.
+    """Return for several maps the squared distances of K^c · S along the grid edges, and σ² of K^c · S (valid pixels).
 
-    The kernels of CUDA add the distances to the neighbors at `offsets`.
+    The CUDA backend also returns the distances to the neighbors at `offsets`.
     """
     return weigh(feature_lengths, maps)
 
@@ -331,7 +331,7 @@ def lengths_and_variance(
 def weigh(
     measure: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], maps: Sequence[Map]
 ) -> tuple[Tensor, list[Tensor], None]:
-    """`lengths_and_variance` by a backend's `feature_lengths`; S counts as 0 at padding."""
+    """Compute `lengths_and_variance` with a backend's `feature_lengths`; S is set to 0 at padding."""
     lengths, variances = [], []
     for features, factors, valid in maps:
         count: Tensor | int = features[0].numel()
@@ -348,7 +348,7 @@ def weigh(
 
 
 def joined(groups: Sequence[tuple[Index, Sequence[Layer]]]) -> list[tuple[Index, list[Layer]]]:
-    """exp(−a) · exp(−b)^share, of layers with one spread each, as one layer, whose distances add up."""
+    """Merge layers exp(−a) and exp(−b)^weight, with one spread each, into one layer by adding their distances."""
     maps: dict[tuple[int, ...], Tensor] = {}
     result: list[tuple[Index, list[Layer]]] = []
     for members, layers in groups:
@@ -367,10 +367,10 @@ def window_affinity(
     offsets: Sequence[tuple[int, int]],
     groups: Sequence[Sequence[Layer]],
 ) -> Float[Tensor, "g k h w"]:
-    """Â of every group to the centre, to `offsets` and to their opposites, in this order; 0 for absent pixels.
+    """Return Â of every group to the centre, to `offsets` and to their opposites, in this order; 0 at padding.
 
-    Layers of several groups that share their values, the categories of one image, share the squared differences:
-    one matrix product per offset serves them all (Eq. 12).
+    Layers of several groups with the same values, the categories of one image, share the squared differences: one
+    matrix product per offset serves them all (Eq. 12).
     """
     values: dict[int, Tensor] = {}
     shared: dict[int, list[tuple[int, Layer]]] = {}
@@ -413,9 +413,9 @@ def propagate_window(
     *,
     product: bool = False,
 ) -> Float[Tensor, "n h w"]:
-    """Eq. 14 over a window for groups of masks, each with its layers of affinity; `offsets` is half of the window.
+    """Apply Eq. 14 over a window to groups of masks, each with its affinity layers; `offsets` is half of the window.
 
-    The affinities of a group's layers add up, each times its share; with `product` they multiply, as its powers.
+    A group's affinities are added with their weights; with `product` they multiply, with the weights as exponents.
     """
     n, h, w = masks.shape
     groups = joined(groups) if product else groups

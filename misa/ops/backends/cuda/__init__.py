@@ -1,1 +1,1 @@
-"""The CUDA path in Triton's kernels. Importing this package alone imports no Triton."""
+"""CUDA backend in Triton kernels. Importing this package does not import Triton."""

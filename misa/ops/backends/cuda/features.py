@@ -1,4 +1,4 @@
-"""Squared distances of a map to its neighbors for many rows of factors, at one reading of the map (Eq. 8, 12)."""
+"""Squared distances between neighbors of a map for many rows of factors, in one pass over the map (Eq. 8, 12)."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,12 @@ from misa.ops.backends.cuda.works import block, table
 from misa.ops.backends.torch_ops import Map
 from misa.ops.neighbors import Offset
 
-EDGES = ((1, 0), (0, 1))  # the grid's, in the order of their numbers
+EDGES = ((1, 0), (0, 1))  # offsets of the grid edges, in the order of their numbers
 
 
 @triton.jit
 def _moments(values, mine, i, first, channels, p, out, D: tl.constexpr):
-    """The sums of v_d and v_d² over the pixels of a program, for D channels from `first` on."""
+    """Write the sums of v_d and v_d² over the pixels of a program, for D channels from `first` on."""
     d = first + tl.arange(0, D)
     there = (d < channels)[:, None] & mine[None, :]
     v = tl.load(values + d.to(tl.int64)[:, None] * p + i[None, :], mask=there, other=0.0).to(tl.float64)
@@ -45,14 +45,14 @@ def _distances(
     D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Σ_d squares_qd (v_d(i) − v_d(i + offset_k))² for C rows q, K offsets and BLOCK pixels i; v is 0 at padding.
+    """Write Σ_d squares_qd (v_d(i) − v_d(i + offset_k))² for C rows q, K offsets, BLOCK pixels i; v is 0 at padding.
 
-    The programs of the same pixels are neighbors, so that further rows and offsets find the map in the cache. The first
-    of them adds up v and v² of D channels, before it takes these for its distances, and counts the valid pixels.
+    Programs of the same pixels are adjacent, so that further rows and offsets find the map in the cache. The first of
+    them also sums v and v², D channels at a time just before their distances, and counts the valid pixels.
     """
     p = h * w
     groups = (rows + C - 1) // C
-    each = groups * ((many + K - 1) // K)  # programs of the same pixels
+    each = groups * ((many + K - 1) // K)  # programs per block of pixels
     part, number = tl.program_id(0) // each, tl.program_id(0) % each
     i = part * BLOCK + tl.arange(0, BLOCK)
     q = number % groups * C + tl.arange(0, C)
@@ -61,7 +61,7 @@ def _distances(
     dx = tl.load(offsets + 2 * k + 1, mask=k < many, other=0)[:, None]
     y, x = (i // w)[None, :] + dy, (i % w)[None, :] + dx
     there = (i < p)[None, :] & (k < many)[:, None] & (y >= 0) & (y < h) & (x >= 0) & (x < w)
-    j = i[None, :] + dy * w + dx  # in this form the compiler sees that a row of them is contiguous
+    j = i[None, :] + dy * w + dx  # in this form the compiler sees contiguous rows
     mine, its = i < p, there
     if PADDED:
         mine = mine & (tl.load(valid + i, mask=mine, other=0) != 0)
@@ -93,9 +93,9 @@ def distances(
     *,
     moments: bool = False,
 ) -> Float[Tensor, "parts s"] | None:
-    """Squared distances of every pixel to its neighbor at each offset, written where there is one.
+    """Write the squared distance of every pixel to its neighbor at each offset to `out`, if the neighbor exists.
 
-    With `moments` the sums of v_d and v_d² and the number of valid pixels (2 d + 1), part by part of the map.
+    With `moments` return the sums of v_d and v_d² and the number of valid pixels (2 d + 1) of each part of the map.
     """
     d, h, w = values.shape
     q, k = len(squares), len(offsets)
@@ -115,7 +115,7 @@ def distances(
 
 @triton.jit
 def _variance(sums, factors, out, channels, BLOCK: tl.constexpr):
-    """E (K S)² − (E K S)² over channels and pixels, of one row of factors."""
+    """Write E (K S)² − (E K S)² over channels and pixels, for one row of factors."""
     c = tl.program_id(0)
     d = tl.arange(0, BLOCK)
     ok = d < channels
@@ -132,9 +132,9 @@ def _variance(sums, factors, out, channels, BLOCK: tl.constexpr):
 def lengths_and_variance(
     maps: Sequence[Map], offsets: Sequence[Offset] = ()
 ) -> tuple[Float[Tensor, "q m"], list[Tensor], Float[Tensor, "q k h w"] | None]:
-    """Of several maps the squared distances of K^c · S along the grid edges, σ² of K^c · S, and all distances.
+    """Return for several maps the squared distances of K^c · S along the grid edges, σ² of K^c · S, and all distances.
 
-    These are to the neighbors at `offsets`, half of a window; None where the grid edges are not among them.
+    All distances are those to the neighbors at `offsets`, half of a window; None if the grid edges are not among them.
     """
     like = maps[0][0]
     h, w = like.shape[-2:]

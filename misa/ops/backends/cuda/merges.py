@@ -1,7 +1,7 @@
-"""Which clusters the edges of many trees join, in ascending order: t(x) of `torch_ops`, by chasing pointers.
+"""Merge trees of many trees at once: t(x) of `torch_ops`, by pointer chasing.
 
-t(x), the nearest ancestor whose upward edge is longer, makes a tree of 20-40 levels on real images. Its chains are
-followed in loops within few kernels instead of by doubling over all levels; long chains are only slower.
+t(x), the nearest ancestor whose upward edge is longer, forms a tree of 20-40 levels on real images. Its chains are
+followed by loops inside few kernels instead of pointer doubling over all levels; long chains are only slower.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from misa.ops.backends.cuda.works import block
 
 @triton.jit
 def _meet(s, meet, kids, key, broken, p, BLOCK: tl.constexpr):
-    """t(x) by chasing pointers that others shorten meanwhile; counts children and makes the keys of the sort."""
+    """Find t(x) by chasing pointers that other programs shorten concurrently; count children, write the sort keys."""
     r = tl.program_id(1).to(tl.int64)
     x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     ok = x < p
@@ -32,14 +32,14 @@ def _meet(s, meet, kids, key, broken, p, BLOCK: tl.constexpr):
         tl.store(meet + x, y, mask=todo)
         todo = todo & (y != 0) & (tl.load(s + y, mask=todo, other=0.0) <= mine)
     tl.atomic_add(kids + r * p + y, 1, mask=ok & (x > 0), sem="relaxed")
-    bits = mine.to(tl.int32, bitcast=True).to(tl.int64) + (x == 0).to(tl.int64)  # the root comes last in its own group
+    bits = mine.to(tl.int32, bitcast=True).to(tl.int64) + (x == 0).to(tl.int64)  # the root sorts last in its group
     tl.store(key + r * p + x, ((r * p + y) << 32) | bits, mask=ok)
     tl.store(broken + r + x * 0, 1, mask=ok & (mine != mine))
 
 
 @triton.jit
 def _starts(key, start, total, BLOCK: tl.constexpr):
-    """Where the children of every vertex begin in sorted order."""
+    """Write where the children of every vertex begin in sorted order."""
     k = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     ok = k < total
     mine = tl.load(key + k, mask=ok, other=0) >> 32
@@ -49,10 +49,10 @@ def _starts(key, start, total, BLOCK: tl.constexpr):
 
 @dataclass(frozen=True)
 class Merges:
-    """Of r trees with upward edges s: t(x); how many x share a t; these in ascending s, and where they begin.
+    """Merge trees of r trees with upward edges s: t(x), the number of children of each t, and their order.
 
-    `order` and `start` count through all rows. `pixel` (g p) says where a vertex is in the image, `of` which row of
-    it belongs to a tree. `broken` is 1 for a tree with NaN among its edges.
+    `order` sorts vertices by t, then s; `start` is where each t's children begin; both index all rows concatenated.
+    `pixel` (g p) is each vertex's pixel, `of` each tree's row of it. `broken` is 1 for a tree with NaN among its edges.
     """
 
     s: Float[Tensor, "r p"]
@@ -66,7 +66,7 @@ class Merges:
 
     @classmethod
     def make(cls, s: Float[Tensor, "r p"], meet: Int[Tensor, "r p"], pixel: Tensor, of: Tensor) -> "Merges":
-        """`meet` holds the parents and is overwritten."""
+        """Build the merge trees; `meet` holds the parents and is overwritten."""
         r, p = s.shape
         zeros = torch.zeros(r * (p + 1), dtype=torch.int32, device=s.device)
         kids, broken = zeros[: r * p].view(r, p), zeros[r * p :]

@@ -1,4 +1,4 @@
-"""The CUDA path: the same functions as `cpu` and `torch_ops`, in kernels of Triton, on the device of their tensors."""
+"""CUDA backend: the same functions as `cpu` and `torch_ops`, in Triton kernels, on the device of their tensors."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def on_its_device(function: Callable[P, T]) -> Callable[P, T]:
-    """Triton launches on the current device, which need not be the one of the tensors."""
+    """Make the tensors' device current: Triton launches on the current device, which may be another."""
 
     @wraps(function)
     def inner(*args: P.args, **kwargs: P.kwargs) -> T:

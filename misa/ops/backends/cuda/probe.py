@@ -1,4 +1,4 @@
-"""The smallest kernel, to see whether Triton compiles and launches one here."""
+"""A minimal kernel to test whether Triton compiles and launches here."""
 
 import torch
 import triton
@@ -12,7 +12,7 @@ def _double(x, SIZE: tl.constexpr):
 
 
 def doubles(device: str) -> bool:
-    """Whether 2 · 1 is 2 on a device; waits for it."""
+    """Return whether a kernel computes 2 · 1 = 2 on a device; synchronises with it."""
     x = torch.ones(16, device=device)
     _double[(1,)](x, SIZE=16)
     return bool((x == 2).all())

@@ -1,12 +1,12 @@
-"""Sums over the trees of Eq. 14 in whole numbers, so that the order of atomics never shows.
+"""Sums over the trees of Eq. 14 in fixed-point arithmetic, so that results do not depend on the order of atomics.
 
 With the vertices c whose t(c) is t ("children" of t) in ascending s, M(x) the mass below x, itself included, and
 e(x) = exp(−s(x)):
-    B(c) = own(t) + Σ M over the earlier children of t        what c meets
-    L(c) = Σ e M over the later children of t                 what t's part, with c in it by then, meets
+    B(c) = own(t) + Σ M over the earlier children of t        the cluster that c merges with
+    L(c) = Σ e M over the later children of t                 the clusters that later merge with that of t and c
     out(x) = own(x) + Σ e M over x's children + Σ over the chain y = x, t(x), … below the root of e(y) B(y) + L(y)
-All terms are at least 0. Values are shifted and scaled to [0, 1] per mask, and masses are integers with up to 26 bits
-after the point: sums are exact, results good to 4e-8 of a mask's range and the same bits each time.
+All terms are at least 0. Values are shifted and scaled to [0, 1] per mask, and masses are fixed-point integers with up
+to 26 fractional bits: sums are exact, results accurate to 4e-8 of a mask's range and reproducible bit for bit.
 """
 
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ from misa.ops.backends.cuda.merges import Merges
 from misa.ops.backends.cuda.works import block, say_once, table
 from misa.ops.backends.torch_ops import Index, Part
 
-CELLS = 1 << 24  # vertices of all rows that are worked on at once, 36 bytes each
-LARGEST = 1 << 20  # vertices of a tree: beyond, masses would have fewer than 22 bits, which is coarser than float32
-MOST = 1 << 31  # vertices of all trees, which the keys of the sort count
-FINER = tl.constexpr(1024.0)  # ten more bits for e M
+CELLS = 1 << 24  # vertices of all rows processed at once, 36 bytes each
+LARGEST = 1 << 20  # vertices of a tree: beyond, masses would have fewer than 22 bits, less precise than float32
+MOST = 1 << 31  # vertices of all trees, the range of the sort keys
+FINER = tl.constexpr(1024.0)  # ten more fractional bits for e M
 
 
 def split(p: int) -> tuple[int, int]:
-    """Bits after the point of a mass, and of the sum of p of them; above both comes a count of up to p."""
+    """Return the fractional bits of a mass and the bits of a sum of p masses; higher bits hold a count of up to p."""
     count = p.bit_length()
     bits = min(26, 62 - 2 * count)
     return bits, bits + count
@@ -37,7 +37,7 @@ def split(p: int) -> tuple[int, int]:
 
 @triton.jit
 def _fixed(values, low, high, mask, tree, pixel, of, own, acc, p, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """(v − low) / (high − low) of a row's mask in the tree's order; 1 everywhere for mask −1."""
+    """Write (v − low) / (high − low) of a row's mask in vertex order, in fixed point; 1 everywhere for mask −1."""
     r = tl.program_id(1).to(tl.int64)
     x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     ok = x < p
@@ -55,7 +55,7 @@ def _fixed(values, low, high, mask, tree, pixel, of, own, acc, p, BITS: tl.const
 
 @triton.jit
 def _collect(own, meet, kids, tree, acc, mass, p, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
-    """M from the leaves up: of a vertex's children the last to arrive goes on. One atomic per vertex."""
+    """Compute M from the leaves up: the last of a vertex's children to arrive continues. One atomic per vertex."""
     r = tl.program_id(1).to(tl.int64)
     x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(tree + r).to(tl.int64) * p
@@ -79,7 +79,7 @@ def _collect(own, meet, kids, tree, acc, mass, p, SHIFT: tl.constexpr, BLOCK: tl
 
 @triton.jit
 def _in_order(mass, order, s, tree, m_sorted, em_sorted, p, BLOCK: tl.constexpr):
-    """M and e M, children side by side."""
+    """Write M and e M in sorted order, the children of a vertex contiguous."""
     r = tl.program_id(1).to(tl.int64)
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     ok = k < p
@@ -90,18 +90,18 @@ def _in_order(mass, order, s, tree, m_sorted, em_sorted, p, BLOCK: tl.constexpr)
     e = tl.exp(-tl.load(s + row + x, mask=below, other=float("inf")).to(tl.float64))
     tl.store(m_sorted + r * p + k, m, mask=ok)
     em = e * m.to(tl.float64) * FINER + 0.5
-    tl.store(em_sorted + r * p + k, tl.where(em == em, em, 0.0).to(tl.int64), mask=ok)  # NaN shows in `broken`
+    tl.store(em_sorted + r * p + k, tl.where(em == em, em, 0.0).to(tl.int64), mask=ok)  # `broken` marks NaN
 
 
 @triton.jit
 def _between(sums, first, last, ok):
-    """The sum of what is from `first` to `last`, out of prefix sums that run through all rows, of M and then of e M."""
+    """Return the sum from `first` to `last`, from prefix sums over all rows of M followed by all rows of e M."""
     return tl.load(sums + last, mask=ok, other=0) - tl.load(sums + first - 1, mask=ok & (first > 0), other=0)
 
 
 @triton.jit
 def _terms(own, sums, order, s, meet, kids, start, tree, d, p, BLOCK: tl.constexpr):
-    """d(x) = e B + L, in the units of own."""
+    """Write d(x) = e B + L, in the units of `own`."""
     r = tl.program_id(1).to(tl.int64)
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     ok = k < p
@@ -121,7 +121,7 @@ def _terms(own, sums, order, s, meet, kids, start, tree, d, p, BLOCK: tl.constex
 
 @triton.jit
 def _climb(own, sums, d, meet, kids, start, tree, broken, pixel, of, out, p, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """out(x), written at x's pixel; NaN where an edge of the tree is."""
+    """Write out(x) at x's pixel; NaN for a tree with a NaN edge."""
     r = tl.program_id(1).to(tl.int64)
     x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     ok = x < p
@@ -145,9 +145,9 @@ def _climb(own, sums, d, meet, kids, start, tree, broken, pixel, of, out, p, BIT
 
 @triton.jit
 def _means(sums, tree, shares, low, high, out, first, trees, p, Q: tl.constexpr, BLOCK: tl.constexpr):
-    """Σ share · numerator / Σ share · denominator over Q kernels, back in the mask's own range.
+    """Write Σ share · numerator / Σ share · denominator over Q kernels, scaled back to the mask's range.
 
-    The first rows of `sums` are the denominators of all trees, then come the numerators, mask by mask.
+    The first rows of `sums` are the denominators of all trees, followed by the numerators, mask by mask.
     """
     n = tl.program_id(1).to(tl.int64)
     x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -166,7 +166,7 @@ def _means(sums, tree, shares, low, high, out, first, trees, p, Q: tl.constexpr,
 def _sums(
     values: Float[Tensor, "n p"], low: Tensor, high: Tensor, merges: Merges, mask: Tensor, tree: Tensor
 ) -> Float[Tensor, "r p"]:
-    """out of every row's mask, −1 for ones, along its tree."""
+    """Return out(x) of every row's mask, −1 for a mask of ones, along its tree."""
     r, p, like = len(mask), values.shape[1], values
     bits, shift = split(p)
     size = block(64, p)
@@ -179,7 +179,7 @@ def _sums(
     _fixed[grid](values, low, high, mask, tree, *where, own, acc, p, BITS=bits, **options)
     _collect[grid](own, merges.meet, merges.kids, tree, acc, mass, p, SHIFT=shift, **options)
     _in_order[grid](mass, merges.order, merges.s, tree, acc, em, p, **options)
-    prefix = torch.cumsum(terms.view(-1), 0, out=terms.view(-1))  # what wraps cancels in differences
+    prefix = torch.cumsum(terms.view(-1), 0, out=terms.view(-1))  # overflow cancels in differences
     d = mass.view(torch.float64)
     its = merges.meet, merges.kids, merges.start, tree
     _terms[grid](own, prefix, merges.order, merges.s, *its, d, p, **options)
@@ -191,7 +191,7 @@ def _sums(
 def _weighted(
     values: Float[Tensor, "n p"], merges: Merges, trees: Sequence[Sequence[int]], shares: Sequence[float]
 ) -> Float[Tensor, "n p"]:
-    """Eq. 14 of every mask along its tree of each kernel; in portions that memory allows."""
+    """Apply Eq. 14 to every mask along its tree of each kernel, in chunks of bounded memory."""
     n, p = values.shape
     q, g = len(trees), len(merges.s)
     low, high = values.aminmax(dim=1)
@@ -212,7 +212,7 @@ def _weighted(
 
 
 def too_large(p: int, trees: int) -> bool:
-    """Whether trees of p vertices are beyond the kernels; says so once."""
+    """Return whether trees of p vertices exceed the kernels' range; warns once."""
     slower = "fall back to torch operations on CUDA, which give the same results several times slower"
     if p > LARGEST:
         say_once(
@@ -225,7 +225,7 @@ def too_large(p: int, trees: int) -> bool:
 
 
 def propagate(values: Float[Tensor, "n p"], parts: Sequence[Part]) -> Float[Tensor, "n p"]:
-    """Eq. 14 over whole trees: values (n p), per kernel (pixel, parent, s (g p), tree of each mask, its share)."""
+    """Apply Eq. 14 over whole trees: values (n p), per kernel (pixel, parent, s (g p), tree of each mask, weight)."""
     n, p = values.shape
     if n == 0:
         return values.clone()
@@ -243,7 +243,7 @@ def propagate(values: Float[Tensor, "n p"], parts: Sequence[Part]) -> Float[Tens
 
 @triton.jit
 def _along(guides, pixel, parent, length, of, s, meet, factor, channels, p, BLOCK: tl.constexpr):
-    """s(x) = factor · |g(x) − g(parent)|², infinite where the tree is cut; t starts at the parent."""
+    """Write s(x) = factor · |g(x) − g(parent)|², infinite where the tree is cut; t starts at the parent."""
     r = tl.program_id(1).to(tl.int64)
     x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     ok = x < p
@@ -271,7 +271,7 @@ def propagate_along(
     index: Index,
     factor: float,
 ) -> Float[Tensor, "n p"]:
-    """Eq. 14 where every mask brings its own guide (n d p): the tree is shared, its lengths and merges are not."""
+    """Apply Eq. 14 with one guide per mask (n d p): masks share the tree but not edge lengths and merge trees."""
     n, p = values.shape
     tree = (pixel, parent, length)
     if n == 0:

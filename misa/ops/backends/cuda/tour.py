@@ -1,8 +1,8 @@
-"""The depth-first order of many trees at once: an Euler tour, ranked by pointer jumping in place.
+"""Depth-first order of many trees at once: an Euler tour, ranked by pointer jumping in place.
 
-Every pixel has four arcs – right, down, left, up – of which those in the tree form the tour: after arriving by an
-arc, leave by the next one round the pixel. (steps to the end, next arc) in one number is true whenever it is read,
-so that no second buffer is needed and every launch goes several jumps.
+Every pixel has four arcs – right, down, left, up. Those in the tree form the tour: after arriving by an arc, leave by
+the next one around the pixel. (steps skipped, next arc) packed in one integer is consistent whenever it is read, so no
+second buffer is needed and every launch makes several jumps.
 """
 
 import torch
@@ -19,7 +19,7 @@ JUMPS = 8
 
 @triton.jit
 def _arc(pixel, k, h, w):
-    """The grid edge of a pixel's arc right, down, left or up (k = 0 … 3), −1 where there is none, and where it ends."""
+    """Return the grid edge of a pixel's arc right, down, left or up (k = 0 … 3), −1 for none, and its end pixel."""
     y, x = pixel // w, pixel % w
     vertical = (h - 1) * w
     side = vertical + y * (w - 1) + x
@@ -36,7 +36,7 @@ def _has(chosen, e, ok):
 
 @triton.jit
 def _follow(chosen, packed, h, w, m, BLOCK: tl.constexpr):
-    """The next arc of the tour, itself where the tour ends: before the arc that it began with."""
+    """Write the next arc of the tour; the tour's last arc, and arcs outside the tree, point to themselves."""
     g = tl.program_id(1).to(tl.int64)
     p = h * w
     arc = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -48,7 +48,7 @@ def _follow(chosen, packed, h, w, m, BLOCK: tl.constexpr):
     back = (k + 2) % 4
     leave = back
     for j in tl.static_range(3):
-        turn = (back + 3 - j) % 4  # the nearest wins: it is looked at last
+        turn = (back + 3 - j) % 4  # the nearest is tested last and wins
         f, _ = _arc(target, turn, h, w)
         leave = tl.where(_has(chosen, f, has), turn, leave)
     right, _ = _arc(q * 0, k * 0, h, w)
@@ -74,7 +74,7 @@ def _jump(packed, n, JUMPS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _places(chosen, packed, q, k, ok, h, w):
-    """Whether an arc is in the tree, its place in the tour and that of the opposite arc."""
+    """Return whether an arc is in the tree, its position in the tour and that of the opposite arc."""
     e, target = _arc(q, k, h, w)
     has = _has(chosen, e, ok)
     last = 2 * h * w - 3
@@ -85,7 +85,7 @@ def _places(chosen, packed, q, k, ok, h, w):
 
 @triton.jit
 def _mark(chosen, packed, marks, h, w, m, BLOCK: tl.constexpr):
-    """1 at the place of every arc that goes down the tree: it comes before its opposite."""
+    """Write 1 at the position of every arc that goes down the tree, which precedes its opposite."""
     g = tl.program_id(1).to(tl.int64)
     p = h * w
     arc = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -95,7 +95,7 @@ def _mark(chosen, packed, marks, h, w, m, BLOCK: tl.constexpr):
 
 @triton.jit
 def _number(chosen, packed, count, order, above, h, w, m, BLOCK: tl.constexpr):
-    """The depth-first number of every pixel, counted over all trees in a row, and the arc to its parent."""
+    """Write the depth-first number of every pixel, from counts that run over all trees, and the arc to its parent."""
     g = tl.program_id(1).to(tl.int64)
     p = h * w
     q = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -128,14 +128,14 @@ def _write(order, above, pixel, parent, edge, h, w, BLOCK: tl.constexpr):
 
 
 def depth_first(chosen: Int[Tensor, "g m"], h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
-    """pixel, parent and edge (g p) of trees on two pixels or more, numbered depth first from pixel 0."""
+    """Return pixel, parent and edge (g p) of trees on two pixels or more, numbered depth first from pixel 0."""
     (g, m), p, device = chosen.shape, h * w, chosen.device
     size = block(128, p)
     arcs, vertices = (triton.cdiv(4 * p, size), g), (triton.cdiv(p, size), g)
     packed = torch.empty(g, 4 * p, dtype=torch.int64, device=device)
     _follow[arcs](chosen, packed, h, w, m, BLOCK=size)
     reached = 1
-    while reached < 2 * p:  # every jump adds at least what every arc had reached before the launch
+    while reached < 2 * p:  # every jump adds at least the distance reached before the launch
         _jump[arcs](packed, 4 * p, JUMPS=JUMPS, BLOCK=size)
         reached *= 1 + JUMPS
     marks = torch.empty(g, 2 * (p - 1), dtype=torch.int32, device=device)

@@ -1,8 +1,8 @@
-"""Minimum spanning trees of many grids at once: Borůvka's rounds with atomic minima.
+"""Minimum spanning trees of many grids at once: Borůvka's algorithm with atomic minima.
 
-Every cluster takes its shortest edge under the total order (length, edge number) and joins the cluster across. Real
-images need seven or eight rounds. The first rounds are three launches each over all edges or pixels; should a tree
-need more, one program finishes it alone, so that the number of launches is fixed and nobody waits for the device.
+Every cluster links across its shortest edge under the total order (length, edge number). Real images need seven or
+eight rounds. The first rounds are three launches each over all edges or pixels; a tree that needs more is finished by
+one program, so that the number of launches is fixed and the host never synchronises with the device.
 """
 
 import torch
@@ -17,12 +17,12 @@ from misa.ops.backends.torch_ops import rounds
 
 NONE = tl.constexpr(2**63 - 1)
 LOW = tl.constexpr(2**32 - 1)
-WIDE = 9  # rounds with all programs, one more than real images were seen to need
+WIDE = 9  # rounds with all programs, one more than any real image needed so far
 
 
 @triton.jit
 def _begin(label, best, chosen, active, turns, p, m, BLOCK: tl.constexpr):
-    """Every pixel is a cluster, no edge is chosen, the first round is on."""
+    """Initialise: every pixel is a cluster, no edge is chosen, the first round is active."""
     g = tl.program_id(1).to(tl.int64)
     v = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(label + g * p + v, v, mask=v < p)
@@ -33,7 +33,7 @@ def _begin(label, best, chosen, active, turns, p, m, BLOCK: tl.constexpr):
 
 @triton.jit
 def _ends(e, h, w):
-    """The two pixels of a grid edge, vertical edges first."""
+    """Return the two pixels of a grid edge, vertical edges first."""
     vertical = (h - 1) * w
     wide = tl.maximum(w - 1, 1)
     f = e - vertical
@@ -43,7 +43,7 @@ def _ends(e, h, w):
 
 @triton.jit
 def _offer(length, label, best, e, h, w, m):
-    """Edges between two clusters offer themselves to both; a look first, as most come too late and an atomic costs."""
+    """Update both clusters' shortest edge with an edge between them; a plain load first saves most of the atomics."""
     ok = e < m
     a, b = _ends(e, h, w)
     la = tl.load(label + a, mask=ok, other=0)
@@ -59,7 +59,7 @@ def _offer(length, label, best, e, h, w, m):
 
 @triton.jit
 def _join(label, best, link, chosen, v, h, w):
-    """Clusters link to the one across their edge; of two that took the same edge the smaller number stays."""
+    """Link clusters across their shortest edge; of two linked by the same edge the smaller number stays a root."""
     ok = v < h * w
     key = tl.load(best + v, mask=ok, other=NONE, volatile=True)
     found = ok & (key != NONE)
@@ -74,7 +74,7 @@ def _join(label, best, link, chosen, v, h, w):
 
 @triton.jit
 def _relabel(label, best, link, v, p):
-    """Labels follow the links to their end; `best` is free for the next round."""
+    """Set labels to the roots of their links; reset `best` for the next round."""
     ok = v < p
     y = tl.load(label + v, mask=ok, other=0)
     z = tl.load(link + y, mask=ok, other=0)
@@ -115,7 +115,7 @@ def _relabel_all(label, best, link, active, turn, turns, p, BLOCK: tl.constexpr)
 
 @triton.jit
 def _finish(length, label, best, link, chosen, active, turns, h, w, m, BLOCK: tl.constexpr):
-    """All further rounds of a tree by one program; the barriers make what its threads wrote seen by all of them."""
+    """Run all further rounds of a tree in one program; the barriers make its threads' writes visible to each other."""
     g = tl.program_id(0).to(tl.int64)
     p = h * w
     length += g * m
@@ -139,7 +139,7 @@ def _finish(length, label, best, link, chosen, active, turns, h, w, m, BLOCK: tl
 
 
 def boruvka(length: Float[Tensor, "g m"], h: int, w: int, wide: int = WIDE) -> Int[Tensor, "g m"]:
-    """1 for the grid edges in the minimum spanning tree; `wide` rounds use all programs."""
+    """Return 1 for the grid edges in the minimum spanning tree; `wide` rounds use all programs."""
     g, m = length.shape
     p, device = h * w, length.device
     many = rounds(p)
@@ -162,7 +162,7 @@ def boruvka(length: Float[Tensor, "g m"], h: int, w: int, wide: int = WIDE) -> I
 
 
 def spanning_trees(lengths: Float[Tensor, "g m"], h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
-    """pixel, parent and edge (g p) of the minimum spanning trees of g grids with edge lengths (g m)."""
+    """Return pixel, parent and edge (g p) of the minimum spanning trees of g grids with edge lengths (g m)."""
     if h * w == 1 or len(lengths) == 0:
         nothing = torch.zeros(len(lengths), h * w, dtype=torch.int32, device=lengths.device)
         return nothing, nothing, nothing - 1
@@ -182,7 +182,7 @@ def _at_edges(values, edge, length, out, m, p, BLOCK: tl.constexpr):
 def at_edges(
     values: Float[Tensor, "g m"], edge: Int[Tensor, "g p"], length: Float[Tensor, "g p"]
 ) -> Float[Tensor, "g p"]:
-    """Values of grid edges at the upward edges of trees; infinite at the roots and where `length` is."""
+    """Gather values of grid edges at the trees' edges to the parents; infinite at the roots and where `length` is."""
     g, p = edge.shape
     out = torch.empty(g, p, device=values.device)
     size = block(128, p)

@@ -1,4 +1,4 @@
-"""The affinities of a window for every image and category, and its steps (Eq. 7–9, 12–14)."""
+"""Window affinities of every image and category, and propagation steps with them (Eq. 7–9, 12–14)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ from misa.ops.neighbors import Offset
 
 @triton.jit
 def _exponent(distance, precision, use, k, half, p, at, i, near):
-    """The distance at an offset over the spread of its layer, which may be another at every pixel, or none."""
+    """Return the distance at an offset times its layer's precision 1/σ²: one per pixel, one for all, or none."""
     row, start, stride = tl.load(use).to(tl.int64) * half + k, tl.load(use + 1), tl.load(use + 2)
     e = tl.load(distance + row * p + at, mask=near, other=0.0)
     return e * tl.load(precision + start + i * stride, mask=near & (start >= 0), other=1.0)
@@ -24,7 +24,7 @@ def _exponent(distance, precision, use, k, half, p, at, i, near):
 
 @triton.jit
 def _kernel(e):
-    """exp(−e); less than 1e-20 counts as 0."""
+    """Return exp(−e); 0 if it is below 1e-20."""
     a = tl.exp(-e)
     return tl.where(a < 1e-20, 0.0, a)
 
@@ -34,9 +34,9 @@ def _weights(
     distance, known, precision, shares, uses, valid, images, offsets, planes, half, h, w,
     L: tl.constexpr, KNOWN: tl.constexpr, PRODUCT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Â of group g plane by plane: 1 / its sum, then the centre, the offsets and their opposites.
+    """Write Â of group g plane by plane: 1 / its sum, then the centre, the offsets and their opposites.
 
-    Of L layers, whose exponents add up for a PRODUCT; the last one's distances are among the `known`, if KNOWN.
+    Â combines L layers; for a PRODUCT their exponents are added. If KNOWN, `known` holds the last one's distances.
     """
     p = h * w
     g = tl.program_id(1)
@@ -84,7 +84,7 @@ def _weights(
 def _step(
     now, then, planes, box, group, offsets, half, h, w, BOXES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """One weighted mean over the window, times the box; a tile outside the box holds 0 in both buffers for good."""
+    """Write one weighted mean over the window, times the box; tiles outside the box stay 0 in both buffers."""
     n = tl.program_id(0).to(tl.int64)
     y = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
     x = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
@@ -119,16 +119,16 @@ def window_planes(
     product: bool = False,
     near: Near | None = None,
 ) -> Float[Tensor, "g k h w"]:
-    """Per group 1 / Σ Â, then Â to the centre, to the offsets (k 2) and to their opposites.
+    """Return per group 1 / Σ Â, then Â to the centre, to the offsets (k 2) and to their opposites.
 
-    Layers with the same values, the categories of an image, share one reading of them; where their factors are the
-    same too, as of colors, they share the distances. `near` has those of every group's last layer.
+    Layers with the same values, the categories of an image, share one pass over them; with the same factors too, as
+    for colors, they share the distances. `near` has the distances of every group's last layer.
     """
     like, half, layers = groups[0][0][0], len(offsets), len(groups[0])
     every = [(g, u, layer) for g, mine in enumerate(groups) for u, layer in enumerate(mine)]
     assert len(every) == layers * len(groups), "every group has as many layers"
     unknown = [layer for _, u, layer in every if near is None or u < layers - 1]
-    rows: dict[int, dict[int, Tensor]] = {}  # of each map its rows of factors, both by identity
+    rows: dict[int, dict[int, Tensor]] = {}  # the rows of factors of each map, both by identity
     for its, row, *_ in unknown:
         rows.setdefault(id(its), {})[id(row)] = row
     maps = {id(its): its for its, *_ in unknown}
@@ -144,7 +144,7 @@ def window_planes(
     shift = sum(map(len, scales))
 
     def use(g: int, u: int, layer: Layer) -> tuple[int, int, int]:
-        """The row of a layer's distances, and where its precision begins and whether it goes from pixel to pixel."""
+        """Return the row of a layer's distances, the start of its precision (−1: none) and its stride per pixel."""
         its, row, _, spread = layer
         known = near is not None and u == layers - 1
         at = g if known else place[id(its), id(row)]
@@ -168,7 +168,7 @@ def window_planes(
 
 
 def number(mine: Tensor | None, among: Mapping[int, Tensor]) -> int:
-    """Which of some tensors, by identity, or −1 for None."""
+    """Return the index of a tensor among others, by identity; −1 for None."""
     return -1 if mine is None else list(among).index(id(mine))
 
 
@@ -183,7 +183,7 @@ def propagate_window(
     product: bool = False,
     near: Near | None = None,
 ) -> Float[Tensor, "n h w"]:
-    """Eq. 14 over a window for groups of masks, each with its layers of affinity; `offsets` is half of the window.
+    """Apply Eq. 14 over a window to groups of masks, each with its affinity layers; `offsets` is half of the window.
 
     `near`: the distances of every group's last layer, from `lengths_and_variance`.
     """
@@ -210,6 +210,6 @@ def propagate_window(
             now, then, planes, box, group, where, half, h, w, BOXES=boxes is not None, ROWS=rows, COLUMNS=columns
         )
         if step == 0 and boxes is None:
-            now = torch.empty_like(now)  # the caller's masks stay
+            now = torch.empty_like(now)  # never write into the caller's masks
         now, then = then, now
     return now

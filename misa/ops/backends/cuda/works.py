@@ -1,4 +1,4 @@
-"""Whether Triton's kernels run here, and what their launches have in common."""
+"""Whether Triton kernels run here, and helpers for their launches."""
 
 import os
 import warnings
@@ -12,27 +12,27 @@ _said: set[str] = set()
 
 
 def say_once(sentence: str) -> None:
-    """Warn that something runs slower than it might, once per process."""
+    """Warn about a slower fallback, once per process and sentence."""
     if sentence not in _said:
         _said.add(sentence)
         warnings.warn(sentence, stacklevel=3)
 
 
-# It runs while torch.compile traces and leaves no break in the graph. torch.compiler.assume_constant_result says so as
-# well, but imports the compiler, and scipy with it, as soon as it is called.
+# Runs while torch.compile traces, without a graph break. torch.compiler.assume_constant_result does the same but
+# imports the compiler, and scipy with it, when called.
 say_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, on CPU tensors; it reads TRITON_INTERPRET when it is imported."""
+    """Return whether kernels run in Triton's interpreter, on CPU tensors; Triton reads TRITON_INTERPRET on import."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @cache
 def triton_works() -> bool:
-    """Whether Triton compiles and launches a kernel; tried once per process, with a warning where it does not.
+    """Return whether Triton compiles and launches a kernel; tried once per process, with a warning on failure.
 
-    Triton may be missing, or the C compiler and Python headers that it builds its launcher with at the first launch.
+    Triton may be missing, or the C compiler and Python headers with which it builds its launcher at the first launch.
     False without a CUDA device, unless kernels are interpreted.
     """
     if not interpreted() and not torch.cuda.is_available():
@@ -55,10 +55,10 @@ def triton_works() -> bool:
 
 
 def block(usual: int, needed: int) -> int:
-    """How many elements one program of a kernel works on; in the interpreter all that are `needed`, up to 1024."""
+    """Return the elements per program of a kernel: `usual`, or in the interpreter all that are `needed`, up to 1024."""
     return min(1024, 1 << (needed - 1).bit_length()) if interpreted() else usual
 
 
 def table(numbers: Sequence[int] | Sequence[Sequence[int]], like: Tensor) -> Tensor:
-    """Small numbers of the host as int32, sent without waiting."""
+    """Copy integers from the host as int32, asynchronously."""
     return torch.tensor(list(numbers), dtype=torch.int32).to(like.device, non_blocking=True)

@@ -1,1 +1,1 @@
-"""Loops of the CPU path, compiled by numba: trees of a grid, sums over trees, windows around pixels."""
+"""Loops of the CPU backend, compiled by numba: spanning trees, sums over trees, windows around pixels."""

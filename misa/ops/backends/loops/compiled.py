@@ -1,8 +1,8 @@
-"""How a loop is compiled: when its module is imported, or loaded from numba's cache.
+"""Compilation of the loops: each is compiled when its module is imported, or loaded from numba's cache.
 
-Each file of loops is complete in itself: numba compiles a cached loop anew where its own file has changed, not where a
-helper's has. Numbers that serve as an index after a sum are unsigned: numba would otherwise ask of each whether it
-counts from the end, which keeps loops from running several numbers at a time.
+Each file of loops is self-contained: numba recompiles a cached loop if its own file changed, but not if the file of a
+helper did. Computed indices are unsigned: numba would otherwise test each for negative indexing, which prevents
+vectorisation.
 """
 
 import pickle
@@ -22,29 +22,29 @@ I4: TypeAlias = NDArray[np.int32]
 I8: TypeAlias = NDArray[np.int64]
 U1: TypeAlias = NDArray[np.uint8]
 
-njit: Any = numba.njit  # its overloads know no options in a dict
+njit: Any = numba.njit  # Any, as its overloads accept no options from a dict
 OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "nsz", "contract"}, "error_model": "numpy"}
 
 
 class Announcement(event.Listener):
-    """One line on standard error when a kernel is compiled and not loaded: it takes seconds, and is silent else."""
+    """Prints one line on standard error when kernels are compiled, which takes seconds; silent when they are cached."""
 
     said = False
 
     def on_start(self, event: Any) -> None:
-        """The first function of a process to be compiled."""
+        """Print the line for the first function that the process compiles."""
         if not Announcement.said:
             Announcement.said = True
             print("misa: compiling the loops of the CPU, about ten seconds, kept for later runs", file=sys.stderr)
 
     def on_end(self, event: Any) -> None:
-        """Nothing to say."""
+        """No-op, required by the interface."""
 
 
 def kernel(signature: str) -> Callable[[Callable[..., Any]], Any]:
     """Compile a function when the module is imported, or load it from numba's cache.
 
-    Where no folder can keep the machine code, or what it kept is damaged, the function is compiled in memory.
+    If no cache folder is writable, or the cached code is damaged, the function is compiled in memory.
     """
 
     def compiled(function: Callable[..., Any]) -> Any:
@@ -57,4 +57,4 @@ def kernel(signature: str) -> Callable[[Callable[..., Any]], Any]:
     return compiled
 
 
-helper = njit(inline="always", **OPTIONS)  # compiled within each kernel alone: a seventh less to compile
+helper = njit(inline="always", **OPTIONS)  # compiled only as part of kernels: a seventh less to compile

@@ -1,6 +1,6 @@
 """Sums along a tree with products of edge weights, compiled by numba: one loop up, one down.
 
-`misa.ops.treefilter.tree_sums` does the same in torch operations and says what is summed.
+`misa.ops.treefilter.tree_sums` is the same in torch operations and defines the sums.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from misa.ops.backends.loops.compiled import kernel
 
 
 def _sums(values: NDArray, parent: NDArray, weight: NDArray, up: NDArray, full: NDArray) -> None:
-    """`up` and `full` (p) of `values` (p); children have larger numbers than their parents. Double precision inside."""
+    """Write `up` and `full` (p) of `values` (p); children have larger numbers than their parents. float64 inside."""
     p = len(values)
     below = np.empty(p, np.float64)
     whole = np.empty(p, np.float64)

@@ -1,6 +1,6 @@
 """Eq. 14 over a tree: its merge tree, built from the lengths of its edges, and sums over it.
 
-`torch_ops` does the same in torch operations and explains the merge tree that `meet` builds and `sums` walks.
+`torch_ops` does the same in torch operations and explains the merge tree that `meet` builds and `sums` traverses.
 """
 
 # mypy: disable-error-code="return-value,assignment"
@@ -13,9 +13,9 @@ import numpy as np
 from misa.ops.backends.loops.compiled import F4, F8, I8, U4, helper, kernel
 
 LOW = 0xFFFFFFFF  # the lower half of a key holds the number of a vertex
-FLAT = 3e-8  # exp(−s) rounds to 1 in single precision below this: one flat zone
-FAR = 48.0  # exp(−48) · 10^6 pixels is below the rounding of a double: not connected
-NOWHERE = 0xFFFFFFFF  # the meeting point of what is not connected
+FLAT = 3e-8  # below this exp(−s) rounds to 1 in float32: one flat zone
+FAR = 48.0  # exp(−48) · 10^6 pixels is below the rounding error of float64: not connected
+NOWHERE = 0xFFFFFFFF  # the meeting point of unconnected vertices
 LOG2E = 1.4426950408889634
 LN2 = 0.6931471805599453
 Merges: TypeAlias = tuple[U4, U4, U4, F4, int]
@@ -24,7 +24,7 @@ MERGES = "Tuple((u4[::1], u4[::1], u4[::1], f4[::1], i8))"
 
 @helper
 def exp_minus(s: float) -> float:
-    """exp(−s) for 0 ≤ s < 700, relative error below 1e-10: 2^k times a polynomial, so that loops vectorise."""
+    """Return exp(−s) for 0 ≤ s < 700, relative error below 1e-10: 2^k times a polynomial, so that loops vectorise."""
     k = np.int64(-s * LOG2E - 0.5)
     r = -s - k * LN2
     p = 1.0 + r * (1.0 / 9.0)
@@ -40,10 +40,10 @@ def exp_minus(s: float) -> float:
 
 @helper
 def sort(keys: I8, room: I8, place: U4) -> None:
-    """Sort keys that ascend in their lower halves: by insertion, or where there are many digit by digit.
+    """Sort keys whose lower halves ascend: insertion sort for few, else radix sort of the upper halves.
 
-    Four digits of a byte in the upper half, the least first, each pass keeping the order of equals; `room` is for as
-    many keys, `place` for 256 numbers.
+    The radix sort takes four bytes, the least significant first, with stable passes. `room` is a buffer for as many
+    keys, `place` for 256 counts.
     """
     many = len(keys)
     if many <= 64:
@@ -73,11 +73,11 @@ def sort(keys: I8, room: I8, place: U4) -> None:
 
 @helper
 def climb(up: U4, s: F4, group: U4, meeting: U4, length: F4, start: U4) -> int:
-    """Flat zones, which become one vertex each, and the meeting point t(x) of each; `start` counts those of a t.
+    """Merge flat zones into one vertex each and find their meeting points t(x); `start` counts the children of each t.
 
-    Edges beyond FAR join nothing. Climbing to t(x) goes along the t's above, whose edges grow, by jumps that make
-    it logarithmic at worst. Whether an edge is flat is hard to foresee, so the next vertex is written in any case
-    and counted only if it stays.
+    Edges beyond FAR connect nothing. The search for t(x) climbs the t's above, whose edges grow, with jump pointers
+    that make it logarithmic at worst. Flat edges are unpredictable, so the next vertex is always written and counted
+    only if it is kept. Returns the number of flat zones.
     """
     p = len(up)
     jump, depth = np.empty(p, np.uint32), np.empty(p, np.int32)
@@ -112,9 +112,9 @@ def climb(up: U4, s: F4, group: U4, meeting: U4, length: F4, start: U4) -> int:
 
 @kernel(f"{MERGES}(u4[::1], f4[::1])")
 def meet(up: U4, s: F4) -> Merges:
-    """The merge tree of one rooted tree with edges s: of every pixel its flat zone, and the merges in the order of t.
+    """Return the merge tree of one rooted tree with edges s: every vertex's flat zone, and the merges in order of t.
 
-    A merge is the zone x, its meeting point t(x) and exp(−s): those of one t stand together, ascending in s.
+    A merge is the zone x, its meeting point t(x) and exp(−s); those of one t are contiguous, ascending in s.
     """
     p = len(up)
     group, meeting, start = np.empty(p, np.uint32), np.empty(p, np.uint32), np.zeros(p + 1, np.uint32)
@@ -153,11 +153,11 @@ def meet(up: U4, s: F4) -> Merges:
 
 @kernel(f"f8[:,::1](f4[::1], u4[::1], {MERGES})")
 def sums(values: F4, pixel: U4, merges: Merges) -> F8:
-    """Numerator and denominator of Eq. 14 for one mask, side by side, per flat zone.
+    """Return numerator and denominator of Eq. 14 for one mask (k 2), per flat zone.
 
-    Backwards over the merges: the mass below every vertex and what later siblings send it. Forwards: what its meeting
-    point held before it, what reaches that from above, and what it sends there. Nothing is subtracted, so no digits
-    are lost.
+    Backward over the merges: the mass below every vertex and the contributions of its later siblings. Forward: the mass
+    that its meeting point held before, the contributions from above that, and its own to it. There are no subtractions,
+    so no cancellation.
     """
     group, child, top, decay, k = merges
     own, out = np.zeros((k, 2)), np.zeros((k, 2))
@@ -202,7 +202,7 @@ def sums(values: F4, pixel: U4, merges: Merges) -> F8:
 
 @kernel("void(f8[:,::1], u4[::1], u4[::1], f4[::1])")
 def write_ratio(totals: F8, pixel: U4, group: U4, result: F4) -> None:
-    """The one division of Eq. 14, back in pixel order."""
+    """Write numerator / denominator of Eq. 14 in pixel order."""
     for v in range(len(pixel)):
         g = group[v]
         result[pixel[v]] = totals[g, 0] / totals[g, 1]
@@ -210,7 +210,7 @@ def write_ratio(totals: F8, pixel: U4, group: U4, result: F4) -> None:
 
 @kernel("void(f8[:,::1], u4[::1], f8, f8[:,::1], u4[::1], f8, f4[::1])")
 def write_ratio_of_two(a: F8, a_zone: U4, a_share: float, b: F8, b_zone: U4, b_share: float, result: F4) -> None:
-    """The one division of Eq. 14 after the numerators and denominators of two kernels are added (Eq. 13)."""
+    """Write the ratio of Eq. 14 after adding the numerators and denominators of two kernels (Eq. 13)."""
     for i in range(len(a_zone)):
         g, q = a_zone[i], b_zone[i]
         result[i] = (a_share * a[g, 0] + b_share * b[q, 0]) / (a_share * a[g, 1] + b_share * b[q, 1])
@@ -218,7 +218,7 @@ def write_ratio_of_two(a: F8, a_zone: U4, a_share: float, b: F8, b_zone: U4, b_s
 
 @kernel("f4[::1](f4[:,::1], u4[::1], u4[::1], f4[::1], f8)")
 def tree_lengths(guide: F4, pixel: U4, up: U4, length: F4, factor: float) -> F4:
-    """s of every vertex's upward edge: squared distance of the guide times `factor`; infinite where the tree's is."""
+    """Return s of every edge to the parent: squared distance of the guide times `factor`; 1e37 where it is infinite."""
     d, p = guide.shape
     s, at = np.zeros(p, np.float32), np.empty(p, np.float32)
     for k in range(d):

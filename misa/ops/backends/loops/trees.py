@@ -1,4 +1,4 @@
-"""Minimum spanning trees of grids, numbered depth first, by Boruvka's rounds."""
+"""Minimum spanning trees of grids, numbered depth first, by Borůvka's algorithm."""
 
 # mypy: disable-error-code="return-value,assignment"
 # numpy's integers of a fixed size, which numba compiles to machine integers, are no `int` for mypy.
@@ -13,7 +13,7 @@ LOW = 0xFFFFFFFF  # the lower half of a key holds the edge number
 
 @helper
 def grid_edges(lengths: F4, h: int, w: int, keys: I8, ends: U4) -> None:
-    """Keys, length above edge number, and the two pixels of every edge: first the vertical ones, row by row."""
+    """Write every edge's key (length, then edge number) and its two pixels, vertical edges first, row by row."""
     bits, vertical = lengths.view(np.int32), (h - 1) * w
     for e in range(len(lengths)):
         keys[e] = (np.int64(bits[e]) << 32) | e
@@ -27,9 +27,9 @@ def grid_edges(lengths: F4, h: int, w: int, keys: I8, ends: U4) -> None:
 
 @helper
 def join(keys: I8, ends: U4, m: int, n: int, best: I8, link: U4, chosen: U1) -> None:
-    """Each of n clusters joins the one across the shortest of the m edges; of two with one edge the first stays a root.
+    """Link each of n clusters across its shortest of the m edges; of two linked by one edge the first stays a root.
 
-    `best` holds the length of a cluster's shortest edge and the edge's place in `keys`, ordered like numbers.
+    `best` packs the length of a cluster's shortest edge and the edge's index in `keys` into one comparable integer.
     """
     for c in range(n):
         best[c] = NONE
@@ -50,9 +50,9 @@ def join(keys: I8, ends: U4, m: int, n: int, best: I8, link: U4, chosen: U1) -> 
 
 @helper
 def number_clusters(link: U4, n: int, label: U4) -> int:
-    """Shorten the links until each goes to its root and number the roots: label[v] is the cluster of v.
+    """Compress the links until each points to its root and number the roots: label[v] is the cluster of v.
 
-    Passes without a branch inside, as how far a root is cannot be foreseen.
+    Branch-free passes, because the distance to the root is unpredictable.
     """
     open_links = np.uint32(1)
     while open_links != 0:
@@ -73,7 +73,7 @@ def number_clusters(link: U4, n: int, label: U4) -> int:
 
 @helper
 def keep_between(keys: I8, ends: U4, m: int, label: U4) -> int:
-    """Drop the edges that have come to lie inside a cluster."""
+    """Drop the edges that now lie inside a cluster; return how many remain."""
     kept = np.uintp(0)
     for i in range(m):
         a, b, key = label[ends[i, 0]], label[ends[i, 1]], keys[i]
@@ -85,7 +85,7 @@ def keep_between(keys: I8, ends: U4, m: int, label: U4) -> int:
 
 @helper
 def boruvka(lengths: F4, h: int, w: int) -> U1:
-    """Which edges of a grid are in its minimum spanning tree under the total order (length, edge number)."""
+    """Return which edges of a grid are in its minimum spanning tree under the total order (length, edge number)."""
     clusters, kept = h * w, len(lengths)
     keys, best, chosen = np.empty(kept + 1, np.int64), np.empty(clusters, np.int64), np.zeros(kept + 1, np.uint8)
     link, label = np.empty(clusters, np.uint32), np.empty(clusters, np.uint32)
@@ -100,10 +100,10 @@ def boruvka(lengths: F4, h: int, w: int) -> U1:
 
 @kernel("void(f4[::1], i8, i8, u4[::1], u4[::1], i4[::1])")
 def spanning_tree(lengths: F4, h: int, w: int, pixel: U4, up: U4, edge: I4) -> None:
-    """The minimum spanning tree of a grid with its vertices numbered depth first.
+    """Write the minimum spanning tree of a grid with its vertices numbered depth first.
 
-    A subtree is contiguous and a parent comes before its children. The stack holds the pixel, its parent's number
-    and the edge between them.
+    A subtree is contiguous and a parent comes before its children. The stack holds pixel, parent's number and edge to
+    the parent.
     """
     chosen = boruvka(lengths, h, w)
     vertical = (h - 1) * w
@@ -135,7 +135,7 @@ def spanning_tree(lengths: F4, h: int, w: int, pixel: U4, up: U4, edge: I4) -> N
 
 @kernel("void(f4[::1], i4[::1], f4[::1], f4[::1])")
 def at_edges(values: F4, edge: I4, length: F4, result: F4) -> None:
-    """Values of grid edges at the upward edges of a tree; infinite at the root and where `length` is."""
+    """Gather values of grid edges at a tree's edges to the parents; infinite at the root and where `length` is."""
     result[0] = np.inf
     for v in range(1, len(edge)):
         value = values[np.uintp(edge[v])]

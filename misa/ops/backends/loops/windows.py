@@ -8,14 +8,14 @@ import numpy as np
 from misa.ops.backends.loops.compiled import F4, F8, I8, helper, kernel
 
 LOG2E = 1.4426950408889634
-STRIP = 8  # rows of features that are read together
-BLOCK = 1024  # pixels of a crop that go together
-ALIKE = 4  # channels that go through a row together
+STRIP = 8  # rows of features per pass
+BLOCK = 1024  # pixels of a crop per pass
+ALIKE = 4  # channels per pass over a row
 
 
 @helper
 def exp_minus_4(s: np.float32) -> np.float32:
-    """exp(−s) in single precision, relative error below 3e-7; 0 where it is below 1e-20 (denormals are slow)."""
+    """Return exp(−s) in float32, relative error below 3e-7; 0 if it is below 1e-20 (denormals are slow)."""
     bounded = min(s, np.float32(46.0))
     k = np.int32(-bounded * np.float32(LOG2E) - np.float32(0.5))
     r = (-bounded - np.float32(k) * np.float32(0.693145751953125)) - np.float32(k) * np.float32(1.42860677e-06)
@@ -34,9 +34,9 @@ def exp_minus_4(s: np.float32) -> np.float32:
 def add_squares(
     out: F4, to: int, n: int, values: F4, weights: F4, k: int, here: tuple[int, int], there: tuple[int, int]
 ) -> None:
-    """out[to + x] += Σ_d weights_d (V_d(there + x) − V_d(here + x))² for x < n, for the channels k … k + 3 that exist.
+    """out[to + x] += Σ_d weights_d (V_d(there + x) − V_d(here + x))² for x < n, over existing channels k … k + 3.
 
-    Places are (row, column).
+    `here` and `there` are (row, column).
     """
     y, i, y2, j = np.uintp(here[0]), np.uintp(here[1]), np.uintp(there[0]), np.uintp(there[1])
     last = len(weights) - 1
@@ -56,9 +56,9 @@ def add_squares(
 
 @kernel("void(f4[:,:,::1], f4[:,::1], i8, i8, f4[:,:,::1], f4[:,:,::1], f8[:,::1])")
 def feature_lengths(values: F4, squares: F4, first: int, last: int, down: F4, right: F4, moments: F8) -> None:
-    """Σ_d (K^c_d)² (S_d(i) − S_d(j))² along the grid edges of the rows first … last, all categories (Eq. 12).
+    """Add Σ_d (K^c_d)² (S_d(i) − S_d(j))² along the grid edges of rows first … last − 1, all categories (Eq. 12).
 
-    `moments` are the sums of S_d and S_d² over these rows, from which σ_{S^c} follows. All three are added to.
+    `moments` are the sums of S_d and S_d² over these rows, from which σ_{S^c} follows. All outputs are accumulated.
     """
     d, h, w = values.shape
     for strip in range(first, last, STRIP):
@@ -80,7 +80,7 @@ def feature_lengths(values: F4, squares: F4, first: int, last: int, down: F4, ri
 
 @kernel("i8[::1](f4[:,::1])")
 def bounds(box: F4) -> I8:
-    """First row and column where the box is not 0, and one past the last; the ends are 0 for an empty box."""
+    """Return the first row and column where the box is not 0, and one past the last; the ends are 0 if it is empty."""
     h, w = box.shape
     columns, found = np.zeros(w, np.float32), np.empty(4, np.int64)
     y0, y1 = h, 0
@@ -102,10 +102,10 @@ def bounds(box: F4) -> I8:
 
 @kernel("i8(i8[:,::1], i8, i8, i8, i8, i8[:,::1])")
 def find_runs(crops: I8, groups: int, reach: int, h: int, w: int, runs: I8) -> int:
-    """Row, group, first column and one past the last of every run of pixels whose half of a window serves a crop.
+    """Write row, group, first column and one past the last of every run of pixels whose half windows reach a crop.
 
     A crop is (group, first row, first column, one past the last of both). Half of a window looks right and down, so
-    what serves a crop reaches over it on all sides but below. Runs come row by row; the result is their number.
+    the pixels needed extend beyond a crop on all sides but below. Runs are in row order; returns their number.
     """
     count = 0
     marks = np.empty((groups, w + 1), np.uint8)
@@ -134,13 +134,13 @@ def add_affinities(
 ) -> None:
     """planes_g[o] += shares_l · exp(−Σ_d squares_ld (V_d(i) − V_d(k))²) for k = i + offset o (Eq. 8, 12).
 
-    `layer` says which row of `squares` and `shares` a group takes, −1 for none. Planes have a border of `reach` pixels
-    above and on both sides; pixels that are absent keep their 0.
+    `layer` is each group's row of `squares` and `shares`, −1 for none. Planes have a border of `reach` pixels above and
+    on both sides; padding stays 0.
     """
     d, h, w = values.shape
     half = len(offsets)
     first = 0
-    while first < len(runs):  # the runs of STRIP rows at a time, so that features are read in long pieces
+    while first < len(runs):  # the runs of STRIP rows at a time, so that features are read contiguously
         last = first
         while last < len(runs) and runs[last, 0] < runs[first, 0] + STRIP:
             last += 1
@@ -174,7 +174,7 @@ def add_affinities(
 
 @helper
 def pack(planes: F4, crop: I8, reach: int, pitch: int, packed: F4) -> None:
-    """The planes around a crop side by side in memory: rows of `pitch` numbers, pixel 0 where `around` looks for it."""
+    """Copy the planes around a crop to contiguous memory: rows of `pitch` values, pixel 0 where `around` expects it."""
     y0, x0, y1, x1 = crop[0], crop[1], crop[2], crop[3]
     for o in range(len(planes)):
         for y in range(y0 - reach, y1):
@@ -189,8 +189,8 @@ def pack(planes: F4, crop: I8, reach: int, pitch: int, packed: F4) -> None:
 def around(packed: F4, moves: I8, now: F4, lead: int, start: int, total: F4) -> None:
     """total += Σ_k Â(i, k) now(k) for the pixels i from `start` on, four offsets at a time.
 
-    `packed` holds one of each two opposite neighbors: Â(i, i − o) is Â(i − o, i). Pixel 0 is at `lead` in both arrays;
-    half of a window, and so the number of `moves`, is a multiple of four.
+    `packed` holds one of each pair of opposite neighbors: Â(i, i − o) = Â(i − o, i). Pixel 0 is at `lead` in both
+    arrays; half of a window, and so the number of `moves`, is a multiple of four.
     """
     at = np.uintp(lead + start)
     for o in range(0, len(moves), 4):
@@ -220,11 +220,10 @@ def local_steps(
     crop: I8,
     result: F4,
 ) -> None:
-    """Eq. 14 `steps` times on the crop, outside of which the result is 0.
+    """Apply Eq. 14 `steps` times to the crop, outside of which the result is 0.
 
-    The crop lies in one piece of memory, with a border of `reach` zeros on all sides, and is gone through BLOCK pixels
-    at a time. The division by the sum of a window's weights (Eq. 9) and the box are one factor a pixel, 0 in the
-    border.
+    The crop is contiguous in memory, with a border of `reach` zeros on all sides, and processed BLOCK pixels at a time.
+    The division by the sum of a window's weights (Eq. 9) and the box form one factor per pixel, 0 in the border.
     """
     y0, x0, y1, x1 = crop[0], crop[1], crop[2], crop[3]
     ch, cw, pitch = y1 - y0, x1 - x0, x1 - x0 + 2 * reach
