@@ -1,1 +1,1 @@
-"""Scores of predictions: mask AP and mean IoU."""
+"""Evaluation of predictions: mask AP, mean IoU, error types, confidence intervals, mask quality."""

@@ -1,4 +1,4 @@
-"""Mask average precision as COCO defines it (Tables 1-5), by pycocotools."""
+"""COCO mask AP (Tables 1-5) with pycocotools."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 class _Evaluation(COCOeval):
-    """COCOeval in which some objects are neither found nor missed, as COCO has it for objects of other sizes."""
+    """COCOeval that ignores the ground truth for which `counts` is False, as COCO ignores objects of other sizes."""
 
     counts: Callable[[dict[str, Any]], bool] | None = None
 
@@ -28,7 +28,7 @@ class _Evaluation(COCOeval):
 
 
 def read_truth(annotation_file: str | Path) -> COCO:
-    """The ground truth of a COCO annotation file, read without pycocotools' chatter, objects numbered from 1."""
+    """Load the ground truth of a COCO annotation file without pycocotools' output, annotation ids starting at 1."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotation_file))
         number_objects(truth)
@@ -36,7 +36,7 @@ def read_truth(annotation_file: str | Path) -> COCO:
 
 
 def number_objects(truth: Any) -> None:
-    """Ids of the annotations from 1 on: to the matching of pycocotools and its kin, an object with id 0 is none."""
+    """Renumber annotation ids from 1: the matching of pycocotools and its variants treats an object of id 0 as none."""
     for number, annotation in enumerate(truth.dataset.get("annotations", ()), 1):
         annotation["id"] = number
     truth.createIndex()
@@ -52,14 +52,14 @@ def mask_ap(
     compare: Literal["segm", "bbox"] = "segm",
     any_class: bool = False,
 ) -> dict[str, float | None]:
-    """AP, AP50, AP75, APs, APm, APl in percent; None where the truth has no object of that size.
+    """Return AP, AP50, AP75, APs, APm, APl in percent; None if the ground truth has no object of that size.
 
     `detections` are COCO results: image_id, category_id, score, segmentation (RLE at the original size).
-    `images` restricts the evaluation to some image ids, `categories` to some names or ids: those that were trained on,
-    or classes that the network cannot know count as missed. `counts` says of an annotation whether its object is
-    asked for: a detection of any other is dropped, one of no object stays wrong. `compare="bbox"` scores the boxes
-    around the masks, for a truth without masks. `any_class` takes all categories for one: how well objects are outlined
-    and ranked, whatever they are called; an object found as two things is then found once and once in vain.
+    `images` restricts the evaluation to some image ids, `categories` to some names or ids: pass the trained classes,
+    or others count as missed. `counts` returns whether an annotation is evaluated: detections of other objects are
+    ignored, those of no object remain false positives. `compare="bbox"` scores the boxes around the masks, for ground
+    truth without masks. `any_class` computes class-agnostic AP, which measures outlines and ranking without
+    classification; an object detected as two classes gives one true and one false positive.
     """
     evaluation = compared(
         truth,
@@ -76,12 +76,12 @@ def mask_ap(
 
 
 def named(stats: Sequence[float]) -> dict[str, float | None]:
-    """The first six figures of a COCO evaluation by name, in percent; it writes -1 where it could not measure."""
+    """Return the first six figures of a COCO evaluation by name, in percent; its -1 (no ground truth) becomes None."""
     return {name: None if value < 0 else 100 * float(value) for name, value in zip(NAMES, stats[:6], strict=True)}
 
 
 def compared(truth: COCO, detections: Sequence[dict[str, Any]], **options: Any) -> COCOeval:
-    """`matched` and accumulated: precision by threshold, recall, category, size and number of detections."""
+    """Run `matched`, then accumulate: precision by threshold, recall, category, size and number of detections."""
     evaluation = matched(truth, detections, **options)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
@@ -98,10 +98,10 @@ def matched(
     compare: Literal["segm", "bbox"] = "segm",
     any_class: bool = False,
 ) -> COCOeval:
-    """pycocotools' evaluation after the matching and before any score; the arguments are those of `mask_ap`."""
+    """Return pycocotools' evaluation after matching, before accumulation; the arguments are those of `mask_ap`."""
     with contextlib.redirect_stdout(io.StringIO()):
         results = _results(truth, detections)
-        if compare == "bbox":  # pycocotools would sort what is found by its mask's area, and what is there by its box's
+        if compare == "bbox":  # else pycocotools takes detections' sizes from masks, ground truth's from boxes
             for found in results.dataset["annotations"]:
                 found["area"] = found["bbox"][2] * found["bbox"][3]
         evaluation = _Evaluation(truth, results, iouType=compare)
@@ -116,7 +116,7 @@ def matched(
 
 
 def category_ids(truth: COCO, categories: Iterable[str | int]) -> list[int]:
-    """The ids of categories given by name or id, in ascending order; ValueError for one that is not there."""
+    """Return the ids of categories given by name or id, ascending; raise ValueError on an unknown one."""
     ids = {category["name"]: int(category["id"]) for category in truth.dataset["categories"]}
     found = [ids.get(c, c) if isinstance(c, str) else c for c in categories]
     if unknown := [c for c in found if c not in ids.values()]:
@@ -125,9 +125,9 @@ def category_ids(truth: COCO, categories: Iterable[str | int]) -> list[int]:
 
 
 def _results(truth: COCO, detections: Sequence[dict[str, Any]]) -> COCO:
-    """Detections as pycocotools wants them; its own loadRes cannot read an empty list."""
+    """Convert detections for pycocotools, whose loadRes cannot read an empty list."""
     if detections:
-        # A result's box would take the place of the mask's own extent.
+        # With a "bbox", loadRes would use it instead of the mask's extent.
         return truth.loadRes([{k: v for k, v in d.items() if k != "bbox"} for d in detections])
     empty = COCO()
     empty.dataset = {**truth.dataset, "annotations": []}
@@ -136,7 +136,7 @@ def _results(truth: COCO, detections: Sequence[dict[str, Any]]) -> COCO:
 
 
 def as_rectangles(detections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same detections with each mask replaced by its full bounding rectangle: what a box alone would score."""
+    """Replace each detection's mask by its full bounding rectangle, as a baseline: the score of boxes alone."""
     if not detections:
         return []
     masks = [detection["segmentation"] for detection in detections]
@@ -156,12 +156,12 @@ def score(
     classes: Iterable[str] | None = None,
     masks: bool = True,
 ) -> dict[str, Any]:
-    """Mask AP of a results file, of the same detections as full rectangles, and class-agnostic.
+    """Return the mask AP of a results file, of the same detections as full rectangles, and class-agnostic AP.
 
-    Also by failure mode, where the annotations note one.
+    Also by failure mode, if annotations have a "mode".
 
-    limit: the first images only; classes: the names that were trained on, None for all in the file. masks: whether the
-    truth has any; without, box AP of the boxes around the predicted masks is all there is to say.
+    limit: use the first images only; classes: the trained names, None for all in the file. masks: whether the ground
+    truth has masks; if not, only the box AP of the boxes around the predicted masks is returned.
     """
     truth = read_truth(annotation_file)
     images = truth.getImgIds()[:limit]

@@ -1,7 +1,7 @@
-"""How far an AP would move with other images: pycocotools' matches, counted again for resampled images.
+"""Bootstrap confidence intervals of AP over images, from pycocotools' matches.
 
-What is drawn with replacement are the images, since the objects of one image are not independent. Matching does not
-depend on which images are drawn, so it is done once.
+Images are resampled with replacement, since the objects of one image are not independent. Matching does not depend on
+the resample, so it runs once.
 
 Axes: r resample · t IoU threshold · d detection · i image.
 """
@@ -31,7 +31,7 @@ class _Cell(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A score in percent and the 95 % interval of the resamples; None where nothing could be measured."""
+    """A score in percent and its 95 % bootstrap interval; None without ground truth."""
 
     value: float | None
     low: float | None
@@ -41,7 +41,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Matches:
-    """What scores are counted from: see `matches_of`."""
+    """The matches that scores are computed from: see `matches_of`."""
 
     images: tuple[int, ...]
     classes: tuple[str, ...]
@@ -49,7 +49,7 @@ class Matches:
 
 
 def matches_of(evaluation: COCOeval) -> Matches:
-    """The matches of a COCOeval whose `evaluate` has run, with the standard thresholds, sizes and 100 detections."""
+    """Return the matches of a COCOeval after `evaluate`, with the standard thresholds, sizes and 100 detections."""
     params = evaluation.params
     names = {c["id"]: c["name"] for c in evaluation.cocoGt.dataset["categories"]}
     count, cells = len(params.imgIds), {}
@@ -84,7 +84,7 @@ def _cell(images: Sequence[dict[str, Any] | None], most: int) -> _Cell:
 
 
 def average_precision(cell: _Cell, weights: NDArray[np.int64]) -> NDArray[np.float64]:
-    """AP at each IoU threshold (t), 0 to 1, when image i is there `weights[i]` times; NaN without objects."""
+    """Return AP at each IoU threshold (t), in [0, 1], with image i counted `weights[i]` times; NaN without objects."""
     total = int(cell.objects @ weights)
     if total == 0:
         return np.full(len(cell.right), np.nan)
@@ -100,7 +100,7 @@ def average_precision(cell: _Cell, weights: NDArray[np.int64]) -> NDArray[np.flo
 
 
 def scores(matches: Matches, weights: NDArray[np.int64]) -> NDArray[np.float64]:
-    """AP, AP50, AP75, APs, APm, APl, then the AP of each class, in percent; NaN where there are no objects."""
+    """Return AP, AP50, AP75, APs, APm, APl, then the AP of each class, in percent; NaN without objects."""
     by_size = {
         size: np.stack([average_precision(matches.cells[name, size], weights) for name in matches.classes])
         for size in SIZES
@@ -122,10 +122,10 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 
 def estimates(matches: Matches, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
-    """AP, AP50, AP75, APs, APm, APl and "class <name>" of each class, with 95 % percentile intervals over images.
+    """Return AP, AP50, AP75, APs, APm, APl and "class <name>" of each class with 95 % percentile intervals over images.
 
-    A resample in which a class or size has no object says nothing about it and is left out there. With fewer than two
-    images there is no interval.
+    A resample without objects of a class or size is left out of its interval. With fewer than two images there is no
+    interval.
     """
     count = len(matches.images)
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl", *(f"class {name}" for name in matches.classes))
@@ -144,7 +144,7 @@ def estimates(matches: Matches, *, resamples: int = 1000, seed: int = 0) -> dict
             return found if drawn.ndim > 1 else found[:, 0]
 
         with bar, warnings.catch_warnings():
-            # scipy's own interval is NaN where a resample is, and warns; the percentiles below leave these out.
+            # scipy's own interval is NaN if any resample is, with a warning; the percentiles below skip NaN.
             warnings.simplefilter("ignore", DegenerateDataWarning)
             drawn = bootstrap(
                 (np.arange(count),),
@@ -174,7 +174,7 @@ def _percentile(drawn: NDArray[np.float64], known: NDArray[np.bool_], q: float) 
 
 
 def image_scores(matches: Matches) -> dict[int, float | None]:
-    """The AP of each image by itself, over the classes that are in it, in percent; None without objects."""
+    """Return the AP of each image alone, over the classes in its ground truth, in percent; None without objects."""
     found: dict[int, float | None] = {}
     for i, image in enumerate(matches.images):
         alone = np.zeros(len(matches.images), np.int64)

@@ -1,4 +1,4 @@
-"""Mask AP taken apart: class by class, along the recall, and at the boundaries."""
+"""Details of mask AP: per class, precision-recall curves, and boundary AP."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from misa.evaluation.ap import category_ids, compared, named, number_objects, read_truth
 
-_ALL_SIZES, _MOST = 0, -1  # areas and numbers of detections, as pycocotools counts them
+_ALL_SIZES, _MOST = 0, -1  # pycocotools' indices of area range and maxDets
 
 
 def detailed(
@@ -24,7 +24,7 @@ def detailed(
     classes: Iterable[str] | None = None,
     boundary: bool = False,
 ) -> dict[str, Any]:
-    """`per_class` and `curves` of a results file, and `boundary` on request; arguments as in `score`."""
+    """Return `per_class` and `curves` of a results file, and on request `boundary` AP; arguments as in `score`."""
     truth = read_truth(annotation_file)
     images = truth.getImgIds()[:limit]
     names = None if classes is None else list(classes)
@@ -38,7 +38,7 @@ def detailed(
 
 
 def per_class(evaluation: COCOeval) -> dict[str, dict[str, float | None]]:
-    """AP, AP50, AP75 of every class in percent and its number of objects; None for a class without any."""
+    """Return AP, AP50, AP75 of every class in percent and its number of objects; None for a class without objects."""
     precision = _precision(evaluation)
     thresholds = evaluation.params.iouThrs
     truth = evaluation.cocoGt
@@ -55,9 +55,9 @@ def per_class(evaluation: COCOeval) -> dict[str, dict[str, float | None]]:
 
 
 def curves(evaluation: COCOeval) -> dict[str, list[float]]:
-    """Precision along the recall, both 0 to 1: mean over the classes at IoU 0.50, 0.75 and over 0.50 to 0.95.
+    """Return precision-recall curves, both in [0, 1]: means over classes at IoU 0.50, 0.75 and over 0.50 to 0.95.
 
-    Empty where the truth has no object at all.
+    Empty if the ground truth has no object.
     """
     precision = _precision(evaluation)
     thresholds = evaluation.params.iouThrs
@@ -79,9 +79,9 @@ def fast_ap(
     categories: Iterable[int] | None = None,
     compare: str = "boundary",
 ) -> dict[str, float | None]:
-    """AP by faster-coco-eval: of the boundaries (Cheng et al. 2021, a band of 2 % of the diagonal), or "segm" as usual.
+    """Return AP by faster-coco-eval: boundary AP (Cheng et al. 2021, a band of 2 % of the diagonal), or "segm".
 
-    ImportError where that optional package is not installed.
+    Raises ImportError without that optional package.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -104,7 +104,7 @@ def fast_ap(
 
 
 def _precision(evaluation: COCOeval) -> NDArray[np.float64]:
-    """Precision (IoU, recall, category) over all sizes with the most detections an image; -1 without objects."""
+    """Return precision (IoU, recall, category) for all sizes and the largest maxDets; -1 without objects."""
     precision: NDArray[np.float64] = evaluation.eval["precision"][:, :, :, _ALL_SIZES, _MOST]
     return precision
 

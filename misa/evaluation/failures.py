@@ -1,7 +1,7 @@
-"""The error type of each object: missed, wrong class, merged, leaked beyond it, or incomplete; and false positives.
+"""Error type of each object: missed, wrong class, merged, leaked beyond it, or incomplete; and false positives.
 
-TIDE's terms (Bolya et al. 2020) stand beside: Cls, Loc, Miss, Bkg. Its Loc is told apart here by what is wrong with
-the mask, since that is the question of box supervision.
+`TIDE` gives the terms of Bolya et al. 2020: Cls, Loc, Miss, Bkg. Its Loc is split here by what is wrong with the mask,
+which is what matters in box supervision.
 
 Axes: d detection · n object.
 """
@@ -27,19 +27,18 @@ TIDE = {
 MEANING: dict[str, str] = {
     "found": "a mask of its class agrees with it",
     "wrong class": "a mask of another class agrees with it, and none of its own",
-    "missed": "no mask of its class overlaps it to speak of",
+    "missed": "no mask of its class overlaps it",
     "merged": "its mask covers half or more of another object too",
     "leaked": "its mask reaches beyond it more than it falls short (under-segmentation)",
     "incomplete": "its mask covers too little of it (over-segmentation)",
     BACKGROUND: "false positives: detections that overlap no object",
 }
-# Less intersection over union than this is no overlap.
-_TOUCH = 0.1
-_COVERS = 0.5
+_TOUCH = 0.1  # the least IoU that counts as overlap
+_COVERS = 0.5  # the least share of an area that counts as covered
 
 
 class Outcome(NamedTuple):
-    """An object's error type: its annotation, the detection that comes nearest (None if missed), and their IoU."""
+    """An object's error type: its annotation, the closest detection (None if missed), and their IoU."""
 
     annotation: dict[str, Any]
     kind: Kind
@@ -62,17 +61,16 @@ def error_types(
     crowds: Sequence[dict[str, Any]] = (),
     good: float = 0.5,
 ) -> ImageErrors:
-    """The error type of each object of one image, whose masks are run lengths, by the detections above threshold.
+    """Return the error type of each object of one image from RLE masks and the detections above the score threshold.
 
-    good: the intersection over union from which on an object is found. crowds: masks of crowds, in which a detection
-    is no false positive.
+    good: the IoU threshold for a match. crowds: masks of crowd regions, in which a detection is no false positive.
     """
     found = [d["segmentation"] for d in detections]
     shape = (len(detections), len(objects))
     plain = [0] * len(objects)
     ious = np.reshape(rle.iou(found, list(masks), plain), shape) if all(shape) else np.zeros(shape)
     area = np.array(rle.area(found), dtype=float) if found else np.zeros(0)
-    # pycocotools' overlap with a crowd is the share of the detection that lies within.
+    # pycocotools' IoU with a crowd is the share of the detection inside it.
     within = np.reshape(rle.iou(found, list(masks), [1] * len(objects)), shape) if all(shape) else np.zeros(shape)
     sizes = np.array(rle.area(list(masks)), dtype=float) if len(objects) else np.zeros(0)
     covered = within * area[:, None] / np.maximum(sizes, 1)[None]

@@ -1,11 +1,11 @@
-"""How good is what a pairwise loss pulls masks to? (Eq. 15 as a number, before any training.)
+"""Quality of the pseudo masks of a pairwise loss (Eq. 15), measured without training.
 
-A propagation turns a mask M into a pseudo mask M̂, and the loss moves M towards M̂ inside the object's box. With the true
-mask T two questions have an answer in each object: is M̂ the better mask, and does M̂ − M point to T?
+Propagation turns a mask M into a pseudo mask M̂, and the loss moves M towards M̂ inside the object's box. With the
+ground truth mask T we measure for each object whether M̂ is the better mask, and whether M̂ − M points to T:
 
     pull = Σ (M̂ − M) · (2T − 1) / Σ |M̂ − M|        over the pixels of the box
 
-is 1 where all of the movement goes towards the truth, 0 where as much goes away from it, −1 where all of it does.
+is 1 if all movement is towards the ground truth, 0 if as much is away from it, −1 if all of it is.
 
 Axes: n object · h row · w column.
 """
@@ -22,9 +22,9 @@ Floats = NDArray[np.float64]
 
 
 class Pull(NamedTuple):
-    """What a propagation does to each mask (n): see `pull_of`."""
+    """The effect of propagation on each mask (n): see `pull_of`."""
 
-    iou: Floats  # of the pseudo mask at 0.5 with the truth, inside the box
+    iou: Floats  # of the pseudo mask at 0.5 with the ground truth, inside the box
     gain: Floats  # over the mask's own IoU
     towards: Floats  # Σ (M̂ − M)(2T − 1) / area of the box
     moved: Floats  # Σ |M̂ − M| / area of the box
@@ -39,9 +39,9 @@ class Figure(NamedTuple):
 
 
 def pull_of(masks: ArrayLike, pseudo: ArrayLike, truth: ArrayLike, boxes: ArrayLike) -> Pull:
-    """`Pull` of masks and pseudo masks (n h w, probabilities) with true masks and boxes (n h w, bool).
+    """Return `Pull` of masks and pseudo masks (n h w, probabilities) for ground truth and boxes (n h w, bool).
 
-    Nothing outside an object's box counts: there the loss does not look. A ValueError where an object has no box.
+    Only pixels inside an object's box count, as in the loss. Raises ValueError on an empty box.
     """
     m, p = np.asarray(masks, np.float64), np.asarray(pseudo, np.float64)
     t, b = np.asarray(truth, bool), np.asarray(boxes, bool)
@@ -61,7 +61,7 @@ def pull_of(masks: ArrayLike, pseudo: ArrayLike, truth: ArrayLike, boxes: ArrayL
 
 
 def iou(masks: NDArray[np.bool_], truth: NDArray[np.bool_], boxes: NDArray[np.bool_]) -> Floats:
-    """The IoU of each pair of masks (n h w) inside the boxes; NaN where both are empty there."""
+    """Return the IoU of each pair of masks (n h w) inside the boxes; NaN if both are empty there."""
     m, t = masks & boxes, truth & boxes
     union = (m | t).sum(axis=(1, 2))
     both = (m & t).sum(axis=(1, 2))
@@ -76,10 +76,10 @@ def ratio(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Figure:
-    """Σ above / Σ below over objects (n), with the 95 % percentile interval over images drawn with replacement.
+    """Return Σ above / Σ below over objects (n), with the 95 % percentile bootstrap interval over images.
 
-    `images` (n) says which image an object is in: the objects of one image are not independent. Objects that are NaN in
-    either are left out. NaN without objects, and where Σ below is 0; no interval with fewer than two images.
+    `images` (n) is each object's image, since the objects of one image are not independent. Objects with NaN in either
+    are skipped. NaN without objects or if Σ below is 0; no interval with fewer than two images.
     """
     a, b = np.asarray(above, np.float64), np.asarray(below, np.float64)
     known = np.isfinite(a) & np.isfinite(b)
@@ -101,9 +101,9 @@ def ratio(
 def summary(
     pull: Pull, images: Sequence[int] | NDArray[np.int64], *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Figure]:
-    """Means of IoU, gain and moved over objects, and the pull of all of them: "iou", "gain", "pull", "moved".
+    """Return the means of "iou", "gain" and "moved" over objects, and their overall "pull".
 
-    The pull weighs an object by how far its mask is moved, as the loss does.
+    The pull weights an object by how far its mask is moved, as the loss does.
     """
     ones = np.ones_like(pull.iou)
     options = {"resamples": resamples, "seed": seed}

@@ -1,4 +1,4 @@
-"""Means over seeds, with what chance alone would change."""
+"""Means over seeds with confidence intervals."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from scipy.special import stdtrit
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Mean and half width of Student's confidence interval; NaN without values, the width also for one."""
+    """Return mean and half width of Student's t interval; both NaN without values, the width also for one value."""
     mean = float(np.mean(values)) if len(values) else math.nan
     if len(values) < 2:
         return mean, math.nan

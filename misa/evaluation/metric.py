@@ -1,4 +1,4 @@
-"""Collects what a model predicts at original image size while mmengine's test loop runs."""
+"""Metrics of mmengine's test loop that write predictions at the original image size to files."""
 
 import json
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from misa.files import atomic_write
 
 
 class Detections(BaseMetric):
-    """Writes COCO results (masks as RLE) to one json file; the score is computed from that file.
+    """Writes COCO results (masks as RLE) to one JSON file, from which scores are computed.
 
     Args:
-        path: where the results go.
+        path: the output file.
     """
 
     def __init__(self, path: str, **kwargs: Any) -> None:
@@ -25,7 +25,7 @@ class Detections(BaseMetric):
         self.path = Path(path)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Append the detections of a batch, one list an image."""
+        """Append the detections of a batch, one list per image."""
         categories = self.dataset_meta["category_ids"]
         for sample in data_samples:
             found = sample["pred_instances"]
@@ -44,7 +44,7 @@ class Detections(BaseMetric):
             )
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        """Write the file; returns how many detections it holds."""
+        """Write the file; return the number of detections."""
         detections = [detection for image in results for detection in image]
         with atomic_write(self.path) as partial:
             partial.write_text(json.dumps(detections))
@@ -52,10 +52,10 @@ class Detections(BaseMetric):
 
 
 class LabelMaps(BaseMetric):
-    """Writes the class of every pixel as an 8-bit PNG an image, named by its id; the score is computed from these.
+    """Writes the class of every pixel as one 8-bit PNG per image, named by its id; scores are computed from these.
 
     Args:
-        path: the folder they go into.
+        path: the output folder.
     """
 
     def __init__(self, path: str, **kwargs: Any) -> None:
@@ -63,7 +63,7 @@ class LabelMaps(BaseMetric):
         self.path = Path(path)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Write a batch."""
+        """Write the label maps of a batch."""
         self.path.mkdir(parents=True, exist_ok=True)
         for sample in data_samples:
             labels = sample["pred_sem_seg"]["sem_seg"][0].cpu().numpy().astype(np.uint8)
@@ -71,5 +71,5 @@ class LabelMaps(BaseMetric):
             self.results.append(sample["img_id"])
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        """How many were written."""
+        """Return the number of images written."""
         return {"images": len(results)}

@@ -1,6 +1,6 @@
-"""Mean intersection over union of label maps (Figure 1), by a confusion matrix.
+"""Mean IoU of label maps (Figure 1) from a confusion matrix.
 
-Axes: t true class, p predicted class; both count the background. Truth of 255 is void and not counted.
+Axes: t true class, p predicted class; both include the background. Ground truth of 255 is void and ignored.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ VOID = 255
 
 
 def confusion(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
-    """How many pixels of each true class (rows) were predicted as each class (columns)."""
+    """Return the confusion matrix: pixels of each true class (rows) predicted as each class (columns)."""
     if truth.shape != predicted.shape:
         raise ValueError(f"truth and prediction need one size: they are {truth.shape} and {predicted.shape}.")
     known = truth != VOID
@@ -24,17 +24,17 @@ def confusion(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], classes: i
 
 
 def iou(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Intersection over union of every class; NaN where a class is neither there nor predicted."""
+    """Return the IoU of every class; NaN for a class that is neither in the ground truth nor predicted."""
     hit = np.diag(matrix).astype(float)
     union = matrix.sum(axis=0) + matrix.sum(axis=1) - hit
     return np.divide(hit, union, out=np.full(len(matrix), np.nan), where=union > 0)
 
 
 def miou(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]], names: Sequence[str]) -> dict[str, Any]:
-    """Scores in percent of (truth, prediction) label maps whose classes are `names` and, last, the background.
+    """Return scores in percent of (ground truth, prediction) label maps; classes are `names`, then the background.
 
-    `miou` is the mean over all classes with the background, as VOC counts; `miou_foreground` without it. A class that
-    is neither in the truth nor predicted anywhere is None in `iou` and left out of the means.
+    `miou` is the mean over all classes and the background, as in VOC; `miou_foreground` excludes it. A class that is
+    neither in the ground truth nor predicted is None in `iou` and excluded from the means.
     """
     matrix = np.zeros((len(names) + 1, len(names) + 1), np.int64)
     for truth, predicted in pairs:
@@ -50,7 +50,7 @@ def miou(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.uint8]]], names: Se
 
 
 def background_name(names: Sequence[str]) -> str:
-    """What the background is called beside these classes, one of which may be called "background"."""
+    """Return a name for the background that none of these classes has."""
     name = "background"
     while name in names:
         name += " (no object)"

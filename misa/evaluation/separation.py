@@ -1,8 +1,8 @@
-"""Does a map tell an object from what is around it? (Figure 4 as a number.)
+"""How well a map separates an object from its surroundings (Figure 4 as a number).
 
-The affinities of Eq. 8-12 fall with the distance between two pixels' vectors. So the question is how often a pixel of
-an object is nearer to another pixel of that object than to one that is not: the area under the ROC curve of pairs.
-0.5 is chance, 1 is perfect, below 0.5 the object's own parts lie further apart than object and surroundings.
+The affinities of Eq. 8-12 fall with the distance between two pixels' vectors. We measure how often a pixel of an object
+is closer to another pixel of the object than to one outside: the area under the ROC curve (AUC) of pairs. 0.5 is
+chance, 1 perfect; below 0.5 the object's parts are further apart than object and surroundings.
 
 Axes: n object · d channel · h row · w column.
 """
@@ -15,7 +15,7 @@ from misa.ops.axes import check_shapes
 
 
 def auc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
-    """The chance that a positive scores higher than a negative, a tie counting half; NaN where one is missing."""
+    """Return the AUC: the probability that a positive scores above a negative, ties count half; NaN if one is empty."""
     if not len(positive) or not len(negative):
         return float("nan")
     ranks = rankdata(np.concatenate([positive, negative]))[: len(positive)]
@@ -24,7 +24,7 @@ def auc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
 
 
 def surroundings(mask: NDArray[np.bool_], *, reach: float = 0.25) -> NDArray[np.bool_]:
-    """The box of a mask (h w) grown by `reach` of its sides, two pixels at least, without the mask."""
+    """Return the bounding box of a mask (h w), grown by `reach` of its sides (two pixels at least), minus the mask."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     around = np.zeros_like(mask)
     if len(rows):
@@ -41,11 +41,11 @@ def separation(
     pairs: int = 2000,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """The AUC of same-object against other pairs for each mask (n h w) on a map (d h w); NaN for a one-pixel object.
+    """Return the AUC of same-object against other pairs for each mask (n h w) on a map (d h w).
 
     Each pair starts at a pixel of the object; its other end is drawn from the object or from its surroundings, other
     objects included, `pairs` times each. The score is minus the distance of the two vectors. `factors` (n d) reweight
-    the channels for each object (Eq. 11).
+    the channels for each object (Eq. 11). NaN for objects of one pixel or without surroundings.
     """
     check_shapes("separation", values=(values, "d h w"), masks=(masks, "n h w"), factors=(factors, "n d"))
     rng = np.random.default_rng(seed)

@@ -1,13 +1,13 @@
-"""mmcv without a compile step: `mmcv._ext` is found here when mmcv was installed without its compiled ops.
+"""mmcv without a compile step: a replacement for `mmcv._ext` when mmcv is installed without its compiled ops.
 
-mmdet's models import `mmcv.ops`, and that imports the compiled module `mmcv._ext` at once, used or not. Compiling it
-takes a quarter of an hour and ties the installation to one torch, so `import misa` puts a finder for this single name
-at the front of `sys.meta_path`:
+mmdet's models import `mmcv.ops`, which always imports the compiled module `mmcv._ext`. Compiling it takes a quarter of
+an hour and ties the installation to one torch version, so `import misa` puts a finder for this single name at the front
+of `sys.meta_path`:
 
-- a compiled extension beside mmcv that loads is used as it is;
+- a compiled extension that loads is used;
 - one that does not load (built against another torch: "undefined symbol") is replaced by `ops.py`, with a warning;
-- where there is none, `ops.py` is `mmcv._ext`: PyTorch and torchvision equivalents of the ops that our models reach,
-  and a clear error for any other.
+- without one, `ops.py` is `mmcv._ext`: PyTorch and torchvision equivalents of the ops that our models use, and a clear
+  error for any other.
 
 Standard library only: importing this file loads neither torch nor mmcv.
 """
@@ -44,16 +44,16 @@ def _execute(spec: importlib.machinery.ModuleSpec) -> ModuleType:
 
 
 def compiled_spec(path: Sequence[str] | None) -> importlib.machinery.ModuleSpec | None:
-    """The compiled extension in one of the folders `path` (`mmcv.__path__`), whether it loads or not."""
+    """Return the spec of a compiled extension in the folders `path` (`mmcv.__path__`), whether it loads or not."""
     spec = importlib.machinery.PathFinder.find_spec(NAME, path)
     return spec if spec is not None and spec.loader is not None else None
 
 
 class _CompiledOrOurs(importlib.abc.Loader):
-    """Loads a compiled extension, or `ops.py` when the extension does not load.
+    """Loads a compiled extension, or `ops.py` if the extension does not load.
 
-    Only an attempt can tell whether a shared library loads, and it is made once, when the module is imported: some
-    extensions refuse to be initialised a second time, and asking `find_spec` should not load anything.
+    Loading is tried once, when the module is imported: some extensions cannot be initialised twice, and `find_spec`
+    should not load anything.
     """
 
     def __init__(self, compiled: importlib.machinery.ModuleSpec) -> None:
@@ -62,9 +62,9 @@ class _CompiledOrOurs(importlib.abc.Loader):
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         try:
-            importlib.import_module("torch")  # the extension links to torch's libraries and cannot find them itself
+            importlib.import_module("torch")  # the extension links to torch's libraries, which must be loaded first
             return _execute(self.compiled)
-        except Exception as error:  # ImportError as a rule; whatever it is, the warning shows it
+        except Exception as error:  # usually ImportError; the warning shows it
             reason = " ".join(str(error).split())
             warnings.warn(
                 f"mmcv's compiled ops at {self.compiled.origin} do not load ({type(error).__name__}: {reason}); "
@@ -76,22 +76,22 @@ class _CompiledOrOurs(importlib.abc.Loader):
             return _execute(self.loaded)
 
     def exec_module(self, module: ModuleType) -> None:
-        """The module comes executed from `create_module`; let it say which of the two it is."""
+        """Set the module's spec to the one loaded; `create_module` has executed the module already."""
         module.__spec__ = self.loaded
 
 
 class MmcvExtFinder(importlib.abc.MetaPathFinder):
-    """Finds `mmcv._ext`, and nothing else: the compiled one where it loads, `ops.py` otherwise."""
+    """Finds only `mmcv._ext`: the compiled one if it loads, else `ops.py`."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """The spec of `mmcv._ext`; None for every other name.
+        """Return the spec of `mmcv._ext`; None for every other name.
 
         Args:
-            fullname: the name that is imported.
+            fullname: the imported name.
             path: `mmcv.__path__`, given by the import system.
-            target: unused, part of the protocol.
+            target: unused, required by the protocol.
         """
         if fullname != NAME:
             return None
@@ -102,11 +102,11 @@ class MmcvExtFinder(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    """Put the finder at the front of `sys.meta_path`, once. A `mmcv._ext` that is already imported stays."""
+    """Insert the finder at the front of `sys.meta_path`, once. An imported `mmcv._ext` is not replaced."""
     if not any(type(finder).__qualname__ == MmcvExtFinder.__qualname__ for finder in sys.meta_path):
         sys.meta_path.insert(0, MmcvExtFinder())
 
 
 def is_ours(module: ModuleType) -> bool:
-    """Whether this `mmcv._ext` is `ops.py` (True) or something else, as a rule a compiled extension (False)."""
+    """Return whether this `mmcv._ext` is `ops.py`, not a compiled extension."""
     return getattr(module, "__file__", None) == str(OPS)

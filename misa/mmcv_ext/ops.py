@@ -1,15 +1,15 @@
-"""The ops of `mmcv._ext` that our models reach, in PyTorch and torchvision, for CPU and CUDA.
+"""The ops of `mmcv._ext` that our models use, in PyTorch and torchvision, for CPU and CUDA.
 
 This file is loaded under the name `mmcv._ext` (see `misa.mmcv_ext`), so it imports nothing of misa. Names and
-signatures are those by which the wrappers in `mmcv.ops` call the compiled module; results are written into the
-tensors that the wrappers hand over, which arrive filled with zeros. The wrappers are `autograd.Function`s, so
-nothing here records gradients and each backward is a function of its own.
+signatures are those with which the wrappers in `mmcv.ops` call the compiled module; results are written in place into
+the wrappers' tensors, which are initialised with zeros. The wrappers are `autograd.Function`s, so nothing here records
+gradients and each backward is a separate function.
 
 Half precision is computed in float32 and rounded once, at the end. Device and dtype of the results are those of the
-inputs, and nothing waits for the GPU, except where the text says so.
+inputs, and nothing synchronises with the GPU unless stated.
 
 Axes: n anchor or box · c class or channel · b image · q query · m head · d channel of a head · l level · p point
-· k key (all pixels of all levels, one after the other).
+· k key (the pixels of all levels, concatenated).
 """
 
 from collections.abc import Callable
@@ -21,13 +21,13 @@ import torchvision
 from torch import Tensor
 
 HOST_SHAPES = True
-"""Deformable attention takes the levels' sizes from the host, too, and nothing waits then."""
+"""Deformable attention also accepts the levels' sizes on the host, which avoids a synchronisation."""
 
 _NO_COMPILER = "none (PyTorch equivalents of misa.mmcv_ext)"
 
 
 def common_dtype(*tensors: Tensor) -> list[Tensor]:
-    """The tensors in their common floating dtype, which is at least float32."""
+    """Cast tensors to their common floating dtype, at least float32."""
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -38,16 +38,16 @@ def common_dtype(*tensors: Tensor) -> list[Tensor]:
 def nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) -> Tensor:
     """Greedy non-maximum suppression by `torchvision.ops.nms`.
 
-    Waits for the GPU: how many boxes are kept decides the shape of the result.
+    Synchronises with the GPU, as the number of kept boxes is the shape of the result.
 
     Args:
         boxes: (n 4) x1 y1 x2 y2.
         scores: (n,).
-        iou_threshold: a box is dropped when its IoU with a kept one is larger than this.
+        iou_threshold: a box is suppressed if its IoU with a kept one is larger than this.
         offset: 0, or 1 for the old convention in which width is x2 - x1 + 1.
 
     Returns:
-        (kept,) int64 indices, by falling score.
+        (kept,) int64 indices, by descending score.
     """
     boxes, scores = common_dtype(boxes, scores)
     if offset:
@@ -57,21 +57,21 @@ def nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) -> 
 
 
 def _focal_parts(logits: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What the loss and its derivative share, in float32 or better.
+    """Compute the terms that the loss and its derivative share, in float32 or better.
 
     Returns:
-        the logits (n c), with the sign turned off the target: the loss there is the loss on it for -logit;
+        the logits (n c), negated off the target: the loss of a negative is that of a positive for -logit;
         the signs (n c), 1 on the target and -1 off it;
         the factors (n c), alpha or 1 - alpha times the weight of the row.
     """
     (logits,) = common_dtype(logits)
-    # Comparing, not one_hot: labels outside 0..c-1 (the background is c) then match no class, and no range check
-    # makes the CPU wait for the GPU.
+    # A comparison, not one_hot: labels outside 0..c-1 (the background is c) then match no class, and no range check
+    # synchronises with the GPU.
     positive = (target[:, None] == torch.arange(logits.shape[1], device=logits.device)).to(logits.dtype)
     sign = 2 * positive - 1
     factor = positive * alpha + (1 - positive) * (1 - alpha)
     if weight.numel() > 0:
-        # The background has no entry in `weight`: it weighs 1.
+        # The background has no entry in `weight`; its weight is 1.
         known = (target >= 0) & (target < weight.numel())
         row = weight.to(logits.dtype)[target.clamp(0, weight.numel() - 1)]
         factor = factor * torch.where(known, row, 1.0)[:, None]
@@ -91,8 +91,8 @@ def sigmoid_focal_loss_forward(
         target: (n,) int64 labels in 0..c, c is the background.
         weight: (c,) a factor for the anchors of each label, or empty for none.
         output: (n c), receives the loss.
-        gamma: the focusing exponent.
-        alpha: the balance of positives, in 0..1.
+        gamma: focusing exponent.
+        alpha: weight of positives, in [0, 1].
     """
     logits, _, factor = _focal_parts(input, target, weight, alpha)
     output.copy_(-factor * torch.sigmoid(-logits) ** gamma * F.logsigmoid(logits))
@@ -102,7 +102,7 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, *, gamma: float, alpha: float
 ) -> None:
-    """Derivative of `sigmoid_focal_loss_forward` by the logits, into `grad_input` (n c)."""
+    """Write the gradient of `sigmoid_focal_loss_forward` in the logits into `grad_input` (n c)."""
     logits, sign, factor = _focal_parts(input, target, weight, alpha)
     p, rest = torch.sigmoid(logits), torch.sigmoid(-logits)  # 1 - p would round to 0 for large logits
     slope = rest**gamma * (gamma * p * F.logsigmoid(logits) - rest)
@@ -110,7 +110,7 @@ def sigmoid_focal_loss_backward(
 
 
 def _sample_level(value: Tensor, locations: Tensor, attention: Tensor, h: int, w: int) -> Tensor:
-    """One level's share of deformable attention.
+    """Compute one level's contribution to deformable attention.
 
     Args:
         value: (b h*w m d).
@@ -132,9 +132,9 @@ def _sample_level(value: Tensor, locations: Tensor, attention: Tensor, h: int, w
 
 
 def _levels(shapes: Tensor) -> list[tuple[int, slice, int, int]]:
-    """(level, its keys, rows, columns) for each row of `shapes` (l 2).
+    """Return (level, its keys, rows, columns) for each row of `shapes` (l 2).
 
-    Waits for the GPU where `shapes` is there: the sizes decide the shapes of the maps.
+    Synchronises if `shapes` is on the GPU, as the host needs the sizes of the maps.
     """
     levels, start = [], 0
     for level, (h, w) in enumerate(shapes.tolist()):
@@ -155,15 +155,15 @@ def ms_deform_attn_forward(
 ) -> Tensor:
     """Multi-scale deformable attention: a weighted sum of bilinear samples, zero outside the map.
 
-    Source: Zhu et al., Deformable DETR, 2021, Eq. 3. Level after level, so that only the samples of one are in memory.
+    Source: Zhu et al., Deformable DETR, 2021, Eq. 3. Levels are processed in turn, to store the samples of one only.
 
     Args:
         value: (b k m d).
         value_spatial_shapes: (l 2) int64 rows and columns of each level.
-        value_level_start_index: (l,) unused, it follows from the shapes.
+        value_level_start_index: (l,) unused, implied by the shapes.
         sampling_locations: (b q m l p 2) x y, 0..1 from edge to edge of the image.
         attention_weights: (b q m l p).
-        im2col_step: unused, how many images the compiled op takes at a time.
+        im2col_step: unused, the compiled op's number of images per call.
 
     Returns:
         (b q m*d).
@@ -190,9 +190,9 @@ def ms_deform_attn_backward(
     *,
     im2col_step: int,
 ) -> None:
-    """Derivatives of `ms_deform_attn_forward`, into `grad_value`, `grad_sampling_loc` and `grad_attn_weight`.
+    """Write the gradients of `ms_deform_attn_forward` into `grad_value`, `grad_sampling_loc`, `grad_attn_weight`.
 
-    Each level is computed once more with gradients, which takes time instead of memory.
+    Each level is recomputed with gradients, which saves memory at the cost of time.
     """
     keys, locations, attention, grad = common_dtype(value, sampling_locations, attention_weights, grad_output)
     for level, span, h, w in _levels(value_spatial_shapes):
@@ -238,17 +238,17 @@ def roi_align_forward(
         input: (b c h w).
         rois: (n 5) image index, x1 y1 x2 y2.
         output: (n c aligned_height aligned_width), receives the result.
-        argmax_y: unused, for maximum pooling.
-        argmax_x: unused, for maximum pooling.
+        argmax_y: unused, for max pooling.
+        argmax_x: unused, for max pooling.
         aligned_height: bins along the rows.
         aligned_width: bins along the columns.
         spatial_scale: from the boxes' coordinates to those of `input`.
-        sampling_ratio: samples per bin and axis, 0 for as many as there are pixels.
+        sampling_ratio: samples per bin and axis, 0 for one per pixel.
         pool_mode: 1, average.
-        aligned: whether pixel centres lie at halves (True), or at whole numbers as in the first version.
+        aligned: whether pixel centres are at half-integers (True), or at integers as in the first version.
 
     Raises:
-        NotImplementedError: for `pool_mode` 0, maximum.
+        NotImplementedError: `pool_mode` is 0, max pooling.
     """
     _require_average(pool_mode)
     maps, boxes = common_dtype(input, rois)
@@ -271,14 +271,14 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Derivative of `roi_align_forward` by the maps, into `grad_input` (b c h w).
+    """Write the gradient of `roi_align_forward` in the maps into `grad_input` (b c h w).
 
     Raises:
-        NotImplementedError: for `pool_mode` 0, maximum.
+        NotImplementedError: `pool_mode` is 0, max pooling.
     """
     _require_average(pool_mode)
     grad, boxes = common_dtype(grad_output, rois)
-    # Pooling is linear in the maps, so their values do not matter to the derivative.
+    # Pooling is linear in the maps, so the gradient does not depend on their values.
     maps = torch.zeros_like(grad_input, dtype=grad.dtype).requires_grad_()
     size = (aligned_height, aligned_width)
     with torch.enable_grad():
@@ -287,17 +287,17 @@ def roi_align_backward(
 
 
 def get_compiler_version() -> str:
-    """What stands where mmcv reports the compiler of its ops."""
+    """Return the text that mmcv reports as the compiler of its ops."""
     return _NO_COMPILER
 
 
 def get_compiling_cuda_version() -> str:
-    """What stands where mmcv reports the CUDA version of its ops."""
+    """Return the text that mmcv reports as the CUDA version of its ops."""
     return _NO_COMPILER
 
 
 def __getattr__(name: str) -> Callable[..., Any]:
-    """A function that raises, for each op that is not here: `mmcv.ops` asks for all of them when it is imported."""
+    """Return a function that raises, for each op not implemented here: `mmcv.ops` looks up all of them on import."""
     if name.startswith("__") and name.endswith("__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
