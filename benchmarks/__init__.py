@@ -1,1 +1,1 @@
-"""Measurements against a plain form, in turn in one process; not part of the package."""
+"""Benchmarks against reference implementations, interleaved in one process; not part of the package."""

@@ -1,9 +1,9 @@
 """FSD, forward and backward: the literal four transform pairs of Eq. 3–6 against one low pass of the difference.
 
     python -m benchmarks.frequency                      # features of an 800 x 1216 image, 64 and 256 channels
-    python -m benchmarks.frequency --radii --channels 64     # where the rfft2 pair overtakes the pruned transform
+    python -m benchmarks.frequency --radii --channels 64     # the radius from which the rfft2 pair is faster
 
-All forms take turns in one process; medians, and the literal form's median divided by each.
+All forms run interleaved in one process; medians, and the speed-up over the literal form.
 """
 
 import argparse
@@ -24,7 +24,7 @@ RADII = (2.0, 5.0, 10.0, 20.0, 30.0, 40.0, 60.0, 80.0, 100.0)
 def literal_loss(
     student: Tensor, teacher: Tensor, box_mask: Tensor, *, radius: float = 10.0, scale: float = 0.2
 ) -> Tensor:
-    """Eq. 3–6 as printed: two features, two bands, four pairs of complex transforms."""
+    """Compute Eq. 3–6 as printed: two features, two bands, four pairs of complex transforms."""
     h, w = student.shape[-2:]
     high = fourier_mask(h, w, radius=radius, scale=scale, device=student.device)
     low = 1 + scale - high
@@ -41,7 +41,7 @@ def literal_loss(
 def plain_loss(
     student: Tensor, teacher: Tensor, box_mask: Tensor, *, transform: Transform, radius: float = 10.0
 ) -> Tensor:
-    """The same loss by one low pass of the difference, with autograd's own backward pass."""
+    """Compute the same loss by one low pass of the difference, with autograd's backward pass."""
     h, w = student.shape[-2:]
     x = student - teacher
     low = disc_filter(h, w, radius, transform=transform, dtype=x.dtype, device=x.device)(x)
@@ -53,7 +53,7 @@ def plain_loss(
 def measure(
     forms: dict[str, Callable[[], Tensor]], student: Tensor, *, rounds: int
 ) -> dict[str, tuple[float, float, float, float]]:
-    """For each form (median wall s, median CPU s, peak MB on a GPU or nan, loss) over `rounds` in turn."""
+    """Return for each form (median wall s, median CPU s, peak MB on a GPU or nan, loss) over interleaved `rounds`."""
     wall: dict[str, list[float]] = {name: [] for name in forms}
     cpu: dict[str, list[float]] = {name: [] for name in forms}
     peak, loss = dict.fromkeys(forms, float("nan")), dict.fromkeys(forms, float("nan"))
@@ -79,7 +79,7 @@ def measure(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; 0 when all forms agree, 1 when a loss differs by more than 1e-4 of itself."""
+    """Print the table; return 0 if all forms agree, 1 if a loss differs by more than 1e-4 of the literal form's."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.frequency", description=__doc__.split("\n")[0])
     parser.add_argument("--size", type=int, nargs=2, default=(200, 304), metavar=("H", "W"), help="of the feature map")
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 256])

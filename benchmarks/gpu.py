@@ -1,23 +1,23 @@
-"""One command for a machine with a GPU: checks, measures, trains, and writes one report.
+"""GPU validation in one command: correctness checks, timings, trainings, and one report.
 
     python -m benchmarks.gpu                          # into runs/gpu: gpu.md to read, gpu.json for `misa estimate`
-    python -m benchmarks.gpu --parts checks stages    # only these, such as after a repair
-    python -m benchmarks.gpu --device cpu --small     # the same, small, on a machine without one
+    python -m benchmarks.gpu --parts checks stages    # only these parts, such as after a fix
+    python -m benchmarks.gpu --device cpu --small     # a small version, on a machine without a GPU
 
-| part | says |
+| part | reports |
 |---|---|
-| checks | trees, passes, windows, losses, gradients against the CPU's loops; kernels against torch operations; waits |
+| checks | trees, passes, windows, losses, gradients against the CPU; kernels against torch operations; device waits |
 | stages | ms of every stage of SEPA, of projection and FSD and of the whole loss, host and device, peak MB |
 | objectives | ms forward and backward of the other papers' objectives |
-| steps | whole steps by form and part in float32 and bfloat16, memory, waits; a profiler's trace, waits in it |
-| utilization | the share of the card's peak that is reached |
-| trained | the demo's MISA, scored |
-| resumed | a training that is stopped and goes on, against a whole one |
-| endured | minutes in the paper's sizes without NaN, stopped and gone on; use of the GPU |
+| steps | whole steps by form and part in float32 and bfloat16, memory, synchronisations; a profiler trace |
+| utilization | the share of the card's peak performance that is reached |
+| trained | the scores of the demo's MISA |
+| resumed | a training that is stopped and resumed, against an uninterrupted one |
+| endured | minutes at the paper's image size without NaN, stopped and resumed; use of the GPU |
 | tests, benches, sanitized | the tests on both devices, the other benchmarks, the memory checker |
 
-The goals are those of the project: what misses one is said. A part that fails is reported first, the others go on; the
-status is 1 then.
+The project's goals are reported as met or missed. A part that fails comes first in the report and makes the exit status
+1; the other parts still run.
 """
 
 import argparse
@@ -49,15 +49,15 @@ from misa.ops.backends.choice import use
 from misa.ops.guides import GlobalForm
 from misa.rows import find_row
 
-CLOSE = 1e-3  # of a loss, a gradient's norm or a pseudo mask: edges of equal length may be taken in another order
-EDGES = 20  # of the trees that may be others for that reason
+CLOSE = 1e-3  # relative tolerance of losses, gradients, pseudo masks: edges of equal length may come in another order
+EDGES = 20  # tree edges that may differ for that reason
 PRECISIONS = ("float32", "bfloat16")
-SEPA_GOAL, STEP_GOAL = 10.0, 1.15  # ms an image; of plain SOLOv2 and the teacher's forward pass
+SEPA_GOAL, STEP_GOAL = 10.0, 1.15  # ms per image; ratio to plain SOLOv2 plus the teacher's forward pass
 WAITING = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "Memcpy DtoH (Device -> Pageable)")
 
 
 def about(place: Place) -> dict[str, Any]:
-    """Card, driver and versions."""
+    """Return card, driver and versions."""
     card, driver, gigabytes = platform.processor() or platform.machine(), "none", 0.0
     if place.device == "cuda":
         card = torch.cuda.get_device_name()
@@ -75,12 +75,12 @@ def about(place: Place) -> dict[str, Any]:
 
 
 def problem(place: Place, n: int, categories: int) -> Problem:
-    """n masks an image, on the CPU."""
+    """Return a problem with n masks per image, on the CPU."""
     return drawn(n, categories, (24, 32) if place.small else (200, 304), 4 if place.small else 256)
 
 
 def pulled(given: Problem, form: GlobalForm = "sum") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """MISA's losses of a problem, and their gradients in masks and in the student's feature."""
+    """Return MISA's losses of a problem, and their gradients in the mask logits and the student's feature."""
     logits, student = given.logits.clone().requires_grad_(), given.student.clone().requires_grad_()
     masks = logits.sigmoid()
     losses = sepa(given, masks, form)
@@ -92,7 +92,7 @@ def pulled(given: Problem, form: GlobalForm = "sum") -> tuple[dict[str, Tensor],
 
 
 def apart(one: dict[str, Tensor], two: dict[str, Tensor]) -> dict[str, float]:
-    """How far each is from its other, in units of the first one's norm."""
+    """Return the relative L2 difference of each tensor from its counterpart."""
     found = {}
     for name, value in one.items():
         here, there = value.detach().double().cpu(), two[name].detach().double().cpu()
@@ -101,7 +101,7 @@ def apart(one: dict[str, Tensor], two: dict[str, Tensor]) -> dict[str, float]:
 
 
 def checks(place: Place) -> dict[str, Any]:
-    """The device against the CPU's loops by form, its kernels against torch operations, the same bits twice, waits."""
+    """Compare the device with the CPU by form, kernels with torch operations, two runs bitwise; list device waits."""
     found, wrong = dict[str, Any](), list[str]()
     here = problem(place, 2 if place.small else 8, 3)
     there = here.to(place.device)
@@ -138,18 +138,18 @@ def checks(place: Place) -> dict[str, Any]:
 
 
 def enumerate_edges(edge: Tensor) -> Iterable[tuple[int, int]]:
-    """(tree, edge) of every edge."""
+    """Yield (tree, edge) of every edge."""
     return ((tree, number) for tree, row in enumerate(edge.tolist()) for number in row)
 
 
 def sizes(place: Place) -> Iterable[tuple[str, Problem]]:
-    """Masks an image and categories, with a name."""
+    """Yield named problems of several numbers of masks and categories per image."""
     for n, categories in ((2, 1),) if place.small else ((8, 3), (64, 3), (64, 8)):
         yield f"{n} masks, {categories} categories", problem(place, n, categories).to(place.device)
 
 
 def staged(place: Place) -> dict[str, Any]:
-    """ms of a batch's stages forward, the host's part, the whole loss forward and backward an image, peak MB."""
+    """Return ms of a batch's forward stages, host time, ms per image of the whole loss with backward, and peak MB."""
     found = dict[str, Any]()
     rounds = 3 if place.small else 12
     for backend in ("triton", "torch") if place.device == "cuda" else ("auto",):
@@ -179,7 +179,7 @@ def staged(place: Place) -> dict[str, Any]:
 
 
 def host_time(given: Problem, place: Place) -> float:
-    """ms until the last launch of the stages: near their sum, the launches are what takes the time."""
+    """Return ms until the last launch of the stages; if close to their sum, launches are the bottleneck."""
     if place.device == "cuda":
         torch.cuda.synchronize()
 
@@ -195,7 +195,7 @@ def host_time(given: Problem, place: Place) -> float:
 
 
 def peak(run: Callable[[], Any], place: Place) -> float | None:
-    """MB beyond what is held; not measured on a CPU."""
+    """Return the peak MB allocated by a run; None on a CPU."""
     if place.device != "cuda":
         return None
     torch.cuda.synchronize()
@@ -207,7 +207,7 @@ def peak(run: Callable[[], Any], place: Place) -> float | None:
 
 
 def others(place: Place) -> dict[str, Any]:
-    """ms an image of the other papers' objectives, forward and backward, at 8 masks an image."""
+    """Return ms per image of the other papers' objectives, forward and backward, at 8 masks per image."""
     given, found = problem(place, 2 if place.small else 8, 3).to(place.device), {}
     for name in OBJECTIVES:
         own = Problem(**{**given.__dict__, "logits": given.logits.clone().requires_grad_()})
@@ -218,12 +218,12 @@ def others(place: Place) -> dict[str, Any]:
 
 
 def forward_and_backward(loss: Callable[[], Tensor]) -> None:
-    """Of a loss that is computed anew."""
+    """Compute a loss and its gradient."""
     loss().backward()
 
 
 def waits(step: Callable[[], Any], device: str) -> list[str]:
-    """File and line of whatever waits for the device in a step."""
+    """Return file and line of every synchronisation with the device in a step."""
     if device != "cuda":
         return []
     with warnings.catch_warnings(record=True) as seen:
@@ -238,7 +238,7 @@ def waits(step: Callable[[], Any], device: str) -> list[str]:
 
 
 def traced(step: Callable[[], Any], place: Place, name: str) -> dict[str, Any]:
-    """A step under the profiler: the trace and its table as files, launches, and the waits within the step."""
+    """Profile a step: write the trace and its table; return the launches and the synchronisations within the step."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if place.device == "cuda" else []
     with warnings.catch_warnings():
@@ -263,12 +263,12 @@ def traced(step: Callable[[], Any], place: Place, name: str) -> dict[str, Any]:
 
 
 def waiting(events: Iterable[tuple[str, float]], end: float) -> list[str]:
-    """What waits among (name, start) of a trace's events, before the step's end; the profiler itself waits after it."""
+    """Return the synchronising events among (name, start) before the step's end; later ones are the profiler's."""
     return sorted(name for name, start in events if start < end and any(name.startswith(word) for word in WAITING))
 
 
 def steps(place: Place) -> dict[str, Any]:
-    """Whole steps by form, in turn; parts, memory, waits and a trace of MISA's; MISA against masks + teacher."""
+    """Time whole steps by form, interleaved; profile MISA's; compare it with mmdet from masks plus the teacher."""
     found, wrong, goals = dict[str, Any](), list[str](), list[str]()
     for precision in PRECISIONS:
         row = find_row(f"{place.rows()}:{precision}")
@@ -304,7 +304,7 @@ def steps(place: Place) -> dict[str, Any]:
 
 
 def goal(what: str, value: float | None, limit: float, unit: str = "") -> str:
-    """Met, missed or not measured, in words."""
+    """Return a sentence: the goal is met, missed or not measured."""
     at_most = f"{what}: {limit:g} {unit}".rstrip() + " at most"
     if value is None:
         return f"{at_most}: not measured"
@@ -312,7 +312,7 @@ def goal(what: str, value: float | None, limit: float, unit: str = "") -> str:
 
 
 def utilization(place: Place) -> dict[str, float]:
-    """The share of the card's peak that a step of Table 1's MISA reaches, by precision; none for an unknown card."""
+    """Return the share of the card's peak FLOPS in a step of Table 1's MISA, by precision; empty for unknown cards."""
     sheets = [sheet for name, sheet in GPUS.items() if name in about(place)["card"].replace(" ", "").upper()]
     found = {}
     for precision in PRECISIONS if sheets else ():
@@ -324,7 +324,7 @@ def utilization(place: Place) -> dict[str, float]:
 
 
 def demo(place: Place) -> dict[str, Any]:
-    """The scores of the demo's MISA, trained on the device."""
+    """Train the demo's MISA on the device and return its scores."""
     row = find_row("demo:misa")
     row = row.smoke() if place.small else row
     machine = Machine(gpus=1 if place.device == "cuda" else 0)
@@ -350,7 +350,7 @@ PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
 
 
 def written(values: Any, depth: int = 0) -> list[str]:
-    """Nested values as a markdown list."""
+    """Format nested values as a markdown list."""
     if not isinstance(values, dict):
         return [f"{'  ' * depth}- {each}" for each in values] if values else [f"{'  ' * depth}- none"]
     lines = []
@@ -363,7 +363,7 @@ def written(values: Any, depth: int = 0) -> list[str]:
 
 
 def page(report: dict[str, Any]) -> str:
-    """The report to read: what failed and which goals are missed come first."""
+    """Format the report as markdown: failures first, then goals."""
     lines = [f"# {report['card']}", ""]
     if report["device"] == "cpu":
         lines += ["These are a CPU's numbers: they show that every part runs, and say nothing about a GPU.", ""]
@@ -381,13 +381,13 @@ def page(report: dict[str, Any]) -> str:
 
 
 def reported(place: Place, names: Sequence[str]) -> dict[str, Any]:
-    """All parts; `failed` holds the sentence of each that did not end or found something wrong, `goals` all goals."""
+    """Run the parts; `failed` has a sentence for each part that raised or found an error, `goals` all goals."""
     report, failed, goals = about(place), dict[str, str](), list[str]()
     for name in names:
         print(f"{name} …", flush=True)
         try:
             found = PARTS[name](place)
-        except Exception as error:  # said at once and in the report; the card is lent for minutes, the rest goes on
+        except Exception as error:  # printed and reported; the other parts still run, as GPU time is scarce
             traceback.print_exc()
             failed[name] = f"{type(error).__name__}: {error}"
             continue
@@ -399,7 +399,7 @@ def reported(place: Place, names: Sequence[str]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run all parts and write the report; 0 where all went well, 1 where one failed, 2 without the device."""
+    """Run the parts and write the report; return 0 on success, 1 if a part failed, 2 without the device."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(
         "benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

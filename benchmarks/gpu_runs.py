@@ -1,4 +1,4 @@
-"""What `benchmarks.gpu` runs as processes of its own: trainings that are stopped and go on, tests, other benchmarks."""
+"""Subprocesses of `benchmarks.gpu`: trainings that are stopped and resumed, tests, other benchmarks."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# The paper's sizes on embedded scenes enlarged to a short side of 800, or on a folder in COCO's layout; from scratch.
+# Rows at the paper's image size, from scratch: embedded scenes resized to a short side of 800, or a COCO folder.
 ROWS = """
 from experiments import table1_coco, teacher
 from misa.experiment import Network
@@ -42,7 +42,7 @@ SMALL_LONG = 'find_row("demo:box").smoke().but(schedule={"epochs": 30})'
 
 @dataclass(frozen=True)
 class Place:
-    """Where all of it runs: "cuda" or "cpu", small or not, the folders of data and report, and a run's minutes."""
+    """Options of all parts: device ("cuda" or "cpu"), small or not, folders of data and report, minutes of a run."""
 
     device: str
     small: bool
@@ -53,11 +53,11 @@ class Place:
 
     @property
     def paper_root(self) -> str:
-        """The folder of the rows in the paper's sizes."""
+        """The data folder of the rows at the paper's image size."""
         return self.coco or self.data_root
 
     def rows(self) -> Path:
-        """The file of rows, written anew."""
+        """Write the file of rows and return its path."""
         data = '{"data": "coco"}' if self.coco else '{"data": "demo", "scenes": (("train", 100), ("val", 4))}'
         text = ROWS.format(
             data=data,
@@ -71,7 +71,7 @@ class Place:
 
 
 def losses_of(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's losses.jsonl so far, without one that is being written."""
+    """Return the complete lines of a run's losses.jsonl so far."""
     path = folder / "losses.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
@@ -80,7 +80,7 @@ def losses_of(folder: Path) -> list[dict[str, float]]:
 def trained(
     place: Place, row: str, folder: Path, *, stop_after: tuple[int, float] | None = None, root: str | None = None
 ) -> dict[str, Any]:
-    """`misa train` to its end, or ended by SIGTERM after so many steps and seconds: its status and its last words."""
+    """Run `misa train`, or stop it by SIGTERM after (steps, seconds); return exit status, time and last lines."""
     command = [sys.executable, "-m", "misa", "train", f"{place.rows()}:{row}", "--work-dir", str(folder)]
     command += ["--data-root", root or place.data_root, "--gpus", "1" if place.device == "cuda" else "0"]
     log, started = folder.with_name(f"{folder.name}.log"), time.monotonic()
@@ -97,17 +97,17 @@ def trained(
 
 
 def difference(one: Sequence[dict[str, float]], two: Sequence[dict[str, float]]) -> float:
-    """The largest relative difference of a step's loss; infinite where the steps are not the same."""
+    """Return the largest relative difference of a step's loss; infinite if the steps differ."""
     if [row["iter"] for row in one] != [row["iter"] for row in two] or not one:
         return math.inf
     return max(abs(a["loss"] - b["loss"]) / max(abs(a["loss"]), 1e-12) for a, b in zip(one, two, strict=True))
 
 
 def resumed(place: Place) -> dict[str, Any]:
-    """A short training whole, on CUDA twice, and once stopped by SIGTERM and started again: are its steps the same?
+    """Compare a short training that is stopped by SIGTERM and resumed with an uninterrupted one, step by step.
 
-    On the CPU to the bit. On CUDA sums are in no order, so that two whole runs differ as well: a resumed one may differ
-    by ten times as much and 1e-3.
+    They must be bitwise equal on the CPU. On CUDA the order of sums varies, so two uninterrupted runs differ too; the
+    resumed one may differ by ten times as much plus 1e-3.
     """
     folder, first = place.out / "resumed", 2 if place.small else 60
     shutil.rmtree(folder, ignore_errors=True)
@@ -142,7 +142,7 @@ def resumed(place: Place) -> dict[str, Any]:
 
 
 def endured(place: Place) -> dict[str, Any]:
-    """Minutes of training in the paper's sizes, teacher and student, stopped by SIGTERM; and a minute from there."""
+    """Train teacher and student for minutes at the paper's image size, stop by SIGTERM, and resume for a minute."""
     folder = place.out / "endured"
     shutil.rmtree(folder, ignore_errors=True)
     seconds = 0.0 if place.small else 60 * place.minutes
@@ -175,7 +175,7 @@ def endured(place: Place) -> dict[str, Any]:
 
 
 def _usage(place: Place, path: Path) -> "subprocess.Popen[bytes] | None":
-    """nvidia-smi beside a training, two seconds apart."""
+    """Start nvidia-smi to sample the GPU every two seconds; None without it."""
     if place.device != "cuda" or shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits", "-l", "2"]
@@ -189,7 +189,7 @@ def _medians(path: Path) -> dict[str, float]:
 
 
 def ran(command: Sequence[str], path: Path, seconds: float) -> tuple[int, str]:
-    """A command's status and output, which is kept in a file as well; 124 where it takes too long."""
+    """Run a command; return its status, 124 on timeout, and its output, which is also written to a file."""
     with path.open("w") as file:
         try:
             status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, timeout=seconds).returncode
@@ -202,7 +202,7 @@ TESTED = ("ops", "losses", "objectives", "models", "mmcv_ext", "engine/training/
 
 
 def tested(place: Place) -> dict[str, Any]:
-    """The tests of everything that touches a device; those with one run on the CPU and on CUDA."""
+    """Run the tests of all code that uses a device; tests with a device parameter run on the CPU and on CUDA."""
     folder = Path(__file__).parents[1] / "tests"
     if not folder.is_dir():
         return {"wrong": [f"there are no tests at {folder}; run it in a checkout"]}
@@ -216,7 +216,7 @@ def tested(place: Place) -> dict[str, Any]:
 
 
 def benched(place: Place) -> dict[str, Any]:
-    """The project's other benchmarks; their tables are files beside the report."""
+    """Run the project's other benchmarks; their tables are written beside the report."""
     size = ["--size", "20", "30", "--channels", "8", "--rounds", "1"] if place.small else ["--batch", "2"]
     frequency = [sys.executable, "-m", "benchmarks.frequency", "--device", place.device]
     commands = {"frequency": frequency + size, "radii": [*frequency, "--radii", *size]}
@@ -235,7 +235,7 @@ def benched(place: Place) -> dict[str, Any]:
 
 
 def sanitized(place: Place) -> dict[str, Any]:
-    """compute-sanitizer's memory check of the kernels' tests, where that tool is installed."""
+    """Run the kernels' tests under compute-sanitizer's memory check, if it is installed."""
     tool = shutil.which("compute-sanitizer")
     if place.device != "cuda" or tool is None:
         return {"memory check": "not run: it takes a GPU and compute-sanitizer of the CUDA toolkit"}

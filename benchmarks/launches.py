@@ -1,13 +1,13 @@
-"""Launches and bytes of a batch's losses on CUDA, before and after Triton's kernels; counted without a GPU.
+"""Kernel launches and bytes of a batch's losses on CUDA, with torch operations and with Triton; counted without a GPU.
 
     python -m benchmarks.launches                    # 2 images of 200 x 304, 64 masks each, 8 categories, D = 256
 
-Behind the pairwise loss and its sum stand MISA's other terms and the objectives of other papers; SIM and BoxTeacher
-read values, which fake tensors do not have.
+The table lists the stages of the pairwise loss and their sum, then MISA's other terms and the objectives of other
+papers, except SIM and BoxTeacher, which read values that fake tensors do not have.
 
-Operations run on fake CUDA tensors, kernels are recorded in place of launched. An operation counts as one launch, a
-sort as ten (the passes of a radix sort of 64 bits) and a prefix sum as two. Bytes are those of what goes in and comes
-out of each, once: what a kernel reads again, or leaves out, is not seen.
+Operations run on fake CUDA tensors; Triton kernels are recorded instead of launched. An operation counts as one launch,
+a sort as ten (the passes of a radix sort of 64 bits) and a prefix sum as two. Bytes are those of each one's inputs and
+outputs, once: repeated or partial reads within a kernel are not counted.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from misa.ops.backends.choice import use
 from misa.ops.frequency import forget_filters
 from misa.ops.guides import GlobalForm
 
-SEVERAL = {"aten::sort": 10, "aten::argsort": 10, "aten::cumsum": 2, "aten::cummax": 2}  # launches of an operation
-# What makes no launch: memory without values.
+SEVERAL = {"aten::sort": 10, "aten::argsort": 10, "aten::cumsum": 2, "aten::cummax": 2}  # launches per operation
+# Operations without a launch: they only allocate or alias memory.
 NOTHING = {
     "aten::empty",
     "aten::empty_like",
@@ -44,7 +44,7 @@ NOTHING = {
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with the types of its arguments, as Triton names them, and its constants."""
+    """A kernel with its arguments' types, in Triton's notation, and its constants."""
 
     module: str
     name: str
@@ -55,7 +55,7 @@ class Launch:
 
 @dataclass
 class Count:
-    """Launches, bytes, and every kernel of Triton."""
+    """Number of launches, bytes, and every Triton kernel."""
 
     launches: int = 0
     bytes: int = 0
@@ -63,12 +63,12 @@ class Count:
 
 
 def size(values: object) -> int:
-    """Bytes of all tensors among some values; a view counts as what it shows."""
+    """Return the bytes of all tensors among some values; a view counts its own elements."""
     return sum(x.numel() * x.element_size() for x in tree_leaves(values) if isinstance(x, Tensor))
 
 
 class Operations(TorchDispatchMode):
-    """Counts the operations that launch something."""
+    """Counts the operations that launch a kernel."""
 
     def __init__(self, count: Count) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ TYPES = {
 
 
 def described(kernel: Any, arguments: dict[str, Any], options: dict[str, Any]) -> Launch:
-    """A launch by its types: constants are the arguments in capitals."""
+    """Describe a launch by its types; arguments in capitals are constants."""
     constants = {name: value for name, value in arguments.items() if name.isupper()}
     types = {
         name: TYPES[value.dtype] if isinstance(value, Tensor) else "fp32" if isinstance(value, float) else "i32"
@@ -109,7 +109,7 @@ def described(kernel: Any, arguments: dict[str, Any], options: dict[str, Any]) -
 
 @contextlib.contextmanager
 def counted() -> Iterator[Count]:
-    """Counts what runs in the block; kernels of Triton do not run, they are recorded."""
+    """Count the operations in the block; Triton kernels are recorded but not run."""
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
 
@@ -137,14 +137,14 @@ PULL = ("distances and spread of S", "trees", "pass 1", "pass 2", "window")  # o
 
 
 def stages(masks: int, categories: int, channels: int, h: int, w: int, *, form: GlobalForm = "sum") -> dict[str, Count]:
-    """Two images with `masks` masks each through the stages of the pairwise loss, by the backend in use."""
+    """Count the stages of the pairwise loss for two images with `masks` masks each, with the current backend."""
     return {name: count for name, count in every(masks, categories, channels, h, w, form=form).items() if name in PULL}
 
 
 def every(masks: int, categories: int, channels: int, h: int, w: int, *, form: GlobalForm = "sum") -> dict[str, Count]:
-    """The same, and MISA's other terms and the objectives of other papers, all forward."""
+    """Count the same, MISA's other terms and the objectives of other papers, all in the forward pass."""
     found, n = {}, 2 * masks
-    labels, image = hosted(masks, categories)  # real numbers: the host reads them
+    labels, image = hosted(masks, categories)  # real tensors: the host reads them
     with FakeTensorMode(allow_non_fake_inputs=True):
 
         def there(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -164,7 +164,7 @@ def every(masks: int, categories: int, channels: int, h: int, w: int, *, form: G
         )
         work: dict[str, Callable[[], Any]] = dict(measured(problem, form))
         work |= {name: objective_loss(problem, name) for name in OBJECTIVES if name not in READERS}
-        forget_filters()  # tensors of other modes
+        forget_filters()  # no cached tensors from outside the fake mode
         for name, run in work.items():
             if name not in PULL:
                 with counted():
@@ -176,9 +176,9 @@ def every(masks: int, categories: int, channels: int, h: int, w: int, *, form: G
 
 
 def compiled(launch: Launch, architecture: int, *, ones: bool = False) -> bytes:
-    """The machine code of a kernel for an NVIDIA architecture such as 90; `ones` takes every whole number for 1.
+    """Return a kernel's machine code for an NVIDIA architecture such as 90; with `ones`, every integer argument is 1.
 
-    Triton compiles such arguments as constants. Not in a process whose kernels are interpreted.
+    Triton specialises on arguments of 1. Not available in a process with interpreted kernels.
     """
     import importlib
 
@@ -198,7 +198,7 @@ def compiled(launch: Launch, architecture: int, *, ones: bool = False) -> bytes:
 
 
 def distinct(counts: Sequence[Count]) -> list[Launch]:
-    """One launch of every kernel and set of constants."""
+    """Return one launch of every kernel with each set of constants and types."""
     return list({(k.name, str(k.constants), str(k.types)): k for count in counts for k in count.kernels}.values())
 
 
@@ -227,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def total(counts: Sequence[Count]) -> Count:
-    """The sum of several."""
+    """Return the sum of several counts."""
     kernels = [kernel for count in counts for kernel in count.kernels]
     return Count(sum(count.launches for count in counts), sum(count.bytes for count in counts), kernels)
 

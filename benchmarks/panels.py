@@ -1,6 +1,6 @@
-"""How long the live panels take to answer: one move of a slider and one click, from the event to the new picture.
+"""Latency of the live panels: a slider's move and a click, from the event to the new picture.
 
-python -m benchmarks.panels            # wall and CPU time; nothing else should run
+python -m benchmarks.panels            # wall and CPU time, on an otherwise idle machine
 """
 
 import argparse
@@ -24,7 +24,7 @@ SIZES = (
 
 
 def made_up(h: int, w: int, channels: int) -> Example:
-    """An image with smooth random colors and features, and one box."""
+    """Return an image with smooth random colors and features, and one box."""
     generator = torch.Generator().manual_seed(0)
 
     def smooth(d: int) -> torch.Tensor:
@@ -40,7 +40,7 @@ def made_up(h: int, w: int, channels: int) -> Example:
 
 
 def measure(act: Callable[[int], object], rounds: int) -> tuple[list[float], list[float]]:
-    """Wall and CPU milliseconds of each round, after three that are not counted."""
+    """Return wall and CPU milliseconds of each round, after three warm-up rounds."""
     wall, cpu = [], []
     for i in range(rounds + 3):
         start, used = time.perf_counter(), time.process_time()

@@ -1,8 +1,8 @@
-"""The propagation written straight from the equations, as a peer for the benchmark: nothing is shared.
+"""Propagation written directly from the equations, as the benchmark's baseline: masks share no work.
 
-One spanning tree per mask, the tree's edges sorted again in every pass and joined by a union-find, the window
-propagation by `unfold` on the whole map. The loops are compiled like ours and run one thread per mask, so that
-the comparison is between algorithms and not between languages.
+One spanning tree per mask, its edges sorted again in every pass and merged by union-find, the window propagation by
+`unfold` on the whole map. The loops are compiled like ours and run one thread per mask, so that the comparison is
+between algorithms and not between languages.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ Masks = Tensor
 
 @kernel("void(f4[::1], u4[:,::1], i8[::1], f4[::1], f4[::1])")
 def union_sums(values: F4, ends: U4, order: I8, s: F4, out: F4) -> None:
-    """Kruskal over sorted edges; clusters joined by size, sums that all their pixels receive kept at their tops."""
+    """Kruskal over sorted edges: union by size; sums that all pixels of a cluster receive are stored at its root."""
     p = len(values)
     top, size, total = np.empty(p, np.uint32), np.empty(p), np.empty(p)
     up, down = np.empty(p), np.empty(p)
@@ -61,7 +61,7 @@ def union_sums(values: F4, ends: U4, order: I8, s: F4, out: F4) -> None:
 
 
 def tree_per_mask(image: Tensor, n: int) -> list[Tensor]:
-    """The ends of the tree edges, for every mask anew."""
+    """Return the ends of the tree edges, computed again for every mask."""
     h, w = image.shape[1:]
 
     def one(_: int) -> Tensor:
@@ -72,7 +72,7 @@ def tree_per_mask(image: Tensor, n: int) -> list[Tensor]:
 
 
 def pass_per_mask(masks: Masks, guides: list[Tensor], trees: list[Tensor], bandwidth: float) -> Masks:
-    """Eq. 14 with N = all pixels, mask by mask."""
+    """Apply Eq. 14 with 𝒩 = all pixels, mask by mask."""
     result = torch.empty_like(masks)
 
     def one(i: int) -> None:
@@ -85,7 +85,7 @@ def pass_per_mask(masks: Masks, guides: list[Tensor], trees: list[Tensor], bandw
 
 
 def local_per_mask(masks: Masks, image: Tensor, boxes: Tensor, bandwidth: float, window: int, steps: int) -> Masks:
-    """Eq. 14 over a window: affinities of the whole map for every mask, masks unfolded in every step."""
+    """Apply Eq. 14 over a window: affinities of the whole map for every mask, masks unfolded in every step."""
     n, h, w = masks.shape
     r, d = window // 2, len(image)
     images = image.expand(n, -1, -1, -1)
@@ -101,5 +101,5 @@ def local_per_mask(masks: Masks, image: Tensor, boxes: Tensor, bandwidth: float,
 
 
 def distance_per_category(features: Tensor, factors: Tensor) -> list[Tensor]:
-    """Eq. 11–12 along the grid edges, category by category."""
+    """Return the squared distances of Eq. 11–12 along the grid edges, category by category."""
     return [grid_lengths(k[:, None, None] * features) for k in factors]

@@ -1,13 +1,13 @@
-"""Propagation: ours against the plain form and the published figures of the official code.
+"""Propagation: ours against a plain reference implementation and the published timings of the official code.
 
     python -m benchmarks.propagation                   # tables of time and memory, CPU (about six minutes)
-    python -m benchmarks.propagation --quick           # does it run: one small image, one round
-    python -m benchmarks.propagation --device cuda     # the same work on a GPU, and what a trace says
+    python -m benchmarks.propagation --quick           # smoke test: one small image, one round
+    python -m benchmarks.propagation --device cuda     # the same work on a GPU, with a profiler trace
 
-Both forms take turns in one process: medians of wall time and of the CPU time of the process, which is steadier on
-a busy machine. Real COCO images at stride 4 of 800 x 1333; masks are ground truth, softened, with smooth noise; n
-above the number of objects repeats them with other noise. One table takes the masks of a SOLOv2 training step: an
-object's mask once for every cell that fires for it.
+Both implementations run interleaved in one process: medians of wall time and of the process's CPU time, which varies
+less on a busy machine. Real COCO images at stride 4 of 800 x 1333; masks are smoothed ground truth with smooth noise; n
+above the number of objects repeats them with other noise. One table uses the masks of a SOLOv2 training step: an
+object's mask once for every positive grid cell.
 """
 
 import argparse
@@ -57,7 +57,7 @@ class Work:
 
 
 def annotated(root: Path, name: int) -> tuple[Path, list[dict[str, Any]]]:
-    """The file of image `name` of coco_mini and its objects."""
+    """Return the file of image `name` of coco_mini and its objects."""
     for split in ("train2017", "val2017"):
         path = root / split / f"{name:012d}.jpg"
         if path.exists():
@@ -67,14 +67,14 @@ def annotated(root: Path, name: int) -> tuple[Path, list[dict[str, Any]]]:
 
 
 def input_size(size: tuple[int, int], short: int) -> tuple[int, int]:
-    """Width and height of the network input: resized as in training, padded to multiples of 32 pixels."""
+    """Return width and height of the network input: resized as in training, padded to multiples of 32 pixels."""
     factor = min(short / min(size), short * 1333 / 800 / max(size))
     w, h = (int(side * factor / 32 + 0.999) * 32 for side in size)
     return w, h
 
 
 def fired(root: Path, name: int, short: int) -> list[int]:
-    """The object of every cell that fires for an image in SOLOv2's training, level by level."""
+    """Return the object of every positive cell of an image in SOLOv2's training, level by level."""
     path, objects = annotated(root, name)
     with Image.open(path) as picture:
         size = picture.size
@@ -87,7 +87,7 @@ def fired(root: Path, name: int, short: int) -> list[int]:
 
 
 def load(root: Path, name: int, n: int | Sequence[int] | None, *, scale: float = 0.25, short: int = 800) -> Work:
-    """Image `name` of coco_mini as the network sees it, at `scale`; its own objects, n of them or those listed."""
+    """Load image `name` of coco_mini as network input, at `scale`, with all its objects, n of them or those listed."""
     path, objects = annotated(root, name)
     picture = Image.open(path).convert("RGB")
     w, h = input_size(picture.size, short)
@@ -117,7 +117,7 @@ def load(root: Path, name: int, n: int | Sequence[int] | None, *, scale: float =
 
 
 def semantic(work: Work, channels: int, categories: int) -> tuple[Tensor, Tensor, list[int]]:
-    """A smooth feature map, classifier rows and `categories` different labels dealt out over the masks."""
+    """Return a smooth feature map, classifier rows and labels that cycle through `categories` over the masks."""
     rng = torch.Generator().manual_seed(1)
     h, w = work.image.shape[1:]
     coarse = torch.randn(1, channels, h // 4 + 1, w // 4 + 1, generator=rng)
@@ -128,7 +128,7 @@ def semantic(work: Work, channels: int, categories: int) -> tuple[Tensor, Tensor
 def ours(
     work: Work, sem: tuple[Tensor, Tensor, list[int]] | None, clock: Callable[[str], None]
 ) -> tuple[Tensor, Tensor]:
-    """Both pseudo masks, stage by stage."""
+    """Compute both pseudo masks, stage by stage."""
     if sem is None:
         guides = Guides(work.image[None], [0] * len(work.masks))
     else:
@@ -147,7 +147,7 @@ def ours(
 
 
 def peer(work: Work, clock: Callable[[str], None]) -> tuple[Tensor, Tensor]:
-    """The same from the plain form."""
+    """Compute both pseudo masks with the plain implementation."""
     n = len(work.masks)
     trees = plain.tree_per_mask(work.image, n)
     clock("tree")
@@ -169,7 +169,7 @@ class Clock:
         self("start")
 
     def __call__(self, stage: str) -> None:
-        """The stage ends here."""
+        """Mark the end of a stage."""
         event = None
         if self.device == "cuda":
             event = torch.cuda.Event(enable_timing=True)
@@ -177,7 +177,7 @@ class Clock:
         self.marks.append((stage, time.perf_counter(), time.process_time(), event))
 
     def read(self) -> dict[str, tuple[float, float]]:
-        """(wall or device ms, CPU ms) of every stage."""
+        """Return (wall or device ms, CPU ms) of every stage."""
         if self.device == "cuda":
             torch.cuda.synchronize()
         result = {}
@@ -193,7 +193,7 @@ Row = dict[str, tuple[float, float]]
 def in_turn(
     forms: dict[str, Callable[[Clock], object]], rounds: int, device: str, *, warm_up: int = 1
 ) -> dict[str, Row]:
-    """Medians per form and stage over `rounds` after those to warm up, the forms taking turns."""
+    """Return medians per form and stage over `rounds` after the warm-up, with the forms interleaved."""
     seen: dict[str, list[Row]] = {name: [] for name in forms}
     for turn in range(warm_up + rounds):
         for name, form in forms.items():
@@ -230,9 +230,9 @@ print(int(peak.split()[1]) / 1024 - before)
 
 
 def growth(work: Work, sem: tuple[Tensor, Tensor, list[int]] | None, form: str, threads: int) -> float:
-    """How many MB a new process grows by at most in its first propagation (Linux).
+    """Return the peak growth in MB of a new process in its first propagation (Linux).
 
-    `form` is "ours", kernels loaded before; "ours, numba", which loads them; or "plain".
+    `form` is "ours", with the kernels loaded before; "ours, numba", including their loading; or "plain".
     """
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "work.pt")
@@ -242,7 +242,7 @@ def growth(work: Work, sem: tuple[Tensor, Tensor, list[int]] | None, form: str, 
 
 
 def first_call_memory(root: Path, name: int, counts: Sequence[int], channels: int, threads: int, short: int) -> None:
-    """The memory of a first call, where nothing is warm yet, against the plain form."""
+    """Print the memory of a first call in a new process, against the plain form."""
     print(f"\nMB that a new process grows by in its first propagation; SEPA with {channels} channels, 3 categories")
     print(f"{'n':>3} {'plain':>8} {'ours':>8} {'ratio':>6} {'SEPA':>8} {'ratio':>6}   with numba")
     for n in counts:
@@ -258,14 +258,14 @@ def first_call_memory(root: Path, name: int, counts: Sequence[int], channels: in
 
 
 def total(row: Row, stages: Sequence[str] = STAGES, which: int = 0) -> float:
-    """The sum over stages."""
+    """Return the sum over stages."""
     return sum(row[stage][which] for stage in stages)
 
 
 def compare(
     root: Path, cases: Sequence[tuple[int, int | Sequence[int] | None]], rounds: int, short: int, title: str = ""
 ) -> None:
-    """Ours, the plain form and the published official figures, for images and the masks that `load` makes of them."""
+    """Print the times of ours, the plain form and the official code (published), for images and masks from `load`."""
     print(f"\n{title}ms per image, wall (CPU time in brackets); ratio = plain / ours, in turn in one process")
     print(f"{'image':>6} {'grid':>8} {'n':>3} {'form':>6} " + " ".join(f"{s:>14}" for s in STAGES), end="")
     print(f" {'tree+global':>16} {'total':>16}   official total: ratio to ours")
@@ -307,7 +307,7 @@ def compare(
 def with_semantics(
     root: Path, name: int, counts: Sequence[int], channels: int, rounds: int, device: str, short: int
 ) -> None:
-    """SEPA against colors alone, ours."""
+    """Print our time for SEPA against colors alone."""
     print(
         f"\nSEPA, {channels} channels, against colors alone, ms per image ({'events' if device == 'cuda' else 'wall'})"
     )
@@ -330,12 +330,12 @@ def with_semantics(
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    """The slope in log-log."""
+    """Return the exponent of a power law: the slope of log y over log x."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def scaling(root: Path, name: int, rounds: int, short: int) -> None:
-    """How our time grows with pixels and with masks."""
+    """Print how our time grows with pixels and with masks."""
     print("\nscaling of ours")
     pixels, spent = [], []
     for scale in (0.125, 0.25, 0.5):
@@ -378,7 +378,7 @@ print(b - a - (time.perf_counter() - b), d - c - (time.process_time() - d))
 
 
 def start_up(threads: int, rounds: int, *, compilation: bool) -> None:
-    """What the first propagation of a process adds: loading the kernels, and once on a machine compiling them."""
+    """Print the overhead of a process's first propagation: loading the kernels, or compiling them on first use."""
     print("\nstart-up: what the first propagation of a new process adds, after `import torch`; medians")
     text = START.format(threads=threads)
     for what in ("kernels loaded", "kernels compiled")[: 1 + compilation]:
@@ -394,7 +394,7 @@ def start_up(threads: int, rounds: int, *, compilation: bool) -> None:
 
 
 def on_gpu(root: Path, name: int, n: int, short: int) -> None:
-    """Two images with n masks each through `pairwise_loss`, timed, and what the profiler saw of the host."""
+    """Time `pairwise_loss` on two images with n masks each, and print a profile with synchronisations and launches."""
     works = [load(root, name, n, short=short) for _ in range(2)]
     features, factors, labels = semantic(works[0], 256, 3)
     images = torch.stack([work.image for work in works]).cuda()
@@ -465,7 +465,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cases: list[tuple[int, int | None]] = [(86, None), (49, None), (308, None), (110, None)]
     cases += [(308, 1), (308, 8), (308, 38)]
     compare(options.data, [(86, None), (308, 1)] if options.quick else cases, rounds, short)
-    # coco_mini's 76 training images fire in 38.5 cells at the median, in 46 on average: these two in 34 and 50.
+    # coco_mini's 76 training images have 38.5 positive cells in the median, 46 on average: these two have 34 and 50.
     busy = [(name, fired(options.data, name, short)) for name in ((86,) if options.quick else (86, 49))]
     title = "the load of SOLOv2 training, n = the cells that fire: "
     compare(options.data, busy, min(rounds, 2), short, title)

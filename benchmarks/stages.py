@@ -1,4 +1,4 @@
-"""The stages of the losses at the size of a training: what `benchmarks.launches` counts and `benchmarks.gpu` times.
+"""The stages of the losses at training size: `benchmarks.launches` counts their launches, `benchmarks.gpu` times them.
 
 Axes: b image (2) · n mask · c category · d channel · h row · w column.
 """
@@ -35,37 +35,37 @@ OBJECTIVES: dict[str, BoxObjective] = {
     "SIM": SIM(),
     "BoxTeacher": BoxTeacher(),
 }
-READERS = ("SIM", "BoxTeacher")  # read values, so that fake tensors cannot follow them
+READERS = ("SIM", "BoxTeacher")  # read values on the host, which fake tensors do not have
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A batch of two images as the losses see it; `labels` and `image` (n) are on the host."""
+    """Inputs of the losses for a batch of two images; `labels` and `image` (n) are on the host."""
 
     logits: Tensor  # n h w
     boxes: Tensor  # n h w, bool
     images: Tensor  # b 3 h w
     teacher: Tensor  # S, b d h w
     factors: Tensor  # K, c d
-    student: Tensor  # I behind its adapter, b d h w
+    student: Tensor  # I after its adapter, b d h w
     structure: Tensor  # b 5 h w
     valid: Tensor  # b h w, bool
     labels: Tensor
     image: Tensor
 
     def to(self, device: str) -> "Problem":
-        """On a device."""
+        """Return the problem on a device; `labels` and `image` stay on the host."""
         there = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name not in ("labels", "image")}
         return replace(self, **there)
 
 
 def hosted(n: int, categories: int) -> tuple[Tensor, Tensor]:
-    """Labels and images of n masks an image."""
+    """Return labels and image indices for n masks per image."""
     return torch.arange(2 * n) % categories, torch.tensor([0] * n + [1] * n)
 
 
 def drawn(n: int, categories: int, size: tuple[int, int], channels: int) -> Problem:
-    """Smooth maps from a seed, on the CPU; boxes of a ninth of the map, a strip of padding in the second image."""
+    """Return a smooth problem from a fixed seed, on the CPU: boxes of a ninth of the map, one image with padding."""
     rng, (h, w) = torch.Generator().manual_seed(0), size
 
     def smooth(*shape: int) -> Tensor:
@@ -92,13 +92,13 @@ def drawn(n: int, categories: int, size: tuple[int, int], channels: int) -> Prob
 
 
 def union(problem: Problem) -> Tensor:
-    """Where any box is (b 1 h w)."""
+    """Return the union of each image's boxes (b 1 h w)."""
     n = len(problem.boxes) // 2
     return problem.boxes.unflatten(0, (2, n)).any(dim=1)[:, None]
 
 
 def sepa(problem: Problem, masks: Tensor, form: GlobalForm = "sum") -> dict[str, Tensor]:
-    """MISA's pairwise loss."""
+    """Return MISA's pairwise loss, by term."""
     return pairwise_loss(
         masks,
         problem.boxes,
@@ -112,12 +112,12 @@ def sepa(problem: Problem, masks: Tensor, form: GlobalForm = "sum") -> dict[str,
 
 
 def fsd(problem: Problem, student: Tensor) -> Tensor:
-    """MISA's distillation loss."""
+    """Return MISA's distillation loss."""
     return distillation_loss(student, problem.teacher, union(problem), valid=problem.valid[:, None])
 
 
 def stages(problem: Problem, form: GlobalForm = "sum", sigma: Sigma = "image") -> dict[str, Callable[[], Any]]:
-    """MISA's terms forward, stage by stage: to be called in this order."""
+    """Return the stages of MISA's forward pass as functions, to be called in this order."""
     guides = Guides(
         problem.images,
         problem.image.tolist(),
@@ -151,7 +151,7 @@ def stages(problem: Problem, form: GlobalForm = "sum", sigma: Sigma = "image") -
 
 
 def step_of(problem: Problem, objective: BoxObjective) -> Step:
-    """A training step late in a run, with all that an objective may ask for; the copy sees what the student does."""
+    """Return a late training step with all inputs of an objective; the EMA model's outputs equal the student's."""
     h, w = problem.logits.shape[-2:]
     boxes = torch.tensor([[0.0, 0, w, h]]).repeat(len(problem.labels), 1)
     own = Positives(problem.logits, problem.boxes, problem.labels, problem.image, torch.arange(len(problem.labels)))
@@ -181,7 +181,7 @@ def step_of(problem: Problem, objective: BoxObjective) -> Step:
 
 
 def objective_loss(problem: Problem, name: str) -> Callable[[], Tensor]:
-    """The sum of an objective's terms, with its gate open."""
+    """Return a function that sums an objective's terms, with DiscoBox's gate open."""
     objective = OBJECTIVES[name]
     memory = objective.memory(len(problem.factors), problem.student.shape[1])
     if memory is not None:

@@ -27,7 +27,7 @@ TIDE = {
 MEANING: dict[str, str] = {
     "found": "a mask of its class agrees with it",
     "wrong class": "a mask of another class agrees with it, and none of its own",
-    "missed": "no mask of its class overlaps it",
+    "missed": "no mask of its class reaches an IoU of 0.1 with it",
     "merged": "its mask covers half or more of another object too",
     "leaked": "its mask reaches beyond it more than it falls short (under-segmentation)",
     "incomplete": "its mask covers too little of it (over-segmentation)",
