@@ -49,10 +49,12 @@ class Term(NamedTuple):
     per: "instances", "box pixels" or a count of other items (a scalar): the loss is a mean over this process's items,
         and is converted to its part of the mean over all processes' items, times the predictions per object; "batch":
         the loss is already a mean over the whole batch (`Step.across`).
+    once: the loss is of masks that an object has once (`Step.per_box`): not times the predictions per object.
     """
 
     loss: Tensor
     per: Literal["instances", "box pixels", "batch"] | Tensor = "instances"
+    once: bool = False
 
 
 class Truth(NamedTuple):
@@ -116,8 +118,8 @@ class Step(NamedTuple):
     union: B of Eq. 5 (b 1 h w), the union of the boxes. known (b 1 h w): where the content is known, outside crowds.
     prior: S at the size of the masks, and K. classifier: the whole last layer: K, the background's row and the bias.
     colors: the images at the size of the masks, RGB, 0..255.
-    shadow, shadow_features: the same as positives and features of the copy that follows the student, without gradient;
-        as many, in the same order. detections: what it detects in each image. None before it has begun.
+    shadow, shadow_features: the EMA model's positives and features, without gradient; the positives are of the same
+        objects in the same order. detections: the EMA model's, per image. None before it has started.
     structure: the learned map (b c h w).
     seen: the images (b 3 h w, normalised) as the EMA model sees them, at full resolution.
     per_box, shadow_per_box: one mask per box, the student's and, once it has started, the EMA model's.

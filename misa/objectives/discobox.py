@@ -4,9 +4,9 @@ L = L_projection + [r < 0.3] · dice(p · dilate(B), y) [+ with an object bank, 
 y is the mean of the student's and its EMA model's mask, refined within the box ("structured teacher"); the gate on r, a
 running mean of L_projection, enables the term once masks fill their boxes. Constants are the published code's.
 
-The bank holds objects of earlier steps, as the copy saw them. One mask of every box, in the cell of the box's centre,
-is compared with those of its class; where enough are alike, cells of both are matched. L_match asks the features to be
-alike where they are matched: as coded a softmax of a softmax, which teaches next to nothing
+The bank holds objects of earlier steps, as the copy saw them. One mask of every box, with SOLOv2 that of the cell of
+its centre, is compared with those of its class; where enough are alike, cells of both are matched. L_match asks the
+features to be alike where they are matched: as coded a softmax of a softmax, which teaches next to nothing
 (`misa.losses.correspondence`). The matched objects' masks vote in a second mean field, whose result supervises these
 masks by a dice loss with a hundredth of the gradient (L_transfer). The published configuration of VOC with ResNet-101
 has no bank.
@@ -177,10 +177,10 @@ class DiscoBox(BoxObjective):
         transfer, match, used = _where(
             self._opened(memory, bank), lambda: self._matched(step, masks, memory, bank), nothing
         )
-        used = used.detach()
+        used, every = used.detach(), masks.new_full((), len(masks))
         return {
-            "loss_transfer": Term(self.pseudo_weight * transfer / max(len(masks), 1), masks.new_full((), len(masks))),
-            "loss_match": Term(bank.weight * match / used.clamp(min=1), used),
+            "loss_transfer": Term(self.pseudo_weight * transfer / max(len(masks), 1), every, once=True),
+            "loss_match": Term(bank.weight * match / used.clamp(min=1), used, once=True),
         }
 
     def _opened(self, memory: nn.Module, bank: Bank) -> Tensor:

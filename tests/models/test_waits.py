@@ -29,7 +29,6 @@ from tests.models.students.test_mask2former import CLASSES, TWO, batch
 from tests.pretend_cuda import Pretend, pretended
 
 SHADOWED = ("boxinst", "discobox", "boxteacher", "sim")  # the others ask the student for no more than boxinst
-OTHERS = ("boxinst", "boxlevelset", "boxteacher")  # box2mask is a row of its own; the rest need equal positives
 PASTE = dataclasses.replace(OBJECTIVES["sim_paste"], paste=1, paste_rate=1.0, sure=0.1)  # in the second step
 SOLO, CONDINST = find_row("demo:discobox"), find_row("demo:boxinst").but(inference={"score": 0.001})
 QUERIES = find_row("demo:mask2former_box2mask")
@@ -44,12 +43,10 @@ ROWS = {
     "solov2, sim_paste": SOLO.but(objective=PASTE),
     "condinst, sim_paste": CONDINST.but(objective=PASTE),
     **{f"condinst, {name}": CONDINST.but(objective=OBJECTIVES[name]) for name in SHADOWED},
-    **{
-        f"mask2former, {name}": QUERIES.but(objective=OBJECTIVES[name])
-        for name in ("boxinst", "boxlevelset", "boxteacher")
-    },
+    **{f"mask2former, {name}": QUERIES.but(objective=own) for name, own in OBJECTIVES.items() if name != "box2mask"},
+    "mask2former, sim_paste": QUERIES.but(objective=PASTE),
 }
-MATCH = {"_to_copy at students/mask2former.py assign": 1}  # the table of costs
+MATCH, MATCHES = ({"_to_copy at students/mask2former.py assign": times} for times in (1, 2))  # the tables of costs
 PROTOTYPES = {"_to_copy at objectives/sim.py update": 1}  # which pixels are surely an object's
 TAKEN = {"_to_copy at objectives/boxteacher.py pseudo_masks": 1}  # boxes and scores of what the copy detects
 MATRIX_NMS = {  # the copy's detections: how many there are decides every shape
@@ -72,6 +69,10 @@ WAITS = {  # of two images; 0 where a row is not here
     "mask2former, boxinst": MATCH,
     "mask2former, boxlevelset": MATCH,
     "mask2former, boxteacher": MATCH | TAKEN,
+    "mask2former, discobox": MATCHES,  # the copy's, too
+    "mask2former, discobox_bank": MATCHES,
+    "mask2former, sim": MATCHES | PROTOTYPES,
+    "mask2former, sim_paste": MATCHES | PROTOTYPES,
     "solov2, sim": PROTOTYPES,
     "condinst, sim": PROTOTYPES,
     "solov2, sim_paste": PROTOTYPES,

@@ -1,7 +1,7 @@
 """MISA's detector: a student and the box objectives that train it (Figure 2)."""
 
 import hashlib
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +27,19 @@ TRAINING_ONLY = ("adapter.", "memory.")
 SHADOW = "memory.shadow.copy."
 """Prefix of the EMA model's state dict keys."""
 
+WANTED = {
+    "shadow": "the EMA model's masks of the same objects",
+    "detections": "the EMA model's detections",
+    "per_box": "one mask of every box, and the finest map of the neck",
+}
+"""The `Needs` that not every student serves, in words."""
+
 
 class Handover(NamedTuple):
     """What a student hands over of a batch: its masks, its dense feature I (b d h w), and losses of its own.
 
     repeats: how many predictions of every object `positives` holds; each is supervised on its own.
-    places: where in the network the positives are, for a copy of it to answer at the same. per_box: where the
+    places: from which the EMA model makes its masks of the same objects, in the same order. per_box: where the
     objective needs it.
     """
 
@@ -77,8 +84,12 @@ class BoxSupervised(nn.Module):
     memory: Memory | None
     clock = Clock()
     from_shadow = False  # of a copy, too, which is made before
-    same_positives = True  # whether a copy of the student has the same positives, in the same order
-    has_per_box = False  # whether `handover` can give one mask of every box
+    lacks: ClassVar[dict[str, str]] = {
+        "shadow": "its `handover` takes no places",
+        "detections": "it has no `detect`",
+        "per_box": "its `handover` gives none",
+    }
+    """The `Needs` that a student cannot serve, with the reasons; by default all that ask for more than `handover`."""
     _maps: tuple[Tensor, ...] | None = None
 
     def __init__(
@@ -93,16 +104,12 @@ class BoxSupervised(nn.Module):
         super().__init__(*args, **kwargs)
         value = objective_from(objective) if isinstance(objective, dict) else objective
         assert isinstance(value, BoxObjective)
-        if value.needs.shadow and not self.same_positives:
-            raise UserError(
-                f"the objective {value.kind} compares a student's masks with those of a copy that follows it one by "
-                f"one, and the masks of a {type(self).__name__} are matched anew by each; choose another student."
-            )
-        if value.needs.per_box and not self.has_per_box:
-            raise UserError(
-                f"the objective {value.kind}, as this row has it, compares one mask of every box, and a "
-                f"{type(self).__name__} has no place in its grids that is a box's; choose solov2 as the student."
-            )
+        for need, reason in self.lacks.items():
+            if getattr(value.needs, need):
+                raise UserError(
+                    f"the objective {value.kind}, as this row has it, needs {WANTED[need]}; a {type(self).__name__} "
+                    f"cannot serve that: {reason}. Choose another student."
+                )
         self.objective = value
         # Does not advance the random numbers of the student's weights, so that rows of one seed start equal.
         with torch.random.fork_rng(devices=[]):
@@ -124,6 +131,10 @@ class BoxSupervised(nn.Module):
     def feature_channels(self) -> int:
         """The channels of the dense feature I."""
         raise NotImplementedError
+
+    def finest_channels(self) -> int:
+        """The channels of the neck's finest map (`PerBox`); by default those of I."""
+        return self.feature_channels()
 
     def dense_feature(self, maps: tuple[Tensor, ...]) -> Tensor:
         """Compute I of Eq. 2 (b d h w) from the detector's maps."""
@@ -201,7 +212,8 @@ class BoxSupervised(nn.Module):
         step = step._replace(**self._of_shadow(prepared, own_part.places, samples))
         with torch.autocast(features.device.type, enabled=False):
             terms = self.objective.losses(step, own)
-        losses |= {name: _part(term, own_part.repeats, positives) for name, term in terms.items()}
+        repeats = own_part.repeats
+        losses |= {name: _part(term, 1 if term.once else repeats, positives) for name, term in terms.items()}
         with torch.no_grad():
             self.objective.update(step, own)
         if self._maps is not None:

@@ -4,7 +4,7 @@ It is BoxInst's detector. The widths of the dynamic layers are those of AdelaiDe
 and 8 dynamic channels, 233 parameters per location.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -109,6 +109,7 @@ class MISACondInst(BoxSupervised, CondInst):
 
     bbox_head: BoxCondInstBboxHead
     mask_head: BoxCondInstMaskHead
+    lacks: ClassVar[dict[str, str]] = {"per_box": "a small box may have no location of its own"}
 
     def feature_channels(self) -> int:
         """The channels of the mask features, which I has at twice the resolution."""

@@ -4,10 +4,14 @@ Every prediction of the decoder, that of the initial queries included, is matche
 APro, no points are sampled: costs and losses look at whole masks. APro matches at the input's size; here it is done at
 the masks' own, a quarter of it, where boxes are drawn and losses are computed as well.
 
+The EMA model's mask of an object is that of the query which its own last prediction matches to the box, not that of the
+query which the student matches: a query has no place in the image, and the same one may answer another object in both
+networks. It is the last prediction's for all predictions of the student, as this is what a Mask2Former predicts.
+
 Axes: l prediction · b image · q query · n instance · h row · w column.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +33,7 @@ from misa.models.students.batch_means import share
 from misa.models.students.common import backbone_of, mmdet_model, objectives, preprocessor, stage_widths
 from misa.models.students.pixel_decoder import PixelDecoder
 from misa.models.students.table import Implementation
-from misa.objectives.base import Detected
+from misa.objectives.base import Detected, PerBox
 from misa.ops.boxes import box_masks, extents
 from misa.ops.sent import on_host
 
@@ -46,17 +50,19 @@ class Match(NamedTuple):
     instance: Int[Tensor, " m"]  # within its image
 
 
+class Predicted(NamedTuple):
+    """All predictions of a batch, and the dense feature I."""
+
+    scores: Float[Tensor, "l b q e"]
+    logits: Float[Tensor, "l b q h w"]
+    features: Float[Tensor, "b d h w"]
+
+
 class BoxMask2FormerHead(Mask2FormerHead):
     """Mask2Former's head that matches queries to boxes and hands their masks over as `Positives`."""
 
-    def match(
-        self, features: tuple[Tensor, ...], instances: list[InstanceData], size: tuple[int, int]
-    ) -> tuple[Positives, Tensor, dict[str, Tensor]]:
-        """The positives of all predictions, the dense feature I (b d h w) and the classification loss.
-
-        `size` is the padded input's (h, w). Every prediction has as many positives as the others, so that a mean over
-        all of them is a tenth of the sum over ten predictions.
-        """
+    def predict_all(self, features: tuple[Tensor, ...]) -> Predicted:
+        """Compute all predictions of a batch and the dense feature, in float32."""
         kept: list[Tensor] = []
 
         def surface(module: object, inputs: object, output: tuple[Tensor, list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
@@ -66,29 +72,32 @@ class BoxMask2FormerHead(Mask2FormerHead):
 
         with self.pixel_decoder.register_forward_hook(surface):
             scores, logits = self(features, [])
-        (mask_features,) = kept
-        with torch.autocast(mask_features.device.type, enabled=False):
-            classes, masks = torch.stack(scores).float(), torch.stack(logits).float()
-            h, w = masks.shape[-2:]
-            stride = size[0] // h
-            boxes = [box_masks(truth.bboxes, h, w, stride=stride) for truth in instances]
-            labels = [truth.labels for truth in instances]
-            found = assign(classes, masks, boxes, labels)
-            here = Match(*(index.to(masks.device, non_blocking=True) for index in found))
-            first = torch.tensor([0, *(len(own) for own in labels)]).cumsum(0)[:-1]
-            instance = first[found.image] + found.instance
-            chosen = instance.to(masks.device, non_blocking=True)
-            target = classes.new_full(classes.shape[:3], self.num_classes, dtype=torch.long)
-            target[here.prediction, here.image, here.query] = torch.cat(labels)[chosen]
-            losses = {"loss_cls": self._class_loss(classes, target, len(found.image))}
-            positives = Positives(
-                masks[here.prediction, here.image, here.query],
-                torch.cat(boxes)[chosen],
-                torch.cat([on_host(own) for own in labels])[instance],
-                found.image,
-                instance,
-            )
-        return positives, mask_features, losses
+        return Predicted(torch.stack(scores).float(), torch.stack(logits).float(), kept[0])
+
+    def match(self, found: Predicted, boxes: list[Tensor], instances: list[InstanceData]) -> tuple[Match, Handover]:
+        """Match all predictions to each image's boxes (n h w); the match and the handover.
+
+        Every prediction has as many positives as the others, so that a mean over all of them is a tenth of the sum over
+        ten predictions.
+        """
+        scores, masks, features = found
+        labels = [truth.labels for truth in instances]
+        match = assign(scores, masks, boxes, labels)
+        here = Match(*(index.to(masks.device, non_blocking=True) for index in match))
+        first = torch.tensor([0, *(len(own) for own in labels)]).cumsum(0)[:-1]
+        instance = first[match.image] + match.instance
+        chosen = instance.to(masks.device, non_blocking=True)
+        target = scores.new_full(scores.shape[:3], self.num_classes, dtype=torch.long)
+        target[here.prediction, here.image, here.query] = torch.cat(labels)[chosen]
+        positives = Positives(
+            masks[here.prediction, here.image, here.query],
+            torch.cat(boxes)[chosen],
+            torch.cat([on_host(own) for own in labels])[instance],
+            match.image,
+            instance,
+        )
+        losses = {"loss_cls": self._class_loss(scores, target, len(match.image))}
+        return match, Handover(positives, features, losses, repeats=len(scores), places=instance)
 
     def _forward_head(
         self, decoder_out: Tensor, mask_feature: Tensor, attn_mask_target_size: tuple[int, int]
@@ -112,16 +121,15 @@ class BoxMask2FormerHead(Mask2FormerHead):
 
 
 @torch.no_grad()
-def assign(
+def match_costs(
     scores: Float[Tensor, "l b q e"],
     logits: Float[Tensor, "l b q h w"],
     boxes: list[Tensor],
     labels: list[Tensor],
-) -> Match:
-    """The cheapest one-to-one match of queries to each image's boxes (n h w), prediction by prediction.
+) -> list[Tensor]:
+    """The costs of matching each query to each box, per image: (l q n); boxes: (n h w) per image.
 
-    cost = 2 · (−p_class) + 5 · (dice of the row projections + dice of the column projections), as APro. One transfer
-    to the host for the whole batch.
+    cost = 2 · (−p_class) + 5 · (dice of the row projections + dice of the column projections), as APro.
     """
     masks = logits.sigmoid()
     columns, rows = masks.amax(dim=-2), masks.amax(dim=-1)
@@ -131,7 +139,20 @@ def assign(
         own = own.to(masks.dtype)
         overlap = _dice(columns[:, b], own.amax(dim=-2)) + _dice(rows[:, b], own.amax(dim=-1))
         costs.append(PROJECTION_COST * overlap - CLASS_COST * probabilities[:, b][..., classes])
-    table = torch.cat(costs, dim=-1).cpu()
+    return costs
+
+
+def assign(
+    scores: Float[Tensor, "l b q e"],
+    logits: Float[Tensor, "l b q h w"],
+    boxes: list[Tensor],
+    labels: list[Tensor],
+) -> Match:
+    """The cheapest one-to-one match of queries to each image's boxes (n h w), prediction by prediction.
+
+    One transfer to the host for the whole batch.
+    """
+    table = torch.cat(match_costs(scores, logits, boxes, labels), dim=-1).cpu()
     if not table.isfinite().all():
         raise Diverged("the queries' masks or scores became NaN; lower the learning rate, in another work_dir.")
     found = []
@@ -140,6 +161,38 @@ def assign(
             query, instance = (torch.as_tensor(index) for index in linear_sum_assignment(cost))
             found.append((torch.full_like(query, prediction), torch.full_like(query, b), query, instance))
     return Match(*(torch.cat(index) for index in zip(*found, strict=True)))
+
+
+def each_box(found: Predicted, match: Match, boxes: list[Tensor], instances: list[InstanceData]) -> Positives:
+    """One mask per box, in the boxes' order: that of the query which the last prediction's match assigns to it.
+
+    A box without a match, which exists where there are more boxes than queries, has the query of least cost.
+    """
+    last, queries, images = len(found.scores) - 1, [], []
+    for b, (own, truth) in enumerate(zip(boxes, instances, strict=True)):
+        mine = (match.image == b) & (match.prediction == last)
+        query, instance = (index[mine].to(own.device, non_blocking=True) for index in (match.query, match.instance))
+        every = torch.zeros(len(own), dtype=torch.long, device=own.device)
+        if len(own) > len(query):
+            scores, logits = (each[-1:, b : b + 1] for each in found[:2])
+            every = match_costs(scores, logits, [own], [truth.labels])[0][0].argmin(dim=0)
+        queries.append(every.index_copy(0, instance, query))
+        images.append(torch.full((len(own),), b))
+    image, labels = torch.cat(images), torch.cat([on_host(truth.labels) for truth in instances])
+    there = image.to(found.logits.device, non_blocking=True)
+    masks = found.logits[-1][there, torch.cat(queries)]
+    return Positives(masks, torch.cat(boxes), labels, image, torch.arange(len(image)))
+
+
+def _answered(found: Predicted, boxes: list[Tensor], instances: list[InstanceData], places: Tensor) -> Handover:
+    """The EMA model's handover: one mask for each of the student's positives, whose boxes are `places` (n, host)."""
+    last = found._replace(scores=found.scores[-1:], logits=found.logits[-1:])
+    match = assign(last.scores, last.logits, boxes, [truth.labels for truth in instances])
+    every = each_box(last, match, boxes, instances)
+    here = places.to(every.mask_logits.device, non_blocking=True)
+    masks, own = every.mask_logits[here], every.box_masks[here]
+    positives = Positives(masks, own, every.labels[places], every.image[places], places)
+    return Handover(positives, found.features, {}, per_box=PerBox(every, found.features))
 
 
 def _dice(a: Float[Tensor, "l q k"], b: Float[Tensor, "n k"], eps: float = 1.0) -> Float[Tensor, "l q n"]:
@@ -196,7 +249,7 @@ class MISAMask2Former(BoxSupervised, Mask2Former):
 
     panoptic_head: BoxMask2FormerHead
     test_cfg: ConfigDict
-    same_positives = False
+    lacks: ClassVar[dict[str, str]] = {}
 
     def feature_channels(self) -> int:
         """Those of a query and of every map."""
@@ -207,11 +260,20 @@ class MISAMask2Former(BoxSupervised, Mask2Former):
         return _dense_feature(self, maps).float()
 
     def handover(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> Handover:
-        """The queries that match, of the initial prediction and of every decoder layer."""
-        head = self.panoptic_head
-        size = (images.shape[-2], images.shape[-1])
-        positives, features, losses = head.match(self.extract_feat(images), instances, size)
-        return Handover(positives, features, losses, repeats=head.num_transformer_decoder_layers + 1)
+        """Hand over the matched queries of the initial prediction and of every decoder layer; places: their boxes (n).
+
+        The last prediction has the one mask per box; the finest map is I.
+        """
+        found = self.panoptic_head.predict_all(self.extract_feat(images))
+        h, w = found.logits.shape[-2:]
+        boxes = [box_masks(truth.bboxes, h, w, stride=images.shape[-2] // h) for truth in instances]
+        with torch.autocast(images.device.type, enabled=False):
+            if places is not None:
+                return _answered(found, boxes, instances, places)
+            match, handed = self.panoptic_head.match(found, boxes, instances)
+            if self.objective.needs.per_box:
+                handed = handed._replace(per_box=PerBox(each_box(found, match, boxes, instances), found.features))
+        return handed
 
     def detect(self, images: Tensor, sizes: list[tuple[int, int]]) -> list[Detected]:
         """The surest queries of the last decoder layer, each with its classes; boxes are the masks' extents."""

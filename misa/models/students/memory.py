@@ -46,10 +46,10 @@ class Memory(nn.Module):
     dense feature of `channels`.
     """
 
-    def __init__(self, student: nn.Module, objective: BoxObjective, *, classes: int, channels: int) -> None:
+    def __init__(self, student: Any, objective: BoxObjective, *, classes: int, channels: int) -> None:
         super().__init__()
         needs = objective.needs
-        self.own = objective.memory(classes, student.neck.out_channels if needs.per_box else channels)  # type: ignore
+        self.own = objective.memory(classes, student.finest_channels() if needs.per_box else channels)
         self.shadow = Shadow(student) if needs.shadow or needs.detections else None
         self.structure = nn.Conv2d(channels, needs.structure, 3, padding=1) if needs.structure else None
         if self.structure is not None:

@@ -1,6 +1,6 @@
 """SOLOv2 as a box-supervised student (Eq. 2): mmdet's head, with `Positives` in place of mask targets."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from mmdet.models.dense_heads import SOLOV2Head
@@ -177,12 +177,17 @@ class MISA(BoxSupervised, SOLOv2):
     """SOLOv2 as the student."""
 
     mask_head: BoxSOLOv2Head
+    neck: Any
     test_cfg: ConfigDict
-    has_per_box = True
+    lacks: ClassVar[dict[str, str]] = {}
 
     def feature_channels(self) -> int:
         """D' of Eq. 2."""
         return int(self.mask_head.mask_feature_head.out_channels)
+
+    def finest_channels(self) -> int:
+        """Those of the FPN."""
+        return int(self.neck.out_channels)
 
     def dense_feature(self, maps: tuple[Tensor, ...]) -> Tensor:
         """The mask features of Eq. 2."""

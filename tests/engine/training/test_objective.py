@@ -15,8 +15,8 @@ from misa.engine.prediction.student import find, load_student
 from misa.engine.reports.evaluate import evaluate
 from misa.engine.runs.checkpoints import newest
 from misa.engine.training.train import train
-from misa.errors import Stopped, UserError
-from misa.experiment import TINY_MASK2FORMER, Experiment
+from misa.errors import Stopped
+from misa.experiment import Experiment
 from misa.machine import Machine
 
 TOY = '''
@@ -171,13 +171,3 @@ def test_what_the_student_starts_from_is_the_same_with_and_without_a_memory(row)
         started.append(model.state_dict())
     with_memory, without = started
     assert all(torch.equal(value, with_memory[name]) for name, value in without.items())
-
-
-def test_a_student_whose_copy_has_other_positives_is_refused(row):
-    from mmengine.registry import MODELS
-
-    from misa.models.students.table import model_config
-
-    other = row.but(student="mask2former", network=TINY_MASK2FORMER)
-    with pytest.raises(UserError, match=r"toy compares a student's masks .* choose another student"):
-        MODELS.build(model_config(other, ("a", "b")))

@@ -9,14 +9,16 @@ import torch
 from mmengine.structures import InstanceData
 
 import misa.models  # noqa: F401  (imports mmdet silently)
+from experiments.demo import OBJECTIVES
 from misa.errors import Diverged
 from misa.experiment import TINY_MASK2FORMER
 from misa.losses.inputs import shrink
-from misa.models.students.mask2former import assign
+from misa.models.students.mask2former import assign, match_costs
+from misa.models.students.memory import Shadow
 from misa.models.students.table import model_config
 from misa.models.teacher.table import build_teacher
 from misa.objectives import misa as terms
-from misa.objectives.base import Step
+from misa.objectives.base import Step, Term
 from misa.rows import find_row, teacher_row
 
 SIZE = (64, 96)
@@ -135,7 +137,8 @@ def test_the_classification_loss_is_mmdets_summed_over_the_predictions(student):
         expected += head.loss_cls(
             score.flatten(0, 1), target.flatten(), torch.ones(target.numel()), avg_factor=weight.sum()
         )
-    torch.testing.assert_close(head.match(features, truth, SIZE)[2]["loss_cls"], expected)
+    found = head.match(head.predict_all(features), boxes, truth)[1]
+    torch.testing.assert_close(found.losses["loss_cls"], expected)
 
 
 @pytest.mark.parametrize("reduction", ["box_mean", "box_ratio"])
@@ -154,7 +157,7 @@ def test_all_predictions_at_once_are_the_sum_of_each(reduction):
         )
         for k in range(repeats)
     ]
-    for name, (value, _) in whole.items():
+    for name, (value, *_) in whole.items():
         ordered = sum(part[name].loss for part in parts) / repeats
         torch.testing.assert_close(value, ordered, rtol=1e-4, atol=1e-6)
 
@@ -253,3 +256,79 @@ def test_boxes_beyond_the_queries_have_no_mask(student):
     (found,) = student.masks_of_boxes(images, [samples[0].gt_instances])
     assert found.answered.sum() == TINY_MASK2FORMER.queries < len(MANY) == len(found.probabilities)
     assert torch.equal(found.answered, found.probabilities.flatten(1).any(1))
+
+
+@torch.no_grad()
+def other_copy(student):
+    """Of other weights, whose queries come in another order than the student's."""
+    copy_ = Shadow(student).copy
+    torch.manual_seed(1)
+    for p in copy_.panoptic_head.parameters():
+        p.add_(0.1 * torch.randn_like(p))
+    return copy_
+
+
+def shuffled(student):
+    """The same network with its queries in another order."""
+    other = copy.deepcopy(student)
+    for part in (other.panoptic_head.query_embed, other.panoptic_head.query_feat):
+        part.weight.copy_(part.weight.flip(0))
+    return other
+
+
+@torch.no_grad()
+def test_the_copys_mask_of_an_object_is_that_of_its_own_last_match(student):
+    """Of every positive of the student, whatever its prediction; the order of the copy's queries does not matter."""
+    images, samples = prepared(student, *TWO)
+    truth = [sample.gt_instances for sample in samples]
+    own, following = student.handover(images, truth), other_copy(student)
+    found = following.handover(images, truth, own.places)
+    every = torch.cat([each.probabilities for each in following.masks_of_boxes(images, truth)])
+    torch.testing.assert_close(found.positives.mask_logits.sigmoid(), every[own.positives.instance])
+    for one, other in zip(found.positives[1:], own.positives[1:], strict=True):
+        assert torch.equal(one, other)
+    again = shuffled(following).handover(images, truth, own.places)
+    torch.testing.assert_close(again.positives.mask_logits, found.positives.mask_logits, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found.positives.mask_logits, own.positives.mask_logits, atol=0.1)
+
+
+@torch.no_grad()
+def test_boxes_beyond_the_copys_queries_are_answered_by_the_cheapest(student):
+    images, samples = prepared(student, MANY)
+    truth = [samples[0].gt_instances]
+    following = other_copy(student)
+    found = following.handover(images, truth, torch.arange(len(MANY)))
+    (matched,) = following.masks_of_boxes(images, truth)
+    scores, logits, _ = following.panoptic_head.predict_all(following.extract_feat(images))
+    (costs,) = match_costs(scores[-1:], logits[-1:], [found.positives.box_masks], [truth[0].labels])
+    assert not matched.answered.all()
+    for box, answered in enumerate(matched.answered.tolist()):
+        cheapest = min(range(costs.shape[1]), key=lambda query, box=box: costs[0, query, box])
+        expected = matched.probabilities[box] if answered else logits[-1, 0, cheapest].sigmoid()
+        torch.testing.assert_close(found.positives.mask_logits[box].sigmoid(), expected)
+
+
+def test_one_mask_of_every_box_is_the_last_predictions():
+    model = build(BOX.but(affinity=None, projection_weight=3.0, objective=OBJECTIVES["discobox_bank"]))
+    images, samples = prepared(model, *TWO)
+    positives, features, *_, per_box = model.handover(images, [sample.gt_instances for sample in samples])
+    last = {int(positives.instance[n]): positives.mask_logits[n] for n in (3, 10, 11)}  # of 4 and of 2 x 4
+    assert sorted(last) == per_box.positives.instance.tolist() == [0, 1, 2]
+    for box, mask in enumerate(per_box.positives.mask_logits):
+        assert torch.equal(mask, last[box])
+    assert per_box.positives.labels.tolist() == [0, 2, 1]
+    assert per_box.positives.image.tolist() == [0, 1, 1]
+    assert torch.equal(per_box.finest, features)
+
+
+def test_what_an_object_has_once_is_not_counted_for_every_prediction(student, monkeypatch):
+    """Other terms are sums over the predictions."""
+
+    def losses(self, step, memory):
+        loss = step.positives.mask_logits.mean()
+        return {"loss_each": Term(loss), "loss_once": Term(loss, once=True), "loss_batch": Term(loss, "batch")}
+
+    monkeypatch.setattr(type(student.objective), "losses", losses)
+    found = student.loss(*prepared(student, *TWO))
+    torch.testing.assert_close(found["loss_each"], 4 * found["loss_once"])
+    torch.testing.assert_close(found["loss_batch"], found["loss_once"])
