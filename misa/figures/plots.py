@@ -18,7 +18,7 @@ from misa.figures.style import COLORS, Picture
 LABEL = 7
 """Font size of an object's label, in points."""
 
-_LETTER = 0.042  # width of a letter relative to that of an image in a grid
+_LETTER, _LINE = 0.042, 0.085  # width and height of a letter relative to the longer side of an image in a grid
 
 
 def draw_objects(
@@ -64,7 +64,8 @@ def _place(
     A label moves down line by line until it overlaps no other; `taken` collects their left and right ends and y.
     """
     height, width = size
-    line, across = height / 16, min(_LETTER * len(text), 1.0) * width
+    side = max(size)
+    line, across = _LINE * side, min(_LETTER * len(text) * side, width)
     right = box[0] + box[2] > width
     left = min(max(box[2] - across, 0.0), width - across) if right else max(min(box[0], width - across), 0.0)
     y = max(box[1], line)
@@ -171,9 +172,9 @@ def loss_curves(losses: Mapping[str, NDArray[np.float64]], *, window: int = 20) 
         width = min(window, max(1, len(values) // 2))
         smooth = np.convolve(values, np.ones(width) / width, mode="valid")
         ax.plot(steps[width - 1 :], smooth, color=color, linestyle=styles[i % len(styles)], label=name, linewidth=1.6)
-    ax.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    ax.set(xlabel="step", ylabel="loss", yscale="log")  # the largest term would press the others to the axis
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(fontsize=7, frameon=False, ncols=2)
+    ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     _tidy(ax)
     return figure
 
@@ -185,13 +186,13 @@ def health_curves(health: Mapping[str, NDArray[np.float64]]) -> Figure:
     """
     if not health:
         return _nothing("this run was not watched")
-    figure = Picture(figsize=(6.6, 2.6), layout="constrained")
+    figure = Picture(figsize=(7.2, 2.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     step = health["step"]
     dot: dict[str, Any] = {"marker": "o", "markersize": 4} if len(step) == 1 else {}
     left.plot(step, 100 * health["mask_fill"], color=COLORS[0], label="mask area / box area", **dot)
     left.plot(step, 100 * health["mask_is_box"], color=COLORS[1], linestyle="--", label="masks that are the box", **dot)
-    left.set(xlabel="step", ylabel="%", ylim=(0, 105))
+    left.set(xlabel="step", ylabel="share (%)", ylim=(-2, 105))
     shares = {name.removeprefix("gradient_"): 100 * v for name, v in health.items() if name.startswith("gradient_")}
     areas = right.stackplot(step, *shares.values(), labels=shares, colors=COLORS, linewidth=0)
     for area, hatch in zip(areas, ("", "//", "..", "xx", "--", "++", "oo"), strict=False):
@@ -200,8 +201,9 @@ def health_curves(health: Mapping[str, NDArray[np.float64]]) -> Figure:
     right.set(
         xlabel="step", ylabel="share of gradient norm (%)", ylim=(0, 100), xlim=(step[0], max(step[-1], step[0] + 1))
     )
+    left.legend(fontsize=7, frameon=False)
+    right.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1), reverse=True)
     for ax in (left, right):
-        ax.legend(fontsize=7, frameon=ax is right, ncols=2 if ax is right else 1)
         ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         _tidy(ax)
     return figure
@@ -250,12 +252,16 @@ def ap_bars(scores: Mapping[str, Mapping[str, float | None]]) -> Figure:
     for i, (variant, values) in enumerate(scores.items()):
         at = np.arange(len(names)) + (i - (len(scores) - 1) / 2) * width
         heights = np.array([values[name] for name in names], dtype=float)
-        bars = ax.bar(
-            at, np.nan_to_num(heights), width, label=variant, color=COLORS[i], hatch=("", "//", "..", "xx")[i % 4]
-        )
+        look: dict[str, Any] = {
+            "color": COLORS[i],
+            "hatch": ("", "//", "..", "xx")[i % 4],
+            "edgecolor": "white",
+            "linewidth": 0,
+        }
+        bars = ax.bar(at, np.nan_to_num(heights), width, label=variant, **look)
         ax.bar_label(bars, labels=["" if np.isnan(h) else f"{h:.1f}" for h in heights], fontsize=6)
     ax.set_xticks(np.arange(len(names)), names)
-    ax.set_ylim(0, max(1.0, ax.get_ylim()[1]))
+    ax.set_ylim(0, max(1.0, 1.05 * ax.get_ylim()[1]))
     ax.set_ylabel("mask AP (%)" if "AP" in names else "IoU (%)")
     if unmeasured:
         ax.set_xlabel(f"{', '.join(unmeasured)}: no objects to measure on")

@@ -14,6 +14,7 @@ from misa.figures.plots import (
     class_bars,
     draw_objects,
     grouped_intervals,
+    health_curves,
     loss_curves,
     matched_colors,
     precision_recall,
@@ -103,6 +104,20 @@ def test_loss_curves_show_the_running_mean():
     np.testing.assert_allclose(raw.get_ydata(), values)
     np.testing.assert_allclose(smooth.get_ydata(), [values[i - 3 : i + 1].mean() for i in range(3, 10)])
     np.testing.assert_allclose(smooth.get_xdata(), np.arange(4, 11))
+    assert axes.get_yscale() == "log"  # small terms are seen beside large ones
+
+
+def test_a_legend_covers_no_curve():
+    step = np.arange(3)
+    shares = {f"gradient_{name}": np.full(3, 0.2) for name in ("cls", "projection", "global", "local", "distillation")}
+    figures = (
+        health_curves({"step": step, "mask_fill": step / 3, "mask_is_box": step / 9, **shares}),
+        loss_curves({"loss": np.ones(9), "cls": np.ones(9)}),
+    )
+    for figure in figures:
+        figure.canvas.draw()
+        axes = figure.axes[-1]
+        assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
 
 
 def test_bars_leave_out_what_was_not_measured():
@@ -142,8 +157,9 @@ def test_a_line_for_every_threshold():
     assert "no object" in precision_recall({}).axes[0].texts[0].get_text()
 
 
-def test_labels_stay_in_the_image_and_off_each_other():
-    image = np.zeros((64, 64, 3), np.uint8)
+@pytest.mark.parametrize("size", [(64, 64), (64, 96)])
+def test_labels_stay_in_the_image_and_off_each_other(size):
+    image = np.zeros((*size, 3), np.uint8)
     boxes = np.array([[50.0, 2, 64, 20], [50, 2, 63, 21], [0, 40, 10, 60]])
     figure = sample_grid(
         [{"image": image, "boxes": boxes, "labels": ["a class with a name", "another one", "a third"]}]
@@ -151,8 +167,9 @@ def test_labels_stay_in_the_image_and_off_each_other():
     FigureCanvasAgg(figure).draw()
     (ax,) = figure.axes
     frame, places = ax.get_window_extent(), [text.get_window_extent() for text in ax.texts]
+    plates = [text.get_bbox_patch().get_window_extent() for text in ax.texts]
     assert all(frame.x0 - 1 <= p.x0 and p.x1 <= frame.x1 + 1 and p.y1 <= frame.y1 + 1 for p in places)
-    assert not any(places[i].overlaps(places[j]) for i in range(3) for j in range(i))
+    assert not any(plates[i].overlaps(plates[j]) for i in range(3) for j in range(i))
 
 
 @pytest.mark.parametrize("name", ["$x_1$", "$", "a$b$c", r"$\frac{$", r"back\slash $ $"])
