@@ -6,12 +6,13 @@ hang for ever.
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mmcv
 import numpy as np
 import torch
+from matplotlib.patches import Patch
 from mmengine.model import is_model_wrapper
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
@@ -46,6 +47,7 @@ class Live:
         with torch.random.fork_rng():
             dataset = DATASETS.build(data)
             samples = [dataset[i] for i in range(len(dataset))]
+        self.classes = list(dataset.metainfo["classes"])
         self.batch = {key: [sample[key] for sample in samples] for key in ("inputs", "data_samples")}
         self.images = [mmcv.imread(sample.img_path, channel_order="rgb") for sample in self.batch["data_samples"]]
         self.seen: dict[str, list[float]] = {}
@@ -58,9 +60,9 @@ class Live:
         for name, value in {"step": float(step), **values}.items():
             self.seen.setdefault(name, []).append(value)
         found = [_objects(sample) for sample in predicted(runner.model, self.batch)]
-        picture = base64.b64encode(_png(_drawn(self.seen, self.images, found))).decode()
+        picture = base64.b64encode(_png(drawn(self.seen, self.images, found, self.classes))).decode()
         alt = "losses over the steps, and masks in validation images"
-        shown = HTML(f"<pre>{words}</pre><img alt='{alt}' src='data:image/png;base64,{picture}'>")
+        shown = HTML(f"<img alt='{alt}' src='data:image/png;base64,{picture}'><pre>{words}</pre>")
         if self.handle is None:
             self.handle = display(shown, display_id=True)
         else:
@@ -96,11 +98,16 @@ def _objects(sample: Any) -> tuple[NDArray[np.bool_], list[int]]:
     return masks[kept], [int(found.labels[order[i]]) for i in kept]
 
 
-def _drawn(
+def drawn(
     seen: Mapping[str, list[float]],
     images: list[NDArray[np.uint8]],
     found: list[tuple[NDArray[np.bool_], list[int]]],
+    classes: Sequence[str],
 ) -> Picture:
+    """The losses `seen` by name over their "step", and below them images (h w 3) with masks (n h w) and their classes.
+
+    classes: names of the classes, for a legend where each has a color of its own.
+    """
     figure = Picture(figsize=(9, 4), layout="constrained")
     grid = figure.add_gridspec(2, max(len(images), 1), height_ratios=(1.4, 1))
     axes = figure.add_subplot(grid[0, :])
@@ -109,8 +116,12 @@ def _drawn(
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axes.spines[["top", "right"]].set_visible(False)
-    for place, (image, (masks, classes)) in enumerate(zip(images, found, strict=True)):
-        draw_objects(figure.add_subplot(grid[1, place]), image, masks=masks, colors=classes)
+    for place, (image, (masks, numbers)) in enumerate(zip(images, found, strict=True)):
+        axes = figure.add_subplot(grid[1, place])
+        draw_objects(axes, image, masks=masks, colors=numbers)
+    if images and len(classes) <= len(COLORS):  # more would share colors
+        patches = [Patch(color=color, label=name) for color, name in zip(COLORS, classes, strict=False)]
+        axes.legend(handles=patches, fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     figure.supxlabel("validation images, with what is found in them now; a color a class", fontsize=9)
     return figure
 
