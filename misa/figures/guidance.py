@@ -2,6 +2,7 @@
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from misa.figures.style import COLORS, Picture
 
@@ -29,20 +30,24 @@ def guidance_chart(table: pd.DataFrame, *, title: str = "") -> Figure:
             ax.errorbar(
                 100 * own[name], at, xerr=[side.clip(lower=0).fillna(0) for side in sides], label=NAMES[term], **style
             )
-        moved.plot(100 * own["moved"], at, MARKERS[term], color=COLORS[i], markersize=4)
+        moved.plot(100 * own["moved"], at, MARKERS[term], color=COLORS[i], markersize=4, clip_on=False)
     for ax in (pull, gain):
         ax.axvline(0, color="0.4", linewidth=0.8)
     pull.set_yticks(range(len(place)), list(place), fontsize=7)
     pull.set_xlabel("pull to the truth (%)", fontsize=8)
-    gain.set_xlabel("IoU of the pseudo masks\nminus that of the masks (points)", fontsize=8)
+    gain.set_xlabel("IoU of the pseudo masks minus that\nof the masks (points, log beyond ±2)", fontsize=8)
     moved.set_xlabel("movement (%)", fontsize=8)
     moved.set_xlim(left=0)
+    gain.margins(x=0.1)
+    gain.set_xscale("symlog", linthresh=2, linscale=0.6)  # most gain a point or two, a few lose half of everything
+    low, high = gain.get_xlim()
+    gain.set_xticks([place for place in (-50, -10, -2, 0, 2, 10, 50) if low <= place <= high])
+    gain.xaxis.set_major_formatter(ScalarFormatter())
     for ax in (pull, gain, moved):
         ax.tick_params(labelsize=7, top=True, labeltop=True)  # the figure is long
         ax.grid(axis="y", color="0.92", linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)
-    figure.legend(*pull.get_legend_handles_labels(), fontsize=7, frameon=False, loc="outside upper center", ncols=3)
+    figure.legend(*pull.get_legend_handles_labels(), fontsize=7, frameon=False, loc="outside upper center", ncols=3,
+                  title=title or None, title_fontsize=9)  # fmt: skip
     pull.set_ylim(-0.7, len(place) - 0.3)
-    if title:
-        figure.suptitle(title, fontsize=9)
     return figure

@@ -155,7 +155,12 @@ def test_the_figure_holds_every_reading(measured, tmp_path):
     assert csv.name == "guidance.csv"
     from misa.figures.guidance import guidance_chart
 
-    chart = guidance_chart(measured.table())
+    chart = guidance_chart(measured.table(), title="what this is")
+    chart.canvas.draw()
+    tops = [axes.get_tightbbox().y1 for axes in chart.axes]
+    (legend,) = chart.legends
+    assert legend.get_title().get_text() == "what this is"
+    assert legend.get_window_extent().y0 >= max(tops)
     names = {label.get_text() for label in chart.axes[0].get_yticklabels()}
     assert names == set(measured.table()["reading"])
 
