@@ -31,10 +31,10 @@ Line = Literal["window", "pixels", "tree", "mask"]
 LINES_OF_MAPS: tuple[Line, ...] = ("window", "pixels", "tree", "mask")
 # The tiles of the image's column, by the number of lines drawn.
 _FIRST = {
-    1: ("boxes",),
-    2: ("boxes", "start"),
-    3: ("boxes", "start", "truth"),
-    4: ("boxes", "seen", "start", "truth"),
+    1: ("image",),
+    2: ("image", "start"),
+    3: ("image", "start", "truth"),
+    4: ("image", "seen", "start", "truth"),
 }
 _MARGIN, _GAP, _TITLE, _LABEL, _BAR = 10, 9, 22, 24, 46
 _PROFILE = 128
@@ -201,9 +201,7 @@ def affinity_figure(
     for column, kernel in enumerate(field.kernels if masks else (), 1):
         half = _relative(masks[kernel].numpy()) >= 0.5
         trace(axes, [layout.tile(column, lines.index("mask"))], outline(half), color=ACCENT, width=1.2)
-    x, y = np.array([tile.at(seed[0] + 0.5, seed[1] + 0.5) for tile in everywhere]).T
-    axes.plot(x, y, "+", color="black", markersize=9, markeredgewidth=2.6)
-    axes.plot(x, y, "+", color="white", markersize=8, markeredgewidth=1.2)
+    _crosses(axes, layout, everywhere)
     _window_frames(axes, layout, seed)
     way = "tree" if "tree" in maps else "pixels"
     _draw_profile(axes, layout, {k: v[seed[0]].numpy() for k, v in maps[way].items()}, example, box, _WAYS[way])
@@ -224,7 +222,7 @@ def _put_first_column(sheet: Sheet, layout: Layout, example: Example, first: Ten
     truth = example.coarse_masks()
     objects = example.box_masks() if truth is None else truth
     pictures: dict[str, NDArray[Any]] = {
-        "boxes": example.image,
+        "image": example.image,
         "seen": seen,
         "start": first.numpy(),
         "truth": objects.any(dim=0).float().numpy() if len(objects) else np.zeros(example.size),
@@ -297,13 +295,23 @@ def _name(
         "bbox": {"facecolor": "#000000A0", "lw": 0, "pad": 1.2},
     }
     truth = "truth" if example.masks is not None else "boxes"
-    names = {"boxes": "boxes", "seen": "as the loss sees it", "start": "start", "truth": truth}
-    for number, name in enumerate(layout.first):
+    names = {"seen": "as the loss sees it", "start": "start", "truth": truth}
+    for number, name in enumerate(layout.first[1:], 1):  # the image is named above its column
         tile = layout.tile(0, number)
         write(axes, tile.left + 3, tile.top + 4, names[name], **inside)
     for value in (0, 0.5, 1):
         y = bar.top + bar.height * (1 - value)
         write(axes, bar.left + bar.width + 4, y, f"{value:g}", fontsize=7, va="center")
+
+
+def _crosses(axes: Axes, layout: Layout, tiles: Sequence[Tile]) -> None:
+    """The seed on every tile but that of the start, which a cross would hide where it is small."""
+    start = layout.tile(0, layout.first.index("start")) if "start" in layout.first else None
+    places = [tile.at(layout.seed[0] + 0.5, layout.seed[1] + 0.5) for tile in tiles if tile != start]
+    x, y = np.array(places).T
+    size = min(9.0, 0.08 * layout.side)
+    axes.plot(x, y, "+", color="black", markersize=size, markeredgewidth=0.29 * size)
+    axes.plot(x, y, "+", color="white", markersize=0.89 * size, markeredgewidth=0.13 * size)
 
 
 def _window_frames(axes: Axes, layout: Layout, seed: Seed) -> None:

@@ -21,7 +21,7 @@ _MARGIN, _GAP, _TITLE, _LABEL, _BAR = 10, 9, 24, 22, 54
 _CHART = 150
 COLUMNS = ("map", "log spectrum", "high pass", "low pass", "high, in boxes", "low, outside")
 # The panel shows one map at a time, larger, with the Fourier masks α of Eq. 4 between spectrum and band.
-MASK_COLUMNS = ("map", "log spectrum", "mask α", "spectrum x α", "band", "band x boxes")
+MASK_COLUMNS = ("map", "log spectrum", "mask α", "spectrum x α", "band", "kept by Eq. 5")
 
 
 def maps_of(example: Example) -> dict[str, Float[Tensor, "d h w"]]:
@@ -173,7 +173,9 @@ def mask_figure(
         write(axes, tile.left - 5, tile.top + tile.height / 2, title, fontsize=8, ha="right", va="center", rotation=90)
         _circle(axes, tiles[row, "log spectrum"], h, w, radius)
     edge = outline(box_mask.numpy())
-    trace(axes, [shown, *(tiles[r, c] for r in (0, 1) for c in ("map", "band x boxes"))], edge, color=ACCENT, width=1.0)
+    trace(
+        axes, [shown, *(tiles[r, c] for r in (0, 1) for c in ("map", MASK_COLUMNS[-1]))], edge, color=ACCENT, width=1.0
+    )
     write(axes, shown.left - 5, shown.top + height / 2, "image", fontsize=8, ha="right", va="center", rotation=90)
     _draw_alpha(axes, Tile(shown.left + width + 50, chart_top + 4, across - width - 230, 70, 1, 1), h, w, radius, scale)
     return figure
@@ -197,7 +199,7 @@ def at_work(features: Tensor, box_mask: Tensor, radius: float, scale: float) -> 
             "mask α": _gray(mask),
             "spectrum x α": _gray((filtered - low) / (high - low).clamp(min=1e-12)),
             "band": _signed(found[band], reach),
-            "band x boxes": _signed(found[kept], reach),
+            MASK_COLUMNS[-1]: _signed(found[kept], reach),
         }
 
 

@@ -60,8 +60,9 @@ def figure1(
     `class_picture`, at most eight, for a legend below the maps.
     """
     shown = len(rows[0]) if rows else 0
-    columns = [1.6] + [1.0] * shown
-    height = max(1.15, 0.74 * len(rows) * (PAGE / 7.0)) + 0.25
+    columns = [2.2] + [1.0] * shown
+    cell = (PAGE - 0.6) / sum(columns)
+    height = max(1.4, cell * sum(max(p.shape[0] / p.shape[1] for p in row.values()) for row in rows)) + 0.35
     figure = _printed(PAGE if rows else COLUMN, height if rows else 1.6)
     grid = figure.add_gridspec(max(len(rows), 1), len(columns) if rows else 1, width_ratios=columns if rows else None)
     _bars(figure.add_subplot(grid[:, 0]), scores)
@@ -112,13 +113,14 @@ def figure3(
     figure = _printed(PAGE, sum(tall) + 1.25)
     parts: Any = figure.subfigures(2, 1, height_ratios=(sum(tall), 1.15))
     axes = parts[0].subplots(len(rows), len(COLUMNS), squeeze=False, height_ratios=tall)
+    label_size = 7 if all(len(name) < 14 * high for name, high in zip(rows, tall, strict=True)) else 5.5
     for r, (name, (features, inside)) in enumerate(rows.items()):
         shown, reach = centered(features[channel], inside, radius=radius, scale=scale)
         edge = outline(inside.numpy())
         for c, column in enumerate(COLUMNS):
             ax = axes[r, c]
             beside = name if c == 0 else ""
-            _blank(ax, title=column if r == 0 else "", label=beside, label_size=7 if len(name) < 14 * tall[r] else 5.5)
+            _blank(ax, title=column if r == 0 else "", label=beside, label_size=label_size)
             if column == "log spectrum":
                 h, w = inside.shape
                 ax.imshow(torch.log10(power(features[channel]) + 1e-6).numpy(), cmap="gray", interpolation="none")

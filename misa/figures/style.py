@@ -36,7 +36,7 @@ ACCENT = COLORS[1]
 
 LINES: tuple[dict[str, Any], ...] = (
     {"color": COLORS[1], "linestyle": "--"},
-    {"color": COLORS[7], "linestyle": ":"},
+    {"color": COLORS[3], "linestyle": ":"},
     {"color": COLORS[2], "linestyle": "-."},
     {"color": COLORS[0], "linestyle": "-"},
 )

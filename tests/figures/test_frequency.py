@@ -79,6 +79,6 @@ def test_the_masks_and_bands_are_the_equations(rng):
     )
     assert (high["mask α"] == shade(alpha.numpy(), colors="gray")).all()
     nothing = shade(np.zeros((1, 1)), -1, 1, colors=SIGNED)[0, 0]
-    assert (high["band x boxes"][~box.numpy()] == nothing).all()
-    assert (low["band x boxes"][box.numpy()] == nothing).all()
+    assert (high["kept by Eq. 5"][~box.numpy()] == nothing).all()
+    assert (low["kept by Eq. 5"][box.numpy()] == nothing).all()
     assert (low["mask α"].astype(int) + high["mask α"] >= 255).all()
