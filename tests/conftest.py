@@ -12,19 +12,19 @@ import torch
 
 import misa  # noqa: F401  (makes mmcv importable before any test imports mmdet)
 
-# Two busy threads on two cores collapse as soon as anything else runs; see "Threads" in the README.
+# Two busy threads on two cores become very slow as soon as anything else runs; see "Threads" in docs/training.md.
 torch.set_num_threads(1)
-# Triton reads it when it is first imported: its kernels run on CPU tensors where there is no GPU.
+# Read by Triton at its first import: without a GPU its kernels run on CPU tensors in the interpreter.
 if not torch.cuda.is_available():
     assert "triton" not in sys.modules, "something imports Triton before its interpreter is chosen"
     os.environ["TRITON_INTERPRET"] = "1"
-# torch's builds for the CPU alone bring no Triton.
+# CPU-only builds of torch come without Triton.
 NEED_TRITON = ["ops/test_cuda_kernels.py", "ops/test_triton_works.py", "benchmarks/test_launches.py"]
 collect_ignore = [] if importlib.util.find_spec("triton") else NEED_TRITON
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a CUDA device where there is none."""
+    """Deselect the tests that need a CUDA device if there is none."""
     if torch.cuda.is_available():
         return
     left_out = [item for item in items if item.get_closest_marker("gpu")]
@@ -34,13 +34,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def rng() -> torch.Generator:
-    """A seeded generator on the CPU, so that every device sees the same numbers."""
+    """A seeded generator on the CPU, so that every device gets the same numbers."""
     return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture(scope="module")
 def module_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for the tests of one file, removed behind them: the checkpoints of all files together fill a disk."""
+    """A folder for the tests of one file, removed afterwards: the checkpoints of all files together fill a disk."""
     folder = tmp_path_factory.mktemp("module")
     yield folder
     shutil.rmtree(folder)
@@ -57,5 +57,5 @@ def shared() -> Path:
 
 @pytest.fixture(params=["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """The CPU, and CUDA where there is a device."""
+    """The CPU, and CUDA if there is a device."""
     return torch.device(request.param)

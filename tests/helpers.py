@@ -1,4 +1,4 @@
-"""What several tests train with: an experiment of seconds, and the CPU; and what a GPU must not wait for."""
+"""Shared helpers: a tiny experiment, code blocks of the documentation, and a guard against host-device waits."""
 
 import re
 import warnings
@@ -19,19 +19,19 @@ _TINY = Experiment(
     network=TINY,
     schedule=Schedule(epochs=2, batch=2, lr=1e-3, decay="cosine", warmup=2, clip=10.0),
     augmentation=Augmentation(short_sides=(64,), long_side=64, test_short_side=64),
-    # Almost everything that is found counts: so little training finds little.
+    # Low thresholds: after so little training scores are small.
     inference=Inference(score=0.001, keep=0.0, mask=0.3, candidates=30, per_image=10),
     scenes=(("size", 64), ("train", 4), ("val", 3), ("objects", (1, 2))),
 )
 
 
 def tiny_experiment(**changes: Any) -> Experiment:
-    """Box-supervised SOLOv2 on a handful of embedded scenes, trained within seconds; `changes` as in `but`."""
+    """Returns box-supervised SOLOv2 on a few embedded scenes, trained within seconds; `changes` as in `but`."""
     return _TINY.but(**changes)
 
 
 def page_code(page: str, title: str | None = None) -> str:
-    """The code block of a page of docs/extending/ that has a title, the first one or the one of this title."""
+    """Returns the code block with this title from a page of docs/extending/, by default the first titled one."""
     text = (Path(__file__).parents[1] / "docs" / "extending" / page).read_text(encoding="utf-8")
     blocks = dict(re.findall(r'```python title="(.*?)"\n(.*?)```', text, re.DOTALL))
     return blocks[title] if title else next(iter(blocks.values()))
@@ -39,9 +39,9 @@ def page_code(page: str, title: str | None = None) -> str:
 
 @contextmanager
 def nothing_may_wait() -> Iterator[None]:
-    """What makes the host wait for a CUDA device is an error in the block, and not behind it."""
+    """Within the block, any operation that synchronises the host with a CUDA device is an error."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Synchronization debug mode")  # setting it warns that it is a prototype
+        warnings.filterwarnings("ignore", "Synchronization debug mode")  # torch warns that the mode is a prototype
         try:
             torch.cuda.set_sync_debug_mode("error")
             yield

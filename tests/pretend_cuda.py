@@ -1,12 +1,12 @@
-"""CUDA tensors without CUDA: every operation is computed on the CPU, and what would wait for the device is noted.
+"""Fake CUDA tensors: every operation is computed on the CPU, and those that would synchronise with the host are logged.
 
-A `Pretend` says that it is on cuda:0 and holds a CPU tensor. Inside `pretended()` factories and `.to("cuda")` make such
-tensors, values are real, and the returned list fills with a line for each operation that makes the host wait: a value
-read (`item`, `bool`), a shape that depends on values (`nonzero`, a boolean index, `unique`), a copy to the host, a copy
-to the device that is not `non_blocking` or is of more than 64 KB that are not pinned (the driver stages smaller ones at
-once), and a synchronisation that is asked for. What CUDA refuses, operands on both devices, raises here as well.
-Triton's kernels run in its interpreter. A copy to the host without waiting arrives at once: reading it before an event
-or a synchronisation says so is a fault that is not seen here.
+A `Pretend` reports cuda:0 as its device and holds a CPU tensor. Inside `pretended()` factories and `.to("cuda")` create
+such tensors, values are real, and the returned list gets a line for each operation that makes the host wait: reading a
+value (`item`, `bool`), a shape that depends on values (`nonzero`, a boolean index, `unique`), a copy to the host, one to
+the device that is not `non_blocking` or copies more than 64 KB of unpinned memory (the driver stages smaller ones), and
+an explicit synchronisation. Operands on both devices raise an error, as in CUDA. Triton's kernels run in its
+interpreter. A non-blocking copy to the host completes immediately, so reading it before its event or a synchronisation
+is an error that is not detected here.
 """
 
 import sys
@@ -27,24 +27,24 @@ from misa.ops.frequency import forget_filters
 
 CUDA = torch.device("cuda", 0)
 aten = torch.ops.aten
-# Their results' shapes depend on values, or they are a value.
+# Operations that return a value to the host, or whose output shape depends on values.
 READS = {
     "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount",
     "equal", "is_nonzero", "nms",
 }  # fmt: skip
 COPIES = {"_to_copy", "copy_"}
-STAGED = 2**16  # bytes that the driver copies from pageable memory without waiting
+STAGED = 2**16  # maximum bytes that the driver copies from pageable memory without waiting
 INDEXING = {"index", "index_put", "index_put_"}
 
 
 class Pretend(Tensor):
-    """A CPU tensor that says it is on cuda:0."""
+    """A CPU tensor that reports cuda:0 as its device."""
 
     inner: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "Pretend":
-        # Autograd needs a device that this machine has; "meta" has no kernels, so nothing is computed by mistake.
+        # Autograd needs an available device; "meta" has no kernels, so nothing is computed by accident.
         made: Pretend = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
@@ -61,7 +61,7 @@ class Pretend(Tensor):
     is_meta = property(lambda self: False)
 
     def new_tensor(self, data: Any, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
-        """Past C++, which would ask for "meta"."""
+        """Bypass torch's C++ implementation, which would use "meta"."""
         return torch.tensor(data, dtype=dtype or self.dtype, device=CUDA)
 
     def __getitem__(self, index: Any) -> Tensor:
@@ -71,11 +71,11 @@ class Pretend(Tensor):
         super().__setitem__(_sent(index), value)
 
     def tolist(self) -> Any:
-        """As torch's, which takes no subclass."""
+        """Like torch's, which rejects subclasses."""
         return self.cpu().tolist()
 
     def numpy(self, **_: Any) -> Any:
-        """As torch's, in the same words."""
+        """Raise torch's own error."""
         raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
 
     def __format__(self, form: str) -> str:
@@ -83,7 +83,7 @@ class Pretend(Tensor):
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         watch = _get_current_dispatch_mode()
-        if isinstance(watch, Watch):  # printing reads
+        if isinstance(watch, Watch):  # printing reads values
             watch.note("repr")
         return f"Pretend({self.inner})"
 
@@ -93,24 +93,24 @@ class Pretend(Tensor):
 
 
 class Watch(TorchDispatchMode):
-    """Computes on the CPU and notes what waits."""
+    """Computes on the CPU and logs operations that wait."""
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
-        self.pinned: list[Tensor] = []  # kept, so that no other tensor gets the memory
+        self.pinned: list[Tensor] = []  # kept alive, so that no other tensor reuses the memory
 
     def note(self, name: str) -> None:
-        """Something waits."""
+        """Log a wait."""
         self.waits.append(f"{name} at {_caller()}")
 
     def pin(self, values: Tensor, *_: Any) -> Tensor:
-        """In place of `Tensor.pin_memory`."""
+        """Replacement of `Tensor.pin_memory`."""
         self.pinned.append(values.clone())
         return self.pinned[-1]
 
     def is_pinned(self, values: Tensor) -> bool:
-        """Whether a tensor's memory is of `pin`."""
+        """Whether a tensor's memory came from `pin`."""
         return any(values.untyped_storage().data_ptr() == own.untyped_storage().data_ptr() for own in self.pinned)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -145,7 +145,7 @@ class Watch(TorchDispatchMode):
         if name in INDEXING:
             where = [index for index in args[1] if index is not None]
             masks = [index for index in where if index.dtype in (torch.bool, torch.uint8)]
-            single = name != "index" and len(where) == 1 and masks and args[2].numel() == 1  # is a masked_fill
+            single = name != "index" and len(where) == 1 and masks and args[2].numel() == 1  # a masked_fill
             mixed = isinstance(args[0], Pretend) and not all(isinstance(index, Pretend) for index in where)
             return mixed or (bool(masks) and isinstance(args[0], Pretend) and not single)
         reads = name in READS or (name == "repeat_interleave" and kwargs.get("output_size") is None)
@@ -153,7 +153,7 @@ class Watch(TorchDispatchMode):
 
 
 def _sent(index: Any) -> Any:
-    """Lists and ranges within an index as tensors on the device; torch would ask C++ for it."""
+    """Convert lists and ranges within an index to tensors on the device, which torch does in C++."""
     if isinstance(index, tuple):
         return tuple(_sent(part) for part in index)
     return torch.tensor(list(index), device=CUDA) if isinstance(index, list | range) else index
@@ -164,7 +164,7 @@ def _bare(values: Any) -> Any:
 
 
 def _caller() -> str:
-    """File and function of the innermost caller that is neither torch nor this file."""
+    """Returns file and function of the innermost caller outside torch and this file."""
     frame: Any = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
@@ -175,7 +175,7 @@ def _caller() -> str:
 
 
 class Event:
-    """In place of `torch.cuda.Event`: everything has happened, but waiting for it is noted."""
+    """Replacement of `torch.cuda.Event`: always complete, but waiting for it is logged."""
 
     watch: Watch
 
@@ -183,40 +183,40 @@ class Event:
         pass
 
     def record(self, *_: Any) -> None:
-        """Nothing."""
+        """No-op."""
 
     def query(self) -> bool:
-        """Always."""
+        """Always complete."""
         return True
 
     def synchronize(self) -> None:
-        """A wait."""
+        """Log a wait."""
         self.watch.note("synchronize")
 
 
 @contextmanager
 def pretended() -> Iterator[list[str]]:
-    """Inside, "cuda" is there; the list holds what waited so far. Clear it after a first step, which fills caches."""
+    """Fake "cuda" inside the block; yields the log of waits. Clear it after a first step, which fills caches."""
     torch._C._ensureCUDADeviceGuardSet()
     before = torch._C._only_lift_cpu_tensors()
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch.cuda, "_lazy_init", lambda: None))
         stack.enter_context(patch.object(instance_data, "IndexType", Tensor | instance_data.IndexType))
-        torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(…, device="cuda")` as a copy, which it is
+        torch._C._set_only_lift_cpu_tensors(True)  # treat `torch.tensor(…, device="cuda")` as a copy
         stack.callback(torch._C._set_only_lift_cpu_tensors, before)
         stack.enter_context(patch.object(torch.cuda, "device_of", nullcontext))
         launch = InterpretedFunction.run
         stack.enter_context(
             patch.object(InterpretedFunction, "run", lambda kernel, *args, **more: launch(kernel, *_bare(args), **more))
         )
-        stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # the mode is this thread's
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # the dispatch mode is thread-local
         watch = Watch()
         event = type("Event", (Event,), {"watch": watch})
         stack.enter_context(patch.object(torch.cuda, "Event", event))
         stack.enter_context(patch.object(torch.cuda, "current_stream", lambda *_: event()))
         stack.enter_context(patch.object(torch.cuda, "synchronize", lambda *_: watch.note("synchronize")))
         stack.enter_context(patch.object(Tensor, "pin_memory", lambda values, *_: watch.pin(values)))
-        forget_filters()  # what is kept for this device is a Pretend inside and none outside
+        forget_filters()  # tensors cached for "cuda" must not leak into or out of the block
         stack.callback(forget_filters)
         stack.enter_context(watch)
         yield watch.waits

@@ -1,4 +1,4 @@
-"""The Python API: the ten lines that users look for, every form of image, and a sentence for every wrong one."""
+"""The Python API: the quickstart, every form of image, and one-sentence errors for invalid ones."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def run(module_path):
 
 @pytest.fixture(scope="module")
 def photo(module_path):
-    """A file of an image that is not square."""
+    """An image file that is not square."""
     rng = np.random.default_rng(0)
     path = module_path / "photo.png"
     Image.fromarray(rng.integers(0, 255, (120, 200, 3), dtype=np.uint8)).save(path)
@@ -126,7 +126,7 @@ def test_what_is_no_image_is_a_sentence(run, image, words):
 
 
 def test_the_affinity_is_that_of_the_seeds_cell(scene):
-    """Pixels of the image are cells of the map at stride 4; what comes back is the cells' map, enlarged."""
+    """Pixels of the image map to cells at stride 4; the result is the map of cells, enlarged."""
     color = scene.affinity((60, 50), "color")
     assert color.max() == pytest.approx(1, abs=0.35)
     h, w = scene.example.size
@@ -148,7 +148,7 @@ def test_masks_stay_in_their_boxes_and_a_seed_gives_one(scene):
     masks = scene.propagate(start="box", steps=3)
     assert masks.shape == (2, 120, 200)
     outside = masks[0].copy()
-    outside[26:104, 16:94] = 0  # a cell around the box
+    outside[26:104, 16:94] = 0  # with a margin of one cell around the box
     assert outside.max() == 0
     assert scene.propagate(start="blob", steps=3).shape == (2, 120, 200)
     assert scene.propagate(start=(60, 50), steps=3).shape == (1, 120, 200)

@@ -42,7 +42,7 @@ def root(tmp_path):
     ],
 )
 def test_a_wrong_path_is_shown_as_it_was_typed(words, hint, capsys, tmp_path, monkeypatch):
-    """With the name that comes close, and without what else lies around."""
+    """The message has a similar name, but not the other files in the folder."""
     for place in ("mydata/a.csv", "runs/demo/log.txt", "unrelated/b"):
         (tmp_path / place).parent.mkdir(parents=True)
         (tmp_path / place).touch()
@@ -82,7 +82,7 @@ def box(*values):
     return lambda root: edit(root, lambda c: c["annotations"][0].update(bbox=list(values)))
 
 
-# How it is spoilt, and the cause that must be told: words that stand in no path.
+# How the file is corrupted, and the reason that the message must give, in words that occur in no path.
 BAD = {
     "no such folder": (lambda root: shutil.rmtree(root), "there is no folder"),
     "no annotation file": (
@@ -185,7 +185,7 @@ def test_wrong_options_are_one_sentence(arguments, sentence, capsys):
 
 
 def every_command():
-    """All of them as words, those of groups too."""
+    """Returns the words of every command, including those in groups."""
     groups = {(name,): importlib.import_module(f"misa.commands.{name}") for name in names(commands)}
     folders = [(words, group) for words, group in groups.items() if hasattr(group, "__path__")]
     for words in [(*outer, name) for outer, group in folders for name in names(group)]:
@@ -300,7 +300,7 @@ def test_how_a_command_ends(error, status, sentence, capsys, monkeypatch):
 
 
 def test_a_reader_that_ends_early_is_no_traceback():
-    late = "import sys, time; from misa.cli import main; time.sleep(1); sys.exit(main(['rows']))"  # `true` has ended
+    late = "import sys, time; from misa.cli import main; time.sleep(1); sys.exit(main(['rows']))"  # `true` has exited
     command = f'{sys.executable} -c "{late}" | true; exit ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.returncode == 141
@@ -328,7 +328,7 @@ def test_rows_are_found_by_words(capsys):
     assert "\n1 of " in out
     assert main(["rows", "own:"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["own:small", "own:medium"]
-    assert main(["rows", "teacher:"]) == 0  # those of the table, not all that are taught by one of its rows
+    assert main(["rows", "teacher:"]) == 0  # the rows of the table, not the students that name one as their teacher
     assert len(table_module("teacher").ROWS) == capsys.readouterr().out.count("\n  teacher:")
     assert main(["rows", "demo", "sepa"]) == 0
     assert "`misa rows demo:` lists the rows of the table demo alone." in capsys.readouterr().out
@@ -376,7 +376,7 @@ def test_the_module_is_the_command():
 
 
 def boxes_only(root):
-    """The same data as csv files, which cannot hold masks."""
+    """Write the same data as csv files, which hold no masks."""
     for split in ("train", "val"):
         content = json.loads((root / "annotations" / f"instances_{split}2017.json").read_text())
         file = {image["id"]: f"{split}2017/{image['file_name']}" for image in content["images"]}
@@ -408,7 +408,7 @@ def test_boxes_in_csv_files_train_from_the_same_command(root, tmp_path, capsys, 
 
 
 def checked(root, capsys, *lines, head="image,xmin,ymin,xmax,ymax,label"):
-    """What `misa check` says of a csv with these lines beside six small images, a line each."""
+    """Returns the output lines of `misa check` on a csv with these lines and six small images."""
     root.mkdir()
     for i in range(6):
         Image.new("RGB", (80, 60), (40 * i, 9, 9)).save(root / f"{i}.png")
@@ -432,7 +432,7 @@ GOOD = [f"{i}.png,1,2,30,40,cat" for i in range(6)]
 )
 @pytest.mark.parametrize("others", [GOOD[1:2], GOOD[1:]], ids=["two lines", "six lines"])
 def test_a_bad_line_is_one_error_in_the_words_of_its_format(line, sentence, others, tmp_path, capsys, monkeypatch):
-    """Nothing of what follows from it: no images, no categories, an image without objects."""
+    """Consequences are not reported: no images, no categories, an image without objects."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     status, said = checked(tmp_path / "data", capsys, line, *others)
     assert status == 2
@@ -442,7 +442,7 @@ def test_a_bad_line_is_one_error_in_the_words_of_its_format(line, sentence, othe
 
 
 def test_what_differs_between_the_splits_is_warned_of_once(tmp_path, capsys, monkeypatch):
-    """A class of the val split alone, names that are nearly one, and images that are not there."""
+    """A class only in the val split, names that are nearly equal, and missing images."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     boxes = [("0.png", "cat", "train"), ("1.png", "Cat", "train"), ("2.png", "dog", "val"), ("2.png", "dog", "val")]
     lines = [f"{image},{i},2,30,40,{label},{split}" for i, (image, label, split) in enumerate(boxes)]
@@ -516,7 +516,7 @@ def test_check_of_one_json_and_what_it_tells(root, capsys, tmp_path, monkeypatch
     ],
 )
 def test_a_shell_is_told_what_may_come_next(line, answers, tmp_path):
-    """Asked as argcomplete's own code in the shell asks, in a fresh process."""
+    """In a fresh process, called the way argcomplete's shell code calls it."""
     asked = {
         "_ARGCOMPLETE": "1",
         "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "answers"),

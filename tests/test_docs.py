@@ -19,14 +19,14 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
 def anchors(page: Path) -> set[str]:
-    """Those of a page's headings, as GitHub makes them."""
+    """Returns the anchors of a page's headings, as GitHub generates them."""
     heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page):
-    """Those into the project; executed notebooks are there once the site is built."""
+    """Checks links within the project, except to executed notebooks, which exist only once the site is built."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"https?:|mailto:", link) or re.fullmatch(r"notebooks/\w+\.html", link):
@@ -39,7 +39,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_site_builds_offline_without_a_warning(tmp_path):
-    """As `make docs` does, with empty pages in the place of the executed notebooks."""
+    """Like `make docs`, with empty pages instead of executed notebooks."""
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
 
@@ -64,7 +64,7 @@ def test_the_site_builds_offline_without_a_warning(tmp_path):
 
 
 def trained(row, *, run="run"):
-    """The losses of a smoke run, one line a step."""
+    """Returns the losses of a smoke run, one entry per step."""
     assert main(["train", row, "--smoke", "--gpus", "0", "--work-dir", run, "--data-root", "data"]) == 0
     return [json.loads(line) for line in Path(run, "losses.jsonl").read_text().splitlines()]
 

@@ -1,4 +1,4 @@
-"""Each check of `misa doctor` on a machine that is fine, and on one that is broken in the way the check is for."""
+"""Each check of `misa doctor` on a working installation, and on one with the fault that the check detects."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ def find(check: Callable[[], Finding], cure: str = "the cure") -> Finding:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
-    """Versions to pretend; None for a package that is not there."""
+    """Fake package versions; None for a missing package."""
     pretended: dict[str, str | None] = {}
     real = doctor.metadata.version
 
@@ -45,7 +45,7 @@ def test_a_good_installation_passes_with_one_line_each(tmp_path: Path):
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()  # nothing but ours: mmdet prints two lines of its own when imported
+    lines = done.stdout.splitlines()  # without the two lines that mmdet prints when imported
     assert [line[5:17].strip() for line in lines] == NAMES
     assert all(line.startswith("ok ") for line in lines)
     assert "our equivalents" in lines[4] or "compiled" in lines[4]
@@ -241,7 +241,7 @@ def test_a_kernel_of_another_interpreter(monkeypatch, tmp_path, interpreter):
 
 
 def find_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, interpreter: str) -> Finding:
-    """What the doctor says of a kernel python3 that starts `interpreter`."""
+    """Returns the doctor's finding for a kernel python3 that starts `interpreter`."""
     folder = tmp_path / "kernels" / "python3"
     folder.mkdir(parents=True)
     spec = {"argv": [interpreter, "-m", "ipykernel_launcher"], "display_name": "x", "language": "python"}

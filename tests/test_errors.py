@@ -6,7 +6,7 @@ from misa.errors import did_you_mean, stem
 
 
 def test_a_notebook_shows_the_sentence_alone(capsys):
-    """IPython's own shell, which notebooks and papermill run cells with; other errors keep their traceback."""
+    """In IPython's shell, which runs the cells of notebooks and papermill; other errors keep their traceback."""
     shell = InteractiveShell()
     shell.run_cell("from misa.errors import UserError\nraise UserError('no run there; give another.')")
     shown = "".join(capsys.readouterr())
@@ -20,7 +20,7 @@ def test_a_notebook_shows_the_sentence_alone(capsys):
 def test_files_are_alike_by_their_names_and_not_by_their_suffix():
     photos = ["rocket.jpg", "cat.png"]
     assert did_you_mean("nope.jpg", photos, key=stem) == ""
-    assert did_you_mean("nope.jpg", photos) != ""  # what it would be by the whole name
+    assert did_you_mean("nope.jpg", photos) != ""  # the result of comparing whole names
     assert did_you_mean("rockt.png", photos, key=stem) == "; did you mean 'rocket.jpg'?"
     assert did_you_mean("Cat.jpg", photos, key=stem) == "; did you mean 'cat.png'?"
     assert did_you_mean("runs", ["run"], key=stem) == "; did you mean 'run'?"

@@ -1,4 +1,4 @@
-"""Atomic writes, JSON and locks: what a kill, a full disk or a second process may find."""
+"""Atomic writes, JSON and locks under a kill, a full disk or a second process."""
 
 import json
 import subprocess
@@ -49,7 +49,7 @@ def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -9
     assert read_json(path) == {"a": 1}
-    write_json(path, {"a": 2})  # what the kill left is in nobody's way
+    write_json(path, {"a": 2})  # the leftovers of the kill do not interfere
     assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
 
 
@@ -94,7 +94,7 @@ def test_a_lock_leaves_no_folder_in_which_nothing_happened(tmp_path):
     (tmp_path / "mine").mkdir()
     with locked(tmp_path / "mine"):
         pass
-    assert (tmp_path / "mine").is_dir()  # it was there before
+    assert (tmp_path / "mine").is_dir()  # it existed before
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):

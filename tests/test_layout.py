@@ -1,4 +1,4 @@
-"""Imports point one way: a room uses only what the table allows, and no two files import each other in a circle."""
+"""Import rules: a folder ("room") of misa imports only what the table allows, and there are no circular imports."""
 
 import ast
 import graphlib
@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "__init__": {"mmcv_ext"},
     "__main__": {"cli"},
 }
-# The same inside engine/: a run folder knows nothing of training, and using a student nothing of training it.
+# The same inside engine/: neither run folders nor prediction may import training.
 ENGINE = {
     "runs": set(),
     "training": {"runs"},
@@ -44,13 +44,13 @@ ENGINE = {
     "__init__": set(),
 }
 PATHS = sorted(ROOT.rglob("*.py"))
-LINES, ARGUMENTS = 60, 10  # of a function at most, see `test_functions_are_small`
-# Kernels are one loop each, and their arguments are arrays that a compiler wants one by one.
+LINES, ARGUMENTS = 60, 10  # maximum of a function, see `test_functions_are_small`
+# Kernels are one loop each, and the compiler needs their arrays as separate arguments.
 KERNELS = {
     *(f"ops/backends/loops/{name}.py" for name in ("products", "sums", "trees", "windows")),
     *(f"ops/backends/cuda/{name}.py" for name in ("features", "merges", "sums", "tour", "trees", "windows")),
 }
-# Public functions whose keywords are promised, and mmcv's own signatures.
+# Public functions whose keywords must not change, and mmcv's own signatures.
 PROMISED = {
     "losses/distillation.py:distillation_loss",
     "mmcv_ext/ops.py:roi_align_backward",
@@ -62,7 +62,7 @@ PROMISED = {
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Every module that a file imports, wherever in the file; `from a import b` counts as a.b."""
+    """Yield every module that a file imports, also inside functions; `from a import b` counts as a.b."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
@@ -72,7 +72,7 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def rooms(path: Path, *, below: str = "misa") -> set[str]:
-    """The rooms of misa, or of one of its rooms, that a file uses; a name of misa itself, as its version, is none."""
+    """Returns the folders of `below` that a file imports from; names of misa itself, such as its version, are none."""
     parts = [name.removeprefix(f"{below}.").split(".") for name in imported(path) if name.startswith(f"{below}.")]
     return {name[0] for name in parts if not name[0].startswith("__")}
 
@@ -82,7 +82,7 @@ def own_room(path: Path, root: Path = ROOT) -> str:
 
 
 def module_of(name: str) -> str | None:
-    """The file of misa that an imported name is in, as a dotted module; None for other packages."""
+    """Returns the module of misa that defines an imported name; None for other packages."""
     parts = name.split(".")
     while parts and parts[0] == "misa":
         path = ROOT.parent.joinpath(*parts)
@@ -93,7 +93,7 @@ def module_of(name: str) -> str | None:
 
 
 def circle(files: dict[str, set[str]]) -> list[str]:
-    """Modules that import each other in a circle; empty where there is none."""
+    """Returns modules that import each other in a cycle; empty if there is none."""
     try:
         graphlib.TopologicalSorter(files).prepare()
     except graphlib.CycleError as error:
@@ -123,15 +123,15 @@ def test_no_files_import_each_other_in_a_circle():
     graph = {}
     for path in PATHS:
         own = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
-        # A package's own file runs before the files in it, which is no circle unless it imports them.
+        # A package's __init__ runs before the files in it, which is a cycle only if it imports them.
         graph[own] = {name for name in map(module_of, imported(path)) if name is not None and name != own}
     assert circle(graph) == []
 
 
 def private(tree: ast.AST) -> Iterator[str]:
-    """Names of misa with a leading underscore that a file imports, takes from an imported module, or patches.
+    """Yield names of misa with a leading underscore that a file imports, accesses in an imported module, or patches.
 
-    A file of `misa.commands` that begins so is no command; its names are public.
+    A file of `misa.commands` with a leading underscore is not a command, but its names are public.
     """
     modules: dict[str, str] = {}
     for node in ast.walk(tree):
@@ -152,7 +152,7 @@ EVERY = [*PATHS, *(path for path in sorted(Path(__file__).parent.rglob("*.py")) 
 
 @pytest.mark.parametrize("path", EVERY, ids=lambda p: str(p.relative_to(ROOT.parent)))
 def test_private_names_stay_in_their_file(path):
-    """In tests as well: what is worth a test of its own is public, and has a docstring."""
+    """In tests as well: a function worth its own test is public and has a docstring."""
     assert list(private(ast.parse(path.read_text()))) == []
 
 
@@ -188,13 +188,13 @@ def test_every_form_of_import_is_seen(tmp_path, line):
 
 
 def test_rooms_are_small():
-    """At most a dozen files side by side in the rooms of engine/."""
+    """At most a dozen files per folder of engine/."""
     for room in ROOT.joinpath("engine").iterdir():
         assert len([path for path in room.glob("*.py") if path.stem != "__init__"]) <= 12
 
 
 def too_large(tree: ast.AST) -> Iterator[str]:
-    """The functions with more than LINES lines or ARGUMENTS arguments, self not counted."""
+    """Yield the functions with more than LINES lines or ARGUMENTS arguments, not counting self."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
@@ -234,7 +234,7 @@ def test_ops_need_no_framework(path):
 
 
 def test_experiments_are_values():
-    """They import each other relatively, since the folder is `misa.experiments` once installed."""
+    """Their imports of each other are relative, since the folder is `misa.experiments` once installed."""
     for path in (ROOT.parent / "experiments").glob("*.py"):
         tree = ast.walk(ast.parse(path.read_text()))
         nodes = [node for node in tree if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -1,4 +1,4 @@
-"""One declaration per option: notebook, command line, checks and help agree, and a wrong value is one sentence."""
+"""Options declared once: notebook, command line, checks and help agree, and errors are one sentence."""
 
 import argparse
 from pathlib import Path
@@ -16,7 +16,7 @@ from misa.parameters import Parameters, argument, option
 
 
 class Toy(Parameters):
-    """What a toy takes."""
+    """Options of a toy command."""
 
     names: tuple[str, ...] = argument("names of things", default=("a", "b"))
     out: str = option("out", "folder, 100 % new")
@@ -78,7 +78,7 @@ def test_names_of_later_cells_are_no_parameters():
 
 
 def test_names_like_a_parameter_may_be_a_notebooks_own():
-    """Run All a second time: `step` of a cell further down is no misspelt `steps`."""
+    """On a second "Run All", `step` of a later cell is not taken for a misspelt `steps`."""
     namespace = {"In": ["", "seed: int = 1"], "seed": 1}
     Train.read(namespace)
     namespace["epoch"] = 5

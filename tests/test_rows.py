@@ -1,4 +1,4 @@
-"""Rows by name: what a row learns from, and a file of one's own that is wrong in each of the usual ways."""
+"""Rows by name: what a row learns from, and the usual mistakes in a user's file."""
 
 import sys
 
@@ -81,7 +81,7 @@ def test_the_teacher_of_a_row():
 
 
 def test_what_a_row_is_known_by_changes_with_what_it_learns_from(tmp_path):
-    """Without a teacher the row's own digest; with one also the teacher's, whatever it is called."""
+    """Without a teacher it is the row's digest; with one it covers the teacher's digest, but not its name."""
     box, misa = find_row("demo:box"), find_row("demo:misa")
     assert lineage(box) == box.digest()
     assert lineage(misa) != misa.digest()

@@ -1,4 +1,4 @@
-"""pyproject.toml, constraints.txt and environment.yml agree, and `import misa` is light."""
+"""pyproject.toml, constraints.txt and environment.yml agree, and `import misa` is fast."""
 
 import subprocess
 import sys
@@ -17,14 +17,14 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def ranges() -> dict[str, SpecifierSet]:
-    """What pyproject.toml asks for, extras included."""
+    """Returns the version ranges of pyproject.toml, extras included."""
     extras = PROJECT["optional-dependencies"]
     texts = PROJECT["dependencies"] + [text for name in ("notebooks", "photos", "docs", "dev") for text in extras[name]]
     return {canonicalize_name(r.name): r.specifier for r in map(Requirement, texts)}
 
 
 def pins() -> dict[str, str]:
-    """The exact versions of constraints.txt."""
+    """Returns the pinned versions of constraints.txt."""
     lines = (line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
     found = [line.split("==") for line in lines if line]
     assert all(len(pair) == 2 for pair in found), "constraints.txt holds name==version only"
@@ -78,7 +78,7 @@ def test_python_range(version: str, allowed: bool):
 
 
 def test_the_installed_package_is_this_one():
-    """A stale editable install would make `misa doctor` compare with ranges of the past."""
+    """A stale editable install would make `misa doctor` compare with outdated ranges."""
     import misa
 
     assert metadata.version("misa") == PROJECT["version"] == misa.__version__
@@ -87,7 +87,7 @@ def test_the_installed_package_is_this_one():
 
 
 def test_import_misa_is_light():
-    """It loads none of the large packages, hence costs next to nothing beside torch."""
+    """It loads none of the large packages."""
     code = "import sys, misa; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=60, check=True)
     heavy = {"torch", "torchvision", "numpy", "scipy", "cv2", "matplotlib", "mmengine", "mmcv", "mmdet", "pycocotools"}
@@ -97,5 +97,5 @@ def test_import_misa_is_light():
 
 
 def test_a_package_without_bytecode_is_compiled_in_a_test_without_an_error():
-    """mmdet has such a string, and warnings are errors here; from Python 3.12 on it is a SyntaxWarning."""
+    """mmdet has an invalid escape in a string, a SyntaxWarning from Python 3.12 on, and warnings are errors here."""
     compile('"\\\\i"', "mmdet/file.py", "exec")

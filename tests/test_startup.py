@@ -1,4 +1,4 @@
-"""What only looks at files or words starts in tenths of a second: no framework is loaded for it."""
+"""Commands that need no framework load none and start within tenths of a second."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ print("|", sorted(set(sys.modules) & set({heavy})), seconds)
 
 
 def started(code):
-    """The heavy packages that some code loads in a process of its own, and the seconds that it takes."""
+    """Run code in a separate process; returns the heavy packages that it loads and its seconds."""
     command = [sys.executable, "-c", RUN.format(code=code, heavy=sorted(HEAVY))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -55,7 +55,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_a_command_that_does_nothing_long_loads_no_framework(words):
-    """What only looks or lists, and what is refused: a misspelt row or path is known at once."""
+    """Listing commands, and invalid ones: a misspelt row or path is refused immediately."""
     code = f"import contextlib, misa.cli\nwith contextlib.suppress(SystemExit): misa.cli.main({words})"
     loaded, seconds = started(code)
     assert loaded == "[]"
@@ -77,6 +77,6 @@ def test_a_heavy_package_is_seen():
 
 @pytest.mark.parametrize("module", ["misa.engine.training.train", "misa.engine.prediction.predict"])
 def test_importing_is_silent(module):
-    """mmdet prints two lines when it is imported first."""
+    """mmdet prints two lines at its first import."""
     done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "")

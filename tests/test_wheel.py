@@ -1,4 +1,4 @@
-"""What `pip install misa` brings: the package with its tables, and nothing else at the top level."""
+"""The installed wheel holds the package with its tables, and nothing else at the top level."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(module_path):
-    """The wheel, built from this checkout by the tools of the environment."""
+    """The wheel, built from this checkout with the tools of the environment."""
     command = ["pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(module_path)]
     subprocess.run([sys.executable, "-m", *command, str(ROOT)], check=True, timeout=300)
     (built,) = module_path.glob("misa-*.whl")
@@ -32,7 +32,7 @@ def test_a_wheel_holds_one_package(wheel):
 
 @pytest.mark.slow
 def test_a_row_trains_from_an_installed_wheel(wheel, tmp_path):
-    """In a folder that has an `experiments` of its own, which is another project's."""
+    """Even in a folder with another project's `experiments`."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "__init__.py").write_text("raise RuntimeError('not ours')\n")

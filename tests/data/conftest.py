@@ -1,4 +1,4 @@
-"""A small data set on disk, and a helper that spoils it."""
+"""A small data set on disk, and a helper that corrupts it."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ Spoil = Callable[..., tuple[Path, Path]]
 
 @pytest.fixture
 def spoil(tmp_path: Path) -> Spoil:
-    """Writes the small data set after `change(data)`; returns annotation file and image folder."""
+    """Write the small data set after `change(data)`; returns annotation file and image folder."""
 
     def write(change: Callable[[dict[str, Any]], object] = lambda data: None) -> tuple[Path, Path]:
         data = json.loads(json.dumps(SMALL))

@@ -34,7 +34,7 @@ def dataset(root, *, classes=None, masks=False, seed=0, annotations="instances_t
 
 
 def rewritten(root, target, change):
-    """A copy of the data with every training annotation changed."""
+    """Copy the data with every training annotation changed."""
     shutil.copytree(root, target)
     path = target / "annotations" / "instances_train2017.json"
     content = json.loads(path.read_text())
@@ -67,7 +67,7 @@ def test_mask_supervision_does_read_them(root):
 
 
 def test_a_crowd_is_ignored_and_no_object(root, tmp_path):
-    """As it reaches the losses: its box is known, but neither an object nor background."""
+    """As seen by the losses: its box is given, but is neither an object nor background."""
 
     def crowd(annotation):
         return {**annotation, "iscrowd": int(annotation["id"] == 1)}

@@ -1,4 +1,4 @@
-"""The data's digest: the same wherever the data lies, another for other annotations."""
+"""The digest of a data set depends on its annotations and not on its location."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ def test_a_json_in_its_own_layout_is_hashed_as_it_lies(tmp_path):
 
 
 def test_a_settled_json_keeps_its_digest_where_it_moves(tmp_path):
-    """Ids as texts are settled in a copy, which names the original with its path."""
+    """String ids are normalised in a copy, which holds the path of the original."""
     root = tmp_path / "mine"
     (root / "annotations").mkdir(parents=True)
     for split in ("train", "val"):

@@ -1,4 +1,4 @@
-"""Which files are predicted on, and what is said of those that are not."""
+"""Which files are predicted on, and the messages for the others."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -102,7 +102,7 @@ def test_a_class_called_background_is_a_class() -> None:
 
 
 def test_pillows_limit_of_pixels_is_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture beyond it is looked at, by many threads at once too; other code keeps the limit."""
+    """Larger images are inspected, also by many threads at once; other code keeps the limit."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     Image.new("RGB", (90, 60)).save(tmp_path / "large.png")
     (tmp_path / "none.png").write_bytes(b"no image")

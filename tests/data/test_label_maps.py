@@ -1,4 +1,4 @@
-"""Label maps by hand, GrabCut on images whose answer is known, VOC's own files."""
+"""Label maps computed by hand, GrabCut on images with a known result, VOC's own files."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -47,7 +47,7 @@ def test_a_filled_box_is_the_losses_box_mask(rng):
     boxes = torch.cat([low, low + 12 * torch.rand(200, 2, generator=rng)], dim=1).clamp(max=24)
     for box, mask in zip(boxes, box_masks(boxes, 24, 26), strict=True):
         made = fill_boxes(box.double().numpy()[None], [0], (24, 26), background=1)
-        # Below one pixel each has its own choice of a pixel.
+        # Below one pixel the two choose a pixel differently.
         if (box[2:] - box[:2]).min() >= 1:
             assert np.array_equal(made == 0, mask.numpy())
 
@@ -79,7 +79,7 @@ def test_probabilities_are_void_in_between_and_nothing_outside_their_box():
 
 
 def scene():
-    """A red disc on green, the image's answer known; a little noise, so that the colour models have a spread."""
+    """A red disc on green with its mask; a little noise gives the colour models some variance."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:40, :40]
     disc = (y - 20) ** 2 + (x - 18) ** 2 < 100
@@ -118,7 +118,7 @@ def test_grabcut_does_not_depend_on_what_opencv_drew_before(seed):
 
 
 def test_a_small_box_leaves_the_larger_object_around_its_own():
-    """A blue spot on the red disc, with boxes of their own: around the spot is still disc."""
+    """A blue spot on the red disc, each with a box: the pixels around the spot remain disc."""
     image, disc, boxes = scene()
     spot = np.zeros_like(disc)
     spot[17:23, 15:21] = True
@@ -156,7 +156,7 @@ def test_voc_palettes_are_read_by_name(tmp_path):
     picture.putpalette([v for i in range(256) for v in (i, 255 - i, i // 2)])
     picture.save(tmp_path / "a.png")
     assert read_voc_label_map(tmp_path / "a.png", VOC_CLASSES).tolist() == [[20, 14, 255], [19, 0, 7]]
-    # Other classes, in another order: what is not asked for is background.
+    # Other classes, in another order: VOC classes that are not requested are background.
     assert read_voc_label_map(tmp_path / "a.png", ("person", "cat")).tolist() == [[2, 0, 255], [2, 2, 1]]
     with pytest.raises(UserError, match="no class 'personne'"):
         read_voc_label_map(tmp_path / "a.png", ("personne",))

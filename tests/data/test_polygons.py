@@ -1,4 +1,4 @@
-"""Polygons of masks: pycocotools, which did not draw them, decodes them."""
+"""Polygons of masks, decoded by pycocotools as an independent reference."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_a_polygon_without_simplification_is_the_mask(mask):
 
 @given(MASKS)
 def test_there_is_a_loop_for_each_piece_and_each_hole(mask):
-    """Pieces are 4-connected, so the background, which pieces are apart in, is 8-connected."""
+    """Components are 4-connected, so the background is 8-connected."""
     pieces = ndimage.label(mask)[1]
     background = ndimage.label(np.pad(~mask, 1, constant_values=True), structure=np.ones((3, 3)))[1]
     assert len(loops(mask)) == pieces + background - 1
@@ -43,7 +43,7 @@ def test_an_offset_moves_it():
 
 @pytest.mark.parametrize("tolerance", [1.0, 3.0])
 def test_simplified_ones_stay_within_the_tolerance(tolerance):
-    """Pixels that are farther from the border than the tolerance, and a pixel's half diagonal, keep their side."""
+    """Pixels farther from the border than the tolerance plus half a pixel diagonal stay on the same side."""
     y, x = np.mgrid[:120, :160]
     mask = (np.hypot(x - 70, y - 60) < 50) & (np.hypot(x - 60, y - 55) > 17)
     found = polygons(mask, tolerance=tolerance)

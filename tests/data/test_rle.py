@@ -1,4 +1,4 @@
-"""Run lengths of a part are those of the whole mask."""
+"""The RLE of a crop equals that of the full mask."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_a_part_is_decoded_as_pycocotools_decodes_the_whole(mask):
 
 
 def test_runs_of_polygons_are_decoded():
-    """Their run lengths may be empty in between."""
+    """They may contain empty runs."""
     rng = np.random.default_rng(0)
     for _ in range(50):
         corners = rng.uniform(0, 90, (2, 8)).tolist()

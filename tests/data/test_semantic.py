@@ -1,4 +1,4 @@
-"""Reading boxes without masks, and true label maps from instances or VOC's PNGs."""
+"""Reading boxes without masks, and ground-truth label maps from instances or VOC's PNGs."""
 
 import json
 
@@ -27,7 +27,7 @@ def mask(top, left, bottom, right):
 
 @pytest.fixture
 def split(tmp_path):
-    """A dog within a cat, a crowd of cats, an ignored dog and a bird that nobody asked for."""
+    """A dog within a cat, a crowd of cats, an ignored dog and a bird, which is not a requested class."""
     objects = [
         (2, mask(0, 0, 4, 6), {}),
         (1, mask(1, 1, 3, 3), {}),
@@ -46,7 +46,7 @@ def split(tmp_path):
     content = {
         "images": [{"id": 5, "file_name": "sub/a.jpg", "height": 8, "width": 10}],
         "annotations": annotations,
-        # The file counts dogs first; labels follow the classes that are asked for.
+        # The file lists dogs first; labels follow the requested classes.
         "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}, {"id": 3, "name": "bird"}],
     }
     path = tmp_path / "annotations" / "instances_train2017.json"

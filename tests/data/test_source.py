@@ -1,4 +1,4 @@
-"""Opening an experiment's data: checked as the row needs it, once, and warnings told once."""
+"""Opening an experiment's data: checked once, as the row needs it, and warnings are printed once."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A student trained for seconds, for what needs a checkpoint but no good one."""
+"""A student trained for seconds, for tests that need some checkpoint."""
 
 import pytest
 
@@ -9,14 +9,14 @@ SMALL = tiny_experiment(
     schedule={"epochs": 8},
     augmentation={"long_side": 96},
     inference={"mask": 0.2},
-    # Not the network's size, so that masks are really enlarged, and not square.
+    # Not square and not the network's size, so that masks are really resized.
     scenes=(("size", (52, 70)), ("train", 6), ("val", 4), ("objects", (1, 2))),
 )
 
 
 @pytest.fixture(scope="session")
 def small_row():
-    """The row of `small_run`, to make others from."""
+    """The row of `small_run`, to derive others from."""
     return SMALL
 
 

@@ -1,4 +1,4 @@
-"""Every row of the comparison, and of the demo with another paper's objective, in small: trained, loaded, exported."""
+"""Every row of the comparison, and of the demo with another paper's objective, in small size: train, load, export."""
 
 import json
 import resource
@@ -30,7 +30,7 @@ def test_every_objective_has_a_row_on_both_data_sets_and_one_schedule():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_trains_predicts_and_is_exported_in_small(name, module_path):
-    """Two steps on a few scenes; prints the memory that the process has needed so far."""
+    """Two steps on a few scenes; prints the peak memory of the process so far."""
     place = module_path / name.replace(":", "-")
     run = train_with(
         Train(row=name, data_root=str(module_path / "data"), work_dir=str(place / "run"), smoke=True, gpus=0)

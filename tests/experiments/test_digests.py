@@ -1,4 +1,4 @@
-"""The hash of every row stays: by it finished runs are found again."""
+"""The hash of every row is unchanged: finished runs are found by it."""
 
 import csv
 from pathlib import Path

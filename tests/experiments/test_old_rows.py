@@ -1,4 +1,4 @@
-"""Run folders of every row as the first published commit wrote their params.json are still this version's."""
+"""Run folders of every row with the params.json of the first published commit are still accepted."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ def test_an_old_record_is_the_rows_of_today(tmp_path, params):
         row=params["row"],
         seed=params["seed"],
         data_root=Path(params["data_root"]),
-        data={"train": "0", "val": "0"},  # which was not recorded then
+        data={"train": "0", "val": "0"},  # not recorded then
         classes=params["classes"],
     )
     require_own(tmp_path, today)

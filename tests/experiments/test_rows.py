@@ -1,4 +1,4 @@
-"""The rows of the experiments: values that import fast, hash stably and say their own command."""
+"""The rows of the experiments: plain values that import fast, hash stably and document their command."""
 
 import importlib
 import json
@@ -85,7 +85,7 @@ def test_a_file_of_ones_own_lists_its_rows(tmp_path):
 
 
 def test_descriptions_tell_the_rows_of_a_table_apart():
-    """By words where there are some for it, else by the fields in which two rows differ."""
+    """By description if it differs, else by the fields in which two rows differ."""
     for table in table_names():
         rows = table_module(table).ROWS
         lines = [(line.data, line.text) for line in lines_of(table, table_module(table))]

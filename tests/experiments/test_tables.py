@@ -1,4 +1,4 @@
-"""The rows of Tables 1 and 2: the paper's numbers, and that each really runs."""
+"""The rows of Tables 1 and 2: the paper's numbers, and that each row runs."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ ROWS = [
 
 
 def kind(row):
-    """Method, framework and backbone of an experiment, as the paper's tables name them."""
+    """Returns method, framework and backbone of an experiment, as named in the paper's tables."""
     method = "MISA" if row.teacher else "APro" if row.supervision == "box" else row.student
     if row.student == "boxinst":
         method = "BoxInst"
@@ -58,7 +58,7 @@ def test_every_row_of_the_table_is_here_with_its_numbers(table, shared):
 
 
 def test_a_row_of_misa_is_that_of_apro_with_both_modules():
-    """But for the optimiser: the paper gives its own, and APro's rows have APro's."""
+    """Except for the optimiser: the paper states its own, and APro's rows use APro's."""
     for name in ROWS:
         row = find_row(name)
         if not row.teacher:
@@ -72,7 +72,7 @@ def test_a_row_of_misa_is_that_of_apro_with_both_modules():
 
 @pytest.fixture(scope="module")
 def places(shared, module_path):
-    """A data folder and a runs folder for each table: rows that share a teacher find it there."""
+    """A data folder and a runs folder for each table, so that rows share their teacher."""
     from misa.data.formats.voc import write_voc
 
     voc = module_path / "voc"
@@ -84,7 +84,7 @@ def places(shared, module_path):
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_trains_and_predicts_in_small(name, places):
-    """Two steps on a few images; prints the memory that the process has needed so far."""
+    """Two steps on a few images; prints the peak memory of the process so far."""
     table, _, row = name.partition(":")
     run = train_with(
         Train(
@@ -92,7 +92,7 @@ def test_every_row_trains_and_predicts_in_small(name, places):
             data_root=str(places[table]),
             work_dir=str(places["runs"] / table / row),
             smoke=True,
-            epochs=2 if table == "table2_voc" else None,  # three images give one step an epoch
+            epochs=2 if table == "table2_voc" else None,  # three images give one step per epoch
             gpus=0,
         )
     )
@@ -102,4 +102,4 @@ def test_every_row_trains_and_predicts_in_small(name, places):
     assert run.metrics["segm"]["AP"] is not None
     assert (run.folder / "predictions" / "val.json").exists()
     print(f"{name}: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
-    shutil.rmtree(run.folder)  # its teacher, which others share, is beside it
+    shutil.rmtree(run.folder)  # the shared teacher beside it stays

@@ -1,4 +1,4 @@
-"""Bad data is named before any long work: the file, the id in it, and the cure."""
+"""Bad data is reported before training: the file, the id in it, and the cure."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ Data = dict[str, Any]
 
 
 def told(file: Path, folder: Path, **options: Any) -> str:
-    """The sentence that require_usable stops with."""
+    """Returns the message of the error that require_usable raises."""
     with pytest.raises(DataError) as error:
         require_usable(file, folder, **options)
     sentence = str(error.value)
@@ -37,7 +37,7 @@ def told(file: Path, folder: Path, **options: Any) -> str:
 
 
 def wrong(report: Report) -> set[str]:
-    """The kinds of problems, but that one object of the small data is a crowd."""
+    """Returns the kinds of problems, except the note on the one crowd in the small data."""
     return {problem.kind for problem in report.problems} - {"crowds"}
 
 
@@ -137,7 +137,7 @@ def test_another_suffix_is_suggested(spoil: Spoil) -> None:
 def test_an_unlisted_image_of_nearly_the_same_name_is_suggested(
     spoil: Spoil, written: str, unlisted: list[str], meant: str
 ) -> None:
-    """Never one that is listed: a.jpg is there."""
+    """Listed images, such as a.jpg, are never suggested."""
     file, folder = spoil(lambda data: data["images"][1].update(file_name=written))
     picture = (folder / "b.png").rename(folder / "elsewhere.png")
     for name in unlisted:
@@ -188,7 +188,7 @@ def turn(path: Path, orientation: int = 6) -> None:
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
 def test_an_image_turned_by_exif_lists_the_size_that_is_read(spoil: Spoil, name: str) -> None:
-    """A listed raw size puts boxes and masks in another frame than the pixels that the training reads."""
+    """With the raw size listed, boxes and masks would not align with the rotated pixels that training reads."""
 
     def listed(width: int, height: int) -> tuple[Path, Path]:
         file, folder = spoil(lambda data: data["images"][0].update(width=width, height=height, file_name=name))
@@ -284,7 +284,7 @@ def test_missing_keys_are_named(spoil: Spoil, table: str, key: str, place: str) 
 
 
 def test_a_missing_size_is_read_from_the_file_as_for_training(spoil: Spoil) -> None:
-    """Without the file it is named."""
+    """Without the file the image is reported."""
     assert check_coco(*spoil(lambda data: data["images"][0].pop("width"))).usable
     file, folder = spoil(lambda data: data["images"][0].pop("width"))
     (folder / "a.jpg").unlink()
@@ -355,7 +355,7 @@ SQUARE = [[2, 2, 8, 2, 8, 8.5]]
 
 
 def masked(change: Data) -> Callable[[Data], None]:
-    """Gives every object a mask and changes the first one's annotation."""
+    """Returns a change that gives every object a mask and modifies the first annotation."""
 
     def spoiled(data: Data) -> None:
         for annotation in data["annotations"]:
@@ -426,7 +426,7 @@ def test_masks_of_classes_that_are_left_out_are_not_asked_for(spoil: Spoil) -> N
 
 
 def decoded(text: str) -> list[int] | None:
-    """Run lengths as pycocotools' C code reads them, one character at a time; None where it would read nonsense."""
+    """Decode an RLE as pycocotools' C code does, one character at a time; None where that would read garbage."""
     found: list[int] = []
     value = shift = 0
     for character in text:
@@ -509,7 +509,7 @@ JUNK = st.recursive(
 
 
 def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a JSON value, the root excepted."""
+    """Returns the path of every node in a JSON value except the root."""
     steps = list(node.items()) if isinstance(node, dict) else list(enumerate(node)) if isinstance(node, list) else []
     return [place for key, inner in steps for place in [(*path, key), *places(inner, (*path, key))]]
 

@@ -1,4 +1,4 @@
-"""Boxes in another form than COCO's are told by what they contradict, and right ones are left alone."""
+"""Boxes that are not in COCO's form are detected by contradictions; correct ones pass."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ IMAGE = Listed(1, "a.jpg", 640, 480)
 
 
 def drawn(count=40, seed=0):
-    """Objects as (x1, y1, x2, y2) in the image."""
+    """Returns random objects as (x1, y1, x2, y2) in the image."""
     rng = np.random.default_rng(seed)
     first = rng.uniform((0, 0), (500, 360), (count, 2))
     return np.hstack([first, first + rng.uniform(20, 120, (count, 2))]).tolist()
@@ -70,7 +70,7 @@ def test_corners_are_recognised_by_what_they_contradict(known):
         return {"bbox": box, **extra}
 
     boxes = drawn()
-    if known != "borders":  # all well inside the image, so that the borders contradict nothing
+    if known != "borders":  # all well inside the image, so that no box exceeds it in either form
         boxes = [(np.array(box) / 4 + 1).tolist() for box in boxes]
     assert verdict(map(row, boxes)) == "box-corners"
 

@@ -1,4 +1,4 @@
-"""Finding a data set: what is missing is named, with what is there instead."""
+"""Finding a data set: errors name what is missing and what was found instead."""
 
 import shutil
 import subprocess
@@ -97,7 +97,7 @@ def test_a_missing_image_folder_is_named(root: Path) -> None:
     assert f"the train image folder {root / 'train2017'} is missing" in sentence
     assert sentence.endswith("did you mean 'Train2017'? Rename or link it to this name.")
     (root / "Train2017").rename(root / "x")
-    for name in ("x", "val2017"):  # the other split's folder is not meant either
+    for name in ("x", "val2017"):  # the other split's folder must not be suggested
         shutil.rmtree(root / name)
     assert told(root).endswith("put the images there, or rename or link their folder to it.")
 

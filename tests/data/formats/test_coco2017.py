@@ -1,4 +1,4 @@
-"""What `misa data coco` says of a folder."""
+"""The report of `misa data coco` on a folder."""
 
 import json
 

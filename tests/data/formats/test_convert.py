@@ -1,4 +1,4 @@
-"""VOC xml and csv files of boxes become COCO annotations, with every fault named where it stands."""
+"""VOC XML and CSV files of boxes become COCO annotations, and every fault is reported with its place."""
 
 import csv
 import json
@@ -111,7 +111,7 @@ def csv_sides(root):
 
 
 def csv_file(root):
-    """Without names of columns, as some exporters write it, and images under their path."""
+    """Write a file without a header, as some exporters do, with images given by path."""
     csv_column(root)
     text = [",".join(str(row[k]) for k in ("filename", "xmin", "ymin", "xmax", "ymax", "class")) for row in LINES]
     (root / "boxes.csv").write_text("".join(f"images/{line}\n" for line in text))
@@ -296,7 +296,7 @@ def test_other_words_for_the_splits(tmp_path):
             "no column image, xmin, xmax, label: its first line is picture, X minimum, .*; "
             "probably 'X minimum' for xmin, 'x_maxi' for xmax, 'klass' for label; image may be called",
         ),
-        # The centre of a box is not its corner, and one column is not two.
+        # The centre of a box is not its corner, and a single column cannot serve twice.
         ("image,x_center,y_center,width,height,label\n", r"no column x, y: [^;]*; a box is"),
         ("image,bbox,label\n", "no column xmin, ymin, xmax, ymax: [^;]*; a box is"),
         ("a.jpg,1,2,3,4\n", "has no names of columns: .* columns image, x1, y1, x2, y2, label"),
@@ -311,7 +311,7 @@ def test_a_csv_without_its_columns_is_named(tmp_path, text, words):
 
 
 def test_the_documented_columns_of_a_csv_are_those_that_are_read():
-    """Every accepted name, in the order in which they count, and no other."""
+    """Every accepted name, in order of precedence, and no other."""
     text = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
     table = text.partition("| column of a csv |")[2].partition("\n\n")[0]
     lines = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
@@ -323,7 +323,7 @@ def test_the_documented_columns_of_a_csv_are_those_that_are_read():
 
 @pytest.mark.parametrize("key", COLUMNS)
 def test_each_documented_column_of_a_csv_is_read(tmp_path, key):
-    """A file whose columns are called by each accepted name in turn gives the same box, class, size and split."""
+    """A file with each accepted column name in turn gives the same box, class, size and split."""
     values = {
         "image": "a.png",
         "label": "cat",

@@ -1,4 +1,4 @@
-"""What people really have: of each kind of slip the smallest data, and that it is read right or named."""
+"""Faults of real data: for each kind a minimal example, which is read correctly or reported."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def spoil(tmp_path: Path) -> Callable[..., Path]:
-    """The scenes in COCO's layout, after `change` of the tables of some splits."""
+    """Write scenes in COCO's layout after a change of the tables of some splits."""
 
     def write(change: Callable[[Tables], object], *splits: str) -> Path:
         published(tmp_path / "data", SCENES)
@@ -50,7 +50,7 @@ def each(**values: Any) -> Callable[[Tables], object]:
 
 
 def trained_on(place: Split, *, masks: bool) -> Counter[str]:
-    """The objects by class that a training gets."""
+    """Returns the number of training objects by class."""
     options = {"metainfo": {"classes": ("cat", "dog")}, "pipeline": [], "lazy_init": True}
     data = CocoImages(ann_file=str(place.annotations), data_prefix={"img": str(place.images)}, masks=masks, **options)
     images = data.load_data_list()
@@ -62,7 +62,7 @@ def trained_on(place: Split, *, masks: bool) -> Counter[str]:
 @pytest.mark.parametrize("masks", [True, False])
 @pytest.mark.parametrize("area", [0, None, "12"])
 def test_an_area_that_is_wrong_costs_no_object(spoil: Callable[..., Path], masks: bool, area: object) -> None:
-    """mmdet drops what has no area, and pycocotools counts it among the small ones."""
+    """mmdet drops objects without area, and pycocotools counts them as small."""
     layout = open_layout(spoil(each(area=area)))
     assert trained_on(layout.train, masks=masks) == Counter(cat=1, dog=2)
     for place in (layout.train, layout.val):
@@ -117,7 +117,7 @@ def test_boxes_in_another_form_are_refused(
 
 
 def test_a_csv_with_the_image_sides_alone_is_refused(tmp_path: Path) -> None:
-    """`width, height` are the box's only where nothing contradicts it."""
+    """`width, height` are taken as the box's only if nothing contradicts it."""
     csv_corners(tmp_path / "data", SCENES)
     path = tmp_path / "data/BOXES.CSV"
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -168,7 +168,7 @@ def shot(name: str, split: str, x: int) -> Picture:
 
 
 def test_names_with_dots_keep_their_boxes(tmp_path: Path) -> None:
-    """`frame.0` is no `frame` with a suffix, even where there is one."""
+    """`frame.0` is not `frame` with a suffix, even if `frame` exists."""
     pictures = [shot("frame.png", "train", 1)] + [shot(f"frame.{i}.png", "train", 5 + i) for i in range(3)]
     pictures.append(shot("other.png", "val", 30))
     voc(tmp_path / "data", pictures)
@@ -178,7 +178,7 @@ def test_names_with_dots_keep_their_boxes(tmp_path: Path) -> None:
 
 
 def test_the_names_inside_may_be_old(tmp_path: Path) -> None:
-    """Images and files were renamed together: the files' own names count, and it is told."""
+    """If images and annotation files were renamed together, the file names count, with a warning."""
     pictures = [shot(f"{i}.png", "train" if i < 4 else "val", 4 * i) for i in range(6)]
     voc(tmp_path / "data", pictures)
     folder = tmp_path / "data/VOCdevkit/VOC2007/Annotations"
@@ -223,7 +223,7 @@ def test_data_that_grows_moves_no_image_from_one_split_to_the_other() -> None:
 
 
 def test_an_image_that_was_copied_again_is_read_again(tmp_path: Path) -> None:
-    """Its size was unknown while it was empty; the cache knows that it depends on the file."""
+    """Its size was unknown while it was empty; the cache depends on the file."""
     csv_corners(tmp_path / "data", SCENES)
     path = tmp_path / "data/BOXES.CSV"
     text = path.read_text(encoding="utf-8-sig").splitlines()

@@ -1,4 +1,4 @@
-"""Every format round: scenes written by an independent writer, read by us, converted to plain COCO, all the same."""
+"""Round trip of every format: scenes of an independent writer are read, converted to plain COCO, and compared."""
 
 import json
 import os
@@ -46,13 +46,13 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pictures_for(form: str) -> list[Picture]:
-    """One polygon an object in YOLO's lines; elsewhere one object has two."""
+    """Returns scenes with one polygon per object for YOLO's lines; for other formats one object has two."""
     several = form in ("COCO, its own layout", "Roboflow", "CVAT", "LabelMe groups", "text ids")
     return [*SCENES, PARTS] if several else SCENES
 
 
 def read(annotations: Path, images: Path) -> dict[str, tuple[tuple[int, int], list[tuple[str, list[float]]]]]:
-    """By pycocotools and PIL: of each image its true size, and of each object class and box."""
+    """Read with pycocotools and PIL: for each image its true size, and class and box of each object."""
     file = COCO(str(annotations))
     found = {}
     for image in file.loadImgs(file.getImgIds()):
@@ -99,7 +99,7 @@ def test_what_is_written_is_read_and_converted(form: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("form", [form for form, (_, _, masks) in WRITERS.items() if masks])
 def test_masks_are_those_that_were_drawn(form: str, tmp_path: Path) -> None:
-    """Against Pillow's polygons, which fill borders otherwise: no mask is off by more than its border."""
+    """Compared with Pillow, which rasterises borders differently: masks differ at most on their border."""
     pictures = pictures_for(form)
     WRITERS[form][0](tmp_path / "data", pictures)
     convert(tmp_path / "data", tmp_path / "coco")
@@ -113,7 +113,7 @@ def test_masks_are_those_that_were_drawn(form: str, tmp_path: Path) -> None:
                 (drawn,) = (t for t in picture.things if [round(v) for v in row["bbox"]] == list(t.box))
                 full = Image.new("1", picture.size)
                 polygons = drawn.polygons
-                if form == "LabelMe masks":  # which are full boxes there
+                if form == "LabelMe masks":  # full boxes in this format
                     x, y, w, h = drawn.box
                     polygons = [[x, y, x + w - 1, y, x + w - 1, y + h - 1, x, y + h - 1]]
                 for polygon in polygons:
@@ -222,7 +222,7 @@ def test_what_cannot_be_converted_whole_is_named(tmp_path: Path) -> None:
 
 
 def test_a_name_that_ends_like_a_mark_of_voc_is_a_name(tmp_path: Path) -> None:
-    """Lists of one class have `name -1` and `name  1`; an image may be called `name 1` as well."""
+    """Lists of one class have `name -1` and `name  1`; an image may be named `name 1` as well."""
     shot = Picture("shot.png", "train", (40, 40), [thing("cat", [3, 3, 20, 3, 20, 20])])
     later = shot._replace(name="shot 1.png", split="val")
     WRITERS["VOC"][0](tmp_path / "data", [shot, later])
@@ -234,7 +234,7 @@ def test_a_name_that_ends_like_a_mark_of_voc_is_a_name(tmp_path: Path) -> None:
 
 
 def test_names_in_folders_stay_apart(tmp_path: Path) -> None:
-    """Two images of one name in two folders keep the folders."""
+    """Two images with the same name in two folders keep the folders."""
     roboflow(tmp_path / "data", SCENES)
     root = tmp_path / "data/train"
     for folder, name in (("x", "a.png"), ("y", "b.png")):

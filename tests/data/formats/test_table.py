@@ -1,4 +1,4 @@
-"""A format is one file with `find` and `entries`, and one row: a toy one is found, checked and trained from."""
+"""A format is one file with `find` and `entries`, and one row: a toy format is found, checked and trained from."""
 
 import importlib.util
 import sys

@@ -1,6 +1,6 @@
-"""Forty made variations of names, encodings, splits and sizes, against an independent reading of the same files.
+"""Forty generated variations of names, encodings, splits and sizes, compared with an independent reader.
 
-What is compared with is read by pycocotools, PIL, xml.etree and csv from the files as they were written.
+The reference is read from the same files with pycocotools, PIL, xml.etree and csv.
 """
 
 import csv
@@ -25,7 +25,7 @@ from misa.data.check.annotations import check_coco
 from misa.data.formats.convert import open_layout
 
 LABELS = ("cat", "dog", "Ñandú", "$x_1$", "background")
-# Of each image its true size by PIL, its split ("" where none is said), and its objects: label and x y w h.
+# For each image its true size by PIL, its split ("" if not given), and its objects: label and x y w h.
 Facts = dict[str, tuple[tuple[int, int], str, list[tuple[str, list[float]]]]]
 
 stems = st.text(st.sampled_from("abcé漢 ._-$'&#%😀ñ0"), min_size=1, max_size=12).filter(
@@ -35,7 +35,7 @@ stems = st.text(st.sampled_from("abcé漢 ._-$'&#%😀ñ0"), min_size=1, max_siz
 
 @st.composite
 def pictures(draw: Callable[..., Any]) -> list[dict[str, Any]]:
-    """Images of other names in NFC, sizes, suffixes and splits, the first two with objects in train and val."""
+    """Draw images with distinct NFC names, sizes, suffixes and splits; the first two have objects in train and val."""
     names = draw(st.lists(stems, min_size=3, max_size=6, unique_by=lambda s: unicodedata.normalize("NFC", s).lower()))
     found = []
     for i, name in enumerate(names):
@@ -53,7 +53,7 @@ def pictures(draw: Callable[..., Any]) -> list[dict[str, Any]]:
 
 
 def paint(folder: Path, picture: dict[str, Any], form: str) -> None:
-    """The image under its name in a Unicode form."""
+    """Write the image under its name in a Unicode form."""
     folder.mkdir(parents=True, exist_ok=True)
     width, height = picture["size"]
     pixels = np.random.default_rng(len(picture["name"])).integers(0, 255, (height, width, 3), dtype=np.uint8)
@@ -61,14 +61,14 @@ def paint(folder: Path, picture: dict[str, Any], form: str) -> None:
 
 
 def size_of(folder: Path, name: str) -> tuple[int, int]:
-    """By PIL, of the one file that has this name in any Unicode form."""
+    """Read with PIL the size of the one file with this name in any Unicode form."""
     (path,) = (p for p in folder.rglob("*") if unicodedata.normalize("NFC", p.name) == name)
     with Image.open(path) as image:
         return image.size
 
 
 def write_coco(root: Path, made: list[dict[str, Any]], draw: Callable[..., Any]) -> Facts:
-    """COCO's layout, or a tool's, in one of four encodings, with ids as numbers or texts; read by pycocotools."""
+    """COCO's layout, or a tool's, in one of four encodings, with ids as numbers or strings; read by pycocotools."""
     form, encoding = (
         draw(st.sampled_from(["NFC", "NFD"])),
         draw(st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"])),
@@ -102,7 +102,7 @@ def write_coco(root: Path, made: list[dict[str, Any]], draw: Callable[..., Any])
             rows = truth.loadAnns(truth.getAnnIds(imgIds=[image["id"]]))
             objects = [(truth.cats[row["category_id"]]["name"], [float(v) for v in row["bbox"]]) for row in rows]
             facts[image["file_name"]] = (size_of(place, image["file_name"]), split, objects)
-        if text:  # what a tool made of the same
+        if text:  # the same as some tools write it
             for table in ("images", "annotations"):
                 for row in tables[table]:
                     row["id"] = f"{table} {row['id']}"
@@ -117,7 +117,7 @@ def write_voc(root: Path, made: list[dict[str, Any]], draw: Callable[..., Any]) 
     """A devkit with lists that have suffixes, paths or neither; read by xml.etree."""
     form = draw(st.sampled_from(["NFC", "NFD"]))
     stems_seen: dict[str, int] = {}
-    for picture in made:  # a list without suffixes needs names apart
+    for picture in made:  # a list without suffixes needs distinct names
         stem = picture["name"].rpartition(".")[0]
         stems_seen[stem] = stems_seen.get(stem, 0) + 1
     listed = draw(st.sampled_from(["{stem}", "{name}", "JPEGImages/{name}"]))
@@ -155,7 +155,7 @@ def write_voc(root: Path, made: list[dict[str, Any]], draw: Callable[..., Any]) 
 
 
 def write_csv(root: Path, made: list[dict[str, Any]], draw: Callable[..., Any]) -> Facts:
-    """One csv with or without splits, of corners or sides, three delimiters, three encodings; read by csv."""
+    """One CSV with or without splits, with corners or sides, three delimiters, three encodings; read by csv."""
     sides, split = draw(st.booleans()), draw(st.booleans())
     delimiter, encoding = draw(st.sampled_from(",;\t")), draw(st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))
     folder = draw(st.sampled_from(["", "images/", "deep/er/"]))
@@ -218,7 +218,7 @@ def write_yolo(root: Path, made: list[dict[str, Any]], draw: Callable[..., Any])
 
 
 def apart(made: list[dict[str, Any]]) -> bool:
-    """Whether names without suffix are apart, as formats with a file an image need it."""
+    """Whether names without suffix are distinct, which formats with one file per image need."""
     return len({picture["name"].rpartition(".")[0].lower() for picture in made}) == len(made)
 
 

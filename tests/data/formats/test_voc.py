@@ -23,7 +23,7 @@ H, W = 20, 30
 
 
 def devkit(root, names, *, train, val):
-    """A devkit with an aeroplane (1) and a person (15) in each image, a void border between them."""
+    """Write a devkit with an aeroplane (1) and a person (15) in each image, a void border between them."""
     root = root / "VOCdevkit" / "VOC2012"
     for part in ("JPEGImages", "SegmentationObject", "SegmentationClass", "ImageSets/Segmentation"):
         (root / part).mkdir(parents=True)
@@ -41,7 +41,7 @@ def devkit(root, names, *, train, val):
 
 
 def sbd(root, *, train, val):
-    """SBD's folder, as MATLAB wrote it: a struct of a map and a column of classes."""
+    """Write SBD's folder, as MATLAB wrote it: a struct of a map and a column of classes."""
     (root / "inst").mkdir(parents=True)
     for split, listed in (("train", train), ("val", val)):
         (root / f"{split}.txt").write_text("".join(f"{name}\n" for name in listed))
@@ -59,7 +59,7 @@ A, B, C, D = "2007_000001", "2007_000002", "2008_000003", "2010_000004"
 def both(tmp_path):
     return (
         devkit(tmp_path, (A, B, C, D), train=(A,), val=(B,)),
-        # SBD's own split has nothing to do with VOC's: A and B are in it too.
+        # SBD's own split is unrelated to VOC's: A and B are in it too.
         sbd(tmp_path / "benchmark_RELEASE" / "dataset", train=(A, C), val=(B, D)),
     )
 
@@ -93,7 +93,7 @@ def test_train_aug_is_train_with_all_of_sbd_that_is_not_scored_on(both, tmp_path
     layout = find_layout(out)
     assert (layout.train.images / f"{C}.jpg").is_file()
     assert main(["check", str(out)]) == 0
-    # Label maps are VOC's own where VOC has one, with the void border; SBD knows of none.
+    # Label maps are VOC's if it has one, with the void border; SBD has none.
     maps = {true.name: true.make() for true in true_maps(layout.train, tuple(VOC_CLASSES))}
     assert {name: bool((labels == 255).any()) for name, labels in maps.items()} == {
         f"{A}.jpg": True, f"{C}.jpg": False, f"{D}.jpg": False
@@ -101,7 +101,7 @@ def test_train_aug_is_train_with_all_of_sbd_that_is_not_scored_on(both, tmp_path
 
 
 def test_the_official_counts_come_out_of_the_official_lists():
-    """VOC's 1,464 with the 9,118 images of SBD that are in neither of VOC's lists; SBD's others add nothing."""
+    """VOC's 1,464 and the 9,118 images of SBD that are in neither of VOC's lists; SBD's others add nothing."""
     voc_train = [f"t{i}" for i in range(1464)]
     voc_val = [f"v{i}" for i in range(1449)]
     outside = [f"s{i}" for i in range(9118)]
@@ -111,7 +111,7 @@ def test_the_official_counts_come_out_of_the_official_lists():
 
 @pytest.mark.shared
 def test_the_real_pngs_keep_every_object(shared, tmp_path):
-    """Against SciPy's extents of the numbers in the PNG, and pycocotools' reading of the result."""
+    """Compared with SciPy's bounding boxes of the ids in the PNG, reading the result with pycocotools."""
     root = shared / "data" / "voc_mini" / "VOC2012"
     summaries = write_voc(root, tmp_path / "out", train="trainval")
     assert {s.name: s.images for s in summaries} == {"train": 2, "val": 1, "trainval": 3}
@@ -224,7 +224,7 @@ def test_without_internet_the_cure_is_named(tmp_path, monkeypatch):
 
 
 def test_what_torchvision_fetches_is_where_the_converter_looks(tmp_path, monkeypatch):
-    """The two downloaders leave these folders behind (torchvision 0.26); nothing is fetched twice."""
+    """The two downloaders create these folders (torchvision 0.26); nothing is downloaded twice."""
     import torchvision.datasets
 
     monkeypatch.setattr(

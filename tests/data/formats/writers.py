@@ -1,6 +1,6 @@
-"""Embedded scenes in every format that is read, written by the formats' documentation and nothing of misa.
+"""Write scenes in every supported format, following the formats' documentation and without code of misa.
 
-A picture is (name, split, (width, height), objects); an object is a label, a box x y w h in whole pixels, and polygons.
+A picture is (name, split, (width, height), objects); an object has a label, a box x y w h in whole pixels, and polygons.
 """
 
 import base64
@@ -37,7 +37,7 @@ def box_of(polygons: list[list[float]]) -> tuple[int, int, int, int]:
 
 
 def draw(picture: Picture, path: Path) -> None:
-    """The picture: its objects in one color each on noise, of its own by its name."""
+    """Draw the image: its objects in one color each on noise that is seeded by its name."""
     rng = np.random.default_rng([ord(c) for c in picture.name])
     width, height = picture.size
     image = Image.fromarray(rng.integers(0, 90, (height, width, 3), dtype=np.uint8))
@@ -49,7 +49,7 @@ def draw(picture: Picture, path: Path) -> None:
 
 
 def coco(pictures: Iterable[Picture], name: Callable[[Picture], str], *, first: int = 1, masks: bool = True) -> str:
-    """cocodataset.org/#format-data; first: the lowest id, 0 in some tools."""
+    """cocodataset.org/#format-data; first: the lowest id, which is 0 in some tools."""
     tables: dict[str, list[dict[str, Any]]] = {
         "images": [],
         "annotations": [],
@@ -99,7 +99,7 @@ def cvat(root: Path, pictures: list[Picture]) -> None:
 
 
 def label_studio(root: Path, pictures: list[Picture]) -> None:
-    """Label Studio's "COCO": result.json, names with images\\ or images/; it knows no splits."""
+    """Label Studio's "COCO": result.json, names with images\\ or images/; without splits."""
     for picture in pictures:
         draw(picture, root / "images" / picture.name)
     (root / "result.json").write_text(coco(pictures, lambda p: f"images\\{p.name}", first=0))
@@ -122,7 +122,7 @@ def one_json(root: Path, pictures: list[Picture]) -> None:
 
 
 def text_ids(root: Path, pictures: list[Picture]) -> None:
-    """COCO whose ids, sizes and references are texts."""
+    """COCO with ids, sizes and references as strings."""
     for picture in pictures:
         draw(picture, root / "images" / picture.name)
     tables = json.loads(coco(pictures, lambda p: p.name))
@@ -170,7 +170,7 @@ def yolo_segment(root: Path, pictures: list[Picture]) -> None:
         return [value / (height if i % 2 else width) for i, value in enumerate(polygon)]
 
     _yolo(root, pictures, line)
-    for split, some in by_split(pictures).items():  # CVAT's lists name a folder data that is not in the archive
+    for split, some in by_split(pictures).items():  # CVAT's lists name a folder `data` that is not in the archive
         (root / f"{split}.txt").write_text("".join(f"data/images/{split}/{p.name}\n" for p in some))
     _sheet(root, {split: f"{split}.txt" for split in ("train", "val", "test")}, path=".")
 
@@ -204,7 +204,7 @@ def voc(root: Path, pictures: list[Picture]) -> None:
 
 
 def voc_without_val(root: Path, pictures: list[Picture]) -> None:
-    """Lists train and trainval alone: what the second has more is for validation."""
+    """Only the lists train and trainval: the additional images of the latter are for validation."""
     voc(root, pictures)
     lists = root / "VOCdevkit/VOC2007/ImageSets/Main"
     (lists / "trainval.txt").write_text((lists / "train.txt").read_text() + (lists / "val.txt").read_text())
@@ -212,7 +212,7 @@ def voc_without_val(root: Path, pictures: list[Picture]) -> None:
 
 
 def _labelme(root: Path, pictures: list[Picture], shapes: Callable[[Thing, int], list[dict[str, Any]]]) -> None:
-    """A json an image as labelme 5 saves it, with the image itself inside."""
+    """One JSON file per image as labelme 5 saves it, with the image embedded."""
     for picture in pictures:
         path = root / picture.split / picture.name
         draw(picture, path)
@@ -240,13 +240,13 @@ def _corners(polygon: list[float]) -> list[list[float]]:
 def labelme_boxes(root: Path, pictures: list[Picture]) -> None:
     def shapes(thing: Thing, _: int) -> list[dict[str, Any]]:
         x, y, w, h = thing.box
-        return [_shape(thing, "rectangle", [[x + w, y + h], [x, y]])]  # in the order in which they were drawn
+        return [_shape(thing, "rectangle", [[x + w, y + h], [x, y]])]  # drawn from the bottom right corner
 
     _labelme(root, pictures, shapes)
 
 
 def labelme_groups(root: Path, pictures: list[Picture]) -> None:
-    """Polygons; those of one object have one group_id."""
+    """Polygons; those of one object share a group_id."""
     _labelme(
         root,
         pictures,
@@ -291,7 +291,7 @@ def csv_sides(root: Path, pictures: list[Picture]) -> None:
                     writer.writerow([picture.name, *row])
 
 
-# The writer; whether it says the splits, and whether it has masks.
+# The writer; whether it gives splits, and whether it has masks.
 WRITERS: dict[str, tuple[Callable[[Path, list[Picture]], None], bool, bool]] = {
     "COCO, its own layout": (published, True, True),
     "Roboflow": (roboflow, True, True),

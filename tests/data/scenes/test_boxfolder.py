@@ -1,4 +1,4 @@
-"""The example of a folder with boxes is one that `misa check` takes, and is never drawn over anything else."""
+"""The example folder of boxes passes `misa check`, and never overwrites anything else."""
 
 import pytest
 
@@ -21,10 +21,10 @@ def test_the_table_holds_the_boxes_of_the_scenes(tmp_path, monkeypatch):
         assert labels == [scenes.names[label] for label in scene.labels]
     assert open_layout(root).val.annotations.is_file()
     report = str(check_data(root))
-    # By the hash of their names one of the twelve is for validation.
+    # By the hash of the names one of the twelve images is for validation.
     assert "(train split): 11 images (0 without objects)" in report
     assert "(val split): 1 image (0 without objects)" in report
-    assert "not listed" not in report  # neither those of the other split nor the table
+    assert "not listed" not in report  # neither the images of the other split nor the table
 
 
 def test_it_is_drawn_once_and_over_nothing_else(tmp_path):

@@ -1,4 +1,4 @@
-"""The embedded scenes: drawn by seed, hard where colour affinity fails, and free of colour hints to the class."""
+"""The embedded scenes: deterministic, hard where colour affinity fails, and without colour cues to the class."""
 
 from dataclasses import replace
 
@@ -66,7 +66,7 @@ def test_modes_come_in_the_asked_shares(camouflage: float, contrast: float) -> N
 
 
 def _colours(scene: Scene, index: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Mean colour of an object and of the background within 6 pixels of it, 0 to 1."""
+    """Returns the mean colour of an object and of the background within 6 pixels of it, 0 to 1."""
     mask = scene.masks[index]
     ring = ndimage.distance_transform_edt(~mask) <= 6
     ring &= ~scene.masks.any(axis=0)
@@ -108,7 +108,7 @@ def test_camouflaged_objects_differ_by_texture(drawn: list[Scene]) -> None:
 
 
 def _nearest(features: np.ndarray, labels: np.ndarray, k: int = 15) -> float:
-    """Accuracy of k nearest neighbours, fitted on the first half, scored on the second."""
+    """Returns the accuracy of k nearest neighbours, fitted on the first half, evaluated on the second."""
     features = (features - features.mean(axis=0)) / features.std(axis=0)
     half = len(labels) // 2
     _, near = KDTree(features[:half]).query(features[half:], k=k)

@@ -1,4 +1,4 @@
-"""Embedded scenes on disk: an ordinary COCO-layout folder, written whole or not at all."""
+"""Embedded scenes on disk: an ordinary COCO-layout folder, written completely or not at all."""
 
 import errno
 import json

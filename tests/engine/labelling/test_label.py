@@ -1,4 +1,4 @@
-"""Masks for the boxes of a data set: read back by pycocotools, whole after a kill, and never in the data's place."""
+"""Masks for the boxes of a data set: readable by pycocotools, complete after a kill, and never replacing the data."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ from tests.helpers import CPU
 
 @pytest.fixture
 def data(small_run, tmp_path):
-    """The embedded data of `small_run` in a folder of its own."""
+    """A copy of the embedded data of `small_run`."""
     return shutil.copytree(small_run.source.root, tmp_path / "data")
 
 
@@ -115,7 +115,7 @@ def test_three_shards_equal_one_to_the_byte(small_run, data, tmp_path):
     left = [label(job, share=Share(3, shard), device="cpu").left for shard in (1, 2, 0)]
     assert left == [7, 4, 0]  # of ten images
     assert results(tmp_path / "three") == results(tmp_path / "one")
-    # Run again as a whole: nothing is made anew.
+    # A repeated run computes nothing.
     assert label(job, device="cpu").left == 0
     assert results(tmp_path / "three") == results(tmp_path / "one")
 
@@ -147,7 +147,7 @@ def test_a_killed_one_goes_on_and_ends_with_the_same_bytes(small_run, data, tmp_
     process.wait()
     assert record
     with record[0].open("ab") as file:
-        file.write(b'{"name": "m_tr')  # as a kill in the middle of a line leaves it
+        file.write(b'{"name": "m_tr')  # a line truncated by a kill
     assert main(words) == 0
     assert results(tmp_path / "killed") == results(tmp_path / "whole")
 
@@ -178,7 +178,7 @@ def test_nothing_of_others_is_overwritten(small_run, data, tmp_path, capsys):
 
 
 def test_after_a_smoke_run_the_message_says_what_to_delete(data, tmp_path, monkeypatch, capsys):
-    """It speaks of --out, and what it says to delete lets the same command begin."""
+    """It names --out, and after deleting what it names the same command starts."""
     out, begun = tmp_path / "m.json", []
     monkeypatch.setattr("misa.engine.labelling.label.open_source", lambda *job: begun.append(job) or sys.exit(7))
     words = ["label", str(data), "--device", "cpu", "--out", str(out)]
@@ -243,7 +243,7 @@ def test_crowds_stay_and_boxes_that_cannot_have_a_mask_are_counted(small_run, da
 
 @pytest.mark.parametrize("tolerance", [None, 0.0, 1.0, 40.0])
 def test_no_mask_is_lost_to_the_tolerance(tolerance):
-    """Of a line one pixel wide every simplification within 40 pixels is nothing."""
+    """A line one pixel wide would vanish under any simplification within 40 pixels."""
     line = np.zeros((30, 30), bool)
     line[np.arange(25), np.arange(25)] = line[np.arange(25), np.arange(1, 26)] = True
     row = labelled({"id": 1, "bbox": [0, 0, 26, 25]}, Mask(encode(line), 0.4, False), tolerance)
@@ -254,7 +254,7 @@ def test_no_mask_is_lost_to_the_tolerance(tolerance):
 
 
 def read_back(rows, height, width):
-    """The masks that pycocotools reads from annotations of one image."""
+    """Returns the masks that pycocotools reads from the annotations of one image."""
     coco = COCO()
     coco.dataset = {"images": [{"id": 1, "height": height, "width": width}], "categories": [], "annotations": []}
     coco.dataset["annotations"] = [{**row, "image_id": 1, "category_id": 1} for row in rows]
@@ -270,7 +270,7 @@ def test_a_true_mask_that_cannot_be_read_is_named(small_run, data, tmp_path):
 
 
 def test_other_formats_keep_their_images(small_run, data, tmp_path):
-    """A csv in one file becomes one json, with names relative to it."""
+    """A single CSV file becomes one JSON file, with names relative to it."""
     content = json.loads(annotations(data, "val").read_text())
     names = {row["id"]: row["name"] for row in content["categories"]}
     files = {row["id"]: row["file_name"] for row in content["images"]}
@@ -338,7 +338,7 @@ def test_the_score_is_that_of_the_written_masks(small_run, data, tmp_path):
 
 @pytest.mark.slow
 def test_label_train_on_the_labels_and_evaluate(data, tmp_path, small_row, capsys):
-    """From boxes alone to a student that learns from masks: the two-step recipe, end to end."""
+    """From boxes to a student trained on masks: the two-step recipe, end to end."""
     rows = "from misa.experiment import Experiment\nfrom tests.engine.conftest import SMALL\nROWS = {'small': SMALL}\n"
     (tmp_path / "rows.py").write_text(rows)
     words = ["label", str(data), "--out", str(tmp_path / "m.json"), "--row", f"{tmp_path / 'rows.py'}:small"]

@@ -1,4 +1,4 @@
-"""An exported student: the same predictions, nothing of the training, nothing that runs when it is read."""
+"""An exported student predicts the same, holds nothing of the training, and executes no code when loaded."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_it_holds_the_student_alone_as_tensors_and_text(small_run, exported):
 
 
 def test_it_loads_without_the_run_and_without_any_teacher(exported, small_run, tmp_path):
-    """In a new process, from another folder, with nothing else there."""
+    """In a new process, from another empty folder."""
     shutil.copy(exported, tmp_path / "only.pth")
     image = sorted(small_run.source.val.images.iterdir())[0]
     code = (
@@ -77,7 +77,7 @@ def test_it_loads_without_the_run_and_without_any_teacher(exported, small_run, t
 
 
 def test_the_adapter_of_fsd_stays_behind(small_run, tmp_path):
-    """A checkpoint of a row with a teacher: what only its training needs is neither asked for nor written."""
+    """For a checkpoint of a row with a teacher, parts used only in training are neither required nor written."""
     folder = shutil.copytree(small_run.folder, tmp_path / "run")
     params = json.loads((folder / "params.json").read_text())
     distilled = small_run.experiment.but(teacher="teacher:demo", distillation=Distillation())

@@ -1,4 +1,4 @@
-"""Predictions on files: the same as the evaluation's, readable by others, and whole after a kill."""
+"""Predictions on files: the same as in evaluation, readable by other tools, and complete after a kill."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ def student(small_run):
 
 @pytest.fixture
 def photos(small_run, tmp_path):
-    """The four validation images under names of a user's own, one in a folder of its own."""
+    """The four validation images under other names, one of them in a subfolder."""
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     for path, name in zip(sorted(small_run.source.val.images.iterdir()), ("a", "b", "more/a", "c"), strict=True):
@@ -99,7 +99,7 @@ def test_a_shard_is_not_done_twice_at_a_time(small_run, photos, tmp_path):
 
 
 def test_predictions_are_those_of_the_evaluation(small_run, tmp_path):
-    """mmdet's own path through its pipeline, test loop and head is the oracle."""
+    """The reference is mmdet's own pipeline, test loop and head."""
     done = predict(small_run.folder, small_run.source.val.images, out=tmp_path / "out", score=0.0, batch=3)
     expected = json.loads((small_run.folder / DETECTIONS).read_text())
     content = json.loads((done.folder / "instances.json").read_text())
@@ -204,7 +204,7 @@ def test_a_killed_call_goes_on_and_ends_as_if_it_had_not_been_killed(small_run, 
     process.wait()
     assert not (out / "instances.json").exists()
     with (out / "done.jsonl").open("a") as file:
-        file.write('{"name": "c", "stamp": [1')  # a line that was being written
+        file.write('{"name": "c", "stamp": [1')  # a truncated line
     assert main([*command[3:], str(out)]) == 0
     assert main([*command[3:], str(tmp_path / "whole")]) == 0
     assert contents(out) == contents(tmp_path / "whole")
@@ -298,7 +298,7 @@ def test_tiles_cover_the_image_and_overlap():
 
 
 def test_objects_cut_by_tiles_are_joined_again(student, monkeypatch):
-    """Every tile sees its part of known objects; what comes out is the objects."""
+    """Every tile sees its part of given objects; the merged result equals the objects."""
     size = (150, 200)
     truth = {}
     for name, window in {
@@ -382,7 +382,7 @@ def test_boxes_by_image_name(student, photos, tmp_path):
 
 
 def test_names_that_are_no_utf_8_or_as_long_as_can_be(student, photos, tmp_path):
-    """As older systems wrote them: they are predicted on, and stand in the results as Python reads such names."""
+    """As older systems wrote them: they are predicted on, and the results use Python's decoding of such names."""
     names = [os.fsdecode(b"caf\xe9.png"), "x" * 251 + ".png"]
     folder = tmp_path / "old"
     folder.mkdir()
@@ -473,7 +473,7 @@ def test_boxes_without_a_mask_are_counted_aloud(small_run, photos, tmp_path, cap
     ]
     boxes.write_text("\n".join(lines))
     command = ["predict", str(small_run.folder), str(photos), "--device", "cpu", "--boxes", str(boxes), "--out"]
-    for _ in range(2):  # the second time nothing is left to do, and as much is said
+    for _ in range(2):  # the second time nothing is left to do, and the output is the same
         assert main([*command, str(tmp_path / "none"), "--mask", "1"]) == 0
         told = capsys.readouterr().err
         assert "2 boxes have no mask, the student found nothing there (first: 2 boxes of a)" in told
@@ -511,19 +511,19 @@ def test_nothing_is_left_of_an_image_that_changed_or_has_another_name_now(studen
     _, names, before = numbers("each")
     assert before == len(list((out / "masks" / "a").iterdir()))
     assert "a" in names
-    (out / "masks" / "a" / "0999.png").touch()  # as if it had had more instances
+    (out / "masks" / "a" / "0999.png").touch()  # as if there had been more instances
     Image.new("RGB", (8, 8)).save(photos / "a.png")
     _, _, after = numbers("each")
     assert after == len(list((out / "masks" / "a").iterdir()))
     shutil.copy(photos / "b.png", photos / "a.png")
-    shutil.copy(photos / "c.png", photos / "a.bmp")  # now both go by their whole names
+    shutil.copy(photos / "c.png", photos / "a.bmp")  # now both keep their suffix in the name
     done, names, _ = numbers("each")
     assert done.images == 5
     assert "a" not in names
     assert {"a.png", "a.bmp"} <= names
     assert not list((out / "masks" / "a").iterdir())
     assert not (out / "overlay" / "a.jpg").exists()
-    # Only what belongs to the image: a folder may have its name, and its images be numbers.
+    # Only files of the image are removed: a folder may have its name and contain numbered images.
     assert (out / "masks" / "more" / "a").is_dir()
 
 

@@ -9,7 +9,7 @@ from tests.helpers import tiny_experiment
 
 @pytest.mark.parametrize("backbone", ["resnet18", "swin_t", "efficientnet_lite0", "timm:convnext_atto"])
 def test_a_student_of_every_kind_of_backbone_is_opened(tmp_path, backbone):
-    """It is built without memory first; mmdet's Swin reads numbers as it is built."""
+    """It is built on the meta device first, but mmdet's Swin reads values during construction."""
     row = tiny_experiment(network={"backbone": backbone})
     torch.manual_seed(0)
     weights = MODELS.build(model_config(for_inference(row), ("a", "b"))).state_dict()

@@ -1,4 +1,4 @@
-"""Examples hold what the losses see: the same colors, features, boxes and masks as in a training step."""
+"""Examples hold the inputs of the losses: the same colors, features, boxes and masks as in a training step."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def networks(module_path):
 
 
 def test_colors_are_those_of_the_loss():
-    """`shrink` is what MISA.loss feeds the pairwise loss with."""
+    """`shrink` gives the colors that MISA.loss passes to the pairwise loss."""
     scene = draw_scene(Scenes(size=64), 3)
     example = embedded(scene, "scene")
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
@@ -37,7 +37,7 @@ def test_colors_are_those_of_the_loss():
 
 
 class _Teacher(torch.nn.Module):
-    """S of two channels from colors, and a last layer."""
+    """A teacher with S of two channels computed from colors, and a last layer."""
 
     layer = Classifier(torch.tensor([[1.0, 0], [0, 2]]), torch.tensor([0.5, 0.5]), torch.zeros(2), torch.zeros(()))
 
@@ -79,7 +79,7 @@ def test_features_are_the_networks_own(networks):
     target = in_units_of_spread(features)
     learned = networks.experiment.distillation
     assert learned.unit == "spread"
-    # What is compared in training, but for the units.
+    # The quantity compared in training, up to units.
     expected = (target - answer).square().sum() * (features.square().sum() / target.square().sum())
     assert_close((example.features - example.adapted).square().sum(), expected, rtol=1e-4, atol=1e-4)
     assert example.size == tuple(example.features.shape[-2:]) == (32, 32)
@@ -139,7 +139,7 @@ def test_a_student_without_its_teacher_is_a_sentence(networks, tmp_path):
 
 
 def normalised(image):
-    """An image whose size no network has to change, as it sees it."""
+    """Returns an image of a size that needs no resizing, normalised as the network's input."""
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
     return torch.from_numpy((image - mean) / std).permute(2, 0, 1)[None].float()
 
@@ -174,7 +174,7 @@ def test_a_mask2former_has_all_its_figures(mask2former, tmp_path):
 @pytest.mark.parametrize("supervision", ["box", "mask"])
 @pytest.mark.parametrize("student", ["solov2", "mask2former"])
 def test_every_student_of_the_paper_has_a_feature(small_row, small_run, student, supervision):
-    """The one that its prediction is made from, without the padding."""
+    """It is the one from which masks are predicted, without the padding."""
     network = {"network": TINY_MASK2FORMER} if student == "mask2former" else {}
     row = small_row.but(student=student, supervision=supervision, affinity=None, **network)
     row = row.but(augmentation={"test_short_side": 52})

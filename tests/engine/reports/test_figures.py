@@ -1,4 +1,4 @@
-"""The figure factory, from run folders of two training steps to files that say where they come from."""
+"""The figure factory, from run folders of two training steps to files with their provenance."""
 
 import json
 
@@ -92,7 +92,7 @@ def test_the_deepest_place_is_inside_the_largest_object(runs):
 
 
 def test_figures_of_two_runs_never_mix(runs, tmp_path, monkeypatch):
-    """Another run's figures are not overwritten, and by default every run has a folder of its own."""
+    """Another run's figures are not overwritten, and by default every run has its own folder."""
     quick = {"choice": Choice(drawn=1, worst=0), "wanted": "5"}
     Factory([runs / "misa"], **quick).make(tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}

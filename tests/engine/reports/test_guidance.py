@@ -1,4 +1,4 @@
-"""Oracles: the propagation's public doors on the same masks, and readings whose answer is known beforehand."""
+"""Oracles: the public propagation functions on the same masks, and readings with a known result."""
 
 import dataclasses
 import json
@@ -63,7 +63,7 @@ def test_every_reading_is_measured_on_the_same_objects(run, measured):
     assert set(table["objects"]) == {len(measured.images)}
     assert len(set(measured.images.tolist())) == 3
     assert table.groupby("reading")["term"].first()["PAMR: color"] == "pamr"
-    # What a term does not look at is not listed twice.
+    # A reading that a term does not depend on is listed once.
     assert list(table[table["reading"] == "color, 3x3"]["term"]) == ["local"]
     assert list(table[table["reading"] == "color, tree 0.03"]["term"]) == ["global"]
     for name in ("iou", "gain", "pull", "moved"):

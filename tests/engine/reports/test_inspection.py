@@ -1,4 +1,4 @@
-"""The inspection of a run: its figures agree with the run's, its page holds all that it shows."""
+"""The inspection of a run: its numbers agree with the run's, and its page is self-contained."""
 
 import base64
 import json
@@ -21,7 +21,7 @@ from misa.figures.page import jpeg, render
 
 @pytest.fixture(scope="module")
 def perfect(small_run, module_path):
-    """Predictions that are the truth, but for one object taken for another class and one missed."""
+    """Predictions that equal the ground truth, except one wrong class and one missed object."""
     truth = read_truth(small_run.source.val.annotations)
     rows = [
         {"image_id": a["image_id"], "category_id": a["category_id"], "score": 0.9, "segmentation": a["segmentation"]}
@@ -53,7 +53,7 @@ def test_planted_failures_are_counted(small_run, perfect):
 
 
 class Seen(HTMLParser):
-    """What a page consists of."""
+    """The elements of a page."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""`misa profile` runs, names every part, and leaves the functions that it looks into as they were."""
+"""`misa profile` runs, names every part, and restores the functions that it instruments."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Results of a smoke run say so, wherever they are shown."""
+"""Results of a smoke run are marked as such wherever they are shown."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ MARK = "SMOKE RUN: two training steps on small images, to see that everything ru
 
 @pytest.fixture(params=[True, False], ids=["smoke", "not smoke"])
 def run(request, small_run, tmp_path):
-    """A run folder that its record calls a smoke run, and one that it does not."""
+    """A run folder recorded as a smoke run, and one that is not."""
     folder = shutil.copytree(small_run.folder, tmp_path / "run")
     params = json.loads((folder / "params.json").read_text())
     params["experiment"]["limit"] = 4 if request.param else None

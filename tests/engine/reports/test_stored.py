@@ -1,4 +1,4 @@
-"""Stored scores are of the rows as they are now, and only runs on the same scenes stand beside them."""
+"""Stored scores belong to the current rows, and are shown only beside runs on the same scenes."""
 
 import types
 
@@ -10,7 +10,7 @@ from misa.rows import find_row
 
 @pytest.mark.parametrize("row", STORED)
 def test_a_stored_row_is_still_that_row(row):
-    """Where this fails, the row has changed: train it again and store its scores."""
+    """If this fails, the row has changed: train it again and store its scores."""
     assert STORED[row].digest == find_row(row).digest()
     assert row in STORED[row].provenance(row)
     assert STORED[row].segm["AP50"] > STORED[row].segm["AP"] > 0

@@ -1,4 +1,4 @@
-"""Results for test-dev, and a student scored in detail."""
+"""Results for test-dev, and the detailed evaluation of a student."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def run(module_path):
 
 @pytest.fixture
 def coco(run, tmp_path):
-    """A COCO folder whose test-dev has the validation images, without a word about their objects."""
+    """A COCO folder whose test-dev has the validation images without annotations."""
     val = json.loads(run.source.val.annotations.read_text())
     (tmp_path / "annotations").mkdir()
     listed = {"images": val["images"], "categories": val["categories"]}

@@ -1,4 +1,4 @@
-"""Sweeps and tables: every training once, figures as numpy computes them, and "not run" where nothing was."""
+"""Sweeps and tables: every training runs once, numbers agree with numpy, and missing runs are "not run"."""
 
 import csv
 import io
@@ -84,7 +84,7 @@ def test_the_paper_stands_beside_and_never_in_the_place_of_a_result(tmp_path):
     assert (rows[0]["AP"], rows[0]["AP75"], rows[0]["AP_ci"]) == ("not run", "not run", "")
     assert rows[0]["paper_AP"] == "37.7000"
     demo = open_table(5, seeds=2, root=tmp_path).printed()
-    assert demo.loc["APro: color", "paper AP, VOC"] == "38.3"  # says that it is of other data
+    assert demo.loc["APro: color", "paper AP, VOC"] == "38.3"  # the column names the other data set
     own = open_table("demo:box,demo:mask", seeds=2, root=tmp_path).printed()
     assert not [name for name in own if name.startswith("paper")]
 
@@ -113,7 +113,7 @@ def test_files_are_written_in_all_three_formats(tmp_path):
 
 
 def test_any_comparison_can_be_saved_and_typeset(tmp_path, capsys):
-    """Rows named by files: the name of the saved files has no slash, the caption no bare underscore."""
+    """For rows of files, the names of the saved files have no slash, the caption no unescaped underscore."""
     rows = "experiments/teacher.py:demo_mask,experiments/teacher.py:demo_boxes"
     arguments = ["tables", rows, "--seeds", "1", "--root", str(tmp_path / "runs"), "--save", str(tmp_path / "out")]
     assert main(arguments) == 0
@@ -136,7 +136,7 @@ def test_scores_by_mode_and_size(tmp_path):
     assert groups.loc[("demo:mask", "plain"), "difference_ci"] == pytest.approx(0)  # both move with the seed
     assert groups.loc[("demo:mask", "plain"), "ci"] > 1
     assert math.isnan(groups.loc[("demo:box", "plain"), "difference"])
-    assert ("demo:box", "medium") not in groups.index  # the truth has no object of that size
+    assert ("demo:box", "medium") not in groups.index  # the ground truth has no object of that size
 
 
 def test_details_are_means_over_the_runs_that_know_them(tmp_path, capsys):
@@ -151,7 +151,7 @@ def test_details_are_means_over_the_runs_that_know_them(tmp_path, capsys):
     details = table.details()
     box = details.loc["demo:box"]
     assert box["class-agnostic AP"] == "30.5"
-    assert box["class-agnostic AP75"] == "20.0"  # of the one that knows it
+    assert box["class-agnostic AP75"] == "20.0"  # of the only run that recorded it
     assert box["AP of rectangles"] == "4.0"
     assert box["plain"] == "12.5"
     assert (box["s/step"], box["CPU s/step"], box["GiB"]) == ("0.25", "–", "1.50")
@@ -167,7 +167,7 @@ def test_details_are_means_over_the_runs_that_know_them(tmp_path, capsys):
 
 def test_comparators_come_with_their_details(tmp_path):
     table = open_table("comparators", seeds=1, root=tmp_path)
-    assert "class-agnostic" not in table.render("text")  # nothing is known yet
+    assert "class-agnostic" not in table.render("text")  # no run has recorded it yet
     finish(table.every_job()[0], 10.0, segm_any_class={"AP": 30.0})
     assert "class-agnostic AP" in table.render("text")
 
@@ -195,7 +195,7 @@ def test_the_command_prints_what_was_not_run(tmp_path, capsys):
 
 
 def fake_train(monkeypatch, body):
-    """In place of `misa train`, for the scheduler alone."""
+    """Replace `misa train` by `body`, to test the scheduler only."""
     monkeypatch.setattr(sweep.Job, "command", lambda self, *_: [sys.executable, "-c", body, str(self.folder)])
 
 
@@ -219,7 +219,7 @@ def test_teachers_come_first_and_only_what_is_missing_runs(tmp_path, monkeypatch
     )
     assert [name.startswith("teacher") for name in order] == [True, True, False, False, False]
     assert all(job.state == "finished" for job in jobs)
-    run(jobs, slots=2, cluster=cluster, cluster_options=options)  # nothing is left
+    run(jobs, slots=2, cluster=cluster, cluster_options=options)  # nothing is left to run
     assert (tmp_path / "order").read_text().split() == order
 
 
@@ -315,7 +315,7 @@ def place(job, data_root):
 
 
 def test_runs_on_other_data_are_not_taken_for_this_ones(tmp_path, monkeypatch):
-    """A row's hash does not say which folder of data it learned from."""
+    """The hash of a row does not include its data folder."""
     fake_train(monkeypatch, DONE)
     for name in "ab":
         annotations = tmp_path / name / "annotations"
@@ -364,7 +364,7 @@ def test_a_cluster_is_told_how_long_a_training_takes(tmp_path, options, sentence
 
 
 def slurm(folder, monkeypatch, state):
-    """sbatch writes down what it was asked for; sacct says `state` until the job's result is there."""
+    """Fake sbatch, which logs its arguments, and sacct, which reports `state` until the job's result exists."""
     tools = folder / "bin"
     tools.mkdir(exist_ok=True)
     scripts = {
@@ -389,7 +389,7 @@ def test_a_submitted_training_is_waited_for_and_not_submitted_again(tmp_path, mo
     def result(task):
         waited.append(task.job_id)
         if len(waited) == 1:
-            raise KeyboardInterrupt  # by the person who waits
+            raise KeyboardInterrupt  # by the user
         return "done"
 
     monkeypatch.setattr(submitit.SlurmJob, "result", result)
@@ -410,7 +410,7 @@ def test_a_submitted_training_is_waited_for_and_not_submitted_again(tmp_path, mo
 
 @pytest.mark.slow
 def test_a_smoke_sweep_end_to_end(tmp_path, capsys):
-    """Teacher, students and table by the real command, in two slots; the second call trains nothing."""
+    """Teacher, students and table with the real command, in two slots; the second call trains nothing."""
     arguments = [
         "tables", "demo:misa,demo:box", "--seeds", "1", "--smoke", "--run", "--slots", "2",
         "--root", str(tmp_path / "runs"), "--data-root", str(tmp_path / "data"), "--gpus", "0",

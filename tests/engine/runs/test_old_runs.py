@@ -1,7 +1,7 @@
-"""Run folders as the first published commit left them still open, evaluate, predict and give figures.
+"""Run folders of the first published commit can still be opened, evaluated, predicted with and drawn.
 
-Of each distinct network that its rows trained, in smoke size: the record as it was written, and the names and shapes of
-the checkpoint's tensors (of the contract its bytes), which get random values here.
+Stored for each distinct network of its rows, in smoke size: the record, and the names and shapes of the checkpoint's
+tensors (for the contract its bytes), which get random values here.
 """
 
 import gzip
@@ -82,6 +82,6 @@ def test_an_old_run_folder_serves(stored, data, tmp_path, capsys):
     if experiment.supervision == "box":
         assert main(["figures", str(run), "--out", str(tmp_path / "figures"), "--random", "1", "--worst", "1"]) == 0
         assert list((tmp_path / "figures").glob("*.png"))
-    elif experiment.semantic is None:  # no figure of the paper is of one of these alone
+    elif experiment.semantic is None:  # no figure of the paper needs only one of these
         assert main(["inspect", str(run), "--resamples", "5"]) == 0
         assert (run / "inspection.html").is_file()

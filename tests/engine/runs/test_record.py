@@ -1,4 +1,4 @@
-"""A run folder's record: what it was made from, and whose folder it is."""
+"""The record of a run folder: its inputs, and which run it belongs to."""
 
 import json
 from importlib import metadata
@@ -68,7 +68,7 @@ def test_another_run_is_named_by_the_value_that_differs(tmp_path, other, sentenc
 
 @pytest.mark.parametrize(("there", "here"), [(64, 1024), (1024, 64)])
 def test_a_field_that_is_left_out_at_its_default_differs_both_ways(tmp_path, there, here):
-    """The default of `crop`, 1024, was added later and is in no values."""
+    """`crop` was added later, and its default, 1024, is omitted from the stored values."""
     before, now = (params(augmentation={"crop": crop}) for crop in (there, here))
     words = {1024: "its default", 64: "64"}
     with pytest.raises(UserError, match=f"augmentation.crop is {words[there]} there and {words[here]} here"):

@@ -1,4 +1,4 @@
-"""What figures are drawn from: the images as the training reads them, and what is whole of a record."""
+"""Sources of figures: images as training reads them, and the complete lines of a record."""
 
 import json
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The semantic teacher end to end on a few embedded scenes: every way to teach it, no mask read, the hand-off."""
+"""The semantic teacher end to end on a few embedded scenes: every supervision, no mask read, use by a student."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def student(place):
 
 @pytest.fixture(scope="module")
 def runs(place, student):
-    """One run of every way to teach."""
+    """One run of every kind of supervision."""
     ways = WAYS | {"student": TOY.but(semantic={"labels": "student", "student": str(student.folder)})}
     return {
         name: train(row, data_root=place / "data", work_dir=place / name, machine=CPU) for name, row in ways.items()
@@ -92,7 +92,7 @@ def test_the_same_seed_gives_the_same_teacher_and_evaluation_its_score(runs, pla
 
 
 def test_a_run_stopped_between_epochs_goes_on_as_if_it_had_not_been(runs, place):
-    """All but the first checkpoint and what came after is taken away; the rest is trained again."""
+    """Everything after the first checkpoint is deleted; the rest is trained again."""
     folder = shutil.copytree(runs["grabcut"].folder, place / "stopped")
     (folder / "metrics.json").unlink()
     (folder / "checkpoints" / "epoch_2.pth").unlink()
@@ -123,7 +123,7 @@ def spoil(annotation):
     ],
 )
 def test_no_mask_is_read_in_training(runs, tmp_path, name, change):
-    """Every training mask deleted or replaced by nonsense: not one loss of one step differs."""
+    """With every training mask deleted or replaced by garbage, all losses of all steps are equal."""
     run = runs[name]
     root = shutil.copytree(run.source.root, tmp_path / "data")
     path = root / "annotations" / "instances_train2017.json"
@@ -284,7 +284,7 @@ def test_unknown_labels_are_named():
 
 
 def test_label_maps_are_named_by_the_image_and_not_by_its_file(runs, tmp_path):
-    """Absolute names, as tables of boxes give them, and names that differ in their suffix alone."""
+    """Absolute names, as in tables of boxes, and names that differ only in the suffix."""
     source = runs["rectangles"].source
     content = json.loads(source.train.annotations.read_text())
     place = tmp_path / "photos"

@@ -1,4 +1,4 @@
-"""A run knows its annotations: changed ones are told or refused, the same ones are found in another folder."""
+"""A run identifies its annotations: changed ones are reported or refused, the same ones are accepted when moved."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A finished run and its data, both to be spoilt."""
+    """A copy of a finished run and its data, to be modified."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     params = json.loads((tmp_path / "run/params.json").read_text())

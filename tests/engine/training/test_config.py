@@ -1,4 +1,4 @@
-"""A row as mmengine's values: the batch, the hooks and the parts of each kind of row."""
+"""A row as an mmengine config: batch, hooks and components of each kind of row."""
 
 import pytest
 

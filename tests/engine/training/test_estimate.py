@@ -1,4 +1,4 @@
-"""What a row would cost: the count against another library's, the formula against numbers written out."""
+"""Cost estimates of a row: operation counts against another library, the formula against numbers by hand."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def work(device="cpu", seconds=1.0):
 
 
 def test_the_formula():
-    """1e6 pixels lie 99 differences beyond the small image: F = 2e11 + 99e11, A = 1e8 + 99 * 2e8."""
+    """1e6 pixels are 99 differences beyond the small image: F = 2e11 + 99e11, A = 1e8 + 99 * 2e8."""
     row = MISA.but(augmentation={"jitter": (0.1, 2.0), "crop": 1000})
     found = estimate(row, work(), gpus=4, gpu="A100", per_gpu=2, utilization=0.5)
     assert str(found.split) == "batch 16 = 4 processes x 2 images x 2 accumulated"
@@ -58,7 +58,7 @@ def test_wrong_input_is_told():
 
 
 def test_a_convolution_counts_as_written_out():
-    """torch's counter on one layer: two operations a product, and twice as many again for the two gradients."""
+    """torch's counter on one layer: two operations per product, and twice as many again for the two gradients."""
     layer = torch.nn.Conv2d(3, 5, 3, padding=1)
     images = torch.randn(1, 3, 16, 20, requires_grad=True)
     with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
@@ -69,7 +69,7 @@ def test_a_convolution_counts_as_written_out():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["demo:box", "demo:misa", "demo:mask2former_misa", "demo:mask"])
 def test_two_small_images_tell_of_a_larger_one(name):
-    """The straight line through 96 and 160 pixels meets what is counted at 256 within five percent."""
+    """Linear extrapolation from 96 and 160 pixels is within five percent of the count at 256."""
     row = find_row(name)
     line, larger = measure(row, sides=(96, 160)), measure(row, sides=(160, 256)).large
     assert line.flops(larger.pixels) == pytest.approx(larger.flops, rel=0.05)

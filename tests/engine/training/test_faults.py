@@ -1,6 +1,6 @@
-"""What can be wrong with input, by name: each ends in one clear sentence, with nothing lost or overwritten.
+"""Named faults of the input: each ends in one clear sentence, with nothing lost or overwritten.
 
-More of the data's faults are in tests/test_cli.py (BAD), tests/data/test_check.py and tests/data/test_convert.py.
+More faults of data are in tests/test_cli.py (BAD), tests/data/check/ and tests/data/formats/.
 """
 
 import json
@@ -29,7 +29,7 @@ ROWS = {"small": Experiment.from_values(json.loads('''%s'''))}
 
 @dataclass
 class Place:
-    """A copy of a finished run, its data and the row, to spoil."""
+    """A copy of a finished run, its data and its row, to corrupt."""
 
     folder: Path
 
@@ -62,7 +62,7 @@ class Place:
         return min((self.data / "train2017").iterdir())
 
     def content(self, change) -> None:
-        """Change what is in the newest checkpoint."""
+        """Change the content of the newest checkpoint."""
         content = torch.load(self.newest, weights_only=True)
         change(content)
         torch.save(content, self.newest)
@@ -82,7 +82,7 @@ class Place:
         return ["evaluate", str(self.folder / run), "--gpus", "0", *map(str, options)]
 
     def snapshot(self):
-        """Everything that is there, with its content; locks apart."""
+        """Returns the content of all files except locks."""
         return {
             path.relative_to(self.folder): path.read_bytes() if path.is_file() else None
             for path in sorted(self.folder.rglob("*"))
@@ -92,7 +92,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def template(small_run, module_path):
-    """The run without its optimizer's state, which is most of it; its data as if it were a user's own."""
+    """The run without its optimizer state, which is most of its size; its data as if it were the user's."""
     folder = module_path
     shutil.copytree(small_run.folder, folder / "run", ignore=shutil.ignore_patterns(".lock", "figures"))
     for path in (folder / "run" / "checkpoints").glob("*.pth"):
@@ -124,7 +124,7 @@ def tell(path, text):
 
 
 class Trap:
-    """Unpickled, it would make a folder."""
+    """Creates a folder when unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -134,11 +134,11 @@ class Trap:
 
 
 def first(change):
-    """A change of the first row of a table of the training annotations."""
+    """Returns a change of the first row of a table of the training annotations."""
     return lambda p: p.edit(change)
 
 
-# name: (what is done to the place, the command, words of the sentence)
+# name: (the corruption, the command, words of the message)
 DATA = {
     "data: no such folder": (lambda p: shutil.rmtree(p.data), "there is no folder"),
     "data: a file in place of the folder": (lambda p: [shutil.rmtree(p.data), tell(p.data, "")], "is a file"),
@@ -305,7 +305,7 @@ PREDICTIONS = {
 
 
 def run(arguments):
-    """The exit status and the lines on standard error, as a shell sees them."""
+    """Returns the exit status and the lines on standard error, as a shell sees them."""
     with redirect_stdout(StringIO()):
         try:
             return main([str(argument) for argument in arguments])
@@ -361,7 +361,7 @@ def test_a_damaged_newest_checkpoint_falls_back_and_says_so(place, capsys):
 
 
 def test_a_strangers_unfinished_run_runs_no_code(place, capsys):
-    """mmengine's own loader unpickles what the careful way refuses."""
+    """mmengine's own loader unpickles what our loader refuses."""
     params = json.loads((place.run / "params.json").read_text())
     values = params["experiment"] | {"data": "coco", "scenes": []}
     (place.run / "params.json").write_text(json.dumps(params | {"experiment": values}))
@@ -385,7 +385,7 @@ def test_mmengine_may_not_unpickle_either(place, monkeypatch):
 
 
 def test_the_trap_would_spring(tmp_path):
-    """Or the tests above prove nothing."""
+    """Otherwise the tests above would prove nothing."""
     torch.save({"x": Trap(tmp_path / "sprung")}, tmp_path / "x.pth")
     torch.load(tmp_path / "x.pth", weights_only=False)
     assert (tmp_path / "sprung").is_dir()

@@ -1,6 +1,4 @@
-"""Whatever comes in, the readers and the public doors answer or raise what they document (UserError, which is a
-ValueError); what goes through is usable.
-"""
+"""For any input, readers and public functions return a usable result or raise the documented UserError (ValueError)."""
 
 import io
 import json
@@ -55,7 +53,7 @@ def _cache(tmp_path, monkeypatch):
 
 
 def spoil(data, content):
-    """Bytes with some changed, cut, doubled or added."""
+    """Returns bytes with some changed, cut, doubled or added."""
     content = bytearray(content)
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, max(len(content) - 1, 0)))
@@ -147,7 +145,7 @@ PICTURES = {suffix: picture(suffix) for suffix in (".png", ".jpg", ".bmp", ".web
 @FUZZ
 @given(st.sampled_from(list(PICTURES)), st.data())
 def test_images(tmp_path, suffix, data):
-    """Pillow, which looks, and OpenCV, which reads, must agree on what is an image, or say so."""
+    """Pillow, used for checking, and OpenCV, used for reading, agree on what is an image, or a fault is reported."""
     path = tmp_path / f"x{suffix}"
     path.write_bytes(spoil(data, PICTURES[suffix]))
     with suppress(UserError):
@@ -179,7 +177,7 @@ def test_names_of_files(tmp_path, names, suffix):
 def test_checkpoints(exported, tmp_path, data):
     path = tmp_path / "x.pth"
     whole = exported.read_bytes()
-    # The pickle is at the beginning, the directory at the end; in between there are only numbers.
+    # The pickle is at the beginning, the zip directory at the end; in between there are only numbers.
     head, tail = whole[:20_000], whole[-20_000:]
     path.write_bytes(
         spoil(data, head) + whole[20_000:-20_000] + (spoil(data, tail) if data.draw(st.booleans()) else tail)

@@ -1,4 +1,4 @@
-"""The watch over a training: what is recorded, and how a training whose losses are no numbers ends."""
+"""Monitoring of a training: what is recorded, and how a training with non-finite losses ends."""
 
 import json
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ def place(module_path):
 def test_a_run_says_how_its_masks_look_and_which_loss_moves_it(place):
     run = train(find_row("demo:box").smoke(), data_root=place / "data", work_dir=place / "run", machine=CPU)
     found = health(run.folder)
-    assert found["step"].tolist() == [1]  # step 1 of 2; every fiftieth
+    assert found["step"].tolist() == [1]  # step 1 of 2; recorded every 50 steps
     assert 0 <= found["mask_fill"][0] <= 1
     shares = {name: value[0] for name, value in found.items() if name.startswith("gradient_")}
     assert set(shares) == {"gradient_cls", "gradient_projection", "gradient_global", "gradient_local"}
@@ -37,7 +37,7 @@ def test_a_run_says_how_its_masks_look_and_which_loss_moves_it(place):
     assert health_curves({}).texts[0].get_text() == "this run was not watched"
     lines = [json.loads(line) for line in (run.folder / "losses.jsonl").read_text().splitlines()]
     losses = [value for name, value in lines[0].items() if name.startswith("loss_")]
-    assert lines[0]["loss"] == pytest.approx(sum(losses), rel=1e-5)  # what is watched is not trained on
+    assert lines[0]["loss"] == pytest.approx(sum(losses), rel=1e-5)  # diagnostics are not part of the loss
 
 
 def test_watching_changes_no_weight(place, monkeypatch):
@@ -86,7 +86,7 @@ def test_the_guard_names_the_loss(tmp_path, wrong):
     guard, runner = NaNGuard(str(tmp_path)), SimpleNamespace(iter=4)
 
     def told(local):
-        """As mmengine hands it on: the sum comes first, and is broken with its part."""
+        """As mmengine passes it on: the sum comes first, and is not finite if one of its terms is not."""
         parts = {"loss_cls": torch.tensor(1.0), "loss_local": torch.tensor(local)}
         return BaseModel.parse_losses(None, parts)[1]
 
@@ -110,12 +110,12 @@ def test_each_process_keeps_its_own_batch(tmp_path, monkeypatch):
 
 
 def test_a_late_answer_still_names_its_own_step(tmp_path):
-    """As on a GPU: the losses of a step arrive later, and the batch that is kept is theirs."""
+    """As on a GPU: the losses of a step arrive later, and the saved batch is that of their step."""
     guard = NaNGuard(str(tmp_path), behind=2)
     ready = SimpleNamespace(query=lambda: False, synchronize=lambda: None)
     for step in range(2):
         guard.open.append((step, batch(), ["loss"], torch.tensor([1.0 if step else np.nan]), ready))
-    guard.check(wait=False)  # two may be open
+    guard.check(wait=False)  # two may be pending
     guard.open.append((2, batch(), ["loss"], torch.tensor([1.0]), ready))
     with pytest.raises(Diverged, match="loss became NaN or infinite at step 1"):
         guard.check(wait=False)

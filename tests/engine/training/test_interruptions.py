@@ -1,4 +1,4 @@
-"""Processes that are killed at any moment, or whose disk is full: what is there is whole, and the command goes on."""
+"""Processes killed at any moment, or with a full disk: all files are complete, and the command resumes."""
 
 import json
 import os
@@ -23,21 +23,21 @@ from misa.experiment import Experiment
 import json
 ROWS = {"small": Experiment.from_values(json.loads('''%s'''))}
 """
-# Many processes, each of which imports torch.
+# Starts many processes that each import torch.
 pytestmark = pytest.mark.slow
-LIMIT = 2_000_000  # bytes that a file may have: less than a checkpoint, more than anything else
+LIMIT = 2_000_000  # maximum file size in bytes: less than a checkpoint, more than any other file
 
 
 @pytest.fixture
 def row(small_row, tmp_path):
-    """The small row, for two epochs, as a user's own file."""
+    """The small row, for two epochs, in a user's file."""
     values = small_row.but(schedule={"epochs": 2}).values()
     (tmp_path / "rows.py").write_text(ROWS % json.dumps(values))
     return f"{tmp_path / 'rows.py'}:small"
 
 
 def start(arguments, *, limit=None):
-    """The command as a process of its own; `limit`: no file may grow beyond so many bytes, as on a full disk."""
+    """Start the command as a process; `limit`: maximum size of a file in bytes, to simulate a full disk."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
     full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)) if limit else None
     command = [sys.executable, "-m", "misa", *map(str, arguments)]
@@ -52,7 +52,7 @@ def finish(process):
 
 
 def kill(process, seconds):
-    """After so long, unless it has ended."""
+    """Kill the process after some seconds, unless it has ended."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -89,7 +89,7 @@ def test_a_full_disk_in_export_and_prediction(small_run, tmp_path):
     assert not list(tmp_path.glob("x.pth*"))
     photos = small_run.source.val.images
     command = ["predict", small_run.folder, photos, "--out", tmp_path / "out", "--score", "0"]
-    for limit in (3000, 6000):  # already mmengine's copies of mmdet's files; the record of the images
+    for limit in (3000, 6000):  # fails at mmengine's copies of mmdet's files; at the record of the images
         status, _, error = finish(start(command, limit=limit))
         assert status == 1, error
         assert "File too large" in told(error)

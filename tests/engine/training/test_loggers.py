@@ -1,4 +1,4 @@
-"""Losses and scores where they can be watched."""
+"""Losses and scores in external loggers."""
 
 import sys
 import types
@@ -16,7 +16,7 @@ TOY = tiny_experiment(schedule={"warmup": 1})
 
 
 class FakeWandb(types.ModuleType):
-    """Remembers what mmengine's backend tells W&B."""
+    """Records what mmengine's backend sends to W&B."""
 
     def __init__(self):
         super().__init__("wandb")
@@ -85,7 +85,7 @@ def test_every_training_has_its_own_also_in_one_folder(tmp_path):
 
 
 def test_mlflow_writes_into_the_run_folder_or_to_the_named_server(tmp_path, monkeypatch):
-    """MLflow 3 refuses plain files, and a folder beside the shell's would be litter."""
+    """MLflow 3 refuses plain files, and must not create a folder in the working directory."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     own = visualizer_config(tmp_path / "a b", ("mlflow",))["vis_backends"][1]
     assert own["tracking_uri"] == f"sqlite:///{tmp_path}/a b/mlflow/mlflow.db"
@@ -97,7 +97,7 @@ def test_mlflow_writes_into_the_run_folder_or_to_the_named_server(tmp_path, monk
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # those of MLflow's own libraries
+@pytest.mark.filterwarnings("ignore")  # from MLflow's dependencies
 def test_mlflow_has_every_step_and_the_scores(tmp_path, monkeypatch):
     import mlflow  # takes seconds
 

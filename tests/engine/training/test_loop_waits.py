@@ -1,4 +1,4 @@
-"""What waits for the device in the training's loop: a loss is read where it is printed or written, and nowhere else."""
+"""Host-device waits in the training loop: a loss is read only where it is printed or written."""
 
 import pytest
 
@@ -16,7 +16,7 @@ PRINTED, WRITTEN, STEPS = (0, 3, 7), (3, 7), 8
 
 
 def looped(row, folder):
-    """A row's loop on a device, one step after the other, and what waited in each."""
+    """Run a row's training loop on a fake device; returns the waits of each step."""
     source = open_source(row, folder / "data")
     runner = quiet_runner(run_config(row, source, folder=folder, seed=0, machine=Machine(gpus=0), log=True))
     if row.teacher:
@@ -45,7 +45,7 @@ def looped(row, folder):
 
 @pytest.mark.parametrize("name", ["demo:misa", "demo:discobox", "teacher:demo"])
 def test_a_loss_is_read_where_it_is_printed_or_written(name, tmp_path):
-    """Of the first step, which fills caches, the reading alone is looked at."""
+    """In the first step, which fills caches, only the reading of losses is checked."""
     row = find_row(name).smoke().but(limit=STEPS, schedule={"batch": 1})
     found = looped(row, tmp_path)
     assert len(found) == STEPS

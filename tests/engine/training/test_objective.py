@@ -1,4 +1,4 @@
-"""An objective is one file and one row: a toy that uses every part of the seam trains, resumes and is exported."""
+"""An objective is one file and one row: a toy that uses every part of the interface trains, resumes and is exported."""
 
 import importlib
 import json
@@ -88,7 +88,7 @@ class Toy(BoxObjective):
 
 @pytest.fixture
 def row(tmp_path, monkeypatch, small_row):
-    """The row, whose objective is a file in the room of objectives."""
+    """The row, whose objective is a file in misa/objectives."""
     (tmp_path / "room").mkdir()
     (tmp_path / "room" / "toy.py").write_text(TOY)
     monkeypatch.setattr(misa.objectives, "__path__", [*misa.objectives.__path__, str(tmp_path / "room")])
@@ -116,7 +116,7 @@ def test_a_toy_objective_trains_resumes_predicts_and_is_exported(row, tmp_path, 
     assert not torch.equal(whole[f"memory.shadow.copy.{layer}"], whole[layer])
     assert not torch.equal(own["memory.structure.bias"], torch.zeros(2))  # it learns
 
-    # Stopped within the third epoch and resumed, everything is the same to the bit.
+    # Stopped within the third epoch and resumed, everything is equal bit for bit.
     monkeypatch.setenv("TOY_STOPS_AT", "7")
     with pytest.raises(Stopped, match="after step 8 of 9"):
         train(row, work_dir=tmp_path / "stopped", **common)
@@ -128,7 +128,7 @@ def test_a_toy_objective_trains_resumes_predicts_and_is_exported(row, tmp_path, 
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert run.metrics["segm"] == again.metrics["segm"]
 
-    # What only the training needs is left out, and the rest predicts the same.
+    # State used only in training is not exported, and the rest predicts the same.
     export_student(run.folder, tmp_path / "student.pth")
     exported = torch.load(tmp_path / "student.pth", weights_only=True)
     assert not [name for name in exported["state_dict"] if name.startswith("memory.")]
@@ -139,7 +139,7 @@ def test_a_toy_objective_trains_resumes_predicts_and_is_exported(row, tmp_path, 
     for one, other in zip(find(mine, [image], score=0.0), find(theirs, [image], score=0.0), strict=True):
         assert one.runs == other.runs
 
-    # Scores come from the saved predictions of a run that is opened again by what params.json says.
+    # Scores come from the saved predictions of a run that is reopened from its params.json.
     (run.folder / "metrics.json").unlink()
     assert evaluate(run.folder).metrics["segm"] == run.metrics["segm"]
     shutil.rmtree(tmp_path / "data")

@@ -1,4 +1,4 @@
-"""The objectives of other papers train, and a run that was stopped in the middle of their memory resumes to the bit."""
+"""The objectives of other papers train, and an interrupted run resumes bit for bit, including their memory."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ ROWS = {
 
 
 def check_that_the_copy_predicts(run, exported, stored):
-    """A run and its exported student hold the copy's weights as the student's, and predict alike."""
+    """Check that a run and its exported student use the EMA weights as the student's and predict the same."""
     export_student(run, exported)
     written = torch.load(exported, weights_only=True)["state_dict"]
     assert written.keys() == {name for name in stored if not name.startswith("memory.")}

@@ -1,4 +1,4 @@
-"""Which parameters learn slower: read off the optimiser that a row's network gets."""
+"""Learning rates and weight decay of parameters, read from the optimiser of a row's network."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def smallest(student):
 
 
 def rates(row):
-    """Name -> (learning rate, decay) as the optimiser holds it."""
+    """Returns name -> (learning rate, weight decay) from the optimiser."""
     with torch.device("cpu" if row.semantic else "meta"):
         model = MODELS.build(model_config(row, ("disc", "bar")))
     optimizer = build_optim_wrapper(model, optimizer_config(row)).optimizer
@@ -41,7 +41,7 @@ def test_the_backbone_of_every_student_learns_slower_where_the_row_says_so(stude
     assert mine
     assert all(slow[name][0] == pytest.approx(0.001 if name in mine else 0.01) for name in slow)
     assert {rate for rate, _ in plain.values()} == {0.01}
-    if student != "mask2former":  # mmdet's own recipe lets the norms of a slower backbone decay
+    if student != "mask2former":  # mmdet's own recipe applies weight decay to the norms of the backbone
         assert all(slow[name][1] == plain[name][1] for name in slow)
         assert all(slow[name][1] == 0 for name in norms & mine)
         assert all(slow[name][1] == 0.1 for name in mine - norms)

@@ -1,4 +1,4 @@
-"""A student framework and a semantic teacher are one file and one row each: those of the documentation's pages."""
+"""A student framework and a semantic teacher are one file and one row each: those of the documentation."""
 
 import importlib
 import sys
@@ -27,7 +27,7 @@ STUDENT, TEACHER = page_code("student.md"), page_code("teacher.md")
 
 @pytest.fixture
 def room(tmp_path, monkeypatch):
-    """The two files, as if they were in the package, and their rows."""
+    """The two files, importable as part of the package, and their rows."""
     (tmp_path / "room").mkdir()
     (tmp_path / "room" / "toy.py").write_text(STUDENT)
     (tmp_path / "room" / "toy_teacher.py").write_text(TEACHER)

@@ -1,4 +1,4 @@
-"""Several processes: the same training as one, stopped and killed, started from one command."""
+"""Several processes: equivalent to one, also when stopped or killed, and started by one command."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from misa.errors import DIVERGED, Diverged, Stopped, UserError
 from misa.machine import split_batch
 from tests.helpers import tiny_experiment
 
-# BatchNorm keeps its statistics: learned ones would be those of each process's own images.
+# BatchNorm statistics are frozen: otherwise they would differ between the processes.
 BOX = tiny_experiment(
     network={"norm_eval": True},
     schedule={"epochs": 3, "batch": 4, "lr": 1e-4},
@@ -78,7 +78,7 @@ def options(place, row, name, **more):
 def torchrun(place, row, name, *more, processes=2):
     parameters = Train(**options(place, row, name))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    # gpus is at its default in no machine with a GPU: it is said.
+    # gpus is passed explicitly, for machines with a GPU.
     command += ["-m", "misa", "train", *parameters.command_line(), *more]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
@@ -93,21 +93,21 @@ def losses(folder):
 def test_two_processes_learn_what_one_does(place, row):
     """The same images, each process with half of every batch: the loss to 1e-4 over all 12 steps, its terms to 5e-4.
 
-    Rounding grows from step to step: the projection looks at the largest pixel alone, and another may become it.
+    Rounding errors grow over the steps: the projection depends on the largest pixel only, which may change.
     """
     one = train_with(Train(**options(place, row, f"{row}-one")))
     child = torchrun(place, row, f"{row}-two")
     text, _ = child.communicate(timeout=400)
     assert child.returncode == 0, text
     assert "batch 4 = 2 processes x 2 images" in text
-    assert text.count("run folder") == 1  # one of them speaks
+    assert text.count("run folder") == 1  # only one of them prints
     ours, theirs = losses(one.folder), losses(place / f"{row}-two")
     assert len(ours) == len(theirs) == 12
     for a, b in zip(ours, theirs, strict=True):
         assert a.keys() == b.keys()
         for name, value in a.items():
             if name.startswith(("mask_", "gradient_")):
-                continue  # a watched step looks at the first process's images alone
+                continue  # diagnostics of a monitored step use the images of the main process only
             close = 1e-4 if name == "loss" else 5e-4
             assert b[name] == pytest.approx(value, rel=close, abs=close if name != "loss" else 0), (a["iter"], name)
     there = json.loads((place / f"{row}-two" / "metrics.json").read_text())
@@ -120,10 +120,10 @@ def gloo_threads():
 
 
 def test_no_thread_of_the_group_is_left_when_the_training_is(tmp_path):
-    """Such a thread may want the interpreter while that is ending, and then aborts the process."""
+    """Such a thread may need the interpreter during its shutdown, which aborts the process."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
-    model.itself = [model]  # as runners and their hooks refer to each other
+    model.itself = [model]  # a reference cycle, as between runners and their hooks
     assert gloo_threads()
     del model
     leave()
@@ -152,7 +152,7 @@ def test_one_of_several_processes_that_fails_is_not_ended_before_it_has_said_why
 
 
 def process_of(launcher, rank):
-    """The id of the process that torchrun gave this rank."""
+    """Returns the id of the process to which torchrun gave this rank."""
     for _ in range(600):
         for path in Path("/proc").glob("[0-9]*"):
             try:
@@ -211,7 +211,7 @@ def single(place, name, row="long"):
 
 @pytest.mark.slow
 def test_sigterm_within_an_epoch_loses_nothing(place):
-    """Stopped anywhere and started again, the weights are those of a run that was left alone, to the bit."""
+    """Stopped anywhere and restarted, the weights equal those of an uninterrupted run bit for bit."""
     child = single(place, "term")
     read_until(child, "epoch 4/10")
     child.send_signal(signal.SIGTERM)
@@ -286,21 +286,21 @@ def test_an_epoch_can_be_entered_anywhere_once():
 
 
 def test_accumulation_is_said_and_steps_once_for_all(place):
-    """Four batches of one image make one step: the weights stay until the fourth."""
+    """Four batches of one image make one step: the weights change only at the fourth."""
     run = train_with(Train(**options(place, "box", "accumulated", per_gpu=1, epochs=1)))
     assert "batch 4 = 1 image x 4 accumulated, learning rate 0.0001" in (run.folder / "log.txt").read_text()
     assert len(losses(run.folder)) == 16
     saved = torch.load(run.folder / "checkpoints" / "epoch_1.pth", weights_only=True)
     steps = {int(state["step"]) for state in saved["optimizer"]["state"].values()}
     assert steps == {4}
-    # The learning rate goes down as without accumulation.
+    # The learning rate decays as without accumulation.
     whole = train_with(Train(**options(place, "box", "at-once", epochs=1)))
     assert [row["lr"] for row in losses(run.folder)][::4] == [row["lr"] for row in losses(whole.folder)]
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, 1)])
 def test_a_run_goes_on_with_another_accumulation(place, before, after):
-    """After running out of memory, or with more GPUs: no image is left out, no step taken twice."""
+    """After running out of memory, or with more GPUs: no image is skipped, no step is repeated."""
     name = f"from-{before}-to-{after}"
     run = train_with(Train(**options(place, "box", name, per_gpu=before)))
     (run.folder / "metrics.json").unlink()
@@ -308,7 +308,7 @@ def test_a_run_goes_on_with_another_accumulation(place, before, after):
     train_with(Train(**options(place, "box", name, per_gpu=after)))
     saved = torch.load(run.folder / "checkpoints" / "epoch_3.pth", weights_only=True)
     assert {int(state["step"]) for state in saved["optimizer"]["state"].values()} == {12}
-    each = 4 // after  # batches a step
+    each = 4 // after  # batches per step
     assert saved["meta"]["iter"] == 12 * each
     rows = losses(run.folder)
     assert [row["iter"] for row in rows[-4 * each :]] == list(range(8 * each, 12 * each))
@@ -318,7 +318,7 @@ def test_a_run_goes_on_with_another_accumulation(place, before, after):
 
 
 def test_a_checkpoint_that_counts_otherwise_is_refused(place):
-    """One that does not say how many batches its epochs had, as before they did."""
+    """An old one that does not record the number of batches per epoch."""
     run = train_with(Train(**options(place, "box", "silent", per_gpu=1, epochs=2)))
     (run.folder / "metrics.json").unlink()
     (run.folder / "checkpoints" / "epoch_2.pth").unlink()
@@ -331,7 +331,7 @@ def test_a_checkpoint_that_counts_otherwise_is_refused(place):
 
 
 def test_generators_of_more_gpus_than_there_are_here(monkeypatch):
-    """A checkpoint of a machine that shows several GPUs goes on where one is shown: the training's own state counts."""
+    """A checkpoint of a machine with several visible GPUs resumes with one: only the used generators matter."""
     told = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_rng_state", told.append)
@@ -371,7 +371,7 @@ def test_more_gpus_than_there_are_is_told_before_anything_starts(place):
 
 
 def test_bfloat16_networks_have_float32_losses(place):
-    """The first loss is that of float32 to the precision of the networks; the weights stay in float32."""
+    """The first loss equals that of float32 up to the precision of the networks; weights stay in float32."""
     half = train_with(Train(**options(place, "box", "bfloat16", precision="bfloat16", epochs=1)))
     full = train_with(Train(**options(place, "box", "float32", epochs=1)))
     a, b = losses(half.folder)[0], losses(full.folder)[0]

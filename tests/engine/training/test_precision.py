@@ -1,4 +1,4 @@
-"""What a step may be wrapped in: half precision, accumulation, compiled networks, several processes."""
+"""Variants of a training step: half precision, accumulation, compiled networks, several processes."""
 
 import copy
 from contextlib import contextmanager
@@ -43,13 +43,13 @@ def test_bfloat16_trains_float32_weights_on_nearly_the_same_losses(name, device)
     assert half.keys() == plain.keys()
     assert half["loss_projection"] == pytest.approx(plain["loss_projection"], rel=0.1)
     assert half["loss"] == pytest.approx(plain["loss"], rel=0.2)
-    assert half != plain  # it was not float32 after all
+    assert half != plain  # it was really not float32
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
     assert any(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
 
 
 def test_two_accumulated_halves_are_one_step(device):
-    """The same batch twice: the mean of two equal gradients is one of them."""
+    """For the same batch twice, since the mean of two equal gradients is either of them."""
     model, row = on(device, "box")
     other = copy.deepcopy(model)
     step(model, wrapped(model, row))
@@ -65,9 +65,9 @@ def test_two_accumulated_halves_are_one_step(device):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within torch's compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from torch's compiler
 def test_compiled_networks_give_the_same_losses_and_names(device):
-    """The backbone alone, by autograd's graph without code generation on a CPU; the losses stay outside."""
+    """Only the backbone is compiled, on a CPU without code generation; the losses are not compiled."""
     model, row = on(device, "box")
     names = list(model.state_dict())
     plain = step(copy.deepcopy(model), wrapped(model, row))
@@ -81,7 +81,7 @@ def test_compiled_networks_give_the_same_losses_and_names(device):
     [("bfloat16", "cpu"), *(pytest.param(half, "cuda", marks=pytest.mark.gpu) for half in ("bfloat16", "float16"))],
 )
 def test_half_precision_learns(precision, place):
-    """Also in float16, whose first scales of the gradients may be too large: such a step is left out."""
+    """Also in float16, where a step with too large a gradient scale is skipped."""
     model, row = on(torch.device(place))
     wrapper = wrapped(model, row, precision)
     start = [p.detach().clone() for p in model.parameters()]
@@ -93,7 +93,7 @@ def test_half_precision_learns(precision, place):
 
 @contextmanager
 def in_group(model, row, device, folder, **change):
-    """The model as a training wraps it for several processes, in a group of one."""
+    """Returns the model wrapped as in a training with several processes, in a group of one."""
     store = f"file://{folder / 'store'}"
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=store, rank=0, world_size=1)
     try:
@@ -106,7 +106,7 @@ def in_group(model, row, device, folder, **change):
 
 @pytest.mark.parametrize("name", ["misa", "mask2former_misa", "boxinst"])
 def test_processes_take_a_batch_without_objects(name, device, tmp_path):
-    """Under DDP as a training sets it up: parameters without a gradient are an error unless they may be `branches`."""
+    """Under DDP as configured for training: a parameter without a gradient is an error unless it is in `branches`."""
     model, row = on(device, name)
     assert FRAMEWORKS[row.student].branches == (name == "boxinst")
     alone = copy.deepcopy(model)
@@ -115,13 +115,13 @@ def test_processes_take_a_batch_without_objects(name, device, tmp_path):
     assert any(p.grad is None for p in alone.parameters() if p.requires_grad) == (name == "boxinst")
     with in_group(model, row, device, tmp_path) as parallel:
         wrapper = wrapped(parallel, row)
-        for images in (([], []), TWO):  # it is at the second step that DDP would refuse
+        for images in (([], []), TWO):  # DDP would raise at the second step
             losses = parallel.train_step(batch(*images), wrapper)
             assert all(value.isfinite().all() for value in losses.values())
 
 
 def test_processes_refuse_what_no_step_may_leave_out(device, tmp_path):
-    """So that the test above would fail."""
+    """Shows that the test above can fail."""
     model, row = on(device, "boxinst")
     with in_group(model, row, device, tmp_path, find_unused_parameters=False) as parallel:
         wrapper = wrapped(parallel, row)

@@ -1,4 +1,4 @@
-"""The log: lines that fit a terminal, losses that are explained, and a curve that replaces itself in a notebook."""
+"""The log: lines that fit a terminal, explained losses, and a live curve in a notebook."""
 
 import base64
 import types
@@ -54,7 +54,7 @@ def test_names_without_an_explanation_stand_for_themselves():
 
 
 def test_the_time_left_is_that_of_both_parts(tmp_path, capsys, monkeypatch):
-    """A step of this part takes 2 s, the first 100; after 10 of 40 steps with 60 to follow, each as long as 1.5."""
+    """A step of this stage takes 2 s, the first one 100 s; after 10 of 40 steps, 60 of the next stage at 1.5 remain."""
     clock = iter([0.0, *(100.0 + 2 * step for step in range(40)), *[0.0] * 99])
     moments = {}
 
@@ -71,7 +71,7 @@ def test_the_time_left_is_that_of_both_parts(tmp_path, capsys, monkeypatch):
         runner.iter, moments["now"] = step, next(clock)
         progress.after_train_iter(runner, step, outputs={"loss": torch.tensor(1.0)})
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
-    assert lines[0].split()[-1] == "100.00"  # the first step says nothing of the others
+    assert lines[0].split()[-1] == "100.00"  # the first step is not used to predict the others
     assert lines[1].split()[-2:] == ["2.00", "4:00"]  # (30 + 1.5 x 60) steps of 2 s
     assert lines[-1].split()[-2:] == ["2.00", "3:00"]
     assert max(map(len, lines)) <= WIDTH
@@ -106,7 +106,7 @@ def test_lines_are_printed_where_no_kernel_runs(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ["demo:box", "teacher:demo"])
 def test_looking_at_a_training_changes_nothing(tmp_path, monkeypatch, row):
-    """The same losses to the last bit, and one display, replaced at every look."""
+    """The losses are equal bit for bit, and there is one display, updated in place."""
     shown, updated = [], []
 
     def display(what, *, display_id):

@@ -1,4 +1,4 @@
-"""A row whose teacher is torchvision's: nothing is trained before it, its classes are matched by name."""
+"""A row with a teacher of torchvision: it is not trained, and its classes are matched by name."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ NAMES = ("Cat", "potted plant", "airplane", "kite")  # of the embedded classes' 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Random weights in a file, as torchvision stores them; not those that "untrained" gives."""
+    """Random weights in a file, as torchvision stores them; different from those of "untrained"."""
     path = tmp_path_factory.mktemp("weights") / "own.pth"
     state = named_teacher(NETWORK, weights=None).model.state_dict()
     generator = torch.Generator().manual_seed(1)
@@ -39,7 +39,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """The embedded scenes as a folder of one's own, with names of which VOC has three."""
+    """The embedded scenes as a user's folder, with class names of which VOC has three."""
     source = open_source(tiny_experiment(), tmp_path_factory.mktemp("data"))
     for split in (source.train, source.val):
         content = json.loads(split.annotations.read_text())

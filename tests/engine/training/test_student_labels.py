@@ -1,4 +1,4 @@
-"""Label maps of a student's own masks of known boxes: SOLOv2 and Mask2Former, from probabilities that are known."""
+"""Label maps from a student's masks of given boxes: SOLOv2 and Mask2Former, with known probabilities."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ SHORT_RUN = {"epochs": 1}
 
 @pytest.fixture(scope="module")
 def mask2former(small_row, module_path):
-    """Trained with large-scale jittering, as the rows of the tables are."""
+    """Trained with large-scale jittering, like the rows of the tables."""
     row = small_row.but(student="mask2former", network=TINY_MASK2FORMER, schedule=SHORT_RUN)
     row = row.but(augmentation={"jitter": (0.5, 1.5), "crop": 64})
     return train(row, data_root=module_path / "data", work_dir=module_path / "mask2former", machine=CPU)
@@ -47,7 +47,7 @@ def test_a_teacher_learns_from_a_mask2formers_masks(mask2former, small_row, modu
 
 @pytest.mark.parametrize("student", ["solov2", "mask2former"])
 def test_sure_pixels_have_a_class_and_the_others_are_void(student, small_run, mask2former, monkeypatch):
-    """Probabilities that grow from left to right; nothing stands for the first box of an image with several."""
+    """Probabilities grow from left to right; the first box of an image with several has no mask."""
 
     def ramp(self, images, instances):
         assert images.shape == (1, 3, 64, 96)  # 52 x 70 enlarged to 64 x 86, and padded

@@ -1,4 +1,4 @@
-"""Training end to end on a handful of embedded scenes: deterministic, resumable, honest about wrong input."""
+"""Training end to end on a few embedded scenes: deterministic, resumable, with clear errors."""
 
 import json
 import os
@@ -39,7 +39,7 @@ ROWS = {{"toy": Experiment.from_values({json.loads(json.dumps(TOY.values()))!r})
 
 @pytest.fixture(scope="module")
 def place(module_path):
-    """A folder with the toy's data and its row as a user's own file."""
+    """A folder with the toy's data and its row in a user's file."""
     (module_path / "rows.py").write_text(ROWS)
     return module_path
 
@@ -58,7 +58,7 @@ def final_weights(folder):
 
 
 def test_a_row_trains_with_an_affinity_of_one_function_and_one_row(place, run, monkeypatch):
-    """Without a line elsewhere: the row names it, and the losses are others than those of colors alone."""
+    """The row names it and nothing else changes; the losses differ from those of color alone."""
 
     def brightness(seen):
         return Compared(seen.colors.mean(dim=0, keepdim=True), torch.ones(1, 1), 0.2)
@@ -88,7 +88,7 @@ def test_the_run_folder_is_complete(run):
     assert (cost["device"], cost["steps"]) == ("cpu", 9)
     assert 0 < cost["seconds_per_step"] < 60
     assert cost["cpu_seconds_per_step"] > 0
-    assert 0.2 < cost["memory_gib"] < 24  # of a process that has imported torch
+    assert 0.2 < cost["memory_gib"] < 24  # a process that has imported torch
 
 
 def test_scores_are_named_by_what_was_compared(run):
@@ -149,14 +149,14 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(run, place):
 
 @pytest.fixture
 def heard():
-    """Ctrl-C is listened to, as in a terminal; tests that run in the background of a shell have it ignored."""
+    """Enable SIGINT as in a terminal; a shell ignores it for background processes, such as these tests."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 def interrupting(monkeypatch, step, times=1):
-    """Ctrl-C during a step, as a terminal or a notebook sends it."""
+    """Send SIGINT during a step, as a terminal or a notebook does."""
     record = LossRecord.after_train_iter
 
     def after_train_iter(self, runner, *args, **kwargs):
@@ -197,7 +197,7 @@ def test_ctrl_c_stops_at_once(heard, place, tmp_path, monkeypatch, step, times):
 
 
 def test_what_ignores_ctrl_c_goes_on_ignoring_it(place, tmp_path, monkeypatch):
-    """A training that a shell script has put into the background."""
+    """As for a training that a shell script runs in the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         interrupting(monkeypatch, 1)
@@ -218,7 +218,7 @@ def spoil(annotation):
 
 @pytest.mark.parametrize("change", [strip, spoil])
 def test_losses_are_the_same_to_the_bit_without_masks(run, tmp_path, change):
-    """Every training mask deleted or replaced by nonsense: not one loss of one step differs."""
+    """With every training mask deleted or replaced by garbage, all losses of all steps are equal."""
     root = shutil.copytree(run.source.root, tmp_path / "data")
     path = root / "annotations" / "instances_train2017.json"
     content = json.loads(path.read_text())
@@ -268,7 +268,7 @@ def test_evaluate_refuses_what_is_no_checkpoint(run, tmp_path):
 
 
 class Trap:
-    """Unpickled, it would leave a file behind."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -322,7 +322,7 @@ def test_work_dir_that_cannot_be_made(place):
 
 
 def test_a_moved_run_goes_on_from_its_own_checkpoints(run, place):
-    """The pointer that mmengine writes names the old place; a cut newest checkpoint falls back to the one before."""
+    """mmengine's pointer file names the old path; a truncated newest checkpoint falls back to the previous one."""
     moved = shutil.copytree(run.folder, place / "moved")
     (moved / "metrics.json").unlink()
     (moved / "checkpoints" / "last_checkpoint").write_text("")
@@ -333,7 +333,7 @@ def test_a_moved_run_goes_on_from_its_own_checkpoints(run, place):
     np.testing.assert_equal(again.metrics, run.metrics)
     for name, value in final_weights(run.folder).items():
         assert torch.equal(value, final_weights(moved)[name]), name
-    # Still the two newest only, as in a run that was left alone.
+    # Still only the two newest, as in an uninterrupted run.
     assert {p.name for p in (moved / "checkpoints").glob("*.pth")} == {"epoch_2.pth", "epoch_3.pth"}
 
 

@@ -1,4 +1,4 @@
-"""Teacher and student in one command: the teacher is trained or found, and either stage resumes."""
+"""Teacher and student in one command: the teacher is trained or reused, and either stage resumes."""
 
 import json
 import shutil
@@ -93,7 +93,7 @@ def test_figures_and_explorers_find_a_teacher_that_was_trained_alone(run, studen
 
 
 def test_a_student_of_other_values_of_its_teachers_row_is_another_run(run, student, place):
-    """The row is named, its values are what the student learned from."""
+    """The teacher's row is stored by name, but its values determine what the student learned from."""
     rows = Path(student.teacher.rpartition(":")[0])
     text, before = rows.read_text(), lineage(student)
     own = shutil.copytree(run.folder.parent, place / "other_values") / "misa"
@@ -105,7 +105,7 @@ def test_a_student_of_other_values_of_its_teachers_row_is_another_run(run, stude
         with pytest.raises(UserError, match=r"holds another run \(teacher_digest is"):
             train(student, data_root=place / "data", work_dir=own, machine=CPU)
         params = json.loads((own / "params.json").read_text())
-        del params["teacher_digest"]  # a run from before it was written down
+        del params["teacher_digest"]  # an old run, in which it was not recorded
         require_own(own, params)
     finally:
         rows.write_text(text)
@@ -113,7 +113,7 @@ def test_a_student_of_other_values_of_its_teachers_row_is_another_run(run, stude
 
 
 def test_what_stops_the_teacher_is_what_is_said(student, tmp_path, monkeypatch):
-    """A first student's folder comes to nothing then, and the teacher's beside it stays."""
+    """The student's new folder is removed then, and the teacher's beside it stays."""
 
     def stop(config):
         (Path(config["work_dir"]).parent / "log.txt").write_text("the teacher had begun")
@@ -134,7 +134,7 @@ def test_a_student_stopped_between_epochs_ends_the_same(run, student, place):
 
 
 def test_a_teacher_stopped_between_epochs_ends_the_same(run, student, place):
-    """The same command goes on in the first stage, then with the student."""
+    """The same command resumes the first stage, then trains the student."""
     own = place / "teacher_stopped"
     teacher = shutil.copytree(run.folder.parent / teacher_folder(student, 0), own / teacher_folder(student, 0))
     whole = json.loads((teacher / "metrics.json").read_text())
@@ -168,7 +168,7 @@ def test_a_teacher_for_other_data_or_none_at_all_is_refused(student, place):
 
 
 def test_a_teacher_of_a_students_labels_trains_that_student_first(place, tmp_path, monkeypatch, capsys):
-    """By its row, beside the teacher; trained under its own name it is found."""
+    """By its row, beside the teacher; it is reused if trained under its own name."""
     monkeypatch.chdir(tmp_path)
     box = TEACHER.but(semantic=None)
     values = json.loads(json.dumps(box.values()))
