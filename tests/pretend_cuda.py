@@ -2,9 +2,9 @@
 
 A `Pretend` reports cuda:0 as its device and holds a CPU tensor. Inside `pretended()` factories and `.to("cuda")` create
 such tensors, values are real, and the returned list gets a line for each operation that makes the host wait: reading a
-value (`item`, `bool`), a shape that depends on values (`nonzero`, a boolean index, `unique`), a copy to the host, one to
-the device that is not `non_blocking` or copies more than 64 KB of unpinned memory (the driver stages smaller ones), and
-an explicit synchronisation. Operands on both devices raise an error, as in CUDA. Triton's kernels run in its
+value (`item`, `bool`), a shape that depends on values (`nonzero`, a boolean index, `unique`), a copy to the host, one
+to the device that is not `non_blocking` or copies more than 64 KB of unpinned memory (the driver stages smaller ones),
+and an explicit synchronisation. Operands on both devices raise an error, as in CUDA. Triton's kernels run in its
 interpreter. A non-blocking copy to the host completes immediately, so reading it before its event or a synchronisation
 is an error that is not detected here.
 """

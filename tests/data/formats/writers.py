@@ -1,6 +1,6 @@
 """Write scenes in every supported format, following the formats' documentation and without code of misa.
 
-A picture is (name, split, (width, height), objects); an object has a label, a box x y w h in whole pixels, and polygons.
+A picture is (name, split, (width, height), objects); an object is (label, box x y w h in pixels, polygons).
 """
 
 import base64
