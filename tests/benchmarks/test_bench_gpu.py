@@ -1,4 +1,4 @@
-"""The report of `make gpu`, made small on the CPU, and what it says where something is missing or fails."""
+"""The report of `make gpu`, in small size on the CPU, including missing and failed parts."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ def test_without_a_device_one_sentence(monkeypatch, tmp_path, capsys):
 
 
 def small(folder, *names):
-    """The parts, small and on the CPU: the status and the report, as data and as a page."""
+    """Run the parts in small size on the CPU; returns the status and the report, as data and as a page."""
     arguments = ["--device", "cpu", "--small", "--out", str(folder), "--data-root", str(folder / "data")]
     status = gpu.main([*arguments, "--parts", *names])
     return status, json.loads((folder / "gpu.json").read_text()), (folder / "gpu.md").read_text()
@@ -100,7 +100,7 @@ def test_a_run_that_differs_or_lacks_a_step():
 
 
 def test_a_failed_training_is_no_success(tmp_path, monkeypatch):
-    """A resumed run whose losses are others, and one that was over before it could be stopped."""
+    """A resumed run with other losses, and one that ended before it could be stopped."""
     place = gpu_runs.Place("cpu", True, "data", tmp_path)
 
     def planted(loss, status):

@@ -1,4 +1,4 @@
-"""The panels' bench answers for every event."""
+"""The benchmark of the panels reports every event."""
 
 from benchmarks.panels import main
 

@@ -32,7 +32,7 @@ def test_masks_of_the_cells_that_fire(shared):
     root = shared / "data" / "coco_mini"
     cells = fired(root, 86, 800)
     assert set(cells) == {0, 1, 2}
-    assert len(cells) > 9  # an object fires in several cells
+    assert len(cells) > 9  # an object is assigned to several cells
     work, alone = load(root, 86, cells, short=128), load(root, 86, None, short=128)
     assert_close(work.boxes, alone.boxes[cells])
     assert work.labels == [alone.labels[i] for i in cells]
@@ -46,7 +46,7 @@ def test_memory_that_was_used_before_counts_again():
         blocks = []
         for _ in range(1000):
             blocks.append(torch.ones(25_000))  # 0.1 MB
-            kept.append(bytearray(700))  # between them, or what is freed would leave the process anyway
+            kept.append(bytearray(700))  # between the blocks, so that freed memory is not returned to the system
 
     assert [peak_memory(task) for _ in range(3)] == pytest.approx([100] * 3, rel=0.2)
 

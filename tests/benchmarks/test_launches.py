@@ -19,7 +19,7 @@ def kernels(masks: int, categories: int, h: int = 200, w: int = 304, **options) 
 
 
 def test_a_batch_is_at_most_200_launches():
-    """Two images of 200 x 304 with 64 masks each and 8 categories, 20 steps of the window; a sort counts as ten."""
+    """Two images of 200 x 304 with 64 masks each and 8 categories, 20 window iterations; a sort counts as ten."""
     found = kernels(64, 8)
     assert 80 < len(found.kernels) < found.launches <= 200
     assert found.launches - kernels(8, 8).launches == 0, "launches grow with the masks"
@@ -28,7 +28,7 @@ def test_a_batch_is_at_most_200_launches():
 
 @pytest.mark.parametrize("form", ["sum", "product"])
 def test_the_features_are_read_once(form):
-    """One launch for an image's edges, spread and window of all categories; what is left reads its three colors."""
+    """One launch for an image's edges, spread and window of all categories; the others read only its three colors."""
     with use("triton"):
         narrow, wide = (stages(4, 8, d, 40, 60, form=form) for d in (64, 128))
     measured = {
@@ -64,7 +64,7 @@ def test_every_term_and_objective_that_reads_no_value_is_counted():
 
 
 def test_what_is_counted(rng):
-    """Operations on a device, once each; views, empty memory and the host's own numbers are nothing."""
+    """Operations on a device, once each; views, empty tensors and host values do not count."""
     with torch._subclasses.FakeTensorMode(), counted() as count:
         x = torch.empty(3, 5, device="cuda")
         y = x[1:].view(2, 5) + 1
@@ -92,7 +92,7 @@ for launch in distinct(found):
 
 @pytest.mark.slow
 def test_every_kernel_compiles_for_80_and_90(tmp_path):
-    """With whole numbers as they come, and with those that are 1, which Triton compiles as constants."""
+    """With general integer arguments, and with arguments of 1, which Triton specialises to constants."""
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Mask AP on hand-made masks whose AP is known."""
+"""Mask AP on hand-made masks with known AP."""
 
 import json
 
@@ -67,7 +67,7 @@ def test_an_overlap_of_five_eighths_counts_up_to_that_threshold(truth_file):
     half = np.zeros((100, 100))
     half[10:50, 10:35] = 1  # 25 of 40 columns
     ap = mask_ap(read_truth(truth_file), [detection(half, 0.8), detection(square(60, 60, 20), 0.9)])
-    # One of two objects: precision 1 up to recall 0.5, which holds 51 of COCO's 101 recall points.
+    # One of two objects: precision 1 up to recall 0.5, that is at 51 of COCO's 101 recall points.
     alone = 100 * 51 / 101
     assert ap["AP50"] == pytest.approx(100)
     assert ap["AP75"] == pytest.approx(alone)
@@ -127,10 +127,10 @@ def test_any_class_asks_for_the_mask_alone(truth_file, tmp_path):
     truth = read_truth(truth_file)
     assert mask_ap(truth, found, categories=["square", "extra"])["AP"] == pytest.approx(50)
     assert mask_ap(truth, found, categories=["square", "extra"], any_class=True)["AP"] == pytest.approx(100)
-    # What was not trained on does not count here either.
+    # Classes that were not trained on do not count here either.
     assert mask_ap(truth, [first], categories=["square"], any_class=True)["AP"] == pytest.approx(100)
-    # An object found under two names is a wrong find before the second object: precision 1 up to half of the recall
-    # (51 of 101 points), 2/3 behind it.
+    # An object detected as two classes gives a false positive before the second object: precision 1 up to recall 0.5
+    # (51 of 101 points), 2/3 beyond it.
     twice = [first, {**first, "category_id": 9, "score": 0.85}, {**second, "category_id": 9}]
     precision = (51 + 50 * 2 / 3) / 101
     assert mask_ap(truth, twice, any_class=True)["AP50"] == pytest.approx(100 * precision)
@@ -179,7 +179,7 @@ def test_scores_by_failure_mode_where_the_truth_notes_it(truth_file, tmp_path):
 
 @pytest.mark.parametrize("first", [0, -1, 5])
 def test_ids_of_objects_may_begin_anywhere(truth_file, first):
-    """pycocotools takes an object with id 0 for none."""
+    """pycocotools treats an object with id 0 as unmatched."""
     content = json.loads(truth_file.read_text())
     for i, annotation in enumerate(content["annotations"]):
         annotation["id"] = first + i
@@ -191,7 +191,7 @@ def test_ids_of_objects_may_begin_anywhere(truth_file, first):
 
 
 def test_boxes_have_the_size_of_boxes_on_both_sides(truth_file, tmp_path):
-    """A thin mask in a medium box is a medium detection: the wrong one, which scores better, counts."""
+    """A thin mask in a medium box is a medium detection: the false positive with the higher score counts."""
     content = json.loads(truth_file.read_text())
     for annotation in content["annotations"]:
         del annotation["segmentation"]

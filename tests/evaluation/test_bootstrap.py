@@ -1,4 +1,4 @@
-"""Scores counted from matches are pycocotools' own; intervals hold what they should."""
+"""Scores computed from matches equal pycocotools'; intervals are correct."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ def runs(box, size=(160, 160)):
 
 @pytest.fixture(scope="module")
 def example():
-    """Objects of three sizes and classes in 12 images; detections that shift, miss, double, invent; crowds too."""
+    """Objects of three sizes and classes in 12 images; shifted, missed, duplicate and false detections; crowds."""
     rng = np.random.default_rng(3)
     images, objects, detections = [], [], []
     for i in range(1, 13):
@@ -75,7 +75,7 @@ def test_a_part_of_the_images_is_what_pycocotools_says(example, chosen):
 
 
 def test_a_doubled_image_is_two_of_them(example):
-    """pycocotools on data in which the images really are there twice, scores without ties."""
+    """Compared with pycocotools on data that really contains the images twice, with distinct scores."""
     truth, detections = example
     detections = [{**d, "score": d["score"] + i * 1e-5} for i, d in enumerate(detections)]
     weights = np.array([2, 0, 1] * 4)

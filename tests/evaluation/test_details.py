@@ -1,4 +1,4 @@
-"""AP class by class, along the recall and at the boundaries, against pycocotools and written-out cases."""
+"""AP by class, precision-recall curves and boundary AP, against pycocotools and cases by hand."""
 
 import json
 
@@ -24,7 +24,7 @@ def encode(mask):
 
 @pytest.fixture
 def scene(tmp_path):
-    """Three images, two classes and one that never appears, and detections of all kinds."""
+    """Three images, two classes and one without objects, and detections of all kinds."""
     rng = np.random.default_rng(0)
     annotations, detections = [], []
     for image in range(1, 4):
@@ -91,7 +91,7 @@ def test_both_libraries_agree(scene):
 
 @pytest.mark.shared
 def test_both_libraries_agree_on_real_masks(shared):
-    """Crowds, small objects, polygons: every fifth object of COCO left out, the others with scores by size."""
+    """Crowds, small objects, polygons: every fifth object of COCO is missed, the others have scores by size."""
     pytest.importorskip("faster_coco_eval")
     path = shared / "data" / "coco_mini" / "annotations" / "instances_val2017.json"
     truth = read_truth(path)
@@ -112,7 +112,7 @@ def test_both_libraries_agree_on_real_masks(shared):
 
 
 def test_the_boundary_tells_a_ragged_edge_that_the_area_hides(tmp_path):
-    """Large discs found with a rim of three pixels missing: most of the area is right, little of the boundary."""
+    """Large discs predicted without a rim of three pixels: most of the area is right, but little of the boundary."""
     pytest.importorskip("faster_coco_eval")
     truth = {
         "images": [{"id": 1, "width": 400, "height": 400, "file_name": "a"}],

@@ -1,4 +1,4 @@
-"""Planted failures get their names."""
+"""Planted errors are classified as their type."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Scenes with a known answer, sums in loops, and the propagations of the loss itself."""
+"""Scenes with a known result, sums in loops, and the propagations of the loss itself."""
 
 import itertools
 import math
@@ -92,7 +92,7 @@ def test_a_ratio_is_of_sums_and_its_interval_over_images():
     above, below, images = [1.0, 2.0, np.nan, 4.0], [2.0, 2.0, 5.0, 4.0], [7, 7, 8, 9]
     found = ratio(above, below, images)
     assert found.value == pytest.approx(7 / 8)
-    # Two images, with ratios 3/4 and 1: what is drawn is one of these, or both.
+    # Two images with ratios 3/4 and 1: a resample has one of these, or both.
     assert (found.low, found.high) == (pytest.approx(3 / 4), pytest.approx(1.0))
     assert ratio(above, below, images) == found
     assert math.isnan(ratio([], [], []).value)
@@ -110,22 +110,22 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 0.88 <= hits / 200 <= 0.99
 
 
-# ---- propagations whose answer is known
+# ---- propagations with a known result
 
 
 def scene(colored: bool):
-    """A square object in its box: in color, or in S alone, whose class map is the object in one of two channels."""
+    """A square object in its box, visible in color or only in S, whose class map is the object in one of 2 channels."""
     truth = np.zeros((1, 24, 24), bool)
     truth[0, 8:17, 7:16] = True
     boxes = np.zeros_like(truth)
-    boxes[0, 8:17, 5:18] = True  # wider than the object: there is something to decide
+    boxes[0, 8:17, 5:18] = True  # wider than the object, so that the box alone does not decide
     t = torch.from_numpy(truth[0]).float()
     image = torch.zeros(1, 3, 24, 24)
     image[:] = t if colored else torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(0)) * 0.02
     noise = torch.randn(24, 24, generator=torch.Generator().manual_seed(1))
     features = torch.stack([t, noise])[None]
     layer = Classifier(torch.tensor([[4.0, 0.05]]), torch.zeros(2), torch.zeros(1), torch.zeros(()))
-    masks = 0.45 + 0.15 * t  # right, but unsure
+    masks = 0.45 + 0.15 * t  # correct, but with low confidence
     return masks[None], truth, boxes, image, features, layer
 
 
@@ -137,7 +137,7 @@ def pulls(masks, truth, boxes, image, reading=None, **options):
 
 
 def test_a_hole_in_a_colored_object_is_filled_by_color():
-    """What propagation takes from the rest of the object it gives to the hole: a better mask without a pull."""
+    """Propagation moves probability from the rest of the object into the hole: a better mask with zero pull."""
     _, truth, boxes, image, *_ = scene(colored=True)
     masks = torch.where(torch.from_numpy(truth), 0.8, 0.1)
     masks[0, 11:13, 10:12] = 0.3

@@ -1,4 +1,4 @@
-"""The interval against Student's table and against SciPy's own."""
+"""The confidence interval against Student's table and SciPy."""
 
 import math
 

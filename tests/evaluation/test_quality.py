@@ -1,4 +1,4 @@
-"""The quality of a mask: its formula pixel by pixel, and what it must say of masks that leave no doubt."""
+"""The quality of a mask: its formula pixel by pixel, and its value on unambiguous masks."""
 
 import itertools
 
@@ -47,7 +47,7 @@ def test_it_is_the_formula(seed, threshold):
 
 
 def test_no_doubt_at_all_and_nothing_at_all():
-    """An image that the object nearly fills has next to no border to be wrong about."""
+    """If the object nearly fills the image, there is almost no border that could be wrong."""
     box = np.ones((2, 40, 40), bool)
     full, corner = np.ones((40, 40)), np.add.outer(np.arange(40), np.arange(40)) < 22  # 253 of 1600 cells
     masks = np.stack([np.where(corner, 0.0, full), 0.1 * full])
@@ -75,7 +75,7 @@ def test_each_contradiction_lowers_it():
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 7), (14, 14), (30, 9)])
 @pytest.mark.parametrize("sure", [0.51, 0.7, 1.0])
 def test_agreement_with_the_box_alone_is_no_quality(height, width, sure):
-    """A box-shaped mask propagates into itself and touches all sides, whatever the object is; the box has 0.5."""
+    """A box-shaped mask propagates to itself and touches all sides, whatever the object; its quality is 0.5."""
     box = np.zeros((1, 34, 34), bool)
     box[:, 2 : 2 + height, 3 : 3 + width] = True
     masks = np.where(box, sure, 0.0)
@@ -85,7 +85,7 @@ def test_agreement_with_the_box_alone_is_no_quality(height, width, sure):
 
 @given(st.integers(0, 10**6))
 def test_a_shape_is_better_than_its_box_where_all_else_agrees(seed):
-    """Ellipses of any sides, sure and propagated into themselves, above the box that is as sure."""
+    """Confident ellipses that propagate to themselves have a higher quality than an equally confident box."""
     rng = np.random.default_rng(seed)
     a, b = rng.uniform(4, 14, 2)
     y, x = np.mgrid[:32, :32]

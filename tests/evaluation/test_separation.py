@@ -1,4 +1,4 @@
-"""The AUC of pairs against a count over all pairs, and on maps whose answer is known."""
+"""The AUC of pairs against a count over all pairs, and on maps with a known result."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A small example without any network: two tones beside each other, features that know the object."""
+"""A small example without a network: an object of two tones, and features that separate the object."""
 
 import numpy as np
 import pytest

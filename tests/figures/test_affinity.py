@@ -1,4 +1,4 @@
-"""The seed's picture: what is in which tile, and what a click means."""
+"""The seed affinity figure: the content of its tiles, and the cell of a click."""
 
 import dataclasses
 import itertools
@@ -70,7 +70,7 @@ def test_a_click_beside_the_maps_is_none():
     layout = Layout(12, 16, 4, 5, (0, 0))
     assert layout.cell_at(1, 1) is None
     assert layout.cell_at(layout.size[0] - 1, layout.size[1] - 1) is None
-    x, y = layout.tile(1, 0).at(-1.5, 0.5)  # in the zoom, but beyond the border of the map
+    x, y = layout.tile(1, 0).at(-1.5, 0.5)  # in the zoomed tile, but outside the map
     assert layout.cell_at(float(x), float(y)) is None
 
 
@@ -161,7 +161,7 @@ def test_every_choice_of_rows_is_drawn_and_can_be_clicked(example, lines):
 
 
 def test_the_panel_fits_a_small_screen(make_example):
-    """Of 1280 x 720 JupyterLab leaves about 600 pixels in height to a notebook's cell, and 846 in width."""
+    """On a screen of 1280 x 720 JupyterLab leaves a notebook cell about 846 x 600 pixels."""
     for size, teacher in itertools.product([(32, 32), (64, 96), (96, 64), (20, 120)], (True, False)):
         panel = SeedExplorer([make_example(*size, teacher=teacher)])
         for _, lines in panel.controls["lines"].options:
@@ -169,7 +169,7 @@ def test_the_panel_fits_a_small_screen(make_example):
             width, height = panel.sheet().size
             assert 520 <= width <= 846 - 266
             assert height <= 560
-            tile = panel.sheet().tile(1, 1)  # as large as there is room for
+            tile = panel.sheet().tile(1, 1)  # as large as possible
             assert width > 540 or height > 530, (size, lines, tile)
 
 
@@ -204,7 +204,7 @@ def test_controls_without_effect_are_gray(example, make_example):
 
 
 def test_saliency_is_read_as_the_run_reads_it(example):
-    """Eq. 12 on the class's share of the softmax of Eq. 1, and one step of Eq. 14 with the product, by hand."""
+    """Eq. 12 on the class probability of Eq. 1, and one step of Eq. 14 with the product, by hand."""
     rest = Classifier(
         example.saliency_factors, torch.tensor([0.5, 0, 0, 1.0]), torch.tensor([0.1, -0.2]), torch.ones(())
     )
@@ -244,7 +244,7 @@ def test_a_slider_over_powers_of_ten_has_its_value_among_its_steps(value):
 
 
 def test_the_line_below_is_of_what_is_drawn_above(example):
-    """The affinity along the tree where the tree is drawn, else that to every pixel."""
+    """The affinity along the tree if the tree is drawn, else that to every pixel."""
     knobs = Knobs(semantic_scale=2.0, tree_bandwidth=0.5)
     words = {
         lines: {word.text for word in affinity_figure(example, (5, 6), knobs=knobs, lines=lines).findobj(Word)}

@@ -1,4 +1,4 @@
-"""The frequency figure: its bands are the package's, its panel redraws."""
+"""The frequency figure: its bands equal those of the losses, and its panel redraws."""
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ def test_the_explorer_redraws(example, make_example):
 
 
 def test_the_masks_and_bands_are_the_equations(rng):
-    """What the panel shows of a map, computed wave by wave as Eq. 3-5 say."""
+    """The tiles of the panel against Eq. 3-5 computed wave by wave."""
     values = torch.randn(8, 10, generator=rng)
     box = torch.zeros(8, 10, dtype=torch.bool)
     box[2:6, 3:8] = True

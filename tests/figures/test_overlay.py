@@ -1,4 +1,4 @@
-"""The painter: tints, outlines and frames stand where the objects are, and only there."""
+"""The overlay: tints, outlines and boxes are drawn at the objects, and only there."""
 
 import numpy as np
 import pytest

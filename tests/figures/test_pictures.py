@@ -1,6 +1,6 @@
-"""Four small figures against stored pictures of them, so that a change in their looks is seen.
+"""Four small figures against stored images, so that a change of their appearance is noticed.
 
-MISA_NEW_PICTURES=1 python -m pytest tests/figures/test_pictures.py stores them anew; look at them before committing.
+MISA_NEW_PICTURES=1 python -m pytest tests/figures/test_pictures.py updates them; view them before committing.
 """
 
 import os
@@ -53,13 +53,13 @@ def test_looks_as_stored(example, tmp_path, draw):
     if os.environ.get("MISA_NEW_PICTURES"):
         STORED.mkdir(exist_ok=True)
         shutil.copy(drawn, stored)
-    # Root mean square of the gray levels: another letter shape is below 3, a line, a map or a label more is above.
+    # Root mean square of the gray levels: another font rendering is below 3, an added line, map or label above.
     difference = compare_images(str(stored), str(drawn), tol=3.0)
     assert difference is None, difference
 
 
 def test_a_changed_map_is_seen(example, tmp_path):
-    """The tolerance is not so wide that it lets another picture pass."""
+    """The tolerance is small enough to reject another image."""
     drawn = tmp_path / "fourth.png"
     with matplotlib.rc_context(PRINT):
         figure4([(example, (5, 6))], knobs=Knobs(semantic_scale=1.0)).savefig(drawn, dpi=80)

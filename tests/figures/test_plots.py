@@ -1,4 +1,4 @@
-"""Figures hold what they were given, and are saved as vectors with embedded fonts."""
+"""Figures show their input, and are saved as vectors with embedded fonts."""
 
 import numpy as np
 import pandas as pd
@@ -45,7 +45,7 @@ def test_box_to_mask_has_a_column_an_image_and_three_rows(rows):
     assert len(figure.axes) == 9
     for ax, row in zip(figure.axes[:3], rows, strict=True):
         painted = ax.images[0].get_array()
-        assert painted.shape[0] == painted.shape[1] == 8 * 48  # enlarged, so that frames cover little
+        assert painted.shape[0] == painted.shape[1] == 8 * 48  # enlarged, so that boxes cover little
         assert (painted != row["image"].repeat(8, axis=0).repeat(8, axis=1)).any() == bool(len(row["boxes"]))
     assert [ax.get_ylabel() for ax in figure.axes[::3]] == ["given: boxes", "predicted masks", "true masks"]
 
@@ -83,7 +83,7 @@ def test_groups_are_drawn_above_and_their_differences_to_the_baseline_below():
     lines = [
         ("baseline", "plain", 20.0, 1.0, 5, nan, nan),
         ("baseline", "camouflage", 10.0, 1.0, 5, nan, nan),
-        ("ours", "plain", 21.0, 1.0, 5, 1.0, 0.5),  # has not met camouflage
+        ("ours", "plain", 21.0, 1.0, 5, 1.0, 0.5),  # without a value for camouflage
         ("unpaired", "plain", 22.0, 1.0, 1, nan, nan),
     ]
     above, below = grouped_intervals(pd.DataFrame(lines, columns=columns)).axes
@@ -174,7 +174,7 @@ def test_labels_stay_in_the_image_and_off_each_other(size):
 
 @pytest.mark.parametrize("name", ["$x_1$", "$", "a$b$c", r"$\frac{$", r"back\slash $ $"])
 def test_a_dollar_in_a_name_begins_no_formula(name, tmp_path):
-    """In titles, labels on images, legends and along axes; matplotlib would raise, or draw what is between them."""
+    """In titles, labels on images, legends and along axes; matplotlib would raise, or typeset the text between them."""
     image = np.zeros((20, 30, 3), np.uint8)
     grid = sample_grid(
         [{"image": image, "boxes": np.array([[2.0, 3, 9, 9]]), "labels": [name], "title": name}], title=name
@@ -201,7 +201,7 @@ def test_logarithmic_axes_keep_their_numbers(tmp_path):
 @pytest.mark.parametrize("left", [0, 20, 40, 56, 63, 70, 90, 110])
 @pytest.mark.parametrize("width", [12, 40])
 def test_labels_stay_within_a_small_picture(left, width):
-    """As wide as a column of a grid, with the longest label that the demo writes, wherever its object is."""
+    """As wide as a column of a grid, with the longest label of the demo, wherever its object is."""
     figure = Picture(figsize=(1.75, 1.8), layout="constrained")
     axes = figure.subplots()
     masks = np.zeros((1, 128, 128), bool)

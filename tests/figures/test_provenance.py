@@ -1,4 +1,4 @@
-"""A saved figure: the venue's width, embedded fonts, and where it comes from."""
+"""A saved figure: the venue's width, embedded fonts, and its provenance."""
 
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(example, tmp_path):
 
 @pytest.mark.parametrize("name", ["figure3", "figure4"])
 def test_the_readmes_figures_are_of_the_row_as_it_is(name):
-    """Whoever changes the row draws its pictures again."""
+    """After a change of the row its figures have to be drawn again."""
     docs = Path(__file__).parents[2] / "docs"
     made = provenance_of(docs / f"{name}.png")
     assert made["command"].startswith("misa figures runs/demo-misa-seed0 ")

@@ -1,4 +1,4 @@
-"""Losses of boxes against mmdet's, with its gradients, and where no box counts."""
+"""Box losses and their gradients against mmdet's, also without boxes."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def boxes(rng, n):
 @pytest.mark.parametrize(("form", "theirs"), [("iou", IoULoss()), ("giou", GIoULoss())])
 def test_equals_mmdets_to_the_bit(rng, form, theirs):
     a, b, weight = boxes(rng, 50), boxes(rng, 50), torch.rand(50, generator=rng)
-    a[:10, :2] += 100  # apart, and the wrong way round
+    a[:10, :2] += 100  # disjoint, and with inverted corners
     a[10] = b[10]
     ours, other = a.clone().requires_grad_(), a.clone().requires_grad_()
     total = weight.sum()

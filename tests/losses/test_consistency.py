@@ -1,4 +1,4 @@
-"""Box2Mask's local consistency against loops, and what an average over colors must do."""
+"""Box2Mask's local consistency against loops, and properties of an average over colors."""
 
 import math
 
@@ -82,7 +82,7 @@ def test_a_constant_mask_costs_nothing(rng):
 
 
 def test_a_bump_stays_on_its_parity():
-    """The offsets are even: after one step the bump at (15, 15) is on odd rows and columns only."""
+    """The offsets are even: after one step the bump at (15, 15) has spread to odd rows and columns only."""
     masks = torch.zeros(1, 31, 31)
     masks[0, 15, 15] = 1
     kernel = consistency_kernel(torch.zeros(1, 3, 31, 31))
@@ -107,7 +107,7 @@ def test_an_edge_between_two_colors_stays():
 
 
 def test_one_ratio_over_all_boxes():
-    """A checkerboard of the dilation's size differs from its average by 1/2 in a flat image; a constant by nothing."""
+    """A checkerboard of the dilation's size differs from its average by 1/2 in a flat image, a constant by 0."""
     masks = torch.zeros(2, 30, 30)
     masks[0] = ((torch.arange(30)[:, None] // 2 + torch.arange(30) // 2) % 2).float()
     boxes = torch.zeros(2, 30, 30, dtype=torch.bool)

@@ -112,7 +112,7 @@ def test_the_size_of_a_block_does_not_matter(batch, monkeypatch, block):
 
 
 def test_pixels_are_counted_over_the_batch_not_the_image(rng):
-    # Only the first image errs; the second one's background still dilutes it.
+    # Only the first image has an error; the background of the second one still dilutes it.
     teacher = torch.zeros(2, 1, 4, 4, dtype=torch.float64)
     student = teacher.clone()
     student[0] = 1
@@ -224,7 +224,7 @@ def test_nothing_waits_for_the_device(batch, transform):
 
 
 def test_waiting_is_allowed_again_whatever_was_raised(monkeypatch):
-    """Setting the mode warns, which is an error here; it once left the mode on for all tests behind."""
+    """Setting the mode warns, which is an error here; it once left the mode on for all later tests."""
     modes = []
 
     def as_torch_does(mode):

@@ -60,7 +60,7 @@ def test_the_gradient_is_the_closed_form(rng):
 
 
 def test_gradcheck_in_masks_and_features(rng):
-    """The means are constants of the backward pass; numerically they are not."""
+    """The backward pass treats the means as constants; in the numerical gradient they vary."""
     masks, features, boxes = case(rng, h=5, w=6, n=3)
     inputs = (masks[:2].requires_grad_(), features[:2].requires_grad_())
     assert torch.autograd.gradcheck(lambda p, f: region_energy(p, f, boxes[:2]), inputs)

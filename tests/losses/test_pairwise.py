@@ -114,7 +114,7 @@ def test_an_image_is_taught_the_same_beside_a_larger_one(rng, device, form, loca
 
 @pytest.mark.parametrize("below", [1, 2, 3, 4])
 def test_squeezed_guides_take_nothing_from_padding(rng, device, below):
-    """Cells of the square that reach over the border hold what is in the image alone, whatever is in the padding."""
+    """Cells that extend beyond the border use only pixels of the image, whatever is in the padding."""
     _, _, images, _, _, prior = batch(rng)
     valid = torch.ones(3, 12, 14, dtype=torch.bool)
     valid[:, 12 - below :] = False
@@ -173,7 +173,7 @@ def test_how_far_pamr_looks(rng):
 
 
 def test_pamr_takes_the_form_and_the_scale_of_the_prior(rng):
-    """As the other mode does: a row of Table 5 differs from its neighbor by the mode alone."""
+    """Like the other mode: neighboring rows of Table 5 differ only in the mode."""
     masks, boxes, images, index, labels, prior = batch(rng)
     options = {"labels": labels, "prior": prior, "mode": "pamr"}
     found = loss_of(masks, boxes, images, index, local_form="product", semantic_scale=1.5, **options)
@@ -252,10 +252,10 @@ def test_error_has_the_gradient_of_an_absolute_value(rng, reduction):
 @pytest.mark.parametrize("semantic", [False, True])
 @pytest.mark.parametrize("options", [{}, {"global_size": 7, "reduction": "box_ratio"}, {"mode": "pamr"}])
 def test_gradcheck(rng, monkeypatch, options, semantic):
-    """Of the whole loss in float64. The pseudo masks are targets: they stay where the masks as they are put them."""
+    """Of the whole loss in float64, with the pseudo masks fixed, as they are targets without gradient."""
     masks, boxes, images, index, labels, prior = batch(rng, h=8, w=9, n=3, b=3)
     index, labels = index[:3], labels[:3]
-    images = 0.02 * images  # near enough that no pixel stays where it is, on the kink of |.|
+    images = 0.02 * images  # similar enough that every pixel changes and none is at the kink of |.|
     for name in ("global_masks", "local_masks", "along_pamr"):
         made = getattr(pairwise, name)
         kept = []
@@ -381,7 +381,7 @@ def test_torch_compile(rng, device):
 
 
 def test_the_ratio_counts_every_pixel_alike(rng):
-    """Loops: the error of all boxes together over the area of all boxes together."""
+    """In loops: the summed error of all boxes over their summed area."""
     masks, target = torch.rand(2, 3, 5, 7, generator=rng)
     boxes = torch.rand(3, 5, 7, generator=rng) > 0.4
     error = area = 0.0
@@ -397,7 +397,7 @@ def test_the_ratio_counts_every_pixel_alike(rng):
 
 
 def test_a_global_size_squeezes_images_and_masks_alike(rng):
-    """Against the public operators: bilinear down, two passes, bilinear up, compared inside the box."""
+    """Against the public functions: bilinear downsampling, two passes, bilinear upsampling, compared inside the box."""
     masks = torch.rand(2, 12, 20, generator=rng, requires_grad=True)
     images = torch.randn(1, 3, 12, 20, generator=rng)
     boxes = torch.zeros(2, 12, 20, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""PolarMask's losses: the loop, and what a ratio of areas must do."""
+"""PolarMask's losses against a loop, and properties of a ratio of areas."""
 
 import math
 
@@ -33,7 +33,7 @@ def test_the_factor_between_two_shapes_is_what_it_costs(rng):
 
 
 def test_the_overlap_of_two_areas_is_the_square_of_that_of_their_rays(rng):
-    """A loss of 0.144 is an IoU of 0.75: of the polygons within each other, drawn on a fine grid."""
+    """A loss of 0.144 is an IoU of 0.75, for nested polygons drawn on a fine grid."""
     aim = 300 + 40 * torch.rand(1, 36, generator=rng, dtype=torch.float64)
     areas = []
     for lengths in (aim, aim * math.exp(-0.144)):
@@ -60,7 +60,7 @@ def test_missing_rays_are_finite_and_weigh_nothing():
     assert d.grad.isfinite().all()
     assert weight[0] == 1
     assert weight[1] < 1e-3
-    assert weight[2] == 1  # all rays missing: the same length everywhere
+    assert weight[2] == 1  # no rays: equal lengths everywhere
 
 
 def test_no_positives():

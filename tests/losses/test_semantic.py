@@ -91,7 +91,7 @@ def test_outside_all_boxes_it_is_the_cross_entropy_to_the_background(logits, bat
 
 
 def test_boxes_of_one_class_see_each_others_pixels(logits, boxes, batch, monkeypatch):
-    """The pairwise term gets q wherever some box of the class is, and only there."""
+    """The pairwise term gets q inside any box of the class, and only there."""
     seen = {}
 
     def record(masks, box_masks, images, image_index, **options):

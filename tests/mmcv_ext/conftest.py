@@ -1,4 +1,4 @@
-"""The finder has to be in place before a test file imports mmcv.ops, and import sorting puts mmcv before misa."""
+"""Install the finder before a test file imports mmcv.ops, as import sorting puts mmcv before misa."""
 
 import importlib
 
@@ -9,6 +9,6 @@ import misa.mmcv_ext
 
 @pytest.fixture(autouse=True)
 def _ours() -> None:
-    """Where a compiled mmcv is installed it is the one in use, and its ops are not ours to test."""
+    """If a compiled mmcv is installed it is used, and its ops are not tested here."""
     if not misa.mmcv_ext.is_ours(importlib.import_module("mmcv._ext")):
         pytest.skip("mmcv is installed with compiled ops, so ours are not in use")

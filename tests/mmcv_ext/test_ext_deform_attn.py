@@ -24,7 +24,7 @@ def scene(rng: torch.Generator, dtype: torch.dtype, device: torch.device, b: int
 
 
 def slow_attention(value: Tensor, locations: Tensor, attention: Tensor) -> Tensor:
-    """Sample by sample, pixel by pixel: each pixel weighs (1 - |dx|)(1 - |dy|) from its centre."""
+    """Sample by sample, pixel by pixel, with weight (1 - |dx|)(1 - |dy|) by the distance from the pixel's centre."""
     b, _, m, d = value.shape
     out = torch.zeros(b, locations.shape[1], m, d, dtype=torch.double)
     for i, q, head, level, p in torch.cartesian_prod(*map(torch.arange, attention.shape)).tolist():
@@ -80,7 +80,7 @@ def test_half_precision_is_computed_in_float_and_rounded_once(rng, device):
 
 
 def test_constant_map_inside_gives_the_sum_of_the_attention(rng, device):
-    """Theory: far enough from the border, samples of a constant are that constant."""
+    """Theory: far enough from the border, samples of a constant map equal the constant."""
     value = torch.full((1, 64, 1, 2), math.pi, device=device)
     shapes, starts = torch.tensor([[8, 8]], device=device), torch.zeros(1, dtype=torch.long, device=device)
     locations = (0.1 + 0.8 * torch.rand(1, 5, 1, 1, 4, 2, generator=rng)).to(device)

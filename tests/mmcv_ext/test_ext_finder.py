@@ -1,4 +1,4 @@
-"""Which module becomes `mmcv._ext`: in fresh processes, where a small stand-in package takes the place of mmcv."""
+"""Which module becomes `mmcv._ext`: in fresh processes, with a small fake package instead of mmcv."""
 
 import importlib.machinery
 import importlib.util
@@ -19,7 +19,7 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def fake_mmcv(tmp_path: Path) -> Path:
-    """The folder of a package named mmcv that holds nothing."""
+    """The folder of an empty package named mmcv."""
     package = tmp_path / "mmcv"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -87,7 +87,7 @@ print(mmcv.ops.nms(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1), 0.5)[1].tolist
 
 
 def test_the_name_is_found_without_importing_it():
-    """mmengine's Runner asks this way whether the ops are there, for its report on the environment."""
+    """mmengine's Runner checks for the ops this way, for its report on the environment."""
     spec = importlib.util.find_spec("mmcv._ext")
     assert spec is not None
     assert spec.loader is not None

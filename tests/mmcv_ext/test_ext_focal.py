@@ -60,7 +60,7 @@ def test_weight_is_that_of_the_label_and_the_background_weighs_one(logits, targe
 
 
 def test_large_logits_stay_finite_and_keep_their_slope(device):
-    """exp overflows at 88 and 1 - p rounds to 0 at 17; the loss of a hopeless logit is still linear in it."""
+    """exp overflows at 88 and 1 - p rounds to 0 at 17; the loss of a very wrong logit is still linear in it."""
     logits = torch.tensor([[200.0, -200.0], [-200.0, 200.0], [17.5, -17.5]], device=device, requires_grad=True)
     target = torch.tensor([0, 0, 1], device=device)
     loss = sigmoid_focal_loss(logits, target, 2.0, 0.25, None, "none")
@@ -71,7 +71,7 @@ def test_large_logits_stay_finite_and_keep_their_slope(device):
 
 
 def test_gradient_of_a_sure_answer_keeps_its_digits(device):
-    """At logit 10 the rest 1 - p is 4.5e-5, of which a subtraction in float32 leaves three digits."""
+    """At logit 10, 1 - p is 4.5e-5; a subtraction in float32 would keep only three digits of it."""
     target = torch.tensor([0], device=device)
     gradients = []
     for dtype in (torch.float, torch.double):

@@ -1,7 +1,7 @@
-"""Real mmdet models on our ops: a training step and a prediction, on the branch for the CPU and on that for CUDA.
+"""Real mmdet models on our ops: a training step and a prediction, on the code paths for CPU and CUDA.
 
-Which branch mmdet and mmcv take depends on `is_cuda` alone, so that of CUDA is run here by claiming that every tensor
-is on it. It must give the same losses and gradients.
+mmdet and mmcv choose the path by `is_cuda` alone, so the CUDA path is run here by patching `is_cuda` of every tensor.
+It must give the same losses and gradients.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ def shrink_mask2former(cfg: Config, channels: list[int]) -> None:
     decoder.num_layers = 3
     for attention in (decoder.layer_cfg.self_attn_cfg, decoder.layer_cfg.cross_attn_cfg):
         attention.update(embed_dims=64, num_heads=4)
-        attention.pop("dropout")  # its name before attn_drop; 0 in both
+        attention.pop("dropout")  # former name of attn_drop; 0 in both
     decoder.layer_cfg.ffn_cfg.update(embed_dims=64, feedforward_channels=64)
     cfg.panoptic_fusion_head.update(num_things_classes=3, num_stuff_classes=0)
     cfg.test_cfg.update(panoptic_on=False, max_per_image=10)
@@ -59,7 +59,7 @@ def shrink_mask2former(cfg: Config, channels: list[int]) -> None:
 
 
 def build(name: str) -> torch.nn.Module:
-    """A small model from mmdet's own config: ResNet-18 from scratch, 64 channels, 3 classes."""
+    """Build a small model from mmdet's own config: ResNet-18 from scratch, 64 channels, 3 classes."""
     register_all_modules(init_default_scope=True)
     cfg = Config.fromfile(CONFIGS / name).model
     cfg.backbone.update(depth=18, init_cfg=None)
@@ -91,7 +91,7 @@ def build(name: str) -> torch.nn.Module:
 
 
 def scene() -> dict[str, Any]:
-    """Two images of 96 x 128 pixels with two boxes and one, as a data loader gives them."""
+    """Two images of 96 x 128 pixels with two and one boxes, in the form of a data loader's batch."""
     rng = np.random.default_rng(0)
     samples = []
     for boxes in ([[8, 8, 60, 56], [70, 20, 120, 90]], [[20, 10, 100, 80]]):
@@ -112,7 +112,7 @@ def scene() -> dict[str, Any]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each op was called."""
+    """Counts the calls of each op."""
     counter: Counter[str] = Counter()
     ext = multi_scale_deform_attn.ext_module
 
@@ -132,7 +132,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 @pytest.fixture
 def iteration() -> Iterator[None]:
-    """BoxInst's loss asks the message hub of the Runner how far the training is."""
+    """Set the iteration in mmengine's message hub, which BoxInst's loss reads."""
     hub = MessageHub.get_current_instance()
     hub.update_info("iter", 1)
     yield
@@ -141,7 +141,7 @@ def iteration() -> Iterator[None]:
 
 @contextlib.contextmanager
 def claiming_cuda(claim: bool) -> Iterator[None]:
-    """Inside, every tensor says that it is on CUDA, if `claim`."""
+    """Within the block every tensor reports `is_cuda`, if `claim`."""
     with pytest.MonkeyPatch.context() as patch:
         if claim:
             patch.setattr(torch.Tensor, "is_cuda", property(lambda _: True))
@@ -151,7 +151,7 @@ def claiming_cuda(claim: bool) -> Iterator[None]:
 
 
 def train_step(model: torch.nn.Module, claim: bool) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Losses and gradients of one step."""
+    """Returns losses and gradients of one step."""
     model.train()
     model.zero_grad()
     torch.manual_seed(1)  # Mask2Former samples points
@@ -213,7 +213,7 @@ def test_a_model_trains_and_predicts_alike_on_both_branches(name, on_cpu, on_cud
 
 
 def test_mask_rcnn_trains_and_predicts(calls):
-    """Not one of ours; it is the model that needs roi_align, in its extractors and to crop its mask targets."""
+    """Not a student of misa, but it needs roi_align, in its extractors and to crop its mask targets."""
     model = build("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py")
     losses, gradients = train_step(model, claim=False)
     predictions = predict(model, claim=False)

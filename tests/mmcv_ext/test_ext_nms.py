@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 
 def slow_nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float, offset: int) -> list[int]:
-    """Greedy suppression, box by box, as the definition has it."""
+    """Greedy suppression, box by box, by definition."""
     box = boxes.double().tolist()
 
     def iou(a: list[float], b: list[float]) -> float:
@@ -88,7 +88,7 @@ def test_no_boxes(device):
 
 @pytest.mark.parametrize("split_thr", [10000, 10])
 def test_batched_nms_keeps_classes_apart(rng, device, split_thr):
-    """Both ways of batched_nms: shifting the classes apart, and one class after the other (`split_thr`)."""
+    """Both modes of batched_nms: offsets between the classes, and one class after the other (`split_thr`)."""
     boxes, scores = random_boxes(50, rng)
     labels = torch.randint(3, (50,), generator=rng)
     expected = []

@@ -1,4 +1,4 @@
-"""mmcv's roi_align on our ops, and mmdet's crop_and_resize of masks, which stands on it."""
+"""mmcv's roi_align on our ops, and mmdet's crop_and_resize of masks, which uses it."""
 
 import math
 
@@ -64,7 +64,7 @@ def test_equals_slow_loops_and_torchvision(maps, device, aligned, ratio):
 def test_gradcheck(maps, device, aligned):
     rois = torch.tensor(ROIS, dtype=torch.double, device=device)
     maps = maps.to(device).requires_grad_()
-    # Atomic additions come in any order on CUDA, so two runs may differ in the last bit.
+    # The order of atomic additions on CUDA is not fixed, so two runs may differ in the last bit.
     assert torch.autograd.gradcheck(
         lambda x: roi_align(x, rois, (2, 3), 0.5, 0, "avg", aligned), maps, nondet_tol=1e-12
     )

@@ -1,4 +1,4 @@
-"""Weights that a network starts from are fetched before any work, or the cure is named."""
+"""Pretrained weights are downloaded before training starts, or an error names the cure."""
 
 import urllib.error
 from pathlib import Path
@@ -10,12 +10,12 @@ from misa.errors import UserError
 from misa.experiment import Network
 from misa.models.backbones import require_weights
 
-FILE = "resnet50-0676ba61.pth"  # as torchvision calls it
+FILE = "resnet50-0676ba61.pth"  # torchvision's name
 
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The addresses that were asked for, without a network."""
+    """Records the requested URLs, without network access."""
     found: list[str] = []
 
     def fail(url: str, place: str, **_: object) -> None:

@@ -1,4 +1,4 @@
-"""Oracles: EfficientNet-Lite written anew from the weights' file, timm's own forward pass, ImageNet's labels."""
+"""Oracles: EfficientNet-Lite reimplemented from the weights file, timm's own forward pass, ImageNet's labels."""
 
 import importlib
 import sys
@@ -29,7 +29,7 @@ def weights_of(size):
 
 
 def same(x, kernel, stride):
-    """TensorFlow's padding: what a division without remainder needs, the odd pixel below and to the right."""
+    """TensorFlow's "SAME" padding, with the odd pixel below and to the right."""
     pads = []
     for side in (x.shape[-1], x.shape[-2]):
         total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
@@ -49,7 +49,7 @@ def layer(w, x, convolution, norm, *, stride=1, act=True):
 
 
 def read_independently(w, size, x):
-    """The maps at strides 4, 8, 16, 32 in float64 of an image in -1..1."""
+    """Returns the maps at strides 4, 8, 16, 32 in float64 of an image in -1..1."""
     x, block, maps = layer(w, x, "_conv_stem", "_bn0", stride=2), 0, []
     for stage, (repeats, first) in enumerate(zip(REPEATS[size], FIRST_STRIDE, strict=True)):
         for repeat in range(repeats):
@@ -68,7 +68,7 @@ def read_independently(w, size, x):
 
 
 def normalised(image):
-    """RGB (h w 3) of 0..255 as the data pipeline hands it to a network."""
+    """Normalise RGB (h w 3), 0..255, like the data pipeline."""
     pixels = torch.as_tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
     return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
@@ -97,7 +97,7 @@ def test_the_packaged_weights_give_what_an_independent_reading_of_them_gives(siz
 @pytest.mark.parametrize("size", [0, 1, 2])
 @pytest.mark.parametrize(("name", "labels"), [("cat", CATS), ("coffee", CUPS)])
 def test_photographs_get_sensible_imagenet_labels(size, name, labels):
-    """The backbone's last map, and the classifier of the file, which the backbone leaves out."""
+    """From the backbone's last map and the classifier in the file, which the backbone omits."""
     w = weights_of(size)
     backbone = build_backbone(backbone_config(f"efficientnet_lite{size}")).eval()
     with torch.no_grad():
@@ -150,7 +150,7 @@ def test_what_a_stage_is_given_goes_on_to_the_next(rng, name):
     assert seen == list(enumerate(stage_channels(backbone)))
     assert torch.equal(maps[0], plain[0])
     assert maps[1].abs().sum() == 0
-    assert_close(maps[3][0], maps[3][1])  # nothing of the images is left after stage 1
+    assert_close(maps[3][0], maps[3][1])  # stage 1 has removed all dependence on the images
     assert not torch.equal(maps[3], plain[3])
 
 

@@ -1,4 +1,4 @@
-"""What waits for the device in a training step, counted without one (`tests/pretend_cuda.py`)."""
+"""Host-device waits in a training step, counted without a GPU (`tests/pretend_cuda.py`)."""
 
 import copy
 import dataclasses
@@ -47,9 +47,9 @@ ROWS = {
     "mask2former, sim_paste": QUERIES.but(objective=PASTE),
 }
 MATCH, MATCHES = ({"_to_copy at students/mask2former.py assign": times} for times in (1, 2))  # the tables of costs
-PROTOTYPES = {"_to_copy at objectives/sim.py update": 1}  # which pixels are surely an object's
-TAKEN = {"_to_copy at objectives/boxteacher.py pseudo_masks": 1}  # boxes and scores of what the copy detects
-MATRIX_NMS = {  # the copy's detections: how many there are decides every shape
+PROTOTYPES = {"_to_copy at objectives/sim.py update": 1}  # which pixels belong to an object with high confidence
+TAKEN = {"_to_copy at objectives/boxteacher.py pseudo_masks": 1}  # boxes and scores of the copy's detections
+MATRIX_NMS = {  # the copy's detections: their number determines every shape
     "_local_scalar_dense at layers/matrix_nms.py mask_matrix_nms": 2,
     "index at layers/matrix_nms.py mask_matrix_nms": 8,
     "index at students/solov2_decode.py <genexpr>": 10,
@@ -97,7 +97,7 @@ def sample():
 
 
 def network(row):
-    """A row's student or teacher."""
+    """Returns a row's student or teacher."""
     MMLogger.get_current_instance().setLevel("ERROR")
     row = row.smoke()
     torch.manual_seed(0)
@@ -109,12 +109,12 @@ def network(row):
 
 
 def student(name):
-    """A row of the demo."""
+    """Returns a row of the demo."""
     return network(find_row(f"demo:{name}"))
 
 
 def at(model, iteration):
-    """The student knows where the training is."""
+    """Tell the student the current iteration."""
     if isinstance(model, BoxSupervised):
         model.begin_step(Clock(iteration, 40))
     torch.manual_seed(iteration)
@@ -122,13 +122,13 @@ def at(model, iteration):
 
 
 def losses(model):
-    """In training, from the second step of those below."""
+    """Returns the training losses at iteration 21, the first step of `waits_of`."""
     data = at(model, 21).data_preprocessor(sample(), True)
     return model(**data, mode="loss")
 
 
 def waits_of(name):
-    """The second step: the first one fills caches. Its losses are those of the CPU."""
+    """Returns the waits of the second step (the first one fills caches); checks its losses against the CPU."""
     model, row = network(ROWS[name])
     with choice.use("torch"):
         twin = copy.deepcopy(model)
@@ -156,7 +156,7 @@ def test_a_step_waits_only_where_it_is_written_down(name):
 
 @pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")  # Triton's interpreter
 def test_the_kernels_wait_for_nothing():
-    """Of a map so small that the interpreter takes seconds; on a GPU machine `pytest -m gpu` asks the kernels."""
+    """On a map so small that the interpreter takes seconds; with a GPU, `pytest -m gpu` tests the compiled kernels."""
     rng = torch.Generator().manual_seed(0)
     masks, images, s = (torch.rand(*shape, generator=rng) for shape in ((2, 3, 4), (1, 3, 3, 4), (1, 2, 3, 4)))
     boxes = torch.zeros(2, 3, 4, dtype=torch.bool)
@@ -178,7 +178,7 @@ def test_the_kernels_wait_for_nothing():
         assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, abs=1e-5)
 
 
-BIG = 2**14 + 1  # float32 numbers, a little more than the driver stages at once
+BIG = 2**14 + 1  # float32 values, slightly more than the driver stages without waiting
 PLANTED = {
     "item": lambda there: there.sum().item(),
     "bool": lambda there: bool(there[0] > 1),

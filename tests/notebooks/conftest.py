@@ -7,7 +7,7 @@ from misa.engine.reports.explore import trained
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory):
-    """A run folder of demo:misa, its teacher's beside it, and the folder of its data."""
+    """A run folder of demo:misa with its teacher's beside it, and the data folder."""
     root = tmp_path_factory.mktemp("smoke")
     trained(root / "run", data_root=root / "data", smoke=True)
     return root / "run"

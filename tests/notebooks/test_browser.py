@@ -15,7 +15,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 TOKEN = "only-for-this-test"
-# The browser that playwright brings, or one of the system.
+# Playwright's browser, or one of the system.
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 ROUNDS = 10
@@ -55,7 +55,7 @@ def lab(tmp_path_factory, smoke_run):
         for part in ("_CONFIG_DIR", "_DATA_DIR", "_RUNTIME_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")
     }
     preferences = {
-        "notebook-extension/tracker": {"windowingMode": "none"},  # or cells that are out of sight are not in the page
+        "notebook-extension/tracker": {"windowingMode": "none"},  # render cells outside the viewport too
         "apputils-extension/notification": {"fetchNews": "false"},
     }
     for name, values in preferences.items():
@@ -74,7 +74,7 @@ def lab(tmp_path_factory, smoke_run):
 
 
 def _address(runtime, server, log):
-    """Where the server listens, once it does."""
+    """Wait for the server and return its address."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         assert server.poll() is None, log.read_text()
@@ -91,7 +91,7 @@ def _address(runtime, server, log):
 
 @pytest.fixture
 def opened(browser, lab, request):
-    """A notebook in JupyterLab with all its cells run."""
+    """A notebook in JupyterLab with all cells run."""
     page = browser.new_page(viewport=SCREEN)
     page.set_default_timeout(1000 * PATIENCE)
     try:
@@ -106,11 +106,11 @@ def _run_all(page, lab, name):
     """Run a notebook to its end; returns its live picture."""
     page.goto(f"{lab}lab/tree/{name}.ipynb?token={TOKEN}&reset")
     page.wait_for_selector(".jp-Notebook .jp-Cell")
-    page.get_by_text("| Idle").wait_for()  # a kernel is there: before, Run All would ask for one
+    page.get_by_text("| Idle").wait_for()  # without a running kernel, Run All would ask for one
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
     page.wait_for_selector(".jp-Notebook .widget-image", state="attached", timeout=1000 * PATIENCE)
-    # The solutions come after the panel: with the last of them the notebook is through.
+    # The solutions come after the panel: when the last one has run, the notebook is done.
     page.wait_for_function(
         "() => !document.querySelector('.jp-Notebook .jp-InputPrompt') || "
         "![...document.querySelectorAll('.jp-Notebook .jp-InputPrompt')].some(p => p.textContent.includes('*'))",
@@ -123,7 +123,7 @@ def _run_all(page, lab, name):
 
 
 def pixels(page):
-    """The picture's pixels, as the browser has decoded them."""
+    """Returns the pixels of the image as decoded by the browser."""
     return page.evaluate(
         """async () => {
             const image = document.querySelector('img.widget-image');
@@ -137,7 +137,7 @@ def pixels(page):
 
 
 def changed(page, act):
-    """Do something, wait for another picture; returns the seconds that it took."""
+    """Perform an action and wait for another image; returns the seconds that it took."""
     before, source = pixels(page), page.evaluate("() => document.querySelector('img.widget-image').src")
     start = time.perf_counter()
     act()
@@ -148,7 +148,7 @@ def changed(page, act):
 
 
 def assert_it_fits(page, picture):
-    """Controls and picture are seen together, pixel by pixel."""
+    """Check that controls and image are visible together, and that the image is not scaled."""
     natural = page.evaluate("() => document.querySelector('img.widget-image').naturalWidth")
     assert picture.bounding_box()["width"] == pytest.approx(natural, abs=1)
     panel = picture.locator("xpath=..")

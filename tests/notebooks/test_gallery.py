@@ -1,4 +1,4 @@
-"""The gallery: pages of executed notebooks, solutions folded, failures shown and counted."""
+"""The gallery: pages of executed notebooks, with folded solutions, and failures shown and counted."""
 
 import nbformat
 import pytest
@@ -68,7 +68,7 @@ def test_what_trains_nothing_comes_last_and_empty_folders_stay_empty(tmp_path):
 
 @pytest.mark.slow
 def test_what_one_notebook_trains_another_evaluates(tmp_path, capsys):
-    """In a folder where nothing was trained before, as `make gallery` in a clean clone."""
+    """In a folder without any runs, as for `make gallery` in a clean clone."""
     assert main(["gallery", "evaluate", "frequency", "--smoke", "--out", str(tmp_path / "gallery")]) == 0
     told = capsys.readouterr().out
     assert "frequency: done" in told

@@ -1,4 +1,4 @@
-"""Box2Mask: BoxLevelSet's terms, its local consistency, and the square that T squeezes everything to."""
+"""Box2Mask: BoxLevelSet's terms, its local consistency, and the square that T resizes everything to."""
 
 import pytest
 import torch
@@ -93,7 +93,7 @@ def test_without_positives_every_term_is_a_zero_with_a_gradient(rng, size):
 
 
 def test_predictions_of_several_layers_add_up(rng):
-    """The mean over all predictions' instances, times the number of predictions, is the sum over the predictions."""
+    """The mean over the instances of all predictions, times the number of predictions, is the sum over predictions."""
     step = given(rng)
     other = torch.randn(3, 8, 10, generator=rng)
     positives = step.positives

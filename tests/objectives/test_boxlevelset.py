@@ -1,4 +1,4 @@
-"""BoxLevelSet: its weights, what the deep energy looks at, and where gradients go."""
+"""BoxLevelSet: its weights, the inputs of the deep energy, and the flow of gradients."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_the_structure_learns_from_its_own_term_alone(rng):
 
 
 def test_a_mask_of_flat_zones_has_no_deep_energy(rng):
-    """A binary mask of one color, whose structure has the same zones, is its own smoothing: H = p and E = 0."""
+    """A binary mask of one color with matching structure zones is unchanged by smoothing: H = p and E = 0."""
     zone = torch.zeros(1, 8, 9)
     zone[:, 3:5, 2:6] = 1
     step = given(rng, n=1)
@@ -71,7 +71,7 @@ def test_a_mask_of_flat_zones_has_no_deep_energy(rng):
 
 
 def test_the_maps_are_two_filters_in_turn(rng):
-    """By the definition on dense kernels: products of weights along the paths of both trees."""
+    """By definition with dense kernels: products of weights along the paths of both trees."""
     from misa.ops.tree import grid_lengths, spanning_trees
     from misa.ops.treefilter import edge_weights, tree_filter
 
@@ -103,7 +103,7 @@ def test_padding_changes_nothing(rng):
         structure=cut(step.structure),
     )
     padded, small = losses(step._replace(batch=batch)), losses(cropped)
-    for name in PARTS[1:]:  # the projection sees the whole map
+    for name in PARTS[1:]:  # the projection uses the whole map
         assert_close(padded[name], small[name])
 
 

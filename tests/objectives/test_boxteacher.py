@@ -1,4 +1,4 @@
-"""BoxTeacher: which detection teaches which box, how sure of it, and the two terms in loops."""
+"""BoxTeacher: the assignment of detections to boxes, its confidence, and the two terms in loops."""
 
 import math
 
@@ -33,7 +33,7 @@ def step(rng):
         instance,
     )  # fmt: skip
     detections = [
-        Detected(  # the first overlaps box 0 well, the second box 0 better but is less sure, the third nothing
+        Detected(  # the first overlaps box 0 well, the second overlaps it better with a lower score, the third no box
             torch.tensor([[4.0, 4, 28, 36], [4, 4, 28, 28], [40, 0, 48, 8]]),
             torch.tensor([0.9, 0.3, 0.8]),
             torch.rand(3, H, W, generator=rng),
@@ -62,12 +62,12 @@ def test_the_surer_detection_has_the_first_choice_and_a_box_one_detection(step):
     for n in (0, 1):
         assert (target[n] == sure).all()
         assert confidence[n] == pytest.approx(math.sqrt(math.sqrt(0.9) * quality), rel=1e-5)
-    assert confidence[2:].tolist() == [0, 0, 0]  # box 1 is overlapped by none, and box 2's image has no detection
+    assert confidence[2:].tolist() == [0, 0, 0]  # no detection overlaps box 1, and box 2's image has no detection
     assert not target[2:].any()
 
 
 def test_the_confidence_of_a_known_case(step):
-    """Class times centre-ness 0.64, so a detection of 0.8, and a mask of quality 0.9 have a confidence of 0.897."""
+    """Class score times centre-ness 0.64, so a detection score of 0.8, and quality 0.9 give a confidence of 0.897."""
     mask = torch.where(cells(BOXES[2]), 0.9, 0.3)
     found = [step.detections[1], Detected(torch.tensor(BOXES[2:]), torch.tensor([0.8]), mask[None])]
     target, confidence = OBJECTIVE.pseudo_masks(step._replace(detections=found))

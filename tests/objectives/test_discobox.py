@@ -1,4 +1,4 @@
-"""DiscoBox: its gate, its copy of the student, and what the pseudo masks are made of."""
+"""DiscoBox: its gate, its EMA copy of the student, and its pseudo masks."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def losses(objective, step, memory):
 
 
 def dilated(boxes):
-    """The box and one cell around it, in loops."""
+    """Returns box masks dilated by one cell, in loops."""
     out = boxes.clone()
     n, h, w = boxes.shape
     for i in range(n):
@@ -96,7 +96,7 @@ def test_the_gate_shut_is_a_zero_with_a_gradient(rng):
 
 
 def test_the_running_mean_is_of_all_processes(rng):
-    """Two processes with one and three instances: each sees the mean of the two as `across` gives it."""
+    """Two processes with one and three instances: both get the joint mean given by `across`."""
     objective, step = DiscoBox(), given(rng)
     projection = projection_loss(step.positives.mask_logits.detach().sigmoid(), step.positives.box_masks, eps=2e-3)
     other = torch.tensor([1.5, 1.0])  # its sum and count
@@ -176,7 +176,7 @@ def test_nothing_enters_or_leaves_a_bank_that_is_shut(rng):
     step = with_boxes(rng)
     memory = banked(step)
     before = {name: value.clone() for name, value in memory.state_dict().items()}
-    memory.running.fill_(0.25)  # pseudo masks teach, the bank does not
+    memory.running.fill_(0.25)  # pseudo masks are used, the bank is not
     found = losses(BANKED, step, memory)
     assert found["loss_pseudo"] > 0
     assert found["loss_transfer"] == 0
@@ -186,7 +186,7 @@ def test_nothing_enters_or_leaves_a_bank_that_is_shut(rng):
 
 
 def slow_terms(step, memory):
-    """Both terms with each box on its own, by the functions that are tested elsewhere against loops, in float64."""
+    """Both terms box by box in float64, with functions that are tested against loops elsewhere."""
     own, theirs = step.per_box.positives, step.shadow_per_box.positives
     masks = own.mask_logits.detach().double().sigmoid()
     found = objects_in(step.per_box.finest.detach().double(), masks, own.box_masks, own.image, grid=3, side=6)
@@ -209,7 +209,7 @@ def slow_terms(step, memory):
 
 
 def test_the_terms_of_the_bank_equal_each_box_on_its_own(rng):
-    """Class 1 has two objects in the bank and is used, class 0 has one and is not."""
+    """Class 1 has two objects in the bank and uses it, class 0 has one and does not."""
     step = with_boxes(rng)
     memory = banked(step)
     transferred, matched, used = slow_terms(step, memory)
@@ -255,13 +255,13 @@ def test_matches_teach_the_features_alone(rng):
 
 
 def test_two_processes_fill_one_bank(rng):
-    """Image 0 in one and image 1 in the other: the rows of both, in the order of the batch, whatever the process."""
+    """Image 0 in one and image 1 in the other: both get the rows of both images, in the order of the batch."""
     step = with_boxes(rng)
     expected = banked(step)
     packed = {}
 
     def part(rows, image):
-        """A process's own step."""
+        """Returns the step of one process."""
 
         def cut(seen):
             kept = [x[rows] for x in seen.positives]

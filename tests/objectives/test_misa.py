@@ -1,4 +1,4 @@
-"""The sum of the box objectives: each term once, with its weight, and what its mean is over."""
+"""The sum of the box objectives: each term once, with its weight and the count of its mean."""
 
 import dataclasses
 

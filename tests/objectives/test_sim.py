@@ -1,4 +1,4 @@
-"""SIM: pseudo masks of copy and prototypes, which pixels they speak of, and how the prototypes move."""
+"""SIM: pseudo masks from the EMA copy and prototypes, the pixels that they supervise, and prototype updates."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ OBJECTIVE = SIM(ramp=Ramp(0, 100), pseudo_start=Ramp(10, 10), pseudo_ramp=Ramp(0
 
 @pytest.fixture
 def step(rng):
-    """Three objects in two images; the first has two instances, the middle one none."""
+    """Three objects in two images; the first has two positives, the middle one none."""
     instance, labels = torch.tensor([2, 0, 0]), torch.tensor([1, 2, 2])
     boxes = torch.zeros(3, H, W, dtype=torch.bool)
     boxes[0, 1:7, 2:8] = True
@@ -63,7 +63,7 @@ def test_an_object_is_the_mean_of_its_instances(step):
 
 
 def test_neighbors_are_alike_in_color_and_feature(step):
-    """With one color everywhere the features decide, at a distance of 2.3 for the threshold of 0.1."""
+    """With a constant color the features decide, at a distance of 2.3 for the threshold of 0.1."""
     grey = step._replace(colors=torch.full_like(step.colors, 90.0))
     found, features = OBJECTIVE.likeness(grey), step.shadow_features
     for y in range(H):
@@ -140,7 +140,7 @@ def test_the_pseudo_loss_waits_and_is_one_ratio(step, memory):
                     continue
                 count += 1
                 value, positive = float(p[y, x]), bool(pseudo.target[g, y, x])
-                error = math.log(1 + math.exp(-value if positive else value))  # the probability taken for a logit
+                error = math.log(1 + math.exp(-value if positive else value))  # the probability used as a logit
                 off = 1 - value if positive else value
                 total += (0.25 if positive else 0.75) * error * off**2
     assert count > 10
@@ -196,7 +196,7 @@ SIZE = (32, 40)
 
 
 def kept(rng, count):
-    """A memory with pictures of 28 x 44 pixels; each has a disc of class 2, and an object of which nothing is sure."""
+    """A memory with images of 28 x 44 pixels; each has a disc of class 2, and an object without confident pixels."""
     memory = PASTE.memory(C, D)
     y, x = torch.meshgrid(torch.arange(7) - 3, torch.arange(11) - 5, indexing="ij")
     masks = torch.stack([torch.where(x**2 + y**2 <= 6, 0.95, 0.02), torch.zeros(7, 11)])
@@ -255,7 +255,7 @@ def test_pasted_pixels_are_the_pictures_and_the_rest_is_the_images(rng):
 
 
 def test_what_is_covered_is_no_longer_the_others(rng):
-    """The large box keeps its size and loses the disc, the one behind the disc vanishes, the far one stays."""
+    """The large box keeps its size and loses the disc, the one behind the disc vanishes, the distant one stays."""
     memory, (images, instances) = kept(rng, 2), batch_of(rng)
     own = PASTE.prepare(images, instances, memory, draws()).instances[0]
     mask = own.within[-1]
@@ -278,7 +278,7 @@ def test_pasting_is_by_its_generator_and_its_rate(rng):
 
 
 def test_the_terms_of_pasted_instances_equal_the_loop(step, memory):
-    """Instances 1 and 2 are of box 0, which is pasted: a dice of 1 for the other, and no gradient."""
+    """Instances 1 and 2 belong to box 0, which is pasted: the other one has a dice of 1 and no gradient."""
     truth = Truth(torch.zeros(3, 4), torch.zeros(3).long(), torch.zeros(3).long(), torch.tensor([True, False, False]))
     terms = PASTE.losses(step._replace(truth=truth), memory)
     masks, target = step.positives.mask_logits.detach().sigmoid(), step.positives.box_masks

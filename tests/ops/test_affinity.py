@@ -1,4 +1,4 @@
-"""Eq. 8 and 10–13 in loops and float64, and the trap of a spread per channel."""
+"""Eq. 8 and 10–13 in loops and float64, and the pitfall of a spread per channel."""
 
 import math
 

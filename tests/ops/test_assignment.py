@@ -1,4 +1,4 @@
-"""Balanced shares, Gumbel draws and greedy boxes against loops and what they must do."""
+"""Balanced assignment, Gumbel sampling and greedy boxes against loops and known properties."""
 
 import math
 
@@ -10,7 +10,7 @@ from misa.ops.assignment import balanced, greedy_boxes, hard_assignment
 
 
 def slow_balanced(scores, epsilon, rounds):
-    """The published order: exp, the total, then rows and columns in turn."""
+    """The published order: exp, normalise the total, then rows and columns alternately."""
     q, p = scores.shape
     shares = [[math.exp(v / epsilon) for v in row] for row in scores.tolist()]
     total = sum(map(sum, shares))
@@ -47,7 +47,7 @@ def test_equal_scores_are_uniform_and_large_ones_finite():
 
 
 def test_the_official_draw_is_nearly_random():
-    """A share of 1 among ten is drawn with e / (e + 9) = 0.232."""
+    """An assignment of 1 among ten is drawn with probability e / (e + 9) = 0.232."""
     shares = torch.zeros(10, 100_000)
     shares[3] = 1
     drawn = hard_assignment(shares, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""The convention for batches: a leading axis is optional in every public function, and changes no number."""
+"""Batch convention: the leading axis is optional in every public function and does not change the values."""
 
 from functools import partial
 
@@ -25,7 +25,7 @@ def boxes(*shape):
     return drawn(*shape) > 0.5
 
 
-# A function with its tensors in the form that has the first axis, here of length 1.
+# A function with its tensors including the batch axis, here of length 1.
 SINGLE = {
     "high_pass": (high_pass, {"features": drawn(1, 4, H, W)}),
     "low_pass": (low_pass, {"features": drawn(1, 4, H, W)}),

@@ -15,7 +15,7 @@ SCENES = 100
 
 
 class Case:
-    """A batch of one or two images with masks, boxes, features, categories and padding; everything drawn by a seed."""
+    """A random batch of one or two images with masks, boxes, features, categories and padding, drawn from a seed."""
 
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -56,8 +56,8 @@ class Case:
         return boxes * 0.6 if fractional else boxes
 
     def run(self) -> dict[str, torch.Tensor]:
-        """Everything that the backends compute."""
-        guides = replace(self.guides)  # nothing is kept from the other backend
+        """Returns all results of the backend."""
+        guides = replace(self.guides)  # without cached results of the other backend
         trees = guides.trees(self.tie_rule)
         found = {name: getattr(trees, name).sort(dim=1).values for name in ("edge", "length")}  # in any order
         join = Join(self.balance, "sum", self.sigma, 0.8)

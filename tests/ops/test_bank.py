@@ -1,4 +1,4 @@
-"""The object bank against loops: what is cut out of boxes, which objects are alike, and where new ones go."""
+"""The object bank against loops: crops of boxes, similarity of objects, and insertion of new ones."""
 
 import collections
 
@@ -21,7 +21,7 @@ def boxes(*corners, h=12, w=14):
 
 
 def test_a_box_is_cut_out_where_it_is(device):
-    """Of values that are linear in place, a bin's mean is the value of its centre; at any stride of the map."""
+    """For values linear in position, the mean of a bin is the value at its centre, at any stride of the map."""
     within = boxes((2, 3, 12, 8), (4, 2, 9, 11))
     y, x = torch.meshgrid(torch.arange(12) + 0.5, torch.arange(14) + 0.5, indexing="ij")
     masks = torch.stack([(x + 2 * y) / 40, (3 * x - y) / 60]).double()
@@ -55,7 +55,7 @@ def test_the_gradient_flows_into_the_map(rng):
 
 
 def objects(rng, m, c=3, s=3, u=6):
-    """Objects of similar masks and features, so that every rule decides for some pairs."""
+    """Returns objects with similar masks and features, so that every rule decides some pairs."""
     features = F.normalize(torch.rand(m, c, s, s, generator=rng, dtype=torch.float64) + 0.35, dim=1)
     y, x = torch.meshgrid(torch.linspace(-1, 1, u), torch.linspace(-1, 1, u), indexing="ij")
     radius = 0.7 + 0.3 * torch.rand(m, 1, 1, generator=rng, dtype=torch.float64)
@@ -64,7 +64,7 @@ def objects(rng, m, c=3, s=3, u=6):
 
 
 def rules(a, b):
-    """The four numbers of a pair, in loops, in float64."""
+    """Returns the four criteria of a pair, in loops, in float64."""
 
     def overlap(p, q):
         pairs = list(zip(p.flatten().tolist(), q.flatten().tolist(), strict=True))
@@ -135,7 +135,7 @@ def test_the_first_of_the_hits():
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 2), st.booleans()), max_size=9), max_size=6), st.integers(1, 4))
 def test_the_ring_holds_the_newest_of_each_class(steps, size):
-    """Against a deque a class: the same objects, and none is anywhere twice."""
+    """Against one deque per class: the same objects, without duplicates."""
     filled, ring = torch.zeros(3, dtype=torch.long), torch.full((3 * size + 1,), -1)
     expected, number = [collections.deque(maxlen=size) for _ in range(3)], 0
     for step in steps:

@@ -16,7 +16,7 @@ side = st.floats(0.5, 64, allow_nan=False, width=32)
 
 
 def slow_box_mask(box, h, w, stride):
-    """One box in loops: a cell is inside if its centre is; else the cell of the box's own centre."""
+    """One box in loops: cells whose centre is inside, else the cell at the box's centre."""
     x1, y1, x2, y2 = (v / stride for v in box)
     mask = np.zeros((h, w), dtype=bool)
     rows = [r for r in range(h) if y1 <= r + 0.5 < y2] or [min(max(int(np.floor((y1 + y2) / 2)), 0), h - 1)]
@@ -61,7 +61,7 @@ def test_cells_equal_mmdets_assignment(rng, grid):
 
     h, w = 96, 128
     corners = torch.randint(0, 64, (12, 2), generator=rng).float()
-    # Odd sides put the centre of mass of the pixels on a pixel, where both definitions round alike.
+    # With odd sides the centre of mass is at a pixel, where both definitions round equally.
     sides = torch.randint(4, 31, (12, 2), generator=rng).float() * 2 + 1
     boxes = torch.cat([corners, torch.minimum(corners + sides, torch.tensor([w - 1.0, h - 1.0]))], dim=1)
     bitmaps = np.zeros((len(boxes), h, w), dtype=np.uint8)
@@ -107,7 +107,7 @@ def test_sampled_masks_read_the_middle_of_every_cell(rng):
 
 
 def test_a_box_has_one_cell_on_the_nearest_level():
-    """In loops; a box of 40 pixels is nearest in ratio to the level of 48 to 192, on which it does not fire."""
+    """In loops; a box of 40 pixels is nearest in ratio to the level of 48 to 192, to which it is not assigned."""
     grids, ranges, size = (40, 36, 24), ((1, 96), (48, 192), (96, 384)), (200, 320)
     boxes = torch.tensor([[10, 20, 50, 60], [0, 0, 12, 9], [30.5, 10, 310, 190], [300, 180, 320, 200.0]])
     found = centre_cells(boxes, size, grids, ranges).tolist()

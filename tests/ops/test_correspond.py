@@ -1,4 +1,4 @@
-"""Matches between objects against loops, and identical, shifted and empty ones."""
+"""Matches between objects against loops, and for identical, shifted and empty objects."""
 
 import math
 

@@ -25,7 +25,7 @@ from misa.ops.neighbors import window_offsets
 from tests.ops.test_backends import Case
 
 pytestmark = [
-    # Triton's interpreter makes loop bounds of arrays.
+    # Triton's interpreter converts arrays to loop bounds.
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
     *([pytest.mark.gpu] if torch.cuda.is_available() else []),
 ]
@@ -45,7 +45,7 @@ def edges(h: int, w: int) -> list[tuple[int, int]]:
 
 
 def random_lengths(g: int, h: int, w: int, seed: int) -> Tensor:
-    """Edge lengths with ties, zeros and infinite ones, as at padding."""
+    """Returns edge lengths with ties, zeros and infinities, as at padding."""
     rng = generator(seed)
     lengths = torch.rand(g, len(edges(h, w)), generator=rng)
     if seed % 2:
@@ -71,10 +71,10 @@ def kruskal(lengths: Tensor, h: int, w: int) -> set[int]:
 
 
 def kernel(s: Tensor, parent: Tensor, pixel: Tensor) -> np.ndarray:
-    """exp(−longest edge between two pixels) in float64, from the upward edges of one tree."""
+    """Returns exp(−longest edge between two pixels) in float64, from the upward edges of one tree."""
     p = len(s)
     longest = np.full((p, p), math.inf)
-    for x in range(p):  # in depth-first order the way to x is the way to its parent and one edge more
+    for x in range(p):  # in depth-first order the path to x is the path to its parent plus one edge
         up = int(parent[x])
         longest[x, :x] = longest[:x, x] = np.maximum(longest[up, :x], float(s[x])) if x else 0
         if x:
@@ -111,7 +111,7 @@ def test_trees_are_those_of_kruskal_in_the_order_of_the_torch_path():
 
 
 def random_trees(g: int, h: int, w: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """pixel, parent, edge and length of g trees."""
+    """Returns pixel, parent, edge and length of g trees."""
     lengths = random_lengths(g, h, w, seed)
     pixel, parent, edge = torch_ops.spanning_trees(lengths, h, w)
     return pixel, parent, edge, torch_ops.at_edges(lengths, edge, torch.zeros(edge.shape))
@@ -311,7 +311,7 @@ def test_windows_of_guides_are_those_of_brute_force(rng, h, w, form, sigma, know
 
 
 def test_steps_work_inside_boxes_alone(rng, monkeypatch):
-    """A tile without a pixel of its box is left as it is: affinities that are no numbers there never show."""
+    """A tile without pixels of its box is unchanged: NaN affinities there have no effect."""
     monkeypatch.setattr(windows, "block", lambda usual, needed: 4)
     h, w, half = 8, 12, 2
     planes = torch.full((1, 2 + 2 * half, h, w), math.nan)
@@ -329,7 +329,7 @@ def test_steps_work_inside_boxes_alone(rng, monkeypatch):
 
 
 def run_window(masks, boxes, valid, offsets, groups, steps):
-    """The kernels with every tensor moved once, so that layers that share their values still do."""
+    """Run the kernels with every tensor moved once, so that layers with shared values still share them."""
     moved: dict[int, Tensor] = {}
 
     def move(x: Tensor | None) -> Tensor | None:
@@ -367,7 +367,7 @@ def test_all_readings_of_the_guides_agree(seed):
 
 
 def test_more_pixels_than_a_program_takes(rng):
-    """The grids of all kernels, above the interpreter's 1024 elements, and a mask of zeros."""
+    """Grids of several programs for all kernels, above the interpreter's 1024 elements, and a mask of zeros."""
     h, w, n = 27, 41, 3
     image, features = torch.rand(1, 3, h, w, generator=rng), torch.rand(1, 3, h, w, generator=rng)
     masks = torch.rand(n, h, w, generator=rng)
@@ -387,7 +387,7 @@ def test_more_pixels_than_a_program_takes(rng):
 
 
 def test_the_order_of_programs_never_shows(rng, monkeypatch):
-    """The same bits from programs of 16 elements in the interpreter's order and in the opposite one, or twice."""
+    """Equal bits from programs of 16 elements in the interpreter's order and in reverse, or run twice."""
     masks, image = torch.rand(2, 4, 5, generator=rng).to(PLACE), torch.rand(1, 3, 4, 5, generator=rng).to(PLACE)
     image = (image * 4).round() / 4  # with ties
     s, k = torch.randn(1, 4, 4, 5, generator=rng).to(PLACE), torch.randn(2, 4, generator=rng).to(PLACE)
@@ -464,7 +464,7 @@ def test_no_masks_and_many_in_portions(rng, monkeypatch):
 
 @pytest.mark.slow
 def test_hundreds_of_masks_are_each_as_alone(rng):
-    """More than the 256 that a byte counts, along a tree, along themselves and through a window."""
+    """More masks than fit a byte (256), along a tree, along themselves and through a window."""
     pixel, parent, _, length = (x.to(PLACE) for x in random_trees(2, 2, 3, 0))
     few = torch.rand(2, 6, generator=rng).to(PLACE)
     many, index = few.repeat(130, 1), [0, 1] * 130
@@ -485,7 +485,7 @@ def test_hundreds_of_masks_are_each_as_alone(rng):
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's, of inf − inf
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_what_is_no_number_is_seen_in_the_result(rng, broken):
-    """As on the torch path, so that training notices; whole numbers alone would hide it."""
+    """As on the torch path, so that training notices NaN; integer arithmetic alone would hide it."""
     pixel, parent, _, length = (x.to(PLACE) for x in random_trees(1, 4, 5, 2))
     values, guides = (torch.rand(2, 20, generator=rng).to(PLACE) for _ in range(2))
     spoilt = values.clone()
@@ -528,7 +528,7 @@ def nothing_said(monkeypatch):
     ],
 )
 def test_maps_beyond_the_largest_go_through_torch_operations(rng, monkeypatch, limit, words):
-    """Which is said once: a second warning would be an error."""
+    """With a single warning: a second one would be an error."""
     pixel, parent, _, length = (x.to(PLACE) for x in random_trees(1, 3, 4, 0))
     values = torch.rand(2, 12, generator=rng).to(PLACE)
     arguments = values, [(pixel, parent, length, [0, 0], 1.0)]
@@ -544,7 +544,7 @@ def test_maps_beyond_the_largest_go_through_torch_operations(rng, monkeypatch, l
 
 @pytest.mark.usefixtures("nothing_said")
 def test_what_is_compiled_is_traced_as_torch_operations(monkeypatch):
-    """Which is said once, of CUDA alone, and without a break in the graph."""
+    """With a single warning, for CUDA only, and without a graph break."""
 
     def traced(x: Tensor) -> Tensor:
         works.say_once("a sentence")

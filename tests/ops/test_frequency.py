@@ -27,7 +27,7 @@ def slow_mask(h, w, radius, scale):
 
 
 def slow_filter(plane, radius, scale):
-    """Eq. 3–4 as four nested sums over one plane; a frequency beyond half the side counts from the other end."""
+    """Eq. 3–4 as four nested sums over one plane; frequencies beyond half the side are negative."""
     h, w = len(plane), len(plane[0])
     result = [[0j] * w for _ in range(h)]
     for u in range(h):
@@ -71,7 +71,7 @@ def test_both_bands_equal_the_literal_transforms(rng, device, h, w, radius, tran
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_the_last_bin_outside_the_disc_counts(rng, transform):
-    # Only the bin of both highest frequencies, 32 squared bins from DC, is outside.
+    # Only the bin of both highest frequencies, at a squared distance of 32 from DC, is outside.
     features = torch.randn(1, 1, 8, 8, generator=rng, dtype=torch.float64)
     checks = 1.0 - 2.0 * ((torch.arange(8)[:, None] + torch.arange(8)) % 2).double()
     corner = (features * checks).mean() * checks

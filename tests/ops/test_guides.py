@@ -1,4 +1,4 @@
-"""Guides: what is propagated along is what `KERNELS` says, one row an affinity."""
+"""Guides: propagation uses the affinities of `KERNELS`, one row each."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ OPTIONS = {"window": 5, "bandwidth": 0.3, "steps": 1}
 
 
 def step(masks, weights):
-    """Eq. 14 over a window from the equation: a mean over the neighbors and the pixel itself."""
+    """Eq. 14 over a window by definition: a mean over the neighbors and the pixel itself."""
     near = neighbors(masks[None], window_offsets(5))[0]
     centre = 1.7
     return (centre * masks + (weights * near).sum(dim=1)) / (centre + weights.sum(dim=1))
@@ -32,7 +32,7 @@ def path(request):
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("second", ["feature", "saliency"])
 def test_masks_go_along_the_affinities_of_the_equations(rng, second):
-    """Eq. 8 and 10–14 as `ops.affinity` writes them, against the path that trains."""
+    """Eq. 8 and 10–14 by `ops.affinity`, against the code path of training."""
     masks, image = torch.rand(3, 9, 11, generator=rng), torch.rand(3, 9, 11, generator=rng)
     features, factors = torch.randn(6, 9, 11, generator=rng), torch.randn(5, 6, generator=rng)
     labels = [4, 1, 4]
@@ -55,7 +55,7 @@ def with_toy(monkeypatch):
 
 @pytest.mark.usefixtures("with_toy", "path")
 def test_a_new_affinity_is_one_function_and_one_row(rng):
-    """It guides windows and trees, alone and beside colors, and a loss learns from it without a teacher."""
+    """It works with windows and trees, alone and combined with color, and in a loss without a teacher."""
     masks, image = torch.rand(3, 9, 11, generator=rng), torch.rand(3, 9, 11, generator=rng)
     brightness = image.mean(dim=0, keepdim=True)
     alone = Guides(image[None], [0, 0, 0], kernels=("brightness",))
@@ -95,7 +95,7 @@ def test_wrong_affinities_are_named(rng):
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("form", ["sum", "product"])
 def test_trees_built_ahead_change_nothing(rng, form):
-    """Those of the second affinity are built with the first's, if they are the next pass's; others are built anew."""
+    """Trees of the second affinity are built with the first's if the next pass needs them; others are built anew."""
     image, features = torch.rand(2, 3, 6, 7, generator=rng), torch.randn(2, 4, 6, 7, generator=rng)
     masks, factors = torch.rand(3, 6, 7, generator=rng), torch.randn(2, 4, generator=rng)
     valid = torch.ones(2, 6, 7, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The loops of the CPU: as Python and compiled, in threads, in dirty memory, without numba, without a cache."""
+"""The CPU loops: as Python and compiled, in threads, in uninitialised memory, without numba, without a cache."""
 
 import math
 import os
@@ -34,7 +34,7 @@ def test_feature_lengths_are_those_of_torch(rng, h, w, c):
 @pytest.mark.parametrize("window", [3, 5, 7])
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 def test_windows_are_those_of_torch(rng, window, offset):
-    """Boxes at every border, more channels than go at a time, features far from 0."""
+    """Boxes at every border, more channels than are processed at a time, features far from 0."""
     h, w = 21, 57
     masks, boxes = torch.rand(5, h, w, generator=rng), torch.zeros(5, h, w)
     for box, (y0, x0, y1, x1) in zip(
@@ -53,7 +53,7 @@ def test_windows_are_those_of_torch(rng, window, offset):
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_windows_of_any_boxes_are_those_of_torch(data):
-    """Boxes side by side, above each other and overlapping: each pixel of each has all of its neighbors."""
+    """Adjacent and overlapping boxes: each pixel of each box has all of its neighbors."""
     h, w = data.draw(st.integers(1, 24)), data.draw(st.integers(1, 60))
     n, window = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([3, 5]))
     rng = torch.Generator().manual_seed(h * 60 + w)
@@ -82,7 +82,7 @@ def test_a_box_that_begins_within_its_neighbours_last_lanes(rng):
 
 @pytest.mark.parametrize("window", [1, 3, 5])
 def test_windows_of_two_images_are_those_of_torch(rng, window):
-    """Categories that share an image, padding, an empty box, a box that is the image, none at all."""
+    """Categories that share an image, padding, an empty box, a box of the whole image, no boxes."""
     h, w = 19, 40
     masks, boxes = torch.rand(5, h, w, generator=rng), torch.zeros(5, h, w)
     for box, (y0, x0, y1, x1) in zip(boxes, [(0, 0, 4, 5), (2, 30, 19, 40), (0, 0, 0, 0), (5, 9, 6, 33)], strict=False):
@@ -124,7 +124,7 @@ torch.save(results, sys.argv[1])
 
 
 def results_of_a_process(folder, **environment):
-    """What `RESULTS` computes in a process of its own, and what that prints on standard error."""
+    """Run `RESULTS` in a separate process; returns its results and standard error."""
     path = folder / f"{len(list(folder.iterdir()))}.pt"
     done = subprocess.run(
         [sys.executable, "-c", RESULTS, str(path)],
@@ -137,7 +137,7 @@ def results_of_a_process(folder, **environment):
 
 
 def test_nothing_is_read_before_it_is_written(tmp_path):
-    """The C library fills fresh memory with a byte of ours (glibc; elsewhere this is the same run twice)."""
+    """The C library fills new memory with a given byte (glibc; elsewhere this is the same run twice)."""
     usual, _ = results_of_a_process(tmp_path)
     for byte in ("1", "170"):
         spoiled, _ = results_of_a_process(tmp_path, MALLOC_PERTURB_=byte)
@@ -155,7 +155,7 @@ def test_the_first_compilation_says_one_line_and_is_kept(tmp_path):
     assert len(said.splitlines()) == 1
     second, said = results_of_a_process(results, NUMBA_CACHE_DIR=str(cache))
     assert said == ""
-    for path in cache.rglob("*.nbi"):  # a cache that a full disk has cut off
+    for path in cache.rglob("*.nbi"):  # a cache truncated by a full disk
         path.write_bytes(path.read_bytes()[:40])
     third, said = results_of_a_process(results, NUMBA_CACHE_DIR=str(cache))
     assert said.count("compiling") == 1
@@ -194,7 +194,7 @@ def test_exponentials(s):
 
 @pytest.mark.parametrize("how", ["python", "compiled"])
 def test_merges_are_those_of_the_plain_climb(rng, how):
-    """Flat zones, meeting points and their order against a climb edge by edge."""
+    """Flat zones, meeting points and their order against climbing edge by edge."""
     p = 60
     up = np.array([0, *(int(torch.randint(max(0, v - 6), v, (1,), generator=rng)) for v in range(1, p))], np.uint32)
     s = ((torch.rand(p, generator=rng) * 8).round() / 4 + 0.1).numpy()
@@ -218,7 +218,7 @@ def test_merges_are_those_of_the_plain_climb(rng, how):
 @pytest.mark.parametrize("many", [0, 1, 9, 64, 65, 487])
 @pytest.mark.parametrize("largest", [3, 2**31])
 def test_sort(many, largest):
-    """By lengths and then numbers, few keys and many, with and without equal lengths."""
+    """Stable order by length, few keys and many, with and without ties."""
     keys = np.random.default_rng(0).integers(0, largest, many) << 32 | np.arange(many)
     expected = np.sort(keys)
     sums.sort.py_func(keys, np.empty(many, dtype=np.int64), np.empty(256, dtype=np.uint32))
@@ -251,7 +251,7 @@ def test_threads_do_not_change_a_bit(rng):
 
 @pytest.fixture
 def no_numba(monkeypatch):
-    """As if numba were not installed."""
+    """Simulate that numba is not installed."""
     for name in [name for name in sys.modules if name.startswith("misa.ops.backends.loops.")]:
         monkeypatch.delitem(sys.modules, name)
         monkeypatch.delattr(loops, name.rpartition(".")[2])

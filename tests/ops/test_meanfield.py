@@ -1,4 +1,4 @@
-"""DiscoBox's mean field against its own form in loops, and what colors, boxes and padding do to it."""
+"""DiscoBox's mean field against the published form in loops, and the effect of colors, boxes and padding."""
 
 import math
 
@@ -61,12 +61,12 @@ def test_equals_the_published_form_in_loops(rng, device):
         got = mean_field(masks.to(device), boxes.to(device), kernel.to(device), [1, 0, 1], steps=steps).cpu()
         expected = [slow_field(m, b, kernel[i], steps) for m, b, i in zip(masks, boxes, (1, 0, 1), strict=True)]
         assert torch.equal(got, torch.stack(expected))
-    assert not torch.equal(got, (masks > 0.5) & boxes)  # or nothing was tested
+    assert not torch.equal(got, (masks > 0.5) & boxes)  # the field has an effect
 
 
 def test_messages_from_other_images(rng):
     images, masks, boxes = case(rng)
-    kernel = 0.05 * window_kernel(images)  # so that what the neighbors say does not drown the message
+    kernel = 0.05 * window_kernel(images)  # so that the neighbors do not dominate the message
     message = torch.rand(3, 2, 9, 8, generator=rng, dtype=torch.float64) * 20
     got = mean_field(masks, boxes, kernel, [0, 1, 1], steps=3, message=message)
     expected = [slow_field(m, b, kernel[i], 3, s) for m, b, i, s in zip(masks, boxes, (0, 1, 1), message, strict=True)]

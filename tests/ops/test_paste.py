@@ -1,4 +1,4 @@
-"""Objects that are cut out of a picture and put over others."""
+"""Objects cut out of an image and pasted over others."""
 
 import collections
 
@@ -14,7 +14,7 @@ H, W, SURE = 24, 32, 0.7
 
 
 def picture(rng, *boxes, value=0.9, stride=4):
-    """Objects that fill their boxes; masks at a fourth of the size."""
+    """Returns an image with objects that fill their boxes; masks at a quarter of the size."""
     masks = torch.full((len(boxes), H // stride, W // stride), 0.05)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
         mask[y1 // stride : y2 // stride, x1 // stride : x2 // stride] = value
@@ -77,7 +77,7 @@ def test_a_canvas_of_another_size_cuts_or_pads(rng):
     whole = cut_out(own, (H, W), rng, sure=SURE)[1]
     assert torch.equal(cut_out(own, (H + 8, W - 8), rng, sure=SURE)[1], onto(whole, (H + 8, W - 8)))
     assert onto(whole, (H + 8, W - 8))[:, H:].sum() == 0
-    labels, masks = cut_out(own, (H, 16), rng, sure=SURE)  # nothing of it is there
+    labels, masks = cut_out(own, (H, 16), rng, sure=SURE)  # the object is outside
     assert labels.shape == (0,)
     assert masks.shape == (0, H, 16)
 
@@ -108,7 +108,7 @@ def test_a_box_of_which_nothing_is_covered_keeps_its_fractions():
 def test_the_queue_holds_the_last_pictures_and_comes_back(rng):
     queue = PictureQueue(3)
     every = [picture(rng, (4, 4, 16, 16), (0, 0, 8, 8)) for _ in range(5)]
-    every[1].masks[0] = 0.6  # no pixel is sure
+    every[1].masks[0] = 0.6  # no confident pixel
     every[2] = every[2]._replace(masks=every[2].masks * 0)
     for number, own in enumerate(every):
         assert queue.full == (number == 4)

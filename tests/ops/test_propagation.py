@@ -1,4 +1,4 @@
-"""Propagation against the equations written out in loops and float64, against recorded outputs, and by its laws."""
+"""Propagation against the equations in float64 loops, against recorded outputs, and by its properties."""
 
 import math
 from functools import partial
@@ -72,7 +72,7 @@ def slow_tree(guide: np.ndarray) -> list[tuple[int, int]]:
 
 
 def slow_global(masks: np.ndarray, kernels: list[tuple[np.ndarray, float]]) -> np.ndarray:
-    """Eq. 14 with every kernel written out."""
+    """Eq. 14 with dense kernels."""
     flat = masks.reshape(len(masks), -1).astype(np.float64)
     top = sum(share * flat @ k.T for k, share in kernels)
     return (top / sum(share * k.sum(axis=1) for k, share in kernels)).reshape(masks.shape)
@@ -458,7 +458,7 @@ def test_pamr_is_the_closed_form(rng, device, h, w):
 
 @pytest.mark.parametrize("form", ["sum", "product"])
 def test_pamr_joins_color_and_saliency_in_either_form(rng, device, form):
-    """Without replicated borders, where the slow form adds a neighbor twice: one neighbor is one product."""
+    """Without replicated borders, where the slow form would count a neighbor twice."""
     masks, guide = scene(rng, 7, 9, n=2)
     s, k = semantic(rng, 7, 9)
     values = s * k[2][:, None, None]
@@ -485,7 +485,7 @@ def test_pamr_joins_color_and_saliency_in_either_form(rng, device, form):
 @pytest.mark.parametrize("form", ["sum", "product"])
 @pytest.mark.parametrize("padded", [False, True])
 def test_pamr_of_a_pixel_unlike_all_its_neighbors_is_still_a_mean(rng, device, form, padded):
-    """Every affinity of the odd pixel is 0 in float32; the nearest of its neighbors count all the same."""
+    """Every affinity of the outlier pixel is 0 in float32; its nearest neighbors still count."""
     masks, guide = scene(rng, 9, 9, n=1)
     guide = 1e-3 * guide
     s, k = semantic(rng, 9, 9)
@@ -567,14 +567,14 @@ def test_golden_parity(shared, device, path, case):
     assert_close(chain, data["g2_chain_exact"], atol=1e-5, rtol=0)
 
 
-# ---- laws ----
+# ---- properties ----
 
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 grids = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**31))
 
 
 def forms(masks, guide, s, k, labels):
-    """Every propagation, with and without a semantic guide."""
+    """Returns the results of every propagation, with and without a semantic guide."""
     both = {"semantic": SemanticGuide(s, k), "labels": labels}
     return [
         propagate_global(masks, guide, bandwidth=0.3),
@@ -618,7 +618,7 @@ def test_linear_in_the_masks(path, grid):
 @few
 @given(grid=grids)
 def test_flips_and_orders_commute(path, grid):
-    """Lengths without ties: the tree of a mirrored image is the mirrored tree."""
+    """Without ties in length the tree of a mirrored image is the mirrored tree."""
     masks, guide, s, k, labels = drawn(grid)
     guide = guide + 0.01 * torch.rand(guide.shape, generator=torch.Generator().manual_seed(grid[2] + 1))
     plain = forms(masks, guide, s, k, labels)
@@ -657,7 +657,7 @@ def test_steep_trees_do_not_slow_or_break_the_climb(path):
 
 
 def test_large_flat_map_keeps_its_digits(path):
-    """One flat zone of 40,000 pixels and one pixel apart: single precision sums would lose the fourth digit."""
+    """A flat zone of 40,000 pixels and one other pixel: single-precision sums would lose the fourth digit."""
     guide = torch.zeros(1, 200, 200)
     guide[0, 100, 100] = 10.0
     masks = torch.full((1, 200, 200), 0.25)
@@ -669,7 +669,7 @@ def test_large_flat_map_keeps_its_digits(path):
     assert_close(result[0, 5, 5], torch.tensor(flat), atol=1e-7, rtol=0)
 
 
-# ---- manners ----
+# ---- precision, errors and side effects ----
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

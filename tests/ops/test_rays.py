@@ -24,7 +24,7 @@ def area(points):
 
 
 def slow_rays(points, here):
-    """The published rule: the bins of one degree in a dictionary, seven looked at in turn."""
+    """The published rule: bins of one degree in a dictionary, of which seven are tried in turn."""
     bins = {}
     for x, y in points.tolist():
         angle = math.degrees(math.atan2(x - here[0], y - here[1]))
@@ -65,7 +65,7 @@ def test_a_half_ring_from_its_centre_of_curvature():
 
 @pytest.mark.parametrize("rule", ["official", "cast"])
 def test_a_square_from_its_centre(rule):
-    """Ideal rays: half the side over the larger of |cos| and |sin|; off the grid the rule may look 3 degrees beside."""
+    """Ideal rays: half the side over the larger of |cos| and |sin|; off the grid the rule may be 3 degrees off."""
     mask = torch.zeros(221, 221, dtype=torch.bool)
     mask[10:211, 10:211] = True
     lengths = ray_lengths(contour(mask), torch.tensor([[110.0, 110.0]]), rule=rule)[0]

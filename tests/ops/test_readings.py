@@ -88,7 +88,7 @@ def test_probabilities_are_those_of_eq_1(case):
 
 
 def test_a_class_map_compares_the_same_however_many_classes_there_are(case):
-    """The spread of a map is its own: that other maps stand beside it changes nothing."""
+    """The spread of a map is its own and does not depend on the other maps."""
     features, layer, _ = case
     both = read(features, layer, values="class")
     alone = read(

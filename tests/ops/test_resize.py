@@ -1,4 +1,4 @@
-"""Resized maps: torch's bilinear, and means that padding has no part in."""
+"""Resized maps: torch's bilinear interpolation, and means that exclude padding."""
 
 import torch
 from torch.nn.functional import interpolate

@@ -1,4 +1,4 @@
-"""Affinity from a seed: brute force over all ways, the neighbors' affinity, and the losses' own propagation."""
+"""Affinity from a seed: brute force over all paths, the neighbors' affinity, and the losses' own propagation."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from misa.ops.tree import grid_lengths, minimum_spanning_tree
 
 
 def all_ways(guide):
-    """The smallest longest edge between all pixels, by Floyd and Warshall with max for the sum."""
+    """Returns the minimax path costs between all pixels, by Floyd-Warshall with max instead of sum."""
     h, w = guide.shape[-2:]
     ways = torch.full((h * w, h * w), torch.inf, dtype=torch.float64).fill_diagonal_(0)
     for i in range(h):
@@ -46,7 +46,7 @@ def test_longest_edges_where_many_are_equal(rng):
 
 
 def test_longest_edge_from_a_corner_is_the_trees_heaviest(rng):
-    """Against SciPy: the farthest any seed sees is at most the heaviest edge of the tree, and some seed sees it."""
+    """Against SciPy: the largest minimax cost over all seeds is the heaviest edge of the tree."""
     guide = torch.randn(2, 6, 6, generator=rng)
     tree = minimum_spanning_tree(guide)
     graph = np.zeros((36, 36))
@@ -120,7 +120,7 @@ def test_the_product_is_near_where_both_are(field):
 @pytest.mark.parametrize("form", ["sum", "product"])
 @pytest.mark.parametrize("reach", ["local", "global"])
 def test_sepa_masks_are_the_losses(field, reach, form):
-    """The mask of "enhanced" is what `propagate_*` gives with the semantic guide, that of "color" without it."""
+    """The mask of "enhanced" equals `propagate_*` with the semantic guide, that of "color" without it."""
     knobs = Knobs(steps=4, semantic_scale=1.5, form=form)
     start = seed_mask(8, 9, (4, 4), radius=2)
     found = field.masks(start, knobs, reach=reach)

@@ -1,4 +1,4 @@
-"""The strong view: seeded, of the same geometry, and blind to padding."""
+"""The strong augmentation: seeded, without geometric changes, and independent of padding."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_grey_is_grey_and_in_range(rng):
 
 
 def test_geometry_stays():
-    """A pixel of its own color stays where it is: the rest remains of one color."""
+    """A pixel of another color stays in place, and the rest keeps one color."""
     image = torch.full((1, 3, 9, 9), 100.0)
     image[0, :, 3, 5] = torch.tensor([220.0, 30, 40])
     seen = strong_view(normalised(image), seeded(4), jitter=1.0, grey=0.0)

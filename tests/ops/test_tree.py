@@ -25,14 +25,14 @@ def path(request):
 
 
 def all_edges(h: int, w: int) -> np.ndarray:
-    """Vertical ones first, row by row, then horizontal ones."""
+    """Returns all edges: vertical ones first, row by row, then horizontal ones."""
     vertical = [(y * w + x, (y + 1) * w + x) for y in range(h - 1) for x in range(w)]
     horizontal = [(y * w + x, y * w + x + 1) for y in range(h) for x in range(w - 1)]
     return np.array(vertical + horizontal, dtype=np.int64).reshape(-1, 2)
 
 
 def scipy_weight(guide: torch.Tensor) -> float:
-    """The total length of SciPy's tree; one is added on the way because SciPy takes 0 for no edge."""
+    """Returns the total length of SciPy's tree; lengths are offset by one because SciPy treats 0 as no edge."""
     _, h, w = guide.shape
     edges, flat = all_edges(h, w), guide.flatten(1).double().numpy()
     lengths = ((flat[:, edges[:, 0]] - flat[:, edges[:, 1]]) ** 2).sum(axis=0)
@@ -41,7 +41,7 @@ def scipy_weight(guide: torch.Tensor) -> float:
 
 
 def total_order_tree(keys: np.ndarray, h: int, w: int) -> set[tuple[int, int]]:
-    """SciPy's tree on the ranks of (key, edge number), which has no ties."""
+    """Returns SciPy's tree on the ranks of (key, edge number), which has no ties."""
     edges = all_edges(h, w)
     ranks = np.empty(len(keys))
     ranks[np.argsort(keys, kind="stable")] = np.arange(1, len(keys) + 1)
@@ -129,7 +129,7 @@ def test_many_grids_at_once_are_one_by_one(rng, device, path):
 
 
 def test_longest_chain(device, path):
-    """A snake through the grid is as deep as a tree can be."""
+    """A snake through the grid is the deepest possible tree."""
     h, w = 12, 12
     guide = torch.full((1, h, w), 0.0)
     snake = [(y, x if y % 2 == 0 else w - 1 - x) for y in range(h) for x in range(w)]

@@ -1,4 +1,4 @@
-"""The tree filter against products along paths, a sparse solve, and what a mean must do."""
+"""The tree filter against products along paths, a sparse solve, and properties of a mean."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def trees_of(rng, g, h, w, valid=None):
 
 
 def slow_kernel(trees, weights, i):
-    """K of tree i in the tree's numbers: for every pair the product of the weights up to where their paths meet."""
+    """Returns K of tree i in tree order: for every pair the product of the weights up to their common ancestor."""
     parent, weight = trees.parent[i].tolist(), weights[i].tolist()
 
     def way_up(v):
@@ -149,7 +149,7 @@ def test_padding_is_as_if_cropped(rng):
 
 
 def test_a_deep_tree_of_light_edges(rng):
-    """A path through all pixels, its weights near 1: single precision must not lose the far ones."""
+    """A path through all pixels with weights near 1: single precision must keep the distant ones."""
     trees = spanning_trees(torch.zeros(1, 4095), 1, 4096)
     values, weights = torch.rand(1, 1, 4096, generator=rng), torch.full((1, 4096), 0.999)
     distance = (torch.arange(4096)[:, None] - torch.arange(4096)).abs()

@@ -1,4 +1,4 @@
-"""Triton is tried once; where it does not run, one sentence says so and torch operations do the work."""
+"""Triton is tried once; if it does not run, one warning says so and torch operations are used."""
 
 import os
 import subprocess

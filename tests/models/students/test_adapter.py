@@ -8,7 +8,7 @@ from misa.models.students.adapter import Adapter
 
 @pytest.fixture(autouse=True)
 def full_precision(monkeypatch):
-    """A GPU's convolutions round to 10 bits otherwise."""
+    """Disable TF32: otherwise a GPU's convolutions round to 10 bits."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 

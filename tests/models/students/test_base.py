@@ -1,4 +1,4 @@
-"""MISA: what learns, what does not, and what is left when everything is switched off."""
+"""MISA: which parameters are trained, which are frozen, and the baseline with all terms switched off."""
 
 import copy
 
@@ -29,7 +29,7 @@ def build(row):
         teacher = build_teacher(teacher_row(row), CLASSES)
         with torch.no_grad():
             for parameter in teacher.parameters():
-                parameter.add_(0.01 * torch.randn(parameter.shape))  # a fresh attention has a gain of zero
+                parameter.add_(0.01 * torch.randn(parameter.shape))  # an untrained attention has zero gain
         model.attach(teacher)
     return model.train()
 
@@ -95,7 +95,7 @@ def test_prediction_needs_no_teacher(batch):
 
 
 def test_a_crowd_is_neither_object_nor_background(batch):
-    """FSD says nothing of what lies in a crowd's box alone; a box of an object in it still counts."""
+    """FSD ignores pixels that lie only in a crowd's box; boxes of objects inside it still count."""
     model = build(MISA.but(affinity={"saliency": False}))
     plain = losses(model, batch)
     crowded, around = copy.deepcopy(batch), copy.deepcopy(batch)
@@ -106,7 +106,7 @@ def test_a_crowd_is_neither_object_nor_background(batch):
         sample.ignored_instances = InstanceData(bboxes=sample.gt_instances.bboxes.clone())
     assert torch.equal(losses(model, around)["loss_distillation"], plain["loss_distillation"])
 
-    # With all but the boxes a crowd, nothing is outside: the weight of the background plays no part.
+    # With everything outside the boxes a crowd, there is no background: its weight has no effect.
     for sample in crowded["data_samples"]:
         sample.ignored_instances = InstanceData(bboxes=torch.tensor([[0.0, 0, 128, 96]]))
     heavy = build(MISA.but(affinity={"saliency": False}, distillation={"bg_weight": 60.0}))
@@ -115,7 +115,7 @@ def test_a_crowd_is_neither_object_nor_background(batch):
 
 
 def test_a_box_at_the_edge_of_the_image_is_no_padding():
-    """Two pixels at the end of 125 x 93 lie in cells whose centres are beyond it; the terms still see the box."""
+    """The last two pixels of 125 x 93 lie in cells with centres outside the image; the terms still use the box."""
     images, shapes = torch.rand(2, 3, 96, 128), [(96, 128), (93, 125)]
     boxes = [torch.tensor([[0.0, 0, 40, 40]]), torch.tensor([[10.0, 10, 30, 30], [123.5, 91.5, 125, 93]])]
     features = torch.zeros(2, 1, 24, 32)
@@ -139,7 +139,7 @@ def test_a_loss_that_is_no_number_ends_the_training_by_name(batch):
 
 
 def test_switched_off_it_is_the_baseline_to_the_bit(batch):
-    """Rows of one seed start from the same student, and the terms that they share are the same."""
+    """Rows with the same seed start from the same student, and their common terms are equal."""
     baseline, full = build(find_row("demo:box")), build(MISA)
     for name, value in baseline.state_dict().items():
         assert torch.equal(value, full.state_dict()[name]), name

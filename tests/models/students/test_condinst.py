@@ -64,7 +64,7 @@ def batch(rng, boxes=([[8, 16, 72, 80], [60, 4, 124, 60]], [[20, 20, 100, 120]])
 
 
 def slow_masks(features, params, points, strides, channels):
-    """Every pixel of every instance: relative coordinates and features through three layers of its own."""
+    """For every pixel of every instance: relative coordinates and features through the instance's three layers."""
     n, (c, h, w) = len(params), features.shape
     widths = [(c + 2, channels), (channels, channels), (channels, 1)]
     out = torch.zeros(n, h, w)
@@ -96,14 +96,14 @@ def test_the_dynamic_layers_equal_the_loop(rng):
         points=torch.rand(5, 2, generator=rng) * 32,
         strides=torch.tensor([8.0, 8, 16, 32, 8]),
     )
-    head.mask_feat_stride, stride = head.mask_out_stride, head.mask_feat_stride  # no stretching
+    head.mask_feat_stride, stride = head.mask_out_stride, head.mask_feat_stride  # no upsampling
     found = head.forward_single(features, info)[0]
     head.mask_feat_stride = stride
     assert_close(found, slow_masks(features, info.param_preds, info.points, info.strides, 8), atol=1e-4, rtol=1e-4)
 
 
 def test_equals_mmdets_boxinst_on_equal_weights(rng):
-    """With as many dynamic channels as mask features, as mmdet wants it."""
+    """With as many dynamic channels as mask features, as mmdet requires."""
     row = ROW.but(student="boxinst", objective=None)
     theirs = build(row)
     ours = build(ROW, bbox_head={"num_params": 593}, mask_head={"feat_channels": 16})
@@ -175,7 +175,7 @@ def test_the_best_locations_of_every_box(rng):
 
 
 def test_relative_coordinates_point_from_the_pixel_to_the_location():
-    """What the loop above takes for granted."""
+    """Which the loop above assumes."""
     found = relative_coordinate_maps(
         torch.tensor([[4.0, 4.0], [12.0, 4.0]]), torch.tensor([[20.0, 4.0]]), torch.tensor([8.0]), 8, (1, 2)
     )

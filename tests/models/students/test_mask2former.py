@@ -67,7 +67,7 @@ def prepared(model, *images):
 
 
 def test_the_match_is_the_cheapest_of_all():
-    """Every one-to-one match of three boxes to five queries, its cost written out in float64."""
+    """Against every one-to-one match of three boxes to five queries, with the cost by definition in float64."""
     generator = torch.Generator().manual_seed(1)
     scores = torch.randn(2, 1, 5, 4, generator=generator)
     logits = torch.randn(2, 1, 5, 6, 7, generator=generator)
@@ -173,7 +173,7 @@ BATCHES = {
 
 @pytest.mark.parametrize("name", BATCHES)
 def test_every_batch_trains_every_weight(student, name):
-    """Also those that get no say from this batch: a process of several must not wait for their gradients."""
+    """Also those that do not depend on this batch: several processes must not wait for their gradients."""
     student.zero_grad()
     images, samples = prepared(student, *BATCHES[name])
     losses = student.loss(images, samples)
@@ -212,7 +212,7 @@ def test_the_tree_may_span_a_square_of_another_size():
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["resnet50", "resnet101", "swin_t", "swin_s", "swin_b", "swin_l"])
 def test_every_backbone_fits(backbone):
-    """In its real size, with a decoder in its real size."""
+    """In its real size, with a decoder of real size."""
     network = {"backbone": backbone, "pretrained": False}
     model = build(find_row("table1_coco:apro_m2f_r101").but(network=network, augmentation={"crop": 96})).eval()
     images, samples = prepared(model, TWO[0])
@@ -260,7 +260,7 @@ def test_boxes_beyond_the_queries_have_no_mask(student):
 
 @torch.no_grad()
 def other_copy(student):
-    """Of other weights, whose queries come in another order than the student's."""
+    """A copy with other weights, whose queries are in another order than the student's."""
     copy_ = Shadow(student).copy
     torch.manual_seed(1)
     for p in copy_.panoptic_head.parameters():
@@ -278,7 +278,7 @@ def shuffled(student):
 
 @torch.no_grad()
 def test_the_copys_mask_of_an_object_is_that_of_its_own_last_match(student):
-    """Of every positive of the student, whatever its prediction; the order of the copy's queries does not matter."""
+    """For every positive of the student in any prediction; the order of the copy's queries does not matter."""
     images, samples = prepared(student, *TWO)
     truth = [sample.gt_instances for sample in samples]
     own, following = student.handover(images, truth), other_copy(student)
@@ -322,7 +322,7 @@ def test_one_mask_of_every_box_is_the_last_predictions():
 
 
 def test_what_an_object_has_once_is_not_counted_for_every_prediction(student, monkeypatch):
-    """Other terms are sums over the predictions."""
+    """All other terms are sums over the predictions."""
 
     def losses(self, step, memory):
         loss = step.positives.mask_logits.mean()

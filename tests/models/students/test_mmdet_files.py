@@ -1,4 +1,4 @@
-"""Models that are mmdet's: every value is that of mmdet's own configuration file, but for those listed here."""
+"""Models of mmdet: every value equals that of mmdet's own config file, except those listed here."""
 
 import pytest
 from mmengine.hub import get_config
@@ -49,7 +49,7 @@ ON_PURPOSE = {
 
 
 def flat(value, key=""):
-    """Dotted key -> value, classes by their name, tuples as lists."""
+    """Returns dotted key -> value, with classes by their name and tuples as lists."""
     if isinstance(value, type):
         value = value.__name__
     if isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
@@ -64,7 +64,7 @@ def _lists(value):
 
 
 def differences(row):
-    """Key -> mmdet's value and ours, where they differ; of the published row with mmdet's backbone and classes."""
+    """Returns key -> mmdet's value and ours if they differ; for the published row with mmdet's backbone and classes."""
     theirs = get_config(f"mmdet::{FILES[row]}").model.to_dict()
     experiment = find_row(row).but(network={"backbone": "resnet50"})
     ours = flat(dict(model_config(experiment, tuple(f"class {k}" for k in range(80)))))
@@ -78,14 +78,14 @@ def differences(row):
 
 @pytest.mark.parametrize("row", FILES)
 def test_nothing_differs_from_mmdets_file_but_what_is_listed(row):
-    """An entry of the list that is no difference any more fails as well."""
+    """A listed entry that no longer differs fails as well."""
     model, found = differences(row)
     listed = {key: values for (name, key), (*values, _) in ON_PURPOSE.items() if name in (ANY, model)}
     assert found == {key: tuple(values) for key, values in listed.items()}
 
 
 def test_a_difference_is_seen(monkeypatch):
-    """What the test above would miss if it compared a part of the keys, or nothing."""
+    """Shows that the test above compares the keys."""
     from misa.models.students import baselines as config
 
     def drifted(file):

@@ -1,4 +1,4 @@
-"""PolarMask's head: targets and losses against loops, and the way from targets back to masks."""
+"""PolarMask's head: targets and losses against loops, and decoding of targets to masks."""
 
 import math
 
@@ -58,7 +58,7 @@ SCENE = (disc(40, 44, 20), disc(92, 80, 16, 26), disc(44, 48, 8), disc(5, 120, 1
 
 
 def priors():
-    """x, y, stride and the range of the level of every location."""
+    """Returns x, y, stride and the range of the level of every location."""
     found = []
     for stride, (low, high) in zip(STRIDES, RANGES, strict=True):
         side = SIZE // stride
@@ -69,13 +69,13 @@ def priors():
 
 
 def centroid(mask):
-    """Of a shape without holes, seen as all its pixels; within a pixel of the contour's polygon."""
+    """Returns the centroid of all pixels of a shape without holes; within a pixel of that of the contour's polygon."""
     rows, columns = np.nonzero(mask)
     return columns.mean(), rows.mean()
 
 
 def slow_targets(truth):
-    """The owner of every location, in loops; −1 where there is none."""
+    """Returns the object assigned to every location, in loops; −1 for none."""
     owners = []
     for x, y, stride, low, high in priors().tolist():
         best, least = -1, math.inf
@@ -102,7 +102,7 @@ def test_targets_equal_the_loop():
     labels, boxes, rays = targets(truth)
     owners = slow_targets(truth)
     assert labels.tolist() == [CLASSES if g < 0 else int(truth.labels[g]) for g in owners]
-    assert {g for g in owners if g >= 0} == {0, 1, 2}  # the smallest, of five pixels, teaches nothing
+    assert {g for g in owners if g >= 0} == {0, 1, 2}  # the smallest, of five pixels, has no location
     place = [i for i, g in enumerate(owners) if g >= 0]
     for i, box, lengths in zip(place, boxes.tolist(), rays, strict=True):
         x, y = priors()[i, :2].tolist()
@@ -131,7 +131,7 @@ def test_the_smaller_box_wins_a_shared_location():
 
 
 def maps(values, channels, fill):
-    """The levels' maps (1 c h w) of values at locations {place: (c,)}."""
+    """Returns maps (1 c h w) of all levels from values at locations {place: (c,)}."""
     flat = torch.full((len(priors()), channels), fill)
     for place, value in values.items():
         flat[place] = torch.as_tensor(value, dtype=torch.float32)
@@ -144,7 +144,7 @@ def maps(values, channels, fill):
 
 
 def planted(truth, centerness=0.0, rule="cast"):
-    """The maps of a network that says what the targets say, at every positive location."""
+    """Returns the maps of a network whose output equals the targets at every positive location."""
     labels, boxes, rays = targets(truth, rule)
     place = (labels < CLASSES).nonzero().flatten().tolist()
     classes = {i: [6.0 if c == labels[i] else -9.0 for c in range(CLASSES)] for i in place}
@@ -237,7 +237,7 @@ def test_the_losses_equal_the_loop(model, rng):
 
 
 def edge(mask):
-    """Pixels of a mask with a pixel of their 4-neighborhood outside it."""
+    """Returns the pixels of a mask with a 4-neighbor outside it."""
     wide = np.pad(mask.astype(bool), 1)
     inner = wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
     return mask.astype(bool) & ~inner

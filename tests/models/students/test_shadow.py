@@ -1,4 +1,4 @@
-"""The copy that follows a student: what it answers, when it is asked, and that detections are mmdet's."""
+"""The EMA copy of a student: its masks and detections, when it is run, and agreement with mmdet."""
 
 import dataclasses
 
@@ -79,7 +79,7 @@ def test_any_objective_teaches_any_student_that_serves_its_needs(rng, student, n
 
 
 def test_the_copy_answers_at_the_students_places(rng):
-    """Its own choice, by its own scores, would be other locations."""
+    """Its own scores would select other locations."""
     model = build("condinst").eval()  # so that both normalise alike
     images, samples = batch(rng)
     instances = [sample.gt_instances for sample in samples]
@@ -95,7 +95,7 @@ def test_the_copy_answers_at_the_students_places(rng):
 
 
 def test_the_copy_follows_by_name(rng):
-    """Parameters that were added in another order are still each other's."""
+    """Parameters registered in another order are still matched."""
     student = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
     shadow = Shadow(student)
     with torch.no_grad():
@@ -142,7 +142,7 @@ def test_detections_are_mmdets(rng, student):
         theirs = answer.pred_instances
         scores = own.scores**2 if student == "condinst" else own.scores
         assert len(scores) > 0
-        if student == "mask2former":  # mmdet's has no order, and weighs by the pixels at the image's size
+        if student == "mask2former":  # mmdet does not sort, and weights by the pixels at image size
             assert_close(scores.sort().values, theirs.scores.sort().values, atol=0.02, rtol=0)
             continue
         assert_close(scores, theirs.scores)
@@ -193,7 +193,7 @@ def test_a_row_without_a_copy_cannot_predict_from_it():
 
 @pytest.mark.parametrize("student", STUDENTS)
 def test_pasted_objects_are_taught_by_what_is_seen_of_them(rng, student, monkeypatch):
-    """Masks of the losses are within what is left of each box; where no cell of it is left they are the box."""
+    """Masks in the losses lie within the visible part of each box, or in the whole box if no cell is visible."""
     objective = dataclasses.replace(OBJECTIVES["sim_paste"], paste=1, paste_rate=1.0)
     model = build(student, objective)
     images, samples = batch(rng)

@@ -1,4 +1,4 @@
-"""The box-supervised student on hard batches: it always trains, and never reads a mask."""
+"""The box-supervised student on edge cases of batches: it always trains, and never reads a mask."""
 
 import json
 
@@ -29,7 +29,7 @@ def build():
 
 
 def batch(*images, masks=False):
-    """mmdet's samples for lists of (x1, y1, x2, y2, label)."""
+    """Returns mmdet's samples for lists of (x1, y1, x2, y2, label)."""
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
 
@@ -92,7 +92,7 @@ def test_without_objects_only_the_classifier_has_anything_to_learn(build):
 
 def test_the_losses_do_not_depend_on_the_order_of_the_objects(build):
     model = build()
-    model.eval()  # the order of summation is all that differs
+    model.eval()  # only the order of summation differs
     boxes = [(5, 5, 50, 40, 0), (60, 20, 120, 90, 1), (10, 50, 40, 90, 2)]
     one, _ = losses_and_gradients(model, batch(boxes))
     other, _ = losses_and_gradients(model, batch(boxes[::-1]))
@@ -113,7 +113,7 @@ def test_crowds_are_left_out(build):
 
 
 def test_the_classification_loss_is_the_focal_loss_of_every_cell(build):
-    """Against torchvision's: summed over cells and classes, divided by the firing cells and one."""
+    """Against torchvision's: summed over cells and classes, divided by the number of positive cells plus one."""
     from torchvision.ops import sigmoid_focal_loss
 
     model = build()
@@ -136,7 +136,7 @@ def test_the_later_object_wins_a_shared_cell():
 
 
 def test_padding_does_not_touch_the_losses(build):
-    """The same image in a batch that pads it gives valid pixels only where the image is."""
+    """The same image in a padded batch has valid pixels only inside the image."""
     from misa.losses.inputs import shrink
 
     images = torch.zeros(2, 3, 64, 96)
@@ -147,7 +147,7 @@ def test_padding_does_not_touch_the_losses(build):
 
 
 def test_the_mask_of_a_known_box_is_the_mean_of_its_cells(build):
-    """Of an image with objects of two sizes, one without any, and a box that no level is for."""
+    """For an image with objects of two sizes, one without objects, and a box that no level covers."""
     model = build()
     model.mask_head.scale_ranges = ((30, 60), (50, 80), (60, 90), (70, 200))
     boxes = [(10, 10, 60, 50, 2), (70, 40, 110, 90, 1), (20, 20, 30, 30, 0)]

@@ -1,4 +1,4 @@
-"""Dense outputs to instances: as mmdet's head does it, but enlarged part by part."""
+"""Dense outputs to instances: equal to mmdet's head, but upsampled part by part."""
 
 import pytest
 import torch

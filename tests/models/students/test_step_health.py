@@ -1,4 +1,4 @@
-"""What a watched step says, against plain loops; and that watching changes nothing."""
+"""Diagnostics of a monitored step against plain loops; monitoring changes nothing."""
 
 import pytest
 import torch
@@ -41,10 +41,10 @@ def test_shares_are_those_of_separate_backward_passes():
         "loss_a": maps[0].square().sum(),
         "loss_b": (maps[0] * maps[1]).sum(),
         "d0.loss_a": 3 * maps[1].sum(),
-        "loss_far": torch.zeros(1, requires_grad=True).sum(),  # reaches none of the maps
+        "loss_far": torch.zeros(1, requires_grad=True).sum(),  # independent of all maps
     }
     shares = gradient_shares(losses, maps)
-    assert not any("loss" in name for name in shares)  # or mmengine would add them to the loss
+    assert not any("loss" in name for name in shares)  # mmengine would add such names to the loss
     norms = {}
     for name, terms in {"a": ("loss_a", "d0.loss_a"), "b": ("loss_b",)}.items():
         for kept in maps:

@@ -30,7 +30,7 @@ SMALL = {"name": "resnet18", "base_channels": 8, "pretrained": False}
 
 @pytest.fixture(autouse=True)
 def full_precision(monkeypatch):
-    """A GPU's convolutions round to 10 bits otherwise."""
+    """Disable TF32: otherwise a GPU's convolutions round to 10 bits."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
@@ -44,7 +44,7 @@ def tiny_backbone(name, pretrained=False):
 
 
 def scramble(module, seed=0):
-    """Weights, gammas and statistics away from their special starting values."""
+    """Randomise weights, gammas and statistics away from their special initial values."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in [*module.named_parameters(), *module.named_buffers()]:
@@ -63,7 +63,7 @@ def images(rng):
 
 
 def slow_attention(block, x):
-    """Facts of the block as loops: LayerNorm, windows cut from a zero-padded map, softmax without scale, residual."""
+    """The block in loops: LayerNorm, windows of a zero-padded map, softmax without scale, residual."""
     w8 = {name: value.detach().double().cpu().numpy() for name, value in block.named_parameters()}
     x = x.detach().double().cpu().numpy()
     b, d, h, w = x.shape
@@ -164,7 +164,7 @@ def test_what_a_stage_is_given_goes_on_to_the_next(images):
         maps = run_stages(model.backbone, images, between)
     assert seen == [0, 1, 2, 3]
     assert maps[1].abs().sum() == 0
-    # Nothing of the images is left after stage 1.
+    # Stage 1 has removed all dependence on the images.
     assert_close(maps[3][0], maps[3][1])
 
 
@@ -218,7 +218,7 @@ def test_a_missing_file_or_name_is_one_clear_sentence(checkpoint):
 
 
 def official(key):
-    """The name that Swin's own files have for a weight."""
+    """Returns the name of a weight in Swin's published files."""
     for ours, theirs in (
         ("stages", "layers"),
         ("attn.w_msa.", "attn."),
@@ -235,7 +235,7 @@ def test_a_local_file_is_loaded(tmp_path, name):
     source = scramble(tiny_semask(name).backbone)
     state = source.state_dict()
     if name == "swin_t":
-        # Those files hold no norms for the stages' outputs: these keep their start.
+        # Those files hold no norms for the stages' outputs: these keep their initial values.
         state = {official(key): value for key, value in state.items() if not key.startswith("norm")}
     torch.save({"model" if name == "swin_t" else "state_dict": state}, tmp_path / "weights.pth")
     config = tiny_backbone(name, pretrained=tmp_path / "weights.pth")
@@ -321,7 +321,7 @@ def test_s_is_the_sum_of_the_four_levels_at_stride_4(images):
         blocks[-1].register_forward_hook(lambda _, __, result: levels.append(result))
     with torch.no_grad():
         found = model(images).features
-    # Every level's last block works at stride 4 (the first level) or 8; one doubling is left.
+    # Every level's last block works at stride 4 (the first level) or 8; one upsampling by 2 remains.
     raised = [
         torch.nn.functional.interpolate(x, size=found.shape[-2:], mode="bilinear", align_corners=False) for x in levels
     ]

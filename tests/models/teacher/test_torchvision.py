@@ -10,7 +10,7 @@ NAMES = ("__background__", "cat", "dog", "cow", "hen")
 
 @pytest.fixture(autouse=True)
 def full_precision(monkeypatch):
-    """A GPU's convolutions round to 10 bits otherwise."""
+    """Disable TF32: otherwise a GPU's convolutions round to 10 bits."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
