@@ -7,6 +7,7 @@ misa train experiments/demo.py:mask2former_box    # Mask2Former as the student; 
 misa train experiments/demo.py:boxlevelset    # another paper's objective; also box2mask, discobox, boxinst, sim
 misa train experiments/demo.py:boxteacher
 misa train experiments/demo.py:discobox_bank    # with the object bank; sim_paste: with pasting
+misa train experiments/demo.py:mask2former_discobox    # the same on Mask2Former; also _sim and _box2mask
 misa train experiments/demo.py:box --smoke
 """
 
@@ -67,6 +68,7 @@ MASK2FORMER = BASE.but(
     affinity=Affinity(tree_bandwidth=0.03, refine_bandwidth=0.03, global_weight=1.0, reduction="box_ratio"),
     scenes=MANY,
 )
+QUERIES = MASK2FORMER.but(affinity=None, projection_weight=3.0)  # for objectives, which have weights of their own
 
 # Our readings of what the paper leaves open; experiments/table3_components.py has the literal ones beside them.
 SEPA: dict[str, Any] = {"saliency": True, "local_form": "product", "global_form": "product", "semantic_scale": 1.5}
@@ -95,9 +97,9 @@ ROWS = {
     "boxteacher": BARE.but(student="condinst", objective=OBJECTIVES["boxteacher"], inference=COPY | {"rescore": True}),
     "sim": BARE.but(student="condinst", objective=OBJECTIVES["sim"]),
     "sim_paste": BARE.but(student="condinst", objective=OBJECTIVES["sim_paste"]),
-    "mask2former_box2mask": MASK2FORMER.but(
-        affinity=None,
-        projection_weight=3.0,  # the objective has its own
+    "mask2former_box2mask": QUERIES.but(
         objective=Box2Mask(projection_weight=5.0, structure_channels=1, size=32),  # the maps are 32 x 32
     ),
+    "mask2former_discobox": QUERIES.but(objective=OBJECTIVES["discobox"]),
+    "mask2former_sim": QUERIES.but(objective=OBJECTIVES["sim"]),
 }
