@@ -77,16 +77,18 @@ def _place(
     return (left + across if right else left) - 0.5, y, "right" if right else "left"
 
 
-def sample_grid(samples: Sequence[Mapping[str, object]], *, columns: int = 4, title: str = "") -> Figure:
-    """Draw a grid of images, each given as the arguments of `draw_objects`."""
+def sample_grid(samples: Sequence[Mapping[str, Any]], *, columns: int = 4, title: str = "") -> Figure:
+    """Draw a grid of images, each given as the arguments of `draw_objects`; equal labels have equal colors."""
     columns = min(columns, max(len(samples), 1))
     rows = max(1, -(-len(samples) // columns))
     figure = Picture(figsize=(1.75 * columns, 1.9 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
+    names = sorted({name for sample in samples for name in sample.get("labels") or ()})
     for ax, sample in zip(axes.flat, samples, strict=False):
-        draw_objects(ax, **sample)  # type: ignore[arg-type]
+        colors = [names.index(name) for name in sample.get("labels") or ()] or None
+        draw_objects(ax, **{"colors": colors, **sample})
     if title:
         figure.suptitle(title, fontsize=9)
     return figure
@@ -231,9 +233,9 @@ def grouped_intervals(frame: pd.DataFrame, *, label: str = "mask AP (%)") -> Fig
                     linewidth=1.2, color=COLORS[i % len(COLORS)], label=row,
                 )  # fmt: skip
     below.axhline(0, color="0.4", linewidth=1)
-    above.set_ylim(bottom=0)
+    above.set_ylim(0, 1.05 * above.get_ylim()[1])
     above.set_ylabel(label)
-    below.set_ylabel("difference, same seed")
+    below.set_ylabel("difference to the baseline,\nsame seed (points)")
     below.set_xticks(np.arange(len(groups)), groups)
     above.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     for ax in (above, below):

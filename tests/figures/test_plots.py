@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -21,7 +22,7 @@ from misa.figures.plots import (
     sample_grid,
     save,
 )
-from misa.figures.style import Picture
+from misa.figures.style import COLORS, Picture
 
 
 @pytest.fixture
@@ -75,6 +76,20 @@ def test_sample_grid_fills_row_by_row(rows):
     figure = sample_grid(samples, columns=2)
     assert [len(ax.images) for ax in figure.axes] == [1, 1, 1, 0]
     assert isinstance(sample_grid([]), Figure)
+
+
+def test_a_class_has_one_color_in_all_images(rows):
+    image, boxes = rows[0]["image"], np.array([[2.0, 2, 20, 20], [25, 25, 40, 40]])
+    samples = [{"image": image, "boxes": boxes, "labels": names} for names in (["cow", "ant"], ["bee", "cow"])]
+    shown = [
+        (text.get_text(), text.get_bbox_patch().get_facecolor())
+        for ax in sample_grid(samples).axes
+        for text in ax.texts
+    ]
+    assert [name for name, _ in shown] == ["cow", "ant", "bee", "cow"]
+    assert len(set(shown)) == len({color for _, color in shown}) == 3
+    (given,) = sample_grid([{**samples[0], "colors": [4, 2]}]).axes
+    assert [to_hex(text.get_bbox_patch().get_facecolor()) for text in given.texts] == [COLORS[4], COLORS[2]]
 
 
 def test_groups_are_drawn_above_and_their_differences_to_the_baseline_below():

@@ -21,9 +21,13 @@ from misa.evaluation.ap import read_truth
 
 
 def training_samples(source: Source, *, count: int = 8, seed: int = 0) -> list[dict[str, Any]]:
-    """Some training images as the student sees them: `image` (h w 3), `boxes` (n 4, xyxy), `labels` (n names)."""
+    """Some training images as the student sees them: `image` (h w 3), `boxes` (n 4, xyxy), `labels` (n names).
+
+    `colors`: the numbers of the classes, so that each has one color, as in the live picture of a training.
+    """
     truth = read_truth(source.train.annotations)
-    return [boxed(truth, source.train, source.classes, image_id) for image_id in _some(truth.getImgIds(), count, seed)]
+    shown = [boxed(truth, source.train, source.classes, image_id) for image_id in _some(truth.getImgIds(), count, seed)]
+    return [{**one, "colors": [source.classes.index(name) for name in one["labels"]]} for one in shown]
 
 
 def results(run: Run, *, count: int = 4, seed: int = 0, threshold: float = 0.3) -> list[dict[str, Any]]:

@@ -40,9 +40,11 @@ def test_an_image_turned_by_exif_is_shown_as_it_is_trained_on(root):
         content["annotations"] = [{**content["annotations"][0], "image_id": 1, "bbox": [2, 30, 20, 9]}]
 
     edit(root, "train", change)
-    (sample,) = training_samples(open_source(Experiment(data="coco"), root))
+    source = open_source(Experiment(data="coco"), root)
+    (sample,) = training_samples(source)
     assert np.array_equal(sample["image"], mmcv.imread(path)[..., ::-1])
     assert sample["image"].shape == (40, 30, 3)
+    assert [source.classes[number] for number in sample["colors"]] == sample["labels"]
 
 
 def test_sixteen_bits_are_shown_as_they_are_trained_on(root):
