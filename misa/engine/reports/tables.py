@@ -112,9 +112,13 @@ class Table:
             return f"{title}\n{text.to_string()}{more}"
         if kind == "html":
             page: str = text.to_html(border=0, classes="misa-table", justify="right")
-            caption = f"<caption>{title}; mean ± 95 % confidence interval over n seeds</caption>"
+            caption = f"<caption>{title}; percent, mean ± 95 % confidence interval over n seeds</caption>"
             page = page.replace("<thead>", f"{caption}\n<thead>", 1)
-            page += self.details().to_html(border=0, classes="misa-table", justify="right") if detailed else ""
+            if detailed:
+                more = self.details().to_html(border=0, classes="misa-table", justify="right")
+                # Small: its many columns fit into a notebook's cell on a screen of 1280 pixels.
+                more = more.replace("<table", '<table style="font-size: 80%"', 1)
+                page += more.replace("<thead>", "<caption>means over the seeds, AP in percent</caption>\n<thead>", 1)
             return page.replace("<td>", '<td style="white-space: nowrap">')
         if kind == "latex":
             math_text = text.astype(str).map(_latex)

@@ -200,11 +200,12 @@ def planned(jobs: Sequence[Job], *, slots: int = 1, minutes: float | None = None
 
 
 def _seconds(one: Job) -> float | None:
-    """Duration of a finished training, from the files' times of its record and scores."""
+    """Duration of a finished training, by the times of its files; None where a copy has changed them."""
     if one.state != "finished":
         return None
     begun, ended = (one.folder / name for name in ("config.py", "metrics.json"))
-    return ended.stat().st_mtime - begun.stat().st_mtime if begun.exists() else None
+    took = ended.stat().st_mtime - begun.stat().st_mtime if begun.exists() else 0.0
+    return took if took > 1 else None
 
 
 def read_options(text: str) -> dict[str, int | str]:

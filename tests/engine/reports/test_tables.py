@@ -52,6 +52,22 @@ def test_the_plan_goes_seed_by_seed_and_has_nothing_twice(tmp_path):
     assert len({job.folder for job in jobs}) == 4
 
 
+def test_the_time_of_a_training_is_not_read_off_copied_files(tmp_path):
+    """A copy gives the record and the scores times of its own, the scores' maybe before the record's."""
+    jobs = plan(["demo:box", "demo:mask"], range(1), root=tmp_path)
+    finish(jobs[0], 20.0)
+    record, scores = jobs[0].folder / "config.py", jobs[0].folder / "metrics.json"
+    record.touch()
+    for ended, words in (
+        (1600.0, "at 10.0 minutes each"),
+        (999.0, "how long one takes"),
+        (1000.1, "how long one takes"),
+    ):
+        os.utime(record, (1000.0, 1000.0))
+        os.utime(scores, (ended, ended))
+        assert words in sweep.planned(jobs)
+
+
 def test_figures_are_the_mean_and_the_paired_difference(tmp_path):
     table = open_table(3, seeds=4, root=tmp_path)
     rng = np.random.default_rng(0)
