@@ -151,7 +151,7 @@ def _convert(root: Path, row: Format, parts: list[Part], folder: Path, made: Mad
 
 
 class _Tables(NamedTuple):
-    """A split: the content of its file without annotations, and a function that yields these one by one."""
+    """A split: the content of its file without annotations, and a function that calls back with each of these."""
 
     content: dict[str, Any]
     annotations: Callable[[Callable[[Any], None]], object]
