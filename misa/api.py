@@ -88,7 +88,7 @@ def load_teacher(run_or_name: str | Path, *, weights: str | Path | None = "defau
             f"{run_or_name} has no teacher; give a teacher's run, or a student's of a row such as demo:misa."
         )
     experiment, folder, _ = recorded(networks.folders[-1])
-    if experiment.semantic is not None or experiment.limit is not None:  # torchvision's is whole, whatever the student
+    if experiment.semantic is not None or experiment.limit is not None:  # not for torchvision's beside a full student
         warn(folder, experiment)
     return Teacher(replace(networks.seen, student=None), name, knobs_of(networks.experiment.affinity))
 

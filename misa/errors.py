@@ -24,7 +24,7 @@ class Stopped(RuntimeError):
         self.status = status
 
     def _render_traceback_(self) -> list[str]:
-        """What a notebook shows: the sentence, without the frames of the package."""
+        """Returns what a notebook shows: only the message, without a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 
@@ -32,7 +32,7 @@ class UserError(ValueError):
     """Wrong input by the user; the command line prints the message and exits with status 2."""
 
     def _render_traceback_(self) -> list[str]:
-        """What a notebook shows: the sentence, without the frames of the package."""
+        """Returns what a notebook shows: only the message, without a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 

@@ -90,7 +90,7 @@ def descriptions(rows: Mapping[str, Experiment], comparison: Comparison | None =
     for name, text in list(texts.items()):
         like = first.setdefault((rows[name].data, text), name)
         if like != name:
-            # What the paper prints for a row changes nothing of it.
+            # The paper's scores of a row are no setting.
             before, now = (dict(_flat({**rows[key].values(), "expected": None})) for key in (like, name))
             changed = [f"{k} {now.get(k, 'default')}" for k in {**before, **now} if before.get(k) != now.get(k)]
             texts[name] = f"{text}; as {like}, but {', '.join(changed) or 'nothing else'}"

@@ -1,4 +1,4 @@
-"""Check a data set: read its annotations and images, and list what is wrong with them.
+"""Check a data set: read its annotations and images, and list every problem.
 
 example: misa check path/to/data --picture check.png
 """

@@ -1,6 +1,6 @@
-"""Print the lines that make a shell complete misa's commands, options and rows.
+"""Print shell code that completes misa's commands, options and rows.
 
-Put them where your shell reads them at its start:
+Append it to a file that your shell reads at its start:
 
     misa completion bash >> ~/.bashrc
     misa completion zsh >> ~/.zshrc

@@ -1,6 +1,6 @@
-"""Write a data set of any format as plain COCO: boxes, masks where there are any, splits and images.
+"""Write a data set of any format as plain COCO: boxes, masks if there are any, splits and images.
 
-The data is only read. The same command goes on where it was stopped; OUT appears when it is complete.
+The data is never changed. The same command resumes after an interruption; OUT appears when it is complete.
 
 example: misa convert path/to/yolo path/to/coco
 """

@@ -1,6 +1,6 @@
 """Estimate step time, memory and days of a row on other GPUs, from two small steps measured here.
 
-The formula, and what it leaves out, is in misa/engine/training/estimate.py.
+The formula and its limits are in misa/engine/training/estimate.py.
 
 example: misa estimate table1_coco:misa_r50 --gpus 8 --gpu H100
 """

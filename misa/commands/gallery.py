@@ -1,6 +1,6 @@
 """Execute the notebooks and write each as a self-contained page.
 
-Solutions of exercises are folded. A notebook that fails leaves its page with the error in it, and the others go on.
+Solutions of exercises are folded. The page of a notebook that fails shows the error, and the others still run.
 
 example: misa gallery affinity frequency --out runs/gallery
 """

@@ -1,4 +1,4 @@
-"""Measure what each affinity would pull a student's masks to: towards the true masks, or away from them?
+"""Measure whether each affinity would pull a student's masks towards the ground truth or away from it.
 
 example: misa guidance runs/demo-misa-seed0 --images 60 --out runs/guidance
 """

@@ -1,8 +1,8 @@
 """Write masks for every box of a data set as COCO json, each with an estimate of its quality.
 
-By a run, or by a student that is trained from these boxes first; an HTML page shows the doubtful masks first. The data
-is only read. The same command again goes on. --shards N starts N processes, here or with --cluster as jobs. With
---shard K as well it takes every Nth image only, and the last one to finish writes the result.
+Uses a run, or a student that is first trained from these boxes; an HTML page shows the doubtful masks first. The data
+is never changed. The same command resumes. --shards N starts N processes, here or with --cluster as jobs. With --shard
+K it processes only every Nth image, and the last one to finish writes the result.
 
 example: misa label mydata --out masks.json --run runs/photos-box-seed0
 example: misa label mydata --out masks.json --shards 8 --cluster slurm --cluster-options timeout_min=60

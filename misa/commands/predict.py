@@ -1,8 +1,8 @@
 """Predict masks of images, folders and videos; no annotation file is needed.
 
-The same command again goes on, and looks at new or changed images only. --shards N starts N processes, here or with
---cluster as jobs, and puts together what they find. With --shard K as well it takes every Nth image only; the same
-without both, when all are done, writes the tables of all.
+The same command resumes, and processes only new or changed images. --shards N starts N processes, here or with
+--cluster as jobs, and merges their results. With --shard K it processes only every Nth image; when all are done, the
+same command without both options writes the tables of all images.
 
 example: misa predict runs/demo photos/ --out results
 example: misa predict RUN photos --out results --shards 8 --cluster slurm --cluster-options timeout_min=60

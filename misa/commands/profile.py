@@ -1,9 +1,9 @@
 """Measure the time of a training step, part by part.
 
 Plain SOLOv2, the box baseline, + FSD, + SEPA and MISA run in turn in one process. Times are medians of whole steps
-(forward, backward, update) on one real batch. What a term costs is the difference of two forms' steps; the teacher's
-forward pass is timed by itself, because two terms share it. A last, profiled step says what each part takes of the
-forward pass.
+(forward, backward, update) on one real batch. The cost of a term is the difference between two of these steps; the
+teacher's forward pass is timed separately, because two terms share it. A final profiled step gives each part's share
+of the forward pass.
 
 example: misa profile table3_components:voc_misa --data-root path/to/voc --device cuda
 """

@@ -1,4 +1,4 @@
-"""Print what a figure was made from, and the command that makes it again.
+"""Print the provenance of a figure, and the command that draws it again.
 
 example: misa provenance runs/figures/figure4.pdf
 """

@@ -1,4 +1,4 @@
-"""List the rows that can be trained: table:row, its data, and what each of them is.
+"""List the rows that can be trained: table:row, data and description.
 
 Words are a filter: only rows are listed whose line, or whose table's title, has every word; capitals do not matter.
 Rows that have the words in their description only come last. A table's name with a colon lists that table. The second

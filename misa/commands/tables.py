@@ -1,4 +1,4 @@
-"""Print the paper's ablation tables beside what was measured here; what was never trained says "not run".
+"""Print the paper's ablation tables beside the figures measured here, or "not run".
 
 "comparators" are the objectives of other papers beside MISA's, on one student.
 

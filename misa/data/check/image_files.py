@@ -105,14 +105,14 @@ def check_files(
 
 
 class _Unlisted:
-    """The image files that are not listed, of which one may be what a missing file is called in truth."""
+    """The image files that are not listed: one of them may be a missing file under another name."""
 
     def __init__(self, images: list[Listed], folder: Path) -> None:
         self.folder, self.listed = folder, {image.file_name for image in images}
         self.homes: dict[str, defaultdict[tuple[int, ...], list[str]]] = {}
 
     def like(self, file_name: str) -> str:
-        """A hint at the one in the same folder whose name comes close and has the same numbers, 01 as 1; or ""."""
+        """Returns a hint at a file in the same folder with a similar name and the same numbers (01 is 1), or ""."""
         home, slash, name = file_name.rpartition("/")
         if home not in self.homes:
             self.homes[home] = defaultdict(list)

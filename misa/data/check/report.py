@@ -38,13 +38,13 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found.
+    """The result of a check.
 
-    images: how many are listed, missing ones too; empty_images: those without an object.
-    objects: boxes to train on, of the wanted classes, without crowds.
-    masks: whether any object has one.
-    problems: the first of each kind, fatal ones first; totals: how many of each kind there are in all.
-    notes: what is no problem, but good to know. samples: some images with their boxes, to look at.
+    images: number of listed images, including missing ones; empty_images: those without an object.
+    objects: boxes of the requested classes without crowds.
+    masks: whether any object has a mask.
+    problems: the first of each kind, fatal ones first; totals: total number of each kind.
+    notes: information that is not a problem. samples: some images with their boxes, for inspection.
     """
 
     annotation_file: Path

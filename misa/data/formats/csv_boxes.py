@@ -39,13 +39,13 @@ COLUMNS = {
     "size of the image": ("width height", "imagewidth imageheight", "imgwidth imgheight"),
     "split": ("split", "set", "subset", "fold"),
 }
-"""What the columns may be called, in lower case without spaces and underscores; the first that is there counts."""
+"""Accepted names of the columns, in lower case without spaces and underscores; the first one present counts."""
 _CORNERS, _CORNER, _SIDES = (
     [names.split() for names in COLUMNS[key]]
     for key in ("corners of the box", "or its top left corner", "and its sides")
 )
 _BOXES = (*_CORNERS, *(corner + sides for sides in _SIDES for corner in _CORNER))
-_NAMELESS = "image, x1, y1, x2, y2, label"  # the columns of a file without a line of names
+_NAMELESS = "image, x1, y1, x2, y2, label"  # the columns of a file without a header
 
 
 class _Columns(NamedTuple):
@@ -126,12 +126,12 @@ def _columns(path: Path, first: Sequence[str]) -> _Columns:
 
 
 def _plain(cell: str) -> str:
-    """A column's name as it is compared."""
+    """Normalise a column's name for comparison."""
     return cell.strip().lower().replace("_", "").replace(" ", "")
 
 
 def _misnamed(path: Path, first: Sequence[str], form: Sequence[str] | None) -> str:
-    """What is said of a line of names in which needed columns are not found; form: the names of the box, if found."""
+    """Returns the message on a header without the required columns; form: the names of the box, if found."""
     shown = {_plain(cell): cell.strip() for cell in first if cell.strip()}
     there = f"its first line is {', '.join(shown.values()) or 'empty'}"
     if sum(number(cell) is not None for cell in first) >= 2:
@@ -141,7 +141,7 @@ def _misnamed(path: Path, first: Sequence[str], form: Sequence[str] | None) -> s
         near = {close for name in names for close in difflib.get_close_matches(name, shown, 1)}
         return len(shown.keys() & set(names)), len(near) if len(near) > 1 else 0
 
-    # Of the forms of a box the one that most of the columns belong to, or come close to.
+    # The form of a box with the most columns present, then with the most similar names.
     sides = form or max(_BOXES, key=fit)
     wanted = {"image": COLUMNS["image"], **{side: (side,) for side in sides}, "label": COLUMNS["label"]}
     absent = {key: names for key, names in wanted.items() if not shown.keys() & set(names)}
