@@ -161,7 +161,7 @@ def test_objects_that_do_not_count_are_neither_found_nor_missed(truth_file):
     both = [detection(square(10, 10, 40), 0.9), detection(square(60, 60, 20), 0.8)]
     for found, plain in ((both, 100), (both[:1], 100), (both[1:], 0)):
         assert mask_ap(truth, found, counts=lambda a: a["mode"] == "plain")["AP"] == pytest.approx(plain)
-    wrong = [detection(square(0, 60, 30), 0.95), *both]  # on no object: half of the precision, whatever is asked for
+    wrong = [detection(square(0, 60, 30), 0.95), *both]  # a false positive: half of the precision in every metric
     assert mask_ap(truth, wrong, counts=lambda a: a["mode"] == "plain")["AP"] == pytest.approx(50)
 
 

@@ -58,7 +58,7 @@ def test_gradcheck(rng):
 
 
 def test_the_two_normalisers():
-    """100 pairs of error 1 beside 900 of error 0: 0.1 over all, 1 and 0 for each."""
+    """100 pairs with error 1 and 900 with error 0: 0.1 over all pairs, 1 and 0 per instance."""
     error, keep = torch.zeros(2, 1, 30, 30), torch.zeros(2, 1, 30, 30, dtype=torch.bool)
     error[0] = 1
     keep[0, :, :10, :10] = True

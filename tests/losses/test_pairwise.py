@@ -1,4 +1,4 @@
-"""Eq. 15 against the propagations it is made of, written out instance by instance."""
+"""Eq. 15 against its propagations, computed instance by instance."""
 
 from dataclasses import replace
 
@@ -31,13 +31,13 @@ def batch(rng, h=12, w=14, n=5, b=3):
 
 
 def loss_of(masks, boxes, images, index, *, labels=None, prior=None, valid=None, function=pairwise_loss, **fields):
-    """The loss, or the pseudo masks, of an affinity with saliency and these fields."""
+    """Returns the loss, or the pseudo masks, of an affinity with saliency and these fields."""
     affinity = Affinity(**{"saliency": True, **fields})
     return function(masks, boxes, images, index, affinity=affinity, labels=labels, prior=prior, valid=valid)
 
 
 def slow_loss(masks, boxes, images, index, labels, prior, form, refine=0.07, valid=None):
-    """Instance by instance, with the public doors."""
+    """The loss instance by instance, with the public functions."""
     terms = {"loss_global": 0.0, "loss_local": 0.0}
     for i, image in enumerate(index.tolist()):
         padding = None if valid is None else valid[image]
@@ -86,7 +86,7 @@ def test_all_at_once_is_instance_by_instance(rng, device, form, semantic):
 @pytest.mark.parametrize("semantic", [False, True])
 @pytest.mark.parametrize(("form", "local"), [("sum", "sum"), ("embedding", "sum"), ("product", "product")])
 def test_an_image_is_taught_the_same_beside_a_larger_one(rng, device, form, local, semantic):
-    """What stands in the padding, S too, is in no tree, no window and no spread."""
+    """The values in the padding, including S, affect no tree, window or spread."""
     masks, boxes, images, index, labels, prior = batch(rng)
 
     def loss(right, below):

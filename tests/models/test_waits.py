@@ -28,7 +28,7 @@ from misa.rows import find_row, teacher_row
 from tests.models.students.test_mask2former import CLASSES, TWO, batch
 from tests.pretend_cuda import Pretend, pretended
 
-SHADOWED = ("boxinst", "discobox", "boxteacher", "sim")  # the others ask the student for no more than boxinst
+SHADOWED = ("boxinst", "discobox", "boxteacher", "sim")  # the others need no more from the student than boxinst
 PASTE = dataclasses.replace(OBJECTIVES["sim_paste"], paste=1, paste_rate=1.0, sure=0.1)  # in the second step
 SOLO, CONDINST = find_row("demo:discobox"), find_row("demo:boxinst").but(inference={"score": 0.001})
 QUERIES = find_row("demo:mask2former_box2mask")

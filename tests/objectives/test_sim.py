@@ -101,7 +101,7 @@ def test_pseudo_masks_equal_the_loop(step, memory, norm):
 
 
 def test_the_threshold_leaves_as_many_pixels_as_the_copy_is_sure_of(step):
-    """s is M_I where prototypes say what M_I says; between 0.7 and 0.8 the rank decides, else that range's ends."""
+    """s is M_I if the prototypes agree with M_I; the rank sets the threshold, clamped to 0.7 to 0.8."""
     objects = objects_of(step)
     box = torch.ones(1, H, W, dtype=torch.bool)
     for low, high, count in ((0.71, 0.79, 12), (0.85, 0.99, 12), (0.1, 0.6, 0)):

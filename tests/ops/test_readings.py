@@ -55,7 +55,7 @@ def test_channels_are_compared_one_by_one(case, norm, factors):
 @pytest.mark.parametrize("norm", ["none", "channel", "pixel"])
 @pytest.mark.parametrize("factors", ["signed", "absolute", "positive", "contrast"])
 def test_the_class_map_is_the_sum_over_channels_in_units_of_its_spread(case, norm, factors):
-    """|S^c(i) − S^c(j)| / σ of the sum, pixel by pixel, is what the affinity compares."""
+    """The affinity compares |S^c(i) − S^c(j)| / σ of the sum, pixel by pixel."""
     features, layer, valid = case
     found = read(features, layer, values="class", norm=norm, factors=factors, valid=valid)
     s, k = normed(features, valid, norm), k_of(layer, factors)

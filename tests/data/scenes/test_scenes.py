@@ -86,7 +86,7 @@ def test_only_camouflaged_objects_have_the_colour_of_their_surroundings(drawn: l
 
 
 def test_contrasting_objects_have_two_parts(drawn: list[Scene]) -> None:
-    # Averages over 8 pixels see no texture: what is left is the difference between the parts.
+    # Averages over 8 pixels remove the texture and leave the difference between the parts.
     spread: dict[str, list[float]] = {mode: [] for mode in MODES}
     for scene in drawn:
         light = scene.image.mean(axis=2) / 255

@@ -272,7 +272,7 @@ def test_each_slot_has_gpus_of_its_own(tmp_path, monkeypatch, visible, slots, gp
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert sweep.slot_devices(slots, gpus) == found
-    if gpus == 2 and slots == 2:  # and the trainings are told
+    if gpus == 2 and slots == 2:  # and the trainings see these devices
         tell = "import os; (f / 'seen').write_text(os.environ['CUDA_VISIBLE_DEVICES']); import time; time.sleep(0.5);"
         fake_train(monkeypatch, DONE.replace("(f.parent / 'order')", tell + "(f.parent / 'order')"))
         jobs = plan(["demo:box"], range(2), root=tmp_path)
