@@ -16,7 +16,7 @@ class Convert(Parameters):
 
     data: str = argument("data set in any format that misa train reads: a folder, a csv, a json or a data.yaml")
     out: str = argument("the new folder")
-    images: Literal["link", "copy"] = option("link", "hard links to the images, which take no space, or copies")
+    images: Literal["link", "copy"] = option("link", "hard links to the images (no extra space), or copies")
 
 
 def run(options: Convert) -> int:

@@ -25,7 +25,7 @@ class Estimate(Parameters):
     utilization: float | None = option(
         None, "fraction of the GPU's peak that is reached (default: measured, or 0.3)", low=1e-3, high=1
     )
-    report: str | None = option(None, "gpu.json of `make gpu` on such a GPU: its utilization is taken")
+    report: str | None = option(None, "gpu.json of `make gpu` on such a GPU, to use its utilization")
 
 
 def run(options: Estimate) -> int:

@@ -18,7 +18,7 @@ class Guidance(Parameters):
     split: Literal["val", "train"] = option("val", "split that the images are from")
     images: int = option(60, "number of images with objects", low=1)
     group: str = option("all", "print objects of this class, size or failure mode, such as small")
-    only: str = option("", "readings whose name has one of these words, with commas between")
+    only: str = option("", "readings whose name has one of these words, comma-separated")
     out: str = option("", "write the table of all groups (csv) and the figure into this folder")
     data_root: str = shared.other_data()
     seed: int = option(0, "random seed of the drawn images", low=0, high=2**32 - 1)

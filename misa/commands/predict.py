@@ -36,7 +36,7 @@ class Predict(Parameters):
     threads: int = shared.threads()
     tile: int | None = option(None, "split very large images into tiles of this side, in pixels", low=32)
     overlap: int = option(128, "overlap of neighboring tiles, in pixels", low=0)
-    every: int = option(1, "of a video, every Nth frame", low=1)
+    every: int = option(1, "process every Nth frame of a video", low=1)
     masks: Literal["map", "each", "none"] = option("map", "one PNG per image, one per instance, or none")
     overlay: bool = option(True, "draw the masks over the images")
     shards: int = shared.shards()
