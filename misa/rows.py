@@ -25,13 +25,18 @@ _SEMANTIC = {"channels": "saliency", "class": "class map", "probability": "class
 
 
 def find_row(name: str) -> Experiment:
-    """Returns the experiment called `name` (file:row or table:row); UserError lists the known rows like `misa rows`."""
+    """Returns the experiment called `name` (file:row or table:row).
+
+    UserError for an unknown one, with a similar name or else with a list of the known rows, as `misa rows` prints it.
+    """
     table, _, row = name.rpartition(":")
     if not row or not table:
         raise UserError(_not_a_row(row or table))
     module = _table(table)
     if row not in module.ROWS:
-        raise UserError(f"{table} has no row {row!r}{did_you_mean(row, module.ROWS) or '.'} {_rows_of(table, module)}")
+        hint = did_you_mean(name, (f"{table}:{known}" for known in module.ROWS), key=_last)
+        hint += f" `misa rows {table}:` lists all {len(module.ROWS)}." if hint and table in table_names() else ""
+        raise UserError(f"{table} has no row {row!r}{hint or f'. {_rows_of(table, module)}'}")
     experiment = module.ROWS[row]
     if not isinstance(experiment, Experiment):
         raise UserError(f"{name} is {experiment!r}, not an Experiment; write ROWS = {{'name': Experiment(...)}}.")
@@ -161,6 +166,11 @@ def _rows_of(table: str, module: ModuleType) -> str:
     return f"Its rows are:\n{in_columns(lines_of(table, module))}"
 
 
+def _last(name: str) -> str:
+    """Returns a row's name without its table, to compare names: a common table makes any two of them similar."""
+    return name.rpartition(":")[2]
+
+
 def _table(table: str) -> ModuleType:
     shipped = table_names()
     stem = Path(table).stem
@@ -170,9 +180,8 @@ def _table(table: str) -> ModuleType:
     if path.suffix == ".py" and not path.is_file():
         raise UserError(f"there is no file {table}; a file of rows is given with its path, such as mine.py:name.")
     if path.suffix != ".py":
-        hint = did_you_mean(stem, shipped).replace("?", ",")
-        known = f"the tables are {', '.join(shipped)}, or a .py file with ROWS"
-        raise UserError(f"there is no table {table!r}{hint or ';'} {known}.")
+        known = f"; the tables are {', '.join(shipped)}, or a .py file with ROWS."
+        raise UserError(f"there is no table {table!r}{did_you_mean(stem, shipped) or known}")
     # Imported as a module of the package, so that `from .demo import BASE` works in a user's file.
     _load_package()
     spec = importlib.util.spec_from_file_location(f"{_PACKAGE}.own_{stem}", path)

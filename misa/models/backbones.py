@@ -112,10 +112,8 @@ def backbone_row(name: str) -> Backbone:
         row.widths(0)
         return row
     if name not in BACKBONES:
-        hint = did_you_mean(name, BACKBONES).replace("?", ";") or ";"
-        raise UserError(
-            f"There is no backbone {name!r}{hint} choose one of {', '.join(BACKBONES)}, or {TIMM}<a model of timm>."
-        )
+        known = f"; choose one of {', '.join(BACKBONES)}, or {TIMM}<a model of timm>."
+        raise UserError(f"there is no backbone {name!r}{did_you_mean(name, BACKBONES) or known}")
     return BACKBONES[name]
 
 

@@ -57,8 +57,10 @@ def test_a_row_can_be_named_by_its_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("demo:boxx", r"did you mean 'box'\? Its rows are:\n  demo:box  "),
-        ("demp:box", "did you mean 'demo'"),
+        ("demo:boxx", r"^demo has no row 'boxx'; did you mean 'demo:box'\? `misa rows demo:` lists all \d+\.$"),
+        ("experiments/own.py:smal", r"^experiments/own.py has no row 'smal'; did you mean '.*own.py:small'\?$"),
+        ("demo:zzz", r"^demo has no row 'zzz'. Its rows are:\n  demo:box  "),
+        ("demp:box", r"^there is no table 'demp'; did you mean 'demo'\?$"),
         ("zzz:box", "the tables are"),
         ("zzz.py:box", "there is no file zzz.py;"),
         ("own", r"own is a table; name one of its rows. Its rows are:\n  own:small   coco   solov2"),

@@ -22,8 +22,8 @@ def network_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDi
     assert experiment.semantic is not None
     name = experiment.semantic.network
     if name not in TEACHERS:
-        hint = did_you_mean(name, TEACHERS).replace("?", ";") or ";"
-        raise UserError(f"there is no semantic teacher {name!r}{hint} choose one of {', '.join(TEACHERS)}.")
+        hint = did_you_mean(name, TEACHERS) or f"; choose one of {', '.join(TEACHERS)}."
+        raise UserError(f"there is no semantic teacher {name!r}{hint}")
     return ConfigDict(TEACHERS[name](experiment, classes))
 
 

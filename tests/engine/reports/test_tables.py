@@ -193,7 +193,7 @@ def test_comparators_come_with_their_details(tmp_path):
     [
         (["7"], "no table 7; choose one of comparators, 3, 4, 5"),
         (["3", "--data", "kitti"], "no data 'kitti'; choose one of coco_mini, demo, photos, voc"),
-        (["demo:boxx"], "did you mean 'box'"),
+        (["demo:boxx"], "did you mean 'demo:box'"),
         (["3", "--seeds", "0"], "--seeds must be from 1 to 1000, not 0"),
     ],
 )

@@ -188,7 +188,7 @@ DATA = {
 }
 TRAINING = {
     "row: no such table": (lambda p: ["train", "dmeo:box"], "did you mean 'demo'"),
-    "row: no such row": (lambda p: p.train(row="samll"), "did you mean 'small'"),
+    "row: no such row": (lambda p: p.train(row="samll"), "rows.py:small'?"),
     "row: not table:row": (lambda p: ["train", "demo"], "demo is a table; name one of its rows"),
     "row: a file that fails": (
         lambda p: [tell(p.folder / "rows.py", "ROWS = 1/0"), p.train()][1],

@@ -379,7 +379,7 @@ def test_a_batch_larger_than_the_data_is_refused(place, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["demo:bxo"], "did you mean 'box'"),
+        (["demo:bxo"], "did you mean 'demo:box'"),
         (["dmeo:box"], "did you mean 'demo'"),
         (["demo"], "demo is a table; name one of its rows"),
         (["demo:box", "--seed", "-1"], "seed must be from 0"),

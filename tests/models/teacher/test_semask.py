@@ -188,10 +188,10 @@ def test_every_backbone_has_its_published_widths_and_windows(name):
 
 
 def test_an_unknown_backbone_is_one_clear_sentence():
-    with pytest.raises(
-        UserError, match=r"no backbone 'resnet19'; did you mean 'resnet18'; choose one of resnet18, .*timm:"
-    ):
+    with pytest.raises(UserError, match=r"^there is no backbone 'resnet19'; did you mean 'resnet18'\?$"):
         backbone_config("resnet19")
+    with pytest.raises(UserError, match=r"^there is no backbone 'vgg'; choose one of resnet18, .*timm:"):
+        backbone_config("vgg")
 
 
 def test_a_missing_download_is_one_clear_sentence_or_a_start_from_scratch(monkeypatch):
