@@ -1,5 +1,6 @@
 """Cost of a training: seconds per step and memory, written to `cost.json`."""
 
+import contextlib
 import resource
 import statistics
 import sys
@@ -14,7 +15,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from misa.engine.runs.record import COST
-from misa.files import write_json
+from misa.errors import UserError
+from misa.experiment import Experiment
+from misa.files import read_json, write_json
 
 GIB = 2**30
 
@@ -55,13 +58,27 @@ class Cost(Hook):
         write_json(
             self.path,
             {
-                "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+                "device": _device(),
                 "steps": len(steps),
                 "seconds_per_step": round(statistics.median(steps[1:]), 4),
                 "cpu_seconds_per_step": round((time.process_time() - self.cpu) / len(steps), 4),
                 "memory_gib": round(memory / GIB, 3),
             },
         )
+
+
+def measured_step(experiment: Experiment, beside: Path) -> float | None:
+    """The seconds that a step of this row took on such a device in a run in the folder `beside`; None without one."""
+    for path in sorted(beside.glob(f"*/{COST}")):
+        with contextlib.suppress(UserError, KeyError):  # a file of another run that is broken, or of before
+            params, cost = read_json(path.parent / "params.json"), read_json(path)
+            if params and cost and (params["digest"], cost["device"]) == (experiment.digest(), _device()):
+                return float(cost["seconds_per_step"])
+    return None
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if get_device() == "cuda" else "cpu"
 
 
 def _peak_of_process() -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,12 +27,13 @@ from misa.engine.runs.record import run_params
 from misa.engine.runs.scores import measured, write_scores
 from misa.engine.runs.teacher import load_teacher, ready_teacher
 from misa.engine.training.config import run_config
+from misa.engine.training.cost import measured_step
 from misa.engine.training.labels import prepare_labels
 from misa.engine.training.parallel import on_main_process, report_lost_peer
 from misa.engine.training.preemption import restored_signal
 from misa.engine.training.runner import choose_device, quiet_runner
-from misa.engine.training.watch import NaNGuard, Progress
-from misa.errors import Diverged, UserError, counted
+from misa.engine.training.watch import Later, NaNGuard, Progress
+from misa.errors import Diverged, UserError, counted, option_name
 from misa.experiment import Experiment
 from misa.machine import BatchSplit, Machine, is_main_process, split_batch
 from misa.models.backbones import backbone_row, require_weights
@@ -48,7 +50,7 @@ def train(
     seed: int = 0,
     resume: bool = True,
     machine: Machine | None = None,
-    later: int = 0,
+    later: Sequence[Later] = (),
 ) -> Run:
     """Train and evaluate; the same call again resumes an interrupted run or returns the finished one.
 
@@ -64,7 +66,7 @@ def train(
         seed: of weights, order and augmentation.
         resume: resume from the last checkpoint; if False, a folder with checkpoints is an error.
         machine: devices, micro-batch, workers, threads and loggers; by default a GPU if there is one.
-        later: steps of a training that follows this one, included in the log's remaining time.
+        later: trainings that follow this one, included in the log's remaining time.
 
     Raises:
         UserError: invalid input, before any long work and with nothing overwritten.
@@ -86,11 +88,11 @@ def train(
             on_main_process(lambda: require_weights(experiment.network))
         if plan.first is not None:
             stage = plan.first
-            _say(f"{row} learns in two parts, and the time left is that of both.")
+            _say(f"{row} learns in two parts; the time left is that of both, about (~) until the second has begun.")
             _say(f"1 of 2: {stage.row}, in {_shorter(stage.folder)}")
             common: Any = {"data_root": data_root, "seed": seed, "machine": machine}
-            own = later + steps_of(experiment, plan.source.images)
-            before = train(stage.experiment, work_dir=stage.folder, row=stage.row, later=own, **common)
+            own = Later(steps_of(experiment, plan.source.images), measured_step(experiment, folder.parent))
+            before = train(stage.experiment, work_dir=stage.folder, row=stage.row, later=(own, *later), **common)
             _say(f"{stage.row}: {_main_score(before)}", f"2 of 2: {row}, in {_shorter(folder)}")
         _say(f"{row}, seed {seed}, on {device}: {counted(plan.source.images, 'image')} of {_shorter(plan.source.root)}")
         runner = build(plan, machine, split, device)

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.dist import all_reduce, get_rank, is_main_process, master_only
@@ -124,8 +124,16 @@ MEANING = {
     "labels": "label maps against true ones",
 }
 _HEALTH = ("mask_", "gradient_")
-# Assumed duration of a step of the next training relative to this one's: a student also runs its teacher.
+# Assumed duration of a step of the next training relative to this one's, where none was measured: a student also runs
+# its teacher.
 NEXT_STEP = 1.5
+
+
+class Later(NamedTuple):
+    """A training that follows: its steps, and the seconds per step that an earlier run measured, if any."""
+
+    steps: int
+    seconds: float | None = None
 
 
 class Progress(Hook):
@@ -139,7 +147,7 @@ class Progress(Hook):
         lines: number of progress lines of the whole run.
         about: text printed before the first step.
 
-    `later` is set to the steps of a training that follows, to include it in the remaining time.
+    `later` is set to the trainings that follow, to include them in the remaining time, which is then marked with ~.
     """
 
     priority = "LOWEST"
@@ -150,7 +158,7 @@ class Progress(Hook):
         self.lines = lines
         self.about = about
         self.columns: list[str] | None = None
-        self.later = 0
+        self.later: Sequence[Later] = ()
         self.live: Live | None = None
         self.health: dict[str, torch.Tensor] = {}
 
@@ -185,17 +193,22 @@ class Progress(Hook):
             seconds, self.started = time.monotonic() - self.started, time.monotonic()
         else:
             seconds = (time.monotonic() - self.started) / (done - self.first - 1)
-        left = int(seconds * (runner.max_iters - done + NEXT_STEP * self.later))
         step = f"epoch {runner.epoch + 1}/{runner.max_epochs} step {done}/{runner.max_iters}"
         line = f"{step:<26}" + "".join(f"{values[name]:>{_wide(name)}.2f}" for name in self.columns or ())
-        clock = "" if done == self.first + 1 < runner.max_iters else f"{left // 60}:{left % 60:02d}"
-        line += f"{seconds:>8.2f}{clock:>7}"
+        clock = "?" if done == self.first + 1 < runner.max_iters else self._left(seconds, runner.max_iters - done)
+        line += f"{seconds:>8.2f} {clock:>6}"
         lines = [line, *(_in_words(health) if health else ())]
         for text in lines:
             self._say(text, quiet=self.interactive)
         if self.live is not None:
             self.live.show(runner, values, "\n".join([self.heads, *lines]), done)
         self.health = {}
+
+    def _left(self, seconds: float, steps: int) -> str:
+        """Returns the remaining time as minutes:seconds from the seconds per step; with ~ if a training follows."""
+        following = sum(part.steps * (part.seconds or NEXT_STEP * seconds) for part in self.later)
+        left = math.ceil(seconds * steps + following)
+        return f"{'~' if self.later else ''}{left // 60}:{left % 60:02d}"
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Report the evaluation's progress four times."""

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from misa.engine.training import watch
+from misa.engine.training.cost import measured_step
 from misa.engine.training.train import train
-from misa.engine.training.watch import MEANING, WIDTH, Progress, explained
+from misa.engine.training.watch import MEANING, WIDTH, Later, Progress, explained
+from misa.files import write_json
 from misa.machine import Machine
 from misa.rows import find_row
 
@@ -53,8 +55,18 @@ def test_names_without_an_explanation_stand_for_themselves():
     assert explained({"loss": 1.0, "own": 2.0}) == []
 
 
-def test_the_time_left_is_that_of_both_parts(tmp_path, capsys, monkeypatch):
-    """A step of this stage takes 2 s, the first one 100 s; after 10 of 40 steps, 60 of the next stage at 1.5 remain."""
+@pytest.mark.parametrize(
+    ("later", "after_10", "at_the_end"),
+    [
+        ((), "1:00", "0:00"),  # 30 steps of 2 s
+        ((Later(60),), "~4:00", "~3:00"),  # and 60 steps, each a guess of 1.5 of these
+        ((Later(60, 0.5),), "~1:30", "~0:30"),  # and 60 steps of 0.5 s, as measured
+        ((Later(60, 0.5), Later(60)), "~4:30", "~3:30"),
+        ((Later(1, 0.001),), "~1:01", "~0:01"),  # rounded up
+    ],
+)
+def test_the_time_left_is_that_of_all_parts(tmp_path, capsys, monkeypatch, later, after_10, at_the_end):
+    """A step of this stage takes 2 s, the first one 100 s, which is not used to predict the others."""
     clock = iter([0.0, *(100.0 + 2 * step for step in range(40)), *[0.0] * 99])
     moments = {}
 
@@ -65,16 +77,34 @@ def test_the_time_left_is_that_of_both_parts(tmp_path, capsys, monkeypatch):
     moments["now"] = next(clock)
     progress = Progress(str(tmp_path / "log.txt"), lines=4)
     runner = types.SimpleNamespace(iter=0, max_iters=40, epoch=0, max_epochs=1)
-    progress.later = 60
+    progress.later = later
     progress.before_train(runner)
     for step in range(40):
         runner.iter, moments["now"] = step, next(clock)
         progress.after_train_iter(runner, step, outputs={"loss": torch.tensor(1.0)})
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
-    assert lines[0].split()[-1] == "100.00"  # the first step is not used to predict the others
-    assert lines[1].split()[-2:] == ["2.00", "4:00"]  # (30 + 1.5 x 60) steps of 2 s
-    assert lines[-1].split()[-2:] == ["2.00", "3:00"]
+    assert lines[0].split()[-2:] == ["100.00", "?"]
+    assert lines[1].split()[-2:] == ["2.00", after_10]
+    assert lines[-1].split()[-2:] == ["2.00", at_the_end]
     assert max(map(len, lines)) <= WIDTH
+
+
+def test_a_step_is_measured_by_a_run_of_the_same_row_on_the_same_device(tmp_path):
+    row = find_row("demo:box")
+    assert measured_step(row, tmp_path / "nowhere") is None
+    broken, other, gpu, own = (tmp_path / name for name in "abcd")
+    for folder, experiment, device, seconds in [
+        (other, find_row("demo:misa"), "cpu", 1.0),
+        (gpu, row, "another device", 2.0),
+        (own, row, "cpu", 3.0),
+    ]:
+        folder.mkdir()
+        write_json(folder / "params.json", {"digest": experiment.digest()})
+        assert measured_step(row, tmp_path) is None
+        write_json(folder / "cost.json", {"device": device, "seconds_per_step": seconds})
+    broken.mkdir()
+    (broken / "cost.json").write_text("{")
+    assert measured_step(row, tmp_path) == 3.0
 
 
 def test_a_notebook_sees_one_display_in_place_of_the_lines(tmp_path, capsys, monkeypatch):
