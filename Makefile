@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-box test test-slow gallery docs bench gpu lint clean
+.PHONY: help setup lab demo demo-box test test-slow gallery docs bench gpu lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,10 +17,19 @@ setup: $(VENV)/.ready  ## install everything into .venv (2 min)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "misa needs Python 3.11, 3.12 or 3.13; install one, or: make PYTHON=path/to/python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-cache-dir -c constraints.txt -e '.[notebooks,photos,docs,dev]'
-	$(BIN)/python -c "from misa.ops.backends.choice import warm; warm()"
+	@echo "setup 1 of 3: a virtual environment in $(VENV) (seconds)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "setup 2 of 3: torch, mmdet, JupyterLab and what else constraints.txt lists (7 GB, 2 minutes if all is quiet)"
+	@if [ -t 1 ]; then quiet=; else quiet=--quiet; fi; \
+	  $(BIN)/pip install $$quiet --disable-pip-version-check --no-cache-dir -c constraints.txt -e '.[notebooks,photos,docs,dev]'
+	@echo "setup 3 of 3: compile the operations for this processor (ten seconds)"
+	@$(BIN)/python -c "from misa.ops.backends.choice import warm; warm()"
 	@touch $@
+
+lab: setup  ## the notebooks in JupyterLab, as copies in runs/notebooks, which git does not track
+	@mkdir -p runs/notebooks
+	@for book in notebooks/*.ipynb; do [ -e runs/$$book ] || cp $$book runs/$$book; done
+	$(BIN)/jupyter lab runs/notebooks
 
 demo: setup  ## MISA, teacher and student: train, score and draw from the notebook into runs/demo (6 min)
 	$(call train_notebook,demo:misa,runs/demo)

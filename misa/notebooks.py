@@ -9,13 +9,15 @@ from misa.parameters import Parameters, option
 
 
 def work_in_project() -> None:
-    """Change the working directory from notebooks/, where JupyterLab starts a notebook, to the project's folder.
+    """Change the working directory from notebooks/ or runs/notebooks/, where JupyterLab starts, to the project.
 
     papermill starts in the project's folder, so relative paths then mean the same in both.
     """
     here = Path.cwd()
-    if here.name == "notebooks" and (here.parent / "experiments").is_dir():
-        os.chdir(here.parent)
+    for project in here.parents[: 2 if here.parent.name == "runs" else 1]:
+        if here.name == "notebooks" and (project / "experiments").is_dir():
+            os.chdir(project)
+            return
 
 
 class Explorer(Parameters):

@@ -58,12 +58,13 @@ def test_a_wrong_one_is_named(namespace, message):
         Train.read(namespace)
 
 
-def test_reading_leaves_the_working_directory_alone(tmp_path, monkeypatch):
-    for name in ("notebooks", "experiments"):
-        (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
+@pytest.mark.parametrize("place", ["notebooks", "runs/notebooks"])
+def test_reading_leaves_the_working_directory_alone(tmp_path, monkeypatch, place):
+    for name in (place, "experiments"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / place)
     Train.read({})
-    assert Path.cwd() == tmp_path / "notebooks"
+    assert Path.cwd() == tmp_path / place
     work_in_project()
     assert Path.cwd() == tmp_path
     work_in_project()

@@ -1,5 +1,6 @@
 """pyproject.toml, constraints.txt and environment.yml agree, and `import misa` is fast."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -84,6 +85,63 @@ def test_the_installed_package_is_this_one():
     assert metadata.version("misa") == PROJECT["version"] == misa.__version__
     asked = {canonicalize_name(Requirement(text).name) for text in metadata.requires("misa") or []}
     assert asked == set(ranges()), "pyproject.toml has changed since misa was installed: run `make setup` again"
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What `make setup` reads, and a Python whose environment has programs that write down how they are called."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks/one.ipynb").write_text("as committed")
+    program = '#!/bin/sh\necho "$(basename $0) $*" >> asked\n'
+    copies = "".join(f"cp {tmp_path}/program .venv/bin/{name}; " for name in ("pip", "python", "jupyter"))
+    (tmp_path / "program").write_text(program)
+    (tmp_path / "python").write_text(f"{program}mkdir -p .venv/bin; {copies}\n")
+    for name in ("program", "python"):
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+def make(clone: Path, *targets: str, terminal: bool = False) -> str:
+    """What make prints, into a pipe as in CI or to a terminal."""
+    ours, theirs = os.openpty() if terminal else os.pipe()
+    command = ["make", "--no-print-directory", "-C", str(clone), "PYTHON=./python", *targets]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.Popen(command, stdout=theirs, stderr=subprocess.STDOUT, env=environment)
+    assert done.wait(60) == 0
+    text = os.read(ours, 65536).decode()
+    os.close(ours), os.close(theirs)
+    return text
+
+
+def test_setup_says_what_it_does_and_shows_pips_progress_on_a_terminal_alone(clone: Path):
+    text = make(clone, "setup")
+    places = [text.index(f"setup {stage} of 3: ") for stage in (1, 2, 3)]
+    assert places == sorted(places)
+    assert len(text.splitlines()) == 3
+    venv, install, warm = (clone / "asked").read_text().splitlines()
+    assert venv == "python -m venv .venv"
+    assert install.startswith("pip install --quiet ")
+    assert warm.startswith("python -c ")
+    assert "of 3" not in make(clone, "setup")  # nothing is left to do
+    (clone / ".venv/.ready").unlink()
+    make(clone, "setup", terminal=True)
+    assert (clone / "asked").read_text().splitlines()[4].startswith("pip install --disable")
+
+
+def test_notebooks_are_opened_as_copies_that_stay(clone: Path):
+    make(clone, "lab")
+    assert (clone / "asked").read_text().splitlines()[-1] == "jupyter lab runs/notebooks"
+    copy = clone / "runs/notebooks/one.ipynb"
+    assert copy.read_text() == "as committed"
+    copy.write_text("run and saved")
+    (clone / "notebooks/two.ipynb").write_text("new")
+    make(clone, "lab")
+    assert copy.read_text() == "run and saved"
+    assert copy.with_name("two.ipynb").read_text() == "new"
+    assert (clone / "notebooks/one.ipynb").read_text() == "as committed"
+    assert "/runs/" in (ROOT / ".gitignore").read_text().split()
 
 
 def test_import_misa_is_light():
