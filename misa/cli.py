@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import misa
 from misa import commands
-from misa.errors import DIVERGED, Diverged, Stopped, UserError, did_you_mean
+from misa.errors import DIVERGED, Diverged, Stopped, UserError, did_you_mean, on_command_line
 from misa.machine import is_main_process
 
 ALIASES = {"whence": "provenance"}  # former name of a command
@@ -36,19 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     _print_what_the_terminal_shows()
     name, module = "misa", commands
     try:
-        while not hasattr(module, "run"):
-            if not rest:
-                return _say(f"{name}: a command is missing.\n\n{_overview(module, name)}", 2)
-            word = rest.pop(0)
-            if word in ("-h", "--help"):
-                return _say(_overview(module, name))
-            if word == "--version" and module is commands:
-                return _say(f"misa {misa.__version__}")
-            module = _command(module, name, word)
-            name = f"{name} {word}"
-        status: int = module.run(options(module, name, rest))
-        sys.stdout.flush()  # raises BrokenPipeError here at the latest if the pipe is closed
-        return status
+        with on_command_line():
+            while not hasattr(module, "run"):
+                if not rest:
+                    return _say(f"{name}: a command is missing.\n\n{_overview(module, name)}", 2)
+                word = rest.pop(0)
+                if word in ("-h", "--help"):
+                    return _say(_overview(module, name))
+                if word == "--version" and module is commands:
+                    return _say(f"misa {misa.__version__}")
+                module = _command(module, name, word)
+                name = f"{name} {word}"
+            status: int = module.run(options(module, name, rest))
+            sys.stdout.flush()  # raises BrokenPipeError here at the latest if the pipe is closed
+            return status
     except UserError as error:
         return _say(f"{name}: {error}", 2) if is_main_process() else 2
     except Diverged as error:

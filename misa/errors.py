@@ -1,8 +1,9 @@
-"""Exceptions that end a run with one sentence, spelling hints, plurals, number checks. Standard library only."""
+"""Exceptions that end a run with one sentence, hints, option names, plurals, number checks. Standard library only."""
 
+import contextlib
 import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 DIVERGED = "diverged: "  # prefix of the command line's message, parsed by a parent process
@@ -34,6 +35,34 @@ class UserError(ValueError):
     def _render_traceback_(self) -> list[str]:
         """Returns what a notebook shows: only the message, without a traceback."""
         return [f"{type(self).__name__}: {self}"]
+
+
+_as_flags = False
+
+
+@contextlib.contextmanager
+def on_command_line() -> Iterator[None]:
+    """Within this context, `option_name` returns the names of the command line."""
+    global _as_flags
+    before, _as_flags = _as_flags, True
+    try:
+        yield
+    finally:
+        _as_flags = before
+
+
+def option_name(name: str, *, off: bool = False) -> str:
+    """Returns the name of an option as the caller writes it; `off`: of a switch that is off.
+
+    >>> option_name("work_dir"), option_name("resume", off=True)
+    ('work_dir', 'resume=False')
+    >>> with on_command_line():
+    ...     option_name("work_dir"), option_name("resume", off=True)
+    ('--work-dir', '--no-resume')
+    """
+    if _as_flags:
+        return f"--{'no-' * off}{name.replace('_', '-')}"
+    return f"{name}=False" if off else name
 
 
 def did_you_mean(wanted: str, found: Iterable[str], *, before: str = "", key: Callable[[str], str] = str) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from misa.errors import UserError, did_you_mean, stem
+from misa.errors import UserError, did_you_mean, option_name, stem
 
 _LONGEST_NAME = 255  # bytes, on the usual file systems
 IN_USE = "is in use by another run"
@@ -52,9 +52,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     try:
         values = json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); restore it, or choose another work_dir.") from error
+        raise UserError(
+            f"{path} cannot be read ({error}); restore it, or choose another {option_name('work_dir')}."
+        ) from error
     if not isinstance(values, dict) or not values:
-        raise UserError(f"{path} holds no values; restore it, or choose another work_dir.")
+        raise UserError(f"{path} holds no values; restore it, or choose another {option_name('work_dir')}.")
     return values
 
 
@@ -82,12 +84,14 @@ def missing(path: Path, what: str, cure: str) -> str:
 
 
 @contextmanager
-def locked(folder: Path, name: str = "work_dir", *, shared: bool = False) -> Iterator[None]:
+def locked(folder: Path, name: str = "", *, shared: bool = False) -> Iterator[None]:
     """Lock a folder (created if missing) exclusively, or `shared` with other processes that lock it shared.
 
     Raises:
-        UserError: the folder is not writable or locked by another run; `name` names it in the message.
+        UserError: the folder is not writable or locked by another run; `name` names it in the message
+            (default: the option work_dir).
     """
+    name = name or option_name("work_dir")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import importlib.util
 import os
 from dataclasses import dataclass, fields
 
-from misa.errors import UserError, counted, did_you_mean
+from misa.errors import UserError, counted, did_you_mean, option_name
 
 LOGGERS = {"wandb": "wandb", "mlflow": "mlflow"}
 """A logger and the package that it needs."""
@@ -66,14 +66,14 @@ def split_batch(batch: int, processes: int, per_gpu: int | None = None) -> Batch
     if batch % processes:
         raise UserError(
             f"a batch of {batch} cannot be shared evenly by {processes} processes; take {_divisors(batch)} of them, or "
-            "another batch."
+            f"another {option_name('batch')}."
         )
     part = batch // processes
     images = part if per_gpu is None else per_gpu
     if part % images:
         raise UserError(
-            f"per_gpu is {images}, and the {part} images of each process cannot be accumulated from it; take "
-            f"{_divisors(part)}."
+            f"{option_name('per_gpu')} is {images}, and the {part} images of each process cannot be accumulated from "
+            f"it; take {_divisors(part)}."
         )
     return BatchSplit(processes, images, part // images)
 

@@ -14,9 +14,11 @@ from PIL import Image
 import misa
 from misa import commands
 from misa.cli import main, names, options
+from misa.commands.train import Train, train_with
 from misa.data.scenes.scenes import Scenes, write_scenes
-from misa.errors import Diverged, Stopped
-from misa.rows import table_module, table_names
+from misa.errors import Diverged, Stopped, UserError
+from misa.files import write_json
+from misa.rows import find_row, table_module, table_names
 
 
 @pytest.fixture
@@ -29,15 +31,18 @@ def root(tmp_path):
     [
         (["check", "mydat"], "misa check: there is no folder mydat; did you mean 'mydata'?"),
         (["check", "mydata/aa.csv"], "misa check: there is no file or folder mydata/aa.csv; did you mean 'a.csv'?"),
-        (["convert", "elsewhere", "out"], "misa convert: there is no folder elsewhere; give a folder in COCO layout"),
+        (["convert", "elsewhere", "out"], "misa convert: there is no folder elsewhere; give the folder or file of"),
         (["evaluate", "rums/x"], "misa evaluate: there is no run folder rums/x; did you mean 'runs'?"),
         (["evaluate", "mydata"], "misa evaluate: mydata is not a run folder: it has no params.json;"),
         (["predict", "x", "y", "--out", "z"], "misa predict: there is no run folder or checkpoint x; give one made by"),
         (["predict", "runs", "mydata/a.cvs", "--out", "z"], "video mydata/a.cvs; did you mean 'a.csv'?"),
-        (["train", "photos:box", "--data-root", "mydat"], "given with --data-root: there is no folder mydat; did you"),
+        (
+            ["train", "photos:box", "--data-root", "mydat"],
+            "misa train: there is no folder mydat; did you mean 'mydata'",
+        ),
         (
             ["train", "photos:box"],
-            "given with --data-root: there is no folder datasets; give a folder in",
+            "misa train: photos:box learns from a folder of your images and their boxes; give it with --data-root (",
         ),
     ],
 )
@@ -54,17 +59,36 @@ def test_a_wrong_path_is_shown_as_it_was_typed(words, hint, capsys, tmp_path, mo
     assert "data_root" not in error
 
 
-def test_drawn_scenes_are_not_suggested_to_a_row_of_photographs(tmp_path, capsys):
+def test_drawn_scenes_are_not_suggested_to_a_row_of_photographs(tmp_path, capsys, monkeypatch):
     drawn = tmp_path / "datasets/demo-0123abcd/annotations"
     drawn.mkdir(parents=True)
     (drawn / "instances_train2017.json").touch()
-    run = ["--data-root", str(drawn.parents[1]), "--work-dir", str(tmp_path / "run")]
-    assert main(["train", "photos:box", *run]) == 2
+    monkeypatch.chdir(tmp_path)
+    sentence = (
+        "photos:box learns from a folder of your images and their boxes; give it with {} (docs/data.md shows every"
+    )
+    assert main(["train", "photos:box"]) == 2
     (error,) = capsys.readouterr().err.splitlines()
-    assert "given with --data-root: " in error
-    assert "datasets holds no annotations that can be read (it holds drawn scenes); give a folder in COCO" in error
-    assert "docs/data.md" in error
-    assert "did you mean" not in error
+    assert error.startswith(f"misa train: {sentence.format('--data-root')}")
+    with pytest.raises(UserError) as caught:
+        train_with(Train(row="photos:box"))
+    assert str(caught.value).startswith(sentence.format("data_root"))
+    assert main(["train", "photos:box", "--data-root", str(tmp_path / "datasets")]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "datasets holds drawn scenes alone; give the folder or file of your annotations" in error
+
+
+def test_a_smoke_run_in_the_folder_is_refused_in_the_words_of_the_caller(tmp_path, capsys):
+    params = {"seed": 0, "experiment": find_row("demo:box").smoke().values(), "row": "demo:box"}
+    write_json(tmp_path / "params.json", params)
+    assert main(["train", "demo:box", "--work-dir", str(tmp_path)]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    end = "holds a smoke run, a test of the installation; choose another {} or delete that one."
+    assert error == f"misa train: --work-dir {tmp_path} {end.format('--work-dir')}"
+    with pytest.raises(UserError) as caught:
+        train_with(Train(row="demo:box", work_dir=str(tmp_path)))
+    assert str(caught.value) == f"work_dir {tmp_path} {end.format('work_dir')}"
+    assert [path.name for path in tmp_path.iterdir()] == ["params.json"]
 
 
 def edit(root, change, split="train"):
@@ -478,13 +502,11 @@ def test_check_warns_of_fewer_images_than_a_batch(tmp_path, capsys, monkeypatch)
     status, said = checked(tmp_path / "data", capsys, *GOOD)
     assert status == 0
     (warning,) = [text for text in said if text.startswith("warning:") and "batch" in text]
-    assert (
-        "(train split): 5 images cannot fill a batch of own:small (8); add images, or train with --batch 5" in warning
-    )
+    assert "(train split): 5 images cannot fill a batch of own:small (8); add images, or set --batch to 5" in warning
     assert any("(val split): 1 image (0 without objects), 1 object in 1 class, 0 crowds" in text for text in said)
     root, run = str(tmp_path / "data"), str(tmp_path / "run")
     assert main(["train", "own:small", "--data-root", root, "--work-dir", run]) == 2
-    sentence = f"a batch takes 8 images and the train split of {root} has 5; set batch to 5 or less."
+    sentence = f"a batch takes 8 images and the train split of {root} has 5; set --batch to 5 or less."
     assert sentence in capsys.readouterr().err
 
 

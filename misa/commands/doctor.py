@@ -278,7 +278,7 @@ def check_disk() -> Finding:
         cure = f"make room: {_LEAST_DISK / 2**30:.0f} GiB are enough for the demo, a COCO run needs 10 or more"
         return Finding("disk", False, detail, cure)
     if not os.access(here, os.W_OK):
-        return Finding("disk", False, f"{here} is not writable", "start misa where you can write, or set work_dir")
+        return Finding("disk", False, f"{here} is not writable", "start misa where you can write, or set --work-dir")
     shared = Path("/dev/shm")
     if shared.is_dir() and (shm := shutil.disk_usage(shared).free) < _LEAST_SHM:
         hint = f"{shared} has {shm / 2**20:.0f} MiB free, data loaders with workers may fail: docker run --shm-size=8g"

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from misa.commands import _shared as shared
-from misa.data.formats.coco import NoData
+from misa.data.formats.coco import EVERY_FORMAT
 from misa.engine.runs.places import default_folder
-from misa.errors import UserError
+from misa.engine.runs.record import require_own
+from misa.errors import UserError, option_name
 from misa.experiment import Experiment
 from misa.machine import Machine, expected_processes, is_main_process, logger_names, split_batch
 from misa.parameters import Parameters, option
@@ -92,11 +93,9 @@ def train_with(options: Train) -> "Run":
     Several GPUs use one process each, started here unless torchrun or SLURM has started this one.
     """
     experiment, folder = experiment_of(options), _folder_of(options)
+    require_own(folder, {"seed": options.seed, "experiment": experiment.values()})
     if experiment.data != "demo":
-        try:
-            shared.require_data(options.data_root)
-        except NoData as error:
-            raise error.of_row() from error
+        _require_data(options)
     import torch
 
     from misa.engine.runs.folder import finished
@@ -108,8 +107,8 @@ def train_with(options: Train) -> "Run":
         split_batch(experiment.schedule.batch, processes, options.per_gpu)
         if processes > torch.cuda.device_count():
             raise UserError(
-                f"gpus is {processes}, but torch finds {torch.cuda.device_count()} CUDA devices; set gpus to "
-                "that: per_gpu keeps the batch by accumulation."
+                f"{option_name('gpus')} is {processes}, but torch finds {torch.cuda.device_count()} CUDA devices; "
+                f"set it to that: {option_name('per_gpu')} keeps the batch by accumulation."
             )
         launch(dataclasses.replace(options, interactive=False).command_line(), processes, threads=options.threads)
         return finished(folder)
@@ -117,7 +116,7 @@ def train_with(options: Train) -> "Run":
     if experiment.schedule.lr != before.lr and is_main_process():
         print(
             f"batch {experiment.schedule.batch} in place of the row's: learning rate {experiment.schedule.lr:g} in "
-            f"place of {before.lr:g}, in proportion (scale_lr=False keeps it)",
+            f"place of {before.lr:g}, in proportion ({option_name('scale_lr', off=True)} keeps it)",
             flush=True,
         )
     try:
@@ -134,8 +133,22 @@ def train_with(options: Train) -> "Run":
         leave()
 
 
+def _require_data(options: Train) -> None:
+    """UserError where there is no data; without --data-root it says that this row needs a folder of the user's."""
+    if options.data_root != Train.data_root:
+        shared.require_data(options.data_root)
+        return
+    from misa.data.formats.convert import is_there
+
+    if not is_there(Path(options.data_root)):
+        raise UserError(
+            f"{options.row} learns from a folder of your images and their boxes; give it with "
+            f"{option_name('data_root')} ({EVERY_FORMAT})."
+        )
+
+
 def _folder_of(options: Train) -> Path:
     changed: dict[str, Any] = {"smoke": options.smoke, "epochs": options.epochs, "batch": options.batch}
     changed |= {options.precision or "precision": bool(options.precision)}
     suffix = "".join(f"-{name}{'' if value is True else value}" for name, value in changed.items() if value)
-    return Path(options.work_dir or default_folder(options.row, options.seed, suffix=suffix))
+    return Path(options.work_dir or default_folder(options.row, options.seed, suffix=suffix)).expanduser()

@@ -8,7 +8,7 @@ from typing import Any
 
 from misa.data.check.annotations import Purpose, require_usable
 from misa.data.check.report import Report
-from misa.data.formats.coco import NoData, Split
+from misa.data.formats.coco import Split
 from misa.data.formats.convert import open_layout
 from misa.data.scenes.scenes import EDITION, Scenes, write_scenes
 from misa.experiment import Experiment
@@ -71,10 +71,7 @@ def open_source(
         scenes = Scenes(**dict(experiment.scenes))
         name = hashlib.sha256(f"{EDITION} {scenes!r}".encode()).hexdigest()[:8]
         root = write_scenes(root / f"demo-{name}", scenes)
-    try:
-        layout = open_layout(root, need_train=need_train)
-    except NoData as error:
-        raise (error.of_row() if need_train else error) from error
+    layout = open_layout(root, need_train=need_train)
     wanted, images = tuple(classes) if classes is not None else None, 0
     cap = experiment.augmentation.long_side
     if need_train:

@@ -8,20 +8,30 @@ Files of other names are found by `misa.data.formats.coco_json`. Standard librar
 
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from misa.errors import UserError, did_you_mean
+from misa.data.formats.parts import IMAGES, walk
+from misa.errors import UserError, counted, did_you_mean
 from misa.files import listing, missing
 
 __all__ = ["DataError", "Layout", "NoData", "Split", "did_you_mean", "find_layout", "require_there"]
 
 _DRAWN = re.compile(r"demo-[0-9a-f]{8}")  # folders of embedded data, never suggested for a misspelt path
-_LAYOUT = (
-    "give a folder in COCO layout (annotations/instances_train2017.json and instances_val2017.json, the images in "
-    "train2017/ and val2017/) or in another format that docs/data.md describes"
-)
+EVERY_FORMAT = "docs/data.md shows every format"
+_GIVE = f"give the folder or file of your annotations ({EVERY_FORMAT})"
+# What the readers still need beside files of a suffix that none of them could use.
+_NEEDED = {
+    ".json": "a json must be COCO's (images, annotations, categories) or LabelMe's (shapes)",
+    ".xml": "Pascal VOC's xml files must lie beside the images or in Annotations/",
+    ".csv": "a csv of boxes must lie beside the images",
+    ".txt": "YOLO needs a data.yaml with the class names and the folders of train and val",
+}
+_BOXES = "add the boxes, such as a csv beside the images with a line for each: image,xmin,ymin,xmax,ymax,label"
+_MOST_FOLDERS = 1000  # whose files are counted to describe a folder
 PathLike = str | os.PathLike[str]
 
 
@@ -31,10 +41,6 @@ class DataError(UserError):
 
 class NoData(DataError):
     """There is no data set of any format at a path."""
-
-    def of_row(self) -> DataError:
-        """Returns the error for a training on the user's own data: it adds that the path has to be given."""
-        return DataError(f"this row learns from images and boxes of yours, given with --data-root: {self}")
 
 
 class Split(NamedTuple):
@@ -66,7 +72,7 @@ def find_layout(root: PathLike, *, need_train: bool = True) -> Layout:
     root = Path(root).expanduser()
     require_there(root)
     if not root.is_dir():
-        raise NoData(f"{root} is a file, but not of annotations that can be read; {_LAYOUT}.")
+        raise NoData(f"{root} is a file, but not of annotations that can be read; {_GIVE}.")
     try:
         train = _split(root, "train")
     except DataError:
@@ -81,7 +87,7 @@ def find_layout(root: PathLike, *, need_train: bool = True) -> Layout:
 def require_there(root: Path) -> None:
     """Raise NoData if `root` is neither a folder nor a file."""
     if not os.path.exists(root):
-        raise NoData(missing(root, "folder" if not root.suffix else "file or folder", _LAYOUT))
+        raise NoData(missing(root, "folder" if not root.suffix else "file or folder", _GIVE))
 
 
 def _split(root: Path, split: str) -> Split:
@@ -96,9 +102,27 @@ def _annotations(root: Path, split: str) -> Path:
         raise DataError(f"{root} is not the data set's own folder; did you mean {str(inner)!r}?")
     folder = path.parent
     if not folder.is_dir():
-        raise NoData(f"{root} holds no annotations that can be read (it holds {_listing(root)}); {_LAYOUT}.")
+        raise NoData(_without_annotations(root))
     hint = _rename(path.name, listing(folder), split, "; rename or link the right one to this name.")
     raise DataError(f"the {split} annotation file {path} is missing: {folder} holds {_listing(folder)}{hint}")
+
+
+def _without_annotations(root: Path) -> str:
+    """Returns the message for a folder in no known format: what it holds, and what the closest format needs."""
+    folders = list(islice(walk(root), _MOST_FOLDERS + 1))
+    if len(folders) > _MOST_FOLDERS:
+        return f"{root} holds more than {_MOST_FOLDERS} folders and no annotations where a format has them; {_GIVE}."
+    own = [names for folder, names in folders if not any(map(_DRAWN.fullmatch, folder.relative_to(root).parts))]
+    counts = Counter(Path(name).suffix.lower() for names in own for name in names)
+    kinds = [counted(count, f"{suffix[1:]} file") for suffix, count in counts.most_common() if suffix]
+    if not kinds:
+        return f"{root} holds {'nothing' if len(own) == len(folders) else 'drawn scenes alone'}; {_GIVE}."
+    images = sum(counts[suffix] for suffix in IMAGES)
+    if 2 * counts[".txt"] < images:  # a few texts beside the images are not labels
+        del counts[".txt"]
+    needed = next((text for suffix, text in _NEEDED.items() if counts[suffix]), _BOXES if images else "")
+    holds = ", ".join(kinds[:3]) + (" and others" if kinds[3:] else "")
+    return f"{root} holds {holds} and no annotations; {f'{needed} ({EVERY_FORMAT})' if needed else _GIVE}."
 
 
 def _images(root: Path, split: str) -> Path:

@@ -76,6 +76,11 @@ def find_format(root: Path) -> tuple[Format, list[Part]] | None:
     return None
 
 
+def is_there(root: Path) -> bool:
+    """Whether there is a data set in any of `FORMATS`, readable or not."""
+    return _is_published(root) or find_format(root) is not None
+
+
 def _is_published(root: Path) -> bool:
     """Whether the layout is that of the published COCO 2017."""
     return any((root / "annotations" / f"instances_{split}2017.json").is_file() for split in ("train", "val"))

@@ -10,7 +10,7 @@ from misa.data.check.annotations import Twins, check_coco
 from misa.data.check.report import Problem, Report, Sample
 from misa.data.formats.coco import DataError, PathLike
 from misa.data.formats.convert import open_layout
-from misa.errors import UserError, counted
+from misa.errors import UserError, counted, option_name
 from misa.figures.plots import sample_grid
 from misa.rows import find_row
 
@@ -86,7 +86,8 @@ def _with_batch(train: Report) -> Report:
     if not train.usable or not large:
         return train
     message = f"{counted(train.images, 'image')} cannot fill a batch of {' or '.join(large)}"
-    return _warned(train, "few-images", message, f"add images, or train with --batch {train.images} or less")
+    cure = f"add images, or set {option_name('batch')} to {train.images} or less"
+    return _warned(train, "few-images", message, cure)
 
 
 def _with_untrained(train: Report, val: Report) -> Report:

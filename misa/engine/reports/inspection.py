@@ -25,7 +25,7 @@ from misa.engine.runs.folder import opened
 from misa.engine.runs.samples import health, losses
 from misa.engine.runs.scores import DETECTIONS
 from misa.engine.runs.state import remarks, smoke_mark
-from misa.errors import UserError, whole
+from misa.errors import UserError, option_name, whole
 from misa.evaluation.ap import matched, read_truth
 from misa.evaluation.bootstrap import Estimate, estimates, image_scores, matches_of
 from misa.evaluation.failures import BACKGROUND, KINDS, MEANING, TIDE, ImageErrors, Outcome, error_types
@@ -165,7 +165,7 @@ def _detections(path: Path, truth: COCO, truth_of: Path) -> list[dict[str, Any]]
                     raise UserError(f"{path} has the {key} {row[key]!r}, which is not a whole number; correct it.")
                 if row[key] not in known:
                     message = f"{path} holds predictions on other data: {key} {row[key]} is not in this"
-                    raise UserError(f"{message}; give --data-root, or predictions on {truth_of}.")
+                    raise UserError(f"{message}; give {option_name('data_root')}, or predictions on {truth_of}.")
             image, mask = truth.imgs[row["image_id"]], row["segmentation"]
             fault = (
                 mask_fault(mask, image["height"], image["width"]) if isinstance(mask, dict) else "is not run lengths"

@@ -14,7 +14,7 @@ from misa.data.source import Source, open_source
 from misa.engine.runs.checkpoints import newest
 from misa.engine.runs.record import environment, loadable, read_params, require_own, same_data
 from misa.engine.runs.state import SMOKE, warn_changed
-from misa.errors import UserError
+from misa.errors import UserError, option_name
 from misa.experiment import Experiment
 from misa.files import locked, read_json, write_json
 
@@ -92,10 +92,10 @@ def require_own_teacher(place: Path, student: Mapping[str, Any]) -> None:
     """UserError where a teacher's folder holds one of other data; the user named the student's folder alone."""
     params = read_json(place / "params.json")
     if params is not None and not same_data(params, student):
+        name = option_name("work_dir")
         raise UserError(
-            f"the teacher beside this work_dir, {place}, learned from {params['data_root']}, and the student is to "
-            f"learn from {student['data_root']}; choose a work_dir in another folder, where a teacher of its own is "
-            "trained."
+            f"the teacher beside this {name}, {place}, learned from {params['data_root']}, and the student is to learn "
+            f"from {student['data_root']}; choose a {name} in another folder, where a teacher of its own is trained."
         )
 
 
@@ -110,7 +110,8 @@ def earlier_work(folder: Path, params: dict[str, Any], resume: bool) -> tuple[di
     require_own(folder, params)
     metrics, checkpoint = read_json(folder / "metrics.json"), newest(folder)
     if not resume and (metrics or checkpoint):
-        raise UserError(f"work_dir {folder} holds this run already; set resume or choose another work_dir.")
+        name, off = option_name("work_dir"), option_name("resume", off=True)
+        raise UserError(f"{name} {folder} holds this run already; leave out {off} or choose another {name}.")
     if metrics is not None:
         before = read_params(folder)
         warn_changed(folder, before, params["data"])
@@ -134,7 +135,7 @@ def opened(
     experiment, folder, params = recorded(folder)
     root = Path(data_root or params["data_root"])
     if data_root is None and not root.exists():
-        raise UserError(f"the data of {folder} is no longer at {root}; restore it, or give --data-root.")
+        raise UserError(f"the data of {folder} is no longer at {root}; restore it, or give {option_name('data_root')}.")
     # The data is there already, at the root that was recorded; nothing is drawn again.
     there = replace(experiment, data="coco", scenes=()) if experiment.data == "demo" else experiment
     source = open_source(there, root, classes=params["classes"], need_train=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import misa
-from misa.errors import UserError
+from misa.errors import UserError, option_name
 from misa.experiment import TORCHVISION, Experiment, Objective, plain
 from misa.files import digest, missing, read_json
 from misa.rows import lineage, teacher_row
@@ -71,27 +71,28 @@ def require_own(folder: Path, params: dict[str, Any]) -> None:
     """UserError if `folder` holds another run than `params`, or files of which it does not say what they are.
 
     Data that has moved and is the same makes no other run. Annotations that have changed do, unless it is finished.
+    params: the whole record, or the part of it that is known before the data is read: seed and experiment.
     """
-    before = read_json(folder / "params.json")
+    before, name = read_json(folder / "params.json"), option_name("work_dir")
     if before is None:
         foreign = [name for name in FILES if (folder / name).exists()]
         if foreign:
-            raise UserError(f"work_dir {folder} has a {foreign[0]} but no params.json; choose an empty folder.")
+            raise UserError(f"{name} {folder} has a {foreign[0]} but no params.json; choose an empty folder.")
         return
     # The row's name is only a name; older runs do not say of which values their teacher was.
-    names = {"row", "digest", "data"} if "teacher_digest" in before else {"row", "digest", "data", "teacher_digest"}
-    if same_data(before, params):
-        names.add("data_root")
-    ours = {name: value for name, value in params.items() if name not in names}
+    ignored = {"row", "digest", "data"} if "teacher_digest" in before else {"row", "digest", "data", "teacher_digest"}
+    if "data" in params and same_data(before, params):
+        ignored.add("data_root")
+    ours = {name: value for name, value in params.items() if name not in ignored}
     smoke, now_smoke = (of["experiment"].get("limit") is not None for of in (before, params))
-    for name, there, here in _differences(before, json.loads(json.dumps(ours))):
+    for key, there, here in _differences(before, json.loads(json.dumps(ours))):
         what = "a smoke run, a test of the installation" if smoke and not now_smoke else "another run"
-        why = "" if smoke and not now_smoke else f" ({name} is {there} there and {here} here)"
-        raise UserError(f"work_dir {folder} holds {what}{why}; choose another work_dir or delete that one.")
-    if (changed := changed_splits(before, params["data"])) and not (folder / "metrics.json").exists():
+        why = "" if smoke and not now_smoke else f" ({key} is {there} there and {here} here)"
+        raise UserError(f"{name} {folder} holds {what}{why}; choose another {name} or delete that one.")
+    if (changed := changed_splits(before, params.get("data", {}))) and not (folder / "metrics.json").exists():
         raise UserError(
             f"the annotations of {' and '.join(changed)} in {params['data_root']} have changed since the run in "
-            f"{folder} began, and it cannot go on with others; restore them, or choose another work_dir for the "
+            f"{folder} began, and it cannot go on with others; restore them, or choose another {name} for the "
             "changed ones."
         )
 

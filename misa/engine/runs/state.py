@@ -8,7 +8,7 @@ from typing import Any
 
 from misa.engine.runs.checkpoints import newest
 from misa.engine.runs.record import changed_splits
-from misa.errors import counted
+from misa.errors import counted, option_name
 from misa.experiment import Experiment
 from misa.files import read_json
 
@@ -49,7 +49,7 @@ def warn_changed(folder: Path, params: Mapping[str, Any], data: Mapping[str, str
         print(
             f"warning: the annotations of {' and '.join(changed)} in {params['data_root']} have changed since the run "
             f"in {folder} was trained: its recorded scores and predictions are of the earlier ones; restore them, or "
-            "train it again in another work_dir.",
+            f"train it again in another {option_name('work_dir')}.",
             file=sys.stderr,
             flush=True,
         )

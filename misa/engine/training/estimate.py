@@ -33,7 +33,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from misa.errors import UserError, did_you_mean
+from misa.errors import UserError, did_you_mean, option_name
 from misa.experiment import Experiment
 from misa.machine import BatchSplit, split_batch
 from misa.models.students.table import model_config
@@ -119,7 +119,11 @@ class Estimate:
 
     def __str__(self) -> str:
         u = f"u = {self.utilization:.2f}, {self.source if self.measured else 'assumed'}"
-        fits = "" if self.memory <= 0.92 * GPUS[self.gpu].memory else f", more than a {self.gpu} has: lower per_gpu"
+        fits = (
+            ""
+            if self.memory <= 0.92 * GPUS[self.gpu].memory
+            else f", more than a {self.gpu} has: lower {option_name('per_gpu')}"
+        )
         return (
             f"{self.split} on {self.split.processes} x {self.gpu} ({u})\n"
             f"step {self.step_seconds:.2f} s, memory {self.memory:.1f} GB on each{fits}, {self.days:.2f} days"
@@ -226,7 +230,9 @@ def reported(path: str | Path, gpu: str, precision: str) -> float:
     if reason:
         raise UserError(f"{path} has no utilization, that part of `make gpu` failed ({reason}); run it again.")
     if gpu not in card.replace(" ", "").upper():
-        raise UserError(f"{path} was measured on {card!r}, not on a {gpu}; give --gpu as the report has it.")
+        raise UserError(
+            f"{path} was measured on {card!r}, not on a {gpu}; give {option_name('gpu')} as the report has it."
+        )
     u = figures.get(precision)
     if not isinstance(u, int | float) or not 0 < u <= 1:
         raise UserError(f"{path} has no utilization between 0 and 1 for {precision}; run `make gpu` again.")

@@ -24,7 +24,7 @@ from misa.data.semantic import BoxedImage, boxed_images, true_maps
 from misa.data.source import Source
 from misa.engine.runs.checkpoints import last_checkpoint, load_weights
 from misa.engine.runs.folder import opened
-from misa.errors import UserError
+from misa.errors import UserError, option_name
 from misa.experiment import Experiment
 from misa.files import read_json, write_json
 from misa.losses.semantic import VOID
@@ -50,7 +50,10 @@ def prepare_labels(
     card = {"labels": kind, "student": _identity(student) if kind == "student" and student else None}
     found = read_json(target / "labels.json")
     if found is not None and found != card:
-        raise UserError(f"{target} holds labels made otherwise ({found}); choose another work_dir or delete that one.")
+        raise UserError(
+            f"{target} holds labels made otherwise ({found}); choose another "
+            f"{option_name('work_dir')} or delete that one."
+        )
     if kind == "masks":
         jobs: Iterator[Job] = (
             (m.image_id, m.make) for m in true_maps(source.train, source.classes, limit=experiment.limit)

@@ -11,7 +11,7 @@ from mmengine.hooks import Hook, ParamSchedulerHook, RuntimeInfoHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from misa.errors import UserError
+from misa.errors import UserError, option_name
 from misa.models.students.base import Clock
 
 
@@ -49,7 +49,7 @@ class ResumableLoop(EpochBasedTrainLoop):
         if not 0 <= done < len(self.dataloader):
             raise UserError(
                 f"the checkpoint is at batch {self._iter} after {self._epoch} epochs of {len(self.dataloader)}: it was "
-                "written with another per_gpu or number of GPUs; go on with those."
+                f"written with another {option_name('per_gpu')} or number of GPUs; go on with those."
             )
         batches = self.dataloader.batch_sampler
         batches.sampler.skip = done * batches.batch_size

@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from mmengine.visualization import MLflowVisBackend, TensorboardVisBackend, Visualizer, WandbVisBackend
 
 from misa.engine.training.parallel import join
-from misa.errors import UserError
+from misa.errors import UserError, option_name
 from misa.machine import Machine
 
 _VISUALIZERS = itertools.count()
@@ -67,7 +67,8 @@ def choose_device(machine: Machine) -> str:
     torch.set_num_threads(machine.threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(machine.threads))  # otherwise mmengine sets its own value
     if gpus and not torch.cuda.is_available():
-        raise UserError(f"gpus is {gpus}, but torch finds no CUDA device; set gpus to 0, or see `misa doctor`.")
+        name = option_name("gpus")
+        raise UserError(f"{name} is {gpus}, but torch finds no CUDA device; set {name} to 0, or see `misa doctor`.")
     use_cuda = torch.cuda.is_available() if gpus is None else gpus > 0
     mmengine.device.utils.DEVICE = device = "cuda" if use_cuda else "cpu"
     join(cuda=use_cuda)

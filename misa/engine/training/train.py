@@ -82,7 +82,9 @@ def train(
         on_main_process(lambda: hold(folder, stack))
         plan = on_main_process(lambda: prepare(experiment, data_root, folder, row=row, seed=seed, resume=resume))
         if plan.metrics is not None:
-            _say(f"{folder.name} is finished; nothing to train. Choose another work_dir to train again.")
+            _say(
+                f"{folder.name} is finished; nothing to train. Choose another {option_name('work_dir')} to train again."
+            )
             return Run(experiment, folder, plan.source, plan.metrics)
         if plan.checkpoint is None:
             on_main_process(lambda: require_weights(experiment.network))
@@ -172,7 +174,7 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
     if source.images < experiment.schedule.batch:
         raise UserError(
             f"a batch takes {experiment.schedule.batch} images and the train split of {source.root} has "
-            f"{source.images}; set batch to {source.images} or less."
+            f"{source.images}; set {option_name('batch')} to {source.images} or less."
         )
     data = data_digests(source.train, source.val)
     params = run_params(experiment, row=row, seed=seed, data_root=source.root, data=data, classes=source.classes)

@@ -14,7 +14,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from misa.engine.runs.live import Live, in_notebook
-from misa.errors import Diverged
+from misa.errors import Diverged, option_name
 from misa.files import atomic_write
 
 
@@ -85,7 +85,7 @@ class LossRecord(Hook):
                 name = blamed(broken)
                 raise Diverged(
                     f"{name} became {row[name]} at step {row['iter'] + 1}; the checkpoints before it are whole: "
-                    "lower the learning rate or the weight of that loss, in another work_dir."
+                    f"lower the learning rate or the weight of that loss, in another {option_name('work_dir')}."
                 )
 
 
@@ -369,7 +369,7 @@ class NaNGuard(Hook):
         )
         return (
             f"The batch is in {self.path}, and the checkpoints before it are whole: look at its images, or lower the "
-            "learning rate or the weight of that loss, in another work_dir."
+            f"learning rate or the weight of that loss, in another {option_name('work_dir')}."
         )
 
 

@@ -10,7 +10,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from misa.data.pipeline import MEAN, STD
-from misa.errors import Diverged, NotFinite, UserError
+from misa.errors import Diverged, NotFinite, UserError, option_name
 from misa.experiment import objective_from
 from misa.losses.inputs import Positives, SemanticPrior, shrink, union_of_boxes
 from misa.models.students.adapter import Adapter
@@ -185,7 +185,7 @@ class BoxSupervised(nn.Module):
         try:
             return self._losses(batch_inputs, batch_data_samples)
         except NotFinite as error:
-            fix = "Lower the learning rate or the weight of that loss, in another work_dir."
+            fix = f"Lower the learning rate or the weight of that loss, in another {option_name('work_dir')}."
             raise Diverged(f"{error} {fix}") from error
 
     def begin_step(self, clock: Clock) -> None:
@@ -206,7 +206,9 @@ class BoxSupervised(nn.Module):
         own_part = self.handover(prepared.images, prepared.instances)
         positives, features, losses = _within(own_part.positives, prepared), own_part.features, own_part.losses
         if images.device.type == "cpu" and not positives.mask_logits.isfinite().all():  # elsewhere it would synchronise
-            raise Diverged("the masks became NaN or infinite; lower the learning rate, in another work_dir.")
+            raise Diverged(
+                f"the masks became NaN or infinite; lower the learning rate, in another {option_name('work_dir')}."
+            )
         step = self._step(prepared, positives, features, samples)
         step = step._replace(generators=generators, per_box=_float(own_part.per_box))
         step = step._replace(**self._of_shadow(prepared, own_part.places, samples))

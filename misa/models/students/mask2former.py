@@ -23,7 +23,7 @@ from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from misa.errors import Diverged
+from misa.errors import Diverged, option_name
 from misa.experiment import Experiment, Network
 from misa.losses.inputs import Positives
 from misa.losses.pseudo import quality
@@ -154,7 +154,9 @@ def assign(
     """
     table = torch.cat(match_costs(scores, logits, boxes, labels), dim=-1).cpu()
     if not table.isfinite().all():
-        raise Diverged("the queries' masks or scores became NaN; lower the learning rate, in another work_dir.")
+        raise Diverged(
+            f"the queries' masks or scores became NaN; lower the learning rate, in another {option_name('work_dir')}."
+        )
     found = []
     for b, part in enumerate(table.split([len(own) for own in labels], dim=-1)):
         for prediction, cost in enumerate(part):

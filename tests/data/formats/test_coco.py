@@ -47,11 +47,11 @@ def test_the_reference_data_is_found(shared: Path) -> None:
 def test_a_wrong_root_is_named_with_the_right_one(root: Path) -> None:
     sentence = told(root.parent / "COCO2")
     assert sentence == f"there is no folder {root.parent / 'COCO2'}; did you mean 'coco'?"
-    assert "mine; give a folder in COCO layout" in told(root.parent / "pictures" / "mine")
+    assert "mine; give the folder or file of your annotations (docs/data.md" in told(root.parent / "pictures" / "mine")
 
 
 def test_a_file_as_root_is_named(root: Path) -> None:
-    assert "is a file, but not of annotations that can be read; give a folder" in told(
+    assert "is a file, but not of annotations that can be read; give the folder" in told(
         root / "annotations" / "instances_val2017.json"
     )
 
@@ -78,7 +78,7 @@ def test_the_cure_is_one_that_the_command_line_has(root: Path) -> None:
     (root / "annotations/x.json").rename(root / "annotations/instances_val2017.json")
     assert "did you mean" not in told(root), "the other split's file is not meant"
     shutil.rmtree(root / "annotations")
-    assert told(root).endswith("or in another format that docs/data.md describes.")
+    assert told(root).endswith("give the folder or file of your annotations (docs/data.md shows every format).")
 
 
 def test_validation_alone_needs_no_training_split(root: Path) -> None:
@@ -103,9 +103,29 @@ def test_a_missing_image_folder_is_named(root: Path) -> None:
 
 
 def test_an_empty_root_says_so(tmp_path: Path) -> None:
-    assert f"{tmp_path} holds no annotations that can be read (it holds nothing); give a folder in COCO layout" in told(
-        tmp_path
-    )
+    assert f"{tmp_path} holds nothing; give the folder or file of your annotations (docs" in told(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "holds", "needs"),
+    [
+        ({"jpg": 12}, "12 jpg files", "add the boxes, such as a csv beside the images"),
+        ({"jpg": 12, "txt": 1}, "12 jpg files, 1 txt file", "add the boxes, such as a csv"),
+        ({"png": 3, "txt": 3}, "3 png files, 3 txt files", "YOLO needs a data.yaml"),
+        ({"png": 3, "json": 2}, "3 png files, 2 json files", "a json must be COCO's"),
+        ({"a": 5, "b": 4, "c": 3, "d": 2}, "5 a files, 4 b files, 3 c files and others", "give the folder or file"),
+    ],
+)
+def test_a_folder_without_annotations_is_described_by_what_it_holds_and_lacks(tmp_path, files, holds, needs) -> None:
+    for suffix, count in files.items():
+        for i in range(count):
+            (tmp_path / "deep" / suffix / f"{i}.{suffix}").parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "deep" / suffix / f"{i}.{suffix}").touch()
+    (tmp_path / "demo-0123abcd").mkdir()
+    (tmp_path / "demo-0123abcd" / "drawn.png").touch()
+    sentence = told(tmp_path)
+    assert sentence.startswith(f"{tmp_path} holds {holds} and no annotations; {needs}")
+    assert sentence.endswith("(docs/data.md shows every format).")
 
 
 def test_the_layout_needs_the_standard_library_only() -> None:

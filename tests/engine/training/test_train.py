@@ -372,7 +372,7 @@ def test_a_row_file_that_fails_is_named_with_its_line(place, capsys):
 def test_a_batch_larger_than_the_data_is_refused(place, capsys):
     common = ["--data-root", str(place / "data"), "--work-dir", str(place / "large"), "--gpus", "0"]
     assert main(["train", f"{place / 'rows.py'}:toy", "--batch", "8", *common]) == 2
-    assert "set batch to 7 or less" in capsys.readouterr().err
+    assert "set --batch to 7 or less" in capsys.readouterr().err
     assert not (place / "large").exists()
 
 
