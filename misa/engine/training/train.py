@@ -82,9 +82,7 @@ def train(
         on_main_process(lambda: hold(folder, stack))
         plan = on_main_process(lambda: prepare(experiment, data_root, folder, row=row, seed=seed, resume=resume))
         if plan.metrics is not None:
-            _say(
-                f"{folder.name} is finished; nothing to train. Choose another {option_name('work_dir')} to train again."
-            )
+            _say(f"{folder.name} is finished; nothing to train. Another {option_name('work_dir')} trains it again.")
             return Run(experiment, folder, plan.source, plan.metrics)
         if plan.checkpoint is None:
             on_main_process(lambda: require_weights(experiment.network))
