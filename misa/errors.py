@@ -74,7 +74,7 @@ def did_you_mean(wanted: str, found: Iterable[str], *, before: str = "", key: Ca
 
 
 def stem(name: str) -> str:
-    """Returns a file name without its suffix, to compare names: a common suffix makes any two of them similar."""
+    """Returns a file name without its suffix, for `did_you_mean`: a common suffix makes any two names similar."""
     return name.rpartition(".")[0] or name
 
 

@@ -215,7 +215,7 @@ def test_a_torchvision_network_is_a_teacher(photo, monkeypatch):
 
 
 def test_networks_of_a_smoke_run_say_so_once(run, capsys):
-    """In the words of every other result of a smoke run; a teacher by its own folder."""
+    """With the message of every other result of a smoke run; a teacher by its own folder."""
     told = (
         "is a smoke run: two training steps on small images, to see that everything runs; its numbers mean nothing.\n"
     )

@@ -305,7 +305,7 @@ def _name(
 
 
 def _crosses(axes: Axes, layout: Layout, tiles: Sequence[Tile]) -> None:
-    """The seed on every tile but that of the start, which a cross would hide where it is small."""
+    """Mark the seed on every tile except the initial mask, which a cross would hide if it is small."""
     start = layout.tile(0, layout.first.index("start")) if "start" in layout.first else None
     places = [tile.at(layout.seed[0] + 0.5, layout.seed[1] + 0.5) for tile in tiles if tile != start]
     x, y = np.array(places).T

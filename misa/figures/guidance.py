@@ -39,7 +39,7 @@ def guidance_chart(table: pd.DataFrame, *, title: str = "") -> Figure:
     moved.set_xlabel("movement (%)", fontsize=8)
     moved.set_xlim(left=0)
     gain.margins(x=0.1)
-    gain.set_xscale("symlog", linthresh=2, linscale=0.6)  # most gain a point or two, a few lose half of everything
+    gain.set_xscale("symlog", linthresh=2, linscale=0.6)  # most gains are a point or two, a few losses are large
     low, high = gain.get_xlim()
     gain.set_xticks([place for place in (-50, -10, -2, 0, 2, 10, 50) if low <= place <= high])
     gain.xaxis.set_major_formatter(ScalarFormatter())

@@ -174,7 +174,7 @@ def loss_curves(losses: Mapping[str, NDArray[np.float64]], *, window: int = 20) 
         width = min(window, max(1, len(values) // 2))
         smooth = np.convolve(values, np.ones(width) / width, mode="valid")
         ax.plot(steps[width - 1 :], smooth, color=color, linestyle=styles[i % len(styles)], label=name, linewidth=1.6)
-    ax.set(xlabel="step", ylabel="loss", yscale="log")  # the largest term would press the others to the axis
+    ax.set(xlabel="step", ylabel="loss", yscale="log")  # on a linear scale the largest term would hide the others
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     _tidy(ax)

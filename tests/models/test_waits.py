@@ -46,7 +46,7 @@ ROWS = {
     **{f"mask2former, {name}": QUERIES.but(objective=own) for name, own in OBJECTIVES.items() if name != "box2mask"},
     "mask2former, sim_paste": QUERIES.but(objective=PASTE),
 }
-MATCH, MATCHES = ({"_to_copy at students/mask2former.py assign": times} for times in (1, 2))  # the tables of costs
+MATCH, MATCHES = ({"_to_copy at students/mask2former.py assign": times} for times in (1, 2))  # the cost matrices
 PROTOTYPES = {"_to_copy at objectives/sim.py update": 1}  # which pixels belong to an object with high confidence
 TAKEN = {"_to_copy at objectives/boxteacher.py pseudo_masks": 1}  # boxes and scores of the copy's detections
 MATRIX_NMS = {  # the copy's detections: their number determines every shape

@@ -53,7 +53,7 @@ def test_the_plan_goes_seed_by_seed_and_has_nothing_twice(tmp_path):
 
 
 def test_the_time_of_a_training_is_not_read_off_copied_files(tmp_path):
-    """A copy gives the record and the scores times of its own, the scores' maybe before the record's."""
+    """A copy changes the file times, and the scores may then be older than the record."""
     jobs = plan(["demo:box", "demo:mask"], range(1), root=tmp_path)
     finish(jobs[0], 20.0)
     record, scores = jobs[0].folder / "config.py", jobs[0].folder / "metrics.json"

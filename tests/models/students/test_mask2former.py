@@ -269,7 +269,7 @@ def other_copy(student):
 
 
 def shuffled(student):
-    """The same network with its queries in another order."""
+    """Returns the same network with its queries in another order."""
     other = copy.deepcopy(student)
     for part in (other.panoptic_head.query_embed, other.panoptic_head.query_feat):
         part.weight.copy_(part.weight.flip(0))

@@ -1,4 +1,4 @@
-"""Every objective on every student: it trains or is refused, as the documentation's table says."""
+"""Every objective on every student: it trains or is refused, as listed in the documentation."""
 
 import dataclasses
 import pkgutil
@@ -30,7 +30,7 @@ SECTION = SECTION.partition("## Objectives and students\n")[2]
     for line in re.findall(r"^\|.*\|$", SECTION, re.MULTILINE)
 )
 TABLE = {name: (needs, dict(zip(STUDENTS, cells, strict=True))) for name, needs, *cells in LINES}
-# With gates open, so that every term has something to learn from in the third step.
+# With open gates, so that every term has a gradient in the third step.
 BANK = dataclasses.replace(OBJECTIVES["discobox_bank"].bank, gate=10.0, keys=1, least=2)
 OPEN = {
     "discobox": dataclasses.replace(OBJECTIVES["discobox"], gate=10.0),
@@ -39,9 +39,9 @@ OPEN = {
     "sim": dataclasses.replace(OBJECTIVES["sim"], nothing=0.9),
     "sim_paste": dataclasses.replace(OBJECTIVES["sim_paste"], nothing=0.9, paste=1, paste_rate=1.0, sure=0.1),
 }
-UNTRAINED = {"loss_match"}  # no mask is near enough to another's, which the bank asks for
+UNTRAINED = {"loss_match"}  # no two masks are similar enough for the bank
 MASK_BRANCH = {"solov2": "mask_head.conv_kernel", "condinst": "bbox_head.controller"}
-MASK_BRANCH["mask2former"] = "panoptic_head.mask_embed"  # what makes masks and no scores
+MASK_BRANCH["mask2former"] = "panoptic_head.mask_embed"  # used for masks and not for scores
 NAMES = ("apro", "misa", *OBJECTIVES)
 
 
@@ -63,7 +63,7 @@ def build(row):
 
 
 def flat_objects(rng):
-    """Of one color each, nearly, so that neighbors are alike."""
+    """Returns images and objects of almost constant color, so that neighbors are similar."""
     images, samples = batch(rng)
     images *= 0.02
     for image, sample in zip(images, samples, strict=True):
