@@ -286,8 +286,8 @@ class SIM(BoxInst):
             prototypes = prototypes.clone()
             for label in objects.labels[objects.image == b].unique().tolist():
                 mine = ((objects.image == b) & (objects.labels == label)).nonzero().flatten().tolist()
-                # A pixel counts once for every positive of its object.
-                times = sum(int(objects.instances[g]) * surely[g].long() for g in mine)
+                # A pixel counts once for every positive of its object, of one prediction.
+                times = sum(-(-int(objects.instances[g]) // step.repeats) * surely[g].long() for g in mine)
                 assert torch.is_tensor(times)
                 place = times.flatten().nonzero().flatten().repeat_interleave(times.flatten()[times.flatten() > 0])
                 if len(place) == 0:

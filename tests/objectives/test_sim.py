@@ -178,6 +178,29 @@ def test_prototypes_are_the_mean_over_the_processes_and_repeatable(step, memory)
     assert_close(memory.prototypes, (first.prototypes + 1) / 2)
 
 
+def test_prototypes_see_an_object_of_several_predictions_as_often_as_of_one(step, memory):
+    """Positives of four predictions, one of which lacks the first object's second positive."""
+    order = [0, 1, 2] * 4
+    several = step._replace(
+        repeats=4,
+        **{name: Positives(*(part[order[:-1]] for part in getattr(step, name))) for name in ("positives", "shadow")},
+    )
+    again, started = OBJECTIVE.memory(C, D), memory.prototypes.clone()
+    again.prototypes.copy_(started)
+    masks = objects_of(step).masks
+    OBJECTIVE.update(step, memory)
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    several = several._replace(
+        shadow=several.shadow._replace(
+            mask_logits=masks.logit()[objects_of(several).where]  # the mean is that of one prediction
+        ),
+        generators=generators,
+    )
+    OBJECTIVE.update(several, again)
+    assert_close(again.prototypes, memory.prototypes)
+    assert not torch.allclose(again.prototypes, OBJECTIVE.normalised(started), atol=1e-7)
+
+
 def test_without_instances_nothing_moves(step, memory):
     def empty(kept):
         return Positives(*(part[:0] for part in kept))

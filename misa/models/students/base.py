@@ -210,11 +210,11 @@ class BoxSupervised(nn.Module):
                 f"the masks became NaN or infinite; lower the learning rate, in another {option_name('work_dir')}."
             )
         step = self._step(prepared, positives, features, samples)
-        step = step._replace(generators=generators, per_box=_float(own_part.per_box))
+        repeats = own_part.repeats
+        step = step._replace(generators=generators, per_box=_float(own_part.per_box), repeats=repeats)
         step = step._replace(**self._of_shadow(prepared, own_part.places, samples))
         with torch.autocast(features.device.type, enabled=False):
             terms = self.objective.losses(step, own)
-        repeats = own_part.repeats
         losses |= {name: _part(term, 1 if term.once else repeats, positives) for name, term in terms.items()}
         with torch.no_grad():
             self.objective.update(step, own)
