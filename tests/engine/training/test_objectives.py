@@ -15,6 +15,7 @@ from misa.engine.prediction.student import find, load_student
 from misa.engine.runs.checkpoints import newest
 from misa.engine.training.train import train
 from misa.errors import Stopped
+from misa.experiment import TINY_MASK2FORMER
 from misa.objectives.base import Ramp
 from misa.objectives.box2mask import Box2Mask
 from misa.objectives.boxinst import BoxInst
@@ -40,6 +41,8 @@ ROWS = {
     },
     "sim_paste": {"student": "condinst", "objective": dataclasses.replace(LATE_SIM, paste=5, sure=0.3)},
 }
+QUERIES = {"student": "mask2former", "network": TINY_MASK2FORMER}
+ROWS |= {f"mask2former_{name}": ROWS[name] | QUERIES for name in ("discobox_bank", "sim_paste")}
 
 
 def check_that_the_copy_predicts(run, exported, stored):
@@ -86,12 +89,12 @@ def test_resumes_to_the_bit(name, tmp_path, monkeypatch, small_row):
     assert expected.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[key]) for key, value in expected.items())
     assert whole.metrics["segm"] == again.metrics["segm"]
-    if name == "sim_paste":
+    if name.endswith("sim_paste"):
         logs = [(whole.folder / "losses.jsonl"), (again.folder / "losses.jsonl")]
         pasted = [[json.loads(line)["loss_paste"] for line in log.read_text().splitlines()] for log in logs]
         assert pasted[0][8] > 0  # after the resume
         assert pasted[0][8] == pasted[1][-1]
-    if name == "discobox_bank":
+    if name.endswith("discobox_bank"):
         assert expected["memory.own.filled"].sum() > 0
         assert expected["memory.own.features"].any()
     if name == "discobox":

@@ -33,6 +33,10 @@ from misa.objectives.base import Ramp
 from misa.objectives.boxteacher import BoxTeacher
 from misa.objectives.discobox import Bank, DiscoBox
 BOX = Experiment.from_values({box!r})
+BANKED = DiscoBox(
+    gate=10.0, shadow_start=Ramp(4, 4), momentum=0.9,
+    bank=Bank(slots=3, least=2, grid=3, side=8, keys=1, gate=10.0, gradient=1.0, form="intended"),
+)
 ROWS = {{
     "box": BOX,
     "long": BOX.but(schedule={{"epochs": 10}}),
@@ -43,12 +47,12 @@ ROWS = {{
         student="mask2former", network=TINY_MASK2FORMER,
         affinity={{"reduction": "box_ratio"}}, schedule={{"lr": 1e-5}},
     ).but(network={{"norm_eval": True}}),
+    "mask2former_discobox": BOX.but(
+        student="mask2former", network=TINY_MASK2FORMER, affinity=None, schedule={{"lr": 1e-5}}, objective=BANKED,
+    ).but(network={{"norm_eval": True}}),
     "baseline": BOX.but(student="boxinst", affinity=None),
     "discobox": BOX.but(affinity=None, objective=DiscoBox(gate=10.0, shadow_start=Ramp(4, 4), momentum=0.9)),
-    "discobox_bank": BOX.but(affinity=None, objective=DiscoBox(
-        gate=10.0, shadow_start=Ramp(4, 4), momentum=0.9,
-        bank=Bank(slots=3, least=2, grid=3, side=8, keys=1, gate=10.0, gradient=1.0, form="intended"),
-    )),
+    "discobox_bank": BOX.but(affinity=None, objective=BANKED),
     # On SOLOv2: CondInst's mask branch normalises by the images of its own process.
     "boxteacher": BOX.but(
         affinity=None, schedule={{"lr": 2e-5}},
@@ -89,7 +93,10 @@ def losses(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ["box", "misa", "mask2former", "discobox", "discobox_bank", "boxteacher", "polarmask"])
+@pytest.mark.parametrize(
+    "row",
+    ["box", "misa", "mask2former", "discobox", "discobox_bank", "mask2former_discobox", "boxteacher", "polarmask"],
+)
 def test_two_processes_learn_what_one_does(place, row):
     """The same images, each process with half of every batch: the loss to 1e-4 over all 12 steps, its terms to 5e-4.
 
