@@ -34,7 +34,7 @@ from misa.engine.reports.explore import Seen, open_networks
 from misa.engine.reports.figure_sources import knobs_of
 from misa.engine.runs.folder import recorded
 from misa.engine.runs.state import warn
-from misa.errors import UserError, did_you_mean, stem
+from misa.errors import UserError, counted, did_you_mean, stem
 from misa.experiment import TORCHVISION, Augmentation
 from misa.figures.affinity import NAMES, affinity_figure, blob, field_of
 from misa.figures.example import Example
@@ -193,7 +193,7 @@ class Result:
         height, width = self.image.shape[:2]
         counts = pd.Series(self.labels, dtype=object).value_counts()
         found = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
-        return f"<{len(self)} instances in {height} x {width}: {found}>"
+        return f"<{counted(len(self), 'instance')} in {height} x {width}: {found}>"
 
     def frame(self) -> pd.DataFrame:
         """Returns a table with a row per instance: label, score, area in pixels, and the box."""

@@ -16,7 +16,7 @@ from misa.api import photograph
 from misa.cli import main
 from misa.engine.reports.explore import trained
 from misa.engine.runs.checkpoints import newest
-from misa.errors import UserError
+from misa.errors import UserError, counted
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_a_result_is_short_in_text_and_a_picture_in_a_notebook(run, photo, tmp_p
     found = student(photo, score=0.0, mask=0.01)
     assert len(found) > 0
     assert len(repr(found)) < 200
-    assert repr(found).startswith(f"<{len(found)} instances in 120 x 200: ")
+    assert repr(found).startswith(f"<{counted(len(found), 'instance')} in 120 x 200: ")
     assert repr(student(photo, score=1.0)) == "<0 instances in 120 x 200: nothing>"
     assert "data:image/png;base64," in found._repr_html_()
     assert found.labels[0] in found._repr_html_()

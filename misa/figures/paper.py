@@ -240,6 +240,7 @@ def figure5(groups: Mapping[str, Sequence[Mapping[str, Any]]], *, columns: int =
     seen: set[str] = set()
     for r, (name, found) in enumerate(lines):
         for c, ax in enumerate(axes[r]):
+            ax.set_anchor("N")  # images of a row begin at one height, whatever their shape
             if c < len(found):
                 draw_objects(ax, found[c]["image"], masks=found[c]["masks"], colors=found[c].get("colors"))
                 truth = found[c].get("truth")

@@ -80,7 +80,7 @@ def _lines(values: Mapping[str, Any], indent: str) -> list[str]:
         if isinstance(value, Mapping):
             lines += [f"{indent}{name}:", *_lines(value, indent + "  ")]
         elif isinstance(value, list):
-            lines.append(f"{indent}{name}: {', '.join(map(str, value))}")
+            lines.append(f"{indent}{name}: {', '.join(map(str, value)) or 'none'}")
         else:
             lines.append(f"{indent}{name}: {value}")
     return lines

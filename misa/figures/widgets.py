@@ -103,7 +103,7 @@ class SeedExplorer(Panel):
     def __init__(self, examples: Sequence[Example], *, seed: Seed | None = None, knobs: Knobs | None = None) -> None:
         self.examples = {f"{i + 1}: {example.name}": example for i, example in enumerate(examples)}
         first = examples[0]
-        row, column = seed if seed is not None else (first.size[0] // 2, first.size[1] // 2)
+        row, column = seed if seed is not None else first.middle()
         knobs = Knobs() if knobs is None else knobs
         self._fields: dict[tuple[str, int], SeedField] = {}
         controls: dict[str, Any] = {

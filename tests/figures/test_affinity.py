@@ -147,6 +147,8 @@ def test_a_click_into_a_box_chooses_its_category(example):
     x, y = panel.sheet().tile(0, 1).at(5.5, 6.5)
     panel.click(float(x), float(y))
     assert panel.controls["label"].value == 1
+    first = SeedExplorer([example])  # a panel without a seed begins in the first box
+    assert (first.controls["row"].value, first.controls["column"].value) == example.middle() != (6, 8)
 
 
 @pytest.mark.parametrize("lines", [("pixels", "mask"), ("window", "pixels", "mask"), ("pixels",), LINES_OF_MAPS])

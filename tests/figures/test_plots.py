@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from misa.data.scenes.scenes import Scenes, draw_scene
+from misa.figures.paper import figure5
 from misa.figures.plots import (
     ap_bars,
     box_to_mask,
@@ -130,7 +131,7 @@ def test_a_legend_covers_no_curve():
         loss_curves({"loss": np.ones(9), "cls": np.ones(9)}),
     )
     for figure in figures:
-        figure.canvas.draw()
+        FigureCanvasAgg(figure).draw()
         axes = figure.axes[-1]
         assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
 
@@ -227,3 +228,13 @@ def test_labels_stay_within_a_small_picture(left, width):
     label, picture = text.get_window_extent(), axes.get_window_extent()
     assert picture.x0 - 3 <= label.x0
     assert label.x1 <= picture.x1 + 3
+
+
+def test_images_of_a_row_begin_at_one_height():
+    images = [np.zeros((*size, 3), np.uint8) for size in ((60, 40), (30, 60))]
+    samples = [{"image": image, "masks": np.zeros((0, *image.shape[:2]), bool), "title": "7"} for image in images]
+    figure = figure5({"chosen": samples}, columns=2)
+    FigureCanvasAgg(figure).draw()
+    tall, wide = (axes.get_window_extent() for axes in figure.axes)
+    assert tall.y1 == pytest.approx(wide.y1, abs=1)
+    assert tall.height > 2 * wide.height

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from misa.cli import main
 from misa.engine.reports.explore import open_networks
@@ -156,7 +157,7 @@ def test_the_figure_holds_every_reading(measured, tmp_path):
     from misa.figures.guidance import guidance_chart
 
     chart = guidance_chart(measured.table(), title="what this is")
-    chart.canvas.draw()
+    FigureCanvasAgg(chart).draw()
     tops = [axes.get_tightbbox().y1 for axes in chart.axes]
     (legend,) = chart.legends
     assert legend.get_title().get_text() == "what this is"

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from misa.engine.runs.live import drawn
@@ -20,5 +21,5 @@ def test_the_colors_of_classes_are_named_unless_they_share_them(number):
     texts, patches = (legend.get_texts(), legend.get_patches()) if legend else ([], [])
     named = {text.get_text(): to_hex(p.get_facecolor()) for text, p in zip(texts, patches, strict=True)}
     assert named == (dict(zip(names, COLORS, strict=False)) if number <= len(COLORS) else {})
-    figure.canvas.draw()
+    FigureCanvasAgg(figure).draw()
     assert legend is None or legend.get_window_extent().x1 <= figure.bbox.x1
