@@ -75,6 +75,8 @@ ROWS = {
     "sepa": BASE.but(teacher="photos:teacher", affinity=SEPA),
     "misa": BASE.but(teacher="photos:teacher", distillation=FSD, affinity=SEPA),
     "literal": BASE.but(teacher="photos:teacher", distillation=Distillation(), affinity={"saliency": True}),
+    # Is the teacher the weak link? One that was trained on true masks: not box-supervised, for comparison only.
+    "misa_oracle": BASE.but(teacher="photos:teacher_mask", distillation=FSD, affinity=SEPA),
     # In place of a teacher trained on the boxes, one that was trained on masks of VOC's classes elsewhere.
     "torchvision": BASE.but(teacher="torchvision:deeplabv3_resnet50", distillation=FSD, affinity=SEPA),
     "mask": BASE.but(supervision="mask"),
