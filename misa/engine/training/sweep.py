@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from misa.engine.runs.places import teacher_place
 from misa.engine.runs.record import COST, same_data
-from misa.errors import Stopped, UserError, counted
+from misa.errors import Stopped, UserError, counted, option_name
 from misa.experiment import Experiment
 from misa.files import IN_USE, read_json, write_json
 from misa.machine import Machine
@@ -35,6 +35,8 @@ AT_WORK = (
     "REQUEUED",
     "SUSPENDED",
 )  # job states of SLURM that are not final
+# What submitit writes before and after the error output of a failed command.
+_FAILED, _WHERE_LOGS_ARE = "submitit.core.utils.FailedJobError: ", "\n----------------------\nYou can check full logs"
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,8 @@ def _timed_options(cluster: str, text: str) -> dict[str, int | str]:
     how = read_options(text)
     if cluster and not {"timeout_min", "slurm_time"} & how.keys():
         raise UserError(
-            "cluster needs cluster_options with timeout_min, the minutes that one job may take, and what else "
-            "the cluster asks for, such as timeout_min=1440,gpus_per_node=1,slurm_partition=gpu."
+            f"{option_name('cluster')} needs {option_name('cluster_options')} with timeout_min, the minutes that one "
+            "job may take, and what else the cluster asks for, such as timeout_min=1440,gpus_per_node=1."
         )
     return how
 
@@ -219,7 +221,7 @@ def read_options(text: str) -> dict[str, int | str]:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not (name and equals and value):
             raise UserError(
-                f"cluster_options has {part!r}; write name=value with commas between, such as "
+                f"{option_name('cluster_options')} has {part!r}; write name=value with commas between, such as "
                 "timeout_min=1440,gpus_per_node=1."
             )
         found[name] = int(value) if value.isdecimal() else value
@@ -331,16 +333,21 @@ def slot_devices(slots: int, gpus: int | None) -> list[str]:
 
 def _submit(commands: Mapping[Job, list[str]], cluster: str, how: Mapping[str, Any]) -> list[tuple[Job, str]]:
     """Submit all jobs through submitit at once and wait; return the failed jobs with their last lines."""
+    name = option_name("cluster")
     try:
         import submitit
     except ImportError as error:
-        raise UserError("cluster needs submitit; pip install submitit, or leave cluster out.") from error
+        raise UserError(f"{name} needs submitit; pip install submitit, or leave {name} out.") from error
     folder = _log(next(iter(commands))).parent / "cluster"
-    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{name} {cluster} cannot be used: submitit says: {error}") from error
     try:
         executor.update_parameters(**how)
     except (NameError, TypeError) as error:
-        raise UserError(f"cluster_options: submitit says: {' '.join(str(error).split())}") from error
+        words = " ".join(str(error).split())
+        raise UserError(f"{option_name('cluster_options')}: submitit says: {words}") from error
     ids: dict[str, str] = read_json(folder / "jobs.json") or {}
     submitted: list[tuple[Job, submitit.Job[str]]] = []
     for wanted, command in commands.items():
@@ -354,12 +361,12 @@ def _submit(commands: Mapping[Job, list[str]], cluster: str, how: Mapping[str, A
                 write_json(folder / "jobs.json", ids)
         submitted.append((wanted, task))
     failed = []
-    for wanted, task in tqdm(submitted, desc=f"trainings ({cluster})", unit="run"):
+    for wanted, task in tqdm(submitted, desc=f"jobs ({cluster})", unit="job"):
         try:
             _log(wanted).write_text(task.result())
         except Exception as error:  # submitit raises whatever the job raised
-            _log(wanted).write_text(str(error))
-            failed.append((wanted, _last_line(_log(wanted)) or repr(error)))
+            _log(wanted).write_text(str(error).partition(_WHERE_LOGS_ARE)[0])
+            failed.append((wanted, _last_line(_log(wanted)).removeprefix(_FAILED) or repr(error)))
     return failed
 
 

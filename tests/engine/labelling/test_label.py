@@ -121,12 +121,15 @@ def test_three_shards_equal_one_to_the_byte(small_run, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_shards_start_by_themselves(small_run, data, tmp_path):
+@pytest.mark.parametrize(
+    "jobs", [[], ["--cluster", "local", "--cluster-options", "timeout_min=9"]], ids=["", "cluster"]
+)
+def test_shards_start_by_themselves(small_run, data, tmp_path, jobs):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     words = ["label", str(data), "--run", str(small_run.folder), "--device", "cpu", "--out"]
     assert main([*words, str(tmp_path / "one" / "m.json")]) == 0
-    assert main([*words, str(tmp_path / "two" / "m.json"), "--shards", "2"]) == 0
+    assert main([*words, str(tmp_path / "two" / "m.json"), "--shards", "2", *jobs]) == 0
     records = sorted((tmp_path / "two" / "m.label").glob("*/shards/*/done.jsonl"))
     assert [len(path.read_text().splitlines()) for path in records] == [5, 5]
     assert results(tmp_path / "two") == results(tmp_path / "one")

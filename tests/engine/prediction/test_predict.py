@@ -88,6 +88,17 @@ def test_three_shards_equal_one_to_the_byte(small_run, photos, tmp_path, capsys)
     assert "shard must be from 0 to 2" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_shards_as_jobs_equal_one_process_to_the_byte(small_run, photos, tmp_path):
+    words = ["predict", str(small_run.folder), str(photos), "--score", "0", "--device", "cpu", "--out"]
+    assert main([*words, str(tmp_path / "one")]) == 0
+    jobs = ["--shards", "2", "--cluster", "local", "--cluster-options", "timeout_min=9"]
+    assert main([*words, str(tmp_path / "two"), *jobs]) == 0
+    assert len(list((tmp_path / "two" / "shards" / "logs").glob("*.txt"))) == 2
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert one == {name: two[name] for name in two if not name.startswith("shards/")}
+
+
 def test_a_shard_is_not_done_twice_at_a_time(small_run, photos, tmp_path):
     share, out = Share(3, 1), tmp_path / "out"
     with share.locked(out, "out"):

@@ -19,7 +19,7 @@ from scipy import stats
 from misa.cli import main
 from misa.engine.reports.tables import open_table, summary
 from misa.engine.training import sweep
-from misa.engine.training.sweep import plan, run
+from misa.engine.training.sweep import plan, run, spread
 from misa.errors import Stopped, UserError
 from misa.files import locked
 from misa.machine import Machine
@@ -215,6 +215,7 @@ def fake_train(monkeypatch, body):
     monkeypatch.setattr(sweep.Job, "command", lambda self, *_: [sys.executable, "-c", body, str(self.folder)])
 
 
+debug = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # submitit's executor of that name
 DONE = (
     "import sys, pathlib; f = pathlib.Path(sys.argv[1]); f.mkdir(parents=True);"
     "(f.parent / 'order').open('a').write(f.name + chr(10));"
@@ -222,7 +223,8 @@ DONE = (
 )
 
 
-@pytest.mark.parametrize("cluster", ["", "local"])
+@debug
+@pytest.mark.parametrize("cluster", ["", "local", "debug"])
 def test_teachers_come_first_and_only_what_is_missing_runs(tmp_path, monkeypatch, cluster):
     fake_train(monkeypatch, DONE)
     jobs = plan(["demo:box", "demo:misa"], range(2), root=tmp_path)
@@ -239,12 +241,13 @@ def test_teachers_come_first_and_only_what_is_missing_runs(tmp_path, monkeypatch
     assert (tmp_path / "order").read_text().split() == order
 
 
-def test_a_failed_training_is_named_and_the_others_still_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("cluster", ["", "local"])
+def test_a_failed_training_is_named_and_the_others_still_run(tmp_path, monkeypatch, cluster):
     body = DONE + "; 'seed0' in sys.argv[1] and (sys.stderr.write('first\\nno room on the disk\\n'), sys.exit(3))"
     fake_train(monkeypatch, body.replace("import sys, pathlib;", "import sys, pathlib;", 1))
     jobs = plan(["demo:box"], range(3), root=tmp_path)
-    with pytest.raises(UserError, match="demo:box with seed 0 failed: no room on the disk"):
-        run(jobs, slots=1)
+    with pytest.raises(UserError, match="demo:box with seed 0 failed: no room on the disk; see"):
+        run(jobs, slots=1, cluster=cluster, cluster_options="timeout_min=5" if cluster else "")
     assert [job.state for job in jobs[1:]] == ["finished", "finished"]
 
 
@@ -377,6 +380,31 @@ def test_one_row_by_two_names_is_trained_once(tmp_path):
 def test_a_cluster_is_told_how_long_a_training_takes(tmp_path, options, sentence):
     with pytest.raises(UserError, match=sentence):
         run(plan(["demo:box"], range(1), root=tmp_path), cluster="local", cluster_options=options)
+
+
+@debug
+@pytest.mark.parametrize("cluster", ["local", "debug"])
+def test_shares_run_as_jobs(tmp_path, cluster):
+    """By submitit's own executors; each command's output is in its log."""
+    commands = {name: [sys.executable, "-c", f"print('did {name}')"] for name in ("0-of-2", "1-of-2")}
+    spread(commands, tmp_path, slots=2, cluster=cluster, cluster_options="timeout_min=5")
+    assert {path.stem: path.read_text() for path in (tmp_path / "logs").glob("*.txt")} == {
+        name: f"did {name}" for name in commands
+    }
+    if cluster == "local":  # after a failure the other opens a debugger
+        commands["1-of-2"] = [sys.executable, "-c", "raise SystemExit('no room')"]
+        with pytest.raises(UserError, match=r"^1-of-2 failed: no room; see .*1-of-2"):
+            spread(commands, tmp_path, slots=2, cluster=cluster, cluster_options="timeout_min=5")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "sentence"),
+    [("slrm", "cluster slrm cannot be used: .*slrm"), ("slurm", "cluster slurm cannot be used: .*srun")],
+)
+def test_a_cluster_that_is_none_is_named(tmp_path, monkeypatch, cluster, sentence):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=sentence):
+        run(plan(["demo:box"], range(1), root=tmp_path), cluster=cluster, cluster_options="timeout_min=5")
 
 
 def slurm(folder, monkeypatch, state):
