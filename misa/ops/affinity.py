@@ -48,18 +48,18 @@ class Compared(NamedTuple):
 
 
 def color(seen: Seen) -> Compared:
-    """A, Eq. 8: colors, every channel alike."""
+    """Return the terms of A (Eq. 8): the colors, with factors of 1."""
     return Compared(seen.colors, torch.ones_like(seen.colors[None, :, 0, 0]))
 
 
 def feature(seen: Seen) -> Compared:
-    """A^f, Eq. 10: the dense feature S, every channel alike."""
+    """Return the terms of A^f (Eq. 10): the dense feature S, with factors of 1."""
     features = _of_teacher("feature", seen)
     return Compared(features, torch.ones_like(features[None, :, 0, 0]))
 
 
 def saliency(seen: Seen) -> Compared:
-    """A^c, Eq. 11–12: S^c = K^c · S, a row of factors for every category."""
+    """Return the terms of A^c (Eq. 11–12): S^c = K^c · S, with a row of factors for every category."""
     features = _of_teacher("saliency", seen)
     assert seen.factors is not None
     return Compared(features, seen.factors)

@@ -1,4 +1,4 @@
-"""Affinity guides of a batch of images: trees and window weights that masks are propagated along.
+"""Affinity guides of a batch of images: the trees and window weights with which masks are propagated.
 
 Trees and affinities are built once per image, or per image and category present, and shared by its masks.
 """

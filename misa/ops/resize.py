@@ -20,7 +20,7 @@ def resized(maps: Float[Tensor, "*b h w"], size: tuple[int, int]) -> Float[Tenso
 def resized_within(
     maps: Float[Tensor, "b d h w"], valid: Bool[Tensor, "b h w"], size: tuple[int, int]
 ) -> tuple[Float[Tensor, "b d H W"], Bool[Tensor, "b H W"]]:
-    """Resize maps without mixing in padding, and `valid`: a cell over half in padding is padding."""
+    """Resize maps without their padding, and `valid`: a cell over half in padding is padding."""
     if maps.shape[-2:] == size:
         return maps, valid
     present = valid[:, None].to(maps.dtype)

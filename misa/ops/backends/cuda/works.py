@@ -42,9 +42,7 @@ def triton_works() -> bool:
 
         right = doubles("cpu" if interpreted() else "cuda")
         reason = "" if right else "its first kernel computed a wrong result"
-    except (
-        Exception
-    ) as error:  # whatever the compilers under Triton raise: it is said, and torch operations do the work
+    except Exception as error:  # anything that Triton's compilers raise: warn and fall back to torch operations
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if reason:
         say_once(
