@@ -110,7 +110,7 @@ def _step(line: str) -> float:
 WIDTH = 100  # maximum characters per line
 # Description of the package's losses for the head of the log; others are printed by name only.
 MEANING = {
-    "cls": "classes of the cells",
+    "cls": "classification",
     "class": "classes inside the boxes",
     "mask": "masks against true ones",
     "dice": "overlap with true masks",
@@ -241,7 +241,7 @@ def explained(values: Mapping[str, float]) -> list[str]:
     """Describe the losses, in lines of at most `WIDTH` characters.
 
     >>> explained({"loss": 2.0, "cls": 1.0, "projection": 1.0})
-    ['losses: cls: classes of the cells; projection: masks touch all sides of their boxes']
+    ['losses: cls: classification; projection: masks touch all sides of their boxes']
     """
     return _wrapped("losses: ", [f"{name}: {MEANING[name]}" for name in values if name in MEANING], "; ")
 
