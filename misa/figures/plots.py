@@ -196,7 +196,8 @@ def health_curves(health: Mapping[str, NDArray[np.float64]]) -> Figure:
     left.plot(step, 100 * health["mask_is_box"], color=COLORS[1], linestyle="--", label="masks that are the box", **dot)
     left.set(xlabel="step", ylabel="share (%)", ylim=(-2, 105))
     shares = {name.removeprefix("gradient_"): 100 * v for name, v in health.items() if name.startswith("gradient_")}
-    areas = right.stackplot(step, *shares.values(), labels=shares, colors=COLORS, linewidth=0)
+    # The first color is the total's: each term has the color that it has in `loss_curves`.
+    areas = right.stackplot(step, *shares.values(), labels=shares, colors=COLORS[1:], linewidth=0)
     for area, hatch in zip(areas, ("", "//", "..", "xx", "--", "++", "oo"), strict=False):
         area.set_hatch(hatch)
         area.set_edgecolor("white")
@@ -267,7 +268,7 @@ def ap_bars(scores: Mapping[str, Mapping[str, float | None]]) -> Figure:
     ax.set_ylabel("mask AP (%)" if "AP" in names else "IoU (%)")
     if unmeasured:
         ax.set_xlabel(f"{', '.join(unmeasured)}: no objects to measure on")
-    ax.legend(fontsize=7, frameon=False)
+    ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     _tidy(ax)
     return figure
 

@@ -125,15 +125,20 @@ def test_loss_curves_show_the_running_mean():
 
 def test_a_legend_covers_no_curve():
     step = np.arange(3)
-    shares = {f"gradient_{name}": np.full(3, 0.2) for name in ("cls", "projection", "global", "local", "distillation")}
+    names = ("cls", "projection", "global", "local", "distillation")
+    shares = {f"gradient_{name}": np.full(3, 0.2) for name in names}
     figures = (
         health_curves({"step": step, "mask_fill": step / 3, "mask_is_box": step / 9, **shares}),
-        loss_curves({"loss": np.ones(9), "cls": np.ones(9)}),
+        loss_curves({name: np.ones(9) for name in ("loss", *names)}),
+        ap_bars({"masks": {"AP": 30.0, "AP50": 30.0}}),
     )
     for figure in figures:
         FigureCanvasAgg(figure).draw()
         axes = figure.axes[-1]
         assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
+    areas, lines = figures[0].axes[-1].collections, figures[1].axes[-1].lines[1::2]
+    colors = {line.get_label(): to_hex(line.get_color()) for line in lines}
+    assert [to_hex(area.get_facecolor()[0]) for area in areas] == [colors[name] for name in names]
 
 
 def test_bars_leave_out_what_was_not_measured():
