@@ -73,12 +73,12 @@ class Networks:
         return self.see(sample["image"], name=f"image {image_id}", boxes=sample["boxes"], labels=labels, masks=masks)
 
     def scene(self, scene: Scene, name: str) -> Example:
-        """An embedded scene as the networks see it."""
+        """An embedded scene as the networks see it; labels that they do not know wrap around their own classes."""
         return self.see(
             scene.image,
             name=name.replace("_", " "),
             boxes=scene.boxes.astype(np.float64),
-            labels=tuple(int(label) for label in scene.labels),
+            labels=tuple(int(label) % len(self.classes) for label in scene.labels),
             masks=scene.masks,
         )
 

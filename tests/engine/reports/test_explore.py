@@ -1,5 +1,7 @@
 """Examples hold the inputs of the losses: the same colors, features, boxes and masks as in a training step."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from misa.data.scenes.scenes import Scenes, draw_scene, named_scene
 from misa.engine.reports.explore import Networks, Seen, embedded, example_of, open_networks, trained
 from misa.engine.training.train import train
 from misa.errors import UserError
-from misa.experiment import TINY_MASK2FORMER, Affinity, Augmentation
+from misa.experiment import TINY_MASK2FORMER, Affinity, Augmentation, Experiment
 from misa.losses.distillation import in_units_of_spread
 from misa.losses.inputs import shrink, union_of_boxes
 from misa.models.students.table import model_config
@@ -126,6 +128,15 @@ def test_a_teacher_alone(networks):
     example = alone.scene(named_scene("two_tone_object"), "two_tone_object")
     assert example.features is not None
     assert example.student is example.adapted is None
+
+
+def test_a_scene_before_networks_of_fewer_classes():
+    """As of photographs of two classes: the fourth class of the scenes is none of theirs."""
+    scene = named_scene("two_tone_object")
+    assert int(scene.labels[0]) == 3
+    networks = Networks(Experiment(data="coco"), SimpleNamespace(classes=("person", "cat")), None, None, ())
+    example = networks.scene(scene, "two_tone_object")
+    assert [example.classes[label] for label in example.labels] == ["cat"]
 
 
 @pytest.mark.slow
