@@ -80,8 +80,7 @@ def run(options: Predict) -> int:
         overlay=options.overlay,
         share=Share(options.shards, options.shard),
     )
-    rest = "" if options.shard is None else " so far; the same without --shards and --shard writes the tables of all"
-    print(f"{done.folder}: {counted(done.instances, 'instance')} in {counted(done.images, 'image')}{rest}")
+    print(_summary(done, so_far=options.shard is not None))
     for sentence in _left_out(done):
         print(f"warning: {sentence}", file=sys.stderr)
     if done.failed:
@@ -90,6 +89,18 @@ def run(options: Predict) -> int:
         others = "the other images are done, but " if done.images else ""
         raise UserError(f"{others}{first}{more}")
     return 0
+
+
+def _summary(done: "Predictions", *, so_far: bool) -> str:
+    """Say what the call did and, where that is more, what the folder now holds."""
+    whole = f"{counted(done.instances, 'instance')} in {counted(done.images, 'image')}"
+    if so_far:
+        return f"{done.folder}: {whole} so far; the same without --shards and --shard writes the tables of all"
+    images, instances = done.given
+    text = f"{done.folder}: {counted(instances, 'instance')} in {counted(images, 'image')}"
+    if done.predicted != images:
+        text += f", of which {done.predicted} {'was' if done.predicted == 1 else 'were'} new or changed"
+    return text if done.images == images else f"{text}; with those of earlier calls, instances.json holds {whole}"
 
 
 def _left_out(done: "Predictions") -> Iterator[str]:

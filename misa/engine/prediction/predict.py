@@ -40,10 +40,11 @@ _CARD = "predict.json"
 
 
 class _Frame(NamedTuple):
-    """An image on its way: the name of its results, its file, by what a change is noticed, and its pixels."""
+    """An image on its way: the name of its results, its file, its path, by what a change is noticed, and its pixels."""
 
     name: str
     file: str
+    source: str
     stamp: tuple[int, ...]
     image: Image
 
@@ -90,8 +91,9 @@ class Options:
 class Predictions:
     """What `predict` has written: the folder, how many images and instances it holds, and which images failed.
 
-    Of a share, how many images and instances all shares have on record so far. unanswered: of known boxes how many, by
-    the image's name, have no mask. unused: for which images there were boxes that are none of those given.
+    given: how many of these images and instances belong to the inputs of this call. predicted: how many images it had
+    to predict. Of a share, images and instances are those that all shares have on record so far. unanswered: number of
+    known boxes without a mask, by image name. unused: for which images there were boxes that are none of those given.
     """
 
     folder: Path
@@ -100,6 +102,8 @@ class Predictions:
     failed: dict[str, str]
     unanswered: dict[str, int] = dataclasses.field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    given: tuple[int, int] = (0, 0)
+    predicted: int = 0
 
 
 def predict(
@@ -153,15 +157,15 @@ def predict(
     share = share or Share()
     with share.locked(folder, "out"):
         require_own(folder, _settings(student, chosen, known))
-        failed = left | _work(student, found, folder, chosen, known, batch, share)
+        predicted, failed = _work(student, found, folder, chosen, known, batch, share, left)
         if not share.whole:
             rows = [len(row["instances"]) for _, row in records(folder)]
             return Predictions(folder, len(rows), sum(rows), failed, _unanswered(folder, known), unused)
-        images, instances = collect(folder, student.classes, prompted=known is not None)
+        held = collect(folder, student.classes, prompted=known is not None)
         for item in found:
             if chosen.overlay and isinstance(item, Video):
                 film(folder, item, chosen.every)
-        return Predictions(folder, images, instances, failed, _unanswered(folder, known), unused)
+        return Predictions(folder, *held, failed, _unanswered(folder, known), unused, _given(found, folder), predicted)
 
 
 def _settings(student: Student, options: Options, boxes: Mapping[str, Boxes] | None) -> dict[str, Any]:
@@ -201,6 +205,32 @@ def require_own(
             )
 
 
+def _of(inputs: Sequence[Picture | Video], folder: Path) -> Iterator[tuple[Picture | Video, dict[str, Any]]]:
+    """The records of the inputs; each frame of a video has one."""
+    pictures = {item.name: item for item in inputs if isinstance(item, Picture)}
+    videos = {item.name: item for item in inputs if isinstance(item, Video)}
+    for name, row in records(folder):
+        if (item := pictures.get(name) or videos.get(name.rpartition("/")[0])) is not None:
+            yield item, row
+
+
+def _given(inputs: Sequence[Picture | Video], folder: Path) -> tuple[int, int]:
+    """How many images and instances on record are of the inputs."""
+    counts = [len(row["instances"]) for _, row in _of(inputs, folder)]
+    return len(counts), sum(counts)
+
+
+def _require_same_files(folder: Path, inputs: Sequence[Picture | Video]) -> None:
+    """UserError where results of another file have the name of an input, whose results would replace them."""
+    for item, row in _of(inputs, folder):
+        path = os.path.abspath(item.path)
+        if row["stamp"][:2] != list(item.stamp) and row.get("source", path) != path:
+            raise UserError(
+                f"out {folder} holds results of {row['source']}, which those of {path} would replace, as both are "
+                f"called {row['name']}; choose another out."
+            )
+
+
 def _work(
     student: Student,
     inputs: Sequence[Picture | Video],
@@ -209,11 +239,16 @@ def _work(
     boxes: Mapping[str, Boxes] | None,
     batch: int,
     share: Share,
-) -> dict[str, str]:
-    """Predict what is not done yet, one record a line; returns what failed."""
+    left: Mapping[str, str],
+) -> tuple[int, dict[str, str]]:
+    """Predict what is not done yet, one record a line; returns how many images that were, and what failed or was left.
+
+    UserError where a result of another file would be replaced.
+    """
+    _require_same_files(folder, inputs)
     outdated = _outdated(inputs, folder) if share.whole else []
     done = {name: row["stamp"] for name, row in records(folder)}
-    failed: dict[str, str] = {}
+    predicted, failed = 0, dict(left)
     with appended(share.place(folder) / DONE) as record:
         for row in outdated:
             forget(folder, row["name"], masks=options.masks)
@@ -225,12 +260,13 @@ def _work(
                     continue
                 forget(folder, frame.name, masks=options.masks)
                 paint(folder, frame.name, frame.image, result, masks=options.masks, pictures=options.overlay)
-                row = {"name": frame.name, "file": frame.file, "stamp": frame.stamp, "size": result.size}
-                row["instances"] = rows_of(result)
+                row = {"name": frame.name, "file": frame.file, "source": frame.source, "stamp": frame.stamp}
+                row |= {"size": result.size, "instances": rows_of(result)}
                 # After its pictures: what is on record is there.
                 record.write(json.dumps(row).encode() + b"\n")
                 record.flush()
-    return failed
+                predicted += 1
+    return predicted, failed
 
 
 def _find(
@@ -280,7 +316,7 @@ def _images(
     total = sum(-(-item.frames // options.every) if isinstance(item, Video) else 1 for item in inputs)
     with tqdm(total=total, desc="predict", unit="image", disable=None) as bar:
         for item in inputs:
-            stamp = _stamp(item, boxes)
+            stamp, source = _stamp(item, boxes), os.path.abspath(item.path)
 
             def wanted(name: str, stamp: tuple[int, ...] = stamp) -> bool:
                 mine = share.takes(next(numbers))
@@ -290,14 +326,14 @@ def _images(
                 if wanted(item.name):
                     try:
                         file = (Path(item.name).parent / item.path.name).as_posix()
-                        yield _Frame(item.name, file, stamp, read_image(item.path, say=_warn))
+                        yield _Frame(item.name, file, source, stamp, read_image(item.path, say=_warn))
                     except DataError as error:
                         failed[item.name] = str(error)
                 bar.update()
                 continue
             for name, frame in frames(item, every=options.every, wanted=wanted):
                 if frame is not None:
-                    yield _Frame(name, name, stamp, frame)
+                    yield _Frame(name, name, source, stamp, frame)
                 bar.update()
 
 
@@ -318,12 +354,15 @@ def _outdated(inputs: Sequence[Picture | Video], folder: Path) -> list[dict[str,
     """Records of frames that a video had before it changed, and of images under names that they no longer have."""
     videos = {item.name: list(item.stamp) for item in inputs if isinstance(item, Video)}
     names = {(Path(i.name).parent / i.path.name).as_posix(): i.name for i in inputs if isinstance(i, Picture)}
-    now = set(names.values())
+    now, paths = set(names.values()), {os.path.abspath(item.path) for item in inputs if isinstance(item, Picture)}
     return [
         row
         for name, row in records(folder)
         if name not in now
-        and (videos.get(name.rpartition("/")[0], row["stamp"]) != row["stamp"] or row["file"] in names)
+        and (
+            videos.get(name.rpartition("/")[0], row["stamp"]) != row["stamp"]
+            or (row["source"] in paths if "source" in row else row["file"] in names)
+        )
     ]
 
 

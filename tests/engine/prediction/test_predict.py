@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from itertools import pairwise
 
 import cv2
@@ -556,3 +557,46 @@ def test_a_shorter_video_has_no_frames_of_the_longer_one(student, small_run, tmp
         assert done.images == length
         for kind in ("masks", "overlay"):
             assert len(list((tmp_path / "out" / kind / "film").iterdir())) == length
+
+
+def test_other_images_join_those_of_earlier_calls_and_replace_none(small_run, photos, tmp_path, capsys):
+    """The summary is of this call's images; an image that is called as one of another folder is refused."""
+    out = tmp_path / "out"
+    other = photos.rename(tmp_path / "first") / "more"
+
+    def said(*inputs):
+        words = ["predict", str(small_run.folder), *map(str, inputs), "--out", str(out), "--device", "cpu"]
+        status = main([*words, "--score", "0"])
+        told = capsys.readouterr()
+        return told.err.splitlines()[-1] if status else told.out.strip()
+
+    def held():
+        tables = json.loads((out / "instances.json").read_text())
+        names = {image["id"]: image["file_name"] for image in tables["images"]}
+        return Counter(names[row["image_id"]] for row in tables["annotations"])
+
+    first = [tmp_path / "first" / name for name in ("b.png", "c.png")]
+    assert said(first[0]) == f"{out}: {sum(held().values())} instances in 1 image"
+    before = held()["b.png"]
+    alone = said(other)
+    assert set(held()) == {"a.png", "b.png"}
+    assert held()["b.png"] == before > 0
+    assert alone == (
+        f"{out}: {held()['a.png']} instances in 1 image; with those of earlier calls, instances.json holds "
+        f"{sum(held().values())} instances in 2 images"
+    )
+    both = said(*first)
+    assert f"{held()['b.png'] + held()['c.png']} instances in 2 images, of which 1 was new or changed; with" in both
+    whole = contents(out)
+    refused = said(tmp_path / "first" / "a.png")
+    assert f"holds results of {other / 'a.png'}, which those of {tmp_path / 'first' / 'a.png'} would replace" in refused
+    assert contents(out) == whole
+    Image.new("RGB", (50, 40)).save(first[0])  # the same file, changed
+    assert f"{out}: " in said(first[0])
+    sizes = {image["file_name"]: image["width"] for image in json.loads((out / "instances.json").read_text())["images"]}
+    assert sizes["b.png"] == 50
+    # Under a longer name, as another of its name is given as well, the image is not held twice.
+    Image.new("RGB", (50, 40)).save(first[1].with_suffix(".bmp"))
+    said(first[1], first[1].with_suffix(".bmp"))
+    tables = json.loads((out / "instances.json").read_text())
+    assert sorted(image["file_name"] for image in tables["images"]) == ["a.png", "b.png", "c.bmp", "c.png"]
