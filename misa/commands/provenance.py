@@ -1,7 +1,9 @@
-"""Print the provenance of a figure, and the command that draws it again.
+"""Print the provenance of a figure, or of all in a folder, and the command that draws it again.
 
 example: misa provenance runs/figures/figure4.pdf
 """
+
+from pathlib import Path
 
 from misa.parameters import Parameters, argument
 
@@ -9,12 +11,13 @@ from misa.parameters import Parameters, argument
 class Provenance(Parameters):
     """Options of `misa provenance`."""
 
-    file: str = argument("a PDF or PNG made by misa figures")
+    file: str = argument("a PDF or PNG made by misa figures, or a folder of them")
 
 
 def run(options: Provenance) -> int:
     """Print one line per value."""
-    from misa.figures.provenance import as_text, provenance_of
+    from misa.figures.provenance import as_text, provenance_in, provenance_of
 
-    print(as_text(provenance_of(options.file)))
+    path = Path(options.file).expanduser()
+    print(as_text(provenance_in(path) if path.is_dir() else provenance_of(path)))
     return 0

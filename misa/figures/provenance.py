@@ -49,7 +49,7 @@ def provenance_of(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"there is no file {path}; give a PDF or PNG made by misa figures.")
+        raise UserError(f"there is no file {path}; give a PDF or PNG made by misa figures, or their folder.")
     try:
         if path.suffix.lower() == ".pdf":
             about = PdfReader(path).metadata
@@ -66,6 +66,32 @@ def provenance_of(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} has no provenance; only figures made by misa figures do.")
     return values
+
+
+def provenance_in(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """The provenance of the figures in a folder and in its subfolders, by path; those of equal provenance together.
+
+    Raises:
+        UserError: there are none.
+    """
+    folder = Path(folder)
+    found: dict[str, tuple[list[str], dict[str, Any]]] = {}
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        if path.suffix.lower() in (".pdf", ".png") and path.is_file():
+            try:
+                values = provenance_of(path)
+            except UserError:  # another's file, such as a mask
+                continue
+            names, _ = found.setdefault(json.dumps([str(path.with_suffix("")), values]), ([], values))
+            names.append(str(path.relative_to(folder)))
+    if not found:
+        run = (
+            "; what a run was made from is in its params.json and env.json" if (folder / "params.json").exists() else ""
+        )
+        raise UserError(
+            f"{folder} has no figures made by misa figures; give a PDF or PNG of these, or their folder{run}."
+        )
+    return {", ".join(names): values for names, values in found.values()}
 
 
 def as_text(provenance: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from pypdf import PdfReader
 
+from misa.cli import main
 from misa.errors import UserError
 from misa.figures.paper import figure1, figure3, figure4, figure5
 from misa.figures.provenance import as_text, provenance_of, save_figure
@@ -82,6 +83,27 @@ def test_other_files_are_a_sentence(tmp_path, example, name):
         path.write_text("no figure")
     with pytest.raises(UserError, match="made by misa figures"):
         provenance_of(path)
+
+
+def test_a_folder_lists_its_figures(example, tmp_path, capsys):
+    """A figure's PDF and PNG once, those of folders below as well, and no file of another origin."""
+    figure = figure4([(example, (5, 6))])
+    save_figure(figure, tmp_path, "figure4", MADE)
+    save_figure(figure, tmp_path / "one", "figure5", {**MADE, "command": "misa figures other"})
+    Image.new("RGB", (4, 4)).save(tmp_path / "mask.png")
+    assert main(["provenance", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line[0] != " "] == [
+        "figure4.pdf, figure4.png:",
+        "one/figure5.pdf, one/figure5.png:",
+    ]
+    assert lines[1] == f"  command: {MADE['command']}"
+    assert lines[lines.index("one/figure5.pdf, one/figure5.png:") + 1] == "  command: misa figures other"
+    (run := tmp_path / "run").mkdir()
+    (run / "params.json").write_text("{}")
+    assert main(["provenance", str(run)]) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert "has no figures made by misa figures; give a PDF or PNG of these, or their folder; what a run" in sentence
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(example, tmp_path):
