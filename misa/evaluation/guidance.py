@@ -19,6 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from misa.ops.axes import check_shapes
 
 Floats = NDArray[np.float64]
+FEWEST = 10
+"""Images that an interval needs: over fewer a bootstrap is far too narrow."""
 
 
 class Pull(NamedTuple):
@@ -79,7 +81,7 @@ def ratio(
     """Return Σ above / Σ below over objects (n), with the 95 % percentile bootstrap interval over images.
 
     `images` (n) is each object's image, since the objects of one image are not independent. Objects with NaN in either
-    are skipped. NaN without objects or if Σ below is 0; no interval with fewer than two images.
+    are skipped. NaN without objects or if Σ below is 0; no interval with fewer than `FEWEST` images.
     """
     a, b = np.asarray(above, np.float64), np.asarray(below, np.float64)
     known = np.isfinite(a) & np.isfinite(b)
@@ -89,7 +91,7 @@ def ratio(
     bottoms = np.bincount(place, weights=b[known], minlength=count)
     total = bottoms.sum()
     value = float(tops.sum() / total) if total > 0 else float("nan")
-    if count < 2 or not total > 0:
+    if count < FEWEST or not total > 0:
         return Figure(value, float("nan"), float("nan"))
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
     sums = drawn @ bottoms

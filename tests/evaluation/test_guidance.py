@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from misa.evaluation.guidance import Pull, iou, pull_of, ratio, summary
 from misa.experiment import Affinity
@@ -92,11 +93,14 @@ def test_a_ratio_is_of_sums_and_its_interval_over_images():
     above, below, images = [1.0, 2.0, np.nan, 4.0], [2.0, 2.0, 5.0, 4.0], [7, 7, 8, 9]
     found = ratio(above, below, images)
     assert found.value == pytest.approx(7 / 8)
-    # Two images with ratios 3/4 and 1: a resample has one of these, or both.
-    assert (found.low, found.high) == (pytest.approx(3 / 4), pytest.approx(1.0))
-    assert ratio(above, below, images) == found
+    assert math.isnan(found.low), "three images are too few for an interval"
+    half = [0.0] * 5 + [1.0] * 5
+    found = ratio(half, np.ones(10), range(10))
+    # A resample's mean is a tenth of a binomial variable.
+    assert [found.low, found.high] == pytest.approx(binom.ppf([0.025, 0.975], 10, 0.5) / 10)
+    assert ratio(half, np.ones(10), range(10)) == found
+    assert math.isnan(ratio(half, np.ones(10), [0, *range(9)]).low)
     assert math.isnan(ratio([], [], []).value)
-    assert math.isnan(ratio([1.0], [1.0], [3]).low)
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():
@@ -158,6 +162,7 @@ def test_an_object_that_s_alone_knows_is_found_by_s_and_not_by_color():
 
 def test_a_pull_is_a_plain_tuple_of_arrays(case):
     masks, truth, boxes = case
-    found = summary(Pull(*pull_of(masks, 1 - masks, truth, boxes)), [0, 1, 2, 3])
+    pull = Pull(*(np.tile(part, 10) for part in pull_of(masks, 1 - masks, truth, boxes)))
+    found = summary(pull, range(40))
     assert set(found) == {"iou", "gain", "pull", "moved"}
     assert all(f.low <= f.value <= f.high for f in found.values())

@@ -30,7 +30,7 @@ from misa.engine.runs.state import smoke_mark, warn
 from misa.engine.runs.teacher import load_teacher
 from misa.errors import UserError, counted, did_you_mean
 from misa.evaluation.ap import read_truth
-from misa.evaluation.guidance import Figure, Pull, iou, pull_of, ratio, summary
+from misa.evaluation.guidance import FEWEST, Figure, Pull, iou, pull_of, ratio, summary
 from misa.experiment import Affinity, Augmentation
 from misa.figures.guidance import guidance_chart
 from misa.figures.plots import save
@@ -94,6 +94,7 @@ READINGS: dict[str, dict[str, Any]] = {
 Where a name says nothing else, class maps and probabilities join color as a product with 0.3 σ.
 """
 AS_TRAINED = "as trained"
+_BRACKETS = "in brackets 95 % intervals over images"
 # The fields of an affinity that say how S joins it, and those that a term looks at besides.
 _READ: tuple[str, ...] = ("feature", "saliency", "balance", "semantic_scale", "kernels")
 _READ += ("semantic_values", "semantic_norm", "semantic_factors")
@@ -138,7 +139,7 @@ class Guidance:
 
     def table(self, group: str = "all", *, seed: int = 0) -> pd.DataFrame:
         """A row a reading and term: iou, gain, pull and moved with their 95 % intervals, and the number of objects."""
-        chosen = np.array([group == "all" or group in own for own in self.groups], dtype=bool)
+        chosen = self._of(group)
         images, rows = self.images[chosen], []
         for (reading, term), pull in self.pulls.items():
             own = Pull(*(part[chosen] for part in pull))
@@ -147,6 +148,9 @@ class Guidance:
                 row |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
             rows.append(row)
         return pd.DataFrame(rows)
+
+    def _of(self, group: str) -> NDArray[np.bool_]:
+        return np.array([group == "all" or group in own for own in self.groups], dtype=bool)
 
     def started(self) -> dict[str, Figure]:
         """Mean IoU of the student's own masks, and of the teacher's class maps."""
@@ -166,9 +170,10 @@ class Guidance:
             raise UserError(f"there is no group {group!r}; choose one of {', '.join(self.kinds())}.")
         count = len(set(self.images.tolist()))
         lines = [self.smoke] if self.smoke else []
+        few = len(set(self.images[self._of(group)].tolist())) < FEWEST
+        brackets = f"without intervals, which mean nothing over fewer than {FEWEST} images" if few else _BRACKETS
         lines += [
-            f"{counted(len(self.images), 'object')} of {counted(count, 'image')} of the {self.split} split, "
-            "in brackets 95 % intervals over images"
+            f"{counted(len(self.images), 'object')} of {counted(count, 'image')} of the {self.split} split, {brackets}"
         ]
         lines += [f"{name}: IoU {_percent(figure)}" for name, figure in self.started().items()]
         table = self.table(group).sort_values(["term", "pull"], ascending=[True, False], kind="stable")
@@ -411,8 +416,10 @@ def _with_masks(run: str | Path, source: Source, split: str, data_root: str | Pa
 
 
 def _percent(figure: Figure) -> str:
+    if np.isnan(figure.low):
+        return f"{100 * figure.value:.1f}"
     return f"{100 * figure.value:.1f} ({100 * figure.low:.1f} to {100 * figure.high:.1f})"
 
 
 def _signed(value: float, low: float, high: float) -> str:
-    return f"{100 * value:+.1f} ({100 * low:+.1f},{100 * high:+.1f})"
+    return f"{100 * value:+.1f}" if np.isnan(low) else f"{100 * value:+.1f} ({100 * low:+.1f},{100 * high:+.1f})"

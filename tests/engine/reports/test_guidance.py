@@ -21,7 +21,7 @@ from misa.engine.reports.guidance import (
 )
 from misa.engine.training.train import train
 from misa.errors import UserError
-from misa.evaluation.guidance import pull_of
+from misa.evaluation.guidance import Pull, pull_of
 from misa.experiment import TINY, Affinity, Augmentation, Experiment, Inference, Schedule, Semantic
 from misa.ops.propagation import propagate_local
 from tests.helpers import CPU
@@ -67,13 +67,29 @@ def test_every_reading_is_measured_on_the_same_objects(run, measured):
     # A reading that a term does not depend on is listed once.
     assert list(table[table["reading"] == "color, 3x3"]["term"]) == ["local"]
     assert list(table[table["reading"] == "color, tree 0.03"]["term"]) == ["global"]
-    for name in ("iou", "gain", "pull", "moved"):
-        assert (table[f"{name}_low"] <= table[name] + 1e-12).all()
-        assert (table[name] <= table[f"{name}_high"] + 1e-12).all()
     start = measured.started()
     assert set(start) == {"student's masks", "teacher's class maps"}
     own = table[table["reading"] == "color"].iloc[0]
     assert own["iou"] - own["gain"] == pytest.approx(start["student's masks"].value)
+
+
+def test_intervals_are_given_from_ten_images_on(measured):
+    text = measured.text()
+    assert "of 3 images of the val split, without intervals, which mean nothing over fewer than 10 images" in text
+    assert "nan" not in text
+    assert measured.table()[["iou_low", "gain_high", "pull_low"]].isna().all(axis=None)
+    pulls = {key: Pull(*(np.tile(part, 10) for part in pull)) for key, pull in measured.pulls.items()}
+    start = {name: np.tile(values, 10) for name, values in measured.start.items()}
+    images = np.arange(10 * len(measured.images))
+    many = dataclasses.replace(measured, pulls=pulls, start=start, images=images, groups=measured.groups * 10)
+    table = many.table()
+    for name in ("iou", "gain", "pull", "moved"):
+        assert (table[f"{name}_low"] <= table[name] + 1e-12).all()
+        assert (table[name] <= table[f"{name}_high"] + 1e-12).all()
+    assert "of the val split, in brackets 95 % intervals over images" in many.text()
+    for group in many.kinds()[1:]:
+        held = len({image for image, own in zip(images, many.groups, strict=True) if group in own})
+        assert ("in brackets" in many.text(group)) == (held >= 10)
 
 
 def test_the_same_call_gives_the_same_numbers(run, measured):
