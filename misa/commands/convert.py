@@ -5,9 +5,12 @@ The data is never changed. The same command resumes after an interruption; OUT a
 example: misa convert path/to/yolo path/to/coco
 """
 
+import signal
 from typing import Literal
 
 from misa.commands import _shared as shared
+from misa.errors import Stopped, UserError
+from misa.files import IN_USE
 from misa.parameters import Parameters, argument, option
 
 
@@ -22,8 +25,19 @@ class Convert(Parameters):
 def run(options: Convert) -> int:
     """Print a summary, and the command that checks the result."""
     shared.require_data(options.data)
-    from misa.data.formats.plain_coco import convert
+    from misa.data.formats.plain_coco import convert, unfinished
 
-    print(*convert(options.data, options.out, images=options.images), sep="\n")
+    beside = unfinished(options.out)
+    left = f"what is done is in {beside}: the same command resumes from it, or delete it."
+    try:
+        print(*convert(options.data, options.out, images=options.images), sep="\n")
+    except KeyboardInterrupt:
+        if not beside.exists():
+            raise
+        raise Stopped(f"stopped; {left}", status=128 + signal.SIGINT) from None
+    except UserError as error:
+        if not beside.exists() or IN_USE in str(error):  # nothing is done, or another process does it
+            raise
+        raise UserError(f"{error} W{left[1:]}") from None
     print(f"now: misa check {options.out}")
     return 0

@@ -64,7 +64,7 @@ def convert(data: PathLike, out: PathLike, *, images: ImagesAs = "link") -> list
         )
     if out.resolve().is_relative_to(layout.root if layout.root.is_dir() else layout.root.parent):
         raise UserError(f"out {out} is inside the data, where it would be read as part of it; give another place.")
-    beside = out.with_name(f".{out.name}.unfinished")
+    beside = unfinished(out)
     card = {"data": str(layout.root), "images": images, **data_digests(layout.train, layout.val)}
     card |= {"test": digest_of(layout.test.annotations)} if layout.test is not None else {}
     with locked(beside, "out"):
@@ -82,6 +82,12 @@ def convert(data: PathLike, out: PathLike, *, images: ImagesAs = "link") -> list
     except OSError as error:
         raise UserError(f"out {out} cannot be made of {beside} ({error.strerror}); rename it yourself.") from error
     return written
+
+
+def unfinished(out: PathLike) -> Path:
+    """Where an interrupted call of `convert` keeps what is done."""
+    out = Path(out).expanduser().absolute()
+    return out.with_name(f".{out.name}.unfinished")
 
 
 def _write_split(out: Path, name: str, split: Split, images: ImagesAs) -> Written | None:

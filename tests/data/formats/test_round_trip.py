@@ -197,6 +197,30 @@ def test_a_call_that_was_stopped_is_gone_on_with(tmp_path: Path, monkeypatch: py
     ]
 
 
+def test_a_stopped_command_says_where_its_part_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roboflow(tmp_path / "data", SCENES)
+    words = ["convert", str(tmp_path / "data"), str(tmp_path / "coco")]
+    left = f"what is done is in {tmp_path / '.coco.unfinished'}: the same command resumes from it, or delete it.\n"
+    with monkeypatch.context() as patch:
+        patch.setattr("misa.data.formats.plain_coco.write_coco", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(words) == 130
+    assert capsys.readouterr().err == f"misa convert: stopped; {left}"
+    picture = next((tmp_path / "data").rglob("*.png"))
+    picture.rename(tmp_path / "away.png")
+    assert main(words) == 2
+    assert capsys.readouterr().err.endswith(f"misa check says where. W{left[1:]}")
+    (tmp_path / "away.png").rename(picture)
+    assert main(words) == 0
+    assert not (tmp_path / ".coco.unfinished").exists()
+    shutil.rmtree(tmp_path / "coco")
+    picture.unlink()
+    assert main(words) == 2
+    assert ".coco.unfinished" in capsys.readouterr().err
+    assert (tmp_path / ".coco.unfinished").exists()
+
+
 def test_changed_data_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     roboflow(tmp_path / "data", SCENES)
     with monkeypatch.context() as patch:
