@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from misa.errors import NotFinite
+from misa.ops.affinity import promote
 from misa.ops.axes import single
-from misa.ops.frequency import Transform, check_band, disc_filter, is_finite, promote
+from misa.ops.frequency import Transform, check_band, disc_filter, is_finite
 
 # Values filtered at a time on a CPU, so that they stay in its cache (1 MB of float32); three times faster at d = 256.
 BLOCK = 2**18

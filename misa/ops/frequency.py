@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from misa.errors import NotFinite
+from misa.ops.affinity import promote
 from misa.ops.axes import single
 
 Transform = Literal["auto", "pruned", "fft"]
@@ -97,11 +98,6 @@ def is_finite(values: Tensor) -> bool:
     """Return whether there is no NaN or Inf; always True off the CPU, where the check would synchronise."""
     # A finite sum rules out NaN and Inf in one pass; only sums that overflow need the slower test.
     return values.device.type != "cpu" or bool(values.detach().sum().isfinite() or values.isfinite().all())
-
-
-def promote(values: Tensor) -> Tensor:
-    """Cast half precision and integers to float32; keep float32 and float64."""
-    return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
 def _checked(caller: str, features: Tensor, radius: float, scale: float) -> Tensor:
