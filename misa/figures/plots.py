@@ -247,7 +247,9 @@ def grouped_intervals(frame: pd.DataFrame, *, label: str = "mask AP (%)") -> Fig
 
 def ap_bars(scores: Mapping[str, Mapping[str, float | None]]) -> Figure:
     """Plot AP or IoU as bars: one group per metric, one bar per variant; metrics without objects are labelled so."""
-    figure = Picture(figsize=(max(5, 1.6 * len(scores)), 2.6), layout="constrained")  # room for the numbers on the bars
+    figure = Picture(
+        figsize=(max(6.2, 1.6 * len(scores) + 1.2), 2.6), layout="constrained"
+    )  # room for the numbers on the bars
     ax = figure.subplots()
     names = [name for name in next(iter(scores.values())) if any(row[name] is not None for row in scores.values())]
     unmeasured = [name for name in next(iter(scores.values())) if name not in names]
