@@ -18,7 +18,7 @@ from misa.data.formats.parts import IMAGES, walk
 from misa.errors import UserError, counted, did_you_mean
 from misa.files import listing, missing
 
-__all__ = ["DataError", "Layout", "NoData", "Split", "did_you_mean", "find_layout", "require_there"]
+__all__ = ["DataError", "Layout", "Split", "did_you_mean", "find_layout", "require_there"]
 
 _DRAWN = re.compile(r"demo-[0-9a-f]{8}")  # folders of embedded data, never suggested for a misspelt path
 EVERY_FORMAT = "docs/data.md shows every format"
@@ -37,10 +37,6 @@ PathLike = str | os.PathLike[str]
 
 class DataError(UserError):
     """Unusable data; the message is one sentence with the problem, its place and the cure."""
-
-
-class NoData(DataError):
-    """There is no data set of any format at a path."""
 
 
 class Split(NamedTuple):
@@ -72,7 +68,7 @@ def find_layout(root: PathLike, *, need_train: bool = True) -> Layout:
     root = Path(root).expanduser()
     require_there(root)
     if not root.is_dir():
-        raise NoData(f"{root} is a file, but not of annotations that can be read; {_GIVE}.")
+        raise DataError(f"{root} is a file, but not of annotations that can be read; {_GIVE}.")
     try:
         train = _split(root, "train")
     except DataError:
@@ -85,9 +81,9 @@ def find_layout(root: PathLike, *, need_train: bool = True) -> Layout:
 
 
 def require_there(root: Path) -> None:
-    """Raise NoData if `root` is neither a folder nor a file."""
+    """Raise DataError if `root` is neither a folder nor a file."""
     if not os.path.exists(root):
-        raise NoData(missing(root, "folder" if not root.suffix else "file or folder", _GIVE))
+        raise DataError(missing(root, "folder" if not root.suffix else "file or folder", _GIVE))
 
 
 def _split(root: Path, split: str) -> Split:
@@ -102,7 +98,7 @@ def _annotations(root: Path, split: str) -> Path:
         raise DataError(f"{root} is not the data set's own folder; did you mean {str(inner)!r}?")
     folder = path.parent
     if not folder.is_dir():
-        raise NoData(_without_annotations(root))
+        raise DataError(_without_annotations(root))
     hint = _rename(path.name, listing(folder), split, "; rename or link the right one to this name.")
     raise DataError(f"the {split} annotation file {path} is missing: {folder} holds {_listing(folder)}{hint}")
 

@@ -30,7 +30,7 @@ from misa.engine.prediction.known_boxes import find_boxes, require_class
 from misa.engine.prediction.shares import DONE, Share
 from misa.engine.prediction.student import Image, Instances, Student, find, load_student
 from misa.engine.prediction.tiling import find_tiled
-from misa.errors import UserError
+from misa.errors import UserError, option_name
 from misa.experiment import require_types
 from misa.files import read_json, write_json
 
@@ -155,7 +155,7 @@ def predict(
     student = checkpoint if isinstance(checkpoint, Student) else load_student(checkpoint, device=device)
     known, unused = _boxes_by_name(boxes, found, student) if boxes is not None else (None, ())
     share = share or Share()
-    with share.locked(folder, "out"):
+    with share.locked(folder, option_name("out")):
         require_own(folder, _settings(student, chosen, known))
         predicted, failed = _work(student, found, folder, chosen, known, batch, share, left)
         if not share.whole:
