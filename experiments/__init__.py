@@ -1,1 +1,1 @@
-"""The paper's rows as plain values: `ROWS` of each file maps a name to an `Experiment`."""
+"""The paper's rows: `ROWS` of each file maps names to `Experiment`s."""

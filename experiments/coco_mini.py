@@ -1,4 +1,4 @@
-"""A few epochs on a small COCO-layout folder, from scratch: does it run on real images? (No score to expect.)
+"""A few epochs on a small folder in COCO layout, from scratch: a test on real images, without expected scores.
 
 misa train experiments/coco_mini.py:box --data-root path/to/coco_mini
 misa train experiments/coco_mini.py:box --data-root path/to/coco_mini --smoke
@@ -10,7 +10,7 @@ from misa.experiment import Augmentation, Experiment, Inference, Schedule
 
 from .photos import LIGHT
 
-# ResNet-50 in place of a small backbone: minutes on a CPU core.
+# ResNet-50 instead of a small backbone: minutes on a CPU core.
 NETWORK = dataclasses.replace(LIGHT, backbone="resnet50", pretrained=False, norm_eval=False)
 
 BASE = Experiment(

@@ -1,13 +1,13 @@
-"""The objectives of other papers beside MISA's: one student, SOLOv2, one geometry and one schedule for all.
+"""Objectives of other papers compared with MISA's: the same student, SOLOv2, geometry and schedule for all.
 
 misa tables comparators --data demo --seeds 3 --run
 misa tables comparators --data photos --seeds 2 --run --data-root path/to/photos
 misa train experiments/comparators.py:demo_boxteacher --smoke
 
-They are published with several students, sizes and lengths, and tuned for these: the table compares objectives, not
-papers. Ramps are parts of the run (experiments/demo.py); what an objective leaves out of its published form is said in
-its file of misa/objectives. The rows that learn from masks are the upper end of the scale. They take any masks of a
-COCO json, those that people drew or those that a promptable model made of the same boxes (docs/sam.md).
+They were published, and tuned, with different students, sizes and lengths: the table compares objectives, not papers.
+Ramps are fractions of the run (experiments/demo.py); differences from the published forms are documented in
+misa/objectives. Rows trained from masks are the upper bound. They use any masks of a COCO json, annotated by people or
+predicted from the same boxes by a promptable model (docs/sam.md).
 """
 
 from misa.experiment import Comparison

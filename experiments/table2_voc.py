@@ -1,12 +1,12 @@
-"""Table 2: PASCAL VOC 2012 val, trained on train_aug; 8 GPUs of 2 images each, as §4.3.
+"""Table 2: PASCAL VOC 2012 val, trained on train_aug; 8 GPUs with 2 images each, as in §4.3.
 
 misa data voc path/to/VOC2012 --sbd path/to/sbd --out path/to/voc      # once
 misa train experiments/table2_voc.py:misa_r50 --data-root path/to/voc --gpus 8
 misa train experiments/table2_voc.py:misa_m2f_r101 --data-root path/to/voc --gpus 8
 
-"m2f" are the table's rows with a star: Mask2Former in place of SOLOv2. Sources: [P] the paper, §4.3; [A] APro's
-published configurations; [M] mmdet's configurations; [S] BoxInstSeg's of BoxInst on VOC; [L] BoxLevelSet's published
-code and configurations; [T] BoxTeacher's; [I] SIM's.
+"m2f" are the rows with a star: Mask2Former instead of SOLOv2. Sources: [P] the paper, §4.3; [A] APro's published
+configurations; [M] mmdet's configurations; [S] BoxInstSeg's of BoxInst on VOC; [L] BoxLevelSet's published code and
+configurations; [T] BoxTeacher's; [I] SIM's.
 """
 
 from misa.experiment import (
@@ -23,7 +23,7 @@ from misa.objectives.boxteacher import BoxTeacher
 from misa.objectives.sim import SIM
 
 # SOLOv2 --------------------------------------------------------------------------------------------------------------
-# The row of MISA is Table 3's `voc_literal`: Eq. 3-15 as they are printed. Sizes of heads [M], images 640-800 with flip
+# MISA's row is Table 3's `voc_literal`: Eq. 3-15 as printed. Sizes of heads [M], images 640-800 with flip
 # [P: "default settings recommended in mmdet"; M, A].
 MISA = Experiment(
     data="voc",
@@ -63,7 +63,7 @@ R101 = {"backbone": "resnet101"}
 # Mask2Former ---------------------------------------------------------------------------------------------------------
 MISA_M2F = MISA.but(
     student="mask2former",
-    network=Network(frozen_stages=-1),  # [M, A] all stages learn, BatchNorm is fixed
+    network=Network(frozen_stages=-1),  # [M, A] no frozen stages, fixed BatchNorm
     projection_weight=5.0,  # [A]
     affinity={
         "tree_bandwidth": 0.02,  # [A] for VOC R-50
@@ -94,11 +94,11 @@ TREE_R101 = {"tree_bandwidth": 0.03}  # [A] for VOC R-101
 BOXINST = Experiment(
     data="voc",
     student="boxinst",
-    affinity=None,  # its pairwise term is of its own
+    affinity=None,  # it has its own pairwise term
     network=Network(head_channels=256),  # [M] boxinst_r50_fpn_ms-90k
     schedule=Schedule(
         optimizer="sgd", lr=0.005, weight_decay=1e-4, epochs=36, milestones=(27, 33), warmup=500, clip=35.0
-    ),  # [S]; mmdet does not clip, 35 is there to be finite and hardly ever reached
+    ),  # [S]; mmdet does not clip: 35 is a finite limit that is hardly ever reached
     inference=Inference(score=0.05, mask=0.5),  # [M]
 )
 
@@ -111,7 +111,7 @@ SIM_ROW = BOXINST.but(student="condinst", objective=SIM())  # [I] but for pastin
 SIM_PASTE = SIM_ROW.but(objective=SIM(paste=50))  # [I]
 
 # BoxLevelSet ---------------------------------------------------------------------------------------------------------
-LEVELSET = APRO.but(affinity=None, objective=BoxLevelSet())  # [L] schedule and thresholds, which APro took over
+LEVELSET = APRO.but(affinity=None, objective=BoxLevelSet())  # [L] schedule and thresholds, which APro adopted
 
 ROWS = {
     "boxinst_r50": BOXINST.expecting(34.3, 59.1, 34.2),

@@ -1,12 +1,12 @@
-"""Table 3: what the two semantic priors add to boxes and color, FSD (§3.2), SEPA (§3.3) and the two of them.
+"""Table 3: effects of the two semantic priors, FSD (§3.2), SEPA (§3.3) and both, in addition to boxes and color.
 
 misa tables 3 --data demo --seeds 5 --run
 misa train experiments/table3_components.py:voc_misa --data-root path/to/voc
 
-The paper's figures are on VOC 2012 val with ResNet-50. `demo` is the embedded data, scored on 400 scenes instead of
-100, `coco_mini` any small folder in COCO layout, from scratch, `photos` one of photographs, pretrained. `misa` and
-`literal` are the paper's one row in two readings: ours, and Eq. 6, 13 and 14 as they are printed (see
-`misa.experiment.Affinity` and `Distillation`). `mask` is the upper bound: the same student, taught by masks.
+The paper's results are on VOC 2012 val with ResNet-50. `demo` is the embedded data, evaluated on 400 scenes instead of
+100, `coco_mini` any small folder in COCO layout, from scratch, `photos` a folder of photographs, pretrained. `misa` and
+`literal` are two interpretations of one row of the paper: ours, and Eq. 6, 13 and 14 as printed (see
+`misa.experiment.Affinity` and `Distillation`). `mask` is the upper bound: the same student trained from masks.
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ TEACHERS = {
     "coco_mini": "teacher:coco_mini",
     "photos": "photos:teacher",
 }
-SEPA = {data: photos.SEPA if data == "photos" else demo.SEPA for data in BASES}  # what joins `Affinity` for A + A^c
-# By data set: the radius of Eq. 4 is the paper's on VOC, and the same share of the height on smaller maps.
+SEPA = {data: photos.SEPA if data == "photos" else demo.SEPA for data in BASES}  # fields of `Affinity` for A + A^c
+# The radius of Eq. 4 is the paper's on VOC, and the same fraction of the height on smaller maps.
 FSD = {
     "demo": demo.FSD,
     "voc": dataclasses.replace(demo.FSD, radius=10.0),
@@ -51,7 +51,7 @@ FSD = {
 
 
 def student(data: str, *, fsd: Distillation | None = None, **affinity: object) -> Experiment:
-    """The baseline of a data set with FSD or another affinity; its teacher comes along where one of them needs it."""
+    """The baseline of a dataset with FSD or another affinity, and with a teacher if one of them needs it."""
     taught = fsd is not None or "saliency" in affinity or "feature" in affinity
     return BASES[data].but(affinity=affinity, distillation=fsd, teacher=TEACHERS[data] if taught else "")
 

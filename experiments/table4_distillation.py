@@ -1,9 +1,9 @@
-"""Table 4: how the student's dense feature learns from the teacher's: as it is, split by frequency, by space, by both.
+"""Table 4: distillation of the teacher's dense feature: without a split, split by frequency, by space, and by both.
 
 misa tables 4 --data demo --seeds 5 --run
 misa train experiments/table4_distillation.py:demo_space --smoke
 
-The paper does not spell out the rows without a split; `distillation_loss` says how we read them.
+The paper does not specify the rows without a split; `distillation_loss` documents our interpretation.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
-"""Table 5: which affinity is propagated (color, with the teacher's feature, reweighted by its saliency) and how far.
+"""Table 5: affinities (color, the teacher's feature, the feature reweighted by saliency) and their propagation.
 
 misa tables 5 --data demo --seeds 5 --run
 misa train experiments/table5_affinity.py:demo_pamr_saliency --smoke
 
-Both modes join color and saliency by our reading of SEPA (`experiments/demo.py`): they differ by the mode alone.
+Both modes combine color and saliency by our interpretation of SEPA (`experiments/demo.py`), to differ only in the mode.
 """
 
 from typing import Any
@@ -27,8 +27,8 @@ TABLE = Comparison(
 )
 
 
-# What a mode's three rows add to `Affinity`. On photographs all three look as near as `photos.SEPA`. Its reading of A^c
-# is the class's probability; A^f, which has no class, is joined as in the demo.
+# Fields of `Affinity` in a mode's three rows. On photographs all three use the windows of `photos.SEPA`, whose A^c is
+# of class probabilities; A^f, which has no class, is combined as in the demo.
 PRODUCT = {name: value for name, value in demo.SEPA.items() if name != "saliency"}
 AFFINITIES: dict[str, dict[str, dict[str, Any]]] = {
     data: {
@@ -38,8 +38,8 @@ AFFINITIES: dict[str, dict[str, dict[str, Any]]] = {
     }
     for data in BASES
 }
-# PAMR looks 24 cells far: on the embedded data's 32 x 32 cells that is nearly everything. Masks leak, 9 AP for 25. On
-# photographs' 60 x 80 it turns masks of IoU 63 into 17 (`misa guidance`).
+# PAMR's default reaches 24 cells, nearly all of the embedded data's 32 x 32: masks leak, with 9 AP instead of 25. On
+# photographs' 60 x 80 it reduces the masks' IoU from 63 to 17 (`misa guidance`).
 REACH: dict[str, dict[str, Any]] = {
     "demo": {"pamr_dilations": (1,), "pamr_steps": 3},
     "photos": {"pamr_dilations": (1, 2), "pamr_steps": 5},

@@ -1,23 +1,23 @@
-"""The semantic teacher (§3.1; §4.3: SeMask, the student's backbone): what it learns from, and the paper's recipes.
+"""The semantic teacher (§3.1; §4.3: SeMask, the student's backbone): kinds of supervision, and the paper's recipes.
 
-misa train experiments/teacher.py:demo            # from boxes by the student's own objectives, the default
-misa train experiments/teacher.py:demo_unsure     # without the term that makes the network sure of itself
-misa train experiments/teacher.py:demo_boxes      # the yardstick: boxes filled with their class
+misa train experiments/teacher.py:demo            # from boxes by the student's objectives, the default
+misa train experiments/teacher.py:demo_unsure     # without the self-training term
+misa train experiments/teacher.py:demo_boxes      # the baseline: boxes filled with their class
 misa train experiments/teacher.py:demo_grabcut    # GrabCut in each box
 misa train experiments/teacher.py:demo_student    # a student's masks; first misa train experiments/demo.py of that seed
-misa train experiments/teacher.py:demo_mask       # the upper bound: true masks
+misa train experiments/teacher.py:demo_mask       # the upper bound: ground-truth masks
 misa train experiments/teacher.py:voc_r50 --data-root path/to/voc
 misa train experiments/teacher.py:demo --smoke
 
-The paper gives neither losses nor schedule of its teacher: the demo's are ours, the recipes take AdamW, learning
-rate, decay, warm-up and batch of SeMask (Jain et al. 2023), and length and image sizes of the student.
+The paper gives neither losses nor schedule of its teacher: the demo's are ours; the recipes use AdamW, learning rate,
+decay, warm-up and batch of SeMask (Jain et al. 2023), and length and image sizes of the student.
 """
 
 from misa.experiment import TINY, Affinity, Augmentation, Experiment, Network, Schedule, Semantic
 
 from . import coco_mini, demo
 
-# The student's own box objectives, and cross-entropy to the network's own sure answers within what the boxes allow.
+# The student's box objectives, and self-training on the network's confident predictions that the boxes allow.
 OBJECTIVES = Semantic(sure_weight=1.0)
 
 DEMO = Experiment(
@@ -30,7 +30,7 @@ DEMO = Experiment(
     semantic=OBJECTIVES,
 )
 
-# A few epochs on a small folder, from scratch, for the students of experiments/coco_mini.py.
+# A few epochs on a small folder, from scratch: the teacher of experiments/coco_mini.py's students.
 COCO_MINI = coco_mini.BASE.but(semantic=OBJECTIVES)
 
 VOC = Experiment(

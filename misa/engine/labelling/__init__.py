@@ -1,1 +1,1 @@
-"""Masks for the boxes of a data set, with an estimate of how good each is."""
+"""Pseudo masks for the boxes of a dataset, with a quality estimate each."""

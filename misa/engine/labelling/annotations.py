@@ -1,7 +1,6 @@
-"""What is labelled, and what is written of it: a data set's own annotations, with masks in the place of theirs.
+"""Read the annotations to label, and write them with the predicted masks.
 
-Ids, names, boxes and whatever else a file says of its images stay as they are, so that tools which know the data set
-know the result.
+Ids, names, boxes and all other content of a file are preserved, so that tools for the dataset can read the result.
 """
 
 import hashlib
@@ -31,7 +30,7 @@ SplitName = Literal["all", "train", "val"]
 
 
 class Target(NamedTuple):
-    """An image with boxes to label: its row and file, and of each box its row; boxes (n 4) x1 y1 x2 y2 within it."""
+    """An image with boxes to label: its entry and file, its annotations, and `boxes` (n 4), x1 y1 x2 y2 within it."""
 
     name: str
     image: dict[str, Any]
@@ -41,7 +40,7 @@ class Target(NamedTuple):
 
     @property
     def stamp(self) -> list[int]:
-        """By what a changed image, or changed boxes, are noticed."""
+        """A key that changes with the image or its boxes."""
         status = self.path.stat()
         known = json.dumps([[row["id"], row["category_id"], row["bbox"]] for row in self.rows])
         return [status.st_size, status.st_mtime_ns, zlib.crc32(known.encode())]
@@ -49,7 +48,7 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Labels:
-    """Annotations of one file: its content, the file of each image by id, and where the result goes."""
+    """Annotations of one file: its content, the image files by id, and the output file."""
 
     content: dict[str, Any]
     files: dict[int, Path]
@@ -57,12 +56,12 @@ class Labels:
 
     @cached_property
     def names(self) -> dict[int, str]:
-        """The classes by id."""
+        """Names of the classes by id."""
         return {row["id"]: row["name"] for row in self.content["categories"]}
 
     @cached_property
     def targets(self) -> list[Target]:
-        """The images that have boxes with pixels of theirs, crowds left out."""
+        """The images with boxes that contain pixels, without crowds."""
         rows: dict[int, list[dict[str, Any]]] = {}
         for row in self.content["annotations"]:
             rows.setdefault(row["image_id"], []).append(row)
@@ -80,7 +79,7 @@ class Labels:
 
 
 class Mask(NamedTuple):
-    """A mask on record: run lengths, quality, and whether it is but the box."""
+    """A recorded mask: run-length encoding, quality, and whether the box replaces it."""
 
     runs: Runs
     quality: float
@@ -88,17 +87,17 @@ class Mask(NamedTuple):
 
 
 def open_labels(data: str | Path, out: Path, split: SplitName = "all") -> list[Labels]:
-    """The annotations of a data set in any format: one for all where one file has them, else one a split.
+    """Open the annotations of a dataset in any format: a single one for a single file, otherwise one per split.
 
     Raises:
-        UserError: no data set there, faulty annotations, or no boxes at all.
+        UserError: no dataset there, invalid annotations, or no boxes.
     """
     layout = open_layout(data, need_train=split != "val")
     places = {name: place for name, place in (("train", layout.train), ("val", layout.val)) if split in ("all", name)}
     read: dict[str, dict[str, Any]] = {}
     for name, place in places.items():
         if any(problem.kind != "no-objects" for problem in check_coco(*place).fatal):
-            require_usable(*place, verify_images="exists")  # which says what is wrong
+            require_usable(*place, verify_images="exists")  # raises the error
         content = read_coco(place.annotations)
         if content["images"]:
             read[name] = content
@@ -127,7 +126,7 @@ def _files(content: dict[str, Any], place: Split) -> dict[int, Path]:
 
 
 def _original(contents: list[dict[str, Any]], files: Mapping[int, Path]) -> dict[str, Any]:
-    """The content of the file that a split came from, as far as its images are in it; without notes of our own."""
+    """The content of the file that a split was made from, restricted to the split's images, without our additions."""
     first = contents[0]
     if "plain_of" in first:
         content = read_coco(Path(first["plain_of"]))
@@ -139,7 +138,7 @@ def _original(contents: list[dict[str, Any]], files: Mapping[int, Path]) -> dict
         content = {key: [{k: v for k, v in row.items() if k != "where"} for row in content[key]] for key in TABLES}
     content["images"] = [image for image in content["images"] if image["id"] in files]
     sizes = {image["id"]: (image["width"], image["height"]) for own in contents for image in own["images"]}
-    for image in content["images"]:  # where the file gives none they were read from the images
+    for image in content["images"]:  # read from the images if missing in the file
         image["width"], image["height"] = sizes[image["id"]]
     content["annotations"] = [row for row in content["annotations"] if row["image_id"] in files]
     return content
@@ -148,10 +147,9 @@ def _original(contents: list[dict[str, Any]], files: Mapping[int, Path]) -> dict
 def write(
     path: Path, labels: Labels, masks: Mapping[int, Mask], *, tolerance: float | None, about: dict[str, Any]
 ) -> None:
-    """Write the annotations with their masks.
+    """Write the annotations with their masks, without boxes outside their image; crowds are unchanged.
 
-    tolerance: of polygons, in pixels; None: run lengths. about: goes into `info`. A box without a pixel of its image
-    is left out, a crowd stays as it is.
+    tolerance: of polygons, in pixels; None writes run-length encodings. about: added to `info`.
     """
     info = labels.content.get("info")
     with object_file(path) as file:
@@ -169,12 +167,12 @@ def write(
 
 
 def labelled(row: Mapping[str, Any], mask: Mask, tolerance: float | None) -> dict[str, Any]:
-    """An annotation with its mask, the area of what is written, and `quality`; `fallback` where the box stands in."""
+    """Add the mask, the area of its written form, and `quality` to an annotation; `fallback` if it is the box."""
     form: Any = mask.runs
     area = int(rle.area(mask.runs))
     if tolerance is not None:
         top, left, pixels = decode_part(mask.runs)
-        for within in (tolerance, 0.0):  # what is thinner than the tolerance stays as it is
+        for within in (tolerance, 0.0):  # exact if the mask is thinner than the tolerance
             form = polygons(pixels, top=top, left=left, tolerance=within)
             area = int(rle.area(rle.merge(rle.frPyObjects(form, *mask.runs["size"]))))
             if area:
@@ -185,7 +183,7 @@ def labelled(row: Mapping[str, Any], mask: Mask, tolerance: float | None) -> dic
 
 
 def true_runs(row: Mapping[str, Any], size: tuple[int, int]) -> Runs | None:
-    """The run lengths of the mask that an annotation has already; None where it has none.
+    """The run-length encoding of an annotation's existing mask, or None.
 
     Raises:
         DataError: it cannot be decoded.
@@ -202,6 +200,6 @@ def true_runs(row: Mapping[str, Any], size: tuple[int, int]) -> Runs | None:
 
 
 def digest(path: Path) -> str:
-    """Of a file's content."""
+    """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

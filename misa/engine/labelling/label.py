@@ -1,10 +1,10 @@
-"""Masks for every box of a data set: `misa label`.
+"""Predict masks for every box of a dataset: `misa label`.
 
     from misa.engine.labelling.label import Job, label
     label(Job("photos", "masks.json", run="runs/photos-box-seed0"))
 
-Beside `masks.json` lies `masks.label/` with the record of what is done (run lengths, so that another form of output
-needs no network) and, where no run was given, the run of the student that was trained from these boxes.
+`masks.label/` beside `masks.json` has the record of finished images (run-length encodings, so that another output form
+needs no prediction) and, if no run was given, the run of the student trained from these boxes.
 """
 
 import contextlib
@@ -54,15 +54,15 @@ from misa.machine import Machine
 from misa.rows import find_row
 
 _CARD, _WRITTEN = "label.json", "written.json"
-_EDITION = 2  # of masks and qualities: a record of another one is not gone on with
+_EDITION = 2  # version of masks and qualities: records of other versions are not resumed
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is labelled, by whom, and where the result goes.
+    """Data, student and output of a labelling.
 
     data: in any format that `misa train` reads. out: the json to write. run: a student's run folder or exported file;
-    empty: `row` is trained from these boxes first, with `seed`. split: "train" or "val" alone.
+    if empty, `row` is trained from these boxes first, with `seed`. split: "train", "val" or "all".
     """
 
     data: str | Path
@@ -75,7 +75,7 @@ class Job:
 
     @property
     def target(self) -> Path:
-        """The json to write; UserError where it is called otherwise."""
+        """The json to write; UserError if its name does not end in .json."""
         path = Path(self.out).expanduser().resolve()
         if path.suffix.lower() != ".json":
             raise UserError(f"out {self.out} should end in .json: it becomes a COCO annotation file.")
@@ -83,19 +83,19 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where the record is kept."""
+        """The folder of the record."""
         return self.target.with_suffix(".label")
 
     @property
     def experiment(self) -> Experiment:
-        """The row to train, on this data; UserError for one that does not learn from boxes."""
+        """The row to train on this data; UserError if it is not a box-supervised student."""
         row = find_row(self.row).smoke() if self.smoke else find_row(self.row)
         if row.supervision != "box" or row.semantic is not None:
             raise UserError(f"row {self.row} does not learn from boxes; choose one such as photos:box or own:medium.")
         return replace(row, data="coco", scenes=()) if row.data == "demo" else row
 
     def settings(self) -> dict[str, Any]:
-        """What decides the masks; the same values again go on with them."""
+        """The values that decide the masks; a call with equal values resumes."""
         run = str(Path(self.run).expanduser().resolve())
         by = run if self.run else f"{self.row} with seed {self.seed}{' (smoke)' if self.smoke else ''}"
         return {"data": str(Path(self.data).expanduser().resolve()), "split": self.split, "student": by}
@@ -103,7 +103,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Form:
-    """How masks are written: polygons within `tolerance` pixels or run lengths; how many the HTML sheet shows."""
+    """Output form: polygons within `tolerance` pixels or run-length encoding, and the number of masks on the sheet."""
 
     tolerance: float = 1.0
     rle: bool = False
@@ -112,9 +112,9 @@ class Form:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What `label` has written, how many masks there are, how many are but their box, and every quality.
+    """Result of `label`: files, the quality of every mask, the number of boxes used as masks, and of omitted boxes.
 
-    Of a share that is not the last one `files` is empty, and `left` says how many images are to do.
+    For a share that is not the last one, `files` is empty and `left` is the number of unfinished images.
     """
 
     files: tuple[Path, ...]
@@ -122,8 +122,8 @@ class Labelled:
     fallback: int
     omitted: int
     left: int = 0
-    truth: NDArray[np.float64] | None = None  # IoU with the true masks, NaN where there is none
-    smoke: str = ""  # what is said of masks by a smoke run
+    truth: NDArray[np.float64] | None = None  # IoU with the ground-truth masks, NaN without one
+    smoke: str = ""  # warning about masks of a smoke run
 
     def __str__(self) -> str:
         if not self.files:
@@ -157,21 +157,21 @@ def label(
     threads: int = 1,
     score: bool = False,
 ) -> Labelled:
-    """Write the masks of all boxes of a data set as COCO json, and an HTML sheet with the doubtful ones first.
+    """Write masks of all boxes of a dataset as COCO json, and an HTML sheet in increasing order of quality.
 
-    The same call again goes on where it was stopped, and looks at new or changed images only. The data is only read.
+    The same call again resumes, and predicts only new or changed images. The data is not changed.
 
     Args:
-        job: what is labelled, and by whom.
-        form: how it is written; another form needs no new masks.
-        share: the part of the images that this call takes; whichever is last writes the result.
+        job: data, student and output.
+        form: output form, which can be changed without predicting again.
+        share: the part of the images to predict; the last share to finish writes the result.
         device: "cpu", "cuda", "cuda:1", or "auto".
         threads: of torch on the CPU, for a training.
-        score: compare with the true masks that the data has.
+        score: compare with the data's ground-truth masks.
 
     Raises:
-        UserError: wrong input, or something else in the place of the result. Images that cannot be read, when all
-            others are done.
+        UserError: invalid input, or foreign files in the place of the result; unreadable images, after all others are
+            finished.
     """
     form, share, base = form or Form(), share or Share(), job.folder
     if not form.tolerance >= 0 or form.sheet < 0:
@@ -188,13 +188,13 @@ def label(
 
 
 def prepare(job: Job, *, device: str = "auto", threads: int = 1) -> None:
-    """All that comes before the first mask: the data is checked, and the student is there. UserError as of `label`."""
+    """Check the data, and load or train the student. UserError as in `label`."""
     with _student(job, _opened(job), Share(), device, threads):
         pass
 
 
 def _opened(job: Job) -> list[Labels]:
-    """What is labelled; UserError where it cannot be, or where the result would take the place of something else."""
+    """Open the annotations; UserError if they are invalid, or if the result would overwrite foreign files."""
     data = Path(job.data).expanduser().resolve()
     if job.target == data or (data.is_dir() and job.target.is_relative_to(data)):
         raise UserError(f"out {job.target} lies in the data, which is only read; choose a place outside {data}.")
@@ -208,10 +208,10 @@ def _opened(job: Job) -> list[Labels]:
 
 @contextlib.contextmanager
 def _student(job: Job, sets: Sequence[Labels], share: Share, device: str, threads: int) -> Iterator[Student]:
-    """The given student, or one trained from these boxes; the record is this process's meanwhile."""
+    """Context with the given student, or one trained from these boxes, in which the record is locked."""
     names = sorted({one.names[row["category_id"]] for one in sets for target in one.targets for row in target.rows})
     base, student = job.folder, None
-    if job.run:  # whatever is misspelt is known before anything is written
+    if job.run:  # before anything is written
         student = load_student(Path(job.run).expanduser(), device=device)
         require_knows(student, names, cure="leave the run out, and a student is trained from these boxes")
     elif job.experiment and not share.whole and not (base / "run" / "metrics.json").is_file():
@@ -226,7 +226,7 @@ def _student(job: Job, sets: Sequence[Labels], share: Share, device: str, thread
 
 
 def _record(student: Student, base: Path) -> Path:
-    """The folder of what this student has labelled."""
+    """The folder of this student's record."""
     return base / f"{student.digest}-{_EDITION}"
 
 
@@ -235,7 +235,7 @@ def _has_mask(row: dict[str, Any]) -> bool:
 
 
 def _writes(base: Path, share: Share, stack: contextlib.ExitStack) -> bool:
-    """Whether this process writes the result: of shares that end at the same time one does."""
+    """Lock the result, and return whether this process writes it: one of several shares that end at the same time."""
     try:
         stack.enter_context(locked(base / "write", "the result"))
     except UserError:
@@ -246,7 +246,7 @@ def _writes(base: Path, share: Share, stack: contextlib.ExitStack) -> bool:
 
 
 def _require_ours(labels: Labels, base: Path) -> None:
-    """UserError where a file to be written is there already and is not what we wrote."""
+    """Raise UserError if an output file exists and was not written by `label`."""
     written = read_json(base / _WRITTEN) or {}
     for path in (labels.out, labels.out.with_suffix(".html")):
         if path.exists() and digest(path) not in written.get(path.name, []):
@@ -255,7 +255,7 @@ def _require_ours(labels: Labels, base: Path) -> None:
 
 
 def _require_same(job: Job) -> None:
-    """UserError where the record beside the result is of other data or of another student."""
+    """Raise UserError if the record beside the result is of other data or another student."""
     written = [name for name in read_json(job.folder / _WRITTEN) or {} if job.target.with_name(name).exists()]
     cure = f"choose another out, or delete {', '.join([job.folder.name, *written])} beside it to label anew"
     what = "record of misa label"
@@ -263,7 +263,7 @@ def _require_same(job: Job) -> None:
 
 
 def _train(job: Job, device: str, threads: int) -> None:
-    """Train the student of these boxes, if it is not trained already."""
+    """Train the student from these boxes, unless it is trained already."""
     folder = job.folder / "run"
     if (folder / "metrics.json").is_file():
         return
@@ -274,7 +274,7 @@ def _train(job: Job, device: str, threads: int) -> None:
 
 
 def _planned(experiment: Experiment, job: Job, device: str) -> str:
-    """What is trained and how long that takes, from measured steps."""
+    """Describe the training and its duration, estimated from measured steps."""
     images, schedule = open_source(experiment, job.data).images, experiment.schedule
     place = "cuda" if choose_device(device).type == "cuda" else "cpu"
     seconds = measure(experiment, sides=(96, 160), device=place).seconds(input_pixels(experiment))
@@ -289,7 +289,7 @@ def _planned(experiment: Experiment, job: Job, device: str) -> str:
 
 
 def _work(student: Student, sets: Sequence[Labels], place: Path, share: Share) -> int:
-    """Label what is not done yet, a line an image; how many images are left to other shares."""
+    """Label unfinished images, recorded one per line; return the number of images left to other shares."""
     targets = [(one, target) for one in sets for target in one.targets]
     done = {name: row["stamp"] for name, row in records(place)}
     mine = [pair for i, pair in enumerate(targets) if share.takes(i)]
@@ -310,7 +310,7 @@ def _work(student: Student, sets: Sequence[Labels], place: Path, share: Share) -
 
 
 def _labelled(student: Student, labels: Labels, target: Target) -> dict[str, Any]:
-    """The record of an image."""
+    """Label an image and return its record."""
     image = read_image(target.path)
     size = (target.image["height"], target.image["width"])
     if image.shape[:2] != size:
@@ -363,7 +363,7 @@ def _finish(student: Student, sets: Sequence[Labels], base: Path, form: Form, *,
 
 
 def _put(made: Path, path: Path, base: Path) -> Path:
-    """Move what is made to its place, on record as ours before: a kill in between leaves nothing that looks foreign."""
+    """Move a file to its place, after its digest is recorded, so that after a kill it is still known as ours."""
     written = read_json(base / _WRITTEN) or {}
     written[path.name] = [*written.get(path.name, [])[-1:], digest(made)]
     write_json(base / _WRITTEN, written)
@@ -372,7 +372,7 @@ def _put(made: Path, path: Path, base: Path) -> Path:
 
 
 def _iou(row: dict[str, Any], mask: Mask, form: Form) -> float:
-    """Of what is written with the true mask; NaN where there is none."""
+    """IoU of a mask in its written form with the ground truth; NaN if there is none."""
     true = true_runs(row, mask.runs["size"])
     if true is None:
         return float("nan")

@@ -1,4 +1,4 @@
-"""The masks of an image's boxes by a box-supervised student, with their quality.
+"""Masks of an image's boxes by a box-supervised student, with their quality.
 
 Axes: n box · h row · w column.
 """
@@ -22,14 +22,14 @@ from misa.ops.boxes import box_masks
 from misa.ops.propagation import propagate_local
 
 FALLBACK, FALLBACK_QUALITY = 0.2, 0.5
-"""A mask that covers less of its box than this share is none: the box stands in for it, with this quality.
+"""A mask that covers less than this share of its box is replaced by the box, with this quality.
 
-On 120 training photographs such masks have an IoU of 0.14 with the true ones, their boxes 0.52 (docs/results.md).
+On 120 training photographs such masks have an IoU of 0.14 with the ground truth, their boxes 0.52 (docs/results.md).
 """
 
 
 class Answer(NamedTuple):
-    """The mask of a box, its quality from 0 to 1, and whether it is but the box."""
+    """The mask of a box, its quality in 0..1, and whether the box replaces it."""
 
     part: Part
     quality: float
@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 
 
 def require_knows(student: Student, classes: Sequence[str], *, cure: str) -> None:
-    """UserError, with what to do, where a student cannot say what is in boxes of these classes."""
+    """Raise UserError, with the advice `cure`, if a student cannot predict masks for boxes of these classes."""
     if not isinstance(student.model, BoxSupervised):
         raise UserError(
             f"{student.path} is a {student.experiment.student} that did not learn from boxes; masks of known boxes "
@@ -54,10 +54,11 @@ def require_knows(student: Student, classes: Sequence[str], *, cure: str) -> Non
 def answers(
     student: Student, image: Image, boxes: NDArray[np.float64], labels: Sequence[str], *, threshold: float | None = None
 ) -> list[Answer]:
-    """The mask of each box (n 4, x1 y1 x2 y2 within the RGB image), cut to the box; the row's threshold by default.
+    """Predict the mask of each box (n 4, x1 y1 x2 y2 within the RGB image), clipped to it; by default at the row's
+    threshold.
 
-    The student's own mask of a known box as in training (`BoxSupervised.masks_of_boxes`), and for the quality its
-    propagation by color, five steps in windows of 3 x 3 cells (docs/results.md compares them with others).
+    Masks are `BoxSupervised.masks_of_boxes`; the quality compares them with their propagation by color, five steps in
+    windows of 3 x 3 cells (docs/results.md compares this with alternatives).
     """
     least = student.experiment.inference.mask if threshold is None else threshold
     small, size = at_test_size(image, student.experiment.augmentation), (image.shape[0], image.shape[1])
@@ -83,7 +84,7 @@ def answers(
 
 
 def _answer(part: Part, box: NDArray[np.float64], quality: float) -> Answer:
-    """The mask, or in place of one of next to nothing all pixels that the box touches."""
+    """The mask, or, if it is almost empty, all pixels that the box touches."""
     left, top = (int(side) for side in np.floor(box[:2]))
     right, bottom = (int(side) for side in np.ceil(box[2:]))
     whole = Part(top, left, np.ones((bottom - top, right - left), bool))

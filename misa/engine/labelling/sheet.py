@@ -1,4 +1,4 @@
-"""The masks to look at first, as a page: a crop with contour and box each, the least sure at the top.
+"""HTML page of masks to review, in increasing order of quality: a crop with contour and box each.
 
 Axes: h row · w column.
 """
@@ -16,7 +16,7 @@ from misa.engine.labelling.annotations import Mask, Target
 from misa.figures.overlay import overlay, whole
 from misa.figures.page import render
 
-SIDE, MARGIN = 220, 0.2  # pixels of a crop's longer side; what is shown around the box, as a share of its longer side
+SIDE, MARGIN = 220, 0.2  # a crop's longer side in pixels; the margin around the box as a share of its longer side
 _STEPS = 10
 
 
@@ -29,7 +29,7 @@ def write_sheet(
     most: int,
     warning: str = "",
 ) -> str:
-    """The page as HTML with at most so many masks, by quality; ties by the id. Above them a warning."""
+    """Return the HTML page with at most `most` masks, ordered by quality, then id, below a warning."""
     every = sorted(
         (masks[row["id"]].quality, row["id"], i, n)
         for i, target in enumerate(targets)
@@ -64,7 +64,7 @@ def write_sheet(
 
 
 def crop(image: NDArray[np.uint8], mask: NDArray[np.bool_], box: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """The surroundings of a box of an RGB image (h w 3) with the outlines of box and mask (h w), at one size."""
+    """Crop around a box of an RGB image (h w 3), with the outlines of box and mask (h w), resized to `SIDE`."""
     reach = MARGIN * max(box[2:] - box[:2])
     left, top = np.maximum(np.floor(box[:2] - reach), 0).astype(int)
     right, bottom = np.minimum(np.ceil(box[2:] + reach), image.shape[1::-1]).astype(int)

@@ -1,1 +1,1 @@
-"""A trained student on images."""
+"""Prediction by a trained student."""

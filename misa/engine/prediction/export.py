@@ -1,7 +1,7 @@
-"""A trained student as one small file: weights, row and class names; and its dense part as TorchScript.
+"""Export a trained student as one small file (weights, row and class names), or its dense part as TorchScript.
 
-The file holds tensors and text only and is read with weights_only=True: an untrusted file executes nothing. The
-TorchScript is a program; load one only from a source that you trust.
+The file contains only tensors and text and is read with weights_only=True, so that an untrusted file cannot execute
+code. TorchScript is a program; load it only from a trusted source.
 """
 
 import json
@@ -22,15 +22,15 @@ from misa.files import atomic_write
 from misa.models.students.table import implementation
 
 _FORMAT = 1
-# Sizes that the traced program is compared at, besides the one it was traced with: it must not have frozen any.
+# Input shapes, other than the traced one, at which the program is compared, to detect constants frozen by tracing.
 _CHECKED = ((1, 64, 96), (2, 128, 64), (1, 96, 160))
 
 
 def export_student(checkpoint: str | Path | Student, out: str | Path) -> Path:
-    """Write the student of a run folder or checkpoint to the new file `out`; returns its path.
+    """Write the student of a run folder or checkpoint to the new file `out` and return its path.
 
-    The teacher, the adapter of FSD, the optimiser and the states of the random generators stay behind. What it
-    predicts is what the checkpoint predicts, to the bit: see `load_student`.
+    Teacher, FSD's adapter, optimiser and random states are not included. Predictions equal the checkpoint's bit for
+    bit, see `load_student`.
 
     Raises:
         UserError: no student there, or `out` exists already or cannot be written.
@@ -42,26 +42,24 @@ def export_student(checkpoint: str | Path | Student, out: str | Path) -> Path:
 
 @dataclass(frozen=True)
 class Scripted:
-    """A TorchScript file and the largest difference from the student that was found in checking it."""
+    """A TorchScript file, and the largest difference between its outputs and the student's in the check."""
 
     path: Path
     difference: float
 
 
 def export_torchscript(checkpoint: str | Path | Student, out: str | Path) -> Scripted:
-    """Write the dense part of a SOLOv2 student as TorchScript to the new file `out`, compared with the student.
+    """Write the dense part of a SOLOv2 student as TorchScript to the new file `out`, and compare it with the student.
 
-    Input: RGB images (b 3 h w), float32 of 0..255, resized and padded with the row's mean color to sides that are
-    multiples of 32 (the `DensePart`'s docstring says it exactly). Output: kernels (b p d), class probabilities
-    (b p c), the feature I (b d h/4 w/4), for `misa.models.students.solov2_decode.decode`. Sides and number of images
-    are free.
+    Input: RGB images (b 3 h w), float32, 0..255, resized and padded with the row's mean color to multiples of 32 (see
+    `DensePart`). Output: kernels (b p d), class probabilities (b p c), the feature I (b d h/4 w/4), for
+    `misa.models.students.solov2_decode.decode`. Image size and batch size are free.
 
-    Not supported: what follows the dense part, since matrix NMS and the number of instances depend on the data
-    (`decode` does it in Python); students other than SOLOv2; half precision; ONNX, which needs the package of that
-    name.
+    Not supported: decoding, since matrix NMS and the number of instances are data-dependent (`decode` is in Python);
+    students other than SOLOv2; half precision; ONNX, which requires its own package.
 
     Raises:
-        UserError: another student, `out` exists already or cannot be written.
+        UserError: another student, or `out` exists already or cannot be written.
     """
     student = checkpoint if isinstance(checkpoint, Student) else load_student(checkpoint, device="cpu")
     script = implementation(student.experiment.student).script
@@ -88,7 +86,7 @@ def export_torchscript(checkpoint: str | Path | Student, out: str | Path) -> Scr
 
 
 def differences(program: Any, dense: nn.Module, student: Student) -> list[float]:
-    """Between the program's maps and the student's, the largest of each."""
+    """Largest absolute difference between the program's and the student's outputs, for each output and input."""
     return [
         float((ours - theirs).abs().max())
         for batch, h, w in _CHECKED
@@ -109,7 +107,7 @@ def _card(student: Student) -> str:
 
 
 def _put(out: Path, write: Callable[[Path], None]) -> Path:
-    """Write a new file atomically; UserError where there is one already or it cannot be written."""
+    """Write a new file atomically; UserError if it exists already or cannot be written."""
     if out.is_dir():
         raise UserError(f"out {out} is a folder; give the name of a new file, for example {out / 'student.pth'}.")
     if out.exists():
@@ -117,7 +115,7 @@ def _put(out: Path, write: Callable[[Path], None]) -> Path:
     try:
         with atomic_write(out) as partial:
             write(partial)
-    except (OSError, RuntimeError) as error:  # torch says RuntimeError of a full disk
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"out {out} cannot be written ({reason}); choose another place.") from error
     return out

@@ -1,6 +1,6 @@
-"""The files of a prediction: the record of what is done, masks and overlays, COCO json, CSV and video.
+"""Output files of `predict`: the record of finished images, masks and overlays, COCO json, CSV and video.
 
-Each is put in place in one step, so that a kill leaves whole files only; the record is ahead of none of them.
+Files are written atomically, so that a kill leaves only complete ones; an image's are written before its record.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from misa.files import atomic_write
 
 
 def rows_of(result: Instances) -> list[dict[str, Any]]:
-    """The instances of an image as plain values."""
+    """Convert the instances of an image to plain values."""
     return [
         {
             "label": label,
@@ -45,7 +45,7 @@ def rows_of(result: Instances) -> list[dict[str, Any]]:
 
 
 def paint(folder: Path, name: str, image: Image, result: Instances, *, masks: str, pictures: bool) -> None:
-    """The PNG masks and the overlay of an image."""
+    """Write the PNG masks and the overlay of an image."""
     if masks == "none" and not pictures:
         return
     parts = [decode_part(runs) for runs in result.runs]
@@ -68,14 +68,14 @@ def _save(path: Path, picture: Pillow.Image, **options: Any) -> None:
 
 
 def forget(folder: Path, name: str, *, masks: str) -> None:
-    """Remove the pictures of an image."""
+    """Delete the masks and overlay of an image."""
     of_each = (folder / "masks" / name).glob("[0-9]*.png") if masks == "each" else ()
     for path in (folder / "masks" / f"{name}.png", folder / "overlay" / f"{name}.jpg", *of_each):
         path.unlink(missing_ok=True)
 
 
 def instance_map(parts: Sequence[tuple[int, int, NDArray[np.bool_]]], size: tuple[int, int]) -> Pillow.Image:
-    """An image (h w) of instance numbers from 1, 0 for none; where masks overlap the first is on top.
+    """Draw an image (h w) of instance numbers from 1, 0 for background; the first of overlapping masks is on top.
 
     8 bits with a palette, or 16 bits for more than 255 instances.
     """
@@ -90,10 +90,10 @@ def instance_map(parts: Sequence[tuple[int, int, NDArray[np.bool_]]], size: tupl
 
 
 def records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What is on record, by name and in the order of the names; a line cut by a kill is left out.
+    """Yield the records of images, sorted by name, without lines truncated by a kill.
 
-    A line has name, file, stamp, size and instances. The last one of a name counts; without instances (None, not an
-    empty list) it takes back what was on record.
+    A line has name, file, stamp, size and instances. The last line of a name is valid; instances of None (not an empty
+    list) delete the name's record.
     """
     last: dict[str, tuple[BinaryIO, int]] = {}
     with ExitStack() as stack:
@@ -109,7 +109,7 @@ def records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The whole lines of a record, and where each begins."""
+    """Yield the valid lines of a record file with their byte offsets."""
     place = 0
     for line in file:
         with contextlib.suppress(ValueError):
@@ -121,7 +121,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
 
 @contextlib.contextmanager
 def appended(path: Path) -> Iterator[BinaryIO]:
-    """A record to append lines to; a line that a kill has cut is ended, so that the next one is whole."""
+    """Open a record file to append lines; a line truncated by a kill is terminated first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as record:
         if record.tell():
@@ -132,9 +132,9 @@ def appended(path: Path) -> Iterator[BinaryIO]:
 
 
 def collect(folder: Path, classes: Sequence[str], *, prompted: bool) -> tuple[int, int]:
-    """Write instances.json and instances.csv from the record, one image at a time; how many images and instances.
+    """Write instances.json and instances.csv from the record, streaming; return the numbers of images and instances.
 
-    prompted: whether the instances answer known boxes, whose numbers the CSV then has.
+    prompted: whether instances belong to known boxes, whose numbers are then a column of the CSV.
     """
     category = {name: i + 1 for i, name in enumerate(classes)}
     images = instances = 0
@@ -167,7 +167,7 @@ def collect(folder: Path, classes: Sequence[str], *, prompted: bool) -> tuple[in
 
 @contextlib.contextmanager
 def _table(path: Path, prompted: bool) -> Iterator[Callable[[str, int, Mapping[str, Any], str], None]]:
-    """instances.csv, put in place when complete: takes an image, its pixel value in the mask, an instance, the file."""
+    """Open instances.csv, written atomically; yields a function of image name, mask value, instance and file."""
     with (
         atomic_write(path) as partial,
         partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
@@ -185,7 +185,7 @@ def _table(path: Path, prompted: bool) -> Iterator[Callable[[str, int, Mapping[s
 
 
 def film(folder: Path, video: Video, every: int) -> None:
-    """The overlays of a video's frames as an mp4, where there is none that is newer than they."""
+    """Write the overlays of a video's frames as an mp4, unless there is one newer than all of them."""
     target = folder / "overlay" / f"{video.name}.mp4"
     pictures = sorted((folder / "overlay" / video.name).glob("*.jpg"))
     newest = max((picture.stat().st_mtime_ns for picture in pictures), default=0)

@@ -1,4 +1,4 @@
-"""Masks of boxes that are known already.
+"""Masks of known boxes.
 
 Axes: n box · h row · w column.
 """
@@ -29,13 +29,13 @@ def find_boxes(
     *,
     mask: float | None = None,
 ) -> Instances:
-    """The mask of each given box of an RGB image (h w 3), in the order of the boxes.
+    """Predict the mask of each given box of an RGB image (h w 3), in the order of the boxes.
 
-    A SOLOv2 proposes masks for each box (`find_boxes_by_cells`); of other students the instances that they find are
-    matched to the boxes by IoU, one to one. What a mask has outside its box is cut off. A box for which there is
-    nothing is left out: `prompts` names the boxes that were answered. A label that is None is predicted.
+    SOLOv2 proposes masks for each box (`find_boxes_by_cells`); detections of other students are matched to the boxes
+    one to one by IoU. Masks are clipped to their box. Boxes without a mask are left out: `prompts` has the indices of
+    the others. A label that is None is predicted.
 
-    boxes: (n 4) x1 y1 x2 y2 in pixels of the image. mask: least probability of a pixel (default: the row's).
+    boxes: (n 4) x1 y1 x2 y2 in pixels of the image. mask: binarization threshold (default: the row's).
 
     Raises:
         UserError: boxes of no area or outside the image, or a label that the student does not know.
@@ -54,13 +54,13 @@ def find_boxes(
 
 
 def require_class(student: Student, name: str | None, where: str = "") -> None:
-    """UserError where a label is none of the student's classes; None is to be predicted. where: ends the sentence."""
+    """Raise UserError if a label is neither None nor one of the student's classes. where: end of the sentence."""
     if name is not None and name not in student.classes:
         raise UserError(f"the student knows no class {name!r}; its classes are {', '.join(student.classes)}{where}.")
 
 
 def _answers(found: Instances, boxes: NDArray[np.float64], wanted: Sequence[str | None]) -> Instances:
-    """Of the instances found in an image the one that answers each box, where there is one."""
+    """Match detections to boxes one to one by IoU, and clip their masks to the boxes."""
     overlap = box_iou(torch.as_tensor(boxes), torch.as_tensor(found.boxes)).numpy() if len(found) else np.zeros((0, 0))
     rows, columns = linear_sum_assignment(overlap, maximize=True)
     pairs = [(i, k) for i, k in zip(rows.tolist(), columns.tolist(), strict=True) if overlap[i, k] > 0]
@@ -76,11 +76,11 @@ def _answers(found: Instances, boxes: NDArray[np.float64], wanted: Sequence[str 
 
 
 def _checked(boxes: Any, size: tuple[int, int]) -> NDArray[np.float64]:
-    """The boxes clipped to the image."""
+    """Validate boxes and clip them to the image."""
     wrong = UserError("boxes must be an array (n 4) of finite x1 y1 x2 y2 in pixels.")
     try:
         boxes = np.asarray(boxes, dtype=float)
-    except (ValueError, TypeError) as error:  # rows of different lengths, or no numbers
+    except (ValueError, TypeError) as error:  # rows of different lengths, or not numeric
         raise wrong from error
     if boxes.size == 0:
         return np.zeros((0, 4))

@@ -1,4 +1,4 @@
-"""Predictions of a student on images, folders and videos: masks, overlays, COCO json and CSV; no annotations needed.
+"""Predict with a student on images, folders and videos: masks, overlays, COCO json and CSV; no annotations needed.
 
     from misa.engine.prediction.predict import predict
     predict("runs/demo", ["photos", "film.mp4"], out="results")
@@ -35,7 +35,7 @@ from misa.experiment import require_types
 from misa.files import read_json, write_json
 
 MASKS = ("map", "each", "none")
-"""One indexed PNG an image, one PNG an instance, or none."""
+"""One indexed PNG per image, one PNG per instance, or none."""
 _CARD = "predict.json"
 
 
@@ -50,7 +50,7 @@ class _Frame(NamedTuple):
 
 
 class Boxes(NamedTuple):
-    """Known boxes of an image: `boxes` (n 4, x1 y1 x2 y2 in pixels) and `labels`, None where unknown."""
+    """Known boxes of an image: `boxes` (n 4, x1 y1 x2 y2 in pixels) and `labels`, None if unknown."""
 
     boxes: NDArray[np.float64]
     labels: list[str | None]
@@ -58,7 +58,7 @@ class Boxes(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """What decides the predictions of a folder; the same values again go on with it. See `predict`."""
+    """Settings of a folder's predictions; a call with equal settings resumes it. See `predict`."""
 
     score: float = 0.3
     mask: float | None = None
@@ -89,7 +89,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What `predict` has written: the folder, how many images and instances it holds, and which images failed.
+    """Result of `predict`: the folder, its numbers of images and instances, and the images that failed.
 
     given: how many of these images and instances belong to the inputs of this call. predicted: how many images it had
     to predict. Of a share, images and instances are those that all shares have on record so far. unanswered: number of
@@ -117,22 +117,22 @@ def predict(
     share: Share | None = None,
     **options: Any,
 ) -> Predictions:
-    """Predict on image files, folders and videos, and write everything into the folder `out`.
+    """Predict on image files, folders and videos, and write the results to the folder `out`.
 
-    `out` gets masks/ (PNG), overlay/ (JPEG; of a video also an mp4), instances.json (a COCO file: images, categories,
-    annotations with run lengths and scores) and instances.csv. The same call again goes on where it was stopped, and
-    looks at new or changed images only.
+    `out` contains masks/ (PNG), overlay/ (JPEG; for a video also an mp4), instances.json (a COCO file: images,
+    categories, annotations with run-length encoding and scores) and instances.csv. The same call again resumes, and
+    predicts only new or changed images.
 
     Args:
         checkpoint: a run folder, a checkpoint in it, a file made by `misa export`, or a loaded student.
         inputs: files and folders; results are named by their paths.
-        out: a new folder, or one that the same call has made.
-        boxes: known boxes by image name; then these boxes get a mask each (`find_boxes`), and images without any are
-            left out.
-        batch: images that run together; the result depends on it by rounding only.
+        out: a new folder, or one made by the same call.
+        boxes: known boxes by image name; one mask is predicted per box (`find_boxes`), and images without boxes are
+            skipped.
+        batch: images per batch; it affects results only by rounding.
         device: "cpu", "cuda", "cuda:1", or "auto".
-        share: the part of the images that this call takes; the same call without one, afterwards, writes instances.json
-            and instances.csv of all.
+        share: the part of the images to predict; the same call without a share, afterwards, writes instances.json and
+            instances.csv for all.
         options: the fields of `Options`: score, mask (score threshold, binarization threshold),
             tile and overlap (pixels; very large images in parts), every (of a video: every n-th frame), masks
             ("map": an indexed PNG an image, the pixel's number is that in the CSV; "each": a PNG an instance;
@@ -183,9 +183,9 @@ def require_own(
     out: Path | None = None,
     cure: str = "choose another folder or delete that one",
 ) -> None:
-    """UserError where the folder holds something else than results with these settings, which its `card` has.
+    """Raise UserError if the folder holds anything but results with these settings, which are stored in `card`.
 
-    out, cure: what was asked for, where that is not the folder itself, and what to do about other settings.
+    out: the requested output, if it is not the folder itself. cure: advice for different settings.
     """
     before = read_json(folder / card)
     if before is None:
@@ -311,7 +311,7 @@ def _images(
     failed: dict[str, str],
     share: Share,
 ) -> Iterator[_Frame]:
-    """Everything of a share that is still to be predicted, with a progress bar."""
+    """Yield the images of a share that are still to be predicted, with a progress bar."""
     numbers = itertools.count()
     total = sum(-(-item.frames // options.every) if isinstance(item, Video) else 1 for item in inputs)
     with tqdm(total=total, desc="predict", unit="image", disable=None) as bar:
@@ -342,7 +342,7 @@ def _warn(sentence: str) -> None:
 
 
 def _stamp(item: Picture | Video, boxes: Mapping[str, Boxes] | None) -> tuple[int, ...]:
-    """A key that changes where an input, or what is known of it, has changed."""
+    """A key that changes with an input's file or known boxes."""
     if boxes is None or item.name not in boxes:
         return item.stamp
     known = boxes[item.name]
@@ -351,7 +351,7 @@ def _stamp(item: Picture | Video, boxes: Mapping[str, Boxes] | None) -> tuple[in
 
 
 def _outdated(inputs: Sequence[Picture | Video], folder: Path) -> list[dict[str, Any]]:
-    """Records of frames that a video had before it changed, and of images under names that they no longer have."""
+    """Records of frames of a video's earlier version, and of images whose name in the results has changed."""
     videos = {item.name: list(item.stamp) for item in inputs if isinstance(item, Video)}
     names = {(Path(i.name).parent / i.path.name).as_posix(): i.name for i in inputs if isinstance(i, Picture)}
     now, paths = set(names.values()), {os.path.abspath(item.path) for item in inputs if isinstance(item, Picture)}
@@ -373,7 +373,7 @@ def _batches(images: Iterable[_Frame], size: int) -> Iterator[list[_Frame]]:
 
 
 def _unanswered(folder: Path, known: Mapping[str, Boxes] | None) -> dict[str, int]:
-    """How many of an image's known boxes have no mask, by name, of those on record."""
+    """The number of known boxes without a mask, by name of the recorded image."""
     if known is None:
         return {}
     left = {name: len(known[name].boxes) - len(row["instances"]) for name, row in records(folder) if name in known}
@@ -383,12 +383,12 @@ def _unanswered(folder: Path, known: Mapping[str, Boxes] | None) -> dict[str, in
 def _boxes_by_name(
     given: Mapping[str, Boxes], inputs: Sequence[Picture | Video], student: Student
 ) -> tuple[dict[str, Boxes], tuple[str, ...]]:
-    """The boxes of each input by its name, and the names in `given` that are no input's.
+    """Match given boxes to inputs by name; return them, and the names in `given` without an input.
 
-    UserError where none of them is of an input, or a label is unknown.
+    UserError if no name matches, or a label is unknown.
     """
     plain = {str(Path(name).with_suffix("")): value for name, value in given.items()}
-    # By the file's name alone where there is but one of it on either side.
+    # By the file's name without folders, if it is unique on both sides.
     alone = {Path(name).name: value for name, value in given.items()}
     once = Counter(Path(name).name for name in given) + Counter(item.path.name for item in inputs)
     known: dict[str, Boxes] = {}

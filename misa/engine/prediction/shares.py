@@ -1,7 +1,7 @@
-"""Work on many images split over processes that know nothing of each other: several GPUs, or an array job of a cluster.
+"""Split the work on many images over independent processes: several GPUs, or an array job of a cluster.
 
-Each process takes its share and keeps a record of its own below the folder of the results; whoever runs the same
-without a share does what is missing and puts all of it together, in an order that does not depend on who did what.
+Each process takes its share and writes its own record below the results' folder. A run without a share completes what
+is missing and merges the records, in an order that does not depend on the split.
 """
 
 import contextlib
@@ -13,12 +13,12 @@ from misa.errors import UserError
 from misa.files import locked
 
 DONE = "done.jsonl"
-"""A line an image that is done."""
+"""The record file, with one line per finished image."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which images a process takes: every `shards`-th from number `shard` on, or all of them."""
+    """The images that a process takes: every `shards`-th starting at number `shard`, or all."""
 
     shards: int = 1
     shard: int | None = None
@@ -34,22 +34,22 @@ class Share:
 
     @property
     def whole(self) -> bool:
-        """Whether it is everything."""
+        """Whether it includes all images."""
         return self.shard is None
 
     def takes(self, number: int) -> bool:
-        """Whether the image of this number, from 0, is in it."""
+        """Whether it includes the image of this number, from 0."""
         return self.shard is None or number % self.shards == self.shard
 
     def place(self, folder: Path) -> Path:
-        """Where its record is: the folder of the results itself, or one of its own in it."""
+        """Folder of its record: the results' folder, or a subfolder of it."""
         return folder if self.whole else folder / "shards" / f"{self.shard}-of-{self.shards}"
 
     @contextlib.contextmanager
     def locked(self, folder: Path, name: str) -> Iterator[None]:
-        """The folder for this process alone; of a share, its own place alone, and the folder not for whoever takes all.
+        """Lock the folder: exclusively without a share; for a share, its subfolder exclusively and the folder shared.
 
-        UserError where another process has it; `name` is what the sentence calls the folder.
+        UserError if another process has locked it; `name` is the folder's name in the message.
         """
         with locked(folder, name, shared=not self.whole), contextlib.ExitStack() as stack:
             if not self.whole:
@@ -58,5 +58,5 @@ class Share:
 
 
 def record_files(folder: Path) -> list[Path]:
-    """The records of all shares, then that of whoever takes all, which counts where both have an image."""
+    """The records of all shares, then that of the run without a share, which takes precedence."""
     return [path for path in (*sorted(folder.glob(f"shards/*/{DONE}")), folder / DONE) if path.is_file()]

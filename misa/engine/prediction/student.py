@@ -1,4 +1,4 @@
-"""A trained student as a function of images: loading it, and what it finds in one or several images."""
+"""Load a trained student, and predict with it in images in memory."""
 
 import contextlib
 import hashlib
@@ -25,13 +25,13 @@ from misa.models.students.table import implementation, model_config
 __all__ = ["Image", "Instances", "Student", "find", "load_student"]
 
 CARD = "student"
-"""The key of an exported checkpoint under which its row and classes are."""
+"""Key of an exported checkpoint's row and classes."""
 
 
 def load_student(path: str | Path, *, device: str = "auto") -> Student:
-    """The student of a run folder, of one of its checkpoints, or of a file made by `misa export`.
+    """Load the student of a run folder, of one of its checkpoints, or of a file made by `misa export`.
 
-    Weights only are loaded: nothing in the file is executed, no teacher is needed. device: "cpu", "cuda", "cuda:1",
+    Only weights are loaded: no code in the file is executed, and no teacher is needed. device: "cpu", "cuda", "cuda:1",
     or "auto" for a GPU if there is one.
 
     Raises:
@@ -50,13 +50,13 @@ def load_student(path: str | Path, *, device: str = "auto") -> Student:
     if experiment.inference.from_shadow:
         weights = {name.removeprefix(SHADOW): value for name, value in weights.items() if name.startswith(SHADOW)}
     model = build_student(experiment, classes, path=path, weights=weights)
-    if folder is not None:  # whoever names a checkpoint knows which state it is of
+    if folder is not None:  # a user who names a checkpoint knows that it may be an early one
         warn(folder, experiment, checkpoint=path)
     return Student(model.to(place), experiment, classes, path, _digest(weights))
 
 
 def choose_device(name: str) -> torch.device:
-    """The torch device of that name; UserError where there is none."""
+    """Return the torch device of that name; UserError if there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -71,15 +71,15 @@ def choose_device(name: str) -> torch.device:
 
 
 def for_inference(experiment: Experiment) -> Experiment:
-    """The row without what only a training needs: its terms, its teacher, the weights it started from."""
+    """Return the row without what only training needs: loss terms, teacher, pretrained weights."""
     network = {"pretrained": False, "frozen_stages": -1}
     terms: dict[str, Any] = {"affinity": None, "distillation": None, "objective": None, "teacher": ""}
-    # What the shadow predicts is in the student's place there.
+    # If the EMA model predicts, its weights replace the student's there.
     return experiment.but(**terms, expected=None, network=network, inference={"from_shadow": False})
 
 
 class _NumbersOnCPU(TorchFunctionMode):
-    """On the meta device, the depths of stochastic depth are numbers all the same: mmdet's Swin reads them."""
+    """Creates torch.linspace on the CPU despite the meta device: mmdet's Swin reads its stochastic depth rates."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -91,14 +91,14 @@ class _NumbersOnCPU(TorchFunctionMode):
 def build_student(
     experiment: Experiment, classes: tuple[str, ...], *, path: Path, weights: dict[str, Tensor]
 ) -> nn.Module:
-    """The student's network with these weights, in evaluation mode; UserError where they are of another network."""
+    """Build the student's network with these weights, in eval mode; UserError if they do not fit."""
     try:
         config = model_config(for_inference(experiment), classes)
-        with torch.device("meta"), _NumbersOnCPU():  # an unknown file may ask for any size: nothing is allocated yet
+        with torch.device("meta"), _NumbersOnCPU():  # an untrusted file may name any size: allocate nothing yet
             skeleton = MODELS.build(config)
     except OSError:  # a full disk is not the checkpoint's fault: mmengine copies mmdet's files before it reads them
         raise
-    except Exception as error:  # mmdet and torch raise many kinds for values that make no network
+    except Exception as error:  # mmdet and torch raise many kinds for invalid values
         raise UserError(f"{path} names no network that can be built ({error!r}); export it again.") from error
     require_fit(skeleton, weights, path)
     model: nn.Module = MODELS.build(config)
@@ -115,11 +115,11 @@ def find(
     mask: float | None = None,
     per_image: int | None = None,
 ) -> list[Instances]:
-    """The instances of RGB images (h w 3, 0..255).
+    """Predict instances in RGB images (h w 3, 0..255).
 
-    score: score threshold; mask: binarization threshold of a mask, of SOLOv2 only (default: the row's);
-    per_image: most instances of an image (default: the row's). Images that have one size as the network sees them run
-    together; others would be padded, which moves the network's grid.
+    score: score threshold; mask: binarization threshold of the masks, for SOLOv2 only (default: the row's); per_image:
+    maximum number of instances per image (default: the row's). Only images of equal input size are batched: padding
+    others would shift the network's grid.
     """
     kind = implementation(student.experiment.student)
     return kind.find(student, images, score=score, mask=mask, per_image=per_image)
@@ -132,7 +132,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _card(path: Path, checkpoint: dict[str, Any]) -> tuple[Experiment, tuple[str, ...]]:
-    """The row and classes of a checkpoint: its own card, or those of the run folder that it lies in."""
+    """Read a checkpoint's row and classes, from its card or from its run folder."""
     card = checkpoint.get(CARD)
     try:
         if card is not None:
@@ -159,7 +159,7 @@ def _card(path: Path, checkpoint: dict[str, Any]) -> tuple[Experiment, tuple[str
 
 
 def _digest(weights: dict[str, Tensor]) -> str:
-    """A short hash of the weights; a file that was copied or exported keeps it."""
+    """A short hash of the weights, which copying and exporting preserve."""
     total = hashlib.sha256()
     for name in sorted(weights):
         if not name.startswith(TRAINING_ONLY):

@@ -1,4 +1,4 @@
-"""Very large images in overlapping tiles, each predicted as an image of its own, and put together again.
+"""Prediction of very large images in overlapping tiles, whose instances are merged.
 
 Axes: n instance · h row · w column.
 """
@@ -15,7 +15,7 @@ from misa.data.rle import decode_part
 from misa.engine.prediction.student import Image, Instances, Student, find
 from misa.models.students.solov2_decode import Part
 
-# Two masks are one object where they agree on what both tiles see: intersection over union there.
+# Minimum IoU, within the overlap of two tiles, of two masks of the same object.
 _SAME = 0.5
 
 
@@ -28,17 +28,17 @@ class Tile(NamedTuple):
     right: int
 
     def common(self, other: "Tile") -> "Tile":
-        """What two share."""
+        """The intersection with another tile."""
         return Tile(*map(max, self[:2], other[:2]), *map(min, self[2:], other[2:]))
 
     @property
     def area(self) -> int:
-        """In pixels; 0 where two share nothing."""
+        """In pixels; 0 for an empty intersection."""
         return max(self.bottom - self.top, 0) * max(self.right - self.left, 0)
 
 
 class _Piece(NamedTuple):
-    """What a tile shows of an object: its mask within its extent, in pixels of the whole image."""
+    """An instance predicted in a tile: its mask cropped to its extent, in pixels of the whole image."""
 
     tile: int
     label: str
@@ -47,13 +47,13 @@ class _Piece(NamedTuple):
 
     @property
     def extent(self) -> Tile:
-        """Where it is."""
+        """Bounding box of its mask."""
         h, w = self.part.pixels.shape
         return Tile(self.part.top, self.part.left, self.part.top + h, self.part.left + w)
 
 
 def tiles(size: tuple[int, int], side: int, overlap: int) -> list[Tile]:
-    """Squares of `side` pixels that cover an image of `size` (h, w); neighbours share `overlap` pixels or more."""
+    """Tile an image of `size` (h, w) by squares of `side` pixels; neighbours overlap by at least `overlap` pixels."""
     if not 0 <= overlap < side:
         raise ValueError(f"overlap must be at least 0 and below side ({side}); got {overlap}.")
     rows, columns = (_starts(length, side, side - overlap) for length in size)
@@ -77,11 +77,11 @@ def find_tiled(
     score: float = 0.3,
     mask: float | None = None,
 ) -> Instances:
-    """`find` on tiles of `side` pixels, with what neighbouring tiles show of one object joined.
+    """Run `find` on tiles of `side` pixels, and merge instances that continue in neighbouring tiles.
 
-    Objects of one class are joined where the overlap of two tiles shows the same mask in both. A joined object has
-    the best score of its pieces. An object is found only if a tile shows enough of it: take `side` some times larger.
-    A tile is resized as the row's test images are; it is seen pixel by pixel where `side` is the row's test size.
+    Instances of one class are merged if their masks agree in the overlap of two tiles; the highest score is kept. A
+    tile must show enough of an object to find it: choose `side` several times larger than the objects. Tiles are
+    resized like the row's test images; with `side` equal to the test size they keep their resolution.
     """
     places = tiles((image.shape[0], image.shape[1]), side, overlap)
     pieces: list[_Piece] = []
@@ -102,7 +102,7 @@ def _joined(pieces: Sequence[_Piece], places: Sequence[Tile], size: tuple[int, i
     sides = np.array(places).reshape(-1, 4)
     pairs = []
     for tile, own in mine.items():
-        # Only what neighbouring tiles show can be one object.
+        # Only instances of intersecting tiles can be the same object.
         touching = (sides[:tile, :2] < sides[tile, 2:]).all(axis=1) & (sides[:tile, 2:] > sides[tile, :2]).all(axis=1)
         for other in np.flatnonzero(touching).tolist():
             pairs += [(i, j) for i in own for j in mine.get(other, ()) if _same(pieces[i], pieces[j], places)]
@@ -122,7 +122,7 @@ def _same(a: _Piece, b: _Piece, places: Sequence[Tile]) -> bool:
     shared = places[a.tile].common(places[b.tile])
     if not (shared.common(a.extent).area and shared.common(b.extent).area):
         return False
-    window = shared.common(_around([a, b]))  # only the extent of both within what the tiles share is looked at
+    window = shared.common(_around([a, b]))  # restrict the comparison to their extents
     first, second = _cut(a, window), _cut(b, window)
     union = int((first | second).sum())
     return union > 0 and int((first & second).sum()) >= _SAME * union
@@ -134,7 +134,7 @@ def _around(pieces: Sequence[_Piece]) -> Tile:
 
 
 def _cut(piece: _Piece, window: Tile) -> NDArray[np.bool_]:
-    """A piece's pixels within a window of the image."""
+    """Crop a piece's mask to a window of the image."""
     canvas = np.zeros((window.bottom - window.top, window.right - window.left), bool)
     top, left, bottom, right = both = window.common(piece.extent)
     if both.area:

@@ -1,1 +1,1 @@
-"""What is made from finished runs: scores, tables, figures, pages."""
+"""Reports on runs and data: scores, tables, figures, pages."""

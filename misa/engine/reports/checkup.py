@@ -1,4 +1,4 @@
-"""Looks at a whole data set before any training, and draws some of it: `misa check`."""
+"""Check a whole dataset before training, and draw some of it: `misa check`."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +19,9 @@ SAMPLES = 16
 
 @dataclass(frozen=True)
 class Checkup:
-    """The report of each annotation file, and where the picture of some images is; None where there is none.
+    """The report of each annotation file, and the path of the picture of some images, or None.
 
-    fault: why there is no picture.
+    fault: why the picture could not be drawn.
     """
 
     reports: tuple[Report, ...]
@@ -30,7 +30,7 @@ class Checkup:
 
     @property
     def usable(self) -> bool:
-        """Whether one can train on it."""
+        """Whether the data can be used for training."""
         return all(report.usable for report in self.reports)
 
     def __str__(self) -> str:
@@ -45,13 +45,13 @@ class Checkup:
 def check_data(
     data: PathLike, *, images: PathLike | None = None, picture: PathLike | None = None, count: int = SAMPLES
 ) -> Checkup:
-    """Check a data set: a folder in COCO layout, of VOC xml or csv, a csv, or one COCO json with its folder of images.
+    """Check a dataset: a folder in COCO layout, of VOC xml or csv, a csv, or one COCO json with its image folder.
 
-    Every image file is opened; those of equal content are reported, also across the splits. picture: where some images
-    with their boxes are drawn; None: nowhere.
+    Every image file is opened; duplicates are reported, also across splits. picture: file for a drawing of some images
+    with their boxes, or None.
 
     Raises:
-        UserError: there is no data set.
+        UserError: there is no dataset.
     """
     path = Path(data).expanduser()
     twins: Twins = {}
@@ -62,11 +62,11 @@ def check_data(
     elif images is not None:
         raise DataError(f"images goes with one COCO json; {path} is not one.")
     else:
-        layout = open_layout(path, settled=False)  # the check settles it itself, in one go
+        layout = open_layout(path, settled=False)  # checked below, all at once
         options["alone"] = layout.train.images != layout.val.images
         train = check_coco(*layout.train, **options)  # type: ignore[arg-type]
         val = check_coco(*layout.val, classes=train.classes, purpose="score", **options)  # type: ignore[arg-type]
-        if not train.usable:  # what is wrong in the files is told once, and not what follows from it as well
+        if not train.usable:  # report an error in the files, but not its consequences
             val = replace(val, problems=tuple(p for p in val.problems if p.kind not in ("no-images", "no-classes")))
         told = {p.message for p in train.problems if p.kind == "class-names-alike"}
         val = replace(val, problems=tuple(p for p in val.problems if p.message not in told))
@@ -74,13 +74,13 @@ def check_data(
     shown = [sample for report in reports for sample in report.samples][:count]
     try:
         drawn, fault = None if picture is None else _draw(shown, Path(picture).expanduser()), ""
-    except UserError as error:  # the report is what was asked for
+    except UserError as error:  # the picture is optional
         drawn, fault = None, str(error)
     return Checkup(tuple(reports), drawn, fault)
 
 
 def _with_batch(train: Report) -> Report:
-    """The report with a warning where a batch of the rows for own data takes more images than there are."""
+    """Add a warning if a batch of the rows for own data is larger than the training split."""
     batches = {row: find_row(row).schedule.batch for row in ("photos:box", "own:small")}
     large = [f"{row} ({batch})" for row, batch in batches.items() if batch > train.images]
     if not train.usable or not large:
@@ -91,7 +91,7 @@ def _with_batch(train: Report) -> Report:
 
 
 def _with_untrained(train: Report, val: Report) -> Report:
-    """The report with a warning where a class has boxes in the validation split alone."""
+    """Add a warning if a class has boxes only in the validation split."""
     alone = [(name, count) for name, count in val.per_class.items() if count and not train.per_class.get(name)]
     if not (train.usable and alone):
         return train
@@ -107,12 +107,12 @@ def _warned(report: Report, kind: str, message: str, cure: str) -> Report:
 
 
 def _draw(samples: list[Sample], path: Path) -> Path | None:
-    """A grid of the images that can be read."""
+    """Draw a grid of the readable images; return its path, or None if there are none."""
     cells = []
     for sample in samples:
         try:
             image = mmcv.imread(sample.path, channel_order="rgb")
-        except Exception:  # it is in the report; OpenCV and mmcv raise what they like
+        except Exception:  # already in the report; OpenCV and mmcv raise many kinds
             continue
         if image is None:
             continue

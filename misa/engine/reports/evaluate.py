@@ -22,7 +22,7 @@ from misa.machine import Machine
 
 @dataclass(frozen=True)
 class Trained:
-    """A run folder's row, parameters and chosen checkpoint; None for the untrained network."""
+    """A run folder's row, parameters and chosen checkpoint (None for the untrained network)."""
 
     experiment: Experiment
     folder: Path
@@ -42,12 +42,12 @@ def evaluate(
     predictions: str | Path | None = None,
     machine: Machine | None = None,
 ) -> Run:
-    """Mask AP of a run's checkpoint (default: its last; "none": the untrained network); mIoU of a teacher's.
+    """Compute mask AP of a run's checkpoint (default: the last; "none": the untrained network), or a teacher's mIoU.
 
-    `merged` scores a student by mIoU as well: its instances of `merge_score` or more painted into one label map, the
-    better on top (Figure 1). `details` adds AP a class and precision-recall curves, `boundary` the AP of boundaries,
-    which needs the package faster-coco-eval. `predictions` keeps a student's detections as a COCO results file.
-    Nothing in the run folder changes.
+    `merged` adds mIoU for a student, of its instances with a score of at least `merge_score` painted into one label map
+    in increasing order of score (Figure 1). `details` adds AP per class and precision-recall curves, `boundary` the
+    boundary AP, which requires faster-coco-eval. `predictions` writes a student's detections as a COCO results file.
+    The run folder is not changed.
 
     Raises:
         UserError: no run folder, no checkpoint, another model's checkpoint, unusable data.
@@ -83,7 +83,7 @@ def evaluate(
 
 
 def _require_place(path: Path) -> None:
-    """UserError where a file cannot be written, before the work that it is to hold; its folder is made."""
+    """Raise UserError, before long work, if a file cannot be written; make its folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         there = path.exists()
@@ -97,9 +97,9 @@ def _require_place(path: Path) -> None:
 def load_run(
     run_folder: str | Path, *, checkpoint: str | Path | None = None, machine: Machine | None = None
 ) -> Trained:
-    """A run folder to predict with; sets device and threads. UserError where there is no run or no checkpoint.
+    """Open a run folder to predict with, and set device and threads. UserError if there is no run or checkpoint.
 
-    Says so on standard error where the run is unfinished, unless a checkpoint is named, or was a smoke run.
+    Unless a checkpoint is named, warns on standard error if the run is unfinished or a smoke run.
     """
     choose_device(machine or Machine())
     experiment, folder, params = recorded(run_folder)
@@ -110,9 +110,9 @@ def load_run(
 
 
 def predict_split(run: Trained, source: Source, target: Path, machine: Machine | None = None) -> None:
-    """Write what the network predicts on the validation split of `source` into `target`, as a training does."""
+    """Write the network's predictions on the validation split of `source` to `target`, as after a training."""
     config = run_config(
-        # A checkpoint fills everything: no pre-trained weights are fetched for it.
+        # A checkpoint has all weights: pretrained ones are not downloaded.
         run.experiment if run.checkpoint is None else run.experiment.but(network={"pretrained": False}),
         source,
         folder=target,

@@ -1,4 +1,4 @@
-"""Images as a trained student and its teacher see them, for the notebooks and figures."""
+"""Features of a trained student and its teacher in images, for notebooks and figures."""
 
 import warnings
 from dataclasses import dataclass, replace
@@ -35,12 +35,12 @@ from misa.ops.readings import Reading
 from misa.rows import find_row, teacher_row
 
 STRIDE = 4
-_PLAIN = ("channels", "none", "signed")  # Eq. 11 channel by channel, from S and K as they are
+_PLAIN = ("channels", "none", "signed")  # Eq. 11 per channel, with unscaled S and K
 
 
 @dataclass(frozen=True)
 class Networks:
-    """A run's student and teacher, either of which may be missing, and the data that they were made for."""
+    """A run's student and teacher, either of which may be missing, and their data."""
 
     experiment: Experiment
     source: Source
@@ -50,16 +50,16 @@ class Networks:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the categories, in the order of the labels and of K's rows."""
+        """Names of the categories, in the order of the labels and of K's rows."""
         return self.source.classes
 
     def image_ids(self) -> list[int]:
-        """The validation images."""
+        """Ids of the validation images."""
         ids: list[int] = read_truth(self.source.val.annotations).getImgIds()
         return ids
 
     def example(self, image_id: int) -> Example:
-        """A validation image as the networks see it; UserError where there is none of that id."""
+        """Run the networks on a validation image; UserError if there is none of that id."""
         truth = read_truth(self.source.val.annotations)
         if image_id not in truth.imgs:
             ids = truth.getImgIds()
@@ -84,21 +84,21 @@ class Networks:
 
     @property
     def seen(self) -> "Seen":
-        """The networks without the run's data, for any image."""
+        """The networks without the run's data."""
         sizes, learned = self.experiment.augmentation, self.experiment.distillation
         affinity = self.experiment.affinity
         return Seen(self.classes, sizes, self.teacher, self.student, learned, self.experiment.student, affinity)
 
     def see(self, image: NDArray[np.uint8], **about: Any) -> Example:
-        """Any RGB image (H W 3) as the networks see it; `about` as of `Seen.see`."""
+        """Run the networks on any RGB image (H W 3); `about`: keywords of `Seen.see`."""
         return self.seen.see(image, **about)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Images as networks see them: `teacher` is anything with `prior`, `student` one with a dense feature, or None.
+    """Computes features of images: `teacher` is any network with `prior`, `student` one with a dense feature, or None.
 
-    classes: in the order of K's rows; sizes: how images are resized, as in the test; distillation: of the student.
+    classes: in the order of K's rows; sizes: resizing as at test time; distillation: the student's.
     """
 
     classes: tuple[str, ...]
@@ -106,8 +106,8 @@ class Seen:
     teacher: nn.Module | None = None
     student: nn.Module | None = None
     distillation: Distillation | None = None
-    framework: str = ""  # the student's, where there is one
-    affinity: Affinity | None = None  # the student's, which says how S^c is read
+    framework: str = ""  # the student's, if there is one
+    affinity: Affinity | None = None  # the student's, which defines S^c
 
     @torch.no_grad()
     def see(
@@ -119,7 +119,7 @@ class Seen:
         labels: tuple[int, ...] = (),
         masks: NDArray[np.bool_] | None = None,
     ) -> Example:
-        """An RGB image (H W 3) with its boxes (n 4, xyxy), their places in `classes`, and true masks (n H W)."""
+        """Run the networks on an RGB image (H W 3); boxes (n 4, xyxy), labels (indices of `classes`), masks (n H W)."""
         example = example_of(
             image,
             short_side=self.sizes.test_short_side,
@@ -147,7 +147,7 @@ class Seen:
         return example
 
     def _reading(self, features: Tensor) -> Reading | None:
-        """S^c as the row reads it, from S (d h w); None where that is channel by channel from S and K themselves."""
+        """S^c as the row defines it, from S (d h w); None for the default per channel from unscaled S and K."""
         affinity = self.affinity
         if affinity is None:
             return None
@@ -170,7 +170,7 @@ def example_of(
     classes: tuple[str, ...] = (),
     masks: NDArray[np.bool_] | None = None,
 ) -> Example:
-    """An RGB image (H W 3) without any network: its colors at stride 4 of the resized image, as the losses see them."""
+    """An RGB image (H W 3) without features: its colors at stride 4 of the resized image, as in the losses."""
     pixels = as_the_network_sees(image, Augmentation(test_short_side=short_side, long_side=long_side))
     size = (-(-pixels.shape[-2] // STRIDE), -(-pixels.shape[-1] // STRIDE))
     colors = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)[0]
@@ -186,7 +186,7 @@ def example_of(
 
 
 def embedded(scene: Scene, name: str) -> Example:
-    """An embedded scene without any network."""
+    """An embedded scene without features."""
     return example_of(
         scene.image,
         short_side=min(scene.image.shape[:2]),
@@ -199,13 +199,13 @@ def embedded(scene: Scene, name: str) -> Example:
 
 
 def open_networks(run: str | Path, *, data_root: str | Path | None = None) -> Networks:
-    """The networks of a run folder: a teacher's alone, or a student's with the teacher that it learned from.
+    """Load the networks of a run folder: a teacher, or a student with the teacher that it was trained with.
 
     Raises:
         UserError: no run folder, no checkpoint, a student without a dense feature I (a baseline such as BoxInst), or
             the student's teacher is not beside it.
     """
-    warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")  # mmdet's heads, at their first call
+    warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")  # from mmdet's heads at their first call
     experiment, source, folder, params = opened(run, data_root=data_root)
     if experiment.semantic is not None:
         return Networks(experiment, source, load_teacher(folder, classes=source.classes), None, (folder,))
@@ -240,10 +240,10 @@ def trained(
     smoke: bool = False,
     threads: int = 1,
 ) -> Networks:
-    """The networks of a run folder; where there is no finished run, `row` is trained into it first.
+    """Load the networks of a run folder; if it has no finished run, `row` is trained into it first.
 
-    With `teacher_only`, only the row's teacher is trained where anything is missing, into the folder beside `run` in
-    which the student will look for it. A run that was stopped goes on from its last checkpoint. `smoke`: two steps.
+    With `teacher_only`, only the row's teacher is trained if missing, in the folder beside `run` where the student
+    expects it. A stopped run is resumed. `smoke`: train only two steps.
     """
     folder = Path(run)
     if (folder / "metrics.json").is_file():
@@ -265,7 +265,7 @@ def trained(
 
 
 def _at(features: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map at stride 4 without its padding; another stride is resized, as in training."""
+    """Resize a map to stride 4, as in training, and remove its padding."""
     padded = (-(-size[0] // 8) * 8, -(-size[1] // 8) * 8)
     if (features.shape[-2], features.shape[-1]) != padded:
         features = F.interpolate(features, size=padded, mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""What the paper's figures are made from: run folders, the images chosen from them, and the networks."""
+"""Sources of the paper's figures: run folders, images chosen from their data, and networks."""
 
 import json
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from misa.ops.seed_affinity import Knobs
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run: what it is, its data, and its files."""
+    """A finished run: its experiment, data and folder."""
 
     experiment: Experiment
     source: Source
@@ -35,7 +35,7 @@ class Trained:
 
     @property
     def is_teacher(self) -> bool:
-        """A semantic network, not a student."""
+        """Whether it is a semantic network, not a student."""
         return self.experiment.semantic is not None
 
     def detections(self) -> list[dict[str, Any]]:
@@ -51,7 +51,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which images: `given` ids, `drawn` by chance from `seed`, and the `worst` of the student's."""
+    """Choice of images: `given` ids, the number `drawn` at random by `seed`, and of the student's `worst`."""
 
     given: tuple[int, ...] = ()
     drawn: int = 5
@@ -61,9 +61,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class Sources:
-    """Finished runs on the same data, the images chosen from it, and how the figures look at them.
+    """Finished runs on the same data, the images chosen from it, and parameters of the figures.
 
-    knobs: of Figure 4's affinities; None: those that the run trained with. channel: of the features in Figure 3.
+    knobs: of Figure 4's affinities; None: those that the run was trained with. channel: of the features in Figure 3.
     """
 
     runs: tuple[Trained, ...]
@@ -73,10 +73,10 @@ class Sources:
 
     @classmethod
     def of(cls, runs: Sequence[str | Path], **options: Any) -> "Sources":
-        """The runs of these folders and, after them, the teachers that lie beside their students.
+        """Open the runs of these folders, and the teachers beside their students.
 
         Raises:
-            UserError: no run folder, an unfinished run, or runs on other data than the first.
+            UserError: no run folder, an unfinished run, or runs on different data.
         """
         if not runs:
             raise UserError("figures are made from run folders; give one or more, as made by misa train.")
@@ -96,7 +96,7 @@ class Sources:
 
     @property
     def student(self) -> Trained:
-        """The first student from boxes; ValueError where there is none (see `misa.engine.reports.figures`)."""
+        """The first box-supervised student; ValueError if there is none (see `misa.engine.reports.figures`)."""
         run = self.run_of(teacher=False)
         if run is None:
             raise ValueError("there is no student from boxes among the runs.")
@@ -104,13 +104,13 @@ class Sources:
 
     @property
     def _reads_features(self) -> Trained | None:
-        """Whose networks compute features: the student that has a teacher, else the teacher alone."""
+        """The run whose networks compute features: a student with a teacher, otherwise a teacher."""
         students = [r for r in self.runs if not r.is_teacher and r.experiment.teacher]
         return students[0] if students else self.run_of(teacher=True)
 
     @cached_property
     def networks(self) -> Networks:
-        """Teacher and student to compute features with."""
+        """Teacher and student that compute features."""
         run = self._reads_features
         if run is None:
             raise ValueError("there is no semantic network among the runs.")
@@ -118,7 +118,7 @@ class Sources:
 
     @cached_property
     def affinity_knobs(self) -> Knobs:
-        """Those given, else those that the run trained with."""
+        """The given parameters, by default those that the run was trained with."""
         if self.knobs is not None:
             return self.knobs
         run = self._reads_features
@@ -126,7 +126,7 @@ class Sources:
 
     @cached_property
     def image_ids(self) -> list[int]:
-        """The validation images that were scored."""
+        """Ids of the validation images that were scored."""
         run = self.runs[0]
         ids: list[int] = read_truth(run.source.val.annotations).getImgIds()[: run.experiment.limit]
         unknown = [i for i in self.choice.given if i not in ids]
@@ -139,7 +139,7 @@ class Sources:
 
     @cached_property
     def drawn(self) -> tuple[int, ...]:
-        """Images drawn by chance, in the order of their ids."""
+        """Randomly drawn images, ordered by id."""
         rng = np.random.default_rng(self.choice.seed)
         chosen = rng.permutation(len(self.image_ids))[: self.choice.drawn]
         return tuple(sorted(self.image_ids[i] for i in chosen))
@@ -166,16 +166,16 @@ class Sources:
 
     @property
     def worst(self) -> tuple[int, ...]:
-        """The student's worst images, the worst first; equal ones by their id."""
+        """The student's images of lowest AP, in increasing order; ties by id."""
         known = [(value, image_id) for image_id, value in self.scores.items() if value is not None]
         return tuple(image_id for _, image_id in sorted(known)[: self.choice.worst])
 
 
 def knobs_of(affinity: Affinity | None) -> Knobs:
-    """The affinity that a row trains with, in windows, as the figures draw it.
+    """Parameters of the affinity that a row is trained with, in windows, for the figures.
 
-    Rows without a semantic term, and teachers, have no bandwidth for S: it is 8 σ then, at which the sum of Eq. 13
-    is seen.
+    Rows without a semantic term, and teachers, have no bandwidth for S: 8 σ is used, which makes the sum of Eq. 13
+    visible.
     """
     if affinity is None or not (affinity.feature or affinity.saliency):
         return Knobs(semantic_scale=8.0)

@@ -1,4 +1,4 @@
-"""The paper's Figures 1, 3, 4 and 5 from run folders, with their provenance written into each file."""
+"""Draw the paper's Figures 1, 3, 4 and 5 from run folders, with the provenance written into each file."""
 
 import json
 import shlex
@@ -31,19 +31,19 @@ from misa.figures.provenance import provenance_of, save_figure
 from misa.files import read_json
 from misa.ops.seed_affinity import Knobs, Seed
 
-# Figure 4's two failures, drawn, each with a seed (row, column): cells of a scene of 128 x 128 at stride 4.
+# Figure 4's two failure modes as embedded scenes, each with a seed (row, column) in the map at stride 4 of 128 x 128.
 _SCENES: dict[str, Seed] = {"same_color_neighbors": (14, 8), "two_tone_object": (14, 19)}
 
 
 class PaperFigure(NamedTuple):
-    """How a figure is drawn from sources, and why it cannot be (empty where it can)."""
+    """Functions that draw a figure from sources, and that return why it cannot be drawn ("" if it can)."""
 
     draw: Callable[[Sources], Figure]
     missing: Callable[[Sources], str]
 
 
 def _figure1(sources: Sources) -> Figure:
-    """mIoU with instances ignored, and label maps of the chosen images."""
+    """mIoU, which ignores instance discrimination, and label maps of the chosen images."""
     scores: dict[str, dict[str, float]] = {}
     for supervision, name in (("box", "boxes"), ("mask", "masks")):
         for teacher, kind in ((False, "instances, merged"), (True, "semantic")):
@@ -63,7 +63,7 @@ def _missing1(sources: Sources) -> str:
 
 
 def _figure3(sources: Sources) -> Figure:
-    """The teacher's and the student's features of the first chosen image, taken apart."""
+    """Decomposition of the teacher's and the student's features of the first chosen image."""
     example = sources.networks.example(sources.shown[0])
     inside = example.box_masks().any(dim=0)
     found = {"teacher S": example.features, "student I, adapted": example.adapted, "student I": example.student}
@@ -81,12 +81,12 @@ def _missing_teacher(sources: Sources) -> str:
 
 
 def _figure4(sources: Sources) -> Figure:
-    """Affinities from a seed: the two drawn failures where the data is the embedded one, then chosen images."""
+    """Affinities from a seed: for the embedded data the two failure modes, then chosen images."""
     return figure4(seeded(sources), knobs=sources.affinity_knobs)
 
 
 def seeded(sources: Sources) -> list[tuple[Example, Seed]]:
-    """The rows of Figure 4, each with its seed."""
+    """The images of Figure 4, each with its seed."""
     examples: list[tuple[Example, Seed]] = []
     if sources.networks.experiment.data == "demo":
         examples += [(sources.networks.scene(named_scene(name), name), seed) for name, seed in _SCENES.items()]
@@ -127,13 +127,13 @@ FIGURES: dict[str, PaperFigure] = {
 
 
 class Factory:
-    """The wanted figures of `sources`, drawn once each.
+    """Draws the wanted figures from runs, each once.
 
-    A student's teacher is found beside it. Figure 1 shows what there is of the four networks; Figures 3 and 4 want a
-    teacher; Figure 5 a student.
+    A student's teacher is found beside it. Figure 1 shows those of its four networks that are given; Figures 3 and 4
+    require a teacher; Figure 5 a student.
 
     Raises:
-        UserError: no run folder, an unfinished run, runs on other data than the first, or an unknown figure.
+        UserError: no run folder, an unfinished run, runs on different data, or an unknown figure.
     """
 
     def __init__(
@@ -153,12 +153,12 @@ class Factory:
         self._figures: dict[str, Figure] = {}
 
     def make(self, out: str | Path = "") -> list[Path]:
-        """Draw and write the wanted figures that the runs suffice for; what is missing is said in a line.
+        """Draw and write the wanted figures; print a line for each that the runs do not suffice for.
 
-        out: the folder; empty: one of the first run's own in runs/figures.
+        out: the folder; if empty, a folder named after the first run in runs/figures.
 
         Raises:
-            UserError: `out` holds figures of other runs, which must not mix with these.
+            UserError: `out` holds figures of other runs.
         """
         folder = Path(out) if out else Path("runs/figures") / self.sources.runs[0].folder.name
         self._require_own(folder)
@@ -172,11 +172,11 @@ class Factory:
         return written
 
     def show(self, name: str) -> Figure | None:
-        """A figure for a notebook; None where it is not wanted or, as `make` has said, cannot be drawn."""
+        """Return a figure for a notebook; None if it is not wanted or, as reported by `make`, cannot be drawn."""
         return self.draw(name) if name in self.wanted and not FIGURES[name].missing(self.sources) else None
 
     def draw(self, name: str) -> Figure:
-        """One figure; drawn once, however often it is asked for."""
+        """Draw a figure, or return it from the cache."""
         if name not in self._figures:
             self._figures[name] = FIGURES[name].draw(self.sources)
         return self._figures[name]
@@ -193,7 +193,7 @@ class Factory:
                 )
 
     def provenance(self, name: str, out: str | Path) -> dict[str, Any]:
-        """What makes this figure again, and what it was made from."""
+        """Provenance of a figure: the command that reproduces it, and its sources."""
         sources, choice = self.sources, self.sources.choice
         command = ["misa", "figures", *self.given_runs, *(["--out", str(out)] if str(out) else []), "--only", name]
         if choice.given:
@@ -220,12 +220,12 @@ class Factory:
         }
 
     def warnings(self) -> list[str]:
-        """Reasons to beware of these figures: smoke runs."""
+        """Reasons to distrust these figures, such as smoke runs."""
         return [line for run in self.sources.runs for line in remarks(run.folder, run.experiment)]
 
 
 def deepest(example: Example) -> Seed:
-    """The place furthest inside the largest object, or inside its box where there is no mask: a fair seed."""
+    """The pixel with the largest distance to the border of the largest object, or of its box without a mask."""
     masks = example.coarse_masks()
     whole = masks if masks is not None else example.box_masks()
     largest = whole[int(whole.sum(dim=(1, 2)).argmax())].numpy()
@@ -235,7 +235,7 @@ def deepest(example: Example) -> Seed:
 
 
 def _card(run: Trained) -> dict[str, Any]:
-    """What names a run: its row and hash, seed, weights and the commit it was trained at."""
+    """Identifies a run: row, hash, seed, weights, and the commit that it was trained at."""
     environment = read_json(run.folder / "env.json") or {}
     params = read_params(run.folder)
     return {
@@ -258,7 +258,7 @@ def _miou(run: Trained) -> float | None:
 
 
 def _label_maps(student: Trained, teacher: Trained, image_id: int) -> dict[str, NDArray[np.uint8]]:
-    """An image and its label maps: a student's instances merged, a semantic network's, the truth."""
+    """An image and its label maps: a student's merged instances, a semantic network's, the ground truth."""
     classes = student.source.classes
     image, record = student.image(image_id)
     names = {c["id"]: c["name"] for c in json.loads(student.source.val.annotations.read_text())["categories"]}
@@ -271,9 +271,9 @@ def _label_maps(student: Trained, teacher: Trained, image_id: int) -> dict[str, 
 
 
 def _predicted(run: Trained, image_id: int, ap: float | None) -> dict[str, Any]:
-    """An image with the student's masks above the score threshold, the surest first, each in its object's color.
+    """An image with the student's masks above the score threshold, by decreasing score, in their objects' colors.
 
-    An object that several classes claim is shown once. `truth`: the true masks, None where the data has none.
+    An object detected as several classes is shown once. `truth`: ground-truth masks, None if the data has none.
     """
     image, _ = run.image(image_id)
     mine = [d for d in run.detections() if d["image_id"] == image_id and d["score"] >= MERGE_SCORE]

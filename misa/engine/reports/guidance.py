@@ -1,7 +1,7 @@
-"""What each affinity would pull a trained student's masks to, on images whose true masks are known (§3.3).
+"""Compare affinities by the pseudo masks that they produce from a trained student's masks, given ground truth (§3.3).
 
-A table of readings in a minute or two, in place of a training each: see `misa.evaluation.guidance` for the measure. A
-reading is an `Affinity`; pseudo masks come from the very functions that the loss calls.
+This takes a minute or two instead of a training per affinity; `misa.evaluation.guidance` defines the measure. A
+"reading" is an `Affinity`; pseudo masks are computed by the functions that the loss calls.
 
 Axes: b image · n object · d channel · h row · w column.
 """
@@ -42,7 +42,7 @@ from misa.objectives.misa import reading_of
 from misa.ops.boxes import box_masks
 from misa.ops.resize import resized
 
-SIZES = {"small": 0.0, "medium": 32.0**2, "large": 96.0**2}  # COCO's, from this area on
+SIZES = {"small": 0.0, "medium": 32.0**2, "large": 96.0**2}  # COCO's minimum areas
 _PRODUCT: dict[str, Any] = {"saliency": True, "local_form": "product", "global_form": "product"}
 _CLASS = {**_PRODUCT, "semantic_values": "class", "semantic_scale": 0.3}
 _SHARE = {**_PRODUCT, "semantic_values": "probability", "semantic_scale": 0.3}
@@ -89,9 +89,9 @@ READINGS: dict[str, dict[str, Any]] = {
     "PAMR: color, near": _NEAR,
     "PAMR: class map, near": {**_CLASS, **_NEAR},
 }
-"""What is measured unless other readings are given, by name: changes of the run's own bandwidths and windows.
+"""The default readings by name, as changes of the run's bandwidths and windows.
 
-Where a name says nothing else, class maps and probabilities join color as a product with 0.3 σ.
+Unless the name says otherwise, class maps and probabilities are combined with color as a product with 0.3 σ.
 """
 AS_TRAINED = "as trained"
 _BRACKETS = "in brackets 95 % intervals over images"
@@ -107,20 +107,20 @@ _LOOKS = {
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects of an image as the pairwise loss sees them, with the truth at its resolution."""
+    """The objects of an image as in the pairwise loss, with the ground truth at its resolution."""
 
     image_id: int
     batch: Batch
-    masks: Tensor  # (n h w) the student's probabilities
+    masks: Tensor  # (n h w) the student's foreground probabilities
     boxes: Tensor  # (n h w) bool
     truth: NDArray[np.bool_]  # (n h w)
     labels: Tensor  # (n)
-    groups: tuple[tuple[str, ...], ...]  # of each object: class, size, failure mode where the data says one
+    groups: tuple[tuple[str, ...], ...]  # of each object: class, size, failure mode if annotated
     pixels: Tensor  # (1 3 H W) the network's input
 
 
 class Seen(NamedTuple):
-    """What a teacher says of an image, at the size of the masks: S (1 d h w) and the categories' shares (1 c h w)."""
+    """A teacher's outputs for an image at the size of the masks: S (1 d h w) and class probabilities (1 c h w)."""
 
     features: Tensor
     probabilities: Tensor
@@ -128,14 +128,14 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Guidance:
-    """The measure of every reading, term and object, and of what it starts from."""
+    """The measure of every reading, term and object, and of the initial masks."""
 
     pulls: Mapping[tuple[str, str], Pull]  # (reading, "local", "global" or "pamr")
-    start: Mapping[str, NDArray[np.float64]]  # IoU of the student's own masks, and of the teacher's class maps
+    start: Mapping[str, NDArray[np.float64]]  # IoU of the student's masks, and of the teacher's class maps
     images: NDArray[np.int64]  # of each object
     groups: tuple[tuple[str, ...], ...]
     split: str
-    smoke: str = ""  # what is said of a smoke run
+    smoke: str = ""  # warning about a smoke run
 
     def table(self, group: str = "all", *, seed: int = 0) -> pd.DataFrame:
         """A row a reading and term: iou, gain, pull and moved with their 95 % intervals, and the number of objects."""
@@ -153,19 +153,19 @@ class Guidance:
         return np.array([group == "all" or group in own for own in self.groups], dtype=bool)
 
     def started(self) -> dict[str, Figure]:
-        """Mean IoU of the student's own masks, and of the teacher's class maps."""
+        """Mean IoU of the student's masks, and of the teacher's class maps."""
         return {name: ratio(values, np.ones_like(values), self.images) for name, values in self.start.items()}
 
     def kinds(self) -> list[str]:
-        """All groups that an object is in."""
+        """The groups of all objects."""
         return ["all", *dict.fromkeys(name for own in self.groups for name in own)]
 
     def whole(self) -> pd.DataFrame:
-        """`table` of every group."""
+        """`table` of all groups."""
         return pd.concat([self.table(group) for group in self.kinds()], ignore_index=True)
 
     def text(self, group: str = "all") -> str:
-        """The table as plain text, in percent, best pull first; what it starts from above. UserError: no such group."""
+        """The table as plain text, in percent, by decreasing pull, below the initial IoU. UserError: no such group."""
         if group not in self.kinds():
             raise UserError(f"there is no group {group!r}; choose one of {', '.join(self.kinds())}.")
         count = len(set(self.images.tolist()))
@@ -197,14 +197,14 @@ def measure_guidance(
     data_root: str | Path | None = None,
     seed: int = 0,
 ) -> Guidance:
-    """The guidance that readings would give a box-supervised student on some images of a split.
+    """Measure the guidance of readings for a box-supervised student on some images of a split.
 
-    run: the student's run folder. teacher: the run folder of a teacher in place of the student's own; without one,
-    readings that need S are left out. readings: changes of the row's `Affinity` by name, None for `READINGS`. images:
-    how many with objects, drawn by `seed`.
+    run: the student's run folder. teacher: the run folder of another teacher than the student's; without any, readings
+    that need S are left out. readings: changes of the row's `Affinity` by name, None for `READINGS`. images: number of
+    images with objects, drawn by `seed`.
 
     Raises:
-        UserError: no such run, a student that was not trained from boxes, data without true masks, a wrong reading.
+        UserError: no such run, a student not trained from boxes, data without ground-truth masks, an invalid reading.
     """
     networks = open_networks(run, data_root=data_root)
     warn(Path(run).expanduser().resolve(), networks.experiment)
@@ -241,7 +241,7 @@ def measure_guidance(
 
 
 def write_guidance(measured: Guidance, folder: str | Path) -> list[Path]:
-    """The table of all groups as guidance.csv and the figure as guidance.pdf and .png in a folder; their paths."""
+    """Write all groups as guidance.csv and the figure as guidance.pdf and .png into a folder; return the paths."""
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     measured.whole().to_csv(folder / "guidance.csv", index=False)
@@ -253,7 +253,7 @@ def write_guidance(measured: Guidance, folder: str | Path) -> list[Path]:
 
 
 def affinities(own: Affinity, readings: Mapping[str, Mapping[str, Any]], *, taught: bool) -> dict[str, Affinity]:
-    """The affinity of a run, and readings as changes of its color part; without a teacher those that need none."""
+    """The affinity of a run, and readings as changes of its color part; only those without S if there is no teacher."""
     plain = Affinity()
     base = replace(own, **{name: getattr(plain, name) for name in (*_READ, "global_form", "local_form")})
     found = {AS_TRAINED: own} if own.feature or own.saliency or own.kernels else {}
@@ -273,7 +273,7 @@ def affinities(own: Affinity, readings: Mapping[str, Mapping[str, Any]], *, taug
 def pulls_of(
     objects: Objects, readings: Mapping[str, Affinity], teacher: TeacherNetwork | None, seen: Seen | None
 ) -> dict[tuple[str, str], Pull]:
-    """What every reading and term does to the objects of an image; a term that an earlier reading had is left out."""
+    """Measure every reading and term on the objects of an image, without terms equal to an earlier reading's."""
     found, known = {}, set()
     index = torch.zeros(len(objects.masks), dtype=torch.long)
     for name, affinity in readings.items():
@@ -301,14 +301,14 @@ def pulls_of(
 
 
 def _joined(affinity: Affinity) -> tuple[Any, ...]:
-    """How S joins an affinity; the same for all that do without it."""
+    """Key of how S is combined with color, equal for all affinities without S."""
     if affinity.feature or affinity.saliency:
         return tuple(getattr(affinity, name) for name in _READ)
     return (affinity.kernels,)
 
 
 def starts(objects: Objects, seen: Seen | None) -> dict[str, NDArray[np.float64]]:
-    """IoU (n) inside the boxes of the student's own masks and of the teacher's class maps."""
+    """IoU (n), inside the boxes, of the student's masks and of the teacher's class maps."""
     boxes = objects.boxes.numpy()
     found = {"student's masks": iou((objects.masks > 0.5).numpy(), objects.truth, boxes)}
     if seen is not None:
@@ -319,7 +319,7 @@ def starts(objects: Objects, seen: Seen | None) -> dict[str, NDArray[np.float64]
 
 @torch.no_grad()
 def seen_by(teacher: TeacherNetwork, objects: Objects) -> Seen:
-    """The teacher's view of an image."""
+    """Run the teacher on an image."""
     maps, size = teacher(objects.pixels), (objects.masks.shape[-2], objects.masks.shape[-1])
     probabilities = maps.logits.softmax(dim=1)[:, teacher.foreground]
     return Seen(resized(maps.features, size), resized(probabilities, size))
@@ -328,7 +328,7 @@ def seen_by(teacher: TeacherNetwork, objects: Objects) -> Seen:
 def objects_of(
     student: BoxSupervised, sizes: Augmentation, source: Source, *, split: str, images: int, seed: int
 ) -> Iterator[Objects]:
-    """Some images of a split with objects, as the loss sees them in the test's size."""
+    """Yield the objects of some images of a split, at test size and the losses' resolution."""
     place = source.train if split == "train" else source.val
     truth = read_truth(place.annotations)
     names = {c["id"]: c["name"] for c in truth.dataset["categories"]}
@@ -358,7 +358,7 @@ def _objects(
     label: Mapping[int, int],
     classes: tuple[str, ...],
 ) -> Objects | None:
-    """The objects of an image that the student answers and that are not lost at the masks' resolution."""
+    """The objects of an image that have a mask of the student and are not empty at the masks' resolution."""
     image = as_the_network_sees(pixels, sizes)
     size, (h, w) = pixels.shape[:2], image.shape[-2:]
     image = F.pad(image, (0, -w % 32, 0, -h % 32))
@@ -390,7 +390,7 @@ def _objects(
 
 
 def _coarse(mask: NDArray[np.uint8], size: tuple[int, int], stride: int, padded: tuple[int, ...]) -> Tensor:
-    """A true mask at the resolution of the student's: cells of which half or more is the object's."""
+    """A ground-truth mask at the resolution of the student's: cells at least half covered by the object."""
     fine = F.interpolate(torch.from_numpy(mask)[None, None].float(), size=size, mode="bilinear", antialias=True)
     fine = F.pad(fine, (0, padded[1] * stride - size[1], 0, padded[0] * stride - size[0]))
     return F.avg_pool2d(fine, stride)[0, 0] >= 0.5
@@ -403,7 +403,7 @@ def _groups(annotation: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def _with_masks(run: str | Path, source: Source, split: str, data_root: str | Path | None) -> Source:
-    """The run's data with the wanted split opened and checked; UserError where it has no true masks."""
+    """Open and check the split of the run's data; UserError if it has no ground-truth masks."""
     if split not in ("val", "train"):
         raise UserError(f"split is {split!r}; choose val or train.")
     if split == "train":

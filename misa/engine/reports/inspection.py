@@ -1,4 +1,4 @@
-"""Where a run fails: its worst images, its errors by type, and the intervals of its scores, as one page.
+"""Error analysis of a run as one page: scores with intervals, errors by type, and the worst images.
 
 misa inspect runs/demo        # writes runs/demo/inspection.html
 """
@@ -39,10 +39,10 @@ from misa.files import atomic_write
 
 PAGE = "inspection.html"
 LOSSES = "losses.jsonl"
-_SIDE = 280  # pixels of a picture on the page
-_LINE = 1 / 170  # width of outlines, and with it of letters, that are read in a picture of this size
-_AROUND = 12  # pixels that are shown around an object
-_ROWS = 1000  # of the table of all images
+_SIDE = 280  # longer side of the page's pictures, in pixels
+_LINE = 1 / 170  # width of outlines, which scales letters too, relative to the picture: legible at this size
+_AROUND = 12  # margin around an object, in pixels
+_ROWS = 1000  # maximum rows of the table of images
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,23 @@ class Inspection:
     """A run's errors.
 
     scores: AP, AP50, ... and "class <name>" with intervals; images: the AP of each image id, None without objects;
-    errors: the outcomes of each image id; page: the HTML file, None where none was asked for.
+    errors: the outcomes of each image id; page: the HTML file, if written.
     """
 
     scores: dict[str, Estimate]
     images: dict[int, float | None]
     errors: dict[int, ImageErrors]
     page: Path | None
-    smoke: str = ""  # what is said of a smoke run
+    smoke: str = ""  # warning about a smoke run
 
     def kinds(self) -> dict[str, int]:
-        """How many objects have each outcome, and the false positives ("background")."""
+        """The number of objects with each outcome, and of false positives ("background")."""
         count = Counter(outcome.kind for one in self.errors.values() for outcome in one.outcomes)
         false = sum(len(one.background) for one in self.errors.values())
         return {**{kind: count[kind] for kind in KINDS}, BACKGROUND: false}
 
     def worst(self, count: int = 12) -> list[int]:
-        """The images of the lowest AP; of equal ones first those with more objects."""
+        """The images of lowest AP; ties by decreasing number of objects."""
         known = [(value, -len(self.errors[i].outcomes), i) for i, value in self.images.items() if value is not None]
         return [i for *_, i in sorted(known)[:count]]
 
@@ -87,14 +87,14 @@ def inspect_run(
 
     Args:
         run_folder: a run folder made by `misa train`.
-        predictions: another COCO results file, as `misa evaluate --predictions` writes it; None: the run's own.
-        data_root: the data, where it is not where the run was trained.
+        predictions: another COCO results file, as written by `misa evaluate --predictions`; None: the run's.
+        data_root: the data, if it has moved since the training.
         out: the page; empty: inspection.html in the run folder; None: no page.
-        threshold: the score threshold of the detections that error types are counted from; scores count all.
-        good: the intersection over union from which on an object is found.
-        resamples: of the images, for the 95 % intervals.
-        seed: of the resamples.
-        examples: pictures of the worst images, and of each error type.
+        threshold: score threshold of the detections for error types; scores use all.
+        good: minimum IoU of a detected object.
+        resamples: bootstrap samples of the images for the 95 % intervals.
+        seed: of the bootstrap.
+        examples: number of pictures of the worst images, and of each error type.
 
     Raises:
         UserError: no finished student, unreadable predictions, or data without masks.
@@ -141,7 +141,7 @@ def _check(*counts: int, **shares: float) -> None:
 
 
 def _student(run_folder: str | Path, data_root: str | Path | None) -> tuple[Experiment, Source, Path, dict[str, Any]]:
-    """What a run folder holds, as `opened`; UserError where it is no student's, or its data has no masks."""
+    """Open a run folder (see `opened`); UserError if it is not a student's, or its data has no masks."""
     found = experiment, source, folder, _ = opened(run_folder, data_root=data_root)
     if experiment.semantic is not None:
         raise UserError(f"{folder} is a teacher's run; there are instances to inspect in a student's only.")
@@ -152,7 +152,7 @@ def _student(run_folder: str | Path, data_root: str | Path | None) -> tuple[Expe
 
 
 def _detections(path: Path, truth: COCO, truth_of: Path) -> list[dict[str, Any]]:
-    """The content of a COCO results file; UserError where it is not one of this data."""
+    """Read a COCO results file; UserError if it is not one for this data."""
     if not path.is_file():
         raise UserError(f"there are no predictions {path}; finish the run with misa train first.")
     try:
@@ -192,7 +192,7 @@ def _errors(truth: COCO, source: Source, image: int, detections: list[dict[str, 
 
 
 def _values(inspection: Inspection, draw: "_Painter", examples: int) -> dict[str, Any]:
-    """What the page shows, by the names in its template."""
+    """The variables of the page's template."""
     scores, classes = _scores(inspection)
     kinds, by_class = _kinds(inspection, draw.names)
     images, note = _all(inspection, draw)
@@ -209,7 +209,7 @@ def _values(inspection: Inspection, draw: "_Painter", examples: int) -> dict[str
 
 
 def _charts(folder: Path) -> list[dict[str, Any]]:
-    """The curves of the training, where there are any."""
+    """The training's curves, if there are any."""
     path = folder / LOSSES
     if not path.is_file() or not path.stat().st_size:
         return []
@@ -223,7 +223,7 @@ def _charts(folder: Path) -> list[dict[str, Any]]:
 
 
 def _scores(inspection: Inspection) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The metrics, and AP by class, the best first."""
+    """The metrics, and AP per class in decreasing order."""
     rows = [(name, e.value, _interval(e), e.objects, (e.value or 0) / 100) for name, e in inspection.scores.items()]
     head = ["AP (%)", "95 % interval", "objects", "share"]
     plain = [row for row in rows if not row[0].startswith("class ")]
@@ -279,7 +279,7 @@ def _worst(inspection: Inspection, draw: "_Painter", count: int) -> Iterator[dic
 
 
 def _all(inspection: Inspection, draw: "_Painter") -> tuple[pd.DataFrame, str]:
-    """A line an image, and what is said above them."""
+    """One row per image, and a note above the table."""
     order = sorted(inspection.images, key=lambda i: (inspection.images[i] is None, inspection.images[i] or 0.0))
     rows = []
     for image in order[:_ROWS]:
@@ -310,9 +310,9 @@ class _Painter:
             return None
 
     def image(self, image: int) -> dict[str, NDArray[np.uint8]] | None:
-        """The image, its predictions and its truth, of one size, by the words above them.
+        """Pictures of the image, its predictions and ground truth, by caption.
 
-        A mask has the color of its object, one of no object is gray.
+        A predicted mask has the color of its object, a false positive is gray.
         """
         pixels = self.pixels(image)
         if pixels is None:
@@ -333,7 +333,7 @@ class _Painter:
         }
 
     def outcome(self, image: int, outcome: Outcome) -> dict[str, Any] | None:
-        """The surroundings of an object with its outline and what was found of it, and a caption."""
+        """Crop around an object with its outline and its predicted mask, and a caption."""
         pixels = self.pixels(image)
         if pixels is None:
             return None
@@ -360,7 +360,7 @@ class _Painter:
 
 
 def _fitted(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """An image whose longer side is that of the page's pictures."""
+    """Resize an image so that its longer side is `_SIDE`."""
     scale = _SIDE / max(pixels.shape[:2])
     size = max(round(pixels.shape[1] * scale), 1), max(round(pixels.shape[0] * scale), 1)
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
@@ -376,7 +376,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def summary(inspection: Inspection, rows: Sequence[str] = ("AP", "AP50", "AP75", "APs", "APm", "APl")) -> str:
-    """The scores with their intervals and the errors by type, as text."""
+    """Format scores with intervals, and errors by type, as text."""
     lines = [inspection.smoke] if inspection.smoke else []
     for name in rows:
         estimate = inspection.scores[name]

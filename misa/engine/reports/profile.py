@@ -1,4 +1,4 @@
-"""Time and memory of a training step, part by part; what is measured and how is in misa/commands/profile.py."""
+"""Profile time and memory of a training step by parts; misa/commands/profile.py describes the method."""
 
 import ctypes
 import os
@@ -30,7 +30,7 @@ from misa.models.teacher.table import untrained_teacher
 from misa.ops.guides import Guides
 from misa.rows import find_row
 
-# What is timed inside a step: the owner of a function, its name, and the part it belongs to.
+# Functions timed inside a step: owner, name, and the part that they belong to.
 PARTS = (
     (BoxSupervised, "_prior", "teacher forward"),
     (misa.losses.distillation, "distillation_loss", "FSD"),
@@ -42,7 +42,7 @@ PARTS = (
 
 
 def forms(row: Experiment) -> dict[str, Experiment]:
-    """The row's student as mask-supervised SOLOv2, from boxes, with either prior, and with both."""
+    """Variants of the row: mask-supervised, from boxes, with either prior, and with both."""
     if row.affinity is None or row.distillation is None or not row.teacher:
         raise UserError("misa profile takes a row with FSD and SEPA, such as demo:misa.")
     colors = row.but(affinity={"saliency": False, "feature": False})
@@ -57,7 +57,7 @@ def forms(row: Experiment) -> dict[str, Experiment]:
 
 @contextmanager
 def named_parts() -> Iterator[None]:
-    """Inside, a profiler sees the parts by name; one within another is called `misa: inner < outer`."""
+    """Context in which a profiler records the parts by name; a nested part is called `misa: inner < outer`."""
     running: list[str] = []
     with ExitStack() as stack:
         for owner, name, part in PARTS:
@@ -76,7 +76,7 @@ def named_parts() -> Iterator[None]:
 
 
 class Setup(NamedTuple):
-    """What is measured on: the data's folder, "cpu" or "cuda", and how many steps of each form."""
+    """Setup of the measurement: data folder, "cpu" or "cuda", and number of steps of each variant."""
 
     data_root: str
     device: str
@@ -84,7 +84,7 @@ class Setup(NamedTuple):
 
 
 class Step:
-    """One form, ready to train on one batch again and again."""
+    """A variant that trains repeatedly on one batch."""
 
     def __init__(self, row: Experiment, teacher: TeacherNetwork | None, setup: Setup, folder: Path) -> None:
         source = open_source(row, setup.data_root)
@@ -101,12 +101,12 @@ class Step:
         self.model.train()
 
     def __call__(self) -> None:
-        """One step."""
+        """Run one step."""
         self.model.train_step(self.batch, self.optimizer)
 
 
 def build(row: Experiment, setup: Setup, folder: Path) -> dict[str, Step]:
-    """Every form; the teacher with random weights, which take as long as trained ones."""
+    """Build every variant; the teacher has random weights, which does not affect the time."""
     torch.manual_seed(0)
     every = forms(row)
     source = open_source(row, setup.data_root)
@@ -115,7 +115,7 @@ def build(row: Experiment, setup: Setup, folder: Path) -> dict[str, Step]:
 
 
 def timed(step: Callable[[], None], device: str) -> tuple[float, float]:
-    """Wall and CPU ms."""
+    """Wall-clock and CPU time of a step in ms."""
     if device == "cuda":
         torch.cuda.synchronize()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -126,7 +126,7 @@ def timed(step: Callable[[], None], device: str) -> tuple[float, float]:
 
 
 def memory(step: Step, device: str) -> float:
-    """Peak MB of a step beyond what is held between steps."""
+    """Peak memory of a step in MB, beyond what is allocated between steps."""
     if device != "cuda":
         return peak_memory(step)
     torch.cuda.synchronize()
@@ -138,12 +138,12 @@ def memory(step: Step, device: str) -> float:
 
 
 def parts(step: Step, device: str) -> dict[str, float]:
-    """ms of every part of one profiled step's forward pass, on the device where there is one."""
+    """Time in ms of every part of one profiled step's forward pass, on a GPU the device's."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Profiler clears events.*")  # one cycle is all there is
+        warnings.filterwarnings("ignore", message=".*Profiler clears events.*")  # there is only one cycle
         with named_parts(), torch.profiler.profile(activities=activities) as trace:
             step()
         events = trace.key_averages()
@@ -156,7 +156,7 @@ def parts(step: Step, device: str) -> dict[str, float]:
 
 
 def own_times(spent: dict[str, float]) -> dict[str, float]:
-    """Each part's time without that of the parts within it, which go to their own name.
+    """Subtract the time of nested parts from each part, and sum nested parts by their own name.
 
     >>> own_times({"tree": 1.0, "propagation": 5.0, "tree < propagation": 2.0})
     {'tree': 3.0, 'propagation': 3.0}
@@ -171,12 +171,12 @@ def own_times(spent: dict[str, float]) -> dict[str, float]:
 
 
 def report(steps: dict[str, Step], setup: Setup) -> None:
-    """Measure in turn and print."""
+    """Measure the variants in turn and print the report."""
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     teacher_times: list[tuple[float, float]] = []
     whole = steps["+ FSD + SEPA"]
     images = whole.model.data_preprocessor(whole.batch, True)["inputs"]
-    # Warm-up, the turns, then a step of each form for its memory and one under the profiler.
+    # Warm-up and measured turns, then a step of each variant for its memory and one under the profiler.
     bar = tqdm(total=(setup.steps + 2) * len(steps) + 1, desc="measuring", unit="step", leave=False)
     for turn in range(setup.steps + 1):
         for name, step in steps.items():
@@ -215,10 +215,10 @@ def report(steps: dict[str, Step], setup: Setup) -> None:
 
 
 def profile(row: str, setup: Setup, *, batch: int | None = None, smoke: bool = False) -> None:
-    """Measure a row and print the report. batch: in place of the row's; smoke: small images and networks.
+    """Measure a row and print the report. batch: replaces the row's; smoke: small images and networks.
 
     Raises:
-        UserError: a row without FSD or SEPA, or no CUDA device where one is asked for.
+        UserError: a row without FSD or SEPA, or a missing CUDA device.
     """
     if setup.device == "cuda" and not torch.cuda.is_available():
         raise UserError("torch finds no CUDA device; leave --device out, or see `misa doctor`.")
@@ -235,9 +235,9 @@ def profile(row: str, setup: Setup, *, batch: int | None = None, smoke: bool = F
 
 
 def peak_memory(task: Callable[[], object]) -> float:
-    """How many MB the process grows by at most while the task runs (Linux)."""
+    """Peak growth of the process's memory in MB while the task runs (Linux)."""
     page = os.sysconf("SC_PAGE_SIZE") / 2**20
-    # What earlier work freed is kept by the allocator, and would not count as growth.
+    # The allocator keeps memory freed by earlier work, whose reuse would not count as growth.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""What a trained teacher's S knows that color does not, on held-out images (Figure 4 as numbers)."""
+"""Separation of objects by a trained teacher's S compared with color, on held-out images (Figure 4 as numbers)."""
 
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ def teacher_separation(
 ) -> dict[str, dict[str, float | None]]:
     """Mean AUC in percent over the validation objects, for color, S and S reweighted by K, by failure mode.
 
-    All maps at stride 4, where the losses see them: color is the network's input resized as for the pairwise loss.
-    An object counts where half a cell or more is its own. The last entry of each map is over all objects.
+    All maps are at stride 4, as in the losses: color is the network's input resized as for the pairwise loss. A cell
+    belongs to an object that covers at least half of it. The last entry of each map is over all objects.
     """
     experiment, source, folder, _ = opened(run_folder, data_root=data_root)
     if not source.masks:

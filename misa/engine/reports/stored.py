@@ -1,4 +1,4 @@
-"""Scores of a row that is not trained again just to be compared with, stored with what made them."""
+"""Stored scores of a row with their provenance, so that it need not be trained again for a comparison."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from misa.rows import find_row
 
 
 class Stored(NamedTuple):
-    """Mask AP in percent of one training of a row: its hash, seed, the commit that it was trained at, its device."""
+    """Mask AP in percent of one training of a row, with its hash, seed, commit and device."""
 
     digest: str
     seed: int
@@ -16,7 +16,7 @@ class Stored(NamedTuple):
     segm: dict[str, float | None]
 
     def provenance(self, row: str) -> str:
-        """Where the figures come from, as a line."""
+        """The provenance of the scores as text."""
         return f"{row} (hash {self.digest}), seed {self.seed}, on {self.device}, trained at commit {self.commit[:10]}"
 
 
@@ -34,7 +34,7 @@ STORED = {
 def stored_beside(run: Run) -> dict[str, Stored]:
     """The stored rows that a run may be compared with: trained and scored on the same embedded scenes.
 
-    None for a run that is one of these rows itself, a smoke run, a teacher, or one on other data.
+    Empty for a smoke run, a teacher, or a run on other data; the run's own row is left out.
     """
     own = run.experiment
     if own.data != "demo" or own.semantic is not None or own.limit is not None:

@@ -1,6 +1,6 @@
-"""Results for COCO's test-dev: detections on images whose truth is not public, as the server wants them.
+"""Detections on COCO test-dev, whose ground truth is not public, in the format of the evaluation server.
 
-Public scoring is closed; results are therefore compared on val2017, whose truth is public.
+The server is closed; results are therefore compared on val2017, whose ground truth is public.
 """
 
 import shutil
@@ -27,12 +27,12 @@ def submit(
     checkpoint: str | Path | None = None,
     machine: Machine | None = None,
 ) -> Path:
-    """Detect on test-dev2017 and write the results as json and, beside it, the zip to upload; returns the zip.
+    """Detect on test-dev2017, and write the results as json and as a zip to upload; return the zip.
 
-    `data_root` holds annotations/image_info_test-dev2017.json and test2017/. `out` is a new folder.
+    `data_root` contains annotations/image_info_test-dev2017.json and test2017/. `out` is a new folder.
 
     Raises:
-        UserError: no run, no list or no images there, or something in `out` already.
+        UserError: no run, missing list or images, or `out` is not empty.
     """
     out = Path(out).expanduser()
     run = load_run(run_folder, checkpoint=checkpoint, machine=machine)
@@ -54,7 +54,7 @@ def submit(
 
 
 def _test_dev(root: Path) -> Split:
-    """The list and the images, all of them there."""
+    """Open the list and images; UserError if any are missing."""
     path = root / TEST_DEV
     if not path.is_file():
         raise UserError(f"{path} is missing; fetch image_info_test2017.zip from cocodataset.org.")

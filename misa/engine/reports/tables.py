@@ -1,4 +1,4 @@
-"""Tables 3-5: what the paper prints beside what was measured here, with intervals, and what was not run."""
+"""Tables 3-5: the paper's results beside ours, with confidence intervals; rows without a run are marked."""
 
 import math
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ Format = Literal["text", "html", "latex", "csv"]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with a printed name each, the one that they are compared with, and the runs of every row by seed.
+    """Rows with their printed names, the baseline, and the runs of every row by seed.
 
-    expected: what the paper prints for a row, on the data `printed_on`, which need not be this table's. detailed: print
-    `details` as well.
+    expected: the paper's result of a row, on the dataset `printed_on`, which may differ from this table's. detailed:
+    whether `details` is printed too.
     """
 
     title: str
@@ -38,19 +38,19 @@ class Table:
 
     @property
     def rows(self) -> list[str]:
-        """All of them, as `misa train` takes them."""
+        """The rows' names for `misa train`."""
         return list(self.jobs)
 
     def every_job(self) -> list[Job]:
-        """Seed by seed, so that an interrupted sweep has equally many of every row."""
+        """All jobs, ordered by seed, so that an interrupted sweep has equally many seeds of every row."""
         every = [job for runs in zip(*self.jobs.values(), strict=True) for job in runs]
-        return list({job.folder: job for job in every}.values())  # a row may be there under two names
+        return list({job.folder: job for job in every}.values())  # a row may occur under two names
 
     def figures(self) -> pd.DataFrame:
-        """A line a row, in percent; NaN for what is not known.
+        """One line per row, in percent; NaN for unknown values.
 
-        paper_AP …: as printed there, for `printed_on`. AP, AP_ci …: mean over the n finished seeds and half width of
-        its 95 % interval. difference, difference_ci: of AP to the baseline's, paired by seed, over `pairs` seeds.
+        paper_AP …: the paper's, on `printed_on`. AP, AP_ci …: mean over the n finished seeds and half width of its 95 %
+        interval. difference, difference_ci: of AP to the baseline's, paired by seed, over `pairs` seeds.
         """
         base = {job.seed: _score(job, "AP") for job in self.jobs[self.baseline]}
         lines = []
@@ -75,7 +75,7 @@ class Table:
         return pd.DataFrame(lines).set_index("row")
 
     def printed(self) -> pd.DataFrame:
-        """The figures as text: `mean ± half width`, "not run" where nothing was, a dash where nothing is to be said."""
+        """The figures as text: `mean ± half width`, "not run" for a row without runs, a dash for an unknown value."""
         figures = self.figures()
         text = pd.DataFrame(index=figures.index)
         for name in SCORES:
@@ -94,7 +94,7 @@ class Table:
         return text
 
     def render(self, kind: Format) -> str:
-        """As plain text, HTML, LaTeX (booktabs) or CSV (the bare figures, and "not run")."""
+        """Format as plain text, HTML, LaTeX (booktabs) or CSV (unformatted figures, and "not run")."""
         if kind == "csv":
             figures = self.figures()
             for name in SCORES:
@@ -132,7 +132,7 @@ class Table:
         raise UserError(f"there is no table format {kind!r}; choose text, html, latex or csv.")
 
     def save(self, folder: str | Path, name: str) -> list[Path]:
-        """Write HTML, LaTeX and CSV into a folder, the details as another CSV; the paths."""
+        """Write HTML, LaTeX and CSV, and the details as another CSV, into a folder; return the paths."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         kinds: dict[str, Format] = {"html": "html", "tex": "latex", "csv": "csv"}
@@ -146,11 +146,11 @@ class Table:
         return paths
 
     def details(self) -> pd.DataFrame:
-        """A line a row of what else tells rows apart, means over the finished seeds as text; a dash where not known.
+        """Further measures, one line per row, as text: means over the finished seeds; a dash for unknown values.
 
-        Class-agnostic AP, AP50, AP75 and AP as rectangles (high where masks have become boxes), AP by failure mode and
-        size, all in percent; seconds and CPU seconds a step and GiB of memory, as `cost.json` has them. Rows are
-        comparable in seconds where they ran on the same machine, one at a time.
+        Class-agnostic AP, AP50, AP75, AP of masks filled to rectangles (high if masks are box-shaped), AP by failure
+        mode and size, all in percent; seconds and CPU seconds per step and GiB of memory, from `cost.json`. Times are
+        comparable only between rows trained on the same machine, one at a time.
         """
         lines = {}
         for row, jobs in self.jobs.items():
@@ -177,9 +177,9 @@ class Table:
         return frame.rename(columns=names)
 
     def by_mode(self, score: str = "AP") -> pd.DataFrame:
-        """A line per row and failure mode of the scenes, or size of the object, in percent.
+        """One line per row and failure mode of the scenes, or object size, in percent.
 
-        mean, ci: over the n finished seeds. difference, difference_ci: to the baseline's, paired by seed; NaN for the
+        mean, ci: over the n finished seeds. difference, difference_ci: to the baseline, paired by seed; NaN for the
         baseline itself.
         """
         base = {job.seed: _score_by_group(job, score) for job in self.jobs[self.baseline]}
@@ -204,12 +204,12 @@ def open_table(
     smoke: bool = False,
     details: bool = False,
 ) -> Table:
-    """Table 3, 4 or 5 on a data set ("demo", "voc", "coco_mini", "photos"), or any rows: "demo:box,demo:mask".
+    """Open Table 3, 4 or 5 on a dataset ("demo", "voc", "coco_mini", "photos"), or any rows: "demo:box,demo:mask".
 
-    details: print `Table.details` as well, as the table of comparators does anyway.
+    details: print `Table.details` too; the table of comparators always does.
 
     Raises:
-        UserError: no such table, data set or row.
+        UserError: no such table, dataset or row.
     """
     name = str(table)
     if ":" in name:
@@ -242,7 +242,7 @@ def open_table(
 
 
 def _comparison(number: str) -> tuple[str, Comparison]:
-    """The module of a table and what it compares."""
+    """The module and `Comparison` of a table."""
     known = {}
     for name in table_names():
         module = table_module(name)
@@ -261,7 +261,7 @@ def _rows(module: str) -> dict[str, Experiment]:
 
 
 def _score(job: Job, name: str) -> float | None:
-    """A student's mask AP, or that of boxes where the data has no masks; a teacher's mean IoU in its place."""
+    """A student's mask AP, or its box AP if the data has no masks; for a teacher mean IoU."""
     metrics = job.metrics()
     if metrics is None:
         return None
@@ -272,7 +272,7 @@ def _score(job: Job, name: str) -> float | None:
 
 
 def _score_by_group(job: Job, score: str) -> dict[str, float]:
-    """The score on the objects of each failure mode and size, of those that the truth has."""
+    """The score on the objects of each failure mode and size in the ground truth."""
     metrics = job.metrics() or {}
     found = {mode: values.get(score) for mode, values in metrics.get("segm_by_mode", {}).items()}
     if score == "AP":
@@ -308,6 +308,6 @@ def _latex(text: str) -> str:
 
 
 def summary(jobs: Sequence[Job]) -> str:
-    """How many of the trainings are finished, started and not run."""
+    """The numbers of finished, started and not run trainings, as text."""
     states = [job.state for job in jobs]
     return ", ".join(f"{states.count(state)} {state}" for state in ("finished", "started", "not run"))

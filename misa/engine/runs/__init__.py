@@ -1,1 +1,1 @@
-"""A run folder: open it, read it, score it."""
+"""Run folders: open, read and score them."""

@@ -1,4 +1,4 @@
-"""The checkpoints of a run folder: which one to go on from."""
+"""Checkpoints of a run folder: find the newest valid one, and load weights."""
 
 import os
 import re
@@ -16,10 +16,10 @@ from misa.files import missing
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run folder, None where there is none.
+    """Return the newest intact checkpoint of a run folder, or None.
 
-    What counts is what lies in the folder: it may have been moved or copied, and a kill may have cut the file that
-    was being written. A damaged checkpoint is skipped with a message.
+    Files are searched for, since the folder may have been moved. A damaged checkpoint, such as one truncated by a kill,
+    is skipped with a message.
     """
     found = sorted((folder / "checkpoints").glob("epoch_*.pth"), key=_progress, reverse=True)
     for path in found:
@@ -30,7 +30,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def last_checkpoint(folder: Path) -> Path:
-    """`newest`, or UserError where there is none."""
+    """`newest`, or UserError if there is none."""
     path = newest(folder)
     if path is None:
         raise UserError(f"{folder} holds no checkpoint; train it first, for example with misa train.")
@@ -38,16 +38,16 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU; executes nothing that is in the file.
+    """Read a checkpoint to the CPU; executes no code in the file.
 
     Raises:
-        UserError: there is no such file, or it is none that torch has written, or it holds more than numbers and text.
+        UserError: there is no such file, it was not written by torch, or it contains more than numbers and text.
     """
     if not path.is_file():
         raise UserError(missing(path, "checkpoint", "give a run folder or a file of its checkpoints folder"))
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is cut or not its own
+    except Exception as error:  # torch raises many kinds for a truncated or foreign file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} cannot be read as a checkpoint ({reason}); give one made by misa train.") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
@@ -57,7 +57,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def tensors_only() -> Iterator[None]:
-    """Inside, no torch.load of this process unpickles objects: mmengine's own would, where the careful way fails."""
+    """Context in which torch.load unpickles no objects; mmengine would do so if loading with weights_only fails."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -71,12 +71,12 @@ def tensors_only() -> Iterator[None]:
 
 
 def _progress(path: Path) -> tuple[int, ...]:
-    """How far a checkpoint has come: whole epochs, then steps where it was saved within one."""
+    """Progress of a checkpoint, from its name: epochs, then steps if it was saved within an epoch."""
     return tuple(int(number) for number in re.findall(r"\d+", path.stem))
 
 
 def _whole(path: Path) -> bool:
-    """Whether every part of the file has the checksum that it was written with (torch saves zip archives)."""
+    """Whether the checksums of all parts of the file are right (torch saves zip archives)."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -85,18 +85,18 @@ def _whole(path: Path) -> bool:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a checkpoint's weights, all of them or none; executes nothing that is in the file."""
+    """Load a checkpoint's weights, all or none; executes no code in the file."""
     fill(model, read_checkpoint(path)["state_dict"], path)
 
 
 def fill(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Load weights that were read from `path`, all that the model has or none."""
+    """Load all of the model's weights, or none, from those read from `path`; additional ones are ignored."""
     require_fit(model, weights, path)
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
 
 
 def require_fit(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """UserError where the weights read from `path` are not of this model's shapes."""
+    """Raise UserError if weights read from `path` are missing or have other shapes than the model's."""
     for name, value in model.state_dict().items():
         there = weights.get(name)
         if not isinstance(there, Tensor) or there.shape != value.shape:

@@ -1,4 +1,4 @@
-"""A run folder: its name, its record, and what a finished run holds."""
+"""Run folders: their record, lock and scores, and opening them."""
 
 import contextlib
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from misa.files import locked, read_json, write_json
 
 @dataclass(frozen=True)
 class Run:
-    """A scored run: what was trained, its folder, the data it was scored on, and its metrics in percent."""
+    """A scored run: its experiment, folder, the data it was scored on, and metrics in percent."""
 
     experiment: Experiment
     folder: Path
@@ -29,9 +29,9 @@ class Run:
     metrics: dict[str, Any]
 
     def scores(self) -> dict[str, dict[str, float | None]]:
-        """A student's mask AP, also as full rectangles and class-agnostic; a teacher's IoU a class.
+        """A student's mask AP, also of masks filled to rectangles and class-agnostic; a teacher's IoU per class.
 
-        Where the validation data has no masks, the AP of the boxes around the predicted ones.
+        If the validation data has no masks, the AP of the predicted masks' bounding boxes.
         """
         if "bbox" in self.metrics:
             return {"boxes": self.metrics["bbox"]}
@@ -46,15 +46,12 @@ class Run:
         return next(iter(self.scores().values()))
 
     def table(self) -> str:
-        """The scores as text, with the IoU of a student's merged instances where it was asked for.
-
-        A smoke run says so.
-        """
+        """The scores as text, with the IoU of a student's merged instances if measured; a smoke run is marked."""
         tables = [] if self.metrics.keys().isdisjoint(("segm", "bbox")) else [score_table(self.scores())]
         if "per_class" in self.metrics:
             tables.append(score_table(self.metrics["per_class"]))
         if "miou" in self.metrics:
-            # A line a class: there may be eighty.
+            # One line per class: there may be eighty.
             name = "merged IoU" if tables else "IoU"
             tables.append(score_table({label: {name: value} for label, value in iou_figures(self.metrics).items()}))
         tables += [SMOKE[0].upper() + SMOKE[1:]] if self.experiment.limit is not None else []
@@ -62,12 +59,12 @@ class Run:
 
 
 def iou_figures(metrics: dict[str, Any]) -> dict[str, float | None]:
-    """The mean IoU and that of each class, None where the data has none of it."""
+    """The mean IoU and that of each class, None for classes that the data does not have."""
     return {"mean": metrics["miou"], **metrics["iou"]}
 
 
 def score_table(scores: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Rows of figures as plain text; a dash where the data has nothing to measure one on, "objects" as a count."""
+    """Format rows of scores as plain text; a dash for a score that could not be measured, "objects" as a count."""
     names = list(next(iter(scores.values())))
     width, margin = max(7, 1 + max(map(len, names))), max(16, 1 + max(map(len, scores)))
     lines = [" " * margin + "".join(f"{name:>{width}}" for name in names)]
@@ -80,7 +77,7 @@ def score_table(scores: Mapping[str, Mapping[str, float | None]]) -> str:
 
 
 def finished(folder: str | Path) -> Run:
-    """The run that a folder holds, as `train` returned it; UserError where it has not been scored."""
+    """Return the run in a folder, as `train` returned it; UserError if it has not been scored."""
     experiment, source, folder, _ = opened(folder)
     metrics = read_json(folder / "metrics.json")
     if metrics is None:
@@ -89,7 +86,7 @@ def finished(folder: str | Path) -> Run:
 
 
 def require_own_teacher(place: Path, student: Mapping[str, Any]) -> None:
-    """UserError where a teacher's folder holds one of other data; the user named the student's folder alone."""
+    """Raise UserError if a teacher's folder, which the user did not name, holds one trained on other data."""
     params = read_json(place / "params.json")
     if params is not None and not same_data(params, student):
         name = option_name("work_dir")
@@ -100,13 +97,13 @@ def require_own_teacher(place: Path, student: Mapping[str, Any]) -> None:
 
 
 def hold(folder: Path, stack: contextlib.ExitStack) -> None:
-    """Lock a run folder until the stack ends; not a finished run, which several students may read at a time."""
+    """Lock a run folder until the stack exits, unless the run is finished: several students may read it at a time."""
     if read_json(folder / "metrics.json") is None:
         stack.enter_context(locked(folder))
 
 
 def earlier_work(folder: Path, params: dict[str, Any], resume: bool) -> tuple[dict[str, Any] | None, Path | None]:
-    """The metrics and the newest checkpoint of an earlier call; UserError where the folder is another run's."""
+    """Return metrics and newest checkpoint of an earlier call; UserError if the folder holds another run."""
     require_own(folder, params)
     metrics, checkpoint = read_json(folder / "metrics.json"), newest(folder)
     if not resume and (metrics or checkpoint):
@@ -115,7 +112,7 @@ def earlier_work(folder: Path, params: dict[str, Any], resume: bool) -> tuple[di
     if metrics is not None:
         before = read_params(folder)
         warn_changed(folder, before, params["data"])
-        if before["data_root"] != params["data_root"]:  # it has moved, and the figures look for it where it is
+        if before["data_root"] != params["data_root"]:  # the data has moved, and figures need its new place
             write_json(folder / "params.json", before | {"data_root": params["data_root"]})
     return metrics, checkpoint
 
@@ -131,7 +128,7 @@ def write_record(folder: Path, params: dict[str, Any], config: Config, device: s
 def opened(
     folder: str | Path, *, data_root: str | Path | None = None
 ) -> tuple[Experiment, Source, Path, dict[str, Any]]:
-    """The experiment, data, path and parameters of a run folder; UserError where it is none."""
+    """Return the experiment, data, path and parameters of a run folder; UserError if it is not one."""
     experiment, folder, params = recorded(folder)
     root = Path(data_root or params["data_root"])
     if data_root is None and not root.exists():
@@ -139,13 +136,13 @@ def opened(
     # The data is there already, at the root that was recorded; nothing is drawn again.
     there = replace(experiment, data="coco", scenes=()) if experiment.data == "demo" else experiment
     source = open_source(there, root, classes=params["classes"], need_train=False)
-    if data_root is None:  # other data is no change
+    if data_root is None:  # otherwise other data is intended
         warn_changed(folder, params, data_digests(source.train, source.val))
     return experiment, source, folder, params
 
 
 def recorded(folder: str | Path) -> tuple[Experiment, Path, dict[str, Any]]:
-    """The experiment, path and parameters of a run folder, without its data; UserError where it is none."""
+    """Return the experiment, path and parameters of a run folder, not its data; UserError if it is not one."""
     folder = Path(folder).expanduser().resolve()
     params = read_params(folder)
     try:

@@ -1,6 +1,6 @@
-"""What a notebook shows of a training in progress: the losses' curve and a strip of masks, replaced in place.
+"""Live display of a training in a notebook: loss curves and a strip of predicted masks, updated in place.
 
-One display that is updated by its id. Never an Output widget: executing a notebook with one and without a browser can
+One display is updated by its id. Output widgets are avoided: executing a notebook with one but without a browser can
 hang for ever.
 """
 
@@ -22,12 +22,12 @@ from misa.figures.plots import draw_objects
 from misa.figures.style import COLORS, Picture
 
 IMAGES = 6
-SCORE = 0.3  # of a mask that is drawn
-_SAME = 0.5  # IoU from which on two masks are of one object, which is drawn once
+SCORE = 0.3  # score threshold of drawn masks
+_SAME = 0.5  # minimum IoU of two masks of the same object, which is drawn once
 
 
 def in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this, so that what is displayed is seen."""
+    """Whether a Jupyter kernel runs this, so that displays are visible."""
     try:
         from IPython import get_ipython
     except ImportError:
@@ -36,9 +36,9 @@ def in_notebook() -> bool:
 
 
 class Live:
-    """The display of one training: its losses so far, and what it finds in the first validation images.
+    """The display of one training: losses so far, and predictions in the first validation images.
 
-    Looking changes nothing that the training depends on: neither its random numbers nor its weights or statistics.
+    It does not affect the training: neither random numbers nor weights or statistics change.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -54,7 +54,7 @@ class Live:
         self.handle: Any = None
 
     def show(self, runner: Runner, values: Mapping[str, float], words: str, step: int) -> None:
-        """Replace the display: the curve of `values` by name so far, the masks of now, and the words below."""
+        """Update the display: curves of `values` by name so far, current masks, and the text `words` below."""
         from IPython.display import HTML, display
 
         for name, value in {"step": float(step), **values}.items():
@@ -70,7 +70,7 @@ class Live:
 
 
 def predicted(model: Any, batch: Mapping[str, Any]) -> list[Any]:
-    """The model's predictions for a batch of test images; its mode and the random numbers are left as they were."""
+    """Predict for a batch of test images; the model's mode and the random state are restored."""
     network = model.module if is_model_wrapper(model) else model
     training = network.training
     network.eval()
@@ -83,7 +83,7 @@ def predicted(model: Any, batch: Mapping[str, Any]) -> list[Any]:
 
 
 def _objects(sample: Any) -> tuple[NDArray[np.bool_], list[int]]:
-    """Masks (n h w) with their classes: a student's sure ones, each object once, or a teacher's classes."""
+    """Masks (n h w) with their classes: a student's above `SCORE`, one per object, or a teacher's classes."""
     if "pred_sem_seg" in sample:
         labels = sample.pred_sem_seg.sem_seg[0].cpu().numpy()
         present = [int(i) for i in np.unique(labels) if i < 255]

@@ -1,4 +1,4 @@
-"""Where the run of a row is, and those that it learns from. Files only: no framework is loaded."""
+"""Run folders of rows, and of the teachers and students they depend on. Imports no framework."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,21 +11,21 @@ from misa.rows import find_row, lineage, teacher_row
 
 
 def default_folder(row: str, seed: int, *, suffix: str = "") -> Path:
-    """Where a row is trained unless a work_dir is given."""
+    """The run folder of a row if no work_dir is given."""
     table, _, name = row.rpartition(":")
     return Path(f"runs/{Path(table).stem}-{name}-seed{seed}{suffix}")
 
 
 def teacher_folder(experiment: Experiment, seed: int) -> str:
-    """The name of the run folder of a student's teacher: the same for every student that learns from it."""
+    """Name of the run folder of a student's teacher, the same for all students of this teacher."""
     table, _, name = experiment.teacher.rpartition(":")
     return f"{Path(table).stem}-{name}-{lineage(teacher_row(experiment))}-seed{seed}"
 
 
 def teacher_place(experiment: Experiment, seed: int, beside: Path, *, student: Mapping[str, Any] | None = None) -> Path:
-    """Where a student's teacher is, or will be: a folder of its own, or the default one if it was trained alone.
+    """Existing or future run folder of a student's teacher: the default one if the teacher was trained separately.
 
-    Only on the same data as the student, where its record is given.
+    student: the student's record, to require the same data.
     """
     alone = beside / default_folder(experiment.teacher, seed).name
     if (alone / "metrics.json").exists():
@@ -37,13 +37,13 @@ def teacher_place(experiment: Experiment, seed: int, beside: Path, *, student: M
 
 
 def named_student(experiment: Experiment) -> Path | None:
-    """The run folder of the student that a teacher's row names as such."""
+    """The student's run folder that a teacher's row names, or None."""
     name = experiment.semantic.student if experiment.semantic else ""
     return Path(name).expanduser() if name else None
 
 
 def student_row(experiment: Experiment) -> tuple[str, Experiment] | None:
-    """The row of the student whose masks a teacher learns from, where it is named as a row."""
+    """Name and row of the student whose masks train a teacher; None unless it is given as a row."""
     semantic = experiment.semantic
     if semantic is None or semantic.labels != "student" or experiment.supervision == "mask":
         return None
@@ -54,9 +54,9 @@ def student_row(experiment: Experiment) -> tuple[str, Experiment] | None:
 
 
 def student_place(row: str, experiment: Experiment, seed: int, beside: Path, *, teacher: Mapping[str, Any]) -> Path:
-    """Where the student is that a teacher learns from, or will be: as its own training or a table's would name it.
+    """Existing or future run folder of the student whose masks train a teacher, named as by `train` or by a table.
 
-    teacher: the record of the teacher, which is on the same data.
+    teacher: the teacher's record, to require the same data.
     """
     name = default_folder(row, seed)
     for alone in (beside / name.name, name):

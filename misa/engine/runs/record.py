@@ -1,4 +1,4 @@
-"""The run folder: everything that made a result, and the result. Reading it loads no framework."""
+"""Records in a run folder: parameters and environment of a result. Reading them imports no framework."""
 
 import json
 import platform
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 FILES = ("params.json", "env.json", "config.py", "log.txt", "losses.jsonl", "metrics.json")
 COST = "cost.json"
-"""Seconds and memory of the steps (`misa.engine.training.cost`), which no two trainings have alike."""
+"""File of seconds and memory of the steps (`misa.engine.training.cost`), which vary between equal trainings."""
 
 
 def run_params(
     experiment: Experiment, *, row: str, seed: int, data_root: Path, data: Mapping[str, str], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """What makes a run that run; the same values again mean the same run. data: see `misa.data.digest`."""
+    """The parameters that identify a run: equal values mean the same run. data: see `misa.data.digest`."""
     return _teacher_digest(experiment) | {
         "row": row,
         "digest": experiment.digest(),
@@ -37,7 +37,7 @@ def run_params(
 
 
 def _teacher_digest(experiment: Experiment) -> dict[str, str]:
-    """What identifies a row's teacher: its lineage, or the digest of the file of its weights."""
+    """Identifies a row's teacher by its lineage, or by the digest of its weights file."""
     if experiment.trains_teacher:
         return {"teacher_digest": lineage(teacher_row(experiment))}
     weights = teacher_weights(experiment)
@@ -49,13 +49,13 @@ def _teacher_digest(experiment: Experiment) -> dict[str, str]:
 
 
 def teacher_weights(experiment: Experiment) -> Path | None:
-    """The file of weights that a row's torchvision teacher names; None for torchvision's own."""
+    """The weights file of a row's torchvision teacher; None for torchvision's weights."""
     file = experiment.teacher.removeprefix(TORCHVISION).partition(":")[2]
     return Path(file).expanduser() if file and not experiment.trains_teacher else None
 
 
 def read_params(folder: Path) -> dict[str, Any]:
-    """The parameters of a run folder; UserError where it is none."""
+    """Read the parameters of a run folder; UserError if it is not one."""
     if not folder.exists():
         raise UserError(missing(folder, "run folder", "give a folder made by misa train"))
     params = read_json(folder / "params.json")
@@ -68,7 +68,7 @@ def read_params(folder: Path) -> dict[str, Any]:
 
 
 def require_own(folder: Path, params: dict[str, Any]) -> None:
-    """UserError if `folder` holds another run than `params`, or files of which it does not say what they are.
+    """Raise UserError if `folder` holds another run than `params`, or unknown files.
 
     Data that has moved and is the same makes no other run. Annotations that have changed do, unless it is finished.
     params: the whole record, or the part of it that is known before the data is read: seed and experiment.
@@ -98,20 +98,20 @@ def require_own(folder: Path, params: dict[str, Any]) -> None:
 
 
 def same_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether two records are of one data set: in the same folder, or with the same annotations in another."""
+    """Whether two records are of the same dataset: the same folder, or equal annotations in another one."""
     return before["data_root"] == now["data_root"] or ("data" in before and before["data"] == now.get("data"))
 
 
 def changed_splits(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
-    """The splits whose annotations are not those of a run's record; none of a run from before they were recorded."""
+    """The splits whose annotations differ from a run's record; none for older runs, which did not record them."""
     recorded = before.get("data", {})
     return [split for split, digest in now.items() if recorded.get(split, digest) != digest]
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The values of two records that differ, by dotted name; of the records themselves the keys of `now` alone.
+    """Yield the values that differ between two records, by dotted name; at the top level only keys of `now`.
 
-    A field that was added later is left out of a row's values at its default.
+    A field added later is missing from a row's values at its default.
     """
     if isinstance(before, dict) and isinstance(now, dict):
         for key in {**now, **before} if name else now:
@@ -122,7 +122,7 @@ def _differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, A
 
 
 def environment(device: str) -> dict[str, Any]:
-    """The versions, device and commit that a result came from."""
+    """Provenance of a result: versions, device and commit."""
     import mmcv
     import mmdet
     import mmengine
@@ -147,7 +147,7 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def current_commit() -> str | None:
-    """The commit of the package's checkout; None where it is installed without one."""
+    """The commit of the package's checkout; None if it is installed without one."""
     try:
         answer = subprocess.run(
             ["git", "-C", str(Path(misa.__file__).parent), "rev-parse", "HEAD"],
@@ -162,7 +162,7 @@ def current_commit() -> str | None:
 
 
 def loadable(config: "Config") -> "Config":
-    """The config with dotted names for classes and plain values for objectives: `Config.fromfile` loads its file."""
+    """Replace classes by dotted names and objectives by plain values, so that `Config.fromfile` can load a dump."""
     from mmengine.config import Config
 
     def named(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a figure of a run shows, as arrays: the images with their boxes, the predictions, the losses."""
+"""Data of a run as arrays, for figures: images with boxes, predictions, losses."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -31,9 +31,9 @@ def training_samples(source: Source, *, count: int = 8, seed: int = 0) -> list[d
 
 
 def results(run: Run, *, count: int = 4, seed: int = 0, threshold: float = 0.3) -> list[dict[str, Any]]:
-    """Some validation images with what was predicted above a score and the truth, for `figures.box_to_mask`.
+    """Sample validation images with predictions above a score and the ground truth, for `figures.box_to_mask`.
 
-    An object that several classes claim is shown once, see `surest`. `truth` is None where the data has no masks.
+    An object detected as several classes is shown once, see `surest`. `truth` is None if the data has no masks.
     """
     truth = read_truth(run.source.val.annotations)
     images = truth.getImgIds()[: run.experiment.limit]
@@ -67,10 +67,10 @@ def results(run: Run, *, count: int = 4, seed: int = 0, threshold: float = 0.3) 
 
 
 def surest(detections: Sequence[dict[str, Any]], *, same: float = 0.5) -> list[dict[str, Any]]:
-    """An image's detections, the surest first, without those whose mask another one has already.
+    """Class-agnostic NMS of an image's detections by mask IoU; the result is ordered by decreasing score.
 
-    A student may find an object once as each of several classes. The score counts all of them; drawn on top of each
-    other they would hide the best. `same`: the overlap (IoU, 0 to 1) from which on two masks are of one object.
+    A student may detect an object as several classes. AP counts all of them; drawn on top of each other they would hide
+    the best one. `same`: minimum IoU (0..1) of two masks of the same object.
     """
     kept: list[dict[str, Any]] = []
     for detection in sorted(detections, key=lambda d: -float(d["score"])):
@@ -81,14 +81,14 @@ def surest(detections: Sequence[dict[str, Any]], *, same: float = 0.5) -> list[d
 
 
 def _classes(run: Run, image_id: int) -> tuple[NDArray[np.bool_], list[str]]:
-    """A teacher's predicted classes in an image, a mask each."""
+    """A teacher's predicted classes in an image, as one mask each."""
     labels = read_label_map(run.folder / LABEL_MAPS / f"{image_id}.png")
     present = [i for i in range(len(run.source.classes)) if (labels == i).any()]
     return _stack([labels == i for i in present], labels.shape), [run.source.classes[i] for i in present]
 
 
 def losses(folder: str | Path) -> dict[str, NDArray[np.float64]]:
-    """Every loss of a run by name, one value a step; a half-written last line is left out.
+    """Read every loss of a run by name, one value per step, without a half-written last line.
 
     Raises:
         UserError: the run has not written a loss yet.
@@ -102,10 +102,9 @@ def losses(folder: str | Path) -> dict[str, NDArray[np.float64]]:
 
 
 def health(folder: str | Path) -> dict[str, NDArray[np.float64]]:
-    """Diagnostics logged every N steps: `step`, `mask_fill`, `mask_is_box`, `gradient_<term>`.
+    """Read the diagnostics logged every N steps: `step`, `mask_fill`, `mask_is_box`, `gradient_<term>`.
 
-    Shares from 0 to 1, see `misa.models.students.step_health`; empty for a run without diagnostics (a teacher's, a
-    mask row's).
+    Shares in 0..1, see `misa.models.students.step_health`; empty for teachers and mask-supervised students.
     """
     path = Path(folder) / "losses.jsonl"
     lines = [line for line in _whole_lines(path.read_text()) if "mask_fill" in line] if path.is_file() else []
@@ -121,7 +120,7 @@ def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
     for line in text.splitlines():
         try:
             yield json.loads(line)
-        except json.JSONDecodeError:  # it is being written, or the process was killed over it
+        except json.JSONDecodeError:  # it is being written, or was truncated by a kill
             return
 
 
@@ -131,23 +130,23 @@ def _some(ids: list[int], count: int, seed: int) -> list[int]:
 
 
 def _objects(truth: COCO, classes: Sequence[str], image_id: int) -> list[dict[str, Any]]:
-    """The annotations of an image's objects: those of the classes trained on, without crowds."""
+    """The annotations of an image's objects of the given classes, without crowds."""
     wanted = [category["id"] for category in truth.dataset["categories"] if category["name"] in classes]
     objects: list[dict[str, Any]] = truth.loadAnns(truth.getAnnIds(imgIds=[image_id], catIds=wanted, iscrowd=False))
     return objects
 
 
 def stacked_objects(truth: COCO, classes: Sequence[str], image_id: int) -> NDArray[np.bool_]:
-    """The true masks (n h w) of an image's objects, in the order of `boxed`."""
+    """The ground-truth masks (n h w) of an image's objects, in the order of `boxed`."""
     record = truth.loadImgs([image_id])[0]
     objects = _objects(truth, classes, image_id)
     return _stack([truth.annToMask(a) for a in objects], (record["height"], record["width"]))
 
 
 def boxed(truth: COCO, split: Split, classes: Sequence[str], image_id: int) -> dict[str, Any]:
-    """An image as it is trained on: `image` (h w 3), `boxes` (n 4, xyxy), `labels` (n names)."""
+    """An image with its annotations as in training: `image` (h w 3), `boxes` (n 4, xyxy), `labels` (n names)."""
     path = split.images / truth.loadImgs([image_id])[0]["file_name"]
-    image = mmcv.imread(path, channel_order="rgb")  # as the training reads it: turned by its EXIF, 8 bits
+    image = mmcv.imread(path, channel_order="rgb")  # as in training: rotated by EXIF, 8 bits
     objects = _objects(truth, classes, image_id)
     names = {category["id"]: category["name"] for category in truth.dataset["categories"]}
     boxes = np.array([o["bbox"] for o in objects], dtype=float).reshape(-1, 4)
@@ -160,6 +159,6 @@ def _stack(masks: list[NDArray[Any]], size: tuple[int, ...]) -> NDArray[np.bool_
 
 
 def held_out(run: Run) -> list[Path]:
-    """The images that a run was scored on and did not learn from: where both lie in one folder, by their names."""
+    """Paths of a run's validation images, from its annotations: training images may be in the same folder."""
     truth = read_truth(run.source.val.annotations)
     return [run.source.val.images / image["file_name"] for image in truth.loadImgs(truth.getImgIds())]

@@ -21,11 +21,11 @@ LABEL_MAPS = "predictions/val"
 
 
 MERGE_SCORE = 0.3
-"""Instances that score less are left out when they are merged into a label map (Figure 1)."""
+"""Score threshold of instances that are merged into a label map (Figure 1)."""
 
 
 def score_label_maps(source: Source, folder: Path, *, limit: int | None = None) -> dict[str, Any]:
-    """mIoU of the predicted label maps in `folder` on the validation data (see `true_maps` for the truth)."""
+    """mIoU of the predicted label maps in `folder` on the validation data (see `true_maps` for the ground truth)."""
     pairs = (
         (m.make(), read_label_map(folder / f"{m.image_id}.png"))
         for m in true_maps(source.val, source.classes, limit=limit)
@@ -41,7 +41,7 @@ def merged_map(
     *,
     threshold: float = MERGE_SCORE,
 ) -> LabelMap:
-    """The detections of an image of `size` (h, w) as a label map; `names` of the categories by id."""
+    """Merge the detections of an image of `size` (h, w) into a label map; `names` of the categories by id."""
     return merge_by_score(
         [rle.decode(d["segmentation"]).astype(bool) for d in found],
         [classes.index(names[d["category_id"]]) for d in found],
@@ -55,10 +55,10 @@ def merged_map(
 def score_merged(
     source: Source, detections: Path, *, limit: int | None = None, threshold: float = MERGE_SCORE
 ) -> dict[str, Any]:
-    """mIoU of instances merged into label maps, instance discrimination ignored (Figure 1).
+    """mIoU of instances merged into label maps, which ignores instance discrimination (Figure 1).
 
-    Detections of `threshold` or more are painted from the lowest score to the highest, each with its class; what no
-    mask covers is background.
+    Detections with a score of at least `threshold` are painted in increasing order of score; uncovered pixels are
+    background.
     """
     categories = {c["id"]: c["name"] for c in json.loads(source.val.annotations.read_text())["categories"]}
     found: dict[int, list[dict[str, Any]]] = {}
@@ -79,7 +79,7 @@ DETECTIONS = "predictions/val.json"
 
 
 def write_scores(experiment: Experiment, source: Source, folder: Path, params: dict[str, Any]) -> dict[str, Any]:
-    """Score the predictions in a run folder and write its metrics.json, which says that the run is finished."""
+    """Score the predictions in a run folder and write metrics.json, which marks the run as finished."""
     metrics = scored(experiment, source, folder)
     metrics |= {name: params[name] for name in ("row", "digest", "seed")} | {"data": experiment.data}
     write_json(folder / "metrics.json", metrics)
@@ -87,7 +87,7 @@ def write_scores(experiment: Experiment, source: Source, folder: Path, params: d
 
 
 def measured(metrics: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
-    """The scores that could be measured: kind, name and value in percent."""
+    """Yield the scores that could be measured: kind, name and value in percent."""
     for name in ("segm", "segm_as_rectangles", "segm_any_class", "bbox", "iou"):
         for key, value in metrics.get(name, {}).items():
             if value is not None:
@@ -97,7 +97,7 @@ def measured(metrics: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
 def scored(experiment: Experiment, source: Source, folder: Path) -> dict[str, Any]:
     """The scores of the predictions in a run folder."""
     if experiment.semantic is not None and not source.masks:
-        # Its label maps have nothing to be compared with; a student still learns from it.
+        # There is no ground truth for its label maps; a student can still learn from it.
         return {
             "miou": None,
             "miou_foreground": None,

@@ -1,4 +1,4 @@
-"""What a run folder's results are worth: whether its training has ended, and whether it was more than a smoke run."""
+"""Warnings about a run folder's results: an unfinished training, a smoke run, changed annotations."""
 
 import re
 import sys
@@ -16,7 +16,7 @@ SMOKE = "a smoke run: two training steps on small images, to see that everything
 
 
 def remarks(folder: Path, experiment: Experiment, *, checkpoint: Path | None = None) -> list[str]:
-    """A sentence for each reason to beware of a run's results; empty for a finished run that is no smoke run.
+    """One sentence for each reason to distrust a run's results; empty for a finished run that is not a smoke run.
 
     checkpoint: the one in use; by default the folder's newest.
     """
@@ -33,18 +33,18 @@ def remarks(folder: Path, experiment: Experiment, *, checkpoint: Path | None = N
 
 
 def smoke_mark(experiment: Experiment) -> str:
-    """What a result of a smoke run begins with; "" for any other."""
+    """The prefix of a smoke run's results; "" for any other run."""
     return f"SMOKE RUN: {SMOKE.partition(': ')[2]}" if experiment.limit is not None else ""
 
 
 def warn(folder: Path, experiment: Experiment, *, checkpoint: Path | None = None) -> None:
-    """Say `remarks` on standard error, where a notebook shows them in red."""
+    """Print `remarks` to standard error, which a notebook shows in red."""
     for remark in remarks(folder, experiment, checkpoint=checkpoint):
         print(f"warning: {remark}", file=sys.stderr, flush=True)
 
 
 def warn_changed(folder: Path, params: Mapping[str, Any], data: Mapping[str, str]) -> None:
-    """Say on standard error that a run's annotations are no longer those of its record, and what that means."""
+    """Print a warning to standard error if a run's annotations differ from its record."""
     if changed := changed_splits(params, data):
         print(
             f"warning: the annotations of {' and '.join(changed)} in {params['data_root']} have changed since the run "

@@ -1,4 +1,4 @@
-"""A semantic teacher as a frozen network: a trained one, or torchvision's."""
+"""Load a semantic teacher as a frozen network: a trained one, or torchvision's."""
 
 import json
 from collections.abc import Sequence
@@ -21,22 +21,21 @@ _PREFIX = "network."
 
 
 class TeacherCard(Hook):
-    """Puts the row's values into every checkpoint, so that one file is enough to build the teacher again."""
+    """Stores the row's values in every checkpoint, so that the teacher can be built from one file."""
 
     def __init__(self, experiment: dict[str, Any]) -> None:
         self.experiment = json.dumps(experiment)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Called by mmengine."""
+        """Add the row's values."""
         checkpoint["experiment"] = self.experiment
 
 
 def load_teacher(path: str | Path, *, classes: Sequence[str] | None = None) -> TeacherNetwork:
-    """The frozen network of a teacher's run folder or checkpoint, or torchvision's: `.prior(images)` gives S and K.
+    """Load the frozen network of a teacher's run folder or checkpoint, or torchvision's; `.prior(images)` is S and K.
 
-    Weights only are loaded, nothing in the file is executed. `classes` are the student's, in its order; the teacher
-    must know exactly these (one of torchvision's some of them), and expect images normalised as `misa.data.pipeline`
-    does.
+    Only weights are loaded; no code in the file is executed. `classes` are the student's, in its order; the teacher
+    must know exactly these (torchvision's at least one) and expect images normalised as by `misa.data.pipeline`.
 
     Raises:
         UserError: no teacher there, or one for other data.
@@ -59,10 +58,10 @@ def load_teacher(path: str | Path, *, classes: Sequence[str] | None = None) -> T
 
 
 def ready_teacher(experiment: Experiment, classes: Sequence[str] | None = None) -> TorchvisionTeacher:
-    """The network of torchvision that a row names; in a smoke run with random weights, which nothing is downloaded for.
+    """Build the torchvision network of a row; in a smoke run with random weights, to avoid the download.
 
     Raises:
-        UserError: what `named_teacher` raises.
+        UserError: as `named_teacher`.
     """
     untrained = experiment.limit is not None and teacher_weights(experiment) is None
     name = experiment.teacher.removeprefix(TORCHVISION)
