@@ -113,7 +113,7 @@ class Step(NamedTuple):
 
     iteration, total: step of the optimiser, from 0, and their number.
     positives: the student's masks, in float32; `positives.instance` is each mask's index into the boxes of `truth`.
-    repeats: how many predictions of every object the positives hold (Mask2Former: one per decoder layer and the first).
+    repeats: number of predictions per object in the positives (Mask2Former: one per decoder layer and the first).
     batch: the normalised images at the size of the masks, and which pixels are not padding.
     features: the dense feature I (b d h w); adapted: I after FSD's adapter.
     union: B of Eq. 5 (b 1 h w), the union of the boxes. known (b 1 h w): where the content is known, outside crowds.

@@ -4,7 +4,7 @@ L = L_projection + [r < 0.3] · dice(p · dilate(B), y) [+ with an object bank, 
 y is the mean of the student's and its EMA model's mask, refined within the box ("structured teacher"); the gate on r, a
 running mean of L_projection, enables the term once masks fill their boxes. Constants are the published code's.
 
-The bank holds objects of earlier steps, as the copy saw them. One mask of every box, with SOLOv2 that of the cell of
+The bank holds the EMA model's objects of earlier steps. One mask of every box, with SOLOv2 that of the cell of
 its centre, is compared with those of its class; where enough are alike, cells of both are matched. L_match asks the
 features to be alike where they are matched: as coded a softmax of a softmax, which teaches next to nothing
 (`misa.losses.correspondence`). The matched objects' masks vote in a second mean field, whose result supervises these

@@ -40,7 +40,7 @@ _CARD = "predict.json"
 
 
 class _Frame(NamedTuple):
-    """An image on its way: the name of its results, its file, its path, by what a change is noticed, and its pixels."""
+    """An image to predict: the name of its results, its file, path, stamp to detect changes, and pixels."""
 
     name: str
     file: str
@@ -221,7 +221,7 @@ def _given(inputs: Sequence[Picture | Video], folder: Path) -> tuple[int, int]:
 
 
 def _require_same_files(folder: Path, inputs: Sequence[Picture | Video]) -> None:
-    """UserError where results of another file have the name of an input, whose results would replace them."""
+    """Raise UserError if results of another file have the name of an input and would be overwritten."""
     for item, row in _of(inputs, folder):
         path = os.path.abspath(item.path)
         if row["stamp"][:2] != list(item.stamp) and row.get("source", path) != path:

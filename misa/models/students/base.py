@@ -38,7 +38,7 @@ WANTED = {
 class Handover(NamedTuple):
     """What a student hands over of a batch: its masks, its dense feature I (b d h w), and losses of its own.
 
-    repeats: how many predictions of every object `positives` holds; each is supervised on its own.
+    repeats: number of predictions per object in `positives`; each is supervised on its own.
     places: from which the EMA model makes its masks of the same objects, in the same order. per_box: where the
     objective needs it.
     """

@@ -1,7 +1,7 @@
 """Mask2Former as a box-supervised student (Eq. 2): mmdet's head, with `Positives` in place of mask targets.
 
 Every prediction of the decoder, that of the initial queries included, is matched and supervised on its own. As in
-APro, no points are sampled: costs and losses look at whole masks. APro matches at the input's size; here it is done at
+APro, no points are sampled: costs and losses use whole masks. APro matches at the input's size; here it is done at
 the masks' own, a quarter of it, where boxes are drawn and losses are computed as well.
 
 The EMA model's mask of an object is that of the query which its own last prediction matches to the box, not that of the
@@ -42,7 +42,7 @@ CLASS_WEIGHT, NO_OBJECT = 2.0, 0.1  # of the classification loss, and of "no obj
 
 
 class Match(NamedTuple):
-    """The matching of queries to instances, for every prediction; on the host."""
+    """The matches of queries to instances for every prediction, on the host."""
 
     prediction: Int[Tensor, " m"]
     image: Int[Tensor, " m"]
@@ -59,14 +59,14 @@ class Predicted(NamedTuple):
 
 
 class BoxMask2FormerHead(Mask2FormerHead):
-    """Mask2Former's head that matches queries to boxes and hands their masks over as `Positives`."""
+    """Mask2Former's head with queries matched to boxes; it returns their masks as `Positives`."""
 
     def predict_all(self, features: tuple[Tensor, ...]) -> Predicted:
         """Compute all predictions of a batch and the dense feature, in float32."""
         kept: list[Tensor] = []
 
         def surface(module: object, inputs: object, output: tuple[Tensor, list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
-            """mmdet computes I in its forward pass and drops it. Made float32 once, not for each of ten predictions."""
+            """Keep I, which mmdet discards; cast to float32 once instead of for each of ten predictions."""
             kept.append(output[0].float())
             return kept[0], output[1]
 
@@ -102,7 +102,7 @@ class BoxMask2FormerHead(Mask2FormerHead):
     def _forward_head(
         self, decoder_out: Tensor, mask_feature: Tensor, attn_mask_target_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """A prediction in float32: a mask sums hundreds of products, which may be too large for float16."""
+        """Predict in float32: a mask is a sum over hundreds of channels, which may overflow float16."""
         with torch.autocast(decoder_out.device.type, enabled=False):
             predicted: tuple[Tensor, Tensor, Tensor] = super()._forward_head(
                 decoder_out.float(), mask_feature.float(), attn_mask_target_size
@@ -112,7 +112,7 @@ class BoxMask2FormerHead(Mask2FormerHead):
     def _class_loss(
         self, scores: Float[Tensor, "l b q e"], target: Int[Tensor, "l b q"], matched: int
     ) -> Float[Tensor, ""]:
-        """Cross-entropy with little weight on "no object", summed over the predictions."""
+        """Cross-entropy with weight `NO_OBJECT` of "no object", summed over the predictions."""
         weight = scores.new_ones(self.num_classes + 1)
         weight[-1] = NO_OBJECT
         total = F.cross_entropy(scores.flatten(0, 2), target.flatten(), weight=weight, reduction="sum")
@@ -148,7 +148,7 @@ def assign(
     boxes: list[Tensor],
     labels: list[Tensor],
 ) -> Match:
-    """The cheapest one-to-one match of queries to each image's boxes (n h w), prediction by prediction.
+    """Match queries one to one to each image's boxes (n h w) at minimum cost, separately for every prediction.
 
     One transfer to the host for the whole batch.
     """
@@ -198,13 +198,13 @@ def _answered(found: Predicted, boxes: list[Tensor], instances: list[InstanceDat
 
 
 def _dice(a: Float[Tensor, "l q k"], b: Float[Tensor, "n k"], eps: float = 1.0) -> Float[Tensor, "l q n"]:
-    """Dice distance of every projection to every other, squared denominators, eps in both parts."""
+    """Pairwise Dice distance of projections, with squared denominators and eps in numerator and denominator."""
     overlap = torch.einsum("lqk,nk->lqn", a, b)
     return 1 - (2 * overlap + eps) / (a.square().sum(-1)[..., None] + b.square().sum(-1) + eps)
 
 
 def mask2former_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
-    """The detector."""
+    """The detector's config."""
     network = experiment.network
     model = mmdet_model("mask2former/mask2former_r50_8xb2-lsj-50e_coco.py")
     model.type = Mask2Former
@@ -254,11 +254,11 @@ class MISAMask2Former(BoxSupervised, Mask2Former):
     lacks: ClassVar[dict[str, str]] = {}
 
     def feature_channels(self) -> int:
-        """Those of a query and of every map."""
+        """The channels of a query and of every map."""
         return int(self.panoptic_head.decoder_embed_dims)
 
     def dense_feature(self, maps: tuple[Tensor, ...]) -> Tensor:
-        """The pixel decoder's finest map, which every query is multiplied with."""
+        """The pixel decoder's finest map, with which every query is multiplied."""
         return _dense_feature(self, maps).float()
 
     def handover(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> Handover:
@@ -278,7 +278,7 @@ class MISAMask2Former(BoxSupervised, Mask2Former):
         return handed
 
     def detect(self, images: Tensor, sizes: list[tuple[int, int]]) -> list[Detected]:
-        """The surest queries of the last decoder layer, each with its classes; boxes are the masks' extents."""
+        """Detect by the top-scoring (query, class) pairs of the last decoder layer; boxes are the masks' extents."""
         scores, logits = (each[-1].float() for each in self.panoptic_head(self.extract_feat(images), []))
         stride, found = images.shape[-2] // logits.shape[-2], []
         for own, masks in zip(scores.softmax(dim=-1)[..., :-1], logits.sigmoid(), strict=True):
@@ -288,7 +288,7 @@ class MISAMask2Former(BoxSupervised, Mask2Former):
         return found
 
     def masks_of_boxes(self, images: Tensor, instances: list[InstanceData]) -> list[BoxMasks]:
-        """The mask of the last decoder layer's query that matches a box; there may be more boxes than queries."""
+        """The mask of the last decoder layer's query matched to a box; none for boxes beyond the number of queries."""
         scores, logits = (each[-1].float() for each in self.panoptic_head(self.extract_feat(images), []))
         h, w = logits.shape[-2:]
         boxes = [box_masks(truth.bboxes, h, w, stride=images.shape[-2] // h) for truth in instances]
@@ -304,13 +304,13 @@ class MISAMask2Former(BoxSupervised, Mask2Former):
 
 
 def _dense_feature(model: Mask2Former, maps: tuple[Tensor, ...]) -> Tensor:
-    """Of a student that learns from masks, too, which is mmdet's own."""
+    """`MISAMask2Former.dense_feature`, also for mmdet's Mask2Former trained from masks."""
     features: Tensor = model.panoptic_head.pixel_decoder(maps)[0]
     return features
 
 
 def parameter_groups(experiment: Experiment) -> dict[str, dict[str, float]]:
-    """Which parameters learn slower or do not decay, by parts of their names, as mmdet's Mask2Former has it."""
+    """Parameters with a lower learning rate or no weight decay, by parts of their names, as in mmdet's Mask2Former."""
     slow = experiment.schedule.backbone_lr
     keys = {name: {"decay_mult": 0.0} for name in ("query_embed", "query_feat", "level_embed")}
     if slow == 1:
