@@ -93,7 +93,7 @@ class Predictions:
 
     given: how many of these images and instances belong to the inputs of this call. predicted: how many images it had
     to predict. Of a share, images and instances are those that all shares have on record so far. unanswered: number of
-    known boxes without a mask, by image name. unused: for which images there were boxes that are none of those given.
+    known boxes without a mask, by image name. unused: image names with boxes that are not inputs.
     """
 
     folder: Path
@@ -215,7 +215,7 @@ def _of(inputs: Sequence[Picture | Video], folder: Path) -> Iterator[tuple[Pictu
 
 
 def _given(inputs: Sequence[Picture | Video], folder: Path) -> tuple[int, int]:
-    """How many images and instances on record are of the inputs."""
+    """The numbers of recorded images and instances that belong to the inputs."""
     counts = [len(row["instances"]) for _, row in _of(inputs, folder)]
     return len(counts), sum(counts)
 
@@ -241,7 +241,7 @@ def _work(
     share: Share,
     left: Mapping[str, str],
 ) -> tuple[int, dict[str, str]]:
-    """Predict what is not done yet, one record a line; returns how many images that were, and what failed or was left.
+    """Predict unfinished images, recorded one per line; return their number, and those that failed or were left.
 
     UserError where a result of another file would be replaced.
     """
@@ -262,7 +262,7 @@ def _work(
                 paint(folder, frame.name, frame.image, result, masks=options.masks, pictures=options.overlay)
                 row = {"name": frame.name, "file": frame.file, "source": frame.source, "stamp": frame.stamp}
                 row |= {"size": result.size, "instances": rows_of(result)}
-                # After its pictures: what is on record is there.
+                # After the image's files, so that those of recorded images exist.
                 record.write(json.dumps(row).encode() + b"\n")
                 record.flush()
                 predicted += 1

@@ -133,7 +133,7 @@ def opened(
     root = Path(data_root or params["data_root"])
     if data_root is None and not root.exists():
         raise UserError(f"the data of {folder} is no longer at {root}; restore it, or give {option_name('data_root')}.")
-    # The data is there already, at the root that was recorded; nothing is drawn again.
+    # Embedded data exists at the recorded root already; it is not generated again.
     there = replace(experiment, data="coco", scenes=()) if experiment.data == "demo" else experiment
     source = open_source(there, root, classes=params["classes"], need_train=False)
     if data_root is None:  # otherwise other data is intended

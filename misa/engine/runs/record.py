@@ -70,7 +70,7 @@ def read_params(folder: Path) -> dict[str, Any]:
 def require_own(folder: Path, params: dict[str, Any]) -> None:
     """Raise UserError if `folder` holds another run than `params`, or unknown files.
 
-    Data that has moved and is the same makes no other run. Annotations that have changed do, unless it is finished.
+    Moved but equal data is the same run. Changed annotations make another run, unless the run is finished.
     params: the whole record, or the part of it that is known before the data is read: seed and experiment.
     """
     before, name = read_json(folder / "params.json"), option_name("work_dir")
@@ -79,7 +79,7 @@ def require_own(folder: Path, params: dict[str, Any]) -> None:
         if foreign:
             raise UserError(f"{name} {folder} has a {foreign[0]} but no params.json; choose an empty folder.")
         return
-    # The row's name is only a name; older runs do not say of which values their teacher was.
+    # The row's name does not matter; older runs did not record the teacher's digest.
     ignored = {"row", "digest", "data"} if "teacher_digest" in before else {"row", "digest", "data", "teacher_digest"}
     if "data" in params and same_data(before, params):
         ignored.add("data_root")

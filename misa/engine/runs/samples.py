@@ -21,7 +21,7 @@ from misa.evaluation.ap import read_truth
 
 
 def training_samples(source: Source, *, count: int = 8, seed: int = 0) -> list[dict[str, Any]]:
-    """Some training images as the student sees them: `image` (h w 3), `boxes` (n 4, xyxy), `labels` (n names).
+    """Sample training images: `image` (h w 3), `boxes` (n 4, xyxy), `labels` (n names).
 
     `colors`: the numbers of the classes, so that each has one color, as in the live picture of a training.
     """
