@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -134,12 +135,15 @@ def measure(experiment: Experiment, *, sides: tuple[int, int] = (192, 320), devi
     """Measure training steps of the row's full-size network on square images of these two sides in pixels."""
     if not 64 <= sides[0] < sides[1] or any(side % 32 for side in sides):
         raise UserError(f"sides are {sides}; give two multiples of 32 from 64, the smaller first.")
-    MMLogger.get_current_instance().setLevel("ERROR")  # otherwise it logs every initialised parameter
+    logger = MMLogger.get_current_instance()
+    logger.setLevel("ERROR")  # otherwise it logs every initialised parameter
     classes = tuple(f"class {i}" for i in range(CLASSES[experiment.data]))
     warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")  # from mmdet's heads at their first call
     scratch = experiment.but(network={"pretrained": False}, augmentation={"jitter": None})
     model: nn.Module = MODELS.build(model_config(scratch, classes))
-    model.init_weights()  # type: ignore[operator]
+    # mmengine would also write them to the log file of an earlier run of this process, which may be closed.
+    with patch.object(logger, "handlers", []):
+        model.init_weights()  # type: ignore[operator]
     model.to(device).train()
     frozen = 0
     if experiment.teacher:

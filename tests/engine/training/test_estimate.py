@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 from misa.cli import main
 from misa.engine.training.estimate import GPUS, Step, Work, estimate, input_pixels, measure
@@ -74,6 +75,17 @@ def test_two_small_images_tell_of_a_larger_one(name):
     line, larger = measure(row, sides=(96, 160)), measure(row, sides=(160, 256)).large
     assert line.flops(larger.pixels) == pytest.approx(larger.flops, rel=0.05)
     assert line.kept(larger.pixels) == pytest.approx(larger.kept, rel=0.05)
+
+
+def test_the_closed_log_file_of_an_earlier_run_is_not_written_to(tmp_path):
+    """Whoever configures logging in a process, as submitit does, closes the files of all loggers."""
+    logger = MMLogger.get_instance("an earlier run", log_file=str(tmp_path / "log.txt"))
+    for handler in logger.handlers:
+        handler.close()
+    try:
+        assert measure(find_row("demo:box"), sides=(64, 96)).flops(96 * 96) > 0
+    finally:
+        MMLogger._instance_dict.pop("an earlier run")
 
 
 @pytest.mark.slow
