@@ -70,4 +70,6 @@ def run(options: Evaluate) -> int:
         machine=options.machine,
     )
     print(result.table())
+    if options.predictions:
+        print(f"predictions: {options.predictions}")
     return 0

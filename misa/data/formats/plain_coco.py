@@ -59,9 +59,7 @@ def convert(data: PathLike, out: PathLike, *, images: ImagesAs = "link") -> list
     """
     layout, out = open_layout(data), Path(out).expanduser().absolute()
     if os.path.lexists(out):
-        raise UserError(
-            f"{out} exists already and was not changed; give the name of a new folder, or delete it to convert again."
-        )
+        raise UserError(f"{out} exists already and was not changed; give the name of a new folder.")
     if out.resolve().is_relative_to(layout.root if layout.root.is_dir() else layout.root.parent):
         raise UserError(f"out {out} is inside the data, where it would be read as part of it; give another place.")
     beside = unfinished(out)

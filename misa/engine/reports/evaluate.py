@@ -46,11 +46,11 @@ def evaluate(
 
     `merged` adds mIoU for a student, of its instances with a score of at least `merge_score` painted into one label map
     in increasing order of score (Figure 1). `details` adds AP per class and precision-recall curves, `boundary` the
-    boundary AP, which requires faster-coco-eval. `predictions` writes a student's detections as a COCO results file.
-    The run folder is not changed.
+    boundary AP, which requires faster-coco-eval. `predictions` writes a student's detections as a COCO results file;
+    it replaces such a file, and no other. The run folder is not changed.
 
     Raises:
-        UserError: no run folder, no checkpoint, another model's checkpoint, unusable data.
+        UserError: no run folder, no checkpoint, another model's checkpoint, unusable data, another file in the way.
     """
     if boundary and importlib.util.find_spec("faster_coco_eval") is None:
         raise UserError("boundary AP needs the package faster-coco-eval; pip install it.")
@@ -83,7 +83,9 @@ def evaluate(
 
 
 def _require_place(path: Path) -> None:
-    """Raise UserError, before long work, if a file cannot be written; make its folder."""
+    """Raise UserError, before long work, if a file holds something else or cannot be written; make its folder."""
+    if path.is_file() and not _holds_detections(path):
+        raise UserError(f"predictions {path} exists already and holds no detections; choose another file.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         there = path.exists()
@@ -124,3 +126,10 @@ def predict_split(run: Trained, source: Source, target: Path, machine: Machine |
     if run.checkpoint is not None:
         load_weights(runner.model, run.checkpoint)
     runner.test()
+
+
+def _holds_detections(path: Path) -> bool:
+    """Return whether a file begins as a COCO results file, which the same call may replace."""
+    with path.open("rb") as file:
+        head = file.read(1 << 16).lstrip()
+    return head[:1] == b"[" and (b'"score"' in head or head[1:].strip() == b"]")

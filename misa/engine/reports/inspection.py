@@ -100,6 +100,7 @@ def inspect_run(
         UserError: no finished student, unreadable predictions, or data without masks.
     """
     _check(resamples, examples, threshold=threshold, good=good)
+    _require_page(Path(out or "").expanduser())
     experiment, source, folder, params = _student(run_folder, data_root)
     truth = read_truth(source.val.annotations)
     images = truth.getImgIds()[: experiment.limit]
@@ -130,6 +131,14 @@ def inspect_run(
     )
     _write(path, page)
     return replace(inspection, page=path)
+
+
+def _require_page(path: Path) -> None:
+    """Raise UserError if a file is not a page of ours, which may be replaced."""
+    if path.is_file():
+        with path.open("rb") as file:
+            if b'content="misa"' not in file.read(1000):
+                raise UserError(f"{path} exists already and is no page of misa inspect; choose another file.")
 
 
 def _check(*counts: int, **shares: float) -> None:

@@ -154,6 +154,9 @@ def test_nothing_is_overwritten_or_written_among_the_data(tmp_path: Path) -> Non
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="there exists already and was not changed; give the name of a new folder"):
         convert(tmp_path / "data", tmp_path / "there")
+    with pytest.raises(UserError, match="new folder") as caught:
+        convert(tmp_path / "data", tmp_path / "data")
+    assert "delete" not in str(caught.value)
     with pytest.raises(UserError, match="is inside the data"):
         convert(tmp_path / "data", tmp_path / "data" / "coco")
     with pytest.raises(UserError, match="is inside the data"):

@@ -73,6 +73,12 @@ def test_the_page_is_whole_by_itself(small_run, perfect, tmp_path, capsys):
     arguments = ["inspect", str(small_run.folder), "--predictions", str(perfect[0]), "--out", str(out)]
     assert main([*arguments, "--resamples", "20"]) == 0
     assert str(out) in capsys.readouterr().out
+    assert main([*arguments, "--resamples", "20"]) == 0
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"\xff\xd8\xff")
+    assert main([*arguments[:-1], str(photo)]) == 2
+    assert "photo.jpg exists already and is no page of misa inspect" in capsys.readouterr().err
+    assert photo.read_bytes() == b"\xff\xd8\xff"
     seen = Seen()
     seen.feed(out.read_text())
     assert seen.scripts == 1  # sorts the table of all images; in the page itself, see below

@@ -246,8 +246,17 @@ def test_evaluate_repeats_the_runs_own_predictions(run, tmp_path):
     np.testing.assert_equal(again["segm"], run.metrics["segm"])
     own = (run.folder / "predictions" / "val.json").read_bytes()
     assert (tmp_path / "again.json").read_bytes() == own
-    evaluate(run.folder, checkpoint="none", predictions=tmp_path / "untrained.json")
-    assert (tmp_path / "untrained.json").read_bytes() != own
+    evaluate(run.folder, checkpoint="none", predictions=tmp_path / "again.json")  # such a file is replaced
+    assert (tmp_path / "again.json").read_bytes() != own
+
+
+@pytest.mark.parametrize("text", ['{"images": [], "annotations": [{"score": 1}]}', '[{"id": 1}]', "", "notes"])
+def test_evaluate_replaces_no_other_file(run, tmp_path, text):
+    """Not even the annotations that are evaluated on."""
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(UserError, match=r"mine\.json exists already and holds no detections; choose another file"):
+        evaluate(run.folder, predictions=tmp_path / "mine.json")
+    assert (tmp_path / "mine.json").read_text() == text
 
 
 def test_evaluate_refuses_another_models_checkpoint(run, place, tmp_path):
