@@ -151,22 +151,27 @@ def figure4(examples: Sequence[tuple[Example, Seed]], *, knobs: Knobs | None = N
     """Compare color affinity and SEPA from a seed: one row per image, every map from 0 to 1.
 
     Columns: the image with seed and box, A, A^f, A^c and SEPA to every pixel, the masks that color and SEPA propagate
-    from a blob in the box, relative to their maximum, and the ground truth, for comparison only (omitted if there is
-    none). The orange line of a mask is its contour at half of its maximum; below is its IoU with the ground truth.
+    from a blob in the box, relative to their maximum, and the ground truth, for comparison only (omitted if no image
+    has any). The orange line of a mask is its contour at half of its maximum; below is its IoU with the ground truth.
     """
     knobs = Knobs() if knobs is None else knobs
     kernels = field_of(examples[0][0], 0).kernels
     made: tuple[Kernel, ...] = ("color", "enhanced") if len(kernels) > 1 else ("color",)
-    titles = ["image", *(f"{NAMES[k]} {SYMBOLS[k]}" for k in kernels), *(f"mask, {NAMES[k]}" for k in made), "truth"]
+    rows = [_seen(example, seed, knobs, made) for example, seed in examples]
+    titles = ["image", *(f"{NAMES[k]} {SYMBOLS[k]}" for k in kernels), *(f"mask, {NAMES[k]}" for k in made)]
+    titles += ["truth"] if any(seen.truth is not None for seen in rows) else []
     shapes = [example.size[0] / example.size[1] for example, _ in examples]
     cell = (PAGE - 0.95) / len(titles)
     figure = _printed(PAGE, sum(cell * shape + 0.17 for shape in shapes) + 0.2)
     axes = figure.subplots(len(examples), len(titles), squeeze=False, height_ratios=shapes)
-    for r, (example, seed) in enumerate(examples):
-        seen = _seen(example, seed, knobs, made)
-        for c, (values, kind) in enumerate(zip(seen.maps, seen.kinds, strict=True)):
+    for r, ((example, _), seen) in enumerate(zip(examples, rows, strict=True)):
+        for c, title in enumerate(titles):
+            _blank(axes[r, c], title=title if r == 0 else "", label=example.name if c == 0 else "", size=6)
+            if c == len(seen.maps):
+                axes[r, c].text(0.5, 0.5, "no truth", ha="center", fontsize=6, transform=axes[r, c].transAxes)
+                continue
+            values, kind = seen.maps[c], seen.kinds[c]
             _figure4_map(axes[r, c], seen, values, kind)
-            _blank(axes[r, c], title=titles[c] if r == 0 else "", label=example.name if c == 0 else "", size=6)
             if kind == "mask" and seen.truth is not None:
                 axes[r, c].set_xlabel(f"IoU {_iou(values >= 0.5, seen.truth):.2f}", fontsize=6, labelpad=1)
     shade = ScalarMappable(Normalize(0, 1), MAP)
@@ -198,8 +203,8 @@ def _seen(example: Example, seed: Seed, knobs: Knobs, made: Sequence[Kernel]) ->
     own = truth[box].numpy() if truth is not None and box is not None else None
     maps = [example.image, *(direct[k].numpy() for k in field.kernels)]
     maps += [(masks[k] / masks[k].max().clamp(min=1e-12)).numpy() for k in made]
-    maps.append(np.zeros(example.size) if own is None else own)
-    kinds = ["image", *["affinity"] * len(field.kernels), *["mask"] * len(made), "truth"]
+    maps += [] if own is None else [own]
+    kinds = ["image", *["affinity"] * len(field.kernels), *["mask"] * len(made), "truth"][: len(maps)]
     return _Seen(maps, kinds, example.size, seed, None if inside is None else inside.numpy(), own)
 
 

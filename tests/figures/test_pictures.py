@@ -3,6 +3,7 @@
 MISA_NEW_PICTURES=1 python -m pytest tests/figures/test_pictures.py updates them; view them before committing.
 """
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -68,3 +69,14 @@ def test_a_changed_map_is_seen(example, tmp_path):
         np.asarray(matplotlib.image.imread(drawn)).shape
         == np.asarray(matplotlib.image.imread(STORED / "fourth.png")).shape
     )
+
+
+def test_figure_4_has_a_column_of_truth_only_if_an_image_has_masks(example):
+    bare = dataclasses.replace(example, masks=None)
+    titles = [axes.get_title() for axes in figure4([(bare, (5, 6))]).axes]
+    assert "image" in titles
+    assert "truth" not in titles
+    *tiles, _ = figure4([(example, (5, 6)), (bare, (5, 6))]).axes  # the last is the color bar
+    assert [axes.get_title() for axes in tiles].count("truth") == 1
+    assert [axes for axes in tiles if not axes.images] == tiles[-1:]
+    assert [text.get_text() for axes in tiles for text in axes.texts] == ["no truth"]
