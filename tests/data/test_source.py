@@ -91,7 +91,8 @@ def test_warnings_are_told_in_one_line_once(root, capsys):
     train, val = capsys.readouterr().out.splitlines()
     expected = "1 box clipped, 1 box thinner than a pixel left out"
     assert train == f"data: in the train split {expected}; `misa check {root}` lists them"
-    assert val == f"data: in the val split objects of extra are left out; `misa check {root}` lists them"
+    expected = "objects of extra are left out, as they are of no class of the training"
+    assert val == f"data: in the val split {expected}; `misa check {root}` lists them"
     open_source(BOX.but(supervision="mask"), root)
     assert capsys.readouterr().out == ""
 
