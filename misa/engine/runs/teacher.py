@@ -63,9 +63,18 @@ def ready_teacher(experiment: Experiment, classes: Sequence[str] | None = None) 
     Raises:
         UserError: as `named_teacher`.
     """
-    untrained = experiment.limit is not None and teacher_weights(experiment) is None
     name = experiment.teacher.removeprefix(TORCHVISION)
-    return named_teacher(name, weights=None if untrained else "default", classes=classes)
+    return named_teacher(name, weights=None if _untrained(experiment) else "default", classes=classes)
+
+
+def teacher_line(experiment: Experiment, teacher: TorchvisionTeacher) -> str:
+    """Line for the log about a row's torchvision network: the classes it knows, and whether its weights are random."""
+    random = "; random weights in a smoke run; a real run downloads them" if _untrained(experiment) else ""
+    return f"{experiment.teacher}: {teacher.matches}{random}"
+
+
+def _untrained(experiment: Experiment) -> bool:
+    return experiment.limit is not None and teacher_weights(experiment) is None
 
 
 def _check_contract(path: Path, contract: TeacherContract, classes: Sequence[str] | None) -> None:

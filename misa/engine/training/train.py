@@ -25,7 +25,7 @@ from misa.engine.runs.folder import (
 from misa.engine.runs.places import named_student, student_place, student_row, teacher_place
 from misa.engine.runs.record import run_params
 from misa.engine.runs.scores import measured, write_scores
-from misa.engine.runs.teacher import load_teacher, ready_teacher
+from misa.engine.runs.teacher import load_teacher, ready_teacher, teacher_line
 from misa.engine.training.config import run_config
 from misa.engine.training.cost import measured_step
 from misa.engine.training.labels import prepare_labels
@@ -198,7 +198,7 @@ def build(plan: Plan, machine: Machine, split: BatchSplit, device: str) -> Runne
     labelled_by = named_student(experiment)
     if experiment.teacher and plan.first is None:
         teacher = ready_teacher(experiment, source.classes)
-        _say(f"{experiment.teacher}: {teacher.matches}")
+        _say(teacher_line(experiment, teacher))
     elif experiment.teacher and plan.first is not None:
         teacher = load_teacher(plan.first.folder, classes=source.classes)
     elif plan.first is not None:

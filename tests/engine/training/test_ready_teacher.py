@@ -12,6 +12,7 @@ from misa.cli import main
 from misa.data.source import open_source
 from misa.engine.reports.explore import open_networks
 from misa.engine.reports.profile import forms
+from misa.engine.runs.teacher import ready_teacher, teacher_line
 from misa.engine.training.estimate import measure
 from misa.engine.training.train import train
 from misa.errors import UserError
@@ -140,12 +141,24 @@ def test_without_internet_it_is_one_sentence_before_the_data_is_read(tmp_path, m
     assert not (tmp_path / "run").exists()
 
 
+def test_a_smoke_run_says_that_the_weights_are_random(student, monkeypatch):
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", None)
+    row = student_of(f"torchvision:{NETWORK}")
+    teacher = ready_teacher(row.smoke(), NAMES)
+    assert teacher_line(row.smoke(), teacher).endswith(
+        "sees kite; random weights in a smoke run; a real run downloads them"
+    )
+    assert teacher_line(row, teacher).endswith("sees kite")
+    assert teacher_line(student.smoke(), ready_teacher(student.smoke(), NAMES)).endswith("sees kite")  # of a file
+
+
 @pytest.mark.slow
-def test_a_smoke_run_downloads_nothing_and_repeats(data, tmp_path, monkeypatch):
+def test_a_smoke_run_downloads_nothing_and_repeats(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", None)
     row = student_of(f"torchvision:{NETWORK}").smoke()
     first, second = (train(row, data_root=data, work_dir=tmp_path / name, machine=CPU).folder for name in "ab")
     assert (first / "losses.jsonl").read_bytes() == (second / "losses.jsonl").read_bytes()
+    assert capsys.readouterr().out.count("random weights in a smoke run") == 2
 
 
 @pytest.mark.parametrize(
