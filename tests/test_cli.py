@@ -59,6 +59,18 @@ def test_a_wrong_path_is_shown_as_it_was_typed(words, hint, capsys, tmp_path, mo
     assert "data_root" not in error
 
 
+@pytest.mark.parametrize("words", [["guidance", "runs/demo", "--out"], ["tables", "3", "--save"]])
+@pytest.mark.parametrize("place", ["boxes.csv", "boxes.csv/below"])
+def test_a_file_in_place_of_a_folder_is_refused_before_the_work(words, place, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "boxes.csv").write_text("mine")
+    assert main([*words, place]) == 2
+    shown = capsys.readouterr()
+    assert shown.err == f"misa {words[0]}: {words[-1]} is a folder; boxes.csv is a file.\n"
+    assert not shown.out
+    assert (tmp_path / "boxes.csv").read_text() == "mine"
+
+
 def test_drawn_scenes_are_not_suggested_to_a_row_of_photographs(tmp_path, capsys, monkeypatch):
     drawn = tmp_path / "datasets/demo-0123abcd/annotations"
     drawn.mkdir(parents=True)

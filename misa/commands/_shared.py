@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from misa.data.formats.coco import require_there
 from misa.engine.runs.record import read_params
-from misa.errors import UserError
+from misa.errors import UserError, option_name
 from misa.files import missing
 from misa.parameters import argument, option
 from misa.rows import find_row
@@ -30,6 +30,16 @@ def require_file(path: str, what: str, cure: str) -> None:
     """Raise UserError if there is no such file or folder; `what` names it in the message."""
     if not os.path.exists(place := Path(path).expanduser()):
         raise UserError(missing(place, what, cure))
+
+
+def require_folder(path: str, name: str) -> None:
+    """Raise UserError if the folder to write into, or one above it, is a file; `name` is its option, "" is unchecked.
+
+    Checked before the work whose result is written there.
+    """
+    place = Path(path).expanduser()
+    if path and (file := next((p for p in (place, *place.parents) if os.path.isfile(p)), None)):
+        raise UserError(f"{option_name(name)} is a folder; {file} is a file.")
 
 
 def require_student(path: str) -> None:

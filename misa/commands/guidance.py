@@ -26,6 +26,7 @@ class Guidance(Parameters):
 
 def run(options: Guidance) -> int:
     """Measure and print."""
+    shared.require_folder(options.out, "out")
     shared.require_run(options.run)
     shared.require_data(options.data_root)
     from misa.engine.reports.guidance import READINGS, measure_guidance, write_guidance

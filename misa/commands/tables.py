@@ -49,6 +49,7 @@ class Tables(Parameters):
 
 def run(options: Tables) -> int:
     """Train missing runs if requested, then print the table."""
+    shared.require_folder(options.save, "save")
     from misa.engine.reports.tables import open_table, summary
 
     table = open_table(**options.table_options())

@@ -133,7 +133,7 @@ class Table:
 
     def save(self, folder: str | Path, name: str) -> list[Path]:
         """Write HTML, LaTeX and CSV, and the details as another CSV, into a folder; return the paths."""
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         kinds: dict[str, Format] = {"html": "html", "tex": "latex", "csv": "csv"}
         paths = []
