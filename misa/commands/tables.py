@@ -25,7 +25,7 @@ class Tables(Parameters):
     run: bool = option(False, "train what is missing, resume what was interrupted", only="command")
     slots: int = option(1, "trainings at a time on this machine", low=1, high=1024)
     cluster: str = option("", "submit the trainings through submitit instead, such as to slurm")
-    cluster_options: str = option("", "submitit's: timeout_min=1440,gpus_per_node=1 (minutes of one training)")
+    cluster_options: str = option("", "options of submitit, such as timeout_min (minutes of one training)")
     data_root: str = shared.data_root()
     root: str = option("runs/tables", "folder of the run folders")
     details: bool = option(False, "also class-agnostic AP, AP by mode and size, cost (comparators: always)")

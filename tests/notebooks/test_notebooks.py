@@ -13,6 +13,7 @@ import nbformat
 import numpy as np
 import pytest
 from nbclient import NotebookClient
+from papermill.inspection import inspect_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
@@ -93,6 +94,14 @@ def test_committed_clean(path):
         assert "parameters" in cell.metadata.get("tags", []) or len(cell.source.splitlines()) <= 12
         definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
         assert not any(isinstance(node, definitions) for node in ast.walk(ast.parse(cell.source)))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_papermill_reads_every_parameter(path):
+    """Its `--help-notebook` lists them; lines that it cannot parse, as with "=" in a comment, are left out."""
+    (cell,) = (cell for cell in cells(path) if "parameters" in cell.metadata.get("tags", []))
+    declared = [node.target.id for node in ast.parse(cell.source).body if isinstance(node, ast.AnnAssign)]
+    assert list(inspect_notebook(path)) == declared
 
 
 @pytest.mark.parametrize("path", [FOLDER.parent / "README.md", *NOTEBOOKS], ids=lambda p: p.stem)
