@@ -1,6 +1,7 @@
 """Checkpoints of a run folder: find the newest valid one, and load weights."""
 
 import os
+import pickle
 import re
 import zipfile
 from collections.abc import Iterator
@@ -47,6 +48,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(missing(path, "checkpoint", "give a run folder or a file of its checkpoints folder"))
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # its text advises weights_only=False, which would execute code in the file
+        raise UserError(f"{path} cannot be read as a checkpoint; give one made by misa train.") from None
     except Exception as error:  # torch raises many kinds for a truncated or foreign file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} cannot be read as a checkpoint ({reason}); give one made by misa train.") from error

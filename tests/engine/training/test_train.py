@@ -2,17 +2,21 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import misa
 from misa.cli import main
 from misa.engine.reports.evaluate import evaluate
 from misa.engine.training.runner import quiet_runner
@@ -290,6 +294,22 @@ def test_a_checkpoint_from_a_stranger_runs_no_code(run, tmp_path):
     torch.save({"state_dict": {}, "extra": Trap(tmp_path / "sprung")}, tmp_path / "stranger.pth")
     with pytest.raises(UserError, match="cannot be read as a checkpoint"):
         evaluate(run.folder, checkpoint=tmp_path / "stranger.pth")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("kind", ["photo", "text", "pickle", "archive"])
+def test_what_is_no_checkpoint_is_refused_without_advice_to_execute_it(kind, tmp_path):
+    path = tmp_path / "photo.jpg"
+    if kind == "photo":
+        Image.new("RGB", (8, 8)).save(path)
+    elif kind == "archive":
+        torch.save({"state_dict": {}, "extra": Trap(tmp_path / "sprung")}, path)
+    else:
+        path.write_bytes(b"not a checkpoint" if kind == "text" else pickle.dumps(Trap(tmp_path / "sprung"), protocol=2))
+    with pytest.raises(UserError) as caught:
+        misa.load(path)
+    assert "weights_only" not in "".join(traceback.format_exception(caught.value))
+    assert str(caught.value) == f"{path} cannot be read as a checkpoint; give one made by misa train."
     assert not (tmp_path / "sprung").exists()
 
 
