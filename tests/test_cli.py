@@ -487,6 +487,7 @@ def test_what_differs_between_the_splits_is_warned_of_once(tmp_path, capsys, mon
     assert status == 2
     place = f"{tmp_path / 'data'} (train split)"
     assert f"{place}: 3 images (1 of them missing, 0 without objects), 3 objects in 3 classes, 0 crowds" in said
+    assert not any("now:" in text for text in said)
     (error,) = [text for text in said if text.startswith("error:")]
     assert error.endswith("03.png is missing; did you mean '3.png'?")
     warnings = [text for text in said if text.startswith("warning:")]
@@ -516,6 +517,7 @@ def test_check_warns_of_fewer_images_than_a_batch(tmp_path, capsys, monkeypatch)
     (warning,) = [text for text in said if text.startswith("warning:") and "batch" in text]
     assert "(train split): 5 images cannot fill a batch of own:small (8); add images, or set --batch to 5" in warning
     assert any("(val split): 1 image (0 without objects), 1 object in 1 class, 0 crowds" in text for text in said)
+    assert said[-1] == f"now: misa train photos:box --data-root {tmp_path / 'data'}"
     root, run = str(tmp_path / "data"), str(tmp_path / "run")
     assert main(["train", "own:small", "--data-root", root, "--work-dir", run]) == 2
     sentence = f"a batch takes 8 images and the train split of {root} has 5; set --batch to 5 or less."

@@ -3,6 +3,7 @@
 example: misa check path/to/data --picture check.png
 """
 
+import shlex
 from pathlib import Path
 
 from misa.commands import _shared as shared
@@ -27,4 +28,7 @@ def run(options: Check) -> int:
     picture = None if options.no_picture else options.picture or f"runs/check-{name}.png"
     found = check_data(options.data_root, images=options.images or None, picture=picture)
     print(found)
+    if found.usable and len(found.reports) > 1:
+        clean = "" if any(report.warnings for report in found.reports) else "no problems; "
+        print(f"{clean}now: misa train photos:box --data-root {shlex.quote(options.data_root)}")
     return 0 if found.usable else 2

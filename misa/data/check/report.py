@@ -36,6 +36,9 @@ class Sample(NamedTuple):
     labels: list[str]
 
 
+NAMED = 20  # classes that a report names, those with most objects first
+
+
 @dataclass(frozen=True)
 class Report:
     """The result of a check.
@@ -84,6 +87,10 @@ class Report:
             f"{counted(self.objects, 'object')} in {counted(len(self.classes), 'class', 'classes')}, "
             f"{counted(self.crowds, 'crowd')}"
         )
+        common = sorted(self.per_class.items(), key=lambda item: (-item[1], item[0]))
+        names = ", ".join(f"{name} {count}" for name, count in common[:NAMED])
+        more = f" and {len(common) - NAMED} more" if len(common) > NAMED else ""
+        head += f"\nclasses: {names}{more}" if common else ""
         listed = self.problems + self.notes
         told = Counter(problem.kind for problem in listed)
         lines = [f"{'error' if p.fatal else 'note' if p.note else 'warning'}: {p.sentence}" for p in listed]

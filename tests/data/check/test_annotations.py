@@ -47,7 +47,7 @@ def test_good_data_is_counted(spoil: Spoil) -> None:
     assert (report.images, report.objects, report.crowds, report.empty_images) == (2, 2, 1, 0)
     assert report.per_class == {"dog": 1, "cat": 1}
     assert report.classes == ("dog", "cat")
-    assert "2 images (0 without objects), 2 objects in 2 classes, 1 crowd" in str(report)
+    assert "2 images (0 without objects), 2 objects in 2 classes, 1 crowd\nclasses: cat 1, dog 1\n" in str(report)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
