@@ -15,7 +15,7 @@ from PIL import Image
 from pypdf import PdfReader
 from pypdf.errors import PyPdfError
 
-from misa.errors import UserError
+from misa.errors import UserError, option_name
 from misa.figures.style import PRINT
 
 _KEY = "misa"
@@ -92,6 +92,25 @@ def provenance_in(folder: str | Path) -> dict[str, dict[str, Any]]:
             f"{folder} has no figures made by misa figures; give a PDF or PNG of these, or their folder{run}."
         )
     return {", ".join(names): values for names, values in found.values()}
+
+
+def require_own(folder: Path, ours: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise UserError if a file figure[0-9].* of a folder was not made by misa figures, or from runs other than `ours`.
+
+    ours: by name what identifies a run, as in the provenance's `runs`.
+    """
+    for path in sorted(folder.glob("figure[0-9].*")):
+        try:
+            theirs = provenance_of(path).get("runs", {})
+        except UserError as error:
+            cure = f"choose another {option_name('out')}."
+            raise UserError(f"{path} exists and was not made by misa figures; {cure}") from error
+        strange = [name for name, card in theirs.items() if ours.get(name) != card]
+        if strange:
+            raise UserError(
+                f"{path} was made from another run, {strange[0]} ({theirs[strange[0]].get('row')}); give an empty "
+                "folder, or delete the figures there."
+            )
 
 
 def as_text(provenance: Mapping[str, Any]) -> str:

@@ -7,9 +7,9 @@ from PIL import Image
 from pypdf import PdfReader
 
 from misa.cli import main
-from misa.errors import UserError
+from misa.errors import UserError, on_command_line
 from misa.figures.paper import figure1, figure3, figure4, figure5
-from misa.figures.provenance import as_text, provenance_of, save_figure
+from misa.figures.provenance import as_text, provenance_of, require_own, save_figure
 from misa.figures.style import COLUMN, PAGE
 from misa.rows import find_row
 
@@ -104,6 +104,27 @@ def test_a_folder_lists_its_figures(example, tmp_path, capsys):
     assert main(["provenance", str(run)]) == 2
     (sentence,) = capsys.readouterr().err.splitlines()
     assert "has no figures made by misa figures; give a PDF or PNG of these, or their folder; what a run" in sentence
+
+
+@pytest.mark.parametrize("content", ["picture", "text"])
+def test_a_foreign_file_of_a_figures_name_is_not_overwritten(tmp_path, content):
+    path = tmp_path / "figure5.png"
+    Image.new("RGB", (4, 4)).save(path) if content == "picture" else path.write_text("mine")
+    sentence = f"{path} exists and was not made by misa figures; choose another {{}}."
+    with pytest.raises(UserError) as caught:
+        require_own(tmp_path, {})
+    assert str(caught.value) == sentence.format("out")
+    with on_command_line(), pytest.raises(UserError) as caught:
+        require_own(tmp_path, {})
+    assert str(caught.value) == sentence.format("--out")
+
+
+def test_only_figures_of_the_same_runs_may_be_replaced(example, tmp_path):
+    card = {"row": "demo:misa", "hash": "0123"}
+    save_figure(figure4([(example, (5, 6))]), tmp_path, "figure4", {**MADE, "runs": {"misa": card}})
+    require_own(tmp_path, {"misa": card, "mask": {"row": "demo:mask"}})
+    with pytest.raises(UserError, match=r"figure4.* was made from another run, misa \(demo:misa\)"):
+        require_own(tmp_path, {"misa": card | {"hash": "4567"}})
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(example, tmp_path):

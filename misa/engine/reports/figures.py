@@ -27,7 +27,7 @@ from misa.evaluation.ap import read_truth
 from misa.figures.example import Example
 from misa.figures.paper import class_picture, figure1, figure3, figure4, figure5
 from misa.figures.plots import matched_colors
-from misa.figures.provenance import provenance_of, save_figure
+from misa.figures.provenance import require_own, save_figure
 from misa.files import read_json
 from misa.ops.seed_affinity import Knobs, Seed
 
@@ -158,10 +158,10 @@ class Factory:
         out: the folder; if empty, a folder named after the first run in runs/figures.
 
         Raises:
-            UserError: `out` holds figures of other runs.
+            UserError: `out` holds figures of other runs, or files of their names that misa did not make.
         """
         folder = Path(out) if out else Path("runs/figures") / self.sources.runs[0].folder.name
-        self._require_own(folder)
+        require_own(folder, {run.folder.name: _card(run) for run in self.sources.runs})
         written: list[Path] = []
         for name in self.wanted:
             missing = FIGURES[name].missing(self.sources)
@@ -180,17 +180,6 @@ class Factory:
         if name not in self._figures:
             self._figures[name] = FIGURES[name].draw(self.sources)
         return self._figures[name]
-
-    def _require_own(self, folder: Path) -> None:
-        ours = {run.folder.name: _card(run) for run in self.sources.runs}
-        for path in sorted(folder.glob("figure[0-9].*")):
-            theirs = provenance_of(path).get("runs", {})
-            strange = [name for name, card in theirs.items() if ours.get(name) != card]
-            if strange:
-                raise UserError(
-                    f"{path} was made from another run, {strange[0]} ({theirs[strange[0]].get('row')}); give an empty "
-                    "folder, or delete the figures there."
-                )
 
     def provenance(self, name: str, out: str | Path) -> dict[str, Any]:
         """Provenance of a figure: the command that reproduces it, and its sources."""
