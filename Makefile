@@ -44,7 +44,7 @@ $(BIN)/python -m papermill notebooks/train.ipynb $(2)/train.ipynb --log-output -
 @echo "The executed notebook is $(2)/train.ipynb; its figures are in $(2)/figures."
 endef
 
-test: setup  ## the default tests (8 min)
+test: setup  ## the default tests (9 min)
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-slow: setup  ## the long tests: notebooks, real networks (18 min)
