@@ -524,6 +524,20 @@ def test_check_warns_of_fewer_images_than_a_batch(tmp_path, capsys, monkeypatch)
     assert sentence in capsys.readouterr().err
 
 
+def test_check_of_good_data_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    split = [(i, "train") for i in range(8)] + [(8, "val")]
+    lines = [f"{i}.png,1,2,30,40,cat,{which}" for i, which in split]
+    checked(tmp_path / "data", capsys, *lines, head="image,xmin,ymin,xmax,ymax,label,split")
+    for i in range(6, 9):
+        Image.new("RGB", (80, 60), (9, 9, 20 * i)).save(tmp_path / f"data/{i}.png")
+    assert main(["check", str(tmp_path / "data"), "--no-picture"]) == 0
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == f"no problems; now: misa train photos:box --data-root {tmp_path / 'data'}"
+    )
+
+
 def test_check_of_one_json_and_what_it_tells(root, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(first(root), root / "val2017" / first(root, "val").name)  # an image of both splits

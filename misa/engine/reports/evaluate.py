@@ -84,9 +84,9 @@ def evaluate(
 
 def _require_place(path: Path) -> None:
     """Raise UserError, before long work, if a file holds something else or cannot be written; make its folder."""
-    if path.is_file() and not _holds_detections(path):
-        raise UserError(f"predictions {path} exists already and holds no detections; choose another file.")
     try:
+        if path.is_file() and not _holds_detections(path):
+            raise UserError(f"predictions {path} exists already and holds no detections; choose another file.")
         path.parent.mkdir(parents=True, exist_ok=True)
         there = path.exists()
         path.open("ab").close()

@@ -39,6 +39,7 @@ from misa.files import atomic_write
 
 PAGE = "inspection.html"
 LOSSES = "losses.jsonl"
+_GENERATOR = "misa inspect"  # in the head of inspection.html.j2
 _SIDE = 280  # longer side of the page's pictures, in pixels
 _LINE = 1 / 170  # width of outlines, which scales letters too, relative to the picture: legible at this size
 _AROUND = 12  # margin around an object, in pixels
@@ -137,7 +138,7 @@ def _require_page(path: Path) -> None:
     """Raise UserError if a file is not a page of ours, which may be replaced."""
     if path.is_file():
         with path.open("rb") as file:
-            if b'content="misa"' not in file.read(1000):
+            if _GENERATOR.encode() not in file.read(1000):
                 raise UserError(f"{path} exists already and is no page of misa inspect; choose another file.")
 
 

@@ -41,6 +41,14 @@ def wrong(report: Report) -> set[str]:
     return {problem.kind for problem in report.problems} - {"crowds"}
 
 
+@pytest.mark.parametrize(("count", "last"), [(1, "c00 1"), (20, "c19 1"), (21, "c19 1 and 1 more")])
+def test_a_report_names_twenty_classes(count: int, last: str) -> None:
+    report = Report(Path("a.json"), Path("images"), per_class={f"c{i:02d}": 1 for i in range(count)})
+    (line,) = str(report).splitlines()[1:]
+    assert line.startswith("classes: c00 1")
+    assert line.rpartition(", ")[2].removeprefix("classes: ") == last
+
+
 def test_good_data_is_counted(spoil: Spoil) -> None:
     report = require_usable(*spoil(), classes=("dog", "cat"))
     assert not wrong(report)

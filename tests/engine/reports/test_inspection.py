@@ -79,6 +79,8 @@ def test_the_page_is_whole_by_itself(small_run, perfect, tmp_path, capsys):
     assert main([*arguments[:-1], str(photo)]) == 2
     assert "photo.jpg exists already and is no page of misa inspect" in capsys.readouterr().err
     assert photo.read_bytes() == b"\xff\xd8\xff"
+    photo.write_text('<meta name="generator" content="misa">')  # another page of ours
+    assert main([*arguments[:-1], str(photo)]) == 2
     seen = Seen()
     seen.feed(out.read_text())
     assert seen.scripts == 1  # sorts the table of all images; in the page itself, see below

@@ -8,7 +8,6 @@ from typing import get_type_hints
 
 import pytest
 import torch
-from mmdet.registry import MODELS
 
 import misa.models
 import misa.objectives
@@ -16,13 +15,11 @@ from experiments.demo import OBJECTIVES
 from misa.errors import UserError
 from misa.experiment import FRAMEWORKS, Experiment, Needs
 from misa.models.students.base import Clock
-from misa.models.students.table import model_config
-from misa.models.teacher.table import build_teacher
 from misa.objectives.misa import objective_of
-from misa.rows import find_row, teacher_row
+from misa.rows import find_row
+from tests.models.students.test_mask2former import build
 from tests.models.students.test_shadow import SIZE, batch
 
-CLASSES = ("a", "b", "c")
 SECTION = (Path(__file__).parents[3] / "docs/extending/objective.md").read_text(encoding="utf-8")
 SECTION = SECTION.partition("## Objectives and students\n")[2]
 (_, _, *STUDENTS), _, *LINES = (
@@ -51,15 +48,6 @@ def row_of(student: str, name: str) -> Experiment:
         student=student, network=FRAMEWORKS[student].smoke, inference={"score": 0.001, "keep": 0.0, "mask": 0.3}
     )
     return row.but(objective=OPEN.get(name, OBJECTIVES[name])) if name in OBJECTIVES else row
-
-
-def build(row):
-    torch.manual_seed(0)
-    model = MODELS.build(model_config(row, CLASSES))
-    model.init_weights()
-    if row.teacher:
-        model.attach(build_teacher(teacher_row(row), CLASSES))
-    return model.train()
 
 
 def flat_objects(rng):
