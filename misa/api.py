@@ -31,7 +31,7 @@ from misa.data.rle import decode_part
 from misa.engine.prediction.files import rows_of
 from misa.engine.prediction.student import Instances, Student, find, load_student
 from misa.engine.reports.explore import Seen, open_networks
-from misa.engine.reports.figure_sources import knobs_of
+from misa.engine.reports.figure_sources import settings_of
 from misa.engine.runs.folder import recorded
 from misa.engine.runs.state import warn
 from misa.errors import UserError, counted, did_you_mean, stem
@@ -42,7 +42,7 @@ from misa.figures.overlay import overlay
 from misa.figures.style import Picture
 from misa.files import atomic_write, write_json
 from misa.models.teacher.torchvision import named_teacher
-from misa.ops.seed_affinity import Kernel, Knobs, Seed, SeedField, seed_mask
+from misa.ops.seed_affinity import AffinitySettings, Kernel, Seed, SeedField, seed_mask
 
 if TYPE_CHECKING:
     from misa.figures.widgets import SeedExplorer
@@ -90,7 +90,7 @@ def load_teacher(run_or_name: str | Path, *, weights: str | Path | None = "defau
     experiment, folder, _ = recorded(networks.folders[-1])
     if experiment.semantic is not None or experiment.limit is not None:  # not for torchvision's beside a full student
         warn(folder, experiment)
-    return Teacher(replace(networks.seen, student=None), name, knobs_of(networks.experiment.affinity))
+    return Teacher(replace(networks.seen, student=None), name, settings_of(networks.experiment.affinity))
 
 
 def photograph(image: Images, boxes: str = "", teacher: str = "") -> Example:
@@ -245,7 +245,7 @@ class Teacher:
 
     seen: Seen = field(repr=False)
     name: str
-    knobs: Knobs = field(default_factory=lambda: Knobs(semantic_scale=8.0))
+    settings: AffinitySettings = field(default_factory=lambda: AffinitySettings(semantic_scale=8.0))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -280,7 +280,7 @@ class Teacher:
                 raise UserError(f"the teacher {self.name} has no class {name!r}{hint}")
         known = tuple(self.classes.index(name) for name in names)
         title = Path(image).stem if isinstance(image, str | Path) else ", ".join(dict.fromkeys(names)) or "image"
-        return SceneView(self.seen.see(pixels[0], name=title, boxes=frames, labels=known), self.knobs)
+        return SceneView(self.seen.see(pixels[0], name=title, boxes=frames, labels=known), self.settings)
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ class SceneView:
     """An image with its colors, boxes and teacher features: see `Teacher.see`. Results have the size of the image."""
 
     example: Example = field(repr=False)
-    knobs: Knobs = field(default_factory=Knobs)
+    settings: AffinitySettings = field(default_factory=AffinitySettings)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -301,7 +301,7 @@ class SceneView:
         return f"<{self.example.name}, {self.size[0]} x {self.size[1]}, maps of {h} x {w}: {named}>"
 
     def affinity(
-        self, seed: Sequence[int], kind: Kind = "sepa", *, label: str | None = None, tree: bool = False, **knobs: Any
+        self, seed: Sequence[int], kind: Kind = "sepa", *, label: str | None = None, tree: bool = False, **settings: Any
     ) -> NDArray[np.float32]:
         """Returns the affinity of every pixel to the seed (H W), 0 to 1: Eq. 8 and 10-13.
 
@@ -310,14 +310,14 @@ class SceneView:
             kind: "color" A, "feature" A^f, "saliency" A^c or "sepa", their combination.
             label: the category of A^c; by default that of the smallest box around the seed.
             tree: along the minimum spanning tree, set by the longest edge on the path, instead of directly.
-            knobs: parameters to override, see `misa.ops.seed_affinity.Knobs`.
+            settings: parameters to override, see `misa.ops.seed_affinity.AffinitySettings`.
 
         Raises:
             UserError: the seed is outside the image, the kind is unknown, or the category cannot be inferred.
         """
         cell, kernel = self._cell(seed), self._kernel(kind)
         field_ = self._field(self._label(cell, kernel, label))
-        chosen = self._knobs(knobs)
+        chosen = self._with(settings)
         maps = field_.along_tree(cell, chosen) if tree else field_.direct(cell, chosen)
         return self._full(maps[kernel][None])[0]
 
@@ -328,7 +328,7 @@ class SceneView:
         kind: Kind = "sepa",
         reach: Literal["local", "global"] = "local",
         label: str | None = None,
-        **knobs: Any,
+        **settings: Any,
     ) -> NDArray[np.float32]:
         """Returns masks propagated by an affinity (n H W), 0 to 1: Eq. 7, 9 and 14; one per box, or one for a seed.
 
@@ -337,12 +337,12 @@ class SceneView:
             kind: as in `affinity`.
             reach: "local" for `steps` iterations of the window within the box, "global" for one pass along the tree.
             label: the category of a seed that lies in no box.
-            knobs: parameters to override, such as steps=20.
+            settings: parameters to override, such as steps=20.
 
         Raises:
             UserError: no boxes to start from, a seed outside the image, an unknown kind, or no category.
         """
-        kernel, chosen = self._kernel(kind), self._knobs(knobs)
+        kernel, chosen = self._kernel(kind), self._with(settings)
         if reach not in ("local", "global"):
             raise UserError(f"reach is 'local' or 'global', not {reach!r}.")
         masks = []
@@ -351,18 +351,18 @@ class SceneView:
             masks.append(spread[kernel])
         return self._full(torch.stack(masks))
 
-    def plot(self, seed: Sequence[int], **knobs: Any) -> Picture:
+    def plot(self, seed: Sequence[int], **settings: Any) -> Picture:
         """Draw all affinities of a seed and the masks propagated from it, as one figure."""
         cell = self._cell(seed)
         field_ = self._field(self._label(cell, "color", None))
-        return affinity_figure(self.example, cell, field=field_, knobs=self._knobs(knobs))
+        return affinity_figure(self.example, cell, field=field_, settings=self._with(settings))
 
     def explore(self, seed: Sequence[int] | None = None) -> "SeedExplorer":
         """Returns an interactive panel for notebooks: click a pixel, move a slider."""
         from misa.figures.widgets import SeedExplorer
 
         cell = None if seed is None else self._cell(seed)
-        return SeedExplorer([self.example], seed=cell, knobs=self.knobs)
+        return SeedExplorer([self.example], seed=cell, settings=self.settings)
 
     def _cell(self, seed: Sequence[int]) -> Seed:
         try:
@@ -407,11 +407,11 @@ class SceneView:
             starts.append((inside.float() if start == "box" else blob(inside), inside, category))
         return starts
 
-    def _knobs(self, changes: dict[str, Any]) -> Knobs:
+    def _with(self, changes: dict[str, Any]) -> AffinitySettings:
         try:
-            return replace(self.knobs, **changes)
+            return replace(self.settings, **changes)
         except TypeError as error:
-            known = ", ".join(self.knobs.__dataclass_fields__)
+            known = ", ".join(self.settings.__dataclass_fields__)
             raise UserError(f"{', '.join(changes)}: an affinity's settings are {known}.") from error
 
     def _field(self, label: int) -> SeedField:

@@ -133,7 +133,7 @@ def test_the_affinity_is_that_of_the_seeds_cell(scene):
     cell = 60 * h // 120, 50 * w // 200
     colors = scene.example.colors
     distance = (colors - colors[:, cell[0], cell[1]][:, None, None]).square().sum(0)
-    expected = torch.exp(-distance / scene.knobs.local_bandwidth**2)
+    expected = torch.exp(-distance / scene.settings.local_bandwidth**2)
     enlarged = torch.nn.functional.interpolate(expected[None, None], size=(120, 200), mode="bilinear")[0, 0]
     np.testing.assert_allclose(color, enlarged, atol=1e-5)
     for kind in ("feature", "saliency", "sepa"):

@@ -40,7 +40,7 @@ def factory_from(options: Figures) -> "Factory":
     for folder in options.runs:
         shared.require_run(folder)
     from misa.engine.reports.figures import Choice, Factory
-    from misa.ops.seed_affinity import Knobs
+    from misa.ops.seed_affinity import AffinitySettings
 
     try:
         given = tuple(int(part) for part in options.images.replace(",", " ").split())
@@ -50,7 +50,7 @@ def factory_from(options: Figures) -> "Factory":
     factory = Factory(
         options.runs,
         choice=Choice(given, options.random, options.worst, options.seed),
-        knobs=Knobs(semantic_scale=options.semantic_scale, form=options.form or "sum") if own else None,
+        settings=AffinitySettings(semantic_scale=options.semantic_scale, form=options.form or "sum") if own else None,
         channel=options.channel,
         wanted=options.only.replace(",", " ").split(),
     )

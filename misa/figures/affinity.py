@@ -19,7 +19,7 @@ from misa.figures.example import Example
 from misa.figures.sheet import Scales, Sheet, Tile, chart, outline, trace, write
 from misa.figures.style import ACCENT, LINES, PAGE, Picture
 from misa.ops.propagation import SemanticGuide
-from misa.ops.seed_affinity import KERNELS, Kernel, Knobs, Seed, SeedField, seed_mask
+from misa.ops.seed_affinity import KERNELS, AffinitySettings, Kernel, Seed, SeedField, seed_mask
 
 Start = Literal["seed", "blob", "box"]
 Reach = Literal["local", "global"]
@@ -153,7 +153,7 @@ def affinity_figure(
     seed: Seed,
     *,
     field: SeedField | None = None,
-    knobs: Knobs | None = None,
+    settings: AffinitySettings | None = None,
     start: Start = "seed",
     reach: Reach = "local",
     lines: tuple[Line, ...] = LINES_OF_MAPS,
@@ -162,7 +162,7 @@ def affinity_figure(
     """Draw the affinity of a seed (row, column) under each kernel, and the mask that it propagates to.
 
     Columns: the image, then A, A^f, A^c and Â^c (only A without a teacher). Rows: the window around the seed; every
-    pixel; along the minimum spanning tree, set by the longest edge on the path; the mask after `knobs.steps`
+    pixel; along the minimum spanning tree, set by the longest edge on the path; the mask after `settings.steps`
     iterations inside the box, or after one pass along the tree (reach="global"), relative to its maximum. Below, the
     affinity along the seed's row with the object's true extent shaded: along the tree if any row uses the tree, else
     to every pixel.
@@ -170,17 +170,17 @@ def affinity_figure(
     field: `field_of(example, label)`, cached by the caller; by default for the category of the seed's box.
     lines: the rows to draw; side: longer side of a tile in pixels.
     """
-    knobs = Knobs() if knobs is None else knobs
+    settings = AffinitySettings() if settings is None else settings
     field = field_of(example, category_at(example, seed)) if field is None else field
-    layout = Layout(*example.size, len(field.kernels), knobs.window, seed, lines, side)
+    layout = Layout(*example.size, len(field.kernels), settings.window, seed, lines, side)
     box = example.box_at(seed)
     inside = example.box_masks()[box] if box is not None else None
     first = start_mask(example, seed, start)
-    maps = {"pixels": field.direct(seed, knobs)}
+    maps = {"pixels": field.direct(seed, settings)}
     if on_the_tree(lines, reach):
-        maps["tree"] = field.along_tree(seed, knobs)
+        maps["tree"] = field.along_tree(seed, settings)
     maps["window"] = maps["pixels"]
-    masks = maps["mask"] = field.masks(first, knobs, box=inside, reach=reach) if "mask" in lines else {}
+    masks = maps["mask"] = field.masks(first, settings, box=inside, reach=reach) if "mask" in lines else {}
 
     width, height = layout.size
     sheet = Sheet(width, height)
@@ -191,7 +191,7 @@ def affinity_figure(
 
     figure = Picture()
     axes = sheet.draw(figure)
-    _name(axes, layout, example, field, knobs, reach, bar)
+    _name(axes, layout, example, field, settings, reach, bar)
     truth = example.coarse_masks()
     everywhere = [layout.tile(c, r) for c in range(layout.kernels + 1) for r in range(len(lines))]
     if truth is not None and len(truth):
@@ -261,7 +261,7 @@ def _bar(layout: Layout) -> Tile:
 
 
 def _name(
-    axes: Axes, layout: Layout, example: Example, field: SeedField, knobs: Knobs, reach: Reach, bar: Tile
+    axes: Axes, layout: Layout, example: Example, field: SeedField, settings: AffinitySettings, reach: Reach, bar: Tile
 ) -> None:
     category = example.classes[field.label] if example.classes else f"category {field.label}"
     row, column = layout.seed
@@ -278,8 +278,8 @@ def _name(
         first = layout.tile(0, 0)
         left = first.left + number * (first.width + _GAP) + (_LABEL if number else 0)
         write(axes, left + first.width / 2, first.top - 3, title, **small)
-    way = f"mask, {knobs.steps} steps" if reach == "local" else "mask, tree"
-    window = f"window {knobs.window} x {knobs.window}"
+    way = f"mask, {settings.steps} steps" if reach == "local" else "mask, tree"
+    window = f"window {settings.window} x {settings.window}"
     words = {"window": window, **_WAYS, "mask": way}
     for number, line in enumerate(layout.lines):
         tile = layout.tile(0, number)
@@ -377,13 +377,13 @@ def _stretches(inside: NDArray[np.bool_] | None) -> list[tuple[float, float]]:
 
 
 def profile_figure(
-    example: Example, seed: Seed, *, field: SeedField | None = None, knobs: Knobs | None = None
+    example: Example, seed: Seed, *, field: SeedField | None = None, settings: AffinitySettings | None = None
 ) -> Picture:
     """Plot all kernels along the seed's row, to every pixel and along the tree.
 
     An affinity should fall at the end of the shaded object, and nowhere before.
     """
-    knobs = Knobs() if knobs is None else knobs
+    settings = AffinitySettings() if settings is None else settings
     field = field_of(example, category_at(example, seed)) if field is None else field
     box = example.box_at(seed)
     inside = extent(example, seed, box)
@@ -396,7 +396,7 @@ def profile_figure(
     picture.plot(seed[1] + 0.5, seed[0] + 0.5, "+", color="white", markersize=9, markeredgewidth=2)
     picture.set_axis_off()
     columns = np.arange(example.size[1])
-    maps = {_WAYS["pixels"]: field.direct(seed, knobs), _WAYS["tree"]: field.along_tree(seed, knobs)}
+    maps = {_WAYS["pixels"]: field.direct(seed, settings), _WAYS["tree"]: field.along_tree(seed, settings)}
     for place, (name, values) in enumerate(maps.items()):
         axes = figure.add_subplot(grid[place, 1])
         for first, last in _stretches(inside):

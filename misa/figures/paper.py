@@ -23,7 +23,7 @@ from misa.figures.overlay import PALETTE
 from misa.figures.plots import draw_objects
 from misa.figures.sheet import outline
 from misa.figures.style import ACCENT, COLORS, COLUMN, LINES, MAP, PAGE, PRINT, SIGNED, Picture
-from misa.ops.seed_affinity import Kernel, Knobs, Seed
+from misa.ops.seed_affinity import AffinitySettings, Kernel, Seed
 from misa.ops.spectrum import power, radial_energy
 
 
@@ -147,17 +147,17 @@ def figure3(
     return figure
 
 
-def figure4(examples: Sequence[tuple[Example, Seed]], *, knobs: Knobs | None = None) -> Picture:
+def figure4(examples: Sequence[tuple[Example, Seed]], *, settings: AffinitySettings | None = None) -> Picture:
     """Compare color affinity and SEPA from a seed: one row per image, every map from 0 to 1.
 
     Columns: the image with seed and box, A, A^f, A^c and SEPA to every pixel, the masks that color and SEPA propagate
     from a blob in the box, relative to their maximum, and the ground truth, for comparison only (omitted if no image
     has any). The orange line of a mask is its contour at half of its maximum; below is its IoU with the ground truth.
     """
-    knobs = Knobs() if knobs is None else knobs
+    settings = AffinitySettings() if settings is None else settings
     kernels = field_of(examples[0][0], 0).kernels
     made: tuple[Kernel, ...] = ("color", "enhanced") if len(kernels) > 1 else ("color",)
-    rows = [_seen(example, seed, knobs, made) for example, seed in examples]
+    rows = [_seen(example, seed, settings, made) for example, seed in examples]
     titles = ["image", *(f"{NAMES[k]} {SYMBOLS[k]}" for k in kernels), *(f"mask, {NAMES[k]}" for k in made)]
     titles += ["truth"] if any(seen.truth is not None for seen in rows) else []
     shapes = [example.size[0] / example.size[1] for example, _ in examples]
@@ -193,12 +193,12 @@ class _Seen(NamedTuple):
     truth: NDArray[np.bool_] | None
 
 
-def _seen(example: Example, seed: Seed, knobs: Knobs, made: Sequence[Kernel]) -> _Seen:
+def _seen(example: Example, seed: Seed, settings: AffinitySettings, made: Sequence[Kernel]) -> _Seen:
     box = example.box_at(seed)
     inside = example.box_masks()[box] if box is not None else None
     field = field_of(example, example.labels[box] if box is not None else 0)
-    direct = field.direct(seed, knobs)
-    masks = field.masks(start_mask(example, seed, "blob"), knobs, box=inside)
+    direct = field.direct(seed, settings)
+    masks = field.masks(start_mask(example, seed, "blob"), settings, box=inside)
     truth = example.coarse_masks()
     own = truth[box].numpy() if truth is not None and box is not None else None
     maps = [example.image, *(direct[k].numpy() for k in field.kernels)]

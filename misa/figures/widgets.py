@@ -19,7 +19,7 @@ from misa.figures.affinity import LINES_OF_MAPS, Layout, affinity_figure, catego
 from misa.figures.example import Example
 from misa.figures.frequency import maps_of, mask_figure
 from misa.figures.style import to_png
-from misa.ops.seed_affinity import Knobs, Seed, SeedField
+from misa.ops.seed_affinity import AffinitySettings, Seed, SeedField
 
 _STEP = 0.025  # step of a logarithmic slider, in exponents of ten
 
@@ -100,11 +100,13 @@ class SeedExplorer(Panel):
     The category is that of the clicked box, and can be changed afterwards.
     """
 
-    def __init__(self, examples: Sequence[Example], *, seed: Seed | None = None, knobs: Knobs | None = None) -> None:
+    def __init__(
+        self, examples: Sequence[Example], *, seed: Seed | None = None, settings: AffinitySettings | None = None
+    ) -> None:
         self.examples = {f"{i + 1}: {example.name}": example for i, example in enumerate(examples)}
         first = examples[0]
         row, column = seed if seed is not None else first.middle()
-        knobs = Knobs() if knobs is None else knobs
+        settings = AffinitySettings() if settings is None else settings
         self._fields: dict[tuple[str, int], SeedField] = {}
         controls: dict[str, Any] = {
             "image": widgets.Dropdown(options=list(self.examples), description="image"),
@@ -115,17 +117,17 @@ class SeedExplorer(Panel):
             ),
             "row": whole("seed row", row, 0, first.size[0] - 1),
             "column": whole("seed column", column, 0, first.size[1] - 1),
-            "local_bandwidth": factor("bandwidth of A", knobs.local_bandwidth, -2, 0.5),
-            "tree_bandwidth": factor("A on the tree", knobs.tree_bandwidth, -3, 0),
-            "semantic_scale": factor("scale of σ(S)", knobs.semantic_scale, -1, 1.5),
-            "balance": number("balance", knobs.balance, 0, 3),
+            "local_bandwidth": factor("bandwidth of A", settings.local_bandwidth, -2, 0.5),
+            "tree_bandwidth": factor("A on the tree", settings.tree_bandwidth, -3, 0),
+            "semantic_scale": factor("scale of σ(S)", settings.semantic_scale, -1, 1.5),
+            "balance": number("balance", settings.balance, 0, 3),
             "form": widgets.Dropdown(
                 options=[("A + balance · Aᶜ", "sum"), ("A · Aᶜ to the balance", "product")],
-                value=knobs.form,
+                value=settings.form,
                 description="SEPA",
             ),
-            "window": widgets.Dropdown(options=[3, 5, 7, 9], value=knobs.window, description="window"),
-            "steps": whole("steps", knobs.steps, 0, 100),
+            "window": widgets.Dropdown(options=[3, 5, 7, 9], value=settings.window, description="window"),
+            "steps": whole("steps", settings.steps, 0, 100),
             "start": widgets.Dropdown(
                 options=[("disc at the seed", "seed"), ("blob in its box", "blob"), ("its whole box", "box")],
                 description="mask starts as",
@@ -189,10 +191,10 @@ class SeedExplorer(Panel):
         example = self.examples[image]
         self._enable(example)
         seed = min(row, example.size[0] - 1), min(column, example.size[1] - 1)
-        knobs = Knobs(**{field.name: rest[field.name] for field in fields(Knobs)})
+        settings = AffinitySettings(**{field.name: rest[field.name] for field in fields(AffinitySettings)})
         shown = {name: rest[name] for name in ("start", "reach", "lines")}
         side = self.sheet().side
-        return affinity_figure(example, seed, field=self._field(label), knobs=knobs, side=side, **shown)
+        return affinity_figure(example, seed, field=self._field(label), settings=settings, side=side, **shown)
 
     def _enable(self, example: Example) -> None:
         """Disable controls without effect, such as those of the teacher's features if there are none."""

@@ -26,7 +26,7 @@ KERNELS: tuple[Kernel, ...] = ("color", "feature", "saliency", "enhanced")
 
 
 @dataclass(frozen=True)
-class Knobs:
+class AffinitySettings:
     """Parameters that §3.3 leaves open. The bandwidths of color are APro's ζ_s and ζ_gl for SOLOv2."""
 
     local_bandwidth: float = 0.15  # of A, in units of the normalised colors
@@ -114,30 +114,30 @@ class SeedField:
         """The available kernels: only "color" without a teacher."""
         return KERNELS if self.semantic is not None else KERNELS[:1]
 
-    def direct(self, seed: Seed, knobs: Knobs) -> dict[Kernel, Float[Tensor, "h w"]]:
+    def direct(self, seed: Seed, settings: AffinitySettings) -> dict[Kernel, Float[Tensor, "h w"]]:
         """Return every kernel between the seed and every pixel, from their two vectors alone."""
-        found: dict[Kernel, Tensor] = {"color": seed_affinity(self.colors, seed, sigma=knobs.local_bandwidth)}
+        found: dict[Kernel, Tensor] = {"color": seed_affinity(self.colors, seed, sigma=settings.local_bandwidth)}
         for kernel, (values, sigma) in self._semantic_maps.items():
             found[kernel] = seed_affinity(
-                values, seed, sigma=sigma * knobs.semantic_scale, norms=self._squared_norms[kernel]
+                values, seed, sigma=sigma * settings.semantic_scale, norms=self._squared_norms[kernel]
             )
-        return self._with_sum(found, knobs) if knobs.form == "sum" else self._with_product(found, knobs)
+        return self._with_sum(found, settings) if settings.form == "sum" else self._with_product(found, settings)
 
-    def along_tree(self, seed: Seed, knobs: Knobs) -> dict[Kernel, Float[Tensor, "h w"]]:
+    def along_tree(self, seed: Seed, settings: AffinitySettings) -> dict[Kernel, Float[Tensor, "h w"]]:
         """Return every kernel along its own minimum spanning tree, set by the path's longest edge (global 𝒩)."""
-        sigmas = {"color": knobs.tree_bandwidth}
-        sigmas |= {kernel: sigma * knobs.semantic_scale for kernel, (_, sigma) in self._semantic_maps.items()}
+        sigmas = {"color": settings.tree_bandwidth}
+        sigmas |= {kernel: sigma * settings.semantic_scale for kernel, (_, sigma) in self._semantic_maps.items()}
         found = {
             kernel: torch.exp(-ways.longest(seed) / max(sigmas[kernel] ** 2, TINY))
             for kernel, ways in self._ways.items()
         }
-        if self.semantic is None or knobs.form == "sum":
-            return self._with_sum(found, knobs)
+        if self.semantic is None or settings.form == "sum":
+            return self._with_sum(found, settings)
         # Squared distances add up when vectors are concatenated.
         joined = torch.cat(
             [
-                self.colors / knobs.tree_bandwidth,
-                self._semantic_maps["saliency"][0] * (knobs.balance**0.5 / max(sigmas["saliency"], TINY**0.5)),
+                self.colors / settings.tree_bandwidth,
+                self._semantic_maps["saliency"][0] * (settings.balance**0.5 / max(sigmas["saliency"], TINY**0.5)),
             ]
         )
         return {**found, "enhanced": torch.exp(-longest_edges(minimum_spanning_tree(joined), seed))}
@@ -145,7 +145,7 @@ class SeedField:
     def masks(
         self,
         start: Float[Tensor, "h w"],
-        knobs: Knobs,
+        settings: AffinitySettings,
         *,
         box: Bool[Tensor, "h w"] | None = None,
         reach: Literal["local", "global"] = "local",
@@ -153,28 +153,28 @@ class SeedField:
         """Propagate `start` with each kernel to M̂ (Eq. 7 and 14): `steps` window passes inside `box`, or the tree."""
         found: dict[Kernel, Tensor] = {}
         for kernel in self.kernels:
-            propagate = self._local(kernel, knobs, box) if reach == "local" else self._global(kernel, knobs)
+            propagate = self._local(kernel, settings, box) if reach == "local" else self._global(kernel, settings)
             found[kernel] = propagate(start[None])[0]
         return found
 
-    def _local(self, kernel: Kernel, knobs: Knobs, box: Tensor | None) -> Callable[[Tensor], Tensor]:
-        guide, bandwidth, semantic = self._guide(kernel, knobs, knobs.local_bandwidth)
+    def _local(self, kernel: Kernel, settings: AffinitySettings, box: Tensor | None) -> Callable[[Tensor], Tensor]:
+        guide, bandwidth, semantic = self._guide(kernel, settings, settings.local_bandwidth)
         return lambda masks: propagate_local(
             masks,
             guide,
             box_masks=None if box is None else box[None],
-            window=knobs.window,
+            window=settings.window,
             bandwidth=bandwidth,
-            steps=knobs.steps,
+            steps=settings.steps,
             semantic=semantic,
             labels=torch.tensor([self.label]),
-            balance=knobs.balance,
-            semantic_scale=knobs.semantic_scale,
-            local_form=knobs.form if semantic is not None else "sum",
+            balance=settings.balance,
+            semantic_scale=settings.semantic_scale,
+            local_form=settings.form if semantic is not None else "sum",
         )
 
-    def _global(self, kernel: Kernel, knobs: Knobs) -> Callable[[Tensor], Tensor]:
-        guide, bandwidth, semantic = self._guide(kernel, knobs, knobs.tree_bandwidth)
+    def _global(self, kernel: Kernel, settings: AffinitySettings) -> Callable[[Tensor], Tensor]:
+        guide, bandwidth, semantic = self._guide(kernel, settings, settings.tree_bandwidth)
         return lambda masks: propagate_global(
             masks,
             guide,
@@ -182,19 +182,21 @@ class SeedField:
             tree=self._trees["color" if kernel == "enhanced" else kernel],
             semantic=semantic,
             labels=torch.tensor([self.label]),
-            balance=knobs.balance,
-            semantic_scale=knobs.semantic_scale,
-            global_form=knobs.form if semantic is not None else "sum",
+            balance=settings.balance,
+            semantic_scale=settings.semantic_scale,
+            global_form=settings.form if semantic is not None else "sum",
         )
 
-    def _guide(self, kernel: Kernel, knobs: Knobs, bandwidth: float) -> tuple[Tensor, float, SemanticGuide | None]:
+    def _guide(
+        self, kernel: Kernel, settings: AffinitySettings, bandwidth: float
+    ) -> tuple[Tensor, float, SemanticGuide | None]:
         """Return guide, bandwidth and semantic guide with which `propagate_*` uses one kernel."""
         if kernel == "color":
             return self.colors, bandwidth, None
         if kernel == "enhanced":
             return self.colors, bandwidth, self.saliency or self.semantic
         values, sigma = self._semantic_maps[kernel]
-        return values, max(sigma * knobs.semantic_scale, TINY**0.5), None
+        return values, max(sigma * settings.semantic_scale, TINY**0.5), None
 
     @cached_property
     def _semantic_maps(self) -> dict[Kernel, tuple[Tensor, float]]:
@@ -225,15 +227,15 @@ class SeedField:
     def _ways(self) -> dict[Kernel, Ways]:
         return {kernel: Ways.of(tree) for kernel, tree in self._trees.items()}
 
-    def _with_product(self, found: dict[Kernel, Tensor], knobs: Knobs) -> dict[Kernel, Tensor]:
+    def _with_product(self, found: dict[Kernel, Tensor], settings: AffinitySettings) -> dict[Kernel, Tensor]:
         if self.semantic is None:
             return found
-        return {**found, "enhanced": found["color"] * found["saliency"] ** knobs.balance}
+        return {**found, "enhanced": found["color"] * found["saliency"] ** settings.balance}
 
-    def _with_sum(self, found: dict[Kernel, Tensor], knobs: Knobs) -> dict[Kernel, Tensor]:
+    def _with_sum(self, found: dict[Kernel, Tensor], settings: AffinitySettings) -> dict[Kernel, Tensor]:
         if self.semantic is None:
             return found
-        enhanced = (found["color"] + knobs.balance * found["saliency"]) / (1 + knobs.balance)
+        enhanced = (found["color"] + settings.balance * found["saliency"]) / (1 + settings.balance)
         return {**found, "enhanced": enhanced}
 
 

@@ -23,7 +23,7 @@ from misa.figures.sheet import Tile, Word, outline
 from misa.figures.style import shade, to_png
 from misa.figures.widgets import SeedExplorer, factor
 from misa.ops.readings import Classifier, Reading, read
-from misa.ops.seed_affinity import Knobs
+from misa.ops.seed_affinity import AffinitySettings
 
 
 def pixels(figure):
@@ -33,12 +33,12 @@ def pixels(figure):
 @pytest.mark.parametrize("teacher", [True, False])
 def test_every_map_is_in_its_tile(make_example, teacher):
     example = make_example(teacher=teacher)
-    seed, knobs = (5, 6), Knobs(semantic_scale=2.0)
+    seed, settings = (5, 6), AffinitySettings(semantic_scale=2.0)
     field = field_of(example, 1)
     layout = Layout(*example.size, len(field.kernels), 5, seed)
-    drawn = pixels(affinity_figure(example, seed, knobs=knobs))
+    drawn = pixels(affinity_figure(example, seed, settings=settings))
     assert drawn.shape[:2] == layout.size[::-1]
-    for row, maps in ((1, field.direct(seed, knobs)), (2, field.along_tree(seed, knobs))):
+    for row, maps in ((1, field.direct(seed, settings)), (2, field.along_tree(seed, settings))):
         for column, kernel in enumerate(field.kernels, 1):
             tile = layout.tile(column, row)
             expected = shade(maps[kernel].numpy())
@@ -108,20 +108,20 @@ def test_start_masks(example):
 
 
 def test_profile_shows_every_kernel_along_the_row(example):
-    knobs = Knobs(semantic_scale=2.0)
-    figure = profile_figure(example, (5, 6), knobs=knobs)
+    settings = AffinitySettings(semantic_scale=2.0)
+    figure = profile_figure(example, (5, 6), settings=settings)
     field = field_of(example, 1)
-    direct, tree = field.direct((5, 6), knobs), field.along_tree((5, 6), knobs)
+    direct, tree = field.direct((5, 6), settings), field.along_tree((5, 6), settings)
     for axes, maps in zip(figure.axes[1:], (direct, tree), strict=True):
         for line, kernel in zip(axes.lines, field.kernels, strict=False):
             np.testing.assert_allclose(line.get_ydata(), maps[kernel][5].numpy())
 
 
 def test_the_explorer_redraws_on_a_slider_and_on_a_click(example, make_example):
-    panel = SeedExplorer([example, make_example(7, 9)], seed=(5, 6), knobs=Knobs(semantic_scale=2.0))
+    panel = SeedExplorer([example, make_example(7, 9)], seed=(5, 6), settings=AffinitySettings(semantic_scale=2.0))
     pictures = [panel.picture.value]
     lines = ("window", "pixels", "mask")
-    drawn = affinity_figure(example, (5, 6), knobs=Knobs(semantic_scale=2.0), lines=lines, side=88)
+    drawn = affinity_figure(example, (5, 6), settings=AffinitySettings(semantic_scale=2.0), lines=lines, side=88)
     assert pictures[0] == to_png(drawn)
     assert panel.picture.layout.width == f"{int(drawn.bbox.width)}px"  # not stretched
     panel.controls["balance"].value = 2.5
@@ -212,7 +212,7 @@ def test_saliency_is_read_as_the_run_reads_it(example):
     )
     reading = read(example.features[None], rest, values="probability")
     read_so = dataclasses.replace(example, reading=Reading(reading.values[0], *reading[1:]))
-    seed, knobs = (5, 6), Knobs(semantic_scale=0.3, form="product", window=3, steps=1)
+    seed, settings = (5, 6), AffinitySettings(semantic_scale=0.3, form="product", window=3, steps=1)
     field = field_of(read_so, 1)
     logits = [(k[:, None, None] * example.features).sum(0) for k in (*rest.factors, rest.background)]
     share = torch.stack([a + b for a, b in zip(logits, (*rest.bias, rest.background_bias), strict=True)]).softmax(0)[1]
@@ -220,18 +220,18 @@ def test_saliency_is_read_as_the_run_reads_it(example):
     saliency = torch.exp(-(((z - z[seed]) / 0.3) ** 2))
     color = torch.exp(-((example.colors - example.colors[:, 5:6, 6:7]).square().sum(0) / 0.15**2))
     weights = color * saliency**0.7
-    found = field.direct(seed, knobs)
+    found = field.direct(seed, settings)
     torch.testing.assert_close(found["saliency"], saliency)
     torch.testing.assert_close(found["enhanced"], weights)
     start = torch.rand(12, 16, generator=torch.Generator().manual_seed(0))
     near = weights[4:7, 5:8]
     expected = (near * start[4:7, 5:8]).sum() / near.sum()
-    torch.testing.assert_close(field.masks(start, knobs)["enhanced"][seed], expected)
-    plain = field_of(example, 1).direct(seed, knobs)
+    torch.testing.assert_close(field.masks(start, settings)["enhanced"][seed], expected)
+    plain = field_of(example, 1).direct(seed, settings)
     torch.testing.assert_close(found["feature"], plain["feature"])
     assert not torch.allclose(found["saliency"], plain["saliency"])
     scaled = dataclasses.replace(example, reading=Reading(2 * example.features, example.saliency_factors, "image"))
-    torch.testing.assert_close(field_of(scaled, 1).direct(seed, knobs)["saliency"], plain["saliency"])
+    torch.testing.assert_close(field_of(scaled, 1).direct(seed, settings)["saliency"], plain["saliency"])
 
 
 @pytest.mark.parametrize("value", [8.0, 0.15, 0.4, 1e-3, 7.3])
@@ -247,9 +247,9 @@ def test_a_slider_over_powers_of_ten_has_its_value_among_its_steps(value):
 
 def test_the_line_below_is_of_what_is_drawn_above(example):
     """The affinity along the tree if the tree is drawn, else that to every pixel."""
-    knobs = Knobs(semantic_scale=2.0, tree_bandwidth=0.5)
+    settings = AffinitySettings(semantic_scale=2.0, tree_bandwidth=0.5)
     words = {
-        lines: {word.text for word in affinity_figure(example, (5, 6), knobs=knobs, lines=lines).findobj(Word)}
+        lines: {word.text for word in affinity_figure(example, (5, 6), settings=settings, lines=lines).findobj(Word)}
         for lines in (("pixels", "mask"), ("pixels", "tree"))
     }
     assert any("affinity to every pixel" in word for word in words["pixels", "mask"])

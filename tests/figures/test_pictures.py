@@ -17,13 +17,13 @@ from misa.figures.affinity import affinity_figure
 from misa.figures.frequency import frequency_figure, maps_of
 from misa.figures.paper import figure3, figure4, figure5
 from misa.figures.style import PRINT
-from misa.ops.seed_affinity import Knobs
+from misa.ops.seed_affinity import AffinitySettings
 
 STORED = Path(__file__).parent / "pictures"
 
 
 def seed(example):
-    return affinity_figure(example, (5, 6), knobs=Knobs(semantic_scale=2.0, tree_bandwidth=0.5))
+    return affinity_figure(example, (5, 6), settings=AffinitySettings(semantic_scale=2.0, tree_bandwidth=0.5))
 
 
 def frequency(example):
@@ -38,7 +38,7 @@ def third(example):
 
 
 def fourth(example):
-    return figure4([(example, (5, 6))], knobs=Knobs(semantic_scale=2.0))
+    return figure4([(example, (5, 6))], settings=AffinitySettings(semantic_scale=2.0))
 
 
 def fifth(example):
@@ -63,7 +63,7 @@ def test_a_changed_map_is_seen(example, tmp_path):
     """The tolerance is small enough to reject another image."""
     drawn = tmp_path / "fourth.png"
     with matplotlib.rc_context(PRINT):
-        figure4([(example, (5, 6))], knobs=Knobs(semantic_scale=1.0)).savefig(drawn, dpi=80)
+        figure4([(example, (5, 6))], settings=AffinitySettings(semantic_scale=1.0)).savefig(drawn, dpi=80)
     assert compare_images(str(STORED / "fourth.png"), str(drawn), tol=3.0) is not None
     assert (
         np.asarray(matplotlib.image.imread(drawn)).shape

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from misa.ops.affinity import pairwise_affinity, saliency_affinity, spread
 from misa.ops.neighbors import window_offsets
 from misa.ops.propagation import SemanticGuide, propagate_global, propagate_local
-from misa.ops.seed_affinity import Knobs, SeedField, longest_edges, seed_affinity, seed_mask
+from misa.ops.seed_affinity import AffinitySettings, SeedField, longest_edges, seed_affinity, seed_mask
 from misa.ops.tree import grid_lengths, minimum_spanning_tree
 
 
@@ -77,8 +77,8 @@ def field(rng):
 
 def test_kernels_are_those_of_the_package(field):
     """Direct kernels in the window are Eq. 8, 10 and 12 with σ of the image, and Eq. 13 over 1 + balance."""
-    knobs = Knobs(local_bandwidth=0.9, semantic_scale=1.0, balance=0.4)
-    found = field.direct((4, 4), knobs)
+    settings = AffinitySettings(local_bandwidth=0.9, semantic_scale=1.0, balance=0.4)
+    found = field.direct((4, 4), settings)
     features, factors = field.semantic.features, field.semantic.saliency_factors
     expected = {
         "color": pairwise_affinity(field.colors[None], sigma=0.9)[0],
@@ -92,8 +92,8 @@ def test_kernels_are_those_of_the_package(field):
 
 
 def test_tree_kernels_follow_the_best_ways(field):
-    knobs = Knobs(tree_bandwidth=0.8, semantic_scale=2.0)
-    found = field.along_tree((1, 7), knobs)
+    settings = AffinitySettings(tree_bandwidth=0.8, semantic_scale=2.0)
+    found = field.along_tree((1, 7), settings)
     place = 1 * 9 + 7
     assert_close(
         found["color"].flatten().double(), torch.exp(-all_ways(field.colors)[place] / 0.8**2), atol=1e-5, rtol=1e-4
@@ -106,14 +106,16 @@ def test_tree_kernels_follow_the_best_ways(field):
 
 
 def test_the_product_is_near_where_both_are(field):
-    knobs = Knobs(local_bandwidth=0.9, tree_bandwidth=0.8, semantic_scale=2.0, balance=0.4, form="product")
-    found = field.direct((1, 7), knobs)
+    settings = AffinitySettings(
+        local_bandwidth=0.9, tree_bandwidth=0.8, semantic_scale=2.0, balance=0.4, form="product"
+    )
+    found = field.direct((1, 7), settings)
     assert_close(found["enhanced"], found["color"] * found["saliency"] ** 0.4)
     weighted = field.semantic.features * field.semantic.saliency_factors[2][:, None, None]
     sigma = 2.0 * float(spread(weighted[None])[0])
     joined = torch.cat([field.colors / 0.8, weighted * 0.4**0.5 / sigma])  # |.|² adds A's exponent and 0.4 of A^c's
     ways = all_ways(joined)[1 * 9 + 7]
-    enhanced = field.along_tree((1, 7), knobs)["enhanced"].flatten().double()
+    enhanced = field.along_tree((1, 7), settings)["enhanced"].flatten().double()
     assert_close(enhanced, torch.exp(-ways), atol=1e-5, rtol=1e-4)
 
 
@@ -121,9 +123,9 @@ def test_the_product_is_near_where_both_are(field):
 @pytest.mark.parametrize("reach", ["local", "global"])
 def test_sepa_masks_are_the_losses(field, reach, form):
     """The mask of "enhanced" equals `propagate_*` with the semantic guide, that of "color" without it."""
-    knobs = Knobs(steps=4, semantic_scale=1.5, form=form)
+    settings = AffinitySettings(steps=4, semantic_scale=1.5, form=form)
     start = seed_mask(8, 9, (4, 4), radius=2)
-    found = field.masks(start, knobs, reach=reach)
+    found = field.masks(start, settings, reach=reach)
     own = {"semantic": field.semantic, "labels": torch.tensor([2]), "semantic_scale": 1.5}
     if reach == "local":
         plain = propagate_local(start[None], field.colors, steps=4)[0]
@@ -137,13 +139,17 @@ def test_sepa_masks_are_the_losses(field, reach, form):
 
 def test_without_a_teacher_there_is_color_alone(rng):
     field = SeedField(torch.randn(3, 5, 5, generator=rng))
-    assert list(field.direct((0, 0), Knobs())) == list(field.along_tree((0, 0), Knobs())) == ["color"]
-    assert list(field.masks(seed_mask(5, 5, (2, 2)), Knobs())) == ["color"]
+    assert (
+        list(field.direct((0, 0), AffinitySettings()))
+        == list(field.along_tree((0, 0), AffinitySettings()))
+        == ["color"]
+    )
+    assert list(field.masks(seed_mask(5, 5, (2, 2)), AffinitySettings())) == ["color"]
 
 
 def test_a_constant_image_is_one_region():
     field = SeedField(torch.zeros(3, 4, 4), SemanticGuide(torch.ones(2, 4, 4), torch.ones(1, 2)))
-    for maps in (field.direct((0, 0), Knobs()), field.along_tree((0, 0), Knobs())):
+    for maps in (field.direct((0, 0), AffinitySettings()), field.along_tree((0, 0), AffinitySettings())):
         assert all(bool((values == 1).all()) for values in maps.values())
 
 

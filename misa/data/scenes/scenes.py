@@ -306,8 +306,8 @@ def _write(root: Path, scenes: Scenes) -> Path:
 
 def _card(scenes: Scenes) -> dict[str, Any]:
     # Through JSON, because tuples come back as lists.
-    knobs: dict[str, Any] = json.loads(json.dumps(asdict(scenes)))
-    return {"made_by": "misa.data.synthetic", "edition": EDITION, "scenes": knobs}
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(scenes)))
+    return {"made_by": "misa.data.synthetic", "edition": EDITION, "scenes": settings}
 
 
 def _holds(root: Path, scenes: Scenes) -> bool:

@@ -21,7 +21,7 @@ from misa.evaluation.ap import matched, read_truth
 from misa.evaluation.bootstrap import image_scores, matches_of
 from misa.experiment import Affinity, Experiment
 from misa.files import digest, read_json
-from misa.ops.seed_affinity import Knobs
+from misa.ops.seed_affinity import AffinitySettings
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class Choice:
 class Sources:
     """Finished runs on the same data, the images chosen from it, and parameters of the figures.
 
-    knobs: of Figure 4's affinities; None: those that the run was trained with. channel: of the features in Figure 3.
+    settings: of Figure 4's affinities; None: those that the run was trained with. channel: of the features in Figure 3.
     """
 
     runs: tuple[Trained, ...]
     choice: Choice = field(default_factory=Choice)
-    knobs: Knobs | None = None
+    settings: AffinitySettings | None = None
     channel: int = 5
 
     @classmethod
@@ -117,12 +117,12 @@ class Sources:
         return open_networks(run.folder)
 
     @cached_property
-    def affinity_knobs(self) -> Knobs:
+    def affinity_settings(self) -> AffinitySettings:
         """The given parameters, by default those that the run was trained with."""
-        if self.knobs is not None:
-            return self.knobs
+        if self.settings is not None:
+            return self.settings
         run = self._reads_features
-        return knobs_of(run.experiment.affinity if run is not None else None)
+        return settings_of(run.experiment.affinity if run is not None else None)
 
     @cached_property
     def image_ids(self) -> list[int]:
@@ -171,15 +171,15 @@ class Sources:
         return tuple(image_id for _, image_id in sorted(known)[: self.choice.worst])
 
 
-def knobs_of(affinity: Affinity | None) -> Knobs:
+def settings_of(affinity: Affinity | None) -> AffinitySettings:
     """Parameters of the affinity that a row is trained with, in windows, for the figures.
 
     Rows without a semantic term, and teachers, have no bandwidth for S: 8 σ is used, which makes the sum of Eq. 13
     visible.
     """
     if affinity is None or not (affinity.feature or affinity.saliency):
-        return Knobs(semantic_scale=8.0)
-    return Knobs(
+        return AffinitySettings(semantic_scale=8.0)
+    return AffinitySettings(
         local_bandwidth=affinity.local_bandwidth,
         tree_bandwidth=affinity.tree_bandwidth,
         semantic_scale=affinity.semantic_scale,

@@ -29,7 +29,7 @@ from misa.figures.paper import class_picture, figure1, figure3, figure4, figure5
 from misa.figures.plots import matched_colors
 from misa.figures.provenance import require_own, save_figure
 from misa.files import read_json
-from misa.ops.seed_affinity import Knobs, Seed
+from misa.ops.seed_affinity import AffinitySettings, Seed
 
 # Figure 4's two failure modes as embedded scenes, each with a seed (row, column) in the map at stride 4 of 128 x 128.
 _SCENES: dict[str, Seed] = {"same_color_neighbors": (14, 8), "two_tone_object": (14, 19)}
@@ -82,7 +82,7 @@ def _missing_teacher(sources: Sources) -> str:
 
 def _figure4(sources: Sources) -> Figure:
     """Affinities from a seed: for the embedded data the two failure modes, then chosen images."""
-    return figure4(seeded(sources), knobs=sources.affinity_knobs)
+    return figure4(seeded(sources), settings=sources.affinity_settings)
 
 
 def seeded(sources: Sources) -> list[tuple[Example, Seed]]:
@@ -141,11 +141,11 @@ class Factory:
         runs: Sequence[str | Path],
         *,
         choice: Choice | None = None,
-        knobs: Knobs | None = None,
+        settings: AffinitySettings | None = None,
         channel: int | None = None,
         wanted: Sequence[str] = tuple(FIGURES),
     ) -> None:
-        self.sources = Sources.of(runs, choice=choice, knobs=knobs, channel=channel)
+        self.sources = Sources.of(runs, choice=choice, settings=settings, channel=channel)
         self.given_runs = tuple(str(run) for run in runs)
         self.wanted = tuple(wanted)
         if unknown := [name for name in wanted if name not in FIGURES]:
@@ -189,8 +189,8 @@ class Factory:
             command += ["--images", ",".join(map(str, choice.given))]
         command += ["--random", str(choice.drawn), "--worst", str(choice.worst), "--seed", str(choice.seed)]
         command += ["--channel", str(sources.channel)]
-        if sources.knobs is not None:
-            command += ["--semantic-scale", f"{sources.knobs.semantic_scale:g}", "--form", sources.knobs.form]
+        if sources.settings is not None:
+            command += ["--semantic-scale", f"{sources.settings.semantic_scale:g}", "--form", sources.settings.form]
         images: dict[str, Any] = {"chosen": list(choice.given), "random": list(sources.drawn)}
         if name == "5":
             images["worst"] = list(sources.worst)
@@ -203,7 +203,7 @@ class Factory:
             "commit": current_commit(),
             "data": digest(sources.runs[0].source.val.annotations),
             "images": images,
-            **({"seeds": seeds, "affinity": vars(sources.affinity_knobs)} if name == "4" else {}),
+            **({"seeds": seeds, "affinity": vars(sources.affinity_settings)} if name == "4" else {}),
             **smoke,
             "runs": {run.folder.name: _card(run) for run in sources.runs},
         }

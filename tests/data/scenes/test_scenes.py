@@ -226,7 +226,7 @@ def test_a_hundred_objects() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "words"),
+    ("settings", "words"),
     [
         ({"size": 8}, "size must be a whole number"),
         ({"size": (128, 12.5)}, "size must be"),
@@ -243,13 +243,13 @@ def test_a_hundred_objects() -> None:
         ({"seed": -1}, "seed must be"),
     ],
 )
-def test_wrong_knobs_are_named(knobs: dict[str, object], words: str) -> None:
+def test_wrong_settings_are_named(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011
-        Scenes(**knobs)  # type: ignore[arg-type]
+        Scenes(**settings)  # type: ignore[arg-type]
     assert words in str(error.value)
 
 
-def test_knobs_from_json_are_the_same_knobs() -> None:
+def test_settings_from_json_are_the_same() -> None:
     assert Scenes(size=[64, 96], objects=[1, 2]) == Scenes(size=(64, 96), objects=(1, 2))  # type: ignore[arg-type]
 
 

@@ -57,7 +57,7 @@ def test_pycocotools_reads_back_what_was_drawn(folder: Path, split: synthetic.Sp
             assert [x, y, x + w, y + h] == box.tolist()
 
 
-def test_the_same_knobs_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+def test_the_same_settings_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     again = contents(write_scenes(tmp_path / "again", SCENES))
     assert {k: v[1] for k, v in again.items()} == {k: v[1] for k, v in contents(folder).items()}
 

@@ -6,7 +6,7 @@ import pytest
 
 from misa.cli import main
 from misa.engine.reports.explore import trained
-from misa.engine.reports.figure_sources import Choice, knobs_of
+from misa.engine.reports.figure_sources import Choice, settings_of
 from misa.engine.reports.figures import Factory, deepest
 from misa.errors import UserError
 from misa.experiment import Affinity
@@ -113,6 +113,11 @@ def test_a_smoke_runs_figures_say_so(runs, tmp_path, capsys):
 
 def test_figure_4_shows_the_affinity_that_trained():
     own = Affinity(saliency=True, semantic_scale=1.5, local_form="product", local_steps=7, local_bandwidth=0.2)
-    knobs = knobs_of(own)
-    assert (knobs.semantic_scale, knobs.form, knobs.steps, knobs.local_bandwidth) == (1.5, "product", 7, 0.2)
-    assert knobs_of(None).semantic_scale == knobs_of(Affinity()).semantic_scale == 8.0
+    settings = settings_of(own)
+    assert (settings.semantic_scale, settings.form, settings.steps, settings.local_bandwidth) == (
+        1.5,
+        "product",
+        7,
+        0.2,
+    )
+    assert settings_of(None).semantic_scale == settings_of(Affinity()).semantic_scale == 8.0
