@@ -30,7 +30,7 @@ from misa.data.images import read_image
 from misa.data.rle import decode_part
 from misa.engine.prediction.files import rows_of
 from misa.engine.prediction.student import Instances, Student, find, load_student
-from misa.engine.reports.explore import Seen, open_networks
+from misa.engine.reports.explore import FeatureExtractor, open_networks
 from misa.engine.reports.figure_sources import settings_of
 from misa.engine.runs.folder import recorded
 from misa.engine.runs.state import warn
@@ -81,7 +81,7 @@ def load_teacher(run_or_name: str | Path, *, weights: str | Path | None = "defau
     name = str(run_or_name)
     if name.startswith(TORCHVISION):
         network = named_teacher(name.removeprefix(TORCHVISION), weights=weights)
-        return Teacher(Seen(network.contract.classes, Augmentation(test_short_side=520), network), name)
+        return Teacher(FeatureExtractor(network.contract.classes, Augmentation(test_short_side=520), network), name)
     networks = open_networks(run_or_name)
     if networks.teacher is None:
         raise UserError(
@@ -90,7 +90,7 @@ def load_teacher(run_or_name: str | Path, *, weights: str | Path | None = "defau
     experiment, folder, _ = recorded(networks.folders[-1])
     if experiment.semantic is not None or experiment.limit is not None:  # not for torchvision's beside a full student
         warn(folder, experiment)
-    return Teacher(replace(networks.seen, student=None), name, settings_of(networks.experiment.affinity))
+    return Teacher(replace(networks.extractor, student=None), name, settings_of(networks.experiment.affinity))
 
 
 def photograph(image: Images, boxes: str = "", teacher: str = "") -> Example:
@@ -117,8 +117,8 @@ def photograph(image: Images, boxes: str = "", teacher: str = "") -> Example:
     if teacher:
         return load_teacher(teacher).see(image, boxes=frames, labels=names).example
     classes = tuple(dict.fromkeys(names))
-    seen = Seen(classes, Augmentation(test_short_side=256))
-    return Teacher(seen, "of colors").see(image, boxes=frames, labels=names).example
+    extractor = FeatureExtractor(classes, Augmentation(test_short_side=256))
+    return Teacher(extractor, "of colors").see(image, boxes=frames, labels=names).example
 
 
 @dataclass(frozen=True)
@@ -243,14 +243,14 @@ class Result:
 class Teacher:
     """A semantic network that computes S and K (Eq. 1) of an image: see `load_teacher`."""
 
-    seen: Seen = field(repr=False)
+    extractor: FeatureExtractor = field(repr=False)
     name: str
     settings: AffinitySettings = field(default_factory=lambda: AffinitySettings(semantic_scale=8.0))
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the categories, in the order of the rows of K."""
-        return self.seen.classes
+        return self.extractor.classes
 
     def see(
         self, image: Images, *, boxes: ArrayLike | None = None, labels: str | Sequence[str] | None = None
@@ -280,7 +280,7 @@ class Teacher:
                 raise UserError(f"the teacher {self.name} has no class {name!r}{hint}")
         known = tuple(self.classes.index(name) for name in names)
         title = Path(image).stem if isinstance(image, str | Path) else ", ".join(dict.fromkeys(names)) or "image"
-        return SceneView(self.seen.see(pixels[0], name=title, boxes=frames, labels=known), self.settings)
+        return SceneView(self.extractor.see(pixels[0], name=title, boxes=frames, labels=known), self.settings)
 
 
 @dataclass(frozen=True)

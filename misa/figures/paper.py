@@ -157,23 +157,23 @@ def figure4(examples: Sequence[tuple[Example, Seed]], *, settings: AffinitySetti
     settings = AffinitySettings() if settings is None else settings
     kernels = field_of(examples[0][0], 0).kernels
     made: tuple[Kernel, ...] = ("color", "enhanced") if len(kernels) > 1 else ("color",)
-    rows = [_seen(example, seed, settings, made) for example, seed in examples]
+    rows = [_figure4_row(example, seed, settings, made) for example, seed in examples]
     titles = ["image", *(f"{NAMES[k]} {SYMBOLS[k]}" for k in kernels), *(f"mask, {NAMES[k]}" for k in made)]
-    titles += ["truth"] if any(seen.truth is not None for seen in rows) else []
+    titles += ["truth"] if any(row.truth is not None for row in rows) else []
     shapes = [example.size[0] / example.size[1] for example, _ in examples]
     cell = (PAGE - 0.95) / len(titles)
     figure = _printed(PAGE, sum(cell * shape + 0.17 for shape in shapes) + 0.2)
     axes = figure.subplots(len(examples), len(titles), squeeze=False, height_ratios=shapes)
-    for r, ((example, _), seen) in enumerate(zip(examples, rows, strict=True)):
+    for r, ((example, _), row) in enumerate(zip(examples, rows, strict=True)):
         for c, title in enumerate(titles):
             _blank(axes[r, c], title=title if r == 0 else "", label=example.name if c == 0 else "", size=6)
-            if c == len(seen.maps):
+            if c == len(row.maps):
                 axes[r, c].text(0.5, 0.5, "no truth", ha="center", fontsize=6, transform=axes[r, c].transAxes)
                 continue
-            values, kind = seen.maps[c], seen.kinds[c]
-            _figure4_map(axes[r, c], seen, values, kind)
-            if kind == "mask" and seen.truth is not None:
-                axes[r, c].set_xlabel(f"IoU {_iou(values >= 0.5, seen.truth):.2f}", fontsize=6, labelpad=1)
+            values, kind = row.maps[c], row.kinds[c]
+            _figure4_map(axes[r, c], row, values, kind)
+            if kind == "mask" and row.truth is not None:
+                axes[r, c].set_xlabel(f"IoU {_iou(values >= 0.5, row.truth):.2f}", fontsize=6, labelpad=1)
     shade = ScalarMappable(Normalize(0, 1), MAP)
     bar = figure.colorbar(shade, ax=axes.ravel().tolist(), fraction=0.012, pad=0.004, ticks=(0, 0.5, 1))
     bar.set_label("affinity; mask / largest value", fontsize=6)
@@ -182,7 +182,7 @@ def figure4(examples: Sequence[tuple[Example, Seed]], *, settings: AffinitySetti
     return figure
 
 
-class _Seen(NamedTuple):
+class _Row(NamedTuple):
     """A row of Figure 4: its images from left to right with the kind of each."""
 
     maps: list[NDArray[Any]]
@@ -193,7 +193,7 @@ class _Seen(NamedTuple):
     truth: NDArray[np.bool_] | None
 
 
-def _seen(example: Example, seed: Seed, settings: AffinitySettings, made: Sequence[Kernel]) -> _Seen:
+def _figure4_row(example: Example, seed: Seed, settings: AffinitySettings, made: Sequence[Kernel]) -> _Row:
     box = example.box_at(seed)
     inside = example.box_masks()[box] if box is not None else None
     field = field_of(example, example.labels[box] if box is not None else 0)
@@ -205,25 +205,25 @@ def _seen(example: Example, seed: Seed, settings: AffinitySettings, made: Sequen
     maps += [(masks[k] / masks[k].max().clamp(min=1e-12)).numpy() for k in made]
     maps += [] if own is None else [own]
     kinds = ["image", *["affinity"] * len(field.kernels), *["mask"] * len(made), "truth"][: len(maps)]
-    return _Seen(maps, kinds, example.size, seed, None if inside is None else inside.numpy(), own)
+    return _Row(maps, kinds, example.size, seed, None if inside is None else inside.numpy(), own)
 
 
-def _figure4_map(axes: Axes, seen: _Seen, values: NDArray[Any], kind: str) -> None:
+def _figure4_map(axes: Axes, row: _Row, values: NDArray[Any], kind: str) -> None:
     """Draw one map with its overlays: the ground-truth outline, box, contour and seed."""
-    h, w = seen.size
+    h, w = row.size
     if kind == "image":
         axes.imshow(values, interpolation="antialiased", extent=(-0.5, w - 0.5, h - 0.5, -0.5))
     else:
         axes.imshow(values, cmap=MAP, vmin=0, vmax=1, interpolation="none")
-    lines = [(seen.truth, "white", 0.6)] if seen.truth is not None and kind != "truth" else []
-    lines += [(seen.box, ACCENT, 0.9)] if seen.box is not None and kind == "image" else []
+    lines = [(row.truth, "white", 0.6)] if row.truth is not None and kind != "truth" else []
+    lines += [(row.box, ACCENT, 0.9)] if row.box is not None and kind == "image" else []
     lines += [(values >= 0.5, ACCENT, 0.8)] if kind == "mask" else []
     for mask, color, width in lines:
         rows, columns = outline(mask)
         axes.plot(columns - 0.5, rows - 0.5, color=color, linewidth=width)
     if kind in ("image", "affinity"):
-        axes.plot(seen.seed[1], seen.seed[0], "+", color="black", markersize=5, markeredgewidth=1.6)
-        axes.plot(seen.seed[1], seen.seed[0], "+", color="white", markersize=4.4, markeredgewidth=0.8)
+        axes.plot(row.seed[1], row.seed[0], "+", color="black", markersize=5, markeredgewidth=1.6)
+        axes.plot(row.seed[1], row.seed[0], "+", color="white", markersize=4.4, markeredgewidth=0.8)
     axes.set(xlim=(-0.5, w - 0.5), ylim=(h - 0.5, -0.5))
 
 
@@ -242,7 +242,7 @@ def figure5(groups: Mapping[str, Sequence[Mapping[str, Any]]], *, columns: int =
     tall = [max(s["image"].shape[0] / s["image"].shape[1] for s in found) for _, found in lines]
     figure = _printed(PAGE, sum(cell * ratio + 0.19 for ratio in tall) + 0.05)
     axes = figure.subplots(len(lines), columns, squeeze=False, height_ratios=tall)
-    seen: set[str] = set()
+    named: set[str] = set()
     for r, (name, found) in enumerate(lines):
         for c, ax in enumerate(axes[r]):
             ax.set_anchor("N")  # images of a row begin at one height, whatever their shape
@@ -254,8 +254,8 @@ def figure5(groups: Mapping[str, Sequence[Mapping[str, Any]]], *, columns: int =
                     ax.plot(across - 0.5, line - 0.5, color="white", linewidth=0.5)
                 ax.set_axis_on()
             _blank(ax, title=str(found[c]["title"]) if c < len(found) else "", size=6)
-        axes[r, 0].set_ylabel(name if name not in seen else "", fontsize=7, labelpad=2)
-        seen.add(name)
+        axes[r, 0].set_ylabel(name if name not in named else "", fontsize=7, labelpad=2)
+        named.add(name)
     if any(image.get("truth") is not None for _, found in lines for image in found):
         figure.supxlabel("white: true outlines; a mask has its object's color, gray: of no object", fontsize=6)
     return figure

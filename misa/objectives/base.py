@@ -87,7 +87,7 @@ class PerBox(NamedTuple):
 class Prepared(NamedTuple):
     """Inputs of the networks: the student's `images` (b 3 h w, normalised and padded) and the instances in them.
 
-    `seen` are the images for the colors, the EMA model and the teacher: the same ones or a weaker augmentation.
+    `weak_view` are the images for the colors, the EMA model and the teacher: the same ones or a weaker augmentation.
 
     Besides `bboxes` and `labels` the instances of all images may have `within` (n h w, on the device, at the size of
     the images), which replaces the boxes' area in the losses, and `pasted` (n, on the host).
@@ -95,7 +95,7 @@ class Prepared(NamedTuple):
 
     images: Tensor
     instances: list[InstanceData]
-    seen: Tensor
+    weak_view: Tensor
 
 
 def _own(values: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class Step(NamedTuple):
     shadow, shadow_features: the EMA model's positives and features, without gradient; the positives are of the same
         objects in the same order. detections: the EMA model's, per image. None before it has started.
     structure: the learned map (b c h w).
-    seen: the images (b 3 h w, normalised) as the EMA model sees them, at full resolution.
+    weak_view: the images (b 3 h w, normalised) as the EMA model sees them, at full resolution.
     per_box, shadow_per_box: one mask per box, the student's and, once it has started, the EMA model's.
     generators: one random generator per image, on the CPU, whose draws depend neither on a resume nor on world size.
     across: mean of a tensor over the processes (all-reduce). together: stacks the processes' tensors, of equal shape,
@@ -146,7 +146,7 @@ class Step(NamedTuple):
     shadow_features: Tensor | None = None
     detections: list[Detected] | None = None
     structure: Tensor | None = None
-    seen: Tensor | None = None
+    weak_view: Tensor | None = None
     per_box: PerBox | None = None
     shadow_per_box: PerBox | None = None
     generators: Sequence[torch.Generator] = ()

@@ -273,8 +273,8 @@ class SIM(BoxInst):
         objects = objects_of(step)
         queue, pixels = self.pictures(memory), None
         if queue is not None and step.ramp(self.pseudo_start) == 1:
-            assert step.seen is not None
-            pixels = denormalised(step.seen).to("cpu", non_blocking=True)  # complete once the next copy has arrived
+            assert step.weak_view is not None
+            pixels = denormalised(step.weak_view).to("cpu", non_blocking=True)  # complete after the next copy
         # The sign encodes the box: positive inside.
         signed = torch.where(objects.boxes, objects.masks, -objects.masks).cpu()
         surely = signed > self.sure

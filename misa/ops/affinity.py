@@ -23,7 +23,7 @@ Sigma = Literal["image", "window"] | float
 TINY = 1e-12  # keeps a constant image, whose spread is 0, at affinity 1
 
 
-class Seen(NamedTuple):
+class AffinityInputs(NamedTuple):
     """The maps of one image that an affinity may compare, all of one size.
 
     colors (d h w): V, the normalised image. features (e h w): S, or None without a teacher. factors (c e): K of the
@@ -38,8 +38,8 @@ class Seen(NamedTuple):
 class Compared(NamedTuple):
     """Terms of the affinity exp(−Σ_d (factors_qd (values_d(i) − values_d(k)))² / σ_q²).
 
-    values (d h w). factors (q d): one row for all masks, or one per category of `Seen.factors`. sigma: a number, or
-    None to leave σ to the caller: a bandwidth ζ for colors, the spread of factors · values for the others.
+    values (d h w). factors (q d): one row for all masks, or one per category of the inputs. sigma: a number, or None to
+    leave σ to the caller: a bandwidth ζ for colors, the spread of factors · values for the others.
     """
 
     values: Float[Tensor, "d h w"]
@@ -47,31 +47,31 @@ class Compared(NamedTuple):
     sigma: float | None = None
 
 
-def color(seen: Seen) -> Compared:
+def color(inputs: AffinityInputs) -> Compared:
     """Return the terms of A (Eq. 8): the colors, with factors of 1."""
-    return Compared(seen.colors, torch.ones_like(seen.colors[None, :, 0, 0]))
+    return Compared(inputs.colors, torch.ones_like(inputs.colors[None, :, 0, 0]))
 
 
-def feature(seen: Seen) -> Compared:
+def feature(inputs: AffinityInputs) -> Compared:
     """Return the terms of A^f (Eq. 10): the dense feature S, with factors of 1."""
-    features = _of_teacher("feature", seen)
+    features = _of_teacher("feature", inputs)
     return Compared(features, torch.ones_like(features[None, :, 0, 0]))
 
 
-def saliency(seen: Seen) -> Compared:
+def saliency(inputs: AffinityInputs) -> Compared:
     """Return the terms of A^c (Eq. 11–12): S^c = K^c · S, with a row of factors for every category."""
-    features = _of_teacher("saliency", seen)
-    assert seen.factors is not None
-    return Compared(features, seen.factors)
+    features = _of_teacher("saliency", inputs)
+    assert inputs.factors is not None
+    return Compared(features, inputs.factors)
 
 
-def _of_teacher(name: str, seen: Seen) -> Tensor:
-    if seen.features is None:
+def _of_teacher(name: str, inputs: AffinityInputs) -> Tensor:
+    if inputs.features is None:
         raise ValueError(f"the affinity {name!r} compares the features of a semantic teacher, and there are none.")
-    return seen.features
+    return inputs.features
 
 
-KERNELS: dict[str, Callable[[Seen], Compared]] = {"color": color, "feature": feature, "saliency": saliency}
+KERNELS: dict[str, Callable[[AffinityInputs], Compared]] = {"color": color, "feature": feature, "saliency": saliency}
 
 
 def check_finite(name: str, values: Tensor) -> None:
@@ -206,14 +206,14 @@ def pairwise_affinity(
 
 
 def kernel_affinity(
-    name: str, seen: Seen, *, window: int = 3, dilation: int | Sequence[int] = 1, sigma: Sigma = "image"
+    name: str, inputs: AffinityInputs, *, window: int = 3, dilation: int | Sequence[int] = 1, sigma: Sigma = "image"
 ) -> Float[Tensor, "q k h w"]:
     """Return one affinity of `KERNELS` to every neighbor; `sigma` applies unless the affinity fixes its own.
 
     Training weighs neighbors by exactly these numbers, A + balance · A^c (Eq. 13) before the division of Eq. 14, but
     never stores them for the whole map.
     """
-    values, factors, own = KERNELS[name](seen)
+    values, factors, own = KERNELS[name](inputs)
     options = {"window": window, "dilation": dilation, "channel_weights": factors}
     return pairwise_affinity(values[None], sigma=sigma if own is None else own, **options)[0]  # type: ignore[arg-type]
 

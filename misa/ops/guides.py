@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from misa.errors import UserError
-from misa.ops.affinity import KERNELS, TINY, Compared, Seen, check_finite, window_spread
+from misa.ops.affinity import KERNELS, TINY, AffinityInputs, Compared, check_finite, window_spread
 from misa.ops.axes import check_shapes
 from misa.ops.backends.choice import backend
 from misa.ops.backends.torch_ops import Layer, Near
@@ -163,7 +163,7 @@ class Guides:
             if self.factors is not None and present:
                 factors = torch.stack([self.factors[c] for c in present])
             features = None if self.features is None else self.features[i]
-            found[i] = KERNELS[kernel](Seen(self.images[i], features, factors))
+            found[i] = KERNELS[kernel](AffinityInputs(self.images[i], features, factors))
         return found
 
     @cached_property

@@ -130,7 +130,7 @@ def test_colors_are_those_of_the_plain_image_and_the_student_sees_another(rng):
     images[1, :, 6:] = 0  # padding
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     prepared = OBJECTIVE.prepare(images, [], None, generators)
-    assert prepared.seen is images
+    assert prepared.weak_view is images
     assert not torch.equal(prepared.images, images)
     assert (prepared.images[1, :, 6:] == 0).all()
     again = [torch.Generator().manual_seed(seed) for seed in (1, 2)]

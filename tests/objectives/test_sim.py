@@ -249,7 +249,7 @@ def test_nothing_is_pasted_before_the_queue_is_full_or_without_one(rng):
     for objective, memory in ((PASTE, kept(rng, 1)), (OBJECTIVE, OBJECTIVE.memory(C, D))):
         found = objective.prepare(images, instances, memory, draws())
         assert found.images is images
-        assert found.seen is images
+        assert found.weak_view is images
         assert found.instances is instances
 
 
@@ -258,7 +258,7 @@ def test_pasted_pixels_are_the_pictures_and_the_rest_is_the_images(rng):
     before = images.clone()
     found = PASTE.prepare(images, instances, memory, draws())
     assert torch.equal(images, before)
-    assert found.seen is found.images
+    assert found.weak_view is found.images
     for b, own in enumerate(found.instances):
         assert own.pasted.sum() == 1
         assert own.labels[-1] == 2
@@ -332,7 +332,9 @@ def test_pictures_are_kept_from_the_start_of_the_pseudo_masks_on(step, rng):
     pixels = torch.randint(0, 256, (2, 3, *SIZE), generator=rng, dtype=torch.uint8)
     truth = Truth(4 * torch.arange(12).view(3, 4).float(), torch.tensor([2, 0, 1]), torch.tensor([0, 0, 1]))
     step = step._replace(
-        seen=normalised(pixels), truth=truth, shadow=step.positives._replace(mask_logits=torch.full((3, H, W), 3.0))
+        weak_view=normalised(pixels),
+        truth=truth,
+        shadow=step.positives._replace(mask_logits=torch.full((3, H, W), 3.0)),
     )
     memory = PASTE.memory(C, D)
     before = memory.prototypes.clone()

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from misa.errors import UserError
 from misa.experiment import Affinity
 from misa.losses.pairwise import pairwise_loss
-from misa.ops.affinity import KERNELS, Compared, Seen, kernel_affinity
+from misa.ops.affinity import KERNELS, AffinityInputs, Compared, kernel_affinity
 from misa.ops.backends.choice import use
 from misa.ops.guides import Guides, Join
 from misa.ops.neighbors import neighbors, window_offsets
@@ -37,15 +37,15 @@ def test_masks_go_along_the_affinities_of_the_equations(rng, second):
     features, factors = torch.randn(6, 9, 11, generator=rng), torch.randn(5, 6, generator=rng)
     labels = [4, 1, 4]
     guides = Guides(image[None], [0, 0, 0], features[None], factors, labels, ("color", second))
-    seen = Seen(image, features, factors[[1, 4]])
-    color, more = kernel_affinity("color", seen, window=5, sigma=0.3), kernel_affinity(second, seen, window=5)
+    inputs = AffinityInputs(image, features, factors[[1, 4]])
+    color, more = kernel_affinity("color", inputs, window=5, sigma=0.3), kernel_affinity(second, inputs, window=5)
     more = more[[1, 0, 1]] if second == "saliency" else more
     assert_close(guides.along_window(masks, None, **OPTIONS), step(masks, color + 0.7 * more), atol=1e-5, rtol=1e-5)
 
 
-def toy(seen: Seen) -> Compared:
+def toy(inputs: AffinityInputs) -> Compared:
     """Brightness, in units of 0.2."""
-    return Compared(seen.colors.mean(dim=0, keepdim=True), torch.ones(1, 1), 0.2)
+    return Compared(inputs.colors.mean(dim=0, keepdim=True), torch.ones(1, 1), 0.2)
 
 
 @pytest.fixture
@@ -64,8 +64,8 @@ def test_a_new_affinity_is_one_function_and_one_row(rng):
     expected = propagate_global(masks, brightness, bandwidth=0.2)
     assert_close(alone.along_trees(masks, alone.trees(), 0.9), expected, atol=1e-6, rtol=0)
     both = Guides(image[None], [0, 0, 0], kernels=("color", "brightness"))
-    weights = kernel_affinity("color", Seen(image), window=5, sigma=0.3)
-    weights = weights + 0.7 * kernel_affinity("brightness", Seen(image), window=5)
+    weights = kernel_affinity("color", AffinityInputs(image), window=5, sigma=0.3)
+    weights = weights + 0.7 * kernel_affinity("brightness", AffinityInputs(image), window=5)
     assert_close(both.along_window(masks, None, **OPTIONS), step(masks, weights), atol=1e-5, rtol=1e-5)
     losses = {}
     for kernels in (("color",), ("color", "brightness")):

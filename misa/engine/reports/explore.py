@@ -83,19 +83,19 @@ class Networks:
         )
 
     @property
-    def seen(self) -> "Seen":
+    def extractor(self) -> "FeatureExtractor":
         """The networks without the run's data."""
-        sizes, learned = self.experiment.augmentation, self.experiment.distillation
-        affinity = self.experiment.affinity
-        return Seen(self.classes, sizes, self.teacher, self.student, learned, self.experiment.student, affinity)
+        row = self.experiment
+        networks = self.classes, row.augmentation, self.teacher, self.student
+        return FeatureExtractor(*networks, row.distillation, row.student, row.affinity)
 
     def see(self, image: NDArray[np.uint8], **about: Any) -> Example:
-        """Run the networks on any RGB image (H W 3); `about`: keywords of `Seen.see`."""
-        return self.seen.see(image, **about)
+        """Run the networks on any RGB image (H W 3); `about`: keywords of `FeatureExtractor.see`."""
+        return self.extractor.see(image, **about)
 
 
 @dataclass(frozen=True)
-class Seen:
+class FeatureExtractor:
     """Computes features of images: `teacher` is any network with `prior`, `student` one with a dense feature, or None.
 
     classes: in the order of K's rows; sizes: resizing as at test time; distillation: the student's.

@@ -119,7 +119,7 @@ class Objects:
     pixels: Tensor  # (1 3 H W) the network's input
 
 
-class Seen(NamedTuple):
+class TeacherOutput(NamedTuple):
     """A teacher's outputs for an image at the size of the masks: S (1 d h w) and class probabilities (1 c h w)."""
 
     features: Tensor
@@ -223,10 +223,10 @@ def measure_guidance(
     for objects in tqdm(shown, total=images, desc="guidance", unit="image", leave=False, delay=2, disable=None):
         ids += [objects.image_id] * len(objects.masks)
         groups += objects.groups
-        seen = None if guide is None else seen_by(guide, objects)
-        for name, values in starts(objects, seen).items():
+        output = None if guide is None else teacher_output(guide, objects)
+        for name, values in starts(objects, output).items():
             start.setdefault(name, []).append(values)
-        for key, pull in pulls_of(objects, chosen, guide, seen).items():
+        for key, pull in pulls_of(objects, chosen, guide, output).items():
             found.setdefault(key, []).append(pull)
     if not ids:
         raise UserError(f"{split} of {source.root} has no object with a mask that the student answers.")
@@ -271,7 +271,7 @@ def affinities(own: Affinity, readings: Mapping[str, Mapping[str, Any]], *, taug
 
 @torch.no_grad()
 def pulls_of(
-    objects: Objects, readings: Mapping[str, Affinity], teacher: TeacherNetwork | None, seen: Seen | None
+    objects: Objects, readings: Mapping[str, Affinity], teacher: TeacherNetwork | None, output: TeacherOutput | None
 ) -> dict[tuple[str, str], Pull]:
     """Measure every reading and term on the objects of an image, without terms equal to an earlier reading's."""
     found, known = {}, set()
@@ -280,8 +280,8 @@ def pulls_of(
         reading = None
         if affinity.feature or affinity.saliency:
             assert teacher is not None
-            assert seen is not None
-            reading = reading_of(affinity, seen.features, teacher.last_layer(), objects.batch.valid)
+            assert output is not None
+            reading = reading_of(affinity, output.features, teacher.last_layer(), objects.batch.valid)
         pairs = pseudo_masks(
             objects.masks,
             objects.boxes,
@@ -307,22 +307,22 @@ def _joined(affinity: Affinity) -> tuple[Any, ...]:
     return (affinity.kernels,)
 
 
-def starts(objects: Objects, seen: Seen | None) -> dict[str, NDArray[np.float64]]:
+def starts(objects: Objects, output: TeacherOutput | None) -> dict[str, NDArray[np.float64]]:
     """IoU (n), inside the boxes, of the student's masks and of the teacher's class maps."""
     boxes = objects.boxes.numpy()
     found = {"student's masks": iou((objects.masks > 0.5).numpy(), objects.truth, boxes)}
-    if seen is not None:
-        own = seen.probabilities[0, objects.labels] > 0.5
+    if output is not None:
+        own = output.probabilities[0, objects.labels] > 0.5
         found["teacher's class maps"] = iou(own.numpy(), objects.truth, boxes)
     return found
 
 
 @torch.no_grad()
-def seen_by(teacher: TeacherNetwork, objects: Objects) -> Seen:
+def teacher_output(teacher: TeacherNetwork, objects: Objects) -> TeacherOutput:
     """Run the teacher on an image."""
     maps, size = teacher(objects.pixels), (objects.masks.shape[-2], objects.masks.shape[-1])
     probabilities = maps.logits.softmax(dim=1)[:, teacher.foreground]
-    return Seen(resized(maps.features, size), resized(probabilities, size))
+    return TeacherOutput(resized(maps.features, size), resized(probabilities, size))
 
 
 def objects_of(

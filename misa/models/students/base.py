@@ -242,10 +242,10 @@ class BoxSupervised(nn.Module):
             union=union,
             known=known,
             truth=_truth(prepared.instances),
-            prior=self._prior(prepared.seen, size) if needs.prior else None,
+            prior=self._prior(prepared.weak_view, size) if needs.prior else None,
             classifier=self.teacher.last_layer() if needs.prior and self.teacher is not None else None,
-            colors=_colors(prepared.seen, size) if needs.colors else None,
-            seen=prepared.seen,
+            colors=_colors(prepared.weak_view, size) if needs.colors else None,
+            weak_view=prepared.weak_view,
             structure=None if memory is None or memory.structure is None else memory.structure(features),
             across=batch_mean,
             together=together,
@@ -259,12 +259,12 @@ class BoxSupervised(nn.Module):
             return {}
         fields: dict[str, Any] = {}
         if needs.shadow:
-            found = shadow.copy.handover(prepared.seen, prepared.instances, places)
+            found = shadow.copy.handover(prepared.weak_view, prepared.instances, places)
             masks = found.positives.mask_logits.float()
             fields |= {"shadow": found.positives._replace(mask_logits=masks), "shadow_features": found.features}
             fields |= {"shadow_per_box": _float(found.per_box)}
         if needs.detections:
-            fields["detections"] = shadow.copy.detect(prepared.seen, [sample.img_shape[:2] for sample in samples])
+            fields["detections"] = shadow.copy.detect(prepared.weak_view, [sample.img_shape[:2] for sample in samples])
         return fields
 
     def _prior(self, images: Tensor, size: tuple[int, int]) -> SemanticPrior:

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from misa.cli import main
 from misa.data.scenes.scenes import Scenes, draw_scene, named_scene
-from misa.engine.reports.explore import Networks, Seen, embedded, example_of, open_networks, trained
+from misa.engine.reports.explore import FeatureExtractor, Networks, embedded, example_of, open_networks, trained
 from misa.engine.training.train import train
 from misa.errors import UserError
 from misa.experiment import TINY_MASK2FORMER, Affinity, Augmentation, Experiment
@@ -56,8 +56,8 @@ class _Teacher(torch.nn.Module):
 )
 def test_saliency_is_read_as_the_row_reads_it(affinity, read):
     scene = draw_scene(Scenes(size=64), 3)
-    seen = Seen(("one", "two"), Augmentation(test_short_side=64), _Teacher(), affinity=affinity)
-    example = seen.see(scene.image)
+    extractor = FeatureExtractor(("one", "two"), Augmentation(test_short_side=64), _Teacher(), affinity=affinity)
+    example = extractor.see(scene.image)
     assert (example.reading is not None) == read
     if read:
         k = torch.cat([_Teacher.layer.factors, _Teacher.layer.background[None]])

@@ -64,8 +64,8 @@ def final_weights(folder):
 def test_a_row_trains_with_an_affinity_of_one_function_and_one_row(place, run, monkeypatch):
     """The row names it and nothing else changes; the losses differ from those of color alone."""
 
-    def brightness(seen):
-        return Compared(seen.colors.mean(dim=0, keepdim=True), torch.ones(1, 1), 0.2)
+    def brightness(inputs):
+        return Compared(inputs.colors.mean(dim=0, keepdim=True), torch.ones(1, 1), 0.2)
 
     monkeypatch.setitem(KERNELS, "brightness", brightness)
     row = TOY.but(affinity={"kernels": ("color", "brightness")}, schedule={"epochs": 1})
