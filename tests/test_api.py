@@ -216,16 +216,16 @@ def test_a_torchvision_network_is_a_teacher(photo, monkeypatch):
 
 def test_networks_of_a_smoke_run_say_so_once(run, capsys):
     """With the message of every other result of a smoke run; a teacher by its own folder."""
-    told = (
+    printed = (
         "is a smoke run: two training steps on small images, to see that everything runs; its numbers mean nothing.\n"
     )
     capsys.readouterr()
     misa.load(run)
-    assert capsys.readouterr().err == f"warning: {run} {told}"
+    assert capsys.readouterr().err == f"warning: {run} {printed}"
     (beside,) = run.parent.glob("teacher-*")
     for place in (run, beside):
         misa.load_teacher(place)
-        assert capsys.readouterr().err == f"warning: {beside} {told}"
+        assert capsys.readouterr().err == f"warning: {beside} {printed}"
 
 
 def test_an_unfinished_run_says_so(run, tmp_path, capsys):
@@ -233,9 +233,9 @@ def test_an_unfinished_run_says_so(run, tmp_path, capsys):
     (tmp_path / "run" / "metrics.json").unlink()
     capsys.readouterr()
     misa.load(tmp_path / "run")
-    told = capsys.readouterr().err
-    assert "has not ended its training; what follows is of epoch 1 of 1" in told
-    assert "is a smoke run" in told
+    printed = capsys.readouterr().err
+    assert "has not ended its training; what follows is of epoch 1 of 1" in printed
+    assert "is a smoke run" in printed
     misa.load(newest(tmp_path / "run"))
     assert capsys.readouterr().err == ""
     for command in (["evaluate"], ["export", str(tmp_path / "student.pth")]):

@@ -82,9 +82,9 @@ def mean_field(
     for b in sorted(set(image)):
         rows = torch.tensor([n for n, i in enumerate(image) if i == b]).to(masks.device, non_blocking=True)
         own, box = labels[rows], boxes[rows]
-        told = None if message is None else share * message[rows].to(kernel.dtype)
+        term = None if message is None else share * message[rows].to(kernel.dtype)
         for _ in range(steps):
-            own = box & (_votes(own, kernel[b]) > 0 if told is None else _heard(own, kernel[b], told))
+            own = box & (_votes(own, kernel[b]) > 0 if term is None else _posterior(own, kernel[b], term))
         labels[rows] = own
     return labels
 
@@ -98,10 +98,10 @@ def _votes(labels: Bool[Tensor, "m h w"], kernel: Float[Tensor, "9 h w"]) -> Flo
     return total
 
 
-def _heard(
-    labels: Bool[Tensor, "m h w"], kernel: Float[Tensor, "9 h w"], told: Float[Tensor, "m 2 h w"]
+def _posterior(
+    labels: Bool[Tensor, "m h w"], kernel: Float[Tensor, "9 h w"], message: Float[Tensor, "m 2 h w"]
 ) -> Bool[Tensor, "m h w"]:
-    """Return where the foreground's score, with the weighted message `told`, exceeds the background's."""
+    """Return where the foreground's score, with the weighted `message`, exceeds the background's."""
     surely, hardly = torch.tensor([SURE, 1 - SURE], dtype=torch.float64).log().tolist()
     both = []
     for label in (~labels, labels):
@@ -111,4 +111,4 @@ def _heard(
             exponent += weight * torch.where(shift(label, offset), surely, hardly)
         both.append(exponent.exp())
     background, thing = both
-    return thing + told[:, 1] > background + told[:, 0]
+    return thing + message[:, 1] > background + message[:, 0]

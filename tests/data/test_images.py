@@ -46,8 +46,8 @@ def test_links_keep_their_name_and_broken_ones_are_told(tmp_path: Path) -> None:
     (tmp_path / "in" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     found, failed = names(tmp_path / "in")
     assert found == ["cat", "dog", "folder/0001"]
-    (told,) = failed.values()
-    assert told.startswith(f"the link {tmp_path / 'in' / 'gone.png'} leads nowhere")
+    (message,) = failed.values()
+    assert message.startswith(f"the link {tmp_path / 'in' / 'gone.png'} leads nowhere")
     assert [item.path.name for item in find_inputs([tmp_path / "in"])] == ["cat.png", "dog.png", "0001.png"]
 
 

@@ -29,9 +29,9 @@ def folder(tmp_path):
 
 def test_a_page_for_each_and_one_that_leads_to_them(folder, capsys):
     assert main(["gallery", "--notebooks", str(folder), "--out", str(folder / "out")]) == 1
-    told = capsys.readouterr().out
-    assert "bad: ZeroDivisionError: division by zero" in told
-    assert "good: done" in told
+    printed = capsys.readouterr().out
+    assert "bad: ZeroDivisionError: division by zero" in printed
+    assert "good: done" in printed
     good, bad, index = ((folder / "out" / f"{name}.html").read_text() for name in ("good", "bad", "index"))
     assert "<pre>(&#39;twice&#39;, 2)" in good or "<pre>('twice', 2)" in good
     assert "<details><summary>Solution</summary>" in good
@@ -70,9 +70,9 @@ def test_what_trains_nothing_comes_last_and_empty_folders_stay_empty(tmp_path):
 def test_what_one_notebook_trains_another_evaluates(tmp_path, capsys):
     """In a folder without any runs, as for `make gallery` in a clean clone."""
     assert main(["gallery", "evaluate", "frequency", "--smoke", "--out", str(tmp_path / "gallery")]) == 0
-    told = capsys.readouterr().out
-    assert "frequency: done" in told
-    assert "evaluate: done" in told
+    printed = capsys.readouterr().out
+    assert "frequency: done" in printed
+    assert "evaluate: done" in printed
 
 
 def test_only_what_is_asked_for(folder, capsys):

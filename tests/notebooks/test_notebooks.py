@@ -157,12 +157,12 @@ def test_a_misspelt_name_and_a_wrong_type_stop_it_with_a_sentence_before_any_wor
     monkeypatch.chdir(tmp_path)
     for name, value in VALUES[path.stem].items():
         wrong = f"{name[:-1]}{name[-2]}{name[-1]}"
-        told = stopped(path, **{wrong: value})
-        assert f"there is no parameter {wrong}; did you mean '{name}'?" in told
-        assert "\n" not in told
-        told = stopped(path, **{name: [value]})
-        assert told.startswith(f"parameter {name} ")
-        assert "\n" not in told
+        printed = stopped(path, **{wrong: value})
+        assert f"there is no parameter {wrong}; did you mean '{name}'?" in printed
+        assert "\n" not in printed
+        printed = stopped(path, **{name: [value]})
+        assert printed.startswith(f"parameter {name} ")
+        assert "\n" not in printed
     assert not list(tmp_path.iterdir())
 
 

@@ -36,8 +36,8 @@ def slow_field(mask, box, kernel, steps, message=None):
                         if 0 <= y + dy < h and 0 <= x + dx < w:
                             p = q[y + dy][x + dx]
                             energy -= kernel[k, y, x].item() * math.log(p if label else 1 - p)
-                    told = 0.0 if message is None else 0.01 * message[label, y, x].item()
-                    both.append(math.exp(-energy) + told)
+                    term = 0.0 if message is None else 0.01 * message[label, y, x].item()
+                    both.append(math.exp(-energy) + term)
                 both[1] *= float(box[y, x])
                 background, thing = (v + 1e-6 for v in both)
                 new[y][x] = 0.9 if thing / (thing + background) > 0.5 else 0.1

@@ -68,8 +68,8 @@ def check_data(
         val = check_coco(*layout.val, classes=train.classes, purpose="score", **options)  # type: ignore[arg-type]
         if not train.usable:  # report an error in the files, but not its consequences
             val = replace(val, problems=tuple(p for p in val.problems if p.kind not in ("no-images", "no-classes")))
-        told = {p.message for p in train.problems if p.kind == "class-names-alike"}
-        val = replace(val, problems=tuple(p for p in val.problems if p.message not in told))
+        reported = {p.message for p in train.problems if p.kind == "class-names-alike"}
+        val = replace(val, problems=tuple(p for p in val.problems if p.message not in reported))
         reports = [_with_batch(_with_untrained(train, val)), val]
     shown = [sample for report in reports for sample in report.samples][:count]
     try:
@@ -86,8 +86,8 @@ def _with_batch(train: Report) -> Report:
     if not train.usable or not large:
         return train
     message = f"{counted(train.images, 'image')} cannot fill a batch of {' or '.join(large)}"
-    cure = f"add images, or set {option_name('batch')} to {train.images} or less"
-    return _warned(train, "few-images", message, cure)
+    advice = f"add images, or set {option_name('batch')} to {train.images} or less"
+    return _warned(train, "few-images", message, advice)
 
 
 def _with_untrained(train: Report, val: Report) -> Report:
@@ -101,8 +101,8 @@ def _with_untrained(train: Report, val: Report) -> Report:
     return _warned(train, "class-untrained", message, "bring images of each class into the train split")
 
 
-def _warned(report: Report, kind: str, message: str, cure: str) -> Report:
-    problem = Problem(kind, str(report.annotation_file), message, cure, fatal=False)
+def _warned(report: Report, kind: str, message: str, advice: str) -> Report:
+    problem = Problem(kind, str(report.annotation_file), message, advice, fatal=False)
     return replace(report, problems=(*report.problems, problem), totals={**report.totals, kind: 1})
 
 

@@ -20,7 +20,7 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def told(root: Path) -> str:
+def message(root: Path) -> str:
     with pytest.raises(DataError) as error:
         find_layout(root)
     assert "\n" not in str(error.value)
@@ -45,26 +45,28 @@ def test_the_reference_data_is_found(shared: Path) -> None:
 
 
 def test_a_wrong_root_is_named_with_the_right_one(root: Path) -> None:
-    sentence = told(root.parent / "COCO2")
+    sentence = message(root.parent / "COCO2")
     assert sentence == f"there is no folder {root.parent / 'COCO2'}; did you mean 'coco'?"
-    assert "mine; give the folder or file of your annotations (docs/data.md" in told(root.parent / "pictures" / "mine")
+    assert "mine; give the folder or file of your annotations (docs/data.md" in message(
+        root.parent / "pictures" / "mine"
+    )
 
 
 def test_a_file_as_root_is_named(root: Path) -> None:
-    assert "is a file, but not of annotations that can be read; give the folder" in told(
+    assert "is a file, but not of annotations that can be read; give the folder" in message(
         root / "annotations" / "instances_val2017.json"
     )
 
 
 @pytest.mark.parametrize("place", ["..", "annotations"])
 def test_a_folder_one_level_off_is_noticed(root: Path, place: str) -> None:
-    assert told((root / place).resolve()).endswith(f"did you mean {str(root)!r}?")
+    assert message((root / place).resolve()).endswith(f"did you mean {str(root)!r}?")
 
 
 def test_a_missing_annotation_file_is_named(root: Path) -> None:
     file = root / "annotations/instances_val2017.json"
     file.rename(file.with_name("instances_valid2017.json"))
-    sentence = told(root)
+    sentence = message(root)
     assert f"the val annotation file {file} is missing" in sentence
     assert "holds instances_train2017.json, instances_valid2017.json" in sentence
     assert sentence.endswith("did you mean 'instances_valid2017.json'? Rename or link it to this name.")
@@ -74,11 +76,11 @@ def test_the_cure_is_one_that_the_command_line_has(root: Path) -> None:
     file = root / "annotations/instances_train2017.json"
     file.rename(file.with_name("cells.json"))
     (root / "annotations/instances_val2017.json").rename(root / "annotations/x.json")
-    assert told(root).endswith("holds cells.json, x.json; rename or link the right one to this name.")
+    assert message(root).endswith("holds cells.json, x.json; rename or link the right one to this name.")
     (root / "annotations/x.json").rename(root / "annotations/instances_val2017.json")
-    assert "did you mean" not in told(root), "the other split's file is not meant"
+    assert "did you mean" not in message(root), "the other split's file is not meant"
     shutil.rmtree(root / "annotations")
-    assert told(root).endswith("give the folder or file of your annotations (docs/data.md shows every format).")
+    assert message(root).endswith("give the folder or file of your annotations (docs/data.md shows every format).")
 
 
 def test_validation_alone_needs_no_training_split(root: Path) -> None:
@@ -93,17 +95,17 @@ def test_validation_alone_needs_no_training_split(root: Path) -> None:
 
 def test_a_missing_image_folder_is_named(root: Path) -> None:
     (root / "train2017").rename(root / "Train2017")
-    sentence = told(root)
+    sentence = message(root)
     assert f"the train image folder {root / 'train2017'} is missing" in sentence
     assert sentence.endswith("did you mean 'Train2017'? Rename or link it to this name.")
     (root / "Train2017").rename(root / "x")
     for name in ("x", "val2017"):  # the other split's folder must not be suggested
         shutil.rmtree(root / name)
-    assert told(root).endswith("put the images there, or rename or link their folder to it.")
+    assert message(root).endswith("put the images there, or rename or link their folder to it.")
 
 
 def test_an_empty_root_says_so(tmp_path: Path) -> None:
-    assert f"{tmp_path} holds nothing; give the folder or file of your annotations (docs" in told(tmp_path)
+    assert f"{tmp_path} holds nothing; give the folder or file of your annotations (docs" in message(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_a_folder_without_annotations_is_described_by_what_it_holds_and_lacks(tm
             (tmp_path / "deep" / suffix / f"{i}.{suffix}").touch()
     (tmp_path / "demo-0123abcd").mkdir()
     (tmp_path / "demo-0123abcd" / "drawn.png").touch()
-    sentence = told(tmp_path)
+    sentence = message(tmp_path)
     assert sentence.startswith(f"{tmp_path} holds {holds} and no annotations; {needs}")
     assert sentence.endswith("(docs/data.md shows every format).")
 

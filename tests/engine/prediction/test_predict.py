@@ -487,9 +487,9 @@ def test_boxes_without_a_mask_are_counted_aloud(small_run, photos, tmp_path, cap
     command = ["predict", str(small_run.folder), str(photos), "--device", "cpu", "--boxes", str(boxes), "--out"]
     for _ in range(2):  # the second time nothing is left to do, and the output is the same
         assert main([*command, str(tmp_path / "none"), "--mask", "1"]) == 0
-        told = capsys.readouterr().err
-        assert "2 boxes have no mask, the student found nothing there (first: 2 boxes of a)" in told
-        assert "the boxes of nowhere.png are of no image that was given." in told
+        printed = capsys.readouterr().err
+        assert "2 boxes have no mask, the student found nothing there (first: 2 boxes of a)" in printed
+        assert "the boxes of nowhere.png are of no image that was given." in printed
     boxes.write_text("\n".join(lines[:3]))
     assert main([*command, str(tmp_path / "all"), "--mask", "0"]) == 0
     assert "no mask" not in capsys.readouterr().err
@@ -567,8 +567,8 @@ def test_other_images_join_those_of_earlier_calls_and_replace_none(small_run, ph
     def said(*inputs):
         words = ["predict", str(small_run.folder), *map(str, inputs), "--out", str(out), "--device", "cpu"]
         status = main([*words, "--score", "0"])
-        told = capsys.readouterr()
-        return told.err.splitlines()[-1] if status else told.out.strip()
+        printed = capsys.readouterr()
+        return printed.err.splitlines()[-1] if status else printed.out.strip()
 
     def held():
         tables = json.loads((out / "instances.json").read_text())

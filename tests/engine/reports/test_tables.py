@@ -300,7 +300,7 @@ def test_a_training_of_another_process_is_to_be_waited_for(tmp_path):
 
 SLEEP = (
     "import pathlib, signal, sys, time; f = pathlib.Path(sys.argv[1]); f.mkdir(parents=True);"
-    "signal.signal(signal.SIGTERM, lambda *_: ((f / 'told').touch(), sys.exit(143)));"
+    "signal.signal(signal.SIGTERM, lambda *_: ((f / 'stopped').touch(), sys.exit(143)));"
     '(f / \'params.json\').write_text(\'{"experiment": {"data": "demo"}}\'); time.sleep(60)'
 )
 
@@ -321,7 +321,7 @@ def test_sigterm_reaches_the_trainings(tmp_path, monkeypatch):
         run(jobs, slots=2)
     watch.join()
     assert stopped.value.status == 143
-    assert [(job.folder / "told").exists() for job in jobs] == [True, True, False]
+    assert [(job.folder / "stopped").exists() for job in jobs] == [True, True, False]
     assert jobs[2].state == "not run"
     assert signal.getsignal(signal.SIGTERM) == before
 

@@ -85,16 +85,16 @@ def batch():
 def test_the_guard_names_the_loss(tmp_path, wrong):
     guard, runner = NaNGuard(str(tmp_path)), SimpleNamespace(iter=4)
 
-    def told(local):
+    def losses_of(local):
         """As mmengine passes it on: the sum comes first, and is not finite if one of its terms is not."""
         parts = {"loss_cls": torch.tensor(1.0), "loss_local": torch.tensor(local)}
         return BaseModel.parse_losses(None, parts)[1]
 
-    guard.after_train_iter(runner, 0, batch(), told(0.5))
+    guard.after_train_iter(runner, 0, batch(), losses_of(0.5))
     assert not (tmp_path / "diverged.pth").exists()
     runner.iter = 5
     with pytest.raises(Diverged, match="loss_local became NaN or infinite at step 6"):
-        guard.after_train_iter(runner, 1, batch(), told(wrong))
+        guard.after_train_iter(runner, 1, batch(), losses_of(wrong))
     kept = torch.load(tmp_path / "diverged.pth", weights_only=True)
     assert (kept["step"], kept["img_ids"], kept["labels"][0].tolist()) == (5, [7], [2])
 

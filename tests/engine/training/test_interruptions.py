@@ -64,7 +64,7 @@ def snapshot(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
-def told(error):
+def message(error):
     assert "Traceback" not in error, error
     return [line for line in error.strip().splitlines() if line.startswith("misa ")][-1]
 
@@ -73,7 +73,7 @@ def test_a_full_disk_in_training(row, tmp_path):
     command = ["train", row, "--data-root", tmp_path / "data", "--work-dir", tmp_path / "run", "--gpus", "0"]
     status, _, error = finish(start(command, limit=LIMIT))
     assert status == 1
-    assert "File too large" in told(error)
+    assert "File too large" in message(error)
     assert newest(tmp_path / "run") is None, "half a checkpoint is not taken for one"
     status, out, error = finish(start(command))
     assert status == 0, error
@@ -85,14 +85,14 @@ def test_a_full_disk_in_export_and_prediction(small_run, tmp_path):
     before = snapshot(small_run.folder)
     status, _, error = finish(start(["export", small_run.folder, tmp_path / "x.pth"], limit=LIMIT))
     assert status == 2
-    assert "cannot be written" in told(error)
+    assert "cannot be written" in message(error)
     assert not list(tmp_path.glob("x.pth*"))
     photos = small_run.source.val.images
     command = ["predict", small_run.folder, photos, "--out", tmp_path / "out", "--score", "0"]
     for limit in (3000, 6000):  # fails at mmengine's copies of mmdet's files; at the record of the images
         status, _, error = finish(start(command, limit=limit))
         assert status == 1, error
-        assert "File too large" in told(error)
+        assert "File too large" in message(error)
         assert (tmp_path / "out" / "done.jsonl").exists() is (limit == 6000)
     status, out, error = finish(start(command))
     assert status == 0, error

@@ -339,9 +339,9 @@ def test_a_checkpoint_that_counts_otherwise_is_refused(place):
 
 def test_generators_of_more_gpus_than_there_are_here(monkeypatch):
     """A checkpoint of a machine with several visible GPUs resumes with one: only the used generators matter."""
-    told = []
+    applied = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_rng_state", told.append)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", applied.append)
     checkpoint = {"meta": {"iter": 3}}
     runner = SimpleNamespace(_resume=True, train_dataloader=[1, 2], model=torch.nn.Identity())
     runner.message_hub = SimpleNamespace(runtime_info={})
@@ -349,7 +349,7 @@ def test_generators_of_more_gpus_than_there_are_here(monkeypatch):
     states = [torch.full((4,), i, dtype=torch.uint8) for i in range(8)]
     checkpoint["random_states"]["cuda"] = states
     ResumableState().after_load_checkpoint(runner, checkpoint)
-    assert torch.equal(told[0], states[0])
+    assert torch.equal(applied[0], states[0])
     assert checkpoint["meta"]["iter"] == 3
 
 
