@@ -74,13 +74,13 @@ def listing(folder: Path) -> list[str]:
         return []
 
 
-def missing(path: Path, what: str, cure: str) -> str:
-    """Returns the message for a missing path: with a similar existing name if there is one, else with `cure`."""
+def missing(path: Path, what: str, advice: str) -> str:
+    """Returns the message for a missing path: with a similar existing name if there is one, else with `advice`."""
     # os.path and not Path: a folder without read permission counts as missing instead of raising.
     parent = next((p for p in path.absolute().parents if os.path.isdir(p)), Path("/"))
     # Compare the first missing part of the path with the names in its parent.
     wanted = path.absolute().relative_to(parent).parts[0]
-    return f"there is no {what} {path}{did_you_mean(wanted, listing(parent), key=stem) or f'; {cure}.'}"
+    return f"there is no {what} {path}{did_you_mean(wanted, listing(parent), key=stem) or f'; {advice}.'}"
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from misa.commands.doctor import Doctor, Finding
 NAMES = ["Python", "torch", "torchvision", "mmdet", "mmcv ops", "propagation", "Jupyter", "papermill", "disk", "data"]
 
 
-def find(check: Callable[[], Finding], cure: str = "the cure") -> Finding:
-    return doctor.finding_of("thing", check, cure)
+def find(check: Callable[[], Finding], advice: str = "the advice") -> Finding:
+    return doctor.finding_of("thing", check, advice)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_every_problem_has_a_cure_and_the_exit_status_says_so(monkeypatch, capsy
         monkeypatch.setattr(doctor, check, broken)
     findings = doctor.examine()
     assert [finding.name for finding in findings] == NAMES
-    assert all(finding.cure for finding in findings if not finding.ok)
+    assert all(finding.advice for finding in findings if not finding.ok)
     assert doctor.run(Doctor()) == 1
     out = capsys.readouterr().out.splitlines()
     assert len(out) == len(NAMES)
@@ -80,9 +80,9 @@ def test_wrong_arguments_exit_with_2_and_help_with_0(capsys):
         with pytest.raises(SystemExit) as stop:
             main(["doctor", *arguments])
         assert stop.value.code == status
-    told = capsys.readouterr()
-    assert "there is no option --data-rot; did you mean '--data-root'?" in told.err
-    assert "example: misa doctor" in told.out
+    printed = capsys.readouterr()
+    assert "there is no option --data-rot; did you mean '--data-root'?" in printed.err
+    assert "example: misa doctor" in printed.out
 
 
 def test_python_out_of_range(monkeypatch):
@@ -108,12 +108,12 @@ def test_a_package_that_is_absent_or_too_old_is_named(installed, check, package)
     finding = find(check)
     assert not finding.ok
     assert finding.detail == f"the package {package} is not installed"
-    assert "make setup" in finding.cure
+    assert "make setup" in finding.advice
     installed[package] = "0.0.1"
     finding = find(check)
     assert not finding.ok
     assert finding.detail.startswith(f"RuntimeError: {package} 0.0.1 is outside of what misa works with (")
-    assert finding.cure == "the cure"
+    assert finding.advice == "the advice"
 
 
 def test_cuda_device_is_named_and_tried(monkeypatch):
@@ -144,7 +144,7 @@ def test_a_driver_that_torch_does_not_reach_is_mentioned(monkeypatch):
     finding = find(doctor.check_torch)
     assert finding.ok
     assert "no CUDA device" in finding.detail
-    assert "nvidia-smi" in finding.cure
+    assert "nvidia-smi" in finding.advice
 
 
 def test_torchvision_without_its_operators(monkeypatch):
@@ -164,7 +164,7 @@ def test_originals_beside_the_forks(installed):
     finding = find(doctor.check_mmdet)
     assert not finding.ok
     assert finding.detail.startswith("mmcv-lite installed over")
-    assert finding.cure.startswith("pip uninstall -y mmcv-lite, then pip install --force-reinstall")
+    assert finding.advice.startswith("pip uninstall -y mmcv-lite, then pip install --force-reinstall")
 
 
 @pytest.mark.parametrize("there", [(), ("configs",), ("model-index.yml",)])
@@ -178,7 +178,7 @@ def test_mmdet_without_its_configuration_files(monkeypatch, tmp_path, there):
     finding = find(doctor.check_mmdet)
     assert not finding.ok
     assert "its configuration files, of which students are built, are missing: there is no" in finding.detail
-    assert finding.cure.endswith("onedl-mmdetection")
+    assert finding.advice.endswith("onedl-mmdetection")
 
 
 def test_opencv_without_its_system_libraries(monkeypatch):
@@ -188,7 +188,7 @@ def test_opencv_without_its_system_libraries(monkeypatch):
     monkeypatch.setattr(doctor.importlib, "import_module", broken)
     finding = find(doctor.check_mmdet)
     assert not finding.ok
-    assert finding.cure == "apt-get install -y libgl1 libglib2.0-0"
+    assert finding.advice == "apt-get install -y libgl1 libglib2.0-0"
 
 
 def test_compiled_ops_are_told_from_ours(monkeypatch):
@@ -214,7 +214,7 @@ def test_a_compiled_extension_that_does_not_load_is_mentioned(monkeypatch, tmp_p
     finding = find(doctor.check_mmcv_ops)
     assert finding.ok
     assert f"{tmp_path / '_ext.py'} does not load" in finding.detail
-    assert "pip cache remove onedl_mmcv" in finding.cure
+    assert "pip cache remove onedl_mmcv" in finding.advice
 
 
 def test_ops_that_compute_nonsense(monkeypatch):
@@ -237,7 +237,7 @@ def test_a_kernel_of_another_interpreter(monkeypatch, tmp_path, interpreter):
     finding = find_kernel(monkeypatch, tmp_path, interpreter)
     assert not finding.ok
     assert f"starts {interpreter}, not {sys.executable}" in finding.detail
-    assert f"{sys.executable} -m ipykernel install" in finding.cure
+    assert f"{sys.executable} -m ipykernel install" in finding.advice
 
 
 def find_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, interpreter: str) -> Finding:
@@ -269,11 +269,11 @@ def test_disk(monkeypatch, tmp_path):
     finding = find(doctor.check_disk)
     assert finding.ok
     assert finding.detail == f"5.0 GiB free at {tmp_path}"
-    assert not Path("/dev/shm").is_dir() or "64 MiB" in finding.cure
+    assert not Path("/dev/shm").is_dir() or "64 MiB" in finding.advice
     free[tmp_path] = 2**20
     finding = find(doctor.check_disk)
     assert not finding.ok
-    assert "make room" in finding.cure
+    assert "make room" in finding.advice
     free[tmp_path] = 5 * 2**30
     monkeypatch.setattr(doctor.os, "access", lambda *_: False)
     assert "not writable" in find(doctor.check_disk).detail
@@ -302,7 +302,7 @@ def test_coco_annotations_without_images(coco):
     finding = doctor.check_data_root(coco)
     assert not finding.ok
     assert "instances_test2017.json, but no images" in finding.detail
-    assert f"put the images into {coco / 'test2017'}" in finding.cure
+    assert f"put the images into {coco / 'test2017'}" in finding.advice
 
 
 @pytest.mark.parametrize("inside", ["", "VOC2012", "VOCdevkit/VOC2012"])
@@ -314,7 +314,7 @@ def test_voc_layout(tmp_path, inside):
     finding = doctor.check_data_root(tmp_path)
     assert not finding.ok
     assert "without SegmentationObject" in finding.detail
-    assert "unpack" in finding.cure
+    assert "unpack" in finding.advice
     (folder / "SegmentationObject").mkdir()
     finding = doctor.check_data_root(tmp_path)
     assert finding.ok
@@ -332,7 +332,7 @@ def test_folders_that_are_no_data(tmp_path):
         finding = doctor.check_data_root(root)
         assert not finding.ok
         assert finding.detail == f"{root} {detail}"
-        assert "instances_train2017.json" in finding.cure
+        assert "instances_train2017.json" in finding.advice
 
 
 def test_data_roots_come_from_the_arguments_or_the_environment(monkeypatch, coco, tmp_path):

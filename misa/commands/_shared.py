@@ -26,10 +26,10 @@ def require_run(folder: str) -> None:
     read_params(Path(folder).expanduser())
 
 
-def require_file(path: str, what: str, cure: str) -> None:
+def require_file(path: str, what: str, advice: str) -> None:
     """Raise UserError if there is no such file or folder; `what` names it in the message."""
     if not os.path.exists(place := Path(path).expanduser()):
-        raise UserError(missing(place, what, cure))
+        raise UserError(missing(place, what, advice))
 
 
 def require_folder(path: str, name: str) -> None:

@@ -37,18 +37,18 @@ class Finding:
         name: what was checked.
         ok: whether it is usable.
         detail: what was found, or what is wrong with it.
-        cure: how to fix a problem; if `ok`, a hint or "".
+        advice: how to fix a problem; if `ok`, a hint or "".
     """
 
     name: str
     ok: bool
     detail: str
-    cure: str = ""
+    advice: str = ""
 
     def __str__(self) -> str:
         """Returns one line, with line breaks of error messages removed."""
         line = f"{'ok' if self.ok else 'FAIL':<5}{self.name:<12} {self.detail}"
-        return " ".join((line + (f" -> {self.cure}" if self.cure else "")).splitlines())
+        return " ".join((line + (f" -> {self.advice}" if self.advice else "")).splitlines())
 
 
 def examine(data_roots: Sequence[str | Path] = ()) -> list[Finding]:
@@ -94,8 +94,8 @@ def run(options: Doctor) -> int:
     return 0 if all(finding.ok for finding in findings) else 1
 
 
-def finding_of(name: str, check: Callable[[], Finding], cure: str) -> Finding:
-    """Run a check; an exception becomes a finding with `cure`. Output that libraries print on import is suppressed."""
+def finding_of(name: str, check: Callable[[], Finding], advice: str) -> Finding:
+    """Run a check; an exception becomes a finding with `advice`. Output of libraries on import is suppressed."""
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -105,8 +105,8 @@ def finding_of(name: str, check: Callable[[], Finding], cure: str) -> Finding:
     except Exception as error:
         reason = str(error)
         if "libGL" in reason or "libgthread" in reason or "libglib" in reason:  # OpenCV in a slim container
-            cure = "apt-get install -y libgl1 libglib2.0-0"
-        return Finding(name, False, f"{type(error).__name__}: {reason}", cure)
+            advice = "apt-get install -y libgl1 libglib2.0-0"
+        return Finding(name, False, f"{type(error).__name__}: {reason}", advice)
 
 
 def _require(*packages: str) -> list[str]:
@@ -241,14 +241,14 @@ def check_jupyter() -> Finding:
     lab, kernel, _ = _require("jupyterlab", "ipykernel", "ipywidgets")
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
-    cure = f"{sys.executable} -m ipykernel install --sys-prefix --name python3"
+    advice = f"{sys.executable} -m ipykernel install --sys-prefix --name python3"
     try:
         spec = KernelSpecManager().get_kernel_spec("python3")
     except NoSuchKernel:
-        return Finding("Jupyter", False, "there is no kernel named python3, which the notebooks ask for", cure)
+        return Finding("Jupyter", False, "there is no kernel named python3, which the notebooks ask for", advice)
     if not _is_this_interpreter(spec.argv[0]):
         detail = f"the kernel python3 at {spec.resource_dir} starts {spec.argv[0]}, not {sys.executable}"
-        return Finding("Jupyter", False, detail, f"remove that folder, then {cure}")
+        return Finding("Jupyter", False, detail, f"remove that folder, then {advice}")
     return Finding("Jupyter", True, f"lab {lab}, kernel python3 (ipykernel {kernel}) starts this Python")
 
 
@@ -275,8 +275,8 @@ def check_disk() -> Finding:
     free = shutil.disk_usage(here).free
     detail = f"{free / 2**30:.1f} GiB free at {here}"
     if free < _LEAST_DISK:
-        cure = f"make room: {_LEAST_DISK / 2**30:.0f} GiB are enough for the demo, a COCO run needs 10 or more"
-        return Finding("disk", False, detail, cure)
+        advice = f"make room: {_LEAST_DISK / 2**30:.0f} GiB are enough for the demo, a COCO run needs 10 or more"
+        return Finding("disk", False, detail, advice)
     if not os.access(here, os.W_OK):
         return Finding("disk", False, f"{here} is not writable", "start misa where you can write, or set --work-dir")
     shared = Path("/dev/shm")
@@ -289,9 +289,9 @@ def check_disk() -> Finding:
 def check_data_root(root: Path) -> Finding:
     """Check which data set a folder holds, by file names only; `misa check` examines the contents."""
     name, root = "data", root.expanduser()
-    cure = "name the folder that holds annotations/instances_train2017.json and train2017/ (COCO), or VOC2012/"
+    advice = "name the folder that holds annotations/instances_train2017.json and train2017/ (COCO), or VOC2012/"
     if not root.is_dir():
-        return Finding(name, False, f"{root} is {'a file' if root.exists() else 'not there'}", cure)
+        return Finding(name, False, f"{root} is {'a file' if root.exists() else 'not there'}", advice)
     for folder in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
         if (folder / "JPEGImages").is_dir() and (folder / "ImageSets").is_dir():
             return _voc(folder)
@@ -299,7 +299,7 @@ def check_data_root(root: Path) -> Finding:
     if not splits:
         names = sorted(path.name for path in root.iterdir())
         listing = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") if names else "nothing"
-        return Finding(name, False, f"{root} has neither COCO nor VOC2012 layout: it holds {listing}", cure)
+        return Finding(name, False, f"{root} has neither COCO nor VOC2012 layout: it holds {listing}", advice)
     places = {split: [root / split, root / "images" / split] for split in splits}
     images = {split: next(filter(Path.is_dir, folders), None) for split, folders in places.items()}
     bare = [split for split, folder in images.items() if folder is None]
@@ -313,8 +313,8 @@ def check_data_root(root: Path) -> Finding:
 def _voc(folder: Path) -> Finding:
     missing = [part for part in ("ImageSets/Segmentation", "SegmentationObject") if not (folder / part).is_dir()]
     if missing:
-        cure = "unpack the whole of VOCtrainval_11-May-2012.tar"
-        return Finding("data", False, f"{folder} has VOC2012 layout without {' and '.join(missing)}", cure)
+        advice = "unpack the whole of VOCtrainval_11-May-2012.tar"
+        return Finding("data", False, f"{folder} has VOC2012 layout without {' and '.join(missing)}", advice)
     return Finding("data", True, f"{folder} has VOC2012 layout: {counted(_count(folder / 'JPEGImages'), 'image')}")
 
 

@@ -159,9 +159,9 @@ def read_image(path: Path, *, say: Callable[[str], object] | None = None) -> NDA
     from misa.data.check.image_files import require_whole
 
     facts = require_whole(path)
-    for _, words, cure, weight in facts.odd if say is not None else ():
+    for _, words, advice, weight in facts.odd if say is not None else ():
         if weight == "warning" and say is not None:
-            say(f"the file {path} {words}; {cure}.")
+            say(f"the file {path} {words}; {advice}.")
     try:
         image: Any = mmcv.imread(path, channel_order="rgb")
     except (cv2.error, OSError, ValueError) as error:  # corrupt in the middle, which `require_whole` does not decode

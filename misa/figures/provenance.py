@@ -103,8 +103,8 @@ def require_own(folder: Path, ours: Mapping[str, Mapping[str, Any]]) -> None:
         try:
             theirs = provenance_of(path).get("runs", {})
         except UserError as error:
-            cure = f"choose another {option_name('out')}."
-            raise UserError(f"{path} exists and was not made by misa figures; {cure}") from error
+            advice = f"choose another {option_name('out')}."
+            raise UserError(f"{path} exists and was not made by misa figures; {advice}") from error
         strange = [name for name, card in theirs.items() if ours.get(name) != card]
         if strange:
             raise UserError(

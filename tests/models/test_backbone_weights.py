@@ -1,4 +1,4 @@
-"""Pretrained weights are downloaded before training starts, or an error names the cure."""
+"""Pretrained weights are downloaded before training starts, or an error says what to do."""
 
 import urllib.error
 from pathlib import Path

@@ -141,15 +141,15 @@ def _files(
     for fault in check_files(listed, folder, read=read, twins=twins, alone=alone):
         place = fault.image.where or f"image {fault.image.id}"
         weight = {"fatal": fault.weight == "error", "note": fault.weight == "note"}
-        notes.add(fault.kind, place, fault.message, fault.cure, **weight)
+        notes.add(fault.kind, place, fault.message, fault.advice, **weight)
 
 
 def _empty_images(images: dict[int, Listed | None], empty: set[int], notes: Notes) -> None:
     for image in (images[key] for key in sorted(empty)[:KEPT]):
         if image is not None:
             place = image.where or f"image {image.id}"
-            message, cure = f"{image.file_name} has no object", "nothing to do, if that is so"
-            notes.add("image-empty", place, message, cure, note=True)
+            message, advice = f"{image.file_name} has no object", "nothing to do, if that is so"
+            notes.add("image-empty", place, message, advice, note=True)
     if notes.totals["image-empty"]:
         notes.totals["image-empty"] = len(empty)
 
@@ -262,7 +262,7 @@ def _open(path: Path, folder: Path, notes: Notes, repeated: _Repeated) -> CocoFi
     try:
         file = CocoFile(path, keep=("id", "file_name", "width", "height", "where"), see=repeated.see)
     except BadJson as error:
-        notes.add(error.kind, error.place, error.message, error.cure)
+        notes.add(error.kind, error.place, error.message, error.advice)
         return None
     content = file.content
     if not isinstance(content, dict):
@@ -292,8 +292,8 @@ def _open(path: Path, folder: Path, notes: Notes, repeated: _Repeated) -> CocoFi
     if notes.problems and any(problem.fatal for problem in notes.problems):
         return file  # what could not be converted is missing and already reported
     if file.has("images") and not file.images:
-        cure = "add images, or name a split for each" if notes.converted else "choose another file"
-        notes.add("no-images", "", "it lists no images", cure)
+        advice = "add images, or name a split for each" if notes.converted else "choose another file"
+        notes.add("no-images", "", "it lists no images", advice)
     if file.has("categories") and not file.categories:
         notes.add("no-classes", "", "it lists no categories", "add the classes as [{'id': 1, 'name': ...}, ...]")
     return file
@@ -348,8 +348,8 @@ def _thin(images: dict[int, Listed | None], long_side: int, notes: Notes) -> Non
         if short * long_side < long:
             size = f"{image.width} x {image.height} pixels"
             message = f"its {size} are less than one across when the long side is shrunk to {long_side}"
-            place, cure = image.where or f"image {image.id}", "cut it into parts, or take it out of the list"
-            notes.add("image-thin", place, message, cure)
+            place, advice = image.where or f"image {image.id}", "cut it into parts, or take it out of the list"
+            notes.add("image-thin", place, message, advice)
 
 
 def _categories(rows: list[Any], notes: Notes) -> dict[int, str]:
@@ -397,8 +397,8 @@ def _match(names: dict[int, str], classes: Sequence[str] | None, purpose: str, n
     if extra := [name for name in found if name not in classes]:
         listing = ", ".join(extra[:8]) + (f" and {len(extra) - 8} more" if len(extra) > 8 else "")
         message = f"objects of {listing} are left out, as they are of no class of the training"
-        cure = "add the class to the training annotations, if it is to be learned"
-        notes.add("class-names-left-out", "", message, cure, fatal=False)
+        advice = "add the class to the training annotations, if it is to be learned"
+        notes.add("class-names-left-out", "", message, advice, fatal=False)
     return tuple(classes)
 
 
@@ -474,8 +474,8 @@ def _decide(known: _Known, found: _Objects, notes: Notes) -> None:
     _judge_runs(found.masks, notes)
     few = found.flats <= _FEW * found.count
     for place, message in found.flat:
-        cure = "it is left out" if few else "give it a width and height above 0, or remove it"
-        notes.add("box-size", place, message, cure, fatal=not few)
+        advice = "it is left out" if few else "give it a width and height above 0, or remove it"
+        notes.add("box-size", place, message, advice, fatal=not few)
     if found.flats > len(found.flat):
         notes.totals["box-size"] += found.flats - len(found.flat)
     if (doubt := found.doubts.verdict()) is not None:
@@ -488,9 +488,9 @@ def _decide(known: _Known, found: _Objects, notes: Notes) -> None:
     ):
         if count:
             message = f"{count} of {found.count} objects are {what} and are not {verb}"
-            cure = "set the mark to 0 where one is a single object"
+            advice = "set the mark to 0 where one is a single object"
             # COCO itself has one in a hundred, which is only a note.
-            notes.add(kind, "", message, cure, fatal=False, note=count < _MANY * found.count)
+            notes.add(kind, "", message, advice, fatal=False, note=count < _MANY * found.count)
 
 
 def _judge_runs(masks: list[tuple[str, str, int]], notes: Notes) -> None:
@@ -541,8 +541,8 @@ def _box(box: Any, image: Listed | None, place: str, found: _Objects, notes: Not
     span = f"its box (x {x:g} to {x + w:g}, y {y:g} to {y + h:g} in pixels from 0)"
     shown = span if notes.converted else f"bbox {_short(box)}"
     if w < 0 or h < 0:
-        cure = "correct it" if notes.converted else "give it as [x, y, width, height], not as corners"
-        notes.add("box-size", place, f"{shown} has negative size", cure)
+        advice = "correct it" if notes.converted else "give it as [x, y, width, height], not as corners"
+        notes.add("box-size", place, f"{shown} has negative size", advice)
         return False
     if w == 0 or h == 0:
         found.flats += 1

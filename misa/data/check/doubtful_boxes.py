@@ -52,7 +52,7 @@ class Doubts:
             self.corners_of_mask += near(c, d) and not near(a + c, b + d)
 
     def verdict(self) -> tuple[str, str, str, str] | None:
-        """Returns kind, place, message and cure if the boxes have another format; None if they look right."""
+        """Returns kind, place, message and advice if the boxes have another format; None if they look right."""
         if not self.count:
             return None
         if self.shares >= _MOST * self.count:
@@ -70,8 +70,8 @@ class Doubts:
             message = (
                 f"the boxes seem to be corners x1, y1, x2, y2: as x, y, width, height they contradict {contradicted}"
             )
-            cure = "write them as [x, y, width, height] (in a csv: name the columns xmin, ymin, xmax, ymax)"
-            return "box-corners", "", message, cure
+            advice = "write them as [x, y, width, height] (in a csv: name the columns xmin, ymin, xmax, ymax)"
+            return "box-corners", "", message, advice
         return None
 
 

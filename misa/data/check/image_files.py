@@ -53,7 +53,7 @@ class Fault(NamedTuple):
     image: Listed
     kind: str
     message: str
-    cure: str
+    advice: str
     weight: Literal["error", "warning", "note"] = "error"
 
 
@@ -81,8 +81,8 @@ def check_files(
             absent += 1
             hint = unlisted.like(image.file_name) if absent <= KEPT else ""  # the others are only counted
             remove = "remove what is said of it here" if image.where else f"take image {image.id} out of the list"
-            cure = hint[2:] or f"add it, or {remove}"
-            yield Fault(image, "image-absent", f"the file {folder / image.file_name} is missing", cure)
+            advice = hint[2:] or f"add it, or {remove}"
+            yield Fault(image, "image-absent", f"the file {folder / image.file_name} is missing", advice)
     if not read:
         return
     names.difference_update([image.file_name for image in found])
@@ -137,8 +137,8 @@ def _twin(image: Listed, path: Path, twins: Twins) -> Iterator[Fault]:
             return  # listed twice, which is reported elsewhere
         if filecmp.cmp(path, other, shallow=False):
             message = f"the file {path} has the same content as {other}"
-            cure = "keep one of them; an image that is trained and scored on flatters the score"
-            yield Fault(image, "image-duplicate", message, cure, "warning")
+            advice = "keep one of them; an image that is trained and scored on flatters the score"
+            yield Fault(image, "image-duplicate", message, advice, "warning")
             return
     mine.append(str(path))
 
@@ -148,21 +148,21 @@ def _look(image: Listed, folder: Path) -> list[Fault]:
     try:
         facts = look(path, listed=(image.width, image.height))
     except BadFile as error:
-        return [Fault(image, error.kind, f"the file {path} {error.message}", error.cure)]
-    faults = [Fault(image, kind, f"the file {path} {words}", cure, weight) for kind, words, cure, weight in facts.odd]
+        return [Fault(image, error.kind, f"the file {path} {error.message}", error.advice)]
+    faults = [Fault(image, kind, f"the file {path} {words}", *rest) for kind, words, *rest in facts.odd]
     if (image.width, image.height) == facts.size:
         return faults
     shown, listed = f"{facts.size[0]} x {facts.size[1]}", f"{image.width} x {image.height}"
     if facts.size != facts.raw:
         message = f"the file {path} is read as {shown} pixels, turned by its EXIF orientation, but {listed} are listed"
-        cure = "list the turned size and boxes, or remove the orientation"
+        advice = "list the turned size and boxes, or remove the orientation"
     else:
         message = f"the file {path} is {shown} pixels, but {listed} are listed"
-        cure = "correct width and height, the boxes are in these pixels"
-    return [Fault(image, "image-size", message, cure), *faults]
+        advice = "correct width and height, the boxes are in these pixels"
+    return [Fault(image, "image-size", message, advice), *faults]
 
 
-# Kinds of files that are read differently from how they look: kind, message, cure, severity.
+# Kinds of files that are read differently from how they look: kind, message, advice, severity.
 _Odd = tuple[str, str, str, Literal["warning", "note"]]
 _GREY: _Odd = ("image-grey", "is grey and is read as three equal channels", "nothing to do", "note")
 _TURNED: _Odd = ("image-turned", "is turned by its EXIF orientation when it is read", "nothing to do", "note")
@@ -199,11 +199,11 @@ def _odd(picture: Image.Image) -> tuple[_Odd, ...]:
 
 
 class BadFile(Exception):
-    """An unusable image file: the kind of fault, a message to follow the file name, and the cure."""
+    """An unusable image file: the kind of fault, a message to follow the file name, and advice."""
 
-    def __init__(self, kind: str, message: str, cure: str) -> None:
-        super().__init__(kind, message, cure)
-        self.kind, self.message, self.cure = kind, message, cure
+    def __init__(self, kind: str, message: str, advice: str) -> None:
+        super().__init__(kind, message, advice)
+        self.kind, self.message, self.advice = kind, message, advice
 
 
 class Facts(NamedTuple):
@@ -289,7 +289,7 @@ def require_whole(path: Path) -> Facts:
     try:
         return look(path)
     except BadFile as error:
-        raise DataError(f"the file {path} {error.message}; {error.cure}.") from error
+        raise DataError(f"the file {path} {error.message}; {error.advice}.") from error
 
 
 def _orientation(picture: Image.Image) -> int:

@@ -18,14 +18,14 @@ class Problem:
     kind: str
     where: str
     message: str
-    cure: str
+    advice: str
     fatal: bool = True
     note: bool = False  # for information only, less than a warning
 
     @property
     def sentence(self) -> str:
         """Returns the problem as one sentence."""
-        return f"{self.where}: {self.message}; {self.cure}" + ("" if self.cure.endswith("?") else ".")
+        return f"{self.where}: {self.message}; {self.advice}" + ("" if self.advice.endswith("?") else ".")
 
 
 class Sample(NamedTuple):
@@ -92,10 +92,10 @@ class Report:
         more = f" and {len(common) - NAMED} more" if len(common) > NAMED else ""
         head += f"\nclasses: {names}{more}" if common else ""
         listed = self.problems + self.notes
-        told = Counter(problem.kind for problem in listed)
+        counts = Counter(problem.kind for problem in listed)
         lines = [f"{'error' if p.fatal else 'note' if p.note else 'warning'}: {p.sentence}" for p in listed]
         lines += [
-            f"... and {self.totals[kind] - n} more of {kind}" for kind, n in told.items() if self.totals[kind] > n
+            f"... and {self.totals[kind] - n} more of {kind}" for kind, n in counts.items() if self.totals[kind] > n
         ]
         return "\n".join([head, *lines])
 
@@ -110,12 +110,12 @@ class Notes:
         self.problems: list[Problem] = []
         self.totals: Counter[str] = Counter()
 
-    def add(self, kind: str, place: str, message: str, cure: str, *, fatal: bool = True, note: bool = False) -> None:
+    def add(self, kind: str, place: str, message: str, advice: str, *, fatal: bool = True, note: bool = False) -> None:
         """Add a problem; the first `KEPT` of each kind are kept."""
         self.totals[kind] += 1
         if self.totals[kind] <= KEPT:
             where = str(self.file) if not place else place if self.converted else f"{self.file}, {place}"
-            self.problems.append(Problem(kind, where, message, cure, fatal and not note, note))
+            self.problems.append(Problem(kind, where, message, advice, fatal and not note, note))
 
     def forget(self, *kinds: str) -> None:
         """Remove all problems of some kinds."""

@@ -36,7 +36,7 @@ PathLike = str | os.PathLike[str]
 
 
 class DataError(UserError):
-    """Unusable data; the message is one sentence with the problem, its place and the cure."""
+    """Unusable data; the message is one sentence with the problem, its place and what to do."""
 
 
 class Split(NamedTuple):
@@ -62,7 +62,7 @@ class Layout:
 def find_layout(root: PathLike, *, need_train: bool = True) -> Layout:
     """Find the files of a COCO-layout data set.
 
-    Raises DataError that names what is missing, what was found instead, and the cure. Without `need_train` the
+    Raises DataError that names what is missing, what was found instead, and what to do. Without `need_train` the
     training split may be missing: its paths are then the default ones.
     """
     root = Path(root).expanduser()
@@ -131,7 +131,7 @@ def _images(root: Path, split: str) -> Path:
 
 
 def _rename(wanted: str, names: list[str], split: str, otherwise: str) -> str:
-    """Returns the cure for a missing file or folder: a similar name, but not one of the other split."""
+    """Returns advice for a missing file or folder: a similar name, but not one of the other split."""
     other = "train2017" if split == "val" else "val2017"
     hint = did_you_mean(wanted, (name for name in names if other not in name))
     return f"{hint} Rename or link it to this name." if hint else otherwise

@@ -131,8 +131,8 @@ class _Faults:
 
     rows: list[list[Any]] = field(default_factory=list)
 
-    def __call__(self, kind: str, where: str, message: str, cure: str, *, fatal: bool = True) -> None:
-        self.rows.append([kind, where, message, cure, fatal])
+    def __call__(self, kind: str, where: str, message: str, advice: str, *, fatal: bool = True) -> None:
+        self.rows.append([kind, where, message, advice, fatal])
 
 
 def _convert(root: Path, row: Format, parts: list[Part], folder: Path, made: Made) -> None:
@@ -383,8 +383,8 @@ def read_boxes(path: PathLike) -> dict[str, tuple[list[list[float]], list[str | 
                 corners.append([x, y, x + w, y + h])
                 labels.append(o.label)
     if fatal := [fault for fault in tell.rows if fault[4]]:
-        _, where, message, cure, _ = fatal[0]
-        raise DataError(f"{where}: {message}; {cure}.")
+        _, where, message, advice, _ = fatal[0]
+        raise DataError(f"{where}: {message}; {advice}.")
     return {name: value for name, value in boxes.items() if value[0]}
 
 

@@ -18,11 +18,11 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class BadJson(DataError):
-    """A file that is not valid JSON: `place` in it ("" for the whole file), `message` and `cure`."""
+    """A file that is not valid JSON: `place` in it ("" for the whole file), `message` and `advice`."""
 
-    def __init__(self, path: Path, kind: str, place: str, message: str, cure: str) -> None:
-        super().__init__(f"{path}{', ' if place else ''}{place}: {message}; {cure}.")
-        self.kind, self.place, self.message, self.cure = kind, place, message, cure
+    def __init__(self, path: Path, kind: str, place: str, message: str, advice: str) -> None:
+        super().__init__(f"{path}{', ' if place else ''}{place}: {message}; {advice}.")
+        self.kind, self.place, self.message, self.advice = kind, place, message, advice
 
 
 def stream_json(path: Path, take: Mapping[str, Callable[[Any], object]], *, once: tuple[str, ...] = ()) -> Any:
@@ -45,8 +45,8 @@ def stream_json(path: Path, take: Mapping[str, Callable[[Any], object]], *, once
     except _Fault as fault:
         place = f"line {fault.line}, column {fault.column}"
         message = "the file ends too early" if fault.ended else f"it is not json ({fault.message})"
-        cure = "copy or download it again" if fault.ended else "correct it there"
-        raise BadJson(path, "not-json", place, message, cure) from fault
+        advice = "copy or download it again" if fault.ended else "correct it there"
+        raise BadJson(path, "not-json", place, message, advice) from fault
     except (ValueError, RecursionError) as error:  # invalid Unicode, numbers of thousands of digits, too deep nesting
         if isinstance(error, BadJson):
             raise

@@ -28,9 +28,9 @@ IMAGE_FOLDERS = ("JPEGImages", "images", "img", "imgs", "data")
 
 
 class Tell(Protocol):
-    """Callback that reports a fault: its kind, place, message and cure, and whether it forbids a training."""
+    """Callback that reports a fault: its kind, place, message and advice, and whether it forbids a training."""
 
-    def __call__(self, kind: str, where: str, message: str, cure: str, *, fatal: bool = True) -> None:
+    def __call__(self, kind: str, where: str, message: str, advice: str, *, fatal: bool = True) -> None:
         """Report one fault."""
 
 

@@ -93,9 +93,9 @@ def _write_split(out: Path, name: str, split: Split, images: ImagesAs) -> Writte
     file = CocoFile(split.annotations)
     if missing := [key for key in TABLES if not file.has(key)]:
         raise DataError(f"{split.annotations} has no list {missing[0]!r}; `misa check` says what is wrong.")
-    for _, where, message, cure, fatal in file.content.get("faults", ()):
+    for _, where, message, advice, fatal in file.content.get("faults", ()):
         if fatal:
-            raise DataError(f"{where}: {message}; {cure} (`misa check` lists all that is wrong).")
+            raise DataError(f"{where}: {message}; {advice} (`misa check` lists all that is wrong).")
     paths = [_path(row, split) for row in file.images]
     if not paths:
         return None

@@ -234,9 +234,9 @@ def _png(path: Path) -> NDArray[np.uint8]:
             raise UserError(f"{path} is damaged ({error}); {_UNPACK} again.") from error
 
 
-def _open(path: Path, cure: str) -> Image.Image:
+def _open(path: Path, advice: str) -> Image.Image:
     if not path.is_file():
-        raise UserError(f"{path} is missing; {cure}.")
+        raise UserError(f"{path} is missing; {advice}.")
     try:
         return Image.open(path)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:

@@ -312,20 +312,20 @@ def _card(scenes: Scenes) -> dict[str, Any]:
 
 def _holds(root: Path, scenes: Scenes) -> bool:
     """Whether root already holds these scenes; False if it is empty or missing; DataError if it holds anything else."""
-    cure = "Name another folder, or remove this one"
+    advice = "Name another folder, or remove this one"
     if not root.exists():
         return False
     if not root.is_dir():
-        raise DataError(f"{root} is a file, not a folder for the embedded data. {cure}.")
+        raise DataError(f"{root} is a file, not a folder for the embedded data. {advice}.")
     if not any(root.iterdir()):
         return False
     try:
         card = json.loads((root / _CARD).read_text())
     except (OSError, ValueError):
-        raise DataError(f"{root} holds something else than embedded data (no readable {_CARD}). {cure}.") from None
+        raise DataError(f"{root} holds something else than embedded data (no readable {_CARD}). {advice}.") from None
     wanted = _card(scenes)
     if card != wanted:
-        raise DataError(f"{root} holds other embedded data than asked for: {_difference(card, wanted)}. {cure}.")
+        raise DataError(f"{root} holds other embedded data than asked for: {_difference(card, wanted)}. {advice}.")
     for split, count in (("train", scenes.train), ("val", scenes.val)):
         found = sum(1 for _ in (root / f"{split}2017").glob("*.png"))
         if found != count or not (root / "annotations" / f"instances_{split}2017.json").is_file():

@@ -213,7 +213,7 @@ def _student(job: Job, sets: Sequence[Labels], share: Share, device: str, thread
     base, student = job.folder, None
     if job.run:  # before anything is written
         student = load_student(Path(job.run).expanduser(), device=device)
-        require_knows(student, names, cure="leave the run out, and a student is trained from these boxes")
+        require_knows(student, names, advice="leave the run out, and a student is trained from these boxes")
     elif job.experiment and not share.whole and not (base / "run" / "metrics.json").is_file():
         raise UserError("shards share a student that is trained already; give run, or label without shard first.")
     with share.locked(base, "the record"):
@@ -221,7 +221,7 @@ def _student(job: Job, sets: Sequence[Labels], share: Share, device: str, thread
         if student is None:
             _train(job, device, threads)
             student = load_student(base / "run", device=device)
-            require_knows(student, names, cure=f"delete {base / 'run'}, and one is trained from all of these boxes")
+            require_knows(student, names, advice=f"delete {base / 'run'}, and one is trained from all of these boxes")
         yield student
 
 
@@ -257,9 +257,9 @@ def _require_ours(labels: Labels, base: Path) -> None:
 def _require_same(job: Job) -> None:
     """Raise UserError if the record beside the result is of other data or another student."""
     written = [name for name in read_json(job.folder / _WRITTEN) or {} if job.target.with_name(name).exists()]
-    cure = f"choose another out, or delete {', '.join([job.folder.name, *written])} beside it to label anew"
+    advice = f"choose another out, or delete {', '.join([job.folder.name, *written])} beside it to label anew"
     what = "record of misa label"
-    require_own(job.folder, job.settings(), card=_CARD, what=what, out=job.target, cure=cure)
+    require_own(job.folder, job.settings(), card=_CARD, what=what, out=job.target, advice=advice)
 
 
 def _train(job: Job, device: str, threads: int) -> None:

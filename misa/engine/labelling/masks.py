@@ -36,8 +36,8 @@ class Answer(NamedTuple):
     fallback: bool
 
 
-def require_knows(student: Student, classes: Sequence[str], *, cure: str) -> None:
-    """Raise UserError, with the advice `cure`, if a student cannot predict masks for boxes of these classes."""
+def require_knows(student: Student, classes: Sequence[str], *, advice: str) -> None:
+    """Raise UserError, with `advice`, if a student cannot predict masks for boxes of these classes."""
     if not isinstance(student.model, BoxSupervised):
         raise UserError(
             f"{student.path} is a {student.experiment.student} that did not learn from boxes; masks of known boxes "
@@ -46,7 +46,7 @@ def require_knows(student: Student, classes: Sequence[str], *, cure: str) -> Non
     unknown = [name for name in classes if name not in student.classes]
     if unknown:
         raise UserError(
-            f"{student.path} knows no class {unknown[0]!r} (it knows {', '.join(student.classes)}); {cure}."
+            f"{student.path} knows no class {unknown[0]!r} (it knows {', '.join(student.classes)}); {advice}."
         )
 
 

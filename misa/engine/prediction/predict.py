@@ -181,11 +181,11 @@ def require_own(
     card: str = _CARD,
     what: str = "predictions",
     out: Path | None = None,
-    cure: str = "choose another folder or delete that one",
+    advice: str = "choose another folder or delete that one",
 ) -> None:
     """Raise UserError if the folder holds anything but results with these settings, which are stored in `card`.
 
-    out: the requested output, if it is not the folder itself. cure: advice for different settings.
+    out: the requested output, if it is not the folder itself. advice: advice for different settings.
     """
     before = read_json(folder / card)
     if before is None:
@@ -201,7 +201,7 @@ def require_own(
         if before.get(name) != value:
             raise UserError(
                 f"out {out or folder} was made with other settings ({name.removeprefix('options.')} is "
-                f"{before.get(name)} there and {value} here); {cure}."
+                f"{before.get(name)} there and {value} here); {advice}."
             )
 
 

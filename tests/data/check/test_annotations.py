@@ -1,4 +1,4 @@
-"""Bad data is reported before training: the file, the id in it, and the cure."""
+"""Bad data is reported before training: the file, the id in it, and what to do."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ Spoil = Callable[..., tuple[Path, Path]]
 Data = dict[str, Any]
 
 
-def told(file: Path, folder: Path, **options: Any) -> str:
+def message(file: Path, folder: Path, **options: Any) -> str:
     """Returns the message of the error that require_usable raises."""
     with pytest.raises(DataError) as error:
         require_usable(file, folder, **options)
@@ -85,7 +85,7 @@ def test_real_coco_images_pass(shared: Path, split: str) -> None:
 )
 def test_bad_boxes_are_named(spoil: Spoil, box: Any, words: str) -> None:
     files = spoil(lambda data: data["annotations"][0].update(bbox=box))
-    sentence = told(*files)
+    sentence = message(*files)
     assert "annotation 11 on image 7: " in sentence
     assert words in sentence
 
@@ -123,12 +123,12 @@ def test_two_flat_boxes_in_all_of_coco_are_no_reason_to_stop(spoil: Spoil, copie
 def test_an_absent_image_is_named(spoil: Spoil) -> None:
     file, folder = spoil()
     (folder / "a.jpg").unlink()
-    sentence = told(file, folder, verify_images="exists")
+    sentence = message(file, folder, verify_images="exists")
     assert f"image 7: the file {folder / 'a.jpg'} is missing; add it" in sentence
 
 
 def test_another_suffix_is_suggested(spoil: Spoil) -> None:
-    assert told(*spoil(lambda data: data["images"][1].update(file_name="b.jpg"))).endswith("did you mean 'b.png'?")
+    assert message(*spoil(lambda data: data["images"][1].update(file_name="b.jpg"))).endswith("did you mean 'b.png'?")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_an_unlisted_image_of_nearly_the_same_name_is_suggested(
     for name in unlisted:
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(picture, folder / name)
-    assert told(file, folder).endswith(f"did you mean {meant!r}?" if meant else "take image 8 out of the list.")
+    assert message(file, folder).endswith(f"did you mean {meant!r}?" if meant else "take image 8 out of the list.")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "b.png"])
@@ -161,7 +161,7 @@ def test_a_truncated_image_is_named(spoil: Spoil, name: str, kept: float) -> Non
     whole = (folder / name).read_bytes()
     end = int(kept * len(whole)) if kept == 0.5 else int(kept)
     (folder / name).write_bytes(whole[:end])
-    sentence = told(file, folder)
+    sentence = message(file, folder)
     assert f"the file {folder / name} is " in sentence
     assert ("is empty" if kept == 0 else "is truncated or not an image") in sentence
     assert sentence.endswith("copy or download it again.")
@@ -179,12 +179,12 @@ def test_a_whole_image_with_bytes_after_its_end_passes(spoil: Spoil) -> None:
 def test_a_format_that_is_not_read_is_named(spoil: Spoil) -> None:
     file, folder = spoil(lambda data: data["images"][0].update(file_name="a.tga"))
     Image.open(folder / "a.jpg").save(folder / "a.tga")
-    sentence = told(file, folder)
+    sentence = message(file, folder)
     assert "is TGA, which OpenCV does not read here; convert it to PNG or JPEG." in sentence
 
 
 def test_a_wrong_size_is_named(spoil: Spoil) -> None:
-    sentence = told(*spoil(lambda data: data["images"][0].update(width=80)))
+    sentence = message(*spoil(lambda data: data["images"][0].update(width=80)))
     assert "is 40 x 30 pixels, but 80 x 30 are listed; correct width and height" in sentence
 
 
@@ -210,7 +210,7 @@ def test_an_image_turned_by_exif_lists_the_size_that_is_read(spoil: Spoil, name:
     read = mmcv.imread(listed(30, 40)[1] / name).shape[:2]
     assert read == (40, 30)
     assert require_usable(*listed(30, 40)).usable
-    sentence = told(*listed(40, 30))
+    sentence = message(*listed(40, 30))
     assert "is read as 30 x 40 pixels, turned by its EXIF orientation, but 40 x 30 are listed" in sentence
     assert sentence.endswith("list the turned size and boxes, or remove the orientation.")
 
@@ -231,9 +231,9 @@ def test_images_in_folders_are_found(spoil: Spoil) -> None:
 
 
 def test_class_names_that_do_not_match_are_named(spoil: Spoil) -> None:
-    sentence = told(*spoil(), classes=("cat", "dogs"))
+    sentence = message(*spoil(), classes=("cat", "dogs"))
     assert "class 'dogs' is expected, but found are cat, dog; did you mean 'dog'?" in sentence
-    assert "give the class names of this file" in told(*spoil(), classes=("aeroplane",))
+    assert "give the class names of this file" in message(*spoil(), classes=("aeroplane",))
 
 
 def test_classes_not_asked_for_are_left_out_with_a_warning(spoil: Spoil) -> None:
@@ -243,14 +243,14 @@ def test_classes_not_asked_for_are_left_out_with_a_warning(spoil: Spoil) -> None
 
 
 def test_an_empty_data_set_is_named(spoil: Spoil) -> None:
-    assert "it lists no images" in told(*spoil(lambda data: data.update(images=[], annotations=[])))
-    assert "it has no object to learn from" in told(*spoil(lambda data: data.update(annotations=[])))
-    assert "it has no object to learn from" in told(
+    assert "it lists no images" in message(*spoil(lambda data: data.update(images=[], annotations=[])))
+    assert "it has no object to learn from" in message(*spoil(lambda data: data.update(annotations=[])))
+    assert "it has no object to learn from" in message(
         *spoil(lambda data: data.update(annotations=data["annotations"][1:2]))
     )
     none = spoil(lambda data: data.update(annotations=[]))
-    assert "it has no object to score on" in told(*none, purpose="eval")
-    assert "it lists no categories" in told(*spoil(lambda data: data.update(categories=[], annotations=[])))
+    assert "it has no object to score on" in message(*none, purpose="eval")
+    assert "it lists no categories" in message(*spoil(lambda data: data.update(categories=[], annotations=[])))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_an_empty_data_set_is_named(spoil: Spoil) -> None:
     ],
 )
 def test_wrong_values_are_named(spoil: Spoil, table: str, row: int, change: Data, words: str) -> None:
-    assert words in told(*spoil(lambda data: data[table][row].update(change)))
+    assert words in message(*spoil(lambda data: data[table][row].update(change)))
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_wrong_values_are_named(spoil: Spoil, table: str, row: int, change: Data
     ],
 )
 def test_missing_keys_are_named(spoil: Spoil, table: str, key: str, place: str) -> None:
-    sentence = told(*spoil(lambda data: data[table][0].pop(key)))
+    sentence = message(*spoil(lambda data: data[table][0].pop(key)))
     assert f"{place}: it has no '{key}'; add the key" in sentence
 
 
@@ -296,24 +296,24 @@ def test_a_missing_size_is_read_from_the_file_as_for_training(spoil: Spoil) -> N
     assert check_coco(*spoil(lambda data: data["images"][0].pop("width"))).usable
     file, folder = spoil(lambda data: data["images"][0].pop("width"))
     (folder / "a.jpg").unlink()
-    assert "image 7: it has no 'width'; add the key" in told(file, folder)
+    assert "image 7: it has no 'width'; add the key" in message(file, folder)
 
 
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
 def test_missing_tables_are_named(spoil: Spoil, key: str) -> None:
-    assert f"it has no '{key}'" in told(*spoil(lambda data: data.pop(key)))
-    assert f"'{key}' is a number, not a list" in told(*spoil(lambda data: data.update({key: 3})))
+    assert f"it has no '{key}'" in message(*spoil(lambda data: data.pop(key)))
+    assert f"'{key}' is a number, not a list" in message(*spoil(lambda data: data.update({key: 3})))
 
 
 def test_a_mistyped_table_is_suggested(spoil: Spoil) -> None:
-    sentence = told(*spoil(lambda data: data.update(annotation=data.pop("annotations"))))
+    sentence = message(*spoil(lambda data: data.update(annotation=data.pop("annotations"))))
     assert "it has no 'annotations' but images, categories, annotation; did you mean 'annotation'" in sentence
 
 
 def test_truncated_json_gives_line_and_column(spoil: Spoil) -> None:
     file, folder = spoil()
     file.write_text(json.dumps(json.loads(file.read_text()), indent=1)[:-40])
-    sentence = told(file, folder)
+    sentence = message(file, folder)
     assert "line " in sentence
     assert "column " in sentence
     assert "the file ends too early; copy or download it again." in sentence
@@ -333,15 +333,15 @@ def test_truncated_json_gives_line_and_column(spoil: Spoil) -> None:
 def test_what_is_not_an_annotation_file_is_named(spoil: Spoil, content: bytes, words: str) -> None:
     file, folder = spoil()
     file.write_bytes(content)
-    assert words in told(file, folder)
+    assert words in message(file, folder)
 
 
 def test_absent_files_are_named(spoil: Spoil) -> None:
     file, folder = spoil()
     shutil.rmtree(folder)
-    assert f"its image folder {folder} does not exist" in told(file, folder)
+    assert f"its image folder {folder} does not exist" in message(file, folder)
     file.unlink()
-    assert "it cannot be read (No such file or directory)" in told(file, folder)
+    assert "it cannot be read (No such file or directory)" in message(file, folder)
 
 
 def test_segmentation_is_not_looked_at_for_training(spoil: Spoil) -> None:
@@ -353,10 +353,10 @@ def test_segmentation_is_not_looked_at_for_training(spoil: Spoil) -> None:
 
 
 def test_evaluation_asks_for_what_scoring_needs(spoil: Spoil) -> None:
-    sentence = told(*spoil(), purpose="eval")
+    sentence = message(*spoil(), purpose="eval")
     assert "annotation 11: it has no 'segmentation', and scoring compares with true masks" in sentence
     assert "only the val split needs masks" in sentence
-    assert "this row learns from masks; give every training object one, or" in told(*spoil(), purpose="mask")
+    assert "this row learns from masks; give every training object one, or" in message(*spoil(), purpose="mask")
 
 
 SQUARE = [[2, 2, 8, 2, 8, 8.5]]
@@ -422,7 +422,7 @@ def test_masks_that_do_not_decode_are_named(
     spoil: Spoil, purpose: Literal["mask", "eval"], mask: Any, words: str
 ) -> None:
     files = spoil(masked({"segmentation": mask}))
-    sentence = told(*files, purpose=purpose)
+    sentence = message(*files, purpose=purpose)
     assert f"annotation 11: segmentation {words}" in sentence
     assert sentence.endswith("draw or encode it again.")
     assert check_coco(*files).usable, "boxes are enough to train on"
@@ -490,7 +490,7 @@ def test_the_others_are_counted_and_listed(spoil: Spoil) -> None:
         data["annotations"][0]["bbox"] = [1, 1, -1, 1]
 
     files = spoil(change)
-    assert "(70 more; `misa check` lists them)" in told(*files)
+    assert "(70 more; `misa check` lists them)" in message(*files)
     text = str(check_coco(*files))
     assert text.count("error: ") == 51
     assert "... and 20 more of unknown-category" in text
