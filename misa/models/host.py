@@ -4,13 +4,13 @@ from typing import Any
 
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 
-from misa.ops.sent import noted
+from misa.ops.transfer import with_host_copy
 
 
 class Preprocessor(DetDataPreprocessor):
     """mmdet's preprocessor with non-blocking copies, which need a batch in pinned memory.
 
-    `misa.ops.sent.on_host` returns the host's boxes and labels: positives are assigned on the host.
+    `misa.ops.transfer.on_host` returns the host's boxes and labels: positives are assigned on the host.
     """
 
     def __init__(self, *args: Any, bgr_to_rgb: bool = False, **kwargs: Any) -> None:
@@ -27,5 +27,5 @@ class Preprocessor(DetDataPreprocessor):
             for old, new in zip(before, prepared["data_samples"], strict=True):
                 for name in ("bboxes", "labels"):
                     kept, moved = old.gt_instances[name], new.gt_instances[name]
-                    noted(moved, getattr(kept, "tensor", kept))
+                    with_host_copy(moved, getattr(kept, "tensor", kept))
         return prepared

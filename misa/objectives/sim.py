@@ -151,8 +151,8 @@ class SIM(BoxInst):
 
         from misa.ops.boxes import box_masks, extents
         from misa.ops.paste import cut_out, onto, uncovered
-        from misa.ops.sent import noted, on_host, sent
         from misa.ops.strong import normalised
+        from misa.ops.transfer import on_host, to_device, with_host_copy
 
         size = (image.shape[-2], image.shape[-1])
         inner = own.img_shape if "img_shape" in own else size  # nothing is pasted over padding
@@ -160,10 +160,10 @@ class SIM(BoxInst):
         masks = onto(masks, size)
         left, whose = uncovered(on_host(own.bboxes), masks.any(dim=0))
         hosted = torch.cat([left, extents(masks.to(left.dtype))]), torch.cat([on_host(own.labels)[whose], labels])
-        boxes, kinds = (noted(sent(values, image.device), values) for values in hosted)
-        there = sent(masks, image.device)
+        boxes, kinds = (with_host_copy(to_device(values, image.device), values) for values in hosted)
+        there = to_device(masks, image.device)
         covered = there.any(dim=0)
-        pixels = normalised(sent(onto(picture.pixels, size), image.device)).to(image.dtype)
+        pixels = normalised(to_device(onto(picture.pixels, size), image.device)).to(image.dtype)
         within = torch.cat([box_masks(boxes[: len(left)], *size) & ~covered, there])
         new = torch.arange(len(boxes)) >= len(left)
         seen = InstanceData(bboxes=boxes, labels=kinds, within=within, pasted=new)
@@ -262,8 +262,8 @@ class SIM(BoxInst):
         import torch.nn.functional as F
 
         from misa.ops.assignment import balanced, hard_assignment
-        from misa.ops.sent import sent
         from misa.ops.strong import denormalised
+        from misa.ops.transfer import to_device
 
         assert memory is not None
         assert step.features is not None
@@ -292,7 +292,7 @@ class SIM(BoxInst):
                 place = times.flatten().nonzero().flatten().repeat_interleave(times.flatten()[times.flatten() > 0])
                 if len(place) == 0:
                     continue
-                place = sent(place, stored.device)
+                place = to_device(place, stored.device)
                 shares = balanced(before[label] @ theirs.flatten(1)[:, place])
                 chosen = hard_assignment(shares, form=self.assignment, generator=generator)
                 total = torch.zeros_like(prototypes[label]).index_add(0, chosen, own.flatten(1)[:, place].T)

@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 
 from misa.ops.affinity import check_finite, promote
 from misa.ops.axes import check_shapes
-from misa.ops.sent import sent
+from misa.ops.transfer import to_device
 
 
 def balanced(scores: Float[Tensor, "q p"], *, epsilon: float = 0.05, rounds: int = 3) -> Float[Tensor, "q p"]:
@@ -60,7 +60,7 @@ def hard_assignment(
         raise ValueError(f"hard_assignment knows the forms 'official' and 'intended', not {form!r}.")
     uniform = torch.rand(shares.shape, generator=generator, dtype=torch.float64).clamp(min=1e-300)
     gumbel = -(-uniform.log()).clamp(min=1e-300).log()
-    return (shares + sent(gumbel.to(shares.dtype), shares.device)).argmax(dim=0)
+    return (shares + to_device(gumbel.to(shares.dtype), shares.device)).argmax(dim=0)
 
 
 def greedy_boxes(

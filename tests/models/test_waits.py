@@ -23,7 +23,7 @@ from misa.models.students.base import BoxSupervised, Clock
 from misa.models.students.table import model_config
 from misa.models.teacher.table import build_teacher
 from misa.ops.backends import choice
-from misa.ops.sent import on_host, sent
+from misa.ops.transfer import on_host, to_device
 from misa.rows import find_row, teacher_row
 from tests.models.students.test_mask2former import CLASSES, TWO, batch
 from tests.pretend_cuda import Pretend, pretended
@@ -230,7 +230,7 @@ FREE = {
     "to the host without waiting": lambda there: there.to("cpu", non_blocking=True),
     "to the device without waiting": lambda there: torch.zeros(3).to("cuda", non_blocking=True),
     "large and pinned": lambda there: torch.zeros(BIG).pin_memory().to("cuda", non_blocking=True),
-    "as it should be sent": lambda there: sent(torch.zeros(BIG), there.device),
+    "as it should be copied": lambda there: to_device(torch.zeros(BIG), there.device),
     "a part of what is pinned": lambda there: torch.zeros(2, BIG).pin_memory()[1].to("cuda", non_blocking=True),
     "made there": lambda there: torch.zeros(BIG, device="cuda"),
     "arithmetic": lambda there: torch.where(there > 1, there, 0).sum().sqrt(),

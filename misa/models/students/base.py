@@ -20,7 +20,7 @@ from misa.models.students.step_health import gradient_shares, mask_health
 from misa.models.teacher.contract import TeacherNetwork
 from misa.objectives.base import BoxObjective, Detected, PerBox, Prepared, Step, Term, Truth
 from misa.ops.boxes import sampled_masks
-from misa.ops.sent import on_host
+from misa.ops.transfer import on_host
 
 TRAINING_ONLY = ("adapter.", "memory.")
 """Prefixes of state dict keys that are used in training only."""

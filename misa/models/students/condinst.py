@@ -26,7 +26,7 @@ from misa.models.students.common import mmdet_model, objectives, preprocessor
 from misa.models.students.table import Implementation
 from misa.objectives.base import Detected
 from misa.ops.boxes import box_masks
-from misa.ops.sent import on_host, sent
+from misa.ops.transfer import on_host, to_device
 
 MASK_FEATURES, DYNAMIC = 16, 8  # channels
 
@@ -74,7 +74,7 @@ class BoxCondInstBboxHead(CondInstBboxHead):
         aims = torch.cat(aims)[positive]
         at = torch.cat([level.repeat(len(instances), 1) for level in points])[positive]
         hosted = (positive, labels, self.centerness_target(aims), self.bbox_coder.decode(at, aims), at)
-        chosen, labels, weight, theirs, at = (sent(x, device) for x in hosted)
+        chosen, labels, weight, theirs, at = (to_device(x, device) for x in hosted)
         count = reduce_mean(torch.tensor(float(len(positive))).to(device, non_blocking=True)).clamp(min=1)
         total = reduce_mean(weight.sum()).clamp(min=1e-6)
         classes, distances, central = (_listed(x) for x in (scores, boxes, centernesses))
@@ -88,9 +88,9 @@ class BoxCondInstBboxHead(CondInstBboxHead):
         sure = (_strung(scores).sigmoid().amax(dim=2) * _strung(centernesses).sigmoid()[..., 0]).detach()
         kept = []
         for own, where, owner in zip(sure, places, owners, strict=True):
-            here = sent(where, device)
+            here = to_device(where, device)
             number, owner = best(owner, own[here], at_most)
-            x, y, stride = sent(every[where, :3], device)[number].unbind(dim=1)
+            x, y, stride = to_device(every[where, :3], device)[number].unbind(dim=1)
             kept.append(Place(here[number], torch.stack([x, y], dim=1), stride, owner))
         return losses, kept
 

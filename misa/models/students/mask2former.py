@@ -35,7 +35,7 @@ from misa.models.students.pixel_decoder import PixelDecoder
 from misa.models.students.table import Implementation
 from misa.objectives.base import Detected, PerBox
 from misa.ops.boxes import box_masks, extents
-from misa.ops.sent import on_host
+from misa.ops.transfer import on_host
 
 CLASS_COST, PROJECTION_COST = 2.0, 5.0  # APro's
 CLASS_WEIGHT, NO_OBJECT = 2.0, 0.1  # of the classification loss, and of "no object" in it: mmdet's and APro's

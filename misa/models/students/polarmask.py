@@ -27,7 +27,7 @@ from misa.models.students.batch_means import batch_mean
 from misa.models.students.common import backbone_of, mmdet_model, preprocessor, stage_widths
 from misa.models.students.table import Implementation
 from misa.ops.rays import RAYS, centre, contour, polygons, ray_lengths
-from misa.ops.sent import on_host, sent
+from misa.ops.transfer import on_host, to_device
 
 SMALLEST = 15  # minimum mask area in pixels of the network's input (published: of the original image) to be a target
 RADIUS = 1.5  # centre sampling: distance in strides within which a location is positive
@@ -93,7 +93,7 @@ class PolarHead(CondInstBboxHead):
         at = points[:, :2].repeat(len(instances), 1)[place]
         counts = torch.tensor([float(len(place)), float(len(place) + len(instances))])
         chosen, at, aims, lengths, labels, counts = (
-            sent(x, device) for x in (place, at, aims, lengths, labels, counts)
+            to_device(x, device) for x in (place, at, aims, lengths, labels, counts)
         )
         count, whole = batch_mean(counts)
         weight = polar_centerness(lengths)

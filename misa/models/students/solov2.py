@@ -20,7 +20,7 @@ from misa.models.students.solov2_inference import DensePart, find_boxes_by_cells
 from misa.models.students.table import Implementation
 from misa.objectives.base import Detected, PerBox
 from misa.ops.boxes import box_masks, centre_cells, extents, positive_cells
-from misa.ops.sent import on_host, sent
+from misa.ops.transfer import on_host, to_device
 
 
 class Cells(NamedTuple):
@@ -88,7 +88,7 @@ class BoxSOLOv2Head(SOLOV2Head):
             for own, instance in zip(every, cells.instance.split(cells.counts), strict=True)
         ]
         logits = torch.cat([level.flatten(2) for level in scores], dim=2).transpose(1, 2).flatten(0, 1)
-        targets = sent(cells.targets.flatten(), device)
+        targets = to_device(cells.targets.flatten(), device)
         # One more than the positives, as in mmdet: a batch without any still trains the background.
         count = len(cells.position) + 1 / get_world_size()
         loss = self.loss_cls(logits.float(), targets, avg_factor=count) * share(count, device)

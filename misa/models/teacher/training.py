@@ -16,7 +16,7 @@ from misa.losses.inputs import Batch, shrink
 from misa.losses.semantic import Boxes, SemanticTerms, label_map_loss, semantic_objectives
 from misa.models.teacher.contract import SemanticMaps, TeacherNetwork
 from misa.ops.boxes import box_masks
-from misa.ops.sent import on_host
+from misa.ops.transfer import on_host
 
 
 class SemanticTeacher(BaseModel):
