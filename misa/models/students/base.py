@@ -35,8 +35,8 @@ WANTED = {
 """The `Needs` that not every student serves, in words."""
 
 
-class Handover(NamedTuple):
-    """What a student hands over of a batch: its masks, its dense feature I (b d h w), and losses of its own.
+class StudentOutput(NamedTuple):
+    """Output of a student for a batch in training: its masks, its dense feature I (b d h w), and losses of its own.
 
     repeats: number of predictions per object in `positives`; each is supervised on its own.
     places: from which the EMA model makes its masks of the same objects, in the same order. per_box: where the
@@ -85,11 +85,11 @@ class BoxSupervised(nn.Module):
     clock = Clock()
     from_shadow = False  # of a copy, too, which is made before
     lacks: ClassVar[dict[str, str]] = {
-        "shadow": "its `handover` takes no places",
+        "shadow": "its `training_output` takes no places",
         "detections": "it has no `detect`",
-        "per_box": "its `handover` gives none",
+        "per_box": "its `training_output` gives none",
     }
-    """The `Needs` that a student cannot serve, with the reasons; by default all that ask for more than `handover`."""
+    """The `Needs` that a student cannot serve, with the reasons; by default all beyond `training_output`."""
     _maps: tuple[Tensor, ...] | None = None
 
     def __init__(
@@ -140,10 +140,10 @@ class BoxSupervised(nn.Module):
         """Compute I of Eq. 2 (b d h w) from the detector's maps."""
         raise NotImplementedError
 
-    def handover(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> Handover:
+    def training_output(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> StudentOutput:
         """Run the student on a batch (b 3 h w) with `bboxes` and `labels` of each image.
 
-        With the `places` of another handover of the same instances, the positives correspond to that one's.
+        With the `places` of another output of the same instances, the positives correspond to that one's.
         """
         raise NotImplementedError
 
@@ -203,7 +203,7 @@ class BoxSupervised(nn.Module):
         for own_instances, sample in zip(given, samples, strict=True):
             own_instances.set_metainfo({"img_shape": tuple(sample.img_shape[:2])})
         prepared = self.objective.prepare(images, given, own, generators)
-        own_part = self.handover(prepared.images, prepared.instances)
+        own_part = self.training_output(prepared.images, prepared.instances)
         positives, features, losses = _within(own_part.positives, prepared), own_part.features, own_part.losses
         if images.device.type == "cpu" and not positives.mask_logits.isfinite().all():  # elsewhere it would synchronise
             raise Diverged(
@@ -259,7 +259,7 @@ class BoxSupervised(nn.Module):
             return {}
         fields: dict[str, Any] = {}
         if needs.shadow:
-            found = shadow.copy.handover(prepared.weak_view, prepared.instances, places)
+            found = shadow.copy.training_output(prepared.weak_view, prepared.instances, places)
             masks = found.positives.mask_logits.float()
             fields |= {"shadow": found.positives._replace(mask_logits=masks), "shadow_features": found.features}
             fields |= {"shadow_per_box": _float(found.per_box)}

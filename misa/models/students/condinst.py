@@ -20,7 +20,7 @@ from misa.experiment import Experiment
 from misa.losses.boxes import box_loss
 from misa.losses.inputs import Positives
 from misa.losses.pseudo import quality
-from misa.models.students.base import BoxMasks, BoxSupervised, Handover
+from misa.models.students.base import BoxMasks, BoxSupervised, StudentOutput
 from misa.models.students.baselines import dynamic_masks
 from misa.models.students.common import mmdet_model, objectives, preprocessor
 from misa.models.students.table import Implementation
@@ -85,7 +85,7 @@ class BoxCondInstBboxHead(CondInstBboxHead):
             "loss_centerness": self.loss_centerness(central[chosen].flatten(), weight, avg_factor=count),
         }
         every = torch.cat(priors)
-        sure = (_strung(scores).sigmoid().amax(dim=2) * _strung(centernesses).sigmoid()[..., 0]).detach()
+        sure = (_concatenated(scores).sigmoid().amax(dim=2) * _concatenated(centernesses).sigmoid()[..., 0]).detach()
         kept = []
         for own, where, owner in zip(sure, places, owners, strict=True):
             here = to_device(where, device)
@@ -119,7 +119,7 @@ class MISACondInst(BoxSupervised, CondInst):
         """The mask features, upsampled to the size of the masks."""
         return _dense_feature(self, maps)
 
-    def handover(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> Handover:
+    def training_output(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> StudentOutput:
         """Positives are every box's locations with the highest class probability · centre-ness, about 64 per image.
 
         places: one `Place` per image.
@@ -131,7 +131,7 @@ class MISACondInst(BoxSupervised, CondInst):
             losses, places = self.bbox_head.match(outputs, instances, self.mask_head.topk_masks_per_img)
         chosen = [
             InstanceData(points=place.points, strides=place.strides, param_preds=own[place.position])
-            for place, own in zip(places, _strung(outputs[-1]), strict=True)
+            for place, own in zip(places, _concatenated(outputs[-1]), strict=True)
         ]
         features = self.mask_head.mask_feature_head(maps)
         masks = [self.mask_head.forward_single(own, info)[0] for own, info in zip(features, chosen, strict=True)]
@@ -154,7 +154,7 @@ class MISACondInst(BoxSupervised, CondInst):
             torch.cat([torch.full_like(own, b) for b, own in enumerate(owners)]),
             torch.cat([own + start for own, start in zip(owners, first, strict=False)]),
         )
-        return Handover(positives, _stretched(self, features), losses, places=places)
+        return StudentOutput(positives, _stretched(self, features), losses, places=places)
 
     def detect(self, images: Tensor, sizes: list[tuple[int, int]]) -> list[Detected]:
         """mmdet's detections; scores are sqrt(class probability · centre-ness), as AdelaiDet's. In evaluation only."""
@@ -172,7 +172,7 @@ class MISACondInst(BoxSupervised, CondInst):
 
     def masks_of_boxes(self, images: Tensor, instances: list[InstanceData]) -> list[BoxMasks]:
         """The mean of the masks of the locations assigned to a box."""
-        positives = self.handover(images, instances).positives
+        positives = self.training_output(images, instances).positives
         found, start = [], 0
         for truth in instances:
             here = start + torch.arange(len(truth.bboxes))
@@ -184,7 +184,7 @@ class MISACondInst(BoxSupervised, CondInst):
         return found
 
 
-def _strung(levels: list[Tensor]) -> Tensor:
+def _concatenated(levels: list[Tensor]) -> Tensor:
     """Concatenate all levels' maps (b c h w) to (b p c)."""
     return torch.cat([x.flatten(2) for x in levels], dim=2).transpose(1, 2)
 

@@ -28,7 +28,7 @@ from misa.experiment import Experiment, Network
 from misa.losses.inputs import Positives
 from misa.losses.pseudo import quality
 from misa.models.backbones import SWINS
-from misa.models.students.base import BoxMasks, BoxSupervised, Handover
+from misa.models.students.base import BoxMasks, BoxSupervised, StudentOutput
 from misa.models.students.batch_means import share
 from misa.models.students.common import backbone_of, mmdet_model, objectives, preprocessor, stage_widths
 from misa.models.students.pixel_decoder import PixelDecoder
@@ -74,8 +74,10 @@ class BoxMask2FormerHead(Mask2FormerHead):
             scores, logits = self(features, [])
         return Predicted(torch.stack(scores).float(), torch.stack(logits).float(), kept[0])
 
-    def match(self, found: Predicted, boxes: list[Tensor], instances: list[InstanceData]) -> tuple[Match, Handover]:
-        """Match all predictions to each image's boxes (n h w); the match and the handover.
+    def match(
+        self, found: Predicted, boxes: list[Tensor], instances: list[InstanceData]
+    ) -> tuple[Match, StudentOutput]:
+        """Match all predictions to each image's boxes (n h w); the match and the output.
 
         Every prediction has as many positives as the others, so that a mean over all of them is a tenth of the sum over
         ten predictions.
@@ -97,7 +99,7 @@ class BoxMask2FormerHead(Mask2FormerHead):
             instance,
         )
         losses = {"loss_cls": self._class_loss(scores, target, len(match.image))}
-        return match, Handover(positives, features, losses, repeats=len(scores), places=instance)
+        return match, StudentOutput(positives, features, losses, repeats=len(scores), places=instance)
 
     def _forward_head(
         self, decoder_out: Tensor, mask_feature: Tensor, attn_mask_target_size: tuple[int, int]
@@ -186,15 +188,15 @@ def each_box(found: Predicted, match: Match, boxes: list[Tensor], instances: lis
     return Positives(masks, torch.cat(boxes), labels, image, torch.arange(len(image)))
 
 
-def _answered(found: Predicted, boxes: list[Tensor], instances: list[InstanceData], places: Tensor) -> Handover:
-    """The EMA model's handover: one mask for each of the student's positives, whose boxes are `places` (n, host)."""
+def _answered(found: Predicted, boxes: list[Tensor], instances: list[InstanceData], places: Tensor) -> StudentOutput:
+    """The EMA model's output: one mask for each of the student's positives, whose boxes are `places` (n, host)."""
     last = found._replace(scores=found.scores[-1:], logits=found.logits[-1:])
     match = assign(last.scores, last.logits, boxes, [truth.labels for truth in instances])
     every = each_box(last, match, boxes, instances)
     here = places.to(every.mask_logits.device, non_blocking=True)
     masks, own = every.mask_logits[here], every.box_masks[here]
     positives = Positives(masks, own, every.labels[places], every.image[places], places)
-    return Handover(positives, found.features, {}, per_box=PerBox(every, found.features))
+    return StudentOutput(positives, found.features, {}, per_box=PerBox(every, found.features))
 
 
 def _dice(a: Float[Tensor, "l q k"], b: Float[Tensor, "n k"], eps: float = 1.0) -> Float[Tensor, "l q n"]:
@@ -261,7 +263,7 @@ class MISAMask2Former(BoxSupervised, Mask2Former):
         """The pixel decoder's finest map, with which every query is multiplied."""
         return _dense_feature(self, maps).float()
 
-    def handover(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> Handover:
+    def training_output(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> StudentOutput:
         """Hand over the matched queries of the initial prediction and of every decoder layer; places: their boxes (n).
 
         The last prediction has the one mask per box; the finest map is I.

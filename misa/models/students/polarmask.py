@@ -98,13 +98,13 @@ class PolarHead(CondInstBboxHead):
         count, whole = batch_mean(counts)
         weight = polar_centerness(lengths)
         total = batch_mean(weight.sum()).clamp(min=1e-6)
-        own, theirs = (self.bbox_coder.decode(at, x) for x in (_strung(boxes)[chosen], aims))
-        logits = _strung(centernesses)[chosen].flatten().float()
+        own, theirs = (self.bbox_coder.decode(at, x) for x in (_concatenated(boxes)[chosen], aims))
+        logits = _concatenated(centernesses)[chosen].flatten().float()
         unlike = nn.functional.binary_cross_entropy_with_logits(logits, weight, reduction="sum")
         return {
-            "loss_cls": self.loss_cls(_strung(classes).float(), labels, avg_factor=whole),
+            "loss_cls": self.loss_cls(_concatenated(classes).float(), labels, avg_factor=whole),
             "loss_bbox": self.loss_bbox.loss_weight * box_loss(own, theirs, weight, total, form="iou"),
-            "loss_mask": (weight * polar_iou_loss(_strung(rays)[chosen], lengths)).sum() / total,
+            "loss_mask": (weight * polar_iou_loss(_concatenated(rays)[chosen], lengths)).sum() / total,
             "loss_centerness": unlike / count.clamp(min=1),
         }
 
@@ -125,7 +125,7 @@ class PolarHead(CondInstBboxHead):
         return kept
 
 
-def _strung(levels: list[Tensor]) -> Tensor:
+def _concatenated(levels: list[Tensor]) -> Tensor:
     """Concatenate all levels' maps (b c h w) to (b · p, c)."""
     return torch.cat([x.flatten(2) for x in levels], dim=2).transpose(1, 2).flatten(0, 1)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from misa.experiment import Experiment, Inference, Network
 from misa.losses.inputs import Positives
-from misa.models.students.base import BoxMasks, BoxSupervised, Handover
+from misa.models.students.base import BoxMasks, BoxSupervised, StudentOutput
 from misa.models.students.batch_means import share
 from misa.models.students.common import backbone_of, mmdet_model, objectives, preprocessor, stage_widths
 from misa.models.students.solov2_decode import Dense, decode, dense_outputs, each_image
@@ -76,7 +76,7 @@ class BoxSOLOv2Head(SOLOV2Head):
 
     def match(
         self, features: tuple[Tensor, ...], cells: Cells, instances: list[InstanceData], *, per_box: bool = False
-    ) -> Handover:
+    ) -> StudentOutput:
         """Return the positives, the dense feature I (b d h w) and the classification loss of a batch."""
         kernels, scores, mask_features = self(features)
         device = mask_features.device
@@ -96,7 +96,7 @@ class BoxSOLOv2Head(SOLOV2Head):
         instance = first[cells.image] + cells.instance
         masks = _masks_at(cells.position, cells.image, strung, mask_features)
         positives = Positives(masks, torch.cat(boxes), cells.labels, cells.image, instance)
-        found = Handover(positives, mask_features, {"loss_cls": loss}, places=cells)
+        found = StudentOutput(positives, mask_features, {"loss_cls": loss}, places=cells)
         if not per_box:
             return found
         image = torch.cat([torch.full((len(own),), b) for b, own in enumerate(every)])
@@ -193,7 +193,7 @@ class MISA(BoxSupervised, SOLOv2):
         """The mask features of Eq. 2."""
         return _dense_feature(self, maps)
 
-    def handover(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> Handover:
+    def training_output(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> StudentOutput:
         """Positives are the assigned cells; places: `Cells`."""
         cells = places or self.mask_head.assign(instances, (images.shape[-2], images.shape[-1]))
         per_box = self.objective.needs.per_box

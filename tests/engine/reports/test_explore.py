@@ -166,7 +166,7 @@ def test_a_mask2formers_feature_is_what_it_hands_over_in_training(mask2former):
     example = mask2former.example(mask2former.image_ids()[0])
     truth = InstanceData(bboxes=torch.tensor(example.boxes).float(), labels=torch.tensor(example.labels))
     with torch.no_grad():
-        features = mask2former.student.handover(normalised(example.image), [truth]).features
+        features = mask2former.student.training_output(normalised(example.image), [truth]).features
         assert_close(example.student, features[0])
         unit = mask2former.teacher.prior(normalised(example.image))[0].square().mean().sqrt()
         assert example.adapted.shape == example.features.shape

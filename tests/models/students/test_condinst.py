@@ -133,7 +133,7 @@ def test_positives_belong_to_their_boxes(rng):
     images, samples = batch(rng)
     data = model.data_preprocessor({"inputs": images, "data_samples": samples}, True)
     instances = [sample.gt_instances for sample in data["data_samples"]]
-    positives, features, losses, repeats, *_ = model.handover(data["inputs"], instances)
+    positives, features, losses, repeats, *_ = model.training_output(data["inputs"], instances)
     assert repeats == 1
     assert features.shape == (2, 16, 32, 32)
     assert positives.mask_logits.shape == positives.box_masks.shape == (len(positives.image), 32, 32)

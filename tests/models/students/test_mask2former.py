@@ -102,7 +102,7 @@ def test_masks_that_are_no_numbers_are_told():
 def test_every_prediction_hands_over_every_object_once(student):
     images, samples = prepared(student, *TWO)
     truth = [sample.gt_instances for sample in samples]
-    positives, features, _, repeats, *_ = student.handover(images, truth)
+    positives, features, _, repeats, *_ = student.training_output(images, truth)
     assert repeats == TINY_MASK2FORMER.decoder_layers + 1
     assert positives.mask_logits.shape == (3 * repeats, SIZE[0] // 4, SIZE[1] // 4)
     assert positives.image.tolist().count(1) == 2 * repeats
@@ -145,7 +145,7 @@ def test_the_classification_loss_is_mmdets_summed_over_the_predictions(student):
 def test_all_predictions_at_once_are_the_sum_of_each(reduction):
     model = build(BOX.but(affinity={"reduction": reduction}))
     images, samples = prepared(model, *TWO)
-    positives, features, _, repeats, *_ = model.handover(images, [sample.gt_instances for sample in samples])
+    positives, features, _, repeats, *_ = model.training_output(images, [sample.gt_instances for sample in samples])
     small = shrink(images, [SIZE, SIZE], torch.zeros(2, 1, *features.shape[-2:], dtype=torch.bool))
     objective = model.objective
     assert objective == terms.MISA(BOX.projection_weight, dataclasses.replace(BOX.affinity, reduction=reduction))
@@ -217,7 +217,7 @@ def test_every_backbone_fits(backbone):
     model = build(find_row("table1_coco:apro_m2f_r101").but(network=network, augmentation={"crop": 96})).eval()
     images, samples = prepared(model, TWO[0])
     with torch.no_grad():
-        positives, features, _, repeats, *_ = model.handover(images, [samples[0].gt_instances])
+        positives, features, _, repeats, *_ = model.training_output(images, [samples[0].gt_instances])
     assert features.shape == (1, 256, 24, 24)  # padded to the square of 96 pixels
     assert positives.mask_logits.shape == (10, 24, 24)
     assert repeats == 10
@@ -281,13 +281,13 @@ def test_the_copys_mask_of_an_object_is_that_of_its_own_last_match(student):
     """For every positive of the student in any prediction; the order of the copy's queries does not matter."""
     images, samples = prepared(student, *TWO)
     truth = [sample.gt_instances for sample in samples]
-    own, following = student.handover(images, truth), other_copy(student)
-    found = following.handover(images, truth, own.places)
+    own, following = student.training_output(images, truth), other_copy(student)
+    found = following.training_output(images, truth, own.places)
     every = torch.cat([each.probabilities for each in following.masks_of_boxes(images, truth)])
     torch.testing.assert_close(found.positives.mask_logits.sigmoid(), every[own.positives.instance])
     for one, other in zip(found.positives[1:], own.positives[1:], strict=True):
         assert torch.equal(one, other)
-    again = shuffled(following).handover(images, truth, own.places)
+    again = shuffled(following).training_output(images, truth, own.places)
     torch.testing.assert_close(again.positives.mask_logits, found.positives.mask_logits, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found.positives.mask_logits, own.positives.mask_logits, atol=0.1)
 
@@ -297,7 +297,7 @@ def test_boxes_beyond_the_copys_queries_are_answered_by_the_cheapest(student):
     images, samples = prepared(student, MANY)
     truth = [samples[0].gt_instances]
     following = other_copy(student)
-    found = following.handover(images, truth, torch.arange(len(MANY)))
+    found = following.training_output(images, truth, torch.arange(len(MANY)))
     (matched,) = following.masks_of_boxes(images, truth)
     scores, logits, _ = following.panoptic_head.predict_all(following.extract_feat(images))
     (costs,) = match_costs(scores[-1:], logits[-1:], [found.positives.box_masks], [truth[0].labels])
@@ -311,7 +311,7 @@ def test_boxes_beyond_the_copys_queries_are_answered_by_the_cheapest(student):
 def test_one_mask_of_every_box_is_the_last_predictions():
     model = build(BOX.but(affinity=None, projection_weight=3.0, objective=OBJECTIVES["discobox_bank"]))
     images, samples = prepared(model, *TWO)
-    positives, features, *_, per_box = model.handover(images, [sample.gt_instances for sample in samples])
+    positives, features, *_, per_box = model.training_output(images, [sample.gt_instances for sample in samples])
     last = {int(positives.instance[n]): positives.mask_logits[n] for n in (3, 10, 11)}  # of 4 and of 2 x 4
     assert sorted(last) == per_box.positives.instance.tolist() == [0, 1, 2]
     for box, mask in enumerate(per_box.positives.mask_logits):

@@ -58,11 +58,11 @@ def test_the_copy_answers_at_the_students_places(rng):
     model.mask_head.topk_masks_per_img = 4
     other = Shadow(model)
     nn.init.normal_(other.copy.bbox_head.conv_cls.weight, std=5.0, generator=rng)
-    own = model.handover(images, instances)
-    found = other.copy.handover(images, instances, own.places)
+    own = model.training_output(images, instances)
+    found = other.copy.training_output(images, instances, own.places)
     assert torch.equal(found.positives.instance, own.positives.instance)
     assert_close(found.positives.mask_logits, own.positives.mask_logits)
-    alone = other.copy.handover(images, instances)
+    alone = other.copy.training_output(images, instances)
     assert not torch.allclose(alone.positives.mask_logits, found.positives.mask_logits)
 
 
@@ -89,13 +89,13 @@ def test_a_copy_that_has_not_begun_is_not_asked(rng, monkeypatch):
     images, samples = batch(rng)
     asked = []
     copy = model.memory.shadow.copy
-    handover = type(copy).handover
+    training_output = type(copy).training_output
 
     def counted(self, *args):
         asked.append(self is copy)
-        return handover(self, *args)
+        return training_output(self, *args)
 
-    monkeypatch.setattr(type(copy), "handover", counted)
+    monkeypatch.setattr(type(copy), "training_output", counted)
     for iteration, expected in ((10, [False]), (20, [False, True]), (21, [False, True])):
         asked.clear()
         model.begin_step(Clock(iteration, 100, 0))
