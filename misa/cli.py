@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _say("\nstopped; the same command goes on from what was saved.", 128 + signal.SIGINT)
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and nobody_reads():
+        if isinstance(error, BrokenPipeError) and reader_closed():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at interpreter exit
             return 128 + signal.SIGPIPE
         # A full disk, or a file system that was unmounted.
@@ -163,7 +163,7 @@ def _say(text: str, status: int = 0) -> int:
     return status
 
 
-def nobody_reads() -> bool:
+def reader_closed() -> bool:
     """Whether the reader of standard output has closed the pipe, as `head` does."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
@@ -173,14 +173,14 @@ def nobody_reads() -> bool:
 def _print_what_the_terminal_shows() -> None:
     """Transliterate characters that the output encoding lacks to ASCII instead of raising UnicodeEncodeError."""
 
-    def spelt(error: UnicodeError) -> tuple[str, int]:
+    def escaped(error: UnicodeError) -> tuple[str, int]:
         assert isinstance(error, UnicodeEncodeError)
         signs = error.object[error.start : error.end]
         plain = (_ASCII.get(s) or unicodedata.normalize("NFKD", s).encode("ascii", "ignore").decode() for s in signs)
         return "".join(text or "?" for text in plain), error.end
 
-    codecs.register_error("misa.spelt", spelt)
+    codecs.register_error("misa.escaped", escaped)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name may hold bytes that cannot be encoded even in UTF-8
             unicode = stream.encoding.lower().startswith("utf")
-            stream.reconfigure(errors="backslashreplace" if unicode else "misa.spelt")
+            stream.reconfigure(errors="backslashreplace" if unicode else "misa.escaped")

@@ -330,7 +330,7 @@ def test_how_a_command_ends(error, status, sentence, capsys, monkeypatch):
         raise error
 
     monkeypatch.setattr(rows, "run", fail)
-    monkeypatch.setattr("misa.cli.nobody_reads", lambda: False)
+    monkeypatch.setattr("misa.cli.reader_closed", lambda: False)
     assert main(["rows"]) == status
     assert sentence in capsys.readouterr().err
 

@@ -80,7 +80,7 @@ def at_test_size(image: NDArray[np.uint8], sizes: Augmentation) -> NDArray[np.ui
     return smaller
 
 
-def as_the_network_sees(image: NDArray[np.uint8], sizes: Augmentation, *, divisor: int = 1) -> Tensor:
+def network_input(image: NDArray[np.uint8], sizes: Augmentation, *, divisor: int = 1) -> Tensor:
     """Convert an RGB image (h w 3), 0..255, to a network input (1 3 h w): resized to the test size and normalised.
 
     divisor: both sides are zero-padded at the end to a multiple of it, as mmdet's preprocessor does with 32.

@@ -85,7 +85,7 @@ class Sheet:
         return axes
 
 
-class Word(Artist):
+class RasterText(Artist):
     """Text on the sheet, rasterised once and then copied: text took half of a figure's time."""
 
     def __init__(self, axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
@@ -129,7 +129,7 @@ def _stamp(text: str, style: tuple[Any, ...], plate: tuple[Any, ...], dpi: float
 
 def write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
     """Put text on a sheet, with the arguments of `Axes.text`; meant for text that is drawn repeatedly."""
-    axes.add_artist(Word(axes, x, y, text, **style))
+    axes.add_artist(RasterText(axes, x, y, text, **style))
 
 
 class _Ready(AxesImage):

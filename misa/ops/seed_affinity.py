@@ -64,7 +64,7 @@ def seed_affinity(
 
 
 @dataclass(frozen=True)
-class Ways:
+class TreePaths:
     """The paths of a tree, laid out so that the longest edge to a seed is a running maximum.
 
     The pixels are ordered as leaves of the merge tree: pixels joined by shorter edges are adjacent. `place` is a
@@ -75,7 +75,7 @@ class Ways:
     gap: Float[Tensor, " p"]
 
     @classmethod
-    def of(cls, tree: Tree) -> "Ways":
+    def of(cls, tree: Tree) -> "TreePaths":
         """Build the layout of a tree, in a few gathers over all pixels."""
         leaf = merge_tree(tree.parent.long(), tree.length).leaf[0]
         place = torch.empty_like(leaf).scatter(0, tree.pixel[0].long(), leaf)
@@ -92,7 +92,7 @@ class Ways:
 
 def longest_edges(tree: Tree, seed: Seed) -> Float[Tensor, "h w"]:
     """Return the longest edge (a squared distance) on the tree's path from the seed to every pixel, 0 at the seed."""
-    return Ways.of(tree).longest(seed)
+    return TreePaths.of(tree).longest(seed)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class SeedField:
         sigmas |= {kernel: sigma * settings.semantic_scale for kernel, (_, sigma) in self._semantic_maps.items()}
         found = {
             kernel: torch.exp(-ways.longest(seed) / max(sigmas[kernel] ** 2, TINY))
-            for kernel, ways in self._ways.items()
+            for kernel, ways in self._paths.items()
         }
         if self.semantic is None or settings.form == "sum":
             return self._with_sum(found, settings)
@@ -224,8 +224,8 @@ class SeedField:
         return {kernel: minimum_spanning_tree(guide) for kernel, guide in guides.items()}
 
     @cached_property
-    def _ways(self) -> dict[Kernel, Ways]:
-        return {kernel: Ways.of(tree) for kernel, tree in self._trees.items()}
+    def _paths(self) -> dict[Kernel, TreePaths]:
+        return {kernel: TreePaths.of(tree) for kernel, tree in self._trees.items()}
 
     def _with_product(self, found: dict[Kernel, Tensor], settings: AffinitySettings) -> dict[Kernel, Tensor]:
         if self.semantic is None:

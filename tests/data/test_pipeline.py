@@ -5,7 +5,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS
 from PIL import Image
 
-from misa.data.pipeline import as_the_network_sees, at_test_size
+from misa.data.pipeline import at_test_size, network_input
 from misa.data.pipeline import test_pipeline as file_pipeline
 from misa.errors import UserError
 from misa.experiment import Augmentation, Experiment
@@ -21,10 +21,10 @@ def test_an_image_in_memory_is_what_the_test_gives_the_network(tmp_path, size, s
     loaded = Compose(file_pipeline(augmentation))({"img_path": str(tmp_path / "image.png"), "img_id": 0})
     preprocess = MODELS.build(preprocessor(Experiment(augmentation=augmentation)))
     expected = preprocess(pseudo_collate([loaded]), False)["inputs"]
-    padded = as_the_network_sees(image, augmentation, divisor=32)
+    padded = network_input(image, augmentation, divisor=32)
     torch.testing.assert_close(padded, expected, rtol=0, atol=1e-6)
     h, w = loaded["inputs"].shape[-2:]
-    assert torch.equal(as_the_network_sees(image, augmentation), padded[..., :h, :w])
+    assert torch.equal(network_input(image, augmentation), padded[..., :h, :w])
 
 
 def test_an_image_is_never_thinner_than_a_pixel():
@@ -36,4 +36,4 @@ def test_an_image_is_never_thinner_than_a_pixel():
 )
 def test_what_is_no_image_is_one_sentence(image):
     with pytest.raises(UserError, match=r"RGB \(h w 3\) of 8 bits"):
-        as_the_network_sees(image, Augmentation())
+        network_input(image, Augmentation())

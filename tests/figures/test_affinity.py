@@ -19,7 +19,7 @@ from misa.figures.affinity import (
     profile_figure,
     start_mask,
 )
-from misa.figures.sheet import Tile, Word, outline
+from misa.figures.sheet import RasterText, Tile, outline
 from misa.figures.style import shade, to_png
 from misa.figures.widgets import SeedExplorer, factor
 from misa.ops.readings import Classifier, Reading, read
@@ -249,7 +249,9 @@ def test_the_line_below_is_of_what_is_drawn_above(example):
     """The affinity along the tree if the tree is drawn, else that to every pixel."""
     settings = AffinitySettings(semantic_scale=2.0, tree_bandwidth=0.5)
     words = {
-        lines: {word.text for word in affinity_figure(example, (5, 6), settings=settings, lines=lines).findobj(Word)}
+        lines: {
+            word.text for word in affinity_figure(example, (5, 6), settings=settings, lines=lines).findobj(RasterText)
+        }
         for lines in (("pixels", "mask"), ("pixels", "tree"))
     }
     assert any("affinity to every pixel" in word for word in words["pixels", "mask"])

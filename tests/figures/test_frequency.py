@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from misa.figures.frequency import at_work, bands, frequency_figure, maps_of, mask_figure
-from misa.figures.sheet import Word
+from misa.figures.sheet import RasterText
 from misa.figures.style import SIGNED, shade, to_png
 from misa.figures.widgets import FrequencyExplorer
 from misa.losses.distillation import distillation_loss
@@ -28,7 +28,7 @@ def test_a_row_for_each_map(example, make_example):
     assert list(maps_of(example)) == ["teacher S", "student I, adapted", "student I"]
     assert list(maps_of(make_example(teacher=False))) == ["brightness", "colors"]
     inside = example.box_masks().any(dim=0)
-    words = [word.text for word in frequency_figure(maps_of(example), inside, radius=3).findobj(Word)]
+    words = [word.text for word in frequency_figure(maps_of(example), inside, radius=3).findobj(RasterText)]
     assert {"teacher S", "student I", "low, outside"} <= set(words)
 
 

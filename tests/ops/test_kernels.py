@@ -176,7 +176,7 @@ def test_without_a_cache_kernels_are_compiled_in_memory(monkeypatch, capsys, tro
         monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
     else:
         monkeypatch.setattr(caching.IndexDataCacheFile, "save", no_room)
-    monkeypatch.setattr(compiled.Announcement, "said", False)
+    monkeypatch.setattr(compiled.CompilationNotice, "said", False)
 
     def twice(x: float) -> float:
         return 2 * x

@@ -19,7 +19,7 @@ from misa.data.formats.parts import (
     Entry,
     Format,
     Part,
-    Tell,
+    ReportFault,
     child,
     files_of,
     image_folder,
@@ -94,7 +94,7 @@ def _images(root: Path, path: Path) -> Path:
     return inner
 
 
-def entries(part: Part, tell: Tell) -> Iterator[Entry]:
+def entries(part: Part, report: ReportFault) -> Iterator[Entry]:
     """Yield an entry per image with its objects, crowds marked as hard; DataError if a row is not COCO's."""
     (path,) = part.files
     file = CocoFile(path)

@@ -137,17 +137,19 @@ class _Faults:
 
 def _convert(root: Path, row: Format, parts: list[Part], folder: Path, made: Made) -> None:
     """Write instances_train.json and instances_val.json into `folder`."""
-    tell = _Faults()
+    report = _Faults()
     for other in FORMATS.values():
         if other is not row and (also := _found_too(other, root)):
             message = f"it holds {also.files[0].name} as well, which is not read"
-            tell("formats", str(root), message, "give the file or folder that is meant, if it is not this", fatal=False)
+            report(
+                "formats", str(root), message, "give the file or folder that is meant, if it is not this", fatal=False
+            )
     made.depends |= {path for part in parts for path in part.files}
     made.depends |= {path.parent for part in parts for path in part.files} | {part.images for part in parts}
-    contents = _coco_tables(root, parts, tell, made) if row is COCO else _entry_tables(root, row, parts, tell, made)
+    contents = _coco_tables(root, parts, report, made) if row is COCO else _entry_tables(root, row, parts, report, made)
     for split, tables in contents.items():
         path = folder / f"instances_{split}.json"
-        faults = {"faults": tell.rows} if split == "train" else {}
+        faults = {"faults": report.rows} if split == "train" else {}
         origin = "plain_of" if row is COCO else "converted_from"
         source = str(parts[0].files[0]) if row is COCO and len(parts) == 1 else f"{root} ({split} split)"
         content = {origin: tables.content.pop("plain_of", source), **faults, **tables.content}
@@ -169,7 +171,7 @@ def _found_too(row: Format, root: Path) -> Part | None:
         return None
 
 
-def _coco_tables(root: Path, parts: list[Part], tell: _Faults, made: Made) -> dict[str, _Tables]:
+def _coco_tables(root: Path, parts: list[Part], report: _Faults, made: Made) -> dict[str, _Tables]:
     """Returns the tables of each split from COCO JSON files: whole files if each is a split, else split by image."""
     base, files = _base(root), []
     for part in parts:
@@ -186,7 +188,7 @@ def _coco_tables(root: Path, parts: list[Part], tell: _Faults, made: Made) -> di
         files.append(file)
     named = [Named(str(_name(i)), "", part.split) for part, f in zip(parts, files, strict=True) for i in f.images]
     homes = [part.home for part in parts if not part.split]
-    splits, lists = assign(named, homes, tell, made.says.append)
+    splits, lists = assign(named, homes, report, made.says.append)
     made.depends |= set(lists)
     result: dict[str, _Tables] = {}
     for file in files:
@@ -239,13 +241,13 @@ class _Picture(NamedTuple):
     entries: list[Entry]
 
 
-def _entry_tables(root: Path, row: Format, parts: list[Part], tell: _Faults, made: Made) -> dict[str, _Tables]:
+def _entry_tables(root: Path, row: Format, parts: list[Part], report: _Faults, made: Made) -> dict[str, _Tables]:
     """Returns the tables of each split; test only if it has images."""
     base = _base(root)
-    pictures = _pictures(base, row, parts, tell, made)
+    pictures = _pictures(base, row, parts, report, made)
     named = [Named(p.name, p.entries[0].own, next((e.split for e in p.entries if e.split), "")) for p in pictures]
     homes = [part.home for part in parts if not part.split]
-    splits, lists = assign(named, homes, tell, made.says.append)
+    splits, lists = assign(named, homes, report, made.says.append)
     made.depends |= set(lists) | {part.home for part in parts}
     said = [next((entry.size for entry in p.entries if entry.size is not None), None) for p in pictures]
     read = iter(read_sizes([p.path for p, size in zip(pictures, said, strict=True) if size is None]))
@@ -282,18 +284,18 @@ def _annotation(key: int, image: int, category: int, o: Boxed) -> dict[str, Any]
     return row | {"area": o.box[2] * o.box[3], "iscrowd": int(o.hard), "where": o.where}
 
 
-def _pictures(base: Path, row: Format, parts: list[Part], tell: _Faults, made: Made) -> list[_Picture]:
+def _pictures(base: Path, row: Format, parts: list[Part], report: _Faults, made: Made) -> list[_Picture]:
     """Returns the images of all entries in order, without ambiguous ones and those that two names claim."""
     pictures: dict[Path, _Picture] = {}
     claims: dict[Path, str] = {}
     for part in parts:
         images = Images(part.images, *([base] if part.images != base else []), literal=[part.home, base])
-        entries = list(tqdm(row.entries(part, tell), desc="read", unit="file", leave=False, delay=2, disable=None))
+        entries = list(tqdm(row.entries(part, report), desc="read", unit="file", leave=False, delay=2, disable=None))
         # Exact paths first, so that an inexact match cannot take the file of another entry.
         found = {i: images.exact(entry.file) for i, entry in enumerate(entries) if entry.file and not entry.own}
         claims |= {path: plain_name(entries[i].file) for i, path in found.items() if path is not None}
         for i, entry in enumerate(entries):
-            path = found.get(i) or (_own_file if entry.own else _file_of)(entry, images, part, claims, tell)
+            path = found.get(i) or (_own_file if entry.own else _file_of)(entry, images, part, claims, report)
             if path is None:
                 continue
             made.depends |= {path, Path(entry.where) if is_file(Path(entry.where)) else part.files[0]}
@@ -301,52 +303,52 @@ def _pictures(base: Path, row: Format, parts: list[Part], tell: _Faults, made: M
             known = pictures.setdefault(path, _Picture(name, path, []))
             if entry.own and known.entries:
                 message = f"its image {path} has annotations already, in {known.entries[0].where}"
-                tell("image-claimed", entry.where, message, "remove one of the two", fatal=True)
+                report("image-claimed", entry.where, message, "remove one of the two", fatal=True)
                 continue
             known.entries.append(entry)
         made.depends |= images.looked
     return list(pictures.values())
 
 
-def _file_of(entry: Entry, images: Images, part: Part, claims: dict[Path, str], tell: _Faults) -> Path | None:
+def _file_of(entry: Entry, images: Images, part: Part, claims: dict[Path, str], report: _Faults) -> Path | None:
     """Returns the file of an entry whose exact path does not exist."""
     found = images.find(entry.file)
     name = plain_name(entry.file)
     if len(found) > 1:
-        _tell_several(entry.where, entry.file, found, tell)
+        _report_several(entry.where, entry.file, found, report)
         return None
     if not found:
         return part.images / name
     if claims.setdefault(found[0], name) != name:
         message = f"{entry.file} is not there, and {found[0]} is the image of {claims[found[0]]}"
-        tell("image-claimed", entry.where, message, "correct the name, or remove it")
+        report("image-claimed", entry.where, message, "correct the name, or remove it")
         return None
     return found[0]
 
 
-def _own_file(entry: Entry, images: Images, part: Part, claims: dict[Path, str], tell: _Faults) -> Path | None:
+def _own_file(entry: Entry, images: Images, part: Part, claims: dict[Path, str], report: _Faults) -> Path | None:
     """Returns the image of an annotation file: that of the same name, before the name inside, which may be stale."""
     own = images.find(entry.own)
     named = images.find(entry.file) if entry.file else []
     if len(own) > 1 and len(named) != 1:
-        _tell_several(entry.where, entry.own, own, tell)
+        _report_several(entry.where, entry.own, own, report)
         return None
     if len(own) != 1:
         if len(named) > 1:
-            _tell_several(entry.where, entry.file, named, tell)
+            _report_several(entry.where, entry.file, named, report)
             return None
         return named[0] if named else part.images / plain_name(entry.file or entry.own)
     if entry.file and own[0] not in named:
         last = plain_name(entry.file).rpartition("/")[2]
         if named or without_suffix(last) != without_suffix(plain_name(own[0].name)):
             message = f"it names {last} inside and is called as {own[0].name}, whose boxes these are taken for"
-            tell("image-name", entry.where, message, "correct one of the two names", fatal=False)
+            report("image-name", entry.where, message, "correct one of the two names", fatal=False)
     return own[0]
 
 
-def _tell_several(where: str, name: str, found: Iterable[Path], tell: _Faults) -> None:
+def _report_several(where: str, name: str, found: Iterable[Path], report: _Faults) -> None:
     some = " or ".join(str(path) for path in list(found)[:3])
-    tell("image-ambiguous", where, f"{name} may be {some}", "give the path of the image")
+    report("image-ambiguous", where, f"{name} may be {some}", "give the path of the image")
 
 
 def read_boxes(path: PathLike) -> dict[str, tuple[list[list[float]], list[str | None]]]:
@@ -358,7 +360,7 @@ def read_boxes(path: PathLike) -> dict[str, tuple[list[list[float]], list[str | 
         DataError: there is no such file, or it holds no boxes.
     """
     path = Path(path).expanduser()
-    tell = _Faults()
+    report = _Faults()
     forms = "a COCO json, a csv, or a folder of VOC xml, YOLO or LabelMe files"
     if not path.exists():
         raise DataError(missing(path, "file of boxes", f"give {forms}"))
@@ -373,7 +375,7 @@ def read_boxes(path: PathLike) -> dict[str, tuple[list[list[float]], list[str | 
         raise DataError(f"{path} holds no boxes; give {forms}.")
     row, parts = found
     boxes: dict[str, tuple[list[list[float]], list[str | None]]] = {}
-    entries = [entry for part in parts for entry in row.entries(part, tell)]
+    entries = [entry for part in parts for entry in row.entries(part, report)]
     _require_own_names(entries)
     for entry in entries:
         corners, labels = boxes.setdefault(plain_name(entry.file or entry.own), ([], []))
@@ -382,7 +384,7 @@ def read_boxes(path: PathLike) -> dict[str, tuple[list[list[float]], list[str | 
                 x, y, w, h = o.box
                 corners.append([x, y, x + w, y + h])
                 labels.append(o.label)
-    if fatal := [fault for fault in tell.rows if fault[4]]:
+    if fatal := [fault for fault in report.rows if fault[4]]:
         _, where, message, advice, _ = fatal[0]
         raise DataError(f"{where}: {message}; {advice}.")
     return {name: value for name, value in boxes.items() if value[0]}

@@ -20,7 +20,7 @@ from misa.data.formats.parts import (
     Entry,
     Format,
     Part,
-    Tell,
+    ReportFault,
     files_of,
     number,
     size_in,
@@ -74,7 +74,7 @@ def find(root: Path) -> list[Part]:
     return [Part((path,), root, "", root) for path in found]
 
 
-def entries(part: Part, tell: Tell) -> Iterator[Entry]:
+def entries(part: Part, report: ReportFault) -> Iterator[Entry]:
     """Yield an entry per line; a line without a box is an image without objects.
 
     The first line names the columns: image, label and box, optionally width and height of the image and split (train,
@@ -91,12 +91,12 @@ def entries(part: Part, tell: Tell) -> Iterator[Entry]:
         first = next(rows, [])
         if len(first) == 6 and all(number(cell) is not None or not cell for cell in first[1:5]):
             columns = _Columns(0, 5, (1, 2, 3, 4), True, None, None)
-            yield from _line(first, columns, f"{path}, line 1", part.split, tell)
+            yield from _line(first, columns, f"{path}, line 1", part.split, report)
         else:
             columns = _columns(path, first)
         for row in rows:
             if any(cell.strip() for cell in row):
-                yield from _line(row, columns, f"{path}, line {rows.line_num}", part.split, tell)
+                yield from _line(row, columns, f"{path}, line {rows.line_num}", part.split, report)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as a csv ({error}); save it as comma-separated UTF-8.") from error
 
@@ -167,30 +167,30 @@ def _misnamed(path: Path, first: Sequence[str], form: Sequence[str] | None) -> s
     )
 
 
-def _line(row: Sequence[str], columns: _Columns, where: str, split: str, tell: Tell) -> Iterator[Entry]:
+def _line(row: Sequence[str], columns: _Columns, where: str, split: str, report: ReportFault) -> Iterator[Entry]:
     def cell(index: int) -> str:
         return row[index].strip() if index < len(row) else ""
 
     file, label, raw = cell(columns.image), cell(columns.label), [cell(index) for index in columns.box]
     if not file:
-        tell("missing-key", where, "it names no image", "give the image's file, or remove the line")
+        report("missing-key", where, "it names no image", "give the image's file, or remove the line")
         return
     size = None if columns.size is None else size_in(cell(columns.size[0]), cell(columns.size[1]))
     word = cell(columns.split).lower() if columns.split is not None else ""
     if word and word not in SPLITS:
-        tell("split", where, f"its split is {word!r}", "write train, val or test")
+        report("split", where, f"its split is {word!r}", "write train, val or test")
     objects: list[Boxed] = []
     if any(raw):
         a, b, c, d = (number(text) for text in raw)
         if a is None or b is None or c is None or d is None:
             shown = ", ".join(raw)
-            tell("box-value", where, f"its box {shown} is not four numbers", "correct it, or leave all four empty")
+            report("box-value", where, f"its box {shown} is not four numbers", "correct it, or leave all four empty")
             return
         if not label:
-            tell("missing-key", where, "it has a box and no label", "add the class")
+            report("missing-key", where, "it has a box and no label", "add the class")
             return
         if columns.corners and (a > c or b > d):
-            tell("box-swapped", where, f"its box {', '.join(raw)} ends before it begins", "give x1 < x2 and y1 < y2")
+            report("box-swapped", where, f"its box {', '.join(raw)} ends before it begins", "give x1 < x2 and y1 < y2")
             return
         objects.append(Boxed(label, (a, b, c - a, d - b) if columns.corners else (a, b, c, d), where))
     yield Entry(file, size, objects, where, split or SPLITS.get(word, ""))

@@ -22,7 +22,7 @@ from misa.data.formats.parts import (
     Entry,
     Format,
     Part,
-    Tell,
+    ReportFault,
     child,
     files_of,
     image_folder,
@@ -65,24 +65,24 @@ def is_labelme(path: Path) -> bool:
     return b'"shapes"' in ends or b'"imagePath"' in ends
 
 
-def entries(part: Part, tell: Tell) -> Iterator[Entry]:
+def entries(part: Part, report: ReportFault) -> Iterator[Entry]:
     """Yield an entry per file; invalid files are reported and dropped."""
     for path in part.files:
         try:
             content = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
-            tell("labelme", str(path), f"it is not readable as json ({error})", "copy or export it again")
+            report("labelme", str(path), f"it is not readable as json ({error})", "copy or export it again")
             continue
         if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
-            tell("labelme", str(path), "it has no shapes", "give LabelMe's files alone, or take this one away")
+            report("labelme", str(path), "it has no shapes", "give LabelMe's files alone, or take this one away")
             continue
         size = size_in(str(content.get("imageWidth")), str(content.get("imageHeight")))
         name = content.get("imagePath")
-        objects = list(_objects(content["shapes"], size, path, tell))
+        objects = list(_objects(content["shapes"], size, path, report))
         yield Entry(name if isinstance(name, str) else "", size, objects, str(path), part.split, path.name[:-5])
 
 
-def _objects(shapes: list[Any], size: tuple[int, int] | None, path: Path, tell: Tell) -> Iterator[Boxed]:
+def _objects(shapes: list[Any], size: tuple[int, int] | None, path: Path, report: ReportFault) -> Iterator[Boxed]:
     groups: dict[tuple[str, Any], list[list[float]]] = {}
     places: dict[tuple[str, Any], str] = {}
     ignored = 0
@@ -90,13 +90,13 @@ def _objects(shapes: list[Any], size: tuple[int, int] | None, path: Path, tell: 
         where = f"{path}, shape {i}"
         label, kind, points = _read(shape)
         if not label or points is None:
-            tell("labelme", where, "it has no label or no points", "correct or remove it")
+            report("labelme", where, "it has no label or no points", "correct or remove it")
         elif kind in ("point", "line", "linestrip", "points"):
             ignored += 1
         elif kind == "rectangle" and len(points) >= 2:
             yield Boxed(label, _extent(points), where)
         elif kind == "mask" and len(points) >= 2:
-            yield from _mask(label, shape.get("mask"), points, size, where, tell)
+            yield from _mask(label, shape.get("mask"), points, size, where, report)
         elif kind == "circle" and len(points) == 2:
             yield _polygons(label, [_circle(points)], where)
         elif kind in ("polygon", "", "rotation") and len(points) >= 3:
@@ -105,9 +105,9 @@ def _objects(shapes: list[Any], size: tuple[int, int] | None, path: Path, tell: 
             groups.setdefault(key, []).append([side for point in points for side in point])
             places.setdefault(key, where)
         else:
-            tell("labelme", where, f"it is a {kind or 'polygon'} of {len(points)} points", "draw it again")
+            report("labelme", where, f"it is a {kind or 'polygon'} of {len(points)} points", "draw it again")
     if ignored:
-        tell("labelme-points", str(path), f"{ignored} points or lines are left out", "nothing to do", fatal=False)
+        report("labelme-points", str(path), f"{ignored} points or lines are left out", "nothing to do", fatal=False)
     for (label, _), polygons in groups.items():
         yield _polygons(label, polygons, places[label, _])
 
@@ -142,7 +142,7 @@ def _polygons(label: str, polygons: list[list[float]], where: str) -> Boxed:
 
 
 def _mask(
-    label: str, text: Any, points: list[list[float]], size: tuple[int, int] | None, where: str, tell: Tell
+    label: str, text: Any, points: list[list[float]], size: tuple[int, int] | None, where: str, report: ReportFault
 ) -> Iterator[Boxed]:
     """Decode a mask given as a PNG in base64, with the first point as its top left corner."""
     try:
@@ -152,11 +152,11 @@ def _mask(
         left, top = int(points[0][0]), int(points[0][1])
         mask = encode_part(pixels[: size[1] - top, : size[0] - left], top, left, (size[1], size[0]))
     except (ValueError, TypeError, OSError, SyntaxError) as error:
-        tell("labelme", where, f"its mask cannot be read ({error})", "draw it again")
+        report("labelme", where, f"its mask cannot be read ({error})", "draw it again")
         return
     rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
     if not len(rows):
-        tell("labelme", where, "its mask is empty", "remove it", fatal=False)
+        report("labelme", where, "its mask is empty", "remove it", fatal=False)
         return
     box = (left + int(columns[0]), top + int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1)
     yield Boxed(label, box, where, mask=mask)

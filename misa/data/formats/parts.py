@@ -27,7 +27,7 @@ IMAGE_FOLDERS = ("JPEGImages", "images", "img", "imgs", "data")
 """Accepted names of a folder of images, in any case."""
 
 
-class Tell(Protocol):
+class ReportFault(Protocol):
     """Callback that reports a fault: its kind, place, message and advice, and whether it forbids a training."""
 
     def __call__(self, kind: str, where: str, message: str, advice: str, *, fatal: bool = True) -> None:
@@ -80,7 +80,7 @@ class Format(NamedTuple):
     """
 
     find: Callable[[Path], list[Part]]
-    entries: Callable[[Part, Tell], Iterator[Entry]]
+    entries: Callable[[Part, ReportFault], Iterator[Entry]]
     example: str
 
 

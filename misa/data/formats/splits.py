@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from misa.data.formats.coco import DataError
 from misa.data.formats.names import plain_name
-from misa.data.formats.parts import Tell, child, files_of, without_suffix
+from misa.data.formats.parts import ReportFault, child, files_of, without_suffix
 from misa.errors import counted
 
 _SHARE = 10  # one image in this many is for validation if no split is given
@@ -29,11 +29,11 @@ class Named(NamedTuple):
 
 
 def assign(
-    images: Sequence[Named], homes: Sequence[Path], tell: Tell, say: Callable[[str], None]
+    images: Sequence[Named], homes: Sequence[Path], report: ReportFault, say: Callable[[str], None]
 ) -> tuple[list[str], list[Path]]:
     """Returns the split of each image ("" for none) and the lists that determined it.
 
-    homes: the folders that may hold ImageSets/Main. tell: reports faults of a list; say: reports the decision.
+    homes: the folders that may hold ImageSets/Main. report: reports faults of a list; say: reports the decision.
 
     Raises:
         DataError: a list names none of the images.
@@ -43,7 +43,7 @@ def assign(
         members: dict[str, set[int]] = {}
         for lists in found:
             for name, path in lists.items():
-                members.setdefault(name, set()).update(_members(path, images, tell))
+                members.setdefault(name, set()).update(_members(path, images, report))
         return _by_lists(members, images, say), [path for lists in found for path in lists.values()]
     split = [image.split for image in images]
     if "val" not in split and "test" in split:
@@ -81,7 +81,7 @@ def _lists(home: Path) -> dict[str, Path]:
     return {}
 
 
-def _members(path: Path, images: Sequence[Named], tell: Tell) -> set[int]:
+def _members(path: Path, images: Sequence[Named], report: ReportFault) -> set[int]:
     """Returns the images in a list, given by name or path, with or without suffix."""
     by_name: defaultdict[str, list[int]] = defaultdict(list)
     for i, image in enumerate(images):
@@ -102,7 +102,7 @@ def _members(path: Path, images: Sequence[Named], tell: Tell) -> set[int]:
         )
     if missing:
         message = f"{len(missing)} of its lines, such as {missing[0]!r}, name no annotated image"
-        tell("split-list", str(path), message, "nothing to do, if they are not meant", fatal=False)
+        report("split-list", str(path), message, "nothing to do, if they are not meant", fatal=False)
     return members
 
 

@@ -18,7 +18,7 @@ from misa.data.formats.parts import (
     Entry,
     Format,
     Part,
-    Tell,
+    ReportFault,
     child,
     files_of,
     image_folder,
@@ -77,37 +77,37 @@ def _below(file: Path, folder: Path) -> Path:
     return folder / file.relative_to(folder).parts[0]
 
 
-def entries(part: Part, tell: Tell) -> Iterator[Entry]:
+def entries(part: Part, report: ReportFault) -> Iterator[Entry]:
     """Yield an entry per file; invalid files are reported and dropped."""
     for path in part.files:
         try:
             root = ET.parse(path).getroot()
         except (ET.ParseError, OSError, ValueError, LookupError) as error:
-            tell("xml", str(path), f"it is not readable as xml ({error})", "copy or export it again")
+            report("xml", str(path), f"it is not readable as xml ({error})", "copy or export it again")
             continue
         if root.tag != "annotation":
-            tell("xml", str(path), f"it holds <{root.tag}> and not <annotation>", "give Pascal VOC files")
+            report("xml", str(path), f"it holds <{root.tag}> and not <annotation>", "give Pascal VOC files")
             continue
         size = size_in(root.findtext("size/width"), root.findtext("size/height"))
-        objects = [_object(item, f"{path}, object {i}", tell) for i, item in enumerate(root.iter("object"), 1)]
+        objects = [_object(item, f"{path}, object {i}", report) for i, item in enumerate(root.iter("object"), 1)]
         folder = child(part.home, "Annotations")
         own = path.relative_to(folder) if folder is not None and folder in path.parents else Path(path.name)
         name = (root.findtext("filename") or "").strip()
         yield Entry(name, size, [o for o in objects if o is not None], str(path), part.split, own.as_posix()[:-4])
 
 
-def _object(item: ET.Element, where: str, tell: Tell) -> Boxed | None:
+def _object(item: ET.Element, where: str, report: ReportFault) -> Boxed | None:
     label = (item.findtext("name") or "").strip()
     if not label:
-        tell("missing-key", where, "it has no <name>", "add the class")
+        report("missing-key", where, "it has no <name>", "add the class")
         return None
     x1, y1, x2, y2 = (number(item.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
     if x1 is None or y1 is None or x2 is None or y2 is None:
-        tell("box-value", where, "its <bndbox> is not four numbers", "give xmin, ymin, xmax and ymax")
+        report("box-value", where, "its <bndbox> is not four numbers", "give xmin, ymin, xmax and ymax")
         return None
     for axis, low, high in (("x", x1, x2), ("y", y1, y2)):
         if low > high:
-            tell("box-swapped", where, f"{axis}min {low:g} is greater than {axis}max {high:g}", "exchange them")
+            report("box-swapped", where, f"{axis}min {low:g} is greater than {axis}max {high:g}", "exchange them")
             return None
     hard = (item.findtext("difficult") or "0").strip() == "1"
     return Boxed(label, (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1), where, hard)

@@ -21,7 +21,7 @@ from misa.data.formats.parts import (
     Entry,
     Format,
     Part,
-    Tell,
+    ReportFault,
     child,
     files_of,
     number,
@@ -135,7 +135,7 @@ def labels_of(image: Path) -> Path:
     return Path(*parts[:-1]) / f"{without_suffix(image.name)}.txt"
 
 
-def entries(part: Part, tell: Tell) -> Iterator[Entry]:
+def entries(part: Part, report: ReportFault) -> Iterator[Entry]:
     """Yield an entry per image; lines that are not objects are reported and dropped."""
     names, files = _class_names(part), _files(part)
     if "kpt_shape" in _content(part.files[0]):
@@ -143,17 +143,17 @@ def entries(part: Part, tell: Tell) -> Iterator[Entry]:
     with ThreadPoolExecutor(8) as pool:
         for path, size in zip(files, pool.map(size_of, files), strict=True):
             labels = labels_of(path)
-            objects = [] if size is None else list(_objects(labels, names, size, tell))
+            objects = [] if size is None else list(_objects(labels, names, size, report))
             yield Entry(str(path), size, objects, str(labels), part.split)
 
 
-def _objects(path: Path, names: list[str], size: tuple[int, int], tell: Tell) -> Iterator[Boxed]:
+def _objects(path: Path, names: list[str], size: tuple[int, int], report: ReportFault) -> Iterator[Boxed]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError) as error:
-        tell("yolo", str(path), f"it cannot be read ({error})", "copy or export it again")
+        report("yolo", str(path), f"it cannot be read ({error})", "copy or export it again")
         return
     for i, line in enumerate(lines, 1):
         if not (cells := line.split()):
@@ -161,15 +161,17 @@ def _objects(path: Path, names: list[str], size: tuple[int, int], tell: Tell) ->
         values = [number(cell) for cell in cells]
         where, count = f"{path}, line {i}", len(cells) - 1
         if any(value is None for value in values) or (count != 4 and (count < 6 or count % 2)):
-            tell("yolo", where, f"it is not `class x y w h` or `class x1 y1 x2 y2 ...` but {line[:60]!r}", "correct it")
+            report(
+                "yolo", where, f"it is not `class x y w h` or `class x1 y1 x2 y2 ...` but {line[:60]!r}", "correct it"
+            )
             continue
         label, *shares = [float(value) for value in values if value is not None]
         if label != int(label) or not 0 <= label < len(names):
             there = counted(len(names), "class", "classes")
-            tell("yolo", where, f"class {label:g} has no name in data.yaml ({there})", "add its name")
+            report("yolo", where, f"class {label:g} has no name in data.yaml ({there})", "add its name")
         elif min(shares) < -_SLACK or max(shares) > 1 + _SLACK:
             message = f"its numbers are not shares of the image from 0 to 1: {line[:60]!r}"
-            tell("yolo-pixels", where, message, "divide them by the image's width and height")
+            report("yolo-pixels", where, message, "divide them by the image's width and height")
         else:
             yield _boxed(names[int(label)], shares, size, where)
 

@@ -28,7 +28,7 @@ On 120 training photographs such masks have an IoU of 0.14 with the ground truth
 """
 
 
-class Answer(NamedTuple):
+class BoxMask(NamedTuple):
     """The mask of a box, its quality in 0..1, and whether the box replaces it."""
 
     part: Part
@@ -53,7 +53,7 @@ def require_knows(student: Student, classes: Sequence[str], *, advice: str) -> N
 @torch.no_grad()
 def answers(
     student: Student, image: Image, boxes: NDArray[np.float64], labels: Sequence[str], *, threshold: float | None = None
-) -> list[Answer]:
+) -> list[BoxMask]:
     """Predict the mask of each box (n 4, x1 y1 x2 y2 within the RGB image), clipped to it; by default at the row's
     threshold.
 
@@ -83,11 +83,11 @@ def answers(
     return [_answer(part, box, float(q)) for part, box, q in zip(parts, boxes, quality, strict=True)]
 
 
-def _answer(part: Part, box: NDArray[np.float64], quality: float) -> Answer:
+def _answer(part: Part, box: NDArray[np.float64], quality: float) -> BoxMask:
     """The mask, or, if it is almost empty, all pixels that the box touches."""
     left, top = (int(side) for side in np.floor(box[:2]))
     right, bottom = (int(side) for side in np.ceil(box[2:]))
     whole = Part(top, left, np.ones((bottom - top, right - left), bool))
     if part.pixels.sum() < FALLBACK * whole.pixels.size:
-        return Answer(whole, FALLBACK_QUALITY, True)
-    return Answer(part, round(quality, 4), False)
+        return BoxMask(whole, FALLBACK_QUALITY, True)
+    return BoxMask(part, round(quality, 4), False)

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from misa.data.pipeline import as_the_network_sees
+from misa.data.pipeline import network_input
 from misa.data.scenes.scenes import Scene, Scenes
 from misa.data.source import Source
 from misa.engine.runs.checkpoints import last_checkpoint, load_weights
@@ -130,7 +130,7 @@ class FeatureExtractor:
             classes=self.classes,
             masks=masks,
         )
-        pixels, size = as_the_network_sees(image, self.sizes, divisor=32), example.size
+        pixels, size = network_input(image, self.sizes, divisor=32), example.size
         if self.teacher is not None:
             features, factors = self.teacher.prior(pixels)  # type: ignore[operator]
             maps = _at(features, size)
@@ -171,7 +171,7 @@ def example_of(
     masks: NDArray[np.bool_] | None = None,
 ) -> Example:
     """An RGB image (H W 3) without features: its colors at stride 4 of the resized image, as in the losses."""
-    pixels = as_the_network_sees(image, Augmentation(test_short_side=short_side, long_side=long_side))
+    pixels = network_input(image, Augmentation(test_short_side=short_side, long_side=long_side))
     size = (-(-pixels.shape[-2] // STRIDE), -(-pixels.shape[-1] // STRIDE))
     colors = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)[0]
     return Example(

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from misa.data.check.annotations import has_masks
-from misa.data.pipeline import as_the_network_sees
+from misa.data.pipeline import network_input
 from misa.data.source import Source, open_source
 from misa.engine.reports.explore import open_networks
 from misa.engine.runs.folder import recorded
@@ -359,7 +359,7 @@ def _objects(
     classes: tuple[str, ...],
 ) -> Objects | None:
     """The objects of an image that have a mask of the student and are not empty at the masks' resolution."""
-    image = as_the_network_sees(pixels, sizes)
+    image = network_input(pixels, sizes)
     size, (h, w) = pixels.shape[:2], image.shape[-2:]
     image = F.pad(image, (0, -w % 32, 0, -h % 32))
     corners = torch.tensor([[x, y, x + dx, y + dy] for x, y, dx, dy in (a["bbox"] for a in own)])

@@ -9,7 +9,7 @@ import numpy as np
 import torch.nn.functional as F
 
 from misa.data.dataset import OrderedCOCO
-from misa.data.pipeline import as_the_network_sees
+from misa.data.pipeline import network_input
 from misa.data.source import Source
 from misa.engine.runs.folder import opened
 from misa.engine.runs.teacher import load_teacher
@@ -38,7 +38,7 @@ def teacher_separation(
         if not objects:
             continue
         pixels = mmcv.imread(source.val.images / record["file_name"], channel_order="rgb")
-        images = as_the_network_sees(pixels, experiment.augmentation)
+        images = network_input(pixels, experiment.augmentation)
         features, factors = teacher.prior(images)
         size = (features.shape[-2], features.shape[-1])
         masks = np.stack([_coarse(truth.annToMask(a), size) for a in objects])

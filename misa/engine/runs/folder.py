@@ -96,7 +96,7 @@ def require_own_teacher(place: Path, student: Mapping[str, Any]) -> None:
         )
 
 
-def hold(folder: Path, stack: contextlib.ExitStack) -> None:
+def lock_folder(folder: Path, stack: contextlib.ExitStack) -> None:
     """Lock a run folder until the stack exits, unless the run is finished: several students may read it at a time."""
     if read_json(folder / "metrics.json") is None:
         stack.enter_context(locked(folder))

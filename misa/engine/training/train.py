@@ -18,7 +18,7 @@ from misa.engine.runs.checkpoints import read_checkpoint, tensors_only
 from misa.engine.runs.folder import (
     Run,
     earlier_work,
-    hold,
+    lock_folder,
     require_own_teacher,
     write_record,
 )
@@ -32,7 +32,7 @@ from misa.engine.training.labels import prepare_labels
 from misa.engine.training.parallel import on_main_process, report_lost_peer
 from misa.engine.training.preemption import restored_signal
 from misa.engine.training.runner import choose_device, quiet_runner
-from misa.engine.training.watch import Later, NaNGuard, Progress
+from misa.engine.training.watch import FollowingRun, NaNGuard, Progress
 from misa.errors import Diverged, UserError, counted, option_name
 from misa.experiment import Experiment
 from misa.machine import BatchSplit, Machine, is_main_process, split_batch
@@ -50,7 +50,7 @@ def train(
     seed: int = 0,
     resume: bool = True,
     machine: Machine | None = None,
-    later: Sequence[Later] = (),
+    later: Sequence[FollowingRun] = (),
 ) -> Run:
     """Train and evaluate; the same call again resumes an interrupted run or returns the finished one.
 
@@ -79,7 +79,7 @@ def train(
     split = split_batch(experiment.schedule.batch, get_world_size(), machine.per_gpu)
     folder = Path(work_dir).expanduser().resolve()
     with report_lost_peer(), restored_signal(), contextlib.ExitStack() as stack:
-        on_main_process(lambda: hold(folder, stack))
+        on_main_process(lambda: lock_folder(folder, stack))
         plan = on_main_process(lambda: prepare(experiment, data_root, folder, row=row, seed=seed, resume=resume))
         if plan.metrics is not None:
             _say(f"{folder.name} is finished; nothing to train. Another {option_name('work_dir')} trains it again.")
@@ -91,7 +91,7 @@ def train(
             _say(f"{row} learns in two parts; the time left is that of both, about (~) until the second has begun.")
             _say(f"1 of 2: {stage.row}, in {_shorter(stage.folder)}")
             common: Any = {"data_root": data_root, "seed": seed, "machine": machine}
-            own = Later(steps_of(experiment, plan.source.images), measured_step(experiment, folder.parent))
+            own = FollowingRun(steps_of(experiment, plan.source.images), measured_step(experiment, folder.parent))
             before = train(stage.experiment, work_dir=stage.folder, row=stage.row, later=(own, *later), **common)
             _say(f"{stage.row}: {_main_score(before)}", f"2 of 2: {row}, in {_shorter(folder)}")
         _say(f"{row}, seed {seed}, on {device}: {counted(plan.source.images, 'image')} of {_shorter(plan.source.root)}")

@@ -82,7 +82,7 @@ class LossRecord(Hook):
             runner.visualizer.add_scalars(scalars, step=row["iter"] + 1)
         for row in rows:
             if broken := [name for name, value in row.items() if not math.isfinite(value)]:
-                name = blamed(broken)
+                name = culprits(broken)
                 raise Diverged(
                     f"{name} became {row[name]} at step {row['iter'] + 1}; the checkpoints before it are whole: "
                     f"lower the learning rate or the weight of that loss, in another {option_name('work_dir')}."
@@ -129,7 +129,7 @@ _HEALTH = ("mask_", "gradient_")
 NEXT_STEP = 1.5
 
 
-class Later(NamedTuple):
+class FollowingRun(NamedTuple):
     """A training that follows: its steps, and the seconds per step that an earlier run measured, if any."""
 
     steps: int
@@ -158,7 +158,7 @@ class Progress(Hook):
         self.lines = lines
         self.about = about
         self.columns: list[str] | None = None
-        self.later: Sequence[Later] = ()
+        self.later: Sequence[FollowingRun] = ()
         self.live: Live | None = None
         self.health: dict[str, torch.Tensor] = {}
 
@@ -344,7 +344,9 @@ class NaNGuard(Hook):
             self.open.pop(0)
             broken = [name for name, value in zip(names, values.tolist(), strict=True) if not _finite(value)]
             if broken:
-                raise Diverged(f"{blamed(broken)} became NaN or infinite at step {step + 1}. {self.save(step, batch)}")
+                raise Diverged(
+                    f"{culprits(broken)} became NaN or infinite at step {step + 1}. {self.save(step, batch)}"
+                )
 
     def explain(self, error: Diverged) -> Diverged:
         """Add step and batch to an error raised by the model."""
@@ -373,7 +375,7 @@ class NaNGuard(Hook):
         )
 
 
-def blamed(broken: Sequence[str]) -> str:
+def culprits(broken: Sequence[str]) -> str:
     """Name of the first non-finite loss term; the total, "loss", is named last."""
     return next((name for name in broken if name != "loss"), broken[0])
 

@@ -11,7 +11,7 @@ import torch
 from misa.engine.training import watch
 from misa.engine.training.cost import measured_step
 from misa.engine.training.train import train
-from misa.engine.training.watch import MEANING, WIDTH, Later, Progress, explained
+from misa.engine.training.watch import MEANING, WIDTH, FollowingRun, Progress, explained
 from misa.files import write_json
 from misa.machine import Machine
 from misa.rows import find_row
@@ -59,10 +59,10 @@ def test_names_without_an_explanation_stand_for_themselves():
     ("later", "after_10", "at_the_end"),
     [
         ((), "1:00", "0:00"),  # 30 steps of 2 s
-        ((Later(60),), "~4:00", "~3:00"),  # and 60 steps, each a guess of 1.5 of these
-        ((Later(60, 0.5),), "~1:30", "~0:30"),  # and 60 steps of 0.5 s, as measured
-        ((Later(60, 0.5), Later(60)), "~4:30", "~3:30"),
-        ((Later(1, 0.001),), "~1:01", "~0:01"),  # rounded up
+        ((FollowingRun(60),), "~4:00", "~3:00"),  # and 60 steps, each a guess of 1.5 of these
+        ((FollowingRun(60, 0.5),), "~1:30", "~0:30"),  # and 60 steps of 0.5 s, as measured
+        ((FollowingRun(60, 0.5), FollowingRun(60)), "~4:30", "~3:30"),
+        ((FollowingRun(1, 0.001),), "~1:01", "~0:01"),  # rounded up
     ],
 )
 def test_the_time_left_is_that_of_all_parts(tmp_path, capsys, monkeypatch, later, after_10, at_the_end):

@@ -26,15 +26,15 @@ njit: Any = numba.njit  # Any, as its overloads accept no options from a dict
 OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "nsz", "contract"}, "error_model": "numpy"}
 
 
-class Announcement(event.Listener):
+class CompilationNotice(event.Listener):
     """Prints one line on standard error when kernels are compiled, which takes seconds; silent when they are cached."""
 
     said = False
 
     def on_start(self, event: Any) -> None:
         """Print the line for the first function that the process compiles."""
-        if not Announcement.said:
-            Announcement.said = True
+        if not CompilationNotice.said:
+            CompilationNotice.said = True
             print("misa: compiling the loops of the CPU, about ten seconds, kept for later runs", file=sys.stderr)
 
     def on_end(self, event: Any) -> None:
@@ -48,7 +48,7 @@ def kernel(signature: str) -> Callable[[Callable[..., Any]], Any]:
     """
 
     def compiled(function: Callable[..., Any]) -> Any:
-        with event.install_listener("numba:compile", Announcement()):
+        with event.install_listener("numba:compile", CompilationNotice()):
             try:
                 return njit(signature, cache=True, **OPTIONS)(function)
             except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
