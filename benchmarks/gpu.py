@@ -13,8 +13,8 @@
 | utilization | the share of the card's peak performance that is reached |
 | trained | the scores of the demo's MISA |
 | resumed | a training that is stopped and resumed, against an uninterrupted one |
-| endured | minutes at the paper's image size without NaN, stopped and resumed; use of the GPU |
-| tests, benches, sanitized | the tests on both devices, the other benchmarks, the memory checker |
+| endurance | minutes at the paper's image size without NaN, stopped and resumed; use of the GPU |
+| tests, benchmarks, sanitizer | the tests on both devices, the other benchmarks, the memory checker |
 
 The project's goals are reported as met or missed. A part that fails comes first in the report and makes the exit status
 1; the other parts still run.
@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_runs import Place, benched, endured, resumed, sanitized, tested
+from benchmarks.gpu_runs import Place, endurance, resumed, run_benchmarks, sanitizer, tested
 from benchmarks.stages import OBJECTIVES, Problem, drawn, fsd, objective_loss, sepa, stages
 from misa.engine.reports.profile import Setup, build, memory, named_parts, parts, timed
 from misa.engine.training.estimate import GPUS, measure
@@ -130,10 +130,10 @@ def checks(place: Place) -> dict[str, Any]:
     first, second = pulled(there), pulled(there)
     found["kernels to torch operations"] = apart(plain[0] | plain[1], first[0] | first[1])
     wrong += [f"kernels, {k}: {v:.1e}" for k, v in found["kernels to torch operations"].items() if not v < CLOSE]
-    found["the same bits twice"] = {name: bool(torch.equal(first[0][name], second[0][name])) for name in first[0]}
-    found["waits of losses and gradients"] = waits(lambda: pulled(there), place.device)
-    if found["waits of losses and gradients"]:
-        wrong.append("the losses wait for the device")
+    found["bitwise equal in two runs"] = {name: bool(torch.equal(first[0][name], second[0][name])) for name in first[0]}
+    found["synchronisations of losses and gradients"] = waits(lambda: pulled(there), place.device)
+    if found["synchronisations of losses and gradients"]:
+        wrong.append("the losses synchronise with the device")
     return found | {"wrong": wrong}
 
 
@@ -258,7 +258,7 @@ def traced(step: Callable[[], Any], place: Place, name: str) -> dict[str, Any]:
     return {
         "file": f"{name}.json.gz",
         "launches": sum("LaunchKernel" in event for event, _ in events),
-        "waits in the trace": waiting(events, min(ends)),
+        "synchronisations in the trace": waiting(events, min(ends)),
     }
 
 
@@ -293,11 +293,11 @@ def steps(place: Place) -> dict[str, Any]:
                 "to plain + teacher": ratio,
                 "peak MB": {name: memory(form, place.device) for name, form in forms.items()},
                 "parts, ms": parts(whole, place.device),
-                "waits": waits(whole, place.device),
+                "synchronisations": waits(whole, place.device),
                 "trace": traced(whole, place, f"trace-{precision}"),
             }
-        seen = found[precision]["waits"] + found[precision]["trace"]["waits in the trace"]
-        wrong += [f"a step in {precision} waits: {', '.join(seen)}"] if seen else []
+        seen = found[precision]["synchronisations"] + found[precision]["trace"]["synchronisations in the trace"]
+        wrong += [f"a step in {precision} synchronises: {', '.join(seen)}"] if seen else []
         measured = None if place.device == "cpu" else ratio
         goals.append(goal(f"a step in {precision}, to plain + teacher", measured, STEP_GOAL))
     return found | {"goals": goals, "wrong": wrong}
@@ -342,10 +342,10 @@ PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "utilization": utilization,
     "trained": demo,
     "resumed": resumed,
-    "endured": endured,
+    "endurance": endurance,
     "tests": tested,
-    "benches": benched,
-    "sanitized": sanitized,
+    "benchmarks": run_benchmarks,
+    "sanitizer": sanitizer,
 }
 
 

@@ -111,12 +111,12 @@ def resumed(place: Place) -> dict[str, Any]:
     """
     folder, first = place.out / "resumed", 2 if place.small else 60
     shutil.rmtree(folder, ignore_errors=True)
-    runs = {"whole": trained(place, "short", folder / "whole")}
+    runs = {"uninterrupted": trained(place, "short", folder / "whole")}
     if place.device == "cuda":
-        runs["whole again"] = trained(place, "short", folder / "again")
+        runs["uninterrupted again"] = trained(place, "short", folder / "again")
     runs["stopped"] = trained(place, "short", folder / "parts", stop_after=(first, 0))
     stopped = len(losses_of(folder / "parts"))
-    runs["gone on"] = trained(place, "short", folder / "parts")
+    runs["resumed"] = trained(place, "short", folder / "parts")
     whole = losses_of(folder / "whole")
     found: dict[str, Any] = {
         "steps": len(whole),
@@ -125,7 +125,7 @@ def resumed(place: Place) -> dict[str, Any]:
     }
     found["difference"] = difference(whole, losses_of(folder / "parts"))
     noise = difference(whole, losses_of(folder / "again")) if place.device == "cuda" else 0.0
-    found["difference of two whole runs"] = noise
+    found["difference of two uninterrupted runs"] = noise
     wrong = [
         f"{name} ended with {run['status']}: {run['says']}"
         for name, run in runs.items()
@@ -141,9 +141,9 @@ def resumed(place: Place) -> dict[str, Any]:
     return found | {"wrong": wrong}
 
 
-def endured(place: Place) -> dict[str, Any]:
+def endurance(place: Place) -> dict[str, Any]:
     """Train teacher and student for minutes at the paper's image size, stop by SIGTERM, and resume for a minute."""
-    folder = place.out / "endured"
+    folder = place.out / "endurance"
     shutil.rmtree(folder, ignore_errors=True)
     seconds = 0.0 if place.small else 60 * place.minutes
     root = place.data_root if place.small else place.paper_root
@@ -166,7 +166,7 @@ def endured(place: Place) -> dict[str, Any]:
     if not all(math.isfinite(value) for row in rows for value in row.values()):
         wrong.append("a loss is not finite")
     if (first["status"], again["status"]) != (143, 143) or not checkpoints or "resuming at epoch" not in log:
-        wrong.append(f"it did not save and go on: {first}, {again}, checkpoints {checkpoints}")
+        wrong.append(f"it did not save and resume: {first}, {again}, checkpoints {checkpoints}")
     shown = [line.split() for line in log.splitlines() if re.search(r"epoch \d+/\d+ step \d+/", line)]
     found = {"steps": len(rows), "stopped after": len(before), "seconds": first["seconds"], "checkpoints": checkpoints}
     found["s a step"] = next((float(words[-2]) for words in reversed(shown) if ":" in words[-1]), None)
@@ -215,7 +215,7 @@ def tested(place: Place) -> dict[str, Any]:
     return {"summary": last.strip("= "), "failed": failed, "wrong": [f"pytest ended with {status}"] if status else []}
 
 
-def benched(place: Place) -> dict[str, Any]:
+def run_benchmarks(place: Place) -> dict[str, Any]:
     """Run the project's other benchmarks; their tables are written beside the report."""
     size = ["--size", "20", "30", "--channels", "8", "--rounds", "1"] if place.small else ["--batch", "2"]
     frequency = [sys.executable, "-m", "benchmarks.frequency", "--device", place.device]
@@ -234,7 +234,7 @@ def benched(place: Place) -> dict[str, Any]:
     return found | {"wrong": wrong}
 
 
-def sanitized(place: Place) -> dict[str, Any]:
+def sanitizer(place: Place) -> dict[str, Any]:
     """Run the kernels' tests under compute-sanitizer's memory check, if it is installed."""
     tool = shutil.which("compute-sanitizer")
     if place.device != "cuda" or tool is None:

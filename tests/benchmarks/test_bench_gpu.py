@@ -29,11 +29,11 @@ def small(folder, *names):
 
 
 def test_the_quick_parts_on_the_cpu(tmp_path):
-    status, report, page = small(tmp_path, "checks", "stages", "objectives", "utilization", "sanitized")
+    status, report, page = small(tmp_path, "checks", "stages", "objectives", "utilization", "sanitizer")
     assert status == 0
     for form in ("sum", "embedding", "product", "sum, a spread for each window"):
         assert set(report["checks"][form].values()) == {0}, form
-    assert all(report["checks"]["the same bits twice"].values())
+    assert all(report["checks"]["bitwise equal in two runs"].values())
     times = report["stages"]["auto, 2 masks, 1 categories"]
     assert set(launches.PULL) | {"projection", "FSD", "host", "SEPA, ms an image", "peak MB"} < set(times)
     assert all(value > 0 for name, value in times.items() if name != "peak MB")
@@ -44,7 +44,7 @@ def test_the_quick_parts_on_the_cpu(tmp_path):
     assert report["goals"] == ["SEPA of 64 masks and 8 categories: 10 ms an image at most: not measured"]
     for words in ("a CPU's numbers", "no measurement", "## Failed\n\nNothing.", "## Machine", "- driver: none"):
         assert words in page
-    for part in ("checks", "stages", "objectives", "utilization", "sanitized"):
+    for part in ("checks", "stages", "objectives", "utilization", "sanitizer"):
         assert f"## {part}" in page
 
 
@@ -59,7 +59,7 @@ def test_a_device_that_computes_something_else_is_reported_and_the_rest_goes_on(
     status, report, page = small(tmp_path, "checks", "objectives")
     assert status == 1
     assert "sum, FSD: 9.9e-03 from the CPU" in report["failed"]["checks"]
-    assert report["checks"]["the same bits twice"] == {
+    assert report["checks"]["bitwise equal in two runs"] == {
         "loss_global": True,
         "loss_local": True,
         "projection": True,
@@ -128,7 +128,7 @@ def test_steps_and_training_on_the_cpu(tmp_path):
         step = report["steps"][precision]
         apart = step["ms"]["mmdet, from masks"] + step["ms"]["teacher"]
         assert step["to plain + teacher"] == pytest.approx(step["ms"]["+ FSD + SEPA"] / apart)
-        assert step["waits"] == step["trace"]["waits in the trace"] == []
+        assert step["synchronisations"] == step["trace"]["synchronisations in the trace"] == []
         assert set(step["parts, ms"]) >= {"teacher forward", "FSD", "tree"}
         trace = json.loads(gzip.decompress((tmp_path / step["trace"]["file"]).read_bytes()))
         assert any(event.get("name") == "misa: step" for event in trace["traceEvents"])
@@ -137,25 +137,25 @@ def test_steps_and_training_on_the_cpu(tmp_path):
 
 @pytest.mark.slow
 def test_trainings_that_are_stopped_go_on(tmp_path):
-    status, report, _ = small(tmp_path, "resumed", "endured")
+    status, report, _ = small(tmp_path, "resumed", "endurance")
     assert status == 0, report["failed"]
     assert 0 < report["resumed"]["stopped after"] < report["resumed"]["steps"] == 12
     assert report["resumed"]["difference"] == 0
-    assert report["endured"]["steps"] > report["endured"]["stopped after"] > 0
-    assert report["endured"]["checkpoints"]
+    assert report["endurance"]["steps"] > report["endurance"]["stopped after"] > 0
+    assert report["endurance"]["checkpoints"]
 
 
 @pytest.mark.slow
 def test_tests_and_other_benchmarks_are_run(tmp_path, monkeypatch):
-    status, report, _ = small(tmp_path, "tests", "benches")
+    status, report, _ = small(tmp_path, "tests", "benchmarks")
     assert status == 0
     assert "passed" in report["tests"]["summary"]
-    assert "not run" in report["benches"]["propagation"]
+    assert "not run" in report["benchmarks"]["propagation"]
     monkeypatch.setattr(gpu_runs, "ran", lambda command, path, seconds: (124, "FAILED tests/a.py::b\n1 failed in 2s"))
-    status, report, _ = small(tmp_path, "tests", "benches")
+    status, report, _ = small(tmp_path, "tests", "benchmarks")
     assert status == 1
     assert report["tests"] == {"summary": "1 failed in 2s", "failed": ["FAILED tests/a.py::b"]}
-    assert set(report["failed"]) == {"tests", "benches"}
+    assert set(report["failed"]) == {"tests", "benchmarks"}
 
 
 REPORT = {"card": "NVIDIA H100 80GB HBM3", "utilization": {"float32": 0.41, "bfloat16": 0.23}}

@@ -149,7 +149,7 @@ def _look(image: Listed, folder: Path) -> list[Fault]:
         facts = look(path, listed=(image.width, image.height))
     except BadFile as error:
         return [Fault(image, error.kind, f"the file {path} {error.message}", error.advice)]
-    faults = [Fault(image, kind, f"the file {path} {words}", *rest) for kind, words, *rest in facts.odd]
+    faults = [Fault(image, kind, f"the file {path} {words}", hint, weight) for kind, words, hint, weight in facts.odd]
     if (image.width, image.height) == facts.size:
         return faults
     shown, listed = f"{facts.size[0]} x {facts.size[1]}", f"{image.width} x {image.height}"
