@@ -174,4 +174,4 @@ def loadable(config: "Config") -> "Config":
             return plain(value)
         return f"{value.__module__}.{value.__qualname__}" if isinstance(value, type) else value
 
-    return Config(named(config.to_dict()))
+    return Config(named(config.to_dict()), format_python_code=False)

@@ -62,8 +62,7 @@ def run_config(
         log: write losses and scores to TensorBoard and the machine's loggers.
     """
     machine, schedule = machine or Machine(), experiment.schedule
-    split = split or split_batch(schedule.batch, 1)
-    loader = _loader(machine)
+    split, loader = split or split_batch(schedule.batch, 1), _loader(machine)
     return Config(
         {
             "default_scope": "mmdet",
@@ -96,7 +95,8 @@ def run_config(
             "load_from": None if checkpoint is None else str(checkpoint),
             "resume": checkpoint is not None,
             "log_level": "ERROR",
-        }
+        },
+        format_python_code=False,  # yapf would lay out the record eight times a run, for seconds each
     )
 
 

@@ -1,10 +1,13 @@
 """Common parts of the students' mmengine configs: mmdet's files, preprocessor, backbone, box objectives."""
 
+import copy
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import mmdet
 from mmdet.models.data_preprocessors import BatchFixedSizePad
-from mmengine.config import ConfigDict
-from mmengine.hub import get_config
+from mmengine.config import Config, ConfigDict
 
 from misa.data.pipeline import MEAN, STD
 from misa.experiment import Experiment, Network
@@ -21,7 +24,13 @@ def mmdet_model(file: str) -> ConfigDict:
 
     Its types are strings, which mmdet resolves; the model and its preprocessor, which mmengine builds, need classes.
     """
-    model: ConfigDict = get_config(f"mmdet::{file}").model
+    return copy.deepcopy(_read(file))
+
+
+@cache
+def _read(file: str) -> ConfigDict:
+    """The file as installed, without mmengine's search of the index of all models, which takes half a second."""
+    model: ConfigDict = Config.fromfile(Path(mmdet.__file__).parent / ".mim" / "configs" / file).model
     return model
 
 
