@@ -32,11 +32,15 @@ from misa.experiment import *
 from misa.objectives.base import Ramp
 from misa.objectives.boxteacher import BoxTeacher
 from misa.objectives.discobox import Bank, DiscoBox
+from misa.objectives.sim import SIM
 BOX = Experiment.from_values({box!r})
 BANKED = DiscoBox(
     gate=10.0, shadow_start=Ramp(4, 4), momentum=0.9,
     bank=Bank(slots=3, least=2, grid=3, side=8, keys=1, gate=10.0, gradient=1.0, form="intended"),
 )
+# With prototypes that stay: those of several processes are the mean of theirs, as published, so not those of one.
+STILL_SIM = SIM(ramp=Ramp(0, 8), bottom_rows=0, pseudo_start=Ramp(4, 4), pseudo_ramp=Ramp(0, 8), momentum=0.7,
+                sure=0.4, share=0.0)
 ROWS = {{
     "box": BOX,
     "long": BOX.but(schedule={{"epochs": 10}}),
@@ -50,6 +54,10 @@ ROWS = {{
     "mask2former_discobox": BOX.but(
         student="mask2former", network=TINY_MASK2FORMER, affinity=None, schedule={{"lr": 1e-5}}, objective=BANKED,
     ).but(network={{"norm_eval": True}}),
+    "mask2former_sim": BOX.but(
+        student="mask2former", network=TINY_MASK2FORMER, affinity=None, schedule={{"lr": 1e-5}}, objective=STILL_SIM,
+    ).but(network={{"norm_eval": True}}),
+    "sim": BOX.but(affinity=None, objective=STILL_SIM),
     "baseline": BOX.but(student="boxinst", affinity=None),
     "discobox": BOX.but(affinity=None, objective=DiscoBox(gate=10.0, shadow_start=Ramp(4, 4), momentum=0.9)),
     "discobox_bank": BOX.but(affinity=None, objective=BANKED),
@@ -95,7 +103,10 @@ def losses(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "row",
-    ["box", "misa", "mask2former", "discobox", "discobox_bank", "mask2former_discobox", "boxteacher", "polarmask"],
+    [
+        *("box", "misa", "mask2former", "discobox", "discobox_bank", "mask2former_discobox", "boxteacher", "polarmask"),
+        *("sim", "mask2former_sim"),
+    ],
 )
 def test_two_processes_learn_what_one_does(place, row):
     """The same images, each process with half of every batch: the loss to 1e-4 over all 12 steps, its terms to 5e-4.
@@ -117,6 +128,8 @@ def test_two_processes_learn_what_one_does(place, row):
                 continue  # diagnostics of a monitored step use the images of the main process only
             close = 1e-4 if name == "loss" else 5e-4
             assert b[name] == pytest.approx(value, rel=close, abs=close if name != "loss" else 0), (a["iter"], name)
+    if row.endswith("sim"):
+        assert ours[3]["loss_pseudo"] == 0 < min(a["loss_pseudo"] for a in ours[6:])
     there = json.loads((place / f"{row}-two" / "metrics.json").read_text())
     assert there["images"] == one.metrics["images"]
     assert there["detections"] == pytest.approx(one.metrics["detections"], abs=2)
