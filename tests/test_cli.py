@@ -59,7 +59,9 @@ def test_a_wrong_path_is_shown_as_it_was_typed(words, hint, capsys, tmp_path, mo
     assert "data_root" not in error
 
 
-@pytest.mark.parametrize("words", [["guidance", "runs/demo", "--out"], ["tables", "3", "--save"]])
+@pytest.mark.parametrize(
+    "words", [["guidance", "runs/demo", "--out"], ["figures", "runs/demo", "--out"], ["tables", "3", "--save"]]
+)
 @pytest.mark.parametrize("place", ["boxes.csv", "boxes.csv/below"])
 def test_a_file_in_place_of_a_folder_is_refused_before_the_work(words, place, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -548,7 +550,12 @@ def test_check_of_one_json_and_what_it_tells(root, capsys, tmp_path, monkeypatch
     out = capsys.readouterr().out
     assert "has the same box; remove one of them" in out
     assert "differs from" in out
-    assert (tmp_path / "runs/check-instances_train2017.png").is_file()
+    inside = "-".join(json_file.relative_to(tmp_path).parts)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [f"check-{inside}.png"]
+    monkeypatch.chdir(root)  # the data is where one is: its whole path, not a name such as data
+    assert main(["check", "."]) == 0
+    assert (root / "runs" / f"check-{'-'.join(root.resolve().parts[1:])}.png").is_file()
+    monkeypatch.chdir(tmp_path)
     assert main(["check", str(root), "--no-picture"]) == 0
     assert "has the same content as" in capsys.readouterr().out
     assert main(["check", str(root), "--images", str(root)]) == 2

@@ -15,7 +15,7 @@ class Check(Parameters):
 
     data_root: str = argument("data set in any format of docs/data.md: a folder, a csv, or one COCO json")
     images: str = option("", "with one COCO json, the folder of its images (default: beside it)")
-    picture: str = option("", "draw 16 images with their boxes here (default: runs/check-<data>.png)")
+    picture: str = option("", "draw 16 images with their boxes here (default: runs/check-<path>.png)")
     no_picture: bool = option(False, "draw nothing")
 
 
@@ -24,7 +24,9 @@ def run(options: Check) -> int:
     shared.require_data(options.data_root)
     from misa.engine.reports.checkup import check_data
 
-    name = Path(options.data_root).expanduser().resolve().stem
+    place, here = Path(options.data_root).expanduser().resolve(), Path.cwd()
+    parts = place.relative_to(here if here in place.parents else place.anchor).parts
+    name = "-".join(parts)[-200:]  # the whole path, as many data sets are in a folder called data
     picture = None if options.no_picture else options.picture or f"runs/check-{name}.png"
     found = check_data(options.data_root, images=options.images or None, picture=picture)
     print(found)

@@ -36,7 +36,8 @@ class Figures(Parameters):
 
 
 def factory_from(options: Figures) -> "Factory":
-    """Returns the factory for these options; UserError if `images` are not ids."""
+    """Returns the factory for these options; UserError if `images` are not ids, or `out` is a file."""
+    shared.require_folder(options.out, "out")
     for folder in options.runs:
         shared.require_run(folder)
     from misa.engine.reports.figures import Choice, Factory

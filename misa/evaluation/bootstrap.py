@@ -7,7 +7,7 @@ Axes: r resample · t IoU threshold · d detection · i image.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -46,6 +46,11 @@ class Matches:
     images: tuple[int, ...]
     classes: tuple[str, ...]
     cells: dict[tuple[str, str], _Cell]
+
+    def objects(self) -> dict[int, int]:
+        """The number of objects of each image."""
+        counts = sum(self.cells[name, "all"].objects for name in self.classes)
+        return dict(zip(self.images, np.broadcast_to(counts, len(self.images)).tolist(), strict=True))
 
 
 def matches_of(evaluation: COCOeval) -> Matches:
@@ -186,3 +191,9 @@ def image_scores(matches: Matches) -> dict[int, float | None]:
         ]
         found[int(image)] = 100 * float(np.mean(values)) if values else None
     return found
+
+
+def worst_images(scores: Mapping[int, float | None], objects: Mapping[int, int], count: int) -> list[int]:
+    """Return the first `count` images by increasing AP of `image_scores`; ties by decreasing number of objects."""
+    known = [(value, -objects[image], image) for image, value in scores.items() if value is not None]
+    return [image for *_, image in sorted(known)[:count]]

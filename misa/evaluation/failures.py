@@ -14,8 +14,8 @@ from pycocotools import mask as rle
 
 Kind = Literal["found", "wrong class", "missed", "merged", "leaked", "incomplete"]
 KINDS: tuple[Kind, ...] = ("found", "wrong class", "missed", "merged", "leaked", "incomplete")
-BACKGROUND = "background"
-"""The name of false positives: detections that touch no object."""
+BACKGROUND = "false positives"
+"""The name of detections that overlap no object, TIDE's background errors."""
 TIDE = {
     "wrong class": "Cls",
     "missed": "Miss",
@@ -31,7 +31,7 @@ MEANING: dict[str, str] = {
     "merged": "its mask covers half or more of another object too",
     "leaked": "its mask reaches beyond it more than it falls short (under-segmentation)",
     "incomplete": "its mask covers too little of it (over-segmentation)",
-    BACKGROUND: "false positives: detections that overlap no object",
+    BACKGROUND: "detections that overlap no object, but lie on the background",
 }
 _TOUCH = 0.1  # the least IoU that counts as overlap
 _COVERS = 0.5  # the least share of an area that counts as covered

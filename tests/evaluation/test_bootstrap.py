@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from misa.evaluation.ap import mask_ap, matched
-from misa.evaluation.bootstrap import average_precision, estimates, image_scores, matches_of, scores
+from misa.evaluation.bootstrap import average_precision, estimates, image_scores, matches_of, scores, worst_images
 
 
 def runs(box, size=(160, 160)):
@@ -104,6 +104,20 @@ def test_each_image_alone(example):
     for image, value in found.items():
         expected = mask_ap(truth, detections, images=[image])["AP"]
         assert value == (None if expected is None else pytest.approx(expected, abs=1e-9))
+
+
+def test_the_worst_images_are_of_lowest_ap_then_of_most_objects(example):
+    truth, detections = example
+    matches = matches_of(matched(truth, detections))
+    counts = {i: sum(not a["iscrowd"] for a in truth.imgToAnns[i]) for i in truth.imgs}
+    assert matches.objects() == counts
+    found = image_scores(matches)
+    by_ap = worst_images(found, counts, 99)
+    assert set(by_ap) == {i for i, count in counts.items() if count}
+    assert [found[i] for i in by_ap] == sorted(value for value in found.values() if value is not None)
+    ties = worst_images({i: None if value is None else 0.0 for i, value in found.items()}, counts, 5)
+    assert [counts[i] for i in ties] == sorted(counts.values(), reverse=True)[:5]
+    assert ties != sorted(ties)
 
 
 def test_intervals_hold_the_value_and_narrow_with_the_images(example):

@@ -18,7 +18,7 @@ from misa.engine.runs.places import teacher_place
 from misa.engine.runs.scores import DETECTIONS
 from misa.errors import UserError
 from misa.evaluation.ap import matched, read_truth
-from misa.evaluation.bootstrap import image_scores, matches_of
+from misa.evaluation.bootstrap import Matches, image_scores, matches_of, worst_images
 from misa.experiment import Affinity, Experiment
 from misa.files import digest, read_json
 from misa.ops.seed_affinity import AffinitySettings
@@ -150,11 +150,10 @@ class Sources:
         return tuple(dict.fromkeys((*self.choice.given, *self.drawn)))
 
     @cached_property
-    def scores(self) -> dict[int, float | None]:
-        """The student's AP on each image."""
+    def _matches(self) -> Matches | None:
         student = self.run_of(teacher=False)
         if student is None:
-            return {}
+            return None
         evaluation = matched(
             read_truth(student.source.val.annotations),
             student.detections(),
@@ -162,13 +161,18 @@ class Sources:
             categories=student.source.classes,
             compare="segm" if student.source.masks else "bbox",
         )
-        return image_scores(matches_of(evaluation))
+        return matches_of(evaluation)
+
+    @cached_property
+    def scores(self) -> dict[int, float | None]:
+        """The student's AP on each image."""
+        return {} if self._matches is None else image_scores(self._matches)
 
     @property
     def worst(self) -> tuple[int, ...]:
-        """The student's images of lowest AP, in increasing order; ties by id."""
-        known = [(value, image_id) for image_id, value in self.scores.items() if value is not None]
-        return tuple(image_id for _, image_id in sorted(known)[: self.choice.worst])
+        """The student's images of lowest AP (`worst_images`)."""
+        found = [] if self._matches is None else worst_images(self.scores, self._matches.objects(), self.choice.worst)
+        return tuple(found)
 
 
 def settings_of(affinity: Affinity | None) -> AffinitySettings:

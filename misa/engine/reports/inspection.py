@@ -24,10 +24,10 @@ from misa.data.source import Source
 from misa.engine.runs.folder import opened
 from misa.engine.runs.samples import health, losses
 from misa.engine.runs.scores import DETECTIONS
-from misa.engine.runs.state import remarks, smoke_mark
-from misa.errors import UserError, option_name, whole
+from misa.engine.runs.state import remarks, smoke_mark, warn
+from misa.errors import UserError, counted, option_name, whole
 from misa.evaluation.ap import matched, read_truth
-from misa.evaluation.bootstrap import Estimate, estimates, image_scores, matches_of
+from misa.evaluation.bootstrap import Estimate, estimates, image_scores, matches_of, worst_images
 from misa.evaluation.failures import BACKGROUND, KINDS, MEANING, TIDE, ImageErrors, Outcome, error_types
 from misa.experiment import Experiment
 from misa.figures.overlay import overlay
@@ -61,15 +61,14 @@ class Inspection:
     smoke: str = ""  # warning about a smoke run
 
     def kinds(self) -> dict[str, int]:
-        """The number of objects with each outcome, and of false positives ("background")."""
+        """The number of objects with each outcome, and of false positives."""
         count = Counter(outcome.kind for one in self.errors.values() for outcome in one.outcomes)
         false = sum(len(one.background) for one in self.errors.values())
         return {**{kind: count[kind] for kind in KINDS}, BACKGROUND: false}
 
     def worst(self, count: int = 12) -> list[int]:
-        """The images of lowest AP; ties by decreasing number of objects."""
-        known = [(value, -len(self.errors[i].outcomes), i) for i, value in self.images.items() if value is not None]
-        return [i for *_, i in sorted(known)[:count]]
+        """The images of lowest AP (`worst_images`)."""
+        return worst_images(self.images, {i: len(one.outcomes) for i, one in self.errors.items()}, count)
 
 
 def inspect_run(
@@ -84,7 +83,7 @@ def inspect_run(
     seed: int = 0,
     examples: int = 12,
 ) -> Inspection:
-    """Inspect a finished student's predictions on its validation data.
+    """Inspect a student's predictions on its validation data; a warning tells if its training has not ended.
 
     Args:
         run_folder: a run folder made by `misa train`.
@@ -98,14 +97,14 @@ def inspect_run(
         examples: number of pictures of the worst images, and of each error type.
 
     Raises:
-        UserError: no finished student, unreadable predictions, or data without masks.
+        UserError: no student, no predictions, unreadable predictions, or data without masks.
     """
     _check(resamples, examples, threshold=threshold, good=good)
     _require_page(Path(out or "").expanduser())
     experiment, source, folder, params = _student(run_folder, data_root)
     truth = read_truth(source.val.annotations)
     images = truth.getImgIds()[: experiment.limit]
-    found = _detections(Path(predictions).expanduser() if predictions else folder / DETECTIONS, truth, source.root)
+    found = _detections(_results(folder, predictions), truth, source.root)
     matches = matches_of(matched(truth, found, images=images, categories=source.classes))
     by_image: dict[int, list[dict[str, Any]]] = {image: [] for image in images}
     for detection in found:
@@ -118,8 +117,8 @@ def inspect_run(
         return inspection
     path = Path(out).expanduser() if out else folder / PAGE
     about = (
-        f"{len(images)} validation images of {source.root}. Error types count detections of score {threshold:g} or "
-        f"more; an object is found from an intersection over union of {good:g} on."
+        f"{counted(len(images), 'validation image')} of {source.root}. Error types count detections of score "
+        f"{threshold:g} or more; an object is found from an intersection over union of {good:g} on."
     )
     page = render(
         "inspection.html.j2",
@@ -151,20 +150,31 @@ def _check(*counts: int, **shares: float) -> None:
 
 
 def _student(run_folder: str | Path, data_root: str | Path | None) -> tuple[Experiment, Source, Path, dict[str, Any]]:
-    """Open a run folder (see `opened`); UserError if it is not a student's, or its data has no masks."""
+    """Open a run folder (see `opened`) and `warn`; UserError if it is not a student's, or its data has no masks."""
     found = experiment, source, folder, _ = opened(run_folder, data_root=data_root)
     if experiment.semantic is not None:
         raise UserError(f"{folder} is a teacher's run; there are instances to inspect in a student's only.")
     if not source.masks:
         what = "has no masks to compare with; only scores of boxes are known there"
         raise UserError(f"the val split of {source.root} {what}.")
+    warn(folder, experiment)
     return found
+
+
+def _results(folder: Path, given: str | Path | None) -> Path:
+    """The results file to inspect; UserError if none is given and the run has none."""
+    if given is None and not (folder / DETECTIONS).is_file():
+        raise UserError(
+            f"{folder} has no predictions, as a training writes them at its end; let the same misa train go on, or "
+            f"give {option_name('predictions')} the file of misa evaluate --predictions."
+        )
+    return Path(given or folder / DETECTIONS).expanduser()
 
 
 def _detections(path: Path, truth: COCO, truth_of: Path) -> list[dict[str, Any]]:
     """Read a COCO results file; UserError if it is not one for this data."""
     if not path.is_file():
-        raise UserError(f"there are no predictions {path}; finish the run with misa train first.")
+        raise UserError(f"there are no predictions {path}; correct {option_name('predictions')}, or leave it out.")
     try:
         rows = json.loads(path.read_bytes())
         if not isinstance(rows, list):
@@ -392,6 +402,9 @@ def summary(inspection: Inspection, rows: Sequence[str] = ("AP", "AP50", "AP75",
         estimate = inspection.scores[name]
         shown = "-" if estimate.value is None else f"{estimate.value:.1f}"
         lines.append(f"{name:<6}{shown:>6}   {_interval(estimate) or ''}")
-    lines.append("")
-    lines += [f"{kind:<14}{count:>6}" for kind, count in inspection.kinds().items()]
+    kinds = inspection.kinds()
+    false = kinds.pop(BACKGROUND)
+    lines += ["", f"outcome of {counted(sum(kinds.values()), 'object')}"]
+    lines += [f"{kind:<14}{count:>6}" for kind, count in kinds.items()]
+    lines += ["", f"{counted(false, 'false positive')}: {MEANING[BACKGROUND]}"]
     return "\n".join(lines)

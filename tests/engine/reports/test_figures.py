@@ -8,6 +8,7 @@ from misa.cli import main
 from misa.engine.reports.explore import trained
 from misa.engine.reports.figure_sources import Choice, settings_of
 from misa.engine.reports.figures import Factory, deepest
+from misa.engine.reports.inspection import inspect_run
 from misa.errors import UserError
 from misa.experiment import Affinity
 from misa.figures.provenance import provenance_of
@@ -60,6 +61,16 @@ def test_what_is_missing_is_said_and_left_out(runs, tmp_path, capsys):
     words = capsys.readouterr().out
     assert "figure 1 is left out: it compares a student with a semantic network" in words
     assert "figure 4 is left out: it needs a semantic teacher" in words
+
+
+def test_the_worst_images_are_those_of_the_inspection(runs):
+    """After two steps every AP is 0: images of most objects come first."""
+    found = Factory([runs / "misa"], choice=Choice(worst=3)).sources
+    inspection = inspect_run(runs / "misa", out=None, resamples=0)
+    assert len([value for value in found.scores.values() if value == 0]) > 1
+    assert list(found.worst) == inspection.worst(3)
+    counts = [len(inspection.errors[i].outcomes) for i in found.worst]
+    assert counts == sorted(counts, reverse=True)
 
 
 def test_the_draw_is_the_seeds(runs):

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import cv2
@@ -49,7 +50,26 @@ def test_planted_failures_are_counted(small_run, perfect):
     spoilt = {rows[0]["image_id"], rows[-1]["image_id"]}
     assert set(found.worst(len(spoilt))) == spoilt
     assert all(value == 100 for image, value in found.images.items() if image not in spoilt and value is not None)
-    assert re.search(r"wrong class +1\b", summary(found))
+    text = summary(found)
+    assert re.search(r"wrong class +1\b", text)
+    assert f"outcome of {len(rows)} objects\nfound " in text
+    assert "0 false positives: detections that overlap no object, but lie on the background" in text
+
+
+def test_an_unfinished_run_is_called_so(small_run, perfect, tmp_path, capsys):
+    folder = shutil.copytree(small_run.folder, tmp_path / "run")
+    (folder / "metrics.json").unlink()
+    (folder / DETECTIONS).unlink()
+    words, epochs = ["inspect", str(folder), "--resamples", "2"], small_run.experiment.schedule.epochs
+    loud = f"warning: {folder} has not ended its training; what follows is of epoch {epochs} of {epochs}.\n"
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(loud)
+    assert "has no predictions, as a training writes them at its end; let the same misa train go on, or" in error
+    assert "give --predictions the file of misa evaluate --predictions" in error
+    assert main([*words, "--predictions", str(perfect[0])]) == 0
+    assert capsys.readouterr().err == loud
+    assert "has not ended its training" in (folder / "inspection.html").read_text()
 
 
 class Seen(HTMLParser):
