@@ -36,7 +36,7 @@ class Evaluate(Parameters):
 
 
 def run(options: Evaluate) -> int:
-    """Print the scores as a table."""
+    """Print what was scored, and the scores as a table."""
     shared.require_run(options.run)
     shared.require_data(options.data_root)
     if options.separation:
@@ -56,7 +56,7 @@ def run(options: Evaluate) -> int:
         )
         print(NOTE)
         return 0
-    from misa.engine.reports.evaluate import evaluate
+    from misa.engine.reports.evaluate import evaluate, heading
 
     result = evaluate(
         options.run,
@@ -69,7 +69,7 @@ def run(options: Evaluate) -> int:
         predictions=options.predictions or None,
         machine=options.machine,
     )
-    print(result.table())
+    print(f"{heading(result)}\n\n{result.table()}")
     if options.predictions:
         print(f"predictions: {options.predictions}")
     return 0

@@ -10,11 +10,13 @@ from typing import Any
 from misa.data.source import Source
 from misa.engine.runs.checkpoints import last_checkpoint, load_weights
 from misa.engine.runs.folder import Run, opened, recorded
+from misa.engine.runs.record import read_params
 from misa.engine.runs.scores import DETECTIONS, MERGE_SCORE, score_merged, scored
 from misa.engine.runs.state import warn
 from misa.engine.training.config import run_config
 from misa.engine.training.runner import choose_device, quiet_runner
-from misa.errors import UserError
+from misa.errors import UserError, counted
+from misa.evaluation.ap import read_truth
 from misa.evaluation.details import detailed
 from misa.experiment import Experiment
 from misa.machine import Machine
@@ -79,7 +81,20 @@ def evaluate(
                 classes=source.classes,
                 boundary=boundary,
             )
-    return Run(experiment, folder, source, metrics)
+    return Run(experiment, folder, source, metrics, run.checkpoint)
+
+
+def heading(result: Run) -> str:
+    """Two lines on a result of `evaluate`: the run and the scored weights, and the data with its number of images."""
+    params, weights = read_params(result.folder), "the untrained network"
+    if result.checkpoint is not None:
+        inside = result.checkpoint.resolve().parent == result.folder / "checkpoints"
+        weights = result.checkpoint.name if inside else str(result.checkpoint)
+    images = len(read_truth(result.source.val.annotations).getImgIds()[: result.experiment.limit])
+    return (
+        f"run: {result.folder} ({params['row']}, seed {params['seed']}), {weights}\n"
+        f"data: val split of {result.source.root}, {counted(images, 'image')}"
+    )
 
 
 def _require_place(path: Path) -> None:

@@ -27,6 +27,7 @@ class Run:
     folder: Path
     source: Source
     metrics: dict[str, Any]
+    checkpoint: Path | None = None  # the scored weights, where `evaluate` has chosen them
 
     def scores(self) -> dict[str, dict[str, float | None]]:
         """A student's mask AP, also of masks filled to rectangles and class-agnostic; a teacher's IoU per class.

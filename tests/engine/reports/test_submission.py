@@ -62,9 +62,22 @@ def test_the_command_prints_a_line_a_class_and_the_boundaries(run, capsys):
     pytest.importorskip("faster_coco_eval")
     assert main(["evaluate", str(run.folder), "--per-class", "--boundary", "--gpus", "0"]) == 0
     text = capsys.readouterr().out
+    weights = f"seed {json.loads((run.folder / 'params.json').read_text())['seed']}), epoch_1.pth"
+    first, second, blank = text[text.index("run: ") :].splitlines()[:3]
+    assert first.startswith(f"run: {run.folder} (")
+    assert first.endswith(weights)
+    assert second == f"data: val split of {run.source.root}, {run.metrics['images']} images"
+    assert not blank
     assert "boundaries" in text
     assert all(name in text for name in run.source.classes)
     assert "objects" in text
+
+
+def test_other_weights_are_named_by_their_whole_path(run, tmp_path, capsys):
+    other = shutil.copy(run.folder / "checkpoints" / "epoch_1.pth", tmp_path / "mine.pth")
+    for given, shown in ((other, other), ("none", "the untrained network")):
+        assert main(["evaluate", str(run.folder), "--gpus", "0", "--checkpoint", str(given)]) == 0
+        assert f", seed 0), {shown}\ndata: val split of " in capsys.readouterr().out
 
 
 def test_without_the_package_the_cure_is_named(run, monkeypatch):
