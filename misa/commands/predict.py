@@ -104,7 +104,15 @@ def _summary(done: "Predictions", *, so_far: bool) -> str:
 
 
 def _left_out(done: "Predictions") -> Iterator[str]:
-    """Yield the messages on given boxes without a mask."""
+    """Yield the messages on given boxes that were clipped, have no mask or no image."""
+    if done.clipped:
+        name, count = next(iter(done.clipped.items()))
+        total = counted(sum(done.clipped.values()), "box reaches", "boxes reach")
+        first = counted(count, "box", "boxes")
+        yield (
+            f"{total} more than a pixel beyond the image, and only the part inside was used; check that boxes and "
+            f"images have the same size (first: {first} of {name})."
+        )
     if done.unanswered:
         name, count = next(iter(done.unanswered.items()))
         total = counted(sum(done.unanswered.values()), "box has", "boxes have")

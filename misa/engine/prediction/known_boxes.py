@@ -19,6 +19,9 @@ from misa.models.students.inference import Image, Instances, Student, within
 from misa.models.students.solov2_decode import Part
 from misa.models.students.table import implementation
 
+SLACK = 1.0
+"""Pixels by which a box may exceed its image: COCO's boxes are rounded, and other tools count from 1."""
+
 
 @torch.inference_mode()
 def find_boxes(
@@ -73,6 +76,13 @@ def _answers(found: Instances, boxes: NDArray[np.float64], wanted: Sequence[str 
         [part for *_, part in kept],
         tuple(i for i, *_ in kept),
     )
+
+
+def reaching_beyond(boxes: Any, size: Sequence[int]) -> int:
+    """The number of boxes (n 4) that exceed an image (h w) by more than `SLACK`, which is more than rounding."""
+    corners, (h, w) = np.asarray(boxes, dtype=float).reshape(-1, 4), size
+    over = np.maximum(-corners, corners - [w, h, w, h]).max(axis=1)
+    return int((over > SLACK).sum())
 
 
 def _checked(boxes: Any, size: tuple[int, int]) -> NDArray[np.float64]:

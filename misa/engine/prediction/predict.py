@@ -14,7 +14,7 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from misa.data.formats.coco import DataError, PathLike
 from misa.data.images import Picture, Video, find_inputs, frames, read_image
 from misa.engine.prediction.files import appended, collect, film, forget, paint, records, rows_of
-from misa.engine.prediction.known_boxes import find_boxes, require_class
+from misa.engine.prediction.known_boxes import find_boxes, reaching_beyond, require_class
 from misa.engine.prediction.shares import DONE, Share
 from misa.engine.prediction.student import Image, Instances, Student, find, load_student
 from misa.engine.prediction.tiling import find_tiled
@@ -93,7 +93,8 @@ class Predictions:
 
     given: how many of these images and instances belong to the inputs of this call. predicted: how many images it had
     to predict. Of a share, images and instances are those that all shares have on record so far. unanswered: number of
-    known boxes without a mask, by image name. unused: image names with boxes that are not inputs.
+    known boxes without a mask, by image name. clipped: number of known boxes that reach beyond their image by more than
+    a pixel, by image name. unused: image names with boxes that are not inputs.
     """
 
     folder: Path
@@ -104,6 +105,7 @@ class Predictions:
     unused: tuple[str, ...] = ()
     given: tuple[int, int] = (0, 0)
     predicted: int = 0
+    clipped: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def predict(
@@ -160,12 +162,12 @@ def predict(
         predicted, failed = _work(student, found, folder, chosen, known, batch, share, left)
         if not share.whole:
             rows = [len(row["instances"]) for _, row in records(folder)]
-            return Predictions(folder, len(rows), sum(rows), failed, _unanswered(folder, known), unused)
+            return _result(folder, (len(rows), sum(rows)), failed, known, unused)
         held = collect(folder, student.classes, prompted=known is not None)
         for item in found:
             if chosen.overlay and isinstance(item, Video):
                 film(folder, item, chosen.every)
-        return Predictions(folder, *held, failed, _unanswered(folder, known), unused, _given(found, folder), predicted)
+        return replace(_result(folder, held, failed, known, unused), given=_given(found, folder), predicted=predicted)
 
 
 def _settings(student: Student, options: Options, boxes: Mapping[str, Boxes] | None) -> dict[str, Any]:
@@ -372,12 +374,22 @@ def _batches(images: Iterable[_Frame], size: int) -> Iterator[list[_Frame]]:
         yield group
 
 
-def _unanswered(folder: Path, known: Mapping[str, Boxes] | None) -> dict[str, int]:
-    """The number of known boxes without a mask, by name of the recorded image."""
-    if known is None:
-        return {}
-    left = {name: len(known[name].boxes) - len(row["instances"]) for name, row in records(folder) if name in known}
-    return {name: count for name, count in left.items() if count}
+def _result(
+    folder: Path,
+    held: tuple[int, int],
+    failed: dict[str, str],
+    known: Mapping[str, Boxes] | None,
+    unused: tuple[str, ...],
+) -> Predictions:
+    """`Predictions` with the numbers of known boxes without a mask and beyond their image, from the record."""
+    left: dict[str, int] = {}
+    beyond: dict[str, int] = {}
+    for name, row in records(folder):
+        if known is not None and name in known and name not in failed:
+            left[name] = len(known[name].boxes) - len(row["instances"])
+            beyond[name] = reaching_beyond(known[name].boxes, row["size"])
+    unanswered, clipped = ({name: n for name, n in counts.items() if n} for counts in (left, beyond))
+    return Predictions(folder, *held, failed, unanswered, unused, clipped=clipped)
 
 
 def _boxes_by_name(
