@@ -66,13 +66,7 @@ def merge_by_score(
 
 
 def merge_probabilities(
-    masks: NDArray[np.float32],
-    boxes: Boxes,
-    labels: Sequence[int],
-    *,
-    background: int,
-    low: float,
-    high: float,
+    masks: NDArray[np.float32], boxes: Boxes, labels: Sequence[int], *, background: int, low: float, high: float
 ) -> LabelMap:
     """Combine mask probabilities (n h w) of given boxes, each within its own box, into one label map.
 

@@ -10,14 +10,7 @@ from mmcv.transforms import LoadImageFromFile, RandomChoiceResize, RandomResize
 from numpy.typing import NDArray
 from torch import Tensor
 
-from misa.data.mmdet_datasets import (
-    FilterAnnotations,
-    LoadAnnotations,
-    PackDetInputs,
-    RandomCrop,
-    RandomFlip,
-    Resize,
-)
+from misa.data.mmdet_datasets import FilterAnnotations, LoadAnnotations, PackDetInputs, RandomCrop, RandomFlip, Resize
 from misa.errors import UserError
 from misa.experiment import Augmentation
 

@@ -46,11 +46,7 @@ class Source:
 
 
 def open_source(
-    experiment: Experiment,
-    data_root: str | Path,
-    *,
-    classes: Sequence[str] | None = None,
-    need_train: bool = True,
+    experiment: Experiment, data_root: str | Path, *, classes: Sequence[str] | None = None, need_train: bool = True
 ) -> Source:
     """Open and check the data of an experiment; the embedded data is written below `data_root` the first time.
 

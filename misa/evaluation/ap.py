@@ -62,13 +62,7 @@ def mask_ap(
     classification; an object detected as two classes gives one true and one false positive.
     """
     evaluation = compared(
-        truth,
-        detections,
-        images=images,
-        categories=categories,
-        counts=counts,
-        compare=compare,
-        any_class=any_class,
+        truth, detections, images=images, categories=categories, counts=counts, compare=compare, any_class=any_class
     )
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.summarize()

@@ -111,13 +111,7 @@ def scores(matches: Matches, weights: NDArray[np.int64]) -> NDArray[np.float64]:
         for size in SIZES
     }
     everything = by_size["all"]
-    figures = [
-        everything,
-        everything[:, 0],
-        everything[:, 5],
-        *(by_size[size] for size in SIZES[1:]),
-        *everything,
-    ]
+    figures = [everything, everything[:, 0], everything[:, 5], *(by_size[size] for size in SIZES[1:]), *everything]
     return 100 * np.array([_mean(values) for values in figures])
 
 

@@ -30,12 +30,7 @@ _SIDE = 150  # pixels of a tile's longer side
 Line = Literal["window", "pixels", "tree", "mask"]
 LINES_OF_MAPS: tuple[Line, ...] = ("window", "pixels", "tree", "mask")
 # The tiles of the image's column, by the number of lines drawn.
-_FIRST = {
-    1: ("image",),
-    2: ("image", "start"),
-    3: ("image", "start", "truth"),
-    4: ("image", "seen", "start", "truth"),
-}
+_FIRST = {1: ("image",), 2: ("image", "start"), 3: ("image", "start", "truth"), 4: ("image", "seen", "start", "truth")}
 _MARGIN, _GAP, _TITLE, _LABEL, _BAR = 10, 9, 22, 24, 46
 _PROFILE = 128
 _ACROSS, _DOWN = 566, 552  # width and height of a panel's figure in pixels
@@ -329,12 +324,7 @@ def _window_frames(axes: Axes, layout: Layout, seed: Seed) -> None:
 
 
 def _draw_profile(
-    axes: Axes,
-    layout: Layout,
-    lines: dict[Kernel, NDArray[np.floating]],
-    example: Example,
-    box: int | None,
-    way: str,
+    axes: Axes, layout: Layout, lines: dict[Kernel, NDArray[np.floating]], example: Example, box: int | None, way: str
 ) -> None:
     """Plot the affinities to the seed along its row."""
     width, height = layout.size

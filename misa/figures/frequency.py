@@ -188,10 +188,7 @@ def at_work(features: Tensor, box_mask: Tensor, radius: float, scale: float) -> 
     low, high = spectrum.min(), spectrum.max()
     found, reach = centered(features, box_mask, radius=radius, scale=scale)
     alpha = fourier_mask(h, w, radius=radius, scale=scale)
-    for mask, band, kept in (
-        (alpha, "high pass", "high, in boxes"),
-        (1 + scale - alpha, "low pass", "low, outside"),
-    ):
+    for mask, band, kept in ((alpha, "high pass", "high, in boxes"), (1 + scale - alpha, "low pass", "low, outside")):
         filtered = torch.log10(power(features) * mask**2 + 1e-6)
         yield {
             "map": _signed(found["map"], reach),
@@ -216,10 +213,7 @@ def _draw_alpha(axes: Axes, tile: Tile, h: int, w: int, radius: float, scale: fl
     last = int((min(h, w) // 2) * 2**0.5)
     bins = np.linspace(0, max(last, 1), 400)
     inside = bins <= radius
-    lines = {
-        "α, high pass": (bins, np.where(inside, scale, 1.0)),
-        "α, low pass": (bins, np.where(inside, 1.0, scale)),
-    }
+    lines = {"α, high pass": (bins, np.where(inside, scale, 1.0)), "α, low pass": (bins, np.where(inside, 1.0, scale))}
     chart(
         axes,
         tile,

@@ -111,9 +111,7 @@ class SeedExplorer(Panel):
         controls: dict[str, Any] = {
             "image": widgets.Dropdown(options=list(self.examples), description="image"),
             "label": widgets.Dropdown(
-                options=_classes(first),
-                value=category_at(first, (row, column)),
-                description="category c",
+                options=_classes(first), value=category_at(first, (row, column)), description="category c"
             ),
             "row": whole("seed row", row, 0, first.size[0] - 1),
             "column": whole("seed column", column, 0, first.size[1] - 1),

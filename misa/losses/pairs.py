@@ -36,10 +36,7 @@ def edge_error(mask_logits: Float[Tensor, "n h w"], *, window: int = 3, dilation
 
 
 def pair_loss(
-    error: Float[Tensor, "n k h w"],
-    keep: Bool[Tensor, "n k h w"],
-    *,
-    reduction: Literal["ratio", "positive"] = "ratio",
+    error: Float[Tensor, "n k h w"], keep: Bool[Tensor, "n k h w"], *, reduction: Literal["ratio", "positive"] = "ratio"
 ) -> Float[Tensor, ""] | Float[Tensor, " n"]:
     """Return the mean error over the kept pairs, of all instances ("ratio", a scalar) or of each ("positive", n).
 

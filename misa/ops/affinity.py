@@ -102,10 +102,7 @@ def reweight(features: Float[Tensor, "d h w"], saliency_factors: Float[Tensor, "
 
 
 def squared_distances(
-    values: Float[Tensor, "b d h w"],
-    offsets: Sequence[Offset],
-    *,
-    channel_weights: Float[Tensor, "c d"] | None = None,
+    values: Float[Tensor, "b d h w"], offsets: Sequence[Offset], *, channel_weights: Float[Tensor, "c d"] | None = None
 ) -> Float[Tensor, "b k h w"] | Float[Tensor, "b c k h w"]:
     """Return the squared L2 distance to each neighbor; with `channel_weights`, one distance per row of weights.
 

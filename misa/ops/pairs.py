@@ -14,12 +14,7 @@ from misa.ops.neighbors import inside, shift, window_offsets
 
 
 def pair_similarity(
-    values: Float[Tensor, "b d h w"],
-    valid: Bool[Tensor, "b h w"],
-    *,
-    scale: float,
-    window: int = 3,
-    dilation: int = 2,
+    values: Float[Tensor, "b d h w"], valid: Bool[Tensor, "b h w"], *, scale: float, window: int = 3, dilation: int = 2
 ) -> Float[Tensor, "b k h w"]:
     """Return exp(−scale · |v_i − v_k|) for every neighbor k, 0 where it is outside the image or padding; in [0, 1].
 

@@ -264,12 +264,7 @@ def along_pamr(
 
 
 def _pamr_weights(
-    guides: Guides,
-    image: int,
-    offsets: Sequence[Offset],
-    centres: int,
-    sharpness: float,
-    join: Join,
+    guides: Guides, image: int, offsets: Sequence[Offset], centres: int, sharpness: float, join: Join
 ) -> Float[Tensor, "q k h w"]:
     """Return the weight of every neighbor of an image's pixels, for every row of factors."""
     valid = None if guides.valid is None else guides.valid[image]

@@ -173,12 +173,7 @@ def require_usable(
 ) -> Report:
     """Returns the report of `check_coco`; DataError with the first fatal problem and the number of the others."""
     report = check_coco(
-        annotation_file,
-        image_dir,
-        classes=classes,
-        verify_images=verify_images,
-        purpose=purpose,
-        long_side=long_side,
+        annotation_file, image_dir, classes=classes, verify_images=verify_images, purpose=purpose, long_side=long_side
     )
     if report.usable:
         return report
@@ -503,12 +498,7 @@ def _judge_runs(masks: list[tuple[str, str, int]], notes: Notes) -> None:
 
 
 def _mask(
-    row: dict[str, Any],
-    image: Listed | None,
-    place: str,
-    purpose: str,
-    masks: list[tuple[str, str, int]],
-    notes: Notes,
+    row: dict[str, Any], image: Listed | None, place: str, purpose: str, masks: list[tuple[str, str, int]], notes: Notes
 ) -> bool:
     """Whether an object's mask is valid for the purpose; RLEs as text are appended to `masks`, to decode in batches."""
     if purpose not in _WHY:

@@ -236,14 +236,7 @@ def _named(name: str) -> tuple[tuple[int, int], list[Piece], tuple[str, ...]]:
     return size, [], ()
 
 
-NAMED_SCENES = (
-    "same_color_neighbors",
-    "two_tone_object",
-    "one_pixel_box",
-    "no_boxes",
-    "touching_boxes",
-    "odd_size",
-)
+NAMED_SCENES = ("same_color_neighbors", "two_tone_object", "one_pixel_box", "no_boxes", "touching_boxes", "odd_size")
 
 
 def named_scene(name: str) -> Scene:

@@ -324,13 +324,7 @@ def _labelled(student: Student, labels: Labels, target: Target) -> dict[str, Any
         [row["id"], encode_part(one.part.pixels, one.part.top, one.part.left, size), one.quality, one.fallback]
         for row, one in zip(target.rows, found, strict=True)
     ]
-    return {
-        "name": target.name,
-        "file": target.path.name,
-        "stamp": target.stamp,
-        "size": size,
-        "instances": instances,
-    }
+    return {"name": target.name, "file": target.path.name, "stamp": target.stamp, "size": size, "instances": instances}
 
 
 def _finish(student: Student, sets: Sequence[Labels], base: Path, form: Form, *, score: bool) -> Labelled:

@@ -75,11 +75,7 @@ def evaluate(
             metrics |= score_merged(source, detections, limit=experiment.limit, threshold=merge_score)
         if (details or boundary) and experiment.semantic is None and source.masks:
             metrics |= detailed(
-                source.val.annotations,
-                detections,
-                limit=experiment.limit,
-                classes=source.classes,
-                boundary=boundary,
+                source.val.annotations, detections, limit=experiment.limit, classes=source.classes, boundary=boundary
             )
     return Run(experiment, folder, source, metrics, run.checkpoint)
 

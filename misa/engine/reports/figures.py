@@ -100,11 +100,7 @@ def seeded(sources: Sources) -> list[tuple[Example, Seed]]:
 def _figure5(sources: Sources) -> Figure:
     """Predicted masks of chosen, random and worst images."""
     choice, student = sources.choice, sources.student
-    groups = {
-        "chosen": choice.given,
-        f"random (seed {choice.seed})": sources.drawn,
-        "worst by AP": sources.worst,
-    }
+    groups = {"chosen": choice.given, f"random (seed {choice.seed})": sources.drawn, "worst by AP": sources.worst}
     return figure5(
         {name: [_predicted(student, i, sources.scores.get(i)) for i in ids] for name, ids in groups.items() if ids}
     )

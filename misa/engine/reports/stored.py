@@ -27,7 +27,7 @@ STORED = {
         commit="a6c1d970f45802efa1f82e4666531db95a428483",
         device="cpu",
         segm={"AP": 26.54, "AP50": 49.4, "AP75": 29.79, "APs": 24.05, "APm": 34.7, "APl": None},
-    ),
+    )
 }
 
 

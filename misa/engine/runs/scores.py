@@ -106,9 +106,5 @@ def scored(experiment: Experiment, source: Source, folder: Path) -> dict[str, An
     if experiment.semantic is not None:
         return score_label_maps(source, folder / LABEL_MAPS, limit=experiment.limit)
     return score(
-        source.val.annotations,
-        folder / DETECTIONS,
-        limit=experiment.limit,
-        classes=source.classes,
-        masks=source.masks,
+        source.val.annotations, folder / DETECTIONS, limit=experiment.limit, classes=source.classes, masks=source.masks
     )

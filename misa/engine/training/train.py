@@ -15,13 +15,7 @@ from mmengine.runner import Runner
 from misa.data.digest import data_digests
 from misa.data.source import Source, open_source
 from misa.engine.runs.checkpoints import read_checkpoint, tensors_only
-from misa.engine.runs.folder import (
-    Run,
-    earlier_work,
-    lock_folder,
-    require_own_teacher,
-    write_record,
-)
+from misa.engine.runs.folder import Run, earlier_work, lock_folder, require_own_teacher, write_record
 from misa.engine.runs.places import named_student, student_place, student_row, teacher_place
 from misa.engine.runs.record import run_params
 from misa.engine.runs.scores import measured, write_scores

@@ -124,10 +124,7 @@ class BoxMask2FormerHead(Mask2FormerHead):
 
 @torch.no_grad()
 def match_costs(
-    scores: Float[Tensor, "l b q e"],
-    logits: Float[Tensor, "l b q h w"],
-    boxes: list[Tensor],
-    labels: list[Tensor],
+    scores: Float[Tensor, "l b q e"], logits: Float[Tensor, "l b q h w"], boxes: list[Tensor], labels: list[Tensor]
 ) -> list[Tensor]:
     """The costs of matching each query to each box, per image: (l q n); boxes: (n h w) per image.
 
@@ -145,10 +142,7 @@ def match_costs(
 
 
 def assign(
-    scores: Float[Tensor, "l b q e"],
-    logits: Float[Tensor, "l b q h w"],
-    boxes: list[Tensor],
-    labels: list[Tensor],
+    scores: Float[Tensor, "l b q e"], logits: Float[Tensor, "l b q h w"], boxes: list[Tensor], labels: list[Tensor]
 ) -> Match:
     """Match queries one to one to each image's boxes (n h w) at minimum cost, separately for every prediction.
 

@@ -238,9 +238,5 @@ def _dense_feature(model: SOLOv2, maps: tuple[Tensor, ...]) -> Tensor:
 
 
 solov2 = Implementation(
-    solov2_config,
-    dense_feature=_dense_feature,
-    find=find_by_cells,
-    find_boxes=find_boxes_by_cells,
-    script=DensePart,
+    solov2_config, dense_feature=_dense_feature, find=find_by_cells, find_boxes=find_boxes_by_cells, script=DensePart
 )

@@ -95,12 +95,7 @@ def find_by_cells(
 
 
 def find_boxes_by_cells(
-    student: Student,
-    image: Image,
-    boxes: NDArray[np.float64],
-    wanted: Sequence[str | None],
-    *,
-    mask: float | None,
+    student: Student, image: Image, boxes: NDArray[np.float64], wanted: Sequence[str | None], *, mask: float | None
 ) -> Instances:
     """Predict the mask of each box (n 4, within the image), and its label if the given one is None.
 

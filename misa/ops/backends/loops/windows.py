@@ -209,16 +209,7 @@ def around(packed: F4, moves: I8, now: F4, lead: int, start: int, total: F4) -> 
 
 @kernel("void(f4[:,:,::1], i8[:,::1], f8, i8, i8, f4[:,::1], f4[:,::1], f4[:,::1], i8[::1], f4[:,::1])")
 def local_steps(
-    planes: F4,
-    offsets: I8,
-    centre: float,
-    reach: int,
-    steps: int,
-    mask: F4,
-    box: F4,
-    valid: F4,
-    crop: I8,
-    result: F4,
+    planes: F4, offsets: I8, centre: float, reach: int, steps: int, mask: F4, box: F4, valid: F4, crop: I8, result: F4
 ) -> None:
     """Apply Eq. 14 `steps` times to the crop, outside of which the result is 0.
 
