@@ -59,8 +59,7 @@ def load(run_or_file: str | Path, *, device: str = "auto") -> "Predictor":
         run_or_file: a run folder of `misa train`, one of its checkpoints, or a file of `misa export`.
         device: "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one.
 
-    Raises:
-        UserError: there is no student at that path, or no such device.
+    Raises UserError: there is no student at that path, or no such device.
     """
     return Predictor(load_student(run_or_file, device=device))
 
@@ -75,8 +74,7 @@ def load_teacher(run_or_name: str | Path, *, weights: str | Path | None = "defau
         weights: of a torchvision network: "default" downloads torchvision's once; a path to a file of weights; or
             None for random weights (to test that code runs).
 
-    Raises:
-        UserError: there is no teacher at that path, or its weights are not available.
+    Raises UserError: there is no teacher at that path, or its weights are not available.
     """
     name = str(run_or_name)
     if name.startswith(TORCHVISION):
@@ -101,8 +99,7 @@ def photograph(image: Images, boxes: str = "", teacher: str = "") -> Example:
         boxes: "x1 y1 x2 y2 label" in pixels, separated by ";"; without a teacher labels may be any words.
         teacher: as `run_or_name` of `load_teacher`; empty: colors only.
 
-    Raises:
-        UserError: as `Teacher.see`, or boxes of another form.
+    Raises UserError: as `Teacher.see`, or boxes of another form.
     """
     frames, names = [], []
     for part in filter(None, (part.strip() for part in boxes.split(";"))):
@@ -142,8 +139,7 @@ class Predictor:
             score: score threshold of an instance, 0 to 1.
             mask: binarization threshold of the mask probability, for SOLOv2 only (default: the row's).
 
-        Raises:
-            UserError: an image that cannot be read or is of another form, or a threshold out of range.
+        Raises UserError: an image that cannot be read or is of another form, or a threshold out of range.
         """
         if not 0 <= score <= 1:
             raise UserError(f"score must be from 0 to 1, not {score}.")
@@ -209,8 +205,7 @@ class Result:
     def save(self, path: str | Path) -> Path:
         """Write the overlay (.png, .jpg), the instances (.json, with COCO run lengths) or a table (.csv).
 
-        Raises:
-            UserError: the suffix is none of these, or the file cannot be written.
+        Raises UserError: the suffix is none of these, or the file cannot be written.
         """
         path = Path(path).expanduser()
         kind = path.suffix.lower()
@@ -262,8 +257,7 @@ class Teacher:
             boxes: (n 4) or (4), xyxy in pixels of the image.
             labels: a class of `classes` for each box.
 
-        Raises:
-            UserError: several images, boxes outside the image, or labels that are not in `classes`.
+        Raises UserError: several images, boxes outside the image, or labels that are not in `classes`.
         """
         pixels, single = as_images(image)
         if not single:
@@ -312,8 +306,7 @@ class SceneView:
             tree: along the minimum spanning tree, set by the longest edge on the path, instead of directly.
             settings: parameters to override, see `misa.ops.seed_affinity.AffinitySettings`.
 
-        Raises:
-            UserError: the seed is outside the image, the kind is unknown, or the category cannot be inferred.
+        Raises UserError: the seed is outside the image, the kind is unknown, or the category cannot be inferred.
         """
         cell, kernel = self._cell(seed), self._kernel(kind)
         field_ = self._field(self._label(cell, kernel, label))
@@ -339,8 +332,7 @@ class SceneView:
             label: the category of a seed that lies in no box.
             settings: parameters to override, such as steps=20.
 
-        Raises:
-            UserError: no boxes to start from, a seed outside the image, an unknown kind, or no category.
+        Raises UserError: no boxes to start from, a seed outside the image, an unknown kind, or no category.
         """
         kernel, chosen = self._kernel(kind), self._with(settings)
         if reach not in ("local", "global"):
@@ -434,8 +426,7 @@ class SceneView:
 def as_images(images: Images | Sequence[Images]) -> tuple[list[NDArray[np.uint8]], bool]:
     """Convert any accepted form to uint8 RGB images (H W 3); also returns whether a single image was given.
 
-    Raises:
-        UserError: a file that cannot be read, or values of another form or range.
+    Raises UserError: a file that cannot be read, or values of another form or range.
     """
     if isinstance(images, list | tuple):
         return [_as_image(one) for one in images], False

@@ -87,9 +87,8 @@ def missing(path: Path, what: str, advice: str) -> str:
 def locked(folder: Path, name: str = "", *, shared: bool = False) -> Iterator[None]:
     """Lock a folder (created if missing) exclusively, or `shared` with other processes that lock it shared.
 
-    Raises:
-        UserError: the folder is not writable or locked by another run; `name` names it in the message
-            (default: the option work_dir).
+    Raises UserError: the folder is not writable or locked by another run; `name` names it in the message (default: the
+    option work_dir).
     """
     name = name or option_name("work_dir")
     made = [path for path in (folder, *folder.parents) if not path.exists()]

@@ -112,9 +112,8 @@ def finding_of(name: str, check: Callable[[], Finding], advice: str) -> Finding:
 def _require(*packages: str) -> list[str]:
     """Returns the versions of installed packages.
 
-    Raises:
-        PackageNotFoundError: a package is not installed.
-        RuntimeError: a version is outside the range of pyproject.toml.
+    Raises PackageNotFoundError: a package is not installed; RuntimeError: a version is outside the range of
+    pyproject.toml.
     """
     from packaging.requirements import Requirement
 

@@ -55,8 +55,7 @@ def find_inputs(
         out: the folder of the results, which is skipped, as is any folder with earlier predictions.
         failed: filled with messages by name for skipped files: broken links and images of unsupported formats.
 
-    Raises:
-        DataError: a path does not exist or is of another kind, or a folder holds no image.
+    Raises DataError: a path does not exist or is of another kind, or a folder holds no image.
     """
     failed = {} if failed is None else failed
     found: dict[Path, tuple[Path, str]] = {}  # file: the given folder and the path relative to it

@@ -61,8 +61,7 @@ def test_pipeline(augmentation: Augmentation) -> list[dict[str, Any]]:
 def at_test_size(image: NDArray[np.uint8], sizes: Augmentation) -> NDArray[np.uint8]:
     """Resize an RGB image (h w 3) to the test size, like mmdet's Resize; at least one pixel wide.
 
-    Raises:
-        UserError: it is not a uint8 image with three channels.
+    Raises UserError: it is not a uint8 image with three channels.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise UserError(f"an image must be RGB (h w 3) of 8 bits, not {image.shape} of {image.dtype}.")

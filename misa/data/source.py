@@ -57,8 +57,7 @@ def open_source(
         classes: required classes, in this order; None: those of the training split.
         need_train: False opens only the validation split, for which `classes` must be given.
 
-    Raises:
-        UserError: a file is missing, unreadable, or not fit to train on.
+    Raises UserError: a file is missing, unreadable, or not fit to train on.
     """
     if not need_train and classes is None:
         raise ValueError("open_source needs classes where the training split, which has them, is not needed.")

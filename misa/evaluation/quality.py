@@ -38,8 +38,7 @@ def mask_quality(masks: ArrayLike, propagated: ArrayLike, boxes: ArrayLike, *, t
         boxes: B (n h w), bool.
         threshold: foreground threshold.
 
-    Raises:
-        ValueError: shapes differ.
+    Raises ValueError: shapes differ.
     """
     p, spread, b = np.asarray(masks, np.float64), np.asarray(propagated, np.float64), np.asarray(boxes, bool)
     check_shapes("mask_quality", masks=(p, "n h w"), propagated=(spread, "n h w"), boxes=(b, "n h w"))

@@ -44,8 +44,7 @@ def save_figure(figure: Figure, folder: str | Path, name: str, provenance: Mappi
 def provenance_of(path: str | Path) -> dict[str, Any]:
     """Read the provenance of a figure of `save_figure`.
 
-    Raises:
-        UserError: no such file, not a PDF or PNG, or without provenance.
+    Raises UserError: no such file, not a PDF or PNG, or without provenance.
     """
     path = Path(path)
     if not path.is_file():
@@ -71,8 +70,7 @@ def provenance_of(path: str | Path) -> dict[str, Any]:
 def provenance_in(folder: str | Path) -> dict[str, dict[str, Any]]:
     """The provenance of the figures in a folder and in its subfolders, by path; those of equal provenance together.
 
-    Raises:
-        UserError: there are none.
+    Raises UserError: there are none.
     """
     folder = Path(folder)
     found: dict[str, tuple[list[str], dict[str, Any]]] = {}

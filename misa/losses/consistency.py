@@ -21,10 +21,7 @@ def consistency_kernel(
     s_i is the unbiased standard deviation of the eight neighbors, channel by channel, without the pixel itself. The
     border is replicated. Box2Mask (Li et al. 2022), after PAMR but with one dilation. Computed in float32: where all
     neighbors are equal, the exponent reaches 1e17. No gradient.
-
-    Raises:
-        ValueError: the shape is not (b, c, h, w).
-        NotFinite: NaN or Inf, on the CPU only.
+    Raises ValueError: the shape is not (b, c, h, w); NotFinite: NaN or Inf, on the CPU only.
     """
     check_shapes("consistency_kernel", images=(images, "b c h w"))
     check_finite("consistency_kernel: images", images)
@@ -49,9 +46,7 @@ def local_consistency(
     One ratio over all instances, so large boxes weigh more. The gradient flows through both m and M, as in the
     published Box2Mask, whose results used one step (by its git history); its paper and present code take ten. With an
     even dilation pixels of different parity never mix, so a checkerboard costs nothing.
-
-    Raises:
-        ValueError: shapes do not fit, or no step; on the CPU also for masks outside [0, 1].
+    Raises ValueError: shapes do not fit, or no step; on the CPU also for masks outside [0, 1].
     """
     check_shapes(
         "local_consistency",

@@ -21,9 +21,7 @@ def correspondence_loss(
     "official" is DiscoBox's published code (Lan et al. 2021), a softmax of a softmax: with 7 x 7 cells its value stays
     between 3.858 and 3.905 for any features, so it teaches almost nothing. "intended" takes cosines / temperature as
     logits. The gradient flows through the cosines only.
-
-    Raises:
-        ValueError: shapes differ, or an unknown form.
+    Raises ValueError: shapes differ, or an unknown form.
     """
     check_shapes("correspondence_loss", cosines=(cosines, "m i j"), plan=(plan, "m i j"))
     if form not in ("official", "intended"):

@@ -30,10 +30,8 @@ def region_energy(
     masks between 0 and 1 multiply p and F, as in the published Box2Mask.
 
     Differentiable in masks and features. An empty box costs 0. float32 inside.
-
-    Raises:
-        ValueError: shapes do not fit; on the CPU also for masks outside [0, 1].
-        NotFinite: NaN or Inf, on the CPU only.
+    Raises ValueError: shapes do not fit; on the CPU also for masks outside [0, 1]; NotFinite: NaN or Inf, on the CPU
+    only.
     """
     check_shapes(
         "region_energy", masks=(masks, "n h w"), box_masks=(box_masks, "n h w"), features=(features, "n c h w")
@@ -83,10 +81,7 @@ def structure_masks(
     the tree of a learned `structure` with exp(−|ΔG|²) (Li et al. 2022). The gradient flows through the masks, and
     through h2's edge weights to the structure, its only gradient. The masks of an image share its trees; `image` is
     each mask's image. Images are normalised, masks in [0, 1].
-
-    Raises:
-        ValueError: shapes do not fit.
-        NotFinite: NaN or Inf, on the CPU only.
+    Raises ValueError: shapes do not fit; NotFinite: NaN or Inf, on the CPU only.
     """
     h, w = masks.shape[-2:]
     check_shapes(

@@ -20,10 +20,7 @@ def edge_error(mask_logits: Float[Tensor, "n h w"], *, window: int = 3, dilation
 
     BoxInst (Tian et al. 2021, Eq. 3 and 4), in log space so that confident masks neither overflow nor lose the
     gradient. A neighbor outside the image has error 0.
-
-    Raises:
-        ValueError: the shape is not (n, h, w).
-        NotFinite: NaN or Inf, on the CPU only.
+    Raises ValueError: the shape is not (n, h, w); NotFinite: NaN or Inf, on the CPU only.
     """
     check_shapes("edge_error", mask_logits=(mask_logits, "n h w"))
     check_finite("edge_error: mask_logits", mask_logits)

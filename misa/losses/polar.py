@@ -18,10 +18,7 @@ def polar_iou_loss(lengths: Float[Tensor, "n k"], target: Float[Tensor, "n k"]) 
     PolarMask (Xie et al. 2020, Eq. 10), with the sums inside the logarithm as in the published code. It is 0 only if
     all rays agree and |log r| if all differ by the factor r (the masks' IoU is then r² or 1/r²); it is invariant to
     scaling both. Lengths below 1e-6 are raised to that.
-
-    Raises:
-        ValueError: the shapes differ.
-        NotFinite: NaN or Inf, on the CPU only.
+    Raises ValueError: the shapes differ; NotFinite: NaN or Inf, on the CPU only.
     """
     check_shapes("polar_iou_loss", lengths=(lengths, "n k"), target=(target, "n k"))
     check_finite("polar_iou_loss: lengths", lengths)

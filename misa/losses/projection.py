@@ -21,9 +21,7 @@ def projection_loss(
     `masks` are probabilities in [0, 1]. Denominators are squared; eps 1e-5 is BoxInst's (Tian et al. 2021), DiscoBox
     has 1e-3 for each sum, 2e-3 in total. The gradient goes to each row's and column's maximum, shared by equal ones.
     Half precision is computed in float32.
-
-    Raises:
-        ValueError: the shapes differ; on the CPU also for masks with NaN or outside [0, 1], such as logits.
+    Raises ValueError: the shapes differ; on the CPU also for masks with NaN or outside [0, 1], such as logits.
     """
     check_shapes("projection_loss", masks=(masks, "n h w"), box_masks=(box_masks, "n h w"))
     check_probabilities("projection_loss: masks", masks)

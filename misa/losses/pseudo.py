@@ -18,9 +18,7 @@ def dice(a: Float[Tensor, "n ..."], b: Float[Tensor, "n ..."], eps: float = 1e-5
 
     Milletari et al. 2016 with squared denominators, as in BoxInst, DiscoBox (eps 2e-3 in total) and BoxTeacher. Two
     empty masks cost 1: leave such pairs out.
-
-    Raises:
-        ValueError: the shapes differ.
+    Raises ValueError: the shapes differ.
     """
     if a.shape != b.shape:
         raise ValueError(f"dice needs two maps of one shape: they are {tuple(a.shape)} and {tuple(b.shape)}.")
@@ -51,9 +49,7 @@ def focal_on(
     "official" is SIM's published code (Li et al. 2023): p_t is right, but the cross-entropy treats the probability as a
     logit, so BCE = softplus(−p) in the mask and softplus(p) outside: bounded, with a gradient of the right sign.
     "intended" is −log p_t.
-
-    Raises:
-        ValueError: shapes differ, or an unknown form; on the CPU also for values outside [0, 1], such as logits.
+    Raises ValueError: shapes differ, or an unknown form; on the CPU also for values outside [0, 1], such as logits.
     """
     if probabilities.shape != target.shape or probabilities.shape != weight.shape:
         raise ValueError(

@@ -247,8 +247,7 @@ def roi_align_forward(
         pool_mode: 1, average.
         aligned: whether pixel centres are at half-integers (True), or at integers as in the first version.
 
-    Raises:
-        NotImplementedError: `pool_mode` is 0, max pooling.
+    Raises NotImplementedError: `pool_mode` is 0, max pooling.
     """
     _require_average(pool_mode)
     maps, boxes = common_dtype(input, rois)
@@ -273,8 +272,7 @@ def roi_align_backward(
 ) -> None:
     """Write the gradient of `roi_align_forward` in the maps into `grad_input` (b c h w).
 
-    Raises:
-        NotImplementedError: `pool_mode` is 0, max pooling.
+    Raises NotImplementedError: `pool_mode` is 0, max pooling.
     """
     _require_average(pool_mode)
     grad, boxes = common_dtype(grad_output, rois)

@@ -46,10 +46,8 @@ class TimmBackbone(BaseModule):
     frozen_stages: stages up to this one are frozen; 0: only the stem, -1: none.
     norm_eval: keep BatchNorm statistics fixed.
     init_cfg: {"type": "Pretrained", "checkpoint": HUB, a local file, or LITE with its size}, or None.
-
-    Raises:
-        UserError: timm is missing or does not know the model, or the model lacks these four strides or has a fixed
-            input size.
+    Raises UserError: timm is missing or does not know the model, or the model lacks these four strides or has a fixed
+    input size.
     """
 
     shift: Tensor
@@ -94,8 +92,7 @@ class TimmBackbone(BaseModule):
     def run_stages(self, images: Tensor, between: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
         """`forward` with each stage's map replaced by `between(stage, map)` before the next stage.
 
-        Raises:
-            UserError: the model's stages are not consecutive modules.
+        Raises UserError: the model's stages are not consecutive modules.
         """
         if "" in self.plan.modules:
             raise UserError(

@@ -111,8 +111,7 @@ def reading_of(affinity: Affinity, features: Tensor, classifier: Classifier, val
 def objective_of(experiment: Experiment) -> BoxObjective:
     """Return the row's objective, by default MISA's with the row's loss fields.
 
-    Raises:
-        TypeError: the row's objective is not a `BoxObjective`.
+    Raises TypeError: the row's objective is not a `BoxObjective`.
     """
     if experiment.objective is None:
         return MISA(experiment.projection_weight, experiment.affinity, experiment.distillation)

@@ -20,10 +20,7 @@ def balanced(scores: Float[Tensor, "q p"], *, epsilon: float = 0.05, rounds: int
 
     Sinkhorn-Knopp on exp(scores / epsilon): `rounds` times, scale the rows to sum to 1/q, then the columns to 1/p
     (Caron et al. 2020; SIM, Li et al. 2023). Equal scores give 1/q everywhere. No gradient.
-
-    Raises:
-        ValueError: the shape is not (q, p), or a constant is not positive.
-        NotFinite: NaN or Inf, on the CPU only.
+    Raises ValueError: the shape is not (q, p), or a constant is not positive; NotFinite: NaN or Inf, on the CPU only.
     """
     if scores.dim() != 2 or scores.shape[0] == 0:
         raise ValueError(f"balanced needs scores of shape (q, p) with a prototype or more: {tuple(scores.shape)}.")
@@ -71,9 +68,7 @@ def greedy_boxes(
     Greedy matching: detections by descending score (stable sort) take the unmatched box of the highest IoU, if that is
     `iou` or more; classes are not compared (BoxTeacher, Cheng et al. 2023). Boxes are (x1, y1, x2, y2). The published
     code tests > 0 instead of ≥ 0 and so lets others take the box matched to detection 0; here it stays matched.
-
-    Raises:
-        ValueError: shapes do not fit.
+    Raises ValueError: shapes do not fit.
     """
     check_shapes("greedy_boxes", boxes=(boxes, "m 4"), scores=(scores, "m"), truth=(truth, "g 4"))
     taken = torch.full((len(truth),), -1)

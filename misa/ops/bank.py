@@ -39,9 +39,7 @@ def objects_in(
 
     `finest`, the features, covers the same area as the masks, at any stride. Features pass a ReLU and are divided by
     sqrt(Σ f² + 1e-6) + 1e-6. The gradient flows into both maps.
-
-    Raises:
-        ValueError: shapes do not fit.
+    Raises ValueError: shapes do not fit.
     """
     if masks.dim() != 3 or masks.shape != box_masks.shape or image.shape != masks.shape[:1] or finest.dim() != 4:
         raise ValueError(

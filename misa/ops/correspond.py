@@ -35,9 +35,7 @@ def match(cosines: Float[Tensor, "m i j"], *, reach: int = 4, steps: int = 10) -
     DiscoBox (Lan et al. 2021): starting from the cosines of cells at most `reach` apart in rows and in columns, `steps`
     times V ← the mean of the plan over the nine joint shifts of both grids that stay inside, its rows divided by their
     sums; plan ← cosines + V, its rows divided by their sums. `reach` limits the start only. No gradient.
-
-    Raises:
-        ValueError: the cells are not those of two square grids of one size.
+    Raises ValueError: the cells are not those of two square grids of one size.
     """
     side = _side(cosines)
     offsets = window_offsets(3, centre=True)
@@ -66,9 +64,7 @@ def transfer(
     DiscoBox: the plan times the softmax of the cosines, rows divided by their sums, resized to the masks' grid on
     both sides and scaled by cells / pixels. Between pixels in both masks (product over 0.5) it carries the key's
     probability, clamped to [0.1, 0.9]. The same for the background, with 1 − mask. No gradient.
-
-    Raises:
-        ValueError: shapes do not fit.
+    Raises ValueError: shapes do not fit.
     """
     side, u = _side(plan), own.shape[-1]
     shapes = {"plan": (plan, "m i j"), "cosines": (cosines, "m i j")}

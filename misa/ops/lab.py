@@ -20,11 +20,8 @@ def rgb_to_lab(images: Float[Tensor, "b 3 h w"] | Int[Tensor, "b 3 h w"]) -> Flo
 
     The published BoxInst and BoxTeacher round the pooled image down to integers first; that is left to the caller.
     Computed in float64 for float64, else in float32.
-
-    Raises:
-        ValueError: the shape is not (b, 3, h, w); on the CPU also for values outside [0, 255], such as a normalised
-            image.
-        NotFinite: NaN or Inf, on the CPU only.
+    Raises ValueError: the shape is not (b, 3, h, w); on the CPU also for values outside [0, 255], such as a normalised
+    image; NotFinite: NaN or Inf, on the CPU only.
     """
     check_shapes("rgb_to_lab", images=(images, "b 3 h w"))
     values = promote(images)

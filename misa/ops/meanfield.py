@@ -29,10 +29,7 @@ def window_kernel(
 
     DiscoBox (Lan et al. 2021) on the normalised image, with its code's constants. Taps outside the image weigh 0, and
     with `valid` so do those on padding (the published code lets padded cells vote). No gradient.
-
-    Raises:
-        ValueError: shapes do not fit, or a constant that is not positive.
-        NotFinite: NaN or Inf, on the CPU only.
+    Raises ValueError: shapes do not fit, or a constant that is not positive; NotFinite: NaN or Inf, on the CPU only.
     """
     check_shapes("window_kernel", images=(images, "b d h w"), valid=(valid, "b h w"))
     if not min(theta_color, theta_space, strength) > 0:
@@ -69,9 +66,7 @@ def mean_field(
     from other images is added with weight `share`; then the larger score wins, and pixels outside the box are cleared.
 
     `image` is the index of each mask's kernel.
-
-    Raises:
-        ValueError: shapes do not fit; on the CPU also for masks outside [0, 1].
+    Raises ValueError: shapes do not fit; on the CPU also for masks outside [0, 1].
     """
     check_shapes("mean_field", masks=(masks, "n h w"), box_masks=(box_masks, "n h w"), kernel=(kernel, "b 9 h w"))
     if len(image) != len(masks):

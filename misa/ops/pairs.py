@@ -20,10 +20,7 @@ def pair_similarity(
 
     BoxInst (Tian et al. 2021, Eq. 5) and BoxTeacher: `values` in L*a*b*, scale 0.5. SIM: features, scale 1. As in the
     published code, the pixel i itself may be padding: boxes select the pixels.
-
-    Raises:
-        ValueError: shapes do not fit, or a scale that is not positive.
-        NotFinite: NaN or Inf, on the CPU only.
+    Raises ValueError: shapes do not fit, or a scale that is not positive; NotFinite: NaN or Inf, on the CPU only.
     """
     check_shapes("pair_similarity", values=(values, "b d h w"), valid=(valid, "b h w"))
     if not scale > 0:

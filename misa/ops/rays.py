@@ -38,8 +38,7 @@ def contour(mask: Bool[Tensor, "h w"]) -> Int[Tensor, "t 2"]:
 def centre(points: Int[Tensor, "t 2"]) -> Float[Tensor, " 2"]:
     """Return the centroid of a contour's polygon, or of its points if the area is 0, truncated to whole pixels.
 
-    Raises:
-        ValueError: no points.
+    Raises ValueError: no points.
     """
     if points.dim() != 2 or points.shape[1] != 2 or len(points) == 0:
         raise ValueError(f"centre needs a contour of shape (t, 2) with a point or more: it is {tuple(points.shape)}.")

@@ -31,10 +31,8 @@ def strong_view(
     0.1 … 2 with probability `blur`. Geometry is unchanged. Every image has its own `generator` (on the CPU), so its
     draws do not depend on the batch. Padding, exactly 0 in a normalised image, stays 0 and does not affect contrast.
     `sizes` are the images' (h, w) without padding; by default they are read from the images, which synchronises.
-
-    Raises:
-        ValueError: the shape is not (b, 3, h, w), or not one generator, or size, per image.
-        NotFinite: NaN or Inf, on the CPU only.
+    Raises ValueError: the shape is not (b, 3, h, w), or not one generator, or size, per image; NotFinite: NaN or Inf,
+    on the CPU only.
     """
     known = len(images) if sizes is None else len(sizes)
     if images.dim() != 4 or images.shape[1] != 3 or not len(generators) == known == len(images):

@@ -33,10 +33,8 @@ def tree_filter(
     After Song et al. 2019 ("Learnable tree filter"), as BoxLevelSet (Li et al. 2022) uses it: sums up the tree,
     S(v) = x(v) + Σ_children w S, then down, A(v) = S(v)(1 − w²) + w A(parent). In compiled loops on the CPU;
     elsewhere by pointer doubling, in a logarithmic number of rounds.
-
-    Raises:
-        ValueError: shapes do not fit, or a map has no tree; on the CPU also for weights outside [0, 1].
-        NotFinite: NaN or Inf, on the CPU only.
+    Raises ValueError: shapes do not fit, or a map has no tree; on the CPU also for weights outside [0, 1]; NotFinite:
+    NaN or Inf, on the CPU only.
     """
     _check(values, trees, weights, index)
     dtype = torch.promote_types(torch.promote_types(values.dtype, weights.dtype), torch.float32)

@@ -36,8 +36,7 @@ class Made:
 def made_once(source: Path, make: Callable[[Path, Made], None], *, kind: str = "") -> Made:
     """Returns the result of `make(folder, made)` for `source`, from the cache if no dependency has changed.
 
-    Raises:
-        DataError: files have to be written and the cache is not writable.
+    Raises DataError: files have to be written and the cache is not writable.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "misa"
     key = hashlib.sha256(f"{_EDITION} {kind} {source}".encode("utf-8", "surrogateescape")).hexdigest()[:12]

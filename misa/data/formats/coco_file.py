@@ -30,8 +30,7 @@ class CocoFile:
         keep: the keys of images to keep; empty for all.
         see: called with each annotation as read from the file.
 
-    Raises:
-        BadJson: it is not valid JSON, or has a table twice.
+    Raises BadJson: it is not valid JSON, or has a table twice.
     """
 
     def __init__(self, path: Path, *, keep: Sequence[str] = (), see: Callable[[Any], object] | None = None) -> None:
@@ -121,8 +120,7 @@ class CocoFile:
 def read_coco(path: Path) -> Any:
     """Read a COCO file completely, normalised except for areas; any other JSON value is returned unchanged.
 
-    Raises:
-        BadJson: it is not valid JSON, or has a table twice.
+    Raises BadJson: it is not valid JSON, or has a table twice.
     """
     file = CocoFile(path)
     if isinstance(file.content, dict):

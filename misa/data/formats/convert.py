@@ -38,9 +38,7 @@ def open_layout(root: PathLike, *, need_train: bool = True, settled: bool = True
     """Returns the annotation files and image folders of a data set in any of `FORMATS`.
 
     settled: normalise COCO's own layout; False returns the original files, for readers that normalise themselves.
-
-    Raises:
-        DataError: there is no data of any format, or it is ambiguous.
+    Raises DataError: there is no data of any format, or it is ambiguous.
     """
     root = Path(root).expanduser().resolve()
     if _is_published(root):
@@ -355,9 +353,7 @@ def read_boxes(path: PathLike) -> dict[str, tuple[list[list[float]], list[str | 
     """Returns the boxes (x1 y1 x2 y2) and labels of each image in a file or folder of any format.
 
     For prediction with given boxes: the images need not exist. Crowds are left out.
-
-    Raises:
-        DataError: there is no such file, or it holds no boxes.
+    Raises DataError: there is no such file, or it holds no boxes.
     """
     path = Path(path).expanduser()
     report = _Faults()

@@ -79,9 +79,7 @@ def entries(part: Part, report: ReportFault) -> Iterator[Entry]:
 
     The first line names the columns: image, label and box, optionally width and height of the image and split (train,
     val, test). Without a header the columns are image, x1, y1, x2, y2, label.
-
-    Raises:
-        DataError: it is not a CSV file, or a column is missing.
+    Raises DataError: it is not a CSV file, or a column is missing.
     """
     (path,) = part.files
     try:

@@ -33,8 +33,7 @@ def stream_json(path: Path, take: Mapping[str, Callable[[Any], object]], *, once
         take: by key of the outermost object, called with each row of the list there; in the result that list is empty.
         once: keys that may not be repeated; Python's json would silently keep the last.
 
-    Raises:
-        BadJson: the file cannot be read, is not valid JSON, or repeats a key; with line and column.
+    Raises BadJson: the file cannot be read, is not valid JSON, or repeats a key; with line and column.
     """
     try:
         with path.open("rb") as file:

@@ -54,8 +54,7 @@ def convert(data: PathLike, out: PathLike, *, images: ImagesAs = "link") -> list
         images: "link" for hard links (no space, but one file with two names; across file systems they are copied),
             "copy" for separate files.
 
-    Raises:
-        UserError: `out` exists or cannot be written, the data has faults, or an image is missing.
+    Raises UserError: `out` exists or cannot be written, the data has faults, or an image is missing.
     """
     layout, out = open_layout(data), Path(out).expanduser().absolute()
     if os.path.lexists(out):

@@ -34,9 +34,7 @@ def assign(
     """Returns the split of each image ("" for none) and the lists that determined it.
 
     homes: the folders that may hold ImageSets/Main. report: reports faults of a list; say: reports the decision.
-
-    Raises:
-        DataError: a list names none of the images.
+    Raises DataError: a list names none of the images.
     """
     found = [lists for home in dict.fromkeys(homes) if (lists := _lists(home))]
     if found:

@@ -70,8 +70,7 @@ def write_voc(
         train: the list to train on; by default train_aug with `sbd`, train without.
         val: the list to evaluate on.
 
-    Raises:
-        UserError: something is missing, unreadable or inconsistent.
+    Raises UserError: something is missing, unreadable or inconsistent.
     """
     root, out = voc_root(devkit), Path(out).expanduser().resolve()
     extra = None if sbd is None else sbd_root(sbd)

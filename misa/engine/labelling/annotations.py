@@ -89,8 +89,7 @@ class Mask(NamedTuple):
 def open_labels(data: str | Path, out: Path, split: SplitName = "all") -> list[Labels]:
     """Open the annotations of a dataset in any format: a single one for a single file, otherwise one per split.
 
-    Raises:
-        UserError: no dataset there, invalid annotations, or no boxes.
+    Raises UserError: no dataset there, invalid annotations, or no boxes.
     """
     layout = open_layout(data, need_train=split != "val")
     places = {name: place for name, place in (("train", layout.train), ("val", layout.val)) if split in ("all", name)}
@@ -183,11 +182,7 @@ def labelled(row: Mapping[str, Any], mask: Mask, tolerance: float | None) -> dic
 
 
 def true_runs(row: Mapping[str, Any], size: tuple[int, int]) -> Runs | None:
-    """The run-length encoding of an annotation's existing mask, or None.
-
-    Raises:
-        DataError: it cannot be decoded.
-    """
+    """The run-length encoding of an annotation's existing mask, or None. Raises DataError: it cannot be decoded."""
     mask: Any = row.get("segmentation")
     if is_empty(mask):
         return None

@@ -169,9 +169,8 @@ def label(
         threads: of torch on the CPU, for a training.
         score: compare with the data's ground-truth masks.
 
-    Raises:
-        UserError: invalid input, or foreign files in the place of the result; unreadable images, after all others are
-            finished.
+    Raises UserError: invalid input, or foreign files in the place of the result; unreadable images, after all others
+    are finished.
     """
     form, share, base = form or Form(), share or Share(), job.folder
     if not form.tolerance >= 0 or form.sheet < 0:

@@ -31,9 +31,7 @@ def export_student(checkpoint: str | Path | Student, out: str | Path) -> Path:
 
     Teacher, FSD's adapter, optimiser and random states are not included. Predictions equal the checkpoint's bit for
     bit, see `load_student`.
-
-    Raises:
-        UserError: no student there, or `out` exists already or cannot be written.
+    Raises UserError: no student there, or `out` exists already or cannot be written.
     """
     student = checkpoint if isinstance(checkpoint, Student) else load_student(checkpoint, device="cpu")
     content = {CARD: _card(student), "state_dict": {k: v.cpu() for k, v in student.model.state_dict().items()}}
@@ -57,9 +55,7 @@ def export_torchscript(checkpoint: str | Path | Student, out: str | Path) -> Scr
 
     Not supported: decoding, since matrix NMS and the number of instances are data-dependent (`decode` is in Python);
     students other than SOLOv2; half precision; ONNX, which requires its own package.
-
-    Raises:
-        UserError: another student, or `out` exists already or cannot be written.
+    Raises UserError: another student, or `out` exists already or cannot be written.
     """
     student = checkpoint if isinstance(checkpoint, Student) else load_student(checkpoint, device="cpu")
     script = implementation(student.experiment.student).script

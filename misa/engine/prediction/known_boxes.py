@@ -39,9 +39,7 @@ def find_boxes(
     the others. A label that is None is predicted.
 
     boxes: (n 4) x1 y1 x2 y2 in pixels of the image. mask: binarization threshold (default: the row's).
-
-    Raises:
-        UserError: boxes of no area or outside the image, or a label that the student does not know.
+    Raises UserError: boxes of no area or outside the image, or a label that the student does not know.
     """
     size = (image.shape[0], image.shape[1])
     boxes = _checked(boxes, size)

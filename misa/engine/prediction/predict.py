@@ -140,8 +140,7 @@ def predict(
             ("map": an indexed PNG an image, the pixel's number is that in the CSV; "each": a PNG an instance;
             "none"), overlay.
 
-    Raises:
-        UserError: wrong input, before anything is written. Images that cannot be read are listed in `failed`.
+    Raises UserError: wrong input, before anything is written. Images that cannot be read are listed in `failed`.
     """
     try:
         chosen = Options(**options)

@@ -33,9 +33,7 @@ def load_student(path: str | Path, *, device: str = "auto") -> Student:
 
     Only weights are loaded: no code in the file is executed, and no teacher is needed. device: "cpu", "cuda", "cuda:1",
     or "auto" for a GPU if there is one.
-
-    Raises:
-        UserError: no student there, or no such device.
+    Raises UserError: no student there, or no such device.
     """
     place = choose_device(device)
     warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")

@@ -49,9 +49,7 @@ def check_data(
 
     Every image file is opened; duplicates are reported, also across splits. picture: file for a drawing of some images
     with their boxes, or None.
-
-    Raises:
-        UserError: there is no dataset.
+    Raises UserError: there is no dataset.
     """
     path = Path(data).expanduser()
     twins: Twins = {}

@@ -50,9 +50,7 @@ def evaluate(
     in increasing order of score (Figure 1). `details` adds AP per class and precision-recall curves, `boundary` the
     boundary AP, which requires faster-coco-eval. `predictions` writes a student's detections as a COCO results file;
     it replaces such a file, and no other. The run folder is not changed.
-
-    Raises:
-        UserError: no run folder, no checkpoint, another model's checkpoint, unusable data, another file in the way.
+    Raises UserError: no run folder, no checkpoint, another model's checkpoint, unusable data, another file in the way.
     """
     if boundary and importlib.util.find_spec("faster_coco_eval") is None:
         raise UserError("boundary AP needs the package faster-coco-eval; pip install it.")

@@ -201,9 +201,8 @@ def embedded(scene: Scene, name: str) -> Example:
 def open_networks(run: str | Path, *, data_root: str | Path | None = None) -> Networks:
     """Load the networks of a run folder: a teacher, or a student with the teacher that it was trained with.
 
-    Raises:
-        UserError: no run folder, no checkpoint, a student without a dense feature I (a baseline such as BoxInst), or
-            the student's teacher is not beside it.
+    Raises UserError: no run folder, no checkpoint, a student without a dense feature I (a baseline such as BoxInst), or
+    the student's teacher is not beside it.
     """
     warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")  # from mmdet's heads at their first call
     experiment, source, folder, params = opened(run, data_root=data_root)

@@ -75,8 +75,7 @@ class Sources:
     def of(cls, runs: Sequence[str | Path], **options: Any) -> "Sources":
         """Open the runs of these folders, and the teachers beside their students.
 
-        Raises:
-            UserError: no run folder, an unfinished run, or runs on different data.
+        Raises UserError: no run folder, an unfinished run, or runs on different data.
         """
         if not runs:
             raise UserError("figures are made from run folders; give one or more, as made by misa train.")

@@ -127,9 +127,7 @@ class Factory:
 
     A student's teacher is found beside it. Figure 1 shows those of its four networks that are given; Figures 3 and 4
     require a teacher; Figure 5 a student.
-
-    Raises:
-        UserError: no run folder, an unfinished run, runs on different data, or an unknown figure.
+    Raises UserError: no run folder, an unfinished run, runs on different data, or an unknown figure.
     """
 
     def __init__(
@@ -152,9 +150,7 @@ class Factory:
         """Draw and write the wanted figures; print a line for each that the runs do not suffice for.
 
         out: the folder; if empty, a folder named after the first run in runs/figures.
-
-        Raises:
-            UserError: `out` holds figures of other runs, or files of their names that misa did not make.
+        Raises UserError: `out` holds figures of other runs, or files of their names that misa did not make.
         """
         folder = Path(out) if out else Path("runs/figures") / self.sources.runs[0].folder.name
         require_own(folder, {run.folder.name: _card(run) for run in self.sources.runs})

@@ -202,9 +202,8 @@ def measure_guidance(
     run: the student's run folder. teacher: the run folder of another teacher than the student's; without any, readings
     that need S are left out. readings: changes of the row's `Affinity` by name, None for `READINGS`. images: number of
     images with objects, drawn by `seed`.
-
-    Raises:
-        UserError: no such run, a student not trained from boxes, data without ground-truth masks, an invalid reading.
+    Raises UserError: no such run, a student not trained from boxes, data without ground-truth masks, an invalid
+    reading.
     """
     networks = open_networks(run, data_root=data_root)
     warn(Path(run).expanduser().resolve(), networks.experiment)

@@ -96,8 +96,7 @@ def inspect_run(
         seed: of the bootstrap.
         examples: number of pictures of the worst images, and of each error type.
 
-    Raises:
-        UserError: no student, no predictions, unreadable predictions, or data without masks.
+    Raises UserError: no student, no predictions, unreadable predictions, or data without masks.
     """
     _check(resamples, examples, threshold=threshold, good=good)
     _require_page(Path(out or "").expanduser())

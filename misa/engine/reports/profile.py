@@ -217,8 +217,7 @@ def report(steps: dict[str, Step], setup: Setup) -> None:
 def profile(row: str, setup: Setup, *, batch: int | None = None, smoke: bool = False) -> None:
     """Measure a row and print the report. batch: replaces the row's; smoke: small images and networks.
 
-    Raises:
-        UserError: a row without FSD or SEPA, or a missing CUDA device.
+    Raises UserError: a row without FSD or SEPA, or a missing CUDA device.
     """
     if setup.device == "cuda" and not torch.cuda.is_available():
         raise UserError("torch finds no CUDA device; leave --device out, or see `misa doctor`.")

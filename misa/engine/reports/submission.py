@@ -30,9 +30,7 @@ def submit(
     """Detect on test-dev2017, and write the results as json and as a zip to upload; return the zip.
 
     `data_root` contains annotations/image_info_test-dev2017.json and test2017/. `out` is a new folder.
-
-    Raises:
-        UserError: no run, missing list or images, or `out` is not empty.
+    Raises UserError: no run, missing list or images, or `out` is not empty.
     """
     out = Path(out).expanduser()
     run = load_run(run_folder, checkpoint=checkpoint, machine=machine)

@@ -207,9 +207,7 @@ def open_table(
     """Open Table 3, 4 or 5 on a dataset ("demo", "voc", "coco_mini", "photos"), or any rows: "demo:box,demo:mask".
 
     details: print `Table.details` too; the table of comparators always does.
-
-    Raises:
-        UserError: no such table, dataset or row.
+    Raises UserError: no such table, dataset or row.
     """
     name = str(table)
     if ":" in name:

@@ -41,8 +41,7 @@ def last_checkpoint(folder: Path) -> Path:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU; executes no code in the file.
 
-    Raises:
-        UserError: there is no such file, it was not written by torch, or it contains more than numbers and text.
+    Raises UserError: there is no such file, it was not written by torch, or it contains more than numbers and text.
     """
     if not path.is_file():
         raise UserError(missing(path, "checkpoint", "give a run folder or a file of its checkpoints folder"))

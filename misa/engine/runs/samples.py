@@ -90,8 +90,7 @@ def _classes(run: Run, image_id: int) -> tuple[NDArray[np.bool_], list[str]]:
 def losses(folder: str | Path) -> dict[str, NDArray[np.float64]]:
     """Read every loss of a run by name, one value per step, without a half-written last line.
 
-    Raises:
-        UserError: the run has not written a loss yet.
+    Raises UserError: the run has not written a loss yet.
     """
     path = Path(folder) / "losses.jsonl"
     lines = list(_whole_lines(path.read_text())) if path.is_file() else []

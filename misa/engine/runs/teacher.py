@@ -36,9 +36,7 @@ def load_teacher(path: str | Path, *, classes: Sequence[str] | None = None) -> T
 
     Only weights are loaded; no code in the file is executed. `classes` are the student's, in its order; the teacher
     must know exactly these (torchvision's at least one) and expect images normalised as by `misa.data.pipeline`.
-
-    Raises:
-        UserError: no teacher there, or one for other data.
+    Raises UserError: no teacher there, or one for other data.
     """
     if str(path).startswith(TORCHVISION):
         return named_teacher(str(path).removeprefix(TORCHVISION), classes=classes)
@@ -60,8 +58,7 @@ def load_teacher(path: str | Path, *, classes: Sequence[str] | None = None) -> T
 def ready_teacher(experiment: Experiment, classes: Sequence[str] | None = None) -> TorchvisionTeacher:
     """Build the torchvision network of a row; in a smoke run with random weights, to avoid the download.
 
-    Raises:
-        UserError: as `named_teacher`.
+    Raises UserError: as `named_teacher`.
     """
     name = experiment.teacher.removeprefix(TORCHVISION)
     return named_teacher(name, weights=None if _untrained(experiment) else "default", classes=classes)

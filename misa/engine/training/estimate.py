@@ -190,8 +190,7 @@ def estimate(
 ) -> Estimate:
     """Apply the formula of this file. images: size of the training split, by default the published one.
 
-    Raises:
-        UserError: an unknown GPU, a batch that cannot be split, data of unknown size.
+    Raises UserError: an unknown GPU, a batch that cannot be split, data of unknown size.
     """
     require_known(gpu)
     images = images or IMAGES.get(experiment.data)
@@ -222,8 +221,7 @@ def estimate(
 def reported(path: str | Path, gpu: str, precision: str) -> float:
     """Read the u of a GPU and precision from a report of `make gpu`.
 
-    Raises:
-        UserError: the file is not such a report, is of another GPU, or has no figure for the precision.
+    Raises UserError: the file is not such a report, is of another GPU, or has no figure for the precision.
     """
     try:
         report = json.loads(Path(path).read_text())

@@ -40,8 +40,7 @@ def prepare_labels(
 ) -> None:
     """Write the label maps that a teacher's row needs into its run folder; existing files are kept.
 
-    Raises:
-        UserError: the folder has labels of another kind, or the student is missing or does not fit.
+    Raises UserError: the folder has labels of another kind, or the student is missing or does not fit.
     """
     target = label_folder(experiment, folder)
     if target is None or experiment.semantic is None:
@@ -125,9 +124,7 @@ def student_maps(run: Path, source: Source, *, limit: int | None = None) -> Iter
     """Yield a function that makes the label map, for each training image in the order of the annotation file.
 
     Masks are predicted for the annotated boxes (`BoxSupervised.masks_of_boxes`), so classes and instances are known.
-
-    Raises:
-        UserError: `run` is not a trained box-supervised student of these classes.
+    Raises UserError: `run` is not a trained box-supervised student of these classes.
     """
     student, data, run, _ = opened(run)
     if student.supervision != "box" or student.semantic is not None:

@@ -110,11 +110,8 @@ def launch(arguments: Sequence[str], processes: int, *, threads: int) -> None:
     """Run `misa train` with these arguments in several processes of this machine and print their output.
 
     Ctrl-C and SIGTERM are forwarded to the processes, which save a checkpoint before they end.
-
-    Raises:
-        UserError: invalid parameters or data.
-        Diverged: a loss is NaN or infinite.
-        Stopped: the processes ended before the training was complete.
+    Raises UserError: invalid parameters or data; Diverged: a loss is NaN or infinite; Stopped: the processes ended
+    before the training was complete.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += ["-m", "misa", "train", *arguments]

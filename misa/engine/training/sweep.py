@@ -115,11 +115,9 @@ def run(
     own GPUs, if there are enough, and its output in `<root>/logs`. With `cluster` ("slurm", or another that submitit
     supports) each job is submitted with `cluster_options` (see `read_options`), or only waited for if an earlier call
     has submitted it to SLURM. `data_root` and `machine` apply to each training.
-
-    Raises:
-        UserError: a training failed; its last line is quoted, and all jobs that do not depend on it were still run.
-            Or, before any training, a folder holds a run on other data than `data_root`.
-        Stopped: by SIGTERM, which is forwarded to the trainings of this machine; the same call resumes.
+    Raises UserError: a training failed; its last line is quoted, and all jobs that do not depend on it were still run.
+    Or, before any training, a folder holds a run on other data than `data_root`; Stopped: by SIGTERM, which is
+    forwarded to the trainings of this machine; the same call resumes.
     """
     require_one_data([*jobs, *(wanted.teacher for wanted in jobs if wanted.teacher)], data_root)
     how, machine = _timed_options(cluster, cluster_options), machine or Machine()
@@ -152,9 +150,7 @@ def spread(
     """Run named commands in parallel, on this machine (each on its own GPU, if there are enough) or on a cluster.
 
     Their output goes to `<folder>/logs`; `slots`, `cluster` and `cluster_options` are those of `run`.
-
-    Raises:
-        UserError: a command failed; its last line is quoted, and all others have ended.
+    Raises UserError: a command failed; its last line is quoted, and all others have ended.
     """
     jobs = {Job(name, 0, folder / name): command for name, command in commands.items()}
     how = _timed_options(cluster, cluster_options)

@@ -62,10 +62,8 @@ def train(
         machine: devices, micro-batch, workers, threads and loggers; by default a GPU if there is one.
         later: trainings that follow this one, included in the log's remaining time.
 
-    Raises:
-        UserError: invalid input, before any long work and with nothing overwritten.
-        Diverged: a loss is NaN or infinite.
-        Stopped: by SIGTERM, or because another process has ended; the same call resumes.
+    Raises UserError: invalid input, before any long work and with nothing overwritten; Diverged: a loss is NaN or
+    infinite; Stopped: by SIGTERM, or because another process has ended; the same call resumes.
     """
     machine = machine or Machine()
     backbone_row(experiment.network.backbone)  # a misspelt name is found before a teacher is trained

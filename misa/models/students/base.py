@@ -178,9 +178,7 @@ class BoxSupervised(nn.Module):
         """Return the named losses of a batch (b 3 h w), computed in float32; ground-truth masks are not read.
 
         In distributed training each process returns its part, such that the mean of all parts is the batch's loss.
-
-        Raises:
-            Diverged: a loss is NaN or infinite. Checked only on the CPU; on a GPU `NaNGuard` checks asynchronously.
+        Raises Diverged: a loss is NaN or infinite. Checked only on the CPU; on a GPU `NaNGuard` checks asynchronously.
         """
         try:
             return self._losses(batch_inputs, batch_data_samples)

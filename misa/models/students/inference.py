@@ -86,8 +86,7 @@ def find_by_mmdet(
 ) -> list[Instances]:
     """Predict by mmdet's head, one image at a time to limit the memory of full-size masks.
 
-    Raises:
-        UserError: `mask` is given, but these heads have no parameter for the mask threshold.
+    Raises UserError: `mask` is given, but these heads have no parameter for the mask threshold.
     """
     if mask is not None:
         raise UserError(f"mask is a threshold of solov2 students; {student.path} is a {student.experiment.student}.")

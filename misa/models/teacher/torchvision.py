@@ -126,8 +126,7 @@ def named_teacher(
         classes: the student's, matched to the network's by letters and digits, and COCO's names to VOC's; by default
             all of the network's.
 
-    Raises:
-        UserError: unknown network, weights that cannot be downloaded or read, or none of the classes is known.
+    Raises UserError: unknown network, weights that cannot be downloaded or read, or none of the classes is known.
     """
     name, _, file = name.partition(":")
     published = _published(name)

@@ -28,10 +28,8 @@ def backend(like: Tensor) -> ModuleType:
     `use`, or else the environment variable MISA_KERNELS, overrides: "torch" means torch operations everywhere, "cpu"
     the compiled loops on the CPU, "triton" the kernels without a trial launch; these take CPU tensors only in Triton's
     interpreter (TRITON_INTERPRET=1). torch.compile, and by default fake CUDA tensors, trace the torch operations.
-
-    Raises:
-        UserError: MISA_KERNELS is none of `NAMES`, "cpu" without numba, or "triton" for CPU tensors outside the
-            interpreter.
+    Raises UserError: MISA_KERNELS is none of `NAMES`, "cpu" without numba, or "triton" for CPU tensors outside the
+    interpreter.
     """
     kind = like.device.type
     if torch.compiler.is_compiling() and kind == "cuda":
