@@ -34,7 +34,9 @@ def find_row(name: str) -> Experiment:
         raise UserError(_not_a_row(row or table))
     module = _table(table)
     if row not in module.ROWS:
-        hint = did_you_mean(name, (f"{table}:{known}" for known in module.ROWS), key=_last)
+        # Without the table, which would make any two names similar.
+        known = (f"{table}:{row}" for row in module.ROWS)
+        hint = did_you_mean(name, known, key=lambda name: name.rpartition(":")[2])
         hint += f" `misa rows {table}:` lists all {len(module.ROWS)}." if hint and table in table_names() else ""
         raise UserError(f"{table} has no row {row!r}{hint or f'. {_rows_of(table, module)}'}")
     experiment = module.ROWS[row]
@@ -164,11 +166,6 @@ def _not_a_row(name: str) -> str:
 
 def _rows_of(table: str, module: ModuleType) -> str:
     return f"Its rows are:\n{in_columns(lines_of(table, module))}"
-
-
-def _last(name: str) -> str:
-    """Returns a row's name without its table, to compare names: a common table makes any two of them similar."""
-    return name.rpartition(":")[2]
 
 
 def _table(table: str) -> ModuleType:

@@ -68,7 +68,9 @@ def find_inputs(
             _leave_out(path, files, failed)
             inside = [file for file in files if file.suffix.lower() in IMAGES and file.exists()]
             if not inside:
-                raise DataError(f"the folder {path} holds no image; {_what_else(files)}.")
+                videos = any(file.suffix.lower() in VIDEOS for file in files)
+                what = "give its videos by their names" if videos else f"known are {', '.join(IMAGES)}"
+                raise DataError(f"the folder {path} holds no image; {what}.")
             for file in inside:
                 found.setdefault(file.absolute(), (path, file.relative_to(path).as_posix()))
         elif os.path.isfile(path):
@@ -107,11 +109,6 @@ def _leave_out(folder: Path, files: Sequence[Path], failed: dict[str, str]) -> N
     for file in files:
         if file.suffix.lower() in IMAGES and not file.exists():
             failed[str(file)] = f"the link {file} leads nowhere; correct or remove it."
-
-
-def _what_else(files: Sequence[Path]) -> str:
-    videos = sum(file.suffix.lower() in VIDEOS for file in files)
-    return "give its videos by their names" if videos else f"known are {', '.join(IMAGES)}"
 
 
 def _names(places: list[tuple[Path, str]]) -> list[str]:
@@ -175,7 +172,7 @@ def frames(video: Video, *, every: int = 1, wanted: Any = None) -> Iterator[tupl
         index = 0
         while capture.grab():
             if index % every == 0:
-                name = frame_name(video, index)
+                name = f"{video.name}/{index:06d}"
                 if wanted is not None and not wanted(name):
                     yield name, None
                 else:
@@ -185,8 +182,3 @@ def frames(video: Video, *, every: int = 1, wanted: Any = None) -> Iterator[tupl
             index += 1
     finally:
         capture.release()
-
-
-def frame_name(video: Video, index: int) -> str:
-    """Returns the name of a frame, counted from 0."""
-    return f"{video.name}/{index:06d}"

@@ -98,16 +98,6 @@ class Prepared(NamedTuple):
     weak_view: Tensor
 
 
-def _own(values: Tensor) -> Tensor:
-    """The mean over processes in a training of one process."""
-    return values
-
-
-def _alone(values: Tensor) -> Tensor:
-    """The stacked tensors of all processes in a training of one process."""
-    return values[None]
-
-
 class Step(NamedTuple):
     """Inputs of an objective in one training step; those that `Needs` does not request are None.
 
@@ -150,8 +140,8 @@ class Step(NamedTuple):
     per_box: PerBox | None = None
     shadow_per_box: PerBox | None = None
     generators: Sequence[torch.Generator] = ()
-    across: Callable[[Tensor], Tensor] = _own
-    together: Callable[[Tensor], Tensor] = _alone
+    across: Callable[[Tensor], Tensor] = lambda values: values  # of one process
+    together: Callable[[Tensor], Tensor] = lambda values: values[None]
 
     def ramp(self, ramp: Ramp) -> float:
         """The ramp's factor at this step."""

@@ -30,7 +30,7 @@ def single(**ranks: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @wraps(function)
         def inner(*args: P.args, **kwargs: P.kwargs) -> R:
             bound = signature.bind(*args, **kwargs)
-            given = _tensors(bound, ranks)
+            given = {name: x for name in ranks if isinstance(x := bound.arguments.get(name), Tensor)}
             if first not in given or given[first].dim() != full - 1:
                 return function(*bound.args, **bound.kwargs)
             _refuse(
@@ -106,10 +106,6 @@ def check_shapes(function: str, **given: tuple[Any, str]) -> None:
 
 def _listed(words: list[str]) -> str:
     return ", ".join(words[:-1]) + (" and " if len(words) > 1 else "") + words[-1]
-
-
-def _tensors(bound: inspect.BoundArguments, names: dict[str, int]) -> dict[str, Tensor]:
-    return {name: x for name in names if isinstance(x := bound.arguments.get(name), Tensor)}
 
 
 def _images(value: Any, rank: int) -> int | None:

@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 
 from misa.data.check.report import KEPT
 from misa.data.formats.coco import DataError
-from misa.data.formats.names import is_file
 from misa.data.formats.parts import IMAGES
 from misa.errors import counted, did_you_mean, stem
 from misa.files import listing
@@ -75,7 +74,7 @@ def check_files(
     found: list[Listed] = []
     for image in images:
         # One listing of the folder instead of 100k system calls, which only names with a folder in them need.
-        if image.file_name in names or is_file(folder / image.file_name):
+        if image.file_name in names or os.path.isfile(folder / image.file_name):
             found.append(image)
         else:
             absent += 1

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from misa.data.check.image_files import size_of
 from misa.data.formats.json_stream import stream_json
-from misa.data.formats.names import Images, is_file
+from misa.data.formats.names import Images
 from misa.data.formats.plain import TextIds, is_empty, plain_annotation, plain_id, plain_image, plain_references
 from misa.errors import whole
 
@@ -86,7 +86,7 @@ class CocoFile:
         """Match names to the files below `base`, and read missing sizes from the files; returns the files read."""
         rows = [row for row in self.images if isinstance(row, dict) and isinstance(row.get("file_name"), str)]
         for row in rows:
-            if not is_file(base / row["file_name"]) and len(found := images.find(row["file_name"])) == 1:
+            if not os.path.isfile(base / row["file_name"]) and len(found := images.find(row["file_name"])) == 1:
                 row["file_name"], self.changed = os.path.relpath(found[0], base), True
         rows = [row for row in rows if any(row.get(side) in (None, "") for side in ("width", "height"))]
         paths = [base / row["file_name"] for row in rows]

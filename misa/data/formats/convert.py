@@ -19,7 +19,7 @@ from misa.data.formats.coco import DataError, Layout, PathLike, Split, find_layo
 from misa.data.formats.coco_file import TABLES, CocoFile, read_sizes
 from misa.data.formats.coco_json import COCO
 from misa.data.formats.json_rows import write_coco
-from misa.data.formats.names import Images, is_file, plain_name
+from misa.data.formats.names import Images, plain_name
 from misa.data.formats.parts import Boxed, Entry, Format, Part, without_suffix
 from misa.data.formats.plain import plain_annotation
 from misa.data.formats.splits import Named, assign
@@ -296,7 +296,7 @@ def _pictures(base: Path, row: Format, parts: list[Part], report: _Faults, made:
             path = found.get(i) or (_own_file if entry.own else _file_of)(entry, images, part, claims, report)
             if path is None:
                 continue
-            made.depends |= {path, Path(entry.where) if is_file(Path(entry.where)) else part.files[0]}
+            made.depends |= {path, Path(entry.where) if os.path.isfile(entry.where) else part.files[0]}
             name = os.path.relpath(path, base) if path.is_relative_to(base) else str(path)
             known = pictures.setdefault(path, _Picture(name, path, []))
             if entry.own and known.entries:

@@ -48,7 +48,7 @@ class Images:
                 path = folder / written
                 if ".." in path.parts:
                     path = Path(os.path.normpath(path))
-                if is_file(path):
+                if os.path.isfile(path):
                     return path
         return None
 
@@ -94,11 +94,3 @@ def _alike(path: Path, folders: Sequence[str]) -> int:
             break
         count += 1
     return count
-
-
-def is_file(path: Path) -> bool:
-    """Whether the file exists; False, without raising, for impossible names such as one with a zero byte."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False

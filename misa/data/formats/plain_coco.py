@@ -20,7 +20,6 @@ from misa.data.formats.coco import DataError, PathLike, Split
 from misa.data.formats.coco_file import TABLES, CocoFile
 from misa.data.formats.convert import SPLITS, open_layout
 from misa.data.formats.json_rows import write_coco
-from misa.data.formats.names import is_file
 from misa.errors import UserError, counted
 from misa.files import atomic_write, locked, read_json, write_json
 
@@ -106,7 +105,7 @@ def _write_split(out: Path, name: str, split: Split, images: ImagesAs) -> Writte
     with_maps = maps.is_dir()
     for row, path in zip(tqdm(rows, desc=f"{name} images", leave=False, delay=2, disable=None), paths, strict=True):
         _bring(path, out / f"{name}2017" / row["file_name"], images)
-        if with_maps and is_file(source := maps / f"{row['id']}.png"):
+        if with_maps and os.path.isfile(source := maps / f"{row['id']}.png"):
             _bring(source, out / maps.name / source.name, images)
     masks, converted = 0, "converted_from" in file.content
 
@@ -133,7 +132,7 @@ def _path(row: Any, split: Split) -> Path:
     if not isinstance(name, str):
         raise DataError(f"{split.annotations} has an image without file_name: {json.dumps(row)[:60]}; correct it.")
     path = Path(os.path.normpath(split.images / name))
-    if not is_file(path):
+    if not os.path.isfile(path):
         raise DataError(
             f"the image {path} is missing; add it, or take it out of the annotations: misa check says where."
         )

@@ -74,7 +74,8 @@ def write_voc(
     """
     root, out = voc_root(devkit), Path(out).expanduser().resolve()
     extra = None if sbd is None else sbd_root(sbd)
-    lists = {name: _read_list(root, name) for name in ("train", "val", "trainval") if _list_path(root, name).is_file()}
+    paths = {name: root / f"ImageSets/Segmentation/{name}.txt" for name in ("train", "val", "trainval")}
+    lists = {name: path.read_text().split() for name, path in paths.items() if path.is_file()}
     train = train or ("train" if extra is None else "train_aug")
     if extra is not None:
         lists["train_aug"] = augmented(_need(lists, "train", root), _need(lists, "val", root), _sbd_names(extra))
@@ -142,14 +143,6 @@ def download_voc(folder: str | Path, *, sbd: bool = True) -> tuple[Path, Path | 
             "benchmark.tgz by hand and give their folders."
         ) from error
     return folder / "VOCdevkit" / "VOC2012", folder / "sbd" if sbd else None
-
-
-def _list_path(root: Path, name: str) -> Path:
-    return root / "ImageSets" / "Segmentation" / f"{name}.txt"
-
-
-def _read_list(root: Path, name: str) -> list[str]:
-    return _list_path(root, name).read_text().split()
 
 
 def _need(lists: dict[str, list[str]], name: str, root: Path) -> list[str]:

@@ -67,14 +67,10 @@ def _devkit(home: Path) -> list[Part]:
         return []
     splits = dict(split_folders(folder))
     parts = {
-        split: [f for f in files if splits.get(_below(f, folder), "") == split] for split in ("", *splits.values())
+        split: [f for f in files if splits.get(folder / f.relative_to(folder).parts[0], "") == split]
+        for split in ("", *splits.values())
     }
     return [Part(tuple(some), image_folder(home), split, home) for split, some in parts.items() if some]
-
-
-def _below(file: Path, folder: Path) -> Path:
-    """Returns the parent of a file relative to `folder`."""
-    return folder / file.relative_to(folder).parts[0]
 
 
 def entries(part: Part, report: ReportFault) -> Iterator[Entry]:

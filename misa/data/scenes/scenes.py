@@ -207,10 +207,6 @@ def _placed(label: int, diameter: float, top: int, left: int, size: tuple[int, i
     return Piece(label, paste(stamp(label, diameter, np.random.default_rng(seed)), top, left, size), None)
 
 
-def _dot(row: int, column: int, size: tuple[int, int]) -> Piece:
-    return Piece(0, paste(np.ones((1, 1), np.float32), row, column, size), None)
-
-
 def _abutting(size: tuple[int, int]) -> list[Piece]:
     """Returns two objects of one class whose boxes share an edge."""
     left = _placed(1, 44, 40, 14, size, 1)
@@ -228,7 +224,8 @@ def _named(name: str) -> tuple[tuple[int, int], list[Piece], tuple[str, ...]]:
     if name == "two_tone_object":
         return size, [_placed(3, 80, 24, 24, size, 3)], ("contrast",)
     if name == "one_pixel_box":
-        return size, [_placed(1, 48, 12, 16, size, 0), _dot(100, 97, size)], ("plain", "plain")
+        dot = Piece(0, paste(np.ones((1, 1), np.float32), 100, 97, size), None)
+        return size, [_placed(1, 48, 12, 16, size, 0), dot], ("plain", "plain")
     if name == "touching_boxes":
         return size, _abutting(size), ("plain", "plain")
     if name == "odd_size":

@@ -53,10 +53,6 @@ def _blob(rng: Generator) -> Outline:
     return [_polar(radius / radius.max(), angle)]
 
 
-def _triangle(rng: Generator) -> Outline:
-    return [_polar(np.ones(3), _around(3) + rng.uniform(-0.2, 0.2, 3))]
-
-
 def _heart(rng: Generator) -> Outline:
     t = _around(64)
     x = 16 * np.sin(t) ** 3
@@ -80,32 +76,12 @@ def _arrow(rng: Generator) -> Outline:
     return [np.array([[1, 0], [0.05, 0.85], [0.05, a], [-1, a], [-1, -a], [0.05, -a], [0.05, -0.85]])]
 
 
-def _stripes(x: Grid, y: Grid, rng: Generator) -> Grid:
-    return np.sin(x)
-
-
-def _checks(x: Grid, y: Grid, rng: Generator) -> Grid:
-    return np.tanh(3 * np.sin(0.7 * x) * np.sin(0.7 * y))
-
-
-def _dots(x: Grid, y: Grid, rng: Generator) -> Grid:
-    return np.tanh(3 * (np.cos(x) + np.cos(y) - 0.7))
-
-
 def _mottle(x: Grid, y: Grid, rng: Generator) -> Grid:
     # Band-passed white noise: irregular spots at the wavelength, without a direction.
     wavelength = 2 * np.pi / max(float(np.hypot(np.ptp(x[0]), np.ptp(y[0]))) / max(x.shape[1] - 1, 1), 1e-6)
     noise = rng.standard_normal(x.shape).astype(np.float32)
     sigma = wavelength / 5
     return np.tanh(6 * (cv2.GaussianBlur(noise, (0, 0), sigma) - cv2.GaussianBlur(noise, (0, 0), 1.8 * sigma)) * sigma)
-
-
-def _zigzag(x: Grid, y: Grid, rng: Generator) -> Grid:
-    return np.sin(x + 1.6 * np.arcsin(np.sin(0.6 * y)))
-
-
-def _ripples(x: Grid, y: Grid, rng: Generator) -> Grid:
-    return np.sin(np.hypot(x - x.mean(), y - y.mean()))
 
 
 def _bricks(x: Grid, y: Grid, rng: Generator) -> Grid:
@@ -128,12 +104,16 @@ class Kind(NamedTuple):
 
 
 KINDS = (
-    Kind("striped star", _star, _stripes),
-    Kind("checked ring", _ring, _checks),
-    Kind("dotted cross", _cross, _dots),
+    Kind("striped star", _star, lambda x, y, rng: np.sin(x)),
+    Kind("checked ring", _ring, lambda x, y, rng: np.tanh(3 * np.sin(0.7 * x) * np.sin(0.7 * y))),
+    Kind("dotted cross", _cross, lambda x, y, rng: np.tanh(3 * (np.cos(x) + np.cos(y) - 0.7))),
     Kind("mottled blob", _blob, _mottle),
-    Kind("zigzag triangle", _triangle, _zigzag),
-    Kind("rippled heart", _heart, _ripples),
+    Kind(
+        "zigzag triangle",
+        lambda rng: [_polar(np.ones(3), _around(3) + rng.uniform(-0.2, 0.2, 3))],
+        lambda x, y, rng: np.sin(x + 1.6 * np.arcsin(np.sin(0.6 * y))),
+    ),
+    Kind("rippled heart", _heart, lambda x, y, rng: np.sin(np.hypot(x - x.mean(), y - y.mean()))),
     Kind("bricked crescent", _crescent, _bricks),
     Kind("dashed arrow", _arrow, _dashes),
 )

@@ -176,7 +176,9 @@ def label(
     if not form.tolerance >= 0 or form.sheet < 0:
         raise UserError(f"tolerance and sheet must be at least 0, not {form.tolerance} and {form.sheet}.")
     sets = _opened(job)
-    if score and not any(_has_mask(row) for one in sets for target in one.targets for row in target.rows):
+    if score and not any(
+        not is_empty(row.get("segmentation")) for one in sets for target in one.targets for row in target.rows
+    ):
         raise UserError(f"score compares with true masks, and {job.data} has none; leave it out.")
     with _student(job, sets, share, device, threads) as student:
         left = _work(student, sets, _record(student, base), share)
@@ -227,10 +229,6 @@ def _student(job: Job, sets: Sequence[Labels], share: Share, device: str, thread
 def _record(student: Student, base: Path) -> Path:
     """The folder of this student's record."""
     return base / f"{student.digest}-{_EDITION}"
-
-
-def _has_mask(row: dict[str, Any]) -> bool:
-    return not is_empty(row.get("segmentation"))
 
 
 def _writes(base: Path, share: Share, stack: contextlib.ExitStack) -> bool:

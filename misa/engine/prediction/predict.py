@@ -166,7 +166,9 @@ def predict(
         for item in found:
             if chosen.overlay and isinstance(item, Video):
                 film(folder, item, chosen.every)
-        return replace(_result(folder, held, failed, known, unused), given=_given(found, folder), predicted=predicted)
+        counts = [len(row["instances"]) for _, row in _of(found, folder)]
+        given = len(counts), sum(counts)
+        return replace(_result(folder, held, failed, known, unused), given=given, predicted=predicted)
 
 
 def _settings(student: Student, options: Options, boxes: Mapping[str, Boxes] | None) -> dict[str, Any]:
@@ -213,12 +215,6 @@ def _of(inputs: Sequence[Picture | Video], folder: Path) -> Iterator[tuple[Pictu
     for name, row in records(folder):
         if (item := pictures.get(name) or videos.get(name.rpartition("/")[0])) is not None:
             yield item, row
-
-
-def _given(inputs: Sequence[Picture | Video], folder: Path) -> tuple[int, int]:
-    """The numbers of recorded images and instances that belong to the inputs."""
-    counts = [len(row["instances"]) for _, row in _of(inputs, folder)]
-    return len(counts), sum(counts)
 
 
 def _require_same_files(folder: Path, inputs: Sequence[Picture | Video]) -> None:

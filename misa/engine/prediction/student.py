@@ -1,8 +1,8 @@
 """Load a trained student, and predict with it in images in memory."""
 
-import contextlib
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ def load_student(path: str | Path, *, device: str = "auto") -> Student:
     place = choose_device(device)
     warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")
     path = Path(path).expanduser()
-    folder = path.resolve() if _is_run(path) else None
+    folder = path.resolve() if os.path.isdir(path) else None
     path = (path if folder is None else last_checkpoint(path)).resolve()
     checkpoint = read_checkpoint(path)
     experiment, classes = _card(path, checkpoint)
@@ -121,12 +121,6 @@ def find(
     """
     kind = implementation(student.experiment.student)
     return kind.find(student, images, score=score, mask=mask, per_image=per_image)
-
-
-def _is_run(path: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return path.is_dir()
-    return False
 
 
 def _card(path: Path, checkpoint: dict[str, Any]) -> tuple[Experiment, tuple[str, ...]]:

@@ -80,13 +80,8 @@ def _missing_teacher(sources: Sources) -> str:
     return ""
 
 
-def _figure4(sources: Sources) -> Figure:
-    """Affinities from a seed: for the embedded data the two failure modes, then chosen images."""
-    return figure4(seeded(sources), settings=sources.affinity_settings)
-
-
 def seeded(sources: Sources) -> list[tuple[Example, Seed]]:
-    """The images of Figure 4, each with its seed."""
+    """The images of Figure 4, each with its seed: of the embedded data the two failure modes, then chosen ones."""
     examples: list[tuple[Example, Seed]] = []
     if sources.networks.experiment.data == "demo":
         examples += [(sources.networks.scene(named_scene(name), name), seed) for name, seed in _SCENES.items()]
@@ -107,17 +102,15 @@ def _figure5(sources: Sources) -> Figure:
 
 
 def _missing5(sources: Sources) -> str:
-    return "it needs a student's run, such as one of misa train demo:misa" if _no_student(sources) else ""
-
-
-def _no_student(sources: Sources) -> bool:
-    return sources.run_of(teacher=False) is None
+    return (
+        "it needs a student's run, such as one of misa train demo:misa" if sources.run_of(teacher=False) is None else ""
+    )
 
 
 FIGURES: dict[str, PaperFigure] = {
     "1": PaperFigure(_figure1, _missing1),
     "3": PaperFigure(_figure3, _missing_teacher),
-    "4": PaperFigure(_figure4, _missing_teacher),
+    "4": PaperFigure(lambda found: figure4(seeded(found), settings=found.affinity_settings), _missing_teacher),
     "5": PaperFigure(_figure5, _missing5),
 }
 

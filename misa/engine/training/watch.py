@@ -342,7 +342,7 @@ class NaNGuard(Hook):
                     return
                 event.synchronize()
             self.open.pop(0)
-            broken = [name for name, value in zip(names, values.tolist(), strict=True) if not _finite(value)]
+            broken = [name for name, value in zip(names, values.tolist(), strict=True) if not math.isfinite(value)]
             if broken:
                 raise Diverged(
                     f"{culprits(broken)} became NaN or infinite at step {step + 1}. {self.save(step, batch)}"
@@ -378,10 +378,6 @@ class NaNGuard(Hook):
 def culprits(broken: Sequence[str]) -> str:
     """Name of the first non-finite loss term; the total, "loss", is named last."""
     return next((name for name in broken if name != "loss"), broken[0])
-
-
-def _finite(value: float) -> bool:
-    return abs(value) < float("inf")
 
 
 def _plain(values: Any) -> torch.Tensor:

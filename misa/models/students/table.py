@@ -12,11 +12,6 @@ from misa.models.students.inference import Instances, Student, find_by_mmdet
 from misa.models.teacher.config import teacher_config
 
 
-def no_groups(experiment: Experiment) -> dict[str, dict[str, float]]:
-    """The same learning rate and weight decay for all parameters."""
-    return {}
-
-
 class Implementation(NamedTuple):
     """Implementation of a student framework, a variable of that name in its file.
 
@@ -31,7 +26,7 @@ class Implementation(NamedTuple):
     """
 
     config: Callable[[Experiment, tuple[str, ...]], ConfigDict]
-    parameter_groups: Callable[[Experiment], dict[str, dict[str, float]]] = no_groups
+    parameter_groups: Callable[[Experiment], dict[str, dict[str, float]]] = lambda _: {}  # the same for all
     dense_feature: Callable[[Any, tuple[Tensor, ...]], Tensor] | None = None
     find: Callable[..., list[Instances]] = find_by_mmdet
     find_boxes: Callable[..., Instances] | None = None
