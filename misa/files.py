@@ -22,9 +22,7 @@ def atomic_write(path: Path, *, suffix: str = ".part") -> Iterator[Path]:
 
     Creates the folder of `path`. If the block raises, `path` is unchanged and the temporary file is removed.
 
-    Args:
-        path: the file to write.
-        suffix: of the temporary name, for libraries that choose a format by the name.
+    path: the file to write. suffix: of the temporary name, for libraries that choose a format by the name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + suffix)

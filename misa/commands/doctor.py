@@ -56,8 +56,7 @@ def examine(data_roots: Sequence[str | Path] = ()) -> list[Finding]:
 
     Imports torch, mmdet and papermill, and computes a few numbers on the device. Writes nothing.
 
-    Args:
-        data_roots: folders that should hold a data set in COCO or VOC2012 layout.
+    data_roots: folders that should hold a data set in COCO or VOC2012 layout.
     """
     findings = [
         finding_of("Python", check_python, "use Python 3.11, 3.12 or 3.13, in a new virtual environment"),

@@ -38,9 +38,8 @@ class OrderedCOCO(COCO):
 class CocoImages(CocoDataset):
     """A COCO annotation file and its image folder.
 
-    Args:
-        masks: keep `segmentation`; off for box-supervised training, where it is never read.
-        seed: seed of the random augmentation.
+    masks: keep `segmentation`; off for box-supervised training, where it is never read. seed: seed of the random
+    augmentation.
     """
 
     COCOAPI = OrderedCOCO

@@ -50,11 +50,9 @@ def find_inputs(
 ) -> list[Picture | Video]:
     """List the images and videos at the paths; folders are searched recursively for images, also through links.
 
-    Args:
-        paths: files and folders; a link keeps its own name.
-        out: the folder of the results, which is skipped, as is any folder with earlier predictions.
-        failed: filled with messages by name for skipped files: broken links and images of unsupported formats.
-
+    paths: files and folders; a link keeps its own name. out: the folder of the results, which is skipped, as is any
+    folder with earlier predictions. failed: filled with messages by name for skipped files: broken links and images of
+    unsupported formats.
     Raises DataError: a path does not exist or is of another kind, or a folder holds no image.
     """
     failed = {} if failed is None else failed

@@ -50,13 +50,10 @@ def open_source(
 ) -> Source:
     """Open and check the data of an experiment; the embedded data is written below `data_root` the first time.
 
-    Args:
-        experiment: gives the data set, the supervision (boxes or masks) and the image size.
-        data_root: a data set in any of `misa.data.formats.table.FORMATS`; for data="demo" the folder for the embedded
-            data.
-        classes: required classes, in this order; None: those of the training split.
-        need_train: False opens only the validation split, for which `classes` must be given.
-
+    experiment: gives the data set, the supervision (boxes or masks) and the image size. data_root: a data set in any of
+    `misa.data.formats.table.FORMATS`; for data="demo" the folder for the embedded data. classes: required classes, in
+    this order; None: those of the training split. need_train: False opens only the validation split, for which
+    `classes` must be given.
     Raises UserError: a file is missing, unreadable, or not fit to train on.
     """
     if not need_train and classes is None:

@@ -16,8 +16,7 @@ from misa.files import atomic_write
 class Detections(BaseMetric):
     """Writes COCO results (masks as RLE) to one JSON file, from which scores are computed.
 
-    Args:
-        path: the output file.
+    path: the output file.
     """
 
     def __init__(self, path: str, **kwargs: Any) -> None:
@@ -54,8 +53,7 @@ class Detections(BaseMetric):
 class LabelMaps(BaseMetric):
     """Writes the class of every pixel as one 8-bit PNG per image, named by its id; scores are computed from these.
 
-    Args:
-        path: the output folder.
+    path: the output folder.
     """
 
     def __init__(self, path: str, **kwargs: Any) -> None:

@@ -32,12 +32,8 @@ def mask_quality(masks: ArrayLike, propagated: ArrayLike, boxes: ArrayLike, *, t
     as an untrained student's, agrees with the box and with its propagation for any shape of the object: its quality is
     bounded by 0.5, the score of a box in `misa label`, and the bound rises with the share of the box outside the mask.
 
-    Args:
-        masks: P (n h w), the student's probabilities.
-        propagated: M̂ (n h w), in [0, 1].
-        boxes: B (n h w), bool.
-        threshold: foreground threshold.
-
+    masks: P (n h w), the student's probabilities. propagated: M̂ (n h w), in [0, 1]. boxes: B (n h w), bool. threshold:
+    foreground threshold.
     Raises ValueError: shapes differ.
     """
     p, spread, b = np.asarray(masks, np.float64), np.asarray(propagated, np.float64), np.asarray(boxes, bool)

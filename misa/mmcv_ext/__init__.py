@@ -88,10 +88,8 @@ class MmcvExtFinder(importlib.abc.MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         """Return the spec of `mmcv._ext`; None for every other name.
 
-        Args:
-            fullname: the imported name.
-            path: `mmcv.__path__`, given by the import system.
-            target: unused, required by the protocol.
+        fullname: the imported name. path: `mmcv.__path__`, given by the import system. target: unused, required by the
+        protocol.
         """
         if fullname != NAME:
             return None

@@ -40,11 +40,8 @@ def nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) -> 
 
     Synchronises with the GPU, as the number of kept boxes is the shape of the result.
 
-    Args:
-        boxes: (n 4) x1 y1 x2 y2.
-        scores: (n,).
-        iou_threshold: a box is suppressed if its IoU with a kept one is larger than this.
-        offset: 0, or 1 for the old convention in which width is x2 - x1 + 1.
+    boxes: (n 4) x1 y1 x2 y2. scores: (n,). iou_threshold: a box is suppressed if its IoU with a kept one is larger than
+    this. offset: 0, or 1 for the old convention in which width is x2 - x1 + 1.
 
     Returns:
         (kept,) int64 indices, by descending score.
@@ -86,13 +83,9 @@ def sigmoid_focal_loss_forward(
 
     Source: Lin et al., Focal Loss for Dense Object Detection, 2017, Eq. 5.
 
-    Args:
-        input: (n c) logits.
-        target: (n,) int64 labels in 0..c, c is the background.
-        weight: (c,) a factor for the anchors of each label, or empty for none.
-        output: (n c), receives the loss.
-        gamma: focusing exponent.
-        alpha: weight of positives, in [0, 1].
+    input: (n c) logits. target: (n,) int64 labels in 0..c, c is the background. weight: (c,) a factor for the anchors
+    of each label, or empty for none. output: (n c), receives the loss. gamma: focusing exponent. alpha: weight of
+    positives, in [0, 1].
     """
     logits, _, factor = _focal_parts(input, target, weight, alpha)
     output.copy_(-factor * torch.sigmoid(-logits) ** gamma * F.logsigmoid(logits))
@@ -112,12 +105,8 @@ def sigmoid_focal_loss_backward(
 def _sample_level(value: Tensor, locations: Tensor, attention: Tensor, h: int, w: int) -> Tensor:
     """Compute one level's contribution to deformable attention.
 
-    Args:
-        value: (b h*w m d).
-        locations: (b q m p 2) x y, 0..1 from edge to edge of the image.
-        attention: (b q m p).
-        h: rows of the level.
-        w: columns of the level.
+    value: (b h*w m d). locations: (b q m p 2) x y, 0..1 from edge to edge of the image. attention: (b q m p). h: rows
+    of the level. w: columns of the level.
 
     Returns:
         (b q m*d).
@@ -157,13 +146,9 @@ def ms_deform_attn_forward(
 
     Source: Zhu et al., Deformable DETR, 2021, Eq. 3. Levels are processed in turn, to store the samples of one only.
 
-    Args:
-        value: (b k m d).
-        value_spatial_shapes: (l 2) int64 rows and columns of each level.
-        value_level_start_index: (l,) unused, implied by the shapes.
-        sampling_locations: (b q m l p 2) x y, 0..1 from edge to edge of the image.
-        attention_weights: (b q m l p).
-        im2col_step: unused, the compiled op's number of images per call.
+    value: (b k m d). value_spatial_shapes: (l 2) int64 rows and columns of each level. value_level_start_index: (l,)
+    unused, implied by the shapes. sampling_locations: (b q m l p 2) x y, 0..1 from edge to edge of the image.
+    attention_weights: (b q m l p). im2col_step: unused, the compiled op's number of images per call.
 
     Returns:
         (b q m*d).

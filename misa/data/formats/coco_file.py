@@ -25,11 +25,8 @@ class CocoFile:
     count, masks: the number of annotations, and whether any has a mask. changed: whether normalisation changed
     anything, including annotations only after `each_annotation`. texts: whether ids or references were strings.
 
-    Args:
-        path: the JSON file.
-        keep: the keys of images to keep; empty for all.
-        see: called with each annotation as read from the file.
-
+    path: the JSON file. keep: the keys of images to keep; empty for all. see: called with each annotation as read from
+    the file.
     Raises BadJson: it is not valid JSON, or has a table twice.
     """
 

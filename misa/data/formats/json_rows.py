@@ -57,10 +57,8 @@ def object_file(path: Path) -> Iterator[ObjectFile]:
 def write_coco(path: Path, content: Mapping[str, Any], annotations: Callable[[Callable[[Any], None]], object]) -> None:
     """Write a COCO annotation file atomically.
 
-    Args:
-        path: the JSON file.
-        content: the other keys in order, lists written row by row; a list "annotations" in it is ignored.
-        annotations: called with a function that writes a row: `lambda add: [add(row) for row in rows]`.
+    path: the JSON file. content: the other keys in order, lists written row by row; a list "annotations" in it is
+    ignored. annotations: called with a function that writes a row: `lambda add: [add(row) for row in rows]`.
     """
     with object_file(path) as out:
         for key, value in content.items():

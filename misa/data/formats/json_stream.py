@@ -28,11 +28,9 @@ class BadJson(DataError):
 def stream_json(path: Path, take: Mapping[str, Callable[[Any], object]], *, once: tuple[str, ...] = ()) -> Any:
     """Returns the content of a JSON file, with the rows of some lists passed to callbacks instead of kept.
 
-    Args:
-        path: a file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
-        take: by key of the outermost object, called with each row of the list there; in the result that list is empty.
-        once: keys that may not be repeated; Python's json would silently keep the last.
-
+    path: a file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark. take: by key of the outermost object,
+    called with each row of the list there; in the result that list is empty. once: keys that may not be repeated;
+    Python's json would silently keep the last.
     Raises BadJson: the file cannot be read, is not valid JSON, or repeats a key; with line and column.
     """
     try:

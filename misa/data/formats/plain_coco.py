@@ -47,12 +47,8 @@ def convert(data: PathLike, out: PathLike, *, images: ImagesAs = "link") -> list
 
     An interrupted call leaves a hidden folder beside `out`, and the same call resumes from it.
 
-    Args:
-        data: a folder or file in any of `misa.data.formats.table.FORMATS`.
-        out: a new folder.
-        images: "link" for hard links (no space, but one file with two names; across file systems they are copied),
-            "copy" for separate files.
-
+    data: a folder or file in any of `misa.data.formats.table.FORMATS`. out: a new folder. images: "link" for hard links
+    (no space, but one file with two names; across file systems they are copied), "copy" for separate files.
     Raises UserError: `out` exists or cannot be written, the data has faults, or an image is missing.
     """
     layout, out = open_layout(data), Path(out).expanduser().absolute()

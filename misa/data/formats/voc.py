@@ -63,13 +63,9 @@ def write_voc(
     which training reads, are links to two of them, train2017 and val2017 to the images, SegmentationClass to VOC's
     label maps, which have the void borders of objects; SBD's images have none.
 
-    Args:
-        devkit: VOC2012, or a folder that holds it (VOCdevkit).
-        out: must not hold annotations yet.
-        sbd: the folder with inst/ (benchmark_RELEASE/dataset), or one above it.
-        train: the list to train on; by default train_aug with `sbd`, train without.
-        val: the list to evaluate on.
-
+    devkit: VOC2012, or a folder that holds it (VOCdevkit). out: must not hold annotations yet. sbd: the folder with
+    inst/ (benchmark_RELEASE/dataset), or one above it. train: the list to train on; by default train_aug with `sbd`,
+    train without. val: the list to evaluate on.
     Raises UserError: something is missing, unreadable or inconsistent.
     """
     root, out = voc_root(devkit), Path(out).expanduser().resolve()

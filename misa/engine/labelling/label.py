@@ -161,14 +161,9 @@ def label(
 
     The same call again resumes, and predicts only new or changed images. The data is not changed.
 
-    Args:
-        job: data, student and output.
-        form: output form, which can be changed without predicting again.
-        share: the part of the images to predict; the last share to finish writes the result.
-        device: "cpu", "cuda", "cuda:1", or "auto".
-        threads: of torch on the CPU, for a training.
-        score: compare with the data's ground-truth masks.
-
+    job: data, student and output. form: output form, which can be changed without predicting again. share: the part of
+    the images to predict; the last share to finish writes the result. device: "cpu", "cuda", "cuda:1", or "auto".
+    threads: of torch on the CPU, for a training. score: compare with the data's ground-truth masks.
     Raises UserError: invalid input, or foreign files in the place of the result; unreadable images, after all others
     are finished.
     """

@@ -46,8 +46,7 @@ class Preemption(Hook):
     A single process handles Ctrl-C in the same way, in a terminal and in a notebook; a second Ctrl-C ends it at once.
     Several processes get SIGTERM from their launcher when that receives Ctrl-C.
 
-    Args:
-        accumulate: micro-batches per optimiser step; partly accumulated gradients cannot be saved.
+    accumulate: micro-batches per optimiser step; partly accumulated gradients cannot be saved.
     """
 
     priority = "LOWEST"

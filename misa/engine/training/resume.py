@@ -20,10 +20,8 @@ class WholeBatches(DefaultSampler):
 
     A batch has the same images for any world size and micro-batch.
 
-    Args:
-        dataset: the dataset.
-        batch: images per optimiser step, over all processes.
-        seed: of the order, together with the epoch.
+    dataset: the dataset. batch: images per optimiser step, over all processes. seed: of the order, together with the
+    epoch.
     """
 
     def __init__(self, dataset: Sized, *, batch: int, seed: int) -> None:
@@ -72,9 +70,7 @@ class StepClock(Hook):
 
     The step is the runner's, so that it is right after a resume.
 
-    Args:
-        seed: of the run.
-        accumulate: micro-batches per optimiser step.
+    seed: of the run. accumulate: micro-batches per optimiser step.
     """
 
     def __init__(self, seed: int, accumulate: int = 1) -> None:
@@ -157,8 +153,7 @@ class RuntimeInfo(RuntimeInfoHook):
 class StepSchedulers(ParamSchedulerHook):
     """mmengine's hook called once per optimiser step, so that accumulation does not change the learning rates.
 
-    Args:
-        accumulate: micro-batches per optimiser step.
+    accumulate: micro-batches per optimiser step.
     """
 
     def __init__(self, accumulate: int = 1) -> None:

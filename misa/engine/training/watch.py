@@ -141,11 +141,8 @@ class Progress(Hook):
 
     With `interactive`, a notebook shows one display instead, updated in place (`misa.engine.runs.live`).
 
-    Args:
-        path: the log.
-        interactive: use the display if a Jupyter kernel runs this.
-        lines: number of progress lines of the whole run.
-        about: text printed before the first step.
+    path: the log. interactive: use the display if a Jupyter kernel runs this. lines: number of progress lines of the
+    whole run. about: text printed before the first step.
 
     `later` is set to the trainings that follow, to include them in the remaining time, which is then marked with ~.
     """
@@ -278,8 +275,7 @@ class Health(Hook):
 
     Such a step costs one additional backward pass per loss, up to the neck; others cost nothing.
 
-    Args:
-        every: N.
+    every: N.
     """
 
     def __init__(self, every: int) -> None:
@@ -296,9 +292,7 @@ class NaNGuard(Hook):
 
     Every process saves its own batch: `diverged.pth` is the main process's, `diverged-1.pth` that of rank 1.
 
-    Args:
-        folder: where to save the batch.
-        behind: on a GPU losses are read asynchronously, at most this many steps late.
+    folder: where to save the batch. behind: on a GPU losses are read asynchronously, at most this many steps late.
     """
 
     priority = "VERY_HIGH"

@@ -119,13 +119,9 @@ def named_teacher(
 ) -> TorchvisionTeacher:
     """Build one of torchvision's FCN or DeepLabV3 networks as a frozen teacher, such as "deeplabv3_resnet50".
 
-    Args:
-        name: torchvision's name; a suffix ":<file>" loads the weights of that file.
-        weights: "default" for torchvision's, downloaded once; the path of a weights file; None for random weights, the
-            same at each call.
-        classes: the student's, matched to the network's by letters and digits, and COCO's names to VOC's; by default
-            all of the network's.
-
+    name: torchvision's name; a suffix ":<file>" loads the weights of that file. weights: "default" for torchvision's,
+    downloaded once; the path of a weights file; None for random weights, the same at each call. classes: the student's,
+    matched to the network's by letters and digits, and COCO's names to VOC's; by default all of the network's.
     Raises UserError: unknown network, weights that cannot be downloaded or read, or none of the classes is known.
     """
     name, _, file = name.partition(":")
