@@ -9,17 +9,14 @@ from mmdet.models.detectors import SOLO, BoxInst, MaskRCNN
 from mmengine.config import ConfigDict
 
 from misa.experiment import Experiment
-from misa.models.students.common import backbone_of, mmdet_model, preprocessor, stage_widths
+from misa.models.students.common import mmdet_file, mmdet_model
 from misa.models.students.solov2 import grid_neck_and_head, matrix_nms
 from misa.models.students.table import Implementation
 
 
 def solo_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
     """SOLO (Wang et al. 2020a): seven convolutions per tower, one mask per grid cell."""
-    model = mmdet_model("solo/solo_r50_fpn_1x_coco.py")
-    model.type = SOLO
-    model.data_preprocessor = preprocessor(experiment)
-    model.backbone = backbone_of(experiment.network)
+    model = mmdet_model("solo/solo_r50_fpn_1x_coco.py", SOLO, experiment)
     grid_neck_and_head(model, experiment.network, len(classes))
     model.test_cfg.update(matrix_nms(experiment.inference))
     return model
@@ -27,19 +24,21 @@ def solo_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
 
 def boxinst_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
     """BoxInst (Tian et al. 2021): CondInst trained from boxes."""
-    model = mmdet_model("boxinst/boxinst_r50_fpn_ms-90k_coco.py")
-    model.type = BoxInst
-    prepared = preprocessor(experiment) | {"type": BoxInstDataPreprocessor}
-    del prepared["pad_mask"]  # this preprocessor makes masks from the boxes
-    model.data_preprocessor.update(prepared)
+    file = "boxinst/boxinst_r50_fpn_ms-90k_coco.py"
+    model = mmdet_model(file, BoxInst, experiment)
+    # Its preprocessor makes masks from the boxes.
+    own = {name: value for name, value in model.data_preprocessor.items() if name != "pad_mask"}
+    model.data_preprocessor = {
+        **mmdet_file(file).data_preprocessor,
+        **own,
+        "type": BoxInstDataPreprocessor,
+    }
     return dynamic_masks(model, experiment, len(classes))
 
 
 def dynamic_masks(model: ConfigDict, experiment: Experiment, classes: int) -> ConfigDict:
     """Set the experiment's sizes in `model`; the widths of the dynamic layers remain mmdet's."""
     network, inference = experiment.network, experiment.inference
-    model.backbone = backbone_of(network)
-    model.neck.update(in_channels=stage_widths(network), out_channels=network.neck_channels)
     model.bbox_head.update(
         num_classes=classes,
         in_channels=network.neck_channels,
@@ -55,11 +54,7 @@ def mask_rcnn_config(experiment: Experiment, classes: tuple[str, ...]) -> Config
     """Mask R-CNN (He et al. 2017)."""
     network, inference = experiment.network, experiment.inference
     channels = network.neck_channels
-    model = mmdet_model("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py")
-    model.type = MaskRCNN
-    model.data_preprocessor = preprocessor(experiment)
-    model.backbone = backbone_of(network)
-    model.neck.update(in_channels=stage_widths(network), out_channels=channels)
+    model = mmdet_model("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", MaskRCNN, experiment)
     model.rpn_head.update(in_channels=channels, feat_channels=channels)
     heads = model.roi_head
     heads.bbox_roi_extractor.out_channels = heads.mask_roi_extractor.out_channels = channels

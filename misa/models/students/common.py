@@ -16,19 +16,21 @@ from misa.models.host import Preprocessor
 from misa.models.teacher.table import teacher_channels
 from misa.objectives.misa import objective_of
 
-__all__ = ["backbone_of", "objectives", "preprocessor", "stage_widths"]
 
-
-def mmdet_model(file: str) -> ConfigDict:
-    """Load the model of a config file installed with mmdet, such as "solo/solo_r50_fpn_1x_coco.py".
+def mmdet_model(file: str, detector: type, experiment: Experiment) -> ConfigDict:
+    """Load the model of a config file installed with mmdet, and set the experiment's preprocessor, backbone and neck.
 
     Its types are strings, which mmdet resolves; the model and its preprocessor, which mmengine builds, need classes.
     """
-    return copy.deepcopy(_read(file))
+    model, network = copy.deepcopy(mmdet_file(file)), experiment.network
+    model.type, model.data_preprocessor, model.backbone = detector, preprocessor(experiment), backbone_of(network)
+    if "neck" in model:
+        model.neck.update(in_channels=stage_widths(network), out_channels=network.neck_channels)
+    return model
 
 
 @cache
-def _read(file: str) -> ConfigDict:
+def mmdet_file(file: str) -> ConfigDict:
     """The file as installed, without mmengine's search of the index of all models, which takes half a second."""
     model: ConfigDict = Config.fromfile(Path(mmdet.__file__).parent / ".mim" / "configs" / file).model
     return model

@@ -22,7 +22,7 @@ from misa.losses.inputs import Positives
 from misa.losses.pseudo import quality
 from misa.models.students.base import BoxMasks, BoxSupervised, StudentOutput
 from misa.models.students.baselines import dynamic_masks
-from misa.models.students.common import mmdet_model, objectives, preprocessor
+from misa.models.students.common import mmdet_model, objectives
 from misa.models.students.table import Implementation
 from misa.objectives.base import Detected
 from misa.ops.boxes import box_masks
@@ -217,13 +217,9 @@ def best(owner: Int[Tensor, " n"], score: Float[Tensor, " n"], at_most: int) -> 
 def condinst_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
     """The detector's config: mmdet's CondInst (Tian et al. 2020) for masks, with AdelaiDet's widths for boxes."""
     if experiment.supervision == "mask":
-        model = mmdet_model("condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py")
-        model.type = CondInst
-        model.data_preprocessor = preprocessor(experiment)
+        model = mmdet_model("condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py", CondInst, experiment)
         return dynamic_masks(model, experiment, len(classes))
-    model = mmdet_model("boxinst/boxinst_r50_fpn_ms-90k_coco.py")
-    model.type = MISACondInst
-    model.data_preprocessor = preprocessor(experiment)
+    model = mmdet_model("boxinst/boxinst_r50_fpn_ms-90k_coco.py", MISACondInst, experiment)
     dynamic_masks(model, experiment, len(classes))
     model.bbox_head.type = BoxCondInstBboxHead
     model.mask_head.update(type=BoxCondInstMaskHead, feat_channels=DYNAMIC)

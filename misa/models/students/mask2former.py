@@ -30,7 +30,7 @@ from misa.losses.pseudo import quality
 from misa.models.backbones import SWINS
 from misa.models.students.base import BoxMasks, BoxSupervised, StudentOutput
 from misa.models.students.batch_means import share
-from misa.models.students.common import backbone_of, mmdet_model, objectives, preprocessor, stage_widths
+from misa.models.students.common import mmdet_model, objectives, stage_widths
 from misa.models.students.pixel_decoder import PixelDecoder
 from misa.models.students.table import Implementation
 from misa.objectives.base import Detected, PerBox
@@ -202,10 +202,7 @@ def _dice(a: Float[Tensor, "l q k"], b: Float[Tensor, "n k"], eps: float = 1.0) 
 def mask2former_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
     """The detector's config."""
     network = experiment.network
-    model = mmdet_model("mask2former/mask2former_r50_8xb2-lsj-50e_coco.py")
-    model.type = Mask2Former
-    model.data_preprocessor = preprocessor(experiment)
-    model.backbone = backbone_of(network)
+    model = mmdet_model("mask2former/mask2former_r50_8xb2-lsj-50e_coco.py", Mask2Former, experiment)
     if network.norm_eval and "norm_cfg" in model.backbone:
         model.backbone.norm_cfg.requires_grad = False
     _set_head(model.panoptic_head, network, len(classes))

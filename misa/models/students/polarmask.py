@@ -24,7 +24,7 @@ from misa.experiment import Experiment
 from misa.losses.boxes import box_loss
 from misa.losses.polar import polar_centerness, polar_iou_loss
 from misa.models.students.batch_means import batch_mean
-from misa.models.students.common import backbone_of, mmdet_model, preprocessor, stage_widths
+from misa.models.students.common import mmdet_model
 from misa.models.students.table import Implementation
 from misa.ops.rays import RAYS, centre, contour, polygons, ray_lengths
 from misa.ops.transfer import on_host, to_device
@@ -175,11 +175,7 @@ def _filled(corners: Tensor, size: tuple[int, int]) -> Tensor:
 def polarmask_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
     """The detector's config: mmdet's FCOS with `PolarHead`."""
     network, inference = experiment.network, experiment.inference
-    model = mmdet_model("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py")
-    model.type = FCOS
-    model.data_preprocessor = preprocessor(experiment)
-    model.backbone = backbone_of(network)
-    model.neck.update(in_channels=stage_widths(network), out_channels=network.neck_channels)
+    model = mmdet_model("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py", FCOS, experiment)
     model.bbox_head.update(
         type=PolarHead,
         rays=network.rays,

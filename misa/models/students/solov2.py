@@ -14,7 +14,7 @@ from misa.experiment import Experiment, Inference, Network
 from misa.losses.inputs import Positives
 from misa.models.students.base import BoxMasks, BoxSupervised, StudentOutput
 from misa.models.students.batch_means import share
-from misa.models.students.common import backbone_of, mmdet_model, objectives, preprocessor, stage_widths
+from misa.models.students.common import mmdet_model, objectives
 from misa.models.students.solov2_decode import Dense, decode, dense_outputs, each_image
 from misa.models.students.solov2_inference import DensePart, find_boxes_by_cells, find_by_cells
 from misa.models.students.table import Implementation
@@ -133,10 +133,7 @@ def cell_labels(labels: Tensor, instance: Tensor, cell: Tensor, cells: int, back
 def solov2_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict:
     """The detector's config."""
     network = experiment.network
-    model = mmdet_model("solov2/solov2_r50_fpn_1x_coco.py")
-    model.type = SOLOv2
-    model.data_preprocessor = preprocessor(experiment)
-    model.backbone = backbone_of(network)
+    model = mmdet_model("solov2/solov2_r50_fpn_1x_coco.py", SOLOv2, experiment)
     grid_neck_and_head(model, network, len(classes))
     model.mask_head.mask_feature_head.update(feat_channels=network.mask_channels, out_channels=network.feature_channels)
     model.test_cfg.update(matrix_nms(experiment.inference))
@@ -147,10 +144,8 @@ def solov2_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDic
 
 
 def grid_neck_and_head(model: ConfigDict, network: Network, classes: int) -> None:
-    """Set the neck and the head's grids, one level per stride, in SOLO and SOLOv2."""
-    model.neck.update(
-        in_channels=stage_widths(network), out_channels=network.neck_channels, num_outs=len(network.strides)
-    )
+    """Set the grids of neck and head, one level per stride, in SOLO and SOLOv2."""
+    model.neck.num_outs = len(network.strides)
     model.mask_head.update(
         num_classes=classes,
         in_channels=network.neck_channels,

@@ -88,10 +88,11 @@ def test_a_difference_is_seen(monkeypatch):
     """Shows that the test above compares the keys."""
     from misa.models.students import baselines as config
 
-    def drifted(file):
-        model = get_config(f"mmdet::{file}").model
+    def drifted(*of):
+        model = mmdet_model(*of)
         model.train_cfg.rcnn.assigner.match_low_quality = False
         return model
 
+    mmdet_model = config.mmdet_model
     monkeypatch.setattr(config, "mmdet_model", drifted)
     assert differences("table1_coco:mask_rcnn_r101")[1]["train_cfg.rcnn.assigner.match_low_quality"] == (True, False)
