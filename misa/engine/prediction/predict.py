@@ -166,9 +166,8 @@ def predict(
         for item in found:
             if chosen.overlay and isinstance(item, Video):
                 film(folder, item, chosen.every)
-        counts = [len(row["instances"]) for _, row in _of(found, folder)]
-        given = len(counts), sum(counts)
-        return replace(_result(folder, held, failed, known, unused), given=given, predicted=predicted)
+        each = [len(row["instances"]) for _, row in _of(found, folder)]
+        return replace(_result(folder, held, failed, known, unused), given=(len(each), sum(each)), predicted=predicted)
 
 
 def _settings(student: Student, options: Options, boxes: Mapping[str, Boxes] | None) -> dict[str, Any]:

@@ -62,9 +62,7 @@ def run_config(
         log: write losses and scores to TensorBoard and the machine's loggers.
     """
     machine, schedule = machine or Machine(), experiment.schedule
-    split = split or split_batch(schedule.batch, 1)
-    loader = {"num_workers": machine.workers, "persistent_workers": False, "collate_fn": {"type": "pseudo_collate"}}
-    loader["pin_memory"] = get_device() == "cuda"  # which asynchronous copies require
+    split, loader = split or split_batch(schedule.batch, 1), _loader(machine)
     return Config(
         {
             "default_scope": "mmdet",
@@ -100,6 +98,12 @@ def run_config(
         },
         format_python_code=False,  # yapf would lay out the record eight times a run, for seconds each
     )
+
+
+def _loader(machine: Machine) -> dict[str, Any]:
+    """Settings of both data loaders; memory is pinned for CUDA, which asynchronous copies require."""
+    plain = {"persistent_workers": False, "collate_fn": {"type": "pseudo_collate"}}
+    return {"num_workers": machine.workers, "pin_memory": get_device() == "cuda", **plain}
 
 
 def _train_data(experiment: Experiment, source: Source, folder: Path, seed: int) -> dict[str, Any]:
