@@ -51,9 +51,9 @@ def open_source(
     """Open and check the data of an experiment; the embedded data is written below `data_root` the first time.
 
     experiment: gives the data set, the supervision (boxes or masks) and the image size. data_root: a data set in any of
-    `misa.data.formats.table.FORMATS`; for data="demo" the folder for the embedded data. classes: required classes, in
-    this order; None: those of the training split. need_train: False opens only the validation split, for which
-    `classes` must be given.
+    `misa.data.formats.table.FORMATS`; for data="demo" the folder for the embedded data. classes: a run's classes, in
+    its order, which are required; None: those of the training split. need_train: False opens only the validation
+    split, for which `classes` must be given.
     Raises UserError: a file is missing, unreadable, or not fit to train on.
     """
     if not need_train and classes is None:
@@ -64,14 +64,14 @@ def open_source(
         name = hashlib.sha256(f"{EDITION} {scenes!r}".encode()).hexdigest()[:8]
         root = write_scenes(root / f"demo-{name}", scenes)
     layout = open_layout(root, need_train=need_train)
-    wanted, images = tuple(classes) if classes is not None else None, 0
+    wanted, images, of_run = tuple(classes) if classes is not None else None, 0, classes is not None
     cap = experiment.augmentation.long_side
     if need_train:
         purpose: Purpose = "mask" if experiment.supervision == "mask" else "train"
-        report = _checked(layout.root, "train", layout.train, wanted, purpose, cap)
+        report = _checked(layout.root, "train", layout.train, wanted, purpose, cap, of_run)
         wanted = report.classes
         images = report.images if experiment.limit is None else min(report.images, experiment.limit)
-    report = _checked(layout.root, "val", layout.val, wanted, "score", cap)
+    report = _checked(layout.root, "val", layout.val, wanted, "score", cap, of_run)
     masks = report.masks
     if not masks and (layout.root, "masks") not in _told:
         _told.add((layout.root, "masks"))
@@ -80,17 +80,26 @@ def open_source(
 
 
 def _checked(
-    root: Path, name: str, split: Split, classes: tuple[str, ...] | None, purpose: Purpose, long_side: int
+    root: Path,
+    name: str,
+    split: Split,
+    classes: tuple[str, ...] | None,
+    purpose: Purpose,
+    long_side: int,
+    of_run: bool,
 ) -> Report:
     """Returns the report of a usable split, cached while the file and the folder are unchanged."""
     there = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in split]
     key = (*there, classes, purpose, long_side)
     if key not in _passed:
-        _passed[key] = require_usable(*split, classes=classes, purpose=purpose, long_side=long_side)
+        _passed[key] = require_usable(*split, classes=classes, purpose=purpose, long_side=long_side, of_run=of_run)
     report = _passed[key]
     if report.warnings and (root, name) not in _told:
         _told.add((root, name))
-        print(f"data: in the {name} split {_summary(report)}; `misa check {root}` lists them", flush=True)
+        # misa check compares the splits with each other, not with a run's classes.
+        unlisted = of_run and all(warning.kind.startswith("class-") for warning in report.warnings)
+        more = "" if unlisted else f"; `misa check {root}` lists them"
+        print(f"data: in the {name} split {_summary(report)}{more}", flush=True)
     return report
 
 

@@ -59,8 +59,27 @@ def test_evaluation_needs_no_training_split(root):
     assert found.val.images.is_dir()
     with pytest.raises(ValueError, match="needs classes"):
         open_source(BOX, root, need_train=False)
-    with pytest.raises(DataError, match="class 'zebra' is expected"):
-        open_source(BOX, root, classes=("zebra",), need_train=False)
+    own = ", ".join(classes)
+    with pytest.raises(DataError) as error:
+        open_source(BOX, root, classes=("zebra", "ant"), need_train=False)
+    expected = (
+        f"the run knows the classes zebra, ant, and this data has {own}; rename those that mean the same, or train"
+    )
+    assert f"{expected} a run on this data." in str(error.value)
+    with pytest.raises(DataError) as error:
+        open_source(BOX, root, classes=("zebra", classes[0]), need_train=False)
+    words = f"has {own}; rename those that mean the same, remove those that the run does not know, or train a run on"
+    assert words in str(error.value)
+    assert "left out" not in str(error.value)
+
+
+def test_what_a_run_does_not_know_is_left_out_with_advice(root, capsys):
+    classes = open_source(BOX, root).classes
+    capsys.readouterr()
+    found = open_source(BOX, root, classes=classes[:-1], need_train=False)
+    assert found.classes == classes[:-1]
+    words = f"objects of {classes[-1]} are left out, as they are of no class of the run\n"
+    assert capsys.readouterr().out == f"data: in the val split {words}"
 
 
 def test_images_are_read_once_until_something_changes(root, monkeypatch):

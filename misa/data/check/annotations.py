@@ -55,13 +55,14 @@ def check_coco(
     samples: int = 0,
     twins: Twins | None = None,
     alone: bool = True,
+    of_run: bool = False,
 ) -> Report:
     """Check a whole annotation file and its images; never raises for their content.
 
     What `misa.data.formats.plain` normalises is not a fault, as every reader applies it. Annotations are streamed:
     only the images of a file are held in memory.
 
-    classes: required names (others are dropped with a warning); None takes all.
+    classes: required names (others are dropped with a warning); None takes all. of_run: whether they are a run's.
     verify_images: "exists" lists the folder; "open" also reads the start and end of each file (8 threads).
     purpose: "train" checks boxes only; "mask" also the masks to learn from, "eval" the masks for pycocotools;
         "boxes" is evaluation without masks; "score" is "eval" if any object has a mask, else "boxes".
@@ -85,7 +86,7 @@ def check_coco(
     images = _images(file.images if file is not None else [], notes)
     names = _categories(file.categories if file is not None else [], notes)
     there = file is not None and file.has("categories")
-    wanted = _match(names, classes, purpose, notes) if there else tuple(classes or ())
+    wanted = _match(names, classes, purpose, notes, of_run=of_run) if there else tuple(classes or ())
     found = _Objects(dict.fromkeys(wanted, 0), dict.fromkeys(_chosen(images, samples)))
     if file is not None and all(file.has(key) for key in TABLES):
         _annotations(file, _Known(images, names, purpose), found, repeated, notes)
@@ -170,10 +171,17 @@ def require_usable(
     verify_images: Literal["exists", "open"] = "open",
     purpose: Purpose = "train",
     long_side: int | None = None,
+    of_run: bool = False,
 ) -> Report:
     """Returns the report of `check_coco`; DataError with the first fatal problem and the number of the others."""
     report = check_coco(
-        annotation_file, image_dir, classes=classes, verify_images=verify_images, purpose=purpose, long_side=long_side
+        annotation_file,
+        image_dir,
+        classes=classes,
+        verify_images=verify_images,
+        purpose=purpose,
+        long_side=long_side,
+        of_run=of_run,
     )
     if report.usable:
         return report
@@ -374,27 +382,39 @@ def _category(row: dict[str, Any], key: int, names: dict[int, str], notes: Notes
         names[key] = name
 
 
-def _match(names: dict[int, str], classes: Sequence[str] | None, purpose: str, notes: Notes) -> tuple[str, ...]:
+def _match(
+    names: dict[int, str], classes: Sequence[str] | None, purpose: str, notes: Notes, *, of_run: bool
+) -> tuple[str, ...]:
     """Returns the requested classes, in the requested order."""
     found = tuple(names.values())
     if classes is None:
         return found
+    missing, extra = (
+        [name for name in one if name not in other] for one, other in ((classes, found), (found, classes))
+    )
     # A file for evaluation may lack some of the classes, but not have others.
-    some = purpose in ("eval", "boxes") and bool(found) and set(found) < set(classes)
-    for name in classes:
-        if name not in found and some:
+    if purpose in ("eval", "boxes") and found and not extra:
+        for name in missing:
             message = f"class {name!r} does not occur in it, so it is not scored"
             notes.add("class-absent", "", message, "nothing to do, if it has no such object", fatal=False)
-        elif name not in found:
+    elif missing and of_run:
+        message = f"the run knows the classes {_joined(classes)}, and this data has {_joined(found) or 'none'}"
+        drop = ", remove those that the run does not know" if len(extra) < len(found) else ""
+        notes.add("class-names", "", message, f"rename those that mean the same{drop}, or train a run on this data")
+    else:
+        for name in missing:
             hint = did_you_mean(name, found)[2:] or "give the class names of this file"
-            listing = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-            notes.add("class-names", "", f"class {name!r} is expected, but found are {listing or 'none'}", hint)
-    if extra := [name for name in found if name not in classes]:
-        listing = ", ".join(extra[:8]) + (f" and {len(extra) - 8} more" if len(extra) > 8 else "")
-        message = f"objects of {listing} are left out, as they are of no class of the training"
-        advice = "add the class to the training annotations, if it is to be learned"
-        notes.add("class-names-left-out", "", message, advice, fatal=False)
+            notes.add("class-names", "", f"class {name!r} is expected, but found are {_joined(found) or 'none'}", hint)
+    if extra and not (missing and of_run):
+        message = f"objects of {_joined(extra)} are left out, as they are of no class of the "
+        cure = "add the class to the training annotations, if it is to be learned"
+        cure = "train a run on data that has it, if it is to be scored" if of_run else cure
+        notes.add("class-names-left-out", "", message + ("run" if of_run else "training"), cure, fatal=False)
     return tuple(classes)
+
+
+def _joined(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _annotations(file: CocoFile, known: _Known, found: _Objects, repeated: _Repeated, notes: Notes) -> None:
