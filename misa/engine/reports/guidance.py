@@ -28,11 +28,11 @@ from misa.engine.reports.explore import open_networks
 from misa.engine.runs.folder import recorded
 from misa.engine.runs.state import smoke_mark, warn
 from misa.engine.runs.teacher import load_teacher
-from misa.errors import UserError, counted, did_you_mean
+from misa.errors import UserError, counted, did_you_mean, option_name
 from misa.evaluation.ap import read_truth
 from misa.evaluation.guidance import FEWEST, Figure, Pull, iou, pull_of, ratio, summary
 from misa.experiment import Affinity, Augmentation
-from misa.figures.guidance import guidance_chart
+from misa.figures.guidance import NAMES, TERMS, guidance_chart
 from misa.figures.plots import save
 from misa.losses.inputs import Batch, shrink, union_of_boxes
 from misa.losses.pairwise import pseudo_masks
@@ -94,6 +94,12 @@ READINGS: dict[str, dict[str, Any]] = {
 Unless the name says otherwise, class maps and probabilities are combined with color as a product with 0.3 σ.
 """
 AS_TRAINED = "as trained"
+COLUMNS = """IoU: of the pseudo masks with the true masks, inside the boxes, in percent
+gain: this IoU minus that of the student's masks, in points
+pull: share of the change of the masks towards the true masks minus the share away from them: 100 is all towards, 0 as
+      much towards as away, -100 all away
+moved: mean change of the probability of a pixel of the boxes, in percentage points"""
+"""The columns of `Guidance.text`."""
 _BRACKETS = "in brackets 95 % intervals over images"
 # The fields of an affinity that say how S joins it, and those that a term looks at besides.
 _READ: tuple[str, ...] = ("feature", "saliency", "balance", "semantic_scale", "kernels")
@@ -136,6 +142,7 @@ class Guidance:
     groups: tuple[tuple[str, ...], ...]
     split: str
     smoke: str = ""  # warning about a smoke run
+    left_out: int = 0  # readings that need a teacher, where there is none
 
     def table(self, group: str = "all", *, seed: int = 0) -> pd.DataFrame:
         """A row a reading and term: iou, gain, pull and moved with their 95 % intervals, and the number of objects."""
@@ -165,7 +172,7 @@ class Guidance:
         return pd.concat([self.table(group) for group in self.kinds()], ignore_index=True)
 
     def text(self, group: str = "all") -> str:
-        """The table as plain text, in percent, by decreasing pull, below the initial IoU. UserError: no such group."""
+        """A table for each term as plain text, by decreasing pull, below the initial IoU. UserError: no such group."""
         if group not in self.kinds():
             raise UserError(f"there is no group {group!r}; choose one of {', '.join(self.kinds())}.")
         count = len(set(self.images.tolist()))
@@ -176,15 +183,18 @@ class Guidance:
             f"{counted(len(self.images), 'object')} of {counted(count, 'image')} of the {self.split} split, {brackets}"
         ]
         lines += [f"{name}: IoU {_percent(figure)}" for name, figure in self.started().items()]
-        table = self.table(group).sort_values(["term", "pull"], ascending=[True, False], kind="stable")
-        lines += ["", f"{'reading':40s} {'term':7s} {'IoU':>6s} {'gain':>16s} {'pull':>16s} {'moved':>6s}"]
-        lines += [
-            f"{row.reading:40s} {row.term:7s} {100 * row.iou:6.1f} "
-            f"{_signed(row.gain, row.gain_low, row.gain_high):>16s} "
-            f"{_signed(row.pull, row.pull_low, row.pull_high):>16s} {100 * row.moved:6.2f}"
-            for row in table.itertuples()
-        ]
-        return "\n".join(lines)
+        if self.left_out:
+            what = counted(self.left_out, "reading needs a teacher and is", "readings need a teacher and are")
+            lines.append(f"{what} left out; {option_name('teacher')} gives one")
+        table = self.table(group).sort_values("pull", ascending=False, kind="stable")
+        for term in (term for term in TERMS if (table["term"] == term).any()):
+            lines += ["", f"{NAMES[term]:40s} {'IoU':>6s} {'gain':>16s} {'pull':>16s} {'moved':>6s}"]
+            lines += [
+                f"{row.reading:40s} {100 * row.iou:6.1f} {_signed(row.gain, row.gain_low, row.gain_high):>16s} "
+                f"{_signed(row.pull, row.pull_low, row.pull_high):>16s} {100 * row.moved:6.2f}"
+                for row in table[table["term"] == term].itertuples()
+            ]
+        return "\n".join([*lines, "", COLUMNS])
 
 
 def measure_guidance(
@@ -213,7 +223,8 @@ def measure_guidance(
     source = _with_masks(run, networks.source, split, data_root)
     guide = networks.teacher if teacher is None else load_teacher(teacher, classes=source.classes)
     own = networks.experiment.affinity or Affinity()
-    chosen = affinities(own, READINGS if readings is None else readings, taught=guide is not None)
+    wanted = READINGS if readings is None else readings
+    chosen = affinities(own, wanted, taught=guide is not None)
     found: dict[tuple[str, str], list[Pull]] = {}
     start: dict[str, list[NDArray[np.float64]]] = {}
     ids: list[int] = []
@@ -236,6 +247,7 @@ def measure_guidance(
         tuple(groups),
         split,
         smoke_mark(networks.experiment),
+        left_out=len(wanted.keys() - chosen.keys()),
     )
 
 

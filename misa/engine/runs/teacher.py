@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import Tensor
 
 from misa.data.pipeline import MEAN, STD
 from misa.engine.runs.checkpoints import last_checkpoint, read_checkpoint
@@ -34,8 +36,8 @@ class TeacherCard(Hook):
 def load_teacher(path: str | Path, *, classes: Sequence[str] | None = None) -> TeacherNetwork:
     """Load the frozen network of a teacher's run folder or checkpoint, or torchvision's; `.prior(images)` is S and K.
 
-    Only weights are loaded; no code in the file is executed. `classes` are the student's, in its order; the teacher
-    must know exactly these (torchvision's at least one) and expect images normalised as by `misa.data.pipeline`.
+    Only weights are loaded; no code in the file is executed. `classes` are the student's: the teacher must know exactly
+    these (torchvision's at least one), K has their order. Images are normalised as by `misa.data.pipeline`.
     Raises UserError: no teacher there, or one for other data.
     """
     if str(path).startswith(TORCHVISION):
@@ -52,7 +54,24 @@ def load_teacher(path: str | Path, *, classes: Sequence[str] | None = None) -> T
     experiment = Experiment.from_values(json.loads(card))
     network = build_teacher(experiment.but(network={"pretrained": False}), contract.classes)
     network.load_state_dict({k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)})
+    if classes is not None and tuple(classes) != contract.classes:
+        _reorder(network, tuple(classes), path)
     return network.eval().requires_grad_(False)
+
+
+def _reorder(network: TeacherNetwork, classes: tuple[str, ...], path: Path) -> None:
+    """Put K and the contract in the order of `classes`, by their names; the rows of the classifier stay."""
+    order = [network.contract.classes.index(name) for name in classes]
+    factors, rows = network.last_layer().factors, getattr(network, "foreground", None)
+    if isinstance(rows, Tensor):
+        network.foreground = rows[order]
+    if not torch.equal(network.last_layer().factors, factors[order]):
+        raise UserError(
+            f"the teacher {path} knows the student's classes in another order, and a {type(network).__name__} cannot "
+            f"be brought into the student's, {', '.join(classes)}: its K does not follow `foreground`, the rows of its "
+            "classifier; train a teacher on the same data."
+        )
+    network.contract = network.contract._replace(classes=classes)
 
 
 def ready_teacher(experiment: Experiment, classes: Sequence[str] | None = None) -> TorchvisionTeacher:
@@ -75,10 +94,10 @@ def _untrained(experiment: Experiment) -> bool:
 
 
 def _check_contract(path: Path, contract: TeacherContract, classes: Sequence[str] | None) -> None:
-    if classes is not None and tuple(classes) != contract.classes:
+    if classes is not None and sorted(classes) != sorted(contract.classes):
         raise UserError(
             f"the teacher {path} knows the classes {', '.join(contract.classes)}, the student's data has "
-            f"{', '.join(classes)}; train a teacher on the same data."
+            f"{', '.join(classes)}; they must be the same, in any order: train a teacher on the same data."
         )
     if contract.mean != MEAN or contract.std != STD:
         raise UserError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -86,7 +87,17 @@ def test_intervals_are_given_from_ten_images_on(measured):
     for name in ("iou", "gain", "pull", "moved"):
         assert (table[f"{name}_low"] <= table[name] + 1e-12).all()
         assert (table[name] <= table[f"{name}_high"] + 1e-12).all()
-    assert "of the val split, in brackets 95 % intervals over images" in many.text()
+    text = many.text()
+    assert "of the val split, in brackets 95 % intervals over images" in text
+    assert "left out" not in text
+    blocks = [block.splitlines() for block in text.split("\n\n")[1:-1]]
+    assert [re.split(r"  +", block[0])[0] for block in blocks] == ["in windows", "along the tree", "PAMR"]
+    for head, *rows in blocks:
+        assert head.split()[-4:] == ["IoU", "gain", "pull", "moved"]
+        names = [row[:40].strip() for row in rows]
+        assert len(set(names)) == len(names), "a name occurs once in a table"
+    for column in ("IoU", "gain", "pull", "moved"):
+        assert f"\n{column}: " in text
     for group in many.kinds()[1:]:
         held = len({image for image, own in zip(images, many.groups, strict=True) if group in own})
         assert ("in brackets" in many.text(group)) == (held >= 10)
@@ -148,6 +159,7 @@ def test_a_teacher_can_be_given_and_the_training_images_looked_at(run, place, ca
     teacher = next(path for path in run.parent.iterdir() if "teacher" in path.name)
     alone = measure_guidance(student, images=2, readings={"color": {}, "class map": READINGS["class map, 0.3σ"]})
     assert {reading for reading, _ in alone.pulls} == {"color"}
+    assert "\n1 reading needs a teacher and is left out; teacher gives one\n" in alone.text()
     out = place / "out"
     words = ["--teacher", str(teacher), "--split", "train", "--images", "2", "--only", "color,probability"]
     assert main(["guidance", str(student), *words, "--out", str(out)]) == 0

@@ -27,6 +27,7 @@ from misa.evaluation.miou import miou
 from misa.experiment import Experiment, Semantic
 from misa.machine import Machine
 from misa.models.teacher.config import label_folder
+from misa.models.teacher.table import build_teacher
 from tests.helpers import CPU
 
 TOY = DEMO.but(
@@ -205,10 +206,40 @@ def test_one_file_is_a_teacher_wherever_it_lies(runs, tmp_path):
     assert torch.equal(load_teacher(moved).prior(images).features, expected.features)
 
 
+def test_classes_in_another_order_are_matched_by_name(runs):
+    folder, classes = runs["objectives"].folder, runs["objectives"].source.classes
+    assert len(classes) > 2
+    turned = (*classes[2:], *classes[:2])  # not its own inverse
+    place = [classes.index(name) for name in turned]
+    own, other = load_teacher(folder, classes=classes), load_teacher(folder, classes=turned)
+    assert other.contract == own.contract._replace(classes=turned)
+    images = torch.randn(1, 3, 64, 64)
+    (features, factors), (again, reordered) = own.prior(images), other.prior(images)
+    assert torch.equal(features, again)
+    assert torch.equal(reordered, factors[place])
+    assert not torch.equal(reordered, factors)
+    for name, mine, theirs in zip(own.last_layer()._fields, own.last_layer(), other.last_layer(), strict=True):
+        assert torch.equal(theirs, mine if name.startswith("background") else mine[place]), name
+
+
+def test_a_network_whose_rows_stay_is_refused_in_another_order(runs, monkeypatch):
+    def fixed(*values):
+        network = build_teacher(*values)
+        layer = network.last_layer()
+        network.last_layer = lambda: layer
+        return network
+
+    monkeypatch.setattr("misa.engine.runs.teacher.build_teacher", fixed)
+    folder, classes = runs["objectives"].folder, runs["objectives"].source.classes
+    assert load_teacher(folder, classes=classes).contract.classes == classes
+    with pytest.raises(UserError, match="classes in another order, and a SeMask cannot be brought into the student's"):
+        load_teacher(folder, classes=classes[::-1])
+
+
 def test_a_teacher_for_other_data_is_refused(runs, student, tmp_path):
     classes = runs["objectives"].source.classes
-    with pytest.raises(UserError, match=f"knows the classes {classes[0]}"):
-        load_teacher(runs["objectives"].folder, classes=classes[::-1])
+    with pytest.raises(UserError, match=rf"knows the classes {classes[0]}, .* must be the same, in any order: train"):
+        load_teacher(runs["objectives"].folder, classes=(*classes[1:], "zebra"))
     with pytest.raises(UserError, match="is not a checkpoint of a semantic teacher"):
         load_teacher(student.folder)
     with pytest.raises(UserError, match="there is no checkpoint"):
