@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -454,6 +455,30 @@ def test_pamr_is_the_closed_form(rng, device, h, w):
         balance=0.4,
     )
     assert_close(result.cpu(), torch.tensor(expected).float(), atol=1e-5, rtol=0)
+
+
+def test_pamr_at_the_published_dilations_and_steps_is_the_closed_form_in_any_range_of_colors(rng, device):
+    """48 neighbors, ten steps and dilations up to 24 pixels, on windows that torch cuts out."""
+    h, w, dilations = 40, 56, (1, 2, 4, 8, 12, 24)
+    pixels = 255 * torch.rand(3, h // 8, w // 8, generator=rng).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    pixels = (pixels + 9 * torch.randn(3, h, w, generator=rng)).clamp(0, 255)
+    masks = (torch.rand(2, h, w, generator=rng) > 0.5).float()
+
+    def windows(values):  # n h w -> dilation n 9 h w; the fifth is the centre
+        padded = [(F.pad(values[:, None], [d] * 4, mode="replicate"), d) for d in dilations]
+        return torch.stack([F.unfold(x, 3, dilation=d).reshape(-1, 9, h, w) for x, d in padded])
+
+    def ring(values):  # n h w -> n 48 h w
+        return windows(values)[:, :, [0, 1, 2, 3, 5, 6, 7, 8]].transpose(0, 1).flatten(1, 2)
+
+    spread = windows(pixels.double()).transpose(0, 1).flatten(1, 2).std(dim=1, keepdim=True)
+    logits = -(ring(pixels.double()) - pixels[:, None]).abs() / (1e-8 + 0.1 * spread)
+    affinity, expected = logits.mean(dim=0).softmax(dim=0), masks.double()
+    for _ in range(10):
+        expected = (affinity * ring(expected)).sum(dim=1)
+    for colors in (pixels, (pixels - 120) / 58):
+        found = propagate_pamr(masks.to(device), colors.to(device)).cpu()
+        assert_close(found, expected.float(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("form", ["sum", "product"])
