@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from misa.errors import counted
 from misa.figures.overlay import overlay, whole
 from misa.figures.style import COLORS, Picture
 
@@ -309,7 +310,9 @@ def class_bars(scores: Mapping[str, Mapping[str, float | None]], *, metric: str 
     ax.set_yticks(np.arange(len(shown)), labels, fontsize=7)
     ax.invert_yaxis()
     left_out = len(ordered) - len(shown)
-    ax.set_xlabel(f"{metric} (%)" + (f"; {left_out} classes further down are left out" if left_out else ""))
+    ax.set_xlabel(
+        f"{metric} (%)" + (f"; {counted(left_out, 'class', 'classes')} further down left out" if left_out else "")
+    )
     _tidy(ax)
     return figure
 

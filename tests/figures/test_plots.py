@@ -167,7 +167,7 @@ def test_classes_come_best_first_and_those_without_objects_last():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["cow (7)", "cat (3)", "dog (0)"]
     assert [bar.get_width() for bar in ax.patches] == [30.0, 10.0, 0.0]
     (ax,) = class_bars(scores, most=1).axes
-    assert "2 classes further down are left out" in ax.get_xlabel()
+    assert "2 classes further down left out" in ax.get_xlabel()
 
 
 def test_a_line_for_every_threshold():

@@ -25,7 +25,7 @@ from misa.data.formats.coco_file import TABLES, CocoFile
 from misa.data.formats.json_stream import BadJson
 from misa.data.formats.names import Images
 from misa.data.formats.plain import is_ignored
-from misa.errors import did_you_mean, number, whole
+from misa.errors import counted, did_you_mean, number, whole
 
 __all__ = ["Purpose", "Twins", "check_coco", "has_masks", "require_usable"]
 
@@ -498,11 +498,12 @@ def _decide(known: _Known, found: _Objects, notes: Notes) -> None:
         notes.add(*doubt)
     verb = "learned from" if known.purpose in ("train", "mask") else "scored on"
     for count, what, kind in (
-        (found.crowds - found.ignored, "crowds (iscrowd or difficult)", "crowds"),
+        (found.crowds - found.ignored, "marked as crowd (iscrowd or difficult)", "crowds"),
         (found.ignored, "marked by the key ignore", "ignored"),
     ):
         if count:
-            message = f"{count} of {found.count} objects are {what} and are not {verb}"
+            be = "is" if count == 1 else "are"
+            message = f"{count} of {counted(found.count, 'object')} {be} {what} and {be} not {verb}"
             advice = "set the mark to 0 where one is a single object"
             # COCO itself has one in a hundred, which is only a note.
             notes.add(kind, "", message, advice, fatal=False, note=count < _MANY * found.count)

@@ -30,6 +30,7 @@ from misa.data.formats.parts import (
     split_folders,
 )
 from misa.data.rle import encode_part
+from misa.errors import counted
 from misa.errors import number as is_number
 
 _SIDES_OF_CIRCLE = 64
@@ -105,9 +106,10 @@ def _objects(shapes: list[Any], size: tuple[int, int] | None, path: Path, report
             groups.setdefault(key, []).append([side for point in points for side in point])
             places.setdefault(key, where)
         else:
-            report("labelme", where, f"it is a {kind or 'polygon'} of {len(points)} points", "draw it again")
+            report("labelme", where, f"it is a {kind or 'polygon'} of {counted(len(points), 'point')}", "draw it again")
     if ignored:
-        report("labelme-points", str(path), f"{ignored} points or lines are left out", "nothing to do", fatal=False)
+        message = f"{counted(ignored, 'point or line is', 'points or lines are')} left out"
+        report("labelme-points", str(path), message, "nothing to do", fatal=False)
     for (label, _), polygons in groups.items():
         yield _polygons(label, polygons, places[label, _])
 

@@ -99,7 +99,7 @@ def _members(path: Path, images: Sequence[Named], report: ReportFault) -> set[in
             f"{Path(images[0].path).name if images else 'nowhere'}; correct the list, or remove it."
         )
     if missing:
-        message = f"{len(missing)} of its lines, such as {missing[0]!r}, name no annotated image"
+        message = f"{counted(len(missing), 'line names', 'lines name')} no annotated image, such as {missing[0]!r}"
         report("split-list", str(path), message, "nothing to do, if they are not meant", fatal=False)
     return members
 
@@ -143,5 +143,6 @@ def _by_lists(members: Mapping[str, set[int]], images: Sequence[Named], say: Cal
         train = train - val
     if twice := train & val:
         name = Path(images[min(twice)].path).name
-        raise DataError(f"{len(twice)} images, such as {name}, are in the lists of train and of val; keep each in one.")
+        found = counted(len(twice), "image is", "images are")
+        raise DataError(f"{found} in the lists of train and of val, such as {name}; keep each in one.")
     return ["train" if i in train else "val" if i in val else "test" * (i in test) for i in range(len(images))]

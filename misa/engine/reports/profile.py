@@ -22,7 +22,7 @@ import misa.ops.guides
 from misa.data.source import open_source
 from misa.engine.training.config import run_config
 from misa.engine.training.runner import quiet_runner
-from misa.errors import UserError
+from misa.errors import UserError, counted
 from misa.experiment import Experiment
 from misa.models.students.base import BoxSupervised
 from misa.models.teacher.contract import TeacherNetwork
@@ -227,8 +227,9 @@ def profile(row: str, setup: Setup, *, batch: int | None = None, smoke: bool = F
         steps = build(experiment, setup, Path(folder))
         images = steps["box baseline"].batch["inputs"]
         print(
-            f"{row}: {len(images)} images, the first {tuple(images[0].shape[-2:])}, {setup.device}, "
-            f"{torch.get_num_threads()} thread(s), medians of {setup.steps} steps in turn, torch {torch.__version__}"
+            f"{row}: {counted(len(images), 'image')}, the first {tuple(images[0].shape[-2:])}, {setup.device}, "
+            f"{counted(torch.get_num_threads(), 'thread')}, medians of {counted(setup.steps, 'step')} in turn, "
+            f"torch {torch.__version__}"
         )
         report(steps, setup)
 

@@ -14,7 +14,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from misa.engine.runs.live import Live, in_notebook
-from misa.errors import Diverged, option_name
+from misa.errors import Diverged, counted, option_name
 from misa.files import atomic_write
 
 
@@ -211,7 +211,7 @@ class Progress(Hook):
         """Report the evaluation's progress four times."""
         total = len(runner.test_dataloader)
         if (batch_idx + 1) % max(1, total // 4) == 0:
-            self._say(f"evaluated {batch_idx + 1}/{total} images")
+            self._say(f"evaluated {batch_idx + 1} of {counted(total, 'image')}")
 
     def _name_columns(self, values: Mapping[str, float]) -> None:
         """Print the losses' descriptions and the header of as many columns as fit."""

@@ -70,7 +70,9 @@ def test_an_area_that_is_wrong_costs_no_object(spoil: Callable[..., Path], masks
         assert all(0 < row["area"] <= row["bbox"][2] * row["bbox"][3] * 1.05 + 8 for row in rows)
 
 
-@pytest.mark.parametrize(("key", "words"), [("iscrowd", "are crowds"), ("ignore", "are marked by the key ignore")])
+@pytest.mark.parametrize(
+    ("key", "words"), [("iscrowd", "is marked as crowd"), ("ignore", "is marked by the key ignore")]
+)
 def test_crowds_and_what_is_to_be_ignored_are_counted_the_same_and_told(
     spoil: Callable[..., Path], key: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,8 +80,8 @@ def test_crowds_and_what_is_to_be_ignored_are_counted_the_same_and_told(
     layout, report = open_layout(root), check_data(root).reports
     assert trained_on(layout.train, masks=False) == Counter(dog=2) == Counter(report[0].per_class) - Counter()
     assert report[0].crowds == 1
-    assert f"1 of 3 objects {words} and are not learned from" in str(report[0]).replace("(iscrowd or difficult) ", "")
-    assert "are not scored on" in str(report[1])
+    assert f"1 of 3 objects {words} and is not learned from" in str(report[0]).replace("(iscrowd or difficult) ", "")
+    assert "is not scored on" in str(report[1])
     open_source(Experiment(data="coco"), root)
     assert words in capsys.readouterr().out.replace("(iscrowd or difficult) ", "")
 
