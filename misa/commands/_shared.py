@@ -3,6 +3,7 @@
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,75 +54,26 @@ def require_data(path: str) -> None:
         require_there(Path(path).expanduser())
 
 
-def row(default: str, *, optional: bool = False) -> Any:
-    """A row of the tables."""
-    return argument("row to train, as table:name or path/to/file.py:name", default=default, optional=optional)
-
-
-def run_folder() -> Any:
-    """The run folder of a student or a teacher."""
-    return argument("run folder made by misa train", default="runs/demo-misa-seed0")
-
-
-def data_root() -> Any:
-    """The data set."""
-    return option("datasets", "data (formats: docs/data.md), or where to write the embedded data")
-
-
-def other_data() -> Any:
-    """The data of a run, or other data with the same classes."""
-    return option("", "another data folder with the same class names (default: the run's own)")
-
-
-def seed() -> Any:
-    """The random seed."""
-    return option(0, "random seed of weights, order and augmentation", low=0, high=2**32 - 1)
-
-
-def epochs() -> Any:
-    """The length of the training."""
-    return option(None, "number of epochs (default: the row's)", low=1)
-
-
-def gpus(high: int = 64) -> Any:
-    """The number of GPUs."""
-    return option(None, "number of GPUs, 0 for the CPU (default: one if there is one)", low=0, high=high)
-
-
-def per_gpu() -> Any:
-    """The micro-batch, for gradient accumulation."""
-    text = "micro-batch per GPU, accumulated to the batch (default: off)"
-    return option(None, text, low=1)
-
-
-def precision() -> Any:
-    """Automatic mixed precision."""
-    return option("", "float32, bfloat16 or float16 (default: the row's precision)")
-
-
-def workers() -> Any:
-    """Processes of the data loader."""
-    return option(0, "data-loading worker processes", low=0, high=64)
-
-
-def shards() -> Any:
-    """The number of processes that share the images."""
-    return option(1, "number of processes that share the images, each on a GPU of its own if there are any", low=1)
-
-
-def shard() -> Any:
-    """The index of this process among the shards."""
-    return option(None, "do one share only, from 0, such as $SLURM_ARRAY_TASK_ID (default: start all)", low=0)
-
-
-def cluster() -> Any:
-    """The cluster to submit jobs to."""
-    return option("", "submit the shares through submitit instead, such as to slurm")
-
-
-def cluster_options() -> Any:
-    """Resources of a cluster job."""
-    return option("", "submitit's: timeout_min=60,gpus_per_node=1 (minutes of one share)")
+# Declarations of options, to be called for each command that has them.
+row = partial(argument, "row to train, as table:name or path/to/file.py:name")
+run_folder = partial(argument, "run folder made by misa train", default="runs/demo-misa-seed0")
+data_root = partial(option, "datasets", "data (formats: docs/data.md), or where to write the embedded data")
+other_data = partial(option, "", "another data folder with the same class names (default: the run's own)")
+seed = partial(option, 0, "random seed of weights, order and augmentation", low=0, high=2**32 - 1)
+epochs = partial(option, None, "number of epochs (default: the row's)", low=1)
+gpus = partial(option, None, "number of GPUs, 0 for the CPU (default: one if there is one)", low=0, high=64)
+per_gpu = partial(option, None, "micro-batch per GPU, accumulated to the batch (default: off)", low=1)
+precision = partial(option, "", "float32, bfloat16 or float16 (default: the row's precision)")
+workers = partial(option, 0, "data-loading worker processes", low=0, high=64)
+threads = partial(option, 1, "torch threads on the CPU", low=1, high=256)
+smoke = partial(option, False, "smoke test: two training steps on small images")
+channel = partial(option, 5, "feature channel to show", low=0)
+shards = partial(
+    option, 1, "number of processes that share the images, each on a GPU of its own if there are any", low=1
+)
+shard = partial(option, None, "do one share only, from 0, such as $SLURM_ARRAY_TASK_ID (default: start all)", low=0)
+cluster = partial(option, "", "submit the shares through submitit instead, such as to slurm")
+cluster_options = partial(option, "", "submitit's: timeout_min=60,gpus_per_node=1 (minutes of one share)")
 
 
 def start_shards(command: str, options: Any, folder: Path) -> None:
@@ -138,18 +90,3 @@ def start_shards(command: str, options: Any, folder: Path) -> None:
     commands = {name: [sys.executable, "-m", "misa", command, *own] for name, own in words.items()}
     how = {"cluster": options.cluster, "cluster_options": options.cluster_options}
     spread(commands, folder / "shards", slots=options.shards, **how)
-
-
-def threads() -> Any:
-    """The number of CPU threads."""
-    return option(1, "torch threads on the CPU", low=1, high=256)
-
-
-def smoke() -> Any:
-    """A smoke run."""
-    return option(False, "smoke test: two training steps on small images")
-
-
-def channel() -> Any:
-    """The feature channel in Figure 3 and the frequency notebook."""
-    return option(5, "feature channel to show", low=0)

@@ -12,7 +12,7 @@ example: sbatch --array=0-7 --wrap 'misa predict RUN photos --out results --shar
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from misa.commands import _shared as shared
 from misa.errors import UserError, counted
@@ -64,22 +64,10 @@ def run(options: Predict) -> int:
     boxes = None
     if options.boxes:
         boxes = {name: Boxes(np.array(box), label) for name, (box, label) in read_boxes(options.boxes).items()}
-    done = predict(
-        options.checkpoint,
-        options.inputs,
-        out=options.out,
-        boxes=boxes,
-        batch=options.batch,
-        device=options.device,
-        score=options.score,
-        mask=options.mask,
-        tile=options.tile,
-        overlap=options.overlap,
-        every=options.every,
-        masks=options.masks,
-        overlay=options.overlay,
-        share=Share(options.shards, options.shard),
-    )
+    names = ("out", "batch", "device", "score", "mask", "tile", "overlap", "every", "masks", "overlay")
+    how: dict[str, Any] = {name: getattr(options, name) for name in names}
+    share = Share(options.shards, options.shard)
+    done = predict(options.checkpoint, options.inputs, boxes=boxes, share=share, **how)
     print(_summary(done, so_far=options.shard is not None))
     for sentence in _left_out(done):
         print(f"warning: {sentence}", file=sys.stderr)

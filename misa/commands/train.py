@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Train(Parameters):
     """Options of `misa train`, parameters of `notebooks/train.ipynb`."""
 
-    row: str = shared.row("demo:misa")
+    row: str = shared.row(default="demo:misa")
     data_root: str = shared.data_root()
     work_dir: str = option("", "run folder (default: runs/<row>-seed<seed>)")
     seed: int = shared.seed()

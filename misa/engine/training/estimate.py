@@ -160,7 +160,10 @@ def _measured(model: nn.Module, experiment: Experiment, side: int, device: str, 
     kept = _Kept({value.untyped_storage().data_ptr() for value in model.parameters()})
     with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
         # The first step, which compiles and tunes kernels, is not timed: FLOPs are counted in it.
-        with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(kept.keep, _identity):
+        with (
+            FlopCounterMode(display=False) as counter,
+            torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda x: x),
+        ):
             _step(model, experiment, side)
         _wait(device)
         started = time.perf_counter()
@@ -274,10 +277,6 @@ class _Kept:
             self.held.append(tensor)
             self.total += storage.nbytes()
         return tensor
-
-
-def _identity(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _wait(device: str) -> None:
