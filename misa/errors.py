@@ -32,9 +32,7 @@ class Stopped(RuntimeError):
 class UserError(ValueError):
     """Wrong input by the user; the command line prints the message and exits with status 2."""
 
-    def _render_traceback_(self) -> list[str]:
-        """Returns what a notebook shows: only the message, without a traceback."""
-        return [f"{type(self).__name__}: {self}"]
+    _render_traceback_ = Stopped._render_traceback_
 
 
 _as_flags = False

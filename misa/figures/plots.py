@@ -248,9 +248,8 @@ def grouped_intervals(frame: pd.DataFrame, *, label: str = "mask AP (%)") -> Fig
 
 def ap_bars(scores: Mapping[str, Mapping[str, float | None]]) -> Figure:
     """Plot AP or IoU as bars: one group per metric, one bar per variant; metrics without objects are labelled so."""
-    figure = Picture(
-        figsize=(max(6.2, 1.6 * len(scores) + 1.2), 2.6), layout="constrained"
-    )  # room for the numbers on the bars
+    width = max(6.2, 1.6 * len(scores) + 1.2)  # room for the numbers on the bars
+    figure = Picture(figsize=(width, 2.6), layout="constrained")
     ax = figure.subplots()
     names = [name for name in next(iter(scores.values())) if any(row[name] is not None for row in scores.values())]
     unmeasured = [name for name in next(iter(scores.values())) if name not in names]
@@ -258,13 +257,8 @@ def ap_bars(scores: Mapping[str, Mapping[str, float | None]]) -> Figure:
     for i, (variant, values) in enumerate(scores.items()):
         at = np.arange(len(names)) + (i - (len(scores) - 1) / 2) * width
         heights = np.array([values[name] for name in names], dtype=float)
-        look: dict[str, Any] = {
-            "color": COLORS[i],
-            "hatch": ("", "//", "..", "xx")[i % 4],
-            "edgecolor": "white",
-            "linewidth": 0,
-        }
-        bars = ax.bar(at, np.nan_to_num(heights), width, label=variant, **look)
+        look: dict[str, Any] = {"color": COLORS[i], "hatch": ("", "//", "..", "xx")[i % 4]}
+        bars = ax.bar(at, np.nan_to_num(heights), width, label=variant, edgecolor="white", linewidth=0, **look)
         ax.bar_label(bars, labels=["" if np.isnan(h) else f"{h:.1f}" for h in heights], fontsize=6)
     ax.set_xticks(np.arange(len(names)), names)
     ax.set_ylim(0, max(1.0, 1.05 * ax.get_ylim()[1]))

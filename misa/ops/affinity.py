@@ -202,19 +202,6 @@ def pairwise_affinity(
     return affinity * inside(h, w, offsets, device=values.device)
 
 
-def kernel_affinity(
-    name: str, inputs: AffinityInputs, *, window: int = 3, dilation: int | Sequence[int] = 1, sigma: Sigma = "image"
-) -> Float[Tensor, "q k h w"]:
-    """Return one affinity of `KERNELS` to every neighbor; `sigma` applies unless the affinity fixes its own.
-
-    Training weighs neighbors by exactly these numbers, A + balance · A^c (Eq. 13) before the division of Eq. 14, but
-    never stores them for the whole map.
-    """
-    values, factors, own = KERNELS[name](inputs)
-    options = {"window": window, "dilation": dilation, "channel_weights": factors}
-    return pairwise_affinity(values[None], sigma=sigma if own is None else own, **options)[0]  # type: ignore[arg-type]
-
-
 @images(features=3, labels=1)
 def saliency_affinity(
     features: Float[Tensor, "d h w"],

@@ -7,7 +7,7 @@ outside the image are marked by a mask, never by a special color.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 Offset = tuple[int, int]
@@ -48,8 +48,3 @@ def inside(
     rows, columns = torch.arange(h, device=device)[:, None], torch.arange(w, device=device)[None, :]
     every = [(rows + dy >= 0) & (rows + dy < h) & (columns + dx >= 0) & (columns + dx < w) for dy, dx in offsets]
     return torch.stack(every) if every else torch.empty(0, h, w, dtype=torch.bool, device=device)
-
-
-def neighbors(values: Float[Tensor, "b d h w"], offsets: Sequence[Offset]) -> Float[Tensor, "b d k h w"]:
-    """Stack the values of all neighbors, 0 outside the image: k copies of the map, so for small maps and tests."""
-    return torch.stack([shift(values, offset) for offset in offsets], dim=2)

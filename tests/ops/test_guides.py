@@ -7,10 +7,10 @@ from torch.testing import assert_close
 from misa.errors import UserError
 from misa.experiment import Affinity
 from misa.losses.pairwise import pairwise_loss
-from misa.ops.affinity import KERNELS, AffinityInputs, Compared, kernel_affinity
+from misa.ops.affinity import KERNELS, AffinityInputs, Compared, pairwise_affinity
 from misa.ops.backends.choice import use
 from misa.ops.guides import Guides, Join
-from misa.ops.neighbors import neighbors, window_offsets
+from misa.ops.neighbors import shift, window_offsets
 from misa.ops.propagation import propagate_global, propagate_local
 
 OPTIONS = {"window": 5, "bandwidth": 0.3, "steps": 1}
@@ -18,9 +18,16 @@ OPTIONS = {"window": 5, "bandwidth": 0.3, "steps": 1}
 
 def step(masks, weights):
     """Eq. 14 over a window by definition: a mean over the neighbors and the pixel itself."""
-    near = neighbors(masks[None], window_offsets(5))[0]
+    near = torch.stack([shift(masks, offset) for offset in window_offsets(5)], dim=1)
     centre = 1.7
     return (centre * masks + (weights * near).sum(dim=1)) / (centre + weights.sum(dim=1))
+
+
+def kernel_affinity(name, inputs, *, sigma="image"):
+    """One affinity of `KERNELS` to the neighbors of a window of 5 x 5; `sigma` where it fixes none."""
+    values, factors, own = KERNELS[name](inputs)
+    sigma = sigma if own is None else own
+    return pairwise_affinity(values[None], window=5, channel_weights=factors, sigma=sigma)[0]
 
 
 @pytest.fixture(params=["cpu", "torch"])
@@ -38,7 +45,7 @@ def test_masks_go_along_the_affinities_of_the_equations(rng, second):
     labels = [4, 1, 4]
     guides = Guides(image[None], [0, 0, 0], features[None], factors, labels, ("color", second))
     inputs = AffinityInputs(image, features, factors[[1, 4]])
-    color, more = kernel_affinity("color", inputs, window=5, sigma=0.3), kernel_affinity(second, inputs, window=5)
+    color, more = kernel_affinity("color", inputs, sigma=0.3), kernel_affinity(second, inputs)
     more = more[[1, 0, 1]] if second == "saliency" else more
     assert_close(guides.along_window(masks, None, **OPTIONS), step(masks, color + 0.7 * more), atol=1e-5, rtol=1e-5)
 
@@ -64,8 +71,8 @@ def test_a_new_affinity_is_one_function_and_one_row(rng):
     expected = propagate_global(masks, brightness, bandwidth=0.2)
     assert_close(alone.along_trees(masks, alone.trees(), 0.9), expected, atol=1e-6, rtol=0)
     both = Guides(image[None], [0, 0, 0], kernels=("color", "brightness"))
-    weights = kernel_affinity("color", AffinityInputs(image), window=5, sigma=0.3)
-    weights = weights + 0.7 * kernel_affinity("brightness", AffinityInputs(image), window=5)
+    weights = kernel_affinity("color", AffinityInputs(image), sigma=0.3)
+    weights = weights + 0.7 * kernel_affinity("brightness", AffinityInputs(image))
     assert_close(both.along_window(masks, None, **OPTIONS), step(masks, weights), atol=1e-5, rtol=1e-5)
     losses = {}
     for kernels in (("color",), ("color", "brightness")):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from misa.data.pipeline import network_input
-from misa.data.scenes.scenes import Scene, Scenes
+from misa.data.scenes.scenes import Scene
 from misa.data.source import Source
 from misa.engine.runs.checkpoints import last_checkpoint, load_weights
 from misa.engine.runs.folder import opened
@@ -182,19 +182,6 @@ def example_of(
         classes=classes,
         masks=masks,
         colors=colors,
-    )
-
-
-def embedded(scene: Scene, name: str) -> Example:
-    """An embedded scene without features."""
-    return example_of(
-        scene.image,
-        short_side=min(scene.image.shape[:2]),
-        name=name.replace("_", " "),
-        boxes=scene.boxes.astype(np.float64),
-        labels=tuple(int(label) for label in scene.labels),
-        classes=Scenes(classes=8).names,
-        masks=scene.masks,
     )
 
 

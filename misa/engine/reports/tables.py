@@ -217,18 +217,10 @@ def open_table(
         printed_on = ""
     else:
         module, comparison = _comparison(name)
-        names = {row: f"{module}:{data}_{row}" for row in comparison.rows}
-        kinds = sorted(
-            {
-                row.removesuffix(f"_{ending}")
-                for ending in comparison.rows
-                for row in _rows(module)
-                if row.endswith(f"_{ending}")
-            }
-        )
-        if f"{data}_{comparison.baseline}" not in _rows(module):
-            raise UserError(f"table {table} has no data {data!r}; choose one of {', '.join(kinds)}.")
-        known = _rows(module)
+        names, known = {row: f"{module}:{data}_{row}" for row in comparison.rows}, _rows(module)
+        if f"{data}_{comparison.baseline}" not in known:
+            kinds = {row.removesuffix(f"_{end}") for end in comparison.rows for row in known if row.endswith(f"_{end}")}
+            raise UserError(f"table {table} has no data {data!r}; choose one of {', '.join(sorted(kinds))}.")
         printed = [known[f"{comparison.data}_{row}"].expected if comparison.data else None for row in comparison.rows]
         paper = dict(zip(names.values(), printed, strict=True))
         printed_on = "" if data == comparison.data else comparison.data.upper()

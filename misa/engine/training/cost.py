@@ -42,9 +42,7 @@ class Cost(Hook):
         if get_device() == "cuda":
             torch.cuda.reset_peak_memory_stats()
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Record the end of a step. On a GPU the step may still run, but later ones queue: the median is right."""
         self.times.append(time.perf_counter())
 

@@ -74,9 +74,7 @@ class Preemption(Hook):
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Save a checkpoint and stop if any process has received a signal."""
         done = runner.iter + 1
         if done % self.accumulate or done == runner.max_iters:

@@ -159,9 +159,7 @@ class StepSchedulers(ParamSchedulerHook):
     def __init__(self, accumulate: int = 1) -> None:
         self.accumulate = accumulate
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Update the learning rates after the last micro-batch of a step."""
         if (runner.iter + 1) % self.accumulate == 0:
             super().after_train_iter(runner, batch_idx, data_batch, outputs)

@@ -27,14 +27,8 @@ from misa.rows import find_row, lineage, teacher_row
 
 ROOT = "runs/tables"
 State = Literal["finished", "started", "not run"]
-AT_WORK = (
-    "PENDING",
-    "CONFIGURING",
-    "RUNNING",
-    "COMPLETING",
-    "REQUEUED",
-    "SUSPENDED",
-)  # job states of SLURM that are not final
+# Job states of SLURM that are not final.
+AT_WORK = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")
 # What submitit writes before and after the error output of a failed command.
 _FAILED, _WHERE_LOGS_ARE = "submitit.core.utils.FailedJobError: ", "\n----------------------\nYou can check full logs"
 

@@ -56,9 +56,7 @@ class LossRecord(Hook):
         with atomic_write(self.path) as partial:
             partial.write_text("".join(line + "\n" for line in lines))
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Buffer the losses, detached to free the graph, and without reading them, which would synchronise."""
         losses = {name: value.detach() for name, value in (outputs or {}).items() if torch.is_tensor(value)}
         self.pending.append({"iter": runner.iter, "lr": runner.optim_wrapper.param_groups[0]["lr"], **losses})
@@ -171,9 +169,7 @@ class Progress(Hook):
                 f"resuming at epoch {runner.epoch + 1}/{runner.max_epochs}, step {runner.iter}/{runner.max_iters}"
             )
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Report."""
         done = runner.iter + 1
         watched = {name: value.detach() for name, value in (outputs or {}).items() if name.startswith(_HEALTH)}
@@ -308,9 +304,7 @@ class NaNGuard(Hook):
         """Keep the batch, in case the model itself raises."""
         self.current = (runner.iter, data_batch)
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Check this step's losses, on a GPU those of earlier steps whose transfer is complete."""
         losses = {name: value for name, value in (outputs or {}).items() if torch.is_tensor(value)}
         if not losses:

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from misa.cli import main
 from misa.data.scenes.scenes import Scenes, draw_scene, named_scene
-from misa.engine.reports.explore import FeatureExtractor, Networks, embedded, example_of, open_networks, trained
+from misa.engine.reports.explore import FeatureExtractor, Networks, example_of, open_networks, trained
 from misa.engine.training.train import train
 from misa.errors import UserError
 from misa.experiment import TINY_MASK2FORMER, Affinity, Augmentation, Experiment
@@ -30,7 +30,7 @@ def networks(module_path):
 def test_colors_are_those_of_the_loss():
     """`shrink` gives the colors that MISA.loss passes to the pairwise loss."""
     scene = draw_scene(Scenes(size=64), 3)
-    example = embedded(scene, "scene")
+    example = example_of(scene.image, short_side=64, boxes=scene.boxes.astype(np.float64))
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
     images = torch.from_numpy((scene.image - mean) / std).permute(2, 0, 1)[None].float()
     assert_close(example.colors, shrink(images, [(64, 64)], torch.zeros(1, 1, 16, 16, dtype=torch.bool)).images[0])
