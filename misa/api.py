@@ -2,6 +2,7 @@
 
     student = misa.load("runs/demo-misa-seed0")
     found = student("photo.jpg")
+    given = student("photo.jpg", boxes=[[385, 60, 600, 357]])
     teacher = misa.load_teacher("torchvision:deeplabv3_resnet50")
     scene = teacher.see("photo.jpg", boxes=[[385, 60, 600, 357]], labels=["cat"])
 
@@ -12,6 +13,7 @@ image. Axes: n instance · H, W height and width of the image.
 
 import base64
 import io
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -29,6 +31,7 @@ from torch import Tensor
 from misa.data.images import read_image
 from misa.data.rle import decode_part
 from misa.engine.prediction.files import rows_of
+from misa.engine.prediction.known_boxes import find_boxes
 from misa.engine.prediction.student import Instances, Student, find, load_student
 from misa.engine.reports.explore import FeatureExtractor, open_networks
 from misa.engine.reports.figure_sources import settings_of
@@ -130,25 +133,63 @@ class Predictor:
         return self.student.classes
 
     def __call__(
-        self, images: Images | Sequence[Images], *, score: float = 0.3, mask: float | None = None
+        self,
+        images: Images | Sequence[Images],
+        *,
+        boxes: ArrayLike | Sequence[ArrayLike] | None = None,
+        labels: str | Sequence[str | None] | Sequence[Sequence[str | None] | None] | None = None,
+        score: float = 0.3,
+        mask: float | None = None,
     ) -> "Result | list[Result]":
-        """Predict the instances of one image or of each of several.
+        """Predict the instances of one image or of each of several, or the masks of given boxes.
+
+        Given boxes get a mask each, as by `misa predict --boxes`, whatever its score. A box in which the student finds
+        nothing has none; a warning on standard error says so, and `Result.prompts` tells which box a mask is of.
 
         Args:
             images: see the module.
-            score: score threshold of an instance, 0 to 1.
-            mask: binarization threshold of the mask probability, for SOLOv2 only (default: the row's).
+            boxes: known boxes, (n 4) or (4), xyxy in pixels of the image; of several images, such an array for each.
+            labels: a class of `classes` for each box, None where it is to be predicted; of several images, a list each.
+            score: score threshold of an instance, 0 to 1; without boxes only.
+            mask: binarization threshold of the mask probability, 0 to 1, for SOLOv2 only (default: the row's).
 
-        Raises UserError: an image that cannot be read or is of another form, or a threshold out of range.
+        Raises UserError: an image that cannot be read or is of another form, a threshold out of range, a box of no area
+        in the image, or a label that the student does not know.
         """
-        if not 0 <= score <= 1:
-            raise UserError(f"score must be from 0 to 1, not {score}.")
+        for name, value in (("score", score), ("mask", mask)):
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"{name} must be from 0 to 1, not {value}.")
         pixels, single = as_images(images)
-        results = [
-            Result(one, found)
-            for one, found in zip(pixels, find(self.student, pixels, score=score, mask=mask), strict=True)
-        ]
+        if boxes is None and labels is not None:
+            raise UserError("labels are those of given boxes; give boxes too.")
+        if boxes is None:
+            found = find(self.student, pixels, score=score, mask=mask)
+        else:
+            found = self._of_boxes(pixels, [boxes] if single else boxes, [labels] if single else labels, mask)
+        results = [Result(*pair) for pair in zip(pixels, found, strict=True)]
         return results[0] if single else results
+
+    def _of_boxes(
+        self, pixels: Sequence[NDArray[np.uint8]], boxes: Any, labels: Any, mask: float | None
+    ) -> list[Instances]:
+        """Returns the instances of each image's boxes, by `find_boxes`, and warns of boxes without a mask."""
+        for name, values in (("boxes", boxes), ("labels", labels)):
+            if values is not None and (isinstance(values, str) or not _has_length(values, len(pixels))):
+                raise UserError(f"several images need {name} for each: a list of {len(pixels)}, one item per image.")
+        names = [[one] if isinstance(one, str) else one for one in labels or [None] * len(pixels)]
+        if any(one is not None and not _has_length(one) for one in names):
+            raise UserError(f"labels are classes, one for each box, not {labels!r}.")
+        found, left = [], 0
+        for i, (image, own, called) in enumerate(zip(pixels, boxes, names, strict=True)):
+            try:
+                found.append(find_boxes(self.student, image, own, called, mask=mask))
+            except UserError as error:
+                raise UserError(f"image {i} of the list: {error}" if len(pixels) > 1 else str(error)) from error
+            left += np.asarray(own).size // 4 - len(found[-1])
+        if left:
+            total = counted(left, "box has", "boxes have")
+            print(f"warning: {total} no mask, the student found nothing there.", file=sys.stderr, flush=True)
+        return found
 
     def __repr__(self) -> str:
         names = ", ".join(self.classes[:6]) + (", …" if len(self.classes) > 6 else "")
@@ -157,7 +198,10 @@ class Predictor:
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """The instances found in an image, by descending score; `instances` holds the masks as run lengths."""
+    """The instances found in an image, by descending score or in the order of given boxes.
+
+    `instances` holds the masks as run lengths.
+    """
 
     image: NDArray[np.uint8] = field(repr=False)
     instances: Instances = field(repr=False)
@@ -181,6 +225,11 @@ class Result:
     def labels(self) -> tuple[str, ...]:
         """Class names (n)."""
         return self.instances.labels
+
+    @property
+    def prompts(self) -> tuple[int, ...] | None:
+        """The index of the given box that each mask is of (n); None without given boxes."""
+        return self.instances.prompts
 
     def __len__(self) -> int:
         return len(self.instances)
@@ -433,6 +482,10 @@ def as_images(images: Images | Sequence[Images]) -> tuple[list[NDArray[np.uint8]
     if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
         return [_as_image(one) for one in images], False
     return [_as_image(images)], True  # type: ignore[arg-type]
+
+
+def _has_length(value: Any, length: int | None = None) -> bool:
+    return hasattr(value, "__len__") and length in (None, len(value))
 
 
 def _as_image(image: Images) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ import sys
 import traceback
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -86,6 +87,55 @@ def test_every_form_of_an_image_gives_the_same(run, photo):
     gray = array[..., 0]
     again = student(gray, score=0.0, mask=0.01)
     np.testing.assert_array_equal(again.scores, student(np.stack([gray] * 3, 2), score=0.0, mask=0.01).scores)
+
+
+def test_given_boxes_get_the_masks_that_the_shell_writes(run, photo, tmp_path, capsys):
+    student = misa.load(run)
+    boxes, labels = [[20, 30, 90, 100], [100.5, 10, 180, 60], [20, 30, 90, 100]], list(student.classes[:3])
+    rows = [f"photo.png,{','.join(map(str, box))},{label}" for box, label in zip(boxes, labels, strict=True)]
+    (tmp_path / "boxes.csv").write_text("\n".join(["image,x1,y1,x2,y2,label", *rows, ""]))
+    words = ["--boxes", str(tmp_path / "boxes.csv"), "--mask", "0.001"]
+    assert main(["predict", str(run), str(photo), "--out", str(tmp_path / "out"), *words]) == 0
+    shell = json.loads((tmp_path / "out" / "instances.json").read_text())["annotations"]
+    table = pd.read_csv(tmp_path / "out" / "instances.csv")
+    capsys.readouterr()
+    found = student(photo, boxes=np.array(boxes), labels=labels, mask=0.001)
+    assert len(found) > 0
+    assert [row["segmentation"] for row in shell] == list(found.instances.runs)
+    assert [student.classes[row["category_id"] - 1] for row in shell] == list(found.labels)
+    np.testing.assert_allclose([row["score"] for row in shell], found.scores, atol=1e-6)
+    assert (table["box"] - 1).tolist() == list(found.prompts)
+    left = len(boxes) - len(found)
+    assert capsys.readouterr().err == (
+        f"warning: {counted(left, 'box has', 'boxes have')} no mask, the student found nothing there.\n" if left else ""
+    )
+    one, two = student([photo, photo], boxes=[boxes, torch.tensor(boxes[1])], labels=[labels, None], mask=0.001)
+    assert (one.instances.runs, one.prompts) == (found.instances.runs, found.prompts)
+    assert two.instances.runs == student(photo, boxes=[boxes[1]], mask=0.001).instances.runs
+    assert student(photo, boxes=boxes[1], labels=student.classes[0], mask=0.001).labels in ((student.classes[0],), ())
+    assert len(student(photo, boxes=[])) == 0
+
+
+@pytest.mark.parametrize(
+    ("several", "given", "words"),
+    [
+        (False, {"boxes": [[5, 5, 5, 9]]}, "the box [5.0, 5.0, 5.0, 9.0] has no area in the image of 200 x 120 pixels"),
+        (False, {"boxes": [[5, 5], [1]]}, "boxes must be an array (n 4)"),
+        (False, {"boxes": [[5, 5, 16, 17]], "labels": "zebra"}, "the student knows no class 'zebra'; its classes are"),
+        (False, {"boxes": [[5, 5, 16, 17]], "labels": [None, None]}, "1 box is given and 2 labels"),
+        (False, {"boxes": [[5, 5, 16, 17]], "labels": 3}, "labels are classes, one for each box"),
+        (False, {"labels": ["a"]}, "labels are those of given boxes"),
+        (False, {"mask": 1.5}, "mask must be from 0 to 1"),
+        (True, {"boxes": [[5, 5, 16, 17]]}, "several images need boxes for each: a list of 2"),
+        (True, {"boxes": [[[5, 5, 16, 17]]] * 2, "labels": "ab"}, "several images need labels for each: a list of 2"),
+        (True, {"boxes": [[5, 5, 16, 17], [5, 5, 5, 9]]}, "image 1 of the list: the box"),
+    ],
+)
+def test_wrong_boxes_are_a_sentence(run, photo, several, given, words):
+    with pytest.raises(UserError) as error:
+        misa.load(run)([photo, photo] if several else photo, **given)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_result_is_short_in_text_and_a_picture_in_a_notebook(run, photo, tmp_path):

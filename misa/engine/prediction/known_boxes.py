@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 
 from misa.data.rle import decode_part
 from misa.engine.prediction.student import find
-from misa.errors import UserError
+from misa.errors import UserError, counted
 from misa.models.students.inference import Image, Instances, Student, within
 from misa.models.students.solov2_decode import Part
 from misa.models.students.table import implementation
@@ -38,14 +38,15 @@ def find_boxes(
     one to one by IoU. Masks are clipped to their box. Boxes without a mask are left out: `prompts` has the indices of
     the others. A label that is None is predicted.
 
-    boxes: (n 4) x1 y1 x2 y2 in pixels of the image. mask: binarization threshold (default: the row's).
+    boxes: (n 4), or (4) for one, x1 y1 x2 y2 in pixels of the image. mask: binarization threshold (default: the row's).
     Raises UserError: boxes of no area or outside the image, or a label that the student does not know.
     """
     size = (image.shape[0], image.shape[1])
     boxes = _checked(boxes, size)
     wanted = [None] * len(boxes) if labels is None else list(labels)
     if len(wanted) != len(boxes):
-        raise UserError(f"there are {len(boxes)} boxes and {len(wanted)} labels; give a label a box, or none.")
+        given = f"{counted(len(boxes), 'box is', 'boxes are')} given and {counted(len(wanted), 'label')}"
+        raise UserError(f"{given}; give one label for each box, or no labels.")
     for name in wanted:
         require_class(student, name)
     kind = implementation(student.experiment.student)
@@ -92,6 +93,7 @@ def _checked(boxes: Any, size: tuple[int, int]) -> NDArray[np.float64]:
         raise wrong from error
     if boxes.size == 0:
         return np.zeros((0, 4))
+    boxes = boxes[None] if boxes.shape == (4,) else boxes
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
         raise wrong
     clipped = boxes.clip(0, [size[1], size[0], size[1], size[0]])
