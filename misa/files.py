@@ -108,3 +108,9 @@ def locked(folder: Path, name: str = "", *, shared: bool = False) -> Iterator[No
                 with contextlib.suppress(OSError):  # another run has just written to it
                     for path in made:
                         path.rmdir()
+
+
+def shorter(path: Path) -> str:
+    """Returns the path, relative to the working directory if that is shorter."""
+    seen = os.path.relpath(path)
+    return seen if len(seen) < len(str(path)) else str(path)

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 from PIL import Image
@@ -14,8 +15,9 @@ from PIL import Image
 import misa
 from misa import commands
 from misa.cli import main, names, options
-from misa.commands.train import Train, train_with
+from misa.commands.train import Train, _next_step, train_with
 from misa.data.scenes.scenes import Scenes, write_scenes
+from misa.engine.runs.folder import Run
 from misa.errors import Diverged, Stopped, UserError
 from misa.files import write_json
 from misa.rows import find_row, table_module, table_names
@@ -594,3 +596,22 @@ def test_a_shell_gets_its_completion(shell, capsys):
 def test_another_shell_is_refused(capsys):
     assert main(["completion", "csh"]) == 2
     assert "csh" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "masks", "smoke", "commands"),
+    [
+        ("demo:box", True, False, ["inspect", "predict", "export"]),
+        ("demo:box", False, False, ["predict", "export"]),
+        ("teacher:demo", True, False, ["evaluate", "figures"]),
+        ("demo:box", True, True, []),
+    ],
+)
+def test_a_training_ends_with_what_to_do_now(row, masks, smoke, commands, tmp_path):
+    """Commands that exist and take these words; a smoke run's results serve nothing."""
+    experiment = find_row(row).smoke() if smoke else find_row(row)
+    line = _next_step(Run(experiment, tmp_path / "my run", types.SimpleNamespace(masks=masks), {}))
+    found = [shlex.split(part.partition("(")[0]) for part in line.removeprefix("now: ").split(", ") if part]
+    assert [words[:3] for words in found] == [["misa", name, str(tmp_path / "my run")] for name in commands]
+    for _, name, *words in found:
+        options(importlib.import_module(f"misa.commands.{name}"), name, words)

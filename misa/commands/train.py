@@ -4,11 +4,12 @@ The same command again resumes an interrupted training, or shows the finished ru
 folder of yours, given with --data-root. COCO layout means annotations/instances_train2017.json and
 instances_val2017.json, and their images in train2017/ and val2017/; docs/data.md shows the other formats.
 
-example: misa train demo:box --work-dir runs/demo
+example: misa train demo:misa
 example: misa train photos:box --data-root mydata
 """
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from misa.engine.runs.places import default_folder
 from misa.engine.runs.record import require_own
 from misa.errors import UserError, option_name
 from misa.experiment import Experiment
+from misa.files import shorter
 from misa.machine import Machine, expected_processes, is_main_process, logger_names, split_batch
 from misa.parameters import Parameters, option
 from misa.rows import find_row
@@ -65,7 +67,21 @@ def run(options: Train) -> int:
     if is_main_process():
         print(trained.table())
         print(f"run folder: {trained.folder}")
+        print(_next_step(trained), end="")
     return 0
+
+
+def _next_step(trained: "Run") -> str:
+    """What can be done with a trained run, as a line; a smoke run serves nothing."""
+    if trained.experiment.limit is not None:
+        return ""
+    place = shlex.quote(shorter(trained.folder))
+    uses = [f"misa {command} {place}" for command in ("evaluate", "figures")]
+    if trained.experiment.semantic is None:
+        # Errors are found by comparison with true masks.
+        uses = [f"misa inspect {place} (its errors)"] * trained.source.masks
+        uses += [f"misa predict {place} photos --out results", f"misa export {place} student.pth"]
+    return f"now: {', '.join(uses)}\n"
 
 
 def experiment_of(options: Train) -> Experiment:

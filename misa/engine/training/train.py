@@ -1,7 +1,6 @@
 """Train and evaluate a row, and write its run folder (§4.3)."""
 
 import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +28,7 @@ from misa.engine.training.runner import choose_device, quiet_runner
 from misa.engine.training.watch import FollowingRun, NaNGuard, Progress
 from misa.errors import Diverged, UserError, counted, option_name
 from misa.experiment import Experiment
+from misa.files import shorter
 from misa.machine import BatchSplit, Machine, is_main_process, split_batch
 from misa.models.backbones import backbone_row, require_weights
 from misa.models.teacher.contract import TeacherNetwork
@@ -45,6 +45,7 @@ def train(
     resume: bool = True,
     machine: Machine | None = None,
     later: Sequence[FollowingRun] = (),
+    part: tuple[int, int] | None = None,
 ) -> Run:
     """Train and evaluate; the same call again resumes an interrupted run or returns the finished one.
 
@@ -61,6 +62,7 @@ def train(
         resume: resume from the last checkpoint; if False, a folder with checkpoints is an error.
         machine: devices, micro-batch, workers, threads and loggers; by default a GPU if there is one.
         later: trainings that follow this one, included in the log's remaining time.
+        part: of a training that another one needs, its number and that of all, from 1, for the log.
 
     Raises UserError: invalid input, before any long work and with nothing overwritten; Diverged: a loss is NaN or
     infinite; Stopped: by SIGTERM, or because another process has ended; the same call resumes.
@@ -70,29 +72,60 @@ def train(
     device = _device(experiment, machine)
     split = split_batch(experiment.schedule.batch, get_world_size(), machine.per_gpu)
     folder = Path(work_dir).expanduser().resolve()
+    part = part or (parts(experiment),) * 2
+    head = f"{row}{' (smoke)' if experiment.limit is not None else ''}, seed {seed}, on {device}, in {shorter(folder)}"
+    head = f"{part[0]} of {part[1]}: {head}" if part[1] > 1 else head
     with report_lost_peer(), restored_signal(), contextlib.ExitStack() as stack:
         on_main_process(lambda: lock_folder(folder, stack))
         plan = on_main_process(lambda: prepare(experiment, data_root, folder, row=row, seed=seed, resume=resume))
         if plan.metrics is not None:
+            _say(*[head] * (part[1] > 1))
             _say(f"{folder.name} is finished; nothing to train. Another {option_name('work_dir')} trains it again.")
             return Run(experiment, folder, plan.source, plan.metrics)
         if plan.checkpoint is None:
             on_main_process(lambda: require_weights(experiment.network))
-        if plan.first is not None:
-            stage = plan.first
-            _say(f"{row} learns in two parts; the time left is that of both, about (~) until the second has begun.")
-            _say(f"1 of 2: {stage.row}, in {_shorter(stage.folder)}")
-            common: Any = {"data_root": data_root, "seed": seed, "machine": machine}
-            own = FollowingRun(steps_of(experiment, plan.source.images), measured_step(experiment, folder.parent))
-            before = train(stage.experiment, work_dir=stage.folder, row=stage.row, later=(own, *later), **common)
-            _say(f"{stage.row}: {_main_score(before)}", f"2 of 2: {row}, in {_shorter(folder)}")
-        _say(f"{row}, seed {seed}, on {device}: {counted(plan.source.images, 'image')} of {_shorter(plan.source.root)}")
-        runner = build(plan, machine, split, device)
-        next(hook for hook in runner.hooks if isinstance(hook, Progress)).later = later
+        said = _before(plan, data_root, machine, later, part)
+        said += _say(head, f"{counted(plan.source.images, 'image')} of {shorter(plan.source.root)}")
+        runner = build(plan, machine, split, device, said)
+        progress = next(hook for hook in runner.hooks if isinstance(hook, Progress))
+        progress.later, progress.said = later, said
         learn(runner)
         metrics = on_main_process(lambda: write_scores(experiment, plan.source, folder, plan.params))
         log_scores(runner, metrics)
     return Run(experiment, folder, plan.source, metrics)
+
+
+def _before(
+    plan: "Plan", data_root: str | Path, machine: Machine, later: Sequence[FollowingRun], part: tuple[int, int]
+) -> list[str]:
+    """Train the run that `plan` learns from, if it names a row; returns the lines printed here."""
+    said, (number, total), stage, row = [], part, plan.first, plan.params["row"]
+    if stage is None:
+        return []
+    if number == total:
+        said += _say(
+            f"{row} learns in {total} parts; the time left is that of all, about (~) until the last has begun."
+        )
+    own = FollowingRun(steps_of(plan.experiment, plan.source.images), measured_step(plan.experiment, plan.folder.parent))
+    before = train(
+        stage.experiment,
+        data_root=data_root,
+        work_dir=stage.folder,
+        row=stage.row,
+        seed=plan.params["seed"],
+        machine=machine,
+        later=(own, *later),
+        part=(number - 1, total),
+    )
+    return said + _say(f"{stage.row}: {_main_score(before)}")
+
+
+def parts(experiment: Experiment) -> int:
+    """The number of trainings of a row, with those of the rows that it learns from, one from another."""
+    if experiment.trains_teacher:
+        return 1 + parts(teacher_row(experiment))
+    named = student_row(experiment)
+    return 1 if named is None else 1 + parts(named[1])
 
 
 def _device(experiment: Experiment, machine: Machine) -> str:
@@ -107,23 +140,20 @@ def steps_of(experiment: Experiment, images: int) -> int:
     return experiment.schedule.epochs * (images // experiment.schedule.batch)
 
 
-def _say(*lines: str) -> None:
-    """Print on the main process only."""
-    if is_main_process():
+def _say(*lines: str) -> list[str]:
+    """Print on the main process only; returns the lines, for the log."""
+    if lines and is_main_process():
         print(*lines, sep="\n", flush=True)
-
-
-def _shorter(path: Path) -> str:
-    """The path, relative to the working directory if that is shorter."""
-    seen = os.path.relpath(path)
-    return seen if len(seen) < len(str(path)) else str(path)
+    return list(lines)
 
 
 def _main_score(run: Run) -> str:
-    """The run's main score as text."""
-    for name, value in run.leading().items():
-        return f"{next(iter(run.scores()))} {name} {'not measured' if value is None else f'{value:.1f}'}"
-    return "not scored"
+    """The run's main score as text, or why it has none."""
+    kind, (name, value) = next(iter(run.scores())), next(iter(run.leading().items()))
+    if value is not None:
+        return f"{kind} {name} {value:.1f}"
+    lacks = "objects" if run.source.masks or kind == "boxes" else "true masks"
+    return f"{kind} {name} not measured, since the validation data has no {lacks}"
 
 
 class Stage(NamedTuple):
@@ -183,14 +213,17 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
     return Plan(experiment, source, folder, params, None, checkpoint, first)
 
 
-def build(plan: Plan, machine: Machine, split: BatchSplit, device: str) -> Runner:
-    """Build the runner with its network and teacher; write label maps and the run's record to the folder."""
+def build(plan: Plan, machine: Machine, split: BatchSplit, device: str, said: list[str]) -> Runner:
+    """Build the runner with its network and teacher; write label maps and the run's record to the folder.
+
+    said: the lines printed so far, to which those printed here are added.
+    """
     experiment, source, folder = plan.experiment, plan.source, plan.folder
     teacher: TeacherNetwork | None = None
     labelled_by = named_student(experiment)
     if experiment.teacher and plan.first is None:
         teacher = ready_teacher(experiment, source.classes)
-        _say(teacher_line(experiment, teacher))
+        said += _say(teacher_line(experiment, teacher))
     elif experiment.teacher and plan.first is not None:
         teacher = load_teacher(plan.first.folder, classes=source.classes)
     elif plan.first is not None:

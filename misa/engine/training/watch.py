@@ -142,7 +142,8 @@ class Progress(Hook):
     path: the log. interactive: use the display if a Jupyter kernel runs this. lines: number of progress lines of the
     whole run. about: text printed before the first step.
 
-    `later` is set to the trainings that follow, to include them in the remaining time, which is then marked with ~.
+    `later` is set to the trainings that follow, to include them in the remaining time, which is then marked with ~;
+    `said` to the lines that were printed before the log was open, and are only written to it.
     """
 
     priority = "LOWEST"
@@ -154,6 +155,7 @@ class Progress(Hook):
         self.about = about
         self.columns: list[str] | None = None
         self.later: Sequence[FollowingRun] = ()
+        self.said: Sequence[str] = ()
         self.live: Live | None = None
         self.health: dict[str, torch.Tensor] = {}
 
@@ -162,6 +164,8 @@ class Progress(Hook):
         self.started, self.first = time.monotonic(), runner.iter
         self.every = max(1, runner.max_iters // self.lines)
         self.live = Live(runner) if self.interactive else None
+        for line in self.said:
+            self._write(line)
         for line in self.about.splitlines():
             self._say(line)
         if 0 < runner.iter < runner.max_iters:
@@ -226,6 +230,10 @@ class Progress(Hook):
     def _say(self, text: str, *, quiet: bool = False) -> None:
         if not quiet:
             print(text, flush=True)
+        self._write(text)
+
+    @master_only
+    def _write(self, text: str) -> None:
         with self.path.open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 

@@ -1,7 +1,9 @@
 """Teacher and student in one command: the teacher is trained or reused, and either stage resumes."""
 
 import json
+import re
 import shutil
+import types
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,10 @@ import pytest
 
 from misa.engine.reports.explore import open_networks
 from misa.engine.reports.figures import Factory
+from misa.engine.runs.folder import Run
 from misa.engine.runs.places import teacher_folder
 from misa.engine.runs.record import require_own
-from misa.engine.training.train import train
+from misa.engine.training.train import _main_score, train
 from misa.errors import Stopped, UserError
 from misa.experiment import Distillation, Semantic
 from misa.rows import lineage
@@ -185,3 +188,50 @@ def test_a_teacher_of_a_students_labels_trains_that_student_first(place, tmp_pat
     again = train(teacher, data_root=place / "data", work_dir=tmp_path / "b" / "teacher", machine=CPU)
     assert "labelled-box-seed0 is finished; nothing to train" in capsys.readouterr().out
     assert again.metrics == first.metrics
+
+
+def test_the_heads_of_three_parts_count_them_once_and_name_their_folders(place, tmp_path, monkeypatch, capsys):
+    """A student learns from a teacher that learns from another student's masks."""
+    monkeypatch.chdir(tmp_path)
+    rows = tmp_path / "labelled.py"
+    box = TEACHER.but(semantic=None)
+    teacher = TEACHER.but(semantic={"labels": "student", "student": f"{rows}:box"})
+    values = {name: json.loads(json.dumps(row.values())) for name, row in (("box", box), ("teacher", teacher))}
+    rows.write_text(
+        "from misa.experiment import Experiment\n"
+        f"ROWS = {{name: Experiment.from_values(row) for name, row in {values!r}.items()}}\n"
+    )
+    student = box.but(teacher=f"{rows}:teacher", affinity={"saliency": True}).smoke()
+    run = train(student, data_root=place / "data", work_dir="a/student", row="mine:student", machine=CPU)
+    out = capsys.readouterr().out.splitlines()
+    heads = [line for line in out if re.match(r"\d of \d", line)]
+    assert [head.rpartition(", in ")[0] for head in heads] == [
+        f"1 of 3: {rows}:box (smoke), seed 0, on cpu",
+        f"2 of 3: {rows}:teacher (smoke), seed 0, on cpu",
+        "3 of 3: mine:student (smoke), seed 0, on cpu",
+    ]
+    folders = [tmp_path / head.rpartition(", in ")[2] for head in heads]
+    assert all((folder / "metrics.json").is_file() for folder in folders)
+    assert folders[-1] == run.folder
+    assert sum("learns in 3 parts" in line for line in out) == 1
+    assert not any("learns in" in line and "3 parts" not in line for line in out)
+    # The log has what the terminal showed of this part: from its head on, every line.
+    logged = [line[20:] for line in (run.folder / "log.txt").read_text().splitlines()]
+    assert logged[0].startswith("mine:student learns in 3 parts")
+    assert re.match(rf"{rows}:teacher: IoU mean \d", logged[1])
+    assert logged[2:] == out[out.index(heads[-1]) :]
+
+
+def test_a_score_that_was_not_measured_says_why():
+    def line(metrics, masks):
+        return _main_score(Run(TEACHER, Path("run"), types.SimpleNamespace(masks=masks), metrics))
+
+    none = dict.fromkeys(("AP", "AP50"))
+    assert line({"miou": None, "iou": {"cat": None}}, False) == (
+        "IoU mean not measured, since the validation data has no true masks"
+    )
+    assert line({"bbox": none}, False) == "boxes AP not measured, since the validation data has no objects"
+    assert line({"segm": none, "segm_as_rectangles": none}, True) == (
+        "masks AP not measured, since the validation data has no objects"
+    )
+    assert line({"miou": 12.34, "iou": {"cat": 12.34}}, True) == "IoU mean 12.3"
