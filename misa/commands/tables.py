@@ -50,7 +50,7 @@ class Tables(Parameters):
 def run(options: Tables) -> int:
     """Train missing runs if requested, then print the table."""
     shared.require_folder(options.save, "save")
-    from misa.engine.reports.tables import open_table, summary
+    from misa.engine.reports.tables import how_counted, open_table, summary
 
     table = open_table(**options.table_options())
     if options.run:
@@ -61,6 +61,7 @@ def run(options: Tables) -> int:
     if options.format == "text":
         missing = any(job.state != "finished" for job in table.every_job())
         print(summary(table.every_job()) + ("; --run trains what is missing" if missing else ""))
+        print(how_counted(table.every_job()), end="")
     if options.save:
         name = re.sub(r"[^\w.-]+", "_", f"table{options.table}_{options.data}")
         print(*table.save(options.save, name), sep="\n")

@@ -301,3 +301,14 @@ def summary(jobs: Sequence[Job]) -> str:
     """The numbers of finished, started and not run trainings, as text."""
     states = [job.state for job in jobs]
     return ", ".join(f"{states.count(state)} {state}" for state in ("finished", "started", "not run"))
+
+
+def how_counted(jobs: Sequence[Job]) -> str:
+    """How a run that was trained elsewhere is counted, as a line with an example; "" if all are finished."""
+    one = next((job for job in jobs if job.state == "not run"), None)
+    if one is None:
+        return ""
+    return (
+        f"runs are looked for in {one.folder.parent} only; one trained elsewhere is counted when its folder is moved "
+        f"there under its name here, such as {one.folder.name} for {one.row} with seed {one.seed}\n"
+    )

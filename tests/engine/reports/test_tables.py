@@ -17,9 +17,9 @@ import torch
 from scipy import stats
 
 from misa.cli import main
-from misa.engine.reports.tables import open_table, summary
+from misa.engine.reports.tables import how_counted, open_table, summary
 from misa.engine.training import sweep
-from misa.engine.training.sweep import plan, run, spread
+from misa.engine.training.sweep import Job, plan, run, spread
 from misa.errors import Stopped, UserError
 from misa.files import locked
 from misa.machine import Machine
@@ -208,6 +208,21 @@ def test_the_command_prints_what_was_not_run(tmp_path, capsys):
     assert "not run" in out
     assert "0 finished, 0 started, 6 not run; --run trains what is missing" in out
     assert (tmp_path / "out" / "table3_demo.tex").exists()
+
+
+def test_a_run_that_is_moved_to_the_folder_that_the_table_names_is_counted(tmp_path, capsys):
+    root, mine = tmp_path / "root", tmp_path / "mine"
+    finish(Job("demo:box", 0, mine), 25.0)
+    words = ["tables", "demo:box,demo:mask", "--seeds", "1", "--root", str(root)]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert f"runs are looked for in {root} only" in out
+    name = re.search(r"such as (\S+) for demo:box with seed 0$", out.strip())[1]
+    root.mkdir()
+    mine.rename(root / name)
+    assert main(words) == 0
+    assert "1 finished, 0 started, 1 not run" in capsys.readouterr().out
+    assert how_counted([Job("demo:box", 0, root / name)]) == ""
 
 
 def fake_train(monkeypatch, body):
