@@ -31,17 +31,17 @@ lab: setup  ## the notebooks in JupyterLab, as copies in runs/notebooks, which g
 	@for book in notebooks/*.ipynb; do [ -e runs/$$book ] || cp $$book runs/$$book; done
 	$(BIN)/jupyter lab runs/notebooks
 
-demo: setup  ## MISA, teacher and student: train, score and draw from the notebook into runs/demo (6 min)
-	$(call train_notebook,demo:misa,runs/demo)
+demo: setup  ## MISA, teacher and student: train, score and draw from the notebook into runs/demo-misa-seed0 (6 min)
+	$(call train_notebook,demo:misa,runs/demo-misa-seed0)
 
-demo-box: setup  ## the short one, boxes and color alone, into runs/demo-box (4 min)
-	$(call train_notebook,demo:box,runs/demo-box)
+demo-box: setup  ## the short one, boxes and color alone, into runs/demo-box-seed0 (4 min)
+	$(call train_notebook,demo:box,runs/demo-box-seed0)
 
 define train_notebook
 @mkdir -p $(2)
 $(BIN)/python -m papermill notebooks/train.ipynb $(2)/train.ipynb --log-output --no-progress-bar \
   --execution-timeout 7200 -p row $(1) -p work_dir $(2) -p interactive False
-@echo "The executed notebook is $(2)/train.ipynb; its figures are in $(2)/figures."
+@echo "The executed notebook is $(2)/train.ipynb; its figures are in $(2)/figures. Now: misa inspect $(2)"
 endef
 
 test: setup  ## the default tests (9 min)

@@ -11,11 +11,26 @@ import pytest
 
 import misa.objectives
 from misa.cli import main
+from misa.engine.runs.places import default_folder
 from misa.ops.affinity import KERNELS
+from misa.rows import table_module
 from tests.helpers import page_code
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+def test_the_demo_has_one_folder_everywhere():
+    """What `make demo` writes is what `misa train` writes and what every example reads."""
+    made = re.findall(r"call train_notebook,(\S+),(\S+)\)", (ROOT / "Makefile").read_text())
+    assert dict(made) == {row: str(default_folder(row, 0)) for row in ("demo:misa", "demo:box")}
+    rows = "|".join(re.escape(name) for name in table_module("demo").ROWS)
+    named = 0
+    for page in (*PAGES, ROOT / "Makefile", *ROOT.glob("misa/**/*.py"), *ROOT.glob("notebooks/*.ipynb")):
+        for folder in re.findall(r"runs/(?:figures/)?(demo[\w-]*)", page.read_text(encoding="utf-8")):
+            assert re.fullmatch(rf"demo-({rows})-seed\d", folder), f"{page.name} names runs/{folder}"
+            named += 1
+    assert named > 20
 
 
 def anchors(page: Path) -> set[str]:

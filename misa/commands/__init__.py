@@ -1,8 +1,8 @@
 """Box-supervised instance segmentation (MISA, IJCAI-24).
 
 first steps:
-  misa doctor                                    check the installation
-  misa train demo:box --work-dir runs/demo       train on synthetic scenes, minutes on one CPU core
-  misa predict runs/demo photo.jpg --out found   predict the masks of an image
-  misa check mydata                              check your own images and boxes
+  misa doctor                                               check the installation
+  misa train demo:misa                                      train on synthetic scenes, minutes on one CPU core
+  misa predict runs/demo-misa-seed0 photo.jpg --out found   predict the masks of an image
+  misa check mydata                                         check your own images and boxes
 """
