@@ -193,7 +193,8 @@ class Predictor:
 
     def __repr__(self) -> str:
         names = ", ".join(self.classes[:6]) + (", …" if len(self.classes) > 6 else "")
-        return f"<{self.student.experiment.student} of {len(self.classes)} classes ({names}) on {self.student.device}>"
+        kind, total = self.student.experiment.student, counted(len(self.classes), "class", "classes")
+        return f"<{kind} of {total} ({names}) on {self.student.device}>"
 
 
 @dataclass(frozen=True, repr=False)
@@ -315,7 +316,8 @@ class Teacher:
         names = [labels] if isinstance(labels, str) else list(labels or ())
         if len(names) != len(frames):
             raise UserError(
-                f"each box needs a label, one of the teacher's classes: {len(frames)} boxes, {len(names)} labels."
+                f"each box needs a label, one of the teacher's classes: {counted(len(frames), 'box', 'boxes')}, "
+                f"{counted(len(names), 'label')}."
             )
         for name in names:
             if name not in self.classes:
@@ -494,6 +496,8 @@ def _as_image(image: Images) -> NDArray[np.uint8]:
         if not path.exists():
             beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
             raise UserError(f"there is no file {path}{did_you_mean(path.name, beside, key=stem) or '; give an image.'}")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; give an image or a list of them, or use misa predict for the folder.")
         return read_image(path)
     if isinstance(image, Pillow.Image):
         turned = ImageOps.exif_transpose(image)

@@ -128,6 +128,8 @@ def options(module: ModuleType, name: str, words: Sequence[str]) -> Any:
     """Parse the arguments of a command into its `Parameters`; SystemExit for --help and wrong arguments."""
     parser = parser_of(module, name)
     found, unknown = parser.parse_known_args(words)
+    if unknown and not unknown[0].startswith("-"):
+        parser.error(f"{unknown[0]} is one argument too many")
     if unknown:
         parser.error(f"there is no option {unknown[0]}{did_you_mean(unknown[0], parser._option_string_actions)}")
     return _declared(module).parsed(found)

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import misa
-from misa.errors import UserError, did_you_mean
+from misa.errors import UserError, counted, did_you_mean
 from misa.experiment import Affinity, Comparison, Distillation, Experiment
 
 _PACKAGE = "misa.experiments"
@@ -117,7 +117,7 @@ def described(name: str, row: Experiment, comparison: Comparison | None = None) 
     label = next((text for end, text in comparison.rows.items() if name.endswith(f"_{end}")), "") if comparison else ""
     epochs = row.schedule.epochs
     weights = "pretrained, " if row.network.pretrained else ""
-    backbone = f"{row.network.backbone}, {weights}{epochs} epoch{'s' * (epochs != 1)}"
+    backbone = f"{row.network.backbone}, {weights}{counted(epochs, 'epoch')}"
     if row.semantic is not None:
         source = "true masks" if row.supervision == "mask" else _LABELS[row.semantic.labels]
         if row.supervision == "box" and row.semantic.labels == "objectives" and row.semantic.sure_weight:

@@ -160,6 +160,7 @@ def test_a_result_is_short_in_text_and_a_picture_in_a_notebook(run, photo, tmp_p
     ("image", "words"),
     [
         ("nowhere.jpg", "there is no file nowhere.jpg; give an image"),
+        (".", ". is a folder; give an image or a list of them"),
         (np.zeros((4, 4, 5), np.uint8), "is (H W 3), RGB"),
         (np.full((4, 4, 3), 300), "8-bit values, or floats of 0 to 1"),
         (np.full((4, 4, 3), np.nan), "8-bit values, or floats of 0 to 1"),
@@ -214,7 +215,7 @@ def test_wrong_input_to_a_teacher_is_a_sentence(teacher, scene, photo):
         "the box 20 30 900 100 .* is not within the image of 200 x 120": {"boxes": [20, 30, 900, 100], "labels": name},
         "the box 90 30 20 100": {"boxes": [[90, 30, 20, 100]], "labels": name},
         "the box nan": {"boxes": [[np.nan, 30, 20, 100]], "labels": name},
-        "1 boxes, 0 labels": {"boxes": [[20, 30, 90, 100]]},
+        "1 box, 0 labels": {"boxes": [[20, 30, 90, 100]]},
         r"boxes are \(n 4\)": {"boxes": [[1, 2, 3]], "labels": name},
         "has no class 'dotted cros'; did you mean 'dotted cross'": {
             "boxes": [[20, 30, 90, 100]],

@@ -1,8 +1,10 @@
 """The command line: exit status 0, 2 with one sentence, examples in every --help."""
 
+import dataclasses
 import importlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,8 +17,9 @@ from PIL import Image
 import misa
 from misa import commands
 from misa.cli import main, names, options
-from misa.commands.train import Train, _next_step, train_with
+from misa.commands.train import Train, next_step, train_with
 from misa.data.scenes.scenes import Scenes, write_scenes
+from misa.engine.prediction.predict import Predictions
 from misa.engine.runs.folder import Run
 from misa.errors import Diverged, Stopped, UserError
 from misa.files import write_json
@@ -372,8 +375,40 @@ def test_rows_are_found_by_words(capsys):
     assert len(table_module("teacher").ROWS) == capsys.readouterr().out.count("\n  teacher:")
     assert main(["rows", "demo", "sepa"]) == 0
     assert "`misa rows demo:` lists the rows of the table demo alone." in capsys.readouterr().out
-    assert main(["rows", "no-such-row"]) == 2
-    assert "no row has no-such-row" in capsys.readouterr().out
+
+
+def test_rows_that_do_not_exist_are_a_sentence_with_a_similar_name(capsys):
+    for words, sentence in (
+        (["no-such-row"], r"no row has no-such-row; `misa rows` lists all \d+\."),
+        (["photos", "spea"], r"no row has photos and spea; did you mean 'sepa'\? `misa rows` lists all \d+\."),
+        (["demo:", "own:"], r"no row has demo: and own:; `misa rows` lists all \d+\."),
+    ):
+        assert main(["rows", *words]) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert re.fullmatch(f"misa rows: {sentence}\n", said.err)
+
+
+def test_an_argument_too_many_is_named_as_such(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "demo:box", "demo:mask"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "misa train: demo:mask is one argument too many; see misa train --help.\n"
+
+
+def test_files_that_are_no_images_are_counted(tmp_path, capsys, monkeypatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    done = Predictions(tmp_path, 1, 0, {}, given=(1, 0), predicted=1, skipped=(photos / "notes.txt",))
+    monkeypatch.setattr("misa.engine.prediction.predict.predict", lambda *_, **__: done)
+    words = ["predict", str(tmp_path), str(photos), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [f"1 file that is no image skipped: {photos / 'notes.txt'}"]
+    done = dataclasses.replace(done, skipped=(photos / "a.txt", photos / "b.xml"))
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"2 files that are no image skipped, such as {photos / 'a.txt'}"
+    ]
 
 
 def test_rows_that_have_a_word_in_their_description_only_come_last(capsys):
@@ -519,13 +554,30 @@ def test_check_warns_of_fewer_images_than_a_batch(tmp_path, capsys, monkeypatch)
     status, said = checked(tmp_path / "data", capsys, *GOOD)
     assert status == 0
     (warning,) = [text for text in said if text.startswith("warning:") and "batch" in text]
-    assert "(train split): 5 images cannot fill a batch of own:small (8); add images, or set --batch to 5" in warning
+    assert (
+        "(train split): 5 images cannot fill a batch of own:small (8); add images, or train it with --batch 5"
+        in warning
+    )
     assert any("(val split): 1 image (0 without objects), 1 object in 1 class, 0 crowds" in text for text in said)
     assert said[-1] == f"now: misa train photos:box --data-root {tmp_path / 'data'}"
     root, run = str(tmp_path / "data"), str(tmp_path / "run")
     assert main(["train", "own:small", "--data-root", root, "--work-dir", run]) == 2
     sentence = f"a batch takes 8 images and the train split of {root} has 5; set --batch to 5 or less."
     assert sentence in capsys.readouterr().err
+
+
+def test_what_check_advises_for_few_images_is_taken(tmp_path, capsys, monkeypatch):
+    """Also where the suggested row's batch is larger than the train split."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    status, said = checked(tmp_path / "data", capsys, *[f"{i}.png,1,2,30,40,cat" for i in range(3)])
+    assert status == 0
+    (warning,) = [text for text in said if text.startswith("warning:") and "batch" in text]
+    images = re.search(r"(\d) images cannot fill a batch of photos:box \(4\) or own:small \(8\)", warning)[1]
+    assert warning.endswith(f"add images, or train them with --batch {images}.")
+    command = shlex.split(said[-1].partition("now: ")[2])
+    assert command[-2:] == ["--batch", images]
+    parsed = options(importlib.import_module("misa.commands.train"), "misa train", command[2:])
+    assert parsed.batch == int(images) < find_row(parsed.row).schedule.batch
 
 
 def test_check_of_good_data_says_so(tmp_path, capsys, monkeypatch):
@@ -610,7 +662,7 @@ def test_another_shell_is_refused(capsys):
 def test_a_training_ends_with_what_to_do_now(row, masks, smoke, commands, tmp_path):
     """Commands that exist and take these words; a smoke run's results serve nothing."""
     experiment = find_row(row).smoke() if smoke else find_row(row)
-    line = _next_step(Run(experiment, tmp_path / "my run", types.SimpleNamespace(masks=masks), {}))
+    line = next_step(Run(experiment, tmp_path / "my run", types.SimpleNamespace(masks=masks), {}))
     found = [shlex.split(part.partition("(")[0]) for part in line.removeprefix("now: ").split(", ") if part]
     assert [words[:3] for words in found] == [["misa", name, str(tmp_path / "my run")] for name in commands]
     for _, name, *words in found:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from misa.commands import _shared as shared
 from misa.parameters import Parameters, argument, option
+from misa.rows import find_row
 
 
 class Check(Parameters):
@@ -32,5 +33,7 @@ def run(options: Check) -> int:
     print(found)
     if found.usable and len(found.reports) > 1:
         clean = "" if any(report.warnings for report in found.reports) else "no problems; "
-        print(f"{clean}now: misa train photos:box --data-root {shlex.quote(options.data_root)}")
+        images, batch = found.reports[0].images, find_row("photos:box").schedule.batch
+        less = f" --batch {images}" if images < batch else ""
+        print(f"{clean}now: misa train photos:box --data-root {shlex.quote(options.data_root)}{less}")
     return 0 if found.usable else 2

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from misa.commands import _shared as shared
 from misa.errors import UserError, counted
+from misa.files import shorter
 from misa.parameters import Parameters, argument, option
 
 if TYPE_CHECKING:
@@ -69,6 +70,9 @@ def run(options: Predict) -> int:
     share = Share(options.shards, options.shard)
     done = predict(options.checkpoint, options.inputs, boxes=boxes, share=share, **how)
     print(_summary(done, so_far=options.shard is not None))
+    if done.skipped:
+        more = f"{counted(len(done.skipped), 'file that is', 'files that are')} no image skipped"
+        print(f"{more}{':' if len(done.skipped) == 1 else ', such as'} {shorter(done.skipped[0])}")
     for sentence in _left_out(done):
         print(f"warning: {sentence}", file=sys.stderr)
     if done.failed:

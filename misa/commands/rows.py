@@ -8,6 +8,7 @@ example: misa rows demo:
 example: misa rows photos sepa
 """
 
+from misa.errors import UserError, counted, did_you_mean
 from misa.parameters import Parameters, argument
 from misa.rows import Line, in_columns, lines_of, table_module, table_names
 
@@ -19,19 +20,22 @@ class Rows(Parameters):
 
 
 def run(options: Rows) -> int:
-    """Print the rows; returns 2 if none matches."""
+    """Print the rows; UserError if none matches."""
     named, described, total = listing(options.words)
     counts = [sum(map(len, tables.values())) for tables in (named, described)]
     if not any(counts):
-        print(f"no row has {' and '.join(options.words)}; `misa rows` lists all {total}.")
-        return 2
+        names = [line.name for table in table_names() for line in lines_of(table, table_module(table))]
+        known = {part for name in names for part in (name, *name.split(":"))}
+        lost = next((word for word in options.words if not any(listing((word,))[:2])), "")
+        hint = did_you_mean(lost, sorted(known)) if lost else ""
+        raise UserError(f"no row has {' and '.join(options.words)}{hint or ';'} `misa rows` lists all {total}.")
     width = max(len(line.name) for tables in (named, described) for lines in tables.values() for line in lines)
     for tables, head in ((named, ""), (described, "In the description only:\n\n")):
         for title, lines in tables.items():
             print(f"{head}{title}\n{in_columns(line._replace(name=line.name.ljust(width)) for line in lines)}\n")
             head = ""
     only = f", {counts[1]} by the description only" if counts[1] else ""
-    print(f"{total} rows" if sum(counts) == total else f"{sum(counts)} of {total} rows{only}", end="")
+    print(counted(total, "row") if sum(counts) == total else f"{sum(counts)} of {counted(total, 'row')}{only}", end="")
     print("; train one with: misa train TABLE:ROW")
     names = [word for word in options.words if word in table_names()]
     if names:

@@ -17,7 +17,7 @@ from misa.commands import _shared as shared
 from misa.data.formats.coco import EVERY_FORMAT
 from misa.engine.runs.places import default_folder
 from misa.engine.runs.record import require_own
-from misa.errors import UserError, option_name
+from misa.errors import UserError, counted, option_name
 from misa.experiment import Experiment
 from misa.files import shorter
 from misa.machine import Machine, expected_processes, is_main_process, logger_names, split_batch
@@ -67,12 +67,12 @@ def run(options: Train) -> int:
     if is_main_process():
         print(trained.table())
         print(f"run folder: {trained.folder}")
-        print(_next_step(trained), end="")
+        print(next_step(trained), end="")
     return 0
 
 
-def _next_step(trained: "Run") -> str:
-    """What can be done with a trained run, as a line; a smoke run serves nothing."""
+def next_step(trained: "Run") -> str:
+    """Returns the commands that use a trained run, as a line; "" for a smoke run, whose results mean nothing."""
     if trained.experiment.limit is not None:
         return ""
     place = shlex.quote(shorter(trained.folder))
@@ -121,9 +121,9 @@ def train_with(options: Train) -> "Run":
     processes = options.gpus or 1
     if processes > 1 and expected_processes() == 1:
         split_batch(experiment.schedule.batch, processes, options.per_gpu)
-        if processes > torch.cuda.device_count():
+        if processes > (found := torch.cuda.device_count()):
             raise UserError(
-                f"{option_name('gpus')} is {processes}, but torch finds {torch.cuda.device_count()} CUDA devices; "
+                f"{option_name('gpus')} is {processes}, but torch finds {counted(found, 'CUDA device')}; "
                 f"set it to that: {option_name('per_gpu')} keeps the batch by accumulation."
             )
         launch(dataclasses.replace(options, interactive=False).command_line(), processes, threads=options.threads)

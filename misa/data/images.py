@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from misa.data.formats.coco import DataError, PathLike
 from misa.data.formats.parts import IMAGES, walk
+from misa.errors import counted
 from misa.files import missing
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -46,16 +47,21 @@ class Video:
 
 
 def find_inputs(
-    paths: Sequence[PathLike], *, out: Path | None = None, failed: dict[str, str] | None = None
+    paths: Sequence[PathLike],
+    *,
+    out: Path | None = None,
+    failed: dict[str, str] | None = None,
+    skipped: dict[Path, None] | None = None,
 ) -> list[Picture | Video]:
     """List the images and videos at the paths; folders are searched recursively for images, also through links.
 
     paths: files and folders; a link keeps its own name. out: the folder of the results, which is skipped, as is any
     folder with earlier predictions. failed: filled with messages by name for skipped files: broken links and images of
-    unsupported formats.
+    unsupported formats. skipped: filled with the files in the folders that are no images, such as notes.txt, and with
+    the videos there.
     Raises DataError: a path does not exist or is of another kind, or a folder holds no image.
     """
-    failed = {} if failed is None else failed
+    failed, skipped = {} if failed is None else failed, {} if skipped is None else skipped
     found: dict[Path, tuple[Path, str]] = {}  # file: the given folder and the path relative to it
     for given in paths:
         path = Path(given).expanduser()
@@ -69,6 +75,7 @@ def find_inputs(
                 videos = any(file.suffix.lower() in VIDEOS for file in files)
                 what = "give its videos by their names" if videos else f"known are {', '.join(IMAGES)}"
                 raise DataError(f"the folder {path} holds no image; {what}.")
+            skipped |= dict.fromkeys(f.absolute() for f in files if f.suffix.lower() not in (*IMAGES, *_UNREAD))
             for file in inside:
                 found.setdefault(file.absolute(), (path, file.relative_to(path).as_posix()))
         elif os.path.isfile(path):
@@ -102,7 +109,7 @@ def _leave_out(folder: Path, files: Sequence[Path], failed: dict[str, str]) -> N
     other = [file for file in files if file.suffix.lower() in _UNREAD]
     if other:
         kinds = ", ".join(sorted({file.suffix.lower() for file in other}))
-        files_of = f"{len(other)} file{'s' if len(other) > 1 else ''} of other kinds ({kinds})"
+        files_of = f"{counted(len(other), 'file')} of other kinds ({kinds})"
         failed[str(folder)] = f"left out of {folder}: {files_of}; convert them to PNG or JPEG."
     for file in files:
         if file.suffix.lower() in IMAGES and not file.exists():

@@ -122,6 +122,8 @@ def _lines(values: Mapping[str, Any], indent: str) -> list[str]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             lines += [f"{indent}{name}:", *_lines(value, indent + "  ")]
+        elif isinstance(value, list) and name == "beware":  # whole sentences
+            lines += [f"{indent}{name}:", *(f"{indent}  {sentence}" for sentence in value)]
         elif isinstance(value, list):
             lines.append(f"{indent}{name}: {', '.join(map(str, value)) or 'none'}")
         else:

@@ -6,6 +6,7 @@ Axes: b image · d channel · h row · w column.
 """
 
 import importlib
+import logging
 from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
@@ -221,14 +222,19 @@ def _packaged(name: str, checkpoint: str) -> dict[str, Tensor]:
 def _downloaded(name: str, checkpoint: str) -> dict[str, Tensor]:
     """Load the whole model's weights from timm's hub or a local file; all must be present."""
     source = {} if checkpoint == HUB else {"pretrained_cfg_overlay": {"file": checkpoint}}
+    log = logging.getLogger("huggingface_hub")
+    before = log.level
+    log.setLevel(logging.ERROR)  # it warns at each of its retries
     try:
         model = _timm().create_model(name, pretrained=True, **source)
     except Exception as error:  # the hub, its client and timm raise many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
             f"The pre-trained weights of timm's {name} could not be loaded from {checkpoint} ({reason}). Connect to "
             "the internet, name a local file instead, or go on from scratch with pretrained=False."
-        ) from error
+        ) from None  # the reason is in the sentence
+    finally:
+        log.setLevel(before)
     state: dict[str, Tensor] = model.state_dict()
     return state
 

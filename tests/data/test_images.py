@@ -60,6 +60,9 @@ def test_other_kinds_are_told(tmp_path: Path) -> None:
     assert list(failed.values()) == [
         f"left out of {tmp_path}: 3 files of other kinds (.gif, .heic); convert them to PNG or JPEG."
     ]
+    skipped: dict[Path, None] = {}
+    find_inputs([tmp_path, tmp_path, tmp_path / "a.jfif"], skipped=skipped)
+    assert list(skipped) == [tmp_path / "notes.txt"]
 
 
 def test_a_video_beside_a_folder_of_its_name(tmp_path: Path) -> None:

@@ -133,6 +133,19 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(example, tmp_path):
         save_figure(figure4([(example, (5, 6))]), tmp_path / "file", "figure4", MADE)
 
 
+def test_warnings_are_printed_as_sentences_of_a_line_each():
+    text = as_text(
+        {"images": [3, 17], "beware": ["run/a is a smoke run: x, y.", "run/b has not ended."], "command": "c"}
+    )
+    assert text.splitlines() == [
+        "command: c",
+        "images: 3, 17",
+        "beware:",
+        "  run/a is a smoke run: x, y.",
+        "  run/b has not ended.",
+    ]
+
+
 @pytest.mark.parametrize("name", ["figure3", "figure4"])
 def test_the_readmes_figures_are_of_the_row_as_it_is(name):
     """After a change of the row its figures have to be drawn again."""

@@ -1,7 +1,9 @@
 """Oracles: EfficientNet-Lite reimplemented from the weights file, timm's own forward pass, ImageNet's labels."""
 
 import importlib
+import logging
 import sys
+import traceback
 
 import numpy as np
 import pytest
@@ -177,19 +179,26 @@ def test_a_whole_model_in_a_local_file_is_loaded(tmp_path):
         build_backbone(backbone_config("timm:convnext_atto", pretrained=tmp_path / "part.pth"))
 
 
-def test_a_hub_out_of_reach_is_one_clear_sentence_or_a_start_from_scratch(monkeypatch):
+def test_a_hub_out_of_reach_is_one_clear_sentence_or_a_start_from_scratch(monkeypatch, caplog):
     timm = importlib.import_module("timm")
     create = timm.create_model
 
     def offline(name, pretrained=False, **options):
         if pretrained:
-            raise OSError("no route to the host")
+            logging.getLogger("huggingface_hub.utils").warning("Retrying in 1s [Retry 1/5].")
+            raise OSError("no route to the host.")
         return create(name, **options)
 
     monkeypatch.setattr(timm, "create_model", offline)
     config = backbone_config("timm:convnext_atto")
-    with pytest.raises(UserError, match=r"convnext_atto could not be loaded .*no route to the host.*from scratch"):
+    with pytest.raises(
+        UserError, match=r"convnext_atto could not be loaded .*no route to the host\)\. .*from scratch"
+    ) as error:
         build_backbone(config)
+    shown = "".join(traceback.format_exception(error.value))
+    assert "The above exception" not in shown
+    assert "OSError" not in shown
+    assert caplog.text == ""
     assert all(p.isfinite().all() for p in build_backbone(config, or_scratch=True).parameters())
 
 

@@ -47,7 +47,7 @@ from misa.engine.prediction.student import Student, choose_device, load_student
 from misa.engine.runs.state import smoke_mark
 from misa.engine.training.estimate import input_pixels, measure
 from misa.engine.training.train import train
-from misa.errors import UserError, counted
+from misa.errors import UserError, counted, option_name
 from misa.experiment import Experiment
 from misa.files import locked, read_json, write_json
 from misa.machine import Machine
@@ -135,15 +135,19 @@ class Labelled:
             f"{high:.2f}); for {counted(self.fallback, 'box', 'boxes')} with next to no mask, the box itself"
         ]
         if self.fallback > len(self.quality) / 4:
-            lines.append("so many boxes without a mask mean a weak student: a longer training or another row helps")
+            lines.append(
+                "so many boxes without a mask mean a weak student: train one for longer, or another row (misa train "
+                f"ROW --data-root DATA --epochs N), and give its folder with {option_name('run')} and another "
+                f"{option_name('out')}"
+            )
         if self.omitted:
             lines.append(f"left out: {counted(self.omitted, 'box', 'boxes')} without a pixel of the image")
         if self.truth is not None:
             known = np.isfinite(self.truth)
             rank = spearmanr(self.quality[known], self.truth[known]).statistic
             lines.append(
-                f"against {known.sum()} true masks: mean IoU {self.truth[known].mean():.3f}, mean quality "
-                f"{self.quality[known].mean():.3f}, rank correlation (Spearman) {rank:.3f}"
+                f"against {counted(int(known.sum()), 'true mask')}: mean IoU {self.truth[known].mean():.3f}, mean "
+                f"quality {self.quality[known].mean():.3f}, rank correlation (Spearman) {rank:.3f}"
             )
         return "\n".join([*filter(None, [self.smoke]), *lines, *map(str, self.files)])
 

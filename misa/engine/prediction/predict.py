@@ -94,7 +94,8 @@ class Predictions:
     given: how many of these images and instances belong to the inputs of this call. predicted: how many images it had
     to predict. Of a share, images and instances are those that all shares have on record so far. unanswered: number of
     known boxes without a mask, by image name. clipped: number of known boxes that reach beyond their image by more than
-    a pixel, by image name. unused: image names with boxes that are not inputs.
+    a pixel, by image name. unused: image names with boxes that are not inputs. skipped: files in the given folders that
+    are no images.
     """
 
     folder: Path
@@ -106,6 +107,7 @@ class Predictions:
     given: tuple[int, int] = (0, 0)
     predicted: int = 0
     clipped: dict[str, int] = dataclasses.field(default_factory=dict)
+    skipped: tuple[Path, ...] = ()
 
 
 def predict(
@@ -121,9 +123,8 @@ def predict(
 ) -> Predictions:
     """Predict on image files, folders and videos, and write the results to the folder `out`.
 
-    `out` contains masks/ (PNG), overlay/ (JPEG; for a video also an mp4), instances.json (a COCO file: images,
-    categories, annotations with run-length encoding and scores) and instances.csv. The same call again resumes, and
-    predicts only new or changed images.
+    `out` contains masks/ (PNG), overlay/ (JPEG; of a video also an mp4), instances.json (COCO, with run-length encoding
+    and scores) and instances.csv. The same call again resumes, and predicts only new or changed images.
 
     Args:
         checkpoint: a run folder, a checkpoint in it, a file made by `misa export`, or a loaded student.
@@ -133,12 +134,10 @@ def predict(
             skipped.
         batch: images per batch; it affects results only by rounding.
         device: "cpu", "cuda", "cuda:1", or "auto".
-        share: the part of the images to predict; the same call without a share, afterwards, writes instances.json and
-            instances.csv for all.
-        options: the fields of `Options`: score, mask (score threshold, binarization threshold),
-            tile and overlap (pixels; very large images in parts), every (of a video: every n-th frame), masks
-            ("map": an indexed PNG an image, the pixel's number is that in the CSV; "each": a PNG an instance;
-            "none"), overlay.
+        share: the part of the images to predict; the same call without a share then writes the tables of all.
+        options: the fields of `Options`: score and mask (thresholds), tile and overlap (pixels; very large images in
+            parts), every (every n-th frame of a video), masks ("map": an indexed PNG per image, with the instances'
+            numbers in the CSV; "each": a PNG per instance; "none"), overlay.
 
     Raises UserError: wrong input, before anything is written. Images that cannot be read are listed in `failed`.
     """
@@ -151,8 +150,8 @@ def predict(
         raise UserError(f"batch must be at least 1, not {batch}.")
     if boxes is not None and chosen.tile is not None:
         raise UserError("boxes and tile do not go together: known boxes are looked at in the whole image.")
-    folder, left = Path(out).expanduser().resolve(), {}  # type: tuple[Path, dict[str, str]]
-    found = find_inputs([inputs] if isinstance(inputs, str | os.PathLike) else list(inputs), out=folder, failed=left)
+    folder = Path(out).expanduser().resolve()
+    found, left, skipped = _found(inputs, folder)
     student = checkpoint if isinstance(checkpoint, Student) else load_student(checkpoint, device=device)
     known, unused = _boxes_by_name(boxes, found, student) if boxes is not None else (None, ())
     share = share or Share()
@@ -161,13 +160,24 @@ def predict(
         predicted, failed = _work(student, found, folder, chosen, known, batch, share, left)
         if not share.whole:
             rows = [len(row["instances"]) for _, row in records(folder)]
-            return _result(folder, (len(rows), sum(rows)), failed, known, unused)
+            return replace(_result(folder, (len(rows), sum(rows)), failed, known, unused), skipped=skipped)
         held = collect(folder, student.classes, prompted=known is not None)
         for item in found:
             if chosen.overlay and isinstance(item, Video):
                 film(folder, item, chosen.every)
         each = [len(row["instances"]) for _, row in _of(found, folder)]
-        return replace(_result(folder, held, failed, known, unused), given=(len(each), sum(each)), predicted=predicted)
+        result = _result(folder, held, failed, known, unused)
+        return replace(result, given=(len(each), sum(each)), predicted=predicted, skipped=skipped)
+
+
+def _found(
+    inputs: PathLike | Sequence[PathLike], folder: Path
+) -> tuple[list[Picture | Video], dict[str, str], tuple[Path, ...]]:
+    """The inputs of a call, the messages on files that are left out, and the files that are no images."""
+    left: dict[str, str] = {}
+    skipped: dict[Path, None] = {}
+    given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
+    return find_inputs(given, out=folder, failed=left, skipped=skipped), left, tuple(skipped)
 
 
 def _settings(student: Student, options: Options, boxes: Mapping[str, Boxes] | None) -> dict[str, Any]:

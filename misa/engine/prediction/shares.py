@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from misa.errors import UserError
+from misa.errors import UserError, counted
 from misa.files import locked
 
 DONE = "done.jsonl"
@@ -28,8 +28,8 @@ class Share:
             raise UserError(f"shards must be at least 1, not {self.shards}.")
         if self.shard is not None and not 0 <= self.shard < self.shards:
             raise UserError(
-                f"shard must be from 0 to {self.shards - 1} with {self.shards} shards, not {self.shard}; an array "
-                f"job's indices are --array=0-{self.shards - 1}."
+                f"shard must be from 0 to {self.shards - 1} with {counted(self.shards, 'shard')}, not {self.shard}; an "
+                f"array job's indices are --array=0-{self.shards - 1}."
             )
 
     @property

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from misa.engine.runs.checkpoints import fill, last_checkpoint, read_checkpoint, require_fit
 from misa.engine.runs.record import read_params
 from misa.engine.runs.state import warn
-from misa.errors import UserError
+from misa.errors import UserError, counted
 from misa.experiment import Experiment, require_types
 from misa.models.students.base import SHADOW, TRAINING_ONLY
 from misa.models.students.inference import Image, Instances, Student
@@ -64,7 +64,8 @@ def choose_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device {name!r} is not supported; give cpu, cuda, cuda:1, or auto.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name!r} is not there: torch finds {torch.cuda.device_count()} CUDA devices; use cpu.")
+        found = counted(torch.cuda.device_count(), "CUDA device")
+        raise UserError(f"device {name!r} is not there: torch finds {found}; use cpu.")
     return device
 
 

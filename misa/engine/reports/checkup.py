@@ -15,6 +15,7 @@ from misa.figures.plots import sample_grid
 from misa.rows import find_row
 
 SAMPLES = 16
+_OWN = ("photos:box", "own:small")  # the rows that are suggested for own data
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,11 @@ def check_data(
 
 def _with_batch(train: Report) -> Report:
     """Add a warning if a batch of the rows for own data is larger than the training split."""
-    batches = {row: find_row(row).schedule.batch for row in ("photos:box", "own:small")}
-    large = [f"{row} ({batch})" for row, batch in batches.items() if batch > train.images]
+    large = [f"{row} ({batch})" for row in _OWN if (batch := find_row(row).schedule.batch) > train.images]
     if not train.usable or not large:
         return train
     message = f"{counted(train.images, 'image')} cannot fill a batch of {' or '.join(large)}"
-    advice = f"add images, or set {option_name('batch')} to {train.images} or less"
+    advice = f"add images, or train {'it' if len(large) == 1 else 'them'} with {option_name('batch')} {train.images}"
     return _warned(train, "few-images", message, advice)
 
 

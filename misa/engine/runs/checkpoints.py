@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ def last_checkpoint(folder: Path) -> Path:
     """`newest`, or UserError if there is none."""
     path = newest(folder)
     if path is None:
+        if not (folder / "params.json").exists():
+            raise UserError(f"{folder} is not a run folder: it holds no checkpoint; give one made by misa train.")
         raise UserError(f"{folder} holds no checkpoint; train it first, for example with misa train.")
     return path
 
@@ -46,12 +49,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(missing(path, "checkpoint", "give a run folder or a file of its checkpoints folder"))
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of a file that torch did not write
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # its text advises weights_only=False, which would execute code in the file
         raise UserError(f"{path} cannot be read as a checkpoint; give one made by misa train.") from None
     except Exception as error:  # torch raises many kinds for a truncated or foreign file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} cannot be read as a checkpoint ({reason}); give one made by misa train.") from error
+        reason = (str(error).splitlines() or [""])[0]
+        why = f" ({reason})" if " " in reason else ""  # a KeyError of torch is one byte of a text file
+        raise UserError(f"{path} cannot be read as a checkpoint{why}; give one made by misa train.") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path} holds no state_dict; give a checkpoint made by misa train.")
     return checkpoint

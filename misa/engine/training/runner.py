@@ -75,6 +75,13 @@ def choose_device(machine: Machine) -> str:
     return device
 
 
+class _QuietRunner(Runner):
+    def load_or_resume(self) -> None:
+        """Load the checkpoint without mmengine's printed line about its storage."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            super().load_or_resume()
+
+
 def quiet_runner(config: Config) -> Runner:
     """Build mmengine's Runner without its printed banner; its log is below checkpoints/.
 
@@ -85,4 +92,4 @@ def quiet_runner(config: Config) -> Runner:
     named = config.copy()
     named.experiment_name = f"{config.experiment_name}-{next(_RUNNERS)}"
     with contextlib.redirect_stdout(io.StringIO()):
-        return Runner.from_cfg(named)
+        return _QuietRunner.from_cfg(named)

@@ -186,7 +186,7 @@ def planned(jobs: Sequence[Job], *, slots: int = 1, minutes: float | None = None
         lines.append("how long one takes is known here when the first has ended; misa estimate ROW measures it")
     else:
         total = each * len(missing) / max(slots, 1)
-        about = f"{total / 60:.1f} hours" if total >= 90 else f"{max(total, 1):.0f} minutes"
+        about = f"{total / 60:.1f} hours" if total >= 90 else counted(max(round(total), 1), "minute")
         lines.append(f"about {about} here with slots={slots}, at {each:.1f} minutes each as those that are finished")
     return "\n".join(lines)
 

@@ -106,7 +106,9 @@ def _before(
         said += _say(
             f"{row} learns in {total} parts; the time left is that of all, about (~) until the last has begun."
         )
-    own = FollowingRun(steps_of(plan.experiment, plan.source.images), measured_step(plan.experiment, plan.folder.parent))
+    own = FollowingRun(
+        steps_of(plan.experiment, plan.source.images), measured_step(plan.experiment, plan.folder.parent)
+    )
     before = train(
         stage.experiment,
         data_root=data_root,
@@ -117,7 +119,7 @@ def _before(
         later=(own, *later),
         part=(number - 1, total),
     )
-    return said + _say(f"{stage.row}: {_main_score(before)}")
+    return said + _say(f"{stage.row}: {main_score(before)}")
 
 
 def parts(experiment: Experiment) -> int:
@@ -147,7 +149,7 @@ def _say(*lines: str) -> list[str]:
     return list(lines)
 
 
-def _main_score(run: Run) -> str:
+def main_score(run: Run) -> str:
     """The run's main score as text, or why it has none."""
     kind, (name, value) = next(iter(run.scores())), next(iter(run.leading().items()))
     if value is not None:
@@ -193,7 +195,7 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
     source = open_source(experiment, data_root)
     if source.images < experiment.schedule.batch:
         raise UserError(
-            f"a batch takes {experiment.schedule.batch} images and the train split of {source.root} has "
+            f"a batch takes {counted(experiment.schedule.batch, 'image')} and the train split of {source.root} has "
             f"{source.images}; set {option_name('batch')} to {source.images} or less."
         )
     data = data_digests(source.train, source.val)

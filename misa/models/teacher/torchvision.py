@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models, segmentation
 
 from misa.data.pipeline import MEAN, STD
-from misa.errors import UserError, did_you_mean
+from misa.errors import UserError, counted, did_you_mean
 from misa.losses.inputs import SemanticPrior
 from misa.models.teacher.contract import TeacherContract, TeacherNetwork, evaluating
 from misa.ops.readings import Classifier
@@ -110,7 +110,9 @@ class TorchvisionTeacher(TeacherNetwork):
         classes = self.contract.classes
         own = [name if name == self.known[name] else f"{name} ({self.known[name]})" for name in self.known]
         others = [name for name in classes if name not in self.known]
-        text = f"it knows {len(own)} of {len(classes)} classes{': ' if own else ''}{', '.join(own)}"
+        text = (
+            f"it knows {len(own)} of {counted(len(classes), 'class', 'classes')}{': ' if own else ''}{', '.join(own)}"
+        )
         return f"{text}; by its background alone it sees {', '.join(others)}" if others else text
 
 

@@ -222,7 +222,7 @@ CHECKPOINTS = {
         lambda p: p.predict(checkpoint=p.folder / "nothing.pth"),
         "there is no run folder or checkpoint",
     ),
-    "checkpoint: a folder that is no run": (lambda p: p.predict(checkpoint=p.data), "holds no checkpoint"),
+    "checkpoint: a folder that is no run": (lambda p: p.predict(checkpoint=p.data), "is not a run folder"),
     "checkpoint: a run without any": (
         lambda p: [shutil.rmtree(p.run / "checkpoints"), p.predict()][1],
         "holds no checkpoint; train it first",

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -184,6 +185,7 @@ def test_ctrl_c_saves_the_step_and_the_same_call_goes_on(heard, run, place, monk
     assert signal.getsignal(signal.SIGINT) is before
     resumed = train(TOY, **options)
     assert "resuming at epoch 2/3, step 5/9" in (resumed.folder / "log.txt").read_text()
+    assert "Loads checkpoint" not in "".join(capfd.readouterr())
     assert (resumed.folder / "losses.jsonl").read_bytes() == (run.folder / "losses.jsonl").read_bytes()
     for name, value in final_weights(run.folder).items():
         assert torch.equal(value, final_weights(resumed.folder)[name]), name
@@ -297,7 +299,7 @@ def test_a_checkpoint_from_a_stranger_runs_no_code(run, tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-@pytest.mark.parametrize("kind", ["photo", "text", "pickle", "archive"])
+@pytest.mark.parametrize("kind", ["photo", "text", "word", "pickle", "new pickle", "archive"])
 def test_what_is_no_checkpoint_is_refused_without_advice_to_execute_it(kind, tmp_path):
     path = tmp_path / "photo.jpg"
     if kind == "photo":
@@ -305,9 +307,13 @@ def test_what_is_no_checkpoint_is_refused_without_advice_to_execute_it(kind, tmp
     elif kind == "archive":
         torch.save({"state_dict": {}, "extra": Trap(tmp_path / "sprung")}, path)
     else:
-        path.write_bytes(b"not a checkpoint" if kind == "text" else pickle.dumps(Trap(tmp_path / "sprung"), protocol=2))
-    with pytest.raises(UserError) as caught:
-        misa.load(path)
+        protocol = 4 if kind == "new pickle" else 2
+        content = {"text": b"not a checkpoint", "word": b"hello"}
+        path.write_bytes(content.get(kind) or pickle.dumps(Trap(tmp_path / "sprung"), protocol=protocol))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserError) as caught:
+            misa.load(path)
     assert "weights_only" not in "".join(traceback.format_exception(caught.value))
     assert str(caught.value) == f"{path} cannot be read as a checkpoint; give one made by misa train."
     assert not (tmp_path / "sprung").exists()

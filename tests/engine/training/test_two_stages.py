@@ -14,7 +14,7 @@ from misa.engine.reports.figures import Factory
 from misa.engine.runs.folder import Run
 from misa.engine.runs.places import teacher_folder
 from misa.engine.runs.record import require_own
-from misa.engine.training.train import _main_score, train
+from misa.engine.training.train import main_score, train
 from misa.errors import Stopped, UserError
 from misa.experiment import Distillation, Semantic
 from misa.rows import lineage
@@ -224,7 +224,7 @@ def test_the_heads_of_three_parts_count_them_once_and_name_their_folders(place, 
 
 def test_a_score_that_was_not_measured_says_why():
     def line(metrics, masks):
-        return _main_score(Run(TEACHER, Path("run"), types.SimpleNamespace(masks=masks), metrics))
+        return main_score(Run(TEACHER, Path("run"), types.SimpleNamespace(masks=masks), metrics))
 
     none = dict.fromkeys(("AP", "AP50"))
     assert line({"miou": None, "iou": {"cat": None}}, False) == (
