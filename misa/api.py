@@ -31,7 +31,7 @@ from torch import Tensor
 from misa.data.images import read_image
 from misa.data.rle import decode_part
 from misa.engine.prediction.files import rows_of
-from misa.engine.prediction.known_boxes import find_boxes
+from misa.engine.prediction.known_boxes import find_boxes, reaching_beyond
 from misa.engine.prediction.student import Instances, Student, find, load_student
 from misa.engine.reports.explore import FeatureExtractor, open_networks
 from misa.engine.reports.figure_sources import settings_of
@@ -144,7 +144,8 @@ class Predictor:
         """Predict the instances of one image or of each of several, or the masks of given boxes.
 
         Given boxes get a mask each, as by `misa predict --boxes`, whatever its score. A box in which the student finds
-        nothing has none; a warning on standard error says so, and `Result.prompts` tells which box a mask is of.
+        nothing has none, and one that reaches beyond the image is clipped; warnings on standard error say so, and
+        `Result.prompts` tells which box a mask is of.
 
         Args:
             images: see the module.
@@ -172,23 +173,26 @@ class Predictor:
     def _of_boxes(
         self, pixels: Sequence[NDArray[np.uint8]], boxes: Any, labels: Any, mask: float | None
     ) -> list[Instances]:
-        """Returns the instances of each image's boxes, by `find_boxes`, and warns of boxes without a mask."""
+        """Returns the instances of each image's boxes, by `find_boxes`, and prints warnings of them."""
         for name, values in (("boxes", boxes), ("labels", labels)):
             if values is not None and (isinstance(values, str) or not _has_length(values, len(pixels))):
                 raise UserError(f"several images need {name} for each: a list of {len(pixels)}, one item per image.")
         names = [[one] if isinstance(one, str) else one for one in labels or [None] * len(pixels)]
         if any(one is not None and not _has_length(one) for one in names):
             raise UserError(f"labels are classes, one for each box, not {labels!r}.")
-        found, left = [], 0
+        found, left, beyond = [], 0, 0
         for i, (image, own, called) in enumerate(zip(pixels, boxes, names, strict=True)):
             try:
                 found.append(find_boxes(self.student, image, own, called, mask=mask))
             except UserError as error:
                 raise UserError(f"image {i} of the list: {error}" if len(pixels) > 1 else str(error)) from error
             left += np.asarray(own).size // 4 - len(found[-1])
-        if left:
-            total = counted(left, "box has", "boxes have")
-            print(f"warning: {total} no mask, the student found nothing there.", file=sys.stderr, flush=True)
+            beyond += reaching_beyond(own, image.shape[:2])
+        many = counted(beyond, "box reaches", "boxes reach")
+        clipped = f"{many} more than a pixel beyond the image, and only the part inside was used"
+        without = f"{counted(left, 'box has', 'boxes have')} no mask, the student found nothing there"
+        for sentence in [clipped] * (beyond > 0) + [without] * (left > 0):
+            print(f"warning: {sentence}.", file=sys.stderr, flush=True)
         return found
 
     def __repr__(self) -> str:

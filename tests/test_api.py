@@ -114,6 +114,9 @@ def test_given_boxes_get_the_masks_that_the_shell_writes(run, photo, tmp_path, c
     assert two.instances.runs == student(photo, boxes=[boxes[1]], mask=0.001).instances.runs
     assert student(photo, boxes=boxes[1], labels=student.classes[0], mask=0.001).labels in ((student.classes[0],), ())
     assert len(student(photo, boxes=[])) == 0
+    capsys.readouterr()
+    student([photo, photo], boxes=[[[-9, 30, 90, 100], [-1, 30, 90, 100]], [[20, 30, 90, 140]]], mask=0.001)
+    assert "warning: 2 boxes reach more than a pixel beyond the image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

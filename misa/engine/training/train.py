@@ -72,20 +72,20 @@ def train(
     device = _device(experiment, machine)
     split = split_batch(experiment.schedule.batch, get_world_size(), machine.per_gpu)
     folder = Path(work_dir).expanduser().resolve()
-    part = part or (parts(experiment),) * 2
     head = f"{row}{' (smoke)' if experiment.limit is not None else ''}, seed {seed}, on {device}, in {shorter(folder)}"
-    head = f"{part[0]} of {part[1]}: {head}" if part[1] > 1 else head
     with report_lost_peer(), restored_signal(), contextlib.ExitStack() as stack:
         on_main_process(lambda: lock_folder(folder, stack))
         plan = on_main_process(lambda: prepare(experiment, data_root, folder, row=row, seed=seed, resume=resume))
         if plan.metrics is not None:
-            _say(*[head] * (part[1] > 1))
+            _say(*([f"{part[0]} of {part[1]}: {head}"] if part else []))
             _say(f"{folder.name} is finished; nothing to train. Another {option_name('work_dir')} trains it again.")
             return Run(experiment, folder, plan.source, plan.metrics)
         if plan.checkpoint is None:
             on_main_process(lambda: require_weights(experiment.network))
+        part = part or (parts(experiment),) * 2
         said = _before(plan, data_root, machine, later, part)
-        said += _say(head, f"{counted(plan.source.images, 'image')} of {shorter(plan.source.root)}")
+        said += _say(f"{part[0]} of {part[1]}: {head}" if part[1] > 1 else head)
+        said += _say(f"{counted(plan.source.images, 'image')} of {shorter(plan.source.root)}")
         runner = build(plan, machine, split, device, said)
         progress = next(hook for hook in runner.hooks if isinstance(hook, Progress))
         progress.later, progress.said = later, said
