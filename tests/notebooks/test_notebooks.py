@@ -175,6 +175,11 @@ def papermill(tmp_path, name="train", **parameters):
     return output, subprocess.run(command, capture_output=True, text=True, timeout=500)
 
 
+def quick(name):
+    """The values of a long notebook, with one thread: two on two busy cores take many times as long."""
+    return {**VALUES[name], "threads": 1}
+
+
 def pictures(path):
     outputs = [output for cell in cells(path) for output in cell.outputs]
     return sum("image/png" in output.get("data", {}) for output in outputs)
@@ -182,7 +187,7 @@ def pictures(path):
 
 @pytest.mark.slow
 def test_train_runs_headless_and_leaves_its_figures(tmp_path):
-    values = {**VALUES["train"], "row": "demo:misa"}  # the row that has all figures
+    values = {**quick("train"), "row": "demo:misa"}  # the row that has all figures
     output, done = papermill(tmp_path, work_dir=tmp_path / "run", data_root=tmp_path / "data", **values)
     assert done.returncode == 0, done.stderr[-2000:]
     for name in ("ap", "health", "losses", "masks"):
@@ -255,7 +260,7 @@ def test_figures_run_headless(tmp_path, smoke_run):
 
 @pytest.mark.slow
 def test_own_data_runs_from_a_table_of_boxes_to_an_exported_student(tmp_path):
-    output, done = papermill(tmp_path, "own_data", out=os.path.relpath(tmp_path / "out"), **VALUES["own_data"])
+    output, done = papermill(tmp_path, "own_data", out=os.path.relpath(tmp_path / "out"), **quick("own_data"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert pictures(output) == 4
     assert (tmp_path / "out" / "exported.pth").is_file()
@@ -268,7 +273,7 @@ def test_own_data_runs_from_a_table_of_boxes_to_an_exported_student(tmp_path):
 @pytest.mark.slow
 def test_evaluate_runs_headless_and_leaves_its_figures(tmp_path, smoke_run):
     data_root = opened(smoke_run)[1].root  # other data would need the same classes
-    output, done = papermill(tmp_path, "evaluate", run=smoke_run, data_root=data_root, **VALUES["evaluate"])
+    output, done = papermill(tmp_path, "evaluate", run=smoke_run, data_root=data_root, **quick("evaluate"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert pictures(output) == 4
     for name in ("evaluation", "precision_recall", "classes", "guidance"):
