@@ -82,9 +82,7 @@ class Parameters:
         cells = [str(cell) for cell in namespace.get("In", [])]
         seen = 0 if first else namespace[_SEEN]
         namespace[_SEEN] = len(cells)
-        beside = set().union(
-            *(assigned for cell in cells[seen:] if not (assigned := _assigned(cell)).isdisjoint(names))
-        )
+        beside = set().union(*(assigned for c in cells[seen:] if not (assigned := _assigned(c)).isdisjoint(names)))
         for name in sorted((there if first else there & beside) - set(names)):
             hint = did_you_mean(name, names) or f"; the parameters are {', '.join(names)}."
             raise UserError(f"there is no parameter {name}{hint}")

@@ -156,9 +156,7 @@ def write(
         for key, value in labels.content.items():
             if key == "annotations":
                 kept = (row for row in value if row["iscrowd"] or row["id"] in masks)
-                file.all_rows(
-                    key, (row if row["iscrowd"] else labelled(row, masks[row["id"]], tolerance) for row in kept)
-                )
+                file.all_rows(key, (a if a["iscrowd"] else labelled(a, masks[a["id"]], tolerance) for a in kept))
             elif isinstance(value, list):
                 file.all_rows(key, value)
             elif key != "info":

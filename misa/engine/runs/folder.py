@@ -70,9 +70,7 @@ def score_table(scores: Mapping[str, Mapping[str, float | None]]) -> str:
     width, margin = max(7, 1 + max(map(len, names))), max(16, 1 + max(map(len, scores)))
     lines = [" " * margin + "".join(f"{name:>{width}}" for name in names)]
     for label, values in scores.items():
-        cells = (
-            "-" if (value := values[name]) is None else f"{value:.{0 if name == 'objects' else 1}f}" for name in names
-        )
+        cells = ("-" if (v := values[name]) is None else f"{v:.{0 if name == 'objects' else 1}f}" for name in names)
         lines.append(f"{label:<{margin}}" + "".join(f"{cell:>{width}}" for cell in cells))
     return "\n".join(lines)
 

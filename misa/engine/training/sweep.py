@@ -88,9 +88,7 @@ def _experiment(row: str, smoke: bool) -> Experiment:
 def plan(rows: Iterable[str], seeds: Iterable[int], *, root: str | Path = ROOT, smoke: bool = False) -> list[Job]:
     """One job per row and seed, no duplicates; ordered by seed: an interrupted sweep has equal seeds of every row."""
     seeds, rows = list(seeds), list(rows)
-    unique = {
-        wanted.folder: wanted for seed in seeds for row in rows for wanted in [job(row, seed, root=root, smoke=smoke)]
-    }
+    unique = {one.folder: one for seed in seeds for row in rows for one in [job(row, seed, root=root, smoke=smoke)]}
     return list(unique.values())
 
 
