@@ -32,7 +32,7 @@ __all__ = ["Purpose", "Twins", "check_coco", "has_masks", "require_usable"]
 Purpose = Literal["train", "mask", "eval", "boxes", "score"]
 # The purposes that need a mask of every object, with the reason.
 _WHY = {"mask": "this row learns from masks", "eval": "scoring compares with true masks"}
-_CURE = {
+_ADVICE = {
     "mask": "give every training object one, or train a row that learns from boxes",
     "eval": "only the val split needs masks, give every object there one",
 }
@@ -407,9 +407,9 @@ def _match(
             notes.add("class-names", "", f"class {name!r} is expected, but found are {_joined(found) or 'none'}", hint)
     if extra and not (missing and of_run):
         message = f"objects of {_joined(extra)} are left out, as they are of no class of the "
-        cure = "add the class to the training annotations, if it is to be learned"
-        cure = "train a run on data that has it, if it is to be scored" if of_run else cure
-        notes.add("class-names-left-out", "", message + ("run" if of_run else "training"), cure, fatal=False)
+        advice = "add the class to the training annotations, if it is to be learned"
+        advice = "train a run on data that has it, if it is to be scored" if of_run else advice
+        notes.add("class-names-left-out", "", message + ("run" if of_run else "training"), advice, fatal=False)
     return tuple(classes)
 
 
@@ -525,7 +525,7 @@ def _mask(
     if purpose not in _WHY:
         return True
     if "segmentation" not in row:
-        notes.add("missing-key", place, f"it has no 'segmentation', and {_WHY[purpose]}", _CURE[purpose])
+        notes.add("missing-key", place, f"it has no 'segmentation', and {_WHY[purpose]}", _ADVICE[purpose])
         return False
     if image is None:
         return False

@@ -145,10 +145,7 @@ def _forwarded_signals(child: "subprocess.Popen[str]") -> Iterator[None]:
         if child.poll() is None:
             child.send_signal(signal.SIGTERM)
 
-    def on_term(*_: Any) -> None:
-        terminate()
-
-    before = _set_handler(on_term)
+    before = _set_handler(lambda *_: terminate())
     try:
         yield
     except KeyboardInterrupt:

@@ -501,24 +501,24 @@ def test_boxes_beyond_their_image_are_counted_aloud_and_rounded_ones_are_not(sma
     boxes = tmp_path / "boxes.csv"
     command = ["predict", str(small_run.folder), str(photos), "--device", "cpu", "--mask", "0.1", "--boxes", str(boxes)]
 
-    def told(name, *lines):
+    def warned(name, *lines):
         boxes.write_text("\n".join(["image,x1,y1,x2,y2,label", *lines]))
         assert main([*command, "--out", str(tmp_path / name)]) == 0
         return [line for line in capsys.readouterr().err.splitlines() if "beyond" in line]
 
-    assert told("rounded", f"a.png,3,4,{w + 1},{h},dotted cross", f"a.png,-0.9,-1,30,{h + 0.7},striped star") == []
+    assert warned("rounded", f"a.png,3,4,{w + 1},{h},dotted cross", f"a.png,-0.9,-1,30,{h + 0.7},striped star") == []
     lines = [
         f"a.png,3,4,{w + 1.1},40,dotted cross",
         f"a.png,3,4,30,{2 * h},dotted cross",
         "a.png,3,4,30,40,dotted cross",
     ]
     for name in ("one", "one"):  # the second time nothing is left to do, and the line is the same
-        (line,) = told(name, *lines)
+        (line,) = warned(name, *lines)
         assert line.startswith(
             "warning: 2 boxes reach more than a pixel beyond the image, and only the part inside was used"
         )
         assert line.endswith("have the same size (first: 2 boxes of a).")
-    (line,) = told("other", lines[2], "more/a.png,-1.5,4,30,40,dotted cross")
+    (line,) = warned("other", lines[2], "more/a.png,-1.5,4,30,40,dotted cross")
     assert line.startswith("warning: 1 box reaches more than a pixel")
     assert line.endswith("(first: 1 box of more/a).")
 

@@ -72,7 +72,7 @@ def test_an_unfinished_run_is_called_so(small_run, perfect, tmp_path, capsys):
     assert "has not ended its training" in (folder / "inspection.html").read_text()
 
 
-class Seen(HTMLParser):
+class ParsedPage(HTMLParser):
     """The elements of a page."""
 
     def __init__(self):
@@ -101,17 +101,17 @@ def test_the_page_is_whole_by_itself(small_run, perfect, tmp_path, capsys):
     assert photo.read_bytes() == b"\xff\xd8\xff"
     photo.write_text('<meta name="generator" content="misa">')  # another page of ours
     assert main([*arguments[:-1], str(photo)]) == 2
-    seen = Seen()
-    seen.feed(out.read_text())
-    assert seen.scripts == 1  # sorts the table of all images; in the page itself, see below
-    assert seen.addresses
-    links = [address[1:] for address in seen.addresses if address.startswith("#")]
+    parsed = ParsedPage()
+    parsed.feed(out.read_text())
+    assert parsed.scripts == 1  # sorts the table of all images; in the page itself, see below
+    assert parsed.addresses
+    links = [address[1:] for address in parsed.addresses if address.startswith("#")]
     assert links
-    assert set(links) <= set(seen.ids)
-    rest = [address for address in seen.addresses if not address.startswith("#")]
+    assert set(links) <= set(parsed.ids)
+    rest = [address for address in parsed.addresses if not address.startswith("#")]
     assert all(address.startswith(("data:image/jpeg;base64,", "data:image/png;base64,")) for address in rest)
-    assert sum(address.startswith("data:image/png") for address in seen.addresses) == 2  # losses and health
-    text = " ".join(seen.text)
+    assert sum(address.startswith("data:image/png") for address in parsed.addresses) == 2  # losses and health
+    text = " ".join(parsed.text)
     for words in (
         "Training",
         "health: how much of its box a mask fills",

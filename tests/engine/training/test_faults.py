@@ -125,7 +125,7 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def tell(path, text):
+def put(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
 
@@ -148,7 +148,7 @@ def first(change):
 # name: (the corruption, the command, words of the message)
 DATA = {
     "data: no such folder": (lambda p: shutil.rmtree(p.data), "there is no folder"),
-    "data: a file in place of the folder": (lambda p: [shutil.rmtree(p.data), tell(p.data, "")], "is a file"),
+    "data: a file in place of the folder": (lambda p: [shutil.rmtree(p.data), put(p.data, "")], "is a file"),
     "data: no annotations": (lambda p: p.annotations().unlink(), "instances_train2017.json is missing"),
     "data: no folder of images": (lambda p: shutil.rmtree(p.data / "train2017"), "train image folder"),
     "data: an image is absent": (lambda p: p.image().unlink(), "is missing"),
@@ -198,7 +198,7 @@ TRAINING = {
     "row: no such row": (lambda p: p.train(row="samll"), "rows.py:small'?"),
     "row: not table:row": (lambda p: ["train", "demo"], "demo is a table; name one of its rows"),
     "row: a file that fails": (
-        lambda p: [tell(p.folder / "rows.py", "ROWS = 1/0"), p.train()][1],
+        lambda p: [put(p.folder / "rows.py", "ROWS = 1/0"), p.train()][1],
         "rows.py, line 1: ZeroDivisionError",
     ),
     "parameters: a negative seed": (lambda p: p.train("--seed", -1), "seed must be from 0"),
@@ -207,13 +207,13 @@ TRAINING = {
     "work_dir: a file": (lambda p: p.train(work_dir="photo.png"), "cannot be written"),
     "work_dir: cannot be written": (lambda p: p.train(work_dir="/proc/nowhere"), "cannot be written"),
     "work_dir: another run": (lambda p: p.train(work_dir="run"), "holds another run"),
-    "work_dir: files of no run": (lambda p: [tell(p.folder / "new/log.txt", "mine"), p.train()][1], "no params.json"),
+    "work_dir: files of no run": (lambda p: [put(p.folder / "new/log.txt", "mine"), p.train()][1], "no params.json"),
     "work_dir: a damaged record": (
-        lambda p: [tell(p.run / "params.json", '{"row": '), p.train(work_dir="run")][1],
+        lambda p: [put(p.run / "params.json", '{"row": '), p.train(work_dir="run")][1],
         "params.json cannot be read",
     ),
     "work_dir: damaged metrics": (
-        lambda p: [p.own("small"), tell(p.run / "metrics.json", ""), p.train(work_dir="run")][2],
+        lambda p: [p.own("small"), put(p.run / "metrics.json", ""), p.train(work_dir="run")][2],
         "metrics.json cannot be read",
     ),
 }
@@ -232,7 +232,7 @@ CHECKPOINTS = {
         "holds no checkpoint",
     ),
     "checkpoint: cut": (lambda p: [cut(p.newest), p.predict(checkpoint=p.newest)][1], "cannot be read"),
-    "checkpoint: empty": (lambda p: [tell(p.newest, ""), p.predict(checkpoint=p.newest)][1], "cannot be read"),
+    "checkpoint: empty": (lambda p: [put(p.newest, ""), p.predict(checkpoint=p.newest)][1], "cannot be read"),
     "checkpoint: text": (lambda p: p.predict(checkpoint=p.folder / "rows.py"), "cannot be read as a checkpoint"),
     "checkpoint: a picture": (lambda p: p.predict(checkpoint=p.photo), "cannot be read as a checkpoint"),
     "checkpoint: no weights in it": (
@@ -264,7 +264,7 @@ CHECKPOINTS = {
         "cannot be read as a checkpoint",
     ),
     "run: a record of another version": (
-        lambda p: [tell(p.run / "params.json", json.dumps({"row": "x"})), p.evaluate()][1],
+        lambda p: [put(p.run / "params.json", json.dumps({"row": "x"})), p.evaluate()][1],
         "params.json lacks",
     ),
     "run: no such folder": (lambda p: p.evaluate(run="nowhere"), "there is no run folder"),
@@ -285,7 +285,7 @@ PREDICTIONS = {
     "predict: an unknown device": (lambda p: p.predict("--device", "gpu"), "'gpu' is not a device"),
     "predict: a device that is not there": (lambda p: p.predict("--device", "cuda:99"), "CUDA devices; use cpu"),
     "predict: boxes and tiles": (
-        lambda p: [tell(p.folder / "b.csv", "image,x1,y1,x2,y2,label\nphoto.png,1,1,9,9,\n"),
+        lambda p: [put(p.folder / "b.csv", "image,x1,y1,x2,y2,label\nphoto.png,1,1,9,9,\n"),
                    p.predict("--boxes", p.folder / "b.csv", "--tile", 64)][1],
         "it has a box and no label",
     ),
@@ -299,7 +299,7 @@ PREDICTIONS = {
     "predict: no image by its name": (lambda p: p.predict(inputs=p.folder / "rows.py"), "neither an image nor"),
     "predict: a folder without images": (lambda p: p.predict(inputs=p.run), "holds no image"),
     "predict: a broken video": (
-        lambda p: [tell(p.folder / "film.mp4", "x"), p.predict(inputs=p.folder / "film.mp4")][1],
+        lambda p: [put(p.folder / "film.mp4", "x"), p.predict(inputs=p.folder / "film.mp4")][1],
         "cannot be read by OpenCV",
     ),
     "predict: out is a file": (lambda p: p.predict(out="rows.py"), "cannot be written"),
