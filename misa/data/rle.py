@@ -3,7 +3,7 @@
 Axes: n instance · h row · w column.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,23 @@ from pycocotools import mask as rle
 
 Runs = dict[str, Any]
 """COCO's compressed RLE: `size` [h, w] and `counts` as text."""
+
+
+class Part(NamedTuple):
+    """A mask cropped to its extent: `pixels` (h w), whose first one lies at (`top`, `left`) of the image."""
+
+    top: int
+    left: int
+    pixels: NDArray[np.bool_]
+
+
+def trimmed(top: int, left: int, pixels: NDArray[np.bool_]) -> Part:
+    """Crop a mask (h w), whose first pixel lies at (`top`, `left`), to its extent."""
+    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    if len(rows) == 0:
+        return Part(0, 0, np.zeros((0, 0), bool))
+    inner = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return Part(top + int(rows[0]), left + int(columns[0]), inner)
 
 
 def encode_part(pixels: NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -> Runs:
@@ -42,11 +59,11 @@ def decode(runs: Runs) -> NDArray[np.bool_]:
     return np.asarray(rle.decode(runs), dtype=bool)
 
 
-def decode_part(runs: Runs) -> tuple[int, int, NDArray[np.bool_]]:
-    """Decode to the crop at the mask's tight box; returns top, left and its pixels."""
+def decode_part(runs: Runs) -> Part:
+    """Decode to the crop at the mask's tight box."""
     left, top, width, height = (int(side) for side in rle.toBbox(runs))
     if not width or not height:
-        return top, left, np.zeros((0, 0), bool)
+        return Part(top, left, np.zeros((0, 0), bool))
     # Only the columns of the box are decoded: hundreds of instances of a huge image must fit into memory and time.
     rows = int(runs["size"][0])
     edges = np.cumsum(_lengths(runs["counts"])) - left * rows
@@ -55,7 +72,7 @@ def decode_part(runs: Runs) -> tuple[int, int, NDArray[np.bool_]]:
     np.add.at(steps, edges[::2][: len(edges) // 2], 1)
     np.add.at(steps, np.minimum(edges[1::2], width * rows), -1)
     inside = np.cumsum(steps[:-1], dtype=np.int8).astype(bool).reshape(width, rows).T
-    return top, left, inside[top : top + height].copy(order="C")
+    return Part(top, left, inside[top : top + height].copy(order="C"))
 
 
 def _lengths(counts: str | bytes) -> NDArray[np.int64]:

@@ -11,13 +11,11 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from numpy.typing import ArrayLike, NDArray
 
+from misa.data.rle import Part, trimmed
 from misa.figures.style import COLORS
 
 PALETTE = np.array([[round(255 * value) for value in to_rgb(color)] for color in COLORS], dtype=np.uint8)
 """The figures' colors (k 3) in RGB, by the index of an object."""
-
-Part = tuple[int, int, NDArray[np.bool_]]
-"""A mask cropped to its tight box: top, left, pixels (h w)."""
 
 # Side in pixels up to which an image is enlarged so that labels are readable, and the largest factor.
 _READABLE = 512
@@ -52,7 +50,7 @@ def overlay(
     """
     by = min(max(readable // max(image.shape[:2]), 1), _MOST)
     canvas = np.ascontiguousarray(image.repeat(by, axis=0).repeat(by, axis=1))
-    masks = [(by * top, by * left, pixels.repeat(by, axis=0).repeat(by, axis=1)) for top, left, pixels in parts]
+    masks = [Part(by * top, by * left, pixels.repeat(by, axis=0).repeat(by, axis=1)) for top, left, pixels in parts]
     # Sizes in pixels, proportional to the image so that they stay visible.
     width = max(1, round(max(canvas.shape[:2]) * line))
     strength = [opacity] * len(masks) if isinstance(opacity, int | float) else list(opacity)
@@ -70,12 +68,7 @@ def overlay(
 
 def whole(masks: Iterable[NDArray[np.bool_]]) -> list[Part]:
     """Crop full masks (n h w) to their tight boxes."""
-    parts: list[Part] = []
-    for mask in masks:
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        top, left = (int(rows[0]), int(columns[0])) if len(rows) else (0, 0)
-        parts.append((top, left, mask[top : rows[-1] + 1, left : columns[-1] + 1] if len(rows) else mask[:0, :0]))
-    return parts
+    return [trimmed(0, 0, mask) for mask in masks]
 
 
 def _color(color: int | str) -> tuple[int, int, int]:

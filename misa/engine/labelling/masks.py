@@ -12,12 +12,13 @@ from mmengine.structures import InstanceData
 from numpy.typing import NDArray
 
 from misa.data.pipeline import at_test_size
+from misa.data.rle import Part
 from misa.errors import UserError
 from misa.evaluation.quality import mask_quality
 from misa.losses.inputs import shrink, union_of_boxes
 from misa.models.students.base import BoxSupervised
 from misa.models.students.inference import Image, Student, bgr_tensor, within
-from misa.models.students.solov2_decode import Part, enlarge, enlargement
+from misa.models.students.solov2_decode import enlarge, enlargement
 from misa.ops.boxes import box_masks
 from misa.ops.propagation import propagate_local
 

@@ -16,7 +16,6 @@ from misa.data.rle import decode_part
 from misa.engine.prediction.student import find
 from misa.errors import UserError, counted
 from misa.models.students.inference import Image, Instances, Student, within
-from misa.models.students.solov2_decode import Part
 from misa.models.students.table import implementation
 
 SLACK = 1.0
@@ -66,7 +65,7 @@ def _answers(found: Instances, boxes: NDArray[np.float64], wanted: Sequence[str 
     overlap = box_iou(torch.as_tensor(boxes), torch.as_tensor(found.boxes)).numpy() if len(found) else np.zeros((0, 0))
     rows, columns = linear_sum_assignment(overlap, maximize=True)
     pairs = [(i, k) for i, k in zip(rows.tolist(), columns.tolist(), strict=True) if overlap[i, k] > 0]
-    parts = [within(Part(*decode_part(found.runs[k])), boxes[i]) for i, k in pairs]
+    parts = [within(decode_part(found.runs[k]), boxes[i]) for i, k in pairs]
     kept = [(i, k, part) for (i, k), part in zip(pairs, parts, strict=True) if part.pixels.any()]
     return Instances.of_parts(
         found.size,

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from misa.data.rle import decode_part
+from misa.data.rle import Part, decode_part
 from misa.engine.prediction.student import Image, Instances, Student, find
-from misa.models.students.solov2_decode import Part
 
 # Minimum IoU, within the overlap of two tiles, of two masks of the same object.
 _SAME = 0.5

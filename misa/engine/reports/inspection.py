@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from misa.data.check.masks import broken_runs, mask_fault
 from misa.data.formats.coco import DataError
 from misa.data.images import read_image
-from misa.data.rle import decode, decode_part
+from misa.data.rle import Part, decode, decode_part
 from misa.data.source import Source
 from misa.engine.runs.folder import opened
 from misa.engine.runs.samples import health, losses
@@ -369,7 +369,7 @@ class _Painter:
         crop = np.ascontiguousarray(pixels[top:bottom, left:right])
         shown = overlay(
             crop,
-            [(y - top, x - left, mask) for y, x, mask in parts],
+            [Part(y - top, x - left, mask) for y, x, mask in parts],
             colors=("white", ACCENT),
             opacity=(0.0, 0.45)[: len(parts)],
             readable=_SIDE,

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from misa.data.pipeline import at_test_size
-from misa.data.rle import Runs, encode_part
+from misa.data.rle import Part, Runs, encode_part, trimmed
 from misa.data.rle import decode as decode_runs
 from misa.errors import UserError
 from misa.experiment import Experiment
-from misa.models.students.solov2_decode import Part, trimmed
 
 Image = NDArray[np.uint8]
 

@@ -7,15 +7,15 @@ Axes: p grid cell, all levels concatenated · c category · d channel · n insta
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from mmdet.models.layers import mask_matrix_nms
-from numpy.typing import NDArray
 from torch import Tensor
+
+from misa.data.rle import Part, trimmed
 
 # Only this many top-scoring cells are decoded: in an untrained network nearly all may exceed the score threshold.
 _MOST_CELLS = 2000
@@ -129,14 +129,6 @@ def _weights(low: int, padded: int, inside: int, whole: int, like: Tensor) -> Te
     return F.interpolate(fine, size=whole, mode="linear", align_corners=False)[0].T
 
 
-class Part(NamedTuple):
-    """A mask cropped to its extent: `pixels` (h w), whose first one lies at (`top`, `left`) of the image."""
-
-    top: int
-    left: int
-    pixels: NDArray[np.bool_]
-
-
 def enlarge(masks: Iterable[Float[Tensor, "h w"]], by: Enlargement, threshold: float) -> Iterable[Part]:
     """Upsample masks to the image's size and binarise them at `threshold`; an empty mask gives an empty part."""
     for mask in masks:
@@ -152,12 +144,3 @@ def _reached(weights: Tensor, sure: Tensor) -> slice:
     """The span of output pixels that depend on an input pixel above the threshold."""
     touched = (weights @ sure.to(weights.dtype) > 0).nonzero()
     return slice(0, 0) if len(touched) == 0 else slice(int(touched[0]), int(touched[-1]) + 1)
-
-
-def trimmed(top: int, left: int, pixels: NDArray[Any]) -> Part:
-    """Crop a mask (h w), whose first pixel lies at (`top`, `left`), to its extent."""
-    rows, columns = np.nonzero(pixels.any(axis=1))[0], np.nonzero(pixels.any(axis=0))[0]
-    if len(rows) == 0:
-        return Part(0, 0, np.zeros((0, 0), bool))
-    inner = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return Part(top + int(rows[0]), left + int(columns[0]), inner)
