@@ -63,12 +63,12 @@ def option_name(name: str, *, off: bool = False) -> str:
     return f"{name}=False" if off else name
 
 
-def did_you_mean(wanted: str, found: Iterable[str], *, before: str = "", key: Callable[[str], str] = str) -> str:
+def did_you_mean(wanted: str, found: Iterable[str], *, key: Callable[[str], str] = str) -> str:
     """Returns a hint such as "; did you mean 'train2017'?", or "" if no name is similar under `key`."""
     # Case-insensitive: 'Train2017' is a common typo, and difflib counts another case as another letter.
     names = {key(name).lower(): name for name in found}
     close = difflib.get_close_matches(key(wanted).lower(), names, n=1, cutoff=0.6)
-    return f"; did you mean {before}{names[close[0]]!r}?" if close else ""
+    return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
 def stem(name: str) -> str:

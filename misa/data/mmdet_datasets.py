@@ -1,5 +1,7 @@
 """Imports from mmdet's data sets, with the two lines that they print on first import suppressed."""
 
+# ruff: noqa: F401
+
 import contextlib
 import io
 
@@ -14,14 +16,3 @@ with contextlib.redirect_stdout(io.StringIO()):
         RandomFlip,
         Resize,
     )
-
-__all__ = [
-    "COCO",
-    "CocoDataset",
-    "FilterAnnotations",
-    "LoadAnnotations",
-    "PackDetInputs",
-    "RandomCrop",
-    "RandomFlip",
-    "Resize",
-]

@@ -26,7 +26,7 @@ _COUNTED = {
 }
 # Passed checks of this process: check, train and evaluate in one notebook read the images once.
 _passed: dict[tuple[Any, ...], Report] = {}
-_told: set[tuple[Path, str]] = set()
+_printed: set[tuple[Path, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def open_source(
         images = report.images if experiment.limit is None else min(report.images, experiment.limit)
     report = _checked(layout.root, "val", layout.val, wanted, "score", cap, of_run)
     masks = report.masks
-    if not masks and (layout.root, "masks") not in _told:
-        _told.add((layout.root, "masks"))
+    if not masks and (layout.root, "masks") not in _printed:
+        _printed.add((layout.root, "masks"))
         print("data: the val split has no masks; the score compares boxes around the masks with its boxes", flush=True)
     return Source(layout.root, layout.train, layout.val, report.classes, images, masks)
 
@@ -94,8 +94,8 @@ def _checked(
     if key not in _passed:
         _passed[key] = require_usable(*split, classes=classes, purpose=purpose, long_side=long_side, of_run=of_run)
     report = _passed[key]
-    if report.warnings and (root, name) not in _told:
-        _told.add((root, name))
+    if report.warnings and (root, name) not in _printed:
+        _printed.add((root, name))
         # misa check compares the splits with each other, not with a run's classes.
         unlisted = of_run and all(warning.kind.startswith("class-") for warning in report.warnings)
         more = "" if unlisted else f"; `misa check {root}` lists them"

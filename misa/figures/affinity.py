@@ -366,15 +366,13 @@ def _stretches(inside: NDArray[np.bool_] | None) -> list[tuple[float, float]]:
     return [(first - 0.5, last - 0.5) for first, last in zip(ends[::2], ends[1::2], strict=True)]
 
 
-def profile_figure(
-    example: Example, seed: Seed, *, field: SeedField | None = None, settings: AffinitySettings | None = None
-) -> Picture:
+def profile_figure(example: Example, seed: Seed, *, settings: AffinitySettings | None = None) -> Picture:
     """Plot all kernels along the seed's row, to every pixel and along the tree.
 
     An affinity should fall at the end of the shaded object, and nowhere before.
     """
     settings = AffinitySettings() if settings is None else settings
-    field = field_of(example, category_at(example, seed)) if field is None else field
+    field = field_of(example, category_at(example, seed))
     box = example.box_at(seed)
     inside = extent(example, seed, box)
     figure = Picture(figsize=(PAGE, 2.9), layout="constrained")

@@ -74,9 +74,9 @@ def number(label: str, value: float, low: float, high: float, *, step: float = 0
     return widgets.FloatSlider(value, min=low, max=high, step=step, description=label)
 
 
-def whole(label: str, value: int, low: int, high: int, *, step: int = 1) -> widgets.IntSlider:
+def whole(label: str, value: int, low: int, high: int) -> widgets.IntSlider:
     """Returns a slider for an integer."""
-    return widgets.IntSlider(value, min=low, max=high, step=step, description=label)
+    return widgets.IntSlider(value, min=low, max=high, description=label)
 
 
 def factor(label: str, value: float, low: float, high: float) -> widgets.FloatLogSlider:

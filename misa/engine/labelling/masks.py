@@ -52,16 +52,13 @@ def require_knows(student: Student, classes: Sequence[str], *, advice: str) -> N
 
 
 @torch.no_grad()
-def answers(
-    student: Student, image: Image, boxes: NDArray[np.float64], labels: Sequence[str], *, threshold: float | None = None
-) -> list[BoxMask]:
-    """Predict the mask of each box (n 4, x1 y1 x2 y2 within the RGB image), clipped to it; by default at the row's
-    threshold.
+def answers(student: Student, image: Image, boxes: NDArray[np.float64], labels: Sequence[str]) -> list[BoxMask]:
+    """Predict the mask of each box (n 4, x1 y1 x2 y2 within the RGB image), clipped to it, at the row's threshold.
 
     Masks are `BoxSupervised.masks_of_boxes`; the quality compares them with their propagation by color, five steps in
     windows of 3 x 3 cells (docs/results.md compares this with alternatives).
     """
-    least = student.experiment.inference.mask if threshold is None else threshold
+    least = student.experiment.inference.mask
     small, size = at_test_size(image, student.experiment.augmentation), (image.shape[0], image.shape[1])
     resized = (small.shape[0], small.shape[1])
     model: Any = student.model

@@ -43,9 +43,7 @@ class Checkup:
         return "\n\n".join(lines)
 
 
-def check_data(
-    data: PathLike, *, images: PathLike | None = None, picture: PathLike | None = None, count: int = SAMPLES
-) -> Checkup:
+def check_data(data: PathLike, *, images: PathLike | None = None, picture: PathLike | None = None) -> Checkup:
     """Check a dataset: a folder in COCO layout, of VOC xml or csv, a csv, or one COCO json with its image folder.
 
     Every image file is opened; duplicates are reported, also across splits. picture: file for a drawing of some images
@@ -54,10 +52,10 @@ def check_data(
     """
     path = Path(data).expanduser()
     twins: Twins = {}
-    options = {"verify_images": "open", "twins": twins, "samples": -(-count // 2)}
+    options = {"verify_images": "open", "twins": twins, "samples": -(-SAMPLES // 2)}
     if path.suffix.lower() == ".json" and path.is_file():
         folder = path.parent if images is None else Path(images).expanduser()
-        reports = [check_coco(path, folder, purpose="score", **{**options, "samples": count})]  # type: ignore[arg-type]
+        reports = [check_coco(path, folder, purpose="score", **{**options, "samples": SAMPLES})]  # type: ignore[arg-type]
     elif images is not None:
         raise DataError(f"images goes with one COCO json; {path} is not one.")
     else:
@@ -70,7 +68,7 @@ def check_data(
         reported = {p.message for p in train.problems if p.kind == "class-names-alike"}
         val = replace(val, problems=tuple(p for p in val.problems if p.message not in reported))
         reports = [_with_batch(_with_untrained(train, val)), val]
-    shown = [sample for report in reports for sample in report.samples][:count]
+    shown = [sample for report in reports for sample in report.samples][:SAMPLES]
     try:
         drawn, fault = None if picture is None else _draw(shown, Path(picture).expanduser()), ""
     except UserError as error:  # the picture is optional

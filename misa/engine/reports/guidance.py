@@ -144,14 +144,14 @@ class Guidance:
     smoke: str = ""  # warning about a smoke run
     left_out: int = 0  # readings that need a teacher, where there is none
 
-    def table(self, group: str = "all", *, seed: int = 0) -> pd.DataFrame:
+    def table(self, group: str = "all") -> pd.DataFrame:
         """A row a reading and term: iou, gain, pull and moved with their 95 % intervals, and the number of objects."""
         chosen = self._of(group)
         images, rows = self.images[chosen], []
         for (reading, term), pull in self.pulls.items():
             own = Pull(*(part[chosen] for part in pull))
             row: dict[str, Any] = {"reading": reading, "term": term, "group": group, "objects": int(chosen.sum())}
-            for name, figure in summary(own, images, seed=seed).items():
+            for name, figure in summary(own, images).items():
                 row |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
             rows.append(row)
         return pd.DataFrame(rows)

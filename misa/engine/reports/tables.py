@@ -160,7 +160,7 @@ class Table:
             for score in SCORES:
                 line[f"class-agnostic {score}"] = [m.get("segm_any_class", {}).get(score) for m in found]
             line["AP of rectangles"] = [m.get("segm_as_rectangles", {}).get("AP") for m in found]
-            groups = [_score_by_group(job, "AP") for job in jobs]
+            groups = [_score_by_group(job) for job in jobs]
             for group in dict.fromkeys(group for scores in groups for group in scores):
                 line[group] = [scores.get(group) for scores in groups]
             for name in ("seconds_per_step", "cpu_seconds_per_step", "memory_gib"):
@@ -176,16 +176,16 @@ class Table:
         names = {"seconds_per_step": "s/step", "cpu_seconds_per_step": "CPU s/step", "memory_gib": "GiB"}
         return frame.rename(columns=names)
 
-    def by_mode(self, score: str = "AP") -> pd.DataFrame:
-        """One line per row and failure mode of the scenes, or object size, in percent.
+    def by_mode(self) -> pd.DataFrame:
+        """AP in percent, one line per row and failure mode of the scenes, or object size.
 
         mean, ci: over the n finished seeds. difference, difference_ci: to the baseline, paired by seed; NaN for the
         baseline itself.
         """
-        base = {job.seed: _score_by_group(job, score) for job in self.jobs[self.baseline]}
+        base = {job.seed: _score_by_group(job) for job in self.jobs[self.baseline]}
         lines = []
         for row, jobs in self.jobs.items():
-            own = {job.seed: _score_by_group(job, score) for job in jobs}
+            own = {job.seed: _score_by_group(job) for job in jobs}
             for group in dict.fromkeys(group for scores in own.values() for group in scores):
                 values = {seed: scores[group] for seed, scores in own.items() if group in scores}
                 pairs = [value - base[seed][group] for seed, value in values.items() if group in base[seed]]
@@ -261,13 +261,12 @@ def _score(job: Job, name: str) -> float | None:
     return metrics["miou"] if name == "AP" else None
 
 
-def _score_by_group(job: Job, score: str) -> dict[str, float]:
-    """The score on the objects of each failure mode and size in the ground truth."""
+def _score_by_group(job: Job) -> dict[str, float]:
+    """AP on the objects of each failure mode and size in the ground truth."""
     metrics = job.metrics() or {}
-    found = {mode: values.get(score) for mode, values in metrics.get("segm_by_mode", {}).items()}
-    if score == "AP":
-        sizes = {"small": "APs", "medium": "APm", "large": "APl"}
-        found |= {size: metrics.get("segm", {}).get(name) for size, name in sizes.items()}
+    found = {mode: values.get("AP") for mode, values in metrics.get("segm_by_mode", {}).items()}
+    sizes = {"small": "APs", "medium": "APm", "large": "APl"}
+    found |= {size: metrics.get("segm", {}).get(name) for size, name in sizes.items()}
     return {group: value for group, value in found.items() if value is not None}
 
 

@@ -166,17 +166,14 @@ def _timed_options(cluster: str, text: str) -> dict[str, int | str]:
     return how
 
 
-def planned(jobs: Sequence[Job], *, slots: int = 1, minutes: float | None = None) -> str:
-    """Describe what `run` would train and how long it would take; empty if everything is finished.
-
-    minutes: duration of one training; by default the median of the finished ones.
-    """
+def planned(jobs: Sequence[Job], *, slots: int = 1) -> str:
+    """Describe what `run` would train and how long it would take; empty if everything is finished."""
     every = {one.folder: one for wanted in jobs for one in (wanted.teacher, wanted) if one is not None}
     missing = [one for one in every.values() if one.state != "finished"]
     if not missing:
         return ""
     took = [seconds / 60 for one in every.values() if (seconds := _seconds(one)) is not None]
-    each = minutes if minutes is not None else statistics.median(took) if took else None
+    each = statistics.median(took) if took else None
     rows = Counter(one.row for one in missing)
     listed = ", ".join(f"{n} x {row}" for row, n in rows.items())
     lines = [f"{counted(len(missing), 'training is', 'trainings are')} missing: {listed}"]
