@@ -31,14 +31,7 @@ _ORIGINALS = ("mmengine", "mmcv", "mmcv-lite", "mmcv-full", "mmdet")
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check.
-
-    Attributes:
-        name: what was checked.
-        ok: whether it is usable.
-        detail: what was found, or what is wrong with it.
-        advice: how to fix a problem; if `ok`, a hint or "".
-    """
+    """The result of a check: what was found or is wrong (`detail`), how to fix it, or if `ok` a hint or "" (`advice`)."""
 
     name: str
     ok: bool

@@ -41,10 +41,8 @@ def nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) -> 
     Synchronises with the GPU, as the number of kept boxes is the shape of the result.
 
     boxes: (n 4) x1 y1 x2 y2. scores: (n,). iou_threshold: a box is suppressed if its IoU with a kept one is larger than
-    this. offset: 0, or 1 for the old convention in which width is x2 - x1 + 1.
-
-    Returns:
-        (kept,) int64 indices, by descending score.
+    this. offset: 0, or 1 for the old convention in which width is x2 - x1 + 1. Returns (kept,) int64 indices, by
+    descending score.
     """
     boxes, scores = common_dtype(boxes, scores)
     if offset:
@@ -54,12 +52,10 @@ def nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) -> 
 
 
 def _focal_parts(logits: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the terms that the loss and its derivative share, in float32 or better.
+    """Compute the terms (n c) that the loss and its derivative share, in float32 or better.
 
-    Returns:
-        the logits (n c), negated off the target: the loss of a negative is that of a positive for -logit;
-        the signs (n c), 1 on the target and -1 off it;
-        the factors (n c), alpha or 1 - alpha times the weight of the row.
+    The logits, negated off the target: the loss of a negative is that of a positive for -logit. The signs, 1 on the
+    target and -1 off it. The factors, alpha or 1 - alpha times the weight of the row.
     """
     (logits,) = common_dtype(logits)
     # A comparison, not one_hot: labels outside 0..c-1 (the background is c) then match no class, and no range check
@@ -103,13 +99,9 @@ def sigmoid_focal_loss_backward(
 
 
 def _sample_level(value: Tensor, locations: Tensor, attention: Tensor, h: int, w: int) -> Tensor:
-    """Compute one level's contribution to deformable attention.
+    """Compute one level's contribution (b q m*d) to deformable attention; the level has h rows and w columns.
 
-    value: (b h*w m d). locations: (b q m p 2) x y, 0..1 from edge to edge of the image. attention: (b q m p). h: rows
-    of the level. w: columns of the level.
-
-    Returns:
-        (b q m*d).
+    value: (b h*w m d). locations: (b q m p 2) x y, 0..1 from edge to edge of the image. attention: (b q m p).
     """
     b, _, m, d = value.shape
     q = locations.shape[1]
@@ -142,16 +134,13 @@ def ms_deform_attn_forward(
     *,
     im2col_step: int,
 ) -> Tensor:
-    """Multi-scale deformable attention: a weighted sum of bilinear samples, zero outside the map.
+    """Multi-scale deformable attention (b q m*d): a weighted sum of bilinear samples, zero outside the map.
 
     Source: Zhu et al., Deformable DETR, 2021, Eq. 3. Levels are processed in turn, to store the samples of one only.
 
     value: (b k m d). value_spatial_shapes: (l 2) int64 rows and columns of each level. value_level_start_index: (l,)
     unused, implied by the shapes. sampling_locations: (b q m l p 2) x y, 0..1 from edge to edge of the image.
     attention_weights: (b q m l p). im2col_step: unused, the compiled op's number of images per call.
-
-    Returns:
-        (b q m*d).
     """
     keys, locations, attention = common_dtype(value, sampling_locations, attention_weights)
     b, q = locations.shape[:2]
@@ -219,19 +208,10 @@ def roi_align_forward(
 ) -> None:
     """Average pooling of bilinear samples in the bins of each box, by `torchvision.ops.roi_align`.
 
-    Args:
-        input: (b c h w).
-        rois: (n 5) image index, x1 y1 x2 y2.
-        output: (n c aligned_height aligned_width), receives the result.
-        argmax_y: unused, for max pooling.
-        argmax_x: unused, for max pooling.
-        aligned_height: bins along the rows.
-        aligned_width: bins along the columns.
-        spatial_scale: from the boxes' coordinates to those of `input`.
-        sampling_ratio: samples per bin and axis, 0 for one per pixel.
-        pool_mode: 1, average.
-        aligned: whether pixel centres are at half-integers (True), or at integers as in the first version.
-
+    input: (b c h w). rois: (n 5) image index, x1 y1 x2 y2. output: (n c aligned_height aligned_width), receives the
+    result. argmax_y, argmax_x: unused, for max pooling. spatial_scale: from the boxes' coordinates to those of `input`.
+    sampling_ratio: samples per bin and axis, 0 for one per pixel. pool_mode: 1, average. aligned: whether pixel centres
+    are at half-integers (True), or at integers as in the first version.
     Raises NotImplementedError: `pool_mode` is 0, max pooling.
     """
     _require_average(pool_mode)

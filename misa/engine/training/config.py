@@ -51,15 +51,9 @@ def run_config(
 ) -> Config:
     """Config of mmengine's Runner for one training and its final evaluation.
 
-    Args:
-        experiment: what to train.
-        source: its data.
-        folder: the run folder.
-        seed: of weights, order and augmentation.
-        machine: number of workers, live display and loggers.
-        split: split of a batch over processes and micro-batches; None: the whole batch at once in this process.
-        checkpoint: to resume from.
-        log: write losses and scores to TensorBoard and the machine's loggers.
+    seed: of weights, order and augmentation. split: of a batch over processes and micro-batches; None: the whole batch
+    at once in this process. checkpoint: to resume from. log: write losses and scores to TensorBoard and the machine's
+    loggers.
     """
     machine, schedule = machine or Machine(), experiment.schedule
     split, loader = split or split_batch(schedule.batch, 1), _loader(machine)

@@ -135,12 +135,8 @@ class MISACondInst(BoxSupervised, CondInst):
         ]
         features = self.mask_head.mask_feature_head(maps)
         masks = [self.mask_head.forward_single(own, info)[0] for own, info in zip(features, chosen, strict=True)]
-        stride = self.mask_head.mask_out_stride
-        h, w = (
-            features.shape[-2] * self.mask_head.mask_feat_stride,
-            features.shape[-1] * self.mask_head.mask_feat_stride,
-        )
-        size = (h // stride, w // stride)
+        stride, by = self.mask_head.mask_out_stride, self.mask_head.mask_feat_stride
+        size = (features.shape[-2] * by // stride, features.shape[-1] * by // stride)
         owners = [place.owner for place in places]
         boxes = [
             box_masks(truth.bboxes, *size, stride=stride)[own.to(images.device, non_blocking=True)]
