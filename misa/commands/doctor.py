@@ -31,7 +31,7 @@ _ORIGINALS = ("mmengine", "mmcv", "mmcv-lite", "mmcv-full", "mmdet")
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check: what was found or is wrong (`detail`), how to fix it, or if `ok` a hint or "" (`advice`)."""
+    """The result of a check. detail: what was found or is wrong; advice: how to fix it, or if `ok` a hint or ""."""
 
     name: str
     ok: bool

@@ -85,13 +85,9 @@ def _from_boxes(kind: str, source: Source, limit: int | None, student: Path | No
     elif kind == "grabcut":
         makers = (partial(_grabcut, source.train.images / image.name, image, background) for image in images)
     else:
-        makers = (partial(_filled, image, background) for image in images)
+        makers = (partial(fill_boxes, one.boxes, one.labels, one.size, background=background) for one in images)
     for image, make in zip(images, makers, strict=True):
         yield image.image_id, partial(_crowds_void, make, image, background)
-
-
-def _filled(image: BoxedImage, background: int) -> LabelMap:
-    return fill_boxes(image.boxes, image.labels, image.size, background=background)
 
 
 def _grabcut(path: Path, image: BoxedImage, background: int) -> LabelMap:
