@@ -31,7 +31,7 @@ def mmdet_model(file: str, detector: type, experiment: Experiment) -> ConfigDict
 
 @cache
 def mmdet_file(file: str) -> ConfigDict:
-    """The file as installed, without mmengine's search of the index of all models, which takes half a second."""
+    """The file as installed, without mmengine's search of the index of all models, which reads a hundred YAML files."""
     model: ConfigDict = Config.fromfile(Path(mmdet.__file__).parent / ".mim" / "configs" / file).model
     return model
 
