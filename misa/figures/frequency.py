@@ -34,31 +34,17 @@ def maps_of(example: Example) -> dict[str, Float[Tensor, "d h w"]]:
     return maps or {"brightness": example.colors.mean(dim=0, keepdim=True), "colors": example.colors}
 
 
-def bands(
-    features: Float[Tensor, "h w"], box_mask: Bool[Tensor, "h w"], *, radius: float, scale: float
-) -> dict[str, Float[Tensor, "h w"]]:
-    """Returns a channel and its results under Eq. 3–5, by the names of the figure's columns."""
-    high = high_pass(features[None, None], radius=radius, scale=scale)[0, 0]
-    low = low_pass(features[None, None], radius=radius, scale=scale)[0, 0]
-    return {
-        "map": features,
-        "high pass": high,
-        "low pass": low,
-        "high, in boxes": high * box_mask,
-        "low, outside": low * ~box_mask,
-    }
-
-
 def centered(
     features: Float[Tensor, "h w"], box_mask: Bool[Tensor, "h w"], *, radius: float, scale: float
 ) -> tuple[dict[str, Float[Tensor, "h w"]], float]:
-    """Returns `bands` with the mean subtracted, and the map's largest deviation from it as a symmetric color scale.
+    """Returns a channel and its results under Eq. 3–5 by column, without the mean, and their symmetric color scale.
 
-    The mean belongs to DC and would hide the signs of a band. The high pass keeps θ times of it.
+    The mean belongs to DC and would hide the signs of a band. The high pass keeps θ times of it. The scale is the map's
+    largest deviation from the mean.
     """
     mean = features.mean()
-    found = bands(features, box_mask, radius=radius, scale=scale)
-    high, low = found["high pass"] - scale * mean, found["low pass"] - mean
+    high = high_pass(features[None, None], radius=radius, scale=scale)[0, 0] - scale * mean
+    low = low_pass(features[None, None], radius=radius, scale=scale)[0, 0] - mean
     maps = {
         "map": features - mean,
         "high pass": high,
@@ -214,20 +200,8 @@ def _draw_alpha(axes: Axes, tile: Tile, h: int, w: int, radius: float, scale: fl
     bins = np.linspace(0, max(last, 1), 400)
     inside = bins <= radius
     lines = {"α, high pass": (bins, np.where(inside, scale, 1.0)), "α, low pass": (bins, np.where(inside, 1.0, scale))}
-    chart(
-        axes,
-        tile,
-        lines,
-        [LINES[3], LINES[0]],
-        Scales(
-            xlim=(0, float(max(last, 1))),
-            ylim=(0, 1.05),
-            xlabel=f"frequency: distance from DC in bins; t = {radius:g}, θ = {scale:g}",
-            xticks=_round_places(max(last, 1)),
-            yticks={"1": 1, "θ": scale, "0": 0},
-        ),
-        marks=[min(radius, last)],
-    )
+    scales = _scales(max(last, 1), radius, scale, (0, 1.05), {"1": 1, "θ": scale, "0": 0})
+    chart(axes, tile, lines, [LINES[3], LINES[0]], scales, marks=[min(radius, last)])
 
 
 def _unit(values: Tensor) -> Tensor:
@@ -242,10 +216,11 @@ def _circle(axes: Axes, tile: Tile, h: int, w: int, radius: float) -> None:
     trace(axes, [tile], (rows, columns), color="white", width=1.3)
 
 
-def _round_places(last: int) -> list[float]:
-    """Returns some round tick values from 0 to `last`."""
+def _scales(last: int, radius: float, scale: float, ylim: tuple[float, float], yticks: Mapping[str, float]) -> Scales:
+    """Returns the axes of a chart over the frequencies 0 to `last`, with some round ticks."""
     places = MaxNLocator(nbins=5, integer=True).tick_values(0, last)
-    return [float(place) for place in places if place <= last]
+    xlabel = f"frequency: distance from DC in bins; t = {radius:g}, θ = {scale:g}"
+    return Scales((0, last), ylim, xlabel, [float(place) for place in places if place <= last], yticks)
 
 
 def _draw_energy(axes: Axes, sheet: Sheet, energies: Mapping[str, Tensor], radius: float, scale: float) -> None:
@@ -255,19 +230,8 @@ def _draw_energy(axes: Axes, sheet: Sheet, energies: Mapping[str, Tensor], radiu
         shares = rings.numpy() / max(float(rings.sum()), 1e-12)
         lines[name] = (np.arange(len(shares), dtype=float), np.log10(shares + 1e-12))
     last = max(len(x) for x, _ in lines.values()) - 1
-    chart(
-        axes,
-        Tile(58, height - _CHART + 16, width - 58 - 156, _CHART - 62, 1, 1),
-        lines,
-        [LINES[3], LINES[0], LINES[2]],
-        Scales(
-            xlim=(0, last),
-            ylim=(-6, 0),
-            xlabel=f"frequency: distance from DC in bins; t = {radius:g}, θ = {scale:g}",
-            xticks=_round_places(last),
-            yticks={"1": 0, "10⁻²": -2, "10⁻⁴": -4, "10⁻⁶": -6},
-        ),
-        shaded=[(0, radius)],
-        marks=[min(radius, last)],
-    )
+    tile = Tile(58, height - _CHART + 16, width - 58 - 156, _CHART - 62, 1, 1)
+    scales = _scales(last, radius, scale, (-6, 0), {"1": 0, "10⁻²": -2, "10⁻⁴": -4, "10⁻⁶": -6})
+    styles, marks = [LINES[3], LINES[0], LINES[2]], [min(radius, last)]
+    chart(axes, tile, lines, styles, scales, shaded=[(0, radius)], marks=marks)
     write(axes, 58, height - _CHART + 10, "share of the energy in each ring", fontsize=8, va="bottom")
