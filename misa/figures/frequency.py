@@ -1,6 +1,6 @@
 """Frequency and space (§3.2, Eq. 3–5; Figure 3): the bands of a feature map, their spectra and energy."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -93,13 +93,7 @@ def frequency_figure(
 
     figure = Picture()
     axes = sheet.draw(figure)
-    for name in COLUMNS:
-        tile = tiles[0, name]
-        write(axes, tile.left + tile.width / 2, tile.top - 4, name, fontsize=8, ha="center", va="bottom")
-    for row, name in enumerate(maps):
-        tile = tiles[row, "map"]
-        write(axes, tile.left - 5, tile.top + tile.height / 2, name, fontsize=8, ha="right", va="center", rotation=90)
-        _circle(axes, tiles[row, "log spectrum"], h, w, radius)
+    _heads(axes, tiles, COLUMNS, maps, radius)
     in_space = [tile for (_, name), tile in tiles.items() if name != "log spectrum"]
     trace(axes, in_space, outline(box_mask.numpy()), color=ACCENT, width=1.0)
     for bar, reach in bars:
@@ -151,13 +145,7 @@ def mask_figure(
     figure = Picture()
     axes = sheet.draw(figure)
     write(axes, _MARGIN, 6, name, fontsize=9, weight="bold", va="top")
-    for title in MASK_COLUMNS:
-        tile = tiles[0, title]
-        write(axes, tile.left + tile.width / 2, tile.top - 4, title, fontsize=8, ha="center", va="bottom")
-    for row, title in enumerate(("high pass", "low pass")):
-        tile = tiles[row, "map"]
-        write(axes, tile.left - 5, tile.top + tile.height / 2, title, fontsize=8, ha="right", va="center", rotation=90)
-        _circle(axes, tiles[row, "log spectrum"], h, w, radius)
+    _heads(axes, tiles, MASK_COLUMNS, ("high pass", "low pass"), radius)
     edge = outline(box_mask.numpy())
     trace(
         axes, [shown, *(tiles[r, c] for r in (0, 1) for c in ("map", MASK_COLUMNS[-1]))], edge, color=ACCENT, width=1.0
@@ -209,11 +197,20 @@ def _unit(values: Tensor) -> Tensor:
     return (values - low) / (high - low).clamp(min=1e-12)
 
 
-def _circle(axes: Axes, tile: Tile, h: int, w: int, radius: float) -> None:
-    """Draw the circle around the bins that the high pass damps; the DC bin is centered half a cell further."""
+def _heads(
+    axes: Axes, tiles: Mapping[tuple[int, str], Tile], columns: Iterable[str], rows: Iterable[str], radius: float
+) -> None:
+    """Name the columns and rows, and draw on every spectrum the circle around the bins that the high pass damps."""
+    for name in columns:
+        tile = tiles[0, name]
+        write(axes, tile.left + tile.width / 2, tile.top - 4, name, fontsize=8, ha="center", va="bottom")
     angle = np.linspace(0, 2 * np.pi, 121)
-    rows, columns = h // 2 + 0.5 + radius * np.sin(angle), w // 2 + 0.5 + radius * np.cos(angle)
-    trace(axes, [tile], (rows, columns), color="white", width=1.3)
+    for row, name in enumerate(rows):
+        tile = tiles[row, "map"]
+        write(axes, tile.left - 5, tile.top + tile.height / 2, name, fontsize=8, ha="right", va="center", rotation=90)
+        middle = tile.rows // 2 + 0.5, tile.columns // 2 + 0.5  # the DC bin is centered half a cell further
+        circle = middle[0] + radius * np.sin(angle), middle[1] + radius * np.cos(angle)
+        trace(axes, [tiles[row, "log spectrum"]], circle, color="white", width=1.3)
 
 
 def _scales(last: int, radius: float, scale: float, ylim: tuple[float, float], yticks: Mapping[str, float]) -> Scales:
