@@ -57,7 +57,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds for a truncated or foreign file
         reason = (str(error).splitlines() or [""])[0]
         why = f" ({reason})" if " " in reason else ""  # a KeyError of torch is one byte of a text file
-        raise UserError(f"{path} cannot be read as a checkpoint{why}; give one made by misa train.") from error
+        raise UserError(f"{path} cannot be read as a checkpoint{why}; give one made by misa train.") from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path} holds no state_dict; give a checkpoint made by misa train.")
     return checkpoint
