@@ -67,14 +67,19 @@ def read(
     elif norm == "pixel":
         features = features / features.norm(dim=1, keepdim=True).clamp(min=SMALL)
     if values == "probability":
-        rows = torch.cat([classifier.factors, classifier.background[None]])
-        bias = torch.cat([classifier.bias, classifier.background_bias[None]])
-        maps = (torch.einsum("cd,bdhw->bchw", rows, features) + bias[:, None, None]).softmax(dim=1)[:, :-1]
+        maps = class_probabilities(features, classifier)
         return _standard(maps, here)
     k = _rows(classifier, factors)
     if values == "class":
         return _standard(torch.einsum("cd,bdhw->bchw", k, features), here)
     return Reading(features, k, "image")
+
+
+def class_probabilities(features: Float[Tensor, "b d h w"], classifier: Classifier) -> Float[Tensor, "b c h w"]:
+    """Return softmax(K · S + bias) of Eq. 1 over the categories and the background, without the background."""
+    rows = torch.cat([classifier.factors, classifier.background[None]])
+    bias = torch.cat([classifier.bias, classifier.background_bias[None]])
+    return (torch.einsum("cd,bdhw->bchw", rows, features) + bias[:, None, None]).softmax(dim=1)[:, :-1]
 
 
 def _rows(classifier: Classifier, factors: Factors) -> Float[Tensor, "c d"]:

@@ -40,6 +40,7 @@ from misa.models.students.base import BoxSupervised
 from misa.models.teacher.contract import TeacherNetwork
 from misa.objectives.misa import reading_of
 from misa.ops.boxes import box_masks
+from misa.ops.readings import class_probabilities
 from misa.ops.resize import resized
 
 SIZES = {"small": 0.0, "medium": 32.0**2, "large": 96.0**2}  # COCO's minimum areas
@@ -331,9 +332,8 @@ def starts(objects: Objects, output: TeacherOutput | None) -> dict[str, NDArray[
 @torch.no_grad()
 def teacher_output(teacher: TeacherNetwork, objects: Objects) -> TeacherOutput:
     """Run the teacher on an image."""
-    maps, size = teacher(objects.pixels), (objects.masks.shape[-2], objects.masks.shape[-1])
-    probabilities = maps.logits.softmax(dim=1)[:, teacher.foreground]
-    return TeacherOutput(resized(maps.features, size), resized(probabilities, size))
+    features, size = teacher.prior(objects.pixels).features, (objects.masks.shape[-2], objects.masks.shape[-1])
+    return TeacherOutput(resized(features, size), resized(class_probabilities(features, teacher.last_layer()), size))
 
 
 def objects_of(

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
 import misa.models.students
 from misa.engine.prediction.export import export_student, export_torchscript
@@ -13,6 +14,7 @@ from misa.engine.prediction.known_boxes import find_boxes
 from misa.engine.prediction.student import find, load_student
 from misa.engine.reports.evaluate import evaluate
 from misa.engine.reports.explore import open_networks
+from misa.engine.reports.guidance import READINGS, measure_guidance
 from misa.engine.runs.teacher import load_teacher
 from misa.engine.training.labels import student_maps
 from misa.engine.training.train import train
@@ -20,6 +22,7 @@ from misa.errors import UserError
 from misa.experiment import FRAMEWORKS, TINY, Affinity, Distillation, Experiment, Framework, Semantic
 from misa.machine import Machine
 from misa.models.teacher import table as teachers
+from misa.ops.readings import class_probabilities
 from tests.helpers import page_code
 
 STUDENT, TEACHER = page_code("student.md"), page_code("teacher.md")
@@ -93,6 +96,17 @@ def test_a_toy_teacher_trains_and_a_student_learns_from_it(room, small_row):
     torch.manual_seed(0)
     assert (teacher.prior(torch.randn(1, 3, 64, 96)).features >= 0).all()
     assert "loss_distillation" in (run.folder / "losses.jsonl").read_text()
+    guidance = measure_guidance(run.folder, images=2, readings={"probability": READINGS["probability"]})
+    assert ("probability", "local") in guidance.pulls
+
+
+def test_the_class_maps_of_a_guidance_are_those_of_the_teachers_own_output(room):
+    torch.manual_seed(0)
+    own = teachers.TEACHERS["toy"](Experiment(data="demo"), ("hen", "cat"))
+    toy = own.pop("type")(**own)
+    images = torch.randn(1, 3, 64, 96)
+    expected = toy(images).logits.softmax(dim=1)[:, :2]
+    assert_close(class_probabilities(toy.prior(images).features, toy.last_layer()), expected)
 
 
 def test_an_unknown_teacher_is_named(small_row):

@@ -4,6 +4,7 @@ from torch.testing import assert_close
 from torchvision.models import segmentation
 
 from misa.models.teacher.torchvision import TorchvisionTeacher
+from misa.ops.readings import class_probabilities
 
 NAMES = ("__background__", "cat", "dog", "cow", "hen")
 
@@ -42,6 +43,19 @@ def test_the_feature_reproduces_the_networks_own_output(rng, device, model, size
     assert torch.equal(layer.background, last.weight[0, :, 0, 0])
     assert torch.equal(layer.bias, last.bias[[4, 1]])
     assert torch.equal(layer.background_bias, last.bias[0])
+
+
+def test_an_unknown_class_is_where_the_background_is_not(rng, device, model):
+    teacher = TorchvisionTeacher(model, NAMES, ("cat", "yak"), known={"cat": "cat"}).to(device)
+    prior = teacher.prior(torch.randn(1, 3, 64, 64, generator=rng).to(device))
+    last = model.classifier[-1]
+    cat, background = (
+        torch.einsum("d,bdhw->bhw", last.weight[row, :, 0, 0], prior.features) + last.bias[row]
+        for row in (NAMES.index("cat"), 0)
+    )
+    total = cat.exp() + (-background).exp() + background.exp()
+    expected = torch.stack([cat.exp() / total, (-background).exp() / total], dim=1)
+    assert_close(class_probabilities(prior.features, teacher.last_layer()), expected)
 
 
 def test_a_prior_carries_no_gradient_and_leaves_the_mode(rng, device, model):
