@@ -207,7 +207,7 @@ def open_table(
     """Open Table 3, 4 or 5 on a dataset ("demo", "voc", "coco_mini", "photos"), or any rows: "demo:box,demo:mask".
 
     details: print `Table.details` too; the table of comparators always does.
-    Raises UserError: no such table, dataset or row.
+    Raises UserError: no such table, dataset or row; a folder holds another run, or one on other data than the rest.
     """
     name = str(table)
     if ":" in name:
@@ -225,7 +225,7 @@ def open_table(
         paper = dict(zip(names.values(), printed, strict=True))
         printed_on = "" if data == comparison.data else comparison.data.upper()
     jobs = {row: plan([row], range(seeds), root=root, smoke=smoke) for row in names.values()}
-    sweep.require_one_data(job for runs in jobs.values() for job in runs)
+    sweep.require_own_runs(job for runs in jobs.values() for job in runs)
     labels = {names[row]: label for row, label in comparison.rows.items()}
     detailed = details or comparison.details
     return Table(comparison.title, labels, names[comparison.baseline], jobs, paper, printed_on, detailed)

@@ -58,6 +58,12 @@ class Job:
         """Seconds and memory of its steps (`misa.engine.training.cost`), None if not recorded."""
         return read_json(self.folder / COST)
 
+    def identity(self) -> dict[str, Any]:
+        """What its record must say: the hashes of the row and of the teacher's row, and the seed."""
+        experiment = _experiment(self.row, self.smoke)
+        teacher = {"teacher_digest": lineage(teacher_row(experiment))} if experiment.trains_teacher else {}
+        return {"digest": experiment.digest(), "seed": self.seed} | teacher
+
     def command(self, data_root: str | Path | None, machine: Machine) -> list[str]:
         """The command that trains or resumes it; a no-op if it is finished."""
         more = ["--smoke"] if self.smoke else []
@@ -108,10 +114,10 @@ def run(
     supports) each job is submitted with `cluster_options` (see `read_options`), or only waited for if an earlier call
     has submitted it to SLURM. `data_root` and `machine` apply to each training.
     Raises UserError: a training failed; its last line is quoted, and all jobs that do not depend on it were still run.
-    Or, before any training, a folder holds a run on other data than `data_root`; Stopped: by SIGTERM, which is
-    forwarded to the trainings of this machine; the same call resumes.
+    Or, before any training, a folder holds another run, or one on other data than `data_root`; Stopped: by SIGTERM,
+    which is forwarded to the trainings of this machine; the same call resumes.
     """
-    require_one_data([*jobs, *(wanted.teacher for wanted in jobs if wanted.teacher)], data_root)
+    require_own_runs([*jobs, *(wanted.teacher for wanted in jobs if wanted.teacher)], data_root)
     how, machine = _timed_options(cluster, cluster_options), machine or Machine()
     teachers = {wanted.teacher.folder: wanted.teacher for wanted in jobs if wanted.teacher is not None}
     failed: dict[Path, tuple[Job, str]] = {}
@@ -213,15 +219,25 @@ def read_options(text: str) -> dict[str, int | str]:
     return found
 
 
-def require_one_data(jobs: Iterable[Job], data_root: object = None) -> None:
-    """Raise UserError if runs are on other data than `data_root`, or, without it, than one another.
+def require_own_runs(jobs: Iterable[Job], data_root: object = None) -> None:
+    """Raise UserError if a folder holds another run, or runs are on other data than `data_root` or than one another.
 
-    The hash of a row does not include the data folder. The embedded data is the same in any folder.
+    A moved folder may have another row's name. The hash of a row does not include the data folder, and the embedded
+    data is the same in any folder.
     """
     wanted = None
     for one in jobs:
         params = read_json(one.folder / "params.json")
-        if params is None or params["experiment"]["data"] == "demo":
+        if params is None:
+            continue
+        for key, wanted_value in one.identity().items():  # older runs did not record the teacher's hash
+            if (found := params.get(key, wanted_value)) != wanted_value:
+                smoke = "smoke run" if params["experiment"].get("limit") is not None else "run"
+                raise UserError(
+                    f"{one.folder} holds a {smoke} of {params['row']} with another {key} than {one.row} with seed "
+                    f"{one.seed} ({found}, not {wanted_value}); move it elsewhere: a table finds runs by their folder."
+                )
+        if params["experiment"]["data"] == "demo":
             continue
         if wanted is None:
             wanted = params if data_root is None else _data_of(data_root)

@@ -23,6 +23,7 @@ from misa.engine.training.sweep import Job, plan, run, spread
 from misa.errors import Stopped, UserError
 from misa.files import locked
 from misa.machine import Machine
+from misa.rows import find_row
 from tests.helpers import CPU
 
 
@@ -341,11 +342,38 @@ def test_sigterm_reaches_the_trainings(tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def place(job, data_root):
+def place(job, data_root, **changes):
     job.folder.mkdir(parents=True, exist_ok=True)
+    record = {"row": job.row, "digest": find_row(job.row).digest(), "seed": job.seed, "data_root": str(data_root)}
     (job.folder / "params.json").write_text(
-        json.dumps({"experiment": {"data": "coco_mini"}, "data_root": str(data_root)})
+        json.dumps(record | {"experiment": {"data": find_row(job.row).data}} | changes)
     )
+
+
+def test_a_run_that_was_moved_under_the_name_of_another_is_not_counted(tmp_path):
+    """Neither another row, seed or length nor a smoke run enters a mean because of its folder's name."""
+    (one,) = plan(["demo:box"], range(1), root=tmp_path)
+    finish(one, 20.0)
+    smoke, longer = find_row("demo:box").smoke(), find_row("demo:box").but(schedule={"epochs": 13})
+    for other in (
+        {"digest": find_row("demo:mask").digest(), "row": "demo:mask"},
+        {"digest": longer.digest()},
+        {"seed": 1},
+        {"digest": smoke.digest(), "experiment": {"data": "demo", "limit": smoke.limit}},
+    ):
+        place(one, tmp_path / "data", **other)
+        kind, key = "smoke run" if "experiment" in other else "run", next(iter(other))
+        said = f"holds a {kind} of {other.get('row', 'demo:box')} with another {key} than demo:box with seed 0"
+        with pytest.raises(UserError, match=said):
+            open_table("demo:box", seeds=1, root=tmp_path)
+        with pytest.raises(UserError, match=said):
+            run([one], data_root=tmp_path / "data")
+    (taught,) = plan(["demo:misa"], range(1), root=tmp_path)
+    place(taught, tmp_path / "data", teacher_digest="0123456789")
+    with pytest.raises(UserError, match=r"with another teacher_digest than demo:misa .*\(0123456789, not"):
+        open_table("demo:misa", seeds=1, root=tmp_path)
+    place(one, tmp_path / "data", row="mine.py:box")
+    assert open_table("demo:box", seeds=1, root=tmp_path).figures()["n"].tolist() == [1]
 
 
 def test_runs_on_other_data_are_not_taken_for_this_ones(tmp_path, monkeypatch):
