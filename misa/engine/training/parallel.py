@@ -51,7 +51,7 @@ def join(*, cuda: bool) -> None:
 
 
 def leave() -> None:
-    """Destroy the process group and its threads, so that this process can end or train again."""
+    """Destroy the process group and its threads, so that this process can end."""
     if dist.is_initialized():
         dist.destroy_process_group()
         # gloo's threads end with the last reference to the group; a DDP model, part of a reference cycle, holds one.
