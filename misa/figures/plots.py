@@ -96,13 +96,13 @@ def sample_grid(samples: Sequence[Mapping[str, Any]], *, columns: int = 4, title
 
 
 def box_to_mask(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw one column per image: the boxes it is trained from, the predicted masks, the ground truth.
+    """Draw one column per image: the annotated boxes, the masks predicted without them, the ground truth.
 
     Each row has `image`, `boxes`, `predicted` (n h w), `predicted_labels` and `truth` (n h w), in the order of the
     boxes; if every `truth` is None that line is omitted. An object has one color throughout; an unmatched prediction is
     gray.
     """
-    lines = ["given: boxes", "predicted masks"]
+    lines = ["annotated boxes", "predicted masks"]
     lines += ["true masks"] if any(row["truth"] is not None for row in rows) else []
     figure = Picture(figsize=(1.75 * len(rows), 1.8 * len(lines)), layout="constrained")
     axes = figure.subplots(len(lines), len(rows), squeeze=False)

@@ -49,12 +49,12 @@ def test_box_to_mask_has_a_column_an_image_and_three_rows(rows):
         painted = ax.images[0].get_array()
         assert painted.shape[0] == painted.shape[1] == 8 * 48  # enlarged, so that boxes cover little
         assert (painted != row["image"].repeat(8, axis=0).repeat(8, axis=1)).any() == bool(len(row["boxes"]))
-    assert [ax.get_ylabel() for ax in figure.axes[::3]] == ["given: boxes", "predicted masks", "true masks"]
+    assert [ax.get_ylabel() for ax in figure.axes[::3]] == ["annotated boxes", "predicted masks", "true masks"]
 
 
 def test_without_true_masks_their_line_is_left_out(rows):
     figure = box_to_mask([{**row, "truth": None} for row in rows])
-    assert [ax.get_ylabel() for ax in figure.axes[::3]] == ["given: boxes", "predicted masks"]
+    assert [ax.get_ylabel() for ax in figure.axes[::3]] == ["annotated boxes", "predicted masks"]
 
 
 def test_an_image_without_objects_is_drawn(rows):
