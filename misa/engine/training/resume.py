@@ -44,15 +44,16 @@ class ResumableLoop(EpochBasedTrainLoop):
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
         done = self._iter - self._epoch * len(self.dataloader)
-        if not 0 <= done < len(self.dataloader):
+        if not 0 <= done <= len(self.dataloader):
             raise UserError(
                 f"the checkpoint is at batch {self._iter} after {self._epoch} epochs of {len(self.dataloader)}: it was "
                 f"written with another {option_name('per_gpu')} or number of GPUs; go on with those."
             )
-        batches = self.dataloader.batch_sampler
-        batches.sampler.skip = done * batches.batch_size
-        for index, batch in enumerate(self.dataloader, start=done):
-            self.run_iter(index, batch)
+        if done < len(self.dataloader):  # otherwise stopped between the last step of the epoch and its end
+            batches = self.dataloader.batch_sampler
+            batches.sampler.skip = done * batches.batch_size
+            for index, batch in enumerate(self.dataloader, start=done):
+                self.run_iter(index, batch)
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
 

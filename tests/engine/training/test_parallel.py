@@ -130,7 +130,7 @@ def test_two_processes_learn_what_one_does(place):
     text, _ = child.communicate(timeout=500)
     assert child.returncode == 0, text
     assert "batch 4 = 2 processes x 2 images" in text
-    assert text.count(", seed 0, on cpu: ") == len(ALIKE) + 1  # with the teacher; only one of them prints
+    assert text.count(", seed 0, on cpu, in ") == len(ALIKE) + 1  # with the teacher; only one of them prints
     for row in ALIKE:
         one = train_with(Train(**options(place, row, f"{row}-one")))
         ours, theirs = losses(one.folder), losses(place / f"{row}-two")

@@ -173,18 +173,19 @@ def interrupting(monkeypatch, step, times=1):
     monkeypatch.setattr(LossRecord, "after_train_iter", after_train_iter)
 
 
-def test_ctrl_c_saves_the_step_and_the_same_call_goes_on(heard, run, place, monkeypatch, capfd):
+@pytest.mark.parametrize("step", [5, 6], ids=["within an epoch", "at the last step of an epoch"])
+def test_ctrl_c_saves_the_step_and_the_same_call_goes_on(heard, run, place, monkeypatch, capfd, step):
     before = signal.getsignal(signal.SIGINT)
-    options = {"data_root": place / "data", "work_dir": place / "interrupted", "machine": CPU}
+    options = {"data_root": place / "data", "work_dir": place / f"interrupted {step}", "machine": CPU}
     with monkeypatch.context() as patch:
-        interrupting(patch, 4)
-        with pytest.raises(Stopped, match="stopped by Ctrl-C after step 5 of 9") as stopped:
+        interrupting(patch, step - 1)
+        with pytest.raises(Stopped, match=f"stopped by Ctrl-C after step {step} of 9") as stopped:
             train(TOY, **options)
     assert stopped.value.status == 130
     assert "Ctrl-C again stops at once" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
     resumed = train(TOY, **options)
-    assert "resuming at epoch 2/3, step 5/9" in (resumed.folder / "log.txt").read_text()
+    assert f"resuming at epoch 2/3, step {step}/9" in (resumed.folder / "log.txt").read_text()
     assert "Loads checkpoint" not in "".join(capfd.readouterr())
     assert (resumed.folder / "losses.jsonl").read_bytes() == (run.folder / "losses.jsonl").read_bytes()
     for name, value in final_weights(run.folder).items():
