@@ -44,10 +44,10 @@ $(BIN)/python -m papermill notebooks/train.ipynb $(2)/train.ipynb --log-output -
 @echo "The executed notebook is $(2)/train.ipynb; its figures are in $(2)/figures. Now: misa inspect $(2)"
 endef
 
-test: setup  ## the default tests (9 min)
+test: setup  ## the default tests (5 min)
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
-test-slow: setup  ## the long tests: notebooks, real networks (18 min)
+test-slow: setup  ## the long tests: notebooks, real networks (12 min)
 	$(BIN)/python -m pytest -q -n 2 -m slow
 
 gallery: setup  ## all notebooks executed, as pages in runs/gallery (SMOKE=1: a few minutes; else what is not trained yet is trained)
