@@ -86,7 +86,7 @@ def parameters_of(path: Path, out: Path, *, smoke: bool) -> dict[str, Any]:
         found |= {name: value for name, value in {"smoke": True, "seeds": 2}.items() if name in declared}
         shared = {"run": "demo-misa", "runs": "demo-misa", "data_root": "data"}
         for name in _FOLDERS:
-            if declared.get(name):  # an empty one is unused
+            if declared.get(name) or (name == "out" and name in declared):  # other empty ones are unused
                 found[name] = str((out / "smoke" / shared.get(name, path.stem)).resolve())
     return found
 

@@ -1,5 +1,7 @@
 """The gallery: pages of executed notebooks, with folded solutions, and failures shown and counted."""
 
+from pathlib import Path
+
 import nbformat
 import pytest
 
@@ -94,3 +96,10 @@ def test_a_smoke_run_has_folders_of_its_own(tmp_path):
     assert chosen.pop("smoke") is True
     assert set(chosen) == {"run", "data_root"}
     assert all(value.startswith(str(tmp_path / "smoke")) for value in chosen.values())
+
+
+def test_smoke_figures_are_not_written_among_those_of_real_runs(tmp_path):
+    """Its folder is empty by default, which means runs/figures/<run>."""
+    notebook = Path(__file__).parents[2] / "notebooks" / "figures.ipynb"
+    assert parameters_of(notebook, tmp_path, smoke=True)["out"].startswith(str(tmp_path / "smoke"))
+    assert "out" not in parameters_of(notebook, tmp_path, smoke=False)
