@@ -117,6 +117,8 @@ def test_given_boxes_get_the_masks_that_the_shell_writes(run, photo, tmp_path, c
     capsys.readouterr()
     student([photo, photo], boxes=[[[-9, 30, 90, 100], [-1, 30, 90, 100]], [[20, 30, 90, 140]]], mask=0.001)
     assert "warning: 2 boxes reach more than a pixel beyond the image" in capsys.readouterr().err
+    student(photo, boxes=[-9, 30, 90, 100], mask=0.001)
+    assert "warning: 1 box reaches more than a pixel beyond the image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
