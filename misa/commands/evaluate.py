@@ -39,25 +39,24 @@ def run(options: Evaluate) -> int:
     """Print what was scored, and the scores as a table."""
     shared.require_run(options.run)
     shared.require_data(options.data_root)
+    from misa.engine.reports.evaluate import evaluate, heading, load_run, run_line
+
     if options.separation:
         from misa.engine.reports.separation import teacher_separation
         from misa.engine.runs.folder import score_table
 
-        print(score_table(teacher_separation(options.run, data_root=options.data_root or None)))
+        measured = teacher_separation(
+            options.run, checkpoint=options.checkpoint or None, data_root=options.data_root or None
+        )
+        print(f"{heading(measured)}\n\n{score_table(measured.metrics)}")
         return 0
     if options.test_dev:
         from misa.engine.reports.submission import NOTE, submit
 
-        data_root = options.data_root or "datasets/coco"
-        print(
-            submit(
-                options.run, data_root, options.test_dev, checkpoint=options.checkpoint or None, machine=options.machine
-            )
-        )
-        print(NOTE)
+        student = load_run(options.run, checkpoint=options.checkpoint or None, machine=options.machine)
+        archive = submit(student, options.data_root or "datasets/coco", options.test_dev, machine=options.machine)
+        print(f"{run_line(student.folder, student.checkpoint)}\nresults: {archive}\n{NOTE}")
         return 0
-    from misa.engine.reports.evaluate import evaluate, heading
-
     result = evaluate(
         options.run,
         checkpoint=options.checkpoint or None,

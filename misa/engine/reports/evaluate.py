@@ -80,15 +80,18 @@ def evaluate(
 
 def heading(result: Run) -> str:
     """Two lines on a result of `evaluate`: the run and the scored weights, and the data with its number of images."""
-    params, weights = read_params(result.folder), "the untrained network"
-    if result.checkpoint is not None:
-        inside = result.checkpoint.resolve().parent == result.folder / "checkpoints"
-        weights = result.checkpoint.name if inside else str(result.checkpoint)
     images = len(read_truth(result.source.val.annotations).getImgIds()[: result.experiment.limit])
-    return (
-        f"run: {result.folder} ({params['row']}, seed {params['seed']}), {weights}\n"
-        f"data: val split of {result.source.root}, {counted(images, 'image')}"
-    )
+    data = f"data: val split of {result.source.root}, {counted(images, 'image')}"
+    return f"{run_line(result.folder, result.checkpoint)}\n{data}"
+
+
+def run_line(folder: Path, checkpoint: Path | None) -> str:
+    """A line on a run folder and the weights that are scored; None: the untrained network."""
+    params, weights = read_params(folder), "the untrained network"
+    if checkpoint is not None:
+        inside = checkpoint.resolve().parent == folder / "checkpoints"
+        weights = checkpoint.name if inside else str(checkpoint)
+    return f"run: {folder} ({params['row']}, seed {params['seed']}), {weights}"
 
 
 def _require_place(path: Path) -> None:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from misa.data.dataset import OrderedCOCO
 from misa.data.pipeline import network_input
 from misa.data.source import Source
-from misa.engine.runs.folder import opened
+from misa.engine.reports.evaluate import load_run
+from misa.engine.runs.folder import Run, opened
 from misa.engine.runs.teacher import load_teacher
 from misa.errors import UserError
 from misa.evaluation.separation import separation
@@ -20,17 +21,26 @@ MAPS = ("color", "S", "S x K")
 
 
 def teacher_separation(
-    run_folder: str | Path, *, data_root: str | Path | None = None, limit: int | None = None, seed: int = 0
-) -> dict[str, dict[str, float | None]]:
+    run_folder: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    data_root: str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Run:
     """Mean AUC in percent over the validation objects, for color, S and S reweighted by K, by failure mode.
 
+    The result's metrics are these means. checkpoint: the teacher's; the last one of the run by default.
     All maps are at stride 4, as in the losses: color is the network's input resized as for the pairwise loss. A cell
     belongs to an object that covers at least half of it. The last entry of each map is over all objects.
     """
+    run = load_run(run_folder, checkpoint=checkpoint)
     experiment, source, folder, _ = opened(run_folder, data_root=data_root)
+    if run.checkpoint is None:
+        raise UserError("separation measures a trained teacher; give a checkpoint, or leave checkpoint out.")
     if not source.masks:
         raise UserError(f"separation compares with true masks, and the val split of {source.root} has none.")
-    teacher = load_teacher(folder, classes=source.classes)
+    teacher = load_teacher(run.checkpoint, classes=source.classes)
     found: dict[str, dict[str, list[float]]] = {name: {} for name in MAPS}
     truth, label = _truth(source)
     for record in truth.loadImgs(truth.getImgIds()[: experiment.limit if limit is None else limit]):
@@ -53,7 +63,7 @@ def teacher_separation(
         for name, values in zip(MAPS, scores, strict=True):
             for a, value in zip(objects, values, strict=True):
                 found[name].setdefault(a.get("mode", "unknown"), []).append(100 * float(value))
-    return {name: _means(modes) for name, modes in found.items()}
+    return Run(experiment, folder, source, {name: _means(modes) for name, modes in found.items()}, run.checkpoint)
 
 
 def _means(modes: dict[str, list[float]]) -> dict[str, float | None]:

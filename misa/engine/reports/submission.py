@@ -11,7 +11,7 @@ from pathlib import Path
 from misa.data.formats.coco import Split
 from misa.data.formats.coco2017 import TEST_DEV, list_images
 from misa.data.source import Source
-from misa.engine.reports.evaluate import load_run, predict_split
+from misa.engine.reports.evaluate import Trained, predict_split
 from misa.engine.runs.scores import DETECTIONS
 from misa.errors import UserError
 from misa.machine import Machine
@@ -19,23 +19,16 @@ from misa.machine import Machine
 NOTE = "public scoring of test-dev is closed and its truth is not public; compare on val2017 (misa evaluate)."
 
 
-def submit(
-    run_folder: str | Path,
-    data_root: str | Path,
-    out: str | Path,
-    *,
-    checkpoint: str | Path | None = None,
-    machine: Machine | None = None,
-) -> Path:
+def submit(run: Trained, data_root: str | Path, out: str | Path, *, machine: Machine | None = None) -> Path:
     """Detect on test-dev2017, and write the results as json and as a zip to upload; return the zip.
 
-    `data_root` contains annotations/image_info_test-dev2017.json and test2017/. `out` is a new folder.
-    Raises UserError: no run, missing list or images, or `out` is not empty.
+    `run` is of `load_run`, `data_root` contains annotations/image_info_test-dev2017.json and test2017/. `out` is a new
+    folder.
+    Raises UserError: a teacher's run, missing list or images, or `out` is not empty.
     """
     out = Path(out).expanduser()
-    run = load_run(run_folder, checkpoint=checkpoint, machine=machine)
     if run.experiment.semantic is not None:
-        raise UserError(f"{run_folder} is a semantic teacher; test-dev scores instances, a student's.")
+        raise UserError(f"{run.folder} is a semantic teacher; test-dev scores instances, a student's.")
     split = _test_dev(Path(data_root).expanduser())
     target = out / f"detections_test-dev2017_{run.folder.name}_results.json"
     if target.exists():

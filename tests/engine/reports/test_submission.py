@@ -7,6 +7,7 @@ import zipfile
 import pytest
 
 from misa.cli import main
+from misa.engine.reports.evaluate import load_run
 from misa.engine.reports.submission import submit
 from misa.engine.training.train import train
 from misa.errors import UserError
@@ -34,7 +35,9 @@ def coco(run, tmp_path):
 def test_what_is_sent_is_what_was_detected(run, coco, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["evaluate", str(run.folder), "--test-dev", str(out), "--data-root", str(coco), "--gpus", "0"]) == 0
-    assert "public scoring of test-dev is closed" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"\nrun: {run.folder} (" in said
+    assert "public scoring of test-dev is closed" in said
     results = json.loads((out / "detections_test-dev2017_run_results.json").read_text())
     assert results == json.loads((run.folder / "predictions" / "val.json").read_text())
     assert results[0].keys() == {"image_id", "category_id", "score", "segmentation"}
@@ -42,19 +45,19 @@ def test_what_is_sent_is_what_was_detected(run, coco, tmp_path, capsys):
         assert archive.namelist() == ["detections_test-dev2017_run_results.json"]
         assert json.loads(archive.read(archive.namelist()[0])) == results
     with pytest.raises(UserError, match="is there already"):
-        submit(run.folder, coco, out)
+        submit(load_run(run.folder), coco, out)
 
 
 def test_what_is_missing_is_named(run, coco, tmp_path):
     name = json.loads((coco / "annotations" / "image_info_test-dev2017.json").read_text())["images"][0]["file_name"]
     (coco / "test2017" / name).unlink()
     with pytest.raises(UserError, match=f"lacks 1 of 3 listed images, such as {name}"):
-        submit(run.folder, coco, tmp_path / "out")
+        submit(load_run(run.folder), coco, tmp_path / "out")
     shutil.rmtree(coco / "test2017")
     with pytest.raises(UserError, match="no test2017 folder"):
-        submit(run.folder, coco, tmp_path / "out")
+        submit(load_run(run.folder), coco, tmp_path / "out")
     with pytest.raises(UserError, match=r"image_info_test-dev2017\.json is missing"):
-        submit(run.folder, tmp_path / "elsewhere", tmp_path / "out")
+        submit(load_run(run.folder), tmp_path / "elsewhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,6 +1,7 @@
 """The semantic teacher end to end on a few embedded scenes: every supervision, no mask read, use by a student."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -276,14 +277,20 @@ def test_perfect_instances_merge_into_the_truth(student, tmp_path):
     assert score_merged(source, tmp_path / "found.json", threshold=0.95)["miou_foreground"] == 0
 
 
-def test_separation_is_told_for_each_failure_mode(runs, capsys):
-    table = teacher_separation(runs["objectives"].folder)
+def test_separation_is_of_each_failure_mode(runs, tmp_path, capsys):
+    table = teacher_separation(runs["objectives"].folder).metrics
     assert list(table) == ["color", "S", "S x K"]
     for modes in table.values():
         assert set(modes) <= {"camouflage", "contrast", "plain", "all"}
         assert all(value is None or 0 <= value <= 100 for value in modes.values())
-    assert main(["evaluate", str(runs["objectives"].folder), "--separation"]) == 0
-    assert "S x K" in capsys.readouterr().out
+    command = ["evaluate", str(runs["objectives"].folder), "--separation"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert re.match(r"run: .*, epoch_\d+\.pth\ndata: val split of .*, \d+ images?\n\n.*S x K", said, re.DOTALL)
+    with pytest.raises(UserError, match=r"gone\.pth"):  # the checkpoint was once ignored
+        teacher_separation(runs["objectives"].folder, checkpoint=tmp_path / "gone.pth")
+    assert main([*command, "--checkpoint", "none"]) == 2
+    assert "separation measures a trained teacher" in capsys.readouterr().err
 
 
 def test_what_a_teacher_cannot_be_asked_is_told_before_any_work(runs, tmp_path):
@@ -352,6 +359,5 @@ def test_separation_sees_the_classes_of_the_training(runs, tmp_path):
     content["categories"].insert(0, {"id": 99, "name": "unseen"})
     content["annotations"].append({**content["annotations"][0], "id": 9999, "category_id": 99})
     path.write_text(json.dumps(content))
-    assert teacher_separation(runs["objectives"].folder, data_root=root) == teacher_separation(
-        runs["objectives"].folder
-    )
+    folder = runs["objectives"].folder
+    assert teacher_separation(folder, data_root=root).metrics == teacher_separation(folder).metrics
