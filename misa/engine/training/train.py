@@ -86,9 +86,10 @@ def train(
         said = _before(plan, data_root, machine, later, part)
         said += _say(f"{part[0]} of {part[1]}: {head}" if part[1] > 1 else head)
         said += _say(f"{counted(plan.source.images, 'image')} of {shorter(plan.source.root)}")
-        runner = build(plan, machine, split, device, said)
+        teacher, lines = _teacher(plan)
+        runner = build(plan, machine, split, device, teacher)
         progress = next(hook for hook in runner.hooks if isinstance(hook, Progress))
-        progress.later, progress.said = later, said
+        progress.later, progress.said = later, said + lines
         learn(runner)
         metrics = on_main_process(lambda: write_scores(experiment, plan.source, folder, plan.params))
         log_scores(runner, metrics)
@@ -215,20 +216,21 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
     return Plan(experiment, source, folder, params, None, checkpoint, first)
 
 
-def build(plan: Plan, machine: Machine, split: BatchSplit, device: str, said: list[str]) -> Runner:
-    """Build the runner with its network and teacher; write label maps and the run's record to the folder.
+def _teacher(plan: Plan) -> tuple[TeacherNetwork | None, list[str]]:
+    """The trained or torchvision's teacher of the plan's row, if it has one, and the lines printed about it."""
+    if not plan.experiment.teacher:
+        return None, []
+    if plan.first is not None:
+        return load_teacher(plan.first.folder, classes=plan.source.classes), []
+    teacher = ready_teacher(plan.experiment, plan.source.classes)
+    return teacher, _say(teacher_line(plan.experiment, teacher))
 
-    said: the lines printed so far, to which those printed here are added.
-    """
+
+def build(plan: Plan, machine: Machine, split: BatchSplit, device: str, teacher: TeacherNetwork | None) -> Runner:
+    """Build the runner with its network, and attach the teacher; write label maps and the run's record."""
     experiment, source, folder = plan.experiment, plan.source, plan.folder
-    teacher: TeacherNetwork | None = None
     labelled_by = named_student(experiment)
-    if experiment.teacher and plan.first is None:
-        teacher = ready_teacher(experiment, source.classes)
-        said += _say(teacher_line(experiment, teacher))
-    elif experiment.teacher and plan.first is not None:
-        teacher = load_teacher(plan.first.folder, classes=source.classes)
-    elif plan.first is not None:
+    if plan.first is not None and not experiment.teacher:
         labelled_by = plan.first.folder
     labels = partial(prepare_labels, experiment, source, folder, student=labelled_by, workers=machine.workers)
     on_main_process(labels)
