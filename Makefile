@@ -31,8 +31,8 @@ lab: setup  ## the notebooks in JupyterLab, as copies in runs/notebooks, which g
 	@for book in notebooks/*.ipynb; do [ -e runs/$$book ] || cp $$book runs/$$book; done
 	$(BIN)/jupyter lab runs/notebooks
 
-demo: setup  ## MISA, teacher and student: train, score and draw from the notebook into runs/demo-misa-seed0 (6 min)
-	$(call train_notebook,demo:misa,runs/demo-misa-seed0)
+demo: setup  ## MISA, teacher and student: train, score and draw from the notebook into runs/demo-long-seed0 (7 min)
+	$(call train_notebook,demo:long,runs/demo-long-seed0)
 
 demo-box: setup  ## the short one, boxes and color alone, into runs/demo-box-seed0 (4 min)
 	$(call train_notebook,demo:box,runs/demo-box-seed0)

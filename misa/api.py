@@ -1,6 +1,6 @@
 """The Python API: inference with a trained student, and the features and affinities of a semantic teacher.
 
-    student = misa.load("runs/demo-misa-seed0")
+    student = misa.load("runs/demo-long-seed0")
     found = student("photo.jpg")
     given = student("photo.jpg", boxes=[[385, 60, 600, 357]])
     teacher = misa.load_teacher("torchvision:deeplabv3_resnet50")

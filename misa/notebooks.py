@@ -23,7 +23,7 @@ def work_in_project() -> None:
 class Explorer(Parameters):
     """Parameters of both explorers: a run, or an image of one's own with a teacher."""
 
-    run: str = option("runs/demo-misa-seed0", "run folder; where there is none, teacher:demo is trained once")
+    run: str = option("runs/demo-long-seed0", "run folder; where there is none, teacher:demo is trained once")
     data_root: str = shared.data_root()
     image: str = option("", "a photograph of your own, explored like the others")
     boxes: str = option("", "boxes of its objects: x1 y1 x2 y2 label, with ; between")
@@ -49,10 +49,10 @@ class AffinityParameters(Explorer):
 class FrequencyParameters(Explorer):
     """Parameters of `notebooks/frequency.ipynb`."""
 
-    run: str = option("runs/demo-misa-seed0", "student with a teacher; without one, demo:misa is trained once")
+    run: str = option("runs/demo-long-seed0", "student with a teacher; without one, demo:long is trained once")
     place: int = option(0, "index of the validation image", low=0)
     channel: int = shared.channel()
-    radius: float = option(1.5, "radius t of Eq. 4, in bins of the feature map (demo:misa's)", low=0)
+    radius: float = option(1.5, "radius t of Eq. 4, in bins of the feature map (demo:long's)", low=0)
     scale: float = option(0.2, "scale θ of Eq. 4", low=0, high=1)
 
 

@@ -23,7 +23,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 def test_the_demo_has_one_folder_everywhere():
     """What `make demo` writes is what `misa train` writes and what every example reads."""
     made = re.findall(r"call train_notebook,(\S+),(\S+)\)", (ROOT / "Makefile").read_text())
-    assert dict(made) == {row: str(default_folder(row, 0)) for row in ("demo:misa", "demo:box")}
+    assert dict(made) == {row: str(default_folder(row, 0)) for row in ("demo:long", "demo:box")}
     rows = "|".join(re.escape(name) for name in table_module("demo").ROWS)
     named = 0
     for page in (*PAGES, ROOT / "Makefile", *ROOT.glob("misa/**/*.py"), *ROOT.glob("notebooks/*.ipynb")):

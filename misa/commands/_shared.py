@@ -56,7 +56,7 @@ def require_data(path: str) -> None:
 
 # Declarations of options, to be called for each command that has them.
 row = partial(argument, "row to train, as table:name or path/to/file.py:name")
-run_folder = partial(argument, "run folder made by misa train", default="runs/demo-misa-seed0")
+run_folder = partial(argument, "run folder made by misa train", default="runs/demo-long-seed0")
 data_root = partial(option, "datasets", "data (formats: docs/data.md), or where to write the embedded data")
 other_data = partial(option, "", "another data folder with the same class names (default: the run's own)")
 seed = partial(option, 0, "random seed of weights, order and augmentation", low=0, high=2**32 - 1)

@@ -2,7 +2,7 @@
 
 A student is scored by mask AP (of boxes, where the data has no masks), a teacher by mean IoU.
 
-example: misa evaluate runs/demo-misa-seed0
+example: misa evaluate runs/demo-long-seed0
 """
 
 from misa.commands import _shared as shared

@@ -1,6 +1,6 @@
 """Export a student as one file with its row and class names, without teacher and optimizer.
 
-example: misa export runs/demo-misa-seed0 student.pth
+example: misa export runs/demo-long-seed0 student.pth
 """
 
 from misa.commands import _shared as shared

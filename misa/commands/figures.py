@@ -1,6 +1,6 @@
 """Draw Figures 1, 3, 4 and 5 from run folders, as PDF and PNG with their provenance inside.
 
-example: misa figures runs/demo-misa-seed0 --out figures --images 3,17
+example: misa figures runs/demo-long-seed0 --out figures --images 3,17
 """
 
 import sys
@@ -18,7 +18,7 @@ class Figures(Parameters):
     """Options of `misa figures`, parameters of `notebooks/figures.ipynb`."""
 
     runs: tuple[str, ...] = argument(
-        "run folders; the teachers beside students are found", default=("runs/demo-misa-seed0",)
+        "run folders; the teachers beside students are found", default=("runs/demo-long-seed0",)
     )
     out: str = option("", "folder to write the figures into (default: runs/figures/<run>)")
     only: str = option("1,3,4,5", "the figures to draw")
@@ -30,7 +30,7 @@ class Figures(Parameters):
     semantic_scale: float = option(0.0, "bandwidth of Figure 4 in σ of S, 0 for that of the training", low=0, high=100)
     form: Literal["", "sum", "product"] = option("", "form of SEPA in Figure 4: sum or product (default: as trained)")
     data_root: str = option(
-        "datasets", "where to write the embedded data, if demo:misa has to be trained", only="notebook"
+        "datasets", "where to write the embedded data, if demo:long has to be trained", only="notebook"
     )
     smoke: bool = option(False, "smoke test: networks of two training steps", only="notebook")
 

@@ -79,12 +79,13 @@ def _declared(path: Path) -> dict[str, Any]:
 
 
 def parameters_of(path: Path, out: Path, *, smoke: bool) -> dict[str, Any]:
-    """Returns the parameters to execute a notebook with: no live panels, and separate folders for a smoke run."""
+    """Returns a notebook's parameters: the demo's row, no live panels, and separate folders for a smoke run."""
     declared = _declared(path)
     found: dict[str, Any] = {"interactive": False} if "interactive" in declared else {}
+    found |= {"row": "demo:long"} if path.stem == "train" else {}  # the run that the other notebooks read
     if smoke:
         found |= {name: value for name, value in {"smoke": True, "seeds": 2}.items() if name in declared}
-        shared = {"run": "demo-misa", "runs": "demo-misa", "data_root": "data"}
+        shared = {"run": "demo-long", "runs": "demo-long", "data_root": "data"}
         for name in _FOLDERS:
             if declared.get(name) or (name == "out" and name in declared):  # other empty ones are unused
                 found[name] = str((out / "smoke" / shared.get(name, path.stem)).resolve())

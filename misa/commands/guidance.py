@@ -1,6 +1,6 @@
 """Measure whether each affinity would pull a student's masks towards the ground truth or away from it.
 
-example: misa guidance runs/demo-misa-seed0 --images 60 --out runs/guidance
+example: misa guidance runs/demo-long-seed0 --images 60 --out runs/guidance
 """
 
 from typing import Literal

@@ -1,6 +1,6 @@
 """Show where a run fails: its worst images, errors by type, and confidence intervals, on one HTML page.
 
-example: misa inspect runs/demo-misa-seed0
+example: misa inspect runs/demo-long-seed0
 """
 
 from misa.commands import _shared as shared

@@ -4,7 +4,7 @@ The same command resumes, and processes only new or changed images. --shards N s
 --cluster as jobs, and merges their results. With --shard K it processes only every Nth image; when all are done, the
 same command without both options writes the tables of all images.
 
-example: misa predict runs/demo-misa-seed0 photos/ --out results
+example: misa predict runs/demo-long-seed0 photos/ --out results
 example: misa predict RUN photos --out results --shards 8 --cluster slurm --cluster-options timeout_min=60
 example: sbatch --array=0-7 --wrap 'misa predict RUN photos --out results --shards 8 --shard $SLURM_ARRAY_TASK_ID'
 """

@@ -1,6 +1,6 @@
 """Provenance of figures: stored in the file's metadata and read back from it.
 
-save_figure(figure, "figures", "figure4", {"command": "misa figures runs/demo-misa-seed0", ...})
+save_figure(figure, "figures", "figure4", {"command": "misa figures runs/demo-long-seed0", ...})
 misa provenance figures/figure4.pdf     # prints it
 """
 

@@ -1,7 +1,7 @@
 """Predict with a student on images, folders and videos: masks, overlays, COCO json and CSV; no annotations needed.
 
     from misa.engine.prediction.predict import predict
-    predict("runs/demo-misa-seed0", ["photos", "film.mp4"], out="results")
+    predict("runs/demo-long-seed0", ["photos", "film.mp4"], out="results")
 
 For arrays in memory see `misa.engine.prediction.student.find`, for known boxes
 `misa.engine.prediction.known_boxes.find_boxes`.

@@ -220,7 +220,7 @@ def open_networks(run: str | Path, *, data_root: str | Path | None = None) -> Ne
 def trained(
     run: str | Path,
     *,
-    row: str = "demo:misa",
+    row: str = "demo:long",
     data_root: str | Path = "datasets",
     teacher_only: bool = False,
     smoke: bool = False,

@@ -1,6 +1,6 @@
 """Error analysis of a run as one page: scores with intervals, errors by type, and the worst images.
 
-misa inspect runs/demo-misa-seed0        # writes runs/demo-misa-seed0/inspection.html
+misa inspect runs/demo-long-seed0        # writes runs/demo-long-seed0/inspection.html
 """
 
 import json

@@ -22,12 +22,18 @@ def test_a_stored_row_is_still_that_row(row):
         ("demo:misa", False, {"demo:box"}),
         ("demo:mask", False, {"demo:box"}),
         ("demo:box", False, set()),  # itself
+        ("demo:long", False, {"demo:long_box"}),  # trained as long
         ("demo:misa", True, set()),
         ("demo:mask2former_misa", False, set()),  # scored on more scenes
         ("teacher:demo", False, set()),
         ("coco_mini:box", False, set()),
     ],
 )
-def test_only_what_is_scored_on_the_same_scenes(row, smoke, beside):
+def test_only_what_is_scored_on_the_same_scenes_and_trained_as_long(row, smoke, beside):
     experiment = find_row(row).smoke() if smoke else find_row(row)
     assert set(stored_beside(types.SimpleNamespace(experiment=experiment))) == beside
+
+
+def test_nothing_is_stored_for_another_length():
+    shorter = find_row("demo:misa").but(schedule={"epochs": 3})
+    assert stored_beside(types.SimpleNamespace(experiment=shorter)) == {}
