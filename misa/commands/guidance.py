@@ -14,7 +14,9 @@ class Guidance(Parameters):
     """Options of `misa guidance`."""
 
     run: str = argument("run folder of a student trained from boxes")
-    teacher: str = option("", "run folder of a teacher (default: the student's own, if it has one)")
+    teacher: str = option(
+        "", "run folder of a teacher, or truth: the true class maps (default: the student's own, if any)"
+    )
     split: Literal["val", "train"] = option("val", "split that the images are from")
     images: int = option(60, "number of images with objects", low=1)
     group: str = option("all", "print objects of this class, size or failure mode, such as small")

@@ -40,7 +40,7 @@ from misa.models.students.base import BoxSupervised
 from misa.models.teacher.contract import TeacherNetwork
 from misa.objectives.misa import reading_of
 from misa.ops.boxes import box_masks
-from misa.ops.readings import class_probabilities
+from misa.ops.readings import Classifier, class_probabilities
 from misa.ops.resize import resized
 
 SIZES = {"small": 0.0, "medium": 32.0**2, "large": 96.0**2}  # COCO's minimum areas
@@ -95,6 +95,9 @@ READINGS: dict[str, dict[str, Any]] = {
 Unless the name says otherwise, class maps and probabilities are combined with color as a product with 0.3 σ.
 """
 AS_TRAINED = "as trained"
+TRUTH = "truth"
+"""Name of the perfect teacher, whose S are the true masks of each class."""
+_SURE = 10.0  # logit of the perfect teacher
 COLUMNS = """IoU: of the pseudo masks with the true masks, inside the boxes, in percent
 gain: this IoU minus that of the student's masks, in points
 pull: share of the change of the masks towards the true masks minus the share away from them: 100 is all towards, 0 as
@@ -122,15 +125,17 @@ class Objects:
     boxes: Tensor  # (n h w) bool
     truth: NDArray[np.bool_]  # (n h w)
     labels: Tensor  # (n)
+    classes: Tensor  # (c h w) the true masks of each class, also of objects left out
     groups: tuple[tuple[str, ...], ...]  # of each object: class, size, failure mode if annotated
     pixels: Tensor  # (1 3 H W) the network's input
 
 
 class TeacherOutput(NamedTuple):
-    """A teacher's outputs for an image at the size of the masks: S (1 d h w) and class probabilities (1 c h w)."""
+    """A teacher's S (1 d h w) and class probabilities (1 c h w) at the size of the masks, and its last layer."""
 
     features: Tensor
     probabilities: Tensor
+    classifier: Classifier
 
 
 @dataclass(frozen=True)
@@ -210,9 +215,9 @@ def measure_guidance(
 ) -> Guidance:
     """Measure the guidance of readings for a box-supervised student on some images of a split.
 
-    run: the student's run folder. teacher: the run folder of another teacher than the student's; without any, readings
-    that need S are left out. readings: changes of the row's `Affinity` by name, None for `READINGS`. images: number of
-    images with objects, drawn by `seed`.
+    run: the student's run folder. teacher: the run folder of another teacher than the student's, or `TRUTH`; without
+    any, readings that need S are left out. readings: changes of the row's `Affinity` by name, None for `READINGS`.
+    images: number of images with objects, drawn by `seed`.
     Raises UserError: no such run, a student not trained from boxes, data without ground-truth masks, an invalid
     reading.
     """
@@ -222,10 +227,12 @@ def measure_guidance(
     if not isinstance(student, BoxSupervised):
         raise UserError(f"{run} is not a box-supervised student; give the run of a row such as demo:box.")
     source = _with_masks(run, networks.source, split, data_root)
-    guide = networks.teacher if teacher is None else load_teacher(teacher, classes=source.classes)
+    perfect = teacher == TRUTH
+    whose = "true" if perfect else "teacher's"
+    guide = networks.teacher if teacher is None or perfect else load_teacher(teacher, classes=source.classes)
     own = networks.experiment.affinity or Affinity()
     wanted = READINGS if readings is None else readings
-    chosen = affinities(own, wanted, taught=guide is not None)
+    chosen = affinities(own, wanted, taught=perfect or guide is not None)
     found: dict[tuple[str, str], list[Pull]] = {}
     start: dict[str, list[NDArray[np.float64]]] = {}
     ids: list[int] = []
@@ -234,10 +241,10 @@ def measure_guidance(
     for objects in tqdm(shown, total=images, desc="guidance", unit="image", leave=False, delay=2, disable=None):
         ids += [objects.image_id] * len(objects.masks)
         groups += objects.groups
-        output = None if guide is None else teacher_output(guide, objects)
-        for name, values in starts(objects, output).items():
+        output = true_output(objects) if perfect else None if guide is None else teacher_output(guide, objects)
+        for name, values in starts(objects, output, whose=whose).items():
             start.setdefault(name, []).append(values)
-        for key, pull in pulls_of(objects, chosen, guide, output).items():
+        for key, pull in pulls_of(objects, chosen, output).items():
             found.setdefault(key, []).append(pull)
     if not ids:
         raise UserError(f"{split} of {source.root} has no object with a mask that the student answers.")
@@ -283,7 +290,7 @@ def affinities(own: Affinity, readings: Mapping[str, Mapping[str, Any]], *, taug
 
 @torch.no_grad()
 def pulls_of(
-    objects: Objects, readings: Mapping[str, Affinity], teacher: TeacherNetwork | None, output: TeacherOutput | None
+    objects: Objects, readings: Mapping[str, Affinity], output: TeacherOutput | None
 ) -> dict[tuple[str, str], Pull]:
     """Measure every reading and term on the objects of an image, without terms equal to an earlier reading's."""
     found, known = {}, set()
@@ -291,9 +298,8 @@ def pulls_of(
     for name, affinity in readings.items():
         reading = None
         if affinity.feature or affinity.saliency:
-            assert teacher is not None
             assert output is not None
-            reading = reading_of(affinity, output.features, teacher.last_layer(), objects.batch.valid)
+            reading = reading_of(affinity, output.features, output.classifier, objects.batch.valid)
         pairs = pseudo_masks(
             objects.masks,
             objects.boxes,
@@ -319,13 +325,13 @@ def _joined(affinity: Affinity) -> tuple[Any, ...]:
     return (affinity.kernels,)
 
 
-def starts(objects: Objects, output: TeacherOutput | None) -> dict[str, NDArray[np.float64]]:
-    """IoU (n), inside the boxes, of the student's masks and of the teacher's class maps."""
+def starts(objects: Objects, output: TeacherOutput | None, *, whose: str) -> dict[str, NDArray[np.float64]]:
+    """IoU (n), inside the boxes, of the student's masks and of the class maps of `whose` ("teacher's")."""
     boxes = objects.boxes.numpy()
     found = {"student's masks": iou((objects.masks > 0.5).numpy(), objects.truth, boxes)}
     if output is not None:
         own = output.probabilities[0, objects.labels] > 0.5
-        found["teacher's class maps"] = iou(own.numpy(), objects.truth, boxes)
+        found[f"{whose} class maps"] = iou(own.numpy(), objects.truth, boxes)
     return found
 
 
@@ -333,7 +339,17 @@ def starts(objects: Objects, output: TeacherOutput | None) -> dict[str, NDArray[
 def teacher_output(teacher: TeacherNetwork, objects: Objects) -> TeacherOutput:
     """Run the teacher on an image."""
     features, size = teacher.prior(objects.pixels).features, (objects.masks.shape[-2], objects.masks.shape[-1])
-    return TeacherOutput(resized(features, size), resized(class_probabilities(features, teacher.last_layer()), size))
+    layer = teacher.last_layer()
+    return TeacherOutput(resized(features, size), resized(class_probabilities(features, layer), size), layer)
+
+
+def true_output(objects: Objects) -> TeacherOutput:
+    """The output of a perfect teacher: S are the true masks of each class, K is such that Eq. 1 returns them."""
+    count = len(objects.classes)
+    zero = torch.zeros(count)
+    layer = Classifier(2 * _SURE * torch.eye(count), zero, zero, torch.tensor(_SURE))
+    features = objects.classes[None].float()
+    return TeacherOutput(features, class_probabilities(features, layer), layer)
 
 
 def objects_of(
@@ -395,6 +411,7 @@ def _objects(
         boxes[kept],
         true[kept].numpy(),
         labels[kept],
+        torch.stack([true[labels == index].any(dim=0) for index in range(len(classes))]),
         groups,
         image,
     )

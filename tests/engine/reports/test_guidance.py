@@ -15,9 +15,11 @@ from misa.engine.reports.explore import open_networks
 from misa.engine.reports.guidance import (
     AS_TRAINED,
     READINGS,
+    TRUTH,
     affinities,
     measure_guidance,
     objects_of,
+    true_output,
     write_guidance,
 )
 from misa.engine.training.train import train
@@ -210,3 +212,23 @@ def test_it_reads_no_gradient(run):
         networks.student, networks.experiment.augmentation, networks.source, split="val", images=1, seed=0
     )
     assert not any(torch.is_tensor(v) and v.requires_grad for o in shown for v in vars(o).values())
+
+
+def test_a_perfect_teacher_has_the_true_class_maps(run):
+    """A run without a teacher has them, too; IoU of the class maps by hand, from the annotations."""
+    networks = open_networks(run)
+    for objects in objects_of(
+        networks.student, networks.experiment.augmentation, networks.source, split="val", images=4, seed=0
+    ):
+        output = true_output(objects)
+        np.testing.assert_array_equal(output.features[0].numpy() > 0.5, objects.classes.numpy())
+        torch.testing.assert_close(output.probabilities[0], objects.classes.float(), atol=1e-3, rtol=0)
+        for true, label in zip(objects.truth, objects.labels.tolist(), strict=True):
+            assert (objects.classes[label].numpy() >= true).all()
+    readings = {"class map": {**READINGS["class map, 0.3σ"]}, "color": {}}
+    measured = measure_guidance(run, teacher=TRUTH, readings=readings, images=4)
+    start = measured.started()
+    assert set(start) == {"student's masks", "true class maps"}
+    assert start["true class maps"].value > 0.9  # 1 but where boxes of one class overlap
+    own = measured.table().set_index(["reading", "term"])
+    assert own.loc[("class map", "local"), "pull"] > own.loc[("color", "local"), "pull"]
