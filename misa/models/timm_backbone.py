@@ -220,8 +220,9 @@ def _packaged(name: str, checkpoint: str) -> dict[str, Tensor]:
 
 
 def _downloaded(name: str, checkpoint: str) -> dict[str, Tensor]:
-    """Load the whole model's weights from timm's hub or a local file; all must be present."""
-    source = {} if checkpoint == HUB else {"pretrained_cfg_overlay": {"file": checkpoint}}
+    """Load the whole model's weights from timm's hub, its cache first, or a local file; all must be present."""
+    file = _cached(name) if checkpoint == HUB else checkpoint
+    source = {} if file is None else {"pretrained_cfg_overlay": {"file": file}}
     log = logging.getLogger("huggingface_hub")
     before = log.level
     log.setLevel(logging.ERROR)  # it warns at each of its retries
@@ -237,6 +238,15 @@ def _downloaded(name: str, checkpoint: str) -> dict[str, Tensor]:
         log.setLevel(before)
     state: dict[str, Tensor] = model.state_dict()
     return state
+
+
+def _cached(name: str) -> str | None:
+    """The file of the hub's cache with a model's weights, if any: without internet the hub is tried for a minute."""
+    from huggingface_hub import try_to_load_from_cache
+
+    place: str = getattr(_timm().get_pretrained_cfg(name), "hf_hub_id", None) or ""
+    files = ("model.safetensors", "pytorch_model.bin") if place else ()
+    return next((found for file in files if isinstance(found := try_to_load_from_cache(place, file), str)), None)
 
 
 def _renamed(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import socket
 import sys
 import traceback
 
@@ -177,6 +178,21 @@ def test_a_whole_model_in_a_local_file_is_loaded(tmp_path):
     torch.save(whole, tmp_path / "part.pth")
     with pytest.raises(UserError, match=r"could not be loaded from .*part\.pth"):
         build_backbone(backbone_config("timm:convnext_atto", pretrained=tmp_path / "part.pth"))
+
+
+def test_weights_in_the_hubs_cache_are_used_without_internet(tmp_path, monkeypatch):
+    timm, hub, safetensors = map(importlib.import_module, ("timm", "huggingface_hub", "safetensors.torch"))
+    torch.manual_seed(1)
+    whole = timm.create_model("convnext_atto").state_dict()
+    place = tmp_path / f"models--{timm.get_pretrained_cfg('convnext_atto').hf_hub_id.replace('/', '--')}"
+    for folder in ("refs", "snapshots/0123"):
+        (place / folder).mkdir(parents=True)
+    (place / "refs" / "main").write_text("0123")
+    safetensors.save_file(whole, place / "snapshots" / "0123" / "model.safetensors")
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the hub is asked"))
+    backbone = build_backbone(backbone_config("timm:convnext_atto"))
+    assert torch.equal(backbone.net.stages_2.blocks[1].gamma, whole["stages.2.blocks.1.gamma"])
 
 
 def test_a_hub_out_of_reach_is_one_clear_sentence_or_a_start_from_scratch(monkeypatch, caplog):
