@@ -51,12 +51,14 @@ class Layout:
     """The paths of a data set on disk; all exist, except that `train` may be missing if it was not needed.
 
     test: the test split, if there is one; it is not used for training or evaluation.
+    overlap: a warning about images that are both for training and for validation, or "".
     """
 
     root: Path
     train: Split
     val: Split
     test: Split | None = None
+    overlap: str = ""
 
 
 def find_layout(root: PathLike, *, need_train: bool = True) -> Layout:

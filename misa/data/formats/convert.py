@@ -5,9 +5,11 @@ converted to annotation files in a cache (`misa.data.formats.cache`), never amon
 relative to the root. Faults are stored in these files, from which `check_coco` reports them.
 """
 
+import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +24,7 @@ from misa.data.formats.json_rows import write_coco
 from misa.data.formats.names import Images, plain_name
 from misa.data.formats.parts import Boxed, Entry, Format, Part, without_suffix
 from misa.data.formats.plain import plain_annotation
-from misa.data.formats.splits import Named, assign
+from misa.data.formats.splits import OVERLAP, Named, assign, overlap
 from misa.data.formats.table import FORMATS
 from misa.files import missing
 
@@ -37,31 +39,54 @@ SPLITS = ("train", "val", "test")
 def open_layout(root: PathLike, *, need_train: bool = True, settled: bool = True) -> Layout:
     """Returns the annotation files and image folders of a data set in any of `FORMATS`.
 
-    settled: normalise COCO's own layout; False returns the original files, for readers that normalise themselves.
+    settled: normalise COCO's own layout and print a warning about images in both splits; False returns the original
+    files, for readers that normalise themselves, and the warning only in the layout.
     Raises DataError: there is no data of any format, or it is ambiguous.
     """
     root = Path(root).expanduser().resolve()
     if _is_published(root):
-        layout = find_layout(root, need_train=need_train)
+        layout = _with_overlap(find_layout(root, need_train=need_train))
         if not settled:
             return layout
+        _say(root, layout.overlap)
         train, val, test = (
             _settled(root, split) if split is not None and split.annotations.is_file() else split
             for split in (layout.train, layout.val, layout.test)
         )
         assert train is not None, "every layout has one"
         assert val is not None, "every layout has one"
-        return Layout(root, train, val, test)
+        return Layout(root, train, val, test, layout.overlap)
     found = find_format(root)
     if found is None:
         return find_layout(root, need_train=need_train)  # raises, naming what is missing
     made = made_once(root, lambda folder, made: _convert(root, *found, folder, made))
+    shared = next((sentence for sentence in made.says if sentence.endswith(OVERLAP)), "")
     for sentence in made.says:
-        if (root, sentence) not in _said:
-            _said.add((root, sentence))
-            print(f"data: {sentence}", flush=True)
-    found_splits = [Split(made.files[name], _base(root)) for name in SPLITS if name in made.files]
-    return Layout(root, *found_splits)
+        if settled or sentence != shared:
+            _say(root, sentence)
+    found_splits = {name: Split(made.files[name], _base(root)) for name in SPLITS if name in made.files}
+    return Layout(root, **found_splits, overlap=shared)
+
+
+def _say(root: Path, sentence: str) -> None:
+    """Print a sentence about a data set once per process."""
+    if sentence and (root, sentence) not in _said:
+        _said.add((root, sentence))
+        print(f"data: {sentence}", flush=True)
+
+
+def _with_overlap(layout: Layout) -> Layout:
+    """Compare the images of COCO's own layout if both splits are in one folder, by a link."""
+    train, val = layout.train, layout.val
+    if train.images.resolve() != val.images.resolve():
+        return layout
+    try:
+        files = [CocoFile(split.annotations, keep=("file_name",)) for split in (train, val)]
+    except (DataError, OSError):
+        return layout  # reported by the check
+    mine, theirs = ({str(_name(row)) for row in file.images} for file in files)
+    shared = overlap(len(mine & theirs), len(theirs)) if mine & theirs else ""
+    return replace(layout, val=val._replace(images=train.images), overlap=shared)
 
 
 def find_format(root: Path) -> tuple[Format, list[Part]] | None:
@@ -184,7 +209,8 @@ def _coco_tables(root: Path, parts: list[Part], report: _Faults, made: Made) -> 
                 image["file_name"] = os.path.relpath(path, base)
         made.depends |= {*file.settle_images(Images(base, suffixes=False), base), *images.looked}
         files.append(file)
-    named = [Named(str(_name(i)), "", part.split) for part, f in zip(parts, files, strict=True) for i in f.images]
+    of_files = [({part.split} - {""}, file.images) for part, file in zip(parts, files, strict=True)]
+    named = [Named(str(_name(image)), "", given) for given, images in of_files for image in images]
     homes = [part.home for part in parts if not part.split]
     splits, lists = assign(named, homes, report, made.says.append)
     made.depends |= set(lists)
@@ -192,10 +218,11 @@ def _coco_tables(root: Path, parts: list[Part], report: _Faults, made: Made) -> 
     for file in files:
         mine, splits = splits[: len(file.images)], splits[len(file.images) :]
         for split in SPLITS:
-            if split in mine and split in result:
+            here = [split in own for own in mine]
+            if any(here) and split in result:
                 raise DataError(f"{root} has more than one {split} split; give one of them.")
-            if split in mine:
-                result[split] = _of_split(file, mine, split)
+            if any(here):
+                result[split] = _of_split(file, here, split)
     for split in ("train", "val"):
         empty = {"images": [], "categories": files[0].categories}
         result.setdefault(split, _Tables(empty, lambda add: None))
@@ -206,13 +233,13 @@ def _name(image: Any) -> Any:
     return image.get("file_name", "") if isinstance(image, dict) else ""
 
 
-def _of_split(file: CocoFile, splits: Sequence[str], split: str) -> _Tables:
-    """Returns the images of a split and their annotations; a row without image goes to train, where it is reported."""
+def _of_split(file: CocoFile, here: Sequence[bool], split: str) -> _Tables:
+    """Returns the images that are `here` and their annotations; a row without image goes to train, which reports it."""
     content = {**file.content, "plain_of": str(file.path), "categories": file.categories}
     everything = partial(file.each_annotation, areas=True)
-    if set(splits) == {split}:
+    if all(here):
         return _Tables({**content, "images": file.images}, everything)
-    images = [image for image, other in zip(file.images, splits, strict=True) if other == split]
+    images = list(itertools.compress(file.images, here))
     ids, known = _ids(images), _ids(file.images)
 
     def each(add: Callable[[Any], None]) -> None:
@@ -238,12 +265,45 @@ class _Picture(NamedTuple):
     path: Path
     entries: list[Entry]
 
+    @property
+    def splits(self) -> dict[str, None]:
+        """The splits that the entries name, in order."""
+        return dict.fromkeys(entry.split for entry in self.entries if entry.split)
+
+    def of_split(self, split: str) -> list[Entry]:
+        """Returns the entries that name `split` or none; without any of it those of the first split that is named."""
+        named = (split, "test" if split == "val" else "", *self.splits)  # test may serve as val
+        own = next((name for name in named if name in self.splits), "")
+        return [entry for entry in self.entries if entry.split in ("", own)]
+
+    def numbered(self, splits: Collection[str], before: int) -> dict[str, list[tuple[int, Boxed]]]:
+        """Returns the objects of each split with ids from `before` + 1; equal objects of two splits share an id."""
+        found = {split: [o for entry in self.of_split(split) for o in entry.objects] for split in splits}
+        if len(found) == 1:
+            return {split: list(enumerate(objects, before + 1)) for split, objects in found.items()}
+        ids: dict[str, int] = {}
+        for objects in found.values():
+            for key in _keys(objects):
+                ids.setdefault(key, before + 1 + len(ids))
+        return {split: [(ids[key], o) for key, o in _keys(objects).items()] for split, objects in found.items()}
+
+
+def _keys(objects: Iterable[Boxed]) -> dict[str, Boxed]:
+    """Returns the objects by their content and, of equal ones, their rank: equal keys of two lists are one object."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for o in objects:
+        key = repr(o._replace(where=""))
+        seen[key] += 1
+        found[f"{key} {seen[key]}"] = o
+    return found
+
 
 def _entry_tables(root: Path, row: Format, parts: list[Part], report: _Faults, made: Made) -> dict[str, _Tables]:
     """Returns the tables of each split; test only if it has images."""
     base = _base(root)
     pictures = _pictures(base, row, parts, report, made)
-    named = [Named(p.name, p.entries[0].own, next((e.split for e in p.entries if e.split), "")) for p in pictures]
+    named = [Named(p.name, p.entries[0].own, p.splits) for p in pictures]
     homes = [part.home for part in parts if not part.split]
     splits, lists = assign(named, homes, report, made.says.append)
     made.depends |= set(lists) | {part.home for part in parts}
@@ -253,20 +313,20 @@ def _entry_tables(root: Path, row: Format, parts: list[Part], report: _Faults, m
     labels = sorted({o.label for p in pictures for entry in p.entries for o in entry.objects})
     category = {label: i for i, label in enumerate(labels, 1)}
     images: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
-    shown: dict[str, list[tuple[int, _Picture]]] = {"train": [], "val": []}  # (number of earlier objects, image)
+    # Number of earlier objects, splits of the image, image.
+    shown: dict[str, list[tuple[int, set[str], _Picture]]] = {"train": [], "val": []}
     count = 0
-    for i, (picture, split, (width, height)) in enumerate(zip(pictures, splits, sizes, strict=True), 1):
-        if split:
-            where = picture.entries[0].where
+    for i, (picture, own, (width, height)) in enumerate(zip(pictures, splits, sizes, strict=True), 1):
+        for split in own:
+            where = picture.of_split(split)[0].where
             image = {"id": i, "file_name": picture.name, "width": width, "height": height, "where": where}
             images.setdefault(split, []).append(image)
-            shown.setdefault(split, []).append((count, picture))
+            shown.setdefault(split, []).append((count, own, picture))
         count += sum(len(entry.objects) for entry in picture.entries)
 
     def each(split: str, add: Callable[[Any], None]) -> None:
-        for image, (before, picture) in zip(images[split], shown[split], strict=True):
-            objects = [o for entry in picture.entries for o in entry.objects]
-            for k, o in enumerate(objects, before + 1):
+        for image, (before, own, picture) in zip(images[split], shown[split], strict=True):
+            for k, o in picture.numbered(sorted(own), before)[split]:
                 found = _annotation(k, image["id"], category[o.label], o)
                 plain_annotation(found, (image["width"], image["height"]), areas=True)
                 add(found)
@@ -299,8 +359,11 @@ def _pictures(base: Path, row: Format, parts: list[Part], report: _Faults, made:
             made.depends |= {path, Path(entry.where) if os.path.isfile(entry.where) else part.files[0]}
             name = os.path.relpath(path, base) if path.is_relative_to(base) else str(path)
             known = pictures.setdefault(path, _Picture(name, path, []))
-            if entry.own and known.entries:
-                message = f"its image {path} has annotations already, in {known.entries[0].where}"
+            if entry in known.entries:  # a split names the image twice
+                continue
+            also = [e for e in known.entries if e.split == entry.split or not (e.split and entry.split)]
+            if entry.own and also:
+                message = f"its image {path} has annotations already, in {also[0].where}"
                 report("image-claimed", entry.where, message, "remove one of the two", fatal=True)
                 continue
             known.entries.append(entry)
@@ -370,20 +433,24 @@ def read_boxes(path: PathLike) -> dict[str, tuple[list[list[float]], list[str | 
     else:
         raise DataError(f"{path} holds no boxes; give {forms}.")
     row, parts = found
-    boxes: dict[str, tuple[list[list[float]], list[str | None]]] = {}
-    entries = [entry for part in parts for entry in row.entries(part, report)]
-    _require_own_names(entries)
-    for entry in entries:
-        corners, labels = boxes.setdefault(plain_name(entry.file or entry.own), ([], []))
-        for o in entry.objects:
-            if not (o.hard and row is COCO):
-                x, y, w, h = o.box
-                corners.append([x, y, x + w, y + h])
-                labels.append(o.label)
+    read = [list(row.entries(part, report)) for part in parts]
+    _require_own_names([entry for entries in read for entry in entries])
+    objects: defaultdict[str, dict[str, Boxed]] = defaultdict(dict)  # an object of several splits is one
+    for entries in read:
+        mine: defaultdict[tuple[str, str], list[Boxed]] = defaultdict(list)
+        for entry in entries:
+            name = plain_name(entry.file or entry.own)
+            mine[name, entry.split] += [o for o in entry.objects if not (o.hard and row is COCO)]
+        for (name, _), own in mine.items():
+            objects[name] |= _keys(own)
     if fatal := [fault for fault in report.rows if fault[4]]:
         _, where, message, advice, _ = fatal[0]
         raise DataError(f"{where}: {message}; {advice}.")
-    return {name: value for name, value in boxes.items() if value[0]}
+    return {
+        name: ([[x, y, x + w, y + h] for x, y, w, h in (o.box for o in own.values())], [o.label for o in own.values()])
+        for name, own in objects.items()
+        if own
+    }
 
 
 def _require_own_names(entries: Iterable[Entry]) -> None:

@@ -7,7 +7,7 @@ the other. Standard library only.
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,24 +18,43 @@ from misa.errors import counted
 
 _SHARE = 10  # one image in this many is for validation if no split is given
 _LISTS = ("train", "val", "trainval", "test")
+OVERLAP = ": scores on them are not of held-out images"
+"""The end of the warning about images that are both for training and for validation."""
 
 
 class Named(NamedTuple):
-    """An image by its path and by the name of its own annotation file ("": none), and its given split."""
+    """An image by its path and by the name of its own annotation file ("": none), and its given splits."""
 
     path: str
     own: str = ""
-    split: str = ""
+    splits: Collection[str] = ()
 
 
 def assign(
     images: Sequence[Named], homes: Sequence[Path], report: ReportFault, say: Callable[[str], None]
-) -> tuple[list[str], list[Path]]:
-    """Returns the split of each image ("" for none) and the lists that determined it.
+) -> tuple[list[set[str]], list[Path]]:
+    """Returns the splits of each image (none, one, or all that name it) and the lists that determined them.
 
-    homes: the folders that may hold ImageSets/Main. report: reports faults of a list; say: reports the decision.
+    homes: the folders that may hold ImageSets/Main. report: reports faults of a list; say: reports the decision, and
+    images that are both for training and for validation.
     Raises DataError: a list names none of the images.
     """
+    splits, lists = _assign(images, homes, report, say)
+    train, val = ({i.path for i, own in zip(images, splits, strict=True) if split in own} for split in ("train", "val"))
+    if train & val:
+        say(overlap(len(train & val), len(val)))
+    return splits, lists
+
+
+def overlap(count: int, total: int) -> str:
+    """Returns the warning that `count` of `total` validation images are training images."""
+    shared = "are also training images" if count > 1 else "is also a training image"
+    return f"{count} of the {counted(total, 'validation image')} {shared}{OVERLAP}"
+
+
+def _assign(
+    images: Sequence[Named], homes: Sequence[Path], report: ReportFault, say: Callable[[str], None]
+) -> tuple[list[set[str]], list[Path]]:
     found = [lists for home in dict.fromkeys(homes) if (lists := _lists(home))]
     if found:
         members: dict[str, set[int]] = {}
@@ -43,13 +62,13 @@ def assign(
             for name, path in lists.items():
                 members.setdefault(name, set()).update(_members(path, images, report))
         return _by_lists(members, images, say), [path for lists in found for path in lists.values()]
-    split = [image.split for image in images]
-    if "val" not in split and "test" in split:
+    given = {split for image in images for split in image.splits}
+    if "val" not in given and "test" in given:
         say("there is no validation split: the images of the test split are scored on")
-        return [{"test": "val"}.get(name, "train") for name in split], []
-    if "val" in split:
-        return [name or "train" for name in split], []
-    return by_hash([image.path for image in images], say), []
+        return [{"val" if split == "test" else split for split in image.splits} or {"train"} for image in images], []
+    if "val" in given:
+        return [set(image.splits) or {"train"} for image in images], []
+    return [{split} for split in by_hash([image.path for image in images], say)], []
 
 
 def by_hash(paths: Sequence[str], say: Callable[[str], None]) -> list[str]:
@@ -61,7 +80,8 @@ def by_hash(paths: Sequence[str], say: Callable[[str], None]) -> list[str]:
         odd = value.index(min(value)) if split[0] == "train" else value.index(max(value))
         split[odd] = "val" if split[0] == "train" else "train"
     if paths:
-        say(f"no split is given: of {counted(len(split), 'image')} {split.count('val')} for validation, chosen by name")
+        found = f"of {counted(len(split), 'image')} {split.count('val')} for validation, chosen by name"
+        say(f"no validation split is given: {found}")
     return split
 
 
@@ -122,14 +142,14 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _by_lists(members: Mapping[str, set[int]], images: Sequence[Named], say: Callable[[str], None]) -> list[str]:
+def _by_lists(members: Mapping[str, set[int]], images: Sequence[Named], say: Callable[[str], None]) -> list[set[str]]:
     everything = set(range(len(images)))
     train, val = members.get("train"), members.get("val")
     both, test = members.get("trainval"), members.get("test", set())
     if val is None and both is not None and train is not None and both - train:
         val = both - train
     if val is None and test:
-        val = test
+        val, test = test, set()
         say("there is no list of validation images: those of test.txt are scored on")
     if train is None:
         train = (both if both is not None else everything - test) - (val or set())
@@ -141,8 +161,5 @@ def _by_lists(members: Mapping[str, set[int]], images: Sequence[Named], say: Cal
         drawn = by_hash([images[i].path for i in order], say)
         val = {i for i, split in zip(order, drawn, strict=True) if split == "val"}
         train = train - val
-    if twice := train & val:
-        name = Path(images[min(twice)].path).name
-        found = counted(len(twice), "image is", "images are")
-        raise DataError(f"{found} in the lists of train and of val, such as {name}; keep each in one.")
-    return ["train" if i in train else "val" if i in val else "test" * (i in test) for i in range(len(images))]
+    named = {"train": train, "val": val, "test": test}
+    return [{split for split, own in named.items() if i in own} for i in range(len(images))]

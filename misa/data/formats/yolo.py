@@ -114,7 +114,7 @@ def _files(part: Part) -> list[Path]:
     """Returns the images of a split."""
     if part.images.is_file():
         lines = part.images.read_text(encoding="utf-8-sig").splitlines()
-        return [_listed(part.images.parent, line.strip()) for line in lines if line.strip()]
+        return list(dict.fromkeys(_listed(part.images.parent, line.strip()) for line in lines if line.strip()))
     return [inner / name for inner, names in walk(part.images) for name in names if name.lower().endswith(IMAGES)]
 
 

@@ -130,9 +130,10 @@ def _original(contents: list[dict[str, Any]], files: Mapping[int, Path]) -> dict
     if "plain_of" in first:
         content = read_coco(Path(first["plain_of"]))
     else:
-        content = {**first, **{key: [row for own in contents for row in own[key]] for key in TABLES[:2]}}
-        for key in TABLES[:2]:
-            content[key].sort(key=lambda row: row["id"])
+        content = dict(first)
+        for key in TABLES[:2]:  # what is in both splits has one id
+            rows = {row["id"]: row for own in contents for row in own[key]}
+            content[key] = [rows[found] for found in sorted(rows)]
     if "converted_from" in content:
         content = {key: [{k: v for k, v in row.items() if k != "where"} for row in content[key]] for key in TABLES}
     content["images"] = [image for image in content["images"] if image["id"] in files]

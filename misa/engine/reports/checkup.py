@@ -67,6 +67,8 @@ def check_data(data: PathLike, *, images: PathLike | None = None, picture: PathL
             val = replace(val, problems=tuple(p for p in val.problems if p.kind not in ("no-images", "no-classes")))
         reported = {p.message for p in train.problems if p.kind == "class-names-alike"}
         val = replace(val, problems=tuple(p for p in val.problems if p.message not in reported))
+        if layout.overlap:
+            val = _warned(val, "split-overlap", layout.overlap, "nothing to do, if that is meant")
         reports = [_with_batch(_with_untrained(train, val)), val]
     shown = [sample for report in reports for sample in report.samples][:SAMPLES]
     try:
