@@ -32,6 +32,11 @@ class Explorer(Parameters):
     smoke: bool = shared.smoke()
     interactive: bool = option(True, "the live panel as well, below the figures that are stored")
 
+    @property
+    def folder(self) -> Path:
+        """The run folder (see `run_place`)."""
+        return shared.run_place(self.run, self.smoke)
+
 
 class AffinityParameters(Explorer):
     """Parameters of `notebooks/affinity.ipynb`."""
@@ -60,7 +65,7 @@ class OwnDataParameters(Parameters):
     """Parameters of `notebooks/own_data.ipynb`."""
 
     data: str = option("", "folder of images and boxes (default: an example is drawn below out)")
-    out: str = option("runs/own_data", "folder of everything that is made")
+    out: str = option("runs/own_data", "folder of everything that is made; -smoke is added for a smoke run")
     row: str = option("own:small", "row to train: own:small, own:medium, or a recipe of the other tables")
     photos: str = option("", "images, or a folder of them, to predict on (default: those held out)")
     score: float = option(0.3, "score threshold of the instances that are shown", low=0, high=1)
@@ -68,3 +73,8 @@ class OwnDataParameters(Parameters):
     seed: int = shared.seed()
     threads: int = shared.threads()
     smoke: bool = shared.smoke()
+
+    @property
+    def folder(self) -> Path:
+        """The folder of everything that is made."""
+        return shared.smoke_folder(self.out, self.smoke)

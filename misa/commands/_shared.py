@@ -27,6 +27,17 @@ def require_run(folder: str) -> None:
     read_params(Path(folder).expanduser())
 
 
+def smoke_folder(folder: str, smoke: bool) -> Path:
+    """Return the folder, with "-smoke" added to its name for a smoke run, so that a real run finds its place free."""
+    return Path(f"{Path(folder).expanduser()}{'-smoke' * smoke}")
+
+
+def run_place(run: str, smoke: bool) -> Path:
+    """Return the folder of a finished run, or else where a notebook trains it: a smoke run in `smoke_folder`."""
+    place = Path(run).expanduser()
+    return place if (place / "metrics.json").is_file() else smoke_folder(run, smoke)
+
+
 def require_file(path: str, what: str, advice: str) -> None:
     """Raise UserError if there is no such file or folder; `what` names it in the message."""
     if not os.path.exists(place := Path(path).expanduser()):

@@ -34,11 +34,16 @@ class Figures(Parameters):
     )
     smoke: bool = option(False, "smoke test: networks of two training steps", only="notebook")
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The run folders, of which the notebook trains the first if it is missing (see `run_place`)."""
+        return tuple(str(shared.run_place(run, self.smoke)) for run in self.runs)
+
 
 def factory_from(options: Figures) -> "Factory":
     """Returns the factory for these options; UserError if `images` are not ids, or `out` is a file."""
     shared.require_folder(options.out, "out")
-    for folder in options.runs:
+    for folder in options.folders:
         shared.require_run(folder)
     from misa.engine.reports.figures import Choice, Factory
     from misa.ops.seed_affinity import AffinitySettings
@@ -49,7 +54,7 @@ def factory_from(options: Figures) -> "Factory":
         raise UserError(f"images must be whole numbers with commas between, not {options.images!r}.") from error
     own = options.semantic_scale or options.form
     factory = Factory(
-        options.runs,
+        options.folders,
         choice=Choice(given, options.random, options.worst, options.seed),
         settings=AffinitySettings(semantic_scale=options.semantic_scale, form=options.form or "sum") if own else None,
         channel=options.channel,

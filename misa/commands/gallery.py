@@ -85,7 +85,9 @@ def parameters_of(path: Path, out: Path, *, smoke: bool) -> dict[str, Any]:
     found |= {"row": "demo:long"} if path.stem == "train" else {}  # the run that the other notebooks read
     if smoke:
         found |= {name: value for name, value in {"smoke": True, "seeds": 2}.items() if name in declared}
-        shared = {"run": "demo-long", "runs": "demo-long", "data_root": "data"}
+        # A notebook with `smoke` trains into RUN-smoke; the others read it there.
+        run = "demo-long" if "smoke" in declared else "demo-long-smoke"
+        shared = {"run": run, "runs": run, "data_root": "data"}
         for name in _FOLDERS:
             if declared.get(name) or (name == "out" and name in declared):  # other empty ones are unused
                 found[name] = str((out / "smoke" / shared.get(name, path.stem)).resolve())

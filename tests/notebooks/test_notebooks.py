@@ -104,7 +104,10 @@ def test_papermill_reads_every_parameter(path):
     assert list(inspect_notebook(path)) == declared
 
 
-@pytest.mark.parametrize("path", [FOLDER.parent / "README.md", *NOTEBOOKS], ids=lambda p: p.stem)
+PAGES = [FOLDER.parent / "README.md", *sorted(FOLDER.parent.glob("docs/**/*.md"))]
+
+
+@pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS], ids=lambda p: p.name)
 def test_papermill_is_told_to_write_where_a_folder_is(path):
     """It creates none: the output is in the project's folder, in a run's, or in one created by the line before."""
     texts = [cell.source for cell in cells(path, "markdown")] if path.suffix == ".ipynb" else [path.read_text()]
@@ -112,7 +115,7 @@ def test_papermill_is_told_to_write_where_a_folder_is(path):
     for before, line in itertools.pairwise(["", *lines]):
         if line.startswith("papermill "):
             out = Path(line.split()[2]).parent
-            known = out == Path() or f"mkdir -p {out}" == before or f"-p run {out}" in line
+            known = out == Path() or f"mkdir -p {out}" == before.partition("#")[0].rstrip() or f"-p run {out}" in line
             assert known, line
 
 
@@ -136,6 +139,27 @@ def test_every_parameter_has_another_value(path):
     assert not values.keys() & paths
     read = PARAMETERS[path.stem].read({**declared, **values, **dict.fromkeys(paths, "a/path")})
     assert not [name for name in (*values, *paths) if getattr(read, name) == getattr(PARAMETERS[path.stem](), name)]
+
+
+@pytest.mark.parametrize(
+    ("made", "place"),
+    [
+        (FrequencyParameters, lambda p: p.folder),
+        (AffinityParameters, lambda p: p.folder),
+        (Figures, lambda p: Path(p.folders[0])),
+        (OwnDataParameters, lambda p: p.folder),
+    ],
+)
+def test_a_smoke_run_leaves_a_real_runs_folder_free(made, place, tmp_path, monkeypatch):
+    """It gets the name that `misa train --smoke` gives; a finished run is read where it is."""
+    monkeypatch.chdir(tmp_path)
+    real, smoke = place(made()), place(made(smoke=True))
+    assert str(smoke) == f"{real}-smoke"
+    real.mkdir(parents=True)
+    (real / "metrics.json").write_text("{}")
+    assert place(made()) == real
+    if made is not OwnDataParameters:
+        assert place(made(smoke=True)) == real
 
 
 def stopped(path, **parameters):
@@ -263,11 +287,14 @@ def test_own_data_runs_from_a_table_of_boxes_to_an_exported_student(tmp_path):
     output, done = papermill(tmp_path, "own_data", out=os.path.relpath(tmp_path / "out"), **quick("own_data"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert pictures(output) == 4
-    assert (tmp_path / "out" / "exported.pth").is_file()
-    assert (tmp_path / "out" / "predictions" / "instances.csv").is_file()
-    _, source, _, _ = opened(tmp_path / "out" / "run")
+    made = tmp_path / "out-smoke"
+    assert not (tmp_path / "out").exists(), "a real run's place stays free"
+    assert (made / "exported.pth").is_file()
+    assert "the exported student has the same weights and finds the same" in output.read_text()
+    assert (made / "predictions" / "instances.csv").is_file()
+    _, source, _, _ = opened(made / "run")
     held_out = {Path(image["file_name"]).stem for image in json.loads(source.val.annotations.read_text())["images"]}
-    assert {path.stem for path in (tmp_path / "out" / "predictions" / "overlay").iterdir()} == held_out
+    assert {path.stem for path in (made / "predictions" / "overlay").iterdir()} == held_out
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ code. TorchScript is a program; load it only from a trusted source.
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import misa
-from misa.engine.prediction.student import CARD, Student, for_inference, load_student
-from misa.errors import UserError
+from misa.engine.prediction.student import CARD, Image, Student, find, for_inference, load_student
+from misa.engine.runs.checkpoints import read_checkpoint
+from misa.errors import UserError, counted
 from misa.experiment import FRAMEWORKS
 from misa.files import atomic_write
 from misa.models.students.table import implementation
@@ -26,16 +27,39 @@ _FORMAT = 1
 _CHECKED = ((1, 64, 96), (2, 128, 64), (1, 96, 160))
 
 
-def export_student(checkpoint: str | Path | Student, out: str | Path) -> Path:
+def export_student(checkpoint: str | Path | Student, out: str | Path, *, renew: bool = False) -> Path:
     """Write the student of a run folder or checkpoint to the new file `out` and return its path.
 
-    Teacher, FSD's adapter, optimiser and random states are not included. Predictions equal the checkpoint's bit for
-    bit, see `load_student`.
+    Teacher, FSD's adapter, optimizer and random states are not included. Predictions equal the checkpoint's bit for
+    bit, see `load_student`. renew: replace an earlier export at `out`, but no other file.
     Raises UserError: no student there, or `out` exists already or cannot be written.
     """
     student = checkpoint if isinstance(checkpoint, Student) else load_student(checkpoint, device="cpu")
     content = {CARD: _card(student), "state_dict": {k: v.cpu() for k, v in student.model.state_dict().items()}}
-    return _put(Path(out).expanduser(), lambda partial: torch.save(content, partial))
+    place = Path(out).expanduser()
+    renew = renew and place.is_file() and CARD in read_checkpoint(place)
+    return _put(place, lambda partial: torch.save(content, partial), renew=renew)
+
+
+def compare_export(checkpoint: str | Path, exported: str | Path, images: Sequence[Image]) -> str:
+    """Return a sentence saying that an exported file is the checkpoint's student.
+
+    Compares weights, row and classes, and class, score and mask of every instance found in RGB images (h w 3), whatever
+    its score. Raises UserError at the first difference.
+    """
+    ours, theirs = (load_student(path, device="cpu") for path in (checkpoint, exported))
+    before, after = (
+        {
+            "weights": student.digest,
+            "row or classes": _card(student),
+            "instances": [(n.labels, n.scores.tolist(), n.runs) for n in find(student, images, score=0.0)],
+        }
+        for student in (ours, theirs)
+    )
+    if differ := [name for name in before if before[name] != after[name]]:
+        raise UserError(f"{exported} has other {differ[0]} than the student of {checkpoint}; export it again.")
+    found = counted(sum(len(labels) for labels, *_ in before["instances"]), "instance")
+    return f"the exported student has the same weights and finds the same {found} in {counted(len(images), 'image')}"
 
 
 @dataclass(frozen=True)
@@ -102,11 +126,11 @@ def _card(student: Student) -> str:
     return json.dumps(card)
 
 
-def _put(out: Path, write: Callable[[Path], None]) -> Path:
-    """Write a new file atomically; UserError if it exists already or cannot be written."""
+def _put(out: Path, write: Callable[[Path], None], *, renew: bool = False) -> Path:
+    """Write a new file atomically; UserError if it exists already, unless `renew`, or cannot be written."""
     if out.is_dir():
         raise UserError(f"out {out} is a folder; give the name of a new file, for example {out / 'student.pth'}.")
-    if out.exists():
+    if out.exists() and not renew:
         raise UserError(f"out {out} exists already; give another name, or delete it first.")
     try:
         with atomic_write(out) as partial:

@@ -15,7 +15,7 @@ from PIL import Image
 from misa.cli import main
 from misa.data.pipeline import MEAN, at_test_size
 from misa.engine.prediction import export
-from misa.engine.prediction.export import export_student, export_torchscript
+from misa.engine.prediction.export import compare_export, export_student, export_torchscript
 from misa.engine.prediction.student import CARD, find, load_student
 from misa.errors import UserError
 from misa.experiment import Distillation
@@ -105,6 +105,37 @@ def test_nothing_is_overwritten(small_run, exported, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["export", str(small_run.folder), str(tmp_path / "file" / "x.pth")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_an_earlier_export_is_renewed_and_no_other_file(small_run, exported, tmp_path):
+    """As own_data.ipynb exports, after a run of other weights has been exported there."""
+    out, pictures = tmp_path / "student.pth", images(small_run)[:2]
+    content = torch.load(exported, weights_only=True)
+    name = next(name for name in content["state_dict"] if name.startswith("mask_head") and name.endswith("weight"))
+    content["state_dict"][name] = content["state_dict"][name] + 1
+    torch.save(content, out)
+    with pytest.raises(UserError, match=r"student\.pth has other weights than the student of .*; export it again"):
+        compare_export(small_run.folder, out, pictures)
+    assert export_student(small_run.folder, out, renew=True) == out
+    assert load_student(out).digest == load_student(small_run.folder).digest
+    count = sum(len(found) for found in find(load_student(out), pictures, score=0.0))
+    assert count > 0
+    said = compare_export(small_run.folder, out, pictures)
+    assert said == f"the exported student has the same weights and finds the same {count} instances in 2 images"
+    (checkpoint,) = (small_run.folder / "checkpoints").glob("epoch_8.pth")
+    other = shutil.copy(checkpoint, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="exists already"):
+        export_student(small_run.folder, other, renew=True)
+
+
+def test_an_export_of_another_row_is_found_by_its_card(small_run, exported, tmp_path):
+    """The thresholds of inference are the row's: the same weights find other instances."""
+    content = torch.load(exported, weights_only=True)
+    card = json.loads(content[CARD])
+    card["classes"] = card["classes"][::-1]
+    torch.save({**content, CARD: json.dumps(card)}, tmp_path / "student.pth")
+    with pytest.raises(UserError, match="has other row or classes than"):
+        compare_export(small_run.folder, tmp_path / "student.pth", [])
 
 
 def test_torchscript_gives_the_same_instances(small_run, tmp_path, capsys):
