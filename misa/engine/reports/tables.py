@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from misa.engine.runs.places import default_folder
 from misa.engine.training import sweep
 from misa.engine.training.sweep import Job, plan
 from misa.errors import UserError
@@ -35,6 +36,7 @@ class Table:
     expected: dict[str, Expected | None]
     printed_on: str = ""
     detailed: bool = False
+    teachers: bool = False  # scored by mean IoU
 
     @property
     def rows(self) -> list[str]:
@@ -47,7 +49,7 @@ class Table:
         return list({job.folder: job for job in every}.values())  # a row may occur under two names
 
     def figures(self) -> pd.DataFrame:
-        """One line per row, in percent; NaN for unknown values.
+        """One line per row, in percent; NaN for unknown values. In a table of teachers, "AP" is their mean IoU.
 
         paper_AP …: the paper's, on `printed_on`. AP, AP_ci …: mean over the n finished seeds and half width of its 95 %
         interval. difference, difference_ci: of AP to the baseline's, paired by seed, over `pairs` seeds.
@@ -76,13 +78,13 @@ class Table:
 
     def printed(self) -> pd.DataFrame:
         """The figures as text: `mean ± half width`, "not run" for a row without runs, a dash for an unknown value."""
-        figures = self.figures()
+        figures, shown = self.figures(), SCORES[: 1 if self.teachers else None]
         text = pd.DataFrame(index=figures.index)
         for name in SCORES:
             if figures[f"paper_{name}"].notna().any():
                 heading = f"paper {name}, {self.printed_on}" if self.printed_on else f"paper {name}"
                 text[heading] = [_number(x) for x in figures[f"paper_{name}"]]
-        for name in SCORES:
+        for name in shown:
             text[name] = [
                 _measured(mean, half, n)
                 for mean, half, n in zip(figures[name], figures[f"{name}_ci"], figures["n"], strict=True)
@@ -91,7 +93,7 @@ class Table:
         text["AP − baseline"] = [
             _signed(mean, half) for mean, half in zip(figures["difference"], figures["difference_ci"], strict=True)
         ]
-        return text
+        return text.rename(columns=_MIOU) if self.teachers else text
 
     def render(self, kind: Format) -> str:
         """Format as plain text, HTML, LaTeX (booktabs) or CSV (unformatted figures, and "not run")."""
@@ -100,6 +102,9 @@ class Table:
             for name in SCORES:
                 text = figures[name].map("{:.4f}".format, na_action="ignore")
                 figures[name] = text.mask(figures["n"] == 0, NOT_RUN)
+            if self.teachers:
+                unused = [name for name in figures if "AP50" in name or "AP75" in name or name.startswith("paper")]
+                figures = figures.drop(columns=unused).rename(columns=_MIOU)
             return figures.to_csv(float_format="%.4f")
         text = self.printed()
         text.index.name = None
@@ -195,6 +200,9 @@ class Table:
         return pd.DataFrame(lines, columns=["row", "group", "mean", "ci", "n", "difference", "difference_ci"])
 
 
+_MIOU = {"AP": "mIoU", "AP_ci": "mIoU_ci", "AP − baseline": "mIoU − baseline"}
+
+
 def open_table(
     table: int | str,
     *,
@@ -212,10 +220,15 @@ def open_table(
     name = str(table)
     if ":" in name:
         rows = [row.strip() for row in name.split(",")]
+        scored = {find_row(row).semantic is not None: row for row in rows}
+        if len(scored) == 2:
+            raise UserError(f"{scored[True]} is scored by mean IoU, {scored[False]} by AP; compare rows of one kind.")
+        teachers = True in scored
         comparison = Comparison(title=", ".join(rows), rows={row: row for row in rows}, baseline=rows[0])
         names, paper = {row: row for row in rows}, {row: find_row(row).expected for row in rows}
         printed_on = ""
     else:
+        teachers = False
         module, comparison = _comparison(name)
         names, known = {row: f"{module}:{data}_{row}" for row in comparison.rows}, _rows(module)
         if f"{data}_{comparison.baseline}" not in known:
@@ -228,7 +241,7 @@ def open_table(
     sweep.require_own_runs(job for runs in jobs.values() for job in runs)
     labels = {names[row]: label for row, label in comparison.rows.items()}
     detailed = details or comparison.details
-    return Table(comparison.title, labels, names[comparison.baseline], jobs, paper, printed_on, detailed)
+    return Table(comparison.title, labels, names[comparison.baseline], jobs, paper, printed_on, detailed, teachers)
 
 
 def _comparison(number: str) -> tuple[str, Comparison]:
@@ -309,5 +322,5 @@ def how_counted(jobs: Sequence[Job]) -> str:
         return ""
     return (
         f"runs are looked for in {one.folder.parent} only; one trained elsewhere is counted when its folder is moved "
-        f"there under its name here, such as {one.folder.name} for {one.row} with seed {one.seed}\n"
+        f"there with the name that misa train gives it, such as {default_folder(one.row, one.seed).name}\n"
     )

@@ -10,14 +10,14 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
-from misa.engine.runs.places import teacher_place
+from misa.engine.runs.places import default_folder, teacher_place
 from misa.engine.runs.record import COST, same_data
 from misa.errors import Stopped, UserError, counted, option_name
 from misa.experiment import Experiment
@@ -73,15 +73,23 @@ class Job:
 
 
 def job(row: str, seed: int, *, root: str | Path = ROOT, smoke: bool = False) -> Job:
-    """The training of a row; a student's folder is `<root>/<hash>-seed<seed>`, shared by tables, its teacher beside."""
+    """The training of a row; a student's folder is `<root>/<hash>-seed<seed>`, shared by tables, its teacher beside.
+
+    A finished run of the row in the folder that `misa train` gives it there is taken, too.
+    """
     experiment = _experiment(row, smoke)
     root, teacher = Path(root), None
     if experiment.trains_teacher:
         teacher = Job(experiment.teacher, seed, teacher_place(experiment, seed, root), smoke)
+    folder = f"{lineage(experiment)}-seed{seed}"
     if experiment.semantic is not None:
         table, _, name = row.rpartition(":")
-        return Job(row, seed, root / f"{Path(table).stem}-{name}-{lineage(experiment)}-seed{seed}", smoke)
-    return Job(row, seed, root / f"{lineage(experiment)}-seed{seed}", smoke, teacher)
+        folder = f"{Path(table).stem}-{name}-{folder}"
+    one = Job(row, seed, root / folder, smoke, teacher)
+    alone = replace(one, folder=root / default_folder(row, seed, suffix="-smoke" if smoke else "").name)
+    params = read_json(alone.folder / "params.json") if one.state == "not run" and alone.state == "finished" else None
+    own = params is not None and all(params.get(key, value) == value for key, value in one.identity().items())
+    return alone if own else one
 
 
 def _experiment(row: str, smoke: bool) -> Experiment:

@@ -1,6 +1,7 @@
 """Sweeps and tables: every training runs once, numbers agree with numpy, and missing runs are "not run"."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -18,6 +19,7 @@ from scipy import stats
 
 from misa.cli import main
 from misa.engine.reports.tables import how_counted, open_table, summary
+from misa.engine.runs.places import default_folder
 from misa.engine.training import sweep
 from misa.engine.training.sweep import Job, plan, run, spread
 from misa.errors import Stopped, UserError
@@ -211,19 +213,45 @@ def test_the_command_prints_what_was_not_run(tmp_path, capsys):
     assert (tmp_path / "out" / "table3_demo.tex").exists()
 
 
-def test_a_run_that_is_moved_to_the_folder_that_the_table_names_is_counted(tmp_path, capsys):
-    root, mine = tmp_path / "root", tmp_path / "mine"
-    finish(Job("demo:box", 0, mine), 25.0)
+def test_a_run_that_is_moved_to_the_tables_root_is_counted(tmp_path, capsys):
+    """By the name that `misa train` gives it, and only if its record says that it is the row's."""
+    root = tmp_path / "root"
     words = ["tables", "demo:box,demo:mask", "--seeds", "1", "--root", str(root)]
     assert main(words) == 0
     out = capsys.readouterr().out
     assert f"runs are looked for in {root} only" in out
-    name = re.search(r"such as (\S+) for demo:box with seed 0$", out.strip())[1]
-    root.mkdir()
-    mine.rename(root / name)
+    name = re.search(r"such as (\S+)$", out.strip())[1]
+    assert name == default_folder("demo:box", 0).name
+    mine = Job("demo:box", 0, root / name)
+    finish(mine, 25.0)
+    place(mine, "data", seed=1)
     assert main(words) == 0
-    assert "1 finished, 0 started, 1 not run" in capsys.readouterr().out
-    assert how_counted([Job("demo:box", 0, root / name)]) == ""
+    assert "0 finished, 0 started, 2 not run" in capsys.readouterr().out
+    place(mine, "data")
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "1 finished, 0 started, 1 not run" in out
+    assert re.search(r"demo:box +25\.0 ", out)
+    (other,) = plan(["demo:box"], range(1), root=tmp_path)  # the table's own folder comes first
+    other = dataclasses.replace(other, folder=root / other.folder.name)
+    finish(other, 26.0)
+    place(other, "data")
+    assert open_table("demo:box", seeds=1, root=root).figures()["AP"].tolist() == [26.0]
+    assert how_counted([mine]) == ""
+
+
+def test_teachers_are_compared_by_mean_iou(tmp_path):
+    table = open_table("teacher:demo,teacher:demo_boxes", seeds=1, root=tmp_path)
+    for one, miou in zip(table.every_job(), (61.9, 50.0), strict=True):
+        one.folder.mkdir()
+        (one.folder / "metrics.json").write_text(json.dumps({"miou": miou}))
+    text = table.printed()
+    assert list(text) == ["mIoU", "n", "mIoU − baseline"]
+    assert text["mIoU"].tolist() == ["61.9", "50.0"]
+    assert text["mIoU − baseline"].tolist() == ["–", "−11.9"]
+    assert "AP" not in table.render("csv") + table.render("html") + table.render("latex") + table.render("text")
+    with pytest.raises(UserError, match="teacher:demo is scored by mean IoU, demo:box by AP"):
+        open_table("demo:box,teacher:demo", seeds=1, root=tmp_path)
 
 
 def fake_train(monkeypatch, body):
