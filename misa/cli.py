@@ -8,6 +8,7 @@ success, 2 wrong input (one sentence on standard error), 1 failure, 128 + n afte
 import argparse
 import codecs
 import importlib
+import itertools
 import os
 import pkgutil
 import select
@@ -127,11 +128,15 @@ class _Parser(argparse.ArgumentParser):
 def options(module: ModuleType, name: str, words: Sequence[str]) -> Any:
     """Parse the arguments of a command into its `Parameters`; SystemExit for --help and wrong arguments."""
     parser = parser_of(module, name)
+    known = parser._option_string_actions
+    for word in itertools.takewhile(lambda word: word != "--", words):  # before argparse misses what was misspelt
+        if word.startswith("--") and (flag := word.partition("=")[0]) not in known:
+            parser.error(f"there is no option {flag}{did_you_mean(flag, known)}")
     found, unknown = parser.parse_known_args(words)
     if unknown and not unknown[0].startswith("-"):
         parser.error(f"{unknown[0]} is one argument too many")
     if unknown:
-        parser.error(f"there is no option {unknown[0]}{did_you_mean(unknown[0], parser._option_string_actions)}")
+        parser.error(f"there is no option {unknown[0]}{did_you_mean(unknown[0], known)}")
     return _declared(module).parsed(found)
 
 

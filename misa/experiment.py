@@ -5,6 +5,7 @@ workers are arguments of the run. Only the standard library is imported, so that
 """
 
 import dataclasses
+import difflib
 import hashlib
 import importlib
 import json
@@ -396,10 +397,15 @@ class Experiment:
         """
         for name, value in changes.items():
             if not hasattr(self, name):
-                known = ", ".join(f.name for f in dataclasses.fields(self))
-                raise ValueError(f"Experiment has no field {name!r}; its fields are {known}.")
+                names = ", ".join(f.name for f in dataclasses.fields(self))
+                raise ValueError(f"Experiment has no field {name!r}; its fields are {names}.")
             current = getattr(self, name)
             if isinstance(value, dict) and dataclasses.is_dataclass(current):
+                known = [f.name for f in dataclasses.fields(current)]
+                for key in value.keys() - set(known):
+                    near = difflib.get_close_matches(key, known, n=1)
+                    hint = f"did you mean {near[0]!r}?" if near else f"its fields are {', '.join(known)}."
+                    raise ValueError(f"{type(current).__name__} has no field {key!r}; {hint}")
                 changes[name] = dataclasses.replace(current, **value)  # type: ignore[type-var]
         return dataclasses.replace(self, **changes)
 

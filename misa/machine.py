@@ -50,6 +50,8 @@ class BatchSplit:
     accumulate: int
 
     def __str__(self) -> str:
+        if self.processes * self.accumulate == 1:
+            return f"batches of {counted(self.images, 'image')}"
         parts = [counted(self.images, "image")]
         if self.processes > 1:
             parts.insert(0, f"{self.processes} processes")

@@ -189,9 +189,11 @@ def _table(table: str) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:  # it is the user's own file: any exception is reported as a configuration error
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        lines = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
         where = getattr(error, "lineno", None) or (lines[-1] if lines else "?")
-        raise UserError(f"{path}, line {where}: {type(error).__name__}: {error}; correct the file.") from error
+        raise UserError(
+            f"{path}, line {where}: {type(error).__name__}: {str(error).rstrip('.')}; correct the file."
+        ) from error
     if not isinstance(getattr(module, "ROWS", None), dict):
         raise UserError(f"{path} defines no dict ROWS; write ROWS = {{'name': Experiment(...)}} in it.")
     return module

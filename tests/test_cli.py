@@ -216,6 +216,8 @@ def test_wrong_values_are_one_sentence(arguments, sentence, capsys):
         (["train"], "the following arguments are required: row; see misa train --help."),
         (["train", "demo:box", "--epoch", "3"], "no option --epoch; did you mean '--epochs'? See misa train --help."),
         (["predict", "a", "b"], "the following arguments are required: --out"),
+        (["predict", "a", "b", "--ouu", "c"], "no option --ouu; did you mean '--out'? See misa predict --help."),
+        (["predict", "a", "b", "--ouu=c"], "no option --ouu; did you mean '--out'?"),
     ],
 )
 def test_wrong_options_are_one_sentence(arguments, sentence, capsys):

@@ -60,6 +60,12 @@ def test_a_file_of_ones_own_builds_on_a_table(tmp_path):
         ("ROWS = {'a': Experiment(supervision='x')}", "line 3: ValueError: "),
         ("ROWS = {", "line 3: SyntaxError: "),
         ("import no_such_package", "line 3: ModuleNotFoundError: No module named 'no_such_package'"),
+        (
+            "ROWS = {'a': DEMO['box'].but(network={'head_chanels': 8})}",
+            "line 3: ValueError: Network has no field 'head_chanels'; did you mean 'head_channels'?; correct the file",
+        ),
+        ("ROWS = {'a': DEMO['box'].but(schedule={'xyz': 8})}", "Schedule has no field 'xyz'; its fields are epochs, "),
+        ("ROWS = {'a': DEMO['box'].but(schedule={'epochs': 0})}", "it is too small; correct the file."),
     ],
 )
 def test_what_is_wrong_with_a_file_of_ones_own_is_one_sentence(tmp_path, text, words):
@@ -68,6 +74,13 @@ def test_what_is_wrong_with_a_file_of_ones_own_is_one_sentence(tmp_path, text, w
     assert words in str(error.value)
     assert "mine.py" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_line_is_found_in_a_file_with_a_relative_path(tmp_path, monkeypatch):
+    own(tmp_path, "ROWS = {'a': DEMO['bix']}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^mine\.py, line 3: KeyError"):
+        find_row("mine.py:a")
 
 
 def test_the_teacher_of_a_row():

@@ -116,7 +116,10 @@ def train_with(options: Train) -> "Run":
 
     from misa.engine.runs.folder import finished
     from misa.engine.training.parallel import launch, leave
-    from misa.engine.training.train import train
+    from misa.engine.training.train import require_buildable, train
+
+    if options.smoke:  # it trains a small network in the place of the row's
+        require_buildable(find_row(options.row))
 
     processes = options.gpus or 1
     if processes > 1 and expected_processes() == 1:

@@ -242,7 +242,6 @@ def figure5(groups: Mapping[str, Sequence[Mapping[str, Any]]], *, columns: int =
     tall = [max(s["image"].shape[0] / s["image"].shape[1] for s in found) for _, found in lines]
     figure = _printed(PAGE, sum(cell * ratio + 0.19 for ratio in tall) + 0.05)
     axes = figure.subplots(len(lines), columns, squeeze=False, height_ratios=tall)
-    named: set[str] = set()
     for r, (name, found) in enumerate(lines):
         for c, ax in enumerate(axes[r]):
             ax.set_anchor("N")  # images of a row begin at one height, whatever their shape
@@ -254,8 +253,7 @@ def figure5(groups: Mapping[str, Sequence[Mapping[str, Any]]], *, columns: int =
                     ax.plot(across - 0.5, line - 0.5, color="white", linewidth=0.5)
                 ax.set_axis_on()
             _blank(ax, title=str(found[c]["title"]) if c < len(found) else "", size=6)
-        axes[r, 0].set_ylabel(name if name not in named else "", fontsize=7, labelpad=2)
-        named.add(name)
+        axes[r, 0].set_ylabel(name, fontsize=7, labelpad=2)
     if any(image.get("truth") is not None for _, found in lines for image in found):
         figure.supxlabel("white: true outlines; a mask has its object's color, gray: of no object", fontsize=6)
     return figure

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from misa.engine.runs.checkpoints import fill, last_checkpoint, read_checkpoint, require_fit
 from misa.engine.runs.record import read_params
@@ -20,7 +19,7 @@ from misa.errors import UserError, counted
 from misa.experiment import Experiment, require_types
 from misa.models.students.base import SHADOW, TRAINING_ONLY
 from misa.models.students.inference import Image, Instances, Student
-from misa.models.students.table import implementation, model_config
+from misa.models.students.table import implementation, model_config, skeleton
 
 __all__ = ["Image", "Instances", "Student", "find", "load_student"]
 
@@ -77,29 +76,18 @@ def for_inference(experiment: Experiment) -> Experiment:
     return experiment.but(**terms, expected=None, network=network, inference={"from_shadow": False})
 
 
-class _NumbersOnCPU(TorchFunctionMode):
-    """Creates torch.linspace on the CPU despite the meta device: mmdet's Swin reads its stochastic depth rates."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.linspace:
-            kwargs.setdefault("device", "cpu")
-        return func(*args, **kwargs)
-
-
 def build_student(
     experiment: Experiment, classes: tuple[str, ...], *, path: Path, weights: dict[str, Tensor]
 ) -> nn.Module:
     """Build the student's network with these weights, in eval mode; UserError if they do not fit."""
     try:
         config = model_config(for_inference(experiment), classes)
-        with torch.device("meta"), _NumbersOnCPU():  # an untrusted file may name any size: allocate nothing yet
-            skeleton = MODELS.build(config)
+        empty = skeleton(config)  # an untrusted file may name any size: allocate nothing yet
     except OSError:  # a full disk is not the checkpoint's fault: mmengine copies mmdet's files before it reads them
         raise
     except Exception as error:  # mmdet and torch raise many kinds for invalid values
         raise UserError(f"{path} names no network that can be built ({error!r}); export it again.") from error
-    require_fit(skeleton, weights, path)
+    require_fit(empty, weights, path)
     model: nn.Module = MODELS.build(config)
     fill(model, weights, path)
     return model.eval().requires_grad_(False)

@@ -397,6 +397,8 @@ def _write(path: Path, text: str) -> None:
 def summary(inspection: Inspection, rows: Sequence[str] = ("AP", "AP50", "AP75", "APs", "APm", "APl")) -> str:
     """Format scores with intervals, and errors by type, as text."""
     lines = [inspection.smoke] if inspection.smoke else []
+    intervals = any(_interval(inspection.scores[name]) for name in rows)
+    lines += ["masks    (%)   95 % interval"] if intervals else ["masks    (%)"]
     for name in rows:
         estimate = inspection.scores[name]
         shown = "-" if estimate.value is None else f"{estimate.value:.1f}"

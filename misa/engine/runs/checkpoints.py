@@ -48,6 +48,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(missing(path, "checkpoint", "give a run folder or a file of its checkpoints folder"))
+    if zipfile.is_zipfile(path) and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
+        raise UserError(
+            f"{path} is a TorchScript program; give a run folder, or a file of misa export without --torchscript."
+        )
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of a file that torch did not write

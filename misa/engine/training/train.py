@@ -31,6 +31,7 @@ from misa.experiment import Experiment
 from misa.files import shorter
 from misa.machine import BatchSplit, Machine, is_main_process, split_batch
 from misa.models.backbones import backbone_row, require_weights
+from misa.models.students.table import model_config, skeleton
 from misa.models.teacher.contract import TeacherNetwork
 from misa.rows import teacher_row
 
@@ -68,7 +69,7 @@ def train(
     infinite; Stopped: by SIGTERM, or because another process has ended; the same call resumes.
     """
     machine = machine or Machine()
-    backbone_row(experiment.network.backbone)  # a misspelt name is found before a teacher is trained
+    require_buildable(experiment)  # a misspelt name is found before a teacher is trained
     device = _device(experiment, machine)
     split = split_batch(experiment.schedule.batch, get_world_size(), machine.per_gpu)
     folder = Path(work_dir).expanduser().resolve()
@@ -121,6 +122,20 @@ def _before(
         part=(number - 1, total),
     )
     return said + _say(f"{stage.row}: {main_score(before)}")
+
+
+def require_buildable(experiment: Experiment) -> None:
+    """Raise UserError, before any work, if a row names no backbone, or values with which no student can be built."""
+    backbone_row(experiment.network.backbone)
+    if experiment.semantic is not None:
+        return
+    try:
+        skeleton(model_config(experiment.but(network={"pretrained": False}), ("one", "two")))
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AssertionError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"the row's network cannot be built ({reason}); change its network.") from error
 
 
 def parts(experiment: Experiment) -> int:

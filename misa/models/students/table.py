@@ -4,8 +4,11 @@ import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from mmengine.config import ConfigDict
+from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from misa.experiment import FRAMEWORKS, Experiment
 from misa.models.students.inference import Instances, Student, find_by_mmdet
@@ -45,3 +48,20 @@ def model_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict
     if experiment.semantic is not None:
         return teacher_config(experiment, classes)
     return implementation(experiment.student).config(experiment, classes)
+
+
+def skeleton(config: ConfigDict) -> nn.Module:
+    """Build a student on the meta device, which allocates nothing; raises what mmdet and torch do for wrong values."""
+    with torch.device("meta"), _NumbersOnCPU():
+        model: nn.Module = MODELS.build(config)
+    return model
+
+
+class _NumbersOnCPU(TorchFunctionMode):
+    """Creates torch.linspace on the CPU despite the meta device: mmdet's Swin reads its stochastic depth rates."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.linspace:
+            kwargs.setdefault("device", "cpu")
+        return func(*args, **kwargs)

@@ -188,7 +188,7 @@ def _downloaded(name: str, published: Any) -> dict[str, Tensor]:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise UserError(
             f"the weights of {name} cannot be downloaded ({getattr(error, 'reason', None) or error}); where there is "
-            f"internet fetch {published.url} into {folder}, or name a file of them: torchvision:{name}:<file>."
+            f"internet fetch {published.url} into {folder}, or name a file with the weights: torchvision:{name}:<file>."
         ) from None  # the reason is in the sentence
     return state
 

@@ -51,6 +51,7 @@ def test_planted_failures_are_counted(small_run, perfect):
     assert set(found.worst(len(spoilt))) == spoilt
     assert all(value == 100 for image, value in found.images.items() if image not in spoilt and value is not None)
     text = summary(found)
+    assert text.startswith("masks    (%)\nAP ")
     assert re.search(r"wrong class +1\b", text)
     assert f"outcome of {len(rows)} objects\nfound " in text
     assert "0 false positives: detections that overlap no object, but lie on the background" in text

@@ -287,6 +287,7 @@ def test_a_student_that_leaves_a_branch_out_trains_too(place):
 
 
 def test_a_batch_is_shared_evenly_or_not_at_all():
+    assert str(split_batch(8, 1)) == "batches of 8 images"
     assert str(split_batch(16, 8)) == "batch 16 = 8 processes x 2 images"
     assert str(split_batch(16, 1, 2)) == "batch 16 = 2 images x 8 accumulated"
     assert str(split_batch(16, 2, 4)) == "batch 16 = 2 processes x 4 images x 2 accumulated"

@@ -405,6 +405,20 @@ def test_a_row_file_that_fails_is_named_with_its_line(place, capsys):
     assert "broken.py, line 3: TypeError" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("smoke", [[], ["--smoke"]])
+def test_a_network_that_cannot_be_built_is_refused_before_any_work(place, capsys, smoke):
+    """Also by a smoke run, which trains a small network in the place of the row's."""
+    (place / "wrong.py").write_text(
+        "from misa.rows import find_row\nROWS = {'wide': find_row('demo:box').but(network={'head_channels': 250})}\n"
+    )
+    out = place / "never"
+    assert main(["train", f"{place / 'wrong.py'}:wide", "--work-dir", str(out), "--gpus", "0", *smoke]) == 2
+    error = capsys.readouterr().err
+    assert "network cannot be built (num_channels (250) must be divisible by num_groups (32)); change its" in error
+    assert "Traceback" not in error
+    assert not out.exists()
+
+
 def test_a_batch_larger_than_the_data_is_refused(place, capsys):
     common = ["--data-root", str(place / "data"), "--work-dir", str(place / "large"), "--gpus", "0"]
     assert main(["train", f"{place / 'rows.py'}:toy", "--batch", "8", *common]) == 2
