@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -16,10 +17,13 @@ from misa.errors import counted
 from misa.figures.overlay import overlay, whole
 from misa.figures.style import COLORS, Picture
 
-LABEL = 7
+LABEL = 5
 """Font size of an object's label, in points."""
 
-_LETTER, _LINE = 0.042, 0.085  # width and height of a letter relative to the longer side of an image in a grid
+_LETTER, _LINE = 0.03, 0.061  # width and height of a letter relative to the longer side of an image in a grid
+
+_Extent = tuple[float, float, float, float]
+_Corners = Sequence[float] | NDArray[np.float64]
 
 
 def draw_objects(
@@ -31,10 +35,11 @@ def draw_objects(
     labels: Sequence[str] | None = None,
     colors: Sequence[int | str] | None = None,
     title: str = "",
-) -> None:
+) -> list[int]:
     """Draw an image (h w 3) with tinted and outlined masks (n h w) and boxes (n 4, xyxy).
 
     colors: for each object, as in `misa.figures.overlay.overlay`; by default its index.
+    Returns the objects without a label, as there is no room for it at their boxes.
     """
     height, width = image.shape[:2]
     parts = whole(() if masks is None else masks)
@@ -43,43 +48,57 @@ def draw_objects(
     axes.imshow(painted, interpolation="antialiased", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
-    extents = [(left, top, left + pixels.shape[1], top + pixels.shape[0]) for top, left, pixels in parts]
-    places = extents if boxes is None else boxes
-    taken: list[tuple[float, float, float]] = []
+    places: list[_Corners] = list(() if boxes is None else boxes)
+    if boxes is None:
+        places += [(left, top, left + pixels.shape[1], top + pixels.shape[0]) for top, left, pixels in parts]
+    taken: list[_Extent] = []
+    bare = []
     for i, text in enumerate(labels or ()):
-        x, y, side = _place(text, places[i], image.shape[:2], taken)
+        place = _place(text, places[i], image.shape[:2], taken, places)
+        if place is None:
+            bare.append(i)
+            continue
+        x, y, side = place
         number = i if colors is None else colors[i]
         face = number if isinstance(number, str) else COLORS[number % len(COLORS)]
         axes.text(x, y, text, fontsize=LABEL, color="white", ha=side, va="bottom", clip_on=True,
                   bbox={"facecolor": face, "edgecolor": "none", "pad": 0.8})  # fmt: skip
+    return bare
 
 
 def _place(
-    text: str,
-    box: Sequence[float] | NDArray[np.float64],
-    size: tuple[int, ...],
-    taken: list[tuple[float, float, float]],
-) -> tuple[float, float, str]:
-    """Returns the position of a label (x, y of its lower end) and its alignment: above its box, within the image.
+    text: str, box: _Corners, size: tuple[int, ...], taken: list[_Extent], boxes: Sequence[_Corners]
+) -> tuple[float, float, str] | None:
+    """Returns the position of a label (x, y of its lower end) and its alignment, or None if there is no room for it.
 
-    A label moves down line by line until it overlaps no other; `taken` collects their left and right ends and y.
+    It is above its box, else inside at the top or the bottom, else below: within the image, off the labels in `taken`,
+    to which it is added, and off the centers of all `boxes`, so that a crowd of small boxes remains visible.
     """
     height, width = size
     side = max(size)
     line, across = _LINE * side, min(_LETTER * len(text) * side, width)
     right = box[0] + box[2] > width
     left = min(max(box[2] - across, 0.0), width - across) if right else max(min(box[0], width - across), 0.0)
-    y = max(box[1], line)
-    while any(abs(y - other) < line and left < end and first < left + across for first, end, other in taken):
-        if y >= height:
-            break
-        y += line
-    taken.append((left, left + across, y))
-    return (left + across if right else left) - 0.5, y, "right" if right else "left"
+    centers = [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in boxes]
+    for y in (max(box[1], line), box[1] + line, box[3], box[3] + line):
+        mine = left, y - line, left + across, y
+        covered = any(mine[0] < x < mine[2] and mine[1] < center < y for x, center in centers)
+        if line <= y <= height and not covered and not any(_overlap(mine, other) for other in taken):
+            taken.append(mine)
+            return (left + across if right else left) - 0.5, y, "right" if right else "left"
+    return None
+
+
+def _overlap(a: _Extent, b: _Extent) -> bool:
+    """Whether two rectangles x1 y1 x2 y2 have a common area."""
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def sample_grid(samples: Sequence[Mapping[str, Any]], *, columns: int = 4, title: str = "") -> Figure:
-    """Draw a grid of images, each given as the arguments of `draw_objects`; equal labels have equal colors."""
+    """Draw a grid of images, each given as the arguments of `draw_objects`; equal labels have equal colors.
+
+    A legend gives the colors of classes with an object that has no room for its label.
+    """
     columns = min(columns, max(len(samples), 1))
     rows = max(1, -(-len(samples) // columns))
     figure = Picture(figsize=(1.75 * columns, 1.9 * rows), layout="constrained")
@@ -87,9 +106,16 @@ def sample_grid(samples: Sequence[Mapping[str, Any]], *, columns: int = 4, title
     for ax in axes.flat:
         ax.set_axis_off()
     names = sorted({name for sample in samples for name in sample.get("labels") or ()})
+    unnamed: set[str] = set()
     for ax, sample in zip(axes.flat, samples, strict=False):
         colors = [names.index(name) for name in sample.get("labels") or ()] or None
-        draw_objects(ax, **{"colors": colors, **sample})
+        bare = draw_objects(ax, **{"colors": colors, **sample})
+        unnamed |= {sample["labels"][i] for i in bare} if "colors" not in sample else set()
+    if unnamed:
+        marks = [Patch(color=COLORS[i % len(COLORS)], label=name) for i, name in enumerate(names) if name in unnamed]
+        across = max(1, int(1.75 * columns / (0.6 + 0.08 * max(map(len, unnamed)))))  # inches of a mark and its name
+        figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(marks) // across))
+        figure.legend(handles=marks, fontsize=7, frameon=False, loc="outside lower center", ncols=across)
     if title:
         figure.suptitle(title, fontsize=9)
     return figure

@@ -193,6 +193,43 @@ def test_labels_stay_in_the_image_and_off_each_other(size):
     assert not any(plates[i].overlaps(plates[j]) for i in range(3) for j in range(i))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_label_is_at_its_box_or_left_out_for_the_legend(seed):
+    """In a crowd of small boxes: each drawn label touches a box of its class and hides no other label."""
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(5, 85, (30, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(4, 14, (30, 2))], 1)
+    labels = [f"class {i % 5}" for i in range(30)]
+    figure = sample_grid([{"image": np.zeros((100, 100, 3), np.uint8), "boxes": boxes, "labels": labels}])
+    FigureCanvasAgg(figure).draw()
+    (ax,) = figure.axes
+    frame, own = ax.get_window_extent(), [text.get_window_extent() for text in ax.texts]
+    assert 0 < len(own) < 30
+    for text, place in zip(ax.texts, own, strict=True):
+        assert frame.x0 - 1 <= place.x0 < place.x1 <= frame.x1 + 1
+        assert frame.y0 - 1 <= place.y0 < place.y1 <= frame.y1 + 1
+        (x1, y1), (x2, y2) = ax.transData.inverted().transform([(place.x0, place.y1), (place.x1, place.y0)])
+        same = boxes[[name == text.get_text() for name in labels]]
+        gaps = np.maximum(np.maximum(same[:, 0] - x2, x1 - same[:, 2]), np.maximum(same[:, 1] - y2, y1 - same[:, 3]))
+        assert gaps.min() < 3  # of 100 pixels
+    assert not any(own[i].overlaps(own[j]) for i in range(len(own)) for j in range(i))
+    drawn = [text.get_text() for text in ax.texts]
+    (legend,) = figure.legends
+    named = {text.get_text(): to_hex(patch.get_facecolor()) for text, patch in zip(
+        legend.get_texts(), legend.get_patches(), strict=True)}  # fmt: skip
+    assert named == {f"class {i}": COLORS[i] for i in range(5) if drawn.count(f"class {i}") < 6}
+    inside = legend.get_window_extent()
+    assert figure.bbox.x0 <= inside.x0
+    assert inside.x1 <= figure.bbox.x1
+
+
+def test_boxes_with_room_for_their_labels_need_no_legend():
+    boxes = np.array([[10.0, 20, 50, 60], [60, 60, 90, 90]])
+    figure = sample_grid([{"image": np.zeros((100, 100, 3), np.uint8), "boxes": boxes, "labels": ["cat", "dog"]}])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["cat", "dog"]
+    assert not figure.legends
+
+
 @pytest.mark.parametrize("name", ["$x_1$", "$", "a$b$c", r"$\frac{$", r"back\slash $ $"])
 def test_a_dollar_in_a_name_begins_no_formula(name, tmp_path):
     """In titles, labels on images, legends and along axes; matplotlib would raise, or typeset the text between them."""
