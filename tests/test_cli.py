@@ -179,7 +179,8 @@ def test_bad_data_is_one_sentence_before_any_work(name, root, tmp_path, capsys):
     assert not run.exists()
 
 
-def test_check_lists_problems_and_exits_with_2(root, capsys):
+def test_check_lists_problems_and_exits_with_2(root, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where its picture is drawn
     assert main(["check", str(root)]) == 0
     assert "4 images" in capsys.readouterr().out
     next((root / "train2017").iterdir()).unlink()
