@@ -152,7 +152,8 @@ def score(
 ) -> dict[str, Any]:
     """Return the mask AP of a results file, of the same detections as full rectangles, and class-agnostic AP.
 
-    Also by failure mode, if annotations have a "mode".
+    Also by failure mode, if annotations have a "mode": objects of the other modes are ignored, but a false positive
+    (duplicate, wrong class, background) has no mode and counts in each, so that all of them may lie below the AP.
 
     limit: use the first images only; classes: the trained names, None for all in the file. masks: whether the ground
     truth has masks; if not, only the box AP of the boxes around the predicted masks is returned.

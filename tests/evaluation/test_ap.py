@@ -177,6 +177,21 @@ def test_scores_by_failure_mode_where_the_truth_notes_it(truth_file, tmp_path):
     assert {mode: round(values["AP"]) for mode, values in by_mode.items()} == {"contrast": 100, "plain": 0}
 
 
+def test_a_false_positive_counts_in_every_mode(truth_file, tmp_path):
+    """Both objects are found after one false positive: precision 2/3 for all objects, 1/2 for those of each mode."""
+    content = json.loads(truth_file.read_text())
+    for annotation, mode in zip(content["annotations"], ("plain", "contrast"), strict=True):
+        annotation["mode"] = mode
+    truth_file.write_text(json.dumps(content))
+    found = [(square(0, 80, 15), 0.9), (square(10, 10, 40), 0.8), (square(60, 60, 20), 0.7)]
+    (tmp_path / "found.json").write_text(json.dumps([detection(*one) for one in found]))
+    scores = score(truth_file, tmp_path / "found.json")
+    assert scores["segm"]["AP"] == pytest.approx(200 / 3)
+    assert {mode: values["AP"] for mode, values in scores["segm_by_mode"].items()} == pytest.approx(
+        {"contrast": 50, "plain": 50}
+    )
+
+
 @pytest.mark.parametrize("first", [0, -1, 5])
 def test_ids_of_objects_may_begin_anywhere(truth_file, first):
     """pycocotools treats an object with id 0 as unmatched."""

@@ -18,6 +18,11 @@ from misa.rows import find_row, table_module, table_names
 
 SCORES = ("AP", "AP50", "AP75")
 NOT_RUN = "not run"
+_MEANS = "means over the seeds, AP in percent"
+_MODES = (
+    "{}: AP on the objects of one mode; those of the others are ignored, but every false positive (duplicate, wrong "
+    "class, background) counts in each mode, so that all may lie below the AP: compare rows within a mode"
+)
 Format = Literal["text", "html", "latex", "csv"]
 
 
@@ -113,7 +118,7 @@ class Table:
         boxes = any("bbox" in metrics and "segm" not in metrics for metrics in found)
         title = f"{self.title}; AP of boxes, since the data has no masks" if boxes else self.title
         if kind == "text":
-            more = f"\n\n{self.details().to_string()}" if detailed else ""
+            more = f"\n\n{self._legend()}\n{self.details().to_string()}" if detailed else ""
             return f"{title}\n{text.to_string()}{more}"
         if kind == "html":
             page: str = text.to_html(border=0, classes="misa-table", justify="right")
@@ -123,7 +128,7 @@ class Table:
                 more = self.details().to_html(border=0, classes="misa-table", justify="right")
                 # Small: its many columns fit into a notebook's cell on a screen of 1280 pixels.
                 more = more.replace("<table", '<table style="font-size: 80%"', 1)
-                page += more.replace("<thead>", "<caption>means over the seeds, AP in percent</caption>\n<thead>", 1)
+                page += more.replace("<thead>", f"<caption>{self._legend()}</caption>\n<thead>", 1)
             return page.replace("<td>", '<td style="white-space: nowrap">')
         if kind == "latex":
             math_text = text.astype(str).map(_latex)
@@ -149,6 +154,11 @@ class Table:
             paths.append(folder / f"{name}_details.csv")
             self.details().to_csv(paths[-1])
         return paths
+
+    def _legend(self) -> str:
+        """The heading of `details`."""
+        modes = {mode for job in self.every_job() for mode in (job.metrics() or {}).get("segm_by_mode", {})}
+        return f"{_MEANS}; {_MODES.format(', '.join(sorted(modes)))}" if modes else _MEANS
 
     def details(self) -> pd.DataFrame:
         """Further measures, one line per row, as text: means over the finished seeds; a dash for unknown values.

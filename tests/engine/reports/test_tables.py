@@ -178,6 +178,8 @@ def test_details_are_means_over_the_runs_that_know_them(tmp_path, capsys):
     assert set(details.loc["demo:misa"]) == {"–"}  # never trained
     assert "class-agnostic AP75" in table.render("text")
     assert "class-agnostic AP75" in table.render("html")
+    legend = "means over the seeds, AP in percent; plain: AP on the objects of one mode; those of the others are"
+    assert all(legend in table.render(kind) for kind in ("text", "html"))
     assert "class-agnostic" not in open_table(rows, seeds=2, root=tmp_path).render("text")
     assert (tmp_path / "out" / "t_details.csv") in table.save(tmp_path / "out", "t")
     assert main(["tables", rows, "--seeds", "2", "--root", str(tmp_path), "--details"]) == 0
