@@ -34,7 +34,7 @@ lab: setup  ## the notebooks in JupyterLab, as copies in runs/notebooks, which g
 demo: setup  ## MISA, teacher and student: train, score and draw from the notebook into runs/demo-long-seed0 (7 min)
 	$(call train_notebook,demo:long,runs/demo-long-seed0)
 
-demo-box: setup  ## the short one, boxes and color alone, into runs/demo-box-seed0 (4 min)
+demo-box: setup  ## the short one, boxes and color alone, into runs/demo-box-seed0 (less than half the time)
 	$(call train_notebook,demo:box,runs/demo-box-seed0)
 
 define train_notebook

@@ -378,7 +378,9 @@ class SceneView:
         label: str | None = None,
         **settings: Any,
     ) -> NDArray[np.float32]:
-        """Returns masks propagated by an affinity (n H W), 0 to 1: Eq. 7, 9 and 14; one per box, or one for a seed.
+        """Returns soft masks (n H W), 0 to 1, propagated by an affinity (Eq. 7, 9, 14): one per box, or one for a seed.
+
+        A maximum may be far below 1: the figures take pixels of at least half of the mask's maximum as the object.
 
         Args:
             start: each "box" filled, a soft "blob" in each box, or a seed (row, column) in pixels of the image.

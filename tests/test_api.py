@@ -63,8 +63,10 @@ def test_the_ten_lines(run, photo, tmp_path):
     teacher = misa.load_teacher(run)
     scene = teacher.see(photo, boxes=[[20, 30, 90, 100]], labels=[teacher.classes[0]])
     assert scene.affinity(seed=(60, 50), kind="sepa").shape == (120, 200)
-    mask = scene.propagate(start="box", steps=5)
-    assert mask.shape == (1, 120, 200)
+    soft = scene.propagate(start="box", steps=5)
+    assert soft.shape == (1, 120, 200)
+    masks = soft >= 0.5 * soft.max(axis=(1, 2), keepdims=True)
+    assert 0 < masks.sum() < 70 * 80 * 1.1, "about within the box"
     assert bytes(scene.explore().picture.value).startswith(b"\x89PNG")
 
 
