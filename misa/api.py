@@ -31,7 +31,7 @@ from torch import Tensor
 from misa.data.images import read_image
 from misa.data.rle import decode_part
 from misa.engine.prediction.files import rows_of
-from misa.engine.prediction.known_boxes import find_boxes, reaching_beyond
+from misa.engine.prediction.known_boxes import find_boxes, reaching_beyond, require_pixels
 from misa.engine.prediction.student import Instances, Student, find, load_student
 from misa.engine.reports.explore import FeatureExtractor, open_networks
 from misa.engine.reports.figure_sources import settings_of
@@ -545,6 +545,7 @@ def _boxes(boxes: ArrayLike | None, image: NDArray[np.uint8]) -> NDArray[np.floa
             raise ValueError
     except (ValueError, TypeError) as error:
         raise UserError(f"boxes are (n 4), x1 y1 x2 y2 in pixels, not {boxes!r}.") from error
+    require_pixels(frames)
     height, width = image.shape[:2]
     for x1, y1, x2, y2 in frames:
         if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):

@@ -127,6 +127,7 @@ def test_given_boxes_get_the_masks_that_the_shell_writes(run, photo, tmp_path, c
     ("several", "given", "words"),
     [
         (False, {"boxes": [[5, 5, 5, 9]]}, "the box [5.0, 5.0, 5.0, 9.0] has no area in the image of 200 x 120 pixels"),
+        (False, {"boxes": [0.1, 0.1, 0.5, 1]}, "shares of the image, multiply x by its width"),
         (False, {"boxes": [[5, 5], [1]]}, "boxes must be an array (n 4)"),
         (False, {"boxes": [[5, 5, 16, 17]], "labels": "zebra"}, "the student knows no class 'zebra'; its classes are"),
         (False, {"boxes": [[5, 5, 16, 17]], "labels": [None, None]}, "1 box is given and 2 labels"),
@@ -224,6 +225,7 @@ def test_wrong_input_to_a_teacher_is_a_sentence(teacher, scene, photo):
         "the box nan": {"boxes": [[np.nan, 30, 20, 100]], "labels": name},
         "1 box, 0 labels": {"boxes": [[20, 30, 90, 100]]},
         r"boxes are \(n 4\)": {"boxes": [[1, 2, 3]], "labels": name},
+        "if they are shares of the image, multiply x by its width": {"boxes": [[0.1, 0.1, 0.5, 1]], "labels": name},
         "has no class 'dotted cros'; did you mean 'dotted cross'": {
             "boxes": [[20, 30, 90, 100]],
             "labels": "dotted cros",

@@ -83,6 +83,15 @@ def reaching_beyond(boxes: Any, size: Sequence[int]) -> int:
     return int((over > SLACK).sum())
 
 
+def require_pixels(boxes: NDArray[np.float64]) -> None:
+    """Raise UserError if all of the boxes (n 4) lie within one pixel, as shares of an image do."""
+    if boxes.size and boxes.min() >= 0 and boxes.max() <= 1:
+        raise UserError(
+            "boxes are in pixels, and these have no coordinate above 1; if they are shares of the image, multiply x by "
+            "its width and y by its height."
+        )
+
+
 def _checked(boxes: Any, size: tuple[int, int]) -> NDArray[np.float64]:
     """Validate boxes and clip them to the image."""
     wrong = UserError("boxes must be an array (n 4) of finite x1 y1 x2 y2 in pixels.")
@@ -95,6 +104,7 @@ def _checked(boxes: Any, size: tuple[int, int]) -> NDArray[np.float64]:
     boxes = boxes[None] if boxes.shape == (4,) else boxes
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
         raise wrong
+    require_pixels(boxes)
     clipped = boxes.clip(0, [size[1], size[0], size[1], size[0]])
     for given, left in zip(boxes, clipped, strict=True):
         if left[0] >= left[2] or left[1] >= left[3]:
