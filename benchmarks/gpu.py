@@ -9,7 +9,7 @@
 | checks | trees, passes, windows, losses, gradients against the CPU; kernels against torch operations; device waits |
 | stages | ms of every stage of SEPA, of projection and FSD and of the whole loss, host and device, peak MB |
 | objectives | ms forward and backward of the other papers' objectives |
-| steps | whole steps by form and part in float32 and bfloat16, memory, synchronisations; a profiler trace |
+| steps | whole steps by form and part in float32 and bfloat16, memory, synchronizations; a profiler trace |
 | utilization | the share of the card's peak performance that is reached |
 | trained | the scores of the demo's MISA |
 | resumed | a training that is stopped and resumed, against an uninterrupted one |
@@ -223,7 +223,7 @@ def forward_and_backward(loss: Callable[[], Tensor]) -> None:
 
 
 def waits(step: Callable[[], Any], device: str) -> list[str]:
-    """Return file and line of every synchronisation with the device in a step."""
+    """Return file and line of every synchronization with the device in a step."""
     if device != "cuda":
         return []
     with warnings.catch_warnings(record=True) as seen:
@@ -238,7 +238,7 @@ def waits(step: Callable[[], Any], device: str) -> list[str]:
 
 
 def traced(step: Callable[[], Any], place: Place, name: str) -> dict[str, Any]:
-    """Profile a step: write the trace and its table; return the launches and the synchronisations within the step."""
+    """Profile a step: write the trace and its table; return the launches and the synchronizations within the step."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if place.device == "cuda" else []
     with warnings.catch_warnings():
@@ -263,7 +263,7 @@ def traced(step: Callable[[], Any], place: Place, name: str) -> dict[str, Any]:
 
 
 def waiting(events: Iterable[tuple[str, float]], end: float) -> list[str]:
-    """Return the synchronising events among (name, start) before the step's end; later ones are the profiler's."""
+    """Return the synchronizing events among (name, start) before the step's end; later ones are the profiler's."""
     return sorted(name for name, start in events if start < end and any(name.startswith(word) for word in WAITING))
 
 

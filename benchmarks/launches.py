@@ -178,7 +178,7 @@ def every(masks: int, categories: int, channels: int, h: int, w: int, *, form: G
 def compiled(launch: Launch, architecture: int, *, ones: bool = False) -> bytes:
     """Return a kernel's machine code for an NVIDIA architecture such as 90; with `ones`, every integer argument is 1.
 
-    Triton specialises on arguments of 1. Not available in a process with interpreted kernels.
+    Triton specializes on arguments of 1. Not available in a process with interpreted kernels.
     """
     import importlib
 

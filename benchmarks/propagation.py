@@ -394,7 +394,7 @@ def start_up(threads: int, rounds: int, *, compilation: bool) -> None:
 
 
 def on_gpu(root: Path, name: int, n: int, short: int) -> None:
-    """Time `pairwise_loss` on two images with n masks each, and print a profile with synchronisations and launches."""
+    """Time `pairwise_loss` on two images with n masks each, and print a profile with synchronizations and launches."""
     works = [load(root, name, n, short=short) for _ in range(2)]
     features, factors, labels = semantic(works[0], 256, 3)
     images = torch.stack([work.image for work in works]).cuda()

@@ -138,7 +138,7 @@ MASK2FORMER = APRO_M2F.but(supervision="mask", affinity=None)  # [M] mask2former
 
 # Other objectives -----------------------------------------------------------------------------------------------------
 # Masks and losses at stride 4 on all levels and mmdet's head widths, as in all our rows; published: a stride per level
-# and 256 channels without normalisation.
+# and 256 channels without normalization.
 LEVELSET = APRO.but(affinity=None, inference={"mask": 0.55})  # [L] schedule and thresholds, which APro adopted
 BOX2MASK_T = APRO_M2F.but(
     affinity=None,
@@ -160,7 +160,7 @@ DISCOBOX = APRO.but(
     inference={"score": 0.1, "keep": 0.05, "mask": 0.4},  # [D]
 )
 
-# Published with a Swin of window 7 and 224 pixels; ours has window 12 and 384 pixels, a stronger initialisation. Not
+# Published with a Swin of window 7 and 224 pixels; ours has window 12 and 384 pixels, a stronger initialization. Not
 # verified: the pretraining data of [T]'s, and [I]'s schedule with Swin, for which [T]'s is used.
 BOXTEACHER = CONDINST.but(
     supervision="box",

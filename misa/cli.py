@@ -129,7 +129,7 @@ def options(module: ModuleType, name: str, words: Sequence[str]) -> Any:
     """Parse the arguments of a command into its `Parameters`; SystemExit for --help and wrong arguments."""
     parser = parser_of(module, name)
     known = parser._option_string_actions
-    for word in itertools.takewhile(lambda word: word != "--", words):  # before argparse misses what was misspelt
+    for word in itertools.takewhile(lambda word: word != "--", words):  # before argparse misses what was misspelled
         if word.startswith("--") and (flag := word.partition("=")[0]) not in known:
             parser.error(f"there is no option {flag}{did_you_mean(flag, known)}")
     found, unknown = parser.parse_known_args(words)

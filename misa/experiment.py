@@ -140,7 +140,7 @@ class Affinity:
     global_form: Literal["sum", "embedding", "product"] = _later("sum")
     local_form: Literal["sum", "product"] = _later("sum")
     semantic_scale: float = _later(1.0)  # factor on σ of A^f and A^c
-    # Interpretations of Eq. 11 (see `misa.ops.readings`): what S^c is, how S is normalised, how K weights channels.
+    # Interpretations of Eq. 11 (see `misa.ops.readings`): what S^c is, how S is normalized, how K weights channels.
     semantic_values: Literal["channels", "class", "probability"] = _later("channels")
     semantic_norm: Literal["none", "channel", "pixel"] = _later("none")
     semantic_factors: Literal["signed", "absolute", "positive", "contrast"] = _later("signed")
@@ -177,7 +177,7 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Optimiser, batch and length of the training. Defaults: §4.3 for AdamW and batch, APro's schedule otherwise."""
+    """Optimizer, batch and length of the training. Defaults: §4.3 for AdamW and batch, APro's schedule otherwise."""
 
     epochs: int = 36
     batch: int = 16  # images per step, over all devices

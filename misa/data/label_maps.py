@@ -123,7 +123,7 @@ def _grabcut(image: NDArray[np.uint8], window: tuple[slice, slice], margin: floa
     inner = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
     state = np.full(crop.shape[:2], cv2.GC_BGD, np.uint8)
     state[inner] = cv2.GC_PR_FGD
-    # Both colour models need some pixels; a box that fills the image has no known background.
+    # Both color models need some pixels; a box that fills the image has no known background.
     if min(np.count_nonzero(state == cv2.GC_BGD), np.count_nonzero(state)) < 10:
         return np.ones(state[inner].shape, bool)
     cv2.setRNGSeed(0)
@@ -173,7 +173,7 @@ def _large_to_small(boxes: Boxes) -> list[int]:
 
 
 def _window(box: NDArray[np.float64], size: tuple[int, ...]) -> tuple[slice, slice]:
-    """Returns the window of pixels whose centre lies in a box, at least one."""
+    """Returns the window of pixels whose center lies in a box, at least one."""
     spans = []
     for low, high, side in ((box[1], box[3], size[0]), (box[0], box[2], size[1])):
         first = min(max(int(np.ceil(low - 0.5)), 0), side - 1)

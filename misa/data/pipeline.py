@@ -73,7 +73,7 @@ def at_test_size(image: NDArray[np.uint8], sizes: Augmentation) -> NDArray[np.ui
 
 
 def network_input(image: NDArray[np.uint8], sizes: Augmentation, *, divisor: int = 1) -> Tensor:
-    """Convert an RGB image (h w 3), 0..255, to a network input (1 3 h w): resized to the test size and normalised.
+    """Convert an RGB image (h w 3), 0..255, to a network input (1 3 h w): resized to the test size and normalized.
 
     divisor: both sides are zero-padded at the end to a multiple of it, as mmdet's preprocessor does with 32.
     Raises UserError as `at_test_size` does.

@@ -104,7 +104,7 @@ def _checked(
 
 
 def _summary(report: Report) -> str:
-    """Summarise the warnings of a report."""
+    """Summarize the warnings of a report."""
     words = []
     for kind in dict.fromkeys(warning.kind for warning in report.warnings):
         count = report.totals[kind]

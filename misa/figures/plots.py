@@ -273,7 +273,7 @@ def grouped_intervals(frame: pd.DataFrame, *, label: str = "mask AP (%)") -> Fig
 
 
 def ap_bars(scores: Mapping[str, Mapping[str, float | None]]) -> Figure:
-    """Plot AP or IoU as bars: one group per metric, one bar per variant; metrics without objects are labelled so."""
+    """Plot AP or IoU as bars: one group per metric, one bar per variant; metrics without objects are labeled so."""
     width = max(6.2, 1.6 * len(scores) + 1.2)  # room for the numbers on the bars
     figure = Picture(figsize=(width, 2.6), layout="constrained")
     ax = figure.subplots()

@@ -86,7 +86,7 @@ class Sheet:
 
 
 class RasterText(Artist):
-    """Text on the sheet, rasterised once and then copied: text took half of a figure's time."""
+    """Text on the sheet, rasterized once and then copied: text took half of a figure's time."""
 
     def __init__(self, axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""IoU and GIoU losses of paired boxes, equal to mmdet's but without its synchronisation with the device.
+"""IoU and GIoU losses of paired boxes, equal to mmdet's but without its synchronization with the device.
 
 mmdet's losses test whether any weight is positive, and its `bbox_overlaps` copies eps to the device at every call.
 

@@ -57,7 +57,7 @@ def distillation_loss(
     ranks makes the result the loss of the whole batch.
 
     Computes in float32 for half precision and under autocast. Raises ValueError on shapes, types or ranges that do
-    not fit, and on the CPU NotFinite, a ValueError, on NaN or Inf; on CUDA it does not synchronise with the host.
+    not fit, and on the CPU NotFinite, a ValueError, on NaN or Inf; on CUDA it does not synchronize with the host.
     """
     _check(student, teacher, box_mask, valid)
     check_band("distillation_loss", radius, scale)

@@ -31,7 +31,7 @@ class SemanticPrior(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The normalised images at the masks' resolution, and which pixels are not padding."""
+    """The normalized images at the masks' resolution, and which pixels are not padding."""
 
     images: Float[Tensor, "b 3 h w"]
     valid: Bool[Tensor, "b h w"]
@@ -46,7 +46,7 @@ def union_of_boxes(boxes: list[Tensor], features: Tensor, stride: int) -> Tensor
 def shrink(images: Tensor, shapes: list[tuple[int, int]], union: Tensor) -> Batch:
     """Resize the images to `union` (b 1 h w; bilinear without antialiasing, as APro) and mark what is not padding.
 
-    A cell partly in the padding is valid if its centre is, or if a box covers it.
+    A cell partly in the padding is valid if its center is, or if a box covers it.
     """
     size = (union.shape[-2], union.shape[-1])
     stride = images.shape[-2] / size[0], images.shape[-1] / size[1]

@@ -80,7 +80,7 @@ def structure_masks(
     h1 is the mask filtered along the image's tree with edge weights exp(−|ΔI|² / color_scale), h2 is h1 filtered along
     the tree of a learned `structure` with exp(−|ΔG|²) (Li et al. 2022). The gradient flows through the masks, and
     through h2's edge weights to the structure, its only gradient. The masks of an image share its trees; `image` is
-    each mask's image. Images are normalised, masks in [0, 1].
+    each mask's image. Images are normalized, masks in [0, 1].
     Raises ValueError: shapes do not fit; NotFinite: NaN or Inf, on the CPU only.
     """
     h, w = masks.shape[-2:]

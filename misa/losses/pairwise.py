@@ -88,7 +88,7 @@ def pseudo_masks(
 
     "apro" gives "global" and "local", "pamr" gives "pamr". The global pseudo mask comes from two passes over the
     image's tree, the second with the first one's result as guide (`refine_bandwidth=None` skips it; `global_form`
-    "embedding" replaces it by a pass along S^c). `images` are normalised and have the size of the masks.
+    "embedding" replaces it by a pass along S^c). `images` are normalized and have the size of the masks.
 
     prior: S (b d h w) and K (c d), or a `Reading` of them with its own σ: with `affinity.saliency` A becomes
         Â^c = A + balance · A^c of the category in `labels`, with `affinity.feature` A + balance · A^f. Without a prior
@@ -99,7 +99,7 @@ def pseudo_masks(
     Mask2Former (96) does; masks and pseudo masks are then resized back to the masks' size and compared there.
     "pamr" uses `local_form` and `semantic_scale` too, and measures its own spreads.
 
-    The host reads `image_index` and `labels`: keep them on the CPU to avoid a synchronisation with the device.
+    The host reads `image_index` and `labels`: keep them on the CPU to avoid a synchronization with the device.
     """
     features, factors = (None, None) if prior is None else (prior[0], prior[1])
     check_inputs("pairwise_loss", masks, images, features, factors, labels, box_masks)

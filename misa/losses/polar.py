@@ -27,7 +27,7 @@ def polar_iou_loss(lengths: Float[Tensor, "n k"], target: Float[Tensor, "n k"]) 
 
 
 def polar_centerness(target: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
-    """Return sqrt(min_k d* / max_k d*), in (0, 1]: 1 at the centre of a circle (PolarMask, Eq. 4).
+    """Return sqrt(min_k d* / max_k d*), in (0, 1]: 1 at the center of a circle (PolarMask, Eq. 4).
 
     A location with a missing ray gets about 0, so almost no weight.
     """

@@ -52,7 +52,7 @@ def compiled_spec(path: Sequence[str] | None) -> importlib.machinery.ModuleSpec 
 class _CompiledOrOurs(importlib.abc.Loader):
     """Loads a compiled extension, or `ops.py` if the extension does not load.
 
-    Loading is tried once, when the module is imported: some extensions cannot be initialised twice, and `find_spec`
+    Loading is tried once, when the module is imported: some extensions cannot be initialized twice, and `find_spec`
     should not load anything.
     """
 

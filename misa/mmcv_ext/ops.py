@@ -2,11 +2,11 @@
 
 This file is loaded under the name `mmcv._ext` (see `misa.mmcv_ext`), so it imports nothing of misa. Names and
 signatures are those with which the wrappers in `mmcv.ops` call the compiled module; results are written in place into
-the wrappers' tensors, which are initialised with zeros. The wrappers are `autograd.Function`s, so nothing here records
+the wrappers' tensors, which are initialized with zeros. The wrappers are `autograd.Function`s, so nothing here records
 gradients and each backward is a separate function.
 
 Half precision is computed in float32 and rounded once, at the end. Device and dtype of the results are those of the
-inputs, and nothing synchronises with the GPU unless stated.
+inputs, and nothing synchronizes with the GPU unless stated.
 
 Axes: n anchor or box · c class or channel · b image · q query · m head · d channel of a head · l level · p point
 · k key (the pixels of all levels, concatenated).
@@ -21,7 +21,7 @@ import torchvision
 from torch import Tensor
 
 HOST_SHAPES = True
-"""Deformable attention also accepts the levels' sizes on the host, which avoids a synchronisation."""
+"""Deformable attention also accepts the levels' sizes on the host, which avoids a synchronization."""
 
 _NO_COMPILER = "none (PyTorch equivalents of misa.mmcv_ext)"
 
@@ -38,7 +38,7 @@ def common_dtype(*tensors: Tensor) -> list[Tensor]:
 def nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) -> Tensor:
     """Greedy non-maximum suppression by `torchvision.ops.nms`.
 
-    Synchronises with the GPU, as the number of kept boxes is the shape of the result.
+    Synchronizes with the GPU, as the number of kept boxes is the shape of the result.
 
     boxes: (n 4) x1 y1 x2 y2. scores: (n,). iou_threshold: a box is suppressed if its IoU with a kept one is larger than
     this. offset: 0, or 1 for the old convention in which width is x2 - x1 + 1. Returns (kept,) int64 indices, by
@@ -59,7 +59,7 @@ def _focal_parts(logits: Tensor, target: Tensor, weight: Tensor, alpha: float) -
     """
     (logits,) = common_dtype(logits)
     # A comparison, not one_hot: labels outside 0..c-1 (the background is c) then match no class, and no range check
-    # synchronises with the GPU.
+    # synchronizes with the GPU.
     positive = (target[:, None] == torch.arange(logits.shape[1], device=logits.device)).to(logits.dtype)
     sign = 2 * positive - 1
     factor = positive * alpha + (1 - positive) * (1 - alpha)
@@ -115,7 +115,7 @@ def _sample_level(value: Tensor, locations: Tensor, attention: Tensor, h: int, w
 def _levels(shapes: Tensor) -> list[tuple[int, slice, int, int]]:
     """Return (level, its keys, rows, columns) for each row of `shapes` (l 2).
 
-    Synchronises if `shapes` is on the GPU, as the host needs the sizes of the maps.
+    Synchronizes if `shapes` is on the GPU, as the host needs the sizes of the maps.
     """
     levels, start = [], 0
     for level, (h, w) in enumerate(shapes.tolist()):
@@ -210,7 +210,7 @@ def roi_align_forward(
 
     input: (b c h w). rois: (n 5) image index, x1 y1 x2 y2. output: (n c aligned_height aligned_width), receives the
     result. argmax_y, argmax_x: unused, for max pooling. spatial_scale: from the boxes' coordinates to those of `input`.
-    sampling_ratio: samples per bin and axis, 0 for one per pixel. pool_mode: 1, average. aligned: whether pixel centres
+    sampling_ratio: samples per bin and axis, 0 for one per pixel. pool_mode: 1, average. aligned: whether pixel centers
     are at half-integers (True), or at integers as in the first version.
     Raises NotImplementedError: `pool_mode` is 0, max pooling.
     """

@@ -176,9 +176,9 @@ def require_weights(network: Network) -> None:
 
 
 def build_backbone(config: Mapping[str, Any], *, or_scratch: bool = False) -> nn.Module:
-    """Build and initialise a backbone, from the checkpoint that `init_cfg` names, if any.
+    """Build and initialize a backbone, from the checkpoint that `init_cfg` names, if any.
 
-    Raises UserError if the checkpoint cannot be loaded or does not fit; with `or_scratch` the backbone is initialised
+    Raises UserError if the checkpoint cannot be loaded or does not fit; with `or_scratch` the backbone is initialized
     at random instead.
     """
     with _quiet():
@@ -225,7 +225,7 @@ def _build(config: Mapping[str, Any], or_scratch: bool) -> nn.Module:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress mmengine's log line for every initialised parameter; errors are still shown."""
+    """Suppress mmengine's log line for every initialized parameter; errors are still shown."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel("ERROR")

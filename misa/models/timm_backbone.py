@@ -41,7 +41,7 @@ class _Plan(NamedTuple):
 
 
 class TimmBackbone(BaseModule):
-    """The four stages of a timm model; images are renormalised to the statistics that it was trained with.
+    """The four stages of a timm model; images are renormalized to the statistics that it was trained with.
 
     name: model name, such as "convnext_tiny" or "convnext_tiny.in12k_ft_in1k".
     frozen_stages: stages up to this one are frozen; 0: only the stem, -1: none.
@@ -74,7 +74,7 @@ class TimmBackbone(BaseModule):
         return self.plan.widths
 
     def init_weights(self) -> None:
-        """Load the checkpoint that `init_cfg` names; without one keep timm's initialisation."""
+        """Load the checkpoint that `init_cfg` names; without one keep timm's initialization."""
         if self.init_cfg and not self._is_init:  # type: ignore[has-type]
             checkpoint = str(self.init_cfg["checkpoint"])
             state = _packaged(self.name, checkpoint) if checkpoint in _PACKAGES else _downloaded(self.name, checkpoint)
@@ -82,7 +82,7 @@ class TimmBackbone(BaseModule):
         self._is_init = True
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Maps (b d h w) at strides 4, 8, 16, 32 of images (b 3 h w) normalised by `misa.data.pipeline`."""
+        """Maps (b d h w) at strides 4, 8, 16, 32 of images (b 3 h w) normalized by `misa.data.pipeline`."""
         images = images * self.scale + self.shift
         if images.device.type == "cpu":
             # Depthwise convolutions are 1.3 to 1.6 times as fast in this memory format.

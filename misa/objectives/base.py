@@ -85,7 +85,7 @@ class PerBox(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """Inputs of the networks: the student's `images` (b 3 h w, normalised and padded) and the instances in them.
+    """Inputs of the networks: the student's `images` (b 3 h w, normalized and padded) and the instances in them.
 
     `weak_view` are the images for the colors, the EMA model and the teacher: the same ones or a weaker augmentation.
 
@@ -101,10 +101,10 @@ class Prepared(NamedTuple):
 class Step(NamedTuple):
     """Inputs of an objective in one training step; those that `Needs` does not request are None.
 
-    iteration, total: step of the optimiser, from 0, and their number.
+    iteration, total: step of the optimizer, from 0, and their number.
     positives: the student's masks, in float32; `positives.instance` is each mask's index into the boxes of `truth`.
     repeats: number of predictions per object in the positives (Mask2Former: one per decoder layer and the first).
-    batch: the normalised images at the size of the masks, and which pixels are not padding.
+    batch: the normalized images at the size of the masks, and which pixels are not padding.
     features: the dense feature I (b d h w); adapted: I after FSD's adapter.
     union: B of Eq. 5 (b 1 h w), the union of the boxes. known (b 1 h w): where the content is known, outside crowds.
     prior: S at the size of the masks, and K. classifier: the whole last layer: K, the background's row and the bias.
@@ -112,7 +112,7 @@ class Step(NamedTuple):
     shadow, shadow_features: the EMA model's positives and features, without gradient; the positives are of the same
         objects in the same order. detections: the EMA model's, per image. None before it has started.
     structure: the learned map (b c h w).
-    weak_view: the images (b 3 h w, normalised) as the EMA model sees them, at full resolution.
+    weak_view: the images (b 3 h w, normalized) as the EMA model sees them, at full resolution.
     per_box, shadow_per_box: one mask per box, the student's and, once it has started, the EMA model's.
     generators: one random generator per image, on the CPU, whose draws depend neither on a resume nor on world size.
     across: mean of a tensor over the processes (all-reduce). together: stacks the processes' tensors, of equal shape,

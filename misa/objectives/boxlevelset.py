@@ -29,7 +29,7 @@ class BoxLevelSet(BoxObjective):
     image_weight: float = 0.05
     structure_weight: float = 5.0
     length_weight: float = 0.0
-    color_scale: float = 0.02  # scale of the squared distance of normalised colors along the image's tree
+    color_scale: float = 0.02  # scale of the squared distance of normalized colors along the image's tree
     structure_channels: int = 5
 
     @property

@@ -5,7 +5,7 @@ color augmentation, the EMA model's none. Each detection is assigned to the free
 mask Y is its mask at 0.5 within the box, c a confidence of both, N the number of instances with a pseudo mask.
 
 Constants are the published code's. Different from it: the EMA model detects in the batch at its size, not resized to a
-short side of 800; it normalises by the student's running statistics, not by those of its own batch; scores and
+short side of 800; it normalizes by the student's running statistics, not by those of its own batch; scores and
 confidences are computed from masks at the size of the losses; a box takes the first detection assigned to it only.
 """
 

@@ -5,7 +5,7 @@ y is the mean of the student's and its EMA model's mask, refined within the box 
 running mean of L_projection, enables the term once masks fill their boxes. Constants are the published code's.
 
 The bank holds the EMA model's objects of earlier steps. One mask of every box, with SOLOv2 that of the cell of
-its centre, is compared with those of its class; where enough are alike, cells of both are matched. L_match asks the
+its center, is compared with those of its class; where enough are alike, cells of both are matched. L_match asks the
 features to be alike where they are matched: as coded a softmax of a softmax, which teaches next to nothing
 (`misa.losses.correspondence`). The matched objects' masks vote in a second mean field, whose result supervises these
 masks by a dice loss with a hundredth of the gradient (L_transfer). The published configuration of VOC with ResNet-101
@@ -81,7 +81,7 @@ class DiscoBox(BoxObjective):
     momentum: float = 0.999
     shadow_start: Ramp = field(default_factory=lambda: Ramp(13000, 13000))
     steps: int = 10
-    theta_color: float = 0.5  # in normalised colors
+    theta_color: float = 0.5  # in normalized colors
     eps: float = 2e-3  # of all dice losses
     bank: Bank | None = field(default=None, metadata={"later": True})
 
@@ -203,7 +203,7 @@ class DiscoBox(BoxObjective):
         keys, used = self._alike(found, own.labels, memory, bank)
         message = masks.new_zeros(len(masks), 2, bank.side, bank.side)
         total = 0 * masks.sum()
-        # Unused boxes are skipped on the CPU only: elsewhere the test would synchronise with the host.
+        # Unused boxes are skipped on the CPU only: elsewhere the test would synchronize with the host.
         some = used.nonzero().flatten().tolist() if used.device.type == "cpu" else list(range(len(masks)))
         cosines = [similarity(found.features[g], keys.features[g]) for g in some]
         plans = match(torch.cat(cosines).detach()).split(bank.keys) if some else ()
@@ -301,6 +301,6 @@ def _where(opened: Tensor, compute: Callable[[], Tensor], otherwise: Tensor) -> 
     """Return compute() if `opened` (a scalar), else `otherwise`; on the CPU `compute` is called only if needed."""
     import torch
 
-    if opened.device.type != "cpu":  # a branch would synchronise with the host
+    if opened.device.type != "cpu":  # a branch would synchronize with the host
         return torch.where(opened, compute(), otherwise)
     return compute() if opened else otherwise

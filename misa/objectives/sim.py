@@ -6,7 +6,7 @@ similarity of its pixels to prototypes of its class; uncertain pixels (outside V
 
 Constants and forms are the published code's. Three evident bugs of it affect its results; for each, an option chooses
 between the published ("official") and the intended form. Different from it: the EMA model starts as a copy of the whole
-student, the published one from its own initialisation.
+student, the published one from its own initialization.
 
 With `paste`, objects of earlier images, cut out by M_I, are pasted into half of the batches, once that many images are
 stored: pixels that they cover are removed from the other objects, and their masks are known (L_paste). Ground-truth
@@ -223,7 +223,7 @@ class SIM(BoxInst):
         }
 
     def normalised(self, prototypes: Tensor) -> Tensor:
-        """The prototypes (c q d), normalised as `prototype_norm` defines."""
+        """The prototypes (c q d), normalized as `prototype_norm` defines."""
         import torch.nn.functional as F
 
         return F.normalize(prototypes, dim=1 if self.prototype_norm == "official" else 2)

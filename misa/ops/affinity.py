@@ -26,7 +26,7 @@ TINY = 1e-12  # keeps a constant image, whose spread is 0, at affinity 1
 class AffinityInputs(NamedTuple):
     """The maps of one image that an affinity may compare, all of one size.
 
-    colors (d h w): V, the normalised image. features (e h w): S, or None without a teacher. factors (c e): K of the
+    colors (d h w): V, the normalized image. features (e h w): S, or None without a teacher. factors (c e): K of the
     categories that are present in the image, in ascending order; None without a teacher.
     """
 
@@ -75,7 +75,7 @@ KERNELS: dict[str, Callable[[AffinityInputs], Compared]] = {"color": color, "fea
 
 
 def check_finite(name: str, values: Tensor) -> None:
-    """Raise NotFinite on NaN or Inf; on the CPU only, because elsewhere the check would synchronise with the device."""
+    """Raise NotFinite on NaN or Inf; on the CPU only, because elsewhere the check would synchronize with the device."""
     # A finite sum rules out NaN and Inf, thirty times as fast; the full test is for sums that overflow.
     if values.device.type == "cpu" and not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
         raise NotFinite(f"{name} has NaN or Inf in it: propagation would spread them over the whole map.")
@@ -150,13 +150,13 @@ def window_spread(
     channel_weights: Float[Tensor, "c d"] | None = None,
     valid: Bool[Tensor, "h w"] | None = None,
 ) -> Float[Tensor, "b h w"] | Float[Tensor, "b c h w"]:
-    """Return σ per pixel: the RMS distance of the window's `valid` vectors, centre included, from their mean."""
+    """Return σ per pixel: the RMS distance of the window's `valid` vectors, center included, from their mean."""
     h, w = values.shape[-2:]
     present = inside(h, w, offsets, device=values.device).to(values.dtype)
     if valid is not None:
         present = present * torch.stack([shift(valid.to(values.dtype), o) for o in offsets])
     count = present.sum(dim=0) + 1
-    # Differences to the centre leave the spread as it is and avoid cancellation in float32.
+    # Differences to the center leave the spread as it is and avoid cancellation in float32.
     total, squares = torch.zeros_like(values), torch.zeros_like(values)
     for offset, there in zip(offsets, present, strict=True):
         difference = (shift(values, offset) - values) * there
@@ -179,7 +179,7 @@ def pairwise_affinity(
     """Return A = exp(−(|V(i) − V(k)| / σ)²) to every neighbor k, 0 where k is outside the image (Eq. 8, 10, 12).
 
     `sigma`: "image" is one spread per image over all channels and pixels; "window" the local spread of the vectors;
-    a float a fixed bandwidth. Neighbors are ordered row by row without the centre, dilation by dilation. With
+    a float a fixed bandwidth. Neighbors are ordered row by row without the center, dilation by dilation. With
     `channel_weights` K the result is A^c of all categories, as for `values=reweight(S, K)` but in one pass over S.
     """
     if values.dim() != 4:

@@ -30,7 +30,7 @@ def balanced(scores: Float[Tensor, "q p"], *, epsilon: float = 0.05, rounds: int
     q, p = scores.shape
     if p == 0:
         return promote(scores.detach())
-    # Subtracting each row's maximum avoids overflow and rows of 0; the first normalisation cancels it.
+    # Subtracting each row's maximum avoids overflow and rows of 0; the first normalization cancels it.
     logits = promote(scores.detach()) / epsilon
     shares = (logits - logits.amax(dim=1, keepdim=True)).exp()
     for _ in range(rounds):

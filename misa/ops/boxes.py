@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def box_masks(boxes: Float[Tensor, "n 4"], h: int, w: int, *, stride: int = 1) -> Bool[Tensor, "n {h} {w}"]:
-    """Return each box as a mask on `h` x `w` cells of `stride` pixels: a cell is inside if its centre is.
+    """Return each box as a mask on `h` x `w` cells of `stride` pixels: a cell is inside if its center is.
 
-    A box that contains no cell's centre gets the cell that contains its own centre, so no box vanishes.
+    A box that contains no cell's center gets the cell that contains its own center, so no box vanishes.
     """
     x1, y1, x2, y2 = (boxes / stride).unbind(-1)
     columns = _span(x1, x2, w)
@@ -52,7 +52,7 @@ def positive_cells(
     """Return the positive cells of each box on one level's `grid` x `grid`, as (instance, cell) pairs.
 
     SOLOv2 (Wang et al. 2020): a box whose sqrt(area) lies in `scale_range` is assigned to the cells that its
-    centre region (the box scaled by `shrink`) touches, at most 3 x 3 around the centre's cell. `size` is
+    center region (the box scaled by `shrink`) touches, at most 3 x 3 around the center's cell. `size` is
     the (height, width) of the padded network input. Cells are row * grid + column.
     """
     x1, y1, x2, y2 = boxes.unbind(-1)
@@ -73,7 +73,7 @@ def centre_cells(
 ) -> Int[Tensor, " n"]:
     """Return one cell per box, as an index into all levels' cells concatenated.
 
-    DiscoBox (Lan et al. 2021): the cell of the box's centre, on the level whose range has its geometric mean closest
+    DiscoBox (Lan et al. 2021): the cell of the box's center, on the level whose range has its geometric mean closest
     in ratio to sqrt(area). It need not be among the `positive_cells`.
     """
     x1, y1, x2, y2 = boxes.unbind(-1)

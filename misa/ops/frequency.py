@@ -67,7 +67,7 @@ def high_pass(
     """Return features with the frequencies within `radius` bins of DC damped to `scale` (Eq. 3 with Eq. 4's mask).
 
     Half precision is filtered in float32 and returned in its own type. Raises ValueError on a wrong shape or range,
-    and on the CPU on NaN or Inf (elsewhere the check would synchronise with the device).
+    and on the CPU on NaN or Inf (elsewhere the check would synchronize with the device).
     """
     x = _checked("high_pass", features, radius, scale)
     return torch.add(x, _low(x, radius, transform), alpha=scale - 1).to(_returned(features))
@@ -95,7 +95,7 @@ def check_band(caller: str, radius: float, scale: float) -> None:
 
 
 def is_finite(values: Tensor) -> bool:
-    """Return whether there is no NaN or Inf; always True off the CPU, where the check would synchronise."""
+    """Return whether there is no NaN or Inf; always True off the CPU, where the check would synchronize."""
     # A finite sum rules out NaN and Inf in one pass; only sums that overflow need the slower test.
     return values.device.type != "cpu" or bool(values.detach().sum().isfinite() or values.isfinite().all())
 

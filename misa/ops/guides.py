@@ -284,7 +284,7 @@ class Guides:
                 its, lengths = trees.rows(images), self._second_scaled(join)
                 parts = [(its.pixel, its.parent, self.on_edges(its, lengths), self.pair, 1.0)]
             elif join.form == "product":
-                joined = torch.stack([s[i] for i in images])  # indexing with a list would synchronise with the device
+                joined = torch.stack([s[i] for i in images])  # indexing with a list would synchronize with the device
                 if join.balance > 0:  # 0 · ∞, at padding, is NaN
                     joined = joined + join.balance * self._second_scaled(join)
                 own = spanning_trees(joined, *self.size, tie_rule=tie_rule)

@@ -20,7 +20,7 @@ def rgb_to_lab(images: Float[Tensor, "b 3 h w"] | Int[Tensor, "b 3 h w"]) -> Flo
 
     The published BoxInst and BoxTeacher round the pooled image down to integers first; that is left to the caller.
     Computed in float64 for float64, else in float32.
-    Raises ValueError: the shape is not (b, 3, h, w); on the CPU also for values outside [0, 255], such as a normalised
+    Raises ValueError: the shape is not (b, 3, h, w); on the CPU also for values outside [0, 255], such as a normalized
     image; NotFinite: NaN or Inf, on the CPU only.
     """
     check_shapes("rgb_to_lab", images=(images, "b 3 h w"))
@@ -30,7 +30,7 @@ def rgb_to_lab(images: Float[Tensor, "b 3 h w"] | Int[Tensor, "b 3 h w"]) -> Flo
         low, high = values.detach().aminmax()
         if low < 0 or high > 255:
             raise ValueError(
-                f"rgb_to_lab needs colors of 0 to 255: they are {low:.3g} to {high:.3g}. Undo the normalisation first."
+                f"rgb_to_lab needs colors of 0 to 255: they are {low:.3g} to {high:.3g}. Undo the normalization first."
             )
     v = values / 255
     linear = torch.where(v > 0.04045, ((v + 0.055) / 1.055) ** 2.4, v / 12.92)

@@ -27,7 +27,7 @@ def window_kernel(
 ) -> Float[Tensor, "b 9 h w"]:
     """Return strength · exp(−|I_i − I_k|² / 2θ_c² − |i − k|² / 2θ_s²) for a pixel's 3 x 3 window, itself included.
 
-    DiscoBox (Lan et al. 2021) on the normalised image, with its code's constants. Taps outside the image weigh 0, and
+    DiscoBox (Lan et al. 2021) on the normalized image, with its code's constants. Taps outside the image weigh 0, and
     with `valid` so do those on padding (the published code lets padded cells vote). No gradient.
     Raises ValueError: shapes do not fit, or a constant that is not positive; NotFinite: NaN or Inf, on the CPU only.
     """

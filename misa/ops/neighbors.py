@@ -20,7 +20,7 @@ def window_offsets(window: int, dilation: int | Sequence[int] = 1, *, centre: bo
     [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
     """
     if window < 1 or window % 2 == 0:
-        raise ValueError(f"window_offsets needs an odd window so that it has a centre: window is {window}.")
+        raise ValueError(f"window_offsets needs an odd window so that it has a center: window is {window}.")
     dilations = [dilation] if isinstance(dilation, int) else list(dilation)
     if not dilations or min(dilations) < 1:
         raise ValueError(f"window_offsets needs dilations of one pixel or more: dilation is {dilation}.")

@@ -51,7 +51,7 @@ class SemanticGuide:
 
 
 def numbers(labels: Int[Tensor, " n"]) -> list[int]:
-    """Return labels as integers. For labels on CUDA this is the one synchronisation; keep labels on the CPU."""
+    """Return labels as integers. For labels on CUDA this is the one synchronization; keep labels on the CPU."""
     return [int(label) for label in labels.tolist()]
 
 
@@ -170,7 +170,7 @@ def propagate_local(
 ) -> Float[Tensor, "n h w"]:
     """Take `steps` weighted means over the window, weights exp(−|guide(i) − guide(k)|² / bandwidth²) (Eq. 7–9, 14).
 
-    Masks are multiplied by `box_masks` before the first and after each step; the weights are normalised over every
+    Masks are multiplied by `box_masks` before the first and after each step; the weights are normalized over every
     pixel of the window that is in the image, inside the box or not. Weights below 1e-20 are 0.
 
     With `semantic`, `local_form` "sum" is Eq. 13, A + balance · A^c: it joins pixels that color separates and cannot
@@ -210,8 +210,8 @@ def propagate_pamr(
 ) -> Float[Tensor, "n h w"]:
     """PAMR mode of Table 5: a(i, k) = softmax_k mean_d(−|V_d(i) − V_d(k)| / (1e-8 + sharpness · σ_d(i))).
 
-    The neighbors are those of 3x3 windows with several dilations, without the centre and with a replicated border;
-    σ_d(i) is their standard deviation with the centre counted once per dilation. A^c has the same form with one σ
+    The neighbors are those of 3x3 windows with several dilations, without the center and with a replicated border;
+    σ_d(i) is their standard deviation with the center counted once per dilation. A^c has the same form with one σ
     for all channels: |S^c(i) − S^c(k)| and σ are root mean squares over channels, so that K does not cancel, and
     `semantic_scale` multiplies this σ. `form` "sum" adds balance · A^c to A before the division (Eq. 13), "product"
     is A · (A^c)^balance, as in `propagate_local`.
@@ -294,7 +294,7 @@ def _replicated(values: Float[Tensor, "n h w"], offsets: Sequence[Offset]) -> It
 def _pamr_variance(
     values: Float[Tensor, "d h w"], offsets: Sequence[Offset], centres: int, present: Float[Tensor, "k h w"] | None
 ) -> Float[Tensor, "d h w"]:
-    """Return the unbiased variance per channel over the `present` neighbors and `centres` copies of the centre."""
+    """Return the unbiased variance per channel over the `present` neighbors and `centres` copies of the center."""
     count: Tensor | int = len(offsets) + centres if present is None else present.sum(dim=0) + centres
     total, squares = torch.zeros_like(values), torch.zeros_like(values)
     for k, neighbor in enumerate(_replicated(values, offsets)):

@@ -55,7 +55,7 @@ def centre(points: Int[Tensor, "t 2"]) -> Float[Tensor, " 2"]:
 def ray_lengths(
     points: Int[Tensor, "t 2"], centres: Float[Tensor, "n 2"], *, rule: Literal["official", "cast"] = "official"
 ) -> Float[Tensor, "n 36"]:
-    """Return the distance from each centre to the contour along each ray, in pixels; 1e-6 where it meets none.
+    """Return the distance from each center to the contour along each ray, in pixels; 1e-6 where it meets none.
 
     "official" is PolarMask's published rule, which casts no rays: the farthest contour pixel whose direction, in whole
     degrees, is the ray's, else that of the first non-empty bin 1, −1, 2, −2, 3 or −3 degrees off. Ray 0 does not use

@@ -2,7 +2,7 @@
 
 Axes: b image · d channel · c category · h row · w column.
 
-Eq. 11 prints S^c = K^c · S but leaves open whether channels are summed, whether S is normalised, and how the signs of K
+Eq. 11 prints S^c = K^c · S but leaves open whether channels are summed, whether S is normalized, and how the signs of K
 enter. Every reading is returned as values and factors, so that one affinity (Eq. 12),
 |factors^c · (values(i) − values(k))| / σ, serves all of them.
 """

@@ -29,7 +29,7 @@ KERNELS: tuple[Kernel, ...] = ("color", "feature", "saliency", "enhanced")
 class AffinitySettings:
     """Parameters that §3.3 leaves open. The bandwidths of color are APro's ζ_s and ζ_gl for SOLOv2."""
 
-    local_bandwidth: float = 0.15  # of A, in units of the normalised colors
+    local_bandwidth: float = 0.15  # of A, in units of the normalized colors
     tree_bandwidth: float = 0.01  # of A along the tree
     semantic_scale: float = 1.0  # times σ of S or S^c
     balance: float = 0.7
@@ -99,7 +99,7 @@ def longest_edges(tree: Tree, seed: Seed) -> Float[Tensor, "h w"]:
 class SeedField:
     """One image and one category; trees and spreads, which do not depend on the seed, are computed once.
 
-    colors: V, the normalised image at the size of the masks; semantic: S and K at that size, or None without a
+    colors: V, the normalized image at the size of the masks; semantic: S and K at that size, or None without a
     teacher, which leaves only the color kernel; label: the category c of A^c; saliency: values and factors of S^c,
     if other than S and K (`misa.ops.readings`).
     """

@@ -24,13 +24,13 @@ def strong_view(
     blur: float = 0.0,
     sizes: Sequence[tuple[int, int]] | None = None,
 ) -> Float[Tensor, "b 3 h w"]:
-    """Return normalised images with random color jitter, grey scale and Gaussian blur.
+    """Return normalized images with random color jitter, gray scale and Gaussian blur.
 
     BoxTeacher (Cheng et al. 2023): with probability `jitter` brightness, contrast and saturation by 0.6 … 1.4 and hue
-    by ±0.1 of the circle, in random order; then grey with probability `grey`, and a Gaussian of 3 x 3 pixels with σ of
+    by ±0.1 of the circle, in random order; then gray with probability `grey`, and a Gaussian of 3 x 3 pixels with σ of
     0.1 … 2 with probability `blur`. Geometry is unchanged. Every image has its own `generator` (on the CPU), so its
-    draws do not depend on the batch. Padding, exactly 0 in a normalised image, stays 0 and does not affect contrast.
-    `sizes` are the images' (h, w) without padding; by default they are read from the images, which synchronises.
+    draws do not depend on the batch. Padding, exactly 0 in a normalized image, stays 0 and does not affect contrast.
+    `sizes` are the images' (h, w) without padding; by default they are read from the images, which synchronizes.
     Raises ValueError: the shape is not (b, 3, h, w), or not one generator, or size, per image; NotFinite: NaN or Inf,
     on the CPU only.
     """
@@ -77,7 +77,7 @@ def _changed(image: Tensor, generator: torch.Generator, *, jitter: float, grey: 
 
 
 def normalised(pixels: UInt8[Tensor, "... 3 h w"]) -> Float[Tensor, "... 3 h w"]:
-    """Return 8-bit RGB images as normalised network inputs."""
+    """Return 8-bit RGB images as normalized network inputs."""
     pixels = pixels.float()
     mean, std = _constants(pixels)
     return (pixels - mean) / std

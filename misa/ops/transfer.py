@@ -1,4 +1,4 @@
-"""Copies from the host to a device without synchronisation, and copies kept on the host."""
+"""Copies from the host to a device without synchronization, and copies kept on the host."""
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ def with_host_copy(there: Tensor, host: Tensor) -> Tensor:
 
 
 def on_host(values: Tensor) -> Tensor:
-    """Return the values on the host; synchronises unless `with_host_copy` gave it one that is up to date."""
+    """Return the values on the host; synchronizes unless `with_host_copy` gave it one that is up to date."""
     kept: Tensor | None
     kept, version = getattr(values, "host", (None, None))
     return values.cpu() if kept is None or version != values._version else kept

@@ -59,7 +59,7 @@ def check_coco(
 ) -> Report:
     """Check a whole annotation file and its images; never raises for their content.
 
-    What `misa.data.formats.plain` normalises is not a fault, as every reader applies it. Annotations are streamed:
+    What `misa.data.formats.plain` normalizes is not a fault, as every reader applies it. Annotations are streamed:
     only the images of a file are held in memory.
 
     classes: required names (others are dropped with a warning); None takes all. of_run: whether they are a run's.
@@ -261,7 +261,7 @@ class _Objects:
 
 
 def _open(path: Path, folder: Path, notes: Notes, repeated: _Repeated) -> CocoFile | None:
-    """Open the file in normalised form; returns None, with a problem noted, if it holds no instances."""
+    """Open the file in normalized form; returns None, with a problem noted, if it holds no instances."""
     try:
         file = CocoFile(path, keep=("id", "file_name", "width", "height", "where"), see=repeated.see)
     except BadJson as error:

@@ -163,7 +163,7 @@ def _look(image: Listed, folder: Path) -> list[Fault]:
 
 # Kinds of files that are read differently from how they look: kind, message, advice, severity.
 _Odd = tuple[str, str, str, Literal["warning", "note"]]
-_GREY: _Odd = ("image-grey", "is grey and is read as three equal channels", "nothing to do", "note")
+_GREY: _Odd = ("image-grey", "is gray and is read as three equal channels", "nothing to do", "note")
 _TURNED: _Odd = ("image-turned", "is turned by its EXIF orientation when it is read", "nothing to do", "note")
 _DEEP: _Odd = (
     "image-16-bit",
@@ -178,7 +178,7 @@ _CLEAR: _Odd = (
     "warning",
 )
 _INKS: _Odd = (
-    "image-cmyk", "is CMYK, which is read as RGB with other colours", "convert it to RGB yourself", "warning"
+    "image-cmyk", "is CMYK, which is read as RGB with other colors", "convert it to RGB yourself", "warning"
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from misa.errors import whole
 
-# Polygons are rasterised over their whole extent: a corner farther out takes minutes and all memory.
+# Polygons are rasterized over their whole extent: a corner farther out takes minutes and all memory.
 _FARTHEST = 1e6
 # A 32-bit run length needs no more characters.
 _LONGEST = 7

@@ -20,7 +20,7 @@ from misa.files import listing, missing
 
 __all__ = ["DataError", "Layout", "Split", "did_you_mean", "find_layout", "require_there"]
 
-_DRAWN = re.compile(r"demo-[0-9a-f]{8}")  # folders of embedded data, never suggested for a misspelt path
+_DRAWN = re.compile(r"demo-[0-9a-f]{8}")  # folders of embedded data, never suggested for a misspelled path
 EVERY_FORMAT = "docs/data.md shows every format"
 _GIVE = f"give the folder or file of your annotations ({EVERY_FORMAT})"
 # What the readers still need beside files of a suffix that none of them could use.

@@ -1,4 +1,4 @@
-"""Read a normalised COCO annotation file of any size: images in memory, annotations streamed from disk."""
+"""Read a normalized COCO annotation file of any size: images in memory, annotations streamed from disk."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -19,10 +19,10 @@ TABLES = ("images", "annotations", "categories")
 
 
 class CocoFile:
-    """The content of a file, normalised by `misa.data.formats.plain`.
+    """The content of a file, normalized by `misa.data.formats.plain`.
 
     content: everything but the rows of its tables, or the whole value if it is not an object. images, categories: rows.
-    count, masks: the number of annotations, and whether any has a mask. changed: whether normalisation changed
+    count, masks: the number of annotations, and whether any has a mask. changed: whether normalization changed
     anything, including annotations only after `each_annotation`. texts: whether ids or references were strings.
 
     path: the JSON file. keep: the keys of images to keep; empty for all. see: called with each annotation as read from
@@ -93,7 +93,7 @@ class CocoFile:
         return paths
 
     def each_annotation(self, take: Callable[[Any], object], *, areas: bool) -> None:
-        """Call `take` with each annotation, normalised; areas: also replace wrong areas."""
+        """Call `take` with each annotation, normalized; areas: also replace wrong areas."""
         sizes: dict[Any, tuple[Any, Any]] = {}
         if areas:
             rows = (row for row in self.images if isinstance(row, dict) and isinstance(row.get("id"), int))
@@ -115,7 +115,7 @@ class CocoFile:
 
 
 def read_coco(path: Path) -> Any:
-    """Read a COCO file completely, normalised except for areas; any other JSON value is returned unchanged.
+    """Read a COCO file completely, normalized except for areas; any other JSON value is returned unchanged.
 
     Raises BadJson: it is not valid JSON, or has a table twice.
     """

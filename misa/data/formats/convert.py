@@ -1,6 +1,6 @@
 """Convert any format to what all other code reads: COCO annotation files and folders of images.
 
-COCO's own layout is read in place unless it has to be normalised (`misa.data.formats.plain`). Everything else is
+COCO's own layout is read in place unless it has to be normalized (`misa.data.formats.plain`). Everything else is
 converted to annotation files in a cache (`misa.data.formats.cache`), never among the data; image names are then
 relative to the root. Faults are stored in these files, from which `check_coco` reports them.
 """
@@ -39,8 +39,8 @@ SPLITS = ("train", "val", "test")
 def open_layout(root: PathLike, *, need_train: bool = True, settled: bool = True) -> Layout:
     """Returns the annotation files and image folders of a data set in any of `FORMATS`.
 
-    settled: normalise COCO's own layout and print a warning about images in both splits; False returns the original
-    files, for readers that normalise themselves, and the warning only in the layout.
+    settled: normalize COCO's own layout and print a warning about images in both splits; False returns the original
+    files, for readers that normalize themselves, and the warning only in the layout.
     Raises DataError: there is no data of any format, or it is ambiguous.
     """
     root = Path(root).expanduser().resolve()
@@ -115,7 +115,7 @@ def _base(root: Path) -> Path:
 
 
 def _settled(root: Path, split: Split) -> Split:
-    """Returns a split of COCO's layout, with a normalised copy of its annotations unless they are so already."""
+    """Returns a split of COCO's layout, with a normalized copy of its annotations unless they are so already."""
 
     def make(folder: Path, made: Made) -> None:
         made.depends |= {split.annotations, split.images}

@@ -124,7 +124,7 @@ def _columns(path: Path, first: Sequence[str]) -> _Columns:
 
 
 def _plain(cell: str) -> str:
-    """Normalise a column's name for comparison."""
+    """Normalize a column's name for comparison."""
     return cell.strip().lower().replace("_", "").replace(" ", "")
 
 

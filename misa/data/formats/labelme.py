@@ -131,7 +131,7 @@ def _extent(points: list[list[float]]) -> tuple[float, float, float, float]:
 
 
 def _circle(points: list[list[float]]) -> list[float]:
-    """Returns the polygon of a circle given by its centre and a point on it."""
+    """Returns the polygon of a circle given by its center and a point on it."""
     (x, y), (px, py) = points
     radius, steps = math.hypot(px - x, py - y), _SIDES_OF_CIRCLE
     angles = [2 * math.pi * i / steps for i in range(steps)]

@@ -15,7 +15,7 @@ from misa.data.formats.parts import IMAGES, walk, without_suffix
 
 
 def plain_name(name: str) -> str:
-    """Normalise a name or path for comparison: composed Unicode and / between folders."""
+    """Normalize a name or path for comparison: composed Unicode and / between folders."""
     return unicodedata.normalize("NFC", name.replace("\\", "/"))
 
 

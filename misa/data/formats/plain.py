@@ -1,4 +1,4 @@
-"""Normalise the rows of COCO files to the form that mmdet and pycocotools read correctly.
+"""Normalize the rows of COCO files to the form that mmdet and pycocotools read correctly.
 
 Ids and sizes given as strings become numbers. A missing `iscrowd` becomes 0, `ignore` becomes a crowd (neither trained
 nor evaluated on), an empty mask []. An area that contradicts the mask is replaced by the mask's, a missing one without
@@ -67,7 +67,7 @@ def plain_references(row: dict[str, Any], images: dict[str, int], categories: di
 
 
 def plain_annotation(row: dict[str, Any], size: tuple[Any, Any] | None, areas: bool) -> bool:
-    """Normalise an annotation of an image of (width, height) in place; returns whether anything was changed.
+    """Normalize an annotation of an image of (width, height) in place; returns whether anything was changed.
 
     areas: also replace a wrong area.
     """

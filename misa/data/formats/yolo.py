@@ -1,7 +1,7 @@
 """Ultralytics YOLO: data.yaml names the classes and the folders of images; each image has a text file of objects.
 
     data.yaml            path: ., train: images/train, val: images/val, names: [cat, dog]; also lists of images (.txt)
-    images/train/1.jpg   labels/train/1.txt with lines `class x y w h` (centre and sides as shares of the image) or
+    images/train/1.jpg   labels/train/1.txt with lines `class x y w h` (center and sides as shares of the image) or
                          `class x1 y1 x2 y2 x3 y3 ...` (a polygon: a mask)
 
 An image without a text file has no objects. Source: docs.ultralytics.com/datasets/detect and /segment.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from misa.data.scenes.shapes import stamp
 
-# Minimum number of covered pixels of an object: with fewer its texture cannot be recognised.
+# Minimum number of covered pixels of an object: with fewer its texture cannot be recognized.
 _LEAST_PIXELS = 24
 _TRIES = 24
 

@@ -1,8 +1,8 @@
-"""Colours of an embedded scene: the background, and objects in the two ways in which colour affinity fails (Figure 4).
+"""Colors of an embedded scene: the background, and objects in the two ways in which color affinity fails (Figure 4).
 
-camouflage: the object has the colour of the adjoining background, so colour affinity leaks out of it (4a);
-contrast: the object has two strongly contrasting parts, so colour affinity stops inside it (4b);
-plain: one colour, unlike the background. In each mode the object has the texture of its class.
+camouflage: the object has the color of the adjoining background, so color affinity leaks out of it (4a);
+contrast: the object has two strongly contrasting parts, so color affinity stops inside it (4b);
+plain: one color, unlike the background. In each mode the object has the texture of its class.
 
 Axes: h row, w column, last 3 red, green, blue in [0, 1].
 """
@@ -19,14 +19,14 @@ MODES = ("plain", "camouflage", "contrast")
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-# Minimum distance of colours from black and white: a texture that is clipped there would shift the mean.
+# Minimum distance of colors from black and white: a texture that is clipped there would shift the mean.
 _MARGIN = 0.17
-_TEXTURE = 0.085  # standard deviation of a texture around its colour
+_TEXTURE = 0.085  # standard deviation of a texture around its color
 _RING = 6  # pixels around an object that count as adjoining
 
 
 def background(size: tuple[int, int], clutter: int, rng: Generator) -> tuple[Image, Image]:
-    """Returns a smooth colour gradient (h w 3), and the same with `clutter` untextured strokes and patches on it."""
+    """Returns a smooth color gradient (h w 3), and the same with `clutter` untextured strokes and patches on it."""
     h, w = size
     base = rng.uniform(0.32, 0.68, 3)
     coarse = (base + rng.normal(0, 0.05, (4, 4, 3))).clip(_MARGIN, 1 - _MARGIN).astype(np.float32)
@@ -51,20 +51,20 @@ def background(size: tuple[int, int], clutter: int, rng: Generator) -> tuple[Ima
 
 
 def surroundings(mask: Mask, objects: Mask) -> Mask:
-    """Returns the background within a few pixels of `mask` (h w), into which colour affinity would leak."""
+    """Returns the background within a few pixels of `mask` (h w), into which color affinity would leak."""
     grown = cv2.dilate(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * _RING + 1,) * 2))
     return grown.astype(bool) & ~objects
 
 
 def far_colour(beside: NDArray[np.float32], rng: Generator) -> NDArray[np.float32]:
-    """Returns a random colour that differs clearly from the colour `beside`."""
+    """Returns a random color that differs clearly from the color `beside`."""
     tries = rng.uniform(_MARGIN, 1 - _MARGIN, (64, 3))
     distance = np.linalg.norm(tries - beside, axis=1)
     return tries[_first(distance, 0.35)].astype(np.float32)
 
 
 def two_tones(beside: NDArray[np.float32], rng: Generator) -> NDArray[np.float32]:
-    """Returns a dark and a light colour (2 3), in random order, both unlike the colour `beside`."""
+    """Returns a dark and a light color (2 3), in random order, both unlike the color `beside`."""
     dark, light = rng.uniform(_MARGIN, 0.36, (64, 3)), rng.uniform(0.64, 1 - _MARGIN, (64, 3))
     distance = np.minimum(np.linalg.norm(dark - beside, axis=1), np.linalg.norm(light - beside, axis=1))
     best = _first(distance, 0.3)
@@ -73,7 +73,7 @@ def two_tones(beside: NDArray[np.float32], rng: Generator) -> NDArray[np.float32
 
 
 def _first(distance: NDArray[np.float64], enough: float) -> int:
-    """Index of the first value above `enough`, else of the largest; always the largest would give extreme colours."""
+    """Index of the first value above `enough`, else of the largest; always the largest would give extreme colors."""
     return int(np.argmax(distance >= enough)) if (distance >= enough).any() else int(np.argmax(distance))
 
 
@@ -109,10 +109,10 @@ def paint(
     colour: NDArray[np.float32] | None,
     rng: Generator,
 ) -> NDArray[np.float32] | None:
-    """Paint one object onto `canvas` in place; returns its colour if it is plain, for a twin to share.
+    """Paint one object onto `canvas` in place; returns its color if it is plain, for a twin to share.
 
     `alpha` (h w) is the object's coverage, `mask` (h w) its visible part, `objects` (h w) the union of all objects.
-    Mean and spread of the texture are normalised over the visible part, so that they carry no class information.
+    Mean and spread of the texture are normalized over the visible part, so that they carry no class information.
     """
     ring = surroundings(mask, objects)
     beside = (canvas[ring] if ring.any() else smooth[mask]).mean(axis=0)

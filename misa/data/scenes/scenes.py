@@ -1,7 +1,7 @@
 """Embedded data: synthetic scenes drawn from a seed, written as an ordinary COCO-layout folder. No download.
 
-The scenes are hard in the two ways of Figure 4: objects in the colour of the adjoining background (`camouflage`) and
-objects of strongly contrasting parts (`contrast`). Classes differ by outline and texture, never by colour. The masks
+The scenes are hard in the two ways of Figure 4: objects in the color of the adjoining background (`camouflage`) and
+objects of strongly contrasting parts (`contrast`). Classes differ by outline and texture, never by color. The masks
 are for evaluation only; training reads boxes and labels.
 
 Axes: n instance, h row, w column.
@@ -182,7 +182,7 @@ def _render(
     smooth, canvas = background(size, clutter, rng)
     colours: list[NDArray[np.float32] | None] = []
     for piece, mask, mode in zip(pieces, masks, modes, strict=True):
-        # Half of the touching pairs share their colour: they differ only in outline and phase of the texture.
+        # Half of the touching pairs share their color: they differ only in outline and phase of the texture.
         share = piece.twin is not None and rng.random() < 0.5
         colour = colours[piece.twin] if share and piece.twin is not None else None
         colours.append(
@@ -239,9 +239,9 @@ NAMED_SCENES = ("same_color_neighbors", "two_tone_object", "one_pixel_box", "no_
 def named_scene(name: str) -> Scene:
     """Draw a small, fixed scene that shows one case; see `NAMED_SCENES`.
 
-    same_color_neighbors: two objects in the colour of each other and of the background (Figure 4a);
+    same_color_neighbors: two objects in the color of each other and of the background (Figure 4a);
     two_tone_object: an object of a dark and a light part (4b); one_pixel_box; no_boxes;
-    touching_boxes: two objects of one class and colour whose boxes share an edge; odd_size: 97 x 131 pixels.
+    touching_boxes: two objects of one class and color whose boxes share an edge; odd_size: 97 x 131 pixels.
     """
     if name not in NAMED_SCENES:
         raise ValueError(f"there is no scene named {name!r}; the names are {', '.join(NAMED_SCENES)}.")

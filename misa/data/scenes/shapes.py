@@ -1,4 +1,4 @@
-"""Outlines and textures of the embedded classes, by which (and never by colour) the classes differ.
+"""Outlines and textures of the embedded classes, by which (and never by color) the classes differ.
 
 Axes: h row, w column. Outlines lie in [-1, 1] x [-1, 1] as (points, 2) arrays of (x, y); textures are in pixels.
 """
@@ -135,7 +135,7 @@ def stamp(label: int, diameter: float, rng: Generator) -> Grid:
 
 
 def texture(label: int, shape: tuple[int, ...], wavelength: float, rng: Generator) -> Grid:
-    """Returns the texture of a class (h w), randomly rotated and shifted; the caller normalises mean and spread."""
+    """Returns the texture of a class (h w), randomly rotated and shifted; the caller normalizes mean and spread."""
     angle = rng.uniform(0, 2 * np.pi)
     shift = rng.uniform(0, 20 * np.pi, 2)
     rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.float32) * np.float32(2 * np.pi / wavelength)

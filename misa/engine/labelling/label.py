@@ -59,7 +59,7 @@ _EDITION = 2  # version of masks and qualities: records of other versions are no
 
 @dataclass(frozen=True)
 class Job:
-    """Data, student and output of a labelling.
+    """Data, student and output of a labeling.
 
     data: in any format that `misa train` reads. out: the json to write. run: a student's run folder or exported file;
     if empty, `row` is trained from these boxes first, with `seed`. split: "train", "val" or "all".

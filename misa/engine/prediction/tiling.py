@@ -52,7 +52,7 @@ class _Piece(NamedTuple):
 
 
 def tiles(size: tuple[int, int], side: int, overlap: int) -> list[Tile]:
-    """Tile an image of `size` (h, w) by squares of `side` pixels; neighbours overlap by at least `overlap` pixels."""
+    """Tile an image of `size` (h, w) by squares of `side` pixels; neighbors overlap by at least `overlap` pixels."""
     if not 0 <= overlap < side:
         raise ValueError(f"overlap must be at least 0 and below side ({side}); got {overlap}.")
     rows, columns = (_starts(length, side, side - overlap) for length in size)
@@ -76,7 +76,7 @@ def find_tiled(
     score: float = 0.3,
     mask: float | None = None,
 ) -> Instances:
-    """Run `find` on tiles of `side` pixels, and merge instances that continue in neighbouring tiles.
+    """Run `find` on tiles of `side` pixels, and merge instances that continue in neighboring tiles.
 
     Instances of one class are merged if their masks agree in the overlap of two tiles; the highest score is kept. A
     tile must show enough of an object to find it: choose `side` several times larger than the objects. Tiles are

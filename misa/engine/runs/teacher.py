@@ -37,7 +37,7 @@ def load_teacher(path: str | Path, *, classes: Sequence[str] | None = None) -> T
     """Load the frozen network of a teacher's run folder or checkpoint, or torchvision's; `.prior(images)` is S and K.
 
     Only weights are loaded; no code in the file is executed. `classes` are the student's: the teacher must know exactly
-    these (torchvision's at least one), K has their order. Images are normalised as by `misa.data.pipeline`.
+    these (torchvision's at least one), K has their order. Images are normalized as by `misa.data.pipeline`.
     Raises UserError: no teacher there, or one for other data.
     """
     if str(path).startswith(TORCHVISION):
@@ -101,6 +101,6 @@ def _check_contract(path: Path, contract: TeacherContract, classes: Sequence[str
         )
     if contract.mean != MEAN or contract.std != STD:
         raise UserError(
-            f"the teacher {path} expects images normalised by {contract.mean} and {contract.std}, "
+            f"the teacher {path} expects images normalized by {contract.mean} and {contract.std}, "
             f"the student's are by {MEAN} and {STD}; train a teacher with this version."
         )

@@ -179,7 +179,7 @@ def _student_hooks(experiment: Experiment, seed: int, split: BatchSplit) -> list
 
 
 def distributed(experiment: Experiment) -> dict[str, Any]:
-    """mmengine's settings for several processes whose process group is already initialised."""
+    """mmengine's settings for several processes whose process group is already initialized."""
     cuda = get_device() == "cuda"
     wrapper: dict[str, Any] = {"type": MMDistributedDataParallel, "broadcast_buffers": False}
     if not cuda:

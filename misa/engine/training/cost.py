@@ -28,7 +28,7 @@ class Cost(Hook):
     seconds_per_step: median wall-clock time, data loading included, without the first step, which compiles.
     cpu_seconds_per_step: mean over steps of the main process's CPU time, all threads. memory_gib: peak memory allocated
     on the GPU; on a CPU the main process's peak, including earlier work such as training a teacher. All figures are the
-    main process's. Measuring does not synchronise with the GPU.
+    main process's. Measuring does not synchronize with the GPU.
     """
 
     def __init__(self, folder: str) -> None:

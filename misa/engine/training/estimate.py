@@ -7,7 +7,7 @@
 F is the number of FLOPs of an image's forward and backward pass in matrix products and convolutions, A the bytes of its
 activations saved for the backward pass. Both are counted in real steps of the row on two smaller images and
 extrapolated linearly in the number of pixels: grids and queries have a constant cost, maps grow. P is the number of
-parameters (weight, gradient and the optimiser's state, 8 bytes for AdamW, 4 for SGD), T the size of the teacher's
+parameters (weight, gradient and the optimizer's state, 8 bytes for AdamW, 4 for SGD), T the size of the teacher's
 weights. `peak` is the vendor's figure for dense products in the row's precision, u the utilization of it: measured as
 F / (seconds · peak) on a known GPU, otherwise assumed, which the report says. Not included: image loading (use enough
 workers), gradient all-reduce (overlaps with the backward pass), propagation and matching, temporary buffers of single
@@ -136,7 +136,7 @@ def measure(experiment: Experiment, *, sides: tuple[int, int] = (192, 320), devi
     if not 64 <= sides[0] < sides[1] or any(side % 32 for side in sides):
         raise UserError(f"sides are {sides}; give two multiples of 32 from 64, the smaller first.")
     logger = MMLogger.get_current_instance()
-    logger.setLevel("ERROR")  # otherwise it logs every initialised parameter
+    logger.setLevel("ERROR")  # otherwise it logs every initialized parameter
     classes = tuple(f"class {i}" for i in range(CLASSES[experiment.data]))
     warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")  # from mmdet's heads at their first call
     scratch = experiment.but(network={"pretrained": False}, augmentation={"jitter": None})

@@ -1,4 +1,4 @@
-"""mmengine config of an `Experiment`'s optimiser: weight decay, learning rates and precision."""
+"""mmengine config of an `Experiment`'s optimizer: weight decay, learning rates and precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +21,11 @@ from misa.models.students.table import implementation
 
 
 class _Clipped(OptimWrapper):
-    """Clips gradients without reading their norm, for whose log mmengine synchronises with the host at every step."""
+    """Clips gradients without reading their norm, for whose log mmengine synchronizes with the host at every step."""
 
     def _clip_grad(self) -> None:
         every = [p for group in self.optimizer.param_groups for p in group["params"]]
-        # error_if_nonfinite would synchronise too; `NaNGuard` checks the losses instead.
+        # error_if_nonfinite would synchronize too; `NaNGuard` checks the losses instead.
         torch.nn.utils.clip_grad_norm_([p for p in every if p.grad is not None], **self.clip_grad_kwargs)
 
 
@@ -78,7 +78,7 @@ WRAPPERS: dict[str, dict[str, Any]] = {
 
 
 def optimizer_config(experiment: Experiment, *, accumulate: int = 1) -> dict[str, Any]:
-    """Config of the optimiser wrapper; gradients are accumulated over `accumulate` micro-batches."""
+    """Config of the optimizer wrapper; gradients are accumulated over `accumulate` micro-batches."""
     schedule = experiment.schedule
     optimizer = {"type": AdamW, "lr": schedule.lr, "weight_decay": schedule.weight_decay}
     if schedule.optimizer == "sgd":
@@ -99,7 +99,7 @@ def optimizer_config(experiment: Experiment, *, accumulate: int = 1) -> dict[str
 
 
 def learning_rates(schedule: Schedule, steps: int) -> list[dict[str, Any]]:
-    """Configs of warm-up and decay; `steps`: optimiser steps per epoch."""
+    """Configs of warm-up and decay; `steps`: optimizer steps per epoch."""
     if schedule.decay == "cosine":
         last = schedule.epochs * steps
         decay = {"type": CosineAnnealingLR, "T_max": last, "end": last, "by_epoch": False}

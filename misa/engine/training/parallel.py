@@ -1,4 +1,4 @@
-"""Distributed training: initialise the process group, broadcast results, launch processes.
+"""Distributed training: initialize the process group, broadcast results, launch processes.
 
 There is one process per GPU, under torchrun or SLURM's srun; for tests also on a CPU under torchrun. `misa train --gpus
 N` starts torchrun on one machine. For several machines, start on each:
@@ -30,7 +30,7 @@ _LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe",
 
 
 def join(*, cuda: bool) -> None:
-    """Initialise the process group, unless it exists or there is only this process.
+    """Initialize the process group, unless it exists or there is only this process.
 
     mmengine's `init_dist` is not used: it requires a CUDA device, confuses the task count of a SLURM batch script with
     that of its step, and gives all trainings of a machine the same port.

@@ -46,7 +46,7 @@ class Preemption(Hook):
     A single process handles Ctrl-C in the same way, in a terminal and in a notebook; a second Ctrl-C ends it at once.
     Several processes get SIGTERM from their launcher when that receives Ctrl-C.
 
-    accumulate: micro-batches per optimiser step; partly accumulated gradients cannot be saved.
+    accumulate: micro-batches per optimizer step; partly accumulated gradients cannot be saved.
     """
 
     priority = "LOWEST"
@@ -60,7 +60,7 @@ class Preemption(Hook):
     def before_train(self, runner: Runner) -> None:
         """Install the handler, only in the main thread; `restored_signal` removes it."""
         if dist.is_initialized() and dist.get_world_size() > 1:
-            self.group = dist.new_group(backend="gloo")  # on the hosts: a collective on the GPU would synchronise
+            self.group = dist.new_group(backend="gloo")  # on the hosts: a collective on the GPU would synchronize
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._receive)
             # A background process of a shell script ignores Ctrl-C, and must continue to do so.

@@ -20,7 +20,7 @@ class WholeBatches(DefaultSampler):
 
     A batch has the same images for any world size and micro-batch.
 
-    dataset: the dataset. batch: images per optimiser step, over all processes. seed: of the order, together with the
+    dataset: the dataset. batch: images per optimizer step, over all processes. seed: of the order, together with the
     epoch.
     """
 
@@ -67,11 +67,11 @@ class EpochSeed(Hook):
 
 
 class StepClock(Hook):
-    """Passes the training's progress to the student before every optimiser step, for ramps and the EMA model.
+    """Passes the training's progress to the student before every optimizer step, for ramps and the EMA model.
 
     The step is the runner's, so that it is right after a resume.
 
-    seed: of the run. accumulate: micro-batches per optimiser step.
+    seed: of the run. accumulate: micro-batches per optimizer step.
     """
 
     def __init__(self, seed: int, accumulate: int = 1) -> None:
@@ -125,7 +125,7 @@ class ResumableState(Hook):
             return
         if (kept := _kept_on_host(runner)) is not None:
             kept.restore(checkpoint["kept_on_host"])
-        batches = len(runner.train_dataloader)  # saved after whole optimiser steps, so the division below is exact
+        batches = len(runner.train_dataloader)  # saved after whole optimizer steps, so the division below is exact
         meta, before = checkpoint["meta"], checkpoint.get("batches_per_epoch", batches)
         meta["iter"] = meta["iter"] * batches // before
         # The checkpoint is loaded to the training's device, but generators require their states on the CPU.
@@ -152,9 +152,9 @@ class RuntimeInfo(RuntimeInfoHook):
 
 
 class StepSchedulers(ParamSchedulerHook):
-    """mmengine's hook called once per optimiser step, so that accumulation does not change the learning rates.
+    """mmengine's hook called once per optimizer step, so that accumulation does not change the learning rates.
 
-    accumulate: micro-batches per optimiser step.
+    accumulate: micro-batches per optimizer step.
     """
 
     def __init__(self, accumulate: int = 1) -> None:

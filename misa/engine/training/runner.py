@@ -61,7 +61,7 @@ def run_id(folder: Path) -> str:
 def choose_device(machine: Machine) -> str:
     """Set threads and device, for which mmengine would use any available GPU, and return the device.
 
-    Initialises the process group if torchrun or SLURM has started several processes. UserError for missing GPUs.
+    Initializes the process group if torchrun or SLURM has started several processes. UserError for missing GPUs.
     """
     gpus = machine.gpus
     torch.set_num_threads(machine.threads)

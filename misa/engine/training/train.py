@@ -69,7 +69,7 @@ def train(
     infinite; Stopped: by SIGTERM, or because another process has ended; the same call resumes.
     """
     machine = machine or Machine()
-    require_buildable(experiment)  # a misspelt name is found before a teacher is trained
+    require_buildable(experiment)  # a misspelled name is found before a teacher is trained
     device = _device(experiment, machine)
     split = split_batch(experiment.schedule.batch, get_world_size(), machine.per_gpu)
     folder = Path(work_dir).expanduser().resolve()
@@ -154,7 +154,7 @@ def _device(experiment: Experiment, machine: Machine) -> str:
 
 
 def steps_of(experiment: Experiment, images: int) -> int:
-    """Optimiser steps of a whole training on so many images."""
+    """Optimizer steps of a whole training on so many images."""
     return experiment.schedule.epochs * (images // experiment.schedule.batch)
 
 

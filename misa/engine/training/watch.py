@@ -19,7 +19,7 @@ from misa.files import atomic_write
 
 
 class LossRecord(Hook):
-    """Writes the losses of every step to a jsonl file and to the loggers, buffered to rarely synchronise with a GPU.
+    """Writes the losses of every step to a jsonl file and to the loggers, buffered to rarely synchronize with a GPU.
 
     Losses are averaged over processes, which gives those of the whole batch. A resumed run first removes the lines of
     steps that it will repeat.
@@ -57,7 +57,7 @@ class LossRecord(Hook):
             partial.write_text("".join(line + "\n" for line in lines))
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Buffer the losses, detached to free the graph, and without reading them, which would synchronise."""
+        """Buffer the losses, detached to free the graph, and without reading them, which would synchronize."""
         losses = {name: value.detach() for name, value in (outputs or {}).items() if torch.is_tensor(value)}
         self.pending.append({"iter": runner.iter, "lr": runner.optim_wrapper.param_groups[0]["lr"], **losses})
         if len(self.pending) >= self.every:

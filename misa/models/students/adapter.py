@@ -10,7 +10,7 @@ class Adapter(nn.Module):
     """A 1x1 adaptation to the teacher's channels, then the projector 3x3 – ReLU – 3x3, without MGD's random mask.
 
     Unlike in MGD, the adaptation is kept if the channels are equal. All three convolutions have a bias and PyTorch's
-    initialisation.
+    initialization.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int) -> None:

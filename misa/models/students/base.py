@@ -62,7 +62,7 @@ class BoxMasks(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """Progress of a training: `iteration` of `total` optimiser steps, from 0, and the run's seed."""
+    """Progress of a training: `iteration` of `total` optimizer steps, from 0, and the run's seed."""
 
     iteration: int = 0
     total: int = 1
@@ -187,7 +187,7 @@ class BoxSupervised(nn.Module):
             raise Diverged(f"{error} {fix}") from error
 
     def begin_step(self, clock: Clock) -> None:
-        """Set the training's progress and update the EMA model; called before each optimiser step."""
+        """Set the training's progress and update the EMA model; called before each optimizer step."""
         self.clock = clock
         if self.memory is not None and self.memory.shadow is not None:
             first = clock.iteration == 0
@@ -203,7 +203,7 @@ class BoxSupervised(nn.Module):
         prepared = self.objective.prepare(images, given, own, generators)
         own_part = self.training_output(prepared.images, prepared.instances)
         positives, features, losses = _within(own_part.positives, prepared), own_part.features, own_part.losses
-        if images.device.type == "cpu" and not positives.mask_logits.isfinite().all():  # elsewhere it would synchronise
+        if images.device.type == "cpu" and not positives.mask_logits.isfinite().all():  # elsewhere it would synchronize
             raise Diverged(
                 f"the masks became NaN or infinite; lower the learning rate, in another {option_name('work_dir')}."
             )
@@ -319,7 +319,7 @@ def _truth(instances: list[InstanceData]) -> Truth:
 
 
 def _colors(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Denormalise images and average-pool them to `size` (h, w); RGB, 0..255."""
+    """Denormalize images and average-pool them to `size` (h, w); RGB, 0..255."""
     mean, std = (torch.tensor(values).view(3, 1, 1).to(images.device, non_blocking=True) for values in (MEAN, STD))
     return F.adaptive_avg_pool2d(images * std + mean, size)
 

@@ -37,7 +37,7 @@ def mmdet_file(file: str) -> ConfigDict:
 
 
 def preprocessor(experiment: Experiment) -> dict[str, Any]:
-    """Normalisation and padding; with large-scale jittering, padding to the whole square."""
+    """Normalization and padding; with large-scale jittering, padding to the whole square."""
     masks, augmentation = experiment.supervision == "mask", experiment.augmentation
     square = {"type": BatchFixedSizePad, "size": (augmentation.crop, augmentation.crop), "pad_mask": masks}
     return {

@@ -47,7 +47,7 @@ class BoxCondInstMaskHead(CondInstMaskHead):
     def predict_by_feat(
         self, mask_preds: list[Tensor], results_list: list[InstanceData], *args: Any, **kwargs: Any
     ) -> list[InstanceData]:
-        """mmdet's; with `test_cfg.rescore` scores are sqrt(sqrt(class · centre-ness) · `quality` of the mask)."""
+        """mmdet's; with `test_cfg.rescore` scores are sqrt(sqrt(class · center-ness) · `quality` of the mask)."""
         if self.test_cfg.get("rescore"):
             for found, logits in zip(results_list, mask_preds, strict=True):
                 masks = logits.reshape(-1, *logits.shape[-2:])
@@ -57,7 +57,7 @@ class BoxCondInstMaskHead(CondInstMaskHead):
 
 
 class BoxCondInstBboxHead(CondInstBboxHead):
-    """mmdet's FCOS head with targets computed from the host's boxes and labels, without synchronising with the host."""
+    """mmdet's FCOS head with targets computed from the host's boxes and labels, without synchronizing with the host."""
 
     def match(
         self, outputs: tuple[list[Tensor], ...], instances: list[InstanceData], at_most: int
@@ -105,7 +105,7 @@ class Place(NamedTuple):
 
 
 class MISACondInst(BoxSupervised, CondInst):
-    """CondInst as the student. Positive locations are sampled around the boxes' centres, as there are no masks."""
+    """CondInst as the student. Positive locations are sampled around the boxes' centers, as there are no masks."""
 
     bbox_head: BoxCondInstBboxHead
     mask_head: BoxCondInstMaskHead
@@ -120,7 +120,7 @@ class MISACondInst(BoxSupervised, CondInst):
         return _dense_feature(self, maps)
 
     def training_output(self, images: Tensor, instances: list[InstanceData], places: Any = None) -> StudentOutput:
-        """Positives are every box's locations with the highest class probability · centre-ness, about 64 per image.
+        """Positives are every box's locations with the highest class probability · center-ness, about 64 per image.
 
         places: one `Place` per image.
         """
@@ -153,7 +153,7 @@ class MISACondInst(BoxSupervised, CondInst):
         return StudentOutput(positives, _stretched(self, features), losses, places=places)
 
     def detect(self, images: Tensor, sizes: list[tuple[int, int]]) -> list[Detected]:
-        """mmdet's detections; scores are sqrt(class probability · centre-ness), as AdelaiDet's. In evaluation only."""
+        """mmdet's detections; scores are sqrt(class probability · center-ness), as AdelaiDet's. In evaluation only."""
         assert not self.training, "mmdet's head measures boxes in strides while it trains"
         maps = self.extract_feat(images)
         metas = [{"img_shape": size} for size in sizes]
@@ -194,7 +194,7 @@ def best(owner: Int[Tensor, " n"], score: Float[Tensor, " n"], at_most: int) -> 
     """Select an image's locations that predict masks: for every box the best `at_most` / boxes, at least one.
 
     AdelaiDet's rule for BoxInst: masks of all locations would not fit into memory. `owner`, the box of each location,
-    is on the host, so that counts are known without a synchronisation. Returns the indices of the locations, on the
+    is on the host, so that counts are known without a synchronization. Returns the indices of the locations, on the
     score's device, and their owners, on the host.
     """
     owners = owner.unique()

@@ -113,7 +113,7 @@ def find_by_mmdet(
 
 
 def within(part: Part, box: NDArray[np.float64]) -> Part:
-    """Remove the pixels whose centre is outside the box."""
+    """Remove the pixels whose center is outside the box."""
     x1, y1, x2, y2 = box
     rows, columns = part.top + np.arange(part.pixels.shape[0]) + 0.5, part.left + np.arange(part.pixels.shape[1]) + 0.5
     cut = part.pixels & ((rows >= y1) & (rows < y2))[:, None] & ((columns >= x1) & (columns < x2))[None]

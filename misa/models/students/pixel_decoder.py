@@ -1,6 +1,6 @@
 """Mask2Former's pixel decoder with the sizes of its maps on the host.
 
-mmdet keeps them on the device and reads them back in every layer, a dozen synchronisations in each step. Operations and
+mmdet keeps them on the device and reads them back in every layer, a dozen synchronizations in each step. Operations and
 results equal mmdet's bit for bit.
 
 Axes: b image · d channel · h row · w column · q query (all pixels of all levels, concatenated).
@@ -48,7 +48,7 @@ class HostSizedAttention(MultiScaleDeformableAttention):
 
 
 class PixelDecoder(MSDeformAttnPixelDecoder):
-    """mmdet's pixel decoder without synchronisation with the host."""
+    """mmdet's pixel decoder without synchronization with the host."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -30,7 +30,7 @@ from misa.ops.rays import RAYS, centre, contour, polygons, ray_lengths
 from misa.ops.transfer import on_host, to_device
 
 SMALLEST = 15  # minimum mask area in pixels of the network's input (published: of the original image) to be a target
-RADIUS = 1.5  # centre sampling: distance in strides within which a location is positive
+RADIUS = 1.5  # center sampling: distance in strides within which a location is positive
 LEAST = 0.5  # offset of the centerness in a score: its factor is (0.5 + centerness) / 1.5
 
 
@@ -136,7 +136,7 @@ def assigned(
     """Return the class of every location (p), and for positive ones distances to the box (n 4) and rays (n 36).
 
     All on the host. points (p 3): x, y and stride. ranges (p 2): of the largest distance to the box. A location is
-    positive for an object if it is within `RADIUS` strides of its centre and in its box; the smallest box wins.
+    positive for an object if it is within `RADIUS` strides of its center and in its box; the smallest box wins.
     """
     large = [g for g, mask in enumerate(truth.masks.masks) if np.count_nonzero(mask) >= SMALLEST]
     outlines = [contour(torch.from_numpy(truth.masks.masks[g])) for g in large]
@@ -165,7 +165,7 @@ def assigned(
 
 
 def _filled(corners: Tensor, size: tuple[int, int]) -> Tensor:
-    """Rasterise polygons (n 36 2), truncated to whole pixels and including their outlines, to masks (n h w)."""
+    """Rasterize polygons (n 36 2), truncated to whole pixels and including their outlines, to masks (n h w)."""
     masks = np.zeros((len(corners), *size), np.uint8)
     for mask, polygon in zip(masks, corners.cpu().numpy().astype(np.int32), strict=True):
         cv2.fillPoly(mask, [polygon.reshape(-1, 1, 2)], [1])

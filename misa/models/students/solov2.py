@@ -28,7 +28,7 @@ class Cells(NamedTuple):
 
     position: a cell's index into the concatenated levels of its image. instance: its box, within the image. counts:
     positive cells per image. targets (b cells): the class of every cell; the number of classes is the background.
-    centres: the index of the cell at each box's centre (`centre_cells`), positive or not.
+    centres: the index of the cell at each box's center (`centre_cells`), positive or not.
     """
 
     position: Tensor

@@ -57,7 +57,7 @@ def each_image(dense: tuple[Tensor, Tensor, Tensor]) -> list[Dense]:
 
 
 def peaks(scores: Float[Tensor, "p c"], grids: Sequence[int]) -> Float[Tensor, "p c"]:
-    """Set scores to 0 in cells that are below a neighbour to the left or above (SOLOv2's points NMS)."""
+    """Set scores to 0 in cells that are below a neighbor to the left or above (SOLOv2's points NMS)."""
     kept = []
     for level, grid in zip(scores.split([grid * grid for grid in grids]), grids, strict=True):
         square = level.T.reshape(1, -1, grid, grid)
@@ -130,7 +130,7 @@ def _weights(low: int, padded: int, inside: int, whole: int, like: Tensor) -> Te
 
 
 def enlarge(masks: Iterable[Float[Tensor, "h w"]], by: Enlargement, threshold: float) -> Iterable[Part]:
-    """Upsample masks to the image's size and binarise them at `threshold`; an empty mask gives an empty part."""
+    """Upsample masks to the image's size and binarize them at `threshold`; an empty mask gives an empty part."""
     for mask in masks:
         sure = mask > threshold
         # An interpolated value exceeds the threshold only if one of its pixels does.

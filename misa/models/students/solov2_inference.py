@@ -99,7 +99,7 @@ def find_boxes_by_cells(
 ) -> Instances:
     """Predict the mask of each box (n 4, within the image), and its label if the given one is None.
 
-    The cells at the centre of a box, on every level, propose masks. The fit of a proposal is the share of the box that
+    The cells at the center of a box, on every level, propose masks. The fit of a proposal is the share of the box that
     its extent fills times the share of its pixels inside; boxes and proposals are matched one to one with the largest
     total fit (Hungarian method). Masks are clipped to their box. The score is the fit times the mean foreground
     probability. A box without a fitting proposal is left out.
@@ -175,9 +175,9 @@ def _best_class(student: Student, view: View, cell: int) -> str:
 
 
 class DensePart(nn.Module):
-    """The network up to the dense outputs of every grid cell: normalisation, backbone, neck and head, no decoding.
+    """The network up to the dense outputs of every grid cell: normalization, backbone, neck and head, no decoding.
 
-    images: RGB (b 3 h w), float, 0..255; h and w multiples of 32. Padding is `mean`, which normalises to 0.
+    images: RGB (b 3 h w), float, 0..255; h and w multiples of 32. Padding is `mean`, which normalizes to 0.
     """
 
     mean: Tensor

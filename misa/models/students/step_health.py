@@ -13,7 +13,7 @@ ALIKE = 0.95  # minimum IoU of a mask with its box to count as box-shaped
 def mask_health(positives: Positives) -> dict[str, Tensor]:
     """`mask_fill`: mean of mask area inside the box over box area; `mask_is_box`: share of box-shaped masks.
 
-    Masks are binarised at 0.5. Both are 0 without positives.
+    Masks are binarized at 0.5. Both are 0 without positives.
     """
     with torch.no_grad():
         masks, boxes = positives.mask_logits > 0, positives.box_masks.bool()

@@ -19,7 +19,7 @@ class Implementation(NamedTuple):
     """Implementation of a student framework, a variable of that name in its file.
 
     config: returns the detector's mmengine config for a row and the names of the data's classes.
-    parameter_groups: returns `custom_keys` of mmengine's optimiser: parameters with another learning rate or decay.
+    parameter_groups: returns `custom_keys` of mmengine's optimizer: parameters with another learning rate or decay.
     dense_feature: computes I of Eq. 2 (b d h w) from the detector and its maps; None if it has none.
     find: predicts in RGB images; takes score, mask and per_image as `misa.engine.prediction.student.find`.
     find_boxes: predicts masks of known boxes of an image, each with a label or None, given `mask`; None: predicted

@@ -14,11 +14,11 @@ from misa.ops.readings import Classifier
 
 
 class TeacherContract(NamedTuple):
-    """Classes and input normalisation of a teacher.
+    """Classes and input normalization of a teacher.
 
     classes: names of the foreground categories, in the order of `SemanticPrior.saliency_factors`.
     background: row of the classifier for the background.
-    mean, std: statistics of RGB, 0..255, by which input images are normalised.
+    mean, std: statistics of RGB, 0..255, by which input images are normalized.
     """
 
     classes: tuple[str, ...]
@@ -54,7 +54,7 @@ class TeacherNetwork(nn.Module):
     contract: TeacherContract
 
     def forward(self, images: Tensor) -> SemanticMaps:
-        """Return S, logits and stage logits at stride 4 of normalised images (b 3 h w)."""
+        """Return S, logits and stage logits at stride 4 of normalized images (b 3 h w)."""
         raise NotImplementedError
 
     def prior(self, images: Tensor) -> SemanticPrior:

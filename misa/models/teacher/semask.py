@@ -33,7 +33,7 @@ class SeMask(TeacherNetwork):
     windows: attention window of each stage, None for the whole map; see `stage_windows` for the published choice.
     residual: "input" keeps a pretrained backbone unchanged at first, "norm" is the published form for Swin.
     background: row of the classifier for the background; by default the last.
-    or_scratch: initialise at random if the pretrained weights cannot be loaded.
+    or_scratch: initialize at random if the pretrained weights cannot be loaded.
 
     The state dict contains the class names, the background's row and the input's mean and std (`contract`); loading a
     checkpoint with others is an error.
@@ -81,7 +81,7 @@ class SeMask(TeacherNetwork):
         self.register_buffer("foreground", torch.tensor(rows), persistent=False)
 
     def forward(self, images: Tensor) -> SemanticMaps:
-        """Return S, logits and summed stage logits at stride 4 of normalised images (b 3 h w) of any size."""
+        """Return S, logits and summed stage logits at stride 4 of normalized images (b 3 h w) of any size."""
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"SeMask takes images of shape (b, 3, h, w): they are {tuple(images.shape)}.")
         scores: list[Tensor] = []

@@ -28,7 +28,7 @@ def network_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDi
 
 
 def build_teacher(experiment: Experiment, classes: tuple[str, ...]) -> TeacherNetwork:
-    """Build the network of a teacher's row, initialised for training."""
+    """Build the network of a teacher's row, initialized for training."""
     network: TeacherNetwork = MODELS.build(network_config(experiment, classes))
     return network
 

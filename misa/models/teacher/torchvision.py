@@ -78,7 +78,7 @@ class TorchvisionTeacher(TeacherNetwork):
     def prior(self, images: Tensor) -> SemanticPrior:
         """Return the feature before the last 1x1 convolution at stride 4 (bilinear) and that layer's rows of `classes`.
 
-        `images` (b 3 h w) are normalised by the contract; runs without gradient and in eval mode.
+        `images` (b 3 h w) are normalized by the contract; runs without gradient and in eval mode.
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"TorchvisionTeacher takes images of shape (b, 3, h, w): they are {tuple(images.shape)}.")

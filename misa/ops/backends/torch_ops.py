@@ -1,4 +1,4 @@
-"""Backend in torch operations: any device, a fixed number of rounds, no synchronisation with the device.
+"""Backend in torch operations: any device, a fixed number of rounds, no synchronization with the device.
 
 The same functions as `cpu` and `cuda.operations`.
 
@@ -367,7 +367,7 @@ def window_affinity(
     offsets: Sequence[tuple[int, int]],
     groups: Sequence[Sequence[Layer]],
 ) -> Float[Tensor, "g k h w"]:
-    """Return Â of every group to the centre, to `offsets` and to their opposites, in this order; 0 at padding.
+    """Return Â of every group to the center, to `offsets` and to their opposites, in this order; 0 at padding.
 
     Layers of several groups with the same values, the categories of one image, share the squared differences: one
     matrix product per offset serves them all (Eq. 12).

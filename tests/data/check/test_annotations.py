@@ -554,8 +554,8 @@ def grey(pixels: np.ndarray) -> Image.Image:
 
 
 ODD: dict[str, tuple[Callable[[np.ndarray], Image.Image], str, str]] = {
-    "grey": (grey, "x.png", "note: {}, image 7: the file {} is grey"),
-    "grey jpeg": (grey, "x.jpg", "note: {}, image 7: the file {} is grey"),
+    "grey": (grey, "x.png", "note: {}, image 7: the file {} is gray"),
+    "grey jpeg": (grey, "x.jpg", "note: {}, image 7: the file {} is gray"),
     "alpha": (
         lambda p: Image.fromarray(p).convert("RGBA"),
         "x.png",

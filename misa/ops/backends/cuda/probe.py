@@ -12,7 +12,7 @@ def _double(x, SIZE: tl.constexpr):
 
 
 def doubles(device: str) -> bool:
-    """Return whether a kernel computes 2 · 1 = 2 on a device; synchronises with it."""
+    """Return whether a kernel computes 2 · 1 = 2 on a device; synchronizes with it."""
     x = torch.ones(16, device=device)
     _double[(1,)](x, SIZE=16)
     return bool((x == 2).all())

@@ -2,7 +2,7 @@
 
 Every cluster links across its shortest edge under the total order (length, edge number). Real images need seven or
 eight rounds. The first rounds are three launches each over all edges or pixels; a tree that needs more is finished by
-one program, so that the number of launches is fixed and the host never synchronises with the device.
+one program, so that the number of launches is fixed and the host never synchronizes with the device.
 """
 
 import torch
@@ -22,7 +22,7 @@ WIDE = 9  # rounds with all programs, one more than any real image needed so far
 
 @triton.jit
 def _begin(label, best, chosen, active, turns, p, m, BLOCK: tl.constexpr):
-    """Initialise: every pixel is a cluster, no edge is chosen, the first round is active."""
+    """Initialize: every pixel is a cluster, no edge is chosen, the first round is active."""
     g = tl.program_id(1).to(tl.int64)
     v = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(label + g * p + v, v, mask=v < p)

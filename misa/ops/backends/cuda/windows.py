@@ -34,7 +34,7 @@ def _weights(
     distance, known, precision, shares, uses, valid, images, offsets, planes, half, h, w,
     L: tl.constexpr, KNOWN: tl.constexpr, PRODUCT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write Â of group g plane by plane: 1 / its sum, then the centre, the offsets and their opposites.
+    """Write Â of group g plane by plane: 1 / its sum, then the center, the offsets and their opposites.
 
     Â combines L layers; for a PRODUCT their exponents are added. If KNOWN, `known` holds the last one's distances.
     """
@@ -119,7 +119,7 @@ def window_planes(
     product: bool = False,
     near: Near | None = None,
 ) -> Float[Tensor, "g k h w"]:
-    """Return per group 1 / Σ Â, then Â to the centre, to the offsets (k 2) and to their opposites.
+    """Return per group 1 / Σ Â, then Â to the center, to the offsets (k 2) and to their opposites.
 
     Layers with the same values, the categories of an image, share one pass over them; with the same factors too, as
     for colors, they share the distances. `near` has the distances of every group's last layer.

@@ -2,7 +2,7 @@
 
 Each file of loops is self-contained: numba recompiles a cached loop if its own file changed, but not if the file of a
 helper did. Computed indices are unsigned: numba would otherwise test each for negative indexing, which prevents
-vectorisation.
+vectorization.
 """
 
 import pickle

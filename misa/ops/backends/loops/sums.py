@@ -24,7 +24,7 @@ MERGES = "Tuple((u4[::1], u4[::1], u4[::1], f4[::1], i8))"
 
 @helper
 def exp_minus(s: float) -> float:
-    """Return exp(−s) for 0 ≤ s < 700, relative error below 1e-10: 2^k times a polynomial, so that loops vectorise."""
+    """Return exp(−s) for 0 ≤ s < 700, relative error below 1e-10: 2^k times a polynomial, so that loops vectorize."""
     k = np.int64(-s * LOG2E - 0.5)
     r = -s - k * LN2
     p = 1.0 + r * (1.0 / 9.0)
