@@ -12,6 +12,8 @@ import pytest
 from misa.cli import main
 from misa.commands import doctor
 from misa.commands.doctor import Doctor, Finding
+from tests.data.formats.test_round_trip import SCENES
+from tests.data.formats.writers import WRITERS
 
 NAMES = ["Python", "torch", "torchvision", "mmdet", "mmcv ops", "propagation", "Jupyter", "papermill", "disk", "data"]
 
@@ -327,12 +329,29 @@ def test_folders_that_are_no_data(tmp_path):
     for root, detail in (
         (tmp_path / "nowhere", "is not there"),
         (file, "is a file"),
-        (tmp_path, "has neither COCO nor VOC2012 layout: it holds coco.zip"),
+        (tmp_path, "has no annotations that misa reads: it holds coco.zip"),
     ):
         finding = doctor.check_data_root(root)
         assert not finding.ok
         assert finding.detail == f"{root} {detail}"
         assert "instances_train2017.json" in finding.advice
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_every_format_that_is_trained_on_is_accepted(form, tmp_path):
+    WRITERS[form][0](tmp_path / "my data", SCENES)
+    finding = doctor.check_data_root(tmp_path / "my data")
+    assert finding.ok, str(finding)
+    assert "COCO layout" in finding.detail or f"misa check '{tmp_path}/my data'" in finding.advice
+
+
+def test_a_file_of_annotations_is_accepted_and_an_ambiguous_folder_is_not(tmp_path):
+    (tmp_path / "boxes.csv").write_text("image,x1,y1,x2,y2,label\n")
+    assert doctor.check_data_root(tmp_path / "boxes.csv").detail.endswith("in the format csv: 1 file")
+    (tmp_path / "more.csv").write_text("image,x1,y1,x2,y2,label\n")
+    finding = doctor.check_data_root(tmp_path)
+    assert not finding.ok
+    assert "several csv files (boxes.csv, more.csv)" in finding.detail
 
 
 def test_data_roots_come_from_the_arguments_or_the_environment(monkeypatch, coco, tmp_path):

@@ -11,6 +11,7 @@ import importlib
 import io
 import os
 import platform
+import shlex
 import shutil
 import sys
 import warnings
@@ -49,7 +50,7 @@ def examine(data_roots: Sequence[str | Path] = ()) -> list[Finding]:
 
     Imports torch, mmdet and papermill, and computes a few numbers on the device. Writes nothing.
 
-    data_roots: folders that should hold a data set in COCO or VOC2012 layout.
+    data_roots: folders or files that should hold a data set in any format of docs/data.md, or VOC2012.
     """
     findings = [
         finding_of("Python", check_python, "use Python 3.11, 3.12 or 3.13, in a new virtual environment"),
@@ -74,7 +75,7 @@ class Doctor(Parameters):
     """Options of `misa doctor`."""
 
     data_root: tuple[str, ...] = option(
-        (), "folders in COCO or VOC2012 layout (default: those of MISA_DATA, separated as in PATH)"
+        (), "data in any format of docs/data.md, or VOC2012 (default: that of MISA_DATA, separated as in PATH)"
     )
 
 
@@ -278,9 +279,31 @@ def check_disk() -> Finding:
 
 
 def check_data_root(root: Path) -> Finding:
-    """Check which data set a folder holds, by file names only; `misa check` examines the contents."""
-    name, root = "data", root.expanduser()
-    advice = "name the folder that holds annotations/instances_train2017.json and train2017/ (COCO), or VOC2012/"
+    """Check which data set a folder or file holds, mostly by file names; `misa check` examines the contents."""
+    from misa.data.formats.coco import DataError
+    from misa.data.formats.convert import find_format
+    from misa.data.formats.table import FORMATS
+
+    root = root.expanduser()
+    finding = _published(root)
+    if finding.ok or any(root.glob("annotations/instances_*2017.json")):
+        return finding
+    try:
+        found = find_format(root)
+    except DataError as error:
+        return Finding("data", False, str(error), f"misa check {shlex.quote(str(root))}")
+    if found is None:
+        return finding
+    name = next(name for name, row in FORMATS.items() if row is found[0])
+    files = counted(len({file for part in found[1] for file in part.files}), "file")
+    detail = f"{root} has annotations in the format {name}: {files}"
+    return Finding("data", True, detail, f"misa check {shlex.quote(str(root))} examines them")
+
+
+def _published(root: Path) -> Finding:
+    """Look for COCO's own layout and VOC2012, as they are published."""
+    name = "data"
+    advice = "docs/data.md shows every format; COCO's is annotations/instances_train2017.json and train2017/"
     if not root.is_dir():
         return Finding(name, False, f"{root} is {'a file' if root.exists() else 'not there'}", advice)
     for folder in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
@@ -290,7 +313,7 @@ def check_data_root(root: Path) -> Finding:
     if not splits:
         names = sorted(path.name for path in root.iterdir())
         listing = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") if names else "nothing"
-        return Finding(name, False, f"{root} has neither COCO nor VOC2012 layout: it holds {listing}", advice)
+        return Finding(name, False, f"{root} has no annotations that misa reads: it holds {listing}", advice)
     places = {split: [root / split, root / "images" / split] for split in splits}
     images = {split: next(filter(Path.is_dir, folders), None) for split, folders in places.items()}
     bare = [split for split, folder in images.items() if folder is None]
