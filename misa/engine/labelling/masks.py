@@ -78,13 +78,15 @@ def answers(student: Student, image: Image, boxes: NDArray[np.float64], labels: 
     quality = mask_quality(masks.cpu(), spread.cpu(), inside.cpu(), threshold=least)
     by = enlargement((h, w), stride=stride, resized=resized, original=size, like=masks)
     parts = (within(part, box) for part, box in zip(enlarge(masks, by, least), boxes, strict=True))
-    return [_answer(part, box, float(q)) for part, box, q in zip(parts, boxes, quality, strict=True)]
+    return [or_box(part, box, float(q)) for part, box, q in zip(parts, boxes, quality, strict=True)]
 
 
-def _answer(part: Part, box: NDArray[np.float64], quality: float) -> BoxMask:
-    """The mask, or, if it is almost empty, all pixels that the box touches."""
-    left, top = (int(side) for side in np.floor(box[:2]))
-    right, bottom = (int(side) for side in np.ceil(box[2:]))
+def or_box(part: Part, box: NDArray[np.float64], quality: float) -> BoxMask:
+    """Returns the mask, or, if it is almost empty, all pixels that the box (x1 y1 x2 y2) touches."""
+    near = np.round(box, 2)  # without the rounding errors of shares of the image, which have six decimals
+    near = near if (np.ceil(near[2:]) > np.floor(near[:2])).all() else box
+    left, top = (int(side) for side in np.floor(near[:2]))
+    right, bottom = (int(side) for side in np.ceil(near[2:]))
     whole = Part(top, left, np.ones((bottom - top, right - left), bool))
     if part.pixels.sum() < FALLBACK * whole.pixels.size:
         return BoxMask(whole, FALLBACK_QUALITY, True)

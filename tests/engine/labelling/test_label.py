@@ -17,10 +17,10 @@ from scipy.stats import spearmanr
 
 from misa.cli import main
 from misa.data.images import read_image
-from misa.data.rle import decode, encode
+from misa.data.rle import Part, decode, encode
 from misa.engine.labelling.annotations import Mask, labelled
 from misa.engine.labelling.label import Form, Job, label
-from misa.engine.labelling.masks import FALLBACK_QUALITY, answers
+from misa.engine.labelling.masks import FALLBACK_QUALITY, answers, or_box
 from misa.engine.prediction.shares import Share
 from misa.engine.prediction.student import load_student
 from misa.engine.training.train import train
@@ -242,6 +242,27 @@ def test_crowds_stay_and_boxes_that_cannot_have_a_mask_are_counted(small_run, da
     assert rows[1]["quality"] == FALLBACK_QUALITY
     assert rows[1]["segmentation"] == [[5.0, 6.0, 6.0, 6.0, 6.0, 7.0, 5.0, 7.0]]
     assert done.fallback >= 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(640, 427), (4000, 3000)])
+def test_a_box_in_shares_of_the_image_is_replaced_by_its_own_pixels(width, height):
+    """Six decimals, as YOLO's tools write them, add no column or row of pixels."""
+    nothing, rng = Part(0, 0, np.zeros((1, 1), bool)), np.random.default_rng(0)
+    for _ in range(200):
+        (left, right), (top, bottom) = (np.sort(rng.choice(side + 1, 2, replace=False)) for side in (width, height))
+        shares = [(left + right) / 2 / width, (top + bottom) / 2 / height]
+        shares += [(right - left) / width, (bottom - top) / height]
+        x, y, w, h = np.round(shares, 6)
+        box = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * [width, height, width, height]
+        part = or_box(nothing, np.clip(box, 0, [width, height] * 2), 0.9).part
+        assert (part.left, part.top, part.pixels.shape) == (left, top, (bottom - top, right - left))
+
+
+@pytest.mark.parametrize("box", [[0, 3, 0.004, 4], [6.998, 3, 7, 4], [2.999, 3.2, 3.002, 3.4], [2.4, 3.6, 4.6, 5.4]])
+def test_a_thin_box_is_replaced_by_all_pixels_that_it_touches(box):
+    part = or_box(Part(0, 0, np.zeros((1, 1), bool)), np.array(box), 0.9).part
+    (left, top), (right, bottom) = np.floor(box[:2]), np.ceil(box[2:])
+    assert (part.left, part.top, part.pixels.shape) == (left, top, (bottom - top, right - left))
 
 
 @pytest.mark.parametrize("tolerance", [None, 0.0, 1.0, 40.0])
