@@ -473,11 +473,11 @@ class SceneView:
         return {}
 
     def _full(self, maps: Tensor) -> NDArray[np.float32]:
-        """Resize maps (n h w) to the size of the image, bilinearly."""
+        """Resize maps (n h w) to the size of the image, bilinearly, without rounding errors beyond 0 and 1."""
         whole = torch.nn.functional.interpolate(
             maps[None].float(), size=self.size, mode="bilinear", align_corners=False
         )
-        return np.asarray(whole[0].numpy(), dtype=np.float32)
+        return np.asarray(whole[0].clamp(0, 1).numpy(), dtype=np.float32)
 
 
 def as_images(images: Images | Sequence[Images]) -> tuple[list[NDArray[np.uint8]], bool]:

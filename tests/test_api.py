@@ -18,6 +18,7 @@ from misa.cli import main
 from misa.engine.reports.explore import trained
 from misa.engine.runs.checkpoints import newest
 from misa.errors import UserError, counted
+from misa.ops.seed_affinity import SeedField
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +202,15 @@ def test_the_affinity_is_that_of_the_seeds_cell(scene):
         assert 0 <= values.min() <= values.max() <= 1
     assert (scene.affinity((60, 50), "color", tree=True) != color).any()
     assert (scene.affinity((60, 50), "sepa", semantic_scale=0.5) != scene.affinity((60, 50), "sepa")).any()
+
+
+def test_rounding_errors_beyond_0_and_1_are_cut_off(scene, monkeypatch):
+    for value in (1.0000029, -3e-7, 0.25):
+        masks = {"color": torch.full(scene.example.colors.shape[-2:], value)}
+        monkeypatch.setattr(SeedField, "masks", lambda *_, masks=masks, **__: masks)
+        found = scene.propagate(kind="color")
+        assert 0 <= found.min() <= found.max() <= 1
+        np.testing.assert_allclose(found, value, atol=1e-5)
 
 
 def test_masks_stay_in_their_boxes_and_a_seed_gives_one(scene):
