@@ -17,10 +17,10 @@ from misa.errors import counted
 from misa.figures.overlay import overlay, whole
 from misa.figures.style import COLORS, Picture
 
-LABEL = 5
-"""Font size of an object's label, in points."""
+LABELS = (7, 6, 5)
+"""Font sizes of an image's labels, in points: the first with which each has room at its box, or the last."""
 
-_LETTER, _LINE = 0.03, 0.061  # width and height of a letter relative to the longer side of an image in a grid
+_LETTER, _LINE = 0.03, 0.061  # width and height of the smallest letter, relative to an image's longer side in a grid
 
 _Extent = tuple[float, float, float, float]
 _Corners = Sequence[float] | NDArray[np.float64]
@@ -51,23 +51,33 @@ def draw_objects(
     places: list[_Corners] = list(() if boxes is None else boxes)
     if boxes is None:
         places += [(left, top, left + pixels.shape[1], top + pixels.shape[0]) for top, left, pixels in parts]
-    taken: list[_Extent] = []
-    bare = []
-    for i, text in enumerate(labels or ()):
-        place = _place(text, places[i], image.shape[:2], taken, places)
+    for size in LABELS:
+        taken: list[_Extent] = []
+        found = [
+            _place(text, places[i], image.shape[:2], taken, places, scale=size / LABELS[-1])
+            for i, text in enumerate(labels or ())
+        ]
+        if None not in found:
+            break
+    for i, (text, place) in enumerate(zip(labels or (), found, strict=True)):
         if place is None:
-            bare.append(i)
             continue
         x, y, side = place
         number = i if colors is None else colors[i]
         face = number if isinstance(number, str) else COLORS[number % len(COLORS)]
-        axes.text(x, y, text, fontsize=LABEL, color="white", ha=side, va="bottom", clip_on=True,
+        axes.text(x, y, text, fontsize=size, color="white", ha=side, va="bottom", clip_on=True,
                   bbox={"facecolor": face, "edgecolor": "none", "pad": 0.8})  # fmt: skip
-    return bare
+    return [i for i, place in enumerate(found) if place is None]
 
 
 def _place(
-    text: str, box: _Corners, size: tuple[int, ...], taken: list[_Extent], boxes: Sequence[_Corners]
+    text: str,
+    box: _Corners,
+    size: tuple[int, ...],
+    taken: list[_Extent],
+    boxes: Sequence[_Corners],
+    *,
+    scale: float,
 ) -> tuple[float, float, str] | None:
     """Returns the position of a label (x, y of its lower end) and its alignment, or None if there is no room for it.
 
@@ -75,7 +85,7 @@ def _place(
     to which it is added, and off the centers of all `boxes`, so that a crowd of small boxes remains visible.
     """
     height, width = size
-    side = max(size)
+    side = max(size) * scale
     line, across = _LINE * side, min(_LETTER * len(text) * side, width)
     right = box[0] + box[2] > width
     left = min(max(box[2] - across, 0.0), width - across) if right else max(min(box[0], width - across), 0.0)

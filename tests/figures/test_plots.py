@@ -272,6 +272,17 @@ def test_labels_stay_within_a_small_picture(left, width):
     assert label.x1 <= picture.x1 + 3
 
 
+def test_labels_are_as_large_as_all_of_them_have_room_for():
+    axes = Picture(figsize=(1.75, 1.75)).subplots(1, 2)
+    image = np.zeros((128, 128, 3), np.uint8)
+    few = np.array([[10.0, 40, 60, 90]])
+    crowd = np.array([[10.0 + 30 * i, 40 + 12 * k, 38 + 30 * i, 50 + 12 * k] for i in range(4) for k in range(5)])
+    assert draw_objects(axes[0], image, boxes=few, labels=["cat"]) == []
+    draw_objects(axes[1], image, boxes=crowd, labels=["person"] * len(crowd))
+    assert [text.get_fontsize() for text in axes[0].texts] == [7]
+    assert {text.get_fontsize() for text in axes[1].texts} == {5}
+
+
 def test_images_of_a_row_begin_at_one_height():
     images = [np.zeros((*size, 3), np.uint8) for size in ((60, 40), (30, 60))]
     samples = [{"image": image, "masks": np.zeros((0, *image.shape[:2]), bool), "title": "7"} for image in images]
