@@ -5,7 +5,6 @@
 example: misa tables 3 --data demo --seeds 5 --run
 """
 
-import re
 from typing import Any, Literal
 
 from misa.commands import _shared as shared
@@ -50,7 +49,7 @@ class Tables(Parameters):
 def run(options: Tables) -> int:
     """Train missing runs if requested, then print the table."""
     shared.require_folder(options.save, "save")
-    from misa.engine.reports.tables import how_counted, open_table, summary
+    from misa.engine.reports.tables import file_name, how_counted, open_table, summary
 
     table = open_table(**options.table_options())
     if options.run:
@@ -63,6 +62,6 @@ def run(options: Tables) -> int:
         print(summary(table.every_job()) + ("; --run trains what is missing" if missing else ""))
         print(how_counted(table.every_job()), end="")
     if options.save:
-        name = re.sub(r"[^\w.-]+", "_", f"table{options.table}_{options.data}")
+        name = file_name(options.table, options.data, smoke=options.smoke)
         print(*table.save(options.save, name), sep="\n")
     return 0

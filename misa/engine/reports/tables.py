@@ -1,6 +1,7 @@
 """Tables 3-5: the paper's results beside ours, with confidence intervals; rows without a run are marked."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from misa.engine.runs.places import default_folder
+from misa.engine.runs.state import SMOKE
 from misa.engine.training import sweep
 from misa.engine.training.sweep import Job, plan
 from misa.errors import UserError
@@ -42,6 +44,7 @@ class Table:
     printed_on: str = ""
     detailed: bool = False
     teachers: bool = False  # scored by mean IoU
+    smoke: bool = False
 
     @property
     def rows(self) -> list[str]:
@@ -117,6 +120,7 @@ class Table:
         detailed = self.detailed and any(found)
         boxes = any("bbox" in metrics and "segm" not in metrics for metrics in found)
         title = f"{self.title}; AP of boxes, since the data has no masks" if boxes else self.title
+        title = f"{title}. SMOKE RUNS: {SMOKE.partition(': ')[2].rstrip('.')}" if self.smoke else title
         if kind == "text":
             more = f"\n\n{self._legend()}\n{self.details().to_string()}" if detailed else ""
             return f"{title}\n{text.to_string()}{more}"
@@ -251,7 +255,14 @@ def open_table(
     sweep.require_own_runs(job for runs in jobs.values() for job in runs)
     labels = {names[row]: label for row, label in comparison.rows.items()}
     detailed = details or comparison.details
-    return Table(comparison.title, labels, names[comparison.baseline], jobs, paper, printed_on, detailed, teachers)
+    return Table(
+        comparison.title, labels, names[comparison.baseline], jobs, paper, printed_on, detailed, teachers, smoke
+    )
+
+
+def file_name(table: int | str, data: str, *, smoke: bool) -> str:
+    """Name of a table's files, without suffix; smoke runs do not overwrite a table of results."""
+    return re.sub(r"[^\w.-]+", "_", f"table{table}_{data}{'_smoke' if smoke else ''}")
 
 
 def _comparison(number: str) -> tuple[str, Comparison]:

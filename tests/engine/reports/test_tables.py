@@ -18,7 +18,7 @@ import torch
 from scipy import stats
 
 from misa.cli import main
-from misa.engine.reports.tables import how_counted, open_table, summary
+from misa.engine.reports.tables import file_name, how_counted, open_table, summary
 from misa.engine.runs.places import default_folder
 from misa.engine.training import sweep
 from misa.engine.training.sweep import Job, plan, run, spread
@@ -240,6 +240,15 @@ def test_a_run_that_is_moved_to_the_tables_root_is_counted(tmp_path, capsys):
     place(other, "data")
     assert open_table("demo:box", seeds=1, root=root).figures()["AP"].tolist() == [26.0]
     assert how_counted([mine]) == ""
+
+
+def test_a_table_of_smoke_runs_says_so(tmp_path):
+    table, real = (open_table("demo:box", seeds=1, root=tmp_path, smoke=smoke) for smoke in (True, False))
+    for kind in ("text", "html", "latex"):
+        assert "SMOKE RUNS: two training steps" in table.render(kind)
+        assert "SMOKE" not in real.render(kind)
+    assert file_name("demo:box", "demo", smoke=True) == "tabledemo_box_demo_smoke"
+    assert file_name(3, "voc", smoke=False) == "table3_voc"
 
 
 def test_teachers_are_compared_by_mean_iou(tmp_path):
