@@ -48,14 +48,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(missing(path, "checkpoint", "give a run folder or a file of its checkpoints folder"))
-    if zipfile.is_zipfile(path) and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
-        raise UserError(
-            f"{path} is a TorchScript program; give a run folder, or a file of misa export without --torchscript."
-        )
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                    raise UserError(
+                        f"{path} is a TorchScript program; give a run, or what misa export writes without it."
+                    )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of a file that torch did not write
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError:  # its text advises weights_only=False, which would execute code in the file
         raise UserError(f"{path} cannot be read as a checkpoint; give one made by misa train.") from None
     except Exception as error:  # torch raises many kinds for a truncated or foreign file

@@ -202,9 +202,16 @@ def test_a_strangers_card_is_judged_before_anything_is_built(exported, tmp_path,
 def test_a_torchscript_program_is_no_checkpoint(tmp_path, recwarn):
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "student.ts")
     recwarn.clear()
-    with pytest.raises(UserError, match=r"student\.ts is a TorchScript program; give a run folder, or a file of misa"):
+    with pytest.raises(UserError, match=r"student\.ts is a TorchScript program; give a run, or what misa export"):
         load_student(tmp_path / "student.ts")
     assert not recwarn
+
+
+def test_a_damaged_archive_is_a_sentence(exported, tmp_path):
+    """Its end says that it is a zip file, and its list of files cannot be read."""
+    (tmp_path / "x.pth").write_bytes(exported.read_bytes().replace(b"PK\x01\x02", b"PK\x01\x03"))
+    with pytest.raises(UserError, match=r"x\.pth cannot be read as a checkpoint"):
+        load_student(tmp_path / "x.pth")
 
 
 def card(content, **changes):
