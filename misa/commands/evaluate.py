@@ -44,10 +44,13 @@ def run(options: Evaluate) -> int:
     if options.separation:
         from misa.engine.reports.separation import teacher_separation
         from misa.engine.runs.folder import score_table
+        from misa.engine.runs.state import warn
 
         measured = teacher_separation(
             options.run, checkpoint=options.checkpoint or None, data_root=options.data_root or None
         )
+        if not options.checkpoint:
+            warn(measured.folder, measured.experiment, checkpoint=measured.checkpoint)
         print(f"{heading(measured)}\n\n{score_table(measured.metrics)}")
         return 0
     if options.test_dev:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from misa.data.dataset import OrderedCOCO
 from misa.data.pipeline import network_input
 from misa.data.source import Source
-from misa.engine.reports.evaluate import load_run
+from misa.engine.runs.checkpoints import last_checkpoint
 from misa.engine.runs.folder import Run, opened
 from misa.engine.runs.teacher import load_teacher
 from misa.errors import UserError
@@ -34,13 +34,13 @@ def teacher_separation(
     All maps are at stride 4, as in the losses: color is the network's input resized as for the pairwise loss. A cell
     belongs to an object that covers at least half of it. The last entry of each map is over all objects.
     """
-    run = load_run(run_folder, checkpoint=checkpoint)
     experiment, source, folder, _ = opened(run_folder, data_root=data_root)
-    if run.checkpoint is None:
+    if checkpoint == "none":
         raise UserError("separation measures a trained teacher; give a checkpoint, or leave checkpoint out.")
     if not source.masks:
         raise UserError(f"separation compares with true masks, and the val split of {source.root} has none.")
-    teacher = load_teacher(run.checkpoint, classes=source.classes)
+    weights = Path(checkpoint) if checkpoint else last_checkpoint(folder)
+    teacher = load_teacher(weights, classes=source.classes)
     found: dict[str, dict[str, list[float]]] = {name: {} for name in MAPS}
     truth, label = _truth(source)
     for record in truth.loadImgs(truth.getImgIds()[: experiment.limit if limit is None else limit]):
@@ -63,7 +63,7 @@ def teacher_separation(
         for name, values in zip(MAPS, scores, strict=True):
             for a, value in zip(objects, values, strict=True):
                 found[name].setdefault(a.get("mode", "unknown"), []).append(100 * float(value))
-    return Run(experiment, folder, source, {name: _means(modes) for name, modes in found.items()}, run.checkpoint)
+    return Run(experiment, folder, source, {name: _means(modes) for name, modes in found.items()}, weights)
 
 
 def _means(modes: dict[str, list[float]]) -> dict[str, float | None]:

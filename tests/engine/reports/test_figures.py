@@ -38,7 +38,7 @@ def test_all_figures_from_one_command(runs, tmp_path, capsys):
     assert len(made["images"]["worst"]) <= 3
     params = json.loads((runs / "misa" / "params.json").read_text())
     assert made["runs"]["misa"]["hash"] == params["digest"]
-    assert {card["row"] for card in made["runs"].values()} == {"demo:misa", "demo:mask", "teacher:demo"}
+    assert {card["row"] for card in made["runs"].values()} == {"demo:long", "demo:mask", "teacher:demo"}
 
 
 def test_the_command_in_a_figure_makes_it_again(runs, tmp_path):
@@ -107,7 +107,7 @@ def test_figures_of_two_runs_never_mix(runs, tmp_path, monkeypatch):
     quick = {"choice": Choice(drawn=1, worst=0), "wanted": "5"}
     Factory([runs / "misa"], **quick).make(tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    with pytest.raises(UserError, match=r"figure5.* was made from another run, misa \(demo:misa\); give an empty"):
+    with pytest.raises(UserError, match=r"figure5.* was made from another run, misa \(demo:long\); give an empty"):
         Factory([runs / "mask"], **quick).make(tmp_path / "out")
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     monkeypatch.chdir(tmp_path)
