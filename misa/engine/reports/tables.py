@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from misa.engine.runs.places import default_folder
-from misa.engine.runs.state import SMOKE
+from misa.engine.runs.record import SMOKE
 from misa.engine.training import sweep
 from misa.engine.training.sweep import Job, plan
 from misa.errors import UserError

@@ -12,8 +12,8 @@ from mmengine.dist import get_world_size
 from misa.data.digest import data_digests
 from misa.data.source import Source, open_source
 from misa.engine.runs.checkpoints import newest
-from misa.engine.runs.record import environment, loadable, read_params, require_own, same_data
-from misa.engine.runs.state import SMOKE, warn_changed
+from misa.engine.runs.record import SMOKE, environment, loadable, read_params, require_own, same_data
+from misa.engine.runs.state import warn_changed
 from misa.errors import UserError, option_name
 from misa.experiment import Experiment
 from misa.files import locked, read_json, write_json

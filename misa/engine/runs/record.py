@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 FILES = ("params.json", "env.json", "config.py", "log.txt", "losses.jsonl", "metrics.json")
+SMOKE = "a smoke run: two training steps on small images, to see that everything runs; its numbers mean nothing."
 COST = "cost.json"
 """File of seconds and memory of the steps (`misa.engine.training.cost`), which vary between equal trainings."""
 

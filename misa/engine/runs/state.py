@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from misa.engine.runs.checkpoints import newest
-from misa.engine.runs.record import changed_splits
+from misa.engine.runs.record import SMOKE, changed_splits
 from misa.errors import counted, option_name
 from misa.experiment import Experiment
 from misa.files import read_json
-
-SMOKE = "a smoke run: two training steps on small images, to see that everything runs; its numbers mean nothing."
 
 
 def remarks(folder: Path, experiment: Experiment, *, checkpoint: Path | None = None) -> list[str]:
