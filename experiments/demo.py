@@ -83,8 +83,6 @@ ROWS = {
     "projection": BASE.but(affinity=None),
     "misa": BASE.but(teacher="teacher:demo", distillation=FSD, affinity=SEPA),
     "mask": BASE.but(supervision="mask"),
-    "long": BASE.but(teacher="teacher:demo", distillation=FSD, affinity=SEPA, schedule=LONG),
-    "long_box": BASE.but(affinity=Affinity(), schedule=LONG),
     "polarmask": BASE.but(
         student="polarmask", supervision="mask", affinity=None, network={"rays": "cast"}
     ),  # for rays of small objects
@@ -107,3 +105,4 @@ ROWS = {
     "mask2former_discobox": QUERIES.but(objective=OBJECTIVES["discobox"]),
     "mask2former_sim": QUERIES.but(objective=OBJECTIVES["sim"]),
 }
+ROWS |= {"long": ROWS["misa"].but(schedule=LONG), "long_box": ROWS["box"].but(schedule=LONG)}
