@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from misa.data.formats.coco import require_there
+from misa.engine.runs.places import SMOKE_SUFFIX
 from misa.engine.runs.record import read_params
 from misa.errors import UserError, option_name
 from misa.files import missing
@@ -28,8 +29,8 @@ def require_run(folder: str) -> None:
 
 
 def smoke_folder(folder: str, smoke: bool) -> Path:
-    """Return the folder, with "-smoke" added to its name for a smoke run, so that a real run finds its place free."""
-    return Path(f"{Path(folder).expanduser()}{'-smoke' * smoke}")
+    """Return the folder, with `SMOKE_SUFFIX` added to its name for a smoke run."""
+    return Path(f"{Path(folder).expanduser()}{SMOKE_SUFFIX * smoke}")
 
 
 def run_place(run: str, smoke: bool) -> Path:

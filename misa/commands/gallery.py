@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from misa.engine.runs.places import SMOKE_SUFFIX
 from misa.errors import UserError, did_you_mean
 from misa.parameters import Parameters, argument, option
 
@@ -86,7 +87,7 @@ def parameters_of(path: Path, out: Path, *, smoke: bool) -> dict[str, Any]:
     if smoke:
         found |= {name: value for name, value in {"smoke": True, "seeds": 2}.items() if name in declared}
         # A notebook with `smoke` trains into RUN-smoke; the others read it there.
-        run = "demo-long" if "smoke" in declared else "demo-long-smoke"
+        run = f"demo-long{SMOKE_SUFFIX * ('smoke' not in declared)}"
         shared = {"run": run, "runs": run, "data_root": "data"}
         for name in _FOLDERS:
             if declared.get(name) or (name == "out" and name in declared):  # other empty ones are unused

@@ -167,7 +167,8 @@ def _require_data(options: Train) -> None:
 
 
 def _folder_of(options: Train) -> Path:
-    changed: dict[str, Any] = {"smoke": options.smoke, "epochs": options.epochs, "batch": options.batch}
+    changed: dict[str, Any] = {"epochs": options.epochs, "batch": options.batch}
     changed |= {options.precision or "precision": bool(options.precision)}
     suffix = "".join(f"-{name}{'' if value is True else value}" for name, value in changed.items() if value)
-    return Path(options.work_dir or default_folder(options.row, options.seed, suffix=suffix)).expanduser()
+    default = default_folder(options.row, options.seed, smoke=options.smoke, suffix=suffix)
+    return Path(options.work_dir or default).expanduser()

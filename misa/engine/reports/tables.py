@@ -341,7 +341,8 @@ def how_counted(jobs: Sequence[Job]) -> str:
     one = next((job for job in jobs if job.state == "not run"), None)
     if one is None:
         return ""
+    name = default_folder(one.row, one.seed, smoke=one.smoke).name
     return (
         f"runs are looked for in {one.folder.parent} only; one trained elsewhere is counted when its folder is moved "
-        f"there with the name that misa train gives it, such as {default_folder(one.row, one.seed).name}\n"
+        f"there with the name that misa train gives it, such as {name}\n"
     )

@@ -9,11 +9,14 @@ from misa.experiment import Experiment
 from misa.files import read_json
 from misa.rows import find_row, lineage, teacher_row
 
+SMOKE_SUFFIX = "-smoke"
+"""End of the name of a smoke run's folder, so that a real run finds its place free."""
 
-def default_folder(row: str, seed: int, *, suffix: str = "") -> Path:
-    """The run folder of a row if no work_dir is given."""
+
+def default_folder(row: str, seed: int, *, smoke: bool = False, suffix: str = "") -> Path:
+    """The run folder of a row if no work_dir is given; suffix: of the options that change the row."""
     table, _, name = row.rpartition(":")
-    return Path(f"runs/{Path(table).stem}-{name}-seed{seed}{suffix}")
+    return Path(f"runs/{Path(table).stem}-{name}-seed{seed}{SMOKE_SUFFIX * smoke}{suffix}")
 
 
 def teacher_folder(experiment: Experiment, seed: int) -> str:

@@ -86,7 +86,7 @@ def job(row: str, seed: int, *, root: str | Path = ROOT, smoke: bool = False) ->
         table, _, name = row.rpartition(":")
         folder = f"{Path(table).stem}-{name}-{folder}"
     one = Job(row, seed, root / folder, smoke, teacher)
-    alone = replace(one, folder=root / default_folder(row, seed, suffix="-smoke" if smoke else "").name)
+    alone = replace(one, folder=root / default_folder(row, seed, smoke=smoke).name)
     params = read_json(alone.folder / "params.json") if one.state == "not run" and alone.state == "finished" else None
     own = params is not None and all(params.get(key, value) == value for key, value in one.identity().items())
     return alone if own else one

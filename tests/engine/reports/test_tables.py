@@ -247,6 +247,7 @@ def test_a_table_of_smoke_runs_says_so(tmp_path):
     for kind in ("text", "html", "latex"):
         assert "SMOKE RUNS: two training steps" in table.render(kind)
         assert "SMOKE" not in real.render(kind)
+    assert how_counted(table.every_job()).endswith(" such as demo-box-seed0-smoke\n")
     assert file_name("demo:box", "demo", smoke=True) == "tabledemo_box_demo_smoke"
     assert file_name(3, "voc", smoke=False) == "table3_voc"
 
