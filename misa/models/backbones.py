@@ -187,6 +187,8 @@ def build_backbone(config: Mapping[str, Any], *, or_scratch: bool = False) -> nn
 
 def _build(config: Mapping[str, Any], or_scratch: bool) -> nn.Module:
     backbone: Any = MODELS.build(ConfigDict(config))  # Swin reads its init_cfg by attribute
+    if any(value.is_meta for value in backbone.parameters()):  # there is nothing to initialize
+        return backbone
     wanted = config.get("init_cfg")
     if not isinstance(wanted, Mapping) or wanted.get("type") != "Pretrained":
         backbone.init_weights()

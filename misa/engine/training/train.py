@@ -124,18 +124,22 @@ def _before(
     return said + _say(f"{stage.row}: {main_score(before)}")
 
 
-def require_buildable(experiment: Experiment) -> None:
-    """Raise UserError, before any work, if a row names no backbone, or values with which no student can be built."""
+def require_buildable(experiment: Experiment, row: str = "the row") -> None:
+    """Raise UserError, before any work, if the network of a row, or of one that it learns from, cannot be built."""
+    if experiment.trains_teacher:
+        require_buildable(teacher_row(experiment), experiment.teacher)
+    elif (named := student_row(experiment)) is not None:
+        require_buildable(named[1], named[0])
     backbone_row(experiment.network.backbone)
-    if experiment.semantic is not None:
-        return
     try:
         skeleton(model_config(experiment.but(network={"pretrained": False}), ("one", "two")))
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, AssertionError, RuntimeError) as error:
+        if "meta tensor" in str(error) or "meta device" in str(error):
+            return  # a network that reads its numbers when it is built, which it has not yet
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(f"the row's network cannot be built ({reason}); change its network.") from error
+        raise UserError(f"{row}'s network cannot be built ({reason}); change its network.") from error
 
 
 def parts(experiment: Experiment) -> int:

@@ -51,7 +51,7 @@ def model_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDict
 
 
 def skeleton(config: ConfigDict) -> nn.Module:
-    """Build a student on the meta device, which allocates nothing; raises what mmdet and torch do for wrong values."""
+    """Build a network on the meta device, which allocates nothing; raises what mmdet and torch do for wrong values."""
     with torch.device("meta"), _NumbersOnCPU():
         model: nn.Module = MODELS.build(config)
     return model

@@ -21,12 +21,15 @@ import misa
 from misa.cli import main
 from misa.engine.reports.evaluate import evaluate
 from misa.engine.training.runner import quiet_runner
-from misa.engine.training.train import train
+from misa.engine.training.train import require_buildable, train
 from misa.engine.training.watch import LossRecord
 from misa.errors import Stopped, UserError
 from misa.files import locked
 from misa.machine import Machine
+from misa.models.teacher.semask import SeMask, semask_config
+from misa.models.teacher.table import TEACHERS, build_teacher
 from misa.ops.affinity import KERNELS, Compared
+from misa.rows import find_row
 from tests.helpers import CPU, tiny_experiment
 
 TOY = tiny_experiment(
@@ -414,9 +417,47 @@ def test_a_network_that_cannot_be_built_is_refused_before_any_work(place, capsys
     out = place / "never"
     assert main(["train", f"{place / 'wrong.py'}:wide", "--work-dir", str(out), "--gpus", "0", *smoke]) == 2
     error = capsys.readouterr().err
-    assert "network cannot be built (num_channels (250) must be divisible by num_groups (32)); change its" in error
+    assert "the row's network cannot be built (num_channels (250) must be divisible by num_groups (32)); ch" in error
     assert "Traceback" not in error
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"backbone": "resnet1"}, "there is no backbone 'resnet1'; did you mean 'resnet18'?"),
+        ({"feature_channels": -1}, "wrong.py:teacher's network cannot be built (Trying to create tensor with negative"),
+    ],
+)
+@pytest.mark.parametrize("row", ["misa", "teacher", "relabeled", "again"])
+def test_a_network_that_is_learned_from_is_checked_first(tmp_path, monkeypatch, capsys, row, change, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.py").write_text(
+        f"from misa.rows import find_row\nROWS = {{'teacher': find_row('teacher:demo').but(network={change})}}\n"
+        "ROWS['misa'] = find_row('demo:misa').but(teacher='wrong.py:teacher')\n"
+        "ROWS['relabeled'] = find_row('teacher:demo').but(semantic={'labels': 'student', 'student': 'wrong.py:misa'})\n"
+        "ROWS['again'] = find_row('demo:misa').but(teacher='wrong.py:relabeled')\n"
+    )
+    assert main(["train", f"wrong.py:{row}", "--work-dir", "never", "--gpus", "0"]) == 2
+    error = capsys.readouterr().err
+    assert (sentence.replace("wrong.py:teacher", "the row") if row == "teacher" else sentence) in error
+    assert "Traceback" not in error
+    assert not any(path.suffix != ".py" and path.name != "__pycache__" for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("read", [float, torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy])
+def test_a_network_of_ones_own_may_read_its_weights(monkeypatch, read):
+    """The check allocates none, and does not judge such a network."""
+
+    class Reading(SeMask):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.largest = read(self.classifier.weight.detach().max())
+
+    monkeypatch.setitem(TEACHERS, "reading", lambda *args: {**semask_config(*args), "type": Reading})
+    row = find_row("teacher:demo").but(semantic={"network": "reading"}, network={"pretrained": False})
+    require_buildable(row)
+    build_teacher(row, ("one", "two"))
 
 
 def test_a_batch_larger_than_the_data_is_refused(place, capsys):
