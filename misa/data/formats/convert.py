@@ -90,13 +90,18 @@ def _with_overlap(layout: Layout) -> Layout:
 
 
 def find_format(root: Path) -> tuple[Format, list[Part]] | None:
-    """Returns the first format that is found, with its parts."""
+    """Returns the first format that is found, with its parts; DataError for two files or folders of one split."""
     if not root.exists():
         return None
-    for row in FORMATS.values():
-        if parts := row.find(root):
-            return row, parts
-    return None
+    found = next(((row, parts) for row in FORMATS.values() if (parts := row.find(root))), None)
+    places: dict[str, Path] = {}
+    for part in found[1] if found is not None else ():
+        file = part.files[0]
+        place = part.home if part.home != root else file if file.parent == root else file.parent
+        if part.split and (other := places.setdefault(part.split, place)) != place:
+            one, two = other.relative_to(root), place.relative_to(root)
+            raise DataError(f"{root} holds {one} and {two}, both the {part.split} split by name; keep one of the two.")
+    return found
 
 
 def is_there(root: Path) -> bool:
@@ -219,8 +224,6 @@ def _coco_tables(root: Path, parts: list[Part], report: _Faults, made: Made) -> 
         mine, splits = splits[: len(file.images)], splits[len(file.images) :]
         for split in SPLITS:
             here = [split in own for own in mine]
-            if any(here) and split in result:
-                raise DataError(f"{root} has more than one {split} split; give one of them.")
             if any(here):
                 result[split] = _of_split(file, here, split)
     for split in ("train", "val"):
@@ -346,6 +349,7 @@ def _pictures(base: Path, row: Format, parts: list[Part], report: _Faults, made:
     """Returns the images of all entries in order, without ambiguous ones and those that two names claim."""
     pictures: dict[Path, _Picture] = {}
     claims: dict[Path, str] = {}
+    files: dict[tuple[Path, str], Path] = {}  # of an image's boxes in a split
     for part in parts:
         images = Images(part.images, *([base] if part.images != base else []), literal=[part.home, base])
         entries = list(tqdm(row.entries(part, report), desc="read", unit="file", leave=False, delay=2, disable=None))
@@ -361,6 +365,9 @@ def _pictures(base: Path, row: Format, parts: list[Part], report: _Faults, made:
             known = pictures.setdefault(path, _Picture(name, path, []))
             if entry in known.entries:  # a split names the image twice
                 continue
+            other = files.setdefault((path, entry.split), part.files[0])
+            if not entry.own and other != part.files[0]:
+                raise DataError(f"{other} and {part.files[0]} both have boxes of {name}; use one file.")
             also = [e for e in known.entries if e.split == entry.split or not (e.split and entry.split)]
             if entry.own and also:
                 message = f"its image {path} has annotations already, in {also[0].where}"

@@ -2,17 +2,19 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from misa.data.formats.coco import DataError
 from misa.data.formats.convert import open_layout, read_boxes
 from misa.data.formats.plain_coco import convert
 from misa.engine.labelling.annotations import open_labels
 from misa.engine.reports.checkup import check_data
 from tests.data.formats.test_round_trip import read, thing, wanted
-from tests.data.formats.writers import Picture, coco, draw, labelme_boxes, published, voc, yolo_detect
+from tests.data.formats.writers import Picture, coco, draw, labelme_boxes, published, roboflow, voc, yolo_detect
 
 PICTURES = [
     Picture(f"{name}.png", "train", (60, 50), [
@@ -208,3 +210,52 @@ def test_equal_objects_within_a_split_remain_apart(tmp_path: Path) -> None:
     found = [json.loads(place.annotations.read_text())["annotations"] for place in (layout.train, layout.val)]
     assert [len(own) for own in found] == [3, 2]
     assert len({row["id"] for own in found for row in own}) == 3
+
+
+def csv_folders(root: Path) -> Splits:
+    for split, some in (("train", PICTURES[:2]), ("val", PICTURES[2:])):
+        for picture in some:
+            draw(picture, root / split / picture.name)
+        _csv(root / split / "boxes.csv", _rows(some))
+    return {"train": PICTURES[:2], "val": PICTURES[2:]}
+
+
+def roboflow_folders(root: Path) -> Splits:
+    roboflow(root, [*PICTURES[:2], *(picture._replace(split="val") for picture in PICTURES[2:])])
+    return {"train": PICTURES[:2], "val": PICTURES[2:]}
+
+
+@pytest.mark.parametrize(
+    ("form", "first", "second", "split"),
+    [
+        (equal_csv_files, "val.csv", "valid.csv", "val"),
+        (csv_folders, "dev", "val", "val"),
+        (csv_folders, "train", "training", "train"),
+        (labelme_folders, "annotations/val", "annotations/validation", "val"),
+        (roboflow_folders, "val", "valid", "val"),
+    ],
+)
+def test_two_names_of_one_split_are_refused(
+    form: Callable[[Path], Splits], first: str, second: str, split: str, tmp_path: Path
+) -> None:
+    """The boxes of an image in both would be added up."""
+    form(tmp_path)
+    there, other = (first, second) if (tmp_path / first).exists() else (second, first)
+    copied = shutil.copytree if (tmp_path / there).is_dir() else shutil.copy
+    copied(tmp_path / there, tmp_path / other)
+    message = f"{tmp_path} holds {first} and {second}, both the {split} split by name; keep one of the two."
+    for reader in (open_layout, read_boxes):
+        with pytest.raises(DataError) as error:
+            reader(tmp_path)
+        assert str(error.value) == message
+
+
+def test_an_image_has_its_boxes_in_one_csv_of_a_split(tmp_path: Path) -> None:
+    csv_folders(tmp_path)
+    (tmp_path / "val/boxes.csv").rename(tmp_path / "val/both.csv")
+    _csv(tmp_path / "val/c.csv", _rows(PICTURES[2:3]))
+    _csv(tmp_path / "val/d.csv", _rows(PICTURES[3:]))
+    with pytest.raises(DataError, match=r"both\.csv and .*c\.csv both have boxes of val/c\.png; use one file"):
+        open_layout(tmp_path)
+    (tmp_path / "val/both.csv").unlink()
+    assert read(*open_layout(tmp_path).val).keys() == {"c.png", "d.png"}
