@@ -58,6 +58,8 @@ class Fault(NamedTuple):
 
 Twins = dict[int, list[str]]
 """Paths of files by a key of their size and the checksum of their end: only files with equal keys can be equal."""
+SHARED = "image-shared"
+"""Kind of fault: the file has the name and the content of one that was checked in an earlier call, of another split."""
 
 
 def check_files(
@@ -69,6 +71,7 @@ def check_files(
     alone: no other list has images in the folder, so images that are not listed get a note.
     """
     _hush()
+    earlier = {path for paths in (twins or {}).values() for path in paths}
     names = {entry.name for entry in os.scandir(folder) if entry.is_file()}
     unlisted, absent = _Unlisted(images, folder), 0
     found: list[Listed] = []
@@ -94,7 +97,7 @@ def check_files(
             for image, faults in zip(some, pool.map(lambda image: _look(image, folder), some), strict=True):
                 yield from faults
                 if twins is not None and not any(fault.weight == "error" for fault in faults):
-                    yield from _twin(image, folder / image.file_name, twins)
+                    yield from _twin(image, folder / image.file_name, twins, earlier)
                 bar.update()
     if others and found and alone:
         message = f"the folder {folder} has {counted(others, 'image')} not listed in the annotations"
@@ -125,7 +128,7 @@ def _numbers(name: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall("[0-9]+", stem(name))))
 
 
-def _twin(image: Listed, path: Path, twins: Twins) -> Iterator[Fault]:
+def _twin(image: Listed, path: Path, twins: Twins, earlier: set[str]) -> Iterator[Fault]:
     """Yield a warning if another file has the same content; files are read completely only if their keys are equal."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -137,7 +140,8 @@ def _twin(image: Listed, path: Path, twins: Twins) -> Iterator[Fault]:
         if filecmp.cmp(path, other, shallow=False):
             message = f"the file {path} has the same content as {other}"
             advice = "keep one of them; an image that is trained and scored on flatters the score"
-            yield Fault(image, "image-duplicate", message, advice, "warning")
+            shared = other in earlier and Path(other).name == path.name
+            yield Fault(image, SHARED if shared else "image-duplicate", message, advice, "warning")
             return
     mine.append(str(path))
 

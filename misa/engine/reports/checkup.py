@@ -7,9 +7,11 @@ import mmcv
 import numpy as np
 
 from misa.data.check.annotations import Twins, check_coco
+from misa.data.check.image_files import SHARED
 from misa.data.check.report import Problem, Report, Sample
 from misa.data.formats.coco import DataError, PathLike
 from misa.data.formats.convert import open_layout
+from misa.data.formats.splits import overlap
 from misa.errors import UserError, counted, option_name
 from misa.figures.plots import sample_grid
 from misa.rows import find_row
@@ -66,9 +68,14 @@ def check_data(data: PathLike, *, images: PathLike | None = None, picture: PathL
         if not train.usable:  # report an error in the files, but not its consequences
             val = replace(val, problems=tuple(p for p in val.problems if p.kind not in ("no-images", "no-classes")))
         reported = {p.message for p in train.problems if p.kind == "class-names-alike"}
-        val = replace(val, problems=tuple(p for p in val.problems if p.message not in reported))
+        copies = [p.message for p in val.problems if p.kind == SHARED]  # as misa convert makes them
+        val = replace(val, problems=tuple(p for p in val.problems if p.message not in (*reported, *copies)))
+        meant = "nothing to do, if that is meant"
         if layout.overlap:
-            val = _warned(val, "split-overlap", layout.overlap, "nothing to do, if that is meant")
+            val = _warned(val, "split-overlap", layout.overlap, meant)
+        if copies:
+            text = overlap(val.totals[SHARED], val.images)
+            val = _warned(val, "split-overlap", text, f"{meant} (such as: {copies[0]})")
         reports = [_with_batch(_with_untrained(train, val)), val]
     shown = [sample for report in reports for sample in report.samples][:SAMPLES]
     try:

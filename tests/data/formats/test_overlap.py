@@ -177,6 +177,9 @@ def test_each_split_has_its_images_with_their_objects_once(
     assert {"train": read(*layout.train), "val": read(*layout.val)} == {s: expected[s] for s in ("train", "val")}
     files = {split: coco_root / f"annotations/instances_{split}2017.json" for split in expected}
     assert {s: read(file, coco_root / f"{s}2017") for s, file in files.items()} == expected
+    report = str(check_data(coco_root))  # its images are links in the folder of each split
+    assert report.count(warning) == 1
+    assert report.count("same content") == 1, "as an example"
     assert {s.split: s.objects for s in written} == {
         split: sum(len(things) for _, things in pictures.values()) for split, pictures in expected.items()
     }
@@ -259,3 +262,16 @@ def test_an_image_has_its_boxes_in_one_csv_of_a_split(tmp_path: Path) -> None:
         open_layout(tmp_path)
     (tmp_path / "val/both.csv").unlink()
     assert read(*open_layout(tmp_path).val).keys() == {"c.png", "d.png"}
+
+
+def test_only_copies_of_the_same_name_are_counted(tmp_path: Path) -> None:
+    """A copy of another name is reported with both names, and another image of the same name is none."""
+    others = [PICTURES[0], PICTURES[1]._replace(name="e.png"), PICTURES[2]]
+    published(tmp_path, [*PICTURES, *(picture._replace(split="val") for picture in others)])
+    shutil.copy(tmp_path / "train2017/b.png", tmp_path / "val2017/e.png")
+    draw(PICTURES[2]._replace(things=PICTURES[3].things), tmp_path / "val2017/c.png")
+    report = check_data(tmp_path).reports[1]
+    assert [problem.message for problem in report.problems] == [
+        f"the file {tmp_path}/val2017/e.png has the same content as {tmp_path}/train2017/b.png",
+        "1 of the 3 validation images is also a training image: scores on them are not of held-out images",
+    ]
