@@ -53,7 +53,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             with zipfile.ZipFile(path) as archive:
                 if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                     raise UserError(
-                        f"{path} is a TorchScript program; give a run, or what misa export writes without it."
+                        f"{path} is a TorchScript program; give a run folder, or a file that misa export wrote "
+                        "without --torchscript."
                     )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of a file that torch did not write
