@@ -152,6 +152,8 @@ class Affinity:
     # One or two names of `misa.ops.affinity.KERNELS` that replace A and the semantic affinity; `feature` and `saliency`
     # then only say whether a teacher is used.
     kernels: tuple[str, ...] | None = _later(None)
+    # Pseudo masks are averages of masks; stretched to [0, 1] in their box they keep what the affinity separates.
+    stretch: bool = _later(False)
 
 
 @dataclass(frozen=True)

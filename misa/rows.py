@@ -137,6 +137,10 @@ def described(name: str, row: Experiment, comparison: Comparison | None = None) 
 
 
 def _affinities(affinity: Affinity) -> str:
+    return _joined(affinity) + (", stretched" if affinity.stretch else "")
+
+
+def _joined(affinity: Affinity) -> str:
     if affinity.kernels is not None:
         return " + ".join(affinity.kernels)
     if not (affinity.saliency or affinity.feature):

@@ -13,7 +13,7 @@ from misa.experiment import Affinity
 from misa.losses.inputs import SemanticPrior
 from misa.ops.axes import check_shapes
 from misa.ops.guides import Guides, Join, check_inputs
-from misa.ops.propagation import along_pamr, constant, numbers
+from misa.ops.propagation import along_pamr, constant, numbers, stretched
 from misa.ops.readings import Reading, window_of
 from misa.ops.resize import resized
 
@@ -97,6 +97,7 @@ def pseudo_masks(
 
     `global_size` resizes images, prior and masks to a square of that side for the global pseudo mask, as APro's
     Mask2Former (96) does; masks and pseudo masks are then resized back to the masks' size and compared there.
+    `stretch` maps every pseudo mask to [0, 1] inside its box (`misa.ops.propagation.stretched`).
     "pamr" uses `local_form` and `semantic_scale` too, and measures its own spreads.
 
     The host reads `image_index` and `labels`: keep them on the CPU to avoid a synchronization with the device.
@@ -112,13 +113,19 @@ def pseudo_masks(
     fixed = masks.detach()
     if affinity.mode == "pamr":
         dilations, steps = affinity.pamr_dilations, affinity.pamr_steps
-        return {"pamr": (masks, along_pamr(fixed, guides, box_masks, dilations=dilations, steps=steps, join=join))}
+        target = along_pamr(fixed, guides, box_masks, dilations=dilations, steps=steps, join=join)
+        return {"pamr": (masks, stretched(target, box_masks) if affinity.stretch else target)}
     size = (masks.shape[-2], masks.shape[-1])
     coarse = size if affinity.global_size is None else (affinity.global_size, affinity.global_size)
     seen = resized(masks, coarse)
     target = global_masks(seen.detach(), guides.at_size(coarse), affinity, replace(join, form=affinity.global_form))
-    local = local_masks(fixed, box_masks, guides, affinity, join)
-    return {"global": (resized(seen, size), resized(target, size)), "local": (masks, local)}
+    pairs = {
+        "global": (resized(seen, size), resized(target, size)),
+        "local": (masks, local_masks(fixed, box_masks, guides, affinity, join)),
+    }
+    if affinity.stretch:
+        return {name: (own, stretched(pseudo, box_masks)) for name, (own, pseudo) in pairs.items()}
+    return pairs
 
 
 def _kernels(affinity: Affinity, prior: Prior | None) -> tuple[str, ...]:

@@ -189,6 +189,22 @@ def propagate_local(
     return result.to(masks.dtype)
 
 
+@constant
+def stretched(masks: Float[Tensor, "n h w"], box_masks: Tensor) -> Float[Tensor, "n h w"]:
+    """Map each mask's values in its box linearly to [0, 1]; outside, and where the box has one value, they stay.
+
+    A propagated mask is an average of the mask (Eq. 14): an object that a network is not sure of has values on one
+    side of one half, as its surroundings do, however well the affinity separates them. CAMs are divided by their
+    maximum for the same reason (Zhou et al. 2016); here the box is known, which holds both object and background.
+    """
+    check_shapes("stretched", masks=(masks, "n h w"), box_masks=(box_masks, "n h w"))
+    inside = box_masks.bool()
+    low = masks.masked_fill(~inside, torch.inf).amin(dim=(1, 2), keepdim=True)
+    spread = masks.masked_fill(~inside, -torch.inf).amax(dim=(1, 2), keepdim=True) - low
+    known = inside & (spread > torch.finfo(torch.float16).eps)
+    return torch.where(known, (masks - low) / torch.where(known, spread, 1), masks)
+
+
 @images(masks=3, guide=3, box_masks=3, semantic=0, labels=1, valid=2)
 @single(masks=3, box_masks=3, labels=1)
 @constant

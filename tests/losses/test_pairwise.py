@@ -12,7 +12,7 @@ from misa.experiment import Affinity
 from misa.losses import pairwise
 from misa.losses.pairwise import pairwise_loss, propagation_error, pseudo_masks
 from misa.ops.guides import Guides
-from misa.ops.propagation import SemanticGuide, propagate_global, propagate_local, propagate_pamr
+from misa.ops.propagation import SemanticGuide, propagate_global, propagate_local, propagate_pamr, stretched
 from misa.ops.tree import minimum_spanning_tree
 
 TERMS = {"apro": {"loss_global", "loss_local"}, "pamr": {"loss_pamr"}}
@@ -439,3 +439,34 @@ def test_the_window_can_be_a_share_of_the_map(rng):
     by_share = loss_of(masks, boxes, images, index, window_share=0.08, window=9)
     assert torch.equal(by_share["loss_local"], loss_of(masks, boxes, images, index, window=5)["loss_local"])
     assert not torch.equal(by_share["loss_local"], loss_of(masks, boxes, images, index, window=3)["loss_local"])
+
+
+@pytest.mark.parametrize("fields", [{"mode": "apro"}, {"mode": "pamr"}, {"global_size": 9}], ids=str)
+def test_every_term_can_be_stretched(rng, fields):
+    masks, boxes, images, index, labels, prior = batch(rng)
+    options = {"labels": labels, "prior": prior, **fields}
+    plain = loss_of(masks, boxes, images, index, **options, function=pseudo_masks)
+    found = loss_of(masks, boxes, images, index, **options, stretch=True, function=pseudo_masks)
+    assert found.keys() == plain.keys()
+    for name, (seen, target) in found.items():
+        assert torch.equal(seen, plain[name][0])
+        assert torch.equal(target, stretched(plain[name][1], boxes))
+
+
+def test_stretched_an_unsure_mask_finds_the_object_that_the_affinity_separates():
+    """An object and a background that a network gives 0.35 and 0.2 on average: all of the plain pseudo mask is below
+    one half, its stretched one is the object.
+    """
+    images = torch.zeros(1, 3, 16, 16)
+    images[:, :, 4:12, 4:10] = 5.0
+    truth = images[:, 0] > 0
+    boxes = torch.zeros(1, 16, 16, dtype=torch.bool)
+    boxes[:, 3:13, 3:11] = True
+    noise = torch.rand(1, 16, 16, generator=torch.Generator().manual_seed(0)) - 0.5
+    masks = torch.where(truth, 0.35, 0.2) + 0.2 * noise
+    inputs = (masks, boxes, images, torch.tensor([0]))
+    plain = pseudo_masks(*inputs)
+    found = pseudo_masks(*inputs, affinity=Affinity(stretch=True))
+    for name in ("global", "local"):
+        assert not (plain[name][1] > 0.5)[boxes].any()
+        assert torch.equal((found[name][1] > 0.5) & boxes, truth)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from misa.ops.backends.choice import use
-from misa.ops.propagation import SemanticGuide, propagate_global, propagate_local, propagate_pamr
+from misa.ops.propagation import SemanticGuide, propagate_global, propagate_local, propagate_pamr, stretched
 from misa.ops.tree import Tree, minimum_spanning_tree
 
 SIZES = [(7, 9), (5, 6), (1, 8), (6, 1), (1, 2), (2, 1), (1, 1)]
@@ -638,6 +638,35 @@ def test_linear_in_the_masks(path, grid):
     one, other = forms(masks, guide, s, k, labels), forms(masks.flip(0), guide, s, k, labels)
     for a, b, c in zip(one, other, forms(mixed, guide, s, k, labels), strict=True):
         assert_close(c, 0.25 * a + 2.0 * b, atol=1e-5, rtol=0)
+
+
+@few
+@given(grid=grids, gain=st.floats(1.0, 3.0), shift=st.floats(-1.0, 1.0))
+def test_stretching_is_the_closed_form_and_forgets_gain_and_shift(grid, gain, shift):
+    masks = drawn(grid)[0].double()
+    boxes = torch.rand(masks.shape, generator=torch.Generator().manual_seed(grid[2])) > 0.6
+    boxes[0] = False
+    expected, varied = masks.numpy().copy(), []
+    for i, (mask, box) in enumerate(zip(expected, boxes.numpy(), strict=True)):
+        inside = mask[box]
+        if inside.size and np.ptp(inside) > torch.finfo(torch.float16).eps:
+            mask[box] = (inside - inside.min()) / np.ptp(inside)
+            varied.append(i)
+    result = stretched(masks, boxes)
+    assert_close(result, torch.tensor(expected))
+    assert_close(stretched(result, boxes), result)
+    again = stretched(torch.where(boxes, gain * masks + shift, masks), boxes)
+    assert_close(again[varied], result[varied], atol=1e-9, rtol=0)
+
+
+def test_nothing_is_stretched_in_a_box_of_one_value_or_without_a_pixel():
+    masks = torch.tensor([[[0.3, 0.3, 0.9]], [[0.1, 0.5, 0.7]]], requires_grad=True)
+    result = stretched(masks, torch.tensor([[[1, 1, 0]], [[0, 0, 0]]]))
+    assert torch.equal(result, masks)
+    assert not result.requires_grad
+    assert stretched(masks[:0], torch.zeros(0, 1, 3)).shape == (0, 1, 3)
+    with pytest.raises(ValueError, match="box_masks"):
+        stretched(masks, torch.ones(2, 3, 1))
 
 
 @few

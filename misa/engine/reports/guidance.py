@@ -48,6 +48,7 @@ _PRODUCT: dict[str, Any] = {"saliency": True, "local_form": "product", "global_f
 _CLASS = {**_PRODUCT, "semantic_values": "class", "semantic_scale": 0.3}
 _SHARE = {**_PRODUCT, "semantic_values": "probability", "semantic_scale": 0.3}
 _CLOSE: dict[str, Any] = {"window": 3, "local_steps": 5}
+_STRETCH: dict[str, Any] = {"stretch": True}
 _NEAR: dict[str, Any] = {"mode": "pamr", "pamr_dilations": (1, 2), "pamr_steps": 5}
 READINGS: dict[str, dict[str, Any]] = {
     "color": {},
@@ -86,6 +87,13 @@ READINGS: dict[str, dict[str, Any]] = {
     "probability, balance 2": {**_SHARE, "balance": 2.0},
     "probability, 3x3": {**_SHARE, "window": 3},
     "probability, 3x3, 5 steps": {**_SHARE, **_CLOSE},
+    "no propagation, stretched": {"window": 1, "refine_bandwidth": None, "tree_bandwidth": 1e-6, **_STRETCH},
+    "color, stretched": _STRETCH,
+    "color, 3x3, 5 steps, stretched": {**_CLOSE, **_STRETCH},
+    "class map, 3x3, stretched": {**_CLASS, "window": 3, **_STRETCH},
+    "class map alone, stretched": {**_CLASS, "local_bandwidth": 1e3, "tree_bandwidth": 1e3, **_STRETCH},
+    "probability, 3x3, stretched": {**_SHARE, "window": 3, **_STRETCH},
+    "probability, 3x3, 5 steps, stretched": {**_SHARE, **_CLOSE, **_STRETCH},
     "PAMR: color": {"mode": "pamr"},
     "PAMR: color, near": _NEAR,
     "PAMR: class map, near": {**_CLASS, **_NEAR},
@@ -93,6 +101,7 @@ READINGS: dict[str, dict[str, Any]] = {
 """The default readings by name, as changes of the run's bandwidths and windows.
 
 Unless the name says otherwise, class maps and probabilities are combined with color as a product with 0.3 σ.
+"Stretched": each pseudo mask is mapped to [0, 1] in its box, "no propagation" does so with the mask itself.
 """
 AS_TRAINED = "as trained"
 TRUTH = "truth"
@@ -274,8 +283,8 @@ def write_guidance(measured: Guidance, folder: str | Path) -> list[Path]:
 def affinities(own: Affinity, readings: Mapping[str, Mapping[str, Any]], *, taught: bool) -> dict[str, Affinity]:
     """The affinity of a run, and readings as changes of its color part; only those without S if there is no teacher."""
     plain = Affinity()
-    base = replace(own, **{name: getattr(plain, name) for name in (*_READ, "global_form", "local_form")})
-    found = {AS_TRAINED: own} if own.feature or own.saliency or own.kernels else {}
+    base = replace(own, **{name: getattr(plain, name) for name in (*_READ, "global_form", "local_form", "stretch")})
+    found = {AS_TRAINED: own} if own.feature or own.saliency or own.kernels or own.stretch else {}
     for name, changes in readings.items():
         unknown = [key for key in changes if not hasattr(base, key)]
         if unknown:
@@ -311,7 +320,7 @@ def pulls_of(
             valid=objects.batch.valid,
         )
         for term, (own, target) in pairs.items():
-            looks = (term, *(getattr(affinity, field) for field in _LOOKS[term]), *_joined(affinity))
+            looks = (term, affinity.stretch, *(getattr(affinity, field) for field in _LOOKS[term]), *_joined(affinity))
             if looks not in known:
                 known.add(looks)
                 found[name, term] = pull_of(own, target, objects.truth, objects.boxes)
