@@ -7,6 +7,9 @@ ground truth mask T we measure for each object whether M̂ is the better mask, a
 
 is 1 if all movement is towards the ground truth, 0 if as much is away from it, −1 if all of it is.
 
+These are of one step. What many steps do depends on the growth Σ (M̂ − M), too: the projection loss only ever enlarges
+a mask inside its box, so a training needs pseudo masks that do not grow, or masks fill their boxes in the end.
+
 Axes: n object · h row · w column.
 """
 
@@ -30,6 +33,7 @@ class Pull(NamedTuple):
     gain: Floats  # over the mask's own IoU
     towards: Floats  # Σ (M̂ − M)(2T − 1) / area of the box
     moved: Floats  # Σ |M̂ − M| / area of the box
+    growth: Floats  # Σ (M̂ − M) / area of the box
 
 
 class Figure(NamedTuple):
@@ -59,6 +63,7 @@ def pull_of(masks: ArrayLike, pseudo: ArrayLike, truth: ArrayLike, boxes: ArrayL
         better - iou(m > 0.5, t, b),
         (change * np.where(t, 1.0, -1.0)).sum(axis=(1, 2)) / area,
         np.abs(change).sum(axis=(1, 2)) / area,
+        change.sum(axis=(1, 2)) / area,
     )
 
 
@@ -103,7 +108,7 @@ def ratio(
 def summary(
     pull: Pull, images: Sequence[int] | NDArray[np.int64], *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Figure]:
-    """Return the means of "iou", "gain" and "moved" over objects, and their overall "pull".
+    """Return the means of "iou", "gain", "moved" and "growth" over objects, and their overall "pull".
 
     The pull weights an object by how far its mask is moved, as the loss does.
     """
@@ -114,4 +119,5 @@ def summary(
         "gain": ratio(pull.gain, ones, images, **options),
         "pull": ratio(pull.towards, pull.moved, images, **options),
         "moved": ratio(pull.moved, ones, images, **options),
+        "growth": ratio(pull.growth, ones, images, **options),
     }

@@ -55,18 +55,20 @@ def test_it_is_the_sum_over_pixels_one_by_one(case):
     pseudo = np.random.default_rng(1).uniform(size=masks.shape)
     found = pull_of(masks, pseudo, truth, boxes)
     for n in range(4):
-        towards = moved = area = both = either = 0.0
+        towards = moved = growth = area = both = either = 0.0
         for y, x in itertools.product(range(9), range(11)):
             if not boxes[n, y, x]:
                 continue
             change = pseudo[n, y, x] - masks[n, y, x]
             towards += change if truth[n, y, x] else -change
             moved += abs(change)
+            growth += change
             area += 1
             both += (pseudo[n, y, x] > 0.5) and truth[n, y, x]
             either += (pseudo[n, y, x] > 0.5) or truth[n, y, x]
         np.testing.assert_allclose(
-            [found.towards[n], found.moved[n], found.iou[n]], [towards / area, moved / area, both / either]
+            [found.towards[n], found.moved[n], found.growth[n], found.iou[n]],
+            [towards / area, moved / area, growth / area, both / either],
         )
 
 
@@ -164,5 +166,5 @@ def test_a_pull_is_a_plain_tuple_of_arrays(case):
     masks, truth, boxes = case
     pull = Pull(*(np.tile(part, 10) for part in pull_of(masks, 1 - masks, truth, boxes)))
     found = summary(pull, range(40))
-    assert set(found) == {"iou", "gain", "pull", "moved"}
+    assert set(found) == {"iou", "gain", "pull", "moved", "growth"}
     assert all(f.low <= f.value <= f.high for f in found.values())

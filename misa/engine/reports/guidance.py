@@ -111,7 +111,9 @@ COLUMNS = """IoU: of the pseudo masks with the true masks, inside the boxes, in 
 gain: this IoU minus that of the student's masks, in points
 pull: share of the change of the masks towards the true masks minus the share away from them: 100 is all towards, 0 as
       much towards as away, -100 all away
-moved: mean change of the probability of a pixel of the boxes, in percentage points"""
+moved: mean change of the probability of a pixel of the boxes, in percentage points
+growth: the same with its sign: the projection loss enlarges masks within the boxes, and what does not reduce them lets
+      them fill the boxes in the end"""
 """The columns of `Guidance.text`."""
 _BRACKETS = "in brackets 95 % intervals over images"
 # The fields of an affinity that say how S joins it, and those that a term looks at besides.
@@ -160,7 +162,7 @@ class Guidance:
     left_out: int = 0  # readings that need a teacher, where there is none
 
     def table(self, group: str = "all") -> pd.DataFrame:
-        """A row a reading and term: iou, gain, pull and moved with their 95 % intervals, and the number of objects."""
+        """A row a reading and term: iou, gain, pull, moved and growth with their 95 % intervals, and the number of objects."""
         chosen = self._of(group)
         images, rows = self.images[chosen], []
         for (reading, term), pull in self.pulls.items():
@@ -203,10 +205,10 @@ class Guidance:
             lines.append(f"{what} left out; {option_name('teacher')} gives one")
         table = self.table(group).sort_values("pull", ascending=False, kind="stable")
         for term in (term for term in TERMS if (table["term"] == term).any()):
-            lines += ["", f"{NAMES[term]:40s} {'IoU':>6s} {'gain':>16s} {'pull':>16s} {'moved':>6s}"]
+            lines += ["", f"{NAMES[term]:40s} {'IoU':>6s} {'gain':>16s} {'pull':>16s} {'moved':>6s} {'growth':>6s}"]
             lines += [
                 f"{row.reading:40s} {100 * row.iou:6.1f} {_signed(row.gain, row.gain_low, row.gain_high):>16s} "
-                f"{_signed(row.pull, row.pull_low, row.pull_high):>16s} {100 * row.moved:6.2f}"
+                f"{_signed(row.pull, row.pull_low, row.pull_high):>16s} {100 * row.moved:6.2f} {100 * row.growth:+6.2f}"
                 for row in table[table["term"] == term].itertuples()
             ]
         return "\n".join([*lines, "", COLUMNS])

@@ -86,7 +86,7 @@ def test_intervals_are_given_from_ten_images_on(measured):
     images = np.arange(10 * len(measured.images))
     many = dataclasses.replace(measured, pulls=pulls, start=start, images=images, groups=measured.groups * 10)
     table = many.table()
-    for name in ("iou", "gain", "pull", "moved"):
+    for name in ("iou", "gain", "pull", "moved", "growth"):
         assert (table[f"{name}_low"] <= table[name] + 1e-12).all()
         assert (table[name] <= table[f"{name}_high"] + 1e-12).all()
     text = many.text()
@@ -95,10 +95,10 @@ def test_intervals_are_given_from_ten_images_on(measured):
     blocks = [block.splitlines() for block in text.split("\n\n")[1:-1]]
     assert [re.split(r"  +", block[0])[0] for block in blocks] == ["in windows", "along the tree", "PAMR"]
     for head, *rows in blocks:
-        assert head.split()[-4:] == ["IoU", "gain", "pull", "moved"]
+        assert head.split()[-5:] == ["IoU", "gain", "pull", "moved", "growth"]
         names = [row[:40].strip() for row in rows]
         assert len(set(names)) == len(names), "a name occurs once in a table"
-    for column in ("IoU", "gain", "pull", "moved"):
+    for column in ("IoU", "gain", "pull", "moved", "growth"):
         assert f"\n{column}: " in text
     for group in many.kinds()[1:]:
         held = len({image for image, own in zip(images, many.groups, strict=True) if group in own})
