@@ -152,8 +152,8 @@ class Affinity:
     # One or two names of `misa.ops.affinity.KERNELS` that replace A and the semantic affinity; `feature` and `saliency`
     # then only say whether a teacher is used.
     kernels: tuple[str, ...] | None = _later(None)
-    # Pseudo masks are averages of masks; stretched to [0, 1] in their box they keep what the affinity separates.
-    stretch: bool = _later(False)
+    # The share of a pseudo mask's range in its box that is stretched to one half, its range to [0, 1]; 0: as averaged.
+    stretch: float = _later(0.0)
 
 
 @dataclass(frozen=True)
@@ -321,6 +321,7 @@ class Experiment:
     expected: Expected | None = None
     # Replaces projection_weight, affinity and distillation as the student's loss.
     objective: Objective | None = field(default=None, metadata={"later": True})
+    start: str = _later("")  # run folder or checkpoint whose weights the network begins with
 
     def __post_init__(self) -> None:
         if self.affinity is not None and self.affinity.feature and self.affinity.saliency:
@@ -339,6 +340,8 @@ class Experiment:
             raise ValueError("Affinity.semantic_values is of saliency; A^f compares the channels of S themselves.")
         if self.affinity is not None and self.affinity.window_share is not None and not self.affinity.window_share > 0:
             raise ValueError(f"Affinity.window_share is {self.affinity.window_share}; it must be positive, or None.")
+        if self.affinity is not None and not 0 <= self.affinity.stretch < 1:
+            raise ValueError(f"Affinity.stretch is {self.affinity.stretch}; it must be a share below 1, or 0 for none.")
         if self.affinity is not None and (self.affinity.window < 3 or self.affinity.window % 2 == 0):
             raise ValueError(f"Affinity.window is {self.affinity.window}; it must be odd and at least 3.")
         if self.affinity is not None and min(self.affinity.pamr_steps, *self.affinity.pamr_dilations) < 1:
@@ -428,6 +431,7 @@ class Experiment:
             scenes=(("train", 8), ("val", 4)) if self.data == "demo" else (),
             limit=4,
             expected=None,
+            start="",
         )
 
     def values(self) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def pseudo_masks(
     if affinity.mode == "pamr":
         dilations, steps = affinity.pamr_dilations, affinity.pamr_steps
         target = along_pamr(fixed, guides, box_masks, dilations=dilations, steps=steps, join=join)
-        return {"pamr": (masks, stretched(target, box_masks) if affinity.stretch else target)}
+        return {"pamr": (masks, stretched(target, box_masks, affinity.stretch) if affinity.stretch else target)}
     size = (masks.shape[-2], masks.shape[-1])
     coarse = size if affinity.global_size is None else (affinity.global_size, affinity.global_size)
     seen = resized(masks, coarse)
@@ -124,7 +124,7 @@ def pseudo_masks(
         "local": (masks, local_masks(fixed, box_masks, guides, affinity, join)),
     }
     if affinity.stretch:
-        return {name: (own, stretched(pseudo, box_masks)) for name, (own, pseudo) in pairs.items()}
+        return {name: (own, stretched(pseudo, box_masks, affinity.stretch)) for name, (own, pseudo) in pairs.items()}
     return pairs
 
 

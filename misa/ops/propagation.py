@@ -190,8 +190,10 @@ def propagate_local(
 
 
 @constant
-def stretched(masks: Float[Tensor, "n h w"], box_masks: Tensor) -> Float[Tensor, "n h w"]:
-    """Map each mask's values in its box linearly to [0, 1]; outside, and where the box has one value, they stay.
+def stretched(masks: Float[Tensor, "n h w"], box_masks: Tensor, middle: float = 0.5) -> Float[Tensor, "n h w"]:
+    """Map each mask's values in its box to [0, 1]; outside, and where the box has one value, they stay.
+
+    `middle`: the share of the range, above 0 and below 1, that becomes one half; the map is linear on both sides of it.
 
     A propagated mask is an average of the mask (Eq. 14): an object that a network is not sure of has values on one
     side of one half, as its surroundings do, however well the affinity separates them. CAMs are divided by their
@@ -202,7 +204,9 @@ def stretched(masks: Float[Tensor, "n h w"], box_masks: Tensor) -> Float[Tensor,
     low = masks.masked_fill(~inside, torch.inf).amin(dim=(1, 2), keepdim=True)
     spread = masks.masked_fill(~inside, -torch.inf).amax(dim=(1, 2), keepdim=True) - low
     known = inside & (spread > torch.finfo(torch.float16).eps)
-    return torch.where(known, (masks - low) / torch.where(known, spread, 1), masks)
+    share = (masks - low) / torch.where(known, spread, 1)
+    share = torch.where(share < middle, 0.5 * share / middle, 0.5 + 0.5 * (share - middle) / (1 - middle))
+    return torch.where(known, share, masks)
 
 
 @images(masks=3, guide=3, box_masks=3, semantic=0, labels=1, valid=2)

@@ -446,11 +446,13 @@ def test_every_term_can_be_stretched(rng, fields):
     masks, boxes, images, index, labels, prior = batch(rng)
     options = {"labels": labels, "prior": prior, **fields}
     plain = loss_of(masks, boxes, images, index, **options, function=pseudo_masks)
-    found = loss_of(masks, boxes, images, index, **options, stretch=True, function=pseudo_masks)
+    found = loss_of(masks, boxes, images, index, **options, stretch=0.5, function=pseudo_masks)
+    third = loss_of(masks, boxes, images, index, **options, stretch=0.3, function=pseudo_masks)
     assert found.keys() == plain.keys()
     for name, (seen, target) in found.items():
         assert torch.equal(seen, plain[name][0])
         assert torch.equal(target, stretched(plain[name][1], boxes))
+        assert torch.equal(third[name][1], stretched(plain[name][1], boxes, 0.3))
 
 
 def test_stretched_an_unsure_mask_finds_the_object_that_the_affinity_separates():
@@ -466,7 +468,7 @@ def test_stretched_an_unsure_mask_finds_the_object_that_the_affinity_separates()
     masks = torch.where(truth, 0.35, 0.2) + 0.2 * noise
     inputs = (masks, boxes, images, torch.tensor([0]))
     plain = pseudo_masks(*inputs)
-    found = pseudo_masks(*inputs, affinity=Affinity(stretch=True))
+    found = pseudo_masks(*inputs, affinity=Affinity(stretch=0.5))
     for name in ("global", "local"):
         assert not (plain[name][1] > 0.5)[boxes].any()
         assert torch.equal((found[name][1] > 0.5) & boxes, truth)

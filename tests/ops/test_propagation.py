@@ -640,6 +640,10 @@ def test_linear_in_the_masks(path, grid):
         assert_close(c, 0.25 * a + 2.0 * b, atol=1e-5, rtol=0)
 
 
+def bent(values, middle):
+    return torch.from_numpy(np.interp(values.numpy(), [0.0, middle, 1.0], [0.0, 0.5, 1.0]))
+
+
 @few
 @given(grid=grids, gain=st.floats(1.0, 3.0), shift=st.floats(-1.0, 1.0))
 def test_stretching_is_the_closed_form_and_forgets_gain_and_shift(grid, gain, shift):
@@ -657,6 +661,8 @@ def test_stretching_is_the_closed_form_and_forgets_gain_and_shift(grid, gain, sh
     assert_close(stretched(result, boxes), result)
     again = stretched(torch.where(boxes, gain * masks + shift, masks), boxes)
     assert_close(again[varied], result[varied], atol=1e-9, rtol=0)
+    other = stretched(masks, boxes, 0.3)[varied]
+    assert_close(other, torch.where(boxes[varied], bent(result[varied], 0.3), masks[varied]), atol=1e-9, rtol=0)
 
 
 def test_nothing_is_stretched_in_a_box_of_one_value_or_without_a_pixel():

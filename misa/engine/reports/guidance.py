@@ -48,7 +48,7 @@ _PRODUCT: dict[str, Any] = {"saliency": True, "local_form": "product", "global_f
 _CLASS = {**_PRODUCT, "semantic_values": "class", "semantic_scale": 0.3}
 _SHARE = {**_PRODUCT, "semantic_values": "probability", "semantic_scale": 0.3}
 _CLOSE: dict[str, Any] = {"window": 3, "local_steps": 5}
-_STRETCH: dict[str, Any] = {"stretch": True}
+_STRETCH: dict[str, Any] = {"stretch": 0.5}
 _NEAR: dict[str, Any] = {"mode": "pamr", "pamr_dilations": (1, 2), "pamr_steps": 5}
 READINGS: dict[str, dict[str, Any]] = {
     "color": {},
@@ -162,7 +162,7 @@ class Guidance:
     left_out: int = 0  # readings that need a teacher, where there is none
 
     def table(self, group: str = "all") -> pd.DataFrame:
-        """A row a reading and term: iou, gain, pull, moved and growth with their 95 % intervals, and the number of objects."""
+        """A row a reading and term: iou, gain, pull, moved, growth with 95 % intervals, and the number of objects."""
         chosen = self._of(group)
         images, rows = self.images[chosen], []
         for (reading, term), pull in self.pulls.items():

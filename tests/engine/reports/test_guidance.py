@@ -148,8 +148,8 @@ def test_without_a_teacher_what_needs_one_is_left_out():
     own = Affinity(saliency=True, semantic_scale=3.0, local_form="product")
     taught = affinities(own, READINGS, taught=True)
     assert taught[AS_TRAINED] == own
-    stretching = affinities(Affinity(stretch=True), READINGS, taught=False)
-    assert stretching[AS_TRAINED] == Affinity(stretch=True)
+    stretching = affinities(Affinity(stretch=0.5), READINGS, taught=False)
+    assert stretching[AS_TRAINED] == Affinity(stretch=0.5)
     assert stretching["color"] == Affinity()
     assert taught["saliency, sum (printed)"] == dataclasses.replace(Affinity(), saliency=True), (
         "nothing of the run's own"

@@ -191,6 +191,8 @@ def test_a_reading_of_s_changes_the_pairwise_terms_alone(batch, reading):
 def test_readings_that_contradict_themselves_are_refused():
     with pytest.raises(ValueError, match="semantic_values is of saliency"):
         MISA.but(affinity={"saliency": False, "feature": True, "semantic_values": "class"})
+    with pytest.raises(ValueError, match=r"stretch is 1\.0"):
+        MISA.but(affinity={"stretch": 1.0})
     with pytest.raises(ValueError, match="window_share is 0"):
         MISA.but(affinity={"window_share": 0.0})
     with pytest.raises(ValueError, match="semantic_norm is 'batch'; choose one of none, channel, pixel"):
