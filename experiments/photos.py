@@ -6,6 +6,7 @@ misa train experiments/photos.py:mask --data-root path/to/photos     # the upper
 misa train experiments/photos.py:scratch --data-root path/to/photos  # the lower bound: boxes, without pretraining
 misa train experiments/photos.py:torchvision --data-root path/to/photos  # a pretrained teacher of VOC's classes
 misa train experiments/photos.py:teacher --data-root path/to/photos
+misa train experiments/photos.py:more_near --data-root path/to/photos  # goes on with a trained box student
 misa train experiments/photos.py:boxlevelset --data-root path/to/photos  # another paper's objective, same student
 misa tables comparators --data photos --seeds 2 --run --data-root path/to/photos
 misa tables 3 --data photos --seeds 5 --run --data-root path/to/photos
@@ -59,6 +60,10 @@ SEPA: dict[str, Any] = {
 # Eq. 4: 10 bins on the paper's maps of about 200 x 336 are the same fraction of the height as 3 on 60 x 80.
 FSD = Distillation(unit="spread", radius=3.0, weight=0.1)
 
+# Two more epochs of a trained box student, by its own pseudo masks or by others.
+MORE = BASE.but(start="runs/photos-box-seed0", schedule={"epochs": 2, "lr": 2e-4})
+NEARER = {**NEAR, "refine_bandwidth": 0.03}
+
 # Objectives of other papers with the geometry and schedule of all rows here, not the published ones.
 COMPARATORS = {
     name: BASE.but(affinity=None, objective=objective, inference=demo.COPY if name == "boxteacher" else {})
@@ -71,6 +76,12 @@ ROWS = {
     "teacher_mask": BASE.but(supervision="mask", semantic=Semantic()),
     "box": BASE,
     "box_near": BASE.but(affinity=NEAR),
+    "box_stretched": BASE.but(affinity={**NEAR, "stretch": 0.5}),
+    "more": MORE,
+    "more_near": MORE.but(affinity=NEARER),
+    "more_stretched": MORE.but(affinity={"stretch": 0.5}),
+    "more_near_stretched": MORE.but(affinity={**NEARER, "stretch": 0.5}),
+    "more_near_stretched_06": MORE.but(affinity={**NEARER, "stretch": 0.6}),
     "fsd": BASE.but(teacher="photos:teacher", distillation=FSD),
     "sepa": BASE.but(teacher="photos:teacher", affinity=SEPA),
     "misa": BASE.but(teacher="photos:teacher", distillation=FSD, affinity=SEPA),

@@ -132,6 +132,7 @@ def described(name: str, row: Experiment, comparison: Comparison | None = None) 
         if row.distillation is not None:
             parts.append(f"distillation{_split(row.distillation)}")
         parts += [f"taught by {row.teacher}"] if row.teacher else []
+        parts += [f"begins with {row.start}"] if row.start else []
         text = ", ".join(parts)
     return f"{label}: {text}" if label else text
 

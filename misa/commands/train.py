@@ -34,6 +34,7 @@ class Train(Parameters):
     row: str = shared.row(default="demo:misa")
     data_root: str = shared.data_root()
     work_dir: str = option("", "run folder (default: runs/<row>-seed<seed>)")
+    start: str = option("", "run folder or checkpoint whose weights it begins with (default: the row's)")
     seed: int = shared.seed()
     epochs: int | None = shared.epochs()
     batch: int | None = option(None, "batch size over all GPUs (default: the row's)", low=1)
@@ -87,6 +88,8 @@ def next_step(trained: "Run") -> str:
 def experiment_of(options: Train) -> Experiment:
     """Returns the named row with the changes of the options."""
     experiment = find_row(options.row)
+    if options.start:
+        experiment = experiment.but(start=options.start)
     if options.smoke:
         experiment = experiment.smoke()
     schedule: dict[str, Any] = {
@@ -114,12 +117,15 @@ def train_with(options: Train) -> "Run":
         _require_data(options)
     import torch
 
+    from misa.engine.runs.checkpoints import read_checkpoint, start_file
     from misa.engine.runs.folder import finished
     from misa.engine.training.parallel import launch, leave
     from misa.engine.training.train import require_buildable, train
 
-    if options.smoke:  # it trains a small network in the place of the row's
+    if options.smoke:  # it trains a small network in the place of the row's, from scratch
         require_buildable(find_row(options.row))
+        if options.start:
+            read_checkpoint(start_file(options.start))
 
     processes = options.gpus or 1
     if processes > 1 and expected_processes() == 1:
@@ -168,7 +174,7 @@ def _require_data(options: Train) -> None:
 
 def _folder_of(options: Train) -> Path:
     changed: dict[str, Any] = {"epochs": options.epochs, "batch": options.batch}
-    changed |= {options.precision or "precision": bool(options.precision)}
+    changed |= {"start": bool(options.start), options.precision or "precision": bool(options.precision)}
     suffix = "".join(f"-{name}{'' if value is True else value}" for name, value in changed.items() if value)
     default = default_folder(options.row, options.seed, smoke=options.smoke, suffix=suffix)
     return Path(options.work_dir or default).expanduser()

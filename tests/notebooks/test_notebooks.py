@@ -73,7 +73,7 @@ PATHS = {
     "frequency": {"run", "data_root", "image", "teacher"},
     "own_data": {"data", "out", "photos"},
     "tables": {"data_root", "root"},
-    "train": {"data_root", "work_dir"},
+    "train": {"data_root", "work_dir", "start"},
 }
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from misa.errors import UserError
 from misa.files import missing
+from misa.models.students.base import TRAINING_ONLY
 
 
 def newest(folder: Path) -> Path | None:
@@ -72,6 +73,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def start_file(start: str) -> Path:
+    """The checkpoint that `Experiment.start` names, the last one of a run folder; UserError if there is none."""
+    path = Path(start).expanduser()
+    if not path.exists():
+        raise UserError(missing(path, "run folder or checkpoint", "give one made by misa train"))
+    return last_checkpoint(path) if path.is_dir() else path
+
+
 @contextmanager
 def tensors_only() -> Iterator[None]:
     """Context in which torch.load unpickles no objects; mmengine would do so if loading with weights_only fails."""
@@ -110,6 +119,29 @@ def fill(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     """Load all of the model's weights, or none, from those read from `path`; additional ones are ignored."""
     require_fit(model, weights, path)
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
+
+
+def begin(model: nn.Module, path: Path) -> list[str]:
+    """Load the weights of a checkpoint whose shapes are the model's; returns the modules that keep their own weights.
+
+    These are usually the last layers, of other classes.
+    Raises UserError: the checkpoint is of another network, its backbone does not fit.
+    """
+    weights, own = read_checkpoint(path)["state_dict"], model.state_dict()
+    fitting = {
+        name: value
+        for name, value in weights.items()
+        if name in own and isinstance(value, Tensor) and value.shape == own[name].shape
+    }
+    lost = [name for name in own if name not in fitting and not name.startswith(TRAINING_ONLY)]
+    if (wrong := next((name for name in lost if name.startswith("backbone.")), None)) or not fitting:
+        raise UserError(
+            f"{path} is a checkpoint of another network: {wrong or 'nothing'} "
+            f"{'is missing or has another shape' if wrong else 'fits'}; a training begins with the weights of a row "
+            "with the same backbone."
+        )
+    model.load_state_dict(fitting, strict=False)
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in lost))
 
 
 def require_fit(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

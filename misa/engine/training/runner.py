@@ -12,9 +12,11 @@ from typing import Any
 import mmengine.device.utils
 import torch
 from mmengine.config import Config
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.visualization import MLflowVisBackend, TensorboardVisBackend, Visualizer, WandbVisBackend
 
+from misa.engine.runs.checkpoints import begin
 from misa.engine.training.parallel import join
 from misa.errors import UserError, option_name
 from misa.machine import Machine
@@ -76,13 +78,18 @@ def choose_device(machine: Machine) -> str:
 
 
 class _QuietRunner(Runner):
+    start: Path | None = None
+    """The checkpoint whose weights the network begins with; mmengine would load a start without saying what fits."""
+
     def load_or_resume(self) -> None:
-        """Load the checkpoint without mmengine's printed line about its storage."""
+        """Load the checkpoint without mmengine's printed line about its storage; called after `init_weights`."""
         with contextlib.redirect_stdout(io.StringIO()):
             super().load_or_resume()
+        if self.start is not None:
+            begin(self.model.module if is_model_wrapper(self.model) else self.model, self.start)
 
 
-def quiet_runner(config: Config) -> Runner:
+def quiet_runner(config: Config) -> _QuietRunner:
     """Build mmengine's Runner without its printed banner; its log is below checkpoints/.
 
     The name is made unique: Runners of one name share history, logger and writers, and mmengine's suffix is a time in

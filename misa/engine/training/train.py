@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmdet.registry import MODELS
 from mmengine.dist import get_world_size
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from misa.data.digest import data_digests
 from misa.data.source import Source, open_source
-from misa.engine.runs.checkpoints import read_checkpoint, tensors_only
+from misa.engine.runs.checkpoints import begin, read_checkpoint, start_file, tensors_only
 from misa.engine.runs.folder import Run, earlier_work, lock_folder, require_own_teacher, write_record
 from misa.engine.runs.places import named_student, student_place, student_row, teacher_place
 from misa.engine.runs.record import run_params
@@ -81,16 +82,16 @@ def train(
             _say(*([f"{part[0]} of {part[1]}: {head}"] if part else []))
             _say(f"{folder.name} is finished; nothing to train. Another {option_name('work_dir')} trains it again.")
             return Run(experiment, folder, plan.source, plan.metrics)
-        if plan.checkpoint is None:
+        if plan.checkpoint is None and not experiment.start:
             on_main_process(lambda: require_weights(experiment.network))
         part = part or (parts(experiment),) * 2
         said = _before(plan, data_root, machine, later, part)
         said += _say(f"{part[0]} of {part[1]}: {head}" if part[1] > 1 else head)
         said += _say(f"{counted(plan.source.images, 'image')} of {shorter(plan.source.root)}")
         teacher, lines = _teacher(plan)
-        runner = build(plan, machine, split, device, teacher)
+        runner, begun = build(plan, machine, split, device, teacher)
         progress = next(hook for hook in runner.hooks if isinstance(hook, Progress))
-        progress.later, progress.said = later, said + lines
+        progress.later, progress.said = later, said + lines + begun
         learn(runner)
         metrics = on_main_process(lambda: write_scores(experiment, plan.source, folder, plan.params))
         log_scores(runner, metrics)
@@ -225,6 +226,9 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
         return Plan(experiment, source, folder, params, metrics, checkpoint, None)
     if checkpoint is not None:
         read_checkpoint(checkpoint)  # raises for a damaged or foreign file
+    elif experiment.start:
+        untrained = model_config(experiment.but(network={"pretrained": False}), source.classes)
+        begin(MODELS.build(untrained), start_file(experiment.start))  # raises if it does not fit
     first = None
     if experiment.trains_teacher:
         place = teacher_place(experiment, seed, folder.parent, student=params)
@@ -245,8 +249,13 @@ def _teacher(plan: Plan) -> tuple[TeacherNetwork | None, list[str]]:
     return teacher, _say(teacher_line(plan.experiment, teacher))
 
 
-def build(plan: Plan, machine: Machine, split: BatchSplit, device: str, teacher: TeacherNetwork | None) -> Runner:
-    """Build the runner with its network, and attach the teacher; write label maps and the run's record."""
+def build(
+    plan: Plan, machine: Machine, split: BatchSplit, device: str, teacher: TeacherNetwork | None
+) -> tuple[Runner, list[str]]:
+    """Build the runner with its network, and attach the teacher; write label maps and the run's record.
+
+    Returns the lines printed about the weights that the network begins with, too.
+    """
     experiment, source, folder = plan.experiment, plan.source, plan.folder
     labelled_by = named_student(experiment)
     if plan.first is not None and not experiment.teacher:
@@ -254,7 +263,7 @@ def build(plan: Plan, machine: Machine, split: BatchSplit, device: str, teacher:
     labels = partial(prepare_labels, experiment, source, folder, student=labelled_by, workers=machine.workers)
     on_main_process(labels)
     config = run_config(
-        experiment,
+        experiment.but(network={"pretrained": False}) if experiment.start else experiment,
         source,
         folder=folder,
         seed=plan.params["seed"],
@@ -263,13 +272,17 @@ def build(plan: Plan, machine: Machine, split: BatchSplit, device: str, teacher:
         checkpoint=plan.checkpoint,
         log=True,
     )
-    runner = quiet_runner(config)
+    runner, said = quiet_runner(config), []
+    network: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    if experiment.start and plan.checkpoint is None:
+        runner.start = start_file(experiment.start)
+        anew = ", ".join(begin(network, runner.start))
+        said = _say(f"begins with the weights of {shorter(runner.start)}{f', but for {anew}' if anew else ''}")
     if teacher is not None:
-        student = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        student.attach(teacher)
+        network.attach(teacher)
     # Last, once nothing can fail any more.
     on_main_process(lambda: write_record(folder, plan.params, config, device if plan.checkpoint is None else None))
-    return runner
+    return runner, said
 
 
 def learn(runner: Runner) -> None:

@@ -1,0 +1,89 @@
+"""A training that begins with another one's weights."""
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+
+from misa.commands.train import Train, experiment_of, train_with
+from misa.engine.runs.checkpoints import begin, last_checkpoint, read_checkpoint, start_file
+from misa.engine.training.train import train
+from misa.errors import UserError
+from misa.models.students.table import model_config
+from tests.helpers import CPU
+
+
+def weights(path):
+    return read_checkpoint(path)["state_dict"]
+
+
+def test_all_weights_of_the_same_network_are_taken(small_row, small_run):
+    path = last_checkpoint(small_run.folder)
+    model = MODELS.build(model_config(small_row, small_run.source.classes))
+    assert begin(model, path) == []
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, weights(path)[name]), name
+
+
+def test_layers_of_other_classes_begin_anew_and_are_named(small_row, small_run):
+    path, classes = last_checkpoint(small_run.folder), (*small_run.source.classes, "kite")
+    model = MODELS.build(model_config(small_row, classes))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert begin(model, path) == ["mask_head.conv_cls"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name] if "conv_cls" in name else weights(path)[name]), name
+
+
+def test_another_backbone_is_refused(small_row, small_run):
+    model = MODELS.build(model_config(small_row.but(network={"backbone": "resnet50"}), small_run.source.classes))
+    with pytest.raises(UserError, match=r"a checkpoint of another network: backbone\..* has another shape; a training"):
+        begin(model, last_checkpoint(small_run.folder))
+
+
+def test_a_start_is_a_folder_or_a_file(small_run, tmp_path):
+    path = last_checkpoint(small_run.folder)
+    assert start_file(str(small_run.folder)) == start_file(str(path)) == path
+    with pytest.raises(UserError, match="nowhere"):
+        start_file(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        start_file(str(tmp_path))
+
+
+def test_a_training_begins_there_and_resumes_without_it(small_row, small_run, module_path, tmp_path, capsys):
+    """With steps too small to change a weight in single precision, its weights are those that it began with."""
+    start = tmp_path / "start.pth"
+    start.write_bytes(last_checkpoint(small_run.folder).read_bytes())
+    row = small_row.but(start=str(start), schedule={"epochs": 1, "lr": 1e-12}, network={"norm_eval": True})
+    assert row.digest() != small_row.digest()
+    options = {"data_root": module_path / "data", "work_dir": tmp_path / "run", "machine": CPU}
+    run = train(row, **options)
+    assert "begins with the weights of" in capsys.readouterr().out
+    assert "begins with the weights of" in (run.folder / "log.txt").read_text()
+    after, before = weights(last_checkpoint(run.folder)), weights(start)
+    names = [name for name in after if name.endswith("weight")]
+    assert names
+    for name in names:
+        torch.testing.assert_close(after[name], before[name], atol=1e-8, rtol=1e-5)
+    start.unlink()
+    (run.folder / "metrics.json").unlink()
+    again = train(row, **options)
+    assert again.metrics == run.metrics
+    assert "begins with" not in capsys.readouterr().out
+
+
+def test_a_start_that_does_not_fit_is_found_before_any_work(small_row, small_run, module_path, tmp_path):
+    row = small_row.but(start=str(small_run.folder), network={"backbone": "resnet50"})
+    with pytest.raises(UserError, match="of another network"):
+        train(row, data_root=module_path / "data", work_dir=tmp_path / "run", machine=CPU)
+    assert not (tmp_path / "run" / "params.json").exists()
+
+
+def test_the_option_changes_the_row_and_its_folder(small_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = Train(row="demo:box", start=str(small_run.folder))
+    assert experiment_of(options).start == str(small_run.folder)
+    assert experiment_of(Train(row="demo:box", start="there", smoke=True)).start == "", "its network is another"
+    with pytest.raises(UserError, match="nowhere"):
+        train_with(Train(row="demo:box", start="nowhere", smoke=True))
+    with pytest.raises(UserError, match="nowhere"):
+        train_with(Train(row="demo:box", start="nowhere"))
+    assert not (tmp_path / "runs" / "demo-box-seed0-start" / "params.json").exists()
