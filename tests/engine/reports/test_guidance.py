@@ -1,6 +1,7 @@
 """Oracles: the public propagation functions on the same masks, and readings with a known result."""
 
 import dataclasses
+import itertools
 import json
 import re
 
@@ -197,6 +198,10 @@ def test_the_figure_holds_every_reading(measured, tmp_path):
     assert legend.get_window_extent().y0 >= max(tops)
     names = {label.get_text() for label in chart.axes[0].get_yticklabels()}
     assert names == set(measured.table()["reading"])
+    spans = [axes.xaxis.label.get_window_extent() for axes in chart.axes]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(spans, 2))
+    drawn = sorted(value for line in chart.axes[3].lines[:-1] for value in line.get_xdata())
+    np.testing.assert_allclose(drawn, sorted(100 * measured.table()["growth"]))
 
 
 def test_true_masks_are_needed(run, place, monkeypatch):
