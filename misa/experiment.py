@@ -407,7 +407,7 @@ class Experiment:
             current = getattr(self, name)
             if isinstance(value, dict) and dataclasses.is_dataclass(current):
                 known = [f.name for f in dataclasses.fields(current)]
-                for key in value.keys() - set(known):
+                for key in sorted(value.keys() - set(known)):
                     near = difflib.get_close_matches(key, known, n=1)
                     hint = f"did you mean {near[0]!r}?" if near else f"its fields are {', '.join(known)}."
                     raise ValueError(f"{type(current).__name__} has no field {key!r}; {hint}")
