@@ -24,7 +24,7 @@ from misa.data.formats.json_rows import write_coco
 from misa.data.formats.names import Images, plain_name
 from misa.data.formats.parts import Boxed, Entry, Format, Part, without_suffix
 from misa.data.formats.plain import plain_annotation
-from misa.data.formats.splits import OVERLAP, Named, assign, overlap
+from misa.data.formats.splits import OVERLAP, Named, assign, overlap, require_one
 from misa.data.formats.table import FORMATS
 from misa.files import missing
 
@@ -99,8 +99,7 @@ def find_format(root: Path) -> tuple[Format, list[Part]] | None:
         file = part.files[0]
         place = part.home if part.home != root else file if file.parent == root else file.parent
         if part.split and (other := places.setdefault(part.split, place)) != place:
-            one, two = other.relative_to(root), place.relative_to(root)
-            raise DataError(f"{root} holds {one} and {two}, both the {part.split} split by name; keep one of the two.")
+            require_one(root, [str(path.relative_to(root)) for path in (other, place)], part.split)
     return found
 
 

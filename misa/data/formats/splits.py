@@ -52,6 +52,12 @@ def overlap(count: int, total: int) -> str:
     return f"{count} of the {counted(total, 'validation image')} {shared}{OVERLAP}"
 
 
+def require_one(root: Path, names: Sequence[str], split: str) -> None:
+    """Raise DataError if two files, folders or keys in `root` are one split by name."""
+    if len(names) > 1:
+        raise DataError(f"{root} holds {names[0]} and {names[1]}, both the {split} split by name; keep one of the two.")
+
+
 def _assign(
     images: Sequence[Named], homes: Sequence[Path], report: ReportFault, say: Callable[[str], None]
 ) -> tuple[list[set[str]], list[Path]]:

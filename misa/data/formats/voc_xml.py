@@ -27,6 +27,7 @@ from misa.data.formats.parts import (
     split_folders,
     walk,
 )
+from misa.data.formats.splits import require_one
 from misa.files import listing
 
 
@@ -65,9 +66,12 @@ def _devkit(home: Path) -> list[Part]:
     files = [inner / name for inner, names in walk(folder) for name in names if name.lower().endswith(".xml")]
     if not files:
         return []
-    splits = dict(split_folders(folder))
+    tops = [folder / file.relative_to(folder).parts[0] for file in files]
+    splits = {path: split for path, split in split_folders(folder) if path in tops}
+    for split in splits.values():
+        require_one(home, [str(path.relative_to(home)) for path, other in splits.items() if other == split], split)
     parts = {
-        split: [f for f in files if splits.get(folder / f.relative_to(folder).parts[0], "") == split]
+        split: [f for f, top in zip(files, tops, strict=True) if splits.get(top, "") == split]
         for split in ("", *splits.values())
     }
     return [Part(tuple(some), image_folder(home), split, home) for split, some in parts.items() if some]

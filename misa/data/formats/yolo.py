@@ -28,6 +28,7 @@ from misa.data.formats.parts import (
     walk,
     without_suffix,
 )
+from misa.data.formats.splits import require_one
 from misa.errors import counted
 
 # Shares are rounded when written, so boxes at the border may exceed the image slightly.
@@ -46,6 +47,7 @@ def find(root: Path) -> list[Part]:
             )
         return []
     content = _content(sheet)
+    require_one(sheet, [key for key in ("val", "valid") if content.get(key)], "val")
     parts = []
     for key, split in (("train", "train"), ("val", "val"), ("valid", "val"), ("test", "test")):
         given = content.get(key)

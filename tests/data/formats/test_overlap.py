@@ -253,6 +253,32 @@ def test_two_names_of_one_split_are_refused(
         assert str(error.value) == message
 
 
+def test_two_folders_of_voc_annotations_of_one_split_are_refused(tmp_path: Path) -> None:
+    voc_folders(tmp_path)
+    kit = tmp_path / "VOCdevkit/VOC2007"
+    (kit / "Annotations/valid").mkdir()
+    assert len(read(*open_layout(tmp_path).val)) == 1, "a folder without annotations is no split"
+    shutil.copy(kit / "Annotations/train/b.xml", kit / "Annotations/valid")
+    for given in (tmp_path, kit, kit / "Annotations"):
+        with pytest.raises(DataError) as error:
+            open_layout(given)
+        assert str(error.value) == (
+            f"{kit} holds Annotations/val and Annotations/valid, both the val split by name; keep one of the two."
+        )
+
+
+def test_two_keys_of_one_split_in_a_yolo_file_are_refused(tmp_path: Path) -> None:
+    yolo_detect(tmp_path, PICTURES)
+    sheet = tmp_path / "data.yaml"
+    text = "train: images/train\nval: images/train\nnames: [cat, dog]\n"
+    sheet.write_text(text + "valid:\n")
+    assert open_layout(tmp_path).val is not None, "an empty key is no split"
+    sheet.write_text(text + "valid: images\n")
+    with pytest.raises(DataError) as error:
+        open_layout(tmp_path)
+    assert str(error.value) == f"{sheet} holds val and valid, both the val split by name; keep one of the two."
+
+
 def test_an_image_has_its_boxes_in_one_csv_of_a_split(tmp_path: Path) -> None:
     csv_folders(tmp_path)
     (tmp_path / "val/boxes.csv").rename(tmp_path / "val/both.csv")
