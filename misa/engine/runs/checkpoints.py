@@ -124,21 +124,25 @@ def fill(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
 def begin(model: nn.Module, path: Path) -> list[str]:
     """Load the weights of a checkpoint whose shapes are the model's; returns the modules that keep their own weights.
 
-    These are usually the last layers, of other classes.
+    These are usually the last layers, of other classes. The state of an objective, such as its EMA model, and FSD's
+    adapter begin anew, too.
     Raises UserError: the checkpoint is of another network, its backbone does not fit.
     """
     weights, own = read_checkpoint(path)["state_dict"], model.state_dict()
+    weights = {name: value for name, value in weights.items() if not name.startswith(TRAINING_ONLY)}
     fitting = {
         name: value
         for name, value in weights.items()
         if name in own and isinstance(value, Tensor) and value.shape == own[name].shape
     }
     lost = [name for name in own if name not in fitting and not name.startswith(TRAINING_ONLY)]
+    # A ResNet-101 has all names and shapes of a ResNet-50, too, and more blocks.
+    lost += [name for name in weights if name.startswith("backbone.") and name not in own]
     if (wrong := next((name for name in lost if name.startswith("backbone.")), None)) or not fitting:
         raise UserError(
             f"{path} is a checkpoint of another network: {wrong or 'nothing'} "
-            f"{'is missing or has another shape' if wrong else 'fits'}; a training begins with the weights of a row "
-            "with the same backbone."
+            f"{'has another shape, or only one of them has it' if wrong else 'fits'}; a training begins with the "
+            "weights of a row with the same backbone."
         )
     model.load_state_dict(fitting, strict=False)
     return list(dict.fromkeys(name.rpartition(".")[0] for name in lost))

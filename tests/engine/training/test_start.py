@@ -9,6 +9,7 @@ from misa.engine.runs.checkpoints import begin, last_checkpoint, read_checkpoint
 from misa.engine.training.train import train
 from misa.errors import UserError
 from misa.models.students.table import model_config
+from misa.objectives.sim import SIM
 from tests.helpers import CPU
 
 
@@ -35,8 +36,29 @@ def test_layers_of_other_classes_begin_anew_and_are_named(small_row, small_run):
 
 def test_another_backbone_is_refused(small_row, small_run):
     model = MODELS.build(model_config(small_row.but(network={"backbone": "resnet50"}), small_run.source.classes))
-    with pytest.raises(UserError, match=r"a checkpoint of another network: backbone\..* has another shape; a training"):
+    with pytest.raises(UserError, match=r"of another network: backbone\..* has another shape, or only one"):
         begin(model, last_checkpoint(small_run.folder))
+
+
+def test_a_backbone_with_more_blocks_is_refused(small_row, small_run, tmp_path):
+    """A ResNet-34 has all names and shapes of a ResNet-18."""
+    classes, path = small_run.source.classes, tmp_path / "deeper.pth"
+    deeper = MODELS.build(model_config(small_row.but(network={"backbone": "resnet34"}), classes))
+    torch.save({"state_dict": deeper.state_dict()}, path)
+    with pytest.raises(UserError, match=r"of another network: backbone\.layer1\.2\."):
+        begin(MODELS.build(model_config(small_row, classes)), path)
+
+
+def test_the_state_of_an_objective_begins_anew(small_row, small_run, tmp_path):
+    """Its prototypes, counters and EMA model are of the other run's steps and classes."""
+    row, classes, path = small_row.but(affinity=None, objective=SIM()), small_run.source.classes, tmp_path / "sim.pth"
+    other, model = (MODELS.build(model_config(row, classes)) for _ in range(2))
+    torch.save({"state_dict": {name: value + 1 for name, value in other.state_dict().items()}}, path)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert begin(model, path) == []
+    assert any(name.startswith("memory.own.") for name in before)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name] if name.startswith("memory.") else weights(path)[name]), name
 
 
 def test_a_start_is_a_folder_or_a_file(small_run, tmp_path):
