@@ -199,6 +199,8 @@ def stretched(masks: Float[Tensor, "n h w"], box_masks: Tensor, middle: float = 
     side of one half, as its surroundings do, however well the affinity separates them. CAMs are divided by their
     maximum for the same reason (Zhou et al. 2016); here the box is known, which holds both object and background.
     """
+    if not 0 < middle < 1:
+        raise ValueError(f"stretched: middle is {middle}; it must be above 0 and below 1.")
     check_shapes("stretched", masks=(masks, "n h w"), box_masks=(box_masks, "n h w"))
     inside = box_masks.bool()
     low = masks.masked_fill(~inside, torch.inf).amin(dim=(1, 2), keepdim=True)

@@ -673,6 +673,9 @@ def test_nothing_is_stretched_in_a_box_of_one_value_or_without_a_pixel():
     assert stretched(masks[:0], torch.zeros(0, 1, 3)).shape == (0, 1, 3)
     with pytest.raises(ValueError, match="box_masks"):
         stretched(masks, torch.ones(2, 3, 1))
+    for middle in (0.0, 1.0):
+        with pytest.raises(ValueError, match="it must be above 0 and below 1"):
+            stretched(masks, torch.ones(1, 1, 3), middle)
 
 
 @few

@@ -285,15 +285,20 @@ def write_guidance(measured: Guidance, folder: str | Path) -> list[Path]:
 def affinities(own: Affinity, readings: Mapping[str, Mapping[str, Any]], *, taught: bool) -> dict[str, Affinity]:
     """The affinity of a run, and readings as changes of its color part; only those without S if there is no teacher."""
     plain = Affinity()
-    base = replace(own, **{name: getattr(plain, name) for name in (*_READ, "global_form", "local_form", "stretch")})
-    found = {AS_TRAINED: own} if own.feature or own.saliency or own.kernels or own.stretch else {}
+    fresh = (*_READ, "mode", "global_form", "local_form", "stretch")
+    base = replace(own, **{name: getattr(plain, name) for name in fresh})
+    special = own.feature or own.saliency or own.kernels or own.stretch or own.mode != plain.mode
+    found = {AS_TRAINED: own} if special else {}
     for name, changes in readings.items():
         unknown = [key for key in changes if not hasattr(base, key)]
         if unknown:
             raise UserError(
                 f"reading {name!r}: Affinity has no field {unknown[0]!r}{did_you_mean(unknown[0], vars(base))}"
             )
-        affinity = replace(base, **changes)
+        named = {"window_share": None} if "window" in changes else {}  # a share would replace the window
+        affinity = replace(base, **{**named, **changes})
+        if not 0 <= affinity.stretch < 1:
+            raise UserError(f"reading {name!r}: stretch is {affinity.stretch}; give a share below 1, or 0 for none.")
         if taught or not (affinity.feature or affinity.saliency):
             found[name] = affinity
     return found

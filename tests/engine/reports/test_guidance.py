@@ -152,11 +152,18 @@ def test_without_a_teacher_what_needs_one_is_left_out():
     stretching = affinities(Affinity(stretch=0.5), READINGS, taught=False)
     assert stretching[AS_TRAINED] == Affinity(stretch=0.5)
     assert stretching["color"] == Affinity()
+    shared = affinities(Affinity(window_share=0.05), READINGS, taught=False)
+    assert (shared["color"].window_share, shared["color, 3x3, 5 steps"].window_share) == (0.05, None)
+    near = affinities(Affinity(mode="pamr", pamr_steps=5), READINGS, taught=False)
+    assert near[AS_TRAINED].mode == "pamr"
+    assert (near["color"].mode, near["PAMR: color"].mode) == ("apro", "pamr"), "a reading is what its name says"
     assert taught["saliency, sum (printed)"] == dataclasses.replace(Affinity(), saliency=True), (
         "nothing of the run's own"
     )
     with pytest.raises(UserError, match="Affinity has no field 'windows'; did you mean 'window'"):
         affinities(own, {"wrong": {"windows": 3}}, taught=True)
+    with pytest.raises(UserError, match="reading 'wrong': stretch is True; give a share below 1"):
+        affinities(own, {"wrong": {"stretch": True}}, taught=True)
 
 
 def test_a_teacher_can_be_given_and_the_training_images_looked_at(run, place, capsys):
