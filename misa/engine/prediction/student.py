@@ -71,7 +71,7 @@ def choose_device(name: str) -> torch.device:
 def for_inference(experiment: Experiment) -> Experiment:
     """Return the row without what only training needs: loss terms, teacher, pretrained weights."""
     network = {"pretrained": False, "frozen_stages": -1}
-    terms: dict[str, Any] = {"affinity": None, "distillation": None, "objective": None, "teacher": ""}
+    terms: dict[str, Any] = {"affinity": None, "distillation": None, "objective": None, "teacher": "", "start": ""}
     # If the EMA model predicts, its weights replace the student's there.
     return experiment.but(**terms, expected=None, network=network, inference={"from_shadow": False})
 

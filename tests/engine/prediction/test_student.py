@@ -16,3 +16,9 @@ def test_a_student_of_every_kind_of_backbone_is_opened(tmp_path, backbone):
     opened = build_student(row, ("a", "b"), path=tmp_path, weights=weights)
     assert not opened.training
     assert all(torch.equal(value, weights[name]) for name, value in opened.state_dict().items())
+
+
+def test_an_exported_row_names_no_start_of_the_training():
+    """It is a path of another machine, and the weights are in the file."""
+    row = tiny_experiment()
+    assert for_inference(row.but(start="runs/other")).values() == for_inference(row).values()
