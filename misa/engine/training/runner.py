@@ -82,11 +82,15 @@ class _QuietRunner(Runner):
     """The checkpoint whose weights the network begins with; mmengine would load a start without saying what fits."""
 
     def load_or_resume(self) -> None:
-        """Load the checkpoint without mmengine's printed line about its storage; called after `init_weights`."""
+        """Load the checkpoint without mmengine's printed line about its storage.
+
+        Called after `init_weights`, and once more before the test, which is of the trained weights.
+        """
         with contextlib.redirect_stdout(io.StringIO()):
             super().load_or_resume()
-        if self.start is not None:
-            begin(self.model.module if is_model_wrapper(self.model) else self.model, self.start)
+        start, self.start = self.start, None
+        if start is not None:
+            begin(self.model.module if is_model_wrapper(self.model) else self.model, start)
 
 
 def quiet_runner(config: Config) -> _QuietRunner:

@@ -1,5 +1,7 @@
 """A training that begins with another one's weights."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -90,6 +92,20 @@ def test_a_training_begins_there_and_resumes_without_it(small_row, small_run, mo
     again = train(row, **options)
     assert again.metrics == run.metrics
     assert "begins with" not in capsys.readouterr().out
+
+
+def test_what_is_scored_are_the_trained_weights(small_row, small_run, module_path, tmp_path):
+    """mmengine loads once more before the test: resumed there, a run without its start predicts the same."""
+    row = small_row.but(start=str(small_run.folder), schedule={"epochs": 1, "lr": 0.05})
+    options = {"data_root": module_path / "data", "work_dir": tmp_path / "run", "machine": CPU}
+    train(row, **options)
+    file = Path("predictions/val.json")
+    found = (tmp_path / "run" / file).read_bytes()
+    assert found != (small_run.folder / file).read_bytes()
+    (tmp_path / "run" / "metrics.json").unlink()
+    (tmp_path / "run" / file).unlink()
+    train(row, **options)
+    assert (tmp_path / "run" / file).read_bytes() == found
 
 
 def test_a_start_that_does_not_fit_is_found_before_any_work(small_row, small_run, module_path, tmp_path):
