@@ -116,7 +116,7 @@ def described(name: str, row: Experiment, comparison: Comparison | None = None) 
     """Describe a row in one line: its name in the paper's table, if any, and what is trained from what."""
     label = next((text for end, text in comparison.rows.items() if name.endswith(f"_{end}")), "") if comparison else ""
     epochs = row.schedule.epochs
-    weights = "pretrained, " if row.network.pretrained else ""
+    weights = "pretrained, " if row.network.pretrained and not row.start else ""
     backbone = f"{row.network.backbone}, {weights}{counted(epochs, 'epoch')}"
     if row.semantic is not None:
         source = "true masks" if row.supervision == "mask" else _LABELS[row.semantic.labels]

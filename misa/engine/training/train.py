@@ -276,8 +276,10 @@ def build(
     network: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
     if experiment.start and plan.checkpoint is None:
         runner.start = start_file(experiment.start)
-        anew = ", ".join(begin(network, runner.start))
-        said = _say(f"begins with the weights of {shorter(runner.start)}{f', but for {anew}' if anew else ''}")
+        anew = begin(network, runner.start)
+        more = [f"{len(anew) - 4} more layers"] * (len(anew) > 4)
+        but = f", but for {', '.join(anew[:4] + more)}" if anew else ""
+        said = _say(f"begins with the weights of {shorter(runner.start)}{but}")
     if teacher is not None:
         network.attach(teacher)
     # Last, once nothing can fail any more.

@@ -1,5 +1,6 @@
 """A training that begins with another one's weights."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,13 @@ def test_a_start_that_does_not_fit_is_found_before_any_work(small_row, small_run
     with pytest.raises(UserError, match="of another network"):
         train(row, data_root=module_path / "data", work_dir=tmp_path / "run", machine=CPU)
     assert not (tmp_path / "run" / "params.json").exists()
+
+
+def test_the_log_names_four_of_many_new_layers(small_row, small_run, module_path, tmp_path, capsys):
+    row = small_row.but(start=str(small_run.folder), schedule={"epochs": 1}, network={"neck_channels": 32})
+    train(row, data_root=module_path / "data", work_dir=tmp_path / "run", machine=CPU)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("begins with")]
+    assert re.search(r", but for [\w.]+, [\w.]+, [\w.]+, [\w.]+, \d+ more layers$", line), line
 
 
 def test_the_option_changes_the_row_and_its_folder(small_run, tmp_path, monkeypatch):
