@@ -127,11 +127,11 @@ def _before(
 
 def require_buildable(experiment: Experiment, row: str = "the row") -> None:
     """Raise UserError, before any work, if the network of a row, or of one that it learns from, cannot be built."""
+    backbone_row(experiment.network.backbone)
     if experiment.trains_teacher:
         require_buildable(teacher_row(experiment), experiment.teacher)
     elif (named := student_row(experiment)) is not None:
         require_buildable(named[1], named[0])
-    backbone_row(experiment.network.backbone)
     try:
         skeleton(model_config(experiment.but(network={"pretrained": False}), ("one", "two")))
     except UserError:
