@@ -70,7 +70,7 @@ def require_data(path: str) -> None:
 row = partial(argument, "row to train, as table:name or path/to/file.py:name")
 run_folder = partial(argument, "run folder made by misa train", default="runs/demo-long-seed0")
 data_root = partial(option, "datasets", "data (formats: docs/data.md), or where to write the embedded data")
-other_data = partial(option, "", "another data folder with the same class names (default: the run's own)")
+other_data = partial(option, "", "another data folder with the same classes (default: the run's own)")
 seed = partial(option, 0, "random seed of weights, order and augmentation", low=0, high=2**32 - 1)
 epochs = partial(option, None, "number of epochs (default: the row's)", low=1)
 gpus = partial(option, None, "number of GPUs, 0 for the CPU (default: one if there is one)", low=0, high=64)

@@ -113,16 +113,14 @@ def pseudo_masks(
     fixed = masks.detach()
     if affinity.mode == "pamr":
         dilations, steps = affinity.pamr_dilations, affinity.pamr_steps
-        target = along_pamr(fixed, guides, box_masks, dilations=dilations, steps=steps, join=join)
-        return {"pamr": (masks, stretched(target, box_masks, affinity.stretch) if affinity.stretch else target)}
-    size = (masks.shape[-2], masks.shape[-1])
-    coarse = size if affinity.global_size is None else (affinity.global_size, affinity.global_size)
-    seen = resized(masks, coarse)
-    target = global_masks(seen.detach(), guides.at_size(coarse), affinity, replace(join, form=affinity.global_form))
-    pairs = {
-        "global": (resized(seen, size), resized(target, size)),
-        "local": (masks, local_masks(fixed, box_masks, guides, affinity, join)),
-    }
+        pairs = {"pamr": (masks, along_pamr(fixed, guides, box_masks, dilations=dilations, steps=steps, join=join))}
+    else:
+        size = (masks.shape[-2], masks.shape[-1])
+        coarse = size if affinity.global_size is None else (affinity.global_size, affinity.global_size)
+        seen = resized(masks, coarse)
+        target = global_masks(seen.detach(), guides.at_size(coarse), affinity, replace(join, form=affinity.global_form))
+        local = local_masks(fixed, box_masks, guides, affinity, join)
+        pairs = {"global": (resized(seen, size), resized(target, size)), "local": (masks, local)}
     if affinity.stretch:
         return {name: (own, stretched(pseudo, box_masks, affinity.stretch)) for name, (own, pseudo) in pairs.items()}
     return pairs

@@ -89,9 +89,9 @@ def train(
         said += _say(f"{part[0]} of {part[1]}: {head}" if part[1] > 1 else head)
         said += _say(f"{counted(plan.source.images, 'image')} of {shorter(plan.source.root)}")
         teacher, lines = _teacher(plan)
-        runner, begun = build(plan, machine, split, device, teacher)
+        runner = build(plan, machine, split, device, teacher)
         progress = next(hook for hook in runner.hooks if isinstance(hook, Progress))
-        progress.later, progress.said = later, said + lines + begun
+        progress.later, progress.said = later, said + lines
         learn(runner)
         metrics = on_main_process(lambda: write_scores(experiment, plan.source, folder, plan.params))
         log_scores(runner, metrics)
@@ -194,6 +194,7 @@ class Plan:
     metrics: of a finished run, else None.
     checkpoint: to resume from.
     first: the run that must be trained before: a student's teacher, or the student whose masks train a teacher.
+    start, anew: the checkpoint that it begins with, and a text that names the layers that do not.
     """
 
     experiment: Experiment
@@ -203,6 +204,8 @@ class Plan:
     metrics: dict[str, Any] | None
     checkpoint: Path | None
     first: Stage | None
+    start: Path | None = None
+    anew: str = ""
 
 
 def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row: str, seed: int, resume: bool) -> Plan:
@@ -226,9 +229,7 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
         return Plan(experiment, source, folder, params, metrics, checkpoint, None)
     if checkpoint is not None:
         read_checkpoint(checkpoint)  # raises for a damaged or foreign file
-    elif experiment.start:
-        untrained = model_config(experiment.but(network={"pretrained": False}), source.classes)
-        begin(MODELS.build(untrained), start_file(experiment.start))  # raises if it does not fit
+    start, anew = _start(experiment, source) if experiment.start and checkpoint is None else (None, "")
     first = None
     if experiment.trains_teacher:
         place = teacher_place(experiment, seed, folder.parent, student=params)
@@ -236,26 +237,31 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
         first = Stage(experiment.teacher, teacher_row(experiment), place)
     elif (named := student_row(experiment)) is not None:
         first = Stage(*named, student_place(*named, seed, folder.parent, teacher=params))
-    return Plan(experiment, source, folder, params, None, checkpoint, first)
+    return Plan(experiment, source, folder, params, None, checkpoint, first, start, anew)
+
+
+def _start(experiment: Experiment, source: Source) -> tuple[Path, str]:
+    """The checkpoint that a row begins with, and a text on what does not fit; UserError if the backbone does not."""
+    start = start_file(experiment.start)
+    anew = begin(MODELS.build(model_config(experiment.but(network={"pretrained": False}), source.classes)), start)
+    more = [f"{len(anew) - 4} more layers"] * (len(anew) > 4)
+    return start, f", but for {', '.join(anew[:4] + more)}" if anew else ""
 
 
 def _teacher(plan: Plan) -> tuple[TeacherNetwork | None, list[str]]:
-    """The trained or torchvision's teacher of the plan's row, if it has one, and the lines printed about it."""
+    """The trained or torchvision's teacher of the plan's row, if it has one, and the lines on it and on the start."""
+    begins = "" if plan.start is None else f"begins with the weights of {shorter(plan.start)}{plan.anew}"
+    said = _say(begins) if begins else []
     if not plan.experiment.teacher:
-        return None, []
+        return None, said
     if plan.first is not None:
-        return load_teacher(plan.first.folder, classes=plan.source.classes), []
+        return load_teacher(plan.first.folder, classes=plan.source.classes), said
     teacher = ready_teacher(plan.experiment, plan.source.classes)
-    return teacher, _say(teacher_line(plan.experiment, teacher))
+    return teacher, said + _say(teacher_line(plan.experiment, teacher))
 
 
-def build(
-    plan: Plan, machine: Machine, split: BatchSplit, device: str, teacher: TeacherNetwork | None
-) -> tuple[Runner, list[str]]:
-    """Build the runner with its network, and attach the teacher; write label maps and the run's record.
-
-    Returns the lines printed about the weights that the network begins with, too.
-    """
+def build(plan: Plan, machine: Machine, split: BatchSplit, device: str, teacher: TeacherNetwork | None) -> Runner:
+    """Build the runner with its network, and attach the teacher; write label maps and the run's record."""
     experiment, source, folder = plan.experiment, plan.source, plan.folder
     labelled_by = named_student(experiment)
     if plan.first is not None and not experiment.teacher:
@@ -272,19 +278,14 @@ def build(
         checkpoint=plan.checkpoint,
         log=True,
     )
-    runner, said = quiet_runner(config), []
-    network: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    if experiment.start and plan.checkpoint is None:
-        runner.start = start_file(experiment.start)
-        anew = begin(network, runner.start)
-        more = [f"{len(anew) - 4} more layers"] * (len(anew) > 4)
-        but = f", but for {', '.join(anew[:4] + more)}" if anew else ""
-        said = _say(f"begins with the weights of {shorter(runner.start)}{but}")
+    runner = quiet_runner(config)
+    runner.start = plan.start
     if teacher is not None:
-        network.attach(teacher)
+        student = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        student.attach(teacher)
     # Last, once nothing can fail any more.
     on_main_process(lambda: write_record(folder, plan.params, config, device if plan.checkpoint is None else None))
-    return runner, said
+    return runner
 
 
 def learn(runner: Runner) -> None:
