@@ -60,7 +60,8 @@ SEPA: dict[str, Any] = {
 # Eq. 4: 10 bins on the paper's maps of about 200 x 336 are the same fraction of the height as 3 on 60 x 80.
 FSD = Distillation(unit="spread", radius=3.0, weight=0.1)
 
-# Two more epochs of a trained box student, by its own pseudo masks or by others.
+# Two more epochs of a trained box student: by its own pseudo masks or by others, with a teacher, from true masks. The
+# guidance of a teacher was measured on that student's masks; a student from ImageNet weights has none of that quality.
 MORE = BASE.but(start="runs/photos-box-seed0", schedule={"epochs": 2, "lr": 2e-4})
 NEARER = {**NEAR, "refine_bandwidth": 0.03}
 
@@ -82,6 +83,10 @@ ROWS = {
     "more_stretched": MORE.but(affinity={"stretch": 0.5}),
     "more_near_stretched": MORE.but(affinity={**NEARER, "stretch": 0.5}),
     "more_near_stretched_06": MORE.but(affinity={**NEARER, "stretch": 0.6}),
+    "more_fsd": MORE.but(teacher="photos:teacher", distillation=FSD),
+    "more_sepa": MORE.but(teacher="photos:teacher", affinity=SEPA),
+    "more_misa": MORE.but(teacher="photos:teacher", distillation=FSD, affinity=SEPA),
+    "more_mask": MORE.but(supervision="mask"),
     "fsd": BASE.but(teacher="photos:teacher", distillation=FSD),
     "sepa": BASE.but(teacher="photos:teacher", affinity=SEPA),
     "misa": BASE.but(teacher="photos:teacher", distillation=FSD, affinity=SEPA),
