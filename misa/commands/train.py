@@ -117,8 +117,9 @@ def train_with(options: Train) -> "Run":
         _require_data(options)
     import torch
 
-    from misa.engine.runs.checkpoints import read_checkpoint, start_file
+    from misa.engine.runs.checkpoints import read_checkpoint
     from misa.engine.runs.folder import finished
+    from misa.engine.runs.start import start_file
     from misa.engine.training.parallel import launch, leave
     from misa.engine.training.train import require_buildable, train
 

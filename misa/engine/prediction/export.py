@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import misa
-from misa.engine.prediction.student import CARD, Image, Student, find, for_inference, load_student
-from misa.engine.runs.checkpoints import read_checkpoint
+from misa.engine.prediction.student import Image, Student, find, for_inference, load_student
+from misa.engine.runs.checkpoints import CARD, read_checkpoint
 from misa.errors import UserError, counted
 from misa.experiment import FRAMEWORKS
 from misa.files import atomic_write

@@ -1,7 +1,5 @@
 """Load a trained student, and predict with it in images in memory."""
 
-import hashlib
-import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -12,19 +10,22 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from misa.engine.runs.checkpoints import fill, last_checkpoint, read_checkpoint, require_fit
-from misa.engine.runs.record import read_params
+from misa.engine.runs.checkpoints import (
+    fill,
+    last_checkpoint,
+    predicting,
+    read_checkpoint,
+    record_of,
+    require_fit,
+    weights_digest,
+)
 from misa.engine.runs.state import warn
 from misa.errors import UserError, counted
 from misa.experiment import Experiment, require_types
-from misa.models.students.base import SHADOW, TRAINING_ONLY
 from misa.models.students.inference import Image, Instances, Student
 from misa.models.students.table import implementation, model_config, skeleton
 
 __all__ = ["Image", "Instances", "Student", "find", "load_student"]
-
-CARD = "student"
-"""Key of an exported checkpoint's row and classes."""
 
 
 def load_student(path: str | Path, *, device: str = "auto") -> Student:
@@ -43,13 +44,11 @@ def load_student(path: str | Path, *, device: str = "auto") -> Student:
     experiment, classes = _card(path, checkpoint)
     if experiment.semantic is not None:
         raise UserError(f"{path} is a semantic teacher; predictions are a student's, of a row such as demo:box.")
-    weights = checkpoint["state_dict"]
-    if experiment.inference.from_shadow:
-        weights = {name.removeprefix(SHADOW): value for name, value in weights.items() if name.startswith(SHADOW)}
+    weights = predicting(checkpoint["state_dict"], from_shadow=experiment.inference.from_shadow)
     model = build_student(experiment, classes, path=path, weights=weights)
     if folder is not None:  # a user who names a checkpoint knows that it may be an early one
         warn(folder, experiment, checkpoint=path)
-    return Student(model.to(place), experiment, classes, path, _digest(weights))
+    return Student(model.to(place), experiment, classes, path, weights_digest(weights))
 
 
 def choose_device(name: str) -> torch.device:
@@ -114,14 +113,9 @@ def find(
 
 def _card(path: Path, checkpoint: dict[str, Any]) -> tuple[Experiment, tuple[str, ...]]:
     """Read a checkpoint's row and classes, from its card or from its run folder."""
-    card = checkpoint.get(CARD)
     try:
-        if card is not None:
-            values = json.loads(card)
+        if (values := record_of(path, checkpoint)) is not None:
             classes, experiment = values["classes"], Experiment.from_values(values["experiment"])
-        elif (path.parent.parent / "params.json").is_file():
-            params = read_params(path.parent.parent)
-            classes, experiment = params["classes"], Experiment.from_values(params["experiment"])
         elif "experiment" in checkpoint:  # a teacher's
             raise UserError(f"{path} is a semantic teacher; predictions are a student's, of a row such as demo:box.")
         else:
@@ -137,12 +131,3 @@ def _card(path: Path, checkpoint: dict[str, Any]) -> tuple[Experiment, tuple[str
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) and name for name in classes):
         raise UserError(f"{path} names no classes; export it again.")
     return experiment, tuple(classes)
-
-
-def _digest(weights: dict[str, Tensor]) -> str:
-    """A short hash of the weights, which copying and exporting preserve."""
-    total = hashlib.sha256()
-    for name in sorted(weights):
-        if not name.startswith(TRAINING_ONLY):
-            total.update(name.encode() + weights[name].detach().cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()[:12]

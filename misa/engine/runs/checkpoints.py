@@ -1,5 +1,7 @@
 """Checkpoints of a run folder: find the newest valid one, and load weights."""
 
+import hashlib
+import json
 import os
 import pickle
 import re
@@ -14,8 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from misa.errors import UserError
-from misa.files import missing
-from misa.models.students.base import TRAINING_ONLY
+from misa.files import missing, read_json
+from misa.models.students.base import SHADOW, TRAINING_ONLY
+
+CARD = "student"
+"""Key of an exported file's row and classes, as JSON."""
 
 
 def newest(folder: Path) -> Path | None:
@@ -73,12 +78,29 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def start_file(start: str) -> Path:
-    """The checkpoint that `Experiment.start` names, the last one of a run folder; UserError if there is none."""
-    path = Path(start).expanduser()
-    if not path.exists():
-        raise UserError(missing(path, "run folder or checkpoint", "give one made by misa train"))
-    return last_checkpoint(path) if path.is_dir() else path
+def record_of(path: Path, checkpoint: dict[str, Any]) -> Any:
+    """The values that a checkpoint's card or run folder states, "experiment" and "classes"; None if there is neither.
+
+    They may be of another version: nothing in them is checked. ValueError for a card that is no JSON.
+    """
+    card = checkpoint.get(CARD)
+    return read_json(path.parent.parent / "params.json") if card is None else json.loads(card)
+
+
+def predicting(weights: dict[str, Tensor], *, from_shadow: bool) -> dict[str, Tensor]:
+    """The weights of the network that predicts: with `Inference.from_shadow` the EMA model's, under their own names."""
+    if not from_shadow:
+        return weights
+    return {name.removeprefix(SHADOW): value for name, value in weights.items() if name.startswith(SHADOW)}
+
+
+def weights_digest(weights: dict[str, Tensor]) -> str:
+    """A short hash of the weights, which copying and exporting preserve."""
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        if not name.startswith(TRAINING_ONLY):
+            total.update(name.encode() + weights[name].detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()[:12]
 
 
 @contextmanager
@@ -119,33 +141,6 @@ def fill(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     """Load all of the model's weights, or none, from those read from `path`; additional ones are ignored."""
     require_fit(model, weights, path)
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
-
-
-def begin(model: nn.Module, path: Path) -> list[str]:
-    """Load the weights of a checkpoint whose shapes are the model's; returns the modules that keep their own weights.
-
-    These are usually the last layers, of other classes. The state of an objective, such as its EMA model, and FSD's
-    adapter begin anew, too.
-    Raises UserError: the checkpoint is of another network, its backbone does not fit.
-    """
-    weights, own = read_checkpoint(path)["state_dict"], model.state_dict()
-    weights = {name: value for name, value in weights.items() if not name.startswith(TRAINING_ONLY)}
-    fitting = {
-        name: value
-        for name, value in weights.items()
-        if name in own and isinstance(value, Tensor) and value.shape == own[name].shape
-    }
-    lost = [name for name in own if name not in fitting and not name.startswith(TRAINING_ONLY)]
-    # A ResNet-101 has all names and shapes of a ResNet-50, too, and more blocks.
-    lost += [name for name in weights if name.startswith("backbone.") and name not in own]
-    if (wrong := next((name for name in lost if name.startswith("backbone.")), None)) or not fitting:
-        raise UserError(
-            f"{path} is a checkpoint of another network: {wrong or 'nothing'} "
-            f"{'has another shape, or only one of them has it' if wrong else 'fits'}; a training begins with the "
-            "weights of a row with the same backbone."
-        )
-    model.load_state_dict(fitting, strict=False)
-    return list(dict.fromkeys(name.rpartition(".")[0] for name in lost))
 
 
 def require_fit(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

@@ -116,11 +116,14 @@ def earlier_work(folder: Path, params: dict[str, Any], resume: bool) -> tuple[di
     return metrics, checkpoint
 
 
-def write_record(folder: Path, params: dict[str, Any], config: Config, device: str | None) -> None:
-    """Write params.json, config.py and, for a new run on `device`, env.json."""
+def write_record(
+    folder: Path, params: dict[str, Any], config: Config, device: str | None, *, start: str | None = None
+) -> None:
+    """Write params.json, config.py and, for a new run on `device`, env.json; start: the hash of what it begins with."""
     write_json(folder / "params.json", params)
+    begins = {} if start is None else {"start": start}
     if device is not None:
-        write_json(folder / "env.json", environment(device) | {"processes": get_world_size()})
+        write_json(folder / "env.json", environment(device) | {"processes": get_world_size()} | begins)
     loadable(config).dump(str(folder / "config.py"))
 
 

@@ -16,7 +16,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.visualization import MLflowVisBackend, TensorboardVisBackend, Visualizer, WandbVisBackend
 
-from misa.engine.runs.checkpoints import begin
+from misa.engine.runs.start import Start, begin
 from misa.engine.training.parallel import join
 from misa.errors import UserError, option_name
 from misa.machine import Machine
@@ -78,8 +78,8 @@ def choose_device(machine: Machine) -> str:
 
 
 class _QuietRunner(Runner):
-    start: Path | None = None
-    """The checkpoint whose weights the network begins with; mmengine would load a start without saying what fits."""
+    start: Start | None = None
+    """The weights that the network begins with; mmengine would load a start without saying what fits."""
 
     def load_or_resume(self) -> None:
         """Load the checkpoint without mmengine's printed line about its storage.

@@ -7,18 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmdet.registry import MODELS
 from mmengine.dist import get_world_size
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from misa.data.digest import data_digests
 from misa.data.source import Source, open_source
-from misa.engine.runs.checkpoints import begin, read_checkpoint, start_file, tensors_only
+from misa.engine.runs.checkpoints import read_checkpoint, tensors_only
 from misa.engine.runs.folder import Run, earlier_work, lock_folder, require_own_teacher, write_record
 from misa.engine.runs.places import named_student, student_place, student_row, teacher_place
 from misa.engine.runs.record import run_params
 from misa.engine.runs.scores import measured, write_scores
+from misa.engine.runs.start import Start, find_start
 from misa.engine.runs.teacher import load_teacher, ready_teacher, teacher_line
 from misa.engine.training.config import run_config
 from misa.engine.training.cost import measured_step
@@ -194,7 +194,7 @@ class Plan:
     metrics: of a finished run, else None.
     checkpoint: to resume from.
     first: the run that must be trained before: a student's teacher, or the student whose masks train a teacher.
-    start, anew: the checkpoint that it begins with, and a text that names the layers that do not.
+    start: the weights that it begins with, in place of ImageNet's.
     """
 
     experiment: Experiment
@@ -204,8 +204,7 @@ class Plan:
     metrics: dict[str, Any] | None
     checkpoint: Path | None
     first: Stage | None
-    start: Path | None = None
-    anew: str = ""
+    start: Start | None = None
 
 
 def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row: str, seed: int, resume: bool) -> Plan:
@@ -229,7 +228,7 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
         return Plan(experiment, source, folder, params, metrics, checkpoint, None)
     if checkpoint is not None:
         read_checkpoint(checkpoint)  # raises for a damaged or foreign file
-    start, anew = _start(experiment, source) if experiment.start and checkpoint is None else (None, "")
+    start = find_start(experiment, source.classes) if experiment.start and checkpoint is None else None
     first = None
     if experiment.trains_teacher:
         place = teacher_place(experiment, seed, folder.parent, student=params)
@@ -237,21 +236,12 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
         first = Stage(experiment.teacher, teacher_row(experiment), place)
     elif (named := student_row(experiment)) is not None:
         first = Stage(*named, student_place(*named, seed, folder.parent, teacher=params))
-    return Plan(experiment, source, folder, params, None, checkpoint, first, start, anew)
-
-
-def _start(experiment: Experiment, source: Source) -> tuple[Path, str]:
-    """The checkpoint that a row begins with, and a text on what does not fit; UserError if the backbone does not."""
-    start = start_file(experiment.start)
-    anew = begin(MODELS.build(model_config(experiment.but(network={"pretrained": False}), source.classes)), start)
-    more = [f"{len(anew) - 4} more layers"] * (len(anew) > 4)
-    return start, f", but for {', '.join(anew[:4] + more)}" if anew else ""
+    return Plan(experiment, source, folder, params, None, checkpoint, first, start)
 
 
 def _teacher(plan: Plan) -> tuple[TeacherNetwork | None, list[str]]:
     """The trained or torchvision's teacher of the plan's row, if it has one, and the lines on it and on the start."""
-    begins = "" if plan.start is None else f"begins with the weights of {shorter(plan.start)}{plan.anew}"
-    said = _say(begins) if begins else []
+    said = [] if plan.start is None else _say(str(plan.start))
     if not plan.experiment.teacher:
         return None, said
     if plan.first is not None:
@@ -284,7 +274,9 @@ def build(plan: Plan, machine: Machine, split: BatchSplit, device: str, teacher:
         student = runner.model.module if is_model_wrapper(runner.model) else runner.model
         student.attach(teacher)
     # Last, once nothing can fail any more.
-    on_main_process(lambda: write_record(folder, plan.params, config, device if plan.checkpoint is None else None))
+    new = device if plan.checkpoint is None else None
+    begins = None if plan.start is None else plan.start.digest
+    on_main_process(lambda: write_record(folder, plan.params, config, new, start=begins))
     return runner
 
 

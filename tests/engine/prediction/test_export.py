@@ -16,7 +16,8 @@ from misa.cli import main
 from misa.data.pipeline import MEAN, at_test_size
 from misa.engine.prediction import export
 from misa.engine.prediction.export import compare_export, export_student, export_torchscript
-from misa.engine.prediction.student import CARD, find, load_student
+from misa.engine.prediction.student import find, load_student
+from misa.engine.runs.checkpoints import CARD
 from misa.errors import UserError
 from misa.experiment import Distillation
 from misa.models.students.solov2_decode import decode, each_image

@@ -23,9 +23,9 @@ from misa.data.images import Picture, find_inputs, read_image
 from misa.engine.prediction.export import export_student
 from misa.engine.prediction.known_boxes import find_boxes
 from misa.engine.prediction.predict import Options
-from misa.engine.prediction.student import CARD, Instances, Student, find, load_student
+from misa.engine.prediction.student import Instances, Student, find, load_student
 from misa.engine.reports.inspection import inspect_run
-from misa.engine.runs.checkpoints import read_checkpoint
+from misa.engine.runs.checkpoints import CARD, read_checkpoint
 from misa.errors import UserError
 
 FUZZ = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=60)

@@ -1,5 +1,6 @@
 """A training that begins with another one's weights."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,10 +9,15 @@ import torch
 from mmdet.registry import MODELS
 
 from misa.commands.train import Train, experiment_of, train_with
-from misa.engine.runs.checkpoints import begin, last_checkpoint, read_checkpoint, start_file
+from misa.engine.prediction.export import export_student
+from misa.engine.prediction.student import load_student
+from misa.engine.runs.checkpoints import last_checkpoint, read_checkpoint
+from misa.engine.runs.start import begin, find_start, start_file
 from misa.engine.training.train import train
 from misa.errors import UserError
+from misa.experiment import Semantic
 from misa.models.students.table import model_config
+from misa.objectives.boxteacher import BoxTeacher
 from misa.objectives.sim import SIM
 from tests.helpers import CPU
 
@@ -20,27 +26,92 @@ def weights(path):
     return read_checkpoint(path)["state_dict"]
 
 
-def test_all_weights_of_the_same_network_are_taken(small_row, small_run):
-    path = last_checkpoint(small_run.folder)
-    model = MODELS.build(model_config(small_row, small_run.source.classes))
-    assert begin(model, path) == []
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, weights(path)[name]), name
-
-
-def test_layers_of_other_classes_begin_anew_and_are_named(small_row, small_run):
-    path, classes = last_checkpoint(small_run.folder), (*small_run.source.classes, "kite")
-    model = MODELS.build(model_config(small_row, classes))
+def begun(row, path, classes):
+    """The modules that begin anew, the network's weights before, and those after."""
+    row = row.but(start=str(path))
+    start = find_start(row, classes)
+    model = MODELS.build(model_config(row.but(network={"pretrained": False}), classes))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert begin(model, path) == ["mask_head.conv_cls"]
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name] if "conv_cls" in name else weights(path)[name]), name
+    begin(model, start)
+    return {name.rpartition(".")[0] for name in start.anew}, before, model.state_dict()
+
+
+def copied(run, place, **changed):
+    """A run folder with the checkpoint and the record of another one, but for these values of the record."""
+    path = last_checkpoint(run.folder)
+    (place / "checkpoints").mkdir(parents=True)
+    (place / "checkpoints" / path.name).write_bytes(path.read_bytes())
+    record = json.loads((run.folder / "params.json").read_text())
+    (place / "params.json").write_text(json.dumps(record | changed))
+    return place
+
+
+def test_all_weights_of_the_same_network_are_taken(small_row, small_run):
+    anew, _, after = begun(small_row, small_run.folder, small_run.source.classes)
+    assert anew == set()
+    there = weights(last_checkpoint(small_run.folder))
+    for name, value in after.items():
+        assert torch.equal(value, there[name]), name
+
+
+def others(classes):
+    return {"more": (*classes, "kite"), "others": ("kite", *classes[1:]), "order": (*classes[1:], classes[0])}
+
+
+@pytest.mark.parametrize("case", ["more", "others", "order"])
+def test_layers_of_other_classes_begin_anew_and_are_named(case, small_row, small_run):
+    """With as many classes of other names, or in another order, the shapes alone would fit."""
+    classes = others(small_run.source.classes)[case]
+    anew, before, after = begun(small_row, small_run.folder, classes)
+    assert anew == {"mask_head.conv_cls"}
+    there = weights(last_checkpoint(small_run.folder))
+    for name, value in after.items():
+        assert torch.equal(value, before[name] if "conv_cls" in name else there[name]), name
+
+
+def test_a_bare_checkpoint_is_assumed_to_be_of_these_classes(small_row, small_run, tmp_path):
+    path = tmp_path / "bare.pth"
+    torch.save({"state_dict": weights(last_checkpoint(small_run.folder))}, path)
+    assert begun(small_row, path, others(small_run.source.classes)["others"])[0] == set()
+    assert begun(small_row, path, others(small_run.source.classes)["more"])[0] == {"mask_head.conv_cls"}
+
+
+def test_an_exported_student_is_a_start_as_its_run_is(small_row, small_run, tmp_path):
+    classes, out = small_run.source.classes, export_student(small_run.folder, tmp_path / "student.pth")
+    anew, _, after = begun(small_row, out, classes)
+    assert anew == set()
+    for name, value in begun(small_row, small_run.folder, classes)[2].items():
+        assert torch.equal(value, after[name]), name
+    assert begun(small_row, out, others(classes)["others"])[0] == {"mask_head.conv_cls"}
+    digests = {find_start(small_row.but(start=str(path)), classes).digest for path in (out, small_run.folder)}
+    assert digests == {load_student(out).digest}
+
+
+@pytest.mark.parametrize("case", ["others", "order"])
+def test_the_classifier_of_a_teacher_of_other_classes_begins_anew(case, small_row, small_run, tmp_path):
+    """Its checkpoint states its classes, and would refuse others if it were loaded as it is."""
+    classes, path = small_run.source.classes, tmp_path / "teacher.pth"
+    row = small_row.but(affinity=None, semantic=Semantic())
+    teacher = MODELS.build(model_config(row, classes))
+    torch.save(
+        {"state_dict": {n: v + 1 if v.is_floating_point() else v for n, v in teacher.state_dict().items()}}, path
+    )
+    same = begun(row, path, classes)[0]
+    assert same == set()
+    anew, before, after = begun(row, path, others(classes)[case])
+    assert anew == begun(row, path, others(classes)["more"])[0], "what has another shape with one class more"
+    assert "network.classifier" in anew
+    assert not [name for name in anew if name.startswith(("backbone", "neck"))]
+    for name, value in after.items():
+        if not name.endswith("_extra_state"):
+            taken = name.rpartition(".")[0] not in anew
+            assert torch.equal(value, weights(path)[name] if taken else before[name]), name
 
 
 def test_another_backbone_is_refused(small_row, small_run):
-    model = MODELS.build(model_config(small_row.but(network={"backbone": "resnet50"}), small_run.source.classes))
+    row = small_row.but(network={"backbone": "resnet50"}, start=str(small_run.folder))
     with pytest.raises(UserError, match=r"of another network: backbone\..* has another shape, or only one"):
-        begin(model, last_checkpoint(small_run.folder))
+        find_start(row, small_run.source.classes)
 
 
 def test_a_backbone_with_more_blocks_is_refused(small_row, small_run, tmp_path):
@@ -49,19 +120,39 @@ def test_a_backbone_with_more_blocks_is_refused(small_row, small_run, tmp_path):
     deeper = MODELS.build(model_config(small_row.but(network={"backbone": "resnet34"}), classes))
     torch.save({"state_dict": deeper.state_dict()}, path)
     with pytest.raises(UserError, match=r"of another network: backbone\.layer1\.2\."):
-        begin(MODELS.build(model_config(small_row, classes)), path)
+        find_start(small_row.but(start=str(path)), classes)
 
 
 def test_the_state_of_an_objective_begins_anew(small_row, small_run, tmp_path):
     """Its prototypes, counters and EMA model are of the other run's steps and classes."""
     row, classes, path = small_row.but(affinity=None, objective=SIM()), small_run.source.classes, tmp_path / "sim.pth"
-    other, model = (MODELS.build(model_config(row, classes)) for _ in range(2))
+    other = MODELS.build(model_config(row, classes))
     torch.save({"state_dict": {name: value + 1 for name, value in other.state_dict().items()}}, path)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert begin(model, path) == []
+    anew, before, after = begun(row, path, classes)
+    assert anew == set()
     assert any(name.startswith("memory.own.") for name in before)
-    for name, value in model.state_dict().items():
+    for name, value in after.items():
         assert torch.equal(value, before[name] if name.startswith("memory.") else weights(path)[name]), name
+
+
+def test_of_a_run_whose_ema_model_predicts_its_weights_are_taken(small_row, small_run, tmp_path):
+    classes = small_run.source.classes
+    row = small_row.but(affinity=None, objective=BoxTeacher(), inference={"from_shadow": True})
+    model = MODELS.build(model_config(row, classes))
+    place = copied(small_run, tmp_path / "run", experiment=row.values())
+    there = {name: value + name.startswith("memory.shadow.") for name, value in model.state_dict().items()}
+    torch.save({"state_dict": there}, last_checkpoint(place))
+    anew, _, after = begun(small_row, place, classes)
+    assert anew == set()
+    for name, value in after.items():
+        assert torch.equal(value, there[f"memory.shadow.copy.{name}"]), name
+        assert not torch.equal(value, there[name]), name
+
+
+def test_a_record_of_another_version_is_named(small_row, small_run, tmp_path):
+    place = copied(small_run, tmp_path / "run", experiment=[])
+    with pytest.raises(UserError, match="another version of misa"):
+        find_start(small_row.but(start=str(place)), small_run.source.classes)
 
 
 def test_a_start_is_a_folder_or_a_file(small_run, tmp_path):
@@ -82,7 +173,9 @@ def test_a_training_begins_there_and_resumes_without_it(small_row, small_run, mo
     options = {"data_root": module_path / "data", "work_dir": tmp_path / "run", "machine": CPU}
     run = train(row, **options)
     assert "begins with the weights of" in capsys.readouterr().out
-    assert "begins with the weights of" in (run.folder / "log.txt").read_text()
+    digest = find_start(row, run.source.classes).digest
+    assert f"begins with the weights of {start} ({digest})" in (run.folder / "log.txt").read_text().replace("\n", " ")
+    assert json.loads((run.folder / "env.json").read_text())["start"] == digest
     after, before = weights(last_checkpoint(run.folder)), weights(start)
     names = [name for name in after if name.endswith("weight")]
     assert names

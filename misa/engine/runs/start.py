@@ -1,0 +1,106 @@
+"""A training that begins with the weights of another run (`Experiment.start`)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from misa.engine.runs.checkpoints import last_checkpoint, predicting, read_checkpoint, record_of, weights_digest
+from misa.errors import UserError
+from misa.experiment import Experiment
+from misa.files import missing, shorter
+from misa.models.students.base import TRAINING_ONLY
+from misa.models.students.table import model_config, skeleton
+from misa.models.teacher.contract import TeacherContract
+
+# A teacher's classes and normalization are stored with its weights.
+_STATE = "_extra_state"
+
+
+class Start(NamedTuple):
+    """What a network begins with: a checkpoint, the hash of its weights, and its own parameters that begin anew."""
+
+    path: Path
+    digest: str
+    anew: tuple[str, ...]
+
+    def __str__(self) -> str:
+        modules = list(dict.fromkeys(name.rpartition(".")[0] for name in self.anew))
+        more = [f"{len(modules) - 4} more layers"] * (len(modules) > 4)
+        but = f", but for {', '.join(modules[:4] + more)}" if modules else ""
+        return f"begins with the weights of {shorter(self.path)} ({self.digest}){but}"
+
+
+def start_file(start: str) -> Path:
+    """The checkpoint that `Experiment.start` names, the last one of a run folder; UserError if there is none."""
+    path = Path(start).expanduser()
+    if not path.exists():
+        raise UserError(missing(path, "run folder or checkpoint", "give one made by misa train"))
+    return last_checkpoint(path) if path.is_dir() else path
+
+
+def find_start(experiment: Experiment, classes: Sequence[str]) -> Start:
+    """The start of a row whose data has these classes.
+
+    Parameters of another shape begin anew. If the start was trained on other classes, or on these in another order, so
+    do those of the layers that depend on the number of classes; a checkpoint without a record is assumed to be of
+    these. Raises UserError: no checkpoint there, or one of another network, whose backbone does not fit.
+    """
+    path = start_file(experiment.start)
+    there, known = _read(path)
+    own, of_classes = _shapes(experiment, classes)
+    fitting = [name for name, shape in own.items() if name in there and tuple(there[name].shape) == shape]
+    lost = [name for name in own if name not in fitting]
+    # A ResNet-101 has all names and shapes of a ResNet-50, too, and more blocks.
+    extra = [name for name in there if name.startswith("backbone.") and name not in own]
+    if (wrong := next((name for name in lost + extra if name.startswith("backbone.")), None)) or not fitting:
+        raise UserError(
+            f"{path} is a checkpoint of another network: {wrong or 'nothing'} "
+            f"{'has another shape, or only one of them has it' if wrong else 'fits'}; a training begins with the "
+            "weights of a row with the same backbone."
+        )
+    if known is not None and known != list(classes):
+        lost = [name for name in own if name in lost or name in of_classes]
+    return Start(path, weights_digest(there), tuple(lost))
+
+
+def begin(model: nn.Module, start: Start) -> None:
+    """Load the weights of a start, but for those that begin anew.
+
+    The state of an objective, such as its EMA model, and FSD's adapter begin anew, too; the start's weights are those
+    that its scores are of, the EMA model's where that predicts.
+    """
+    weights, _ = _read(start.path)
+    own = set(model.state_dict()) - set(start.anew)
+    model.load_state_dict({name: value for name, value in weights.items() if name in own}, strict=False)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
+    """The weights of the network that a checkpoint predicts with, and its classes if they are known."""
+    checkpoint = read_checkpoint(path)
+    weights = checkpoint["state_dict"]
+    try:
+        record = record_of(path, checkpoint) or {}
+        known, inference = record.get("classes"), record.get("experiment", {}).get("inference", {})
+        if known is None and (states := [value for name, value in weights.items() if name.endswith(_STATE)]):
+            known = list(TeacherContract.decoded(states[0]).classes)
+        weights = predicting(weights, from_shadow=bool(inference.get("from_shadow")))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} was made by another version of misa ({error}); begin with another run.") from error
+    return {name: value for name, value in weights.items() if _is_weight(name, value)}, known
+
+
+def _is_weight(name: str, value: Any) -> bool:
+    return isinstance(value, Tensor) and not name.startswith(TRAINING_ONLY) and not name.endswith(_STATE)
+
+
+def _shapes(experiment: Experiment, classes: Sequence[str]) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """Shapes of the weights of a row's network, and the names of those that another number of classes changes."""
+    plain = experiment.but(network={"pretrained": False})
+    networks = (skeleton(model_config(plain, names)) for names in (tuple(classes), (*classes, "one more")))
+    own, other = (
+        {name: tuple(value.shape) for name, value in network.state_dict().items() if _is_weight(name, value)}
+        for network in networks
+    )
+    return own, {name for name, shape in own.items() if other.get(name) != shape}
