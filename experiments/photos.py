@@ -15,6 +15,7 @@ Use any folder in COCO layout. The ImageNet weights of EfficientNet-Lite0 are in
 downloaded. Schedule and interpretations were chosen on training images only.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from misa.experiment import Affinity, Augmentation, Distillation, Experiment, Inference, Network, Schedule, Semantic
@@ -88,6 +89,7 @@ ROWS = {
     "more_misa": MORE.but(teacher="photos:teacher", distillation=FSD, affinity=SEPA),
     "more_mask": MORE.but(supervision="mask"),
     "fsd": BASE.but(teacher="photos:teacher", distillation=FSD),
+    "fsd_strong": BASE.but(teacher="photos:teacher", distillation=replace(FSD, weight=1.0)),
     "sepa": BASE.but(teacher="photos:teacher", affinity=SEPA),
     "misa": BASE.but(teacher="photos:teacher", distillation=FSD, affinity=SEPA),
     "literal": BASE.but(teacher="photos:teacher", distillation=Distillation(), affinity={"saliency": True}),
