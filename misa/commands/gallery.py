@@ -90,7 +90,7 @@ def parameters_of(path: Path, out: Path, *, smoke: bool) -> dict[str, Any]:
         run = f"demo-long{SMOKE_SUFFIX * ('smoke' not in declared)}"
         shared = {"run": run, "runs": run, "data_root": "data"}
         for name in _FOLDERS:
-            if declared.get(name) or (name == "out" and name in declared):  # other empty ones are unused
+            if declared.get(name) or (name in ("out", "work_dir") and name in declared):  # other empty ones are unused
                 found[name] = str((out / "smoke" / shared.get(name, path.stem)).resolve())
     return found
 

@@ -98,8 +98,9 @@ def test_a_smoke_run_has_folders_of_its_own(tmp_path):
     assert all(value.startswith(str(tmp_path / "smoke")) for value in chosen.values())
 
 
-def test_smoke_figures_are_not_written_among_those_of_real_runs(tmp_path):
-    """Its folder is empty by default, which means runs/figures/<run>."""
-    notebook = Path(__file__).parents[2] / "notebooks" / "figures.ipynb"
-    assert parameters_of(notebook, tmp_path, smoke=True)["out"].startswith(str(tmp_path / "smoke"))
-    assert "out" not in parameters_of(notebook, tmp_path, smoke=False)
+@pytest.mark.parametrize(("name", "folder"), [("figures", "out"), ("train", "work_dir")])
+def test_no_smoke_run_is_written_among_real_ones(name, folder, tmp_path):
+    """These folders are empty by default, which means runs/figures/<run> and runs/<row>-seed<seed>."""
+    notebook = Path(__file__).parents[2] / "notebooks" / f"{name}.ipynb"
+    assert parameters_of(notebook, tmp_path, smoke=True)[folder].startswith(str(tmp_path / "smoke"))
+    assert folder not in parameters_of(notebook, tmp_path, smoke=False)
