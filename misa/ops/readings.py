@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from misa.ops.affinity import promote
 from misa.ops.axes import check_shapes
 
 Values = Literal["channels", "class", "probability"]
@@ -58,9 +59,10 @@ def read(
     valid: False at padding, which enters no spread.
 
     With values "class" and "probability" every map has mean 0 and standard deviation 1 in its image, and σ is 1.
-    Raises ValueError on shapes that do not fit and on unknown choices.
+    Half precision is computed in float32. Raises ValueError on shapes that do not fit and on unknown choices.
     """
     _check(features, classifier, values, norm, factors)
+    features, classifier = promote(features), Classifier(*map(promote, classifier))
     here = torch.ones_like(features[:, 0]) if valid is None else valid.to(features.dtype)
     if norm == "channel":
         features = features / _moments(features, here)[1]

@@ -128,3 +128,16 @@ def test_wrong_choices_and_shapes_are_one_clear_sentence(case):
 @pytest.mark.parametrize(("h", "w", "side"), [(200, 336, 5), (64, 80, 3), (32, 32, 3), (300, 400, 7), (8, 8, 3)])
 def test_the_window_grows_with_the_map(h, w, side):
     assert window_of(0.01, h, w) == side
+
+
+@pytest.mark.parametrize("values", ["channels", "class", "probability"])
+@pytest.mark.parametrize("norm", ["none", "channel", "pixel"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(values, norm, dtype, case):
+    """As of a teacher in bfloat16; a count of pixels above 65,504 is infinite in float16."""
+    features, layer = torch.randn(1, 5, 260, 256, generator=torch.Generator().manual_seed(0)).to(dtype), case[1]
+    expected = read(features.float(), layer, values=values, norm=norm)
+    found = read(features, layer, values=values, norm=norm)
+    assert found.sigma == expected.sigma
+    for own, right in zip(found[:2], expected[:2], strict=True):
+        assert torch.equal(own, right)

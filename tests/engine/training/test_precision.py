@@ -13,8 +13,9 @@ from misa.engine.training.config import distributed
 from misa.engine.training.optimizer import optimizer_config
 from misa.engine.training.parallel import leave
 from misa.experiment import FRAMEWORKS
+from misa.rows import find_row
 from tests.models.students.test_mask2former import TWO, batch
-from tests.models.test_waits import student
+from tests.models.test_waits import network, student
 
 
 def wrapped(model, row, precision="float32", **more):
@@ -46,6 +47,18 @@ def test_bfloat16_trains_float32_weights_on_nearly_the_same_losses(name, device)
     assert half != plain  # it was really not float32
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
     assert any(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("values", ["class", "probability"])
+def test_every_reading_of_s_trains_in_bfloat16(values, device):
+    """The teacher's S is bfloat16 then, K is float32."""
+    model, row = network(find_row("demo:misa").but(affinity={"semantic_values": values}))
+    teacher = model.teacher
+    model.to(device).attach(teacher)
+    plain = step(copy.deepcopy(model), wrapped(model, row))
+    half = step(model, wrapped(model, row, "bfloat16"))
+    assert half["loss_global"] == pytest.approx(plain["loss_global"], rel=0.1)
+    assert half["loss_local"] == pytest.approx(plain["loss_local"], rel=0.1)
 
 
 def test_two_accumulated_halves_are_one_step(device):
