@@ -242,7 +242,7 @@ class BoxSupervised(nn.Module):
             truth=_truth(prepared.instances),
             prior=self._prior(prepared.weak_view, size) if needs.prior else None,
             classifier=self.teacher.last_layer() if needs.prior and self.teacher is not None else None,
-            colors=_colors(prepared.weak_view, size) if needs.colors else None,
+            colors=pooled_colors(prepared.weak_view, size) if needs.colors else None,
             weak_view=prepared.weak_view,
             structure=None if memory is None or memory.structure is None else memory.structure(features),
             across=batch_mean,
@@ -318,10 +318,10 @@ def _truth(instances: list[InstanceData]) -> Truth:
     return Truth(torch.cat(boxes), torch.cat(labels), image, pasted)
 
 
-def _colors(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Denormalize images and average-pool them to `size` (h, w); RGB, 0..255."""
+def pooled_colors(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Denormalize images and average-pool them to `size` (h, w); RGB, 0..255, before pooling in whole numbers again."""
     mean, std = (torch.tensor(values).view(3, 1, 1).to(images.device, non_blocking=True) for values in (MEAN, STD))
-    return F.adaptive_avg_pool2d(images * std + mean, size)
+    return F.adaptive_avg_pool2d((images * std + mean).round(), size)
 
 
 def generator_of(clock: Clock, sample: DetDataSample) -> torch.Generator:

@@ -7,8 +7,10 @@ import torch
 from mmengine.structures import InstanceData
 
 import misa.models  # noqa: F401  (imports mmdet silently)
+from misa.data.pipeline import MEAN, STD
 from misa.errors import Diverged
 from misa.losses.inputs import shrink, union_of_boxes
+from misa.models.students.base import pooled_colors
 from misa.models.students.table import model_config
 from misa.models.teacher.table import build_teacher
 from misa.rows import find_row, teacher_row
@@ -219,3 +221,10 @@ def test_a_row_that_lacks_its_teacher_is_refused():
         MISA.but(teacher="")
     with pytest.raises(ValueError, match="belong together"):
         find_row("demo:box").but(teacher="teacher:demo")
+
+
+def test_colors_are_the_whole_numbers_of_the_image():
+    """Float32 gives back 61 as 60.99999, and objectives in L*a*b* cut the fraction off, as published."""
+    levels = torch.arange(256.0).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    assert torch.equal(pooled_colors((levels - mean) / std, (16, 16)), levels)
