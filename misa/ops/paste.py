@@ -40,9 +40,10 @@ class PictureQueue:
 
     def put(self, picture: Picture, *, sure: float) -> None:
         """Append the picture's objects with a pixel above `sure`, if any, and drop the oldest picture beyond `size`."""
+        picture = picture._replace(masks=picture.masks.half())  # rounded first, as `cut_out` will see them
         some = (scores(picture, sure=sure) > 0).nonzero().flatten()
         if len(some):
-            kept = (picture.masks[some].half(), picture.boxes[some], picture.labels[some])
+            kept = (picture.masks[some], picture.boxes[some], picture.labels[some])
             self.pictures = [*self.pictures, Picture(picture.pixels, *kept)][-self.size :]
 
     def state(self) -> list[list[Tensor]]:

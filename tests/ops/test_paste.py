@@ -123,3 +123,14 @@ def test_the_queue_holds_the_last_pictures_and_comes_back(rng):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     with pytest.raises(ValueError, match="one picture or more"):
         PictureQueue(0)
+
+
+def test_what_the_queue_takes_can_be_cut_out(rng):
+    """The only sure pixel may round to the threshold in half precision, in which the queue keeps masks."""
+    own = picture(rng, (4, 4, 16, 16), value=0.5)
+    own.masks[0, 2, 2] = 0.75005
+    queue = PictureQueue(2)
+    queue.put(own, sure=0.75)
+    for kept in queue.pictures:
+        cut_out(kept, (H, W), rng, sure=0.75)
+    assert queue.pictures == []
