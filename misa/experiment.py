@@ -149,8 +149,8 @@ class Affinity:
     # For mode="pamr": dilations of the 3x3 neighborhood in mask pixels, and the number of iterations.
     pamr_dilations: tuple[int, ...] = _later((1, 2, 4, 8, 12, 24))
     pamr_steps: int = _later(10)
-    # One or two names of `misa.ops.affinity.KERNELS` that replace A and the semantic affinity; `feature` and `saliency`
-    # then only say whether a teacher is used.
+    # One or two names of `misa.ops.affinity.KERNELS` that replace A and the semantic affinity, a semantic one second;
+    # `feature` and `saliency` then only say whether a teacher is used.
     kernels: tuple[str, ...] | None = _later(None)
     # The share of a pseudo mask's range in its box that is stretched to one half, its range to [0, 1]; 0: as averaged.
     stretch: float = _later(0.0)
@@ -338,6 +338,9 @@ class Experiment:
             raise ValueError("Schedule: lr and clip must be positive, weight_decay at least 0.")
         if self.affinity is not None and self.affinity.feature and self.affinity.semantic_values != "channels":
             raise ValueError("Affinity.semantic_values is of saliency; A^f compares the channels of S themselves.")
+        kernels = self.affinity.kernels if self.affinity is not None else None
+        if kernels and kernels[0] in ("feature", "saliency"):
+            raise ValueError(f"Affinity.kernels begins with {kernels[0]}, which can only be the second.")
         if self.affinity is not None and self.affinity.window_share is not None and not self.affinity.window_share > 0:
             raise ValueError(f"Affinity.window_share is {self.affinity.window_share}; it must be positive, or None.")
         if self.affinity is not None and not 0 <= self.affinity.stretch < 1:

@@ -72,6 +72,7 @@ def _of_teacher(name: str, inputs: AffinityInputs) -> Tensor:
 
 
 KERNELS: dict[str, Callable[[AffinityInputs], Compared]] = {"color": color, "feature": feature, "saliency": saliency}
+SEMANTIC = ("feature", "saliency")  # these come second, beside another one
 
 
 def check_finite(name: str, values: Tensor) -> None:

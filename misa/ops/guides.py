@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from misa.errors import UserError
-from misa.ops.affinity import KERNELS, TINY, AffinityInputs, Compared, check_finite, window_spread
+from misa.ops.affinity import KERNELS, SEMANTIC, TINY, AffinityInputs, Compared, check_finite, window_spread
 from misa.ops.axes import check_shapes
 from misa.ops.backends.choice import backend
 from misa.ops.backends.torch_ops import Layer, Near
@@ -111,6 +111,11 @@ class Guides:
             raise UserError(f"there is no affinity {unknown[0]!r}; there are {', '.join(KERNELS)}.")
         if not 1 <= len(self.kernels) <= 2:
             raise UserError(f"masks are propagated along one affinity or two, not {len(self.kernels)}.")
+        if self.kernels[0] in SEMANTIC:
+            raise UserError(
+                f"the affinity {self.kernels[0]!r} can only be the second one: its σ is its spread in the image, and "
+                f"saliency has a row for each category; name a first one, such as ('color', {self.kernels[0]!r})."
+            )
         check_shapes(
             "Guides",
             images=(self.images, "b d h w"),
@@ -213,8 +218,9 @@ class Guides:
         """Return (factor · σ)² of the second affinity for every pair."""
         if join.sigma == "image":
             squared = self.second_on_edges[1]
-        else:
-            squared = torch.full((len(self.pairs),), float(join.sigma) ** 2, device=self.images.device)
+        else:  # the σ of a reading of S; an affinity's own one stays
+            own = [(its.sigma or float(join.sigma)) ** 2 for its in self.second.values() for _ in its.factors]
+            squared = torch.tensor(own).to(self.images.device, non_blocking=True)
         return (squared * join.factor**2).clamp(min=TINY)
 
     def second_lengths(self) -> Float[Tensor, "q m"]:
@@ -270,8 +276,9 @@ class Guides:
         `join.form` "sum": numerators and denominators of both affinities are added, each on its own trees. "embedding":
         the second affinity measures the edges of the images' trees. "product": the kernels multiply, on one joint tree.
         """
-        its_sigma = self.first[0].sigma
-        s = self.lengths / (bandwidth if its_sigma is None else its_sigma) ** 2
+        sigmas = [(its.sigma or bandwidth) ** 2 for its in self.first.values()]
+        squared = torch.tensor(sigmas, dtype=self.lengths.dtype).to(self.lengths.device, non_blocking=True)
+        s = self.lengths / squared[:, None]
         parts = [(trees.pixel, trees.parent, self.on_edges(trees, s), list(self.image), 1.0)]
         if self.second:
             images = [image for image, _ in self.pairs]
@@ -345,9 +352,10 @@ class Guides:
             rows = rows if near else rows / scale[:, None]
             return [(its, row, join.balance, None) for its, row in zip(maps, rows, strict=True)], near
         every, spreads = window_offsets(window), []
-        for i, (values, factors, _) in self.second.items():
+        for i, (values, factors, sigma) in self.second.items():
             valid = None if self.valid is None else self.valid[i]
-            spreads.append(window_spread(values[None], every, channel_weights=factors, valid=valid)[0])
+            spread = window_spread(values[None], every, channel_weights=factors, valid=valid)[0]
+            spreads.append(spread if sigma is None else torch.full_like(spread, sigma))
         precision = 1 / (torch.cat(spreads) * join.factor).square().clamp(min=TINY)
         return [(its, row, join.balance, p) for its, row, p in zip(maps, rows, precision, strict=True)], near
 

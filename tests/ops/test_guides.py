@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from misa.errors import UserError
-from misa.experiment import Affinity
+from misa.experiment import Affinity, Experiment
 from misa.losses.pairwise import pairwise_loss
 from misa.ops.affinity import KERNELS, AffinityInputs, Compared, pairwise_affinity
 from misa.ops.backends.choice import use
@@ -133,3 +133,42 @@ def test_a_balance_of_zero_leaves_the_first_alone(rng, form):
     alone = both.first_only()
     found = both.along_trees(masks, both.trees(), 0.2, Join(balance=0.0, form=form))
     assert_close(found, alone.along_trees(masks, alone.trees(), 0.2))
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("kernels", [("own",), ("own", "color"), ("color", "own")])
+def test_every_image_of_a_batch_has_its_own_sigma(rng, monkeypatch, kernels):
+    """An affinity whose σ depends on the image: its masks are the same alone and behind another image."""
+    monkeypatch.setitem(
+        KERNELS, "own", lambda inputs: Compared(inputs.colors, torch.ones(1, 3), float(inputs.colors.std()) * 0.3)
+    )
+    images = torch.rand(2, 3, 9, 11, generator=rng) * torch.tensor([1.0, 0.05])[:, None, None, None]
+    masks = torch.rand(2, 9, 11, generator=rng)
+    both, alone = Guides(images, [0, 1], kernels=kernels), Guides(images[1:], [0], kernels=kernels)
+    together = both.along_trees(masks, both.trees(), 0.3)[1:]
+    assert_close(together, alone.along_trees(masks[1:], alone.trees(), 0.3))
+    assert_close(both.along_window(masks, None, **OPTIONS)[1:], alone.along_window(masks[1:], None, **OPTIONS))
+
+
+@pytest.mark.usefixtures("path", "with_toy")
+@pytest.mark.parametrize("sigma", ["image", "window", 1.0])
+def test_the_sigma_of_a_reading_of_s_leaves_that_of_other_affinities(rng, sigma):
+    masks, image = torch.rand(2, 9, 11, generator=rng), torch.rand(1, 3, 9, 11, generator=rng)
+    guides = Guides(image, [0, 0], kernels=("color", "brightness"))
+    by_sigma = guides.along_window(masks, None, **OPTIONS, join=Join(sigma=sigma))
+    inputs = AffinityInputs(image[0], None, None)
+    color, more = kernel_affinity("color", inputs, sigma=0.3), kernel_affinity("brightness", inputs)
+    assert_close(by_sigma, step(masks, color + 0.7 * more), atol=1e-5, rtol=1e-5)
+    if sigma != "window":
+        trees = guides.trees()
+        assert_close(guides.along_trees(masks, trees, 0.3, Join(sigma=sigma)), guides.along_trees(masks, trees, 0.3))
+
+
+@pytest.mark.parametrize("kernels", [("saliency",), ("saliency", "color"), ("feature", "color")])
+def test_a_semantic_affinity_is_refused_as_the_first(rng, kernels):
+    """It would use one category's row of K for all masks, and a bandwidth of colors for its σ."""
+    features, factors = torch.randn(1, 6, 4, 4, generator=rng), torch.randn(3, 6, generator=rng)
+    with pytest.raises(UserError, match="can only be the second one"):
+        Guides(torch.rand(1, 3, 4, 4, generator=rng), [0, 0], features, factors, [0, 2], kernels)
+    with pytest.raises(ValueError, match="which can only be the second"):
+        Experiment(affinity=Affinity(kernels=kernels))
