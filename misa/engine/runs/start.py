@@ -16,6 +16,8 @@ from misa.models.teacher.contract import TeacherContract
 
 # A teacher's classes and normalization are stored with its weights.
 _STATE = "_extra_state"
+# A teacher is one network with a backbone of its own.
+_TEACHER, _BACKBONES = "network.", ("backbone.", "network.backbone.")
 
 
 class Start(NamedTuple):
@@ -45,16 +47,20 @@ def find_start(experiment: Experiment, classes: Sequence[str]) -> Start:
 
     Parameters of another shape begin anew. If the start was trained on other classes, or on these in another order, so
     do those of the layers that depend on the number of classes; a checkpoint without a record is assumed to be of
-    these. Raises UserError: no checkpoint there, or one of another network, whose backbone does not fit.
+    these. Raises UserError: no checkpoint there, or one of another network: a teacher's for a student or the other way
+    round, or one whose backbone does not fit.
     """
     path = start_file(experiment.start)
     there, known = _read(path)
     own, of_classes = _shapes(experiment, classes)
+    kinds = ["a teacher" if any(name.startswith(_TEACHER) for name in names) else "a student" for names in (there, own)]
+    if kinds[0] != kinds[1]:
+        raise UserError(f"{path} is {kinds[0]} and the row is {kinds[1]}; begin with a network of the same kind.")
     fitting = [name for name, shape in own.items() if name in there and tuple(there[name].shape) == shape]
     lost = [name for name in own if name not in fitting]
     # A ResNet-101 has all names and shapes of a ResNet-50, too, and more blocks.
-    extra = [name for name in there if name.startswith("backbone.") and name not in own]
-    if (wrong := next((name for name in lost + extra if name.startswith("backbone.")), None)) or not fitting:
+    extra = [name for name in there if name.startswith(_BACKBONES) and name not in own]
+    if (wrong := next((name for name in lost + extra if name.startswith(_BACKBONES)), None)) or not fitting:
         raise UserError(
             f"{path} is a checkpoint of another network: {wrong or 'nothing'} "
             f"{'has another shape, or only one of them has it' if wrong else 'fits'}; a training begins with the "

@@ -114,6 +114,27 @@ def test_another_backbone_is_refused(small_row, small_run):
         find_start(row, small_run.source.classes)
 
 
+@pytest.mark.parametrize("backbone", ["resnet34", "resnet50"])
+def test_another_backbone_of_a_teacher_is_refused(backbone, small_row, small_run, tmp_path):
+    classes, path = small_run.source.classes, tmp_path / "teacher.pth"
+    row = small_row.but(affinity=None, semantic=Semantic(), network={"pretrained": False})
+    teachers = {name: row.but(network={"backbone": name}) for name in (row.network.backbone, backbone)}
+    for there, own in (teachers.values(), reversed(teachers.values())):
+        torch.save({"state_dict": MODELS.build(model_config(there, classes)).state_dict()}, path)
+        with pytest.raises(UserError, match=r"of another network: network\.backbone\."):
+            find_start(own.but(start=str(path)), classes)
+
+
+def test_a_network_of_another_kind_is_refused(small_row, small_run, tmp_path):
+    classes, path = small_run.source.classes, tmp_path / "teacher.pth"
+    row = small_row.but(affinity=None, semantic=Semantic(), network={"pretrained": False})
+    torch.save({"state_dict": MODELS.build(model_config(row, classes)).state_dict()}, path)
+    with pytest.raises(UserError, match=r"is a teacher and the row is a student; .* of the same kind"):
+        find_start(small_row.but(start=str(path)), classes)
+    with pytest.raises(UserError, match=r"is a student and the row is a teacher; .* of the same kind"):
+        find_start(row.but(start=str(small_run.folder)), classes)
+
+
 def test_a_backbone_with_more_blocks_is_refused(small_row, small_run, tmp_path):
     """A ResNet-34 has all names and shapes of a ResNet-18."""
     classes, path = small_run.source.classes, tmp_path / "deeper.pth"
