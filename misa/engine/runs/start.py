@@ -39,7 +39,8 @@ def start_file(start: str) -> Path:
     path = Path(start).expanduser()
     if not path.exists():
         raise UserError(missing(path, "run folder or checkpoint", "give one made by misa train"))
-    return last_checkpoint(path) if path.is_dir() else path
+    # Resolved, since its record is in the folder above the file's.
+    return (last_checkpoint(path) if path.is_dir() else path).resolve()
 
 
 def find_start(experiment: Experiment, classes: Sequence[str]) -> Start:

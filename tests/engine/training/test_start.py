@@ -185,6 +185,17 @@ def test_a_start_is_a_folder_or_a_file(small_run, tmp_path):
         start_file(str(tmp_path))
 
 
+@pytest.mark.parametrize("link", [True, False])
+def test_the_record_is_found_beside_a_link_and_a_bare_name(link, small_row, small_run, tmp_path, monkeypatch):
+    """Without it, layers of other classes would be taken as they are."""
+    path = last_checkpoint(small_run.folder)
+    if link:
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path if link else path.parent)
+    classes = others(small_run.source.classes)["others"]
+    assert begun(small_row, path.name, classes)[0] == {"mask_head.conv_cls"}
+
+
 def test_a_training_begins_there_and_resumes_without_it(small_row, small_run, module_path, tmp_path, capsys):
     """With steps too small to change a weight in single precision, its weights are those that it began with."""
     start = tmp_path / "start.pth"
