@@ -71,7 +71,8 @@ def read_params(folder: Path) -> dict[str, Any]:
 def require_own(folder: Path, params: dict[str, Any]) -> None:
     """Raise UserError if `folder` holds another run than `params`, or unknown files.
 
-    Moved but equal data is the same run. Changed annotations make another run, unless the run is finished.
+    Moved but equal data is the same run, and so is a start that is named in another way. Changed annotations make
+    another run, unless the run is finished.
     params: the whole record, or the part of it that is known before the data is read: seed and experiment.
     """
     before, name = read_json(folder / "params.json"), option_name("work_dir")
@@ -87,6 +88,8 @@ def require_own(folder: Path, params: dict[str, Any]) -> None:
     ours = {name: value for name, value in params.items() if name not in ignored}
     smoke, now_smoke = (of["experiment"].get("limit") is not None for of in (before, params))
     for key, there, here in _differences(before, json.loads(json.dumps(ours))):
+        if key == "start" and start_place(there) == start_place(here):
+            continue
         what = "a smoke run, a test of the installation" if smoke and not now_smoke else "another run"
         why = "" if smoke and not now_smoke else f" ({key} is {there} there and {here} here)"
         raise UserError(f"{name} {folder} holds {what}{why}; choose another {name} or delete that one.")
@@ -96,6 +99,11 @@ def require_own(folder: Path, params: dict[str, Any]) -> None:
             f"{folder} began, and it cannot go on with others; restore them, or choose another {name} for the "
             "changed ones."
         )
+
+
+def start_place(start: str) -> Path:
+    """The run folder or checkpoint that `Experiment.start` names, as an absolute path without links."""
+    return Path(start).expanduser().resolve()
 
 
 def same_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from misa.engine.runs.checkpoints import last_checkpoint, predicting, read_checkpoint, record_of, weights_digest
+from misa.engine.runs.record import start_place
 from misa.errors import UserError
 from misa.experiment import Experiment
 from misa.files import missing, shorter
@@ -36,10 +37,10 @@ class Start(NamedTuple):
 
 def start_file(start: str) -> Path:
     """The checkpoint that `Experiment.start` names, the last one of a run folder; UserError if there is none."""
-    path = Path(start).expanduser()
+    path = start_place(start)
     if not path.exists():
         raise UserError(missing(path, "run folder or checkpoint", "give one made by misa train"))
-    # Resolved, since its record is in the folder above the file's.
+    # Without links, since its record is in the folder above the file's.
     return (last_checkpoint(path) if path.is_dir() else path).resolve()
 
 

@@ -45,6 +45,18 @@ def test_a_smoke_run_in_the_folder_is_called_so(tmp_path):
         require_own(tmp_path, params(limit=4))
 
 
+def test_a_start_named_in_another_way_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "runs" / "x")
+    written(tmp_path, params(start="runs/x"))
+    for same in ("runs/x/", "./runs/x", str(tmp_path / "runs" / "x"), "link"):
+        require_own(tmp_path, params(start=same))
+    for other in ("runs/y", "runs", ""):
+        with pytest.raises(UserError, match=r"holds another run \(start is runs/x there and "):
+            require_own(tmp_path, params(start=other))
+
+
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"params.json"}))
 def test_files_without_a_record_are_foreign(tmp_path, name):
     (tmp_path / name).write_text("")
