@@ -77,9 +77,15 @@ def begin(model: nn.Module, start: Start) -> None:
     """Load the weights of a start, but for those that begin anew.
 
     The state of an objective, such as its EMA model, and FSD's adapter begin anew, too; the start's weights are those
-    that its scores are of, the EMA model's where that predicts.
+    that its scores are of, the EMA model's where that predicts. UserError if the file has changed since `find_start`:
+    a teacher may have been trained in between.
     """
     weights, _ = _read(start.path)
+    if (now := weights_digest(weights)) != start.digest:
+        raise UserError(
+            f"the weights in {start.path} have changed since this training was prepared ({start.digest} then, {now} "
+            "now); run the same again to begin with those of now, or restore the file before."
+        )
     own = set(model.state_dict()) - set(start.anew)
     model.load_state_dict({name: value for name, value in weights.items() if name in own}, strict=False)
 

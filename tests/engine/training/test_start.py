@@ -185,6 +185,19 @@ def test_a_start_is_a_folder_or_a_file(small_run, tmp_path):
         start_file(str(tmp_path))
 
 
+def test_a_start_that_changes_before_the_first_step_is_refused(small_row, small_run, tmp_path):
+    path, classes = tmp_path / "start.pth", small_run.source.classes
+    there = weights(last_checkpoint(small_run.folder))
+    torch.save({"state_dict": there}, path)
+    start = find_start(small_row.but(start=str(path)), classes)
+    model = MODELS.build(model_config(small_row.but(network={"pretrained": False}), classes))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.save({"state_dict": {n: v + 1 if "conv_cls" in n else v for n, v in there.items()}}, path)
+    with pytest.raises(UserError, match=rf"have changed since .* \({start.digest} then, \w+ now\); run the same again"):
+        begin(model, start)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("link", [True, False])
 def test_the_record_is_found_beside_a_link_and_a_bare_name(link, small_row, small_run, tmp_path, monkeypatch):
     """Without it, layers of other classes would be taken as they are."""
