@@ -1,5 +1,6 @@
 """A training that begins with the weights of another run (`Experiment.start`)."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,9 +9,9 @@ from torch import Tensor, nn
 
 from misa.engine.runs.checkpoints import last_checkpoint, predicting, read_checkpoint, record_of, weights_digest
 from misa.engine.runs.record import start_place
-from misa.errors import UserError
+from misa.errors import UserError, option_name
 from misa.experiment import Experiment
-from misa.files import missing, shorter
+from misa.files import missing, read_json, shorter
 from misa.models.students.base import TRAINING_ONLY
 from misa.models.students.table import model_config, skeleton
 from misa.models.teacher.contract import TeacherContract
@@ -88,6 +89,25 @@ def begin(model: nn.Module, start: Start) -> None:
         )
     own = set(model.state_dict()) - set(start.anew)
     model.load_state_dict({name: value for name, value in weights.items() if name in own}, strict=False)
+
+
+def warn_changed_start(experiment: Experiment, folder: Path) -> None:
+    """Print a warning to standard error if the start of a finished run has changed since; one that is gone is none."""
+    try:
+        began = (read_json(folder / "env.json") or {}).get("start")
+        if not experiment.start or began is None:
+            return
+        path = start_file(experiment.start)
+        now = weights_digest(_read(path)[0])
+    except UserError:  # the run's own results do not need it
+        return
+    if now != began:
+        print(
+            f"warning: the weights in {shorter(path)} have changed since the run in {folder} began with them ({began} "
+            f"then, {now} now); train it again in another {option_name('work_dir')} to begin with those of now.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:

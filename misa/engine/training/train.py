@@ -18,7 +18,7 @@ from misa.engine.runs.folder import Run, earlier_work, lock_folder, require_own_
 from misa.engine.runs.places import named_student, student_place, student_row, teacher_place
 from misa.engine.runs.record import run_params
 from misa.engine.runs.scores import measured, write_scores
-from misa.engine.runs.start import Start, find_start
+from misa.engine.runs.start import Start, find_start, warn_changed_start
 from misa.engine.runs.teacher import load_teacher, ready_teacher, teacher_line
 from misa.engine.training.config import run_config
 from misa.engine.training.cost import measured_step
@@ -225,6 +225,7 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
     params = run_params(experiment, row=row, seed=seed, data_root=source.root, data=data, classes=source.classes)
     metrics, checkpoint = earlier_work(folder, params, resume)
     if metrics is not None:
+        warn_changed_start(experiment, folder)
         return Plan(experiment, source, folder, params, metrics, checkpoint, None)
     if checkpoint is not None:
         read_checkpoint(checkpoint)  # raises for a damaged or foreign file

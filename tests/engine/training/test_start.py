@@ -226,7 +226,18 @@ def test_a_training_begins_there_and_resumes_without_it(small_row, small_run, mo
     assert names
     for name in names:
         torch.testing.assert_close(after[name], before[name], atol=1e-8, rtol=1e-5)
+    assert train(row, **options).metrics == run.metrics
+    assert capsys.readouterr().err == ""
+    changed = {name: value + 1 if "conv_cls" in name else value for name, value in before.items()}
+    torch.save({"state_dict": changed}, start)
+    assert train(row, **options).metrics == run.metrics
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(rf"have changed since the run in .* began with them \({digest} then, \w+ now\)", line), line
+    start.write_text("no checkpoint")
+    train(row, **options)
     start.unlink()
+    train(row, **options)
+    assert capsys.readouterr().err == ""
     (run.folder / "metrics.json").unlink()
     again = train(row, **options)
     assert again.metrics == run.metrics
