@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from misa.engine.runs.checkpoints import last_checkpoint, predicting, read_checkpoint, record_of, weights_digest
 from misa.engine.runs.record import start_place
+from misa.engine.runs.state import remarks
 from misa.errors import UserError, option_name
-from misa.experiment import Experiment
+from misa.experiment import Experiment, Schedule
 from misa.files import missing, read_json, shorter
 from misa.models.students.base import TRAINING_ONLY
 from misa.models.students.table import model_config, skeleton
@@ -23,11 +24,15 @@ _TEACHER, _BACKBONES = "network.", ("backbone.", "network.backbone.")
 
 
 class Start(NamedTuple):
-    """What a network begins with: a checkpoint, the hash of its weights, and its own parameters that begin anew."""
+    """What a network begins with: a checkpoint, the hash of its weights, and its own parameters that begin anew.
+
+    remarks: why a run folder is not to be trusted; none of a checkpoint, which may be meant to be an early one.
+    """
 
     path: Path
     digest: str
     anew: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         modules = list(dict.fromkeys(name.rpartition(".")[0] for name in self.anew))
@@ -54,7 +59,7 @@ def find_start(experiment: Experiment, classes: Sequence[str]) -> Start:
     round, or one whose backbone does not fit.
     """
     path = start_file(experiment.start)
-    there, known = _read(path)
+    there, known, run = _read(path)
     own, of_classes = _shapes(experiment, classes)
     kinds = ["a teacher" if any(name.startswith(_TEACHER) for name in names) else "a student" for names in (there, own)]
     if kinds[0] != kinds[1]:
@@ -71,7 +76,9 @@ def find_start(experiment: Experiment, classes: Sequence[str]) -> Start:
         )
     if known is not None and known != list(classes):
         lost = [name for name in own if name in lost or name in of_classes]
-    return Start(path, weights_digest(there), tuple(lost))
+    folder = start_place(experiment.start)
+    found = () if run is None or not folder.is_dir() else remarks(folder, run, checkpoint=path)
+    return Start(path, weights_digest(there), tuple(lost), tuple(found))
 
 
 def begin(model: nn.Module, start: Start) -> None:
@@ -81,7 +88,7 @@ def begin(model: nn.Module, start: Start) -> None:
     that its scores are of, the EMA model's where that predicts. UserError if the file has changed since `find_start`:
     a teacher may have been trained in between.
     """
-    weights, _ = _read(start.path)
+    weights = _read(start.path)[0]
     if (now := weights_digest(weights)) != start.digest:
         raise UserError(
             f"the weights in {start.path} have changed since this training was prepared ({start.digest} then, {now} "
@@ -110,19 +117,21 @@ def warn_changed_start(experiment: Experiment, folder: Path) -> None:
         )
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
-    """The weights of the network that a checkpoint predicts with, and its classes if they are known."""
+def _read(path: Path) -> tuple[dict[str, Tensor], list[str] | None, Experiment | None]:
+    """The weights of the network that a checkpoint predicts with, and its classes and the run's length if known."""
     checkpoint = read_checkpoint(path)
     weights = checkpoint["state_dict"]
     try:
         record = record_of(path, checkpoint) or {}
-        known, inference = record.get("classes"), record.get("experiment", {}).get("inference", {})
+        known, values = record.get("classes"), record.get("experiment", {})
+        # No more of the row is read: its other fields may be of another version.
+        run = Experiment(limit=values.get("limit"), schedule=Schedule(values["schedule"]["epochs"])) if values else None
         if known is None and (states := [value for name, value in weights.items() if name.endswith(_STATE)]):
             known = list(TeacherContract.decoded(states[0]).classes)
-        weights = predicting(weights, from_shadow=bool(inference.get("from_shadow")))
+        weights = predicting(weights, from_shadow=bool(values.get("inference", {}).get("from_shadow")))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} was made by another version of misa ({error}); begin with another run.") from error
-    return {name: value for name, value in weights.items() if _is_weight(name, value)}, known
+    return {name: value for name, value in weights.items() if _is_weight(name, value)}, known, run
 
 
 def _is_weight(name: str, value: Any) -> bool:

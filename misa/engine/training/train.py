@@ -242,7 +242,7 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
 
 def _teacher(plan: Plan) -> tuple[TeacherNetwork | None, list[str]]:
     """The trained or torchvision's teacher of the plan's row, if it has one, and the lines on it and on the start."""
-    said = [] if plan.start is None else _say(str(plan.start))
+    said = [] if plan.start is None else _say(str(plan.start), *(f"warning: {remark}" for remark in plan.start.remarks))
     if not plan.experiment.teacher:
         return None, said
     if plan.first is not None:

@@ -198,6 +198,23 @@ def test_a_start_that_changes_before_the_first_step_is_refused(small_row, small_
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_an_unfinished_and_a_smoke_start_are_remarked(small_row, small_run, tmp_path):
+    """A user who names a checkpoint knows that it may be an early one."""
+
+    def remarks(start):
+        return find_start(small_row.but(start=str(start)), small_run.source.classes).remarks
+
+    values = small_run.experiment.values()
+    place = copied(small_run, tmp_path / "run", experiment=values | {"limit": 4})
+    assert remarks(small_run.folder) == remarks(last_checkpoint(place)) == ()
+    smoke, unfinished = remarks(place)
+    assert smoke.startswith(f"{place} is a smoke run")
+    epochs = values["schedule"]["epochs"]
+    assert unfinished == f"{place} has not ended its training; what follows is of epoch {epochs} of {epochs}."
+    (place / "metrics.json").write_bytes((small_run.folder / "metrics.json").read_bytes())
+    assert remarks(place) == (smoke,)
+
+
 @pytest.mark.parametrize("link", [True, False])
 def test_the_record_is_found_beside_a_link_and_a_bare_name(link, small_row, small_run, tmp_path, monkeypatch):
     """Without it, layers of other classes would be taken as they are."""
@@ -266,9 +283,13 @@ def test_a_start_that_does_not_fit_is_found_before_any_work(small_row, small_run
 
 
 def test_the_log_names_four_of_many_new_layers(small_row, small_run, module_path, tmp_path, capsys):
-    row = small_row.but(start=str(small_run.folder), schedule={"epochs": 1}, network={"neck_channels": 32})
-    train(row, data_root=module_path / "data", work_dir=tmp_path / "run", machine=CPU)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("begins with")]
+    start = copied(small_run, tmp_path / "start")  # without its scores, as while it is trained
+    row = small_row.but(start=str(start), schedule={"epochs": 1}, network={"neck_channels": 32})
+    run = train(row, data_root=module_path / "data", work_dir=tmp_path / "run", machine=CPU)
+    out = capsys.readouterr().out
+    for text in (out, (run.folder / "log.txt").read_text().replace("\n", " ")):
+        assert f"warning: {start} has not ended its training" in text
+    (line,) = [line for line in out.splitlines() if line.startswith("begins with")]
     assert re.search(r", but for [\w.]+, [\w.]+, [\w.]+, [\w.]+, \d+ more layers$", line), line
 
 
