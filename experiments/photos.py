@@ -63,7 +63,7 @@ FSD = Distillation(unit="spread", radius=3.0, weight=0.1)
 
 # Two more epochs of a trained box student: by its own pseudo masks or by others, with a teacher, from true masks. The
 # guidance of a teacher was measured on that student's masks; a student from ImageNet weights has none of that quality.
-MORE = BASE.but(start="runs/photos-box-seed0", schedule={"epochs": 2, "lr": 2e-4})
+MORE = BASE.but(start="runs/photos-box-seed{seed}", schedule={"epochs": 2, "lr": 2e-4})
 NEARER = {**NEAR, "refine_bandwidth": 0.03}
 
 # Objectives of other papers with the geometry and schedule of all rows here, not the published ones.

@@ -17,6 +17,8 @@ from typing import Any, Literal, NamedTuple, Self
 
 _OBJECTIVES = "misa.objectives"
 TORCHVISION = "torchvision:"
+SEED = "{seed}"
+"""In `Experiment.start`: replaced by the run's seed."""
 _LABELS = Literal["objectives", "grabcut", "student", "rectangles"]
 # The backbone that a smoke run builds in place of a large one.
 _SMALLEST = {
@@ -321,7 +323,8 @@ class Experiment:
     expected: Expected | None = None
     # Replaces projection_weight, affinity and distillation as the student's loss.
     objective: Objective | None = field(default=None, metadata={"later": True})
-    start: str = _later("")  # run folder or checkpoint whose weights the network begins with
+    # Run folder or checkpoint whose weights the network begins with; {seed} in it stands for the run's seed.
+    start: str = _later("")
 
     def __post_init__(self) -> None:
         if self.affinity is not None and self.affinity.feature and self.affinity.saliency:

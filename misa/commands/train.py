@@ -34,7 +34,7 @@ class Train(Parameters):
     row: str = shared.row(default="demo:misa")
     data_root: str = shared.data_root()
     work_dir: str = option("", "run folder (default: runs/<row>-seed<seed>)")
-    start: str = option("", "run folder or checkpoint whose weights it begins with (default: the row's)")
+    start: str = option("", "run folder or checkpoint to begin with; {seed} is the run's (default: the row's)")
     seed: int = shared.seed()
     epochs: int | None = shared.epochs()
     batch: int | None = option(None, "batch size over all GPUs (default: the row's)", low=1)
@@ -126,7 +126,7 @@ def train_with(options: Train) -> "Run":
     if options.smoke:  # it trains a small network in the place of the row's, from scratch
         require_buildable(find_row(options.row))
         if options.start:
-            read_checkpoint(start_file(options.start))
+            read_checkpoint(start_file(options.start, options.seed))
 
     processes = options.gpus or 1
     if processes > 1 and expected_processes() == 1:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import misa
 from misa.errors import UserError, option_name
-from misa.experiment import TORCHVISION, Experiment, Objective, plain
+from misa.experiment import SEED, TORCHVISION, Experiment, Objective, plain
 from misa.files import digest, missing, read_json
 from misa.rows import lineage, teacher_row
 
@@ -88,7 +88,7 @@ def require_own(folder: Path, params: dict[str, Any]) -> None:
     ours = {name: value for name, value in params.items() if name not in ignored}
     smoke, now_smoke = (of["experiment"].get("limit") is not None for of in (before, params))
     for key, there, here in _differences(before, json.loads(json.dumps(ours))):
-        if key == "start" and start_place(there) == start_place(here):
+        if key == "start" and len({start_place(start, params["seed"]) for start in (there, here)}) == 1:
             continue
         what = "a smoke run, a test of the installation" if smoke and not now_smoke else "another run"
         why = "" if smoke and not now_smoke else f" ({key} is {there} there and {here} here)"
@@ -101,9 +101,9 @@ def require_own(folder: Path, params: dict[str, Any]) -> None:
         )
 
 
-def start_place(start: str) -> Path:
-    """The run folder or checkpoint that `Experiment.start` names, as an absolute path without links."""
-    return Path(start).expanduser().resolve()
+def start_place(start: str, seed: int) -> Path:
+    """The run folder or checkpoint that `Experiment.start` names for a seed, as an absolute path without links."""
+    return Path(start.replace(SEED, str(seed))).expanduser().resolve()
 
 
 def same_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

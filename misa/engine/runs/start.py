@@ -41,24 +41,24 @@ class Start(NamedTuple):
         return f"begins with the weights of {shorter(self.path)} ({self.digest}){but}"
 
 
-def start_file(start: str) -> Path:
+def start_file(start: str, seed: int = 0) -> Path:
     """The checkpoint that `Experiment.start` names, the last one of a run folder; UserError if there is none."""
-    path = start_place(start)
+    path = start_place(start, seed)
     if not path.exists():
-        raise UserError(missing(path, "run folder or checkpoint", "give one made by misa train"))
+        raise UserError(missing(Path(shorter(path)), "run folder or checkpoint", "give one made by misa train"))
     # Without links, since its record is in the folder above the file's.
     return (last_checkpoint(path) if path.is_dir() else path).resolve()
 
 
-def find_start(experiment: Experiment, classes: Sequence[str]) -> Start:
-    """The start of a row whose data has these classes.
+def find_start(experiment: Experiment, classes: Sequence[str], seed: int = 0) -> Start:
+    """The start of a row whose data has these classes, for a run of this seed.
 
     Parameters of another shape begin anew. If the start was trained on other classes, or on these in another order, so
     do those of the layers that depend on the number of classes; a checkpoint without a record is assumed to be of
     these. Raises UserError: no checkpoint there, or one of another network: a teacher's for a student or the other way
     round, or one whose backbone does not fit.
     """
-    path = start_file(experiment.start)
+    path = start_file(experiment.start, seed)
     there, known, run = _read(path)
     own, of_classes = _shapes(experiment, classes)
     kinds = ["a teacher" if any(name.startswith(_TEACHER) for name in names) else "a student" for names in (there, own)]
@@ -76,7 +76,7 @@ def find_start(experiment: Experiment, classes: Sequence[str]) -> Start:
         )
     if known is not None and known != list(classes):
         lost = [name for name in own if name in lost or name in of_classes]
-    folder = start_place(experiment.start)
+    folder = start_place(experiment.start, seed)
     found = () if run is None or not folder.is_dir() else remarks(folder, run, checkpoint=path)
     return Start(path, weights_digest(there), tuple(lost), tuple(found))
 
@@ -98,13 +98,13 @@ def begin(model: nn.Module, start: Start) -> None:
     model.load_state_dict({name: value for name, value in weights.items() if name in own}, strict=False)
 
 
-def warn_changed_start(experiment: Experiment, folder: Path) -> None:
+def warn_changed_start(experiment: Experiment, folder: Path, seed: int) -> None:
     """Print a warning to standard error if the start of a finished run has changed since; one that is gone is none."""
     try:
         began = (read_json(folder / "env.json") or {}).get("start")
         if not experiment.start or began is None:
             return
-        path = start_file(experiment.start)
+        path = start_file(experiment.start, seed)
         now = weights_digest(_read(path)[0])
     except UserError:  # the run's own results do not need it
         return

@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
-from misa.engine.runs.places import default_folder, teacher_place
+from misa.engine.runs.places import default_folder, student_row, teacher_place
 from misa.engine.runs.record import COST, same_data
 from misa.errors import Stopped, UserError, counted, option_name
-from misa.experiment import Experiment
+from misa.experiment import SEED, Experiment
 from misa.files import IN_USE, read_json, write_json
 from misa.machine import Machine
 from misa.rows import find_row, lineage, teacher_row
@@ -99,9 +99,29 @@ def _experiment(row: str, smoke: bool) -> Experiment:
     return experiment
 
 
+def _require_own_starts(row: str, smoke: bool) -> None:
+    """UserError if a row, or one that it learns from, has one start for all seeds."""
+    experiment = _experiment(row, smoke)
+    if experiment.start and SEED not in experiment.start:
+        raise UserError(
+            f"{row} begins with {experiment.start} in every seed, so that the intervals over the seeds would be too "
+            f"narrow; write {SEED} in its start for the run's seed, or take one seed."
+        )
+    if experiment.trains_teacher:
+        _require_own_starts(experiment.teacher, smoke)
+    elif (named := student_row(experiment)) is not None:
+        _require_own_starts(named[0], smoke)
+
+
 def plan(rows: Iterable[str], seeds: Iterable[int], *, root: str | Path = ROOT, smoke: bool = False) -> list[Job]:
-    """One job per row and seed, no duplicates; ordered by seed: an interrupted sweep has equal seeds of every row."""
+    """One job per row and seed, no duplicates; ordered by seed: an interrupted sweep has equal seeds of every row.
+
+    UserError for several seeds of a row that begins with the same weights in all: their spread would be too small.
+    """
     seeds, rows = list(seeds), list(rows)
+    if len(seeds) > 1:
+        for row in rows:
+            _require_own_starts(row, smoke)
     unique = {one.folder: one for seed in seeds for row in rows for one in [job(row, seed, root=root, smoke=smoke)]}
     return list(unique.values())
 

@@ -225,11 +225,11 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
     params = run_params(experiment, row=row, seed=seed, data_root=source.root, data=data, classes=source.classes)
     metrics, checkpoint = earlier_work(folder, params, resume)
     if metrics is not None:
-        warn_changed_start(experiment, folder)
+        warn_changed_start(experiment, folder, seed)
         return Plan(experiment, source, folder, params, metrics, checkpoint, None)
     if checkpoint is not None:
         read_checkpoint(checkpoint)  # raises for a damaged or foreign file
-    start = find_start(experiment, source.classes) if experiment.start and checkpoint is None else None
+    start = find_start(experiment, source.classes, seed) if experiment.start and checkpoint is None else None
     first = None
     if experiment.trains_teacher:
         place = teacher_place(experiment, seed, folder.parent, student=params)

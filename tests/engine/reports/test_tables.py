@@ -55,6 +55,26 @@ def test_the_plan_goes_seed_by_seed_and_has_nothing_twice(tmp_path):
     assert len({job.folder for job in jobs}) == 4
 
 
+@pytest.mark.parametrize("name", ["fixed", "taught"])
+def test_seeds_that_share_a_start_are_refused(name, tmp_path, monkeypatch):
+    """They differ less than whole trainings do, and so would the interval be too narrow."""
+    taught, teacher = find_row("demo:misa"), find_row(find_row("demo:misa").teacher)
+    rows = {
+        "own:each": taught.but(start="runs/box-seed{seed}"),
+        "own:fixed": taught.but(start="runs/box-seed0"),
+        "own:taught": taught.but(teacher="own:teacher"),
+        "own:teacher": teacher.but(start="runs/teacher"),
+        taught.teacher: teacher,
+    }
+    for module in ("misa.rows", "misa.engine.training.sweep"):
+        monkeypatch.setattr(f"{module}.find_row", rows.__getitem__)
+    assert len(plan(["own:each"], range(3), root=tmp_path)) == 3
+    assert len(plan([f"own:{name}"], [1], root=tmp_path)) == 1
+    assert len(plan([f"own:{name}"], range(3), root=tmp_path, smoke=True)) == 3, "it begins with nothing"
+    with pytest.raises(UserError, match=r"^own:(fixed|teacher) begins with runs/\S+ in every seed, .*\{seed\}"):
+        plan(["own:each", f"own:{name}"], range(2), root=tmp_path)
+
+
 def test_the_time_of_a_training_is_not_read_off_copied_files(tmp_path):
     """A copy changes the file times, and the scores may then be older than the record."""
     jobs = plan(["demo:box", "demo:mask"], range(1), root=tmp_path)

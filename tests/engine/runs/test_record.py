@@ -52,7 +52,9 @@ def test_a_start_named_in_another_way_is_the_same(tmp_path, monkeypatch):
     written(tmp_path, params(start="runs/x"))
     for same in ("runs/x/", "./runs/x", str(tmp_path / "runs" / "x"), "link"):
         require_own(tmp_path, params(start=same))
-    for other in ("runs/y", "runs", ""):
+    require_own(written(tmp_path, params(start="runs/x0", seed=0)), params(start="runs/x{seed}", seed=0))
+    written(tmp_path, params(start="runs/x"))
+    for other in ("runs/y", "runs", "runs/x{seed}", ""):
         with pytest.raises(UserError, match=r"holds another run \(start is runs/x there and "):
             require_own(tmp_path, params(start=other))
 

@@ -228,14 +228,16 @@ def test_the_record_is_found_beside_a_link_and_a_bare_name(link, small_row, smal
 
 def test_a_training_begins_there_and_resumes_without_it(small_row, small_run, module_path, tmp_path, capsys):
     """With steps too small to change a weight in single precision, its weights are those that it began with."""
-    start = tmp_path / "start.pth"
+    start = tmp_path / "start5.pth"
     start.write_bytes(last_checkpoint(small_run.folder).read_bytes())
-    row = small_row.but(start=str(start), schedule={"epochs": 1, "lr": 1e-12}, network={"norm_eval": True})
+    row = small_row.but(
+        start=str(tmp_path / "start{seed}.pth"), schedule={"epochs": 1, "lr": 1e-12}, network={"norm_eval": True}
+    )
     assert row.digest() != small_row.digest()
-    options = {"data_root": module_path / "data", "work_dir": tmp_path / "run", "machine": CPU}
+    options = {"data_root": module_path / "data", "work_dir": tmp_path / "run", "machine": CPU, "seed": 5}
     run = train(row, **options)
     assert "begins with the weights of" in capsys.readouterr().out
-    digest = find_start(row, run.source.classes).digest
+    digest = find_start(row, run.source.classes, 5).digest
     assert f"begins with the weights of {start} ({digest})" in (run.folder / "log.txt").read_text().replace("\n", " ")
     assert json.loads((run.folder / "env.json").read_text())["start"] == digest
     after, before = weights(last_checkpoint(run.folder)), weights(start)
@@ -302,4 +304,7 @@ def test_the_option_changes_the_row_and_its_folder(small_run, tmp_path, monkeypa
         train_with(Train(row="demo:box", start="nowhere", smoke=True))
     with pytest.raises(UserError, match="nowhere"):
         train_with(Train(row="demo:box", start="nowhere"))
+    for smoke in (True, False):
+        with pytest.raises(UserError, match=r"checkpoint no\{where\}3_3;"):
+            train_with(Train(row="demo:box", start="no{where}{seed}_{seed}", seed=3, smoke=smoke))
     assert not (tmp_path / "runs" / "demo-box-seed0-start" / "params.json").exists()
