@@ -14,7 +14,7 @@ class Evaluate(Parameters):
     """Options of `misa evaluate`, parameters of `notebooks/evaluate.ipynb`."""
 
     run: str = shared.run_folder()
-    checkpoint: str = option("", "checkpoint file, or none for the untrained network (default: the last)")
+    checkpoint: str = option("", "checkpoint file, or none: untrained, no start loaded (default: the last)")
     data_root: str = shared.other_data()
     miou: bool = option(False, "also mean IoU, a student's instances merged into classes (Figure 1)", only="command")
     merge_score: float = option(0.3, "score threshold of the merged instances", low=0, high=1, only="command")
