@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from misa.data.source import Source
-from misa.engine.runs.checkpoints import last_checkpoint, load_weights
+from misa.engine.runs.checkpoints import fill, last_checkpoint, read_checkpoint, record_of
 from misa.engine.runs.folder import Run, opened, recorded
 from misa.engine.runs.record import read_params
 from misa.engine.runs.scores import DETECTIONS, MERGE_SCORE, score_merged, scored
@@ -50,7 +50,8 @@ def evaluate(
     in increasing order of score (Figure 1). `details` adds AP per class and precision-recall curves, `boundary` the
     boundary AP, which requires faster-coco-eval. `predictions` writes a student's detections as a COCO results file;
     it replaces such a file, and no other. The run folder is not changed.
-    Raises UserError: no run folder, no checkpoint, another model's checkpoint, unusable data, another file in the way.
+    Raises UserError: no run folder, no checkpoint, another model's checkpoint or one for other classes,
+    unusable data, another file in the way.
     """
     if boundary and importlib.util.find_spec("faster_coco_eval") is None:
         raise UserError("boundary AP needs the package faster-coco-eval; pip install it.")
@@ -136,8 +137,24 @@ def predict_split(run: Trained, source: Source, target: Path, machine: Machine |
     runner = quiet_runner(config)
     runner.model.init_weights()
     if run.checkpoint is not None:
-        load_weights(runner.model, run.checkpoint)
+        checkpoint = read_checkpoint(run.checkpoint)
+        fill(runner.model, checkpoint["state_dict"], run.checkpoint)
+        _require_classes(run, run.checkpoint, checkpoint)
     runner.test()
+
+
+def _require_classes(run: Trained, path: Path, checkpoint: dict[str, Any]) -> None:
+    """Raise UserError if a checkpoint's record states other classes than the run's, or these in another order."""
+    try:
+        record = record_of(path.resolve(), checkpoint)
+    except ValueError as error:
+        raise UserError(f"{path} has an unreadable card ({error}); export it again.") from error
+    known = record.get("classes") if isinstance(record, dict) else None
+    if known is not None and known != list(run.params["classes"]):
+        raise UserError(
+            f"{path} is a checkpoint for the classes {', '.join(map(str, known))}, and the run {run.folder} has "
+            f"{', '.join(run.params['classes'])}; give a checkpoint that was trained on the same classes in this order."
+        )
 
 
 def _holds_detections(path: Path) -> bool:

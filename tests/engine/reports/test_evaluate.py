@@ -1,0 +1,36 @@
+"""A checkpoint is scored with the labels that it was trained with, or refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from misa.engine.prediction.export import export_student
+from misa.engine.reports.evaluate import evaluate
+from misa.engine.runs.checkpoints import CARD, newest, read_checkpoint
+from misa.errors import UserError
+from tests.helpers import CPU
+
+
+def test_a_checkpoint_for_other_classes_is_refused(small_run, tmp_path):
+    """The weights fit if only the order or the names differ: the labels would be swapped silently."""
+    (tmp_path / "other" / "checkpoints").mkdir(parents=True)
+    path = shutil.copy(newest(small_run.folder), tmp_path / "other" / "checkpoints")
+    params = json.loads((small_run.folder / "params.json").read_text())
+    assert len(params["classes"]) > 1
+    swapped = params["classes"][::-1]
+
+    def score(checkpoint):
+        return evaluate(small_run.folder, checkpoint=checkpoint, machine=CPU).metrics
+
+    expected = score(path)  # without a record: assumed to be of these classes
+    (tmp_path / "other" / "params.json").write_text(json.dumps(params | {"classes": swapped}))
+    with pytest.raises(UserError, match=f"checkpoint for the classes {', '.join(swapped)}, and the run"):
+        score(path)
+    file = export_student(small_run.folder, tmp_path / "student.pth")
+    assert score(file) == expected
+    content = read_checkpoint(file)
+    torch.save(content | {CARD: json.dumps(json.loads(content[CARD]) | {"classes": swapped})}, file)
+    with pytest.raises(UserError, match="in this order"):
+        score(file)
