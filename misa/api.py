@@ -507,7 +507,11 @@ def _as_image(image: Images) -> NDArray[np.uint8]:
         return read_image(path)
     if isinstance(image, Pillow.Image):
         turned = ImageOps.exif_transpose(image)
-        return np.asarray(turned.convert("RGB"), dtype=np.uint8)
+        if not turned.mode.startswith(("I", "F")):
+            return np.asarray(turned.convert("RGB"), dtype=np.uint8)
+        gray = np.asarray(turned)  # more than 8 bits, which convert("RGB") would clip
+        upper = (gray >> 8).astype(np.uint8) if turned.mode.startswith("I;16") else gray  # as OpenCV reads files
+        return _of_8_bits(upper[..., None].repeat(3, axis=2))
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
             raise UserError(f"a tensor of an image is (3 H W), RGB; this one is {tuple(image.shape)}.")

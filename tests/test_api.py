@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import misa
-from misa.api import photograph
+from misa.api import as_images, photograph
 from misa.cli import main
 from misa.engine.reports.explore import trained
 from misa.engine.runs.checkpoints import newest
@@ -165,12 +165,28 @@ def test_a_result_is_short_in_text_and_a_picture_in_a_notebook(run, photo, tmp_p
     assert "classes" in repr(student)
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "F"])
+def test_a_pil_image_of_more_than_8_bits_is_scaled_as_its_file_is(tmp_path, mode):
+    ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    expected = as_images(tmp_path / "ramp.png")[0][0]
+    assert expected.mean() == 127.5
+    if mode == "F":
+        picture = Image.fromarray((ramp >> 8).astype(np.float32) / 255)
+    else:
+        picture = Image.frombytes(mode, ramp.shape, ramp.astype(">u2" if mode.endswith("B") else "<u2").tobytes())
+    assert picture.mode == mode
+    np.testing.assert_array_equal(as_images(picture)[0][0], expected)
+
+
 @pytest.mark.parametrize(
     ("image", "words"),
     [
         ("nowhere.jpg", "there is no file nowhere.jpg; give an image"),
         (".", ". is a folder; give an image or a list of them"),
         (np.zeros((4, 4, 5), np.uint8), "is (H W 3), RGB"),
+        (Image.new("I", (4, 4), 300), "8-bit values, or floats of 0 to 1; this one is int32 of 300 to 300"),
+        (Image.new("F", (4, 4), 2), "8-bit values, or floats of 0 to 1; this one is float32 of 2 to 2"),
         (np.full((4, 4, 3), 300), "8-bit values, or floats of 0 to 1"),
         (np.full((4, 4, 3), np.nan), "8-bit values, or floats of 0 to 1"),
         (torch.zeros(4, 4, 3), "is (3 H W), RGB"),
