@@ -515,7 +515,8 @@ def _as_image(image: Images) -> NDArray[np.uint8]:
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
             raise UserError(f"a tensor of an image is (3 H W), RGB; this one is {tuple(image.shape)}.")
-        return _of_8_bits(image.detach().cpu().numpy().transpose(1, 2, 0))
+        short = image.is_floating_point() and image.element_size() < 4  # NumPy has no bfloat16
+        return _of_8_bits((image.float() if short else image).detach().cpu().numpy().transpose(1, 2, 0))
     if isinstance(image, np.ndarray):
         pixels = image[..., None].repeat(3, axis=2) if image.ndim == 2 else image
         if pixels.ndim != 3 or pixels.shape[2] != 3:

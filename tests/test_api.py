@@ -165,6 +165,12 @@ def test_a_result_is_short_in_text_and_a_picture_in_a_notebook(run, photo, tmp_p
     assert "classes" in repr(student)
 
 
+def test_a_bfloat16_tensor_is_an_image():
+    values = torch.linspace(0, 1, 48).reshape(3, 4, 4).to(torch.bfloat16)
+    expected = (values.double() * 255).round().permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(as_images(values)[0][0], expected)
+
+
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "F"])
 def test_a_pil_image_of_more_than_8_bits_is_scaled_as_its_file_is(tmp_path, mode):
     ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)

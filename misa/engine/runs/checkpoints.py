@@ -99,7 +99,8 @@ def weights_digest(weights: dict[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name in sorted(weights):
         if not name.startswith(TRAINING_ONLY):
-            total.update(name.encode() + weights[name].detach().cpu().contiguous().numpy().tobytes())
+            value = weights[name].detach().cpu().reshape(-1).contiguous()
+            total.update(name.encode() + value.view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16
     return total.hexdigest()[:12]
 
 

@@ -1,5 +1,6 @@
 """An exported student predicts the same, holds nothing of the training, and executes no code when loaded."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from misa.data.pipeline import MEAN, at_test_size
 from misa.engine.prediction import export
 from misa.engine.prediction.export import compare_export, export_student, export_torchscript
 from misa.engine.prediction.student import find, load_student
-from misa.engine.runs.checkpoints import CARD
+from misa.engine.runs.checkpoints import CARD, read_checkpoint, weights_digest
 from misa.errors import UserError
 from misa.experiment import Distillation
 from misa.models.students.solov2_decode import decode, each_image
@@ -45,6 +46,32 @@ def test_it_predicts_the_same_to_the_bit(small_run, exported):
     assert (file.classes, file.digest) == (run.classes, run.digest)
     for image in images(small_run):
         same(find(file, [image], score=0.0)[0], find(run, [image], score=0.0)[0])
+
+
+def test_weights_of_any_type_have_a_digest():
+    """That of stored float32 weights, in records of predictions, stays the hash of their names and NumPy bytes."""
+    weights = {
+        "b": torch.arange(6.0).reshape(2, 3).T,
+        "a": torch.tensor(7),
+        "c": torch.tensor([True]),
+        "d": torch.ones(0),
+    }
+    plain = b"".join(name.encode() + np.ascontiguousarray(weights[name].numpy()).tobytes() for name in sorted(weights))
+    assert weights_digest(weights) == hashlib.sha256(plain).hexdigest()[:12]
+    brief = {"a": torch.tensor([1.0, -2.0]).bfloat16()}  # 0x3f80 and 0xc000, little-endian
+    assert weights_digest(brief) == hashlib.sha256(b"a" + bytes.fromhex("803f00c0")).hexdigest()[:12]
+
+
+def test_bfloat16_weights_predict_as_their_float32_values(small_run, exported, tmp_path):
+    content = read_checkpoint(exported)
+    brief = {k: v.bfloat16() if v.is_floating_point() else v for k, v in content["state_dict"].items()}
+    wide = {k: v.float() if v.is_floating_point() else v for k, v in brief.items()}
+    found = []
+    for name, weights in (("brief", brief), ("wide", wide)):
+        torch.save(content | {"state_dict": weights}, tmp_path / f"{name}.pth")
+        student = load_student(tmp_path / f"{name}.pth", device="cpu")
+        found.append(find(student, images(small_run)[:1], score=0.0)[0])
+    same(*found)
 
 
 def test_it_holds_the_student_alone_as_tensors_and_text(small_run, exported):
