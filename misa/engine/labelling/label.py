@@ -40,7 +40,7 @@ from misa.engine.labelling.annotations import (
 )
 from misa.engine.labelling.masks import answers, require_knows
 from misa.engine.labelling.sheet import write_sheet
-from misa.engine.prediction.files import appended, records
+from misa.engine.prediction.files import appended, next_call, records
 from misa.engine.prediction.predict import require_own
 from misa.engine.prediction.shares import DONE, Share
 from misa.engine.prediction.student import Student, choose_device, load_student
@@ -290,11 +290,12 @@ def _work(student: Student, sets: Sequence[Labels], place: Path, share: Share) -
     done = {name: row["stamp"] for name, row in records(place)}
     mine = [pair for i, pair in enumerate(targets) if share.takes(i)]
     failed: list[str] = []
+    call = next_call(place)
     with appended(share.place(place) / DONE) as record:
         for one, target in tqdm(mine, desc="label", unit="image", disable=None):
             try:
                 if done.get(target.name) != target.stamp:
-                    record.write(json.dumps(_labelled(student, one, target)).encode() + b"\n")
+                    record.write(json.dumps(_labelled(student, one, target) | {"call": call}).encode() + b"\n")
                     record.flush()
             except (DataError, OSError) as error:
                 failed.append(str(error))

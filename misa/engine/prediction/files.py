@@ -92,20 +92,31 @@ def instance_map(parts: Sequence[tuple[int, int, NDArray[np.bool_]]], size: tupl
 def records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the records of images, sorted by name, without lines truncated by a kill.
 
-    A line has name, file, stamp, size and instances. The last line of a name is valid; instances of None (not an empty
-    list) delete the name's record.
+    A line has name, file, stamp, size, instances and call (`next_call`; 0 in older records). The last line of a name is
+    valid, which is that of the highest call in whichever file; instances of None (not an empty list) delete the name's
+    record.
     """
-    last: dict[str, tuple[BinaryIO, int]] = {}
+    last: dict[str, tuple[int, BinaryIO, int]] = {}
     with ExitStack() as stack:
         for path in record_files(folder):
             file: BinaryIO = stack.enter_context(path.open("rb"))
-            last |= {row["name"]: (file, place) for place, row in _lines(file)}
+            inside = {row["name"]: (row.get("call", 0), file, place) for place, row in _lines(file)}
+            last |= {name: line for name, line in inside.items() if name not in last or line[0] >= last[name][0]}
         for name in sorted(last):
-            file, place = last[name]
+            _, file, place = last[name]
             file.seek(place)
             row = json.loads(file.readline())
             if row["instances"] is not None:
                 yield name, row
+
+
+def next_call(folder: Path) -> int:
+    """The number of a call that begins now: one above those in the records, so that its lines replace older ones."""
+    call = 0
+    for path in record_files(folder):
+        with path.open("rb") as file:
+            call = max([call, *(row.get("call", 0) for _, row in _lines(file))])
+    return call + 1
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from misa.data.formats.coco import DataError, PathLike
 from misa.data.images import Picture, Video, find_inputs, frames, read_image
-from misa.engine.prediction.files import appended, collect, film, forget, paint, records, rows_of
+from misa.engine.prediction.files import appended, collect, film, forget, next_call, paint, records, rows_of
 from misa.engine.prediction.known_boxes import find_boxes, reaching_beyond, require_class
 from misa.engine.prediction.shares import DONE, Share
 from misa.engine.prediction.student import Image, Instances, Student, find, load_student
@@ -254,11 +254,11 @@ def _work(
     _require_same_files(folder, inputs)
     outdated = _outdated(inputs, folder) if share.whole else []
     done = {name: row["stamp"] for name, row in records(folder)}
-    predicted, failed = 0, dict(left)
+    predicted, failed, call = 0, dict(left), next_call(folder)
     with appended(share.place(folder) / DONE) as record:
         for row in outdated:
             forget(folder, row["name"], masks=options.masks)
-            record.write(json.dumps(row | {"instances": None}).encode() + b"\n")
+            record.write(json.dumps(row | {"instances": None, "call": call}).encode() + b"\n")
         for group in _batches(_images(inputs, options, done, boxes, failed, share), batch):
             results = _find(student, group, options, boxes, failed, batch)
             for frame, result in zip(group, results, strict=True):
@@ -267,7 +267,7 @@ def _work(
                 forget(folder, frame.name, masks=options.masks)
                 paint(folder, frame.name, frame.image, result, masks=options.masks, pictures=options.overlay)
                 row = {"name": frame.name, "file": frame.file, "source": frame.source, "stamp": frame.stamp}
-                row |= {"size": result.size, "instances": rows_of(result)}
+                row |= {"size": result.size, "instances": rows_of(result), "call": call}
                 # After the image's files, so that those of recorded images exist.
                 record.write(json.dumps(row).encode() + b"\n")
                 record.flush()

@@ -58,5 +58,5 @@ class Share:
 
 
 def record_files(folder: Path) -> list[Path]:
-    """The records of all shares, then that of the run without a share, which takes precedence."""
+    """The records of all shares, then that of the run without a share, which takes precedence in equal calls."""
     return [path for path in (*sorted(folder.glob(f"shards/*/{DONE}")), folder / DONE) if path.is_file()]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -118,6 +119,27 @@ def test_three_shards_equal_one_to_the_byte(small_run, data, tmp_path):
     # A repeated run computes nothing.
     assert label(job, device="cpu").left == 0
     assert results(tmp_path / "three") == results(tmp_path / "one")
+
+
+@pytest.mark.parametrize("before", [[Share()], [Share(4, i) for i in range(4)]], ids=["whole", "four shards"])
+def test_shards_after_a_change_write_the_result(small_run, data, tmp_path, before):
+    """The stale record of the whole run, or of a share whose folder comes later by name, does not hide the new one."""
+    job = Job(data, tmp_path / "m.json", run=small_run.folder, split="val")
+    for share in before:
+        label(job, share=share, device="cpu")
+
+    def images(left):
+        first, last = sorted((data / "val2017").iterdir())[0], sorted((data / "val2017").iterdir())[-1]
+        for path in (first, last):
+            stat = path.stat()
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+        assert [label(job, share=Share(2, shard), device="cpu").left for shard in (0, 1)] == left
+
+    images([1, 0])
+    lines = [p.read_text() for p in (tmp_path / "m.label").glob("*/**/done.jsonl")]
+    assert label(job, share=Share(2, 0), device="cpu").files  # nothing is predicted again
+    assert [p.read_text() for p in (tmp_path / "m.label").glob("*/**/done.jsonl")] == lines
+    images([1, 0])
 
 
 @pytest.mark.slow

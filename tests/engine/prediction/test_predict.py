@@ -89,6 +89,26 @@ def test_three_shards_equal_one_to_the_byte(small_run, photos, tmp_path, capsys)
     assert "shard must be from 0 to 2" in capsys.readouterr().err
 
 
+def test_a_changed_image_is_predicted_by_its_shard_alone(small_run, photos, tmp_path):
+    """And an image that is as before again is predicted anew: the files of its masks are of the change."""
+    out, pixels = tmp_path / "out", (photos / "a.png").read_bytes()
+    before = (photos / "a.png").stat().st_mtime_ns
+
+    def again(content, moment):
+        (photos / "a.png").write_bytes(content)
+        os.utime(photos / "a.png", ns=(moment, moment))
+        for shard in (0, 1):
+            predict(small_run.folder, photos, out=out, share=Share(2, shard), score=0.0)
+        assert predict(small_run.folder, photos, out=out, score=0.0).predicted == 0
+        predict(small_run.folder, photos, out=tmp_path / str(moment), score=0.0)
+        one, two = contents(tmp_path / str(moment)), contents(out)
+        assert one == {name: two[name] for name in two if not name.startswith("shards/")}
+
+    predict(small_run.folder, photos, out=out, score=0.0)
+    again((photos / "b.png").read_bytes(), before + 10**9)
+    again(pixels, before)
+
+
 @pytest.mark.slow
 def test_shards_as_jobs_equal_one_process_to_the_byte(small_run, photos, tmp_path):
     words = ["predict", str(small_run.folder), str(photos), "--score", "0", "--device", "cpu", "--out"]
