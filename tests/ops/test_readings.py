@@ -135,8 +135,9 @@ def test_the_window_grows_with_the_map(h, w, side):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32(values, norm, dtype, case):
     """As of a teacher in bfloat16; a count of pixels above 65,504 is infinite in float16."""
-    features, layer = torch.randn(1, 5, 260, 256, generator=torch.Generator().manual_seed(0)).to(dtype), case[1]
-    expected = read(features.float(), layer, values=values, norm=norm)
+    features = torch.randn(1, 5, 260, 256, generator=torch.Generator().manual_seed(0)).to(dtype)
+    layer = Classifier(*(part.to(dtype) for part in case[1]))
+    expected = read(features.float(), Classifier(*(part.float() for part in layer)), values=values, norm=norm)
     found = read(features, layer, values=values, norm=norm)
     assert found.sigma == expected.sigma
     for own, right in zip(found[:2], expected[:2], strict=True):

@@ -23,6 +23,7 @@ from misa.data.formats.coco import DataError
 from misa.data.images import find_inputs
 from misa.data.rle import encode
 from misa.engine.prediction import tiling
+from misa.engine.prediction.files import records
 from misa.engine.prediction.known_boxes import find_boxes
 from misa.engine.prediction.predict import Boxes, predict
 from misa.engine.prediction.shares import Share
@@ -648,3 +649,17 @@ def test_other_images_join_those_of_earlier_calls_and_replace_none(small_run, ph
     said(first[1], first[1].with_suffix(".bmp"))
     tables = json.loads((out / "instances.json").read_text())
     assert sorted(image["file_name"] for image in tables["images"]) == ["a.png", "b.png", "c.bmp", "c.png"]
+
+
+@pytest.mark.parametrize(
+    ("calls", "valid"), [((None, None), "whole"), ((1, 2), "whole"), ((2, 2), "whole"), ((3, 2), "shard")]
+)
+def test_of_two_records_of_an_image_that_of_the_later_call_is_valid(tmp_path, calls, valid):
+    """Older records have no call; in equal ones that of the run without a share is valid, as before."""
+    files = {"shard": tmp_path / "shards" / "0-of-2" / "done.jsonl", "whole": tmp_path / "done.jsonl"}
+    files["shard"].parent.mkdir(parents=True)
+    for (who, path), call in zip(files.items(), calls, strict=True):
+        row = {"name": "a", "file": "a.png", "stamp": who, "size": [1, 1], "instances": []}
+        row |= {} if call is None else {"call": call}
+        path.write_text(json.dumps(row) + "\n")
+    assert [(name, row["stamp"]) for name, row in records(tmp_path)] == [("a", valid)]
