@@ -18,7 +18,7 @@ from typing import Any, Literal
 from tqdm.auto import tqdm
 
 from misa.engine.runs.places import default_folder, student_row, teacher_place
-from misa.engine.runs.record import COST, same_data
+from misa.engine.runs.record import COST, same_data, start_place
 from misa.errors import Stopped, UserError, counted, option_name
 from misa.experiment import SEED, Experiment
 from misa.files import IN_USE, read_json, write_json
@@ -113,6 +113,20 @@ def _require_own_starts(row: str, smoke: bool) -> None:
         _require_own_starts(named[0], smoke)
 
 
+def _require_starts(jobs: Sequence[Job]) -> None:
+    """UserError if the weights that a training begins with are missing and no training of these makes them."""
+    made = {wanted.folder.resolve() for wanted in jobs}
+    for wanted in jobs:
+        start = _experiment(wanted.row, wanted.smoke).start if wanted.state == "not run" else ""
+        if start and start_place(start, wanted.seed).resolve() not in made:
+            from misa.engine.runs.start import start_file  # imports torch
+
+            try:
+                start_file(start, wanted.seed)
+            except UserError as error:
+                raise UserError(f"{wanted.row}, seed {wanted.seed}, begins with another run: {error}") from error
+
+
 def plan(rows: Iterable[str], seeds: Iterable[int], *, root: str | Path = ROOT, smoke: bool = False) -> list[Job]:
     """One job per row and seed, no duplicates; ordered by seed: an interrupted sweep has equal seeds of every row.
 
@@ -142,10 +156,12 @@ def run(
     supports) each job is submitted with `cluster_options` (see `read_options`), or only waited for if an earlier call
     has submitted it to SLURM. `data_root` and `machine` apply to each training.
     Raises UserError: a training failed; its last line is quoted, and all jobs that do not depend on it were still run.
-    Or, before any training, a folder holds another run, or one on other data than `data_root`; Stopped: by SIGTERM,
-    which is forwarded to the trainings of this machine; the same call resumes.
+    Or, before any training, a folder holds another run, or one on other data than `data_root`, or a start is missing;
+    Stopped: by SIGTERM, which is forwarded to the trainings of this machine; the same call resumes.
     """
-    require_own_runs([*jobs, *(wanted.teacher for wanted in jobs if wanted.teacher)], data_root)
+    every = [*jobs, *(wanted.teacher for wanted in jobs if wanted.teacher)]
+    require_own_runs(every, data_root)
+    _require_starts(every)
     how, machine = _timed_options(cluster, cluster_options), machine or Machine()
     teachers = {wanted.teacher.folder: wanted.teacher for wanted in jobs if wanted.teacher is not None}
     failed: dict[Path, tuple[Job, str]] = {}

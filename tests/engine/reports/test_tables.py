@@ -75,6 +75,34 @@ def test_seeds_that_share_a_start_are_refused(name, tmp_path, monkeypatch):
         plan(["own:each", f"own:{name}"], range(2), root=tmp_path)
 
 
+def test_a_missing_start_is_found_before_the_first_training(tmp_path, monkeypatch):
+    """The last seed's, too: the others' trainings would take hours first."""
+    rows = {
+        "own:first": find_row("demo:box"),
+        "own:more": find_row("demo:box").but(start=f"{tmp_path}/box{{seed}}.pth"),
+    }
+    for module in ("misa.rows", "misa.engine.training.sweep"):
+        monkeypatch.setattr(f"{module}.find_row", rows.__getitem__)
+    trained = []
+    monkeypatch.setattr(sweep, "_here", lambda commands, *_: trained.extend(commands) or [])
+    jobs = plan(rows, range(2), root=tmp_path / "tables")
+    starts = [tmp_path / f"box{seed}.pth" for seed in range(2)]
+    starts[0].touch()
+    with pytest.raises(
+        UserError, match=r"^own:more, seed 1, begins with .* no run folder or checkpoint .*box1\.pth; did"
+    ):
+        run(jobs, data_root=tmp_path)
+    assert not trained
+    starts[1].touch()
+    run(jobs, data_root=tmp_path)
+    assert trained == jobs
+    for job in jobs:
+        finish(job, 20.0)
+    for start in starts:
+        start.unlink()
+    run(jobs)
+
+
 def test_the_time_of_a_training_is_not_read_off_copied_files(tmp_path):
     """A copy changes the file times, and the scores may then be older than the record."""
     jobs = plan(["demo:box", "demo:mask"], range(1), root=tmp_path)
