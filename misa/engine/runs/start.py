@@ -1,7 +1,7 @@
 """A training that begins with the weights of another run (`Experiment.start`)."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,9 +61,13 @@ def find_start(experiment: Experiment, classes: Sequence[str], seed: int = 0) ->
     path = start_file(experiment.start, seed)
     there, known, run = _read(path)
     own, of_classes = _shapes(experiment, classes)
-    kinds = ["a teacher" if any(name.startswith(_TEACHER) for name in names) else "a student" for names in (there, own)]
-    if kinds[0] != kinds[1]:
-        raise UserError(f"{path} is {kinds[0]} and the row is {kinds[1]}; begin with a network of the same kind.")
+    if (teacher := _is_teacher(own)) != _is_teacher(there):
+        kinds = (
+            f"is not a teacher's checkpoint (no weight is named {_TEACHER}…) and the row is a teacher"
+            if teacher
+            else "is a teacher's checkpoint and the row is a student"
+        )
+        raise UserError(f"{path} {kinds}; begin with a network of the same kind.")
     fitting = [name for name, shape in own.items() if name in there and tuple(there[name].shape) == shape]
     lost = [name for name in own if name not in fitting]
     # A ResNet-101 has all names and shapes of a ResNet-50, too, and more blocks.
@@ -132,6 +136,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], list[str] | None, Experiment |
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} was made by another version of misa ({error}); begin with another run.") from error
     return {name: value for name, value in weights.items() if _is_weight(name, value)}, known, run
+
+
+def _is_teacher(names: Iterable[str]) -> bool:
+    return any(name.startswith(_TEACHER) for name in names)
 
 
 def _is_weight(name: str, value: Any) -> bool:

@@ -18,7 +18,7 @@ from misa.engine.runs.folder import Run, earlier_work, lock_folder, require_own_
 from misa.engine.runs.places import named_student, student_place, student_row, teacher_place
 from misa.engine.runs.record import run_params
 from misa.engine.runs.scores import measured, write_scores
-from misa.engine.runs.start import Start, find_start, warn_changed_start
+from misa.engine.runs.start import Start, find_start, start_file, warn_changed_start
 from misa.engine.runs.teacher import load_teacher, ready_teacher, teacher_line
 from misa.engine.training.config import run_config
 from misa.engine.training.cost import measured_step
@@ -76,7 +76,7 @@ def train(
     folder = Path(work_dir).expanduser().resolve()
     head = f"{row}{' (smoke)' if experiment.limit is not None else ''}, seed {seed}, on {device}, in {shorter(folder)}"
     with report_lost_peer(), restored_signal(), contextlib.ExitStack() as stack:
-        on_main_process(lambda: lock_folder(folder, stack))
+        on_main_process(lambda: _lock(experiment, folder, seed, stack))
         plan = on_main_process(lambda: prepare(experiment, data_root, folder, row=row, seed=seed, resume=resume))
         if plan.metrics is not None:
             _say(*([f"{part[0]} of {part[1]}: {head}"] if part else []))
@@ -96,6 +96,13 @@ def train(
         metrics = on_main_process(lambda: write_scores(experiment, plan.source, folder, plan.params))
         log_scores(runner, metrics)
     return Run(experiment, folder, plan.source, metrics)
+
+
+def _lock(experiment: Experiment, folder: Path, seed: int, stack: contextlib.ExitStack) -> None:
+    """Lock the run folder; a new one is not made for a run whose start is missing."""
+    if experiment.start and not folder.exists():
+        start_file(experiment.start, seed)
+    lock_folder(folder, stack)
 
 
 def _before(

@@ -129,9 +129,11 @@ def test_a_network_of_another_kind_is_refused(small_row, small_run, tmp_path):
     classes, path = small_run.source.classes, tmp_path / "teacher.pth"
     row = small_row.but(affinity=None, semantic=Semantic(), network={"pretrained": False})
     torch.save({"state_dict": MODELS.build(model_config(row, classes)).state_dict()}, path)
-    with pytest.raises(UserError, match=r"is a teacher and the row is a student; .* of the same kind"):
+    with pytest.raises(UserError, match=r"is a teacher's checkpoint and the row is a student; .* of the same kind"):
         find_start(small_row.but(start=str(path)), classes)
-    with pytest.raises(UserError, match=r"is a student and the row is a teacher; .* of the same kind"):
+    with pytest.raises(
+        UserError, match=r"is not a teacher's .*network\.…\) and the row is a teacher; .* of the same kind"
+    ):
         find_start(row.but(start=str(small_run.folder)), classes)
 
 
@@ -282,6 +284,15 @@ def test_a_start_that_does_not_fit_is_found_before_any_work(small_row, small_run
     with pytest.raises(UserError, match="of another network"):
         train(row, data_root=module_path / "data", work_dir=tmp_path / "run", machine=CPU)
     assert not (tmp_path / "run" / "params.json").exists()
+
+
+def test_a_missing_start_leaves_no_folder_and_the_new_one_is_not_suggested(small_row, module_path, tmp_path):
+    row = small_row.but(start=str(tmp_path / "missing" / "small-box-seed0"))
+    (tmp_path / "missing").mkdir()
+    folder = tmp_path / "missing" / "small-box-seed1"
+    with pytest.raises(UserError, match=r"there is no run folder or checkpoint .*small-box-seed0; give one made by"):
+        train(row, data_root=module_path / "data", work_dir=folder, machine=CPU)
+    assert not folder.exists()
 
 
 def test_the_log_names_four_of_many_new_layers(small_row, small_run, module_path, tmp_path, capsys):
