@@ -62,12 +62,12 @@ def find_start(experiment: Experiment, classes: Sequence[str], seed: int = 0) ->
     there, known, run = _read(path)
     own, of_classes = _shapes(experiment, classes)
     if (teacher := _is_teacher(own)) != _is_teacher(there):
-        kinds = (
+        mismatch = (
             f"is not a teacher's checkpoint (no weight is named {_TEACHER}…) and the row is a teacher"
             if teacher
             else "is a teacher's checkpoint and the row is a student"
         )
-        raise UserError(f"{path} {kinds}; begin with a network of the same kind.")
+        raise UserError(f"{path} {mismatch}; begin with a network of the same kind.")
     fitting = [name for name, shape in own.items() if name in there and tuple(there[name].shape) == shape]
     lost = [name for name in own if name not in fitting]
     # A ResNet-101 has all names and shapes of a ResNet-50, too, and more blocks.

@@ -118,7 +118,8 @@ def _require_starts(jobs: Sequence[Job]) -> None:
     made = {wanted.folder.resolve() for wanted in jobs}
     for wanted in jobs:
         start = _experiment(wanted.row, wanted.smoke).start if wanted.state == "not run" else ""
-        if start and start_place(start, wanted.seed).resolve() not in made:
+        place = start_place(start, wanted.seed)
+        if start and made.isdisjoint((place, *place.parents)):
             from misa.engine.runs.start import start_file  # imports torch
 
             try:

@@ -103,6 +103,21 @@ def test_a_missing_start_is_found_before_the_first_training(tmp_path, monkeypatc
     run(jobs)
 
 
+@pytest.mark.parametrize("inside", ["", "/checkpoints/epoch_12.pth"])
+def test_a_start_may_be_made_by_a_training_of_the_same_call(inside, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(sweep, "_here", lambda commands, *_: trained.extend(commands) or [])
+    (first,) = plan(["demo:box"], [0], root=tmp_path)
+    rows = {"demo:box": find_row("demo:box"), "own:more": find_row("demo:box").but(start=f"{first.folder}{inside}")}
+    for module in ("misa.rows", "misa.engine.training.sweep"):
+        monkeypatch.setattr(f"{module}.find_row", rows.__getitem__)
+    jobs = plan(rows, [0], root=tmp_path)
+    run(jobs)
+    assert trained == jobs
+    with pytest.raises(UserError, match=r"^own:more, seed 0, begins with another run"):
+        run(jobs[1:])
+
+
 def test_the_time_of_a_training_is_not_read_off_copied_files(tmp_path):
     """A copy changes the file times, and the scores may then be older than the record."""
     jobs = plan(["demo:box", "demo:mask"], range(1), root=tmp_path)
