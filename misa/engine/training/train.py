@@ -89,7 +89,7 @@ def train(
         said += _say(f"{part[0]} of {part[1]}: {head}" if part[1] > 1 else head)
         said += _say(f"{counted(plan.source.images, 'image')} of {shorter(plan.source.root)}")
         teacher, lines = _teacher(plan)
-        runner = build(plan, machine, split, device, teacher)
+        runner = build(plan, machine, split, device, teacher, stack)
         progress = next(hook for hook in runner.hooks if isinstance(hook, Progress))
         progress.later, progress.said = later, said + lines
         learn(runner)
@@ -258,8 +258,18 @@ def _teacher(plan: Plan) -> tuple[TeacherNetwork | None, list[str]]:
     return teacher, said + _say(teacher_line(plan.experiment, teacher))
 
 
-def build(plan: Plan, machine: Machine, split: BatchSplit, device: str, teacher: TeacherNetwork | None) -> Runner:
-    """Build the runner with its network, and attach the teacher; write label maps and the run's record."""
+def build(
+    plan: Plan,
+    machine: Machine,
+    split: BatchSplit,
+    device: str,
+    teacher: TeacherNetwork | None,
+    stack: contextlib.ExitStack,
+) -> Runner:
+    """Build the runner with its network, and attach the teacher; write label maps and the run's record.
+
+    Its loggers are closed with `stack`, also on failure: TensorBoard's thread writes the last events then.
+    """
     experiment, source, folder = plan.experiment, plan.source, plan.folder
     labelled_by = named_student(experiment)
     if plan.first is not None and not experiment.teacher:
@@ -277,6 +287,7 @@ def build(plan: Plan, machine: Machine, split: BatchSplit, device: str, teacher:
         log=True,
     )
     runner = quiet_runner(config)
+    stack.callback(runner.visualizer.close)
     runner.start = plan.start
     if teacher is not None:
         student = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -300,7 +311,6 @@ def learn(runner: Runner) -> None:
 
 
 def log_scores(runner: Runner, metrics: dict[str, Any]) -> None:
-    """Write the scores to the loggers and close them."""
+    """Write the scores to the loggers."""
     scores = {f"{name}/{key}": value for name, key, value in measured(metrics)}
     runner.visualizer.add_scalars(scores, step=runner.max_iters)
-    runner.visualizer.close()

@@ -1,6 +1,7 @@
 """Losses and scores in external loggers."""
 
 import sys
+import threading
 import types
 
 import pytest
@@ -20,6 +21,7 @@ class FakeWandb(types.ModuleType):
 
     def __init__(self):
         super().__init__("wandb")
+        self.ended = 0
         self.started, self.logged, self.config = {}, [], types.SimpleNamespace(update=lambda *a, **k: None)
         self.run = types.SimpleNamespace(log_code=lambda *a, **k: None)
 
@@ -30,7 +32,7 @@ class FakeWandb(types.ModuleType):
         self.logged.append(values)
 
     def join(self):
-        pass
+        self.ended += 1
 
     def define_metric(self, *_, **__):
         pass
@@ -60,6 +62,29 @@ def test_tensorboard_has_every_step_and_the_scores_and_so_has_wandb(tmp_path, wa
     assert wandb.started["id"] == run_id(run.folder)
     assert sum("loss_cls" in values for values in wandb.logged) == 4
     assert any("segm/AP" in values for values in wandb.logged)
+    assert wandb.ended == 1
+
+
+def test_loggers_are_closed_when_a_training_fails(tmp_path, wandb, monkeypatch):
+    """TensorBoard's thread would write to a folder that may be deleted by then, W&B and MLflow would keep the run."""
+    others = set(threading.enumerate())
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("misa.engine.training.train.write_scores", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            TOY,
+            data_root=tmp_path / "data",
+            work_dir=tmp_path / "run",
+            machine=Machine(gpus=0, loggers=logger_names("wandb")),
+        )
+    assert not [thread for thread in set(threading.enumerate()) - others if "AsyncWriter" in type(thread).__name__]
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+    assert wandb.ended == 1
 
 
 def test_a_logger_that_is_not_there_is_told(monkeypatch):

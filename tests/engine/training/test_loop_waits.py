@@ -40,6 +40,7 @@ def looped(row, folder):
             waits.clear()
             runner.train_loop.run_iter(index, data)
             found.append(list(waits))
+    runner.visualizer.close()  # or TensorBoard's thread writes after the folder is deleted
     return found
 
 
