@@ -5,6 +5,9 @@ Plain SOLOv2, the box baseline, + FSD, + SEPA and MISA run in turn in one proces
 teacher's forward pass is timed separately, because two terms share it. A final profiled step gives each part's share
 of the forward pass.
 
+Other rows, several with commas between, or the rows of a table of the paper run as whole steps in turn. What belongs to
+a training but not to its step is not included: label maps, moving averages of weights, checkpoints, evaluation.
+
 example: misa profile table3_components:voc_misa --data-root path/to/voc --device cuda
 """
 
@@ -17,7 +20,12 @@ from misa.parameters import Parameters, argument, option
 class Profile(Parameters):
     """Options of `misa profile`."""
 
-    row: str = argument("a row with FSD and SEPA", default="demo:misa", optional=True)
+    rows: int | str = argument(
+        "a row with FSD and SEPA, by parts; or other rows, as demo:box,demo:mask, or a table: 3, 4, 5, comparators",
+        default="demo:misa",
+        optional=True,
+    )
+    data: str = option("demo", "of a table: demo, the embedded scenes; voc, photos and others: give data_root")
     data_root: str = shared.data_root()
     device: Literal["cpu", "cuda"] = option("cpu", "where the step runs")
     steps: int = option(10, "number of steps that are timed", low=1)
@@ -28,12 +36,15 @@ class Profile(Parameters):
 
 def run(options: Profile) -> int:
     """Measure and print."""
-    shared.require_row(options.row)
+    for row in str(options.rows).split(",") if ":" in str(options.rows) else ():
+        shared.require_row(row.strip())
     import torch
 
     from misa.engine.reports.profile import Setup, profile
+    from misa.engine.reports.tables import table_rows
 
     torch.set_num_threads(options.threads)
     setup = Setup(options.data_root, options.device, options.steps)
-    profile(options.row, setup, batch=options.batch, smoke=options.smoke)
+    rows = list(table_rows(options.rows, options.data)[1].values())
+    profile(rows, setup, batch=options.batch, smoke=options.smoke)
     return 0

@@ -1,13 +1,14 @@
 """Profile time and memory of a training step by parts; misa/commands/profile.py describes the method."""
 
 import ctypes
+import math
 import os
 import statistics
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +22,12 @@ import misa.losses.distillation
 import misa.ops.guides
 from misa.data.source import open_source
 from misa.engine.training.config import run_config
+from misa.engine.training.labels import prepare_labels
 from misa.engine.training.runner import quiet_runner
 from misa.errors import UserError, counted
 from misa.experiment import Experiment
 from misa.models.students.base import BoxSupervised
+from misa.models.teacher.config import label_folder
 from misa.models.teacher.contract import TeacherNetwork
 from misa.models.teacher.table import untrained_teacher
 from misa.ops.guides import Guides
@@ -41,10 +44,19 @@ PARTS = (
 )
 
 
+LABELED = 64
+"""Training images of the rows if one of them is a teacher's that needs label maps."""
+
+
+def has_parts(row: Experiment) -> bool:
+    """Whether a row has FSD and an affinity of more than color, so that it has the variants of `forms`."""
+    if row.affinity is None or row.distillation is None or not row.teacher:
+        return False
+    return row.affinity.saliency or row.affinity.feature
+
+
 def forms(row: Experiment) -> dict[str, Experiment]:
     """Variants of the row: mask-supervised, from boxes, with either prior, and with both."""
-    if row.affinity is None or row.distillation is None or not row.teacher:
-        raise UserError("misa profile takes a row with FSD and SEPA, such as demo:misa.")
     colors = row.but(affinity={"saliency": False, "feature": False})
     return {
         "mmdet, from masks": colors.but(supervision="mask", distillation=None, teacher=""),
@@ -88,6 +100,11 @@ class Step:
 
     def __init__(self, row: Experiment, teacher: TeacherNetwork | None, setup: Setup, folder: Path) -> None:
         source = open_source(row, setup.data_root)
+        if label_folder(row, folder) is not None:
+            # The time does not depend on the labels: filled boxes need no student and no GrabCut.
+            if row.supervision == "box":
+                row = row.but(semantic={"labels": "rectangles", "student": ""})
+            prepare_labels(row, source, folder)
         row = row.but(network={"pretrained": False})  # the time does not depend on the weights
         self.runner: Runner = quiet_runner(run_config(row, source, folder=folder, seed=0))
         self.model: Any = self.runner.model.to(setup.device)
@@ -114,6 +131,19 @@ def build(row: Experiment, setup: Setup, folder: Path) -> dict[str, Step]:
     return {name: Step(form, teacher, setup, folder / str(i)) for i, (name, form) in enumerate(every.items())}
 
 
+def build_each(rows: Mapping[str, Experiment], setup: Setup, folder: Path) -> dict[str, Step]:
+    """Build the rows as they are, with the same images; teachers have random weights."""
+    steps: dict[str, Step] = {}
+    if any(label_folder(row, folder) is not None for row in rows.values()):
+        rows = {name: row.but(limit=row.limit or LABELED) for name, row in rows.items()}
+    for number, (name, row) in enumerate(rows.items()):
+        torch.manual_seed(0)
+        classes = open_source(row, setup.data_root).classes
+        teacher = untrained_teacher(row, classes) if row.teacher else None
+        steps[name] = Step(row, teacher, setup, folder / str(number))
+    return steps
+
+
 def timed(step: Callable[[], None], device: str) -> tuple[float, float]:
     """Wall-clock and CPU time of a step in ms."""
     if device == "cuda":
@@ -125,7 +155,7 @@ def timed(step: Callable[[], None], device: str) -> tuple[float, float]:
     return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)
 
 
-def memory(step: Step, device: str) -> float:
+def memory(step: Callable[[], None], device: str) -> float:
     """Peak memory of a step in MB, beyond what is allocated between steps."""
     if device != "cuda":
         return peak_memory(step)
@@ -170,68 +200,93 @@ def own_times(spent: dict[str, float]) -> dict[str, float]:
     return found
 
 
+class Cost(NamedTuple):
+    """Medians of a step's wall-clock and CPU time in ms, and its peak memory in MB."""
+
+    wall: float
+    cpu: float
+    peak: float
+
+
+def costs(steps: Mapping[str, Callable[[], None]], setup: Setup, unmeasured: Collection[str] = ()) -> dict[str, Cost]:
+    """Run the steps in turn, once to warm up, then `setup.steps` times; then each once for its memory.
+
+    unmeasured: those without a memory, such as a part of another step.
+    """
+    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    with tqdm(total=(setup.steps + 2) * len(steps), desc="measuring", unit="step", leave=False) as bar:
+        for turn in range(setup.steps + 1):
+            for name, step in steps.items():
+                spent = timed(step, setup.device)
+                bar.update()
+                if turn:
+                    seen[name].append(spent)
+        peaks = {}
+        for name, step in steps.items():
+            peaks[name] = math.nan if name in unmeasured else memory(step, setup.device)
+            bar.update()
+    return {
+        name: Cost(statistics.median(v[0] for v in values), statistics.median(v[1] for v in values), peaks[name])
+        for name, values in seen.items()
+    }
+
+
+def print_costs(found: Mapping[str, Cost], against: str, heading: str) -> None:
+    """Print the steps' costs, and the ratio of their wall-clock times to that of `against`."""
+    width = max(22, *map(len, found))
+    print(f"\n{'a whole step':<{width}} {'wall ms':>9} {'CPU ms':>9} {heading:>12} {'peak MB':>9}")
+    for name, cost in found.items():
+        ratio = cost.wall / found[against].wall
+        print(f"{name:<{width}} {cost.wall:9.0f} {cost.cpu:9.0f} {ratio:11.2f}x {cost.peak:9.0f}")
+
+
 def report(steps: dict[str, Step], setup: Setup) -> None:
     """Measure the variants in turn and print the report."""
-    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-    teacher_times: list[tuple[float, float]] = []
     whole = steps["+ FSD + SEPA"]
     images = whole.model.data_preprocessor(whole.batch, True)["inputs"]
-    # Warm-up and measured turns, then a step of each variant for its memory and one under the profiler.
-    bar = tqdm(total=(setup.steps + 2) * len(steps) + 1, desc="measuring", unit="step", leave=False)
-    for turn in range(setup.steps + 1):
-        for name, step in steps.items():
-            spent = timed(step, setup.device)
-            bar.update()
-            if turn:
-                seen[name].append(spent)
-        spent = timed(lambda: whole.model.teacher.prior(images), setup.device)
-        if turn:
-            teacher_times.append(spent)
-    peaks = {}
-    for name, step in steps.items():
-        peaks[name] = memory(step, setup.device)
-        bar.update()
+    prior = "teacher forward"
+    found = costs({**steps, prior: lambda: whole.model.teacher.prior(images)}, setup, unmeasured={prior})
     inside = parts(whole, setup.device)
-    bar.close()
-    medians = {name: tuple(statistics.median(v[k] for v in values) for k in (0, 1)) for name, values in seen.items()}
-    teacher = tuple(statistics.median(v[k] for v in teacher_times) for k in (0, 1))
-    print(f"\n{'a whole step':<22} {'wall ms':>9} {'CPU ms':>9} {'to baseline':>12} {'peak MB':>9}")
-    base = medians["box baseline"]
-    for name, (wall, cpu) in medians.items():
-        print(f"{name:<22} {wall:9.0f} {cpu:9.0f} {wall / base[0]:11.2f}x {peaks[name]:9.0f}")
+    teacher = found.pop(prior)
+    print_costs(found, "box baseline", "to baseline")
     which = 0 if setup.device == "cuda" else 1
-    misa_step = medians["+ FSD + SEPA"][which]
-    costs = {
-        "teacher forward": teacher[which],
-        "FSD": medians["+ FSD"][which] - base[which] - teacher[which],
-        "SEPA": medians["+ SEPA"][which] - base[which] - teacher[which],
+    base, misa_step = found["box baseline"][which], found["+ FSD + SEPA"][which]
+    shares = {
+        prior: teacher[which],
+        "FSD": found["+ FSD"][which] - base - teacher[which],
+        "SEPA": found["+ SEPA"][which] - base - teacher[which],
     }
     print(f"\nof MISA's step ({'wall' if which == 0 else 'CPU time'}), forward and backward:")
-    for name, cost in costs.items():
+    for name, cost in shares.items():
         print(f"  {name:<20} {cost:8.0f} ms {cost / misa_step:7.1%}")
     print("\nparts of one profiled step's forward pass (the profiler slows small operations down):")
     for name, took in inside.items():
         print(f"  {name:<20} {took:8.1f} ms")
 
 
-def profile(row: str, setup: Setup, *, batch: int | None = None, smoke: bool = False) -> None:
-    """Measure a row and print the report. batch: replaces the row's; smoke: small images and networks.
+def profile(rows: Sequence[str], setup: Setup, *, batch: int | None = None, smoke: bool = False) -> None:
+    """Measure rows and print the report: a row with FSD and SEPA by parts, several or another one as whole steps.
 
-    Raises UserError: a row without FSD or SEPA, or a missing CUDA device.
+    batch: replaces the rows'; smoke: small images and networks. Raises UserError: a missing CUDA device.
     """
     if setup.device == "cuda" and not torch.cuda.is_available():
         raise UserError("torch finds no CUDA device; leave --device out, or see `misa doctor`.")
-    experiment = find_row(row).smoke() if smoke else find_row(row)
-    experiment = experiment.but(schedule={"batch": batch}) if batch else experiment
+    found = {name: find_row(name).smoke() if smoke else find_row(name) for name in rows}
+    found = {name: row.but(schedule={"batch": batch}) if batch else row for name, row in found.items()}
+    first = next(iter(found))
+    by_parts = len(found) == 1 and has_parts(found[first])
     with tempfile.TemporaryDirectory() as folder:
-        steps = build(experiment, setup, Path(folder))
-        images = steps["box baseline"].batch["inputs"]
+        steps = build(found[first], setup, Path(folder)) if by_parts else build_each(found, setup, Path(folder))
+        images = next(iter(steps.values())).batch["inputs"]
         print(
-            f"{row}: {counted(len(images), 'image')}, the first {tuple(images[0].shape[-2:])}, {setup.device}, "
+            f"{first}: {counted(len(images), 'image')}, the first {tuple(images[0].shape[-2:])}, {setup.device}, "
             f"{counted(torch.get_num_threads(), 'thread')}, medians of {counted(setup.steps, 'step')} in turn, "
             f"torch {torch.__version__}"
         )
-        report(steps, setup)
+        if by_parts:
+            report(steps, setup)
+        else:
+            print_costs(costs(steps, setup), first, "to the first")
 
 
 def peak_memory(task: Callable[[], object]) -> float:

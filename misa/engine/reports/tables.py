@@ -15,7 +15,7 @@ from misa.engine.training import sweep
 from misa.engine.training.sweep import Job, plan
 from misa.errors import UserError
 from misa.evaluation.interval import interval
-from misa.experiment import Comparison, Expected, Experiment
+from misa.experiment import Comparison, Expected
 from misa.rows import find_row, table_module, table_names
 
 SCORES = ("AP", "AP50", "AP75")
@@ -231,33 +231,41 @@ def open_table(
     details: print `Table.details` too; the table of comparators always does.
     Raises UserError: no such table, dataset or row; a folder holds another run, or one on other data than the rest.
     """
-    name = str(table)
-    if ":" in name:
-        rows = [row.strip() for row in name.split(",")]
-        scored = {find_row(row).semantic is not None: row for row in rows}
-        if len(scored) == 2:
-            raise UserError(f"{scored[True]} is scored by mean IoU, {scored[False]} by AP; compare rows of one kind.")
-        teachers = True in scored
-        comparison = Comparison(title=", ".join(rows), rows={row: row for row in rows}, baseline=rows[0])
-        names, paper = {row: row for row in rows}, {row: find_row(row).expected for row in rows}
-        printed_on = ""
-    else:
-        teachers = False
-        module, comparison = _comparison(name)
-        names, known = {row: f"{module}:{data}_{row}" for row in comparison.rows}, _rows(module)
-        if f"{data}_{comparison.baseline}" not in known:
-            kinds = {row.removesuffix(f"_{end}") for end in comparison.rows for row in known if row.endswith(f"_{end}")}
-            raise UserError(f"table {table} has no data {data!r}; choose one of {', '.join(sorted(kinds))}.")
-        printed = [known[f"{comparison.data}_{row}"].expected if comparison.data else None for row in comparison.rows]
-        paper = dict(zip(names.values(), printed, strict=True))
-        printed_on = "" if data == comparison.data else comparison.data.upper()
+    comparison, names = table_rows(table, data)
+    rows = {row: find_row(row) for row in names.values()}
+    scored = {row.semantic is not None: name for name, row in rows.items()}
+    if len(scored) == 2:
+        raise UserError(f"{scored[True]} is scored by mean IoU, {scored[False]} by AP; compare rows of one kind.")
+    printed = table_rows(table, comparison.data)[1] if comparison.data else names
+    paper = {row: find_row(printed[key]).expected for key, row in names.items()}
+    printed_on = "" if data == comparison.data else comparison.data.upper()
     jobs = {row: plan([row], range(seeds), root=root, smoke=smoke) for row in names.values()}
     sweep.require_own_runs(job for runs in jobs.values() for job in runs)
     labels = {names[row]: label for row, label in comparison.rows.items()}
     detailed = details or comparison.details
     return Table(
-        comparison.title, labels, names[comparison.baseline], jobs, paper, printed_on, detailed, teachers, smoke
+        comparison.title, labels, names[comparison.baseline], jobs, paper, printed_on, detailed, True in scored, smoke
     )
+
+
+def table_rows(table: int | str, data: str = "demo") -> tuple[Comparison, dict[str, str]]:
+    """Returns a table of the paper and its rows on a dataset, or any rows: "demo:box,demo:mask".
+
+    The rows are names for `misa train` by their keys in the comparison.
+    Raises UserError: no such table, dataset or row.
+    """
+    name = str(table)
+    if ":" in name:
+        rows = [row.strip() for row in name.split(",")]
+        for row in rows:
+            find_row(row)
+        return Comparison(", ".join(rows), {row: row for row in rows}, rows[0], data=""), {row: row for row in rows}
+    module, comparison = _comparison(name)
+    known = table_module(module).ROWS
+    if f"{data}_{comparison.baseline}" not in known:
+        kinds = {row.removesuffix(f"_{end}") for end in comparison.rows for row in known if row.endswith(f"_{end}")}
+        raise UserError(f"table {table} has no data {data!r}; choose one of {', '.join(sorted(kinds))}.")
+    return comparison, {row: f"{module}:{data}_{row}" for row in comparison.rows}
 
 
 def file_name(table: int | str, data: str, *, smoke: bool) -> str:
@@ -277,11 +285,6 @@ def _comparison(number: str) -> tuple[str, Comparison]:
             f"there is no table {number}; choose one of {', '.join(known)}, or rows such as demo:box,demo:mask."
         )
     return known[number]
-
-
-def _rows(module: str) -> dict[str, Experiment]:
-    rows: dict[str, Experiment] = table_module(module).ROWS
-    return rows
 
 
 def _score(job: Job, name: str) -> float | None:

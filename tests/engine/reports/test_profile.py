@@ -3,8 +3,8 @@
 import pytest
 
 from misa.cli import main
-from misa.engine.reports.profile import PARTS, forms, named_parts, own_times
-from misa.errors import UserError
+from misa.engine.reports.profile import LABELED, PARTS, Setup, build_each, forms, has_parts, named_parts, own_times
+from misa.engine.reports.tables import table_rows
 from misa.rows import find_row
 
 
@@ -17,8 +17,11 @@ def test_the_forms_are_the_rows_of_table_3():
     assert every["+ SEPA"] == find_row("table3_components:demo_sepa")
     assert every["+ FSD + SEPA"] == row
     assert every["mmdet, from masks"].supervision == "mask"
-    with pytest.raises(UserError, match="takes a row with FSD and SEPA"):
-        forms(find_row("demo:box"))
+    assert has_parts(row)
+    assert not any(
+        has_parts(find_row(name))
+        for name in ("demo:box", "demo:mask2former_fsd", "demo:mask2former_sepa", "demo:boxinst")
+    )
 
 
 def test_the_parts_are_put_back():
@@ -42,6 +45,57 @@ def test_it_runs(tmp_path, capsys):
         assert f"{part} " in out
 
 
-def test_a_row_without_priors_is_refused(capsys):
-    assert main(["profile", "demo:box", "--smoke"]) == 2
-    assert "takes a row with FSD and SEPA" in capsys.readouterr().err
+ROWS = "demo:box,demo:mask2former_fsd,teacher:demo_student,demo:mask,demo:discobox_bank"
+
+
+def test_several_rows_are_measured_as_whole_steps(tmp_path, capsys):
+    """A teacher that learns from a student's masks needs no trained student here."""
+    assert main(["profile", ROWS, "--smoke", "--steps", "1", "--data-root", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines() if line.split()[:1] and line.split()[0] in ROWS.split(",")]
+    assert [line[0] for line in lines] == ROWS.split(",")
+    for name, wall, cpu, ratio, peak in lines:
+        assert float(wall) > 0, name
+        assert float(cpu) > 0, name
+        assert float(ratio.rstrip("x")) == pytest.approx(float(wall) / float(lines[0][1]), abs=0.02), name
+        assert float(peak) >= 0, name
+    assert "FSD+SEPA" not in out.replace(" ", "")
+
+
+def test_all_rows_get_the_same_images(tmp_path):
+    """Also beside a teacher's row, which gets the label maps of the first images only."""
+    rows = {name: find_row(name).smoke().but(limit=None) for name in ("demo:box", "teacher:demo_student")}
+    rows = {name: row.but(scenes={**dict(row.scenes), "train": 80}) for name, row in rows.items()}
+    steps = build_each(rows, Setup(str(tmp_path / "data"), "cpu", 1), tmp_path / "runs")
+    one, other = ([sample.img_id for sample in step.batch["data_samples"]] for step in steps.values())
+    assert one == other
+    assert len(list((tmp_path / "runs" / "1").rglob("*.png"))) == LABELED
+
+
+def test_a_row_without_parts_is_measured_whole(tmp_path, capsys):
+    assert main(["profile", "demo:box", "--smoke", "--steps", "1", "--data-root", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "demo:box " in out
+    assert "1.00x" in out
+    assert "teacher forward" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["6"], "there is no table 6; choose one of"),
+        (["4", "--data", "photo"], "table 4 has no data 'photo'; choose one of"),
+        (["demo:box,demo:nothing"], "demo has no row 'nothing'"),
+        (["box"], "there is no table box"),
+    ],
+)
+def test_what_cannot_be_measured(capsys, arguments, sentence):
+    assert main(["profile", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_table_is_its_rows():
+    comparison, rows = table_rows(4, "photos")
+    assert list(rows) == list(comparison.rows)
+    assert rows["space"] == "table4_distillation:photos_space"
+    assert list(table_rows("demo:box, demo:mask")[1].values()) == ["demo:box", "demo:mask"]
