@@ -113,19 +113,50 @@ def _require_own_starts(row: str, smoke: bool) -> None:
         _require_own_starts(named[0], smoke)
 
 
+def _maker(wanted: Job, every: Iterable[Job]) -> Job | None:
+    """The training among these whose folder holds, or will hold, the weights that a training begins with."""
+    start = _experiment(wanted.row, wanted.smoke).start
+    if not start:
+        return None
+    place = start_place(start, wanted.seed)
+    return next((one for one in every if one.folder.resolve() in (place, *place.parents)), None)
+
+
 def _require_starts(jobs: Sequence[Job]) -> None:
     """UserError if the weights that a training begins with are missing and no training of these makes them."""
-    made = {wanted.folder.resolve() for wanted in jobs}
     for wanted in jobs:
-        start = _experiment(wanted.row, wanted.smoke).start if wanted.state == "not run" else ""
-        place = start_place(start, wanted.seed)
-        if start and made.isdisjoint((place, *place.parents)):
+        if wanted.state == "not run" and _maker(wanted, jobs) is None:
+            start = _experiment(wanted.row, wanted.smoke).start
+            if not start:
+                continue
             from misa.engine.runs.start import start_file  # imports torch
 
             try:
                 start_file(start, wanted.seed)
             except UserError as error:
                 raise UserError(f"{wanted.row}, seed {wanted.seed}, begins with another run: {error}") from error
+
+
+def _stages(jobs: Sequence[Job]) -> list[dict[Job, list[Job]]]:
+    """Trainings in the order in which they can run, each with those that it needs: its teacher and its start's.
+
+    Teachers come first, then all others in the given order, but for those that need one of these.
+    UserError if a training needs, directly or not, one that waits for itself.
+    """
+    teachers = {wanted.teacher.folder: wanted.teacher for wanted in jobs if wanted.teacher is not None}
+    every = {**teachers, **{wanted.folder: wanted for wanted in jobs}}
+    needs = {
+        one: [other for other in (one.teacher, _maker(one, every.values())) if other is not None]
+        for one in every.values()
+    }
+    ranks = {one: int(one.folder not in teachers) for one in every.values()}
+    for _ in range(len(every) + 1):
+        ranks = {one: max([ranks[one], *(ranks[other] + 1 for other in needs[one])]) for one in ranks}
+    if (circular := next((one for one in ranks if ranks[one] > len(every)), None)) is not None:
+        raise UserError(
+            f"{circular.row}, seed {circular.seed}, needs a training that waits for itself; change its start."
+        )
+    return [{one: needs[one] for one in ranks if ranks[one] == rank} for rank in sorted(set(ranks.values()))]
 
 
 def plan(rows: Iterable[str], seeds: Iterable[int], *, root: str | Path = ROOT, smoke: bool = False) -> list[Job]:
@@ -152,10 +183,11 @@ def run(
 ) -> None:
     """Train all jobs that are not finished; the same call again resumes them.
 
-    Teachers are trained first, once each. `slots` trainings at a time run on this machine, each in a process with its
-    own GPUs, if there are enough, and its output in `<root>/logs`. With `cluster` ("slurm", or another that submitit
-    supports) each job is submitted with `cluster_options` (see `read_options`), or only waited for if an earlier call
-    has submitted it to SLURM. `data_root` and `machine` apply to each training.
+    Teachers are trained first, once each, and a training that begins with another one's weights after it. `slots`
+    trainings at a time run on this machine, each in a process with its own GPUs, if there are enough, and its output in
+    `<root>/logs`. With `cluster` ("slurm", or another that submitit supports) each job is submitted with
+    `cluster_options` (see `read_options`), or only waited for if an earlier call has submitted it to SLURM. `data_root`
+    and `machine` apply to each training.
     Raises UserError: a training failed; its last line is quoted, and all jobs that do not depend on it were still run.
     Or, before any training, a folder holds another run, or one on other data than `data_root`, or a start is missing;
     Stopped: by SIGTERM, which is forwarded to the trainings of this machine; the same call resumes.
@@ -163,19 +195,19 @@ def run(
     every = [*jobs, *(wanted.teacher for wanted in jobs if wanted.teacher)]
     require_own_runs(every, data_root)
     _require_starts(every)
+    stages = _stages(jobs)
     how, machine = _timed_options(cluster, cluster_options), machine or Machine()
-    teachers = {wanted.teacher.folder: wanted.teacher for wanted in jobs if wanted.teacher is not None}
     failed: dict[Path, tuple[Job, str]] = {}
-    for stage in (list(teachers.values()), jobs):
-        missing = [
-            wanted
-            for wanted in stage
-            if wanted.state != "finished" and not (wanted.teacher and wanted.teacher.folder in failed)
-        ]
-        if missing:
-            commands = {wanted: wanted.command(data_root, machine) for wanted in missing}
+    without: set[Path] = set()  # failed, or in need of one that is
+    for stage in stages:
+        missing = {wanted for wanted in stage if wanted.state != "finished"}
+        impossible = {wanted for wanted in missing if not without.isdisjoint(one.folder for one in stage[wanted])}
+        without |= {wanted.folder for wanted in impossible}
+        if missing - impossible:
+            commands = {w: w.command(data_root, machine) for w in stage if w in missing - impossible}
             with _sigterm_raises():
                 found = _submit(commands, cluster, how) if cluster else _here(commands, slots, machine.gpus)
+            without |= {wanted.folder for wanted, _ in found}
             failed |= {wanted.folder: (wanted, sentence) for wanted, sentence in found}
     if failed:
         wanted, sentence = next(iter(failed.values()))

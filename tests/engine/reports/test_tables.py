@@ -118,6 +118,56 @@ def test_a_start_may_be_made_by_a_training_of_the_same_call(inside, tmp_path, mo
         run(jobs[1:])
 
 
+@pytest.fixture
+def staged(monkeypatch):
+    """Stages of trainings that a sweep starts; those named in the set fail."""
+    calls, failing = [], set()
+
+    def start(commands, *_):
+        calls.append([wanted.row for wanted in commands])
+        return [(wanted, "it broke.") for wanted in commands if wanted.row in failing]
+
+    monkeypatch.setattr(sweep, "_here", start)
+    return calls, failing
+
+
+def own_rows(monkeypatch, starts):
+    """Define rows own:<name> that begin with these weights."""
+    rows = {f"own:{name}": find_row("demo:box").but(start=str(start)) for name, start in starts.items()}
+    rows |= {name: find_row(name) for name in ("demo:box", "demo:mask", "demo:misa")}
+    rows |= {rows["demo:misa"].teacher: find_row(rows["demo:misa"].teacher)}
+    for module in ("misa.rows", "misa.engine.training.sweep"):
+        monkeypatch.setattr(f"{module}.find_row", rows.__getitem__)
+
+
+def test_a_training_runs_after_the_one_that_it_begins_with(tmp_path, monkeypatch, staged):
+    """Whatever the order of the rows; all others keep theirs, after the teachers."""
+    calls, failing = staged
+    (first,) = plan(["demo:box"], [0], root=tmp_path)
+    own_rows(monkeypatch, {"more": first.folder, "again": ""})
+    more = next(iter(plan(["own:more"], [0], root=tmp_path)))
+    own_rows(monkeypatch, {"more": first.folder, "again": more.folder})
+    rows = ["own:again", "own:more", "demo:misa", "demo:mask", "demo:box"]
+    jobs = plan(rows, [0], root=tmp_path)
+    (teacher,) = (job.teacher.row for job in jobs if job.teacher)
+    run(jobs)
+    assert calls == [[teacher], ["demo:misa", "demo:mask", "demo:box"], ["own:more"], ["own:again"]]
+    calls.clear()
+    failing.add("demo:box")
+    with pytest.raises(UserError, match="demo:box with seed 0 failed: it broke"):
+        run(jobs)
+    assert calls == [[teacher], ["demo:misa", "demo:mask", "demo:box"]]
+
+
+@pytest.mark.parametrize("starts", [{"one": "one"}, {"one": "two", "two": "one"}, {"one": "two", "two": "two"}])
+def test_trainings_that_need_each_other_are_refused(starts, tmp_path, monkeypatch, staged):
+    own_rows(monkeypatch, {name: tmp_path / start for name, start in starts.items()})
+    jobs = [sweep.Job("demo:box", 0, tmp_path / "box"), *(sweep.Job(f"own:{n}", 0, tmp_path / n) for n in starts)]
+    with pytest.raises(UserError, match="own:one, seed 0, needs a training that waits for itself; change its start"):
+        run(jobs)
+    assert not staged[0]
+
+
 def test_the_time_of_a_training_is_not_read_off_copied_files(tmp_path):
     """A copy changes the file times, and the scores may then be older than the record."""
     jobs = plan(["demo:box", "demo:mask"], range(1), root=tmp_path)
