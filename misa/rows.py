@@ -31,7 +31,7 @@ def find_row(name: str) -> Experiment:
     """
     table, _, row = name.rpartition(":")
     if not row or not table:
-        raise UserError(_not_a_row(row or table))
+        raise UserError(not_a_row(row or table))
     module = _table(table)
     if row not in module.ROWS:
         # Without the table, which would make any two names similar.
@@ -157,7 +157,7 @@ def _split(distillation: Distillation) -> str:
     return " by frequency" if distillation.frequency else " by space" if distillation.space else ""
 
 
-def _not_a_row(name: str) -> str:
+def not_a_row(name: str) -> str:
     """Returns the message for a name that is not table:row: lists the table's rows, or all rows of that name."""
     if name in table_names() or Path(name).suffix == ".py":
         return f"{name} is a table; name one of its rows. {_rows_of(name, _table(name))}"

@@ -5,8 +5,10 @@ Plain SOLOv2, the box baseline, + FSD, + SEPA and MISA run in turn in one proces
 teacher's forward pass is timed separately, because two terms share it. A final profiled step gives each part's share
 of the forward pass.
 
-Other rows, several with commas between, or the rows of a table of the paper run as whole steps in turn. What belongs to
-a training but not to its step is not included: label maps, moving averages of weights, checkpoints, evaluation.
+Other rows, several with commas between, or the rows of a table of the paper run as whole steps in turn, those of the
+middle of a training. The network is untrained: terms that wait for good masks or stored objects, as DiscoBox's do, do
+not run (`misa tables comparators --details` has the times of whole trainings). Nor is included what belongs to a
+training but not to its step: label maps, loading of images, checkpoints, evaluation.
 
 example: misa profile table3_components:voc_misa --data-root path/to/voc --device cuda
 """
@@ -36,15 +38,14 @@ class Profile(Parameters):
 
 def run(options: Profile) -> int:
     """Measure and print."""
-    for row in str(options.rows).split(",") if ":" in str(options.rows) else ():
-        shared.require_row(row.strip())
+    from misa.engine.reports.tables import table_rows
+
+    rows = list(table_rows(options.rows, options.data)[1].values())  # errors before torch is imported, which is slow
     import torch
 
     from misa.engine.reports.profile import Setup, profile
-    from misa.engine.reports.tables import table_rows
 
     torch.set_num_threads(options.threads)
     setup = Setup(options.data_root, options.device, options.steps)
-    rows = list(table_rows(options.rows, options.data)[1].values())
     profile(rows, setup, batch=options.batch, smoke=options.smoke)
     return 0

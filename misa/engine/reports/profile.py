@@ -24,9 +24,10 @@ from misa.data.source import open_source
 from misa.engine.training.config import run_config
 from misa.engine.training.labels import prepare_labels
 from misa.engine.training.runner import quiet_runner
+from misa.engine.training.train import require_batch, require_precision, steps_of
 from misa.errors import UserError, counted
 from misa.experiment import Experiment
-from misa.models.students.base import BoxSupervised
+from misa.models.students.base import BoxSupervised, Clock
 from misa.models.teacher.config import label_folder
 from misa.models.teacher.contract import TeacherNetwork
 from misa.models.teacher.table import untrained_teacher
@@ -44,8 +45,7 @@ PARTS = (
 )
 
 
-LABELED = 64
-"""Training images of the rows if one of them is a teacher's that needs label maps."""
+WARM_UP = 2  # the first step of a training and one of its middle
 
 
 def has_parts(row: Experiment) -> bool:
@@ -96,16 +96,17 @@ class Setup(NamedTuple):
 
 
 class Step:
-    """A variant that trains repeatedly on one batch."""
+    """A variant that trains repeatedly on one batch, as in the middle of a training: by then all terms have begun."""
 
     def __init__(self, row: Experiment, teacher: TeacherNetwork | None, setup: Setup, folder: Path) -> None:
         source = open_source(row, setup.data_root)
-        if label_folder(row, folder) is not None:
-            # The time does not depend on the labels: filled boxes need no student and no GrabCut.
-            if row.supervision == "box":
-                row = row.but(semantic={"labels": "rectangles", "student": ""})
-            prepare_labels(row, source, folder)
+        require_batch(row, source)
+        require_precision(row, setup.device)
+        self.count, self.total = 0, max(steps_of(row, source.images), 2)
         row = row.but(network={"pretrained": False})  # the time does not depend on the weights
+        if label_folder(row, folder) is not None and row.supervision == "box":
+            # Nor on the labels: filled boxes need no student and no GrabCut.
+            row = row.but(semantic={"labels": "rectangles", "student": ""})
         self.runner: Runner = quiet_runner(run_config(row, source, folder=folder, seed=0))
         self.model: Any = self.runner.model.to(setup.device)
         self.model.init_weights()
@@ -113,13 +114,27 @@ class Step:
             assert teacher is not None
             self.model.attach(teacher)
         loader = Runner.build_dataloader(self.runner._train_dataloader, seed=0)
+        if label_folder(row, folder) is not None:
+            drawn = Runner.build_dataloader(self.runner._train_dataloader, seed=0)  # its sampler cannot be rewound
+            images = [drawn.dataset.get_data_info(index)["img_id"] for index in next(iter(drawn.batch_sampler))]
+            prepare_labels(row, source, folder, only=images)
         self.batch = next(iter(loader))
         self.optimizer = self.runner.build_optim_wrapper(self.runner.optim_wrapper)
         self.model.train()
 
     def __call__(self) -> None:
         """Run one step."""
+        if isinstance(self.model, BoxSupervised):
+            # The first step makes the EMA model.
+            self.model.begin_step(Clock(self.total // 2 if self.count else 0, self.total))
+        self.count += 1
         self.model.train_step(self.batch, self.optimizer)
+
+    @property
+    def images(self) -> str:
+        """Number and padded size of the batch's images, in pixels."""
+        height, width = (max(image.shape[k] for image in self.batch["inputs"]) for k in (-2, -1))
+        return f"{len(self.batch['inputs'])} of {height} x {width}"
 
 
 def build(row: Experiment, setup: Setup, folder: Path) -> dict[str, Step]:
@@ -132,10 +147,8 @@ def build(row: Experiment, setup: Setup, folder: Path) -> dict[str, Step]:
 
 
 def build_each(rows: Mapping[str, Experiment], setup: Setup, folder: Path) -> dict[str, Step]:
-    """Build the rows as they are, with the same images; teachers have random weights."""
+    """Build the rows as they are; teachers have random weights."""
     steps: dict[str, Step] = {}
-    if any(label_folder(row, folder) is not None for row in rows.values()):
-        rows = {name: row.but(limit=row.limit or LABELED) for name, row in rows.items()}
     for number, (name, row) in enumerate(rows.items()):
         torch.manual_seed(0)
         classes = open_source(row, setup.data_root).classes
@@ -209,17 +222,17 @@ class Cost(NamedTuple):
 
 
 def costs(steps: Mapping[str, Callable[[], None]], setup: Setup, unmeasured: Collection[str] = ()) -> dict[str, Cost]:
-    """Run the steps in turn, once to warm up, then `setup.steps` times; then each once for its memory.
+    """Run the steps in turn, twice to warm up, then `setup.steps` times; then each once for its memory.
 
     unmeasured: those without a memory, such as a part of another step.
     """
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-    with tqdm(total=(setup.steps + 2) * len(steps), desc="measuring", unit="step", leave=False) as bar:
-        for turn in range(setup.steps + 1):
+    with tqdm(total=(setup.steps + WARM_UP + 1) * len(steps), desc="measuring", unit="step", leave=False) as bar:
+        for turn in range(setup.steps + WARM_UP):
             for name, step in steps.items():
                 spent = timed(step, setup.device)
                 bar.update()
-                if turn:
+                if turn >= WARM_UP:
                     seen[name].append(spent)
         peaks = {}
         for name, step in steps.items():
@@ -231,13 +244,15 @@ def costs(steps: Mapping[str, Callable[[], None]], setup: Setup, unmeasured: Col
     }
 
 
-def print_costs(found: Mapping[str, Cost], against: str, heading: str) -> None:
-    """Print the steps' costs, and the ratio of their wall-clock times to that of `against`."""
+def print_costs(found: Mapping[str, Cost], against: str, heading: str, images: Mapping[str, str] | None = None) -> None:
+    """Print the steps' costs, the ratio of their wall-clock times to that of `against`, and the images of each."""
     width = max(22, *map(len, found))
-    print(f"\n{'a whole step':<{width}} {'wall ms':>9} {'CPU ms':>9} {heading:>12} {'peak MB':>9}")
+    print(f"\n{'a whole step':<{width}} {'wall ms':>9} {'CPU ms':>9} {heading:>12} {'peak MB':>9}", end="")
+    print(f"  {'images':<18}" if images else "")
     for name, cost in found.items():
         ratio = cost.wall / found[against].wall
-        print(f"{name:<{width}} {cost.wall:9.0f} {cost.cpu:9.0f} {ratio:11.2f}x {cost.peak:9.0f}")
+        print(f"{name:<{width}} {cost.wall:9.0f} {cost.cpu:9.0f} {ratio:11.2f}x {cost.peak:9.0f}", end="")
+        print(f"  {images[name]}" if images else "")
 
 
 def report(steps: dict[str, Step], setup: Setup) -> None:
@@ -267,7 +282,8 @@ def report(steps: dict[str, Step], setup: Setup) -> None:
 def profile(rows: Sequence[str], setup: Setup, *, batch: int | None = None, smoke: bool = False) -> None:
     """Measure rows and print the report: a row with FSD and SEPA by parts, several or another one as whole steps.
 
-    batch: replaces the rows'; smoke: small images and networks. Raises UserError: a missing CUDA device.
+    batch: replaces the rows'; smoke: small images and networks.
+    Raises UserError: a missing CUDA device, a batch of more images than there are, float16 on the CPU.
     """
     if setup.device == "cuda" and not torch.cuda.is_available():
         raise UserError("torch finds no CUDA device; leave --device out, or see `misa doctor`.")
@@ -277,16 +293,16 @@ def profile(rows: Sequence[str], setup: Setup, *, batch: int | None = None, smok
     by_parts = len(found) == 1 and has_parts(found[first])
     with tempfile.TemporaryDirectory() as folder:
         steps = build(found[first], setup, Path(folder)) if by_parts else build_each(found, setup, Path(folder))
-        images = next(iter(steps.values())).batch["inputs"]
+        one = next(iter(steps.values()))
         print(
-            f"{first}: {counted(len(images), 'image')}, the first {tuple(images[0].shape[-2:])}, {setup.device}, "
+            f"{', '.join(found)}: {one.images + ', ' if by_parts else ''}{setup.device}, "
             f"{counted(torch.get_num_threads(), 'thread')}, medians of {counted(setup.steps, 'step')} in turn, "
             f"torch {torch.__version__}"
         )
         if by_parts:
             report(steps, setup)
         else:
-            print_costs(costs(steps, setup), first, "to the first")
+            print_costs(costs(steps, setup), first, "to the first", {name: step.images for name, step in steps.items()})
 
 
 def peak_memory(task: Callable[[], object]) -> float:

@@ -16,7 +16,7 @@ from misa.engine.training.sweep import Job, plan
 from misa.errors import UserError
 from misa.evaluation.interval import interval
 from misa.experiment import Comparison, Expected
-from misa.rows import find_row, table_module, table_names
+from misa.rows import find_row, not_a_row, table_module, table_names
 
 SCORES = ("AP", "AP50", "AP75")
 NOT_RUN = "not run"
@@ -280,10 +280,12 @@ def _comparison(number: str) -> tuple[str, Comparison]:
         module = table_module(name)
         if isinstance(comparison := getattr(module, "TABLE", None), Comparison):
             known[name.removeprefix("table").partition("_")[0]] = (name, comparison)
-    if number not in known:
+    if number not in known and number.isdecimal():
         raise UserError(
             f"there is no table {number}; choose one of {', '.join(known)}, or rows such as demo:box,demo:mask."
         )
+    if number not in known:
+        raise UserError(f"{not_a_row(number)}\nOr give a table of the paper: {', '.join(known)}.")
     return known[number]
 
 

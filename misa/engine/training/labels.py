@@ -4,7 +4,7 @@ Only boxes and classes of the annotations are read, except with supervision="mas
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -36,10 +36,17 @@ Job = tuple[int, Callable[[], LabelMap]]
 
 
 def prepare_labels(
-    experiment: Experiment, source: Source, folder: Path, *, student: Path | None = None, workers: int = 0
+    experiment: Experiment,
+    source: Source,
+    folder: Path,
+    *,
+    student: Path | None = None,
+    workers: int = 0,
+    only: Collection[int] | None = None,
 ) -> None:
     """Write the label maps that a teacher's row needs into its run folder; existing files are kept.
 
+    student: the run whose masks they are, if the row says so. only: ids of the images, by default all.
     Raises UserError: the folder has labels of another kind, or the student is missing or does not fit.
     """
     target = label_folder(experiment, folder)
@@ -59,7 +66,9 @@ def prepare_labels(
         )
     else:
         jobs = _from_boxes(kind, source, experiment.limit, student)
-    jobs = iter(list(jobs))  # a student that does not fit raises before anything is written
+    jobs = iter(
+        [job for job in jobs if only is None or job[0] in only]
+    )  # a student that does not fit raises before anything is written
     target.mkdir(parents=True, exist_ok=True)
     write_json(target / "labels.json", card)
 

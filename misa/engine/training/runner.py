@@ -5,7 +5,9 @@ import hashlib
 import io
 import itertools
 import os
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +106,17 @@ def quiet_runner(config: Config) -> _QuietRunner:
     named.experiment_name = f"{config.experiment_name}-{next(_RUNNERS)}"
     with contextlib.redirect_stdout(io.StringIO()):
         return _QuietRunner.from_cfg(named)
+
+
+@contextlib.contextmanager
+def closing(runner: Runner) -> Iterator[None]:
+    """Context that closes a runner's loggers on exit; an error inside is raised even if they cannot be closed."""
+    try:
+        yield
+    except BaseException:
+        try:
+            runner.visualizer.close()
+        except Exception as error:  # any logger's; what happened before it matters more
+            print(f"warning: a logger could not be closed ({error}).", file=sys.stderr, flush=True)
+        raise
+    runner.visualizer.close()

@@ -25,7 +25,7 @@ from misa.engine.training.cost import measured_step
 from misa.engine.training.labels import prepare_labels
 from misa.engine.training.parallel import on_main_process, report_lost_peer
 from misa.engine.training.preemption import restored_signal
-from misa.engine.training.runner import choose_device, quiet_runner
+from misa.engine.training.runner import choose_device, closing, quiet_runner
 from misa.engine.training.watch import FollowingRun, NaNGuard, Progress
 from misa.errors import Diverged, UserError, counted, option_name
 from misa.experiment import Experiment
@@ -160,9 +160,23 @@ def parts(experiment: Experiment) -> int:
 
 def _device(experiment: Experiment, machine: Machine) -> str:
     device = choose_device(machine)
+    require_precision(experiment, device)
+    return device
+
+
+def require_precision(experiment: Experiment, device: str) -> None:
+    """Raise UserError if a row cannot be trained in its precision on a device."""
     if experiment.schedule.precision == "float16" and device == "cpu":
         raise UserError("float16 needs a GPU, its gradients vanish or overflow on a CPU; choose bfloat16 or float32.")
-    return device
+
+
+def require_batch(experiment: Experiment, source: Source) -> None:
+    """Raise UserError if a row's batch takes more images than there are."""
+    if source.images < experiment.schedule.batch:
+        raise UserError(
+            f"a batch takes {counted(experiment.schedule.batch, 'image')} and the train split of {source.root} has "
+            f"{source.images}; set {option_name('batch')} to {source.images} or less."
+        )
 
 
 def steps_of(experiment: Experiment, images: int) -> int:
@@ -223,11 +237,7 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
     if ready and not (folder / "metrics.json").exists():
         ready_teacher(experiment)  # downloads its weights if needed, before reading the data, which may take minutes
     source = open_source(experiment, data_root)
-    if source.images < experiment.schedule.batch:
-        raise UserError(
-            f"a batch takes {counted(experiment.schedule.batch, 'image')} and the train split of {source.root} has "
-            f"{source.images}; set {option_name('batch')} to {source.images} or less."
-        )
+    require_batch(experiment, source)
     data = data_digests(source.train, source.val)
     params = run_params(experiment, row=row, seed=seed, data_root=source.root, data=data, classes=source.classes)
     metrics, checkpoint = earlier_work(folder, params, resume)
@@ -287,7 +297,7 @@ def build(
         log=True,
     )
     runner = quiet_runner(config)
-    stack.callback(runner.visualizer.close)
+    stack.enter_context(closing(runner))
     runner.start = plan.start
     if teacher is not None:
         student = runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -3,7 +3,7 @@
 import pytest
 
 from misa.cli import main
-from misa.engine.reports.profile import LABELED, PARTS, Setup, build_each, forms, has_parts, named_parts, own_times
+from misa.engine.reports.profile import PARTS, WARM_UP, Setup, build_each, forms, has_parts, named_parts, own_times
 from misa.engine.reports.tables import table_rows
 from misa.rows import find_row
 
@@ -54,7 +54,8 @@ def test_several_rows_are_measured_as_whole_steps(tmp_path, capsys):
     out = capsys.readouterr().out
     lines = [line.split() for line in out.splitlines() if line.split()[:1] and line.split()[0] in ROWS.split(",")]
     assert [line[0] for line in lines] == ROWS.split(",")
-    for name, wall, cpu, ratio, peak in lines:
+    for name, wall, cpu, ratio, peak, *images in lines:
+        assert " ".join(images) == "2 of 128 x 128", name
         assert float(wall) > 0, name
         assert float(cpu) > 0, name
         assert float(ratio.rstrip("x")) == pytest.approx(float(wall) / float(lines[0][1]), abs=0.02), name
@@ -62,14 +63,38 @@ def test_several_rows_are_measured_as_whole_steps(tmp_path, capsys):
     assert "FSD+SEPA" not in out.replace(" ", "")
 
 
-def test_all_rows_get_the_same_images(tmp_path):
-    """Also beside a teacher's row, which gets the label maps of the first images only."""
-    rows = {name: find_row(name).smoke().but(limit=None) for name in ("demo:box", "teacher:demo_student")}
-    rows = {name: row.but(scenes={**dict(row.scenes), "train": 80}) for name, row in rows.items()}
+def test_a_teacher_of_label_maps_is_measured_beside_its_student(tmp_path):
+    """Only the batch's images get label maps, and the student keeps its own teacher, not a smoke run's."""
+    small = {"scenes": {"size": 64, "train": 9, "val": 2}, "augmentation": {"short_sides": (64,), "long_side": 64}}
+    rows = {name: find_row(name).but(**small) for name in ("demo:box", "teacher:demo_student")}
     steps = build_each(rows, Setup(str(tmp_path / "data"), "cpu", 1), tmp_path / "runs")
     one, other = ([sample.img_id for sample in step.batch["data_samples"]] for step in steps.values())
     assert one == other
-    assert len(list((tmp_path / "runs" / "1").rglob("*.png"))) == LABELED
+    found = (tmp_path / "runs" / "1").rglob("*.png")
+    assert sorted(int(path.stem) for path in found) == sorted(one)
+    assert len(one) == rows["demo:box"].schedule.batch
+
+
+def middle_of(name, folder, method):
+    """What a method of the student returns in the first step and in one of the middle of a training."""
+    row = find_row(name).smoke().but(schedule={"epochs": 40})
+    (step,) = build_each({name: row}, Setup(str(folder / "data"), "cpu", 1), folder / "runs").values()
+    results = []
+    original = getattr(step.model, method)
+    setattr(step.model, method, lambda *a, **k: results.append(original(*a, **k)) or results[-1])
+    for _ in range(WARM_UP):
+        step()
+    return results
+
+
+def test_objectives_are_measured_when_their_terms_have_begun(tmp_path):
+    """They begin after a part of the training: the EMA model's masks in DiscoBox, the pairs in SIM."""
+    first, later = middle_of("demo:discobox", tmp_path / "discobox", "_of_shadow")
+    assert not first
+    assert later["shadow"] is not None
+    first, later = middle_of("demo:sim_paste", tmp_path / "sim", "loss")
+    on = [{key for key, value in found.items() if float(value.detach().sum()) != 0} for found in (first, later)]
+    assert on[1] - on[0] == {"loss_pairs"}
 
 
 def test_a_row_without_parts_is_measured_whole(tmp_path, capsys):
@@ -86,7 +111,11 @@ def test_a_row_without_parts_is_measured_whole(tmp_path, capsys):
         (["6"], "there is no table 6; choose one of"),
         (["4", "--data", "photo"], "table 4 has no data 'photo'; choose one of"),
         (["demo:box,demo:nothing"], "demo has no row 'nothing'"),
-        (["box"], "there is no table box"),
+        (["misa"], "a row is named with its table. Rows called misa:"),
+        (["demo"], "demo is a table; name one of its rows."),
+        (["table4"], "Or give a table of the paper: "),
+        (["demo:box,"], "row '' should be written table:row"),
+        (["demo:box", "--smoke", "--batch", "200"], "a batch takes 200 images and the train split of"),
     ],
 )
 def test_what_cannot_be_measured(capsys, arguments, sentence):

@@ -87,6 +87,23 @@ def test_loggers_are_closed_when_a_training_fails(tmp_path, wandb, monkeypatch):
     assert wandb.ended == 1
 
 
+def test_an_error_is_not_hidden_by_loggers_that_cannot_be_closed(tmp_path, wandb, monkeypatch, capsys):
+    def lost():
+        raise OSError("no connection")
+
+    def stop(*_):
+        raise UserError("broken on purpose.")
+
+    wandb.join = lost
+    machine = Machine(gpus=0, loggers=logger_names("wandb"))
+    with pytest.raises(OSError, match="no connection"):
+        train(TOY, data_root=tmp_path / "data", work_dir=tmp_path / "run", machine=machine)
+    monkeypatch.setattr("misa.engine.training.train.write_scores", stop)
+    with pytest.raises(UserError, match=r"^broken on purpose\.$"):
+        train(TOY, data_root=tmp_path / "data", work_dir=tmp_path / "other", machine=machine)
+    assert "warning: a logger could not be closed (no connection)." in capsys.readouterr().err
+
+
 def test_a_logger_that_is_not_there_is_told(monkeypatch):
     assert logger_names("") == ()
     assert logger_names("tensorboard") == ()
