@@ -65,6 +65,13 @@ def final_weights(folder):
     return torch.load(folder / "checkpoints" / "epoch_3.pth", weights_only=True)["state_dict"]
 
 
+def require_same_weights(one, other):
+    expected, found = final_weights(one), final_weights(other)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+
+
 def test_a_row_trains_with_an_affinity_of_one_function_and_one_row(place, run, monkeypatch):
     """The row names it and nothing else changes; the losses differ from those of color alone."""
 
@@ -120,15 +127,13 @@ def test_the_written_config_builds_the_same_model(run):
 def test_the_same_seed_gives_the_same_result_whatever_the_workers(run, place):
     again = run_toy(place, "again", Machine(gpus=0, workers=2))
     assert (again.folder / "metrics.json").read_bytes() == (run.folder / "metrics.json").read_bytes()
-    for name, value in final_weights(run.folder).items():
-        assert torch.equal(value, final_weights(again.folder)[name]), name
+    require_same_weights(run.folder, again.folder)
 
 
 def test_another_seed_gives_another_result(run, place):
     other = run_toy(place, "other", seed=1)
-    assert any(
-        not torch.equal(value, final_weights(other.folder)[name]) for name, value in final_weights(run.folder).items()
-    )
+    its = final_weights(other.folder)
+    assert any(not torch.equal(value, its[name]) for name, value in final_weights(run.folder).items())
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been_killed(run, place):
@@ -149,8 +154,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(run, place):
     expected = json.loads((run.folder / "metrics.json").read_text())
     resumed = json.loads((folder / "metrics.json").read_text())
     np.testing.assert_equal({**resumed, "row": "custom"}, expected)
-    for name, value in final_weights(run.folder).items():
-        assert torch.equal(value, final_weights(folder)[name]), name
+    require_same_weights(run.folder, folder)
     kept = [json.loads(line)["iter"] for line in (folder / "losses.jsonl").read_text().splitlines()]
     assert kept == list(range(9))
 
@@ -191,8 +195,7 @@ def test_ctrl_c_saves_the_step_and_the_same_call_goes_on(heard, run, place, monk
     assert f"resuming at epoch 2/3, step {step}/9" in (resumed.folder / "log.txt").read_text()
     assert "Loads checkpoint" not in "".join(capfd.readouterr())
     assert (resumed.folder / "losses.jsonl").read_bytes() == (run.folder / "losses.jsonl").read_bytes()
-    for name, value in final_weights(run.folder).items():
-        assert torch.equal(value, final_weights(resumed.folder)[name]), name
+    require_same_weights(run.folder, resumed.folder)
 
 
 @pytest.mark.parametrize(("step", "times"), [(4, 2), (8, 1)], ids=["twice", "at the last step"])
@@ -370,8 +373,7 @@ def test_a_moved_run_goes_on_from_its_own_checkpoints(run, place):
     again = run_toy(place, "moved")
     assert "resuming at epoch 3/3" in (moved / "log.txt").read_text()
     np.testing.assert_equal(again.metrics, run.metrics)
-    for name, value in final_weights(run.folder).items():
-        assert torch.equal(value, final_weights(moved)[name]), name
+    require_same_weights(run.folder, moved)
     # Still only the two newest, as in an uninterrupted run.
     assert {p.name for p in (moved / "checkpoints").glob("*.pth")} == {"epoch_2.pth", "epoch_3.pth"}
 
