@@ -1,14 +1,13 @@
 """Profile time and memory of a training step by parts; misa/commands/profile.py describes the method."""
 
 import ctypes
-import math
 import os
 import statistics
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,7 +103,8 @@ class Step:
         require_precision(row, setup.device)
         self.count, self.total = 0, max(steps_of(row, source.images), 2)
         row = row.but(network={"pretrained": False})  # the time does not depend on the weights
-        if label_folder(row, folder) is not None and row.supervision == "box":
+        labeled = label_folder(row, folder) is not None
+        if labeled and row.supervision == "box":
             # Nor on the labels: filled boxes need no student and no GrabCut.
             row = row.but(semantic={"labels": "rectangles", "student": ""})
         self.runner: Runner = quiet_runner(run_config(row, source, folder=folder, seed=0))
@@ -114,7 +114,7 @@ class Step:
             assert teacher is not None
             self.model.attach(teacher)
         loader = Runner.build_dataloader(self.runner._train_dataloader, seed=0)
-        if label_folder(row, folder) is not None:
+        if labeled:
             drawn = Runner.build_dataloader(self.runner._train_dataloader, seed=0)  # its sampler cannot be rewound
             images = [drawn.dataset.get_data_info(index)["img_id"] for index in next(iter(drawn.batch_sampler))]
             prepare_labels(row, source, folder, only=images)
@@ -221,11 +221,8 @@ class Cost(NamedTuple):
     peak: float
 
 
-def costs(steps: Mapping[str, Callable[[], None]], setup: Setup, unmeasured: Collection[str] = ()) -> dict[str, Cost]:
-    """Run the steps in turn, twice to warm up, then `setup.steps` times; then each once for its memory.
-
-    unmeasured: those without a memory, such as a part of another step.
-    """
+def costs(steps: Mapping[str, Callable[[], None]], setup: Setup) -> dict[str, Cost]:
+    """Run the steps in turn, twice to warm up, then `setup.steps` times; then each once for its memory."""
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     with tqdm(total=(setup.steps + WARM_UP + 1) * len(steps), desc="measuring", unit="step", leave=False) as bar:
         for turn in range(setup.steps + WARM_UP):
@@ -236,7 +233,7 @@ def costs(steps: Mapping[str, Callable[[], None]], setup: Setup, unmeasured: Col
                     seen[name].append(spent)
         peaks = {}
         for name, step in steps.items():
-            peaks[name] = math.nan if name in unmeasured else memory(step, setup.device)
+            peaks[name] = memory(step, setup.device)
             bar.update()
     return {
         name: Cost(statistics.median(v[0] for v in values), statistics.median(v[1] for v in values), peaks[name])
@@ -247,12 +244,11 @@ def costs(steps: Mapping[str, Callable[[], None]], setup: Setup, unmeasured: Col
 def print_costs(found: Mapping[str, Cost], against: str, heading: str, images: Mapping[str, str] | None = None) -> None:
     """Print the steps' costs, the ratio of their wall-clock times to that of `against`, and the images of each."""
     width = max(22, *map(len, found))
-    print(f"\n{'a whole step':<{width}} {'wall ms':>9} {'CPU ms':>9} {heading:>12} {'peak MB':>9}", end="")
-    print(f"  {'images':<18}" if images else "")
+    last = "  images" if images else ""
+    print(f"\n{'a whole step':<{width}} {'wall ms':>9} {'CPU ms':>9} {heading:>12} {'peak MB':>9}{last}")
     for name, cost in found.items():
-        ratio = cost.wall / found[against].wall
-        print(f"{name:<{width}} {cost.wall:9.0f} {cost.cpu:9.0f} {ratio:11.2f}x {cost.peak:9.0f}", end="")
-        print(f"  {images[name]}" if images else "")
+        ratio, last = cost.wall / found[against].wall, f"  {images[name]}" if images else ""
+        print(f"{name:<{width}} {cost.wall:9.0f} {cost.cpu:9.0f} {ratio:11.2f}x {cost.peak:9.0f}{last}")
 
 
 def report(steps: dict[str, Step], setup: Setup) -> None:
@@ -260,7 +256,7 @@ def report(steps: dict[str, Step], setup: Setup) -> None:
     whole = steps["+ FSD + SEPA"]
     images = whole.model.data_preprocessor(whole.batch, True)["inputs"]
     prior = "teacher forward"
-    found = costs({**steps, prior: lambda: whole.model.teacher.prior(images)}, setup, unmeasured={prior})
+    found = costs({**steps, prior: lambda: whole.model.teacher.prior(images)}, setup)
     inside = parts(whole, setup.device)
     teacher = found.pop(prior)
     print_costs(found, "box baseline", "to baseline")
@@ -295,7 +291,7 @@ def profile(rows: Sequence[str], setup: Setup, *, batch: int | None = None, smok
         steps = build(found[first], setup, Path(folder)) if by_parts else build_each(found, setup, Path(folder))
         one = next(iter(steps.values()))
         print(
-            f"{', '.join(found)}: {one.images + ', ' if by_parts else ''}{setup.device}, "
+            f"{f'{first}: {one.images}' if by_parts else counted(len(found), 'row')}, {setup.device}, "
             f"{counted(torch.get_num_threads(), 'thread')}, medians of {counted(setup.steps, 'step')} in turn, "
             f"torch {torch.__version__}"
         )

@@ -66,9 +66,8 @@ def prepare_labels(
         )
     else:
         jobs = _from_boxes(kind, source, experiment.limit, student)
-    jobs = iter(
-        [job for job in jobs if only is None or job[0] in only]
-    )  # a student that does not fit raises before anything is written
+    # A list: a student that does not fit raises before anything is written.
+    jobs = iter([job for job in jobs if only is None or job[0] in only])
     target.mkdir(parents=True, exist_ok=True)
     write_json(target / "labels.json", card)
 

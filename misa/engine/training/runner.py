@@ -7,7 +7,6 @@ import itertools
 import os
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,15 +107,9 @@ def quiet_runner(config: Config) -> _QuietRunner:
         return _QuietRunner.from_cfg(named)
 
 
-@contextlib.contextmanager
-def closing(runner: Runner) -> Iterator[None]:
-    """Context that closes a runner's loggers on exit; an error inside is raised even if they cannot be closed."""
+def close_loggers(runner: Runner) -> None:
+    """Close a runner's loggers; where one cannot be closed, warn: the training itself has ended, well or not."""
     try:
-        yield
-    except BaseException:
-        try:
-            runner.visualizer.close()
-        except Exception as error:  # any logger's; what happened before it matters more
-            print(f"warning: a logger could not be closed ({error}).", file=sys.stderr, flush=True)
-        raise
-    runner.visualizer.close()
+        runner.visualizer.close()
+    except Exception as error:  # any logger's
+        print(f"warning: a logger could not be closed ({error}).", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
@@ -125,10 +126,8 @@ def _maker(wanted: Job, every: Iterable[Job]) -> Job | None:
 def _require_starts(jobs: Sequence[Job]) -> None:
     """UserError if the weights that a training begins with are missing and no training of these makes them."""
     for wanted in jobs:
-        if wanted.state == "not run" and _maker(wanted, jobs) is None:
-            start = _experiment(wanted.row, wanted.smoke).start
-            if not start:
-                continue
+        start = _experiment(wanted.row, wanted.smoke).start if wanted.state == "not run" else ""
+        if start and _maker(wanted, jobs) is None:
             from misa.engine.runs.start import start_file  # imports torch
 
             try:
@@ -141,22 +140,22 @@ def _stages(jobs: Sequence[Job]) -> list[dict[Job, list[Job]]]:
     """Trainings in the order in which they can run, each with those that it needs: its teacher and its start's.
 
     Teachers come first, then all others in the given order, but for those that need one of these.
-    UserError if a training needs, directly or not, one that waits for itself.
+    UserError if a training waits, directly or not, for its own weights.
     """
     teachers = {wanted.teacher.folder: wanted.teacher for wanted in jobs if wanted.teacher is not None}
     every = {**teachers, **{wanted.folder: wanted for wanted in jobs}}
     needs = {
-        one: [other for other in (one.teacher, _maker(one, every.values())) if other is not None]
+        one: [every[other.folder] for other in (one.teacher, _maker(one, every.values())) if other is not None]
         for one in every.values()
     }
-    ranks = {one: int(one.folder not in teachers) for one in every.values()}
-    for _ in range(len(every) + 1):
-        ranks = {one: max([ranks[one], *(ranks[other] + 1 for other in needs[one])]) for one in ranks}
-    if (circular := next((one for one in ranks if ranks[one] > len(every)), None)) is not None:
-        raise UserError(
-            f"{circular.row}, seed {circular.seed}, needs a training that waits for itself; change its start."
-        )
-    return [{one: needs[one] for one in ranks if ranks[one] == rank} for rank in sorted(set(ranks.values()))]
+    ranks: dict[Job, int] = {}
+    try:
+        for one in TopologicalSorter(needs).static_order():
+            ranks[one] = max([int(one.folder not in teachers), *(ranks[other] + 1 for other in needs[one])])
+    except CycleError as error:
+        one = error.args[1][0]
+        raise UserError(f"{one.row}, seed {one.seed}, waits for its own weights; change its start.") from None
+    return [{one: needs[one] for one in needs if ranks[one] == rank} for rank in sorted(set(ranks.values()))]
 
 
 def plan(rows: Iterable[str], seeds: Iterable[int], *, root: str | Path = ROOT, smoke: bool = False) -> list[Job]:
@@ -200,11 +199,14 @@ def run(
     failed: dict[Path, tuple[Job, str]] = {}
     without: set[Path] = set()  # failed, or in need of one that is
     for stage in stages:
-        missing = {wanted for wanted in stage if wanted.state != "finished"}
-        impossible = {wanted for wanted in missing if not without.isdisjoint(one.folder for one in stage[wanted])}
-        without |= {wanted.folder for wanted in impossible}
-        if missing - impossible:
-            commands = {w: w.command(data_root, machine) for w in stage if w in missing - impossible}
+        ready = []
+        for wanted in (one for one in stage if one.state != "finished"):
+            if without.isdisjoint(needed.folder for needed in stage[wanted]):
+                ready.append(wanted)
+            else:
+                without.add(wanted.folder)
+        if ready:
+            commands = {wanted: wanted.command(data_root, machine) for wanted in ready}
             with _sigterm_raises():
                 found = _submit(commands, cluster, how) if cluster else _here(commands, slots, machine.gpus)
             without |= {wanted.folder for wanted, _ in found}

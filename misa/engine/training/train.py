@@ -25,7 +25,7 @@ from misa.engine.training.cost import measured_step
 from misa.engine.training.labels import prepare_labels
 from misa.engine.training.parallel import on_main_process, report_lost_peer
 from misa.engine.training.preemption import restored_signal
-from misa.engine.training.runner import choose_device, closing, quiet_runner
+from misa.engine.training.runner import choose_device, close_loggers, quiet_runner
 from misa.engine.training.watch import FollowingRun, NaNGuard, Progress
 from misa.errors import Diverged, UserError, counted, option_name
 from misa.experiment import Experiment
@@ -297,7 +297,7 @@ def build(
         log=True,
     )
     runner = quiet_runner(config)
-    stack.enter_context(closing(runner))
+    stack.callback(close_loggers, runner)
     runner.start = plan.start
     if teacher is not None:
         student = runner.model.module if is_model_wrapper(runner.model) else runner.model

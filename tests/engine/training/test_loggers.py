@@ -87,7 +87,7 @@ def test_loggers_are_closed_when_a_training_fails(tmp_path, wandb, monkeypatch):
     assert wandb.ended == 1
 
 
-def test_an_error_is_not_hidden_by_loggers_that_cannot_be_closed(tmp_path, wandb, monkeypatch, capsys):
+def test_loggers_that_cannot_be_closed_hide_neither_result_nor_error(tmp_path, wandb, monkeypatch, capsys):
     def lost():
         raise OSError("no connection")
 
@@ -96,8 +96,8 @@ def test_an_error_is_not_hidden_by_loggers_that_cannot_be_closed(tmp_path, wandb
 
     wandb.join = lost
     machine = Machine(gpus=0, loggers=logger_names("wandb"))
-    with pytest.raises(OSError, match="no connection"):
-        train(TOY, data_root=tmp_path / "data", work_dir=tmp_path / "run", machine=machine)
+    assert train(TOY, data_root=tmp_path / "data", work_dir=tmp_path / "run", machine=machine).metrics
+    assert "warning: a logger could not be closed (no connection)." in capsys.readouterr().err
     monkeypatch.setattr("misa.engine.training.train.write_scores", stop)
     with pytest.raises(UserError, match=r"^broken on purpose\.$"):
         train(TOY, data_root=tmp_path / "data", work_dir=tmp_path / "other", machine=machine)
