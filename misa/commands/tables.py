@@ -18,7 +18,7 @@ class Tables(Parameters):
     table: int | str = argument(
         "3, 4, 5, comparators, or rows against the first: teacher:demo,teacher:demo_boxes", default=3
     )
-    data: str = option("demo", "demo: the embedded scenes; voc, coco_mini and others: give data_root")
+    data: str = option("demo", "of a table: demo (embedded scenes); voc, coco_mini and others: give data_root")
     seeds: int = option(5, "number of seeds, from 0", low=1, high=1000)
     train: bool = option(False, "train what is missing, resume what was interrupted", only="notebook")
     run: bool = option(False, "train what is missing, resume what was interrupted", only="command")

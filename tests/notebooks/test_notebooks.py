@@ -240,8 +240,8 @@ def test_tables_runs_headless(tmp_path):
     assert "0 finished, 0 started, 2 not run" in text
     assert "2 finished, 0 started, 0 not run" in text
     for suffix in ("html", "tex", "csv"):
-        assert (tmp_path / "runs" / f"tabledemo_box_demo_mask_demo_smoke.{suffix}").stat().st_size > 100
-    assert (tmp_path / "runs" / "tabledemo_box_demo_mask_demo_smoke_groups.pdf").stat().st_size > 1000
+        assert (tmp_path / "runs" / f"table_demo_box_demo_mask_smoke.{suffix}").stat().st_size > 100
+    assert (tmp_path / "runs" / "table_demo_box_demo_mask_smoke_groups.pdf").stat().st_size > 1000
     output, done = papermill(tmp_path, "tables", table=4, seeds=1, **common)
     assert done.returncode == 0, done.stderr[-2000:]
     text = "".join(o.get("text", "") for c in cells(output) for o in c.outputs)

@@ -252,10 +252,14 @@ def table_rows(table: int | str, data: str = "demo") -> tuple[Comparison, dict[s
     """Returns a table of the paper and its rows on a dataset, or any rows: "demo:box,demo:mask".
 
     The rows are names for `misa train` by their keys in the comparison.
-    Raises UserError: no such table, dataset or row.
+    Raises UserError: no such table, dataset or row; `data` beside rows, which say themselves what they train on.
     """
     name = str(table)
     if ":" in name:
+        if data != "demo":
+            raise UserError(
+                f"data {data} chooses the rows of a table of the paper; {name} names its rows itself: leave it out."
+            )
         rows = [row.strip() for row in name.split(",")]
         for row in rows:
             find_row(row)
@@ -269,8 +273,13 @@ def table_rows(table: int | str, data: str = "demo") -> tuple[Comparison, dict[s
 
 
 def file_name(table: int | str, data: str, *, smoke: bool) -> str:
-    """Name of a table's files, without suffix; smoke runs do not overwrite a table of results."""
-    return re.sub(r"[^\w.-]+", "_", f"table{table}_{data}{'_smoke' if smoke else ''}")
+    """Name of a table's files, without suffix; smoke runs do not overwrite a table of results.
+
+    >>> file_name(3, "voc", smoke=False), file_name("photos:box,photos:mask", "demo", smoke=True)
+    ('table3_voc', 'table_photos_box_photos_mask_smoke')
+    """
+    name = f"_{table}" if ":" in str(table) else f"{table}_{data}"
+    return re.sub(r"[^\w.-]+", "_", f"table{name}{'_smoke' if smoke else ''}")
 
 
 def _comparison(number: str) -> tuple[str, Comparison]:

@@ -361,8 +361,13 @@ def test_a_table_of_smoke_runs_says_so(tmp_path):
         assert "SMOKE RUNS: two training steps" in table.render(kind)
         assert "SMOKE" not in real.render(kind)
     assert how_counted(table.every_job()).endswith(" such as demo-box-seed0-smoke\n")
-    assert file_name("demo:box", "demo", smoke=True) == "tabledemo_box_demo_smoke"
+    assert file_name("demo:box", "demo", smoke=True) == "table_demo_box_smoke"
     assert file_name(3, "voc", smoke=False) == "table3_voc"
+
+
+def test_data_beside_rows_is_refused(tmp_path):
+    with pytest.raises(UserError, match="data photos chooses the rows of a table of the paper; demo:box,demo:mask"):
+        open_table("demo:box,demo:mask", data="photos", seeds=1, root=tmp_path)
 
 
 def test_teachers_are_compared_by_mean_iou(tmp_path):
