@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from misa.ops.affinity import check_finite, check_probabilities
+from misa.ops.affinity import check_finite, check_probabilities, promote
 from misa.ops.axes import check_shapes
 from misa.ops.tree import cut_padding, grid_lengths, spanning_trees
 from misa.ops.treefilter import edge_weights, tree_filter
@@ -38,11 +38,12 @@ def region_energy(
     )
     check_probabilities("region_energy: masks", masks)
     check_finite("region_energy: features", features)
-    p, boxes = _float(masks), box_masks.to(_float(masks).dtype)
-    seen = _float(features) * boxes[:, None]
+    p, boxes = promote(masks), box_masks.to(promote(masks).dtype)
+    seen = promote(features) * boxes[:, None]
     energy = p.new_zeros(len(p))
     for region in (p * boxes, (1 - p) * boxes):
-        with torch.no_grad():  # E is stationary in the means: they add no gradient
+        # E is stationary in the means: they add no gradient.
+        with torch.no_grad(), torch.autocast(p.device.type, enabled=False):
             mean = torch.einsum("nhw,nchw->nc", region, seen) / region.sum(dim=(1, 2)).clamp(min=1e-5)[:, None]
         spread = (seen - mean[:, :, None, None]).square().mean(dim=1)
         energy = energy + (region * spread).sum(dim=(1, 2))
@@ -59,7 +60,7 @@ def border_length(
     """
     check_shapes("border_length", masks=(masks, "n h w"), box_masks=(box_masks, "n h w"))
     check_probabilities("border_length: masks", masks)
-    p, boxes = _float(masks), box_masks.to(_float(masks).dtype)
+    p, boxes = promote(masks), box_masks.to(promote(masks).dtype)
     length = p.new_zeros(len(p))
     for region in (p * boxes, (1 - p) * boxes):
         length = length + region.diff(dim=1).abs().sum(dim=(1, 2)) + region.diff(dim=2).abs().sum(dim=(1, 2))
@@ -94,7 +95,3 @@ def structure_masks(
     return torch.stack(
         [along_image, tree_filter(along_image, second, edge_weights(second, structure, 1.0), image)], dim=1
     )
-
-
-def _float(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()

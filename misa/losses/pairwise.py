@@ -11,6 +11,7 @@ from torch import Tensor
 
 from misa.experiment import Affinity
 from misa.losses.inputs import SemanticPrior
+from misa.ops.affinity import promote
 from misa.ops.axes import check_shapes
 from misa.ops.guides import Guides, Join, check_inputs
 from misa.ops.propagation import along_pamr, constant, numbers, stretched
@@ -32,9 +33,10 @@ def propagation_error(
     """Return Σ |M̂ − M| inside the boxes, or the plain sum over the map of Eq. 15 ("sum").
 
     "box_mean", as APro's SOLOv2: per instance over its box area, mean over instances. "box_ratio", as APro's
-    Mask2Former: over the area of all boxes, so that every pixel weighs the same and large boxes weigh more.
+    Mask2Former: over the area of all boxes, so that every pixel weighs the same and large boxes weigh more. Half
+    precision is computed in float32: it cannot count the pixels of a large box.
     """
-    error = (pseudo_masks.detach() - masks).abs()
+    error = (promote(pseudo_masks.detach()) - promote(masks)).abs()
     if reduction == "sum":
         return error.sum()
     if reduction not in ("box_mean", "box_ratio"):

@@ -1,5 +1,7 @@
 """Losses against pseudo masks: Dice loss, and focal loss on selected pixels.
 
+Half precision is computed in float32: float16 cannot count the pixels of a large mask.
+
 Axes: n instance.
 """
 
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from misa.ops.affinity import check_probabilities
+from misa.ops.affinity import check_probabilities, promote
 
 
 def dice(a: Float[Tensor, "n ..."], b: Float[Tensor, "n ..."], eps: float = 1e-5) -> Float[Tensor, " n"]:
@@ -22,7 +24,7 @@ def dice(a: Float[Tensor, "n ..."], b: Float[Tensor, "n ..."], eps: float = 1e-5
     """
     if a.shape != b.shape:
         raise ValueError(f"dice needs two maps of one shape: they are {tuple(a.shape)} and {tuple(b.shape)}.")
-    a, b = a.flatten(1), b.flatten(1)
+    a, b = promote(a).flatten(1), promote(b).flatten(1)
     return 1 - 2 * (a * b).sum(1) / ((a * a).sum(1) + (b * b).sum(1) + eps)
 
 
@@ -31,6 +33,7 @@ def quality(masks: Float[Tensor, "n h w"]) -> Float[Tensor, " n"]:
 
     BoxTeacher (Cheng et al. 2023) weights its pseudo masks and its predictions' scores with it.
     """
+    masks = promote(masks)
     sure = (masks > 0.5).to(masks.dtype)
     return (masks * sure).sum(dim=(1, 2)) / (sure.sum(dim=(1, 2)) + 1e-6)
 
@@ -59,7 +62,7 @@ def focal_on(
     if form not in ("official", "intended"):
         raise ValueError(f"focal_on knows the forms 'official' and 'intended', not {form!r}.")
     check_probabilities("focal_on: probabilities", probabilities)
-    p = probabilities
+    p = promote(probabilities)
     p_t = torch.where(target, p, 1 - p)
     if form == "official":
         error = F.softplus(torch.where(target, -p, p))

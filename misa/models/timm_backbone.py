@@ -130,16 +130,19 @@ class TimmBackbone(BaseModule):
         return output.permute(0, 3, 1, 2) if self.plan.last else output
 
     def _freeze(self) -> None:
-        """Freeze all parameters up to the last one of the frozen stages: they are registered in forward order."""
+        """Freeze all modules up to the last one of the frozen stages: they are registered in forward order."""
         if self.frozen_stages < 0:
             return
+        if self.frozen_stages > len(STRIDES):
+            raise UserError(f"frozen_stages is {self.frozen_stages}; a backbone has 4 stages: give -1 (none) to 4.")
         if "" in self.plan.modules:
             raise UserError(f"timm's {self.name} cannot be frozen in part; set frozen_stages=-1.")
         stage = self.plan.modules[max(self.frozen_stages - 1, 0)]
-        named = list(self.net.named_parameters())
-        inside = [i for i, (name, _) in enumerate(named) if name.startswith(f"{stage}.")]
-        for _, parameter in named[: inside[-1] + 1 if self.frozen_stages else inside[0]]:
-            parameter.requires_grad_(False)
+        named = list(self.net.named_modules())
+        inside = [i for i, (name, _) in enumerate(named) if f"{name}.".startswith(f"{stage}.")]
+        for _, module in named[: inside[-1] + 1 if self.frozen_stages else inside[0]]:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
 
 
 def timm_widths(name: str) -> list[int]:

@@ -67,7 +67,12 @@ class Box2Mask(BoxObjective):
             "levelset_structure": self.structure_weight * region_energy(masks, resized(maps, full), boxes),
         }
         error = local_consistency(
-            small, resized(boxes.float(), size), consistency_kernel(colors), where, steps=self.consistency_steps
+            small,
+            resized(boxes.float(), size),
+            consistency_kernel(colors, valid=inner),
+            where,
+            steps=self.consistency_steps,
+            valid=inner,
         )
         terms = {f"loss_{name}": Term(each.sum() / max(len(each), 1)) for name, each in energies.items()}
         return terms | {"loss_consistency": Term(self.consistency_weight * error, "box pixels")}

@@ -41,9 +41,10 @@ class Bank:
     """Constants of the object bank and of the matching.
 
     slots: capacity per class; the newest objects are kept. least: an object must be wider and higher, in mask pixels.
-    a_step: maximum number of objects that a process adds per step. grid, side: resolution of an object's features and
-    mask. keys: bank objects matched with a box; with fewer similar ones it is skipped. form: see
-    `misa.losses.correspondence`. share: weight of their votes in the mean field. gradient: factor on L_transfer's.
+    a_step: maximum number of objects that a process adds per step, with gradient accumulation per micro-batch. grid,
+    side: resolution of an object's features and mask. keys: bank objects matched with a box; with fewer similar ones
+    it is skipped. form: see `misa.losses.correspondence`. share: weight of their votes in the mean field. gradient:
+    factor on L_transfer's.
 
     80 classes and 256 channels take 0.21 GB, on the device and in every checkpoint.
     """
@@ -104,6 +105,10 @@ class DiscoBox(BoxObjective):
 
         memory = torch.nn.Module()
         memory.register_buffer("running", torch.tensor(2.0))
+        # Of the optimizer step of `update`, in which there may be several micro-batches; saved is only between steps.
+        memory.register_buffer("before", torch.tensor(2.0), persistent=False)
+        memory.register_buffer("sums", torch.zeros(2), persistent=False)
+        memory.iteration = -1  # type: ignore[assignment]
         if (bank := self.bank) is not None:
             rows, half = classes * bank.slots + 1, torch.float16
             memory.register_buffer("features", torch.zeros(rows, channels, bank.grid, bank.grid, dtype=half))
@@ -134,7 +139,7 @@ class DiscoBox(BoxObjective):
         }
         if memory is None:
             return terms
-        pseudo = _where(memory.get_buffer("running") < self.gate, lambda: self._pseudo(step), 0 * masks.sum())
+        pseudo = _where(_before(memory, step) < self.gate, lambda: self._pseudo(step), 0 * masks.sum())
         terms["loss_pseudo"] = Term(self.pseudo_weight * pseudo / count)
         return terms if self.bank is None else terms | self._bank_terms(step, memory, self.bank)
 
@@ -175,7 +180,7 @@ class DiscoBox(BoxObjective):
         masks = step.per_box.positives.mask_logits.sigmoid()
         nothing = (0 * masks.sum()).expand(3)
         transfer, match, used = _where(
-            self._opened(memory, bank), lambda: self._matched(step, masks, memory, bank), nothing
+            self._opened(step, memory, bank), lambda: self._matched(step, masks, memory, bank), nothing
         )
         used, every = used.detach(), masks.new_full((), len(masks))
         return {
@@ -183,8 +188,8 @@ class DiscoBox(BoxObjective):
             "loss_match": Term(bank.weight * match / used.clamp(min=1), used, once=True),
         }
 
-    def _opened(self, memory: nn.Module, bank: Bank) -> Tensor:
-        return memory.get_buffer("running") < min(self.gate, bank.gate)
+    def _opened(self, step: Step, memory: nn.Module, bank: Bank) -> Tensor:
+        return _before(memory, step) < min(self.gate, bank.gate)
 
     def _matched(self, step: Step, masks: Tensor, memory: nn.Module, bank: Bank) -> Tensor:
         """Sums of L_transfer and L_match, and the number of boxes with enough similar objects (3)."""
@@ -244,7 +249,10 @@ class DiscoBox(BoxObjective):
         return Objects(*(part[places].float() for part in rows)), torch.stack(used)
 
     def update(self, step: Step, memory: nn.Module | None) -> None:
-        """Add objects to the bank if its gate is open; then r ← 0.9 r + 0.1 L_projection, a mean over all instances."""
+        """Add objects to the bank if its gate is open; then r ← 0.9 r + 0.1 L_projection, a mean over all instances.
+
+        The mean is over an optimizer step: with gradient accumulation r changes once for all micro-batches.
+        """
         import torch
 
         from misa.losses.projection import projection_loss
@@ -253,9 +261,13 @@ class DiscoBox(BoxObjective):
         if self.bank is not None:
             self._keep(step, memory, self.bank)
         projection = projection_loss(step.positives.mask_logits.sigmoid(), step.positives.box_masks, eps=self.eps)
-        total, count = step.across(torch.stack([projection.sum(), projection.new_full((), len(projection))]))
-        running = memory.get_buffer("running")
-        running.copy_(torch.where(count > 0, 0.9 * running + 0.1 * total / count, running))
+        before, sums = _before(memory, step), memory.get_buffer("sums")
+        if memory.iteration != step.iteration:
+            memory.get_buffer("before").copy_(before)
+            sums.zero_()
+            memory.iteration = step.iteration  # type: ignore[assignment]
+        total, count = sums.add_(step.across(torch.stack([projection.sum(), projection.new_full((), len(projection))])))
+        memory.get_buffer("running").copy_(torch.where(count > 0, 0.9 * before + 0.1 * total / count, before))
 
     def _keep(self, step: Step, memory: nn.Module, bank: Bank) -> None:
         """Store all processes' large objects as the EMA model sees them, in the order of the batch."""
@@ -264,7 +276,7 @@ class DiscoBox(BoxObjective):
         from misa.ops.bank import objects_in, ring_slots
         from misa.ops.boxes import extents
 
-        opened = self._opened(memory, bank)
+        opened = self._opened(step, memory, bank)
         if opened.device.type == "cpu" and not opened:
             return
         seen = step.shadow_per_box or step.per_box
@@ -295,6 +307,11 @@ class DiscoBox(BoxObjective):
             kept = memory.get_buffer(name)
             kept[slots] = values.view(-1, *kept.shape[1:]).to(kept.dtype)
             kept[-1] = 0
+
+
+def _before(memory: nn.Module, step: Step) -> Tensor:
+    """r before this optimizer step, by which its gates are set, the same for all its micro-batches."""
+    return memory.get_buffer("before" if memory.iteration == step.iteration else "running")
 
 
 def _where(opened: Tensor, compute: Callable[[], Tensor], otherwise: Tensor) -> Tensor:

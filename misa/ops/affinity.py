@@ -119,7 +119,7 @@ def squared_distances(
         if channel_weights is None:
             planes.append(difference.sum(dim=1))
         else:
-            planes.append(torch.einsum("cd,bdhw->bchw", channel_weights.square(), difference))
+            planes.append(_weighted(channel_weights, difference))
     return torch.stack(planes, dim=1 if channel_weights is None else 2)
 
 
@@ -165,7 +165,13 @@ def window_spread(
     variance = (squares / count - (total / count).square()).clamp(min=0)
     if channel_weights is None:
         return variance.sum(dim=1).sqrt()
-    return torch.einsum("cd,bdhw->bchw", channel_weights.square(), variance).sqrt()
+    return _weighted(channel_weights, variance).sqrt()
+
+
+def _weighted(channel_weights: Float[Tensor, "c d"], squares: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h w"]:
+    """Σ_d (K^c_d)² · squares_d, in the tensors' own precision under autocast, too."""
+    with torch.autocast(squares.device.type, enabled=False):
+        return torch.einsum("cd,bdhw->bchw", channel_weights.square(), squares)
 
 
 @single(values=4)

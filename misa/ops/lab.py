@@ -19,7 +19,7 @@ def rgb_to_lab(images: Float[Tensor, "b 3 h w"] | Int[Tensor, "b 3 h w"]) -> Flo
     """Convert RGB in 0 … 255 to L* in 0 … 100, a* and b* in about −110 … 110 (CIE 1976, sRGB, D65, 2°).
 
     The published BoxInst and BoxTeacher round the pooled image down to integers first; that is left to the caller.
-    Computed in float64 for float64, else in float32.
+    Computed in float64 for float64, else in float32, also under autocast.
     Raises ValueError: the shape is not (b, 3, h, w); on the CPU also for values outside [0, 255], such as a normalized
     image; NotFinite: NaN or Inf, on the CPU only.
     """
@@ -35,7 +35,8 @@ def rgb_to_lab(images: Float[Tensor, "b 3 h w"] | Int[Tensor, "b 3 h w"]) -> Flo
     v = values / 255
     linear = torch.where(v > 0.04045, ((v + 0.055) / 1.055) ** 2.4, v / 12.92)
     xyz, white = (torch.tensor(each, dtype=v.dtype).to(v.device, non_blocking=True) for each in (XYZ, WHITE))
-    t = torch.einsum("xc,bchw->bxhw", xyz, linear) / white[:, None, None]
+    with torch.autocast(v.device.type, enabled=False):
+        t = torch.einsum("xc,bchw->bxhw", xyz, linear) / white[:, None, None]
     # The clamp keeps the unused branch's gradient finite at black.
     f = torch.where(t > 0.008856, t.clamp(min=0.008856) ** (1 / 3), 7.787 * t + 16 / 116)
     x, y, z = f.unbind(dim=1)

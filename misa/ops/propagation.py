@@ -182,7 +182,7 @@ def propagate_local(
         raise ValueError(f"propagate_local needs one guide (d, h, w) for all masks: it is {tuple(guide.shape)}.")
     if not bandwidth > 0 or steps < 0:
         raise ValueError(f"propagate_local needs bandwidth > 0 and steps ≥ 0: they are {bandwidth} and {steps}.")
-    if len(masks) == 0:
+    if len(masks) == 0 or (steps == 0 and box_masks is None):
         return masks.clone()
     guides = _guides(masks, guide, semantic, labels, saliency, valid, window)
     result = guides.along_window(masks.float(), box_masks, window=window, bandwidth=bandwidth, steps=steps, join=join)

@@ -59,7 +59,8 @@ def read(
     valid: False at padding, which enters no spread.
 
     With values "class" and "probability" every map has mean 0 and standard deviation 1 in its image, and σ is 1.
-    Half precision is computed in float32. Raises ValueError on shapes that do not fit and on unknown choices.
+    Computed in float32 for half precision and under autocast. Raises ValueError on shapes that do not fit and on
+    unknown choices.
     """
     _check(features, classifier, values, norm, factors)
     features, classifier = promote(features), Classifier(*map(promote, classifier))
@@ -73,7 +74,8 @@ def read(
         return _standard(maps, here)
     k = _rows(classifier, factors)
     if values == "class":
-        return _standard(torch.einsum("cd,bdhw->bchw", k, features), here)
+        with torch.autocast(features.device.type, enabled=False):
+            return _standard(torch.einsum("cd,bdhw->bchw", k, features), here)
     return Reading(features, k, "image")
 
 
@@ -81,7 +83,8 @@ def class_probabilities(features: Float[Tensor, "b d h w"], classifier: Classifi
     """Return softmax(K · S + bias) of Eq. 1 over the categories and the background, without the background."""
     rows = torch.cat([classifier.factors, classifier.background[None]])
     bias = torch.cat([classifier.bias, classifier.background_bias[None]])
-    return (torch.einsum("cd,bdhw->bchw", rows, features) + bias[:, None, None]).softmax(dim=1)[:, :-1]
+    with torch.autocast(features.device.type, enabled=False):
+        return (torch.einsum("cd,bdhw->bchw", rows, features) + bias[:, None, None]).softmax(dim=1)[:, :-1]
 
 
 def _rows(classifier: Classifier, factors: Factors) -> Float[Tensor, "c d"]:

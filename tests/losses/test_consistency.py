@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 from misa.losses.consistency import consistency_kernel, local_consistency
@@ -58,6 +59,32 @@ def test_equals_the_loop(rng, device, h, w, steps):
         total += ((smooth - mask).abs() * box).sum()
     got = local_consistency(masks.to(device), boxes.to(device), kernel, image.to(device), steps=steps)
     assert_close(got.cpu(), total / boxes.sum())
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_padding_has_no_say(rng, device, steps):
+    """Two images of different sizes, padded to the larger one: as each alone; nothing is learned in the padding."""
+    sizes, big = ((9, 12), (14, 7)), (14, 12)
+    alone = [torch.rand(1, 3, *size, generator=rng, dtype=torch.float64) for size in sizes]
+    masks = [torch.rand(1, *size, generator=rng, dtype=torch.float64) for size in sizes]
+    boxes = [torch.ones(1, *size, dtype=torch.bool) for size in sizes]
+
+    def padded(maps, value):
+        missing = [(0, big[1] - x.shape[-1], 0, big[0] - x.shape[-2]) for x in maps]
+        return torch.cat([F.pad(x, m, value=value) for x, m in zip(maps, missing, strict=True)])
+
+    valid, index = padded(boxes, False).to(device), torch.arange(2)
+    kernel = consistency_kernel(padded(alone, 0.9).to(device), valid=valid)
+    whole_batch = padded(masks, 0.3).to(device).requires_grad_()
+    found = local_consistency(whole_batch, valid, kernel, index, steps=steps, valid=valid)
+    parts = [
+        local_consistency(m, b, consistency_kernel(i), index[:1], steps=steps) * b.sum()
+        for i, m, b in zip(alone, masks, boxes, strict=True)
+    ]
+    assert_close(found.cpu().detach(), sum(parts) / valid.cpu().sum())
+    found.backward()
+    assert (whole_batch.grad[~valid] == 0).all()
+    assert (whole_batch.grad[valid] != 0).any()
 
 
 def test_weights_sum_to_one_and_a_flat_image_weighs_all_alike(rng):

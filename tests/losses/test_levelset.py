@@ -151,3 +151,13 @@ def test_says_what_it_needs():
         region_energy(x + 2, torch.zeros(1, 3, 4, 4), x)
     with pytest.raises(ValueError, match="border_length needs masks"):
         border_length(x, torch.zeros(1, 4, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_changes_nothing(rng, device, dtype):
+    """The sum over 160,000 pixels of a mean is beyond float16."""
+    masks, boxes = torch.full((1, 400, 400), 0.9), torch.ones(1, 400, 400, dtype=torch.bool)
+    given = [x.to(device) for x in (masks, 3 + torch.randn(1, 3, 400, 400, generator=rng), boxes)]
+    expected = region_energy(*given)
+    with torch.autocast(device.type, dtype=dtype):
+        assert torch.equal(region_energy(*given), expected)

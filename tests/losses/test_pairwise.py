@@ -472,3 +472,15 @@ def test_stretched_an_unsure_mask_finds_the_object_that_the_affinity_separates()
     for name in ("global", "local"):
         assert not (plain[name][1] > 0.5)[boxes].any()
         assert torch.equal((found[name][1] > 0.5) & boxes, truth)
+
+
+@pytest.mark.parametrize("reduction", ["box_mean", "box_ratio", "sum"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_can_count_a_large_box(device, reduction, dtype):
+    """90,000 pixels are beyond float16: the error of 0.25 in each would be divided by infinity."""
+    masks = torch.full((1, 300, 300), 0.25, device=device, dtype=dtype, requires_grad=True)
+    target, boxes = torch.full_like(masks, 0.5), torch.ones(1, 300, 300, dtype=torch.bool, device=device)
+    found = propagation_error(masks, target, boxes, reduction=reduction)
+    assert_close(found.item(), 0.25 * (90000 if reduction == "sum" else 1))
+    found.backward()
+    assert (masks.grad < 0).all()

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 from torchvision.ops import sigmoid_focal_loss
 
-from misa.losses.pseudo import dice, focal_on
+from misa.losses.pseudo import dice, focal_on, quality
 
 
 def test_dice_equals_the_loop(rng, device):
@@ -24,6 +24,21 @@ def test_dice_of_a_mask_with_itself_is_about_eps_over_twice_its_area():
     mask[:, :4, :5] = 1
     assert_close(dice(mask, mask, 2e-3).item(), 1e-3 / 20, rtol=1e-3, atol=0)
     assert dice(mask, torch.zeros_like(mask)).item() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_can_count_a_large_mask(device, dtype):
+    """90,000 pixels are beyond float16."""
+    low, high = torch.full((1, 300, 300), 0.25, device=device), torch.full((1, 300, 300), 0.75, device=device)
+    for measure in (
+        lambda a, b: dice(a, b),
+        lambda a, b: quality(b),
+        lambda a, b: focal_on(a, b > 0.5, torch.ones_like(a)),
+    ):
+        expected, found = measure(low, high), measure(low.to(dtype), high.to(dtype))
+        assert found.dtype == torch.float32
+        assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        assert 0 < expected.item() < 1
 
 
 def test_dice_gradcheck(rng):

@@ -271,3 +271,18 @@ def test_frozen_stages_and_statistics_stay(rng):
     before = {name: value.clone() for name, value in still.state_dict().items()}
     still(images)
     assert all(torch.equal(value, before[name]) for name, value in still.state_dict().items())
+
+
+def test_stages_that_end_with_a_module_without_parameters_can_be_frozen():
+    """VGG's maps come from its activations."""
+    backbone = build_backbone(backbone_config("timm:vgg11_bn", pretrained=False, frozen_stages=1))
+    named = list(backbone.net.named_parameters())
+    frozen = [name for name, parameter in named if not parameter.requires_grad]
+    assert frozen == [name for name, _ in named][: len(frozen)]
+    assert (
+        sum(value.ndim == 4 for name, value in named if name in frozen) == 4
+    )  # convolutions up to the last at stride 4
+    every = build_backbone(backbone_config("timm:vgg11_bn", pretrained=False, frozen_stages=4))
+    assert not any(parameter.requires_grad for parameter in every.parameters())
+    with pytest.raises(UserError, match=r"frozen_stages is 5; a backbone has 4 stages: give -1 \(none\) to 4"):
+        build_backbone(backbone_config("timm:resnet18", pretrained=False, frozen_stages=5))

@@ -80,9 +80,9 @@ def test_the_gate_opens_at_the_20th_step_of_perfect_masks():
     step = Step(positives, Batch(torch.zeros(1, 3, 9, 9), torch.ones(1, 9, 9, dtype=torch.bool)))
     objective = DiscoBox(eps=0.0)
     memory, opened = objective.memory(1, 1), []
-    for _ in range(25):
+    for iteration in range(25):
         opened.append(bool(memory.running < objective.gate))
-        objective.update(step, memory)
+        objective.update(step._replace(iteration=iteration), memory)
     assert opened.index(True) == 19
     assert_close(memory.running.item(), 2 * 0.9**25, rtol=1e-4, atol=0)
 
@@ -103,6 +103,31 @@ def test_the_running_mean_is_of_all_processes(rng):
     memory = objective.memory(1, 1)
     objective.update(step._replace(across=lambda own: (own + other) / 2), memory)
     assert_close(memory.running.item(), (1.8 + 0.1 * (projection.sum() + 1.5) / 4).item())
+
+
+def test_the_running_mean_moves_once_per_optimizer_step(rng):
+    """Micro-batches of one and two instances: r as of all three at once, and one gate for the whole step."""
+    objective, whole = DiscoBox(), given(rng, n=3)
+    parts = [of_some(whole, slice(0, 1)), of_some(whole, slice(1, 3))]
+    at_once, in_turn = objective.memory(1, 1), objective.memory(1, 1)
+    for memory in (at_once, in_turn):
+        memory.running.fill_(0.29)
+    for iteration in range(3):
+        objective.update(whole._replace(iteration=iteration), at_once)
+        opened = []
+        for part in parts:
+            part = part._replace(iteration=iteration)
+            opened.append(bool(losses(objective, part, in_turn)["loss_pseudo"] > 0))
+            objective.update(part, in_turn)
+        assert opened == [iteration == 0] * 2  # the masks are random: r leaves the gate in the first step
+        assert_close(in_turn.running, at_once.running)
+    assert set(in_turn.state_dict()) == {"running"}
+
+
+def of_some(step, which):
+    """Returns a step with some of its positives."""
+    own, theirs = (Positives(*(field[which] for field in each)) for each in (step.positives, step.shadow))
+    return step._replace(positives=own, shadow=theirs)
 
 
 def test_the_copy_begins_once_and_follows():
@@ -146,8 +171,8 @@ def with_boxes(rng):
 def banked(step, times=1):
     memory = BANKED.memory(3, 4)
     memory.running.fill_(0.1)
-    for _ in range(times):
-        BANKED.update(step, memory)
+    for iteration in range(times):
+        BANKED.update(step._replace(iteration=iteration), memory)
         memory.running.fill_(0.1)
     return memory
 

@@ -46,3 +46,11 @@ def test_gradcheck_and_a_finite_gradient_at_black(rng):
 def test_says_what_it_needs(images):
     with pytest.raises(ValueError, match="rgb_to_lab needs"):
         rgb_to_lab(images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_changes_nothing(rng, device, dtype):
+    images = torch.randint(0, 256, (1, 3, 16, 17), generator=rng).to(device)
+    expected = rgb_to_lab(images)
+    with torch.autocast(device.type, dtype=dtype):
+        assert torch.equal(rgb_to_lab(images), expected)

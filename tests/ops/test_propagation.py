@@ -859,3 +859,14 @@ def test_torch_compile(rng, device, path, backend):
     plain = both(masks, guide)
     for a, b in zip(plain, torch.compile(both, backend=backend)(masks, guide), strict=True):
         assert_close(a, b, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+def test_no_step_is_a_result_of_its_own(rng, device, boxed):
+    masks, boxes = torch.rand(2, 6, 7, generator=rng).to(device), torch.ones(2, 6, 7, dtype=torch.bool, device=device)
+    found = propagate_local(
+        masks, torch.rand(3, 6, 7, generator=rng).to(device), steps=0, box_masks=boxes if boxed else None
+    )
+    assert torch.equal(found, masks)
+    found.zero_()
+    assert (masks > 0).all()

@@ -142,3 +142,16 @@ def test_half_precision_is_computed_in_float32(values, norm, dtype, case):
     assert found.sigma == expected.sigma
     for own, right in zip(found[:2], expected[:2], strict=True):
         assert torch.equal(own, right)
+
+
+@pytest.mark.parametrize("values", ["channels", "class", "probability"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_nothing(values, dtype, case):
+    features, layer, valid = case
+    expected = read(features, layer, values=values, valid=valid)
+    affinity = pairwise_affinity(expected.values, channel_weights=expected.factors, sigma="window")
+    with torch.autocast(features.device.type, dtype=dtype):
+        found = read(features, layer, values=values, valid=valid)
+        same = pairwise_affinity(found.values, channel_weights=found.factors, sigma="window")
+    assert torch.equal(found.values, expected.values)
+    assert torch.equal(same, affinity)

@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from misa.data.check.annotations import has_masks
+from misa.data.formats.plain import is_empty
 from misa.data.pipeline import network_input
 from misa.data.source import Source, open_source
 from misa.engine.reports.explore import open_networks
@@ -299,9 +300,24 @@ def affinities(own: Affinity, readings: Mapping[str, Mapping[str, Any]], *, taug
         affinity = replace(base, **{**named, **changes})
         if not 0 <= affinity.stretch < 1:
             raise UserError(f"reading {name!r}: stretch is {affinity.stretch}; give a share below 1, or 0 for none.")
+        _try(name, affinity)
         if taught or not (affinity.feature or affinity.saliency):
             found[name] = affinity
     return found
+
+
+def _try(name: str, affinity: Affinity) -> None:
+    """Propagate a mask of 8 x 8 pixels; UserError if the reading's values do not allow it."""
+    one, label = torch.zeros(1, 8, 8), torch.zeros(1, dtype=torch.long)
+    row = torch.ones(1, 1)
+    try:
+        layer = Classifier(row, row[0], row[0], row[0, 0])
+        with_s = affinity.feature or affinity.saliency
+        prior = reading_of(affinity, one[None], layer, torch.ones_like(one, dtype=torch.bool)) if with_s else None
+        images = torch.zeros(1, 3, 8, 8)
+        pseudo_masks(one, one.bool(), images, label, affinity=affinity, labels=label, prior=prior)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"reading {name!r}: {error}") from error
 
 
 @torch.no_grad()
@@ -371,7 +387,7 @@ def true_output(objects: Objects) -> TeacherOutput:
 def objects_of(
     student: BoxSupervised, sizes: Augmentation, source: Source, *, split: str, images: int, seed: int
 ) -> Iterator[Objects]:
-    """Yield the objects of some images of a split, at test size and the losses' resolution."""
+    """Yield the objects with a mask of some images of a split, at test size and the losses' resolution."""
     place = source.train if split == "train" else source.val
     truth = read_truth(place.annotations)
     names = {c["id"]: c["name"] for c in truth.dataset["categories"]}
@@ -380,6 +396,7 @@ def objects_of(
     for image_id in np.random.default_rng(seed).permutation(truth.getImgIds()).tolist():
         record = truth.imgs[image_id]
         own = truth.loadAnns(truth.getAnnIds(imgIds=[image_id], catIds=list(label), iscrowd=False))
+        own = [annotation for annotation in own if not is_empty(annotation.get("segmentation"))]
         if left == 0:
             return
         if not own:

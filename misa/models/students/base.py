@@ -213,9 +213,9 @@ class BoxSupervised(nn.Module):
         step = step._replace(**self._of_shadow(prepared, own_part.places, samples))
         with torch.autocast(features.device.type, enabled=False):
             terms = self.objective.losses(step, own)
+            with torch.no_grad():
+                self.objective.update(step, own)
         losses |= {name: _part(term, 1 if term.once else repeats, positives) for name, term in terms.items()}
-        with torch.no_grad():
-            self.objective.update(step, own)
         if self._maps is not None:
             losses |= mask_health(positives) | gradient_shares(losses, self._maps)
             self._maps = None

@@ -142,9 +142,12 @@ class MISACondInst(BoxSupervised, CondInst):
             box_masks(truth.bboxes, *size, stride=stride)[own.to(images.device, non_blocking=True)]
             for truth, own in zip(instances, owners, strict=True)
         ]
+        every = torch.cat([own.reshape(-1, *size) for own in masks])
+        if len(every) == 0:  # mmdet's are then outside the graph: no gradient, and parameters unused in this process
+            every = every + 0 * (features.sum() + sum(level.sum() for level in outputs[-1]))
         first = torch.tensor([0, *(len(truth.bboxes) for truth in instances)]).cumsum(0).tolist()
         positives = Positives(
-            torch.cat([own.reshape(-1, *size) for own in masks]),
+            every,
             torch.cat(boxes),
             torch.cat([on_host(truth.labels)[own] for truth, own in zip(instances, owners, strict=True)]),
             torch.cat([torch.full_like(own, b) for b, own in enumerate(owners)]),
@@ -181,13 +184,13 @@ class MISACondInst(BoxSupervised, CondInst):
 
 
 def _concatenated(levels: list[Tensor]) -> Tensor:
-    """Concatenate all levels' maps (b c h w) to (b p c)."""
-    return torch.cat([x.flatten(2) for x in levels], dim=2).transpose(1, 2)
+    """Concatenate all levels' maps (b c h w) to (b p c), in float32."""
+    return torch.cat([x.float().flatten(2) for x in levels], dim=2).transpose(1, 2)
 
 
 def _listed(levels: list[Tensor]) -> Tensor:
-    """Concatenate all levels' maps (b c h w) to (b · p, c), ordered by level first."""
-    return torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in levels])
+    """Concatenate all levels' maps (b c h w) to (b · p, c), ordered by level first, in float32."""
+    return torch.cat([x.float().permute(0, 2, 3, 1).flatten(0, 2) for x in levels])
 
 
 def best(owner: Int[Tensor, " n"], score: Float[Tensor, " n"], at_most: int) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ def gradient_shares(losses: Mapping[str, Tensor], features: tuple[Tensor, ...]) 
     """`gradient_<term>`: each term's share of the sum of gradient norms at the maps shared by all terms.
 
     `loss_x` and `d0.loss_x` are one term, x. Runs one backward pass per term, up to `features`, and retains the graph
-    for the training step.
+    for the training step. The share of a term without a gradient is 0.
     """
     terms: dict[str, Tensor] = {}
     for name, loss in losses.items():
@@ -35,7 +35,9 @@ def gradient_shares(losses: Mapping[str, Tensor], features: tuple[Tensor, ...]) 
         terms[term] = terms[term] + loss if term in terms else loss
     norms = {}
     for term, loss in terms.items():
-        grads = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
+        grads: tuple[Tensor | None, ...] = ()
+        if loss.requires_grad:
+            grads = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
         squares = [grad.float().square().sum() for grad in grads if grad is not None]
         norms[term] = torch.stack(squares).sum().sqrt() if squares else torch.zeros_like(loss)
     total = torch.stack(list(norms.values())).sum().clamp(min=1e-12)

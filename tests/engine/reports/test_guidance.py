@@ -164,6 +164,10 @@ def test_without_a_teacher_what_needs_one_is_left_out():
         affinities(own, {"wrong": {"windows": 3}}, taught=True)
     with pytest.raises(UserError, match="reading 'wrong': stretch is True; give a share below 1"):
         affinities(own, {"wrong": {"stretch": True}}, taught=True)
+    wrong = {"window": 4}, {"semantic_values": "logit", "saliency": True}, {"mode": "tree"}
+    for changes in wrong:
+        with pytest.raises(UserError, match="reading 'wrong': "):
+            affinities(own, {"wrong": changes}, taught=True)
 
 
 def test_a_teacher_can_be_given_and_the_training_images_looked_at(run, place, capsys):
@@ -219,6 +223,25 @@ def test_true_masks_are_needed(run, place, monkeypatch):
         measure_guidance(run, images=1)
     with pytest.raises(UserError, match="choose val or train"):
         measure_guidance(run, images=1, split="test")
+
+
+@pytest.mark.parametrize("empty", [None, [], [[]]])
+def test_objects_without_a_mask_are_left_out(run, tmp_path, empty):
+    networks = open_networks(run)
+    val = networks.source.val
+    truth = json.loads(val.annotations.read_text())
+    for row in truth["annotations"][::2]:
+        row["segmentation"] = empty
+    (tmp_path / "half.json").write_text(json.dumps(truth))
+    half = val._replace(annotations=tmp_path / "half.json")
+    sizes, count = networks.experiment.augmentation, len(truth["annotations"])
+    found = {}
+    for own in (val, half):
+        source = dataclasses.replace(networks.source, val=own)
+        seen = objects_of(networks.student, sizes, source, split="val", images=4, seed=0)
+        found[own] = sum(len(objects.truth) for objects in seen)
+    assert found[val] == count
+    assert found[half] == count // 2
 
 
 def test_it_reads_no_gradient(run):

@@ -149,15 +149,31 @@ def test_positives_belong_to_their_boxes(rng):
         assert found.answered.all()
 
 
-@pytest.mark.parametrize("boxes", [([], [[20, 20, 100, 120]]), ([], [])])
-def test_images_without_boxes_are_finite(rng, boxes):
+@pytest.mark.parametrize("boxes", [([], [[20, 20, 100, 120]]), ([], []), ([[37, 37, 43, 43]],)])
+@pytest.mark.parametrize("watched", [False, True])
+def test_images_without_locations_are_finite(rng, boxes, watched):
+    """Without boxes, or with one that contains no location: also when the shares of the gradient are measured."""
     model = build(ROW)
+    model.watched = watched
     images, samples = batch(rng, boxes)
     found = model(**model.data_preprocessor({"inputs": images, "data_samples": samples}, True), mode="loss")
+    assert all(value.requires_grad for name, value in found.items() if "loss" in name)
     sum(value for name, value in found.items() if "loss" in name).backward()
     assert all(value.isfinite() for value in found.values())
-    if not boxes[1]:
+    assert all(value.grad is not None for value in model.mask_head.parameters())
+    if boxes[-1] != [[20, 20, 100, 120]]:
         assert found["loss_projection"] == found["loss_pairs"] == 0
+
+
+def test_its_own_losses_are_of_float32_under_autocast(rng):
+    model, seen = build(ROW), []
+    for name in ("loss_cls", "loss_centerness"):
+        getattr(model.bbox_head, name).register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    images, samples = batch(rng)
+    data = model.data_preprocessor({"inputs": images, "data_samples": samples}, True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(**data, mode="loss")
+    assert seen == [torch.float32] * 2
 
 
 def test_the_best_locations_of_every_box(rng):

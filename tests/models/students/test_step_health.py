@@ -42,6 +42,7 @@ def test_shares_are_those_of_separate_backward_passes():
         "loss_b": (maps[0] * maps[1]).sum(),
         "d0.loss_a": 3 * maps[1].sum(),
         "loss_far": torch.zeros(1, requires_grad=True).sum(),  # independent of all maps
+        "loss_fixed": torch.ones(()),  # without a graph
     }
     shares = gradient_shares(losses, maps)
     assert not any("loss" in name for name in shares)  # mmengine would add such names to the loss
@@ -53,6 +54,6 @@ def test_shares_are_those_of_separate_backward_passes():
         sum(losses[term] for term in terms).backward(retain_graph=True)
         norms[name] = torch.cat([kept.grad.flatten() for kept in maps if kept.grad is not None]).norm()
     total = sum(norms.values())
-    assert float(shares["gradient_far"]) == 0
+    assert float(shares["gradient_far"]) == float(shares["gradient_fixed"]) == 0
     for name, norm in norms.items():
         assert float(shares[f"gradient_{name}"]) == pytest.approx(float(norm / total), rel=1e-5)
