@@ -29,10 +29,10 @@ class OrderedCOCO(COCO):
         with contextlib.redirect_stdout(io.StringIO()):
             super().__init__(annotation_file)
 
-    def get_cat_ids(self, cat_names: Sequence[str] = (), sup_names: Any = (), cat_ids: Any = ()) -> list[int]:
-        """Returns the category ids of `cat_names`, in their order."""
+    def get_cat_ids(self, cat_names: Sequence[str] = (), sup_names: Any = (), cat_ids: Any = ()) -> list[int | None]:
+        """Returns the category ids of `cat_names`, in their order; None for one that the file lacks."""
         ids = {category["name"]: category["id"] for category in self.dataset["categories"]}
-        return [ids[name] for name in cat_names if name in ids]
+        return [ids.get(name) for name in cat_names]
 
 
 class CocoImages(CocoDataset):

@@ -118,6 +118,12 @@ def category_ids(truth: COCO, categories: Iterable[str | int]) -> list[int]:
     return sorted({int(c) for c in found})
 
 
+def present(truth: COCO, classes: Iterable[str]) -> list[str]:
+    """Return those of the classes that are categories of the file, in the given order."""
+    known = {category["name"] for category in truth.dataset["categories"]}
+    return [name for name in classes if name in known]
+
+
 def _results(truth: COCO, detections: Sequence[dict[str, Any]]) -> COCO:
     """Convert detections for pycocotools, whose loadRes cannot read an empty list."""
     if detections:
@@ -155,12 +161,13 @@ def score(
     Also by failure mode, if annotations have a "mode": objects of the other modes are ignored, but a false positive
     (duplicate, wrong class, background) has no mode and counts in each, so that all of them may lie below the AP.
 
-    limit: use the first images only; classes: the trained names, None for all in the file. masks: whether the ground
-    truth has masks; if not, only the box AP of the boxes around the predicted masks is returned.
+    limit: use the first images only; classes: the trained names, None for all in the file; those that the file lacks
+    are not scored. masks: whether the ground truth has masks; if not, only the box AP of the boxes around the
+    predicted masks is returned.
     """
     truth = read_truth(annotation_file)
     images = truth.getImgIds()[:limit]
-    names = None if classes is None else list(classes)
+    names = None if classes is None else present(truth, classes)
     found = json.loads(Path(detections).read_text())
     if not masks:
         for annotation in truth.dataset["annotations"]:

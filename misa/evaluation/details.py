@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools.cocoeval import COCOeval
 
-from misa.evaluation.ap import category_ids, compared, named, number_objects, read_truth
+from misa.evaluation.ap import category_ids, compared, named, number_objects, present, read_truth
 
 _ALL_SIZES, _MOST = 0, -1  # pycocotools' indices of area range and maxDets
 
@@ -27,7 +27,7 @@ def detailed(
     """Return `per_class` and `curves` of a results file, and on request `boundary` AP; arguments as in `score`."""
     truth = read_truth(annotation_file)
     images = truth.getImgIds()[:limit]
-    names = None if classes is None else list(classes)
+    names = None if classes is None else present(truth, classes)
     found = json.loads(Path(detections).read_text())
     evaluation = compared(truth, found, images=images, categories=names)
     parts: dict[str, Any] = {"per_class": per_class(evaluation), "curves": curves(evaluation)}

@@ -16,7 +16,7 @@ from misa.files import atomic_write
 class Detections(BaseMetric):
     """Writes COCO results (masks as RLE) to one JSON file, from which scores are computed.
 
-    path: the output file.
+    Detections of a class that the annotations lack are left out: there is no id for them. path: the output file.
     """
 
     def __init__(self, path: str, **kwargs: Any) -> None:
@@ -39,6 +39,7 @@ class Detections(BaseMetric):
                         "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()},
                     }
                     for label, score, mask in rows
+                    if categories[int(label)] is not None
                 ]
             )
 

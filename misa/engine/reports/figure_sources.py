@@ -17,7 +17,7 @@ from misa.engine.runs.folder import opened
 from misa.engine.runs.places import teacher_place
 from misa.engine.runs.scores import DETECTIONS
 from misa.errors import UserError
-from misa.evaluation.ap import matched, read_truth
+from misa.evaluation.ap import matched, present, read_truth
 from misa.evaluation.bootstrap import Matches, image_scores, matches_of, worst_images
 from misa.experiment import Affinity, Experiment
 from misa.files import digest, read_json
@@ -153,11 +153,12 @@ class Sources:
         student = self.run_of(teacher=False)
         if student is None:
             return None
+        truth = read_truth(student.source.val.annotations)
         evaluation = matched(
-            read_truth(student.source.val.annotations),
+            truth,
             student.detections(),
             images=self.image_ids,
-            categories=student.source.classes,
+            categories=present(truth, student.source.classes),
             compare="segm" if student.source.masks else "bbox",
         )
         return matches_of(evaluation)

@@ -17,16 +17,18 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
 from misa.data.check.masks import broken_runs, mask_fault
+from misa.data.digest import data_digests
 from misa.data.formats.coco import DataError
 from misa.data.images import read_image
 from misa.data.rle import Part, decode, decode_part
 from misa.data.source import Source
 from misa.engine.runs.folder import opened
+from misa.engine.runs.record import changed_splits
 from misa.engine.runs.samples import health, losses
 from misa.engine.runs.scores import DETECTIONS
 from misa.engine.runs.state import remarks, smoke_mark, warn
 from misa.errors import UserError, counted, option_name, whole
-from misa.evaluation.ap import matched, read_truth
+from misa.evaluation.ap import matched, present, read_truth
 from misa.evaluation.bootstrap import Estimate, estimates, image_scores, matches_of, worst_images
 from misa.evaluation.failures import BACKGROUND, KINDS, MEANING, TIDE, ImageErrors, Outcome, error_types
 from misa.experiment import Experiment
@@ -101,10 +103,12 @@ def inspect_run(
     _check(resamples, examples, threshold=threshold, good=good)
     _require_page(Path(out or "").expanduser())
     experiment, source, folder, params = _student(run_folder, data_root)
+    if data_root is not None and predictions is None:
+        _require_same_val(folder, source, params)
     truth = read_truth(source.val.annotations)
     images = truth.getImgIds()[: experiment.limit]
     found = _detections(_results(folder, predictions), truth, source.root)
-    matches = matches_of(matched(truth, found, images=images, categories=source.classes))
+    matches = matches_of(matched(truth, found, images=images, categories=present(truth, source.classes)))
     by_image: dict[int, list[dict[str, Any]]] = {image: [] for image in images}
     for detection in found:
         if detection["score"] >= threshold and detection["image_id"] in by_image:
@@ -158,6 +162,16 @@ def _student(run_folder: str | Path, data_root: str | Path | None) -> tuple[Expe
         raise UserError(f"the val split of {source.root} {what}.")
     warn(folder, experiment)
     return found
+
+
+def _require_same_val(folder: Path, source: Source, params: dict[str, Any]) -> None:
+    """Raise UserError if the run's own predictions are of another val split, whose image ids may be the same."""
+    if "val" in changed_splits(params, data_digests(source.train, source.val)):
+        raise UserError(
+            f"the predictions in {folder} are of another val split than that of {source.root}; predict there first "
+            f"(misa evaluate {folder} --data-root {source.root} --predictions FILE), and give that file as "
+            f"{option_name('predictions')}."
+        )
 
 
 def _results(folder: Path, given: str | Path | None) -> Path:

@@ -34,3 +34,24 @@ def test_a_checkpoint_for_other_classes_is_refused(small_run, tmp_path):
     torch.save(content | {CARD: json.dumps(json.loads(content[CARD]) | {"classes": swapped})}, file)
     with pytest.raises(UserError, match="in this order"):
         score(file)
+
+
+def test_a_val_file_that_lacks_a_class_is_scored_on_the_others(small_run, tmp_path):
+    """docs/data.md allows it; the other classes keep their own ids."""
+    source = small_run.source
+    shutil.copytree(source.root, tmp_path / "data")
+    file = tmp_path / "data" / source.val.annotations.relative_to(source.root)
+    truth = json.loads(file.read_text())
+    absent = next(c for c in truth["categories"] if c["name"] == source.classes[0])
+    truth["categories"].remove(absent)
+    truth["annotations"] = [row for row in truth["annotations"] if row["category_id"] != absent["id"]]
+    file.write_text(json.dumps(truth))
+    every, some = tmp_path / "every.json", tmp_path / "some.json"
+    evaluate(small_run.folder, predictions=every, machine=CPU)
+    run = evaluate(
+        small_run.folder, data_root=tmp_path / "data", predictions=some, details=True, merged=True, machine=CPU
+    )
+    expected = [row for row in json.loads(every.read_text()) if row["category_id"] != absent["id"]]
+    assert len(expected) < len(json.loads(every.read_text()))
+    assert json.loads(some.read_text()) == expected
+    assert set(run.metrics["per_class"]) == set(source.classes[1:])

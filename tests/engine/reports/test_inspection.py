@@ -207,3 +207,18 @@ def test_wrong_values_are_named(small_run, tmp_path, capsys):
     assert "is not a run folder" in capsys.readouterr().err
     with pytest.raises(UserError, match="cannot be written"):
         inspect_run(small_run.folder, out=small_run.folder / DETECTIONS / "x.html", resamples=0)
+
+
+def test_predictions_of_one_val_split_are_not_compared_with_another(small_run, tmp_path):
+    """Image ids and sizes are the same in many data sets, so that nothing else would tell."""
+    root = small_run.source.root
+    shutil.copytree(root, tmp_path / "moved")
+    assert inspect_run(small_run.folder, data_root=tmp_path / "moved", out=None, resamples=0).scores
+    file = tmp_path / "moved" / small_run.source.val.annotations.relative_to(root)
+    content = json.loads(file.read_text())
+    content["annotations"] = content["annotations"][:-1]
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"another val split .*misa evaluate .* --predictions FILE"):
+        inspect_run(small_run.folder, data_root=tmp_path / "moved", out=None, resamples=0)
+    given = small_run.folder / DETECTIONS
+    assert inspect_run(small_run.folder, data_root=tmp_path / "moved", predictions=given, out=None, resamples=0).scores
