@@ -5,6 +5,7 @@ import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import misa
@@ -171,7 +172,7 @@ def current_commit() -> str | None:
 
 
 def loadable(config: "Config") -> "Config":
-    """Replace classes by dotted names and objectives by plain values, so that `Config.fromfile` can load a dump."""
+    """Replace classes and functions by dotted names and objectives by plain values: `Config.fromfile` loads a dump."""
     from mmengine.config import Config
 
     def named(value: Any) -> Any:
@@ -181,6 +182,6 @@ def loadable(config: "Config") -> "Config":
             return type(value)(named(item) for item in value)
         if isinstance(value, Objective):
             return plain(value)
-        return f"{value.__module__}.{value.__qualname__}" if isinstance(value, type) else value
+        return f"{value.__module__}.{value.__qualname__}" if isinstance(value, type | FunctionType) else value
 
     return Config(named(config.to_dict()), format_python_code=False)

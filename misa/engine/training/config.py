@@ -17,7 +17,7 @@ from misa.engine.runs.scores import DETECTIONS, LABEL_MAPS
 from misa.engine.runs.teacher import TeacherCard
 from misa.engine.training.cost import Cost
 from misa.engine.training.optimizer import learning_rates, optimizer_config
-from misa.engine.training.preemption import Preemption
+from misa.engine.training.preemption import Preemption, begin_worker
 from misa.engine.training.resume import (
     EpochSeed,
     ResumableLoop,
@@ -96,8 +96,9 @@ def run_config(
 
 def _loader(machine: Machine) -> dict[str, Any]:
     """Settings of both data loaders; memory is pinned for CUDA, which asynchronous copies require."""
-    plain = {"persistent_workers": False, "collate_fn": {"type": "pseudo_collate"}}
-    return {"num_workers": machine.workers, "pin_memory": get_device() == "cuda", **plain}
+    functions = {"collate_fn": {"type": "pseudo_collate"}, "worker_init_fn": {"type": begin_worker}}
+    pinned = get_device() == "cuda"
+    return {"num_workers": machine.workers, "pin_memory": pinned, "persistent_workers": False, **functions}
 
 
 def _train_data(experiment: Experiment, source: Source, folder: Path, seed: int) -> dict[str, Any]:

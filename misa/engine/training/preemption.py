@@ -1,6 +1,7 @@
 """Handling of SIGTERM and Ctrl-C: finish the step, save a checkpoint and end; the same command resumes."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -40,6 +41,24 @@ def restored_signal() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+def begin_worker(worker_id: int) -> None:
+    """Let a data loader's worker outlive a signal that the whole process group gets, as from timeout, SLURM, systemd.
+
+    Its parent still needs it to finish the step. SIGTERM ends it only if the parent sent it, as torch does at the end.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # also for the threads that it will start
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "called in a worker only"
+
+    def wait() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent.pid:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 class Preemption(Hook):
     """Handles SIGTERM while training. All processes stop at the same step, even if only one received it.
 
@@ -56,23 +75,35 @@ class Preemption(Hook):
         self.received = 0
         self.group: Any = None
         self.interrupt: Any = None
+        self.terminate: Any = None
 
     def before_train(self, runner: Runner) -> None:
         """Install the handler, only in the main thread; `restored_signal` removes it."""
         if dist.is_initialized() and dist.get_world_size() > 1:
             self.group = dist.new_group(backend="gloo")  # on the hosts: a collective on the GPU would synchronize
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._receive)
+            before = signal.signal(signal.SIGTERM, self._receive)
+            self.terminate = before if self.group is None else None
             # A background process of a shell script ignores Ctrl-C, and must continue to do so.
             if self.group is None and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
                 self.interrupt = signal.signal(signal.SIGINT, self._receive)
 
     def after_train(self, runner: Runner) -> None:
-        """Restore the immediate effect of Ctrl-C: no step follows that would check for it."""
-        if self.interrupt is not None:
-            signal.signal(signal.SIGINT, self.interrupt)
+        """Restore the immediate effect of Ctrl-C and SIGTERM: no step follows that would check for them.
+
+        Several processes keep SIGTERM's handler (see `restored_signal`); their launcher kills them if they do not end.
+        """
+        for number, handler in ((signal.SIGINT, self.interrupt), (signal.SIGTERM, self.terminate)):
+            if handler is not None:
+                signal.signal(number, handler)
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.received and self.group is None:
+            raise Stopped(
+                f"stopped by SIGTERM after the last step of {runner.max_iters}; the same command goes on with the "
+                "evaluation.",
+                status=128 + self.received,
+            )
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Save a checkpoint and stop if any process has received a signal."""

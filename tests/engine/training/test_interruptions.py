@@ -136,3 +136,27 @@ def test_evaluation_and_export_killed_at_any_moment_change_nothing(small_run, tm
     status, out, error = finish(start(["evaluate", folder, "--gpus", "0"]))
     assert status == 0, error
     assert "masks" in out
+
+
+def test_sigterm_to_the_whole_group_saves_the_step(row, tmp_path):
+    """With workers that load the data, which get the signal, too."""
+    command = ["train", row, "--data-root", tmp_path / "data", "--work-dir", tmp_path / "run", "--gpus", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "misa", *map(str, command), "--workers", "2"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    losses, until = tmp_path / "run" / "losses.jsonl", time.monotonic() + 200
+    while not (losses.exists() and losses.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGTERM)
+    status, out, error = finish(child)
+    assert status == 128 + signal.SIGTERM, error
+    assert "Traceback" not in out + error
+    assert "stopped by SIGTERM after" in out + error
+    status, _, error = finish(start(command))
+    assert status == 0, error

@@ -1,6 +1,7 @@
 """Training end to end on a few embedded scenes: deterministic, resumable, with clear errors."""
 
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -20,10 +21,12 @@ from PIL import Image
 import misa
 from misa.cli import main
 from misa.engine.reports.evaluate import evaluate
+from misa.engine.training.preemption import begin_worker
 from misa.engine.training.runner import quiet_runner
 from misa.engine.training.train import require_buildable, train
 from misa.engine.training.watch import LossRecord
 from misa.errors import Stopped, UserError
+from misa.evaluation.metric import Detections
 from misa.files import locked
 from misa.machine import Machine
 from misa.models.teacher.semask import SeMask, semask_config
@@ -167,15 +170,15 @@ def heard():
     signal.signal(signal.SIGINT, before)
 
 
-def interrupting(monkeypatch, step, times=1):
-    """Send SIGINT during a step, as a terminal or a notebook does."""
+def interrupting(monkeypatch, step, times=1, number=signal.SIGINT):
+    """Send SIGINT during a step, as a terminal or a notebook does, or another signal."""
     record = LossRecord.after_train_iter
 
     def after_train_iter(self, runner, *args, **kwargs):
         record(self, runner, *args, **kwargs)
         if runner.iter == step:
             for _ in range(times):
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
 
     monkeypatch.setattr(LossRecord, "after_train_iter", after_train_iter)
 
@@ -207,6 +210,53 @@ def test_ctrl_c_stops_at_once(heard, place, tmp_path, monkeypatch, step, times):
     assert signal.getsignal(signal.SIGINT) is before
     assert not (tmp_path / "run" / "metrics.json").exists()
     assert not list((tmp_path / "run").glob("**/epoch_*_step_*.pth"))
+
+
+def test_sigterm_in_the_last_step_stops_before_the_evaluation(run, place, tmp_path, monkeypatch):
+    options = {"data_root": place / "data", "work_dir": tmp_path / "run", "machine": CPU}
+    with monkeypatch.context() as patch:
+        interrupting(patch, 8, number=signal.SIGTERM)
+        with pytest.raises(Stopped, match="stopped by SIGTERM after the last step of 9") as stopped:
+            train(TOY, **options)
+    assert stopped.value.status == 143
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    seen, process = [], Detections.process
+    before = signal.getsignal(signal.SIGTERM)
+
+    def processed(self, *args, **kwargs):
+        seen.append(signal.getsignal(signal.SIGTERM))
+        return process(self, *args, **kwargs)
+
+    monkeypatch.setattr(Detections, "process", processed)
+    resumed = train(TOY, **options)
+    assert resumed.metrics["segm"] == run.metrics["segm"]
+    assert seen
+    assert set(seen) == {before}, "in an evaluation SIGTERM takes effect at once"
+
+
+def working(connection):
+    begin_worker(0)
+    connection.send("ready")
+    while True:
+        connection.send(connection.recv())
+
+
+def test_a_worker_is_ended_by_its_parent_alone():
+    """timeout, SLURM and systemd send SIGTERM to all processes; the parent needs its workers to finish the step."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=working, args=(theirs,), daemon=True)
+    worker.start()
+    assert ours.recv() == "ready"
+    for name in ("-TERM", "-INT"):
+        subprocess.run(["kill", name, str(worker.pid)], check=True)
+    time.sleep(0.2)
+    ours.send("alive")
+    assert ours.poll(20)
+    assert ours.recv() == "alive"
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == 0
 
 
 def test_what_ignores_ctrl_c_goes_on_ignoring_it(place, tmp_path, monkeypatch):
