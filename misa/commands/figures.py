@@ -46,17 +46,16 @@ def factory_from(options: Figures) -> "Factory":
     for folder in options.folders:
         shared.require_run(folder)
     from misa.engine.reports.figures import Choice, Factory
-    from misa.ops.seed_affinity import AffinitySettings
 
     try:
         given = tuple(int(part) for part in options.images.replace(",", " ").split())
     except ValueError as error:
         raise UserError(f"images must be whole numbers with commas between, not {options.images!r}.") from error
-    own = options.semantic_scale or options.form
+    changes = {"semantic_scale": options.semantic_scale, "form": options.form}
     factory = Factory(
         options.folders,
         choice=Choice(given, options.random, options.worst, options.seed),
-        settings=AffinitySettings(semantic_scale=options.semantic_scale, form=options.form or "sum") if own else None,
+        changes={name: value for name, value in changes.items() if value},
         channel=options.channel,
         wanted=options.only.replace(",", " ").split(),
     )

@@ -8,6 +8,7 @@ For arrays in memory see `misa.engine.prediction.student.find`, for known boxes
 """
 
 import dataclasses
+import filecmp
 import itertools
 import json
 import os
@@ -230,9 +231,12 @@ def _require_same_files(folder: Path, inputs: Sequence[Picture | Video]) -> None
     """Raise UserError if results of another file have the name of an input and would be overwritten."""
     for item, row in _of(inputs, folder):
         path = os.path.abspath(item.path)
-        if row["stamp"][:2] != list(item.stamp) and row.get("source", path) != path:
+        source = row.get("source", path)
+        # An equal stamp is a file that was moved, or another one of equal size and time, as after unzipping.
+        changed = row["stamp"][:2] != list(item.stamp)
+        if source != path and (changed or (os.path.isfile(source) and not filecmp.cmp(source, path, shallow=False))):
             raise UserError(
-                f"out {folder} holds results of {row['source']}, which those of {path} would replace, as both are "
+                f"out {folder} holds results of {source}, which those of {path} would replace, as both are "
                 f"called {row['name']}; choose another out."
             )
 

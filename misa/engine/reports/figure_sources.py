@@ -1,8 +1,8 @@
 """Sources of the paper's figures: run folders, images chosen from their data, and networks."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,13 @@ class Choice:
 class Sources:
     """Finished runs on the same data, the images chosen from it, and parameters of the figures.
 
-    settings: of Figure 4's affinities; None: those that the run was trained with. channel: of the features in Figure 3.
+    changes: of the run's own affinity in Figure 4, by the fields of `AffinitySettings`. channel: of the features in
+    Figure 3.
     """
 
     runs: tuple[Trained, ...]
     choice: Choice = field(default_factory=Choice)
-    settings: AffinitySettings | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
     channel: int = 5
 
     @classmethod
@@ -117,11 +118,9 @@ class Sources:
 
     @cached_property
     def affinity_settings(self) -> AffinitySettings:
-        """The given parameters, by default those that the run was trained with."""
-        if self.settings is not None:
-            return self.settings
+        """The parameters that the run was trained with, with the changes."""
         run = self._reads_features
-        return settings_of(run.experiment.affinity if run is not None else None)
+        return replace(settings_of(run.experiment.affinity if run is not None else None), **self.changes)
 
     @cached_property
     def image_ids(self) -> list[int]:

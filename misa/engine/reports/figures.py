@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from misa.figures.paper import class_picture, figure1, figure3, figure4, figure5
 from misa.figures.plots import matched_colors
 from misa.figures.provenance import require_own, save_figure
 from misa.files import read_json
-from misa.ops.seed_affinity import AffinitySettings, Seed
+from misa.ops.seed_affinity import Seed
 
 # Figure 4's two failure modes as embedded scenes, each with a seed (row, column) in the map at stride 4 of 128 x 128.
 _SCENES: dict[str, Seed] = {"same_color_neighbors": (14, 8), "two_tone_object": (14, 19)}
@@ -80,6 +80,12 @@ def _missing_teacher(sources: Sources) -> str:
     return ""
 
 
+def _missing4(sources: Sources) -> str:
+    if missing := _missing_teacher(sources):
+        return missing
+    return "" if seeded(sources) else "none of the chosen images has an object; choose others (images, random, seed)"
+
+
 def seeded(sources: Sources) -> list[tuple[Example, Seed]]:
     """The images of Figure 4, each with its seed: of the embedded data the two failure modes, then chosen ones."""
     examples: list[tuple[Example, Seed]] = []
@@ -110,7 +116,7 @@ def _missing5(sources: Sources) -> str:
 FIGURES: dict[str, PaperFigure] = {
     "1": PaperFigure(_figure1, _missing1),
     "3": PaperFigure(_figure3, _missing_teacher),
-    "4": PaperFigure(lambda found: figure4(seeded(found), settings=found.affinity_settings), _missing_teacher),
+    "4": PaperFigure(lambda found: figure4(seeded(found), settings=found.affinity_settings), _missing4),
     "5": PaperFigure(_figure5, _missing5),
 }
 
@@ -128,11 +134,11 @@ class Factory:
         runs: Sequence[str | Path],
         *,
         choice: Choice | None = None,
-        settings: AffinitySettings | None = None,
+        changes: Mapping[str, Any] | None = None,
         channel: int | None = None,
         wanted: Sequence[str] = tuple(FIGURES),
     ) -> None:
-        self.sources = Sources.of(runs, choice=choice, settings=settings, channel=channel)
+        self.sources = Sources.of(runs, choice=choice, changes=changes, channel=channel)
         self.given_runs = tuple(str(run) for run in runs)
         self.wanted = tuple(wanted)
         if unknown := [name for name in wanted if name not in FIGURES]:
@@ -174,8 +180,8 @@ class Factory:
             command += ["--images", ",".join(map(str, choice.given))]
         command += ["--random", str(choice.drawn), "--worst", str(choice.worst), "--seed", str(choice.seed)]
         command += ["--channel", str(sources.channel)]
-        if sources.settings is not None:
-            command += ["--semantic-scale", f"{sources.settings.semantic_scale:g}", "--form", sources.settings.form]
+        for field, value in sources.changes.items():
+            command += [f"--{field.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else value]
         images: dict[str, Any] = {"chosen": list(choice.given), "random": list(sources.drawn)}
         if name == "5":
             images["worst"] = list(sources.worst)

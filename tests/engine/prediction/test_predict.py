@@ -651,6 +651,45 @@ def test_other_images_join_those_of_earlier_calls_and_replace_none(small_run, ph
     assert sorted(image["file_name"] for image in tables["images"]) == ["a.png", "b.png", "c.bmp", "c.png"]
 
 
+def test_an_unreadable_file_costs_no_shard_the_others(small_run, tmp_path, capsys):
+    """The call for all shards, which tries it again, says so and writes the tables of the rest."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a", "c", "d"):
+        Image.new("RGB", (48, 40), (name == "c" and "red") or "blue").save(folder / f"{name}.png")
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    words = ["predict", str(small_run.folder), str(folder), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    for shard in (0, 1):
+        assert main([*words, "--shards", "2", "--shard", str(shard)]) == 0
+        assert ("warning: " in capsys.readouterr().err) is (shard == 1)
+    assert main(words) == 2
+    assert "the other images are done, but " in capsys.readouterr().err
+    tables = json.loads((tmp_path / "out" / "instances.json").read_text())
+    assert [image["file_name"] for image in tables["images"]] == ["a.png", "c.png", "d.png"]
+
+
+def test_another_file_of_equal_name_size_and_time_is_refused(small_run, tmp_path, capsys):
+    """As after unzipping; a file that was moved, or copied, is the same."""
+    rng = np.random.default_rng(0)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(rng.integers(0, 256, (32, 40, 3), dtype=np.uint8)).save(tmp_path / folder / "a.bmp")
+        os.utime(tmp_path / folder / "a.bmp", (1e9, 1e9))
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+
+    def predicted(folder):
+        command = ["predict", str(small_run.folder), str(tmp_path / folder), "--out", str(tmp_path / "out")]
+        return main([*command, "--device", "cpu"])
+
+    assert predicted("one") == 0
+    assert predicted("copy") == 0
+    assert predicted("two") == 2
+    assert "would replace, as both are called a" in capsys.readouterr().err
+    (tmp_path / "copy").rename(tmp_path / "moved")
+    assert predicted("moved") == 0
+    assert "0 were new or changed" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("calls", "valid"), [((None, None), "whole"), ((1, 2), "whole"), ((2, 2), "whole"), ((3, 2), "shard")]
 )

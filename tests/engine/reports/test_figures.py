@@ -1,10 +1,12 @@
 """The figure factory, from run folders of two training steps to files with their provenance."""
 
+import dataclasses
 import json
 
 import pytest
 
 from misa.cli import main
+from misa.engine.reports import figures
 from misa.engine.reports.explore import trained
 from misa.engine.reports.figure_sources import Choice, settings_of
 from misa.engine.reports.figures import Factory, deepest
@@ -12,6 +14,7 @@ from misa.engine.reports.inspection import inspect_run
 from misa.errors import UserError
 from misa.experiment import Affinity
 from misa.figures.provenance import provenance_of
+from misa.rows import find_row
 
 pytestmark = pytest.mark.slow
 
@@ -132,3 +135,37 @@ def test_figure_4_shows_the_affinity_that_trained():
         0.2,
     )
     assert settings_of(None).semantic_scale == settings_of(Affinity()).semantic_scale == 8.0
+
+
+@pytest.mark.parametrize(
+    ("words", "changed"),
+    [
+        ([], {}),
+        (["--form", "sum"], {"form": "sum"}),
+        (["--semantic-scale", "8"], {"semantic_scale": 8.0}),
+        (["--form", "sum", "--semantic-scale", "3"], {"form": "sum", "semantic_scale": 3.0}),
+    ],
+)
+def test_an_option_of_figure_4_changes_nothing_else(runs, tmp_path, monkeypatch, words, changed):
+    drawn, drawing = [], figures.figure4
+
+    def figure4(examples, *, settings):
+        drawn.append(settings)
+        return drawing(examples[:1], settings=settings)
+
+    monkeypatch.setattr(figures, "figure4", figure4)
+    monkeypatch.setattr(figures, "seeded", lambda sources, seeded=figures.seeded: seeded(sources)[:1])
+    command = ["figures", str(runs / "misa"), "--out", str(tmp_path), "--only", "4", "--random", "1", *words]
+    assert main(command) == 0
+    own = settings_of(find_row("demo:long").affinity)
+    assert own.form == "product"
+    assert drawn == [dataclasses.replace(own, **changed)]
+    again = provenance_of(tmp_path / "figure4.png")["command"]
+    assert ("--form" in again, "--semantic-scale" in again) == ("form" in changed, "semantic_scale" in changed)
+
+
+def test_figure_4_without_an_object_is_left_out(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "seeded", lambda _: [])
+    factory = Factory([runs / "misa"], choice=Choice(drawn=1, worst=0), wanted="45")
+    assert {path.stem for path in factory.make(tmp_path)} == {"figure5"}
+    assert "figure 4 is left out: none of the chosen images has an object" in capsys.readouterr().out
