@@ -33,7 +33,7 @@ from misa.data.rle import decode_part
 from misa.engine.prediction.files import rows_of
 from misa.engine.prediction.known_boxes import find_boxes, reaching_beyond, require_pixels
 from misa.engine.prediction.student import Instances, Student, find, load_student
-from misa.engine.reports.explore import FeatureExtractor, open_networks
+from misa.engine.reports.explore import FeatureExtractor, open_teacher
 from misa.engine.reports.figure_sources import settings_of
 from misa.engine.runs.folder import recorded
 from misa.engine.runs.state import warn
@@ -83,15 +83,16 @@ def load_teacher(run_or_name: str | Path, *, weights: str | Path | None = "defau
     if name.startswith(TORCHVISION):
         network = named_teacher(name.removeprefix(TORCHVISION), weights=weights)
         return Teacher(FeatureExtractor(network.contract.classes, Augmentation(test_short_side=520), network), name)
-    networks = open_networks(run_or_name)
-    if networks.teacher is None:
+    found = open_teacher(run_or_name)
+    if found is None:
         raise UserError(
             f"{run_or_name} has no teacher; give a teacher's run, or a student's of a row such as demo:misa."
         )
-    experiment, folder, _ = recorded(networks.folders[-1])
+    extractor, place = found
+    experiment, folder, _ = recorded(place)
     if experiment.semantic is not None or experiment.limit is not None:  # not for torchvision's beside a full student
         warn(folder, experiment)
-    return Teacher(replace(networks.extractor, student=None), name, settings_of(networks.experiment.affinity))
+    return Teacher(extractor, name, settings_of(extractor.affinity))
 
 
 def photograph(image: Images, boxes: str = "", teacher: str = "") -> Example:

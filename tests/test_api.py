@@ -15,10 +15,13 @@ from PIL import Image
 import misa
 from misa.api import as_images, photograph
 from misa.cli import main
+from misa.engine.prediction.export import export_student
+from misa.engine.reports.evaluate import evaluate
 from misa.engine.reports.explore import trained
 from misa.engine.runs.checkpoints import newest
 from misa.errors import UserError, counted
 from misa.ops.seed_affinity import SeedField
+from tests.helpers import CPU
 
 
 @pytest.fixture(scope="module")
@@ -318,6 +321,28 @@ def test_networks_of_a_smoke_run_say_so_once(run, capsys):
     for place in (run, beside):
         misa.load_teacher(place)
         assert capsys.readouterr().err == f"warning: {beside} {printed}"
+
+
+def test_a_teacher_needs_its_checkpoint_alone(run, photo, tmp_path, monkeypatch):
+    """Not the data that it was trained on, which may be on another machine, nor the student."""
+    (beside,) = run.parent.glob("teacher-*")
+    expected = misa.load_teacher(run).see(photo).affinity(seed=(60, 50), kind="feature")
+    for folder in (run, beside):
+        shutil.copytree(folder, tmp_path / folder.name)
+        params = json.loads((tmp_path / folder.name / "params.json").read_text())
+        params["data_root"] = str(tmp_path / "gone")
+        (tmp_path / folder.name / "params.json").write_text(json.dumps(params))
+    shutil.rmtree(tmp_path / run.name / "checkpoints")
+    for folder in (run, beside):
+        found = misa.load_teacher(tmp_path / folder.name).see(photo)
+        np.testing.assert_array_equal(found.affinity(seed=(60, 50), kind="feature"), expected)
+
+
+def test_an_exported_student_is_scored_as_its_run(run, tmp_path):
+    """It lacks FSD's adapter, which only training needs."""
+    expected = evaluate(run, machine=CPU).metrics
+    file = export_student(run, tmp_path / "student.pth")
+    assert evaluate(run, checkpoint=file, machine=CPU).metrics == expected
 
 
 def test_an_unfinished_run_says_so(run, tmp_path, capsys):

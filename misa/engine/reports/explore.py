@@ -16,7 +16,7 @@ from misa.data.pipeline import network_input
 from misa.data.scenes.scenes import Scene
 from misa.data.source import Source
 from misa.engine.runs.checkpoints import last_checkpoint, load_weights
-from misa.engine.runs.folder import opened
+from misa.engine.runs.folder import opened, recorded
 from misa.engine.runs.places import teacher_place
 from misa.engine.runs.samples import boxed, stacked_objects
 from misa.engine.runs.teacher import load_teacher, ready_teacher
@@ -210,11 +210,35 @@ def open_networks(run: str | Path, *, data_root: str | Path | None = None) -> Ne
         return Networks(experiment, source, None, student, (folder,))
     if not experiment.trains_teacher:
         return Networks(experiment, source, ready_teacher(experiment, source.classes), student, (folder,))
+    beside = _beside(experiment, folder, params)
+    teacher = load_teacher(beside, classes=source.classes)
+    return Networks(experiment, source, teacher, student, (folder, beside))
+
+
+def open_teacher(run: str | Path) -> tuple[FeatureExtractor, Path] | None:
+    """Load the teacher of a run folder, or None, and its folder, a torchvision network's being the run's own.
+
+    Neither data nor student are read, so that both may be elsewhere. Raises UserError: as `open_networks`.
+    """
+    experiment, folder, params = recorded(run)
+    classes, teacher, own = tuple(params["classes"]), None, folder
+    if experiment.semantic is None and experiment.trains_teacher:
+        own = _beside(experiment, folder, params)
+    if experiment.semantic is not None or experiment.trains_teacher:
+        teacher = load_teacher(own, classes=classes)
+    elif experiment.teacher:
+        teacher = ready_teacher(experiment, classes)
+    if teacher is None:
+        return None
+    return FeatureExtractor(classes, experiment.augmentation, teacher, affinity=experiment.affinity), own
+
+
+def _beside(experiment: Experiment, folder: Path, params: dict[str, Any]) -> Path:
+    """The folder of a student's teacher; UserError if there is none."""
     beside = teacher_place(experiment, params["seed"], folder.parent, student=params)
     if not beside.is_dir():
         raise UserError(f"the teacher of {folder} should be in {beside}; put its run folder there, or train again.")
-    teacher = load_teacher(beside, classes=source.classes)
-    return Networks(experiment, source, teacher, student, (folder, beside))
+    return beside
 
 
 def trained(
