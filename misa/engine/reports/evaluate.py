@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from misa.data.source import Source
-from misa.engine.runs.checkpoints import fill, last_checkpoint, read_checkpoint, record_of
+from misa.engine.prediction.student import for_inference
+from misa.engine.runs.checkpoints import CARD, fill, last_checkpoint, read_checkpoint, record_of
 from misa.engine.runs.folder import Run, opened, recorded
 from misa.engine.runs.record import read_params
 from misa.engine.runs.scores import DETECTIONS, MERGE_SCORE, score_merged, scored
@@ -126,9 +127,13 @@ def load_run(
 
 def predict_split(run: Trained, source: Source, target: Path, machine: Machine | None = None) -> None:
     """Write the network's predictions on the validation split of `source` to `target`, as after a training."""
+    experiment, checkpoint = run.experiment, None
+    if run.checkpoint is not None:
+        checkpoint = read_checkpoint(run.checkpoint)
+        # A checkpoint has all weights: pretrained ones are not downloaded. An exported one has those of inference.
+        experiment = for_inference(experiment) if CARD in checkpoint else experiment.but(network={"pretrained": False})
     config = run_config(
-        # A checkpoint has all weights: pretrained ones are not downloaded.
-        run.experiment if run.checkpoint is None else run.experiment.but(network={"pretrained": False}),
+        experiment,
         source,
         folder=target,
         seed=run.params["seed"],
@@ -136,8 +141,7 @@ def predict_split(run: Trained, source: Source, target: Path, machine: Machine |
     )
     runner = quiet_runner(config)
     runner.model.init_weights()
-    if run.checkpoint is not None:
-        checkpoint = read_checkpoint(run.checkpoint)
+    if run.checkpoint is not None and checkpoint is not None:
         fill(runner.model, checkpoint["state_dict"], run.checkpoint)
         _require_classes(run, run.checkpoint, checkpoint)
     runner.test()

@@ -194,7 +194,7 @@ def settings_of(affinity: Affinity | None) -> AffinitySettings:
 
 
 def _read(folder: str | Path) -> Trained:
-    experiment, source, path, params = opened(folder)
+    experiment, source, path, params = opened(folder, fixed=True)
     if read_json(path / "metrics.json") is None:
         raise UserError(f"{path} is not finished; train it to its end first, the same command goes on.")
     return Trained(experiment, source, path, params)

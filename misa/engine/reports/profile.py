@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 import misa.losses.distillation
 import misa.ops.guides
+from misa.data.check.annotations import has_masks
 from misa.data.source import open_source
 from misa.engine.training.config import run_config
 from misa.engine.training.labels import prepare_labels
@@ -44,6 +45,7 @@ PARTS = (
 )
 
 
+FROM_MASKS = "mmdet, from masks"
 WARM_UP = 2  # the first step of a training and one of its middle
 
 
@@ -58,7 +60,7 @@ def forms(row: Experiment) -> dict[str, Experiment]:
     """Variants of the row: mask-supervised, from boxes, with either prior, and with both."""
     colors = row.but(affinity={"saliency": False, "feature": False})
     return {
-        "mmdet, from masks": colors.but(supervision="mask", distillation=None, teacher=""),
+        FROM_MASKS: colors.but(supervision="mask", distillation=None, teacher=""),
         "box baseline": colors.but(distillation=None, teacher=""),
         "+ FSD": colors,
         "+ SEPA": row.but(distillation=None),
@@ -142,6 +144,9 @@ def build(row: Experiment, setup: Setup, folder: Path) -> dict[str, Step]:
     torch.manual_seed(0)
     every = forms(row)
     source = open_source(row, setup.data_root)
+    if not has_masks(source.train.annotations):
+        print(f"{FROM_MASKS} is left out: the training images have no masks")
+        del every[FROM_MASKS]
     teacher = untrained_teacher(row, source.classes)
     return {name: Step(form, teacher, setup, folder / str(i)) for i, (name, form) in enumerate(every.items())}
 

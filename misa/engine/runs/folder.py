@@ -128,13 +128,17 @@ def write_record(
 
 
 def opened(
-    folder: str | Path, *, data_root: str | Path | None = None
+    folder: str | Path, *, data_root: str | Path | None = None, fixed: bool = False
 ) -> tuple[Experiment, Source, Path, dict[str, Any]]:
-    """Return the experiment, data, path and parameters of a run folder; UserError if it is not one."""
+    """Return the experiment, data, path and parameters of a run folder; UserError if it is not one.
+
+    fixed: the caller has no option for other data, which the message on missing data would name.
+    """
     experiment, folder, params = recorded(folder)
     root = Path(data_root or params["data_root"])
     if data_root is None and not root.exists():
-        raise UserError(f"the data of {folder} is no longer at {root}; restore it, or give {option_name('data_root')}.")
+        advice = "restore it there" if fixed else f"restore it, or give {option_name('data_root')}"
+        raise UserError(f"the data of {folder} is no longer at {root}; {advice}.")
     # Embedded data exists at the recorded root already; it is not generated again.
     there = replace(experiment, data="coco", scenes=()) if experiment.data == "demo" else experiment
     source = open_source(there, root, classes=params["classes"], need_train=False)

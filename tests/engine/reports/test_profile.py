@@ -3,7 +3,18 @@
 import pytest
 
 from misa.cli import main
-from misa.engine.reports.profile import PARTS, WARM_UP, Setup, build_each, forms, has_parts, named_parts, own_times
+from misa.engine.reports import profile
+from misa.engine.reports.profile import (
+    PARTS,
+    WARM_UP,
+    Setup,
+    build,
+    build_each,
+    forms,
+    has_parts,
+    named_parts,
+    own_times,
+)
 from misa.engine.reports.tables import table_rows
 from misa.rows import find_row
 
@@ -128,3 +139,12 @@ def test_a_table_is_its_rows():
     assert list(rows) == list(comparison.rows)
     assert rows["space"] == "table4_distillation:photos_space"
     assert list(table_rows("demo:box, demo:mask")[1].values()) == ["demo:box", "demo:mask"]
+
+
+def test_the_form_from_masks_is_left_out_where_there_are_none(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(profile, "has_masks", lambda _: False)
+    small = {"scenes": {"size": 64, "train": 9, "val": 2}, "augmentation": {"short_sides": (64,), "long_side": 64}}
+    row = find_row("demo:misa").but(**small)
+    steps = build(row, Setup(str(tmp_path / "data"), "cpu", 1), tmp_path / "runs")
+    assert list(steps) == ["box baseline", "+ FSD", "+ SEPA", "+ FSD + SEPA"]
+    assert "mmdet, from masks is left out: the training images have no masks" in capsys.readouterr().out
