@@ -326,7 +326,6 @@ def test_networks_of_a_smoke_run_say_so_once(run, capsys):
 def test_a_teacher_needs_its_checkpoint_alone(run, photo, tmp_path, monkeypatch):
     """Not the data that it was trained on, which may be on another machine, nor the student."""
     (beside,) = run.parent.glob("teacher-*")
-    expected = misa.load_teacher(run).see(photo).affinity(seed=(60, 50), kind="feature")
     for folder in (run, beside):
         shutil.copytree(folder, tmp_path / folder.name)
         params = json.loads((tmp_path / folder.name / "params.json").read_text())
@@ -334,8 +333,8 @@ def test_a_teacher_needs_its_checkpoint_alone(run, photo, tmp_path, monkeypatch)
         (tmp_path / folder.name / "params.json").write_text(json.dumps(params))
     shutil.rmtree(tmp_path / run.name / "checkpoints")
     for folder in (run, beside):
-        found = misa.load_teacher(tmp_path / folder.name).see(photo)
-        np.testing.assert_array_equal(found.affinity(seed=(60, 50), kind="feature"), expected)
+        found, expected = (misa.load_teacher(place).see(photo) for place in (tmp_path / folder.name, folder))
+        np.testing.assert_array_equal(*(each.affinity(seed=(60, 50), kind="feature") for each in (found, expected)))
 
 
 def test_an_exported_student_is_scored_as_its_run(run, tmp_path):

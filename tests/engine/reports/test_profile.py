@@ -143,8 +143,6 @@ def test_a_table_is_its_rows():
 
 def test_the_form_from_masks_is_left_out_where_there_are_none(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(profile, "has_masks", lambda _: False)
-    small = {"scenes": {"size": 64, "train": 9, "val": 2}, "augmentation": {"short_sides": (64,), "long_side": 64}}
-    row = find_row("demo:misa").but(**small)
-    steps = build(row, Setup(str(tmp_path / "data"), "cpu", 1), tmp_path / "runs")
+    steps = build(find_row("demo:misa").smoke(), Setup(str(tmp_path / "data"), "cpu", 1), tmp_path / "runs")
     assert list(steps) == ["box baseline", "+ FSD", "+ SEPA", "+ FSD + SEPA"]
     assert "mmdet, from masks is left out: the training images have no masks" in capsys.readouterr().out
