@@ -21,7 +21,7 @@ from misa.data.formats.coco import DataError
 from misa.files import write_json
 
 # Part of every key; increased when the same data is written differently.
-_EDITION = 6
+_EDITION = 7
 
 
 @dataclass
@@ -33,8 +33,10 @@ class Made:
     says: list[str] = field(default_factory=list)
 
 
-def made_once(source: Path, make: Callable[[Path, Made], None], *, kind: str = "") -> Made:
+def made_once(source: Path, make: Callable[[Path, Made], None], *, kind: str = "", state: str = "") -> Made:
     """Returns the result of `make(folder, made)` for `source`, from the cache if no dependency has changed.
+
+    kind: distinguishes several results of one source. state: what else it depends on; only the last state is kept.
 
     Raises DataError: files have to be written and the cache is not writable.
     """
@@ -44,11 +46,11 @@ def made_once(source: Path, make: Callable[[Path, Made], None], *, kind: str = "
     try:
         home.mkdir(parents=True, exist_ok=True)
         with _turn(card.with_suffix(".lock")):
-            if (known := _known(home, card)) is not None:
+            if (known := _known(home, card, state)) is not None:
                 return known
             beside = Path(tempfile.mkdtemp(prefix=".making-", dir=home))
             try:
-                return _make(make, beside, home, card)
+                return _make(make, beside, home, card, state)
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
     except OSError as error:
@@ -63,11 +65,11 @@ def made_once(source: Path, make: Callable[[Path, Made], None], *, kind: str = "
         ) from error
 
 
-def _make(make: Callable[[Path, Made], None], beside: Path, home: Path, card: Path) -> Made:
+def _make(make: Callable[[Path, Made], None], beside: Path, home: Path, card: Path, state: str) -> Made:
     made = Made()
     make(beside, made)
     stamps = {str(path): _stamp(path) for path in sorted(made.depends)}
-    digest = hashlib.sha256(json.dumps([card.name, stamps]).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps([card.name, stamps, state]).encode()).hexdigest()[:12]
     folder = home / f"{card.stem.rpartition('-')[0]}-{digest}"
     files = {name: path.relative_to(beside).as_posix() for name, path in made.files.items()}
     if files and not all((folder / inner).is_file() for inner in files.values()):
@@ -75,21 +77,23 @@ def _make(make: Callable[[Path, Made], None], beside: Path, home: Path, card: Pa
         beside.chmod(0o755)
         with contextlib.suppress(FileExistsError, OSError):  # another machine has written the same folder
             beside.rename(folder)
-    content = {"folder": folder.name, "files": files, "depends": stamps, "says": made.says}
+    content = {"folder": folder.name, "files": files, "depends": stamps, "says": made.says, "state": state}
     write_json(card, content, indent=None)
     return Made({name: folder / inner for name, inner in files.items()}, made.depends, made.says)
 
 
-def _known(home: Path, card: Path) -> Made | None:
-    """Returns the cached result of the card if all files exist and no dependency has changed, else None."""
+def _known(home: Path, card: Path, state: str) -> Made | None:
+    """Returns the cached result of the card if it is of `state` and no file is missing or has changed, else None."""
     try:
         content: dict[str, Any] = json.loads(card.read_text(encoding="utf-8"))
         files = {name: home / content["folder"] / inner for name, inner in content["files"].items()}
         depends = {Path(path): stamp for path, stamp in content["depends"].items()}
         says = list(content["says"])
+        same = content["state"] == state
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if all(path.is_file() for path in files.values()) and all(_stamp(p) == stamp for p, stamp in depends.items()):
+    whole = same and all(path.is_file() for path in files.values())
+    if whole and all(_stamp(path) == stamp for path, stamp in depends.items()):
         return Made(files, set(depends), says)
     return None
 

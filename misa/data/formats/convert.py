@@ -5,6 +5,7 @@ converted to annotation files in a cache (`misa.data.formats.cache`), never amon
 relative to the root. Faults are stored in these files, from which `check_coco` reports them.
 """
 
+import hashlib
 import itertools
 import os
 from collections import Counter, defaultdict
@@ -59,7 +60,8 @@ def open_layout(root: PathLike, *, need_train: bool = True, settled: bool = True
     found = find_format(root)
     if found is None:
         return find_layout(root, need_train=need_train)  # raises, naming what is missing
-    made = made_once(root, lambda folder, made: _convert(root, *found, folder, made))
+    state = hashlib.sha256(repr(found[1]).encode("utf-8", "backslashreplace")).hexdigest()  # all files found now
+    made = made_once(root, lambda folder, made: _convert(root, *found, folder, made), state=state)
     shared = next((sentence for sentence in made.says if sentence.endswith(OVERLAP)), "")
     for sentence in made.says:
         if settled or sentence != shared:
@@ -171,7 +173,7 @@ def _convert(root: Path, row: Format, parts: list[Part], folder: Path, made: Mad
             report(
                 "formats", str(root), message, "give the file or folder that is meant, if it is not this", fatal=False
             )
-    made.depends |= {path for part in parts for path in part.files}
+    made.depends |= {path for part in parts for path in (*part.files, *row.looked(part))}
     made.depends |= {path.parent for part in parts for path in part.files} | {part.images for part in parts}
     contents = _coco_tables(root, parts, report, made) if row is COCO else _entry_tables(root, row, parts, report, made)
     for split, tables in contents.items():

@@ -6,7 +6,7 @@ A format is one file with `find` and `entries`, and one row in `misa.data.format
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -76,12 +76,14 @@ class Part(NamedTuple):
 class Format(NamedTuple):
     """A format: functions that find it below a folder (or as a file) and read it, and an example of its layout.
 
-    entries: yields images, relative to the part's folder of images or to the root.
+    entries: yields images, relative to the part's folder of images or to the root. looked: the folders, present or not,
+    in which `entries` looks for further files of annotations.
     """
 
     find: Callable[[Path], list[Part]]
     entries: Callable[[Part, ReportFault], Iterator[Entry]]
     example: str
+    looked: Callable[[Part], Iterable[Path]] = lambda part: ()
 
 
 def number(text: str | None) -> float | None:

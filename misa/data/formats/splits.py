@@ -33,7 +33,7 @@ class Named(NamedTuple):
 def assign(
     images: Sequence[Named], homes: Sequence[Path], report: ReportFault, say: Callable[[str], None]
 ) -> tuple[list[set[str]], list[Path]]:
-    """Returns the splits of each image (none, one, or all that name it) and the lists that determined them.
+    """Returns the splits of each image (none, one, or all that name it), and the files and folders they depend on.
 
     homes: the folders that may hold ImageSets/Main. report: reports faults of a list; say: reports the decision, and
     images that are both for training and for validation.
@@ -43,7 +43,7 @@ def assign(
     train, val = ({i.path for i, own in zip(images, splits, strict=True) if split in own} for split in ("train", "val"))
     if train & val:
         say(overlap(len(train & val), len(val)))
-    return splits, lists
+    return splits, [*lists, *(folder for home in homes for folder in _places(home))]
 
 
 def overlap(count: int, total: int) -> str:
@@ -97,12 +97,17 @@ def _key(path: str) -> bytes:
 
 def _lists(home: Path) -> dict[str, Path]:
     """Returns the lists of splits of a folder: in ImageSets/Main, in ImageSets or beside the annotations."""
-    sets = child(home, "ImageSets")
-    for folder in (None if sets is None else child(sets, "Main"), sets, home):
+    for folder in _places(home):
         found = {path.stem.lower(): path for path in files_of(folder, ".txt") if path.stem.lower() in _LISTS}
         if found:
             return found
     return {}
+
+
+def _places(home: Path) -> list[Path]:
+    """Returns the folders that may hold the lists of a folder, the first first."""
+    sets = child(home, "ImageSets")
+    return [folder for folder in (None if sets is None else child(sets, "Main"), sets, home) if folder is not None]
 
 
 def _members(path: Path, images: Sequence[Named], report: ReportFault) -> set[int]:

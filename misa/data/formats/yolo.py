@@ -137,6 +137,17 @@ def labels_of(image: Path) -> Path:
     return Path(*parts[:-1]) / f"{without_suffix(image.name)}.txt"
 
 
+def looked(part: Part) -> set[Path]:
+    """Returns the folders that hold images and text files, or may hold them later."""
+    images = {inner for inner, _ in walk(part.images)} or {path.parent for path in _files(part)}
+    found = set(images)
+    for folder in images:
+        labels = labels_of(folder / "_").parent
+        shared = os.path.commonpath([folder, labels])
+        found |= {labels, *(above for above in labels.parents if above.is_relative_to(shared))}
+    return found
+
+
 def entries(part: Part, report: ReportFault) -> Iterator[Entry]:
     """Yield an entry per image; lines that are not objects are reported and dropped."""
     names, files = _class_names(part), _files(part)
@@ -191,4 +202,6 @@ def _boxed(label: str, shares: list[float], size: tuple[int, int], where: str) -
     return Boxed(label, (min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)), where, mask=[pixels])
 
 
-YOLO = Format(find, entries, "data.yaml, images/train/1.jpg, labels/train/1.txt: `class x y w h` or a polygon, 0 to 1")
+YOLO = Format(
+    find, entries, "data.yaml, images/train/1.jpg, labels/train/1.txt: `class x y w h` or a polygon, 0 to 1", looked
+)
