@@ -156,12 +156,16 @@ def _settled(root: Path, split: Split) -> Split:
 
 @dataclass
 class _Faults:
-    """Collects faults, as rows of an annotation file."""
+    """Collects faults, each once, as rows of an annotation file."""
 
     rows: list[list[Any]] = field(default_factory=list)
+    known: set[tuple[Any, ...]] = field(default_factory=set)
 
     def __call__(self, kind: str, where: str, message: str, advice: str, *, fatal: bool = True) -> None:
-        self.rows.append([kind, where, message, advice, fatal])
+        row = (kind, where, message, advice, fatal)
+        if row not in self.known:
+            self.known.add(row)
+            self.rows.append(list(row))
 
 
 def _convert(root: Path, row: Format, parts: list[Part], folder: Path, made: Made) -> None:

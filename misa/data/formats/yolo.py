@@ -8,6 +8,7 @@ An image without a text file has no objects. Source: docs.ultralytics.com/datase
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from misa.data.check.image_files import size_of
 from misa.data.formats.coco import DataError
+from misa.data.formats.names import plain_name
 from misa.data.formats.parts import (
     IMAGES,
     Boxed,
@@ -30,6 +32,7 @@ from misa.data.formats.parts import (
 )
 from misa.data.formats.splits import require_one
 from misa.errors import counted
+from misa.files import listing
 
 # Shares are rounded when written, so boxes at the border may exceed the image slightly.
 _SLACK = 0.01
@@ -127,14 +130,15 @@ def _listed(home: Path, line: str) -> Path:
     return next((path for path in tried if path.exists()), tried[0])
 
 
-def labels_of(image: Path) -> Path:
-    """Returns the text file of an image: in labels/ instead of the last images/ in its path, or beside it."""
-    parts = list(image.parts)
-    for i in range(len(parts) - 2, -1, -1):
+def labels_folder(images: Path) -> Path:
+    """Returns the folder of text files of a folder of images: labels/ for the last images/ in its path, or itself."""
+    parts = list(images.parts)
+    for i in range(len(parts) - 1, -1, -1):
         if parts[i].lower() == "images":
-            parts[i] = child(Path(*parts[:i]), "labels").name if child(Path(*parts[:i]), "labels") else "labels"  # type: ignore[union-attr]
+            found = child(Path(*parts[:i]), "labels")
+            parts[i] = "labels" if found is None else found.name
             break
-    return Path(*parts[:-1]) / f"{without_suffix(image.name)}.txt"
+    return Path(*parts)
 
 
 def looked(part: Part) -> set[Path]:
@@ -142,7 +146,7 @@ def looked(part: Part) -> set[Path]:
     images = {inner for inner, _ in walk(part.images)} or {path.parent for path in _files(part)}
     found = set(images)
     for folder in images:
-        labels = labels_of(folder / "_").parent
+        labels = labels_folder(folder)
         shared = os.path.commonpath([folder, labels])
         found |= {labels, *(above for above in labels.parents if above.is_relative_to(shared))}
     return found
@@ -153,18 +157,81 @@ def entries(part: Part, report: ReportFault) -> Iterator[Entry]:
     names, files = _class_names(part), _files(part)
     if "kpt_shape" in _content(part.files[0]):
         raise DataError(f"{part.files[0]} is of key points (kpt_shape), not of boxes or masks; give another data set.")
+    texts = _texts(part, files, report)
     with ThreadPoolExecutor(8) as pool:
         for path, size in zip(files, pool.map(size_of, files), strict=True):
-            labels = labels_of(path)
-            objects = [] if size is None else list(_objects(labels, names, size, report))
-            yield Entry(str(path), size, objects, str(labels), part.split)
+            objects = [] if size is None or path not in texts else list(_objects(texts[path], names, size, report))
+            yield Entry(str(path), size, objects, str(texts.get(path, path)), part.split)
+
+
+def _texts(part: Part, files: list[Path], report: ReportFault) -> dict[Path, Path]:
+    """Returns the text file of each image that has one; ambiguous ones and those without an image are reported."""
+    images: dict[Path, list[Path]] = {}
+    for path in files:
+        images.setdefault(path.parent, []).append(path)
+    if (top := labels_folder(part.images)) != part.images and part.images.is_dir():
+        for inner, _ in walk(top):  # a folder of text files may have no images
+            images.setdefault(part.images / inner.relative_to(top), [])
+    result: dict[Path, Path] = {}
+    for folder, own in images.items():
+        texts = files_of(labels_folder(folder), ".txt")
+        result |= _matched(own, texts, report)
+        there = [name for name in (*listing(folder), *(path.name for path in own)) if name.lower().endswith(IMAGES)]
+        bare = {_keys(without_suffix(name))[-1] for name in there}
+        left = [path for path in texts if _keys(path.name[:-4])[-1] not in bare and _is_of_objects(path)]
+        if left:
+            message = (
+                f"{counted(len(left), 'text file of objects has', 'text files of objects have')} no image in {folder}"
+            )
+            advice = "give their images the same names, as .jpg or .png, or remove them"
+            report("yolo-no-image", str(left[0]), message, advice, fatal=False)
+    return result
+
+
+def _matched(images: list[Path], texts: list[Path], report: ReportFault) -> dict[Path, Path]:
+    """Match the images and text files of a folder: by the exact name first, then in another Unicode form or case."""
+    named: defaultdict[tuple[str, str], list[Path]] = defaultdict(list)
+    for text in texts:
+        for key in _keys(text.name[:-4]):
+            named[key].append(text)
+    takers: defaultdict[Path, list[tuple[int, Path]]] = defaultdict(list)
+    for image in images:
+        keys = enumerate(_keys(without_suffix(image.name)))
+        rank, found = next(((rank, named[key]) for rank, key in keys if key in named), (0, []))
+        for text in found[:1]:
+            takers[text].append((rank, image))
+        if len(found) > 1:
+            message = f"{found[0].name} and {found[1].name} in {found[0].parent} may both be of it"
+            report("image-ambiguous", str(image), message, "keep one of the two")
+    result = {}
+    for text, taken in takers.items():
+        owners = [image for rank, image in taken if rank == min(taken)[0]]
+        result[owners[0]] = text
+        if len(owners) > 1:
+            message = f"it may be of {owners[0]} or {owners[1]}"
+            report("image-ambiguous", str(text), message, "rename one of the images, or remove it")
+    return result
+
+
+def _keys(bare: str) -> list[tuple[str, str]]:
+    """Returns a name without suffix as it is, in Unicode's composed form, and in lower case."""
+    plain = plain_name(bare)
+    return [("name", bare), ("plain", plain), ("lower", plain.casefold())]
+
+
+def _is_of_objects(path: Path) -> bool:
+    """Whether a text file begins with an object; others, such as classes.txt, may lie among the labels."""
+    try:
+        with path.open("rb") as file:
+            cells = next((line.split() for line in file.read(4096).splitlines() if line.strip()), [])
+    except OSError:
+        return False
+    return len(cells) >= 5 and all(number(cell.decode("utf-8", "replace")) is not None for cell in cells)
 
 
 def _objects(path: Path, names: list[str], size: tuple[int, int], report: ReportFault) -> Iterator[Boxed]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        return
     except (OSError, UnicodeDecodeError) as error:
         report("yolo", str(path), f"it cannot be read ({error})", "copy or export it again")
         return
@@ -189,14 +256,17 @@ def _objects(path: Path, names: list[str], size: tuple[int, int], report: Report
             yield _boxed(names[int(label)], shares, size, where)
 
 
+def _inside(share: float) -> float:
+    """Clip a share that exceeds the image by a fraction, as rounded ones do; boxes farther out are for the check."""
+    return min(max(share, 0.0), 1.0) if -_SLACK <= share <= 1 + _SLACK else share
+
+
 def _boxed(label: str, shares: list[float], size: tuple[int, int], where: str) -> Boxed:
     width, height = size
     if len(shares) == 4:
         x, y, w, h = shares
-        # Clipped to the image, which rounded shares may exceed by a fraction.
-        left, top, right, bottom = x - w / 2, y - h / 2, x + w / 2, y + h / 2
-        corners = [max(left, 0.0) * width, max(top, 0.0) * height, min(right, 1.0) * width, min(bottom, 1.0) * height]
-        return Boxed(label, (corners[0], corners[1], corners[2] - corners[0], corners[3] - corners[1]), where)
+        left, top, right, bottom = map(_inside, (x - w / 2, y - h / 2, x + w / 2, y + h / 2))
+        return Boxed(label, (left * width, top * height, (right - left) * width, (bottom - top) * height), where)
     pixels = [min(max(share, 0.0), 1.0) * (height if i % 2 else width) for i, share in enumerate(shares)]
     xs, ys = pixels[::2], pixels[1::2]
     return Boxed(label, (min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)), where, mask=[pixels])

@@ -1,0 +1,75 @@
+"""YOLO: text files are matched with images by name, and what is wrong with them is said."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from misa.data.formats.convert import read_boxes
+from misa.engine.reports.checkup import check_data
+from tests.data.formats.test_added_files import LINE, facts, image, text
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def yolo(root: Path, images: list[str], texts: list[str], *, line: str = LINE) -> Path:
+    for name in [*images, "val/v.png"]:
+        image(root / "images" / name)
+    for name in [*texts, "val/v.txt"]:
+        text(root / "labels" / name, line)
+    text(root / "data.yaml", "train: images/train\nval: images/val\nnames: [cat]\n")
+    return root
+
+
+def test_text_files_in_another_case_are_those_of_the_image(tmp_path: Path) -> None:
+    names = ["train/IMG_0.png", "train/IMG_1.png", "train/IMG_2.png", "train/a\u0308.png"]
+    root = yolo(tmp_path / "data", names, ["train/IMG_0.txt", "train/img_1.txt", "train/IMG_2.TXT", "train/\u00e4.txt"])
+    assert list(facts(root)["train"].values()) == [1, 1, 1, 1]
+
+
+def test_an_exact_name_comes_before_one_in_another_case(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "data", ["train/A.png", "train/a.png"], ["train/a.txt"])
+    assert facts(root)["train"] == {"A.png": 0, "a.png": 1}
+
+
+def test_text_files_without_an_image_are_counted(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "data", ["train/1.png"], ["train/1.txt", "train/9.txt", "train/g.txt", "train/deep/3.txt"])
+    (root / "images/train/g.gif").write_bytes(b"GIF89a")
+    text(root / "labels/train/classes.txt", "cat\n")
+    said = str(check_data(root))
+    assert "2 text files of objects have no image" in said
+    assert "1 text file of objects has no image" in said, "of a folder without images"
+    assert "classes.txt" not in said
+    assert check_data(root).reports[0].usable
+
+
+def test_images_that_a_list_leaves_out_are_images(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "data", ["train/1.png", "train/2.png"], ["train/1.txt", "train/2.txt"])
+    text(root / "train.txt", "images/train/1.png\n")
+    text(root / "data.yaml", "train: train.txt\nval: images/val\nnames: [cat]\n")
+    assert "no image" not in str(check_data(root))
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "words"),
+    [
+        (["train/0.jpg", "train/0.png"], ["train/0.txt"], ["0.txt", "it may be of", "0.jpg or", "0.png"]),
+        (["train/B.png"], ["train/b.txt", "train/b.TXT"], ["B.png", "may both be of it"]),
+    ],
+)
+def test_ambiguous_text_files_are_errors(tmp_path: Path, images: list[str], texts: list[str], words: list[str]) -> None:
+    root = yolo(tmp_path / "data", images, texts)
+    report = check_data(root)
+    assert not report.reports[0].usable
+    assert all(word in str(report) for word in words)
+
+
+def test_boxes_far_beyond_the_image_are_counted(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "data", ["train/1.png"], ["train/1.txt"], line="0 0.9 0.5 0.6 0.4\n0 0.5 0.5 1.004 0.5\n")
+    assert "reaches beyond the image of 64 x 48 pixels" in str(check_data(root))
+    far, near = np.round(read_boxes(root)[str(root / "images/train/1.png")][0], 3).tolist()
+    assert far == [38.4, 14.4, 76.8, 33.6]
+    assert near == [0, 12, 64, 36], "rounded shares are clipped"
