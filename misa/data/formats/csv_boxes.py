@@ -19,10 +19,12 @@ from misa.data.formats.parts import (
     Boxed,
     Entry,
     Format,
+    NotText,
     Part,
     ReportFault,
     files_of,
     number,
+    read_text,
     size_in,
     split_folders,
 )
@@ -83,7 +85,7 @@ def entries(part: Part, report: ReportFault) -> Iterator[Entry]:
     """
     (path,) = part.files
     try:
-        text = _text(path)
+        text = read_text(path)
         delimiter = max(",;\t|", key=text.partition("\n")[0].count)
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         first = next(rows, [])
@@ -95,17 +97,8 @@ def entries(part: Part, report: ReportFault) -> Iterator[Entry]:
         for row in rows:
             if any(cell.strip() for cell in row):
                 yield from _line(row, columns, f"{path}, line {rows.line_num}", part.split, report)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, NotText, csv.Error) as error:
         raise DataError(f"{path} cannot be read as a csv ({error}); save it as comma-separated UTF-8.") from error
-
-
-def _text(path: Path) -> str:
-    """Read text in UTF-8, or in UTF-16 if it starts with a byte order mark."""
-    content = path.read_bytes()
-    text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    if "\0" in text:
-        raise csv.Error("it has zero bytes")
-    return text
 
 
 def _columns(path: Path, first: Sequence[str]) -> _Columns:

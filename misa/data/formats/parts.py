@@ -101,6 +101,25 @@ def size_in(width: str | None, height: str | None) -> tuple[int, int] | None:
     return (int(w), int(h)) if w is not None and h is not None and w >= 1 and h >= 1 else None
 
 
+class NotText(ValueError):
+    """A file that is not text in UTF-8, nor in UTF-16 with a byte order mark."""
+
+
+def read_text(path: Path) -> str:
+    """Read text in UTF-8, or in UTF-16 if it starts with a byte order mark, with line ends as they are.
+
+    Raises NotText: it is in another encoding.
+    """
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise NotText(str(error)) from error
+    if "\0" in text:
+        raise NotText("it has zero bytes")
+    return text
+
+
 def child(folder: Path, *names: str) -> Path | None:
     """Returns the first of these files or folders that exists, ignoring case."""
     there = {name.lower(): name for name in reversed(listing(folder))}

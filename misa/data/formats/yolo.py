@@ -22,11 +22,13 @@ from misa.data.formats.parts import (
     Boxed,
     Entry,
     Format,
+    NotText,
     Part,
     ReportFault,
     child,
     files_of,
     number,
+    read_text,
     walk,
     without_suffix,
 )
@@ -44,6 +46,8 @@ def find(root: Path) -> list[Part]:
     if sheet is None:
         labels = child(root, "labels") if root.is_dir() else None
         if labels is not None and any(name.lower().endswith(".txt") for _, files in walk(labels) for name in files):
+            if (unread := child(root, "data.yaml", "data.yml", "dataset.yaml", "dataset.yml")) is not None:
+                _content(unread)  # raises, if it is unreadable
             raise DataError(
                 f"{root} has YOLO labels and no data.yaml; add one with `names: [...]`, train and val (folders of "
                 "images)."
@@ -87,7 +91,7 @@ def _content(path: Path, *, quiet: bool = False) -> dict[str, Any]:
 
     try:
         content = yaml.safe_load(path.read_bytes())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # such as a 13th month
         if quiet:
             return {}
         raise DataError(f"{path} cannot be read as yaml ({str(error).splitlines()[0]}); correct it.") from error
@@ -108,7 +112,8 @@ def _images(sheet: Path, content: dict[str, Any], key: str, value: str) -> Path:
 
 def _class_names(part: Part) -> list[str]:
     names = _content(part.files[0]).get("names")
-    if isinstance(names, dict) and names and all(isinstance(key, int) for key in names):
+    if isinstance(names, dict) and names and all(str(key).isascii() and str(key).isdecimal() for key in names):
+        names = {int(key): name for key, name in names.items()}
         names = [names.get(i, f"class {i}") for i in range(max(names) + 1)]
     if not isinstance(names, list) or not names:
         raise DataError(f"{part.files[0]} has no names: add `names: [...]`, the classes in the order of their numbers.")
@@ -118,7 +123,10 @@ def _class_names(part: Part) -> list[str]:
 def _files(part: Part) -> list[Path]:
     """Returns the images of a split."""
     if part.images.is_file():
-        lines = part.images.read_text(encoding="utf-8-sig").splitlines()
+        try:
+            lines = read_text(part.images).splitlines()
+        except (OSError, NotText) as error:
+            raise DataError(f"the list {part.images} cannot be read ({error}); save it as UTF-8.") from error
         return list(dict.fromkeys(_listed(part.images.parent, line.strip()) for line in lines if line.strip()))
     return [inner / name for inner, names in walk(part.images) for name in names if name.lower().endswith(IMAGES)]
 
@@ -231,8 +239,8 @@ def _is_of_objects(path: Path) -> bool:
 
 def _objects(path: Path, names: list[str], size: tuple[int, int], report: ReportFault) -> Iterator[Boxed]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+    except (OSError, NotText) as error:
         report("yolo", str(path), f"it cannot be read ({error})", "copy or export it again")
         return
     for i, line in enumerate(lines, 1):

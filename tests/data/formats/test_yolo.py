@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from misa.data.formats.coco import DataError
 from misa.data.formats.convert import read_boxes
 from misa.engine.reports.checkup import check_data
 from tests.data.formats.test_added_files import LINE, facts, image, text
@@ -73,3 +74,39 @@ def test_boxes_far_beyond_the_image_are_counted(tmp_path: Path) -> None:
     far, near = np.round(read_boxes(root)[str(root / "images/train/1.png")][0], 3).tolist()
     assert far == [38.4, 14.4, 76.8, 33.6]
     assert near == [0, 12, 64, 36], "rounded shares are clipped"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lists_and_text_files_in_other_encodings(tmp_path: Path, encoding: str) -> None:
+    root = listed(tmp_path / "data", encoding)
+    (root / "labels/train/1.txt").write_bytes(LINE.encode(encoding))
+    assert facts(root)["train"] == {"1.png": 1, "ä.png": 0}
+
+
+def test_a_list_that_is_no_text_is_named(tmp_path: Path) -> None:
+    for encoding in ("latin-1", "utf-16-le"):
+        with pytest.raises(DataError, match=r"the list .*train\.txt cannot be read \(.*\); save it as UTF-8\.$"):
+            facts(listed(tmp_path / encoding, encoding))
+
+
+def listed(root: Path, encoding: str) -> Path:
+    yolo(root, ["train/1.png", "train/ä.png"], ["train/1.txt"])
+    (root / "train.txt").write_bytes("images/train/1.png\r\nimages/train/ä.png\r\n".encode(encoding))
+    text(root / "data.yaml", "train: train.txt\nval: images/val\nnames: [cat]\n")
+    return root
+
+
+def test_an_impossible_date_is_named_and_matters_in_no_other_file(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "data", ["train/1.png"], ["train/1.txt"])
+    text(root / "other.yaml", "date: 2021-13-45\n")
+    assert facts(root)["train"] == {"1.png": 1}
+    text(root / "data.yaml", "date: 2021-13-45\n" + (root / "data.yaml").read_text())
+    for given in (root, root / "data.yaml"):
+        with pytest.raises(DataError, match=r"data\.yaml cannot be read as yaml \(month must be in 1\.\.12"):
+            facts(given)
+
+
+def test_numbers_of_names_may_be_text(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "data", ["train/1.png"], ["train/1.txt"])
+    text(root / "data.yaml", 'train: images/train\nval: images/val\nnames: {"0": cat, "1": dog}\n')
+    assert read_boxes(root)[str(root / "images/train/1.png")][1] == ["cat"]
