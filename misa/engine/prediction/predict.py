@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -335,8 +335,7 @@ def _images(
             if isinstance(item, Picture):
                 if wanted(item.name):
                     try:
-                        file = (Path(item.name).parent / item.path.name).as_posix()
-                        yield _Frame(item.name, file, source, stamp, read_image(item.path, say=_warn))
+                        yield _Frame(item.name, _file(item), source, stamp, read_image(item.path, say=_warn))
                     except DataError as error:
                         failed[item.name] = str(error)
                 bar.update()
@@ -363,7 +362,7 @@ def _stamp(item: Picture | Video, boxes: Mapping[str, Boxes] | None) -> tuple[in
 def _outdated(inputs: Sequence[Picture | Video], folder: Path) -> list[dict[str, Any]]:
     """Records of frames of a video's earlier version, and of images whose name in the results has changed."""
     videos = {item.name: list(item.stamp) for item in inputs if isinstance(item, Video)}
-    names = {(Path(i.name).parent / i.path.name).as_posix(): i.name for i in inputs if isinstance(i, Picture)}
+    names = {_file(i): i.name for i in inputs if isinstance(i, Picture)}
     now, paths = set(names.values()), {os.path.abspath(item.path) for item in inputs if isinstance(item, Picture)}
     return [
         row
@@ -407,24 +406,62 @@ def _boxes_by_name(
 
     UserError if no name matches, or a label is unknown.
     """
-    plain = {str(Path(name).with_suffix("")): value for name, value in given.items()}
-    # By the file's name without folders, if it is unique on both sides.
-    alone = {Path(name).name: value for name, value in given.items()}
-    once = Counter(Path(name).name for name in given) + Counter(item.path.name for item in inputs)
-    known: dict[str, Boxes] = {}
-    used: set[int] = set()
+    pictures = []
     for item in inputs:
         if isinstance(item, Video):
             raise UserError(f"boxes are for images; {item.path} is a video.")
-        file = (Path(item.name).parent / item.path.name).as_posix()
-        for table, key in ((given, file), (given, item.name), (plain, item.name), (alone, item.path.name)):
-            if key in table and (table is not alone or once[key] == 2):
-                known[item.name] = table[key]
-                used.add(id(table[key]))
-                for label in table[key].labels:
-                    require_class(student, label, f"; it is the label of a box of {file}")
-                break
-    if not known:
+        pictures.append(item)
+    names = _matched(list(given), pictures)
+    for item in pictures:
+        for label in given[names[item.name]].labels if item.name in names else ():
+            require_class(student, label, f"; it is the label of a box of {_file(item)}")
+    if not names:
         some = next(iter(given), "no image")
         raise UserError(f"no box is of an image that was given: boxes are of {some}, the images are {inputs[0].name}.")
-    return known, tuple(name for name, value in given.items() if id(value) not in used)
+    used = set(names.values())
+    return {item: given[name] for item, name in names.items()}, tuple(name for name in given if name not in used)
+
+
+def _file(item: Picture) -> str:
+    """Returns the name of an image in the results, with its suffix."""
+    return (Path(item.name).parent / item.path.name).as_posix()
+
+
+def _matched(given: Sequence[str], pictures: Sequence[Picture]) -> dict[str, str]:
+    """Returns the given name of each image, by the image's name in the results.
+
+    The path comes first, then the name in the results, then the name that shares the most last folders, if both are
+    each other's only nearest: a file's name alone, if it is unique on both sides.
+    """
+    paths = {os.path.abspath(name): name for name in given}
+    stems = Counter(str(Path(name).with_suffix("")) for name in given)
+    exact = {name: name for name in given}
+    plain = {stem: name for name in given if stems[stem := str(Path(name).with_suffix(""))] == 1}
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    rivals: defaultdict[str, list[str]] = defaultdict(list)
+    for name in given:
+        alike[Path(name).name].append(name)
+    for item in pictures:
+        rivals[item.path.name].append(os.path.abspath(item.path))
+    found: dict[str, str] = {}
+    for item in pictures:
+        path = os.path.abspath(item.path)
+        ways = ((paths, path), (exact, _file(item)), (exact, item.name), (plain, item.name))
+        match = next((table[key] for table, key in ways if key in table), None)
+        if match is None and (near := _nearest(path, alike[item.path.name])) is not None:
+            match = near if _nearest(near, rivals[item.path.name]) == path else None
+        if match is not None:
+            found[item.name] = match
+    return found
+
+
+def _nearest(path: str, others: Sequence[str]) -> str | None:
+    """Returns the one of `others` with the most last parts in common with `path`; None if there is no such one."""
+
+    def last(name: str) -> tuple[str, ...]:
+        return Path(os.path.normpath(name)).parts[::-1]
+
+    same = [[a == b for a, b in zip(last(path), last(other), strict=False)] for other in others]
+    counts = [(*row, False).index(False) for row in same]
+    best = max(counts, default=0)
+    return others[counts.index(best)] if counts.count(best) == 1 else None

@@ -414,6 +414,49 @@ def test_boxes_by_image_name(student, photos, tmp_path):
         predict(student, photos, out=tmp_path / "no", boxes={"other.png": boxes["a.png"]})
 
 
+def test_boxes_of_images_with_equal_names_in_two_folders(student, photos, tmp_path):
+    """As in YOLO data, whose image names are full paths; also where the data has been moved."""
+    root = tmp_path / "data/images"
+    for split in ("train", "val"):
+        (root / split).mkdir(parents=True)
+        shutil.copy(photos / "a.png", root / split / "0.png")
+    box = {"train": [3.0, 4, 30, 40], "val": [20.0, 10, 60, 51]}
+    for home in (tmp_path, "/moved"):
+        boxes = {f"{home}/data/images/{split}/0.png": Boxes(np.array([box[split]]), [None]) for split in box}
+        for given in ("train", "val", ""):
+            done = predict(
+                student, root / given, out=tmp_path / f"out{len(str(home))}{given}", boxes=boxes, overlay=False
+            )
+            assert done.images == (1 if given else 2)
+            assert done.unused == tuple(name for name in boxes if given and f"/{given}/" not in name)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["x/a.png", "y/a.png"], {}),
+        (["a.png"], {"a": "a.png"}),
+        (["more/a.png"], {"more/a": "more/a.png"}),
+        (["/elsewhere/more/a.png", "/elsewhere/a.png"], {"more/a": "/elsewhere/more/a.png"}),
+        (["/elsewhere/photos/a.png"], {"a": "/elsewhere/photos/a.png"}),
+        (["x/b.png"], {"b": "x/b.png"}),
+        (["x/b.png", "y/b.png"], {}),
+        (["b.jpg", "b.tif"], {}),
+        (["b.jpg"], {"b": "b.jpg"}),
+    ],
+)
+def test_the_image_that_a_name_of_boxes_is_of(student, photos, tmp_path, names, expected):
+    """The nearest on both sides; a name that may be of several images is of none."""
+    boxes = {name: Boxes(np.array([[3.0, 4, 30, 40]]), [None]) for name in names}
+    if not expected:
+        with pytest.raises(UserError, match="no box is of an image that was given"):
+            predict(student, photos, out=tmp_path / "out", boxes=boxes)
+        return
+    done = predict(student, photos, out=tmp_path / "out", boxes=boxes, overlay=False)
+    assert {name for name, _ in records(done.folder)} == expected.keys()
+    assert set(done.unused) == set(names) - set(expected.values())
+
+
 def test_names_that_are_no_utf_8_or_as_long_as_can_be(student, photos, tmp_path):
     """As older systems wrote them: they are predicted on, and the results use Python's decoding of such names."""
     names = [os.fsdecode(b"caf\xe9.png"), "x" * 251 + ".png"]
