@@ -5,7 +5,6 @@ Axes: h row · w column.
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,11 +69,10 @@ def true_maps(split: Split, classes: tuple[str, ...], *, limit: int | None = Non
     """
     truth = OrderedCOCO(str(split.annotations))
     names = {category["id"]: category["name"] for category in truth.dataset["categories"]}
-    pngs = split.annotations.parent.parent / "SegmentationClass"
     for image in truth.loadImgs(truth.getImgIds()[:limit]):
 
         def make(image: dict[str, Any] = image) -> LabelMap:
-            png = pngs / Path(image["file_name"]).with_suffix(".png").name
+            png = split.label_map(image["file_name"])
             return read_voc_label_map(png, classes) if png.is_file() else _from_instances(truth, image, names, classes)
 
         yield TrueMap(image["file_name"], image["id"], make)

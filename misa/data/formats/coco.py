@@ -45,6 +45,10 @@ class Split(NamedTuple):
     annotations: Path
     images: Path
 
+    def label_map(self, file_name: str) -> Path:
+        """Where the ground-truth label map of an image is, if there is one: VOC's PNG of the same name."""
+        return self.annotations.parent.parent / "SegmentationClass" / Path(file_name).with_suffix(".png").name
+
 
 @dataclass(frozen=True)
 class Layout:

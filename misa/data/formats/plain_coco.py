@@ -97,12 +97,10 @@ def _write_split(out: Path, name: str, split: Split, images: ImagesAs) -> Writte
     rows = [
         {**row, "file_name": path.relative_to(base).as_posix()} for row, path in zip(file.images, paths, strict=True)
     ]
-    maps = split.annotations.parent.parent / "SegmentationClass"
-    with_maps = maps.is_dir()
     for row, path in zip(tqdm(rows, desc=f"{name} images", leave=False, delay=2, disable=None), paths, strict=True):
         _bring(path, out / f"{name}2017" / row["file_name"], images)
-        if with_maps and os.path.isfile(source := maps / f"{row['id']}.png"):
-            _bring(source, out / maps.name / source.name, images)
+        if os.path.isfile(source := split.label_map(row["file_name"])):
+            _bring(source, out / source.parent.name / source.name, images)
     masks, converted = 0, "converted_from" in file.content
 
     def bare(row: Any) -> Any:

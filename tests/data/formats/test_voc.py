@@ -14,6 +14,7 @@ from scipy.ndimage import find_objects
 from misa.cli import main
 from misa.data.formats import voc
 from misa.data.formats.coco import find_layout
+from misa.data.formats.plain_coco import convert
 from misa.data.formats.voc import augmented, download_voc, read_sbd_objects, write_voc
 from misa.data.label_maps import VOC_CLASSES
 from misa.data.semantic import true_maps
@@ -98,6 +99,14 @@ def test_train_aug_is_train_with_all_of_sbd_that_is_not_scored_on(both, tmp_path
     assert {name: bool((labels == 255).any()) for name, labels in maps.items()} == {
         f"{A}.jpg": True, f"{C}.jpg": False, f"{D}.jpg": False
     }  # fmt: skip
+
+
+def test_converted_data_keeps_vocs_label_maps(both, tmp_path):
+    write_voc(both[0], tmp_path / "voc")
+    convert(tmp_path / "voc", tmp_path / "plain")
+    for layout in (find_layout(tmp_path / "voc"), find_layout(tmp_path / "plain")):
+        for split in (layout.train, layout.val):
+            assert [int((true.make() == 255).sum()) for true in true_maps(split, VOC_CLASSES)] == [18]
 
 
 def test_the_official_counts_come_out_of_the_official_lists():
