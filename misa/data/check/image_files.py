@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -30,6 +30,7 @@ _EXIF_ORIENTATION = 0x0112
 _THREADS = 8
 _AT_ONCE = 2000  # images submitted to the threads at a time
 _MOST_PIXELS = 2**30
+_ERRORS = 2  # OpenCV's level of messages: errors, no warnings
 _TAIL = 4096  # bytes at the end that distinguish most files
 
 
@@ -189,8 +190,7 @@ _INKS: _Odd = (
 def _odd(picture: Image.Image) -> tuple[_Odd, ...]:
     """Returns the peculiarities of an image from its header, without decoding it."""
     found = []
-    deep = picture.mode.startswith("I") or picture.mode == "F" or ";16" in str(getattr(picture, "tile", ""))
-    if deep:
+    if ";16" in picture.mode or ";16" in str(getattr(picture, "tile", "")):
         found.append(_DEEP)
     elif picture.mode in ("1", "L", "LA"):
         found.append(_GREY)
@@ -244,8 +244,9 @@ def look(path: Path, *, listed: tuple[int, int] | None = None) -> Facts:
                 # Pillow accepts a PNG with all pixels but no end chunk; OpenCV, which will read it, does not.
                 if picture.format == "PNG" and _ENDS["PNG"] not in path.read_bytes():
                     raise OSError("its end is missing")
+                doubt = True  # Pillow also decodes what OpenCV does not
         if doubt:
-            size = _size_as_read(path)
+            size = _size_as_read(path, picture)
     except (OSError, ValueError, SyntaxError, cv2.error, Image.DecompressionBombError) as error:
         reason = str(error).split("\n")[0].replace(f" {str(path)!r}", "")
         raise BadFile("image-truncated", f"is truncated or not an image ({reason})", again) from error
@@ -282,8 +283,9 @@ def size_of(path: Path) -> tuple[int, int] | None:
 
 
 def _hush() -> None:
-    """Suppress Pillow's own warnings on corrupt tags; unusable files are reported by us."""
+    """Suppress Pillow's and OpenCV's own warnings, such as on corrupt tags; unusable files are reported by us."""
     warnings.filterwarnings("ignore", module=r"PIL\..*")
+    cv2.setLogLevel(min(cv2.getLogLevel(), _ERRORS))
 
 
 def require_whole(path: Path) -> Facts:
@@ -305,12 +307,15 @@ def _orientation(picture: Image.Image) -> int:
         return 9
 
 
-def _size_as_read(path: Path) -> tuple[int, int]:
-    """Returns width and height as training's reader gives them."""
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-    if pixels is None:
+def _size_as_read(path: Path, picture: Image.Image) -> tuple[int, int]:
+    """Returns width and height as training's reader gives them; BadFile if only Pillow reads the file."""
+    pixels: Any = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    if pixels is not None:
+        return pixels.shape[1], pixels.shape[0]
+    if picture.format in _ENDS:
         raise OSError("OpenCV cannot decode it")
-    return pixels.shape[1], pixels.shape[0]
+    form = f"{picture.format} (pixels {picture.mode}, compression {picture.info.get('compression', 'unknown')})"
+    raise BadFile("image-format", f"is {form}, which OpenCV does not read here", "convert it to 8-bit PNG or JPEG")
 
 
 def _ends_well(path: Path, kind: str) -> bool:

@@ -20,6 +20,7 @@ from misa.data.check.annotations import Twins, check_coco, require_usable
 from misa.data.check.masks import broken_runs
 from misa.data.check.report import Report
 from misa.data.formats.coco import DataError
+from misa.data.images import read_image
 
 Spoil = Callable[..., tuple[Path, Path]]
 Data = dict[str, Any]
@@ -592,6 +593,36 @@ def test_16_bits_in_color_are_told(spoil: Spoil) -> None:
     file, folder = spoil(lambda data: data["images"][0].update(file_name="x.png"))
     cv2.imwrite(str(folder / "x.png"), np.full((30, 40, 3), 4000, np.uint16))
     assert "has 16 bits a channel" in str(check_coco(file, folder, verify_images="open"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "form"),
+    [
+        (np.uint8, {"compression": "zstd"}, "pixels RGB, compression zstd"),
+        (np.uint8, {"compression": "lzma"}, "pixels RGB, compression lzma"),
+        (np.float32, {}, "pixels F, compression raw"),
+        (np.int32, {}, "pixels I, compression raw"),
+    ],
+)
+def test_a_tiff_that_training_does_not_read_is_told(
+    spoil: Spoil, capfd: pytest.CaptureFixture[str], dtype: Any, options: Data, form: str
+) -> None:
+    file, folder = spoil(lambda data: data["images"][0].update(file_name="x.tif"))
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels if dtype == np.uint8 else pixels[..., 0].astype(dtype))
+    try:
+        image.save(folder / "x.tif", **options)
+    except OSError:
+        pytest.skip("this Pillow does not write it")
+    capfd.readouterr()
+    report = check_coco(file, folder, verify_images="open")
+    (problem,) = report.fatal
+    sentence = f"is TIFF ({form}), which OpenCV does not read here; convert it to 8-bit PNG or JPEG."
+    assert problem.sentence.endswith(sentence)
+    assert "16 bits" not in str(report)
+    assert capfd.readouterr() == ("", ""), "no words of OpenCV's"
+    with pytest.raises(DataError, match="convert it to 8-bit PNG or JPEG"):
+        read_image(folder / "x.tif")
 
 
 def test_what_is_given_twice_is_told(spoil: Spoil) -> None:
