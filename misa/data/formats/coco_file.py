@@ -24,6 +24,7 @@ class CocoFile:
     content: everything but the rows of its tables, or the whole value if it is not an object. images, categories: rows.
     count, masks: the number of annotations, and whether any has a mask. changed: whether normalization changed
     anything, including annotations only after `each_annotation`. texts: whether ids or references were strings.
+    numbers: by table, the numbers in place of ids that were strings.
 
     path: the JSON file. keep: the keys of images to keep; empty for all. see: called with each annotation as read from
     the file.
@@ -40,13 +41,13 @@ class CocoFile:
         self._keep, self._see = frozenset(keep), see
         take = {"images": self._image, "annotations": self._annotation, "categories": self._category}
         self.content: Any = stream_json(path, take, once=TABLES)
-        self._numbers = {key: ids.numbers() for key, ids in self._ids.items()}
-        self.texts |= any(self._numbers.values())
+        self.numbers = {key: ids.numbers() for key, ids in self._ids.items()}
+        self.texts |= any(self.numbers.values())
         self.changed = self.texts
         for row in self.images:
-            self.changed |= plain_id(row, self._numbers["images"]) | plain_image(row)
+            self.changed |= plain_id(row, self.numbers["images"]) | plain_image(row)
         for row in self.categories:
-            plain_id(row, self._numbers["categories"])
+            plain_id(row, self.numbers["categories"])
 
     def _image(self, row: Any) -> None:
         self._ids["images"].see(row)
@@ -101,8 +102,8 @@ class CocoFile:
 
         def plain(row: Any) -> None:
             if isinstance(row, dict):
-                plain_id(row, self._numbers["annotations"])
-                changed = plain_references(row, self._numbers["images"], self._numbers["categories"])
+                plain_id(row, self.numbers["annotations"])
+                changed = plain_references(row, self.numbers["images"], self.numbers["categories"])
                 key = row.get("image_id")
                 changed |= plain_annotation(row, sizes.get(key) if whole(key) else None, areas)
                 self.changed |= changed
@@ -113,20 +114,23 @@ class CocoFile:
 
         stream_json(self.path, {"images": skip, "categories": skip, "annotations": plain})
 
+    def whole(self) -> Any:
+        """Returns the content with all tables, normalized except for areas; any other JSON value unchanged."""
+        if isinstance(self.content, dict):
+            for key, rows in (("images", self.images), ("categories", self.categories)):
+                if self.has(key):
+                    self.content[key] = rows
+            if self.has("annotations"):
+                self.each_annotation(self.content["annotations"].append, areas=False)
+        return self.content
+
 
 def read_coco(path: Path) -> Any:
     """Read a COCO file completely, normalized except for areas; any other JSON value is returned unchanged.
 
     Raises BadJson: it is not valid JSON, or has a table twice.
     """
-    file = CocoFile(path)
-    if isinstance(file.content, dict):
-        for key, rows in (("images", file.images), ("categories", file.categories)):
-            if file.has(key):
-                file.content[key] = rows
-        if file.has("annotations"):
-            file.each_annotation(file.content["annotations"].append, areas=False)
-    return file.content
+    return CocoFile(path).whole()
 
 
 def read_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | None]:

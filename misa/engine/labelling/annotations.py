@@ -19,7 +19,7 @@ from pycocotools import mask as rle
 from misa.data.check.annotations import check_coco, require_usable
 from misa.data.check.masks import broken_runs, mask_fault
 from misa.data.formats.coco import DataError, Split
-from misa.data.formats.coco_file import TABLES, read_coco
+from misa.data.formats.coco_file import TABLES, CocoFile, read_coco
 from misa.data.formats.convert import open_layout
 from misa.data.formats.json_rows import object_file
 from misa.data.formats.plain import is_empty
@@ -48,11 +48,21 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Labels:
-    """Annotations of one file: its content, the image files by id, and the output file."""
+    """Annotations of one file: its content, the image files by id, and the output file.
+
+    texts: by table, the ids that are strings in the file, by the numbers that replace them here.
+    """
 
     content: dict[str, Any]
     files: dict[int, Path]
     out: Path
+    texts: Mapping[str, Mapping[int, str]]
+
+    def original(self, table: str, row: dict[str, Any]) -> dict[str, Any]:
+        """Returns a row of a table with the ids of the file."""
+        references = {"image_id": "images", "category_id": "categories"} if table == "annotations" else {}
+        known = {key: self.texts.get(name, {}) for key, name in {"id": table, **references}.items()}
+        return row | {key: texts[row[key]] for key, texts in known.items() if row[key] in texts}
 
     @cached_property
     def names(self) -> dict[int, str]:
@@ -108,12 +118,14 @@ def open_labels(data: str | Path, out: Path, split: SplitName = "all") -> list[L
     one = len(set(origins.values())) == 1 and (None not in origins.values() or _converted(read))
     if len(read) > 1 and one:
         every = {key: file for own in files.values() for key, file in own.items()}
-        return [Labels(_original(list(read.values()), every), every, out)]
-    several = len(read) > 1
-    return [
-        Labels(_original([content], files[name]), files[name], out.with_stem(f"{out.stem}_{name}") if several else out)
-        for name, content in read.items()
-    ]
+        content, texts = _original(list(read.values()), every)
+        return [Labels(content, every, out, texts)]
+    found = []
+    for name, own in read.items():
+        content, texts = _original([own], files[name])
+        target = out.with_stem(f"{out.stem}_{name}") if len(read) > 1 else out
+        found.append(Labels(content, files[name], target, texts))
+    return found
 
 
 def _converted(read: Mapping[str, dict[str, Any]]) -> bool:
@@ -124,11 +136,18 @@ def _files(content: dict[str, Any], place: Split) -> dict[int, Path]:
     return {image["id"]: place.images / image["file_name"] for image in content["images"]}
 
 
-def _original(contents: list[dict[str, Any]], files: Mapping[int, Path]) -> dict[str, Any]:
-    """The content of the file that a split was made from, restricted to the split's images, without our additions."""
-    first = contents[0]
+def _original(
+    contents: list[dict[str, Any]], files: Mapping[int, Path]
+) -> tuple[dict[str, Any], dict[str, dict[int, str]]]:
+    """The content of the file that a split was made from, restricted to the split's images, without our additions.
+
+    Also returns, by table, its ids that are strings, by the numbers that replace them.
+    """
+    first, texts = contents[0], {}
     if "plain_of" in first:
-        content = read_coco(Path(first["plain_of"]))
+        file = CocoFile(Path(first["plain_of"]))
+        content = file.whole()
+        texts = {table: {number: text for text, number in ids.items()} for table, ids in file.numbers.items()}
     else:
         content = dict(first)
         for key in TABLES[:2]:  # what is in both splits has one id
@@ -141,7 +160,7 @@ def _original(contents: list[dict[str, Any]], files: Mapping[int, Path]) -> dict
     for image in content["images"]:  # read from the images if missing in the file
         image["width"], image["height"] = sizes[image["id"]]
     content["annotations"] = [row for row in content["annotations"] if row["image_id"] in files]
-    return content
+    return content, texts
 
 
 def write(
@@ -157,7 +176,10 @@ def write(
         for key, value in labels.content.items():
             if key == "annotations":
                 kept = (row for row in value if row["iscrowd"] or row["id"] in masks)
-                file.all_rows(key, (a if a["iscrowd"] else labelled(a, masks[a["id"]], tolerance) for a in kept))
+                made = (a if a["iscrowd"] else labelled(a, masks[a["id"]], tolerance) for a in kept)
+                file.all_rows(key, (labels.original(key, a) for a in made))
+            elif key in TABLES:
+                file.all_rows(key, (labels.original(key, row) for row in value))
             elif isinstance(value, list):
                 file.all_rows(key, value)
             elif key != "info":

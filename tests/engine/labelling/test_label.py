@@ -333,6 +333,26 @@ def test_other_formats_keep_their_images(small_run, data, tmp_path):
     assert all("where" not in row for row in found["annotations"] + found["images"])
 
 
+@pytest.mark.parametrize("form", ["img-{}", "{}"])
+def test_text_ids_are_those_of_the_file(small_run, data, tmp_path, form):
+    keys = {"images": ["id"], "annotations": ["id", "image_id", "category_id"], "categories": ["id"]}
+
+    def name(content):
+        for table in keys:
+            for row in content[table]:
+                row.update({key: form.format(row[key]) for key in keys[table]})
+
+    for split in ("train", "val"):
+        change(annotations(data, split), name)
+    single = shutil.copy(annotations(data, "val"), data / "val2017" / "boxes.json")  # with images in both splits
+    for given, out, made in ((data, "layout/m.json", "layout/m_val.json"), (single, "single/m.json", "single/m.json")):
+        label(Job(given, tmp_path / out, run=small_run.folder), device="cpu")
+        found, own = (json.loads(path.read_text()) for path in (tmp_path / made, single))
+        for table in keys:
+            wanted, got = ([[row[key] for key in keys[table]] for row in file[table]] for file in (own, found))
+            assert got == wanted
+
+
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [
