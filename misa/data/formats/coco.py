@@ -25,7 +25,10 @@ EVERY_FORMAT = "docs/data.md shows every format"
 _GIVE = f"give the folder or file of your annotations ({EVERY_FORMAT})"
 # What the readers still need beside files of a suffix that none of them could use.
 _NEEDED = {
-    ".json": "a json must be COCO's (images, annotations, categories) or LabelMe's (shapes)",
+    ".json": (
+        "a json must be COCO's (images, annotations, categories) or LabelMe's (shapes), beside the images or in "
+        "annotations/"
+    ),
     ".xml": "Pascal VOC's xml files must lie beside the images or in Annotations/",
     ".csv": "a csv of boxes must lie beside the images",
     ".txt": "YOLO needs a data.yaml with the class names and the folders of train and val",

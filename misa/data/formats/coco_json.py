@@ -8,6 +8,7 @@ one json      any name, beside its images or a folder of them; or the json itsel
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from misa.data.formats.parts import (
 )
 
 _OTHERS = ("captions", "person_keypoints", "stuff", "panoptic", "image_info")  # published beside the instances
+
+_KEYS = re.compile(rb'"(images|annotations|categories|image_id|file_name)"\s*:')
+_SHAPES = re.compile(rb'"shapes"\s*:')  # LabelMe's key; a category may have this name
 
 
 def find(root: Path) -> list[Part]:
@@ -77,9 +81,8 @@ def _is_coco(path: Path) -> bool:
             ends = (head + file.read()).replace(b"\0", b"")  # UTF-16 as well
     except OSError:
         return False
-    return (
-        sum(f'"{key}"'.encode() in ends for key in (*TABLES, "image_id", "file_name")) >= 2 and b'"shapes"' not in ends
-    )
+    keys = set(_KEYS.findall(ends))
+    return len(keys) >= 2 and not _SHAPES.search(ends)
 
 
 def _images(root: Path, path: Path) -> Path:

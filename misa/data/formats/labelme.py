@@ -1,6 +1,6 @@
 """LabelMe: one JSON file per image with shapes; rectangles give boxes; polygons, circles and masks also give masks.
 
-    *.json beside the images, or such folders in train/ and val/, or in annotations/ beside images/
+    *.json beside the images (also in images/), or such folders in train/ and val/, or in annotations/ beside images/
 
 Shapes with the same label and group_id are one object; points and lines are dropped. Source: the JSON of labelme 5
 (github.com/wkentaro/labelme): shapes (label, points, group_id, shape_type, mask), imagePath, imageHeight, imageWidth.
@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,27 +35,32 @@ from misa.errors import counted
 from misa.errors import number as is_number
 
 _SIDES_OF_CIRCLE = 64
+_KEYS = re.compile(rb'"(shapes|imagePath)"\s*:')
 
 
 def find(root: Path) -> list[Part]:
     """Find the JSON files with shapes in a folder, its splits or its folder of annotations."""
-    if files := _files(root):
-        return [Part(tuple(files), root, "", root)]
-    found = [Part(tuple(files), f, split, f) for f, split in split_folders(root) if (files := _files(f))]
-    if found:
+    if found := _beside(root, root):
         return found
-    inner = child(root, "annotations", "ann", "labels", "json", "labelme")
-    if inner is None:
-        return []
-    if files := _files(inner):
-        return [Part(tuple(files), image_folder(root), "", root)]
-    return [Part(tuple(files), image_folder(root), s, root) for f, s in split_folders(inner) if (files := _files(f))]
+    images = image_folder(root)
+    if (inner := child(root, "annotations", "ann", "labels", "json", "labelme")) is not None:
+        if files := _files(inner):
+            return [Part(tuple(files), images, "", root)]
+        found = [Part(tuple(files), images, split, root) for f, split in split_folders(inner) if (files := _files(f))]
+    return found or _beside(images, root)
+
+
+def _beside(folder: Path, home: Path) -> list[Part]:
+    """Returns the JSON files beside the images in a folder or in its splits."""
+    if files := _files(folder):
+        return [Part(tuple(files), folder, "", home)]
+    return [Part(tuple(files), f, split, f) for f, split in split_folders(folder) if (files := _files(f))]
 
 
 def _files(folder: Path) -> list[Path]:
-    """Returns the JSON files of a folder if the first one is LabelMe's, else none."""
+    """Returns the JSON files of a folder if any is LabelMe's, else none; the reader reports the others."""
     files = files_of(folder, ".json")
-    return files if files and is_labelme(files[0]) else []
+    return files if any(map(is_labelme, files)) else []
 
 
 def is_labelme(path: Path) -> bool:
@@ -62,8 +68,8 @@ def is_labelme(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(4096)
         file.seek(max(file.seek(0, 2) - 4096, 0))
-        ends = head + file.read()
-    return b'"shapes"' in ends or b'"imagePath"' in ends
+        ends = (head + file.read()).replace(b"\0", b"")  # UTF-16 as well
+    return _KEYS.search(ends) is not None
 
 
 def entries(part: Part, report: ReportFault) -> Iterator[Entry]:

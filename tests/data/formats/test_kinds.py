@@ -19,7 +19,7 @@ from misa.data.source import open_source
 from misa.engine.reports.checkup import check_data
 from misa.experiment import Experiment
 from tests.data.formats.test_round_trip import SCENES, read, thing, wanted
-from tests.data.formats.writers import Picture, csv_corners, published, voc
+from tests.data.formats.writers import Picture, csv_corners, labelme_boxes, published, roboflow, voc
 
 Tables = dict[str, list[dict[str, Any]]]
 
@@ -116,6 +116,32 @@ def test_boxes_in_another_form_are_refused(
     assert all(words in report.fatal[0].message for report in check_data(root).reports)
     with pytest.raises(DataError, match=words):
         open_source(Experiment(data="coco"), root)
+
+
+def test_a_coco_class_called_shapes_makes_no_labelme(tmp_path: Path) -> None:
+    """Roboflow's first category is named like the project."""
+    roboflow(tmp_path, SCENES)
+    for path in tmp_path.glob("*/_annotations.coco.json"):
+        tables = json.loads(path.read_text())
+        tables["categories"] = [{"id": 99, "name": "shapes", "supercategory": "none"}, *tables["categories"]]
+        path.write_text(json.dumps({key: tables[key] for key in ("categories", "images", "annotations")}))
+    assert all(report.usable and report.objects for report in check_data(tmp_path).reports)
+
+
+def test_a_json_of_another_kind_hides_no_labelme(tmp_path: Path) -> None:
+    labelme_boxes(tmp_path, SCENES)
+    (tmp_path / "train" / "0.json").write_text('["cat", "dog"]')
+    (problem,) = check_data(tmp_path).reports[0].fatal
+    assert problem.sentence.endswith("0.json: it has no shapes; give LabelMe's files alone, or take this one away.")
+
+
+def test_labelme_beside_the_images_in_their_folder_is_found(tmp_path: Path) -> None:
+    labelme_boxes(tmp_path / "split" / "images", SCENES)
+    shutil.copytree(tmp_path / "split/images/train", tmp_path / "one/images")
+    for name, images, val in (("split", 3, 2), ("one", 2, 1)):
+        layout, reports = open_layout(tmp_path / name), check_data(tmp_path / name).reports
+        assert layout.root == tmp_path / name
+        assert [(report.usable, report.images) for report in reports] == [(True, images), (True, val)]
 
 
 def test_a_csv_with_the_image_sides_alone_is_refused(tmp_path: Path) -> None:
