@@ -15,7 +15,9 @@ class Check(Parameters):
     """Options of `misa check`."""
 
     data_root: str = argument("data set in any format of docs/data.md: a folder, a csv, or one COCO json")
-    images: str = option("", "with one COCO json, the folder of its images (default: beside it)")
+    images: str = option(
+        "", "with one COCO json, the folder of its images (default: beside it, or in images/ or data/ there)"
+    )
     picture: str = option("", "draw 16 images with their boxes here (default: runs/check-<path>.png)")
     no_picture: bool = option(False, "draw nothing")
 

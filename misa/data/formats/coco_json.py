@@ -16,6 +16,7 @@ from typing import Any
 from misa.data.formats.coco import DataError
 from misa.data.formats.coco_file import TABLES, CocoFile
 from misa.data.formats.parts import (
+    SPLITS,
     Boxed,
     Entry,
     Format,
@@ -30,6 +31,7 @@ from misa.data.formats.parts import (
 
 _OTHERS = ("captions", "person_keypoints", "stuff", "panoptic", "image_info")  # published beside the instances
 
+_PLAIN = {"instances", "annotations", "annotation", "labels", "label", "boxes", "bbox", "objects", "coco", "json", "gt"}
 _KEYS = re.compile(rb'"(images|annotations|categories|image_id|file_name)"\s*:')
 _SHAPES = re.compile(rb'"shapes"\s*:')  # LabelMe's key; a category may have this name
 
@@ -48,12 +50,18 @@ def find(root: Path) -> list[Part]:
         files = [] if place is None else _jsons(place)
         by_split: dict[str, list[Path]] = {}
         for path in files:
-            by_split.setdefault(split_in(path.stem), []).append(path)
+            by_split.setdefault(split_in(path.stem) if len(files) > 1 else _split_of_one(path), []).append(path)
         named = {split: paths for split, paths in by_split.items() if split} or by_split
         if files and place is not None:
             chosen = [(split, _only(paths, place)) for split, paths in named.items()]
             return [Part((path,), _images(root, path), split, root) for split, path in chosen if path is not None]
     return []
+
+
+def _split_of_one(path: Path) -> str:
+    """Returns the split of a lone file: my_test_labels.json need not be of the test split, test_labels.json is."""
+    words = set(re.findall("[a-z]+", path.stem.lower())) - SPLITS.keys()
+    return split_in(path.stem) if words <= _PLAIN else ""
 
 
 def _jsons(folder: Path) -> list[Path]:
@@ -83,6 +91,18 @@ def _is_coco(path: Path) -> bool:
         return False
     keys = set(_KEYS.findall(ends))
     return len(keys) >= 2 and not _SHAPES.search(ends)
+
+
+def images_of(path: Path) -> Path:
+    """Returns the folder of images of a json given alone: as in a data set, or its own where the names say so."""
+    folder = _images(path.parent, path)
+    try:
+        rows = [] if folder == path.parent else CocoFile(path, keep=("file_name",)).images
+    except DataError:  # reported by the check
+        rows = []
+    names = [str(row.get("file_name")) for row in rows if isinstance(row, dict)]
+    own = any(not os.path.isfile(folder / name) and os.path.isfile(path.parent / name) for name in names)
+    return path.parent if own else folder
 
 
 def _images(root: Path, path: Path) -> Path:

@@ -10,6 +10,7 @@ from misa.data.check.annotations import Twins, check_coco
 from misa.data.check.image_files import SHARED
 from misa.data.check.report import Problem, Report, Sample
 from misa.data.formats.coco import DataError, PathLike
+from misa.data.formats.coco_json import images_of
 from misa.data.formats.convert import open_layout
 from misa.data.formats.splits import overlap
 from misa.errors import UserError, counted, option_name
@@ -56,7 +57,7 @@ def check_data(data: PathLike, *, images: PathLike | None = None, picture: PathL
     twins: Twins = {}
     options = {"verify_images": "open", "twins": twins, "samples": -(-SAMPLES // 2)}
     if path.suffix.lower() == ".json" and path.is_file():
-        folder = path.parent if images is None else Path(images).expanduser()
+        folder = images_of(path) if images is None else Path(images).expanduser()
         reports = [check_coco(path, folder, purpose="score", **{**options, "samples": SAMPLES})]  # type: ignore[arg-type]
     elif images is not None:
         raise DataError(f"images goes with one COCO json; {path} is not one.")

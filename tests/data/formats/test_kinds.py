@@ -19,7 +19,7 @@ from misa.data.source import open_source
 from misa.engine.reports.checkup import check_data
 from misa.experiment import Experiment
 from tests.data.formats.test_round_trip import SCENES, read, thing, wanted
-from tests.data.formats.writers import Picture, csv_corners, labelme_boxes, published, roboflow, voc
+from tests.data.formats.writers import Picture, coco, csv_corners, draw, labelme_boxes, published, roboflow, voc
 
 Tables = dict[str, list[dict[str, Any]]]
 
@@ -126,6 +126,33 @@ def test_a_coco_class_called_shapes_makes_no_labelme(tmp_path: Path) -> None:
         tables["categories"] = [{"id": 99, "name": "shapes", "supercategory": "none"}, *tables["categories"]]
         path.write_text(json.dumps({key: tables[key] for key in ("categories", "images", "annotations")}))
     assert all(report.usable and report.objects for report in check_data(tmp_path).reports)
+
+
+@pytest.mark.parametrize("prefix", ["", "images/"])
+def test_one_json_is_checked_with_the_images_that_are_read(tmp_path: Path, prefix: str) -> None:
+    """Also where another folder, here of masks, has the same names."""
+    for picture in SCENES:
+        draw(picture, tmp_path / "images" / picture.name)
+        draw(picture, tmp_path / "masks" / picture.name)
+    path = tmp_path / "labels.json"
+    path.write_text(coco(SCENES, lambda picture: prefix + picture.name))
+    (report,) = check_data(path).reports
+    assert (report.usable, report.images) == (True, len(SCENES))
+    assert open_layout(path).train.images == tmp_path
+    path.write_text("{")
+    assert "the file ends too early" in check_data(path).reports[0].fatal[0].message
+
+
+@pytest.mark.parametrize(
+    ("name", "train"), [("my_test_labels", True), ("test_labels", False), ("instances_val", False)]
+)
+def test_a_lone_json_is_of_a_split_if_it_has_its_name(tmp_path: Path, name: str, train: bool) -> None:
+    for picture in SCENES:
+        draw(picture, tmp_path / "images" / picture.name)
+    (tmp_path / f"{name}.json").write_text(coco(SCENES, lambda picture: picture.name))
+    train_report, val = check_data(tmp_path).reports
+    assert bool(train_report.images) == train
+    assert train_report.images + val.images == len(SCENES)
 
 
 def test_a_json_of_another_kind_hides_no_labelme(tmp_path: Path) -> None:
