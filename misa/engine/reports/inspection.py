@@ -102,9 +102,7 @@ def inspect_run(
     """
     _check(resamples, examples, threshold=threshold, good=good)
     _require_page(Path(out or "").expanduser())
-    experiment, source, folder, params = _student(run_folder, data_root)
-    if data_root is not None and predictions is None:
-        _require_same_val(folder, source, params)
+    experiment, source, folder, params = _student(run_folder, data_root, own=predictions is None)
     truth = read_truth(source.val.annotations)
     images = truth.getImgIds()[: experiment.limit]
     found = _detections(_results(folder, predictions), truth, source.root)
@@ -152,14 +150,21 @@ def _check(*counts: int, **shares: float) -> None:
         raise UserError("resamples and examples must be at least 0.")
 
 
-def _student(run_folder: str | Path, data_root: str | Path | None) -> tuple[Experiment, Source, Path, dict[str, Any]]:
-    """Open a run folder (see `opened`) and `warn`; UserError if it is not a student's, or its data has no masks."""
-    found = experiment, source, folder, _ = opened(run_folder, data_root=data_root)
+def _student(
+    run_folder: str | Path, data_root: str | Path | None, *, own: bool
+) -> tuple[Experiment, Source, Path, dict[str, Any]]:
+    """Open a run folder (see `opened`) and `warn`; own: to inspect the run's own predictions.
+
+    Raises UserError: it is not a student's, its data has no masks, or the predictions are of other data.
+    """
+    found = experiment, source, folder, params = opened(run_folder, data_root=data_root)
     if experiment.semantic is not None:
         raise UserError(f"{folder} is a teacher's run; there are instances to inspect in a student's only.")
     if not source.masks:
         what = "has no masks to compare with; only scores of boxes are known there"
         raise UserError(f"the val split of {source.root} {what}.")
+    if own and data_root is not None:
+        _require_same_val(folder, source, params)
     warn(folder, experiment)
     return found
 
