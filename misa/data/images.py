@@ -1,6 +1,6 @@
 """Images to predict on: files, folders of them, and the frames of videos. No annotation file is needed.
 
-Images are read as in training: rotated by their EXIF orientation, 8 bits, three channels; here RGB.
+Images are read as in training: 8 bits, three channels, JPEG, PNG and TIFF turned by their EXIF orientation; here RGB.
 """
 
 import os

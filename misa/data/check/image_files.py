@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from misa.data.check.report import KEPT
@@ -27,6 +28,7 @@ from misa.files import listing
 # The last bytes of a complete file. Decoding 100k images takes many minutes, reading their ends some seconds.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _EXIF_ORIENTATION = 0x0112
+_EXTRA_SAMPLES = 338  # TIFF's tag: 1 and 2 for transparency
 _THREADS = 8
 _AT_ONCE = 2000  # images submitted to the threads at a time
 _MOST_PIXELS = 2**30
@@ -163,6 +165,8 @@ def _look(image: Listed, folder: Path) -> list[Fault]:
     else:
         message = f"the file {path} is {shown} pixels, but {listed} are listed"
         advice = "correct width and height, the boxes are in these pixels"
+        if _UNTURNED in facts.odd:
+            message, advice = f"{message}: it is not turned by its EXIF orientation", "save it upright"
     return [Fault(image, "image-size", message, advice), *faults]
 
 
@@ -170,6 +174,12 @@ def _look(image: Listed, folder: Path) -> list[Fault]:
 _Odd = tuple[str, str, str, Literal["warning", "note"]]
 _GREY: _Odd = ("image-grey", "is gray and is read as three equal channels", "nothing to do", "note")
 _TURNED: _Odd = ("image-turned", "is turned by its EXIF orientation when it is read", "nothing to do", "note")
+_UNTURNED: _Odd = (
+    "image-not-turned",
+    "has an EXIF orientation, by which it is not turned when it is read",
+    "save it upright, if its boxes are of the upright image",
+    "warning",
+)
 _DEEP: _Odd = (
     "image-16-bit",
     "has 16 bits a channel, of which the upper 8 are read",
@@ -180,6 +190,12 @@ _CLEAR: _Odd = (
     "image-alpha",
     "has transparency, which is not read: what is hidden there appears",
     "put it on a background, if that matters",
+    "warning",
+)
+_DARK: _Odd = (
+    "image-alpha",
+    "has transparency, by which its colors are darkened when it is read",
+    "put it on a background",
     "warning",
 )
 _INKS: _Odd = (
@@ -195,7 +211,8 @@ def _odd(picture: Image.Image) -> tuple[_Odd, ...]:
     elif picture.mode in ("1", "L", "LA"):
         found.append(_GREY)
     if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
-        found.append(_CLEAR)
+        extra = getattr(picture, "tag_v2", {}).get(_EXTRA_SAMPLES, (0,))[0]  # OpenCV multiplies RGBA of TIFF by it
+        found.append(_DARK if picture.mode == "RGBA" and extra in (1, 2) and _DEEP not in found else _CLEAR)
     if picture.mode == "CMYK":
         found.append(_INKS)
     return tuple(found)
@@ -233,9 +250,9 @@ def look(path: Path, *, listed: tuple[int, int] | None = None) -> Facts:
                 raise BadFile("image-pixels", message, "cut it into parts")
             # Training's reader rotates by EXIF; where that may matter the reader itself gives the size, by decoding.
             odd, orientation = _odd(picture), _orientation(picture)
+            oriented = 2 <= orientation <= 8
             doubt = orientation >= 5 or (listed is not None and raw != listed)
-            if 2 <= orientation <= 8:
-                odd = (*odd, _TURNED)
+            doubt = doubt or (oriented and picture.format != "JPEG")  # OpenCV turns PNG and TIFF, but not WebP
             if str(picture.format) not in _ENDS and not cv2.haveImageReader(str(path)):
                 message = f"is {picture.format}, which OpenCV does not read here"
                 raise BadFile("image-format", message, "convert it to PNG or JPEG")
@@ -245,8 +262,12 @@ def look(path: Path, *, listed: tuple[int, int] | None = None) -> Facts:
                 if picture.format == "PNG" and _ENDS["PNG"] not in path.read_bytes():
                     raise OSError("its end is missing")
                 doubt = True  # Pillow also decodes what OpenCV does not
-        if doubt:
-            size = _size_as_read(path, picture)
+            pixels = _as_read(path, picture) if doubt else None
+            if pixels is not None:
+                size = pixels.shape[1], pixels.shape[0]
+            if oriented:
+                turned = picture.format == "JPEG" or pixels is None or _is_turned(pixels, picture)
+                odd = (*odd, _TURNED if turned else _UNTURNED)
     except (OSError, ValueError, SyntaxError, cv2.error, Image.DecompressionBombError) as error:
         reason = str(error).split("\n")[0].replace(f" {str(path)!r}", "")
         raise BadFile("image-truncated", f"is truncated or not an image ({reason})", again) from error
@@ -307,11 +328,28 @@ def _orientation(picture: Image.Image) -> int:
         return 9
 
 
-def _size_as_read(path: Path, picture: Image.Image) -> tuple[int, int]:
-    """Returns width and height as training's reader gives them; BadFile if only Pillow reads the file."""
+def _is_turned(pixels: NDArray[np.uint8], picture: Image.Image) -> bool:
+    """Whether the pixels (h w 3) as read are those of the picture turned by its orientation, and not as stored."""
+    step = 1 + int((pixels.shape[0] * pixels.shape[1] / 1e6) ** 0.5)  # about a million pixels tell
+
+    def likeness(image: Image.Image) -> float:
+        band = image if ";16" in image.mode else image.getchannel(0) if image.mode == "LAB" else image.convert("L")
+        grey = np.asarray(band, dtype=np.float32)
+        if grey.shape != pixels.shape[:2]:
+            return -1.0
+        with np.errstate(invalid="ignore", divide="ignore"):  # of an image in one color
+            grey, read = grey[::step, ::step].ravel(), pixels[::step, ::step].mean(2).ravel()
+            return float(np.nan_to_num(np.corrcoef(grey, read)[0, 1]))
+
+    picture.load()  # some formats are turned here
+    return likeness(ImageOps.exif_transpose(picture)) >= likeness(picture)
+
+
+def _as_read(path: Path, picture: Image.Image) -> NDArray[np.uint8]:
+    """Returns the pixels (h w 3) as training's reader gives them; BadFile if only Pillow reads the file."""
     pixels: Any = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
     if pixels is not None:
-        return pixels.shape[1], pixels.shape[0]
+        return np.asarray(pixels, dtype=np.uint8)
     if picture.format in _ENDS:
         raise OSError("OpenCV cannot decode it")
     form = f"{picture.format} (pixels {picture.mode}, compression {picture.info.get('compression', 'unknown')})"

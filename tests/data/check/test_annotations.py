@@ -216,6 +216,40 @@ def test_an_image_turned_by_exif_lists_the_size_that_is_read(spoil: Spoil, name:
     assert sentence.endswith("list the turned size and boxes, or remove the orientation.")
 
 
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("name", ["x.webp", "x.png", "x.tif", "x.jpg"])
+def test_what_is_told_of_an_orientation_is_what_happens(tmp_path: Path, name: str, orientation: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 6), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    Image.fromarray(pixels).convert("RGB").save(tmp_path / name)
+    plain = mmcv.imread(tmp_path / name, flag="grayscale")
+    turn(tmp_path / name, orientation)
+    read = mmcv.imread(tmp_path / name, flag="color").mean(2)
+    turned = read.shape != plain.shape or np.abs(read - plain).mean() > 30
+    said = "is turned by its EXIF orientation" if turned else "by which it is not turned when it is read; save it"
+    size = {"width": read.shape[1], "height": read.shape[0]}
+    tables = {"images": [{"id": 1, "file_name": name, **size}], "categories": [{"id": 1, "name": "cat"}]}
+    row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9]}
+    (tmp_path / "a.json").write_text(json.dumps(tables | {"annotations": [row]}))
+    report = check_coco(tmp_path / "a.json", tmp_path, verify_images="open")
+    assert report.usable
+    assert said in str(report)
+
+
+def test_listed_sides_of_an_image_that_is_not_turned(spoil: Spoil) -> None:
+    file, folder = spoil(lambda data: data["images"][0].update(file_name="a.webp", width=30, height=40))
+    Image.open(folder / "a.jpg").save(folder / "a.webp")
+    turn(folder / "a.webp")
+    assert "it is not turned by its EXIF orientation; save it upright." in message(file, folder)
+
+
+@pytest.mark.parametrize(("name", "words"), [("x.png", "what is hidden there appears"), ("x.tif", "are darkened")])
+def test_what_is_told_of_transparency_is_what_happens(spoil: Spoil, name: str, words: str) -> None:
+    file, folder = spoil(lambda data: data["images"][0].update(file_name=name))
+    Image.new("RGBA", (40, 30), (200, 100, 50, 128)).save(folder / name)
+    assert mmcv.imread(folder / name)[0, 0, 2] == (200 if name == "x.png" else 100)
+    assert words in str(check_coco(file, folder, verify_images="open"))
+
+
 def test_an_orientation_that_swaps_no_sides_and_broken_exif_pass(spoil: Spoil) -> None:
     file, folder = spoil()
     turn(folder / "a.jpg", 3)
