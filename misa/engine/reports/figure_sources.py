@@ -20,6 +20,7 @@ from misa.errors import UserError
 from misa.evaluation.ap import matched, present, read_truth
 from misa.evaluation.bootstrap import Matches, image_scores, matches_of, worst_images
 from misa.experiment import Affinity, Experiment
+from misa.figures.example import Example
 from misa.files import digest, read_json
 from misa.ops.seed_affinity import AffinitySettings
 
@@ -115,6 +116,16 @@ class Sources:
         if run is None:
             raise ValueError("there is no semantic network among the runs.")
         return open_networks(run.folder)
+
+    @cached_property
+    def _examples(self) -> dict[int, Example]:
+        return {}
+
+    def example(self, image_id: int) -> Example:
+        """A validation image with its features; the networks run once for all figures."""
+        if image_id not in self._examples:
+            self._examples[image_id] = self.networks.example(image_id)
+        return self._examples[image_id]
 
     @cached_property
     def affinity_settings(self) -> AffinitySettings:

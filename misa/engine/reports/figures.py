@@ -64,7 +64,7 @@ def _missing1(sources: Sources) -> str:
 
 def _figure3(sources: Sources) -> Figure:
     """Decomposition of the teacher's and the student's features of the first chosen image."""
-    example = sources.networks.example(sources.shown[0])
+    example = sources.example(sources.shown[0])
     inside = example.box_masks().any(dim=0)
     found = {"teacher S": example.features, "student I, adapted": example.adapted, "student I": example.student}
     rows = {name: (values, inside) for name, values in found.items() if values is not None}
@@ -92,7 +92,7 @@ def seeded(sources: Sources) -> list[tuple[Example, Seed]]:
     if sources.networks.experiment.data == "demo":
         examples += [(sources.networks.scene(named_scene(name), name), seed) for name, seed in _SCENES.items()]
     for image_id in sources.shown:
-        example = sources.networks.example(image_id)
+        example = sources.example(image_id)
         if len(example.labels):
             examples.append((example, deepest(example)))
     return examples[:5]
