@@ -282,6 +282,9 @@ def test_stages_that_end_with_a_module_without_parameters_can_be_frozen():
     assert (
         sum(value.ndim == 4 for name, value in named if name in frozen) == 4
     )  # convolutions up to the last at stride 4
+    backbone.plan = backbone.plan._replace(modules=(named[len(frozen)][0].rpartition(".")[0],))
+    backbone._freeze()
+    assert not named[len(frozen)][1].requires_grad, "a stage of one layer, with parameters"
     every = build_backbone(backbone_config("timm:vgg11_bn", pretrained=False, frozen_stages=4))
     assert not any(parameter.requires_grad for parameter in every.parameters())
     with pytest.raises(UserError, match=r"frozen_stages is 5; a backbone has 4 stages: give -1 \(none\) to 4"):
