@@ -130,7 +130,7 @@ class Affinity:
     saliency: bool = False  # A^c, Eq. 12
     balance: float = 0.7  # weight of A^f or A^c against the color affinity A
     tree_bandwidth: float = 0.01
-    refine_bandwidth: float = 0.07
+    refine_bandwidth: float | None = 0.07  # None: a single pass along the tree
     window: int = 5
     local_bandwidth: float = 0.15
     local_steps: int = 20
@@ -157,6 +157,29 @@ class Affinity:
     # The share of a pseudo mask's range in its box that is stretched to one half, its range to [0, 1]; 0: as averaged.
     stretch: float = _later(0.0)
 
+    def __post_init__(self) -> None:
+        if self.feature and self.saliency:
+            raise ValueError("Affinity has feature and saliency; A^c stands in for A^f, choose one of them.")
+        if self.feature and self.semantic_values != "channels":
+            raise ValueError("Affinity.semantic_values is of saliency; A^f compares the channels of S themselves.")
+        if self.kernels and self.kernels[0] in ("feature", "saliency"):
+            raise ValueError(f"Affinity.kernels begins with {self.kernels[0]}, which can only be the second.")
+        if not 0 <= self.stretch < 1:
+            raise ValueError(f"Affinity.stretch is {self.stretch}; it must be a share below 1, or 0 for none.")
+        if self.window < 1 or self.window % 2 == 0:
+            raise ValueError(f"Affinity.window is {self.window}; it must be odd.")
+        if not self.pamr_dilations or min((self.pamr_steps, *self.pamr_dilations)) < 1:
+            raise ValueError("Affinity: pamr_dilations (one or more) and pamr_steps must be at least 1.")
+        if self.local_steps < 1:
+            raise ValueError(f"Affinity.local_steps is {self.local_steps}; it must be at least 1.")
+        positive = ("tree_bandwidth", "refine_bandwidth", "local_bandwidth", "semantic_scale", "window_share")
+        for name in positive:
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise ValueError(f"Affinity.{name} is {value}; it must be a positive number.")
+        for name in ("balance", "global_weight", "local_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"Affinity.{name} is {getattr(self, name)}; it must be a number of 0 or more.")
+
 
 @dataclass(frozen=True)
 class Distillation:
@@ -177,6 +200,15 @@ class Distillation:
     fg_weight: float = 10.0
     weight: float = 1.0  # of L_trans in the total loss; the paper gives none
     unit: Literal["raw", "spread"] = _later("raw")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.radius < math.inf:
+            raise ValueError(f"Distillation.radius is {self.radius}; it must be a number of bins of 0 or more.")
+        if not 0 <= self.scale <= 1:
+            raise ValueError(f"Distillation.scale is {self.scale}; it must be from 0 to 1, as Eq. 4's α.")
+        for name in ("bg_weight", "fg_weight", "weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"Distillation.{name} is {getattr(self, name)}; it must be a number of 0 or more.")
 
 
 @dataclass(frozen=True)
@@ -327,8 +359,6 @@ class Experiment:
     start: str = _later("")
 
     def __post_init__(self) -> None:
-        if self.affinity is not None and self.affinity.feature and self.affinity.saliency:
-            raise ValueError("Affinity has feature and saliency; A^c stands in for A^f, choose one of them.")
         _check_choices(self)
         self._check_student()
         self._check_objective()
@@ -339,19 +369,8 @@ class Experiment:
                 raise ValueError(f"Schedule.{name} is {getattr(schedule, name)}; it is too small.")
         if not (schedule.lr > 0 and schedule.weight_decay >= 0 and schedule.clip > 0):
             raise ValueError("Schedule: lr and clip must be positive, weight_decay at least 0.")
-        if self.affinity is not None and self.affinity.feature and self.affinity.semantic_values != "channels":
-            raise ValueError("Affinity.semantic_values is of saliency; A^f compares the channels of S themselves.")
-        kernels = self.affinity.kernels if self.affinity is not None else None
-        if kernels and kernels[0] in ("feature", "saliency"):
-            raise ValueError(f"Affinity.kernels begins with {kernels[0]}, which can only be the second.")
-        if self.affinity is not None and self.affinity.window_share is not None and not self.affinity.window_share > 0:
-            raise ValueError(f"Affinity.window_share is {self.affinity.window_share}; it must be positive, or None.")
-        if self.affinity is not None and not 0 <= self.affinity.stretch < 1:
-            raise ValueError(f"Affinity.stretch is {self.affinity.stretch}; it must be a share below 1, or 0 for none.")
-        if self.affinity is not None and (self.affinity.window < 3 or self.affinity.window % 2 == 0):
-            raise ValueError(f"Affinity.window is {self.affinity.window}; it must be odd and at least 3.")
-        if self.affinity is not None and min(self.affinity.pamr_steps, *self.affinity.pamr_dilations) < 1:
-            raise ValueError("Affinity: pamr_dilations and pamr_steps must be at least 1.")
+        if self.affinity is not None and self.affinity.window < 3:
+            raise ValueError(f"Affinity.window is {self.affinity.window}; a row needs neighbors, 3 or more.")
 
     def _check_student(self) -> None:
         """Raise ValueError if the student does not support the row's supervision."""

@@ -297,27 +297,25 @@ def affinities(own: Affinity, readings: Mapping[str, Mapping[str, Any]], *, taug
                 f"reading {name!r}: Affinity has no field {unknown[0]!r}{did_you_mean(unknown[0], vars(base))}"
             )
         named = {"window_share": None} if "window" in changes else {}  # a share would replace the window
-        affinity = replace(base, **{**named, **changes})
-        if not 0 <= affinity.stretch < 1:
-            raise UserError(f"reading {name!r}: stretch is {affinity.stretch}; give a share below 1, or 0 for none.")
-        _try(name, affinity)
+        try:
+            affinity = replace(base, **{**named, **changes})
+            _try(affinity)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"reading {name!r}: {error}") from error
         if taught or not (affinity.feature or affinity.saliency):
             found[name] = affinity
     return found
 
 
-def _try(name: str, affinity: Affinity) -> None:
-    """Propagate a mask of 8 x 8 pixels; UserError if the reading's values do not allow it."""
+def _try(affinity: Affinity) -> None:
+    """Propagate a mask of 8 x 8 pixels; TypeError or ValueError if the affinity's values do not allow it."""
     one, label = torch.zeros(1, 8, 8), torch.zeros(1, dtype=torch.long)
     row = torch.ones(1, 1)
-    try:
-        layer = Classifier(row, row[0], row[0], row[0, 0])
-        with_s = affinity.feature or affinity.saliency
-        prior = reading_of(affinity, one[None], layer, torch.ones_like(one, dtype=torch.bool)) if with_s else None
-        images = torch.zeros(1, 3, 8, 8)
-        pseudo_masks(one, one.bool(), images, label, affinity=affinity, labels=label, prior=prior)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"reading {name!r}: {error}") from error
+    layer = Classifier(row, row[0], row[0], row[0, 0])
+    with_s = affinity.feature or affinity.saliency
+    prior = reading_of(affinity, one[None], layer, torch.ones_like(one, dtype=torch.bool)) if with_s else None
+    images = torch.zeros(1, 3, 8, 8)
+    pseudo_masks(one, one.bool(), images, label, affinity=affinity, labels=label, prior=prior)
 
 
 @torch.no_grad()

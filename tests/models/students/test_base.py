@@ -1,6 +1,7 @@
 """MISA: which parameters are trained, which are frozen, and the baseline with all terms switched off."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -199,6 +200,29 @@ def test_readings_that_contradict_themselves_are_refused():
         MISA.but(affinity={"window_share": 0.0})
     with pytest.raises(ValueError, match="semantic_norm is 'batch'; choose one of none, channel, pixel"):
         MISA.but(affinity={"semantic_norm": "batch"})
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        *(("affinity", "local_steps", value) for value in (0, -3)),
+        *(
+            ("affinity", name, value)
+            for name in ("tree_bandwidth", "local_bandwidth")
+            for value in (0.0, -0.1, math.nan)
+        ),
+        *(("affinity", name, -1.0) for name in ("refine_bandwidth", "semantic_scale", "balance", "global_weight")),
+        *(("affinity", "window", value) for value in (1, 4, -3)),
+        *(("affinity", "pamr_dilations", value) for value in ((), (0, 1))),
+        *(("distillation", "radius", value) for value in (-1.0, math.inf)),
+        *(("distillation", "scale", value) for value in (-0.1, 1.5, math.nan)),
+        *(("distillation", name, -1.0) for name in ("weight", "bg_weight", "fg_weight")),
+    ],
+)
+def test_a_row_with_an_impossible_value_is_refused_before_it_trains(part, name, value):
+    """Zero or a negative number of steps would leave the masks as they are, in silence."""
+    with pytest.raises(ValueError, match=rf"{part.capitalize()}.*{name}"):
+        MISA.but(**{part: {name: value}})
 
 
 def test_distillation_has_a_weight(batch):
