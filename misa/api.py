@@ -511,7 +511,9 @@ def _as_image(image: Images) -> NDArray[np.uint8]:
         if not turned.mode.startswith(("I", "F")):
             return np.asarray(turned.convert("RGB"), dtype=np.uint8)
         gray = np.asarray(turned)  # more than 8 bits, which convert("RGB") would clip
-        upper = (gray >> 8).astype(np.uint8) if turned.mode.startswith("I;16") else gray  # as OpenCV reads files
+        # The pixels of a file have 16 bits, of which OpenCV keeps the upper ones; those of any other "I" are unknown.
+        of_16_bits = turned.mode.startswith("I;16") or (turned.mode == "I" and image.format in ("PNG", "PPM"))
+        upper = (gray >> 8).astype(np.uint8) if of_16_bits else gray
         return _of_8_bits(upper[..., None].repeat(3, axis=2))
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3:

@@ -188,6 +188,15 @@ def test_a_pil_image_of_more_than_8_bits_is_scaled_as_its_file_is(tmp_path, mode
     np.testing.assert_array_equal(as_images(picture)[0][0], expected)
 
 
+def test_a_pgm_of_16_bits_is_read_alike_from_its_path_and_as_a_pil_image(tmp_path):
+    """Pillow opens it in mode "I", of 32 bits."""
+    ramp = np.arange(65536, dtype=">u2").reshape(256, 256)
+    (tmp_path / "ramp.pgm").write_bytes(b"P5 256 256 65535\n" + ramp.tobytes())
+    with Image.open(tmp_path / "ramp.pgm") as picture:
+        assert picture.mode == "I"
+        np.testing.assert_array_equal(as_images(picture)[0][0], as_images(tmp_path / "ramp.pgm")[0][0])
+
+
 @pytest.mark.parametrize(
     ("image", "words"),
     [
