@@ -38,6 +38,7 @@ from misa.files import listing
 
 # Shares are rounded when written, so boxes at the border may exceed the image slightly.
 _SLACK = 0.01
+_MOST_CLASSES = 100_000  # numbers without a name get one, so that a number mistyped would fill the memory
 
 
 def find(root: Path) -> list[Part]:
@@ -114,6 +115,9 @@ def _class_names(part: Part) -> list[str]:
     names = _content(part.files[0]).get("names")
     if isinstance(names, dict) and names and all(str(key).isascii() and str(key).isdecimal() for key in names):
         names = {int(key): name for key, name in names.items()}
+        if max(names) >= _MOST_CLASSES:
+            message = f"{part.files[0]} names class {max(names)}; classes are numbered from 0"
+            raise DataError(f"{message}: number them without gaps, in the text files as well.")
         names = [names.get(i, f"class {i}") for i in range(max(names) + 1)]
     if not isinstance(names, list) or not names:
         raise DataError(f"{part.files[0]} has no names: add `names: [...]`, the classes in the order of their numbers.")

@@ -118,6 +118,9 @@ def test_a_number_beyond_the_names_is_an_error_and_classes_txt_no_substitute(tmp
     yolo(tmp_path / "none", "[]")
     with pytest.raises(DataError, match="has no names"):
         open_layout(tmp_path / "none")
+    yolo(tmp_path / "far", "{0: zebra, 99999999999: cat}")
+    with pytest.raises(DataError, match="names class 99999999999; classes are numbered from 0"):
+        open_layout(tmp_path / "far")
 
 
 def test_the_training_split_says_which_classes_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
