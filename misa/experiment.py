@@ -317,6 +317,11 @@ class Objective:
                 f"{type(self).__name__} is of the module {type(self).__module__}; an objective belongs into a file of "
                 f"{_OBJECTIVES}, by whose name a run finds it again."
             )
+        if not _is_named_like(type(self).__name__, kind):
+            raise ValueError(
+                f"{type(self).__name__} is in {kind}.py of {_OBJECTIVES}, where a run does not find it again; name "
+                "class and file alike, as FillShare and fill_share.py."
+            )
         return kind
 
 
@@ -517,16 +522,24 @@ def _check_choices(value: Any) -> None:
 
 
 def objective_from(values: dict[str, Any]) -> Objective:
-    """Build an objective from its plain values and `kind`; ValueError if the kind is unknown."""
+    """Build an objective from its plain values and `kind`; ValueError if the kind is unknown or its class not found."""
     values = dict(values)
     kind, package = values.pop("kind", None), importlib.import_module(_OBJECTIVES)
     known = sorted({module.name for module in pkgutil.iter_modules(package.__path__)} - {"base"})
     if kind not in known:  # never import another module: the name may come from an untrusted file
         raise ValueError(f"there is no objective {kind!r}; the objectives are {', '.join(known)}.")
     module = importlib.import_module(f"{_OBJECTIVES}.{kind}")
-    (own,) = (value for name, value in vars(module).items() if name.lower() == kind and isinstance(value, type))
+    named = [value for name, value in vars(module).items() if isinstance(value, type) and _is_named_like(name, kind)]
+    if len(named) != 1:
+        raise ValueError(f"{kind}.py of {_OBJECTIVES} needs one class named like it, as FillShare in fill_share.py.")
+    (own,) = named
     built: Objective = _build(own, values)
     return built
+
+
+def _is_named_like(name: str, kind: str) -> bool:
+    """Whether a class has the name of its objective's file, in CamelCase."""
+    return name.lower() == kind.replace("_", "")
 
 
 def _build(kind: Any, values: Any) -> Any:

@@ -1,5 +1,6 @@
 """Objectives as values: ramps, and rows that name one."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import misa.objectives
 from misa.experiment import Affinity, Experiment, Objective, objective_from, require_types
 from misa.objectives.base import BoxObjective, Ramp
 from misa.objectives.misa import MISA
@@ -63,6 +65,50 @@ def test_an_objective_belongs_into_its_room():
         BARE.but(objective=Own()).values()
     with pytest.raises(ValueError, match=r"belongs into a file of misa\.objectives"):
         Objective().kind  # noqa: B018
+
+
+OWN = """
+from dataclasses import dataclass
+
+from misa.objectives.base import BoxObjective
+
+
+@dataclass(frozen=True)
+class FillShare(BoxObjective):
+    weight: float = 1.0
+"""
+
+
+@pytest.fixture
+def own_objective(tmp_path, monkeypatch):
+    """Returns a function that imports the objective FillShare from a file of that name in misa/objectives."""
+    monkeypatch.setattr(misa.objectives, "__path__", [*misa.objectives.__path__, str(tmp_path)])
+    made = []
+
+    def imported(name):
+        (tmp_path / f"{name}.py").write_text(OWN)
+        importlib.invalidate_caches()
+        made.append(name)
+        return importlib.import_module(f"misa.objectives.{name}").FillShare
+
+    yield imported
+    for name in made:
+        sys.modules.pop(f"misa.objectives.{name}", None)
+        vars(misa.objectives).pop(name, None)
+
+
+@pytest.mark.parametrize("file", ["fill_share", "fillshare"])
+def test_a_class_in_camel_case_is_found_in_a_file_of_several_words(own_objective, file):
+    row = BARE.but(objective=own_objective(file)(weight=2.0))
+    assert row.values()["objective"] == {"kind": file, "weight": 2.0}
+    assert Experiment.from_values(row.values()) == row
+
+
+def test_a_class_that_is_not_named_like_its_file_is_refused_by_name(own_objective):
+    with pytest.raises(ValueError, match=r"FillShare is in share\.py of misa\.objectives, .*name class and file alike"):
+        BARE.but(objective=own_objective("share")()).values()
+    with pytest.raises(ValueError, match=r"share\.py of misa\.objectives needs one class named like it"):
+        objective_from({"kind": "share"})
 
 
 @pytest.mark.parametrize(
