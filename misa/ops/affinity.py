@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from misa.errors import NotFinite
-from misa.ops.axes import images, single
+from misa.ops.axes import check_shapes, images, single
 from misa.ops.neighbors import Offset, inside, shift, window_offsets
 
 Sigma = Literal["image", "window"] | float
@@ -98,7 +98,8 @@ def promote(values: Tensor) -> Tensor:
 
 
 def reweight(features: Float[Tensor, "d h w"], saliency_factors: Float[Tensor, "c d"]) -> Float[Tensor, "c d h w"]:
-    """Return S^c = K^c · S, channel by channel (Eq. 11)."""
+    """Return S^c = K^c · S, channel by channel (Eq. 11). Raises ValueError if their channels differ."""
+    check_shapes("reweight", features=(features, "d h w"), saliency_factors=(saliency_factors, "c d"))
     return saliency_factors[:, :, None, None] * features
 
 
@@ -191,6 +192,7 @@ def pairwise_affinity(
     """
     if values.dim() != 4:
         raise ValueError(f"pairwise_affinity needs values of shape (b, d, h, w): they are {tuple(values.shape)}.")
+    check_shapes("pairwise_affinity", values=(values, "b d h w"), channel_weights=(channel_weights, "c d"))
     check_finite("pairwise_affinity: values", values)
     offsets = window_offsets(window, dilation)
     values = promote(values)
@@ -216,7 +218,12 @@ def saliency_affinity(
     labels: Int[Tensor, " n"] | None = None,
     **options: object,
 ) -> Float[Tensor, "n k h w"]:
-    """Return A^c (Eq. 11–12) for every category, or with `labels` for the category of each instance."""
+    """Return A^c (Eq. 11–12) for every category, or with `labels` for the category of each instance.
+
+    `options` are those of `pairwise_affinity`, and so are the errors.
+    """
+    shapes = {"features": (features, "d h w"), "saliency_factors": (saliency_factors, "c d"), "labels": (labels, "n")}
+    check_shapes("saliency_affinity", **shapes)
     if labels is not None:
         saliency_factors = saliency_factors[labels]
     return pairwise_affinity(features[None], channel_weights=saliency_factors, **options)[0]  # type: ignore[arg-type]

@@ -45,8 +45,9 @@ class Join:
             raise ValueError(f"an affinity needs a balance of 0 or more: it is {self.balance}.")
         if not 0 < self.factor < math.inf:
             raise ValueError(f"an affinity needs a positive semantic_scale: it is {self.factor}.")
-        if not isinstance(self.sigma, str) and not 0 < self.sigma < math.inf:
-            raise ValueError(f"an affinity needs a semantic_sigma by name or positive: it is {self.sigma}.")
+        known = self.sigma in ("image", "window") if isinstance(self.sigma, str) else 0 < self.sigma < math.inf
+        if not known:
+            raise ValueError(f"an affinity needs a semantic_sigma by name or positive: it is {self.sigma!r}.")
 
 
 SUM = Join()
@@ -276,6 +277,8 @@ class Guides:
         `join.form` "sum": numerators and denominators of both affinities are added, each on its own trees. "embedding":
         the second affinity measures the edges of the images' trees. "product": the kernels multiply, on one joint tree.
         """
+        if join.sigma == "window":
+            raise ValueError("propagate_global knows semantic_sigma 'image' or a number: a tree has no window.")
         sigmas = [(its.sigma or bandwidth) ** 2 for its in self.first.values()]
         squared = torch.tensor(sigmas, dtype=self.lengths.dtype).to(self.lengths.device, non_blocking=True)
         s = self.lengths / squared[:, None]

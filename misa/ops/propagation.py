@@ -130,7 +130,8 @@ def propagate_global(
     if guide.dim() == 4 and semantic is not None:
         raise ValueError("propagate_global takes a semantic guide with one guide (d, h, w) for all masks only.")
     if tree is not None and (tree.h, tree.w) != masks.shape[-2:]:
-        raise ValueError(f"propagate_global: the tree spans {tree.h} x {tree.w} pixels, masks are {masks.shape[-2:]}.")
+        h, w = masks.shape[-2:]
+        raise ValueError(f"propagate_global: the tree spans {tree.h} x {tree.w} pixels, masks are {h} x {w}.")
     if len(masks) == 0:
         return masks.clone()
     values = masks.float()
@@ -244,6 +245,8 @@ def propagate_pamr(
     join = Join(balance, form, factor=semantic_scale)
     if guide.dim() != 3:
         raise ValueError(f"propagate_pamr needs one guide (d, h, w) for all masks: it is {tuple(guide.shape)}.")
+    if not sharpness > 0 or steps < 0:
+        raise ValueError(f"propagate_pamr needs sharpness > 0 and steps ≥ 0: they are {sharpness} and {steps}.")
     if len(masks) == 0:
         return masks.clone()
     guides = _guides(masks, guide, semantic, labels, saliency, valid)

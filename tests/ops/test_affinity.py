@@ -154,3 +154,17 @@ def test_large_numbers_are_finite():
     values[0, 0, 1, 1] = -torch.inf
     with pytest.raises(ValueError, match="NaN or Inf"):
         check_finite("values", values)
+
+
+def test_factors_of_other_channels_are_refused_and_not_broadcast(rng):
+    features = torch.rand(4, 5, 6, generator=rng)
+    for channels in (1, 3):
+        factors = torch.ones(2, channels)
+        with pytest.raises(ValueError, match=r"reweight needs features \(d, h, w\) and saliency_factors \(c, d\)"):
+            reweight(features, factors)
+        with pytest.raises(ValueError, match=r"pairwise_affinity needs .* and channel_weights \(c, d\)"):
+            pairwise_affinity(features, channel_weights=factors)
+        with pytest.raises(ValueError, match=r"saliency_affinity needs .* and saliency_factors \(c, d\)"):
+            saliency_affinity(features, factors)
+    with pytest.raises(ValueError, match=r"and labels \(n\): they are .* and \(1, 2\)"):
+        saliency_affinity(features, torch.ones(2, 4), torch.zeros(1, 2).long())

@@ -813,7 +813,7 @@ def test_wrong_input_is_named(rng):
         propagate_global(masks, guide, bandwidth=0.0)
     with pytest.raises(ValueError, match="one guide per mask"):
         propagate_global(masks, guide.expand(2, -1, -1, -1), bandwidth=0.1)
-    with pytest.raises(ValueError, match="spans 4 x 4"):
+    with pytest.raises(ValueError, match="spans 4 x 4 pixels, masks are 4 x 5"):
         propagate_global(masks, guide, bandwidth=0.1, tree=minimum_spanning_tree(guide[..., :4]))
     with pytest.raises(ValueError, match="'sum', 'embedding' and 'product'"):
         propagate_global(masks, guide, bandwidth=0.1, semantic=sem, labels=torch.zeros(3).long(), global_form="max")
@@ -831,6 +831,15 @@ def test_wrong_input_is_named(rng):
         propagate_local(masks, guide, window=4)
     with pytest.raises(ValueError, match="steps"):
         propagate_local(masks, guide, steps=-1)
+    for bad in ({"steps": -1}, {"sharpness": 0.0}, {"sharpness": math.nan}):
+        with pytest.raises(ValueError, match="sharpness > 0 and steps ≥ 0"):
+            propagate_pamr(masks, guide, **bad)
+    taught = {"semantic": sem, "labels": torch.zeros(3).long()}
+    with pytest.raises(ValueError, match="semantic_sigma 'image' or a number: a tree has no window"):
+        propagate_global(masks, guide, bandwidth=0.1, semantic_sigma="window", **taught)
+    for function in (partial(propagate_global, bandwidth=0.1), propagate_local):
+        with pytest.raises(ValueError, match="semantic_sigma by name or positive: it is 'windows'"):
+            function(masks, guide, semantic_sigma="windows", **taught)
     for bad in (-1.0, math.nan, math.inf):
         for function in (partial(propagate_global, bandwidth=0.1), propagate_local, propagate_pamr):
             with pytest.raises(ValueError, match="balance of 0 or more"):
