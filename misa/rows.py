@@ -121,7 +121,7 @@ def described(name: str, row: Experiment, comparison: Comparison | None = None) 
     if row.semantic is not None:
         source = "true masks" if row.supervision == "mask" else _LABELS[row.semantic.labels]
         if row.supervision == "box" and row.semantic.labels == "objectives" and row.semantic.sure_weight:
-            source += " and its own sure answers"
+            source += " and self-training"
         text = f"semantic teacher ({backbone}) from {source}"
     else:
         parts = [f"{row.student} ({backbone}) from {'masks' if row.supervision == 'mask' else 'boxes'}"]

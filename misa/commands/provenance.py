@@ -1,6 +1,6 @@
 """Print the provenance of a figure, or of all in a folder, and the command that draws it again.
 
-example: misa provenance runs/figures/figure4.pdf
+example: misa provenance runs/figures/demo-long-seed0/figure4.pdf
 """
 
 from pathlib import Path

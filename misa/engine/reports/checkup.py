@@ -47,7 +47,7 @@ class Checkup:
 
 
 def check_data(data: PathLike, *, images: PathLike | None = None, picture: PathLike | None = None) -> Checkup:
-    """Check a dataset: a folder in COCO layout, of VOC xml or csv, a csv, or one COCO json with its image folder.
+    """Check a dataset in any format of docs/data.md; `images`: the image folder of a single COCO json.
 
     Every image file is opened; duplicates are reported, also across splits. picture: file for a drawing of some images
     with their boxes, or None.
