@@ -6,9 +6,9 @@
     teacher = misa.load_teacher("torchvision:deeplabv3_resnet50")
     scene = teacher.see("photo.jpg", boxes=[[385, 60, 600, 357]], labels=["cat"])
 
-An image is a path, a PIL image, a uint8 RGB array (H W 3) or a tensor (3 H W). One image gives one result; a list, or
-an array with a batch axis, gives a list of results. Boxes are xyxy and seeds (row, column), both in pixels of the
-image. Axes: n instance · H, W height and width of the image.
+An image is a path, a PIL image, an RGB array (H W 3), a gray one (H W) or an RGB tensor (3 H W), of uint8 or floats 0
+to 1. One image gives one result; a list, or an array with a batch axis, gives a list of results. Boxes are xyxy and
+seeds (row, column), both in pixels of the image. Axes: n instance · H, W height and width of the image.
 """
 
 import base64

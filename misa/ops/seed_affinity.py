@@ -27,11 +27,20 @@ KERNELS: tuple[Kernel, ...] = ("color", "feature", "saliency", "enhanced")
 
 @dataclass(frozen=True)
 class AffinitySettings:
-    """Parameters that §3.3 leaves open. The bandwidths of color are APro's ζ_s and ζ_gl for SOLOv2."""
+    """Parameters that §3.3 leaves open. The bandwidths of color are APro's ζ_s and ζ_gl for SOLOv2.
 
-    local_bandwidth: float = 0.15  # of A, in units of the normalized colors
-    tree_bandwidth: float = 0.01  # of A along the tree
-    semantic_scale: float = 1.0  # times σ of S or S^c
+    local_bandwidth: of A, in units of the normalized colors.
+    tree_bandwidth: of A along the tree.
+    semantic_scale: bandwidth of A^f and A^c, as a factor on σ of S or S^c.
+    balance: weight of A^c against A.
+    window: side of the propagation's window, odd.
+    steps: iterations of the propagation in windows.
+    form: "sum" is Eq. 13; "product" is A · (A^c)^balance.
+    """
+
+    local_bandwidth: float = 0.15
+    tree_bandwidth: float = 0.01
+    semantic_scale: float = 1.0
     balance: float = 0.7
     window: int = 5
     steps: int = 20
