@@ -49,15 +49,15 @@ class Network:
     backbone: str = "resnet50"  # a row of `misa.models.backbones.BACKBONES`, or "timm:<model>"
     base_channels: int = 64  # of a ResNet
     pretrained: bool = True  # ImageNet weights; off: from scratch
-    frozen_stages: int = 1
+    frozen_stages: int = 1  # the stem and as many stages of the backbone are not trained; -1: all are
     norm_eval: bool = True  # keep the backbone's BatchNorm statistics fixed
     neck_channels: int = 256
     head_channels: int = 512
     mask_channels: int = 128
     feature_channels: int = 256  # D' of Eq. 2
-    stacked_convs: int = 4
-    strides: tuple[int, ...] = (8, 8, 16, 32, 32)
-    grids: tuple[int, ...] = (40, 36, 24, 16, 12)
+    stacked_convs: int = 4  # of the head's towers
+    strides: tuple[int, ...] = (8, 8, 16, 32, 32)  # of the head's levels
+    grids: tuple[int, ...] = (40, 36, 24, 16, 12)  # cells on a side of each level
     scale_ranges: tuple[tuple[int, int], ...] = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
     queries: int = _later(100)
     encoder_layers: int = _later(6)
@@ -125,18 +125,19 @@ class Affinity:
     the square to which the tree's image is resized, 96 in APro's Mask2Former; None keeps the masks' size.
     """
 
-    mode: Literal["apro", "pamr"] = "apro"
+    mode: Literal["apro", "pamr"] = "apro"  # a global and a local term, or PAMR's single one (Table 5)
     feature: bool = False  # A^f, Eq. 10
     saliency: bool = False  # A^c, Eq. 12
     balance: float = 0.7  # weight of A^f or A^c against the color affinity A
     tree_bandwidth: float = 0.01
-    refine_bandwidth: float | None = 0.07  # None: a single pass along the tree
-    window: int = 5
+    refine_bandwidth: float | None = 0.07  # of the second pass, guided by the first one's result; None: a single pass
+    window: int = 5  # side of the local term's window, odd
     local_bandwidth: float = 0.15
-    local_steps: int = 20
+    local_steps: int = 20  # iterations in the window
     global_weight: float = 2.0
     local_weight: float = 1.0
     global_size: int | None = _later(None)
+    # Of |M̂ − M| (Eq. 15): the mean of each box, then over the instances; or the mean over the pixels of all boxes.
     reduction: Literal["box_mean", "box_ratio"] = _later("box_mean")
     # How A^f or A^c is combined with A: "sum" is Eq. 13, "product" is low where either is. PAMR uses the local form.
     global_form: Literal["sum", "embedding", "product"] = _later("sum")
@@ -192,8 +193,8 @@ class Distillation:
     smaller one 10 bins are nearly the whole spectrum, and almost nothing is left to distill inside the boxes.
     """
 
-    frequency: bool = True
-    space: bool = True
+    frequency: bool = True  # the low band and the high one are compared apart
+    space: bool = True  # background and boxes are compared apart; with both, each region has one band (Eq. 6)
     radius: float = 10.0  # t, in frequency bins of the feature map
     scale: float = 0.2  # theta
     bg_weight: float = 6.0
