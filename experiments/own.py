@@ -3,7 +3,7 @@
 misa train experiments/own.py:small --data-root path/to/folder
 misa train experiments/own.py:medium --data-root path/to/folder
 
-With a GPU and ImageNet weights, start with a recipe of table1_coco.py instead.
+With ImageNet weights, start with photos:box on a CPU, or with a recipe of table1_coco.py on a GPU.
 """
 
 from misa.experiment import TINY, Affinity, Augmentation, Experiment, Inference, Schedule
