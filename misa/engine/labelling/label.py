@@ -144,10 +144,10 @@ class Labelled:
             lines.append(f"left out: {counted(self.omitted, 'box', 'boxes')} without a pixel of the image")
         if self.truth is not None:
             known = np.isfinite(self.truth)
-            rank = spearmanr(self.quality[known], self.truth[known]).statistic
             lines.append(
                 f"against {counted(int(known.sum()), 'true mask')}: mean IoU {self.truth[known].mean():.3f}, mean "
-                f"quality {self.quality[known].mean():.3f}, rank correlation (Spearman) {rank:.3f}"
+                f"quality {self.quality[known].mean():.3f}, rank correlation (Spearman) "
+                f"{_rank_correlation(self.quality[known], self.truth[known])}"
             )
         return "\n".join([*filter(None, [self.smoke]), *lines, *map(str, self.files)])
 
@@ -360,6 +360,13 @@ def _put(made: Path, path: Path, base: Path) -> Path:
     write_json(base / _WRITTEN, written)
     os.replace(made, path)
     return path
+
+
+def _rank_correlation(quality: NDArray[np.float64], truth: NDArray[np.float64]) -> str:
+    """Spearman's coefficient as text; it is not defined where all values are equal, as of boxes in place of masks."""
+    if min(len(set(quality)), len(set(truth))) < 2:
+        return "not defined, since all are equal"
+    return f"{spearmanr(quality, truth).statistic:.3f}"
 
 
 def _iou(row: dict[str, Any], mask: Mask, form: Form) -> float:

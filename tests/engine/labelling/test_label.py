@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from misa.cli import main
 from misa.data.images import read_image
 from misa.data.rle import Part, decode, encode
 from misa.engine.labelling.annotations import Mask, labelled
-from misa.engine.labelling.label import Form, Job, label
+from misa.engine.labelling.label import Form, Job, Labelled, label
 from misa.engine.labelling.masks import FALLBACK_QUALITY, answers, or_box
 from misa.engine.prediction.shares import Share
 from misa.engine.prediction.student import load_student
@@ -400,6 +401,13 @@ def test_the_score_is_that_of_the_written_masks(small_run, data, tmp_path):
     assert done.truth is not None
     np.testing.assert_allclose(np.sort(done.truth), np.sort(expected))
     assert f"rank correlation (Spearman) {spearmanr(quality, expected).statistic:.3f}" in str(done)
+
+
+@pytest.mark.parametrize(("quality", "truth"), [([0.5, 0.5], [0.4, 0.6]), ([0.5, 0.7], [0.6, 0.6]), ([0.5], [0.6])])
+def test_a_rank_correlation_that_is_not_defined_is_no_warning(quality, truth):
+    """As after a smoke run, in which a box stands in for every mask."""
+    done = Labelled((Path("m.json"),), np.array(quality), 0, 0, truth=np.array(truth))
+    assert "rank correlation (Spearman) not defined, since all are equal" in str(done)
 
 
 @pytest.mark.slow
