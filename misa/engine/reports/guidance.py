@@ -113,8 +113,8 @@ gain: this IoU minus that of the student's masks, in points
 pull: share of the change of the masks towards the true masks minus the share away from them: 100 is all towards, 0 as
       much towards as away, -100 all away
 moved: mean change of the probability of a pixel of the boxes, in percentage points
-growth: the same with its sign: the projection loss enlarges masks within the boxes, and what does not reduce them lets
-      them fill the boxes in the end"""
+growth: the same with its sign: the projection loss only enlarges masks within the boxes; if the pseudo masks do not
+      reduce them, they fill the boxes in the end"""
 """The columns of `Guidance.text`."""
 _BRACKETS = "in brackets 95 % intervals over images"
 # The fields of an affinity that say how S joins it, and those that a term looks at besides.
