@@ -138,11 +138,17 @@ PULL = ("distances and spread of S", "trees", "pass 1", "pass 2", "window")  # o
 
 def stages(masks: int, categories: int, channels: int, h: int, w: int, *, form: GlobalForm = "sum") -> dict[str, Count]:
     """Count the stages of the pairwise loss for two images with `masks` masks each, with the current backend."""
-    return {name: count for name, count in every(masks, categories, channels, h, w, form=form).items() if name in PULL}
+    return _counts(masks, categories, channels, h, w, form, others=False)
 
 
 def every(masks: int, categories: int, channels: int, h: int, w: int, *, form: GlobalForm = "sum") -> dict[str, Count]:
     """Count the same, MISA's other terms and the objectives of other papers, all in the forward pass."""
+    return _counts(masks, categories, channels, h, w, form, others=True)
+
+
+def _counts(
+    masks: int, categories: int, channels: int, h: int, w: int, form: GlobalForm, *, others: bool
+) -> dict[str, Count]:
     found, n = {}, 2 * masks
     labels, image = hosted(masks, categories)  # real tensors: the host reads them
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -163,7 +169,10 @@ def every(masks: int, categories: int, channels: int, h: int, w: int, *, form: G
             image,
         )
         work: dict[str, Callable[[], Any]] = dict(measured(problem, form))
-        work |= {name: objective_loss(problem, name) for name in OBJECTIVES if name not in READERS}
+        if others:
+            work |= {name: objective_loss(problem, name) for name in OBJECTIVES if name not in READERS}
+        else:
+            work = {name: work[name] for name in PULL}
         forget_filters()  # no cached tensors from outside the fake mode
         for name, run in work.items():
             if name not in PULL:
