@@ -10,7 +10,7 @@ is an error that is not detected here.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ import torch
 from mmengine.structures import instance_data
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
 from triton.runtime.interpreter import InterpretedFunction
 
 from misa.ops.frequency import forget_filters
@@ -116,7 +115,7 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = function._schema.name.split("::")[1]
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = _tensors((args, kwargs))
         there = [tensor for tensor in tensors if isinstance(tensor, Pretend)]
         assert not any(tensor.is_meta for tensor in tensors), f"{name}: C++ made a tensor of a Pretend's device"
         asked = kwargs.get("device")
@@ -132,7 +131,7 @@ class Watch(TorchDispatchMode):
         result = function(*_bare(args), **(_bare(kwargs) | ({} if asked is None else {"device": torch.device("cpu")})))
         if not on_cuda or name == "_local_scalar_dense":
             return args[0] if name == "copy_" else result
-        wrapped = tree_map(lambda x: Pretend(x) if isinstance(x, Tensor) else x, result)
+        wrapped = _mapped(Tensor, Pretend, result)
         return return_and_correct_aliasing(function, args, kwargs, wrapped)
 
     def _waits(self, name: str, args: Any, kwargs: Any, to_cuda: bool) -> bool:
@@ -149,7 +148,7 @@ class Watch(TorchDispatchMode):
             mixed = isinstance(args[0], Pretend) and not all(isinstance(index, Pretend) for index in where)
             return mixed or (bool(masks) and isinstance(args[0], Pretend) and not single)
         reads = name in READS or (name == "repeat_interleave" and kwargs.get("output_size") is None)
-        return reads and any(isinstance(leaf, Pretend) for leaf in tree_leaves((args, kwargs)))
+        return reads and any(isinstance(tensor, Pretend) for tensor in _tensors((args, kwargs)))
 
 
 def _sent(index: Any) -> Any:
@@ -159,8 +158,25 @@ def _sent(index: Any) -> Any:
     return torch.tensor(list(index), device=CUDA) if isinstance(index, list | range) else index
 
 
+def _mapped(kind: type, change: Callable[[Any], Any], values: Any) -> Any:
+    """As torch's tree_map, for what operations take and return, and several times as fast."""
+    if isinstance(values, kind):
+        return change(values)
+    if isinstance(values, tuple | list):
+        return type(values)([_mapped(kind, change, value) for value in values])
+    if isinstance(values, dict):
+        return {name: _mapped(kind, change, value) for name, value in values.items()}
+    return values
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    _mapped(Tensor, found.append, values)
+    return found
+
+
 def _bare(values: Any) -> Any:
-    return tree_map(lambda x: x.inner if isinstance(x, Pretend) else x, values)
+    return _mapped(Pretend, lambda pretend: pretend.inner, values)
 
 
 def _caller() -> str:
