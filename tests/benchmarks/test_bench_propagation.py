@@ -3,6 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from benchmarks import plain_propagation as plain
+from benchmarks import propagation
 from benchmarks.propagation import exponent, fired, load, main
 from misa.engine.reports.profile import peak_memory
 from misa.ops.propagation import propagate_global, propagate_local
@@ -52,7 +53,12 @@ def test_memory_that_was_used_before_counts_again():
 
 
 @pytest.mark.shared
-def test_quick_run_prints_its_tables(shared, capsys):
+@pytest.mark.parametrize(
+    "measured", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["no memory", "memory of four processes"]
+)
+def test_quick_run_prints_its_tables(shared, capsys, monkeypatch, measured):
+    if not measured:
+        monkeypatch.setattr(propagation, "growth", lambda *_: 7.0)
     threads = torch.get_num_threads()
     try:
         assert main(["--quick", "--threads", "1", "--data", str(shared / "data" / "coco_mini")]) == 0
