@@ -1,8 +1,10 @@
 """Shared helpers: a tiny experiment, code blocks of the documentation, and a guard against host-device waits."""
 
+import multiprocessing
 import re
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,24 @@ def page_code(page: str, title: str | None = None) -> str:
     text = (Path(__file__).parents[1] / "docs" / "extending" / page).read_text(encoding="utf-8")
     blocks = dict(re.findall(r'```python title="(.*?)"\n(.*?)```', text, re.DOTALL))
     return blocks[title] if title else next(iter(blocks.values()))
+
+
+def killed(work: Callable[..., object], *arguments: Any, when: Callable[[], bool]) -> None:
+    """Run `work` in a forked process, which need not import anything, and kill it with SIGKILL `when` it has begun.
+
+    Not for a training: torch refuses gradients in a process forked from one that has computed any.
+    """
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+        process.start()
+    end = time.monotonic() + 120
+    while not when():
+        assert process.is_alive() or when(), "it ended before it was killed"
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    process.kill()
+    process.join()
 
 
 @contextmanager

@@ -4,10 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +24,7 @@ from misa.engine.prediction.shares import Share
 from misa.engine.prediction.student import load_student
 from misa.engine.training.train import train
 from misa.errors import UserError
-from tests.helpers import CPU
+from tests.helpers import CPU, killed
 
 
 @pytest.fixture
@@ -164,15 +161,13 @@ def test_a_killed_one_goes_on_and_ends_with_the_same_bytes(small_run, data, tmp_
     label(Job(data, tmp_path / "whole" / "m.json", run=small_run.folder), device="cpu")
     out = tmp_path / "killed" / "m.json"
     words = ["label", str(data), "--out", str(out), "--run", str(small_run.folder), "--device", "cpu"]
-    process = subprocess.Popen([sys.executable, "-m", "misa", *words], stdout=subprocess.DEVNULL)
-    record, end = None, time.monotonic() + 120
-    while time.monotonic() < end and not (record and record[0].read_bytes().count(b"\n")):
-        record = list((tmp_path / "killed" / "m.label").glob("*/done.jsonl"))
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert record
-    with record[0].open("ab") as file:
+
+    def records():
+        return list((tmp_path / "killed" / "m.label").glob("*/done.jsonl"))
+
+    killed(main, words, when=lambda: any(record.read_bytes().count(b"\n") for record in records()))
+    assert not out.exists()
+    with records()[0].open("ab") as file:
         file.write(b'{"name": "m_tr')  # a line truncated by a kill
     assert main(words) == 0
     assert results(tmp_path / "killed") == results(tmp_path / "whole")

@@ -4,10 +4,6 @@ import csv
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from itertools import pairwise
 
@@ -33,7 +29,7 @@ from misa.engine.runs.scores import DETECTIONS
 from misa.engine.training.train import train
 from misa.errors import UserError
 from misa.experiment import TINY, TINY_MASK2FORMER
-from tests.helpers import CPU
+from tests.helpers import CPU, killed
 
 
 @pytest.fixture(scope="module")
@@ -224,22 +220,15 @@ def test_the_same_call_again_looks_at_new_and_changed_images_only(student, photo
 def test_a_killed_call_goes_on_and_ends_as_if_it_had_not_been_killed(small_run, photos, tmp_path):
     for i in range(20):
         shutil.copy(photos / "a.png", photos / f"copy{i:02d}.png")
-    command = [sys.executable, "-m", "misa", "predict", str(small_run.folder), str(photos), "--score", "0", "--out"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = ["predict", str(small_run.folder), str(photos), "--score", "0", "--out"]
     out = tmp_path / "killed"
-    process = subprocess.Popen([*command, str(out)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (out / "done.jsonl").exists() or (out / "done.jsonl").read_bytes().count(b"\n") < 3:
-        assert process.poll() is None, "it ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    record = out / "done.jsonl"
+    killed(main, [*words, str(out)], when=lambda: record.exists() and record.read_bytes().count(b"\n") >= 3)
     assert not (out / "instances.json").exists()
     with (out / "done.jsonl").open("a") as file:
         file.write('{"name": "c", "stamp": [1')  # a truncated line
-    assert main([*command[3:], str(out)]) == 0
-    assert main([*command[3:], str(tmp_path / "whole")]) == 0
+    assert main([*words, str(out)]) == 0
+    assert main([*words, str(tmp_path / "whole")]) == 0
     assert contents(out) == contents(tmp_path / "whole")
     names = [json.loads(line)["name"] for line in (out / "done.jsonl").read_text().splitlines() if line.endswith("}")]
     assert len(names) == len(set(names)) == 24, "nothing was done twice"
