@@ -43,6 +43,7 @@ STILL_SIM = SIM(ramp=Ramp(0, 8), bottom_rows=0, pseudo_start=Ramp(4, 4), pseudo_
                 sure=0.4, share=0.0)
 ROWS = {{
     "box": BOX,
+    "short": BOX.but(limit=4, schedule={{"epochs": 1}}),
     "long": BOX.but(schedule={{"epochs": 10}}),
     "teacher": BOX.but(semantic=Semantic(), schedule={{"epochs": 1}}),
     "misa": BOX.but(teacher="{file}:teacher", distillation=Distillation(),
@@ -408,8 +409,8 @@ def test_more_gpus_than_there_are_is_told_before_anything_starts(place):
 
 def test_bfloat16_networks_have_float32_losses(place):
     """The first loss equals that of float32 up to the precision of the networks; weights stay in float32."""
-    half = train_with(Train(**options(place, "box", "bfloat16", precision="bfloat16", epochs=1)))
-    full = train_with(Train(**options(place, "box", "float32", epochs=1)))
+    half = train_with(Train(**options(place, "short", "bfloat16", precision="bfloat16")))
+    full = train_with(Train(**options(place, "short", "float32")))
     a, b = losses(half.folder)[0], losses(full.folder)[0]
     assert a["loss"] != b["loss"]
     assert a["loss"] == pytest.approx(b["loss"], rel=0.02)
