@@ -75,8 +75,8 @@ def test_a_heavy_package_is_seen():
     assert started("import torch")[0] == "['torch']"
 
 
-@pytest.mark.parametrize("module", ["misa.engine.training.train", "misa.engine.prediction.predict"])
-def test_importing_is_silent(module):
-    """mmdet prints two lines at its first import."""
-    done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, timeout=120)
+def test_importing_is_silent():
+    """mmdet prints two lines at its first import; `test_export.py` reads all that prediction prints."""
+    command = [sys.executable, "-c", "import misa.engine.training.train"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "")
