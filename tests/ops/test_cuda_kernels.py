@@ -32,6 +32,7 @@ pytestmark = [
 PLACE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 few = settings(max_examples=6, deadline=None, derandomize=True)
 sides, seeds = st.integers(1, 6), st.integers(0, 2**31 - 1)
+QUICK = (0, 2, 25)  # of `Case`: a small scene of each form
 CLOSE = {"atol": 2e-7, "rtol": 1e-6}
 
 
@@ -346,7 +347,7 @@ def moved(guides: Guides) -> Guides:
 
 
 @pytest.mark.parametrize(
-    "seed", [pytest.param(seed, marks=[pytest.mark.slow] if seed > 2 else []) for seed in range(40)]
+    "seed", [pytest.param(seed, marks=[] if seed in QUICK else [pytest.mark.slow]) for seed in range(40)]
 )
 def test_all_readings_of_the_guides_agree(seed):
     """Forms, spreads, padding, boxes, tie rules and windows, as drawn by the seed."""
@@ -368,7 +369,7 @@ def test_all_readings_of_the_guides_agree(seed):
 
 def test_more_pixels_than_a_program_takes(rng):
     """Grids of several programs for all kernels, above the interpreter's 1024 elements, and a mask of zeros."""
-    h, w, n = 27, 41, 3
+    h, w, n = 27, 38, 2
     image, features = torch.rand(1, 3, h, w, generator=rng), torch.rand(1, 3, h, w, generator=rng)
     masks = torch.rand(n, h, w, generator=rng)
     masks[1] = 0
@@ -377,7 +378,7 @@ def test_more_pixels_than_a_program_takes(rng):
         place = PLACE if name == "triton" else torch.device("cpu")
         with use(name):
             moved = [x.to(place) for x in (image, features, torch.eye(3)[:2], masks)]
-            guides = Guides(moved[0], [0] * n, moved[1], moved[2], [0, 1, 0], ("color", "saliency"))
+            guides = Guides(moved[0], [0] * n, moved[1], moved[2], [0, 1], ("color", "saliency"))
             first = guides.along_trees(moved[3], guides.trees(), 0.1)
             second = guides.along_masks(first, first[:, None], guides.trees(), 0.1)
             options = {"window": 3, "bandwidth": 0.2, "steps": 2}
