@@ -24,7 +24,7 @@ class Explorer(Parameters):
     """Parameters of both explorers: a run, or an image of one's own with a teacher."""
 
     run: str = option("runs/demo-long-seed0", "run folder; where there is none, teacher:demo is trained once")
-    data_root: str = shared.data_root()
+    data_root: str = shared.moved_data()
     image: str = option("", "a photograph of your own, explored like the others")
     boxes: str = option("", "boxes of its objects: x1 y1 x2 y2 label, with ; between")
     teacher: str = option("", "its teacher: a run, or torchvision:deeplabv3_resnet50 (default: colors alone)")

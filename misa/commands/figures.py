@@ -29,9 +29,7 @@ class Figures(Parameters):
     channel: int = shared.channel()
     semantic_scale: float = option(0.0, "bandwidth of Figure 4 in σ of S, 0 for that of the training", low=0, high=100)
     form: Literal["", "sum", "product"] = option("", "form of SEPA in Figure 4: sum or product (default: as trained)")
-    data_root: str = option(
-        "datasets", "where to write the embedded data, if demo:long has to be trained", only="notebook"
-    )
+    data_root: str = shared.moved_data()
     smoke: bool = option(False, "smoke test: networks of two training steps", only="notebook")
 
     @property
@@ -43,6 +41,7 @@ class Figures(Parameters):
 def factory_from(options: Figures) -> "Factory":
     """Returns the factory for these options; UserError if `images` are not ids, or `out` is a file."""
     shared.require_folder(options.out, "out")
+    shared.require_data(options.data_root)
     for folder in options.folders:
         shared.require_run(folder)
     from misa.engine.reports.figures import Choice, Factory
@@ -58,6 +57,7 @@ def factory_from(options: Figures) -> "Factory":
         changes={name: value for name, value in changes.items() if value},
         channel=options.channel,
         wanted=options.only.replace(",", " ").split(),
+        data_root=options.data_root or None,
     )
     for line in factory.warnings():
         print(f"warning: {line}", file=sys.stderr)

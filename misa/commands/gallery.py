@@ -90,7 +90,9 @@ def parameters_of(path: Path, out: Path, *, smoke: bool) -> dict[str, Any]:
         run = f"demo-long{SMOKE_SUFFIX * ('smoke' not in declared)}"
         shared = {"run": run, "runs": run, "data_root": "data"}
         for name in _FOLDERS:
-            if declared.get(name) or (name in ("out", "work_dir") and name in declared):  # other empty ones are unused
+            # Empty ones are unused, except those to write into, as is the data's where a notebook trains.
+            written = name in ("out", "work_dir") or (name == "data_root" and "smoke" in declared)
+            if name in declared and (declared[name] or written):
                 found[name] = str((out / "smoke" / shared.get(name, path.stem)).resolve())
     return found
 

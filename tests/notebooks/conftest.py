@@ -11,3 +11,12 @@ def smoke_run(tmp_path_factory):
     root = tmp_path_factory.mktemp("smoke")
     trained(root / "run", data_root=root / "data", smoke=True)
     return root / "run"
+
+
+@pytest.fixture
+def moved_data(smoke_run):
+    """The folder that the data of `smoke_run` has been moved to, for one test."""
+    place, elsewhere = smoke_run.parent / "data", smoke_run.parent / "elsewhere"
+    place.rename(elsewhere)
+    yield elsewhere
+    elsewhere.rename(place)

@@ -262,10 +262,10 @@ def test_train_runs_a_teacher(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "drawn"), [("affinity", 9), ("frequency", 4)])
-def test_explorers_run_headless(tmp_path, smoke_run, name, drawn):
+def test_explorers_run_headless(tmp_path, smoke_run, moved_data, name, drawn):
     """The notebook itself asserts that every loop equals the package; solutions run as well."""
     mmcv.imwrite(np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8), str(tmp_path / "own.png"))
-    own = {"image": tmp_path / "own.png", "teacher": smoke_run, "data_root": smoke_run.parent / "data"}
+    own = {"image": tmp_path / "own.png", "teacher": smoke_run, "data_root": moved_data}
     output, done = papermill(tmp_path, name, run=smoke_run, **own, **VALUES[name])
     assert done.returncode == 0, done.stderr[-2000:]
     assert pictures(output) == drawn
@@ -273,8 +273,8 @@ def test_explorers_run_headless(tmp_path, smoke_run, name, drawn):
 
 
 @pytest.mark.slow
-def test_figures_run_headless(tmp_path, smoke_run):
-    values = {**VALUES["figures"], "only": "1,3,4,5", "data_root": smoke_run.parent / "data"}
+def test_figures_run_headless(tmp_path, smoke_run, moved_data):
+    values = {**VALUES["figures"], "only": "1,3,4,5", "data_root": moved_data}
     output, done = papermill(tmp_path, "figures", runs=smoke_run, out=tmp_path / "out", **values)
     assert done.returncode == 0, done.stderr[-2000:]
     assert pictures(output) == 4

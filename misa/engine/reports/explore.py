@@ -245,7 +245,7 @@ def trained(
     run: str | Path,
     *,
     row: str = "demo:long",
-    data_root: str | Path = "datasets",
+    data_root: str | Path = "",
     teacher_only: bool = False,
     smoke: bool = False,
     threads: int = 1,
@@ -253,11 +253,12 @@ def trained(
     """Load the networks of a run folder; if it has no finished run, `row` is trained into it first.
 
     With `teacher_only`, only the row's teacher is trained if missing, in the folder beside `run` where the student
-    expects it. A stopped run is resumed. `smoke`: train only two steps.
+    expects it. A stopped run is resumed. `smoke`: train only two steps. `data_root`: of a finished run, the data in
+    place of its own, such as where it has moved; to train, the data, by default in "datasets".
     """
-    folder = Path(run)
+    folder, other = Path(run), data_root or None
     if (folder / "metrics.json").is_file():
-        return open_networks(folder)
+        return open_networks(folder, data_root=other)
     experiment = find_row(row).smoke() if smoke else find_row(row)
     if teacher_only and experiment.trains_teacher:
         folder = teacher_place(experiment, 0, folder.parent)
@@ -266,12 +267,12 @@ def trained(
         print(f"no finished run in {folder}: training {row} into it, once", flush=True)
         train(
             experiment,
-            data_root=data_root,
+            data_root=data_root or "datasets",
             work_dir=folder,
             row=row,
             machine=Machine(threads=threads, interactive=True),
         )
-    return open_networks(folder)
+    return open_networks(folder, data_root=other)
 
 
 def _at(features: Tensor, size: tuple[int, int]) -> Tensor:

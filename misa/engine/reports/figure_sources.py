@@ -11,10 +11,12 @@ import mmcv
 import numpy as np
 from numpy.typing import NDArray
 
+from misa.data.digest import data_digests
 from misa.data.source import Source
 from misa.engine.reports.explore import Networks, open_networks
 from misa.engine.runs.folder import opened
 from misa.engine.runs.places import teacher_place
+from misa.engine.runs.record import changed_splits
 from misa.engine.runs.scores import DETECTIONS
 from misa.errors import UserError
 from misa.evaluation.ap import matched, present, read_truth
@@ -65,30 +67,32 @@ class Sources:
     """Finished runs on the same data, the images chosen from it, and parameters of the figures.
 
     changes: of the run's own affinity in Figure 4, by the fields of `AffinitySettings`. channel: of the features in
-    Figure 3.
+    Figure 3. data_root: where the data is now; None: where the runs were trained on it.
     """
 
     runs: tuple[Trained, ...]
     choice: Choice = field(default_factory=Choice)
     changes: Mapping[str, Any] = field(default_factory=dict)
     channel: int = 5
+    data_root: str | Path | None = None
 
     @classmethod
-    def of(cls, runs: Sequence[str | Path], **options: Any) -> "Sources":
+    def of(cls, runs: Sequence[str | Path], *, data_root: str | Path | None = None, **options: Any) -> "Sources":
         """Open the runs of these folders, and the teachers beside their students.
 
-        Raises UserError: no run folder, an unfinished run, or runs on different data.
+        Raises UserError: no run folder, an unfinished run, runs on different data, or other data than theirs.
         """
         if not runs:
             raise UserError("figures are made from run folders; give one or more, as made by misa train.")
-        found = _with_teachers([_read(run) for run in runs])
+        found = _with_teachers([_read(run, data_root) for run in runs], data_root)
         first = found[0]
         for run in found[1:]:
             if digest(run.source.val.annotations) != digest(first.source.val.annotations):
                 raise UserError(
                     f"{run.folder} was scored on other data than {first.folder}; give runs on the same data."
                 )
-        return cls(tuple(found), **{name: value for name, value in options.items() if value is not None})
+        known = {name: value for name, value in options.items() if value is not None}
+        return cls(tuple(found), data_root=data_root, **known)
 
     def run_of(self, *, teacher: bool, supervision: str = "box") -> Trained | None:
         """The first run of that kind."""
@@ -115,7 +119,7 @@ class Sources:
         run = self._reads_features
         if run is None:
             raise ValueError("there is no semantic network among the runs.")
-        return open_networks(run.folder)
+        return open_networks(run.folder, data_root=self.data_root)
 
     @cached_property
     def _examples(self) -> dict[int, Example]:
@@ -204,19 +208,24 @@ def settings_of(affinity: Affinity | None) -> AffinitySettings:
     )
 
 
-def _read(folder: str | Path) -> Trained:
-    experiment, source, path, params = opened(folder, fixed=True)
+def _read(folder: str | Path, data_root: str | Path | None) -> Trained:
+    experiment, source, path, params = opened(folder, data_root=data_root)
     if read_json(path / "metrics.json") is None:
         raise UserError(f"{path} is not finished; train it to its end first, the same command goes on.")
+    if data_root is not None and "val" in changed_splits(params, data_digests(source.train, source.val)):
+        raise UserError(
+            f"figures show the predictions in {path}, which are of another val split than that of {source.root}; give "
+            "the place of the run's own data."
+        )
     return Trained(experiment, source, path, params)
 
 
-def _with_teachers(runs: list[Trained]) -> list[Trained]:
+def _with_teachers(runs: list[Trained], data_root: str | Path | None) -> list[Trained]:
     found = {run.folder: run for run in runs}
     for run in runs:
         if run.experiment.trains_teacher:
             known = run.params["seed"], run.folder.parent
             beside = teacher_place(run.experiment, *known, student=run.params)
             if beside not in found and (beside / "metrics.json").is_file():
-                found[beside] = _read(beside)
+                found[beside] = _read(beside, data_root)
     return list(found.values())

@@ -125,7 +125,7 @@ class Factory:
     """Draws the wanted figures from runs, each once.
 
     A student's teacher is found beside it. Figure 1 shows those of its four networks that are given; Figures 3 and 4
-    require a teacher; Figure 5 a student.
+    require a teacher; Figure 5 a student. `data_root`: the runs' data, if it has moved since.
     Raises UserError: no run folder, an unfinished run, runs on different data, or an unknown figure.
     """
 
@@ -137,8 +137,9 @@ class Factory:
         changes: Mapping[str, Any] | None = None,
         channel: int | None = None,
         wanted: Sequence[str] = tuple(FIGURES),
+        data_root: str | Path | None = None,
     ) -> None:
-        self.sources = Sources.of(runs, choice=choice, changes=changes, channel=channel)
+        self.sources = Sources.of(runs, data_root=data_root, choice=choice, changes=changes, channel=channel)
         self.given_runs = tuple(str(run) for run in runs)
         self.wanted = tuple(wanted)
         if unknown := [name for name in wanted if name not in FIGURES]:
@@ -182,6 +183,7 @@ class Factory:
         command += ["--channel", str(sources.channel)]
         for field, value in sources.changes.items():
             command += [f"--{field.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else value]
+        command += [] if sources.data_root is None else ["--data-root", str(sources.data_root)]
         images: dict[str, Any] = {"chosen": list(choice.given), "random": list(sources.drawn)}
         if name == "5":
             images["worst"] = list(sources.worst)

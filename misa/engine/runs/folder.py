@@ -128,17 +128,19 @@ def write_record(
 
 
 def opened(
-    folder: str | Path, *, data_root: str | Path | None = None, fixed: bool = False
+    folder: str | Path, *, data_root: str | Path | None = None
 ) -> tuple[Experiment, Source, Path, dict[str, Any]]:
-    """Return the experiment, data, path and parameters of a run folder; UserError if it is not one.
+    """Return the experiment, data, path and parameters of a run folder.
 
-    fixed: the caller has no option for other data, which the message on missing data would name.
+    data_root: other data than the run's; of embedded data also the folder that holds it, as in `misa train`.
+    Raises UserError: not a run folder, or there is no such data.
     """
     experiment, folder, params = recorded(folder)
-    root = Path(data_root or params["data_root"])
+    root = Path(data_root or params["data_root"]).expanduser()
     if data_root is None and not root.exists():
-        advice = "restore it there" if fixed else f"restore it, or give {option_name('data_root')}"
-        raise UserError(f"the data of {folder} is no longer at {root}; {advice}.")
+        raise UserError(f"the data of {folder} is no longer at {root}; restore it, or give {option_name('data_root')}.")
+    if experiment.data == "demo" and (inside := root / Path(params["data_root"]).name).is_dir():
+        root = inside
     # Embedded data exists at the recorded root already; it is not generated again.
     there = replace(experiment, data="coco", scenes=()) if experiment.data == "demo" else experiment
     source = open_source(there, root, classes=params["classes"], need_train=False)

@@ -122,6 +122,22 @@ def test_a_finished_run_is_not_trained_again(networks, capsys):
 
 
 @pytest.mark.slow
+def test_a_finished_run_reads_the_data_it_is_given(networks, tmp_path):
+    """Data that has moved: its new place, or the folder that holds the embedded data, as when training."""
+    root = networks.source.root
+    root.rename(tmp_path / root.name)
+    try:
+        for place in (tmp_path, tmp_path / root.name):
+            again = trained(networks.folders[0], data_root=place)
+            assert again.source.root == tmp_path / root.name
+            assert len(again.example(again.image_ids()[0]).boxes)
+        with pytest.raises(UserError, match="is no longer at"):
+            trained(networks.folders[0])
+    finally:
+        (tmp_path / root.name).rename(root)
+
+
+@pytest.mark.slow
 def test_a_teacher_alone(networks):
     alone = open_networks(networks.folders[1])
     assert alone.student is None

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import shutil
 
+import mmcv
 import pytest
 
 from misa.cli import main
@@ -55,6 +57,33 @@ def test_the_command_in_a_figure_makes_it_again(runs, tmp_path):
     assert command[0] == "misa"
     assert main(command[1:]) == 0
     assert pdf.read_bytes() == before
+
+
+def test_figures_of_a_run_whose_data_has_moved(runs, tmp_path, capsys):
+    """Its new place draws the same; other data is refused, whose images the run's predictions are not of."""
+    quick = ["figures", str(runs / "misa"), "--only", "3,5", "--random", "1", "--worst", "1"]
+    assert main([*quick, "--out", str(tmp_path / "before")]) == 0
+    (runs / "data").rename(tmp_path / "moved")
+    try:
+        assert main([*quick, "--out", str(tmp_path / "out")]) == 2
+        assert "is no longer at" in (words := capsys.readouterr().err)
+        assert "restore it, or give --data-root" in words
+        (own,) = (tmp_path / "moved").iterdir()
+        for place in (own, own.parent):
+            assert main([*quick, "--out", str(tmp_path / "after"), "--data-root", str(place)]) == 0
+        for name in ("figure3.png", "figure5.png"):
+            before, after = (mmcv.imread(tmp_path / folder / name) for folder in ("before", "after"))
+            assert (before == after).all()
+        assert f"--data-root {own.parent}" in provenance_of(tmp_path / "after" / "figure5.png")["command"]
+        shutil.copytree(own, tmp_path / "other")
+        annotations = tmp_path / "other" / "annotations" / "instances_val2017.json"
+        values = json.loads(annotations.read_text())
+        values["annotations"].pop()
+        annotations.write_text(json.dumps(values))
+        assert main([*quick, "--out", str(tmp_path / "out"), "--data-root", str(tmp_path / "other")]) == 2
+        assert "of another val split than that of" in capsys.readouterr().err
+    finally:
+        (tmp_path / "moved").rename(runs / "data")
 
 
 def test_what_is_missing_is_said_and_left_out(runs, tmp_path, capsys):
