@@ -118,14 +118,16 @@ class SeedExplorer(Panel):
             "local_bandwidth": factor("bandwidth of A", settings.local_bandwidth, -2, 0.5),
             "tree_bandwidth": factor("A on the tree", settings.tree_bandwidth, -3, 0),
             "semantic_scale": factor("scale of σ(S)", settings.semantic_scale, -1, 1.5),
-            "balance": number("balance", settings.balance, 0, 3),
+            "balance": number("balance", settings.balance, 0, max(settings.balance, 3)),
             "form": widgets.Dropdown(
                 options=[("A + balance · Aᶜ", "sum"), ("A · Aᶜ to the balance", "product")],
                 value=settings.form,
                 description="SEPA",
             ),
-            "window": widgets.Dropdown(options=[3, 5, 7, 9], value=settings.window, description="window"),
-            "steps": whole("steps", settings.steps, 0, 100),
+            "window": widgets.Dropdown(
+                options=sorted({3, 5, 7, 9, settings.window}), value=settings.window, description="window"
+            ),
+            "steps": whole("steps", settings.steps, 0, max(settings.steps, 100)),
             "start": widgets.Dropdown(
                 options=[("disc at the seed", "seed"), ("blob in its box", "blob"), ("its whole box", "box")],
                 description="mask starts as",
@@ -143,8 +145,8 @@ class SeedExplorer(Panel):
                 description="rows",
             ),
         }
+        controls["image"].observe(self._fit, names="value")  # before the redrawing, which needs what fits the image
         super().__init__(self._figure, controls)
-        self.controls["image"].observe(self._fit, names="value")
         self.clicks = Event(source=self.picture, watched_events=["click"])
         self.clicks.on_dom_event(self._clicked)
 
@@ -170,14 +172,15 @@ class SeedExplorer(Panel):
     def _fit(self, _: object) -> None:
         """Adapt the controls to another image, its size and classes; the seed moves to its first box."""
         example = self.examples[self.controls["image"].value]
-        self._paused = True
+        before, self._paused = self._paused, True
         if list(self.controls["label"].options) != _classes(example):
             self.controls["label"].options = _classes(example)
         seed = example.middle()
-        for name, size in zip(("row", "column"), example.size, strict=True):
+        for name, size, place in zip(("row", "column"), example.size, seed, strict=True):
             self.controls[name].max = size - 1
-        self._paused = False
-        self.put(row=seed[0], column=seed[1], label=category_at(example, seed))
+            self.controls[name].value = place
+        self.controls["label"].value = category_at(example, seed)
+        self._paused = before
 
     def _field(self, label: int) -> SeedField:
         name = self.controls["image"].value

@@ -141,6 +141,28 @@ def test_the_explorer_redraws_on_a_slider_and_on_a_click(example, make_example):
     assert panel.values() == before
 
 
+def test_an_image_of_fewer_classes_follows_one_of_more(example, make_example):
+    """As a photograph of one's own after the embedded scenes, whose fourth class is shown."""
+    colors = dataclasses.replace(make_example(20, 9, teacher=False), classes=("cat",), labels=(0,), name="cat")
+    other = dataclasses.replace(make_example(7, 9), classes=("dog",), labels=(0,), name="dog")
+    panel = SeedExplorer([example, colors, other], seed=(5, 15))
+    panel.controls["label"].value = 1
+    for name, shown in (("2: cat", colors), ("3: dog", other), ("1: two tones", example)):
+        panel.controls["image"].value = name
+        alone = SeedExplorer([shown])
+        assert panel.picture.value == alone.picture.value
+        assert panel.values() | {"image": None} == alone.values() | {"image": None}
+        assert panel.controls["label"].options == alone.controls["label"].options
+
+
+def test_the_panel_begins_with_the_settings_it_is_given(example):
+    """Those of a run or of the notebook may lie beyond the sliders' usual ranges."""
+    settings = AffinitySettings(0.02, 2.0, 60.0, 8.0, window=13, steps=300, form="product")
+    panel = SeedExplorer([example], settings=settings)
+    shown = {name: panel.values()[name] for name in vars(settings)}
+    assert shown == pytest.approx(vars(settings))
+
+
 def test_a_click_into_a_box_chooses_its_category(example):
     panel = SeedExplorer([example], seed=(0, 0))
     assert panel.controls["label"].value == 0
