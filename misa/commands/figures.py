@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Literal
 
 from misa.commands import _shared as shared
-from misa.errors import UserError
+from misa.errors import UserError, option_name
 from misa.parameters import Parameters, argument, option
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Figures(Parameters):
 
 
 def factory_from(options: Figures) -> "Factory":
-    """Returns the factory for these options; UserError if `images` are not ids, or `out` is a file."""
+    """Returns the factory for these options; UserError: `images` are not ids, `only` is empty, `out` is a file."""
     shared.require_folder(options.out, "out")
     shared.require_data(options.data_root)
     for folder in options.folders:
@@ -50,13 +50,16 @@ def factory_from(options: Figures) -> "Factory":
         given = tuple(int(part) for part in options.images.replace(",", " ").split())
     except ValueError as error:
         raise UserError(f"images must be whole numbers with commas between, not {options.images!r}.") from error
+    wanted = options.only.replace(",", " ").split()
+    if not wanted:
+        raise UserError(f"{option_name('only')} names no figure; give some of 1, 3, 4, 5, or leave it out.")
     changes = {"semantic_scale": options.semantic_scale, "form": options.form}
     factory = Factory(
         options.folders,
         choice=Choice(given, options.random, options.worst, options.seed),
         changes={name: value for name, value in changes.items() if value},
         channel=options.channel,
-        wanted=options.only.replace(",", " ").split(),
+        wanted=wanted,
         data_root=options.data_root or None,
     )
     for line in factory.warnings():

@@ -94,29 +94,42 @@ class Sources:
         known = {name: value for name, value in options.items() if value is not None}
         return cls(tuple(found), data_root=data_root, **known)
 
-    def run_of(self, *, teacher: bool, supervision: str = "box") -> Trained | None:
-        """The first run of that kind."""
-        kind = (teacher, supervision)
-        return next((r for r in self.runs if (r.is_teacher, r.experiment.supervision) == kind), None)
+    def run_of(self, *, teacher: bool, supervision: str | None = None) -> Trained | None:
+        """The first run of that kind; without `supervision` the first from boxes, or else the first of all."""
+        kinds = ("box", "mask") if supervision is None else (supervision,)
+        own = [run for run in self.runs if run.is_teacher == teacher]
+        return next((run for kind in kinds for run in own if run.experiment.supervision == kind), None)
 
     @property
     def student(self) -> Trained:
-        """The first box-supervised student; ValueError if there is none (see `misa.engine.reports.figures`)."""
+        """The first student, from boxes if there is one; ValueError without any (see `misa.engine.reports.figures`)."""
         run = self.run_of(teacher=False)
         if run is None:
-            raise ValueError("there is no student from boxes among the runs.")
+            raise ValueError("there is no student among the runs.")
         return run
 
     @property
-    def _reads_features(self) -> Trained | None:
+    def pair(self) -> tuple[Trained, Trained] | None:
+        """A student and a semantic network of the same supervision, from boxes if there are both; None without."""
+        for kind in ("box", "mask"):
+            student, teacher = (self.run_of(teacher=which, supervision=kind) for which in (False, True))
+            if student is not None and teacher is not None:
+                return student, teacher
+        return None
+
+    @property
+    def of_features(self) -> Trained | None:
         """The run whose networks compute features: a student with a teacher, otherwise a teacher."""
-        students = [r for r in self.runs if not r.is_teacher and r.experiment.teacher]
-        return students[0] if students else self.run_of(teacher=True)
+        teacher = self.run_of(teacher=True)
+        students = [run for run in self.runs if not run.is_teacher and run.experiment.teacher]
+        # A ready teacher, such as torchvision's, has no run of its own.
+        able = [run for run in students if teacher is not None or not run.experiment.trains_teacher]
+        return able[0] if able else teacher
 
     @cached_property
     def networks(self) -> Networks:
         """Teacher and student that compute features."""
-        run = self._reads_features
+        run = self.of_features
         if run is None:
             raise ValueError("there is no semantic network among the runs.")
         return open_networks(run.folder, data_root=self.data_root)
@@ -134,7 +147,7 @@ class Sources:
     @cached_property
     def affinity_settings(self) -> AffinitySettings:
         """The parameters that the run was trained with, with the changes."""
-        run = self._reads_features
+        run = self.of_features
         return replace(settings_of(run.experiment.affinity if run is not None else None), **self.changes)
 
     @cached_property

@@ -50,15 +50,14 @@ def _figure1(sources: Sources) -> Figure:
             run = sources.run_of(teacher=teacher, supervision=supervision)
             if run is not None and (value := _miou(run)) is not None:
                 scores.setdefault(name, {})[kind] = value
-    teacher_run = sources.run_of(teacher=True)
-    assert teacher_run is not None, "asked for before"
-    rows = [_label_maps(sources.student, teacher_run, image_id) for image_id in sources.shown[:2]]
-    return figure1(scores, rows, classes=sources.student.source.classes)
+    assert sources.pair is not None, "asked for before"
+    rows = [_label_maps(*sources.pair, image_id) for image_id in sources.shown[:2]]
+    return figure1(scores, rows, classes=sources.pair[0].source.classes)
 
 
 def _missing1(sources: Sources) -> str:
-    if sources.run_of(teacher=False) is None or sources.run_of(teacher=True) is None:
-        return "it compares a student with a semantic network; give a run of each"
+    if sources.pair is None:
+        return "it compares a student with a semantic network of the same supervision; give a run of each"
     return "" if sources.runs[0].source.masks else "the validation images have no masks to compare with"
 
 
@@ -75,7 +74,7 @@ def _figure3(sources: Sources) -> Figure:
 
 
 def _missing_teacher(sources: Sources) -> str:
-    if sources.run_of(teacher=True) is None:
+    if sources.of_features is None:
         return "it needs a semantic teacher, such as misa train demo:misa leaves beside its run"
     return ""
 

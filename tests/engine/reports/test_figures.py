@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import mmcv
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from misa.cli import main
 from misa.engine.reports import figures
 from misa.engine.reports.explore import trained
-from misa.engine.reports.figure_sources import Choice, settings_of
+from misa.engine.reports.figure_sources import Choice, Sources, Trained, settings_of
 from misa.engine.reports.figures import Factory, deepest
 from misa.engine.reports.inspection import inspect_run
 from misa.errors import UserError
@@ -93,6 +94,32 @@ def test_what_is_missing_is_said_and_left_out(runs, tmp_path, capsys):
     words = capsys.readouterr().out
     assert "figure 1 is left out: it compares a student with a semantic network" in words
     assert "figure 4 is left out: it needs a semantic teacher" in words
+    assert main(["figures", str(runs / "mask"), "--only", " ,", "--out", str(tmp_path)]) == 2
+    assert "--only names no figure" in capsys.readouterr().err
+
+
+def test_a_student_from_masks_has_predictions_to_show(runs, tmp_path):
+    (given,) = Factory([runs / "mask"], choice=Choice(drawn=1, worst=2), wanted="5").make(tmp_path / "out")[1:]
+    assert provenance_of(given)["runs"].keys() == {"mask"}
+    both = Factory([runs / "mask", runs / "misa"]).sources
+    assert both.student.folder.name == "misa", "the one from boxes comes first"
+
+
+def test_what_each_figure_is_drawn_from():
+    """Figure 1 compares networks of one supervision; a teacher without a run of its own has features, too."""
+
+    def run_of(row):
+        return Trained(find_row(row), None, Path(row), {})
+
+    box, mask, teacher, teacher_mask = map(run_of, ("demo:box", "demo:mask", "teacher:demo", "teacher:demo_mask"))
+    assert Sources((mask, box, teacher)).pair == (box, teacher)
+    assert Sources((mask, teacher_mask)).pair == (mask, teacher_mask)
+    assert Sources((mask, teacher)).pair is Sources((box,)).pair is None
+    torchvision, misa = run_of("photos:torchvision"), run_of("demo:misa")
+    assert Sources((torchvision,)).of_features == torchvision
+    assert Sources((misa, teacher)).of_features == misa
+    assert Sources((misa,)).of_features is None, "its teacher's run is missing"
+    assert Sources((box, teacher_mask)).of_features == teacher_mask
 
 
 def test_the_worst_images_are_those_of_the_inspection(runs):
