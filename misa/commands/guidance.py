@@ -46,7 +46,6 @@ def run(options: Guidance) -> int:
         data_root=options.data_root or None,
         seed=options.seed,
     )
-    print(measured.text(options.group))
-    if options.out:
-        print(*write_guidance(measured, options.out), sep="\n")
+    written = write_guidance(measured, options.out) if options.out else []  # kept if there is no such group
+    print(measured.text(options.group), *written, sep="\n")
     return 0

@@ -177,9 +177,10 @@ class Guidance:
     def _of(self, group: str) -> NDArray[np.bool_]:
         return np.array([group == "all" or group in own for own in self.groups], dtype=bool)
 
-    def started(self) -> dict[str, Figure]:
-        """Mean IoU of the student's masks, and of the teacher's class maps."""
-        return {name: ratio(values, np.ones_like(values), self.images) for name, values in self.start.items()}
+    def started(self, group: str = "all") -> dict[str, Figure]:
+        """Mean IoU of the student's masks, and of the teacher's class maps, on a group's objects."""
+        own = self._of(group)
+        return {name: ratio(values[own], np.ones(own.sum()), self.images[own]) for name, values in self.start.items()}
 
     def kinds(self) -> list[str]:
         """The groups of all objects."""
@@ -193,14 +194,14 @@ class Guidance:
         """A table for each term as plain text, by decreasing pull, below the initial IoU. UserError: no such group."""
         if group not in self.kinds():
             raise UserError(f"there is no group {group!r}; choose one of {', '.join(self.kinds())}.")
-        count = len(set(self.images.tolist()))
+        images = self.images[self._of(group)]
+        count = len(set(images.tolist()))
         lines = [self.smoke] if self.smoke else []
-        few = len(set(self.images[self._of(group)].tolist())) < FEWEST
+        few = count < FEWEST
+        what = counted(len(images), "object") + ("" if group == "all" else f" ({group})")
         brackets = f"without intervals, which mean nothing over fewer than {FEWEST} images" if few else _BRACKETS
-        lines += [
-            f"{counted(len(self.images), 'object')} of {counted(count, 'image')} of the {self.split} split, {brackets}"
-        ]
-        lines += [f"{name}: IoU {_percent(figure)}" for name, figure in self.started().items()]
+        lines += [f"{what} of {counted(count, 'image')} of the {self.split} split, {brackets}"]
+        lines += [f"{name}: IoU {_percent(figure)}" for name, figure in self.started(group).items()]
         if self.left_out:
             what = counted(self.left_out, "reading needs a teacher and is", "readings need a teacher and are")
             lines.append(f"{what} left out; {option_name('teacher')} gives one")

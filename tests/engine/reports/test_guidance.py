@@ -141,6 +141,18 @@ def test_groups_are_classes_sizes_and_modes(measured):
         measured.text("tiny")
 
 
+def test_a_groups_text_is_of_its_own_objects(measured):
+    """The number of objects and images, and the initial IoU, are those of the table's rows below."""
+    for group in measured.kinds()[1:]:
+        own = [i for i, names in enumerate(measured.groups) if group in names]
+        images = len({int(measured.images[i]) for i in own})
+        head, *start = measured.text(group).removeprefix(f"{measured.smoke}\n").splitlines()[:3]
+        objects = f"{len(own)} object{'s' * (len(own) > 1)} ({group})"
+        assert head.startswith(f"{objects} of {images} image{'s' * (images > 1)} of the val split")
+        for line, (name, values) in zip(start, measured.start.items(), strict=True):
+            assert line == f"{name}: IoU {100 * np.nanmean(values[own]):.1f}"
+
+
 def test_without_a_teacher_what_needs_one_is_left_out():
     found = affinities(Affinity(window=7), READINGS, taught=False)
     assert "color" in found
