@@ -249,14 +249,14 @@ def health_curves(health: Mapping[str, NDArray[np.float64]]) -> Figure:
     return figure
 
 
-def grouped_intervals(frame: pd.DataFrame, *, label: str = "mask AP (%)") -> Figure:
+def grouped_intervals(frame: pd.DataFrame, *, label: str = "AP (%)") -> Figure:
     """Plot means with confidence intervals (above) and differences paired by seed (below), by `group` and `row`.
 
     `frame` as from `misa.engine.reports.tables.Table.by_mode`: columns row, group, mean, ci, difference,
     difference_ci. The line at 0 is the baseline; a row without pairs has no difference.
     """
     if frame.empty:
-        return _nothing("none of these trainings has ended yet")
+        return _nothing("none of these trainings has scores by mode or size yet")
     rows, groups = list(dict.fromkeys(frame["row"])), list(dict.fromkeys(frame["group"]))
     figure = Picture(figsize=(max(4.0, 1.1 * len(groups) + 1.5), 4.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
@@ -283,12 +283,16 @@ def grouped_intervals(frame: pd.DataFrame, *, label: str = "mask AP (%)") -> Fig
 
 
 def ap_bars(scores: Mapping[str, Mapping[str, float | None]]) -> Figure:
-    """Plot AP or IoU as bars: one group per metric, one bar per variant; metrics without objects are labeled so."""
+    """Plot AP or IoU as bars: one group per metric, one bar per variant; metrics without objects are labeled so.
+
+    The names of the variants say of what, as `misa.engine.runs.folder.Run.scores` gives them: masks, or boxes.
+    """
     width = max(6.2, 1.6 * len(scores) + 1.2)  # room for the numbers on the bars
     figure = Picture(figsize=(width, 2.6), layout="constrained")
     ax = figure.subplots()
-    names = [name for name in next(iter(scores.values())) if any(row[name] is not None for row in scores.values())]
-    unmeasured = [name for name in next(iter(scores.values())) if name not in names]
+    first = next(iter(scores.values()))
+    names = [name for name in first if any(row[name] is not None for row in scores.values())]
+    unmeasured = [name for name in first if name not in names]
     width = 0.8 / len(scores)
     for i, (variant, values) in enumerate(scores.items()):
         at = np.arange(len(names)) + (i - (len(scores) - 1) / 2) * width
@@ -298,7 +302,7 @@ def ap_bars(scores: Mapping[str, Mapping[str, float | None]]) -> Figure:
         ax.bar_label(bars, labels=["" if np.isnan(h) else f"{h:.1f}" for h in heights], fontsize=6)
     ax.set_xticks(np.arange(len(names)), names)
     ax.set_ylim(0, max(1.0, 1.05 * ax.get_ylim()[1]))
-    ax.set_ylabel("mask AP (%)" if "AP" in names else "IoU (%)")
+    ax.set_ylabel("AP (%)" if "AP" in first else "IoU (%)")
     if unmeasured:
         ax.set_xlabel(f"{', '.join(unmeasured)}: no objects to measure on")
     ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

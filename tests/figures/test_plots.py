@@ -110,7 +110,7 @@ def test_groups_are_drawn_above_and_their_differences_to_the_baseline_below():
     np.testing.assert_array_equal(np.array(drawn.get_ydata(), float), [1.0, nan])
     assert zero.get_color() not in [container[0].get_color() for container in above.containers]
     assert len(above.containers) == 3
-    assert "has ended yet" in grouped_intervals(pd.DataFrame(columns=columns)).texts[0].get_text()
+    assert "by mode or size yet" in grouped_intervals(pd.DataFrame(columns=columns)).texts[0].get_text()
 
 
 def test_loss_curves_show_the_running_mean():
@@ -147,6 +147,12 @@ def test_bars_leave_out_what_was_not_measured():
     assert heights == [12.3, 4.0]
     assert [t.get_text() for t in figure.axes[0].texts] == ["12.3", "4.0"]
     assert figure.axes[0].get_xlabel() == "APl: no objects to measure on"
+
+
+def test_the_axis_of_bars_claims_no_masks_where_boxes_were_scored():
+    for scores in ({"boxes": {"AP": 12.3}}, {"masks": {"AP": 12.3}}, {"masks": {"AP": None}}):
+        assert ap_bars(scores).axes[0].get_ylabel() == "AP (%)"
+    assert ap_bars({"IoU": {"mean": 12.3, "cat": 4.0}}).axes[0].get_ylabel() == "IoU (%)"
 
 
 def test_saved_as_pdf_with_truetype_fonts_and_as_png(tmp_path, rows):

@@ -310,11 +310,11 @@ def _score(job: Job, name: str) -> float | None:
 
 
 def _score_by_group(job: Job) -> dict[str, float]:
-    """AP on the objects of each failure mode and size in the ground truth."""
+    """AP on the objects of each failure mode and size in the ground truth; of boxes if the data has no masks."""
     metrics = job.metrics() or {}
     found = {mode: values.get("AP") for mode, values in metrics.get("segm_by_mode", {}).items()}
-    sizes = {"small": "APs", "medium": "APm", "large": "APl"}
-    found |= {size: metrics.get("segm", {}).get(name) for size, name in sizes.items()}
+    sizes, own = {"small": "APs", "medium": "APm", "large": "APl"}, metrics.get("segm") or metrics.get("bbox") or {}
+    found |= {size: own.get(name) for size, name in sizes.items()}
     return {group: value for group, value in found.items() if value is not None}
 
 

@@ -560,9 +560,11 @@ def test_data_without_masks_is_compared_by_the_boxes(tmp_path):
     table = open_table("demo:box", seeds=1, root=tmp_path)
     (job,) = table.every_job()
     job.folder.mkdir()
-    (job.folder / "metrics.json").write_text(json.dumps({"bbox": {"AP": 12.5, "AP50": 30.0, "AP75": 9.0}}))
+    scores = {"AP": 12.5, "AP50": 30.0, "AP75": 9.0, "APs": 8.0, "APm": 14.0, "APl": None}
+    (job.folder / "metrics.json").write_text(json.dumps({"bbox": scores}))
     assert table.figures().loc["demo:box", "AP75"] == 9
     assert "AP of boxes, since the data has no masks" in table.render("text")
+    assert table.by_mode().set_index("group")["mean"].to_dict() == {"small": 8, "medium": 14}
 
 
 def test_one_row_by_two_names_is_trained_once(tmp_path):
