@@ -362,7 +362,8 @@ class SceneView:
             tree: along the minimum spanning tree, set by the longest edge on the path, instead of directly.
             settings: parameters to override, see `misa.ops.seed_affinity.AffinitySettings`.
 
-        Raises UserError: the seed is outside the image, the kind is unknown, or the category cannot be inferred.
+        Raises UserError: the seed is outside the image, the kind is unknown, a setting is unknown or out of range, or
+        the category cannot be inferred.
         """
         cell, kernel = self._cell(seed), self._kernel(kind)
         field_ = self._field(self._label(cell, kernel, label))
@@ -390,7 +391,8 @@ class SceneView:
             label: the category of a seed that lies in no box.
             settings: parameters to override, such as steps=20.
 
-        Raises UserError: no boxes to start from, a seed outside the image, an unknown kind, or no category.
+        Raises UserError: no boxes to start from, a seed outside the image, an unknown kind, no category, or a setting
+        that is unknown or out of range.
         """
         kernel, chosen = self._kernel(kind), self._with(settings)
         if reach not in ("local", "global"):
@@ -463,6 +465,8 @@ class SceneView:
         except TypeError as error:
             known = ", ".join(self.settings.__dataclass_fields__)
             raise UserError(f"{', '.join(changes)}: an affinity's settings are {known}.") from error
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def _field(self, label: int) -> SeedField:
         if label not in self._fields:

@@ -287,6 +287,10 @@ def test_wrong_input_to_a_teacher_is_a_sentence(teacher, scene, photo):
     with pytest.raises(UserError, match="the seed is in no box; name the category"):
         scene.affinity((119, 0), "sepa")
     assert scene.affinity((119, 0), "sepa", label=name).shape == (120, 200)
+    with pytest.raises(UserError, match="window must be odd"):
+        scene.propagate(window=4)
+    with pytest.raises(UserError, match="balance must be 0 or more"):
+        scene.affinity((20, 20), balance=-1)
     with pytest.raises(UserError, match="an affinity's settings are"):
         scene.propagate(step=3)
     with pytest.raises(UserError, match="there are no boxes to start from"):

@@ -36,6 +36,9 @@ class AffinitySettings:
     window: side of the propagation's window, odd.
     steps: iterations of the propagation in windows.
     form: "sum" is Eq. 13; "product" is A · (A^c)^balance.
+
+    Raises ValueError: a bandwidth or scale that is not positive, a negative balance or number of steps, a window that
+    is not odd and positive, or another form.
     """
 
     local_bandwidth: float = 0.15
@@ -49,6 +52,14 @@ class AffinitySettings:
     def __post_init__(self) -> None:
         if self.form not in get_args(Form):
             raise ValueError(f"SEPA has the forms {' and '.join(get_args(Form))}, not {self.form!r}.")
+        for name in ("local_bandwidth", "tree_bandwidth", "semantic_scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
+        for name in ("balance", "steps"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}.")
+        if self.window < 1 or self.window % 2 != 1:
+            raise ValueError(f"window must be odd and positive, so that it has a center, not {self.window}.")
 
 
 def seed_affinity(

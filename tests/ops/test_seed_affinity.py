@@ -13,6 +13,25 @@ from misa.ops.seed_affinity import AffinitySettings, SeedField, longest_edges, s
 from misa.ops.tree import grid_lengths, minimum_spanning_tree
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong", "least"),
+    [
+        ("local_bandwidth", (0, -0.1, float("nan")), 1e-3),
+        ("tree_bandwidth", (0, -0.1), 1e-3),
+        ("semantic_scale", (0, -1.5), 1e-3),
+        ("balance", (-0.1, float("nan")), 0),
+        ("steps", (-1,), 0),
+        ("window", (0, 4, -3), 1),
+    ],
+)
+def test_settings_out_of_range_are_refused(name, wrong, least):
+    """A negative scale is squared, and a negative balance would give an affinity that is none."""
+    assert getattr(AffinitySettings(**{name: least}), name) == least
+    for value in wrong:
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            AffinitySettings(**{name: value})
+
+
 def all_ways(guide):
     """Returns the minimax path costs between all pixels, by Floyd-Warshall with max instead of sum."""
     h, w = guide.shape[-2:]
