@@ -42,6 +42,13 @@ def number_objects(truth: Any) -> None:
     truth.createIndex()
 
 
+def sized_by_boxes(truth: COCO) -> None:
+    """Set every annotation's area to its box's, for ground truth without masks."""
+    for annotation in truth.dataset["annotations"]:
+        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+        annotation.setdefault("iscrowd", 0)
+
+
 def mask_ap(
     truth: COCO,
     detections: Sequence[dict[str, Any]],
@@ -170,9 +177,7 @@ def score(
     names = None if classes is None else present(truth, classes)
     found = json.loads(Path(detections).read_text())
     if not masks:
-        for annotation in truth.dataset["annotations"]:
-            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
-            annotation.setdefault("iscrowd", 0)
+        sized_by_boxes(truth)
         boxes = mask_ap(truth, found, images=images, categories=names, compare="bbox")
         return {"bbox": boxes, "detections": len(found), "images": len(images)}
     modes = sorted({a["mode"] for a in truth.dataset["annotations"] if "mode" in a})

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools.cocoeval import COCOeval
 
-from misa.evaluation.ap import category_ids, compared, named, number_objects, present, read_truth
+from misa.evaluation.ap import category_ids, compared, named, number_objects, present, read_truth, sized_by_boxes
 
 _ALL_SIZES, _MOST = 0, -1  # pycocotools' indices of area range and maxDets
 
@@ -22,14 +22,20 @@ def detailed(
     *,
     limit: int | None = None,
     classes: Iterable[str] | None = None,
+    masks: bool = True,
     boundary: bool = False,
 ) -> dict[str, Any]:
-    """Return `per_class` and `curves` of a results file, and on request `boundary` AP; arguments as in `score`."""
+    """Return `per_class` and `curves` of a results file, and on request `boundary` AP; arguments as in `score`.
+
+    Without `masks` both are of boxes.
+    """
     truth = read_truth(annotation_file)
     images = truth.getImgIds()[:limit]
     names = None if classes is None else present(truth, classes)
     found = json.loads(Path(detections).read_text())
-    evaluation = compared(truth, found, images=images, categories=names)
+    if not masks:
+        sized_by_boxes(truth)
+    evaluation = compared(truth, found, images=images, categories=names, compare="segm" if masks else "bbox")
     parts: dict[str, Any] = {"per_class": per_class(evaluation), "curves": curves(evaluation)}
     if boundary:
         wanted = None if names is None else category_ids(truth, names)

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from misa.evaluation.ap import compared, mask_ap, read_truth
+from misa.evaluation.ap import compared, mask_ap, read_truth, score
 from misa.evaluation.details import curves, detailed, fast_ap, per_class
 
 SIZE = 120
@@ -150,3 +152,28 @@ def test_a_file_is_taken_apart_in_one_go(scene):
     assert list(parts["per_class"]) == ["a", "b"]
     assert parts["per_class"]["b"]["AP"] == mask_ap(read_truth(truth), detections, categories=["b"])["AP"]
     assert "boundary" not in parts
+
+
+def test_classes_of_data_without_masks_are_scored_by_boxes(scene):
+    """As pycocotools alone scores the boxes around both."""
+    truth, found, detections = scene
+    content = json.loads(truth.read_text())
+    for annotation in content["annotations"]:
+        annotation["bbox"] = rle.toBbox(annotation.pop("segmentation")).tolist()
+        del annotation["area"], annotation["iscrowd"]
+    truth.write_text(json.dumps(content))
+    parts = detailed(truth, found, classes=["a", "b"], masks=False)
+    plain = COCO()
+    plain.dataset = {**content, "annotations": [{**a, "area": 100, "iscrowd": 0} for a in content["annotations"]]}
+    plain.createIndex()
+    for number, name in ((1, "a"), (2, "b")):
+        evaluation = COCOeval(plain, plain.loadRes([dict(one) for one in detections]), "bbox")
+        evaluation.params.catIds = [number]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        expected = 100 * evaluation.stats[:3]
+        assert [parts["per_class"][name][kind] for kind in ("AP", "AP50", "AP75")] == pytest.approx(expected)
+        assert parts["per_class"][name]["objects"] == 6
+    together = score(truth, found, classes=["a", "b"], masks=False)["bbox"]["AP50"]
+    assert 100 * np.mean(parts["curves"]["IoU 0.50"]) == pytest.approx(together)

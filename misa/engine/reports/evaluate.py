@@ -48,9 +48,9 @@ def evaluate(
     """Compute mask AP of a run's checkpoint (default: the last; "none": the untrained network), or a teacher's mIoU.
 
     `merged` adds mIoU for a student, of its instances with a score of at least `merge_score` painted into one label map
-    in increasing order of score (Figure 1). `details` adds AP per class and precision-recall curves, `boundary` the
-    boundary AP, which requires faster-coco-eval. `predictions` writes a student's detections as a COCO results file;
-    it replaces such a file, and no other. The run folder is not changed.
+    in increasing order of score (Figure 1). `details` adds AP per class and precision-recall curves (of boxes, where
+    the data has no masks), `boundary` the boundary AP, which requires masks and faster-coco-eval. `predictions` writes
+    a student's detections as a COCO results file; it replaces such a file, and no other. The run folder is not changed.
     Raises UserError: no run folder, no checkpoint, another model's checkpoint or one for other classes,
     unusable data, another file in the way.
     """
@@ -61,6 +61,8 @@ def evaluate(
     if merged and not source.masks:
         where = f"the val split of {source.root}"
         raise UserError(f"mean IoU compares with true masks, and {where} has none; leave miou out.")
+    if boundary and not source.masks:
+        raise UserError(f"boundary AP compares with true masks, and the val split of {source.root} has none.")
     if predictions is not None and experiment.semantic is not None:
         raise UserError(f"{folder} is a semantic teacher, which detects nothing; leave predictions out.")
     if predictions is not None:
@@ -73,10 +75,9 @@ def evaluate(
             shutil.copyfile(detections, Path(predictions).expanduser())
         if merged and experiment.semantic is None:
             metrics |= score_merged(source, detections, limit=experiment.limit, threshold=merge_score)
-        if (details or boundary) and experiment.semantic is None and source.masks:
-            metrics |= detailed(
-                source.val.annotations, detections, limit=experiment.limit, classes=source.classes, boundary=boundary
-            )
+        if (details or boundary) and experiment.semantic is None:
+            about: dict[str, Any] = {"limit": experiment.limit, "classes": source.classes, "masks": source.masks}
+            metrics |= detailed(source.val.annotations, detections, boundary=boundary, **about)
     return Run(experiment, folder, source, metrics, run.checkpoint)
 
 

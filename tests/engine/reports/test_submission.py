@@ -76,6 +76,22 @@ def test_the_command_prints_a_line_a_class_and_the_boundaries(run, capsys):
     assert "objects" in text
 
 
+def test_data_without_masks_has_a_line_a_class_of_boxes(run, tmp_path, capsys):
+    shutil.copytree(run.source.root, tmp_path / "boxes")
+    annotations = tmp_path / "boxes" / run.source.val.annotations.relative_to(run.source.root)
+    content = json.loads(annotations.read_text())
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    annotations.write_text(json.dumps(content))
+    command = ["evaluate", str(run.folder), "--data-root", str(tmp_path / "boxes"), "--gpus", "0"]
+    assert main([*command, "--per-class"]) == 0
+    words = capsys.readouterr().out
+    assert "\nboxes " in words
+    assert all(f"\n{name} " in words for name in run.source.classes)
+    assert main([*command, "--boundary"]) == 2
+    assert "boundary AP compares with true masks, and the val split of" in capsys.readouterr().err
+
+
 def test_other_weights_are_named_by_their_whole_path(run, tmp_path, capsys):
     other = shutil.copy(run.folder / "checkpoints" / "epoch_1.pth", tmp_path / "mine.pth")
     for given, shown in ((other, other), ("none", "the untrained network")):
