@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from misa.errors import UserError, counted
 from misa.figures.example import Example
 from misa.figures.sheet import Scales, Sheet, Tile, chart, outline, trace, write
 from misa.figures.style import ACCENT, LINES, SIGNED, Picture, shade
@@ -71,7 +72,11 @@ def frequency_figure(
 
     maps: by row name, for example the teacher's S and the student's I after its adapter, all of one size.
     box_mask: B of Eq. 5, the union of the boxes.
+    Raises UserError: a map does not have this channel.
     """
+    for name, values in maps.items():
+        if not 0 <= channel < len(values):
+            raise UserError(f"{name} has {counted(len(values), 'channel')}, from 0 on, and no channel {channel}.")
     (h, w) = box_mask.shape
     ratio = _SIDE / max(h, w)
     height, width = max(round(h * ratio), 1), max(round(w * ratio), 1)

@@ -1,9 +1,11 @@
 """The frequency figure: its bands equal those of the losses, and its panel redraws."""
 
 import numpy as np
+import pytest
 import torch
 from torch.testing import assert_close
 
+from misa.errors import UserError
 from misa.figures.frequency import at_work, centered, frequency_figure, maps_of, mask_figure
 from misa.figures.sheet import RasterText
 from misa.figures.style import SIGNED, shade, to_png
@@ -30,6 +32,14 @@ def test_a_row_for_each_map(example, make_example):
     inside = example.box_masks().any(dim=0)
     words = [word.text for word in frequency_figure(maps_of(example), inside, radius=3).findobj(RasterText)]
     assert {"teacher S", "student I", "low, outside"} <= set(words)
+
+
+def test_a_channel_that_a_map_lacks_is_a_sentence(example):
+    """The notebook's parameter may be any number: the student's feature has fewer channels than the teacher's here."""
+    maps, inside = maps_of(example), example.box_masks().any(dim=0)
+    assert [len(values) for values in maps.values()] == [4, 4, 2]
+    with pytest.raises(UserError, match="student I has 2 channels, from 0 on, and no channel 2"):
+        frequency_figure(maps, inside, channel=2)
 
 
 def test_the_explorer_redraws(example, make_example):
