@@ -181,7 +181,7 @@ class Factory:
         command += ["--random", str(choice.drawn), "--worst", str(choice.worst), "--seed", str(choice.seed)]
         command += ["--channel", str(sources.channel)]
         for field, value in sources.changes.items():
-            command += [f"--{field.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else value]
+            command += [f"--{field.replace('_', '-')}", str(value)]
         command += [] if sources.data_root is None else ["--data-root", str(sources.data_root)]
         images: dict[str, Any] = {"chosen": list(choice.given), "random": list(sources.drawn)}
         if name == "5":

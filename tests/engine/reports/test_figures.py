@@ -161,6 +161,11 @@ def test_the_deepest_place_is_inside_the_largest_object(runs):
     assert bool(masks[int(masks.sum(dim=(1, 2)).argmax()), row, column])
 
 
+def test_the_command_in_a_figure_has_every_digit(runs):
+    factory = Factory([runs / "mask"], changes={"semantic_scale": 1.23456789, "form": "sum"})
+    assert "--semantic-scale 1.23456789 --form sum" in factory.provenance("5", "")["command"]
+
+
 def test_figures_of_two_runs_never_mix(runs, tmp_path, monkeypatch):
     """Another run's figures are not overwritten, and by default every run has its own folder."""
     quick = {"choice": Choice(drawn=1, worst=0), "wanted": "5"}
