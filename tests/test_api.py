@@ -290,7 +290,7 @@ def test_wrong_input_to_a_teacher_is_a_sentence(teacher, scene, photo):
     with pytest.raises(UserError, match="window must be odd"):
         scene.propagate(window=4)
     with pytest.raises(UserError, match="balance must be 0 or more"):
-        scene.affinity((20, 20), balance=-1)
+        scene.affinity((119, 0), label=name, balance=-1)
     with pytest.raises(UserError, match="an affinity's settings are"):
         scene.propagate(step=3)
     with pytest.raises(UserError, match="there are no boxes to start from"):
