@@ -76,8 +76,14 @@ def evaluate(
         if merged and experiment.semantic is None:
             metrics |= score_merged(source, detections, limit=experiment.limit, threshold=merge_score)
         if (details or boundary) and experiment.semantic is None:
-            about: dict[str, Any] = {"limit": experiment.limit, "classes": source.classes, "masks": source.masks}
-            metrics |= detailed(source.val.annotations, detections, boundary=boundary, **about)
+            metrics |= detailed(
+                source.val.annotations,
+                detections,
+                limit=experiment.limit,
+                classes=source.classes,
+                masks=source.masks,
+                boundary=boundary,
+            )
     return Run(experiment, folder, source, metrics, run.checkpoint)
 
 

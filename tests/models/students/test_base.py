@@ -225,6 +225,13 @@ def test_a_row_with_an_impossible_value_is_refused_before_it_trains(part, name, 
         MISA.but(**{part: {name: value}})
 
 
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_the_ends_of_the_ranges_are_allowed(scale):
+    affinity = {"local_steps": 1, "window": 3, "balance": 0.0, "global_weight": 0.0, "refine_bandwidth": None}
+    row = MISA.but(affinity=affinity, distillation={"radius": 0.0, "scale": scale, "weight": 0.0, "bg_weight": 0.0})
+    assert {name: getattr(row.affinity, name) for name in affinity} == affinity
+
+
 def test_distillation_has_a_weight(batch):
     once, twice = (losses(build(MISA.but(distillation={"weight": w})), batch) for w in (1.0, 2.0))
     torch.testing.assert_close(twice["loss_distillation"], 2 * once["loss_distillation"])
