@@ -92,6 +92,7 @@ ROWS = {
     "fsd_strong": BASE.but(teacher="photos:teacher", distillation=replace(FSD, weight=1.0)),
     "sepa": BASE.but(teacher="photos:teacher", affinity=SEPA),
     "misa": BASE.but(teacher="photos:teacher", distillation=FSD, affinity=SEPA),
+    "misa_strong": BASE.but(teacher="photos:teacher", distillation=replace(FSD, weight=1.0), affinity=SEPA),
     "literal": BASE.but(teacher="photos:teacher", distillation=Distillation(), affinity={"saliency": True}),
     # Is the teacher the weak link? One that was trained on true masks: not box-supervised, for comparison only.
     "misa_oracle": BASE.but(teacher="photos:teacher_mask", distillation=FSD, affinity=SEPA),
