@@ -4,18 +4,21 @@ Axes: n instance · h row · w column.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import cv2
 import numpy as np
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.font_manager import FontProperties, findfont
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 from misa.data.rle import Part, trimmed
-from misa.figures.style import COLORS
+from misa.figures.style import CLASS_COLORS, ink
 
-PALETTE = np.array([[round(255 * value) for value in to_rgb(color)] for color in COLORS], dtype=np.uint8)
-"""The figures' colors (k 3) in RGB, by the index of an object."""
+PALETTE = np.array([[round(255 * value) for value in to_rgb(color)] for color in CLASS_COLORS], dtype=np.uint8)
+"""The figures' colors (k 3) in RGB, by the index of an object or a class."""
 
 # Side in pixels up to which an image is enlarged so that labels are readable, and the largest factor.
 _READABLE = 512
@@ -97,20 +100,28 @@ def _bordered(
         cv2.drawContours(canvas, [line.reshape(-1, 1, 2) for line in lines], -1, shade, thickness)
 
 
-def _label(canvas: NDArray[np.uint8], text: str, left: int, top: int, color: tuple[int, ...], *, scale: float) -> None:
-    """Draw white text on a colored patch, kept within the image."""
-    shown = text.encode("ascii", "replace").decode()  # OpenCV's fonts are ASCII only
-    thickness = max(1, round(scale * 2))
-    (width, height), base = cv2.getTextSize(shown, cv2.FONT_HERSHEY_SIMPLEX, scale, max(1, thickness // 2))
-    if width > canvas.shape[1] or 2 * (height + base) > canvas.shape[0]:
+def _label(
+    canvas: NDArray[np.uint8], text: str, left: int, top: int, color: tuple[int, int, int], *, scale: float
+) -> None:
+    """Draw text on a colored patch, kept within the image."""
+    # Matplotlib's font, so that rcParams["font.family"] chooses one for scripts that DejaVu Sans lacks.
+    font = _font(findfont(FontProperties()), round(28 * scale))
+    shown = " ".join(text.split())  # one line
+    x1, _, x2, _ = font.getbbox(shown)
+    ascent, descent = font.getmetrics()
+    width, height = round(x2 - min(x1, 0)) + 4, ascent + descent
+    if not shown or width > canvas.shape[1] or 2 * height > canvas.shape[0]:
         return  # the image is too small for text
     x = min(max(left, 0), canvas.shape[1] - width)
-    y = min(max(top, height + base), canvas.shape[0] - 1)
-    cv2.rectangle(canvas, (x, y - height - base), (x + width, y), color, cv2.FILLED)
-    cv2.putText(
-        canvas, shown, (x, y - base // 2), cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), max(1, thickness // 2),
-        cv2.LINE_AA,
-    )  # fmt: skip
+    y = min(max(top - height, 0), canvas.shape[0] - height)
+    patch = Image.new("RGB", (width, height), color)
+    ImageDraw.Draw(patch).text((2 - min(x1, 0), 0), shown, fill=ink(to_hex([part / 255 for part in color])), font=font)
+    canvas[y : y + height, x : x + width] = np.asarray(patch)
+
+
+@lru_cache(maxsize=8)
+def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size)
 
 
 def label_palette(colors: int = 256) -> list[int]:

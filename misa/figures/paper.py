@@ -22,7 +22,7 @@ from misa.figures.frequency import COLUMNS, centered
 from misa.figures.overlay import PALETTE
 from misa.figures.plots import draw_objects
 from misa.figures.sheet import outline
-from misa.figures.style import ACCENT, COLORS, COLUMN, LINES, MAP, PAGE, PRINT, SIGNED, Picture
+from misa.figures.style import ACCENT, CLASS_COLORS, COLUMN, LINES, MAP, PAGE, PRINT, SIGNED, Picture
 from misa.ops.seed_affinity import AffinitySettings, Kernel, Seed
 from misa.ops.spectrum import power, radial_energy
 
@@ -57,7 +57,7 @@ def figure1(
 
     scores: for "boxes" and "masks", if measured, the mIoU of "instances, merged" and "semantic".
     rows: `image` (h w 3) and images (h w 3) by name to show beside it. classes: names of the colors of
-    `class_picture`, at most eight, for a legend below the maps.
+    `class_picture`, at most 24, for a legend below the maps.
     """
     shown = len(rows[0]) if rows else 0
     columns = [2.2] + [1.0] * shown
@@ -74,10 +74,11 @@ def figure1(
             if name != "image":
                 axes.spines[:].set_visible(True)
                 axes.spines[:].set(color="#BBBBBB", linewidth=0.5)
-    if rows and classes and len(classes) <= len(COLORS):
-        patches = [Patch(color=COLORS[i], label=name) for i, name in enumerate(classes)]
+    if rows and classes and len(classes) <= len(CLASS_COLORS):
+        patches = [Patch(color=CLASS_COLORS[i], label=name) for i, name in enumerate(classes)]
+        across = min(len(classes), 8)
         figure.legend(
-            handles=patches, loc="outside lower right", ncols=len(classes), fontsize=6, frameon=False, handlelength=1
+            handles=patches, loc="outside lower right", ncols=across, fontsize=6, frameon=False, handlelength=1
         )
     return figure
 

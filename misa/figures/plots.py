@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from misa.errors import counted
 from misa.figures.overlay import overlay, whole
-from misa.figures.style import COLORS, Picture
+from misa.figures.style import CLASS_COLORS, COLORS, Picture, ink
 
 LABELS = (7, 6, 5)
 """Font sizes of an image's labels, in points: the first with which each has room at its box, or the last."""
@@ -64,8 +64,8 @@ def draw_objects(
             continue
         x, y, side = place
         number = i if colors is None else colors[i]
-        face = number if isinstance(number, str) else COLORS[number % len(COLORS)]
-        axes.text(x, y, text, fontsize=size, color="white", ha=side, va="bottom", clip_on=True,
+        face = number if isinstance(number, str) else CLASS_COLORS[number % len(CLASS_COLORS)]
+        axes.text(x, y, text, fontsize=size, color=ink(face), ha=side, va="bottom", clip_on=True,
                   bbox={"facecolor": face, "edgecolor": "none", "pad": 0.8})  # fmt: skip
     return [i for i, place in enumerate(found) if place is None]
 
@@ -122,7 +122,8 @@ def sample_grid(samples: Sequence[Mapping[str, Any]], *, columns: int = 4, title
         bare = draw_objects(ax, **{"colors": colors, **sample})
         unnamed |= {sample["labels"][i] for i in bare} if "colors" not in sample else set()
     if unnamed:
-        marks = [Patch(color=COLORS[i % len(COLORS)], label=name) for i, name in enumerate(names) if name in unnamed]
+        shades = [CLASS_COLORS[i % len(CLASS_COLORS)] for i in range(len(names))]
+        marks = [Patch(color=shades[i], label=name) for i, name in enumerate(names) if name in unnamed]
         across = max(1, int(1.75 * columns / (0.6 + 0.08 * max(map(len, unnamed)))))  # inches of a mark and its name
         figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(marks) // across))
         figure.legend(handles=marks, fontsize=7, frameon=False, loc="outside lower center", ncols=across)

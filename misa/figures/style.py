@@ -8,7 +8,7 @@ import cv2
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import RendererAgg
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
@@ -30,6 +30,20 @@ COLORS: tuple[str, ...] = tuple(
 
 Its two grays are left out: gray marks what belongs to no object.
 """
+
+CLASS_COLORS: tuple[str, ...] = (
+    *COLORS,
+    *(to_hex([0.5 * value for value in to_rgb(color)]) for color in COLORS),
+    *(to_hex([0.5 + 0.5 * value for value in to_rgb(color)]) for color in COLORS),
+)
+"""`COLORS`, then darker and lighter shades of them: enough for the 20 classes of VOC. Beyond 24 they repeat."""
+
+
+def ink(color: str) -> str:
+    """Returns "black" or "white", whichever is easier to read on a color (luma of Rec. 601)."""
+    luma: float = np.dot(to_rgb(color), (0.299, 0.587, 0.114))
+    return "black" if luma > 0.55 else "white"
+
 
 ACCENT = COLORS[1]
 """Color of boxes, seed frames and half-maximum contours on maps and photographs."""

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from misa.figures.overlay import PALETTE, overlay, whole
+from misa.figures.style import CLASS_COLORS, COLORS, ink
 
 
 @pytest.fixture
@@ -61,3 +64,40 @@ def test_parts_are_the_masks_again():
         again = np.zeros_like(mask)
         again[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
         assert (again == mask).all()
+
+
+def test_labels_show_other_scripts_than_ascii(image):
+    patches = {text: overlay(image, whole([square(20, 5, 30)]), [text]) for text in ("кот", "кит", "???")}
+    assert (patches["кот"] != patches["кит"]).any()  # letters, not one replacement for all of them
+    assert (patches["кот"] != patches["???"]).any()
+
+
+@pytest.mark.parametrize(("left", "top"), [(0, 0), (60, 0), (79, 59), (0, 59)])
+def test_a_label_is_kept_within_the_image(left, top):
+    mask = np.zeros((60, 80), bool)
+    mask[top, left] = True
+    plain = overlay(np.full((60, 80, 3), 120, np.uint8), whole([mask]))
+    changed = (overlay(np.full((60, 80, 3), 120, np.uint8), whole([mask]), ["cat"]) != plain).any(axis=-1)
+    rows, columns = np.nonzero(changed)
+    assert 100 < changed.sum() < 0.2 * changed.size
+    assert rows.max() - rows.min() < 30
+    assert columns.max() - columns.min() < 80
+
+
+def test_classes_have_colors_that_can_be_told_apart():
+    assert len(set(CLASS_COLORS)) == 24
+    assert CLASS_COLORS[:8] == COLORS  # the ones that are safe for any kind of color vision come first
+    lab = rgb2lab(np.array([[to_rgb(color) for color in CLASS_COLORS]]))[0]
+    apart = deltaE_ciede2000(lab[:, None], lab[None]) + 100 * np.eye(24)
+    assert apart.min() > 8  # 2.3 is just noticeable
+
+
+def test_text_has_contrast_on_every_color():
+    def luminance(color):
+        parts = np.array(to_rgb(color))  # WCAG 2.1
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return linear @ (0.2126, 0.7152, 0.0722) + 0.05
+
+    for color in CLASS_COLORS:
+        light, dark = sorted((luminance(color), luminance(ink(color))), reverse=True)
+        assert light / dark > 3  # of large text

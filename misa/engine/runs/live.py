@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from numpy.typing import NDArray
 
 from misa.figures.plots import draw_objects
-from misa.figures.style import COLORS, Picture
+from misa.figures.style import CLASS_COLORS, COLORS, Picture
 
 IMAGES = 6
 SCORE = 0.3  # score threshold of drawn masks
@@ -119,9 +119,12 @@ def drawn(
     for place, (image, (masks, numbers)) in enumerate(zip(images, found, strict=True)):
         axes = figure.add_subplot(grid[1, place])
         draw_objects(axes, image, masks=masks, colors=numbers)
-    if images and len(classes) <= len(COLORS):  # more would share colors
-        patches = [Patch(color=color, label=name) for color, name in zip(COLORS, classes, strict=False)]
-        axes.legend(handles=patches, fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    if images and len(classes) <= len(CLASS_COLORS):  # more would share colors
+        patches = [Patch(color=color, label=name) for color, name in zip(CLASS_COLORS, classes, strict=False)]
+        axes.legend(
+            handles=patches, fontsize=8 if len(classes) <= 8 else 6, ncols=-(-len(classes) // 8), frameon=False,
+            loc="upper left", bbox_to_anchor=(1, 1),
+        )  # fmt: skip
     figure.supxlabel("validation images, with what is found in them now; a color a class", fontsize=9)
     return figure
 

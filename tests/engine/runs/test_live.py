@@ -6,10 +6,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from misa.engine.runs.live import drawn
-from misa.figures.style import COLORS
+from misa.figures.style import CLASS_COLORS
 
 
-@pytest.mark.parametrize("number", [2, len(COLORS) + 1])
+@pytest.mark.parametrize("number", [2, 20, len(CLASS_COLORS) + 1])
 def test_the_colors_of_classes_are_named_unless_they_share_them(number):
     images = [np.zeros((20, 20, 3), np.uint8)] * 2
     masks = np.ones((1, 20, 20), bool)
@@ -20,6 +20,6 @@ def test_the_colors_of_classes_are_named_unless_they_share_them(number):
     legend = last.get_legend()
     texts, patches = (legend.get_texts(), legend.get_patches()) if legend else ([], [])
     named = {text.get_text(): to_hex(p.get_facecolor()) for text, p in zip(texts, patches, strict=True)}
-    assert named == (dict(zip(names, COLORS, strict=False)) if number <= len(COLORS) else {})
+    assert named == (dict(zip(names, CLASS_COLORS, strict=False)) if number <= len(CLASS_COLORS) else {})
     FigureCanvasAgg(figure).draw()
     assert legend is None or legend.get_window_extent().x1 <= figure.bbox.x1
