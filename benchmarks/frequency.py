@@ -53,7 +53,7 @@ def plain_loss(
 def measure(
     forms: dict[str, Callable[[], Tensor]], student: Tensor, *, rounds: int
 ) -> dict[str, tuple[float, float, float, float]]:
-    """Return for each form (median wall s, median CPU s, peak MB on a GPU or nan, loss) over interleaved `rounds`."""
+    """Return for each form (median wall s, median CPU s, peak MiB on a GPU or nan, loss) over interleaved `rounds`."""
     wall: dict[str, list[float]] = {name: [] for name in forms}
     cpu: dict[str, list[float]] = {name: [] for name in forms}
     peak, loss = dict.fromkeys(forms, float("nan")), dict.fromkeys(forms, float("nan"))
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         results = measure(forms, student, rounds=options.rounds)
         base = results["literal, four transform pairs"]
-        print(f"\n{tuple(shape)}, forward + backward{'':12} wall ms   CPU ms  ratio wall / CPU   peak MB   loss")
+        print(f"\n{tuple(shape)}, forward + backward{'':12} wall ms   CPU ms  ratio wall / CPU   peak MiB   loss")
         for name, (wall, cpu, peak, loss) in results.items():
             ratios = f"{base[0] / wall:6.1f} / {base[1] / cpu:.1f}"
             print(f"  {name:36} {1e3 * wall:9.1f} {1e3 * cpu:8.1f}  {ratios:16} {peak:9.0f}   {loss:.6g}")

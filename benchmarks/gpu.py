@@ -7,7 +7,7 @@
 | part | reports |
 |---|---|
 | checks | trees, passes, windows, losses, gradients against the CPU; kernels against torch operations; device waits |
-| stages | ms of every stage of SEPA, of projection and FSD and of the whole loss, host and device, peak MB |
+| stages | ms of every stage of SEPA, of projection and FSD and of the whole loss, host and device, peak MiB |
 | objectives | ms forward and backward of the other papers' objectives |
 | steps | whole steps by form and part in float32 and bfloat16, memory, synchronizations; a profiler trace |
 | utilization | the share of the card's peak performance that is reached |
@@ -149,7 +149,7 @@ def sizes(place: Place) -> Iterable[tuple[str, Problem]]:
 
 
 def staged(place: Place) -> dict[str, Any]:
-    """Return ms of a batch's forward stages, host time, ms per image of the whole loss with backward, and peak MB."""
+    """Return ms of a batch's forward stages, host time, ms per image of the whole loss with backward, and peak MiB."""
     found = dict[str, Any]()
     rounds = 3 if place.small else 12
     for backend in ("triton", "torch") if place.device == "cuda" else ("auto",):
@@ -168,7 +168,7 @@ def staged(place: Place) -> dict[str, Any]:
                 row["host"] = host_time(given, place)
                 for title, form in whole.items():
                     row[title] = statistics.median(timed(form, place.device)[0] for _ in range(rounds)) / 2
-                row |= {"peak MB": peak(partial(pulled, given), place)}
+                row |= {"peak MiB": peak(partial(pulled, given), place)}
             found[f"{backend}, {name}"] = row
     best = next((row for name, row in found.items() if name.startswith("triton, 64 masks, 8")), None)
     return found | {
@@ -195,7 +195,7 @@ def host_time(given: Problem, place: Place) -> float:
 
 
 def peak(run: Callable[[], Any], place: Place) -> float | None:
-    """Return the peak MB allocated by a run; None on a CPU."""
+    """Return the peak MiB allocated by a run; None on a CPU."""
     if place.device != "cuda":
         return None
     torch.cuda.synchronize()
@@ -291,7 +291,7 @@ def steps(place: Place) -> dict[str, Any]:
                 "images": [tuple(image.shape) for image in images],
                 "ms": medians,
                 "to plain + teacher": ratio,
-                "peak MB": {name: memory(form, place.device) for name, form in forms.items()},
+                "peak MiB": {name: memory(form, place.device) for name, form in forms.items()},
                 "parts, ms": parts(whole, place.device),
                 "synchronisations": waits(whole, place.device),
                 "trace": traced(whole, place, f"trace-{precision}"),

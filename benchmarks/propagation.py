@@ -230,7 +230,7 @@ print(int(peak.split()[1]) / 1024 - before)
 
 
 def growth(work: Work, sem: tuple[Tensor, Tensor, list[int]] | None, form: str, threads: int) -> float:
-    """Return the peak growth in MB of a new process in its first propagation (Linux).
+    """Return the peak growth in MiB of a new process in its first propagation (Linux).
 
     `form` is "ours", with the kernels loaded before; "ours, numba", including their loading; or "plain".
     """
@@ -243,7 +243,7 @@ def growth(work: Work, sem: tuple[Tensor, Tensor, list[int]] | None, form: str, 
 
 def first_call_memory(root: Path, name: int, counts: Sequence[int], channels: int, threads: int, short: int) -> None:
     """Print the memory of a first call in a new process, against the plain form."""
-    print(f"\nMB that a new process grows by in its first propagation; SEPA with {channels} channels, 3 categories")
+    print(f"\nMiB that a new process grows by in its first propagation; SEPA with {channels} channels, 3 categories")
     print(f"{'n':>3} {'plain':>8} {'ours':>8} {'ratio':>6} {'SEPA':>8} {'ratio':>6}   with numba")
     for n in counts:
         work = load(root, name, n, short=short)
@@ -420,7 +420,7 @@ def on_gpu(root: Path, name: int, n: int, short: int) -> None:
     print(
         f"\n2 images of {tuple(images.shape[2:])}, {n} masks each, SEPA with 256 channels and 3 categories, whole loss:"
     )
-    print(f"  {statistics.median(spent) / 2:.2f} ms per image, peak {peak:.0f} MB")
+    print(f"  {statistics.median(spent) / 2:.2f} ms per image, peak {peak:.0f} MiB")
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as trace:
         step()

@@ -430,6 +430,8 @@ class SceneView:
     def _kernel(self, kind: str) -> Kernel:
         if kind not in _KERNELS:
             raise UserError(f"there is no affinity {kind!r}; the kinds are {', '.join(_KERNELS)}.")
+        if kind != "color" and self.example.features is None:
+            raise UserError(f"the affinity {kind!r} needs a teacher's features; without a teacher there is 'color'.")
         return _KERNELS[kind]
 
     def _label(self, cell: Seed, kernel: Kernel, label: str | None) -> int:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import traceback
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 import misa
-from misa.api import as_images, photograph
+from misa.api import SceneView, as_images, photograph
 from misa.cli import main
 from misa.engine.prediction.export import export_student
 from misa.engine.reports.evaluate import evaluate
@@ -286,6 +287,10 @@ def test_wrong_input_to_a_teacher_is_a_sentence(teacher, scene, photo):
         scene.affinity((60, 50), "colour")
     with pytest.raises(UserError, match="the seed is in no box; name the category"):
         scene.affinity((119, 0), "sepa")
+    colors = SceneView(replace(scene.example, features=None, saliency_factors=None))
+    assert colors.affinity((60, 50), "color").shape == (120, 200)
+    with pytest.raises(UserError, match="'sepa' needs a teacher's features; without a teacher there is 'color'"):
+        colors.affinity((60, 50))
     assert scene.affinity((119, 0), "sepa", label=name).shape == (120, 200)
     with pytest.raises(UserError, match="window must be odd"):
         scene.propagate(window=4)

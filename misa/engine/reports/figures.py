@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pycocotools import mask as rle
+from torch import Tensor
 
 import misa
 from misa.data.label_maps import read_label_map
@@ -22,7 +23,7 @@ from misa.engine.runs.record import current_commit, read_params
 from misa.engine.runs.samples import stacked_objects, surest
 from misa.engine.runs.scores import DETECTIONS, LABEL_MAPS, MERGE_SCORE, merged_map, score_merged
 from misa.engine.runs.state import remarks
-from misa.errors import UserError
+from misa.errors import UserError, counted
 from misa.evaluation.ap import read_truth
 from misa.figures.example import Example
 from misa.figures.paper import class_picture, figure1, figure3, figure4, figure5
@@ -63,14 +64,27 @@ def _missing1(sources: Sources) -> str:
 
 def _figure3(sources: Sources) -> Figure:
     """Decomposition of the teacher's and the student's features of the first chosen image."""
-    example = sources.example(sources.shown[0])
-    inside = example.box_masks().any(dim=0)
-    found = {"teacher S": example.features, "student I, adapted": example.adapted, "student I": example.student}
-    rows = {name: (values, inside) for name, values in found.items() if values is not None}
-    channel = min(sources.channel, *(len(values) - 1 for values, _ in rows.values()))
+    inside = sources.example(sources.shown[0]).box_masks().any(dim=0)
+    rows = {name: (values, inside) for name, values in _features(sources).items()}
     distillation = sources.networks.experiment.distillation
     options = {} if distillation is None else {"radius": distillation.radius, "scale": distillation.scale}
-    return figure3(rows, channel=channel, **options)
+    return figure3(rows, channel=sources.channel, **options)
+
+
+def _features(sources: Sources) -> dict[str, Tensor]:
+    """The features of Figure 3 (d h w) by name."""
+    example = sources.example(sources.shown[0])
+    found = {"teacher S": example.features, "student I, adapted": example.adapted, "student I": example.student}
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def _missing3(sources: Sources) -> str:
+    if missing := _missing_teacher(sources):
+        return missing
+    name, values = min(_features(sources).items(), key=lambda found: len(found[1]))
+    if sources.channel < len(values):
+        return ""
+    return f"{name} has {counted(len(values), 'channel')}, from 0 on, and no channel {sources.channel}"
 
 
 def _missing_teacher(sources: Sources) -> str:
@@ -114,7 +128,7 @@ def _missing5(sources: Sources) -> str:
 
 FIGURES: dict[str, PaperFigure] = {
     "1": PaperFigure(_figure1, _missing1),
-    "3": PaperFigure(_figure3, _missing_teacher),
+    "3": PaperFigure(_figure3, _missing3),
     "4": PaperFigure(lambda found: figure4(seeded(found), settings=found.affinity_settings), _missing4),
     "5": PaperFigure(_figure5, _missing5),
 }

@@ -174,7 +174,7 @@ def timed(step: Callable[[], None], device: str) -> tuple[float, float]:
 
 
 def memory(step: Callable[[], None], device: str) -> float:
-    """Peak memory of a step in MB, beyond what is allocated between steps."""
+    """Peak memory of a step in MiB, beyond what is allocated between steps."""
     if device != "cuda":
         return peak_memory(step)
     torch.cuda.synchronize()
@@ -219,7 +219,7 @@ def own_times(spent: dict[str, float]) -> dict[str, float]:
 
 
 class Cost(NamedTuple):
-    """Medians of a step's wall-clock and CPU time in ms, and its peak memory in MB."""
+    """Medians of a step's wall-clock and CPU time in ms, and its peak memory in MiB."""
 
     wall: float
     cpu: float
@@ -250,7 +250,7 @@ def print_costs(found: Mapping[str, Cost], against: str, heading: str, images: M
     """Print the steps' costs, the ratio of their wall-clock times to that of `against`, and the images of each."""
     width = max(22, *map(len, found))
     last = "  images" if images else ""
-    print(f"\n{'a whole step':<{width}} {'wall ms':>9} {'CPU ms':>9} {heading:>12} {'peak MB':>9}{last}")
+    print(f"\n{'a whole step':<{width}} {'wall ms':>9} {'CPU ms':>9} {heading:>12} {'peak MiB':>9}{last}")
     for name, cost in found.items():
         ratio, last = cost.wall / found[against].wall, f"  {images[name]}" if images else ""
         print(f"{name:<{width}} {cost.wall:9.0f} {cost.cpu:9.0f} {ratio:11.2f}x {cost.peak:9.0f}{last}")
@@ -307,7 +307,7 @@ def profile(rows: Sequence[str], setup: Setup, *, batch: int | None = None, smok
 
 
 def peak_memory(task: Callable[[], object]) -> float:
-    """Peak growth of the process's memory in MB while the task runs (Linux)."""
+    """Peak growth of the process's memory in MiB while the task runs (Linux)."""
     page = os.sysconf("SC_PAGE_SIZE") / 2**20
     # The allocator keeps memory freed by earlier work, whose reuse would not count as growth.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -96,6 +97,15 @@ def test_what_is_missing_is_said_and_left_out(runs, tmp_path, capsys):
     assert "figure 4 is left out: it needs a semantic teacher" in words
     assert main(["figures", str(runs / "mask"), "--only", " ,", "--out", str(tmp_path)]) == 2
     assert "--only names no figure" in capsys.readouterr().err
+
+
+def test_a_channel_that_not_all_features_have_is_not_replaced_by_another(runs, tmp_path, capsys):
+    factory = Factory([runs / "misa"], wanted="3", channel=10**6)
+    assert factory.make(tmp_path) == []
+    assert factory.show("3") is None
+    assert re.search(
+        r"figure 3 is left out: .* has \d+ channels, from 0 on, and no channel 1000000", capsys.readouterr().out
+    )
 
 
 def test_a_student_from_masks_has_predictions_to_show(runs, tmp_path):
