@@ -513,7 +513,8 @@ def _as_image(image: Images) -> NDArray[np.uint8]:
             raise UserError(f"{path} is a folder; give an image or a list of them, or use misa predict for the folder.")
         return read_image(path)
     if isinstance(image, Pillow.Image):
-        turned = ImageOps.exif_transpose(image)
+        # As the file is read from its path: OpenCV does not turn WebP.
+        turned = image if image.format == "WEBP" else ImageOps.exif_transpose(image)
         if not turned.mode.startswith(("I", "F")):
             return np.asarray(turned.convert("RGB"), dtype=np.uint8)
         gray = np.asarray(turned)  # more than 8 bits, which convert("RGB") would clip

@@ -189,6 +189,20 @@ def test_a_pil_image_of_more_than_8_bits_is_scaled_as_its_file_is(tmp_path, mode
     np.testing.assert_array_equal(as_images(picture)[0][0], expected)
 
 
+@pytest.mark.parametrize("suffix", ["png", "tiff", "webp"])
+def test_a_photograph_with_an_orientation_is_read_alike_from_its_path_and_as_a_pil_image(tmp_path, suffix):
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:20, :30, 0] = 255
+    upright = Image.fromarray(pixels)
+    orientation = upright.getexif()
+    orientation[0x0112] = 6  # to be turned by 90 degrees
+    upright.save(tmp_path / f"a.{suffix}", exif=orientation, **({"lossless": True} if suffix == "webp" else {}))
+    with Image.open(tmp_path / f"a.{suffix}") as picture:
+        seen = as_images(picture)[0][0]
+    np.testing.assert_array_equal(seen, as_images(tmp_path / f"a.{suffix}")[0][0])
+    assert seen.shape == ((40, 60, 3) if suffix == "webp" else (60, 40, 3))
+
+
 def test_a_pgm_of_16_bits_is_read_alike_from_its_path_and_as_a_pil_image(tmp_path):
     """Pillow opens it in mode "I", of 32 bits."""
     ramp = np.arange(65536, dtype=">u2").reshape(256, 256)
