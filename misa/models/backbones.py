@@ -155,11 +155,21 @@ def backbone_of(network: Network) -> dict[str, Any]:
 
 
 def require_weights(network: Network) -> None:
-    """Download the pretrained weights of a network unless they are cached; UserError if that fails."""
+    """Load the pretrained weights of a network once, downloaded unless they are cached; UserError if they do not fit.
+
+    mmengine, which loads those of a student, would leave out without a word what does not fit.
+    """
+    config = backbone_of(network)
+    if "init_cfg" in config:
+        _download(str(config["init_cfg"]["checkpoint"]))
+        with torch.random.fork_rng(devices=()):
+            build_backbone(config)
+
+
+def _download(name: str) -> None:
     from mmengine.runner.checkpoint import get_torchvision_models
 
-    name = str(backbone_of(network).get("init_cfg", {}).get("checkpoint", ""))
-    url = get_torchvision_models()[name.partition("//")[2]] if name.startswith("torchvision://") else name
+    url = get_torchvision_models().get(name.partition("//")[2], "") if name.startswith("torchvision://") else name
     if not url.startswith(("http://", "https://")):
         return
     place = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]

@@ -37,9 +37,10 @@ def mmdet_file(file: str) -> ConfigDict:
 
 
 def preprocessor(experiment: Experiment) -> dict[str, Any]:
-    """Normalization and padding; with large-scale jittering, padding to the whole square."""
+    """Normalization and padding to multiples of 32; with large-scale jittering, to the whole square."""
     masks, augmentation = experiment.supervision == "mask", experiment.augmentation
-    square = {"type": BatchFixedSizePad, "size": (augmentation.crop, augmentation.crop), "pad_mask": masks}
+    side = -(-augmentation.crop // 32) * 32
+    square = {"type": BatchFixedSizePad, "size": (side, side), "pad_mask": masks}
     return {
         "type": Preprocessor,
         "mean": MEAN,

@@ -89,8 +89,9 @@ class BoxSOLOv2Head(SOLOV2Head):
         ]
         logits = torch.cat([level.flatten(2) for level in scores], dim=2).transpose(1, 2).flatten(0, 1)
         targets = to_device(cells.targets.flatten(), device)
-        # One more than the positives, as in mmdet: a batch without any still trains the background.
-        count = len(cells.position) + 1 / get_world_size()
+        # One more than the positive cells, as in mmdet: a batch without any still trains the background. A cell that
+        # several objects share counts once.
+        count = int((cells.targets < self.num_classes).sum()) + 1 / get_world_size()
         loss = self.loss_cls(logits.float(), targets, avg_factor=count) * share(count, device)
         first = torch.tensor([0, *(len(truth.bboxes) for truth in instances)]).cumsum(0)[:-1]
         instance = first[cells.image] + cells.instance

@@ -143,7 +143,7 @@ def _matched(
     inside = box_masks(resized.to(student.device), h, w, stride=student.mask_stride)
     for i, mine in enumerate(own):
         cells = sorted(mine)
-        masks = cell_masks(view.dense, torch.tensor(cells, device=student.device))
+        masks = cell_masks(view.dense, torch.tensor(cells, dtype=torch.long, device=student.device))
         fit, sure = _fit(masks, inside[i], threshold)
         fits[i, [column[cell] for cell in cells]] = fit.cpu().numpy()
         scores[i, [column[cell] for cell in cells]] = (fit * sure).cpu().numpy()

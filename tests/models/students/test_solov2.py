@@ -112,12 +112,16 @@ def test_crowds_are_left_out(build):
     assert all(torch.equal(with_crowd[name], value) for name, value in without.items())
 
 
-def test_the_classification_loss_is_the_focal_loss_of_every_cell(build):
-    """Against torchvision's: summed over cells and classes, divided by the number of positive cells plus one."""
+@pytest.mark.parametrize("boxes", [[(70, 40, 110, 90, 1)], [(70, 40, 110, 90, 1), (72, 42, 112, 92, 0)]])
+def test_the_classification_loss_is_the_focal_loss_of_every_cell(build, boxes):
+    """Against torchvision's: summed over cells and classes, divided by the number of positive cells plus one.
+
+    A cell that objects share counts once.
+    """
     from torchvision.ops import sigmoid_focal_loss
 
     model = build()
-    data = model.data_preprocessor(batch([(10, 10, 60, 50, 2)], [(70, 40, 110, 90, 1)]), True)
+    data = model.data_preprocessor(batch([(10, 10, 60, 50, 2)], boxes), True)
     features = model.extract_feat(data["inputs"])
     truth = [sample.gt_instances for sample in data["data_samples"]]
     cells = model.mask_head.assign(truth, SIZE)
@@ -125,7 +129,9 @@ def test_the_classification_loss_is_the_focal_loss_of_every_cell(build):
     scores = torch.cat([s.flatten(2) for s in model.mask_head(features)[1]], dim=2).transpose(1, 2)
     target = torch.zeros_like(scores)
     for image, position, label in zip(cells.image, cells.position, cells.labels, strict=True):
+        target[image, position] = 0  # the later object wins a shared cell
         target[image, position, label] = 1
+    assert (target.sum() < len(cells.position)) == (len(boxes) > 1)
     expected = sigmoid_focal_loss(scores, target, alpha=0.25, gamma=2.0, reduction="sum") / (target.sum() + 1)
     torch.testing.assert_close(losses["loss_cls"], expected)
 
