@@ -14,5 +14,5 @@ with contextlib.redirect_stdout(io.StringIO()):
         PackDetInputs,
         RandomCrop,
         RandomFlip,
-        Resize,
     )
+    from mmdet.datasets.transforms import Resize as MMDetResize

@@ -10,7 +10,14 @@ from mmcv.transforms import LoadImageFromFile, RandomChoiceResize, RandomResize
 from numpy.typing import NDArray
 from torch import Tensor
 
-from misa.data.mmdet_datasets import FilterAnnotations, LoadAnnotations, PackDetInputs, RandomCrop, RandomFlip, Resize
+from misa.data.mmdet_datasets import (
+    FilterAnnotations,
+    LoadAnnotations,
+    MMDetResize,
+    PackDetInputs,
+    RandomCrop,
+    RandomFlip,
+)
 from misa.errors import UserError
 from misa.experiment import Augmentation
 
@@ -18,6 +25,26 @@ MEAN = (123.675, 116.28, 103.53)  # ImageNet, RGB, values 0..255
 STD = (58.395, 57.12, 57.375)
 
 _META = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
+
+
+class Resize(MMDetResize):
+    """mmdet's, but to at least one pixel: an image of 1 x 4000 pixels would have no height."""
+
+    keep_ratio: bool
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Resize image, boxes, masks and label map."""
+        keep = self.keep_ratio
+        try:
+            return super().transform(results)
+        finally:
+            self.keep_ratio = keep
+
+    def _resize_img(self, results: dict[str, Any]) -> None:
+        width, height = mmcv.rescale_size(results["img"].shape[1::-1], results["scale"])
+        if not (width and height):
+            results["scale"], self.keep_ratio = (max(width, 1), max(height, 1)), False
+        super()._resize_img(results)
 
 
 def train_pipeline(augmentation: Augmentation, *, masks: bool, label_maps: bool = False) -> list[dict[str, Any]]:

@@ -1,18 +1,20 @@
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS
+from mmengine.structures import InstanceData
 from PIL import Image
 
-from misa.data.pipeline import at_test_size, network_input
+from misa.data.pipeline import at_test_size, network_input, train_pipeline
 from misa.data.pipeline import test_pipeline as file_pipeline
 from misa.errors import UserError
 from misa.experiment import Augmentation, Experiment
 from misa.models.students.common import preprocessor
 
 
-@pytest.mark.parametrize("size", [(60, 100), (64, 96), (31, 240), (200, 3)])
+@pytest.mark.parametrize("size", [(60, 100), (64, 96), (31, 240), (200, 3), (1, 4000), (4000, 1)])
 @pytest.mark.parametrize("sizes", [(64, 96), (128, 192)])
 def test_an_image_in_memory_is_what_the_test_gives_the_network(tmp_path, size, sizes):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -29,6 +31,46 @@ def test_an_image_in_memory_is_what_the_test_gives_the_network(tmp_path, size, s
 
 def test_an_image_is_never_thinner_than_a_pixel():
     assert at_test_size(np.zeros((4000, 1, 3), np.uint8), Augmentation(test_short_side=64, long_side=96)).shape[1] == 1
+
+
+@pytest.mark.parametrize("jitter", [None, (0.1, 2.0)])
+def test_an_image_of_one_row_is_trained_with(tmp_path, jitter):
+    """With boxes and masks of its size, and images after it are resized as before."""
+    pipeline = Compose(train_pipeline(Augmentation((64,), 96, jitter=jitter, crop=96), masks=True))
+    for height, width in ((1, 4000), (64, 96)):
+        Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(tmp_path / "image.png")
+        box = [0.0, 0.0, width, height]
+        polygon = [[0, 0, width, 0, width, height, 0, height]]
+        given = {"bbox": box, "mask": polygon, "bbox_label": 0, "ignore_flag": 0}
+        about = {"img_path": str(tmp_path / "image.png"), "img_id": 0, "height": height, "width": width}
+        found = pipeline({**about, "instances": [given]})
+        size = tuple(found["inputs"].shape[-2:])
+        truth = found["data_samples"].gt_instances
+        if jitter is None:
+            assert size == ((1, 96) if height == 1 else (64, 96))
+            assert truth.bboxes.tensor.tolist() == [[0, 0, size[1], size[0]]]
+        assert min(size) >= 1
+        assert tuple(truth.masks.masks.shape[1:]) == size
+
+
+@pytest.mark.parametrize("crop", [96, 102, 126])
+def test_a_jittered_batch_is_padded_to_strides_of_32(crop):
+    """Otherwise maps at stride 4 would not have a quarter of the input's size, by which boxes are scaled."""
+    row = Experiment(augmentation=Augmentation(jitter=(0.1, 2.0), crop=crop))
+    data = pseudo_collate([{"inputs": torch.zeros(3, crop - 6, crop, dtype=torch.uint8), "data_samples": sample(crop)}])
+    assert MODELS.build(preprocessor(row))(data, True)["inputs"].shape == (
+        1,
+        3,
+        -(-crop // 32) * 32,
+        -(-crop // 32) * 32,
+    )
+
+
+def sample(crop):
+    size = (crop - 6, crop)
+    found = DetDataSample(metainfo={"img_shape": size, "ori_shape": size, "batch_input_shape": size})
+    found.gt_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+    return found
 
 
 @pytest.mark.parametrize(
