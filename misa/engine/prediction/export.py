@@ -78,8 +78,9 @@ def export_torchscript(checkpoint: str | Path | Student, out: str | Path) -> Scr
     `misa.models.students.solov2_decode.decode`. Image size and batch size are free.
 
     Not supported: decoding, since matrix NMS and the number of instances are data-dependent (`decode` is in Python);
-    students other than SOLOv2; half precision; ONNX, which requires its own package.
-    Raises UserError: another student, or `out` exists already or cannot be written.
+    students other than SOLOv2; backbones whose trace is of one image size, as mmdet's Swin (timm's are not); half
+    precision; ONNX, which requires its own package.
+    Raises UserError: another student, such a backbone, or `out` exists already or cannot be written.
     """
     student = checkpoint if isinstance(checkpoint, Student) else load_student(checkpoint, device="cpu")
     script = implementation(student.experiment.student).script
@@ -94,7 +95,10 @@ def export_torchscript(checkpoint: str | Path | Student, out: str | Path) -> Scr
         program = torch.jit.trace(dense, _noise(1, 128, 128, student), check_trace=False)
         difference = max(differences(program, dense, student))
     if not difference <= 1e-4:
-        raise RuntimeError(f"the traced program differs from the student by {difference:.1e}; it is not written.")
+        raise UserError(
+            f"TorchScript of the backbone {student.experiment.network.backbone} gives other values for other sizes "
+            f"(by {difference:.1e}); export without torchscript, or train with another backbone, such as timm's."
+        )
     extra = {"card.json": _card(student)}
 
     def save(partial: Path) -> None:

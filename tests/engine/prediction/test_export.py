@@ -11,18 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import MODELS
 from PIL import Image
 
 from misa.cli import main
 from misa.data.pipeline import MEAN, at_test_size
 from misa.engine.prediction import export
 from misa.engine.prediction.export import compare_export, export_student, export_torchscript
-from misa.engine.prediction.student import find, load_student
+from misa.engine.prediction.student import Student, find, for_inference, load_student
 from misa.engine.runs.checkpoints import CARD, read_checkpoint, weights_digest
 from misa.errors import UserError
 from misa.experiment import Distillation
 from misa.models.students.solov2_decode import decode, each_image
 from misa.models.students.solov2_inference import as_instances, views
+from misa.models.students.table import model_config
+from tests.helpers import tiny_experiment
 
 
 @pytest.fixture(scope="module")
@@ -195,9 +198,19 @@ def test_torchscript_gives_the_same_instances(small_run, tmp_path, capsys):
 
 def test_a_program_that_differs_is_not_written(small_run, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "differences", lambda *a: [0.0, 0.01])
-    with pytest.raises(RuntimeError, match=r"differs from the student by 1\.0e-02; it is not written"):
+    with pytest.raises(UserError, match=r"backbone resnet18 gives other values for other sizes \(by 1\.0e-02\)"):
         export_torchscript(small_run.folder, tmp_path / "x.ts")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backbone_whose_trace_is_of_one_size_is_refused(tmp_path):
+    """mmdet's Swin computes the masks of its windows in Python."""
+    row = tiny_experiment(network={"backbone": "swin_t", "pretrained": False})
+    torch.manual_seed(0)
+    model = MODELS.build(model_config(for_inference(row), ("a", "b")))
+    student = Student(model.eval().requires_grad_(False), row, ("a", "b"), tmp_path, "0")
+    with pytest.raises(UserError, match="TorchScript of the backbone swin_t gives other values for other sizes"):
+        export_torchscript(student, tmp_path / "x.ts")
 
 
 @pytest.mark.parametrize(
