@@ -134,6 +134,8 @@ def backbone_config(
     drop_path: stochastic depth rate of a Swin; 0.3 as in SeMask.
     """
     row = backbone_row(name)
+    if not -1 <= frozen_stages <= 4:
+        raise UserError(f"frozen_stages is {frozen_stages}; a backbone has 4 stages: give -1 (none) to 4.")
     config = row.config(
         base_channels=base_channels, frozen_stages=frozen_stages, norm_eval=norm_eval, drop_path=drop_path
     )

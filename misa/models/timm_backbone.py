@@ -133,8 +133,6 @@ class TimmBackbone(BaseModule):
         """Freeze all modules up to the last one of the frozen stages: they are registered in forward order."""
         if self.frozen_stages < 0:
             return
-        if self.frozen_stages > len(STRIDES):
-            raise UserError(f"frozen_stages is {self.frozen_stages}; a backbone has 4 stages: give -1 (none) to 4.")
         if "" in self.plan.modules:
             raise UserError(f"timm's {self.name} cannot be frozen in part; set frozen_stages=-1.")
         stage = self.plan.modules[max(self.frozen_stages - 1, 0)]
@@ -163,12 +161,13 @@ def _plan(name: str) -> _Plan:
     timm = _timm()
     if not timm.is_model(name):
         raise UserError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models())}")
-    for options in ({}, {"strict_img_size": False}):
-        net, problem = _built(timm, name, options)
-        if not problem:
-            break
-    else:
-        raise UserError(f"timm's {name} does not take images of any size ({problem}); choose another backbone.")
+    options: dict[str, Any] = {}
+    net, problem = _built(timm, name, options)
+    if problem:  # timm's Swin asks for images of one size, unless told otherwise
+        options = {"strict_img_size": False}
+        net, still = _built(timm, name, options)
+        if still:
+            raise UserError(f"timm's {name} is no backbone for images of any size ({problem}); choose another one.")
     strides = list(net.feature_info.reduction())
     if missing := [stride for stride in STRIDES if stride not in strides]:
         raise UserError(

@@ -34,6 +34,7 @@ from misa.machine import BatchSplit, Machine, is_main_process, split_batch
 from misa.models.backbones import backbone_row, require_weights
 from misa.models.students.table import model_config, skeleton
 from misa.models.teacher.contract import TeacherNetwork
+from misa.objectives.misa import objective_of
 from misa.rows import teacher_row
 
 
@@ -143,7 +144,7 @@ def require_buildable(experiment: Experiment, row: str = "the row") -> None:
         skeleton(model_config(experiment.but(network={"pretrained": False}), ("one", "two")))
     except UserError:
         raise
-    except (ValueError, TypeError, KeyError, AssertionError, RuntimeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
         if "meta tensor" in str(error) or "meta device" in str(error):
             return  # a network that reads its numbers when it is built, which it has not yet
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -176,6 +177,19 @@ def require_batch(experiment: Experiment, source: Source) -> None:
         raise UserError(
             f"a batch takes {counted(experiment.schedule.batch, 'image')} and the train split of {source.root} has "
             f"{source.images}; set {option_name('batch')} to {source.images} or less."
+        )
+
+
+def require_shadow(experiment: Experiment, steps: int) -> None:
+    """Raise UserError if a row predicts with an EMA model that its objective does not begin in so many steps."""
+    if not experiment.inference.from_shadow or experiment.limit is not None:
+        return
+    objective = objective_of(experiment)
+    if objective.shadow_momentum(steps - 1, steps) == 1:
+        raise UserError(
+            f"Inference.from_shadow: the EMA model of {type(objective).__name__} does not begin in the "
+            f"{counted(steps, 'step')} of this training, and has the initial weights until then; start it earlier, or "
+            "set from_shadow to False."
         )
 
 
@@ -238,6 +252,7 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
         ready_teacher(experiment)  # downloads its weights if needed, before reading the data, which may take minutes
     source = open_source(experiment, data_root)
     require_batch(experiment, source)
+    require_shadow(experiment, steps_of(experiment, source.images))
     data = data_digests(source.train, source.val)
     params = run_params(experiment, row=row, seed=seed, data_root=source.root, data=data, classes=source.classes)
     metrics, checkpoint = earlier_work(folder, params, resume)

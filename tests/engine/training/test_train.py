@@ -31,6 +31,7 @@ from misa.files import locked
 from misa.machine import Machine
 from misa.models.teacher.semask import SeMask, semask_config
 from misa.models.teacher.table import TEACHERS, build_teacher
+from misa.objectives.discobox import DiscoBox
 from misa.ops.affinity import KERNELS, Compared
 from misa.rows import find_row
 from tests.helpers import CPU, tiny_experiment
@@ -512,6 +513,29 @@ def test_a_network_of_ones_own_may_read_its_weights(monkeypatch, read):
     row = find_row("teacher:demo").but(semantic={"network": "reading"}, network={"pretrained": False})
     require_buildable(row)
     build_teacher(row, ("one", "two"))
+
+
+@pytest.mark.parametrize(
+    ("row", "network", "words"),
+    [
+        ("demo:box", {"frozen_stages": 5}, "frozen_stages is 5; a backbone has 4 stages"),
+        ("demo:box", {"backbone": "swin_t", "frozen_stages": 5}, "frozen_stages is 5; a backbone has 4 stages"),
+        ("demo:box", {"grids": (20, 10)}, "network has 4 strides, 2 grids, 4 scale_ranges; give as many of each"),
+        ("demo:mask2former_box", {"decoder_layers": 0}, r"the row's network cannot be built \("),
+        ("demo:mask2former_box", {"encoder_layers": 0}, r"the row's network cannot be built \("),
+    ],
+)
+def test_a_network_out_of_range_is_refused(row, network, words):
+    with pytest.raises(UserError, match=words):
+        require_buildable(find_row(row).but(network=network))
+
+
+def test_an_ema_model_that_never_begins_predicts_nothing(place):
+    row = TOY.but(affinity=None, objective=DiscoBox(), inference={"from_shadow": True})
+    words = "EMA model of DiscoBox does not begin in the [0-9]+ steps of this training"
+    with pytest.raises(UserError, match=words):
+        train(row, data_root=place / "data", work_dir=place / "ema", machine=CPU)
+    assert not (place / "ema").exists()
 
 
 def test_a_batch_larger_than_the_data_is_refused(place, capsys):
