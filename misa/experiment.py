@@ -251,7 +251,7 @@ class Inference:
 
     score: float = 0.05  # before matrix NMS
     keep: float = 0.025  # score after it
-    mask: float = 0.7  # foreground probability
+    mask: float = 0.7  # foreground probability; Mask2Former has no such threshold: its masks are cut at 0.5
     candidates: int = 500
     per_image: int = 100
     from_shadow: bool = _later(False)  # predict with the EMA model instead of the student (BoxTeacher)

@@ -115,7 +115,7 @@ def _label(
     x = min(max(left, 0), canvas.shape[1] - width)
     y = min(max(top - height, 0), canvas.shape[0] - height)
     patch = Image.new("RGB", (width, height), color)
-    ImageDraw.Draw(patch).text((2 - min(x1, 0), 0), shown, fill=ink(to_hex([part / 255 for part in color])), font=font)
+    ImageDraw.Draw(patch).text((2 - min(x1, 0), 0), shown, fill=ink(to_hex(tuple(np.array(color) / 255))), font=font)
     canvas[y : y + height, x : x + width] = np.asarray(patch)
 
 

@@ -33,8 +33,8 @@ Its two grays are left out: gray marks what belongs to no object.
 
 CLASS_COLORS: tuple[str, ...] = (
     *COLORS,
-    *(to_hex([0.5 * value for value in to_rgb(color)]) for color in COLORS),
-    *(to_hex([0.5 + 0.5 * value for value in to_rgb(color)]) for color in COLORS),
+    *(to_hex(tuple(0.5 * np.array(to_rgb(color)))) for color in COLORS),
+    *(to_hex(tuple(0.5 + 0.5 * np.array(to_rgb(color)))) for color in COLORS),
 )
 """`COLORS`, then darker and lighter shades of them: enough for the 20 classes of VOC. Beyond 24 they repeat."""
 

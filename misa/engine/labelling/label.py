@@ -54,7 +54,7 @@ from misa.machine import Machine
 from misa.rows import find_row
 
 _CARD, _WRITTEN = "label.json", "written.json"
-_EDITION = 2  # version of masks and qualities: records of other versions are not resumed
+_EDITION = 3  # version of masks and qualities: records of other versions are not resumed
 
 
 @dataclass(frozen=True)

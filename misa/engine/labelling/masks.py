@@ -19,6 +19,7 @@ from misa.losses.inputs import shrink, union_of_boxes
 from misa.models.students.base import BoxSupervised
 from misa.models.students.inference import Image, Student, bgr_tensor, within
 from misa.models.students.solov2_decode import enlarge, enlargement
+from misa.models.students.table import implementation
 from misa.ops.boxes import box_masks
 from misa.ops.propagation import propagate_local
 
@@ -53,12 +54,13 @@ def require_knows(student: Student, classes: Sequence[str], *, advice: str) -> N
 
 @torch.no_grad()
 def answers(student: Student, image: Image, boxes: NDArray[np.float64], labels: Sequence[str]) -> list[BoxMask]:
-    """Predict the mask of each box (n 4, x1 y1 x2 y2 within the RGB image), clipped to it, at the row's threshold.
+    """Predict the mask of each box (n 4, x1 y1 x2 y2 within the RGB image), clipped to it, cut as its predictions are.
 
     Masks are `BoxSupervised.masks_of_boxes`; the quality compares them with their propagation by color, five steps in
     windows of 3 x 3 cells (docs/results.md compares this with alternatives).
     """
-    least = student.experiment.inference.mask
+    half = implementation(student.experiment.student).mask_threshold == "half"
+    least = 0.5 if half else student.experiment.inference.mask
     small, size = at_test_size(image, student.experiment.augmentation), (image.shape[0], image.shape[1])
     resized = (small.shape[0], small.shape[1])
     model: Any = student.model

@@ -29,7 +29,7 @@ from misa.data.images import Picture, Video, find_inputs, frames, read_image
 from misa.engine.prediction.files import appended, collect, film, forget, next_call, paint, records, rows_of
 from misa.engine.prediction.known_boxes import find_boxes, reaching_beyond, require_class
 from misa.engine.prediction.shares import DONE, Share
-from misa.engine.prediction.student import Image, Instances, Student, find, load_student
+from misa.engine.prediction.student import Image, Instances, Student, find, load_student, require_mask_threshold
 from misa.engine.prediction.tiling import find_tiled
 from misa.errors import UserError, option_name
 from misa.experiment import require_types
@@ -154,6 +154,7 @@ def predict(
     folder = Path(out).expanduser().resolve()
     found, left, skipped = _found(inputs, folder)
     student = checkpoint if isinstance(checkpoint, Student) else load_student(checkpoint, device=device)
+    require_mask_threshold(student, chosen.mask)
     known, unused = _boxes_by_name(boxes, found, student) if boxes is not None else (None, ())
     share = share or Share()
     with share.locked(folder, option_name("out")):
@@ -287,16 +288,9 @@ def _find(
     failed: dict[str, str],
     batch: int,
 ) -> list[Instances | None]:
-    if boxes is not None:
-        results: list[Instances | None] = []
-        for frame in group:
-            try:
-                results.append(find_boxes(student, frame.image, *boxes[frame.name], mask=options.mask))
-            except UserError as error:
-                failed[frame.name] = f"{frame.file}: {error}"
-                results.append(None)
-        return results
     try:
+        if boxes is not None:
+            return [_of_boxes(student, frame, boxes[frame.name], options.mask, failed) for frame in group]
         if options.tile is not None:
             side, overlap = options.tile, options.overlap
             return [
@@ -307,10 +301,19 @@ def _find(
             ]
         return list(find(student, [f.image for f in group], score=options.score, mask=options.mask))
     except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"{group[0].file} does not fit into the memory of {student.device}; set a smaller batch, tile, or device "
-            "cpu."
-        ) from error
+        smaller = "set device cpu" if boxes is not None else "set a smaller batch, tile, or device cpu"
+        raise UserError(f"{group[0].file} does not fit into the memory of {student.device}; {smaller}.") from error
+
+
+def _of_boxes(
+    student: Student, frame: _Frame, boxes: Boxes, mask: float | None, failed: dict[str, str]
+) -> Instances | None:
+    """The masks of an image's known boxes; None, with the reason in `failed`, if they are not in the image."""
+    try:
+        return find_boxes(student, frame.image, *boxes, mask=mask)
+    except UserError as error:
+        failed[frame.name] = f"{frame.file}: {error}"
+        return None
 
 
 def _images(

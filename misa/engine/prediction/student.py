@@ -106,9 +106,17 @@ def find(
     score: score threshold; mask: binarization threshold of the masks, for SOLOv2 only (default: the row's); per_image:
     maximum number of instances per image (default: the row's). Only images of equal input size are batched: padding
     others would shift the network's grid.
+    Raises UserError: `mask` is given for another student.
     """
+    require_mask_threshold(student, mask)
     kind = implementation(student.experiment.student)
     return kind.find(student, images, score=score, mask=mask, per_image=per_image)
+
+
+def require_mask_threshold(student: Student, mask: float | None) -> None:
+    """Raise UserError if a threshold of the masks is given for a student whose masks are cut at a fixed one."""
+    if mask is not None and implementation(student.experiment.student).mask_threshold != "any":
+        raise UserError(f"mask is a threshold of solov2 students; {student.path} is a {student.experiment.student}.")
 
 
 def _card(path: Path, checkpoint: dict[str, Any]) -> tuple[Experiment, tuple[str, ...]]:

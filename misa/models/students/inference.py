@@ -3,9 +3,11 @@
 Axes: n instance · h row · w column.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,6 @@ from torch import Tensor, nn
 from misa.data.pipeline import at_test_size
 from misa.data.rle import Part, Runs, encode_part, trimmed
 from misa.data.rle import decode as decode_runs
-from misa.errors import UserError
 from misa.experiment import Experiment
 
 Image = NDArray[np.uint8]
@@ -83,33 +84,54 @@ class Student:
 def find_by_mmdet(
     student: Student, images: Sequence[Image], *, score: float, mask: float | None, per_image: int | None
 ) -> list[Instances]:
-    """Predict by mmdet's head, one image at a time to limit the memory of full-size masks.
+    """Predict by mmdet's head, one image at a time to limit the memory of full-size masks; it takes no `mask`."""
+    assert mask is None, "asked for before"
+    with _limits(student, score, per_image):
+        return [_found(student, image, score, per_image) for image in images]
 
-    Raises UserError: `mask` is given, but these heads have no parameter for the mask threshold.
-    """
-    if mask is not None:
-        raise UserError(f"mask is a threshold of solov2 students; {student.path} is a {student.experiment.student}.")
-    results = []
-    for image in images:
-        resized = at_test_size(image, student.experiment.augmentation)
-        h, w = resized.shape[:2]
-        meta = {
-            "img_shape": (h, w),
-            "ori_shape": image.shape[:2],
-            "scale_factor": (w / image.shape[1], h / image.shape[0]),
-        }
-        sample = DetDataSample(metainfo=meta)
-        data = student.model.data_preprocessor(  # type: ignore[operator]
-            {"inputs": [bgr_tensor(resized)], "data_samples": [sample]}, False
-        )
-        (answer,) = student.model.predict(data["inputs"], data["data_samples"], rescale=True)  # type: ignore[operator]
-        found = answer.pred_instances
-        order = found.scores.argsort(descending=True)[:per_image]
-        chosen = [i for i in order.tolist() if found.scores[i] >= score and found.masks[i].any()]
-        parts = [trimmed(0, 0, found.masks[i].cpu().numpy()) for i in chosen]
-        scores, labels = found.scores.double().cpu().numpy()[chosen], [student.classes[found.labels[i]] for i in chosen]
-        results.append(Instances.of_parts((image.shape[0], image.shape[1]), scores, labels, parts))
-    return results
+
+@contextmanager
+def _limits(student: Student, score: float, per_image: int | None) -> Iterator[None]:
+    """Lower the thresholds of mmdet's heads, which apply first, to those of a call."""
+    before: list[tuple[Any, dict[str, Any]]] = []
+    try:
+        for module in student.model.modules():
+            limits: Any = getattr(module, "test_cfg", None)
+            if not isinstance(limits, dict) or not {"score_thr", "max_per_image"} & set(limits):  # an RPN's is left
+                continue
+            before.append((limits, dict(limits)))
+            for name in {"score_thr", "filter_thr"} & set(limits):
+                limits[name] = min(limits[name], score)
+            if per_image is not None and "max_per_img" in limits:
+                limits["max_per_img"] = max(limits["max_per_img"], per_image)
+            if per_image is not None and "max_per_image" in limits:  # Mask2Former: at most all of its answers
+                answers = student.experiment.network.queries * len(student.classes)
+                limits["max_per_image"] = max(limits["max_per_image"], min(per_image, answers))
+        yield
+    finally:
+        for limits, values in reversed(before):
+            limits.update(values)
+
+
+def _found(student: Student, image: Image, score: float, per_image: int | None) -> Instances:
+    resized = at_test_size(image, student.experiment.augmentation)
+    h, w = resized.shape[:2]
+    meta = {
+        "img_shape": (h, w),
+        "ori_shape": image.shape[:2],
+        "scale_factor": (w / image.shape[1], h / image.shape[0]),
+    }
+    sample = DetDataSample(metainfo=meta)
+    data = student.model.data_preprocessor(  # type: ignore[operator]
+        {"inputs": [bgr_tensor(resized)], "data_samples": [sample]}, False
+    )
+    (answer,) = student.model.predict(data["inputs"], data["data_samples"], rescale=True)  # type: ignore[operator]
+    found = answer.pred_instances
+    order = found.scores.argsort(descending=True)[:per_image]
+    chosen = [i for i in order.tolist() if found.scores[i] >= score and found.masks[i].any()]
+    parts = [trimmed(0, 0, found.masks[i].cpu().numpy()) for i in chosen]
+    scores, labels = found.scores.double().cpu().numpy()[chosen], [student.classes[found.labels[i]] for i in chosen]
+    return Instances.of_parts((image.shape[0], image.shape[1]), scores, labels, parts)
 
 
 def within(part: Part, box: NDArray[np.float64]) -> Part:

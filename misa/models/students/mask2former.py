@@ -323,4 +323,4 @@ def parameter_groups(experiment: Experiment) -> dict[str, dict[str, float]]:
     return keys
 
 
-mask2former = Implementation(mask2former_config, parameter_groups, dense_feature=_dense_feature)
+mask2former = Implementation(mask2former_config, parameter_groups, dense_feature=_dense_feature, mask_threshold="half")

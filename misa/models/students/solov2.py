@@ -10,6 +10,7 @@ from mmengine.dist import get_world_size
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from misa.errors import UserError
 from misa.experiment import Experiment, Inference, Network
 from misa.losses.inputs import Positives
 from misa.models.students.base import BoxMasks, BoxSupervised, StudentOutput
@@ -145,7 +146,11 @@ def solov2_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigDic
 
 
 def grid_neck_and_head(model: ConfigDict, network: Network, classes: int) -> None:
-    """Set the grids of neck and head, one level per stride, in SOLO and SOLOv2."""
+    """Set the grids of neck and head, one level per stride, in SOLO and SOLOv2; UserError for unequal lengths."""
+    lengths = {name: len(getattr(network, name)) for name in ("strides", "grids", "scale_ranges")}
+    if len(set(lengths.values())) > 1 or min(lengths.values()) < 4:
+        given = ", ".join(f"{count} {name}" for name, count in lengths.items())
+        raise UserError(f"the network has {given}; give as many of each, one a level, and at least four levels.")
     model.neck.num_outs = len(network.strides)
     model.mask_head.update(
         num_classes=classes,
@@ -234,5 +239,10 @@ def _dense_feature(model: SOLOv2, maps: tuple[Tensor, ...]) -> Tensor:
 
 
 solov2 = Implementation(
-    solov2_config, dense_feature=_dense_feature, find=find_by_cells, find_boxes=find_boxes_by_cells, script=DensePart
+    solov2_config,
+    dense_feature=_dense_feature,
+    find=find_by_cells,
+    find_boxes=find_boxes_by_cells,
+    mask_threshold="any",
+    script=DensePart,
 )

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from mmengine.config import ConfigDict
@@ -24,6 +24,8 @@ class Implementation(NamedTuple):
     find: predicts in RGB images; takes score, mask and per_image as `misa.engine.prediction.student.find`.
     find_boxes: predicts masks of known boxes of an image, each with a label or None, given `mask`; None: predicted
         instances are matched to the boxes.
+    mask_threshold: the probability at which masks are cut: "any" is given with a call, by default the row's
+        `Inference.mask`; "row": always the row's; "half": always 0.5.
     script: returns the part without data-dependent control flow, traceable by TorchScript, from RGB images (b 3 h w),
         0..255.
     """
@@ -33,6 +35,7 @@ class Implementation(NamedTuple):
     dense_feature: Callable[[Any, tuple[Tensor, ...]], Tensor] | None = None
     find: Callable[..., list[Instances]] = find_by_mmdet
     find_boxes: Callable[..., Instances] | None = None
+    mask_threshold: Literal["any", "row", "half"] = "row"
     script: Callable[[Student], nn.Module] | None = None
 
 

@@ -5,11 +5,13 @@ import json
 import os
 import shutil
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
@@ -18,6 +20,7 @@ from misa.cli import main
 from misa.data.formats.coco import DataError
 from misa.data.images import find_inputs
 from misa.data.rle import encode
+from misa.engine.prediction import predict as predicting
 from misa.engine.prediction import tiling
 from misa.engine.prediction.files import records
 from misa.engine.prediction.known_boxes import find_boxes
@@ -526,6 +529,26 @@ def test_other_students_predict_as_they_are_evaluated(student, small_row, tmp_pa
     assert len(set(answers.prompts)) == len(answers)
     with pytest.raises(UserError, match="mask is a threshold of solov2 students"):
         find(load_student(run.folder), [image], mask=0.5)
+
+
+def test_a_threshold_that_a_student_lacks_is_known_before_anything_is_written(student, photos, tmp_path):
+    other = replace(student, experiment=student.experiment.but(student="condinst"))
+    for boxes in (None, {"a": Boxes(np.array([[3.0, 4, 30, 40]]), (None,))}):
+        with pytest.raises(UserError, match="mask is a threshold of solov2 students"):
+            predict(other, photos, out=tmp_path / "out", mask=0.5, boxes=boxes)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_an_image_that_does_not_fit_into_memory_is_a_sentence(student, photos, tmp_path, monkeypatch, known):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(predicting, "find_boxes" if known else "find", full)
+    boxes = {"a": Boxes(np.array([[3.0, 4, 30, 40]]), (None,))} if known else None
+    advice = "set device cpu" if known else "set a smaller batch, tile, or device cpu"
+    with pytest.raises(UserError, match=rf"a\.png does not fit into the memory of cpu; {advice}\."):
+        predict(student, photos, out=tmp_path / "out", boxes=boxes)
 
 
 def test_boxes_without_a_mask_are_counted_aloud(small_run, photos, tmp_path, capsys):
