@@ -37,6 +37,15 @@ def _later(default: Any) -> Any:
     return field(default=default, metadata={"later": True})
 
 
+def _require_range(values: Any, names: tuple[str, ...], low: float = 0, high: float = math.inf) -> None:
+    """Raise ValueError if one of these fields is not a finite number of that range, ends included."""
+    for name in names:
+        number = getattr(values, name)
+        if not (low <= number <= high and number < math.inf):
+            wanted = f"from {low} to {high}" if high < math.inf else f"a number of {low} or more"
+            raise ValueError(f"{type(values).__name__}.{name} is {number}; it must be {wanted}.")
+
+
 @dataclass(frozen=True)
 class Network:
     """Architecture of the student. Defaults: SOLOv2 and Mask2Former as in mmdet.
@@ -177,9 +186,7 @@ class Affinity:
         for name in positive:
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise ValueError(f"Affinity.{name} is {value}; it must be a positive number.")
-        for name in ("balance", "global_weight", "local_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"Affinity.{name} is {getattr(self, name)}; it must be a number of 0 or more.")
+        _require_range(self, ("balance", "global_weight", "local_weight"))
 
 
 @dataclass(frozen=True)
@@ -207,9 +214,7 @@ class Distillation:
             raise ValueError(f"Distillation.radius is {self.radius}; it must be a number of bins of 0 or more.")
         if not 0 <= self.scale <= 1:
             raise ValueError(f"Distillation.scale is {self.scale}; it must be from 0 to 1, as Eq. 4's α.")
-        for name in ("bg_weight", "fg_weight", "weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"Distillation.{name} is {getattr(self, name)}; it must be a number of 0 or more.")
+        _require_range(self, ("bg_weight", "fg_weight", "weight"))
 
 
 @dataclass(frozen=True)
@@ -228,6 +233,15 @@ class Schedule:
     backbone_lr: float = _later(1.0)  # as a multiple of lr
     precision: Literal["float32", "bfloat16", "float16"] = _later("float32")  # autocast of the networks, not the losses
 
+    def __post_init__(self) -> None:
+        low = {"epochs": self.epochs, "batch": self.batch, "warmup": self.warmup + 1}
+        for name, number in low.items():
+            if number < 1:
+                raise ValueError(f"Schedule.{name} is {getattr(self, name)}; it is too small.")
+        if not (0 < self.lr < math.inf and self.weight_decay >= 0 and self.clip > 0):
+            raise ValueError("Schedule: lr and clip must be positive, weight_decay at least 0.")
+        _require_range(self, ("weight_decay", "backbone_lr"))
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -244,6 +258,14 @@ class Augmentation:
     jitter: tuple[float, float] | None = _later(None)
     crop: int = _later(1024)
 
+    def __post_init__(self) -> None:
+        _require_range(self, ("flip",), 0, 1)
+        _require_range(self, ("long_side", "test_short_side", "crop"), 1)
+        if not self.short_sides or min(self.short_sides) < 1:
+            raise ValueError(f"Augmentation.short_sides is {self.short_sides}; give one or more sizes in pixels.")
+        if self.jitter is not None and not 0 < self.jitter[0] <= self.jitter[1] < math.inf:
+            raise ValueError(f"Augmentation.jitter is {self.jitter}; give the smallest and the largest factor.")
+
 
 @dataclass(frozen=True)
 class Inference:
@@ -256,6 +278,10 @@ class Inference:
     per_image: int = 100
     from_shadow: bool = _later(False)  # predict with the EMA model instead of the student (BoxTeacher)
     rescore: bool = _later(False)  # CondInst: combine scores with the masks' confidence (BoxTeacher)
+
+    def __post_init__(self) -> None:
+        _require_range(self, ("score", "keep", "mask"), 0, 1)
+        _require_range(self, ("candidates", "per_image"), 1)
 
 
 @dataclass(frozen=True)
@@ -278,6 +304,10 @@ class Semantic:
     loss_stride: int = 4  # input pixels per pixel of the objectives' masks
     residual: Literal["input", "norm"] = "input"  # what the attention is added to; "norm" as published for Swin
     network: str = _later("semask")  # a name in `misa.models.teacher.table.TEACHERS`
+
+    def __post_init__(self) -> None:
+        _require_range(self, ("stage_weight", "outside_weight", "class_weight", "sure_weight"))
+        _require_range(self, ("loss_stride",), 1)
 
 
 class Needs(NamedTuple):
@@ -368,13 +398,7 @@ class Experiment:
         _check_choices(self)
         self._check_student()
         self._check_objective()
-        schedule = self.schedule
-        low = {"epochs": schedule.epochs, "batch": schedule.batch, "warmup": schedule.warmup + 1}
-        for name, number in low.items():
-            if number < 1:
-                raise ValueError(f"Schedule.{name} is {getattr(schedule, name)}; it is too small.")
-        if not (schedule.lr > 0 and schedule.weight_decay >= 0 and schedule.clip > 0):
-            raise ValueError("Schedule: lr and clip must be positive, weight_decay at least 0.")
+        _require_range(self, ("projection_weight",))
         if self.affinity is not None and self.affinity.window < 3:
             raise ValueError(f"Affinity.window is {self.affinity.window}; a row needs neighbors, 3 or more.")
 

@@ -10,6 +10,7 @@ from mmengine.structures import InstanceData
 import misa.models  # noqa: F401  (imports mmdet silently)
 from misa.data.pipeline import MEAN, STD
 from misa.errors import Diverged
+from misa.experiment import Experiment, Semantic
 from misa.losses.inputs import shrink, union_of_boxes
 from misa.models.students.base import pooled_colors
 from misa.models.students.table import model_config
@@ -217,6 +218,14 @@ def test_readings_that_contradict_themselves_are_refused():
         *(("distillation", "radius", value) for value in (-1.0, math.inf)),
         *(("distillation", "scale", value) for value in (-0.1, 1.5, math.nan)),
         *(("distillation", name, -1.0) for name in ("weight", "bg_weight", "fg_weight")),
+        *(("schedule", name, value) for name in ("lr", "backbone_lr", "weight_decay") for value in (-1.0, math.inf)),
+        *(("schedule", name, 0) for name in ("epochs", "batch", "clip")),
+        *(("augmentation", "flip", value) for value in (-0.1, 1.1, math.nan)),
+        *(("augmentation", name, 0) for name in ("long_side", "test_short_side", "crop")),
+        *(("augmentation", "short_sides", value) for value in ((), (64, 0))),
+        *(("augmentation", "jitter", value) for value in ((0.0, 1.0), (2.0, 0.1), (0.1, math.inf))),
+        *(("inference", name, value) for name in ("score", "keep", "mask") for value in (-0.1, 1.5)),
+        *(("inference", name, 0) for name in ("candidates", "per_image")),
     ],
 )
 def test_a_row_with_an_impossible_value_is_refused_before_it_trains(part, name, value):
@@ -225,11 +234,26 @@ def test_a_row_with_an_impossible_value_is_refused_before_it_trains(part, name, 
         MISA.but(**{part: {name: value}})
 
 
+def test_a_weight_below_zero_is_refused():
+    """It would train away from what the loss asks for."""
+    for name in ("stage_weight", "outside_weight", "class_weight", "sure_weight"):
+        with pytest.raises(ValueError, match=rf"Semantic\.{name} is -1"):
+            Experiment(semantic=Semantic(**{name: -1.0}))
+        assert getattr(Semantic(**{name: 0.0}), name) == 0
+    with pytest.raises(ValueError, match=r"Experiment\.projection_weight is -1"):
+        Experiment(projection_weight=-1.0)
+
+
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_the_ends_of_the_ranges_are_allowed(scale):
     affinity = {"local_steps": 1, "window": 3, "balance": 0.0, "global_weight": 0.0, "refine_bandwidth": None}
     row = MISA.but(affinity=affinity, distillation={"radius": 0.0, "scale": scale, "weight": 0.0, "bg_weight": 0.0})
     assert {name: getattr(row.affinity, name) for name in affinity} == affinity
+    ends = {"flip": scale, "short_sides": (1,), "long_side": 1, "crop": 1, "jitter": (0.5, 0.5)}
+    row = row.but(augmentation=ends, schedule={"backbone_lr": 0.0, "weight_decay": 0.0, "epochs": 1, "warmup": 0})
+    row = row.but(inference={"score": scale, "keep": scale, "mask": scale, "candidates": 1, "per_image": 1})
+    assert {name: getattr(row.augmentation, name) for name in ends} == ends
+    assert row.but(projection_weight=0.0).inference.mask == scale
 
 
 def test_distillation_has_a_weight(batch):
