@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from misa.rows import find_row
+from misa.rows import find_row, table_module, table_names
 
 STORED = Path(__file__).with_name("digests.csv")
 
@@ -14,3 +14,8 @@ STORED = Path(__file__).with_name("digests.csv")
 def test_a_rows_hash_stays(row):
     experiment = find_row(row["row"])
     assert (experiment.digest(), experiment.smoke().digest()) == (row["digest"], row["smoke"])
+
+
+def test_every_row_has_its_hash_here():
+    stored = {row["row"] for row in csv.DictReader(STORED.read_text().splitlines())}
+    assert stored == {f"{table}:{name}" for table in table_names() for name in table_module(table).ROWS}
