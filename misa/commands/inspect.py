@@ -15,7 +15,7 @@ class Inspect(Parameters):
     data_root: str = shared.other_data()
     out: str = option("", "the page (default: inspection.html in the run folder)")
     threshold: float = option(0.3, "score threshold of the detections that are analyzed", low=0, high=1)
-    good: float = option(0.5, "IoU threshold of a match", low=0, high=1)
+    good: float = option(0.5, "IoU threshold of a match", low=0.01, high=1)
     resamples: int = option(1000, "bootstrap resamples of the images, for the confidence intervals", low=1)
 
 

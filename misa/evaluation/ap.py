@@ -15,12 +15,17 @@ NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 class _Evaluation(COCOeval):
-    """COCOeval that ignores the ground truth for which `counts` is False, as COCO ignores objects of other sizes."""
+    """COCOeval that ignores the ground truth for which `counts` is False, as COCO ignores objects of other sizes.
+
+    Class-agnostic it decodes the masks of the wanted categories only: those of others may have none.
+    """
 
     counts: Callable[[dict[str, Any]], bool] | None = None
 
     def _prepare(self) -> None:
+        by_class, self.params.useCats = self.params.useCats, 1
         super()._prepare()
+        self.params.useCats = by_class
         if self.counts is not None:
             for objects in self._gts.values():
                 for annotation in objects:

@@ -11,7 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools.cocoeval import COCOeval
 
-from misa.evaluation.ap import category_ids, compared, named, number_objects, present, read_truth, sized_by_boxes
+from misa.evaluation.ap import (
+    category_ids,
+    compared,
+    mask_ap,
+    named,
+    number_objects,
+    present,
+    read_truth,
+    sized_by_boxes,
+)
 
 _ALL_SIZES, _MOST = 0, -1  # pycocotools' indices of area range and maxDets
 
@@ -96,7 +105,7 @@ def fast_ap(
         truth.dataset = json.loads(Path(annotation_file).read_text())
         number_objects(truth)
         if not detections:
-            return dict.fromkeys(named([0.0] * 6), 0.0) if truth.anns else named([-1.0] * 6)
+            return mask_ap(read_truth(annotation_file), [], images=images, categories=categories)
         found = truth.loadRes([{k: v for k, v in d.items() if k != "bbox"} for d in detections])
         evaluation = COCOeval_faster(truth, found, iouType=compare)
         if images is not None:

@@ -140,6 +140,22 @@ def test_any_class_asks_for_the_mask_alone(truth_file, tmp_path):
     assert (scored["segm"]["AP"], scored["segm_any_class"]["AP"]) == pytest.approx((50, 100))
 
 
+@pytest.mark.parametrize("segmentation", [None, []])
+def test_a_class_that_was_left_out_may_have_no_masks(truth_file, tmp_path, segmentation):
+    """Class-agnostic too, where pycocotools decodes the masks of every class."""
+    content, found = (
+        json.loads(truth_file.read_text()),
+        [detection(square(10, 10, 40), 0.8), detection(square(5, 5, 9))],
+    )
+    expected = mask_ap(read_truth(truth_file), found, categories=["square"], any_class=True)
+    other = {"id": 3, "image_id": 1, "category_id": 8, "bbox": [10.0, 10.0, 40.0, 40.0], "area": 1600.0, "iscrowd": 0}
+    content["annotations"].append(other if segmentation is None else other | {"segmentation": segmentation})
+    content["categories"].append({"id": 8, "name": "dog"})
+    (tmp_path / "more.json").write_text(json.dumps(content))
+    assert mask_ap(read_truth(tmp_path / "more.json"), found, categories=["square"], any_class=True) == expected
+    assert expected["AP"] not in (0, 100, None)
+
+
 def test_an_empty_mask_stays_empty():
     (rectangle,) = as_rectangles([detection(np.zeros((9, 9)))])
     assert rle.area(rectangle["segmentation"]) == 0

@@ -88,7 +88,15 @@ def test_both_libraries_agree(scene):
         assert fast.keys() == slow.keys()
         for name, value in slow.items():
             assert fast[name] == (None if value is None else pytest.approx(value, abs=1e-6)), name
-    assert fast_ap(truth, [], compare="segm") == dict.fromkeys(mask_ap(whole, []), 0.0)
+    for options in ({}, {"categories": [2]}, {"images": []}):
+        assert fast_ap(truth, [], **options) == mask_ap(whole, [], **options)
+    assert fast_ap(truth, [])["AP"] == 0
+    content = json.loads(truth.read_text())
+    content["annotations"] = [row | {"area": 5000.0} for row in content["annotations"]]
+    medium = truth.with_name("medium.json")
+    medium.write_text(json.dumps(content))
+    assert fast_ap(medium, [])["APs"] is None
+    assert fast_ap(medium, [])["APm"] == 0
 
 
 @pytest.mark.shared

@@ -28,7 +28,7 @@ from misa.engine.runs.samples import health, losses
 from misa.engine.runs.scores import DETECTIONS
 from misa.engine.runs.state import remarks, smoke_mark, warn
 from misa.errors import UserError, counted, option_name, whole
-from misa.evaluation.ap import matched, present, read_truth
+from misa.evaluation.ap import category_ids, matched, present, read_truth
 from misa.evaluation.bootstrap import Estimate, estimates, image_scores, matches_of, worst_images
 from misa.evaluation.failures import BACKGROUND, KINDS, MEANING, TIDE, ImageErrors, Outcome, error_types
 from misa.experiment import Experiment
@@ -93,7 +93,7 @@ def inspect_run(
         data_root: the data, if it has moved since the training.
         out: the page; empty: inspection.html in the run folder; None: no page.
         threshold: score threshold of the detections for error types; scores use all.
-        good: minimum IoU of a detected object.
+        good: minimum IoU of a detected object, above 0.
         resamples: bootstrap samples of the images for the 95 % intervals.
         seed: of the bootstrap.
         examples: number of pictures of the worst images, and of each error type.
@@ -146,6 +146,8 @@ def _check(*counts: int, **shares: float) -> None:
     for name, value in shares.items():
         if not 0 <= value <= 1:
             raise UserError(f"{name} must be from 0 to 1, not {value}.")
+    if not shares["good"]:
+        raise UserError("good must be above 0: an object without any overlap is not found.")
     if min(counts) < 0:
         raise UserError("resamples and examples must be at least 0.")
 
@@ -357,7 +359,8 @@ class _Painter:
             return None
         found = sorted(self.detections[image], key=lambda d: -d["score"])
         labels = [f"{self.names[d['category_id']]} {d['score']:.2f}" for d in found]
-        true = [a for a in self.truth.imgToAnns[image] if not a.get("iscrowd")]
+        wanted = category_ids(self.truth, present(self.truth, self.source.classes))
+        true = [a for a in self.truth.imgToAnns[image] if not a.get("iscrowd") and a["category_id"] in wanted]
         named = [self.names[a["category_id"]] for a in true]
         runs = [d["segmentation"] for d in found], [self.truth.annToRLE(a) for a in true]
         size = pixels.shape[:2]

@@ -202,7 +202,9 @@ def test_predictions_of_something_else_are_named(small_run, tmp_path, content, w
 
 def test_wrong_values_are_named(small_run, tmp_path, capsys):
     assert main(["inspect", str(small_run.folder), "--good", "2"]) == 2
-    assert "good must be from 0 to 1" in capsys.readouterr().err
+    assert "good must be from 0" in capsys.readouterr().err
+    assert main(["inspect", str(small_run.folder), "--good", "0"]) == 2
+    assert "good must be from 0" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path)]) == 2
     assert "is not a run folder" in capsys.readouterr().err
     with pytest.raises(UserError, match="cannot be written"):
