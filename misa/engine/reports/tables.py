@@ -13,7 +13,7 @@ from misa.engine.runs.places import default_folder
 from misa.engine.runs.record import SMOKE
 from misa.engine.training import sweep
 from misa.engine.training.sweep import Job, plan
-from misa.errors import UserError
+from misa.errors import UserError, counted
 from misa.evaluation.interval import interval
 from misa.experiment import Comparison, Expected
 from misa.rows import find_row, not_a_row, table_module, table_names
@@ -85,7 +85,10 @@ class Table:
         return pd.DataFrame(lines).set_index("row")
 
     def printed(self) -> pd.DataFrame:
-        """The figures as text: `mean ± half width`, "not run" for a row without runs, a dash for an unknown value."""
+        """The figures as text: `mean ± half width`, "not run" for a row without runs, a dash for an unknown value.
+
+        A difference over fewer seeds than the row has says over how many.
+        """
         figures, shown = self.figures(), SCORES[: 1 if self.teachers else None]
         text = pd.DataFrame(index=figures.index)
         for name in SCORES:
@@ -98,8 +101,10 @@ class Table:
                 for mean, half, n in zip(figures[name], figures[f"{name}_ci"], figures["n"], strict=True)
             ]
         text["n"] = figures["n"]
+        columns = (figures[name] for name in ("difference", "difference_ci", "pairs", "n"))
         text["AP − baseline"] = [
-            _signed(mean, half) for mean, half in zip(figures["difference"], figures["difference_ci"], strict=True)
+            _signed(mean, half) + (f" ({counted(pairs, 'pair')})" if 0 < pairs < n else "")
+            for mean, half, pairs, n in zip(*columns, strict=True)
         ]
         return text.rename(columns=_MIOU) if self.teachers else text
 
@@ -236,6 +241,10 @@ def open_table(
     scored = {row.semantic is not None: name for name, row in rows.items()}
     if len(scored) == 2:
         raise UserError(f"{scored[True]} is scored by mean IoU, {scored[False]} by AP; compare rows of one kind.")
+    kinds = {(row.data == "demo", row.scenes): name for name, row in rows.items()}
+    if len(kinds) > 1:
+        first, other, *_ = kinds.values()
+        raise UserError(f"{first} and {other} are scored on different images; compare rows of the same data.")
     printed = table_rows(table, comparison.data)[1] if comparison.data else names
     paper = {row: find_row(printed[key]).expected for key, row in names.items()}
     printed_on = "" if data == comparison.data else comparison.data.upper()

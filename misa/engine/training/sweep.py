@@ -19,7 +19,7 @@ from typing import Any, Literal
 from tqdm.auto import tqdm
 
 from misa.engine.runs.places import default_folder, student_row, teacher_place
-from misa.engine.runs.record import COST, same_data, start_place
+from misa.engine.runs.record import COST, changed_splits, same_data, start_place
 from misa.errors import Stopped, UserError, counted, option_name
 from misa.experiment import SEED, Experiment
 from misa.files import IN_USE, read_json, write_json
@@ -324,6 +324,12 @@ def require_own_runs(jobs: Iterable[Job], data_root: object = None) -> None:
             raise UserError(
                 f"{one.folder} is a run on {params['data_root']}, not on {wanted['data_root']}; give each folder of "
                 "data a root of its own."
+            )
+        if changed := changed_splits(params, wanted.get("data", {})):
+            than = f"{wanted['row']} with seed {wanted['seed']}" if "row" in wanted else "those that are there now"
+            raise UserError(
+                f"{one.folder} is a run on other {' and '.join(changed)} annotations of {params['data_root']} than "
+                f"{than}; restore the annotations, or train in another root."
             )
 
 

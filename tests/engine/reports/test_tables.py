@@ -556,6 +556,36 @@ def test_runs_on_other_data_are_not_taken_for_this_ones(tmp_path, monkeypatch):
         open_table("coco_mini:box", seeds=2, root=tmp_path / "runs")
 
 
+def test_runs_on_other_annotations_of_one_folder_are_not_compared(tmp_path):
+    jobs = plan(["photos:box", "photos:mask"], [0], root=tmp_path)
+    for job, val in zip(jobs, ("first", "second"), strict=True):
+        place(job, tmp_path / "data", data={"train": "same", "val": val})
+        finish(job, 20.0)
+    words = r"is a run on other val annotations of .*/data than photos:box with seed 0; restore the annotations"
+    with pytest.raises(UserError, match=words):
+        open_table("photos:box,photos:mask", seeds=1, root=tmp_path)
+    place(jobs[1], tmp_path / "data", data={"train": "same", "val": "first"})
+    assert len(open_table("photos:box,photos:mask", seeds=1, root=tmp_path).figures()) == 2
+
+
+@pytest.mark.parametrize("rows", ["demo:box,photos:mask", "demo:box,table3_components:demo_baseline"])
+def test_rows_on_different_images_are_not_compared(tmp_path, rows):
+    with pytest.raises(UserError, match=r"demo:box and .* are scored on different images; compare rows of the same"):
+        open_table(rows, seeds=1, root=tmp_path)
+
+
+def test_a_difference_says_over_how_many_pairs_it_is(tmp_path):
+    table = open_table("demo:box,demo:mask", seeds=3, root=tmp_path)
+    for row, scores in (("demo:box", (20.0, 22.0)), ("demo:mask", (31.0, 32.0, 40.0))):
+        for job, ap in zip(table.jobs[row], scores, strict=False):
+            finish(job, ap)
+    own = table.printed().loc["demo:mask"]
+    assert own["AP − baseline"] == f"{own['AP − baseline'].partition(' (')[0]} (2 pairs)"
+    assert own["AP − baseline"].startswith("+10.5 ± ")
+    finish(table.jobs["demo:box"][2], 21.0)
+    assert "pair" not in table.printed().loc["demo:mask", "AP − baseline"]
+
+
 def test_data_without_masks_is_compared_by_the_boxes(tmp_path):
     table = open_table("demo:box", seeds=1, root=tmp_path)
     (job,) = table.every_job()
