@@ -2,7 +2,8 @@
 
 import os
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from misa.engine.runs.places import SMOKE_SUFFIX
 from misa.engine.runs.record import read_params
 from misa.errors import UserError, option_name
 from misa.files import missing
-from misa.parameters import argument, option
+from misa.parameters import Parameters, argument, option
 from misa.rows import find_row
 
 Precision = Literal["", "float32", "bfloat16", "float16"]
@@ -53,6 +54,23 @@ def require_folder(path: str, name: str) -> None:
     place = Path(path).expanduser()
     if path and (file := next((p for p in (place, *place.parents) if os.path.isfile(p)), None)):
         raise UserError(f"{option_name(name)} is a folder; {file} is a file.")
+
+
+def require_unused(options: Parameters, names: Sequence[str], why: str) -> None:
+    """Raise UserError if an option is given that has no effect; `why` ends the sentence, such as "without --miou"."""
+    defaults = {field.name: field.default for field in fields(options)}  # type: ignore[arg-type]
+    for name in names:
+        if getattr(options, name) != defaults[name]:
+            raise UserError(f"{option_name(name)} has no effect {why}; leave it out.")
+
+
+def require_shares(options: Any) -> None:
+    """Raise UserError if jobs for a cluster are asked for and the command would do all of its work here."""
+    if options.shards < 2 or options.shard is not None:
+        without = "beside --shard, which is one share" if options.shard is not None else "without --shards of 2 or more"
+        require_unused(options, ("cluster", "cluster_options"), without)
+    if not options.cluster:
+        require_unused(options, ("cluster_options",), "without --cluster")
 
 
 def require_student(path: str) -> None:

@@ -39,8 +39,10 @@ class Label(Parameters):
 
 def run(options: Label) -> int:
     """Label all readable images, then raise UserError if some could not be read."""
+    shared.require_shares(options)
     if options.run:
         shared.require_student(options.run)
+        shared.require_unused(options, ("row", "seed", "smoke"), "with --run, a student that is trained already")
     else:
         shared.require_row(options.row)
     shared.require_data(options.data)

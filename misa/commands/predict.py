@@ -49,6 +49,7 @@ class Predict(Parameters):
 def run(options: Predict) -> int:
     """Predict all readable images, then raise UserError if some could not be read, in a shard only warn."""
     shared.require_student(options.checkpoint)
+    shared.require_shares(options)
     for path in options.inputs:
         if "://" not in path:  # an address gets its own message later
             shared.require_file(path, "image, folder or video", "correct the path")

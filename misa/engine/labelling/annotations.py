@@ -30,19 +30,23 @@ SplitName = Literal["all", "train", "val"]
 
 
 class Target(NamedTuple):
-    """An image with boxes to label: its entry and file, its annotations, and `boxes` (n 4), x1 y1 x2 y2 within it."""
+    """An image with boxes to label: its entry and file, and its annotations.
+
+    `boxes` (n 4) are x1 y1 x2 y2 within the image, `names` the annotations' classes.
+    """
 
     name: str
     image: dict[str, Any]
     path: Path
     rows: list[dict[str, Any]]
     boxes: NDArray[np.float64]
+    names: tuple[str, ...]
 
     @property
     def stamp(self) -> list[int]:
-        """A key that changes with the image or its boxes."""
+        """A key that changes with the image, its boxes or their classes."""
         status = self.path.stat()
-        known = json.dumps([[row["id"], row["category_id"], row["bbox"]] for row in self.rows])
+        known = json.dumps([[row["id"], name, row["bbox"]] for row, name in zip(self.rows, self.names, strict=True)])
         return [status.st_size, status.st_mtime_ns, zlib.crc32(known.encode())]
 
 
@@ -84,7 +88,9 @@ class Labels:
             kept = [i for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()) if x2 > x1 and y2 > y1]
             if kept:
                 name = f"{self.out.name}/{image['id']}"
-                found.append(Target(name, image, self.files[image["id"]], [own[i] for i in kept], boxes[kept]))
+                rows_kept = [own[i] for i in kept]
+                classes = tuple(self.names[row["category_id"]] for row in rows_kept)
+                found.append(Target(name, image, self.files[image["id"]], rows_kept, boxes[kept], classes))
         return found
 
 

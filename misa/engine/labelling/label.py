@@ -46,6 +46,7 @@ from misa.engine.prediction.shares import DONE, Share
 from misa.engine.prediction.student import Student, choose_device, load_student
 from misa.engine.runs.state import smoke_mark
 from misa.engine.training.estimate import input_pixels, measure
+from misa.engine.training.train import prepare as prepare_training
 from misa.engine.training.train import train
 from misa.errors import UserError, counted, option_name
 from misa.experiment import Experiment
@@ -259,11 +260,11 @@ def _require_same(job: Job) -> None:
 
 
 def _train(job: Job, device: str, threads: int) -> None:
-    """Train the student from these boxes, unless it is trained already."""
-    folder = job.folder / "run"
+    """Train the student from these boxes, unless it is trained already; UserError if that is of another row."""
+    folder, experiment = job.folder / "run", job.experiment
     if (folder / "metrics.json").is_file():
+        prepare_training(experiment, job.data, folder, row=job.row, seed=job.seed, resume=True)
         return
-    experiment = job.experiment
     print(f"no run is given; {_planned(experiment, job, device)}", flush=True)
     machine = Machine(gpus=0 if device == "cpu" else None, threads=threads)
     train(experiment, data_root=job.data, work_dir=folder, row=job.row, seed=job.seed, machine=machine)

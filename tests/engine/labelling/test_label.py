@@ -241,6 +241,53 @@ def test_changed_boxes_are_labelled_anew_and_others_are_kept(small_run, data, tm
     assert len(record.read_bytes().splitlines()) == len(lines) + 1
 
 
+def test_boxes_of_a_renamed_class_are_labelled_anew(small_run, data, tmp_path):
+    """Its id may stay the same; a student takes the name."""
+    job = Job(data, tmp_path / "m.json", run=small_run.folder, split="val")
+    label(job, device="cpu")
+    (record,) = (tmp_path / "m.label").glob("*/done.jsonl")
+    lines = len(record.read_bytes().splitlines())
+    names = [row["name"] for row in json.loads(annotations(data, "val").read_text())["categories"]]
+
+    def swap(content):
+        for row, name in zip(content["categories"], [names[1], names[0], *names[2:]], strict=True):
+            row["name"] = name
+
+    used = {a["image_id"] for a in json.loads(annotations(data, "val").read_text())["annotations"]}
+    change(annotations(data, "val"), swap)
+    label(job, device="cpu")
+    assert lines < len(record.read_bytes().splitlines()) <= lines + len(used)
+
+
+def test_a_student_of_another_row_is_not_taken(small_run, small_row, data, tmp_path, monkeypatch, capsys):
+    """The row of this name has been changed since it was trained; changed boxes are a warning."""
+    rows = {"mine:row": small_row.but(data="coco", scenes=())}
+    monkeypatch.setattr("misa.engine.labelling.label.find_row", rows.__getitem__)
+    job = Job(data, tmp_path / "m.json", row="mine:row", split="val")
+    run = tmp_path / "m.label" / "run"
+    shutil.copytree(small_run.folder, run)
+    (tmp_path / "m.label" / "label.json").write_text(json.dumps(job.settings()))
+    params = json.loads((run / "params.json").read_text())
+    values = json.loads(json.dumps(rows["mine:row"].values()))
+    (run / "params.json").write_text(json.dumps(params | {"experiment": values, "data_root": str(data)}))
+    label(job, device="cpu")
+    change(annotations(data), lambda content: content["annotations"].pop())
+    label(job, device="cpu")
+    assert "the annotations of train in" in capsys.readouterr().err
+    rows["mine:row"] = rows["mine:row"].but(schedule={"epochs": 9})
+    with pytest.raises(UserError, match=r"holds another run \(schedule.epochs is 8 there and 9 here\)"):
+        label(job, device="cpu")
+
+
+def test_options_of_a_training_have_no_use_beside_a_run(small_run, data, tmp_path, capsys):
+    words = ["label", str(data), "--out", str(tmp_path / "m.json"), "--device", "cpu", "--run", str(small_run.folder)]
+    assert main([*words, "--seed", "3"]) == 2
+    assert "--seed has no effect with --run, a student that is trained already; leave it out" in capsys.readouterr().err
+    assert main([*words, "--cluster", "slurm", "--cluster-options", "timeout_min=60"]) == 2
+    assert "--cluster has no effect without --shards of 2 or more" in capsys.readouterr().err
+    assert list(tmp_path.glob("m*")) == []
+
+
 def test_crowds_stay_and_boxes_that_cannot_have_a_mask_are_counted(small_run, data, tmp_path):
     crowd = {"iscrowd": 1, "segmentation": {"size": [52, 70], "counts": [100, 40, 3500]}, "area": 40}
 
