@@ -33,7 +33,7 @@ def run(options: Estimate) -> int:
     experiment = experiment_of(Train(row=options.row, precision=options.precision))
     import torch
 
-    from misa.engine.training.estimate import estimate, measure, reported, require_known
+    from misa.engine.training.estimate import estimate, measure, reported, require_estimable, require_known
 
     require_known(options.gpu)
     calibrated = None
@@ -42,6 +42,7 @@ def run(options: Estimate) -> int:
             raise UserError("both --report and --utilization say how much of the peak is reached; give one of them.")
         calibrated = reported(options.report, options.gpu, experiment.schedule.precision)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    require_estimable(experiment, gpus=options.gpus, per_gpu=options.per_gpu, images=options.images)
     print(f"measuring steps of {options.row} on this machine's {device}; minutes on a CPU", flush=True)
     work = measure(experiment, device=device)
     values = {name: getattr(options, name) for name in ("gpus", "gpu", "per_gpu", "images")}

@@ -132,7 +132,11 @@ class Estimate:
 
 
 def measure(experiment: Experiment, *, sides: tuple[int, int] = (192, 320), device: str = "cpu") -> Work:
-    """Measure training steps of the row's full-size network on square images of these two sides in pixels."""
+    """Measure training steps of the row's full-size network on square images of these two sides in pixels.
+
+    Raises UserError: a semantic teacher's row, or sides that are no two multiples of 32.
+    """
+    _require_student(experiment)
     if not 64 <= sides[0] < sides[1] or any(side % 32 for side in sides):
         raise UserError(f"sides are {sides}; give two multiples of 32 from 64, the smaller first.")
     logger = MMLogger.get_current_instance()
@@ -181,6 +185,25 @@ def require_known(gpu: str) -> None:
         raise UserError(f"there is no data sheet for the GPU {gpu!r}{hint}")
 
 
+def require_estimable(
+    experiment: Experiment, *, gpus: int, per_gpu: int | None = None, images: int | None = None
+) -> tuple[int, BatchSplit]:
+    """Return the number of training images and the split of a batch, known before any step is measured.
+
+    Raises UserError: a semantic teacher's row, data of unknown size, a batch that cannot be split.
+    """
+    _require_student(experiment)
+    images = images or IMAGES.get(experiment.data)
+    if images is None:
+        raise UserError(f"how many training images {experiment.data} has is not known; give {option_name('images')}.")
+    return images, split_batch(experiment.schedule.batch, gpus, per_gpu)
+
+
+def _require_student(experiment: Experiment) -> None:
+    if experiment.semantic is not None:
+        raise UserError("the formula is for students; of a semantic teacher, misa profile measures a step.")
+
+
 def estimate(
     experiment: Experiment,
     work: Work,
@@ -193,13 +216,10 @@ def estimate(
 ) -> Estimate:
     """Apply the formula of this file. images: size of the training split, by default the published one.
 
-    Raises UserError: an unknown GPU, a batch that cannot be split, data of unknown size.
+    Raises UserError: an unknown GPU, and as `require_estimable`.
     """
     require_known(gpu)
-    images = images or IMAGES.get(experiment.data)
-    if images is None:
-        raise UserError(f"how many training images {experiment.data} has is not known; give images.")
-    split = split_batch(experiment.schedule.batch, gpus, per_gpu)
+    images, split = require_estimable(experiment, gpus=gpus, per_gpu=per_gpu, images=images)
     half = experiment.schedule.precision != "float32"
     measured = _utilization(work.large, half=half)
     u = utilization or measured or ASSUMED
@@ -248,7 +268,7 @@ def input_pixels(experiment: Experiment) -> float:
     """Pixels of a padded training image: the crop's, or a 4:3 image with the mean short side, capped, padded to 32."""
     sizes = experiment.augmentation
     if sizes.jitter:
-        return float(sizes.crop**2)
+        return float((math.ceil(sizes.crop / 32) * 32) ** 2)
     short = float(np.mean(sizes.short_sides))
     long = min(short * 4 / 3, sizes.long_side)
     return math.ceil(short / 32) * 32 * math.ceil(long / 32) * 32

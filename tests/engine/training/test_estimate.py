@@ -20,16 +20,33 @@ def work(device="cpu", seconds=1.0):
 
 
 def test_the_formula():
-    """1e6 pixels are 99 differences beyond the small image: F = 2e11 + 99e11, A = 1e8 + 99 * 2e8."""
+    """1024 x 1024 pixels, to which 1000 are padded, are n = 103.9 differences beyond the small image.
+
+    F = 2e11 + n 1e11, A = 1e8 + n 2e8.
+    """
+    beyond = (1024**2 - 10_000) / 10_000
     row = MISA.but(augmentation={"jitter": (0.1, 2.0), "crop": 1000})
     found = estimate(row, work(), gpus=4, gpu="A100", per_gpu=2, utilization=0.5)
     assert str(found.split) == "batch 16 = 4 processes x 2 images x 2 accumulated"
-    seconds = 2 * 2 * 1.01e13 / (19.5e12 * 0.5)
+    seconds = 2 * 2 * (2e11 + beyond * 1e11) / (19.5e12 * 0.5)
     assert found.step_seconds == pytest.approx(seconds)
-    assert found.memory == pytest.approx((40e6 * 16 + 10e6 * 4 + 2 * 1.99e10) / 1e9)
+    assert found.memory == pytest.approx((40e6 * 16 + 10e6 * 4 + 2 * (1e8 + beyond * 2e8)) / 1e9)
     assert found.days == pytest.approx(36 * (118_287 // 16) * seconds / 86400)
     half = estimate(row.but(schedule={"precision": "bfloat16"}), work(), gpus=4, gpu="A100", utilization=0.5)
     assert half.step_seconds == pytest.approx(seconds * 19.5 / 312)  # four images at once take as long as two twice
+
+
+def test_a_semantic_teacher_is_refused_before_anything_is_measured(capsys):
+    row = find_row("teacher:demo")
+    for ask in (lambda: measure(row), lambda: estimate(row, work(), gpus=1, gpu="A100", images=500)):
+        with pytest.raises(UserError, match="of a semantic teacher, misa profile measures a step"):
+            ask()
+    assert main(["estimate", "teacher:demo", "--images", "500"]) == 2
+    assert main(["estimate", "demo:misa"]) == 2
+    assert "how many training images demo has is not known; give --images" in capsys.readouterr().err
+    assert main(["estimate", "demo:misa", "--images", "500", "--gpus", "3"]) == 2
+    printed = capsys.readouterr()
+    assert "measuring" not in printed.out
 
 
 def test_what_is_assumed_and_what_does_not_fit_is_said():
