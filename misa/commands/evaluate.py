@@ -39,6 +39,14 @@ def run(options: Evaluate) -> int:
     """Print what was scored, and the scores as a table."""
     shared.require_run(options.run)
     shared.require_data(options.data_root)
+    shared.require_folder(options.test_dev, "test_dev")
+    other = ("miou", "per_class", "boundary", "predictions")
+    if options.separation:
+        shared.require_unused(options, (*other, "test_dev"), "with --separation")
+    if options.test_dev:
+        shared.require_unused(options, other, "with --test-dev")
+    if not options.miou:
+        shared.require_unused(options, ("merge_score",), "without --miou")
     from misa.engine.reports.evaluate import evaluate, heading, load_run, run_line
 
     if options.separation:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from misa.data.label_maps import MOST_CLASSES
 from misa.data.source import Source
 from misa.engine.prediction.student import for_inference
 from misa.engine.runs.checkpoints import CARD, fill, last_checkpoint, read_checkpoint, record_of
@@ -16,7 +17,7 @@ from misa.engine.runs.scores import DETECTIONS, MERGE_SCORE, score_merged, score
 from misa.engine.runs.state import warn
 from misa.engine.training.config import run_config
 from misa.engine.training.runner import choose_device, quiet_runner
-from misa.errors import UserError, counted
+from misa.errors import UserError, counted, option_name
 from misa.evaluation.ap import read_truth
 from misa.evaluation.details import detailed
 from misa.experiment import Experiment
@@ -58,6 +59,11 @@ def evaluate(
         raise UserError("boundary AP needs the package faster-coco-eval; pip install it.")
     run = load_run(run_folder, checkpoint=checkpoint, machine=machine)
     experiment, source, folder, _ = opened(run_folder, data_root=data_root)
+    if merged and len(source.classes) > MOST_CLASSES:
+        raise UserError(
+            f"label maps hold at most {MOST_CLASSES} classes, and the data has {len(source.classes)}; leave "
+            f"{option_name('miou')} out."
+        )
     if merged and not source.masks:
         where = f"the val split of {source.root}"
         raise UserError(f"mean IoU compares with true masks, and {where} has none; leave miou out.")

@@ -14,7 +14,7 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 import misa
-from misa.data.label_maps import read_label_map
+from misa.data.label_maps import MOST_CLASSES, read_label_map
 from misa.data.scenes.scenes import named_scene
 from misa.data.semantic import true_maps
 from misa.engine.reports.figure_sources import Choice, Sources, Trained, digest
@@ -59,6 +59,8 @@ def _figure1(sources: Sources) -> Figure:
 def _missing1(sources: Sources) -> str:
     if sources.pair is None:
         return "it compares a student with a semantic network of the same supervision; give a run of each"
+    if len(sources.runs[0].source.classes) > MOST_CLASSES:
+        return f"label maps hold at most {MOST_CLASSES} classes, and the data has {len(sources.runs[0].source.classes)}"
     return "" if sources.runs[0].source.masks else "the validation images have no masks to compare with"
 
 

@@ -3,6 +3,7 @@
 The server is closed; results are therefore compared on val2017, whose ground truth is public.
 """
 
+import os
 import shutil
 import tempfile
 import zipfile
@@ -30,13 +31,13 @@ def submit(run: Trained, data_root: str | Path, out: str | Path, *, machine: Mac
     if run.experiment.semantic is not None:
         raise UserError(f"{run.folder} is a semantic teacher; test-dev scores instances, a student's.")
     split = _test_dev(Path(data_root).expanduser())
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already and is no empty folder; give a new one.")
+    out.mkdir(parents=True, exist_ok=True)  # before the work whose result is written there
     target = out / f"detections_test-dev2017_{run.folder.name}_results.json"
-    if target.exists():
-        raise UserError(f"{target} is there already; give another folder or delete it.")
     source = Source(Path(data_root), split, split, tuple(run.params["classes"]))
     with tempfile.TemporaryDirectory() as scratch:
         predict_split(run, source, Path(scratch), machine)
-        out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(Path(scratch) / DETECTIONS, target)
     archive = target.with_suffix(".zip")
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:

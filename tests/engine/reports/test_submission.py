@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from misa.cli import main
-from misa.engine.reports.evaluate import load_run
+from misa.engine.reports.evaluate import evaluate, load_run
 from misa.engine.reports.submission import submit
 from misa.engine.training.train import train
 from misa.errors import UserError
@@ -44,8 +44,34 @@ def test_what_is_sent_is_what_was_detected(run, coco, tmp_path, capsys):
     with zipfile.ZipFile(out / "detections_test-dev2017_run_results.zip") as archive:
         assert archive.namelist() == ["detections_test-dev2017_run_results.json"]
         assert json.loads(archive.read(archive.namelist()[0])) == results
-    with pytest.raises(UserError, match="is there already"):
-        submit(load_run(run.folder), coco, out)
+    for taken in (out, out / "detections_test-dev2017_run_results.json"):
+        with pytest.raises(UserError, match="is there already and is no empty folder; give a new one"):
+            submit(load_run(run.folder), coco, taken)
+    below = out / "detections_test-dev2017_run_results.json" / "below"
+    assert main(["evaluate", str(run.folder), "--test-dev", str(below), "--data-root", str(coco)]) == 2
+    assert "--test-dev is a folder;" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--separation", "--predictions", "p.json"], "--predictions has no effect with --separation"),
+        (["--separation", "--test-dev", "out"], "--test-dev has no effect with --separation"),
+        (["--test-dev", "out", "--boundary"], "--boundary has no effect with --test-dev"),
+        (["--test-dev", "out", "--per-class"], "--per-class has no effect with --test-dev"),
+        (["--merge-score", "0.5"], "--merge-score has no effect without --miou"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(run, capsys, given, words):
+    assert main(["evaluate", str(run.folder), *given]) == 2
+    assert f"{words}; leave it out." in capsys.readouterr().err
+
+
+def test_more_classes_than_a_label_map_holds_are_refused(run, monkeypatch):
+    """255 means void in a label map, so that an image of 255 classes would be scored without its background."""
+    monkeypatch.setattr("misa.engine.reports.evaluate.MOST_CLASSES", 1)
+    with pytest.raises(UserError, match="label maps hold at most 1 classes, and the data has"):
+        evaluate(run.folder, merged=True)
 
 
 def test_what_is_missing_is_named(run, coco, tmp_path):
