@@ -34,8 +34,9 @@ def find_boxes(
     """Predict the mask of each given box of an RGB image (h w 3), in the order of the boxes.
 
     SOLOv2 proposes masks for each box (`find_boxes_by_cells`); detections of other students are matched to the boxes
-    one to one by IoU. Masks are clipped to their box. Boxes without a mask are left out: `prompts` has the indices of
-    the others. A label that is None is predicted.
+    one to one by IoU, first those of the row's minimum score and more, then the others to the boxes that are left.
+    Masks are clipped to their box. Boxes without a mask are left out: `prompts` has the indices of the others. A label
+    that is None is predicted.
 
     boxes: (n 4), or (4) for one, x1 y1 x2 y2 in pixels of the image. mask: binarization threshold (default: the row's).
     Raises UserError: boxes of no area or outside the image, or a label that the student does not know.
@@ -50,7 +51,8 @@ def find_boxes(
         require_class(student, name)
     kind = implementation(student.experiment.student)
     if kind.find_boxes is None:
-        return _answers(find(student, [image], score=0.0, mask=mask)[0], boxes, wanted)
+        found = find(student, [image], score=0.0, mask=mask)[0]
+        return _answers(found, boxes, wanted, sure=student.experiment.inference.score)
     return kind.find_boxes(student, image, boxes, wanted, mask=mask)
 
 
@@ -60,11 +62,16 @@ def require_class(student: Student, name: str | None, where: str = "") -> None:
         raise UserError(f"the student knows no class {name!r}; its classes are {', '.join(student.classes)}{where}.")
 
 
-def _answers(found: Instances, boxes: NDArray[np.float64], wanted: Sequence[str | None]) -> Instances:
-    """Match detections to boxes one to one by IoU, and clip their masks to the boxes."""
-    overlap = box_iou(torch.as_tensor(boxes), torch.as_tensor(found.boxes)).numpy() if len(found) else np.zeros((0, 0))
-    rows, columns = linear_sum_assignment(overlap, maximize=True)
-    pairs = [(i, k) for i, k in zip(rows.tolist(), columns.tolist(), strict=True) if overlap[i, k] > 0]
+def _answers(found: Instances, boxes: NDArray[np.float64], wanted: Sequence[str | None], *, sure: float) -> Instances:
+    """Match detections to boxes one to one by IoU, those with a score of `sure` first, and clip their masks."""
+    overlap = np.zeros((len(boxes), len(found)))
+    if overlap.size:
+        overlap = box_iou(torch.as_tensor(boxes), torch.as_tensor(found.boxes)).numpy()
+    first = found.scores >= sure
+    pairs = _matched(overlap * first)
+    left = np.ones(len(boxes), bool)
+    left[[i for i, _ in pairs]] = False
+    pairs = sorted(pairs + _matched(overlap * ~first * left[:, None]))
     parts = [within(decode_part(found.runs[k]), boxes[i]) for i, k in pairs]
     kept = [(i, k, part) for (i, k), part in zip(pairs, parts, strict=True) if part.pixels.any()]
     return Instances.of_parts(
@@ -74,6 +81,12 @@ def _answers(found: Instances, boxes: NDArray[np.float64], wanted: Sequence[str 
         [part for *_, part in kept],
         tuple(i for i, *_ in kept),
     )
+
+
+def _matched(overlap: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """The pairs of rows and columns with the largest total overlap, without those that have none."""
+    rows, columns = linear_sum_assignment(overlap, maximize=True)
+    return [(i, k) for i, k in zip(rows.tolist(), columns.tolist(), strict=True) if overlap[i, k] > 0]
 
 
 def reaching_beyond(boxes: Any, size: Sequence[int]) -> int:

@@ -105,7 +105,7 @@ def find(
 
     score: score threshold; mask: binarization threshold of the masks, for SOLOv2 only (default: the row's); per_image:
     maximum number of instances per image (default: the row's). Only images of equal input size are batched: padding
-    others would shift the network's grid.
+    others would shift the network's grid. Not for several threads with one student at a time.
     Raises UserError: `mask` is given for another student.
     """
     require_mask_threshold(student, mask)

@@ -551,6 +551,19 @@ def test_an_image_that_does_not_fit_into_memory_is_a_sentence(student, photos, t
         predict(student, photos, out=tmp_path / "out", boxes=boxes)
 
 
+def test_jobs_of_a_cluster_need_shares(student, photos, tmp_path, capsys):
+    common = ["predict", str(student.path), str(photos), "--out", str(tmp_path / "out")]
+    wrong = {
+        "--cluster has no effect without --shards of 2 or more": ["--cluster", "slurm"],
+        "--cluster has no effect beside --shard, which is one": ["--cluster", "slurm", "--shards", "2", "--shard", "0"],
+        "--cluster-options has no effect without --cluster": ["--cluster-options", "timeout_min=9", "--shards", "2"],
+    }
+    for words, options in wrong.items():
+        assert main([*common, *options]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_boxes_without_a_mask_are_counted_aloud(small_run, photos, tmp_path, capsys):
     boxes = tmp_path / "boxes.csv"
     lines = [

@@ -6,9 +6,10 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
+from misa.data.rle import encode
 from misa.engine.labelling.masks import answers
 from misa.engine.prediction.known_boxes import find_boxes
-from misa.engine.prediction.student import Student, build_student, find, for_inference
+from misa.engine.prediction.student import Instances, Student, build_student, find, for_inference
 from misa.errors import UserError
 from misa.experiment import FRAMEWORKS
 from misa.models.students.table import model_config
@@ -57,6 +58,40 @@ def test_thresholds_of_a_call_may_be_below_those_of_the_row(student, supervision
     assert found.runs == expected.runs
     assert [getattr(module, "test_cfg", None) for module in strict.model.modules()] == before
     assert len(find(strict, [IMAGE], score=0.0)[0]) <= 3
+
+
+def test_all_answers_of_mask2former_may_be_asked_for():
+    """There are as many as queries times classes, and no more."""
+    (found,) = find(untrained("mask2former", per_image=3), [IMAGE], score=0.0, per_image=1000)
+    assert 3 < len(found) <= 20 * 2
+
+
+def test_thresholds_are_restored_after_an_error():
+    student = untrained("condinst", **LIMITS)
+    with pytest.raises(UserError):
+        find(student, [IMAGE, IMAGE[..., 0]], score=0.0, per_image=30)
+    assert student.model.test_cfg.score_thr == 0.5
+    assert student.model.test_cfg.max_per_img == 3
+
+
+def test_known_boxes_take_sure_detections_first(monkeypatch):
+    """As before, whatever else is detected; others only where a box is left."""
+    runs = [encode(mask) for mask in boxed_masks()]
+    found = Instances((64, 96), np.array([0.9, 0.2, 0.1]), ("a", "b", "b"), CORNERS[[0, 0, 1]], tuple(runs))
+    monkeypatch.setattr("misa.engine.prediction.known_boxes.find", lambda *_, **__: [found])
+    answers = find_boxes(untrained("condinst", score=0.5), IMAGE, CORNERS + 1)
+    assert answers.prompts == (0, 1)
+    assert answers.labels == ("a", "b")
+
+
+CORNERS = np.array([[3.0, 4, 40, 50], [50, 10, 90, 60]])
+
+
+def boxed_masks():
+    for x1, y1, x2, y2 in CORNERS[[0, 0, 1]].astype(int):
+        mask = np.zeros((64, 96), bool)
+        mask[y1:y2, x1:x2] = True
+        yield mask
 
 
 def test_only_a_student_with_such_a_threshold_takes_one():
