@@ -10,6 +10,7 @@ needs no prediction) and, if no run was given, the run of the student trained fr
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,9 @@ from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
 import misa
+from misa.data.digest import data_digests
 from misa.data.formats.coco import DataError
+from misa.data.formats.convert import open_layout
 from misa.data.formats.plain import is_empty
 from misa.data.images import read_image
 from misa.data.rle import encode_part
@@ -44,9 +47,10 @@ from misa.engine.prediction.files import appended, next_call, records
 from misa.engine.prediction.predict import require_own
 from misa.engine.prediction.shares import DONE, Share
 from misa.engine.prediction.student import Student, choose_device, load_student
+from misa.engine.runs.folder import recorded
+from misa.engine.runs.record import changed_splits
 from misa.engine.runs.state import smoke_mark
 from misa.engine.training.estimate import input_pixels, measure
-from misa.engine.training.train import prepare as prepare_training
 from misa.engine.training.train import train
 from misa.errors import UserError, counted, option_name
 from misa.experiment import Experiment
@@ -260,14 +264,32 @@ def _require_same(job: Job) -> None:
 
 
 def _train(job: Job, device: str, threads: int) -> None:
-    """Train the student from these boxes, unless it is trained already; UserError if that is of another row."""
+    """Train the student from these boxes, unless it is trained already (`_require_own_student`)."""
     folder, experiment = job.folder / "run", job.experiment
     if (folder / "metrics.json").is_file():
-        prepare_training(experiment, job.data, folder, row=job.row, seed=job.seed, resume=True)
+        _require_own_student(job, folder)
         return
     print(f"no run is given; {_planned(experiment, job, device)}", flush=True)
     machine = Machine(gpus=0 if device == "cpu" else None, threads=threads)
     train(experiment, data_root=job.data, work_dir=folder, row=job.row, seed=job.seed, machine=machine)
+
+
+def _require_own_student(job: Job, folder: Path) -> None:
+    """Raise UserError if the trained student is of another definition of the row; warn if the boxes have changed."""
+    trained, _, params = recorded(folder)
+    if trained.digest() != job.experiment.digest():
+        raise UserError(
+            f"the student in {folder} was trained when {job.row} had other values; delete that folder, and it is "
+            "trained again, or choose another out."
+        )
+    layout = open_layout(Path(job.data).expanduser().resolve())
+    if changed := changed_splits(params, data_digests(layout.train, layout.val)):
+        print(
+            f"warning: the annotations of {' and '.join(changed)} in {job.data} have changed since the student in "
+            f"{folder} was trained from them; delete that folder, and it is trained again.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _planned(experiment: Experiment, job: Job, device: str) -> str:

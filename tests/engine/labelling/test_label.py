@@ -271,11 +271,13 @@ def test_a_student_of_another_row_is_not_taken(small_run, small_row, data, tmp_p
     values = json.loads(json.dumps(rows["mine:row"].values()))
     (run / "params.json").write_text(json.dumps(params | {"experiment": values, "data_root": str(data)}))
     label(job, device="cpu")
+    assert capsys.readouterr().err.count("warning") == 0
     change(annotations(data), lambda content: content["annotations"].pop())
+    change(annotations(data, "val"), lambda content: content["categories"].append({"id": 99, "name": "no box yet"}))
     label(job, device="cpu")
-    assert "the annotations of train in" in capsys.readouterr().err
+    assert "warning: the annotations of train and val in" in capsys.readouterr().err
     rows["mine:row"] = rows["mine:row"].but(schedule={"epochs": 9})
-    with pytest.raises(UserError, match=r"holds another run \(schedule.epochs is 8 there and 9 here\)"):
+    with pytest.raises(UserError, match=r"was trained when mine:row had other values; delete that folder"):
         label(job, device="cpu")
 
 
