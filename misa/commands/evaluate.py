@@ -23,7 +23,7 @@ class Evaluate(Parameters):
     )
     per_class: bool = option(False, "also the AP of each class", only="command")
     boundary: bool = option(False, "also boundary AP (needs the package faster-coco-eval)")
-    test_dev: str = option("", "instead: a new folder for COCO test-dev results; data_root is COCO's")
+    test_dev: str = option("", "instead: the folder for COCO test-dev results; data_root is COCO's")
     predictions: str = option("", "keep the detections in this COCO results file", only="command")
     gpus: int | None = shared.gpus(high=1)
     workers: int = shared.workers()

@@ -218,7 +218,7 @@ def _build(config: Mapping[str, Any], or_scratch: bool) -> nn.Module:
         if not or_scratch:
             raise
         return _build({**config, "init_cfg": None}, or_scratch)
-    except (OSError, RuntimeError, KeyError, ValueError) as error:  # no network, no file, unknown name, other shapes
+    except Exception as error:  # no network, no file, no checkpoint, other shapes: torch and mmengine raise many kinds
         problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
     missing = [name for name, value in marked.items() if value.isnan().any()]
     with torch.no_grad():

@@ -55,6 +55,11 @@ def test_weights_that_do_not_fit_are_refused_for_students_too(tmp_path: Path, as
         "only [0-9]+% of the network": {"weights": "resnet18.pth", "base_channels": 32},
         r"could not be loaded \(FileNotFoundError": {"weights": "missing.pth"},
     }
+    (tmp_path / "page.html").write_text("<html>not found</html>")
+    (tmp_path / "empty.pth").touch()
+    torch.save([1, 2], tmp_path / "list.pth")
+    for name in ("page.html", "empty.pth", "list.pth"):
+        wrong[f"{name} could not be loaded"] = {"weights": name, "backbone": "swin_t"}
     for words, fields in wrong.items():
         weights = str(tmp_path / fields["weights"])
         with pytest.raises(UserError, match=words):

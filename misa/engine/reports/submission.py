@@ -3,7 +3,6 @@
 The server is closed; results are therefore compared on val2017, whose ground truth is public.
 """
 
-import os
 import shutil
 import tempfile
 import zipfile
@@ -23,18 +22,21 @@ NOTE = "public scoring of test-dev is closed and its truth is not public; compar
 def submit(run: Trained, data_root: str | Path, out: str | Path, *, machine: Machine | None = None) -> Path:
     """Detect on test-dev2017, and write the results as json and as a zip to upload; return the zip.
 
-    `run` is of `load_run`, `data_root` contains annotations/image_info_test-dev2017.json and test2017/. `out` is a new
-    folder.
-    Raises UserError: a teacher's run, missing list or images, or `out` is not empty.
+    `run` is of `load_run`, `data_root` contains annotations/image_info_test-dev2017.json and test2017/. `out` is a
+    folder, made if there is none.
+    Raises UserError: a teacher's run, missing list or images, this run's results are in `out` already, or it is a file.
     """
     out = Path(out).expanduser()
     if run.experiment.semantic is not None:
         raise UserError(f"{run.folder} is a semantic teacher; test-dev scores instances, a student's.")
     split = _test_dev(Path(data_root).expanduser())
-    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already and is no empty folder; give a new one.")
-    out.mkdir(parents=True, exist_ok=True)  # before the work whose result is written there
     target = out / f"detections_test-dev2017_{run.folder.name}_results.json"
+    if target.exists():
+        raise UserError(f"{target} is there already; give another folder or delete it.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # before the work whose result is written there
+    except OSError as error:
+        raise UserError(f"the folder {out} cannot be made ({error.strerror}); choose another one.") from error
     source = Source(Path(data_root), split, split, tuple(run.params["classes"]))
     with tempfile.TemporaryDirectory() as scratch:
         predict_split(run, source, Path(scratch), machine)

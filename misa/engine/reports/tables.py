@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from misa.engine.training import sweep
 from misa.engine.training.sweep import Job, plan
 from misa.errors import UserError, counted
 from misa.evaluation.interval import interval
-from misa.experiment import Comparison, Expected
+from misa.experiment import Comparison, Expected, Experiment
 from misa.rows import find_row, not_a_row, table_module, table_names
 
 SCORES = ("AP", "AP50", "AP75")
@@ -241,7 +241,7 @@ def open_table(
     scored = {row.semantic is not None: name for name, row in rows.items()}
     if len(scored) == 2:
         raise UserError(f"{scored[True]} is scored by mean IoU, {scored[False]} by AP; compare rows of one kind.")
-    kinds = {(row.data == "demo", row.scenes): name for name, row in rows.items()}
+    kinds = {_images(row.smoke() if smoke else row): name for name, row in rows.items()}
     if len(kinds) > 1:
         first, other, *_ = kinds.values()
         raise UserError(f"{first} and {other} are scored on different images; compare rows of the same data.")
@@ -255,6 +255,13 @@ def open_table(
     return Table(
         comparison.title, labels, names[comparison.baseline], jobs, paper, printed_on, detailed, True in scored, smoke
     )
+
+
+def _images(row: Experiment) -> Any:
+    """The parameters of the embedded validation images that a row is scored on; None for another folder of data."""
+    from misa.data.scenes.scenes import Scenes  # imports OpenCV
+
+    return replace(Scenes(**dict(row.scenes)), train=1) if row.data == "demo" else None
 
 
 def table_rows(table: int | str, data: str = "demo") -> tuple[Comparison, dict[str, str]]:

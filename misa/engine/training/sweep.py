@@ -318,7 +318,7 @@ def require_own_runs(jobs: Iterable[Job], data_root: object = None) -> None:
                 )
         if params["experiment"]["data"] == "demo":
             continue
-        if wanted is None:
+        if wanted is None or ("data" not in wanted and "data" in params and same_data(params, wanted)):
             wanted = params if data_root is None else _data_of(data_root)
         if not same_data(params, wanted):
             raise UserError(

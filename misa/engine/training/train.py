@@ -252,13 +252,13 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
         ready_teacher(experiment)  # downloads its weights if needed, before reading the data, which may take minutes
     source = open_source(experiment, data_root)
     require_batch(experiment, source)
-    require_shadow(experiment, steps_of(experiment, source.images))
     data = data_digests(source.train, source.val)
     params = run_params(experiment, row=row, seed=seed, data_root=source.root, data=data, classes=source.classes)
     metrics, checkpoint = earlier_work(folder, params, resume)
     if metrics is not None:
         warn_changed_start(experiment, folder, seed)
         return Plan(experiment, source, folder, params, metrics, checkpoint, None)
+    require_shadow(experiment, steps_of(experiment, source.images))
     if checkpoint is not None:
         read_checkpoint(checkpoint)  # raises for a damaged or foreign file
     start = find_start(experiment, source.classes, seed) if experiment.start and checkpoint is None else None

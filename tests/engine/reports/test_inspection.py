@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import shutil
+from collections import defaultdict
 from html.parser import HTMLParser
 
 import cv2
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 
 from misa.cli import main
-from misa.engine.reports.inspection import inspect_run, summary
+from misa.engine.reports.inspection import _Painter, inspect_run, summary
 from misa.engine.runs.scores import DETECTIONS
 from misa.errors import UserError
 from misa.evaluation.ap import read_truth
@@ -200,9 +201,23 @@ def test_predictions_of_something_else_are_named(small_run, tmp_path, content, w
         inspect_run(small_run.folder, predictions=path, out=None)
 
 
+def test_objects_of_a_class_that_was_left_out_are_not_drawn(small_run):
+    """They may have no masks."""
+    truth = read_truth(small_run.source.val.annotations)
+    (image, *_) = truth.imgs
+    before = _Painter(truth, small_run.source, defaultdict(list)).image(image)
+    truth.dataset["categories"].append({"id": 99, "name": "left out"})
+    truth.imgToAnns[image].append({"id": 999, "image_id": image, "category_id": 99, "bbox": [1, 1, 9, 9]})
+    after = _Painter(truth, small_run.source, defaultdict(list)).image(image)
+    assert all((after[name] == before[name]).all() for name in before)
+    assert len(before) == 3
+
+
 def test_wrong_values_are_named(small_run, tmp_path, capsys):
     assert main(["inspect", str(small_run.folder), "--good", "2"]) == 2
     assert "good must be from 0" in capsys.readouterr().err
+    with pytest.raises(UserError, match="good must be above 0"):
+        inspect_run(small_run.folder, good=0.0)
     assert main(["inspect", str(small_run.folder), "--good", "0"]) == 2
     assert "good must be from 0" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path)]) == 2

@@ -44,9 +44,10 @@ def test_what_is_sent_is_what_was_detected(run, coco, tmp_path, capsys):
     with zipfile.ZipFile(out / "detections_test-dev2017_run_results.zip") as archive:
         assert archive.namelist() == ["detections_test-dev2017_run_results.json"]
         assert json.loads(archive.read(archive.namelist()[0])) == results
-    for taken in (out, out / "detections_test-dev2017_run_results.json"):
-        with pytest.raises(UserError, match="is there already and is no empty folder; give a new one"):
-            submit(load_run(run.folder), coco, taken)
+    with pytest.raises(UserError, match="is there already; give another folder"):
+        submit(load_run(run.folder), coco, out)
+    with pytest.raises(UserError, match="cannot be made"):
+        submit(load_run(run.folder), coco, out / "detections_test-dev2017_run_results.json" / "below")
     below = out / "detections_test-dev2017_run_results.json" / "below"
     assert main(["evaluate", str(run.folder), "--test-dev", str(below), "--data-root", str(coco)]) == 2
     assert "--test-dev is a folder;" in capsys.readouterr().err

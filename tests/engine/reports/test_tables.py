@@ -564,8 +564,23 @@ def test_runs_on_other_annotations_of_one_folder_are_not_compared(tmp_path):
     words = r"is a run on other val annotations of .*/data than photos:box with seed 0; restore the annotations"
     with pytest.raises(UserError, match=words):
         open_table("photos:box,photos:mask", seeds=1, root=tmp_path)
+    old, *_ = plan(["photos:fsd"], [0], root=tmp_path)
+    place(old, tmp_path / "data")  # before annotations were recorded
+    with pytest.raises(UserError, match=words):
+        open_table("photos:fsd,photos:box,photos:mask", seeds=1, root=tmp_path)
     place(jobs[1], tmp_path / "data", data={"train": "same", "val": "first"})
-    assert len(open_table("photos:box,photos:mask", seeds=1, root=tmp_path).figures()) == 2
+    assert len(open_table("photos:fsd,photos:box,photos:mask", seeds=1, root=tmp_path).figures()) == 3
+
+
+def test_rows_of_equal_validation_images_are_compared(tmp_path):
+    """The number of training images, as in a learning curve, and the order of the parameters may differ."""
+    (tmp_path / "rows.py").write_text(
+        "from misa.rows import find_row\nBOX = find_row('demo:box')\n"
+        "ROWS = {'few': BOX.but(scenes=(('val', 20), ('train', 30)))}\n"
+        "ROWS['more'] = BOX.but(scenes=(('train', 90), ('val', 20)))\n"
+    )
+    assert len(open_table(f"{tmp_path}/rows.py:few,{tmp_path}/rows.py:more", seeds=1, root=tmp_path).rows) == 2
+    assert len(open_table("demo:box,demo:mask2former_box", seeds=1, root=tmp_path, smoke=True).rows) == 2
 
 
 @pytest.mark.parametrize("rows", ["demo:box,photos:mask", "demo:box,table3_components:demo_baseline"])

@@ -23,7 +23,7 @@ from misa.cli import main
 from misa.engine.reports.evaluate import evaluate
 from misa.engine.training.preemption import begin_worker
 from misa.engine.training.runner import quiet_runner
-from misa.engine.training.train import require_buildable, train
+from misa.engine.training.train import require_buildable, require_shadow, train
 from misa.engine.training.watch import LossRecord
 from misa.errors import Stopped, UserError
 from misa.evaluation.metric import Detections
@@ -31,6 +31,7 @@ from misa.files import locked
 from misa.machine import Machine
 from misa.models.teacher.semask import SeMask, semask_config
 from misa.models.teacher.table import TEACHERS, build_teacher
+from misa.objectives.base import Ramp
 from misa.objectives.discobox import DiscoBox
 from misa.ops.affinity import KERNELS, Compared
 from misa.rows import find_row
@@ -521,6 +522,13 @@ def test_a_network_of_ones_own_may_read_its_weights(monkeypatch, read):
         ("demo:box", {"frozen_stages": 5}, "frozen_stages is 5; a backbone has 4 stages"),
         ("demo:box", {"backbone": "swin_t", "frozen_stages": 5}, "frozen_stages is 5; a backbone has 4 stages"),
         ("demo:box", {"grids": (20, 10)}, "network has 4 strides, 2 grids, 4 scale_ranges; give as many of each"),
+        ("demo:box", {"grids": (20, 10, 8, 6, 4)}, "network has 4 strides, 5 grids, 4 scale_ranges"),
+        (
+            "demo:box",
+            {"strides": (8, 16, 32), "grids": (20, 10, 5), "scale_ranges": ((1, 8), (4, 16), (8, 99))},
+            "network has 3 strides, 3 grids, 3 scale_ranges; give .* at least four levels",
+        ),
+        ("demo:box", {"frozen_stages": -2}, "frozen_stages is -2; a backbone has 4 stages"),
         ("demo:mask2former_box", {"decoder_layers": 0}, r"the row's network cannot be built \("),
         ("demo:mask2former_box", {"encoder_layers": 0}, r"the row's network cannot be built \("),
     ],
@@ -536,6 +544,11 @@ def test_an_ema_model_that_never_begins_predicts_nothing(place):
     with pytest.raises(UserError, match=words):
         train(row, data_root=place / "data", work_dir=place / "ema", machine=CPU)
     assert not (place / "ema").exists()
+    late = row.but(objective=DiscoBox(shadow_start=Ramp(8, 8)))  # begins in the ninth step
+    require_shadow(late, 9)
+    require_shadow(row.smoke(), 2)
+    with pytest.raises(UserError, match="in the 8 steps"):
+        require_shadow(late, 8)
 
 
 def test_a_batch_larger_than_the_data_is_refused(place, capsys):

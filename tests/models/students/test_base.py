@@ -219,7 +219,7 @@ def test_readings_that_contradict_themselves_are_refused():
         *(("distillation", "scale", value) for value in (-0.1, 1.5, math.nan)),
         *(("distillation", name, -1.0) for name in ("weight", "bg_weight", "fg_weight")),
         *(("schedule", name, value) for name in ("lr", "backbone_lr", "weight_decay") for value in (-1.0, math.inf)),
-        *(("schedule", name, 0) for name in ("epochs", "batch", "clip")),
+        *(("schedule", name, 0) for name in ("epochs", "batch", "clip", "lr")),
         *(("augmentation", "flip", value) for value in (-0.1, 1.1, math.nan)),
         *(("augmentation", name, 0) for name in ("long_side", "test_short_side", "crop")),
         *(("augmentation", "short_sides", value) for value in ((), (64, 0))),
@@ -240,6 +240,8 @@ def test_a_weight_below_zero_is_refused():
         with pytest.raises(ValueError, match=rf"Semantic\.{name} is -1"):
             Experiment(semantic=Semantic(**{name: -1.0}))
         assert getattr(Semantic(**{name: 0.0}), name) == 0
+    with pytest.raises(ValueError, match=r"Semantic\.loss_stride is 0"):
+        Semantic(loss_stride=0)
     with pytest.raises(ValueError, match=r"Experiment\.projection_weight is -1"):
         Experiment(projection_weight=-1.0)
 
