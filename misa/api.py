@@ -25,9 +25,9 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image as Pillow
-from PIL import ImageOps
 from torch import Tensor
 
+from misa.data.check.image_files import upright
 from misa.data.images import read_image
 from misa.data.rle import decode_part
 from misa.engine.prediction.files import rows_of
@@ -107,7 +107,7 @@ def photograph(image: Images, boxes: str = "", teacher: str = "") -> Example:
     """
     frames, names = [], []
     for part in filter(None, (part.strip() for part in boxes.split(";"))):
-        *sides, name = part.replace(",", " ").split(maxsplit=4)
+        *sides, name = part.replace(",", " ").split(maxsplit=4) or [""]
         try:
             frames.append([float(side) for side in sides])
         except ValueError as error:
@@ -513,8 +513,7 @@ def _as_image(image: Images) -> NDArray[np.uint8]:
             raise UserError(f"{path} is a folder; give an image or a list of them, or use misa predict for the folder.")
         return read_image(path)
     if isinstance(image, Pillow.Image):
-        # As the file is read from its path: OpenCV does not turn WebP.
-        turned = image if image.format == "WEBP" else ImageOps.exif_transpose(image)
+        turned = upright(image)  # as the file is read from its path
         if not turned.mode.startswith(("I", "F")):
             return np.asarray(turned.convert("RGB"), dtype=np.uint8)
         gray = np.asarray(turned)  # more than 8 bits, which convert("RGB") would clip
@@ -540,7 +539,7 @@ def _of_8_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     if pixels.size == 0:
         raise UserError(f"an image of {pixels.shape[0]} x {pixels.shape[1]} pixels holds nothing.")
     if pixels.dtype == np.uint8:
-        return np.ascontiguousarray(pixels)
+        return np.array(pixels, order="C")  # a copy: the caller may reuse the array, as for the frames of a video
     if np.issubdtype(pixels.dtype, np.floating) and pixels.min() >= 0 and pixels.max() <= 1:
         return (pixels * 255).round().astype(np.uint8)
     raise UserError(

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import misa
 from misa.api import SceneView, as_images, photograph
 from misa.cli import main
+from misa.data.check.image_files import look
 from misa.engine.prediction.export import export_student
 from misa.engine.reports.evaluate import evaluate
 from misa.engine.reports.explore import trained
@@ -201,6 +202,35 @@ def test_a_photograph_with_an_orientation_is_read_alike_from_its_path_and_as_a_p
         seen = as_images(picture)[0][0]
     np.testing.assert_array_equal(seen, as_images(tmp_path / f"a.{suffix}")[0][0])
     assert seen.shape == ((40, 60, 3) if suffix == "webp" else (60, 40, 3))
+
+
+def test_an_orientation_in_xmp_alone_turns_nothing(tmp_path):
+    """Pillow turns by it and OpenCV, with which training reads, does not."""
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf tiff:Orientation="6"/></x:xmpmeta>'
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8).repeat(5, 0).repeat(5, 1)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=95)
+    plain = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(plain[:2] + b"\xff\xe1" + (len(xmp) + 2).to_bytes(2, "big") + xmp + plain[2:])
+    with Image.open(tmp_path / "a.jpg") as picture:
+        assert ImageOps.exif_transpose(picture).size == (40, 60)
+        seen = as_images(picture)[0][0]
+    assert seen.shape == (40, 60, 3)
+    assert as_images(tmp_path / "a.jpg")[0][0].shape == (40, 60, 3)
+    facts = look(tmp_path / "a.jpg", listed=(60, 40))
+    assert (facts.size, facts.odd) == ((60, 40), ())
+
+
+def test_an_array_may_be_reused_by_the_caller(run, photo):
+    buffer = np.array(photo if isinstance(photo, np.ndarray) else as_images(photo)[0][0])
+    found = misa.load(run)(buffer)
+    before = found.image.copy()
+    buffer[:] = 0
+    np.testing.assert_array_equal(found.image, before)
+
+
+def test_boxes_that_are_only_commas_are_a_sentence(photo):
+    with pytest.raises(UserError, match="write a box as x1 y1 x2 y2 label"):
+        photograph(photo, ",")
 
 
 def test_a_pgm_of_16_bits_is_read_alike_from_its_path_and_as_a_pil_image(tmp_path):

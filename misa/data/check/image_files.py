@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 from tqdm.auto import tqdm
 
 from misa.data.check.report import KEPT
@@ -318,12 +319,29 @@ def require_whole(path: Path) -> Facts:
         raise DataError(f"the file {path} {error.message}; {error.advice}.") from error
 
 
+# What brings an image of this orientation upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
 def _orientation(picture: Image.Image) -> int:
-    """Returns the EXIF orientation without decoding: 1 for none, 5 and more swap rows and columns."""
-    if picture.format == "PNG" and "exif" not in picture.info:
-        return 1  # reading its EXIF would decode it
+    """Returns the EXIF orientation without decoding: 1 for none, 5 and more swap rows and columns.
+
+    Not Pillow's own, which takes one of XMP in its place; OpenCV does not.
+    """
     try:
-        return int(picture.getexif().get(_EXIF_ORIENTATION, 1))
+        if isinstance(picture, TiffImageFile):
+            return int(picture.tag_v2.get(_EXIF_ORIENTATION, 1))
+        exif = Image.Exif()
+        exif.load(picture.info.get("exif") or b"")
+        return int(exif.get(_EXIF_ORIENTATION, 1))
     except Exception:  # Pillow raises many kinds of exceptions on broken EXIF
         return 9
 
@@ -341,8 +359,23 @@ def _is_turned(pixels: NDArray[np.uint8], picture: Image.Image) -> bool:
             grey, read = grey[::step, ::step].ravel(), pixels[::step, ::step].mean(2).ravel()
             return float(np.nan_to_num(np.corrcoef(grey, read)[0, 1]))
 
-    picture.load()  # some formats are turned here
-    return likeness(ImageOps.exif_transpose(picture)) >= likeness(picture)
+    return likeness(_turned(picture)) >= likeness(picture)
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """Turn an image that Pillow has opened by its EXIF orientation, where OpenCV, with which training reads, does too.
+
+    One that is not from a file is turned as Pillow does.
+    """
+    if picture.format is None:
+        return ImageOps.exif_transpose(picture)
+    return picture if picture.format == "WEBP" else _turned(picture)
+
+
+def _turned(picture: Image.Image) -> Image.Image:
+    picture.load()  # turns a TIFF, which then has no orientation any more
+    turn = _TURNS.get(_orientation(picture))
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _as_read(path: Path, picture: Image.Image) -> NDArray[np.uint8]:
