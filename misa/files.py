@@ -43,6 +43,21 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
         partial.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
+def write_first(path: Path, value: Any) -> None:
+    """Write a JSON file unless another process has, at the same time or before."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without links
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Returns the object in a JSON file, or None if there is no file; UserError if it holds no valid object."""
     if not path.exists():

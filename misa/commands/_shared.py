@@ -71,6 +71,8 @@ def require_shares(options: Any) -> None:
         require_unused(options, ("cluster", "cluster_options"), without)
     if not options.cluster:
         require_unused(options, ("cluster_options",), "without --cluster")
+    if options.shards > 1 and options.shard is None and options.device.startswith("cuda:"):
+        raise UserError("--shards gives each of its processes a GPU of its own; let --device be auto, cuda or cpu.")
 
 
 def require_student(path: str) -> None:

@@ -50,6 +50,10 @@ def run(options: Predict) -> int:
     """Predict all readable images, then raise UserError if some could not be read, in a shard only warn."""
     shared.require_student(options.checkpoint)
     shared.require_shares(options)
+    if options.boxes:
+        shared.require_unused(options, ("score",), "with --boxes, each of which has a mask")
+    if options.tile is None:
+        shared.require_unused(options, ("overlap",), "without --tile")
     for path in options.inputs:
         if "://" not in path:  # an address gets its own message later
             shared.require_file(path, "image, folder or video", "correct the path")

@@ -99,7 +99,8 @@ def _walk(folder: Path, out: Path | None) -> Iterator[Path]:
     """Yield the files below a folder in the order of their names, without folders of predictions."""
     results: list[Path] = []
     for inner, files in walk(folder):
-        if {"predict.json", "done.jsonl"} <= set(files) or (out is not None and inner.resolve() == out):
+        shares = "predict.json" in files and (inner / "shards").is_dir()  # whose results are not merged yet
+        if shares or {"predict.json", "done.jsonl"} <= set(files) or (out is not None and inner.resolve() == out):
             results.append(inner)
         if not any(inner.is_relative_to(place) for place in results):
             yield from (inner / name for name in files)
@@ -120,7 +121,7 @@ def _names(places: list[tuple[Path, str]]) -> list[str]:
     """Returns a unique name for each file: its path without suffix, with suffix or folder name if ambiguous."""
     plain = [str(Path(name).with_suffix("")) for _, name in places]
     full = [name for _, name in places]
-    below = [f"{folder.absolute().name}/{name}" for folder, name in places]
+    below = [f"{Path(os.path.abspath(folder)).name}/{name}" for folder, name in places]
     names, once = plain, Counter(plain)
     for longer in (full, below):
         names = [name if once[name] == 1 else other for name, other in zip(names, longer, strict=True)]

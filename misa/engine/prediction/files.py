@@ -44,6 +44,9 @@ def rows_of(result: Instances) -> list[dict[str, Any]]:
     ]
 
 
+_LONGEST_SIDE = 65500  # pixels of a JPEG
+
+
 def paint(folder: Path, name: str, image: Image, result: Instances, *, masks: str, pictures: bool) -> None:
     """Write the PNG masks and the overlay of an image."""
     if masks == "none" and not pictures:
@@ -59,6 +62,7 @@ def paint(folder: Path, name: str, image: Image, result: Instances, *, masks: st
     if pictures:
         labels = [f"{label} {score:.2f}" for label, score in zip(result.labels, result.scores, strict=True)]
         picture = Pillow.fromarray(overlay(image, parts, labels))
+        picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
         _save(folder / "overlay" / f"{name}.jpg", picture, format="JPEG", quality=90)
 
 
@@ -203,8 +207,10 @@ def film(folder: Path, video: Video, every: int) -> None:
     if not pictures or (target.exists() and target.stat().st_mtime_ns > newest):
         return
     h, w = cv2.imread(str(pictures[0])).shape[:2]  # type: ignore[union-attr]
+    rate = video.fps / every
+    rate = max(round(rate, 2), 0.01) if rate > 65 or rate < 0.01 else rate  # MPEG-4 counts time in 1 / 65535 at most
     with atomic_write(target, suffix=".part.mp4") as partial:  # OpenCV chooses the container by the suffix
-        writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*"mp4v"), video.fps / every, (w, h))  # type: ignore[attr-defined]
+        writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*"mp4v"), rate, (w, h))  # type: ignore[attr-defined]
         try:
             for picture in pictures:
                 writer.write(cv2.imread(str(picture)))  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ from misa.engine.prediction.student import Image, Instances, Student, find, load
 from misa.engine.prediction.tiling import find_tiled
 from misa.errors import UserError, option_name
 from misa.experiment import require_types
-from misa.files import read_json, write_json
+from misa.files import read_json, write_first
 
 MASKS = ("map", "each", "none")
 """One indexed PNG per image, one PNG per instance, or none."""
@@ -96,7 +96,7 @@ class Predictions:
     to predict. Of a share, images and instances are those that all shares have on record so far. unanswered: number of
     known boxes without a mask, by image name. clipped: number of known boxes that reach beyond their image by more than
     a pixel, by image name. unused: image names with boxes that are not inputs. skipped: files in the given folders that
-    are no images.
+    are no images. names: of the results of these inputs, in order; empty for a share.
     """
 
     folder: Path
@@ -109,6 +109,7 @@ class Predictions:
     predicted: int = 0
     clipped: dict[str, int] = dataclasses.field(default_factory=dict)
     skipped: tuple[Path, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 def predict(
@@ -167,9 +168,10 @@ def predict(
         for item in found:
             if chosen.overlay and isinstance(item, Video):
                 film(folder, item, chosen.every)
-        each = [len(row["instances"]) for _, row in _of(found, folder)]
+        each = {row["name"]: len(row["instances"]) for _, row in _of(found, folder)}
+        given = len(each), sum(each.values())
         result = _result(folder, held, failed, known, unused)
-        return replace(result, given=(len(each), sum(each)), predicted=predicted, skipped=skipped)
+        return replace(result, given=given, predicted=predicted, skipped=skipped, names=tuple(each))
 
 
 def _found(
@@ -203,14 +205,15 @@ def require_own(
     """
     before = read_json(folder / card)
     if before is None:
-        others = sorted(path.name for path in folder.iterdir() if path.name not in (".lock", "shards"))
-        if others:
+        names = sorted(path.name for path in folder.iterdir())
+        others = [name for name in names if name not in (".lock", "shards") and not name.startswith(card)]
+        if others and not (folder / card).exists():  # else other shares have begun in the meantime
             place = f"out {folder}" if out is None else f"out {out}: the folder {folder.name} beside it"
             raise UserError(
                 f"{place} holds {others[0]} and no {what}; choose {'a new folder' if out is None else 'another out'}."
             )
-        write_json(folder / card, settings)
-        return
+        write_first(folder / card, settings)
+        before = read_json(folder / card) or {}
     for name, value in settings.items():
         if before.get(name) != value:
             raise UserError(

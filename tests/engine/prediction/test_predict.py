@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import shutil
 from collections import Counter
@@ -18,13 +19,13 @@ from pycocotools.coco import COCO
 
 from misa.cli import main
 from misa.data.formats.coco import DataError
-from misa.data.images import find_inputs
+from misa.data.images import Video, find_inputs
 from misa.data.rle import encode
 from misa.engine.prediction import predict as predicting
 from misa.engine.prediction import tiling
-from misa.engine.prediction.files import records
+from misa.engine.prediction.files import film, paint, records
 from misa.engine.prediction.known_boxes import find_boxes
-from misa.engine.prediction.predict import Boxes, predict
+from misa.engine.prediction.predict import Boxes, predict, require_own
 from misa.engine.prediction.shares import Share
 from misa.engine.prediction.student import Instances, find, load_student
 from misa.engine.prediction.tiling import find_tiled, tiles
@@ -551,12 +552,81 @@ def test_an_image_that_does_not_fit_into_memory_is_a_sentence(student, photos, t
         predict(student, photos, out=tmp_path / "out", boxes=boxes)
 
 
+def test_shares_that_start_together_agree_on_the_record(tmp_path):
+    """Each writes the settings unless another has; earlier, one in sixteen refused the other's half-written file."""
+
+    def begin(folder, own):
+        for k in range(20):
+            place = folder / str(k)
+            place.mkdir(exist_ok=True)
+            require_own(place, {"score": 0.3, "classes": ["a", "b"]})
+            (place / f"mask-{own}.png").write_bytes(b"first result")
+
+    context = multiprocessing.get_context("fork")
+    shares = [context.Process(target=begin, args=(tmp_path, own)) for own in range(6)]
+    for share in shares:
+        share.start()
+    for share in shares:
+        share.join(60)
+    assert [share.exitcode for share in shares] == [0] * 6
+    for k in range(20):
+        assert json.loads((tmp_path / str(k) / "predict.json").read_text())["score"] == 0.3
+        assert not list((tmp_path / str(k)).glob("*.part"))
+    with pytest.raises(UserError, match="was made with other settings"):
+        require_own(tmp_path / "0", {"score": 0.4, "classes": ["a", "b"]})
+
+
+@pytest.mark.parametrize(("fps", "every"), [(239.874, 1), (500.0, 7), (30.0, 40000), (25.0, 1)])
+def test_a_film_of_any_rate_is_written(tmp_path, fps, every):
+    """MPEG-4 has no time base above 65535, and OpenCV writes nothing then."""
+    for k in range(3):
+        (tmp_path / "overlay" / "v").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((32, 48, 3), 80 * k, np.uint8)).save(tmp_path / "overlay" / "v" / f"{k:06d}.jpg")
+    film(tmp_path, Video("v", tmp_path / "v.avi", (0, 0), 3, fps), every)
+    capture = cv2.VideoCapture(str(tmp_path / "overlay" / "v.mp4"))
+    assert int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == 3
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(max(fps / every, 0.01), rel=2e-4)
+    capture.release()
+
+
+def test_the_overlay_of_an_image_longer_than_a_jpeg_is_smaller(tmp_path):
+    image = np.zeros((3, 66000, 3), np.uint8)
+    nothing = Instances((3, 66000), np.zeros(0), (), np.zeros((0, 4)), ())
+    paint(tmp_path, "long", image, nothing, masks="map", pictures=True)
+    assert max(cv2.imread(str(tmp_path / "overlay" / "long.jpg")).shape) == 65500
+    assert read(tmp_path / "masks" / "long.png").shape == (3, 66000)
+
+
+def test_results_of_shares_that_are_not_merged_are_no_inputs(photos, student, tmp_path):
+    for shard in range(2):
+        predict(student, photos, out=photos / "results", share=Share(2, shard))
+    assert {item.name for item in find_inputs([photos])} == {"a", "b", "more/a", "c"}
+
+
+def test_images_in_the_folder_above_keep_their_results_inside(photos, tmp_path, monkeypatch):
+    (photos / "inside").mkdir()
+    monkeypatch.chdir(photos / "inside")
+    names = {item.name for item in find_inputs(["..", "../more"])}
+    assert not any(name.startswith("..") for name in names)
+    assert len(names) == 4
+
+
+def test_what_was_given_is_named_among_earlier_results(photos, student, tmp_path):
+    predict(student, photos / "more", out=tmp_path / "out")
+    done = predict(student, [photos / "b.png", photos / "c.png"], out=tmp_path / "out")
+    assert done.names == ("b", "c")
+    assert (done.given[0], done.images) == (2, 3)
+
+
 def test_jobs_of_a_cluster_need_shares(student, photos, tmp_path, capsys):
     common = ["predict", str(student.path), str(photos), "--out", str(tmp_path / "out")]
     wrong = {
         "--cluster has no effect without --shards of 2 or more": ["--cluster", "slurm"],
         "--cluster has no effect beside --shard, which is one": ["--cluster", "slurm", "--shards", "2", "--shard", "0"],
         "--cluster-options has no effect without --cluster": ["--cluster-options", "timeout_min=9", "--shards", "2"],
+        "--score has no effect with --boxes": ["--score", "0.5", "--boxes", "boxes.csv"],
+        "--overlap has no effect without --tile": ["--overlap", "64"],
+        "--shards gives each of its processes a GPU of its own": ["--shards", "2", "--device", "cuda:1"],
     }
     for words, options in wrong.items():
         assert main([*common, *options]) == 2
