@@ -132,7 +132,7 @@ def load_run(
     """
     choose_device(machine or Machine())
     experiment, folder, params = recorded(run_folder)
-    path = None if checkpoint == "none" else Path(checkpoint) if checkpoint else last_checkpoint(folder)
+    path = None if checkpoint == "none" else Path(checkpoint).expanduser() if checkpoint else last_checkpoint(folder)
     if not checkpoint:
         warn(folder, experiment, checkpoint=path)
     return Trained(experiment, folder, params, path)

@@ -167,7 +167,7 @@ class Factory:
         out: the folder; if empty, a folder named after the first run in runs/figures.
         Raises UserError: `out` holds figures of other runs, or files of their names that misa did not make.
         """
-        folder = Path(out) if out else Path("runs/figures") / self.sources.runs[0].folder.name
+        folder = Path(out).expanduser() if out else Path("runs/figures") / self.sources.runs[0].folder.name
         require_own(folder, {run.folder.name: _card(run) for run in self.sources.runs})
         written: list[Path] = []
         for name in self.wanted:

@@ -79,7 +79,7 @@ def job(row: str, seed: int, *, root: str | Path = ROOT, smoke: bool = False) ->
     A finished run of the row in the folder that `misa train` gives it there is taken, too.
     """
     experiment = _experiment(row, smoke)
-    root, teacher = Path(root), None
+    root, teacher = Path(root).expanduser(), None
     if experiment.trains_teacher:
         teacher = Job(experiment.teacher, seed, teacher_place(experiment, seed, root), smoke)
     folder = f"{lineage(experiment)}-seed{seed}"
@@ -379,12 +379,14 @@ def _here(commands: Mapping[Job, list[str]], slots: int, gpus: int | None) -> li
         log.parent.mkdir(parents=True, exist_ok=True)
         devices = free.get()
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": devices} if devices else None
-        with log.open("ab") as output:
-            process = subprocess.Popen(commands[wanted], stdout=output, stderr=subprocess.STDOUT, env=environment)
-            running.add(process)
-            status = process.wait()
-            running.discard(process)
-        free.put(devices)
+        try:
+            with log.open("ab") as output:
+                process = subprocess.Popen(commands[wanted], stdout=output, stderr=subprocess.STDOUT, env=environment)
+                running.add(process)
+                status = process.wait()
+                running.discard(process)
+        finally:
+            free.put(devices)
         if status < 0:
             return f"{signal.Signals(-status).name} ended it; if that was for want of memory, take fewer slots"
         return None if status == 0 else _last_line(log) or f"exit status {status}"

@@ -556,6 +556,21 @@ def test_runs_on_other_data_are_not_taken_for_this_ones(tmp_path, monkeypatch):
         open_table("coco_mini:box", seeds=2, root=tmp_path / "runs")
 
 
+def test_a_root_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    """A training expands it, so that a table which does not would never find the run."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (job,) = plan(["demo:box"], [0], root="~/tables")
+    assert job.folder.parent == tmp_path / "tables"
+
+
+@pytest.mark.timeout(60)
+def test_a_log_that_cannot_be_opened_stops_nothing_for_ever(tmp_path):
+    """Three commands on one slot: the first one's place is given back."""
+    (tmp_path / "logs" / "a.txt").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        spread({name: [sys.executable, "-c", "pass"] for name in "abc"}, tmp_path, slots=1)
+
+
 def test_runs_on_other_annotations_of_one_folder_are_not_compared(tmp_path):
     jobs = plan(["photos:box", "photos:mask"], [0], root=tmp_path)
     for job, val in zip(jobs, ("first", "second"), strict=True):
