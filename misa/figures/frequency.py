@@ -189,7 +189,7 @@ def _signed(values: Tensor, reach: float) -> NDArray[np.uint8]:
 
 def _draw_alpha(axes: Axes, tile: Tile, h: int, w: int, radius: float, scale: float) -> None:
     """Plot both masks over the frequency."""
-    last = int((min(h, w) // 2) * 2**0.5)
+    last = int(np.hypot(h // 2, w // 2))
     bins = np.linspace(0, max(last, 1), 400)
     inside = bins <= radius
     lines = {"α, high pass": (bins, np.where(inside, scale, 1.0)), "α, low pass": (bins, np.where(inside, 1.0, scale))}

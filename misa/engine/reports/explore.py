@@ -21,7 +21,7 @@ from misa.engine.runs.places import teacher_place
 from misa.engine.runs.samples import boxed, stacked_objects
 from misa.engine.runs.teacher import load_teacher, ready_teacher
 from misa.engine.training.train import train
-from misa.errors import UserError
+from misa.errors import UserError, counted
 from misa.evaluation.ap import read_truth
 from misa.experiment import FRAMEWORKS, Affinity, Augmentation, Distillation, Experiment
 from misa.figures.example import Example
@@ -71,6 +71,21 @@ class Networks:
         masks = stacked_objects(truth, self.classes, image_id) if self.source.masks else None
         labels = tuple(self.classes.index(name) for name in sample["labels"])
         return self.see(sample["image"], name=f"image {image_id}", boxes=sample["boxes"], labels=labels, masks=masks)
+
+    def nth(self, place: int) -> Example:
+        """Run the networks on the validation image at a place, from 0; UserError if there are not as many."""
+        ids = self.image_ids()
+        if not 0 <= place < len(ids):
+            raise UserError(f"place is {place}, and there are {counted(len(ids), 'validation image')}, from 0 on.")
+        return self.example(ids[place])
+
+    def requiring(self, *, teacher: bool = False, distilled: bool = False) -> "Networks":
+        """Return these networks; UserError if there is no teacher, or no student that it was distilled into."""
+        whole = self.teacher is not None and self.student is not None and self.experiment.distillation is not None
+        if (teacher and self.teacher is None) or (distilled and not whole):
+            what = "no student that a teacher was distilled into" if distilled else "no semantic teacher"
+            raise UserError(f"{self.folders[0]} has {what}; give a run of a row such as demo:misa.")
+        return self
 
     def scene(self, scene: Scene, name: str) -> Example:
         """An embedded scene as the networks see it; labels that they do not know wrap around their own classes."""
@@ -241,7 +256,14 @@ def _beside(experiment: Experiment, folder: Path, params: dict[str, Any]) -> Pat
     return beside
 
 
-def trained(
+def trained(run: str | Path, *, data_root: str | Path = "", threads: int = 1, **options: Any) -> Networks:
+    """Load the networks of a run folder (`finished`), with so many threads of torch on the CPU."""
+    folder = finished(run, data_root=data_root, threads=threads, **options)
+    torch.set_num_threads(threads)
+    return open_networks(folder, data_root=data_root or None)
+
+
+def finished(
     run: str | Path,
     *,
     row: str = "demo:long",
@@ -249,16 +271,16 @@ def trained(
     teacher_only: bool = False,
     smoke: bool = False,
     threads: int = 1,
-) -> Networks:
-    """Load the networks of a run folder; if it has no finished run, `row` is trained into it first.
+) -> Path:
+    """Return the folder of a finished run; if there is none, `row` is trained into it first.
 
     With `teacher_only`, only the row's teacher is trained if missing, in the folder beside `run` where the student
     expects it. A stopped run is resumed. `smoke`: train only two steps. `data_root`: of a finished run, the data in
     place of its own, such as where it has moved; to train, the data, by default in "datasets".
     """
-    folder, other = Path(run), data_root or None
+    folder = Path(run).expanduser()
     if (folder / "metrics.json").is_file():
-        return open_networks(folder, data_root=other)
+        return folder
     experiment = find_row(row).smoke() if smoke else find_row(row)
     if teacher_only and experiment.trains_teacher:
         folder = teacher_place(experiment, 0, folder.parent)
@@ -272,7 +294,7 @@ def trained(
             row=row,
             machine=Machine(threads=threads, interactive=True),
         )
-    return open_networks(folder, data_root=other)
+    return folder
 
 
 def _at(features: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,5 +1,6 @@
 """Examples hold the inputs of the losses: the same colors, features, boxes and masks as in a training step."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,6 +37,26 @@ def test_colors_are_those_of_the_loss():
     assert_close(example.colors, shrink(images, [(64, 64)], torch.zeros(1, 1, 16, 16, dtype=torch.bool)).images[0])
     boxes = torch.from_numpy(scene.boxes)
     assert torch.equal(example.box_masks().any(dim=0), union_of_boxes([boxes], torch.zeros(1, 1, 16, 16), 4)[0, 0])
+
+
+def test_a_notebook_is_told_what_a_run_lacks(networks):
+    assert networks.requiring(teacher=True, distilled=True) is networks
+    alone = replace(networks, teacher=None)
+    with pytest.raises(UserError, match=r"has no semantic teacher; give a run of a row such as demo:misa"):
+        alone.requiring(teacher=True)
+    plain = replace(networks, experiment=networks.experiment.but(distillation=None))
+    for lacking in (alone, plain, replace(networks, student=None)):
+        with pytest.raises(UserError, match=r"has no student that a teacher was distilled into"):
+            lacking.requiring(distilled=True)
+
+
+def test_an_image_beyond_the_last_is_not_another_one(networks):
+    ids = networks.image_ids()
+    last = len(ids) - 1
+    assert networks.nth(last).name == f"image {ids[last]}"
+    for place in (len(ids), -1):
+        with pytest.raises(UserError, match=f"place is {place}, and there are {len(ids)} validation images"):
+            networks.nth(place)
 
 
 class _Teacher(torch.nn.Module):
