@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,7 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
 
 def write_first(path: Path, value: Any) -> None:
     """Write a JSON file unless another process has, at the same time or before."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # process ids repeat on other machines
     try:
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
         try:

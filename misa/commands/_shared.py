@@ -71,7 +71,12 @@ def require_shares(options: Any) -> None:
         require_unused(options, ("cluster", "cluster_options"), without)
     if not options.cluster:
         require_unused(options, ("cluster_options",), "without --cluster")
-    if options.shards > 1 and options.shard is None and options.device.startswith("cuda:"):
+    if (
+        options.shards > 1
+        and options.shard is None
+        and options.device.startswith("cuda:")
+        and options.device != "cuda:0"
+    ):
         raise UserError("--shards gives each of its processes a GPU of its own; let --device be auto, cuda or cpu.")
 
 

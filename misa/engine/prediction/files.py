@@ -208,7 +208,8 @@ def film(folder: Path, video: Video, every: int) -> None:
         return
     h, w = cv2.imread(str(pictures[0])).shape[:2]  # type: ignore[union-attr]
     rate = video.fps / every
-    rate = max(round(rate, 2), 0.01) if rate > 65 or rate < 0.01 else rate  # MPEG-4 counts time in 1 / 65535 at most
+    if rate > 65 or rate < 0.01:  # MPEG-4 has no finer unit of time than 1 / 65535
+        rate = max(round(rate, 2 if rate <= 655 else 1), 0.01)
     with atomic_write(target, suffix=".part.mp4") as partial:  # OpenCV chooses the container by the suffix
         writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*"mp4v"), rate, (w, h))  # type: ignore[attr-defined]
         try:

@@ -18,6 +18,7 @@ from misa.errors import UserError, counted
 from misa.models.students.inference import Image, Instances, Student, within
 from misa.models.students.table import implementation
 
+_SAME = 0.5  # IoU of a detection and the box of its object
 SLACK = 1.0
 """Pixels by which a box may exceed its image: COCO's boxes are rounded, and other tools count from 1."""
 
@@ -34,7 +35,7 @@ def find_boxes(
     """Predict the mask of each given box of an RGB image (h w 3), in the order of the boxes.
 
     SOLOv2 proposes masks for each box (`find_boxes_by_cells`); detections of other students are matched to the boxes
-    one to one by IoU, first those of the row's minimum score and more, then the others to the boxes that are left.
+    one to one by IoU, first those of the row's minimum score with an IoU of 0.5, then the others to the boxes left.
     Masks are clipped to their box. Boxes without a mask are left out: `prompts` has the indices of the others. A label
     that is None is predicted.
 
@@ -63,15 +64,18 @@ def require_class(student: Student, name: str | None, where: str = "") -> None:
 
 
 def _answers(found: Instances, boxes: NDArray[np.float64], wanted: Sequence[str | None], *, sure: float) -> Instances:
-    """Match detections to boxes one to one by IoU, those with a score of `sure` first, and clip their masks."""
+    """Match detections to boxes one to one by IoU, and clip their masks.
+
+    First those with a score of `sure` and half of the box in common, which are of this object and not of a neighbor.
+    """
     overlap = np.zeros((len(boxes), len(found)))
     if overlap.size:
         overlap = box_iou(torch.as_tensor(boxes), torch.as_tensor(found.boxes)).numpy()
-    first = found.scores >= sure
-    pairs = _matched(overlap * first)
-    left = np.ones(len(boxes), bool)
-    left[[i for i, _ in pairs]] = False
-    pairs = sorted(pairs + _matched(overlap * ~first * left[:, None]))
+    pairs = _matched(overlap * (found.scores >= sure) * (overlap >= _SAME))
+    left = overlap.copy()
+    left[[i for i, _ in pairs]] = 0
+    left[:, [k for _, k in pairs]] = 0
+    pairs = sorted(pairs + _matched(left))
     parts = [within(decode_part(found.runs[k]), boxes[i]) for i, k in pairs]
     kept = [(i, k, part) for (i, k), part in zip(pairs, parts, strict=True) if part.pixels.any()]
     return Instances.of_parts(

@@ -186,7 +186,9 @@ def _found(
 
 def _settings(student: Student, options: Options, boxes: Mapping[str, Boxes] | None) -> dict[str, Any]:
     settings: dict[str, Any] = {"weights": student.digest, "classes": list(student.classes)}
-    settings |= {f"options.{name}": value for name, value in dataclasses.asdict(options).items()}
+    unused = {name for name, idle in (("score", boxes is not None), ("overlap", options.tile is None)) if idle}
+    used = {name: value for name, value in dataclasses.asdict(options).items() if name not in unused}
+    settings |= {f"options.{name}": value for name, value in used.items()}
     return settings | {"boxes": boxes is not None}
 
 

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import warnings
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -563,9 +564,11 @@ def test_shares_that_start_together_agree_on_the_record(tmp_path):
             (place / f"mask-{own}.png").write_bytes(b"first result")
 
     context = multiprocessing.get_context("fork")
-    shares = [context.Process(target=begin, args=(tmp_path, own)) for own in range(6)]
-    for share in shares:
-        share.start()
+    shares = [context.Process(target=begin, args=(tmp_path, own), daemon=True) for own in range(6)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+        for share in shares:
+            share.start()
     for share in shares:
         share.join(60)
     assert [share.exitcode for share in shares] == [0] * 6
@@ -576,7 +579,9 @@ def test_shares_that_start_together_agree_on_the_record(tmp_path):
         require_own(tmp_path / "0", {"score": 0.4, "classes": ["a", "b"]})
 
 
-@pytest.mark.parametrize(("fps", "every"), [(239.874, 1), (500.0, 7), (30.0, 40000), (25.0, 1)])
+@pytest.mark.parametrize(
+    ("fps", "every"), [(239.874, 1), (500.0, 7), (30.0, 40000), (25.0, 1), (700.33, 1), (999.99, 1)]
+)
 def test_a_film_of_any_rate_is_written(tmp_path, fps, every):
     """MPEG-4 has no time base above 65535, and OpenCV writes nothing then."""
     for k in range(3):

@@ -79,9 +79,15 @@ def test_known_boxes_take_sure_detections_first(monkeypatch):
     runs = [encode(mask) for mask in boxed_masks()]
     found = Instances((64, 96), np.array([0.9, 0.2, 0.1]), ("a", "b", "b"), CORNERS[[0, 0, 1]], tuple(runs))
     monkeypatch.setattr("misa.engine.prediction.known_boxes.find", lambda *_, **__: [found])
-    answers = find_boxes(untrained("condinst", score=0.5), IMAGE, CORNERS + 1)
+    student = untrained("condinst", score=0.5)
+    answers = find_boxes(student, IMAGE, CORNERS + 1)
     assert answers.prompts == (0, 1)
     assert answers.labels == ("a", "b")
+    # A sure detection that only touches the box is a neighbor's.
+    one = Instances((64, 96), np.array([0.9, 0.2]), ("a", "b"), CORNERS[[1, 0]], (runs[2], runs[0]))
+    monkeypatch.setattr("misa.engine.prediction.known_boxes.find", lambda *_, **__: [one])
+    alone = find_boxes(student, IMAGE, CORNERS[:1] + np.array([0, 0, 14, 5]))
+    assert alone.labels == ("b",)
 
 
 CORNERS = np.array([[3.0, 4, 40, 50], [50, 10, 90, 60]])
