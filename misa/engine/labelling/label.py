@@ -48,7 +48,7 @@ from misa.engine.prediction.predict import require_own
 from misa.engine.prediction.shares import DONE, Share
 from misa.engine.prediction.student import Student, choose_device, load_student
 from misa.engine.runs.folder import recorded
-from misa.engine.runs.record import changed_splits
+from misa.engine.runs.record import changed_splits, teacher_digest
 from misa.engine.runs.state import smoke_mark
 from misa.engine.training.estimate import input_pixels, measure
 from misa.engine.training.train import train
@@ -277,10 +277,12 @@ def _train(job: Job, device: str, threads: int) -> None:
 def _require_own_student(job: Job, folder: Path) -> None:
     """Raise UserError if the trained student is of another definition of the row; warn if the boxes have changed."""
     trained, _, params = recorded(folder)
-    if trained.digest() != job.experiment.digest():
+    recorded_teacher = {key: value for key, value in params.items() if key == "teacher_digest"}
+    now = teacher_digest(job.experiment)
+    if trained.digest() != job.experiment.digest() or (recorded_teacher and recorded_teacher != now):
         raise UserError(
-            f"the student in {folder} was trained when {job.row} had other values; delete that folder, and it is "
-            "trained again, or choose another out."
+            f"the student in {folder} was trained when {job.row} or its teacher had other values; delete that folder, "
+            "and it is trained again, or choose another out."
         )
     layout = open_layout(Path(job.data).expanduser().resolve())
     if changed := changed_splits(params, data_digests(layout.train, layout.val)):

@@ -27,7 +27,7 @@ def run_params(
     experiment: Experiment, *, row: str, seed: int, data_root: Path, data: Mapping[str, str], classes: Sequence[str]
 ) -> dict[str, Any]:
     """The parameters that identify a run: equal values mean the same run. data: see `misa.data.digest`."""
-    return _teacher_digest(experiment) | {
+    return teacher_digest(experiment) | {
         "row": row,
         "digest": experiment.digest(),
         "seed": seed,
@@ -38,8 +38,8 @@ def run_params(
     }
 
 
-def _teacher_digest(experiment: Experiment) -> dict[str, str]:
-    """Identifies a row's teacher by its lineage, or by the digest of its weights file."""
+def teacher_digest(experiment: Experiment) -> dict[str, str]:
+    """Part of a record: identifies a row's teacher by its lineage, or by the digest of its weights file."""
     if experiment.trains_teacher:
         return {"teacher_digest": lineage(teacher_row(experiment))}
     weights = teacher_weights(experiment)

@@ -276,8 +276,17 @@ def test_a_student_of_another_row_is_not_taken(small_run, small_row, data, tmp_p
     change(annotations(data, "val"), lambda content: content["categories"].append({"id": 99, "name": "no box yet"}))
     label(job, device="cpu")
     assert "warning: the annotations of train and val in" in capsys.readouterr().err
+    monkeypatch.setattr("misa.engine.labelling.label.teacher_digest", lambda _: {"teacher_digest": "now"})
+    label(job, device="cpu")  # none was recorded
+    params = json.loads((run / "params.json").read_text())
+    (run / "params.json").write_text(json.dumps(params | {"teacher_digest": "then"}))
+    with pytest.raises(UserError, match=r"was trained when mine:row or its teacher had other values"):
+        label(job, device="cpu")
+    (run / "params.json").write_text(json.dumps(params))
     rows["mine:row"] = rows["mine:row"].but(schedule={"epochs": 9})
-    with pytest.raises(UserError, match=r"was trained when mine:row had other values; delete that folder"):
+    with pytest.raises(
+        UserError, match=r"was trained when mine:row or its teacher had other values; delete that folder"
+    ):
         label(job, device="cpu")
 
 
