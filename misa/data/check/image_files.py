@@ -341,7 +341,8 @@ def _orientation(picture: Image.Image) -> int:
             return int(picture.tag_v2.get(_EXIF_ORIENTATION, 1))
         exif = Image.Exif()
         exif.load(picture.info.get("exif") or b"")
-        return int(exif.get(_EXIF_ORIENTATION, 1))
+        found = int(exif.get(_EXIF_ORIENTATION, 1))
+        return found if found == 1 or _EXIF_ORIENTATION in picture.getexif() else 1  # else removed by the caller
     except Exception:  # Pillow raises many kinds of exceptions on broken EXIF
         return 9
 

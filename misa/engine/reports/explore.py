@@ -256,14 +256,15 @@ def _beside(experiment: Experiment, folder: Path, params: dict[str, Any]) -> Pat
     return beside
 
 
-def trained(run: str | Path, *, data_root: str | Path = "", threads: int = 1, **options: Any) -> Networks:
-    """Load the networks of a run folder (`finished`), with so many threads of torch on the CPU."""
-    folder = finished(run, data_root=data_root, threads=threads, **options)
-    torch.set_num_threads(threads)
+def trained(run: str | Path, *, data_root: str | Path = "", threads: int | None = None, **options: Any) -> Networks:
+    """Load the networks of a run folder (`trained_folder`); `threads`: of torch on the CPU from now on, if given."""
+    folder = trained_folder(run, data_root=data_root, threads=threads or 1, **options)
+    if threads is not None:
+        torch.set_num_threads(threads)
     return open_networks(folder, data_root=data_root or None)
 
 
-def finished(
+def trained_folder(
     run: str | Path,
     *,
     row: str = "demo:long",

@@ -259,9 +259,14 @@ def open_table(
 
 def _images(row: Experiment) -> Any:
     """The parameters of the embedded validation images that a row is scored on; None for another folder of data."""
+    if row.data != "demo":
+        return None
     from misa.data.scenes.scenes import Scenes  # imports OpenCV
 
-    return replace(Scenes(**dict(row.scenes)), train=1) if row.data == "demo" else None
+    try:
+        return replace(Scenes(**dict(row.scenes)), train=1)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"scenes of a row: {error}.") from error
 
 
 def table_rows(table: int | str, data: str = "demo") -> tuple[Comparison, dict[str, str]]:

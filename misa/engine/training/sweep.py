@@ -385,6 +385,8 @@ def _here(commands: Mapping[Job, list[str]], slots: int, gpus: int | None) -> li
                 running.add(process)
                 status = process.wait()
                 running.discard(process)
+        except OSError as error:
+            return f"it cannot be started with its output in {log} ({error.strerror})"
         finally:
             free.put(devices)
         if status < 0:

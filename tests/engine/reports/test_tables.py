@@ -567,7 +567,7 @@ def test_a_root_in_the_home_folder_is_found(tmp_path, monkeypatch):
 def test_a_log_that_cannot_be_opened_stops_nothing_for_ever(tmp_path):
     """Three commands on one slot: the first one's place is given back."""
     (tmp_path / "logs" / "a.txt").mkdir(parents=True)
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(UserError, match=r"a failed: it cannot be started with its output in .*a\.txt \(Is a directory"):
         spread({name: [sys.executable, "-c", "pass"] for name in "abc"}, tmp_path, slots=1)
 
 
