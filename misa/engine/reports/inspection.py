@@ -128,7 +128,7 @@ def inspect_run(
         warning=" ".join(remarks(folder, experiment)),
         charts=_charts(folder),
         resamples=resamples,
-        **_values(inspection, _Painter(truth, source, by_image), examples),
+        **_values(inspection, Painter(truth, source, by_image), examples),
     )
     _write(path, page)
     return replace(inspection, page=path)
@@ -231,7 +231,7 @@ def _errors(truth: COCO, source: Source, image: int, detections: list[dict[str, 
     return error_types(objects, [truth.annToRLE(a) for a in objects], detections, crowds=crowds, good=good)
 
 
-def _values(inspection: Inspection, draw: "_Painter", examples: int) -> dict[str, Any]:
+def _values(inspection: Inspection, draw: "Painter", examples: int) -> dict[str, Any]:
     """The variables of the page's template."""
     scores, classes = _scores(inspection)
     kinds, by_class = _kinds(inspection, draw.names)
@@ -296,7 +296,7 @@ def _kinds(inspection: Inspection, names: dict[int, str]) -> tuple[pd.DataFrame,
     return kinds, by_class.reset_index()
 
 
-def _examples(inspection: Inspection, draw: "_Painter", count: int) -> Iterator[dict[str, Any]]:
+def _examples(inspection: Inspection, draw: "Painter", count: int) -> Iterator[dict[str, Any]]:
     """The largest objects of each error type."""
     for kind in KINDS[1:]:
         cases = [(i, o) for i, one in inspection.errors.items() for o in one.outcomes if o.kind == kind]
@@ -312,13 +312,13 @@ def _examples(inspection: Inspection, draw: "_Painter", count: int) -> Iterator[
             }
 
 
-def _worst(inspection: Inspection, draw: "_Painter", count: int) -> Iterator[dict[str, Any]]:
+def _worst(inspection: Inspection, draw: "Painter", count: int) -> Iterator[dict[str, Any]]:
     for image in inspection.worst(count):
         if (pictures := draw.image(image)) is not None:
             yield {"pictures": pictures, "caption": f"{draw.name(image)}: AP {inspection.images[image]:.1f}"}
 
 
-def _all(inspection: Inspection, draw: "_Painter") -> tuple[pd.DataFrame, str]:
+def _all(inspection: Inspection, draw: "Painter") -> tuple[pd.DataFrame, str]:
     """One row per image, and a note above the table."""
     order = sorted(inspection.images, key=lambda i: (inspection.images[i] is None, inspection.images[i] or 0.0))
     rows = []
@@ -333,7 +333,7 @@ def _all(inspection: Inspection, draw: "_Painter") -> tuple[pd.DataFrame, str]:
     return frame, f"From the lowest AP to the highest; images without objects have none.{more}"
 
 
-class _Painter:
+class Painter:
     """Pictures of images and objects, small enough for a page."""
 
     def __init__(self, truth: COCO, source: Source, detections: dict[int, list[dict[str, Any]]]) -> None:
@@ -341,9 +341,11 @@ class _Painter:
         self.names: dict[int, str] = {c["id"]: c["name"] for c in truth.dataset["categories"]}
 
     def name(self, image: int) -> str:
+        """The file name of an image."""
         return str(self.truth.imgs[image]["file_name"])
 
     def pixels(self, image: int) -> NDArray[np.uint8] | None:
+        """The image (h w 3) in RGB; None if it is gone."""
         try:
             return read_image(self.source.val.images / self.name(image))
         except DataError:  # gone since the run was trained

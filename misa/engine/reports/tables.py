@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -241,10 +241,7 @@ def open_table(
     scored = {row.semantic is not None: name for name, row in rows.items()}
     if len(scored) == 2:
         raise UserError(f"{scored[True]} is scored by mean IoU, {scored[False]} by AP; compare rows of one kind.")
-    kinds = {_images(row.smoke() if smoke else row): name for name, row in rows.items()}
-    if len(kinds) > 1:
-        first, other, *_ = kinds.values()
-        raise UserError(f"{first} and {other} are scored on different images; compare rows of the same data.")
+    _require_same_images({name: row.smoke() if smoke else row for name, row in rows.items()})
     printed = table_rows(table, comparison.data)[1] if comparison.data else names
     paper = {row: find_row(printed[key]).expected for key, row in names.items()}
     printed_on = "" if data == comparison.data else comparison.data.upper()
@@ -257,16 +254,22 @@ def open_table(
     )
 
 
-def _images(row: Experiment) -> Any:
-    """The parameters of the embedded validation images that a row is scored on; None for another folder of data."""
-    if row.data != "demo":
-        return None
-    from misa.data.scenes.scenes import Scenes  # imports OpenCV
+def _require_same_images(rows: Mapping[str, Experiment]) -> None:
+    """Raise UserError if some rows are scored on embedded images and some are not, or on other embedded ones."""
+    scenes = {name: dict(row.scenes) | {"train": 1} if row.data == "demo" else None for name, row in rows.items()}
+    first, *others = scenes
+    other = next((name for name in others if scenes[name] != scenes[first]), None)
+    if other is None:
+        return
+    from misa.data.scenes.scenes import Scenes  # imports OpenCV, which equal rows do not need
 
     try:
-        return replace(Scenes(**dict(row.scenes)), train=1)
+        drawn = {name: None if one is None else Scenes(**one) for name, one in scenes.items()}
     except (TypeError, ValueError) as error:
         raise UserError(f"scenes of a row: {error}.") from error
+    other = next((name for name in others if drawn[name] != drawn[first]), None)
+    if other is not None:
+        raise UserError(f"{first} and {other} are scored on different images; compare rows of the same data.")
 
 
 def table_rows(table: int | str, data: str = "demo") -> tuple[Comparison, dict[str, str]]:

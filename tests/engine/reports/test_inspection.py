@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from misa.cli import main
-from misa.engine.reports.inspection import _Painter, inspect_run, summary
+from misa.engine.reports.inspection import Painter, inspect_run, summary
 from misa.engine.runs.scores import DETECTIONS
 from misa.errors import UserError
 from misa.evaluation.ap import read_truth
@@ -205,10 +205,10 @@ def test_objects_of_a_class_that_was_left_out_are_not_drawn(small_run):
     """They may have no masks."""
     truth = read_truth(small_run.source.val.annotations)
     (image, *_) = truth.imgs
-    before = _Painter(truth, small_run.source, defaultdict(list)).image(image)
+    before = Painter(truth, small_run.source, defaultdict(list)).image(image)
     truth.dataset["categories"].append({"id": 99, "name": "left out"})
     truth.imgToAnns[image].append({"id": 999, "image_id": image, "category_id": 99, "bbox": [1, 1, 9, 9]})
-    after = _Painter(truth, small_run.source, defaultdict(list)).image(image)
+    after = Painter(truth, small_run.source, defaultdict(list)).image(image)
     assert all((after[name] == before[name]).all() for name in before)
     assert len(before) == 3
 
