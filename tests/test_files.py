@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from misa.errors import UserError
-from misa.files import IN_USE, atomic_write, locked, read_json, write_json
+from misa.files import IN_USE, atomic_write, locked, read_json, write_first, write_json
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_complete(tmp_path):
@@ -102,3 +102,10 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
     sentence = r"^out .*file cannot be written .*; choose another out\.$"
     with pytest.raises(UserError, match=sentence), locked(tmp_path / "file", "out"):
         pass
+
+
+def test_the_first_of_several_processes_writes(tmp_path):
+    write_first(tmp_path / "a.json", {"score": 0.3})
+    write_first(tmp_path / "a.json", {"score": 0.4})
+    assert read_json(tmp_path / "a.json") == {"score": 0.3}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -15,7 +15,7 @@ from misa.figures.example import Example
 from misa.figures.sheet import Scales, Sheet, Tile, chart, outline, trace, write
 from misa.figures.style import ACCENT, LINES, SIGNED, Picture, shade
 from misa.ops.frequency import fourier_mask, high_pass, low_pass
-from misa.ops.spectrum import power, radial_energy
+from misa.ops.spectrum import power, radial_energy, radii
 
 _SIDE, _PANEL = 118, 80  # longer side of a tile in pixels, in figures and in the panel
 _MARGIN, _GAP, _TITLE, _LABEL, _BAR = 10, 9, 24, 22, 54
@@ -189,7 +189,7 @@ def _signed(values: Tensor, reach: float) -> NDArray[np.uint8]:
 
 def _draw_alpha(axes: Axes, tile: Tile, h: int, w: int, radius: float, scale: float) -> None:
     """Plot both masks over the frequency."""
-    last = int(np.hypot(h // 2, w // 2))
+    last = int(radii(h, w).max())
     bins = np.linspace(0, max(last, 1), 400)
     inside = bins <= radius
     lines = {"α, high pass": (bins, np.where(inside, scale, 1.0)), "α, low pass": (bins, np.where(inside, 1.0, scale))}

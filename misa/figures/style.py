@@ -40,7 +40,7 @@ CLASS_COLORS: tuple[str, ...] = (
 
 
 def ink(color: str) -> str:
-    """Returns "black" or "white", whichever is easier to read on a color (luma of Rec. 601)."""
+    """Returns the color of text on a color: "black" on light ones, "white" on others (luma of Rec. 601)."""
     luma: float = np.dot(to_rgb(color), (0.299, 0.587, 0.114))
     return "black" if luma > 0.55 else "white"
 

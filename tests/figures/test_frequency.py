@@ -92,3 +92,11 @@ def test_the_masks_and_bands_are_the_equations(rng):
     assert (high["kept by Eq. 5"][~box.numpy()] == nothing).all()
     assert (low["kept by Eq. 5"][box.numpy()] == nothing).all()
     assert (low["mask α"].astype(int) + high["mask α"] >= 255).all()
+
+
+def test_the_axis_of_the_masks_ends_at_the_farthest_wave():
+    """Of a map of 64 x 96 it is 57.7 bins from DC, beyond a radius of 50."""
+    values, box = torch.rand(1, 64, 96), torch.ones(64, 96, dtype=torch.bool)
+    figure = mask_figure(np.zeros((64, 96, 3), np.uint8), values[0], box, radius=50.0, scale=0.2)
+    ticks = [float(word.text) for word in figure.findobj(RasterText) if word.text.isdecimal()]
+    assert 45 <= max(ticks) <= 57

@@ -277,9 +277,8 @@ def _train(job: Job, device: str, threads: int) -> None:
 def _require_own_student(job: Job, folder: Path) -> None:
     """Raise UserError if the trained student is of another definition of the row; warn if the boxes have changed."""
     trained, _, params = recorded(folder)
-    recorded_teacher = {key: value for key, value in params.items() if key == "teacher_digest"}
-    now = teacher_digest(job.experiment)
-    if trained.digest() != job.experiment.digest() or (recorded_teacher and recorded_teacher != now):
+    teacher = teacher_digest(job.experiment).get("teacher_digest")
+    if trained.digest() != job.experiment.digest() or params.get("teacher_digest", teacher) != teacher:
         raise UserError(
             f"the student in {folder} was trained when {job.row} or its teacher had other values; delete that folder, "
             "and it is trained again, or choose another out."

@@ -88,6 +88,10 @@ def test_known_boxes_take_sure_detections_first(monkeypatch):
     monkeypatch.setattr("misa.engine.prediction.known_boxes.find", lambda *_, **__: [one])
     alone = find_boxes(student, IMAGE, CORNERS[:1] + np.array([0, 0, 14, 5]))
     assert alone.labels == ("b",)
+    # And no detection is the answer to two boxes.
+    single = Instances((64, 96), np.array([0.9]), ("a",), CORNERS[:1], (runs[0],))
+    monkeypatch.setattr("misa.engine.prediction.known_boxes.find", lambda *_, **__: [single])
+    assert find_boxes(student, IMAGE, CORNERS[[0, 0]] + np.array([[0, 0, 0, 0], [0, 0, 9, 9]])).prompts == (0,)
 
 
 CORNERS = np.array([[3.0, 4, 40, 50], [50, 10, 90, 60]])
