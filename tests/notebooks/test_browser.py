@@ -21,6 +21,8 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 ROUNDS = 10
 # Generous: on a busy machine JupyterLab alone may take a minute to open a notebook. Nothing here asserts a time.
 PATIENCE = 300  # seconds
+# JupyterLab renders exceptions as it does stderr.
+ERROR = ".jp-Notebook .jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']"
 SCREEN = {"width": 1280, "height": 720}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * PATIENCE)]
@@ -109,7 +111,9 @@ def _run_all(page, lab, name):
     page.get_by_text("| Idle").wait_for()  # without a running kernel, Run All would ask for one
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
-    page.wait_for_selector(".jp-Notebook .widget-image", state="attached", timeout=1000 * PATIENCE)
+    # An error ends Run All before the panel: say which, now.
+    page.wait_for_selector(f".jp-Notebook .widget-image, {ERROR}", state="attached", timeout=1000 * PATIENCE)
+    assert page.locator(ERROR).all_inner_texts() == []
     # The solutions come after the panel: when the last one has run, the notebook is done.
     page.wait_for_function(
         "() => !document.querySelector('.jp-Notebook .jp-InputPrompt') || "
@@ -172,8 +176,7 @@ def readout(page, label):
 
 
 def assert_no_error(page):
-    assert page.locator(".jp-Notebook .jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
-    assert page.locator(".jp-Notebook .jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+    assert page.locator(ERROR).all_inner_texts() == []
 
 
 def report(what, seconds):
