@@ -40,7 +40,7 @@ class Gallery(Parameters):
 
 def run(options: Gallery) -> int:
     """Execute and convert; returns 1 if a notebook failed."""
-    folder, out = Path(options.notebooks), Path(options.out)
+    folder, out = Path(options.notebooks).expanduser(), Path(options.out).expanduser()
     paths = chosen_notebooks(folder, options.names)
     out.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}

@@ -77,8 +77,10 @@ def test_what_one_notebook_trains_another_evaluates(tmp_path, capsys):
     assert "evaluate: done" in printed
 
 
-def test_only_what_is_asked_for(folder, capsys):
-    assert main(["gallery", "good", "--notebooks", str(folder), "--out", str(folder / "out")]) == 0
+def test_only_what_is_asked_for_and_a_tilde_is_the_home_folder(folder, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    assert main(["gallery", "good", "--notebooks", "~", "--out", "~/out"]) == 0
+    assert (folder / "out" / "good.html").is_file()
     assert not (folder / "out" / "bad.html").exists()
     assert main(["gallery", "goof", "--notebooks", str(folder)]) == 2
     assert "has no notebook goof; did you mean 'good'?" in capsys.readouterr().err

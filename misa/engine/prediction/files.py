@@ -202,7 +202,7 @@ def _table(path: Path, prompted: bool) -> Iterator[Callable[[str, int, Mapping[s
 def film(folder: Path, video: Video, every: int) -> None:
     """Write the overlays of a video's frames as an mp4, unless there is one newer than all of them."""
     target = folder / "overlay" / f"{video.name}.mp4"
-    pictures = sorted((folder / "overlay" / video.name).glob("*.jpg"))
+    pictures = sorted((folder / "overlay" / video.name).glob("*.jpg"), key=lambda path: (len(path.stem), path.stem))
     newest = max((picture.stat().st_mtime_ns for picture in pictures), default=0)
     if not pictures or (target.exists() and target.stat().st_mtime_ns > newest):
         return

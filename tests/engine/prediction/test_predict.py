@@ -594,6 +594,17 @@ def test_a_film_of_any_rate_is_written(tmp_path, fps, every):
     capture.release()
 
 
+def test_frames_beyond_a_million_are_shown_in_their_order(tmp_path):
+    (tmp_path / "overlay" / "v").mkdir(parents=True)
+    for index, gray in ((999_998, 0), (999_999, 80), (1_000_000, 160)):
+        Image.fromarray(np.full((32, 48, 3), gray, np.uint8)).save(tmp_path / "overlay" / "v" / f"{index:06d}.jpg")
+    film(tmp_path, Video("v", tmp_path / "v.avi", (0, 0), 3, 25.0), 1)
+    capture = cv2.VideoCapture(str(tmp_path / "overlay" / "v.mp4"))
+    shown = [capture.read()[1].mean() for _ in range(3)]
+    capture.release()
+    assert shown == pytest.approx([0, 80, 160], abs=8)
+
+
 def test_the_overlay_of_an_image_longer_than_a_jpeg_is_smaller(tmp_path):
     image = np.zeros((3, 66000, 3), np.uint8)
     nothing = Instances((3, 66000), np.zeros(0), (), np.zeros((0, 4)), ())
