@@ -105,11 +105,12 @@ def _tree(group: ModuleType, name: str, parser: argparse.ArgumentParser) -> argp
             _tree(module, f"{name} {known}", child)
             continue
         _declared(module).add_to(child)
+        hints = typing.get_type_hints(_declared(module))
         for action in child._actions:
             if action.dest in ("row", "rows"):
                 action.completer = _rows  # type: ignore[attr-defined]
-            elif str(action.metavar).startswith("{"):
-                action.choices = str(action.metavar)[1:-1].split(",")
+            elif typing.get_origin(hint := hints.get(action.dest)) is typing.Literal:
+                action.choices = [choice for choice in typing.get_args(hint) if choice]
     return parser
 
 

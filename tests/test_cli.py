@@ -628,6 +628,7 @@ def test_check_of_one_json_and_what_it_tells(root, capsys, tmp_path, monkeypatch
         ("misa train demo:box --prec", {"--precision"}),
         ("misa train demo:box --precision b", {"bfloat16"}),
         ("misa data v", {"voc"}),
+        ("misa completion f", {"fish"}),
     ],
 )
 def test_a_shell_is_told_what_may_come_next(line, answers, tmp_path):
