@@ -3,7 +3,7 @@
     misa.load(run_or_file)            # a trained student, to be called on images
     misa.load_teacher(run_or_name)    # a semantic teacher: S and K of Eq. 1 for any image
 
-Both take one image or a list of images; functions on tensors take an optional batch axis (`misa.ops.axes`).
+A student takes one image or several, a teacher one; functions on tensors take an optional batch axis (`misa.ops.axes`).
 
 The import is lazy: mmdet, mmcv and torch are loaded at the first call of a function. It makes mmcv usable without its
 compiled ops (`misa.mmcv_ext`), so import misa before mmdet.

@@ -114,12 +114,12 @@ def execute(path: Path, out: Path, *, smoke: bool = False, timeout: int = 4 * 36
         )
     except papermill.PapermillExecutionError as failure:
         error = f"{failure.ename}: {failure.evalue}".splitlines()[0]
-    executed.with_suffix(".html").write_text(page(executed), encoding="utf-8")
+    executed.with_suffix(".html").write_text(page(executed, warning=_SMOKE if smoke else ""), encoding="utf-8")
     return error
 
 
-def page(executed: Path) -> str:
-    """Convert an executed notebook to one self-contained page."""
+def page(executed: Path, *, warning: str = "") -> str:
+    """Convert an executed notebook to one self-contained page, with a warning on top if there is one."""
     import nbformat
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
@@ -133,6 +133,8 @@ def page(executed: Path) -> str:
     # The title; nbconvert's default is "Notebook".
     headings = (cell.source for cell in notebook.cells if cell.source.startswith("# ") and cell.cell_type == "markdown")
     notebook.metadata["title"] = next(headings, f"# {executed.stem}").partition("\n")[0].removeprefix("# ")
+    if warning:
+        notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"**{warning}**"))
     body, _ = exporter.from_notebook_node(notebook)
     return str(body)
 

@@ -50,7 +50,9 @@ def test_a_progress_bar_is_left_out(tmp_path):
     cell = nbformat.v4.new_code_cell("1")
     cell.outputs = [nbformat.v4.new_output("display_data", data) for data in (bar, {"text/plain": "kept"})]
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
-    made = page(tmp_path / "a.ipynb")
+    made = page(tmp_path / "a.ipynb", warning="Smoke runs: two steps each.")
+    assert "<strong>Smoke runs: two steps each.</strong>" in made
+    assert "Smoke runs" not in page(tmp_path / "a.ipynb")
     assert "kept" in made
     assert "<title>a</title>" in made  # without a heading
     assert "predict:" not in made
