@@ -92,7 +92,7 @@ def load_teacher(run_or_name: str | Path, *, weights: str | Path | None = "defau
     experiment, folder, _ = recorded(place)
     if experiment.semantic is not None or experiment.limit is not None:  # not for torchvision's beside a full student
         warn(folder, experiment)
-    return Teacher(extractor, name, settings_of(extractor.affinity))
+    return Teacher(extractor, name, settings_of(extractor.affinity, extractor.sizes))
 
 
 def photograph(image: Images, boxes: str = "", teacher: str = "") -> Example:

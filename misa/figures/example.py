@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -66,10 +66,17 @@ class Example:
 
     def box_at(self, seed: Sequence[int]) -> int | None:
         """Returns the index of the smallest box that contains a cell (row, column) of the map, or None."""
-        row, column = seed
+        owner = int(self.owners()[seed[0], seed[1]])
+        return owner if owner >= 0 else None
+
+    def owners(self) -> Int[Tensor, "h w"]:
+        """The index of the smallest box that contains each cell of the map, -1 where none does."""
         inside = self.box_masks()
-        holding = [n for n in range(len(inside)) if inside[n, row, column]]
-        return min(holding, key=lambda n: int(inside[n].sum())) if holding else None
+        if not len(inside):
+            return torch.full(self.size, -1)
+        cells = inside.sum(dim=(1, 2), keepdim=True).expand_as(inside)
+        smallest = cells.masked_fill(~inside, self.size[0] * self.size[1] + 1).argmin(dim=0)
+        return smallest.masked_fill(~inside.any(dim=0), -1)
 
     def coarse_masks(self) -> Bool[Tensor, "n h w"] | None:
         """Ground-truth masks on the map: a cell is inside if at least half of it is; None without ground truth."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from misa.data.digest import data_digests
 from misa.data.source import Source
-from misa.engine.reports.explore import Networks, open_networks
+from misa.engine.reports.explore import STRIDE, Networks, open_networks
 from misa.engine.runs.folder import opened
 from misa.engine.runs.places import teacher_place
 from misa.engine.runs.record import changed_splits
@@ -21,9 +21,10 @@ from misa.engine.runs.scores import DETECTIONS
 from misa.errors import UserError
 from misa.evaluation.ap import matched, present, read_truth
 from misa.evaluation.bootstrap import Matches, image_scores, matches_of, worst_images
-from misa.experiment import Affinity, Experiment
+from misa.experiment import Affinity, Augmentation, Experiment
 from misa.figures.example import Example
 from misa.files import digest, read_json
+from misa.ops.readings import window_of
 from misa.ops.seed_affinity import AffinitySettings
 
 
@@ -148,7 +149,10 @@ class Sources:
     def affinity_settings(self) -> AffinitySettings:
         """The parameters that the run was trained with, with the changes."""
         run = self.of_features
-        return replace(settings_of(run.experiment.affinity if run is not None else None), **self.changes)
+        own = AffinitySettings(semantic_scale=8.0)
+        if run is not None:
+            own = settings_of(run.experiment.affinity, run.experiment.augmentation)
+        return replace(own, **self.changes)
 
     @cached_property
     def image_ids(self) -> list[int]:
@@ -202,23 +206,26 @@ class Sources:
         return tuple(found)
 
 
-def settings_of(affinity: Affinity | None) -> AffinitySettings:
-    """Parameters of the affinity that a row is trained with, in windows, for the figures.
+def settings_of(affinity: Affinity | None, sizes: Augmentation) -> AffinitySettings:
+    """Parameters of the affinity that a row is trained with, in windows, for figures of images at test size.
 
     Rows without a semantic term, and teachers, have no bandwidth for S: 8 σ is used, which makes the sum of Eq. 13
     visible.
     """
-    if affinity is None or not (affinity.feature or affinity.saliency):
+    if affinity is None:
         return AffinitySettings(semantic_scale=8.0)
-    return AffinitySettings(
+    side, share = sizes.test_short_side // STRIDE, affinity.window_share
+    colors = AffinitySettings(
         local_bandwidth=affinity.local_bandwidth,
         tree_bandwidth=affinity.tree_bandwidth,
-        semantic_scale=affinity.semantic_scale,
-        balance=affinity.balance,
-        window=affinity.window,
+        semantic_scale=8.0,
+        window=affinity.window if share is None else window_of(share, side, side),
         steps=affinity.local_steps,
-        form=affinity.local_form,
     )
+    if not (affinity.feature or affinity.saliency):
+        return colors
+    semantic = {"semantic_scale": affinity.semantic_scale, "balance": affinity.balance, "form": affinity.local_form}
+    return replace(colors, **semantic)  # type: ignore[arg-type]
 
 
 def _read(folder: str | Path, data_root: str | Path | None) -> Trained:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pycocotools import mask as rle
@@ -32,8 +33,9 @@ from misa.figures.provenance import require_own, save_figure
 from misa.files import read_json
 from misa.ops.seed_affinity import Seed
 
-# Figure 4's two failure modes as embedded scenes, each with a seed (row, column) in the map at stride 4 of 128 x 128.
+# Figure 4's two failure modes as embedded scenes, each with a seed (row, column) in a map of 32 x 32.
 _SCENES: dict[str, Seed] = {"same_color_neighbors": (14, 8), "two_tone_object": (14, 19)}
+_SCENE_MAP = 32
 
 
 class PaperFigure(NamedTuple):
@@ -105,7 +107,10 @@ def seeded(sources: Sources) -> list[tuple[Example, Seed]]:
     """The images of Figure 4, each with its seed: of the embedded data the two failure modes, then chosen ones."""
     examples: list[tuple[Example, Seed]] = []
     if sources.networks.experiment.data == "demo":
-        examples += [(sources.networks.scene(named_scene(name), name), seed) for name, seed in _SCENES.items()]
+        for name, (row, column) in _SCENES.items():
+            example = sources.networks.scene(named_scene(name), name)
+            h, w = example.size
+            examples.append((example, (row * h // _SCENE_MAP, column * w // _SCENE_MAP)))
     for image_id in sources.shown:
         example = sources.example(image_id)
         if len(example.labels):
@@ -222,13 +227,20 @@ class Factory:
 
 
 def deepest(example: Example) -> Seed:
-    """The pixel with the largest distance to the border of the largest object, or of its box without a mask."""
-    masks = example.coarse_masks()
-    whole = masks if masks is not None else example.box_masks()
-    largest = whole[int(whole.sum(dim=(1, 2)).argmax())].numpy()
-    depth = cv2.distanceTransform(np.pad(largest, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    return int(row), int(column)
+    """The pixel with the largest distance to the border of the largest object, or of its box without a mask.
+
+    Only pixels whose smallest box is the object's count (`Example.box_at`), since the figure shows that box's object;
+    the next largest object is taken if there are none.
+    """
+    boxes, masks, owners = example.box_masks(), example.coarse_masks(), example.owners()
+    whole = boxes.clone() if masks is None else torch.where(masks.any(dim=(1, 2), keepdim=True), masks, boxes)
+    for n in whole.sum(dim=(1, 2)).argsort(descending=True, stable=True).tolist():
+        depth = cv2.distanceTransform(np.pad(whole[n].numpy(), 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+        depth[(owners != n).numpy()] = 0
+        if depth.any():
+            row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+            return int(row), int(column)
+    return example.middle()
 
 
 def _card(run: Trained) -> dict[str, Any]:

@@ -4,23 +4,28 @@ import dataclasses
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import mmcv
+import numpy as np
 import pytest
+import torch
 
 from misa.cli import main
 from misa.engine.reports import figures
 from misa.engine.reports.explore import trained
 from misa.engine.reports.figure_sources import Choice, Sources, Trained, settings_of
-from misa.engine.reports.figures import Factory, deepest
+from misa.engine.reports.figures import Factory, deepest, seeded
 from misa.engine.reports.inspection import inspect_run
 from misa.errors import UserError
-from misa.experiment import Affinity
+from misa.experiment import Affinity, Augmentation
+from misa.figures.example import Example
 from misa.figures.provenance import provenance_of
 from misa.rows import find_row
 
 pytestmark = pytest.mark.slow
+SIZES = Augmentation(test_short_side=256)
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +176,73 @@ def test_the_deepest_place_is_inside_the_largest_object(runs):
     assert bool(masks[int(masks.sum(dim=(1, 2)).argmax()), row, column])
 
 
+def objects(boxes, masks=None, side=128):
+    """An example with these boxes (xyxy) and masks, in a map of a quarter of its side."""
+    size = side // 4
+    return Example(
+        name="objects",
+        image=np.zeros((side, side, 3), np.uint8),
+        boxes=np.array(boxes, dtype=float),
+        labels=tuple(range(len(boxes))),
+        classes=tuple("abcdefgh"[: len(boxes)]),
+        masks=masks,
+        colors=torch.zeros(3, size, size),
+    )
+
+
+def test_figure_4s_seed_is_in_the_object_that_the_row_shows():
+    """The middle of the larger object is in the smaller box of another, whose mask is elsewhere."""
+    masks = np.zeros((2, 128, 128), bool)
+    masks[0, 16:112, 16:112] = True
+    masks[1, 24:104, 24:32] = masks[1, 96:104, 24:104] = True  # an L
+    masks[0] &= ~masks[1]
+    for example in (
+        objects([[16, 16, 112, 112], [24, 24, 104, 104]], masks),
+        objects([[16, 16, 112, 112], [24, 24, 104, 104]]),
+    ):
+        seed = deepest(example)
+        shown = example.box_at(seed)
+        inside = example.box_masks() if example.masks is None else example.coarse_masks()
+        assert bool(inside[shown][seed])
+        assert shown == 0, "the largest that has a place of its own"
+    nested = np.zeros((2, 128, 128), bool)
+    nested[:, 32:96, 32:96] = True  # one object twice: the first box is taken
+    seed = deepest(objects([[32, 32, 96, 96]] * 2, nested))
+    assert seed in {(row, column) for row in (15, 16) for column in (15, 16)}
+
+
+def test_figure_4s_seed_is_in_the_box_of_an_object_that_is_smaller_than_a_cell():
+    masks = np.zeros((1, 128, 128), bool)
+    masks[0, 60:62, 100:102] = True
+    example = objects([[100, 60, 102, 62]], masks)
+    assert not example.coarse_masks().any()
+    assert deepest(example) == (15, 25)
+
+
+def test_the_box_of_a_cell_is_the_smallest_that_contains_it():
+    example = objects([[0, 0, 100, 100], [20, 20, 60, 60], [40, 40, 120, 120]])
+    inside = example.box_masks()
+    for row in range(32):
+        for column in range(32):
+            there = [n for n in range(3) if inside[n, row, column]]
+            expected = min(there, key=lambda n: int(inside[n].sum())) if there else None
+            assert example.box_at((row, column)) == expected
+    assert objects(np.zeros((0, 4))).box_at((3, 3)) is None
+
+
+@pytest.mark.parametrize("side", [128, 256])
+def test_the_embedded_scenes_of_figure_4_have_their_seeds_at_every_size(runs, side):
+    sources = Factory([runs / "misa"], choice=Choice(drawn=1)).sources
+    sizes = replace(sources.networks.experiment.augmentation, test_short_side=side, long_side=side)
+    sources.__dict__["networks"] = replace(
+        sources.networks, experiment=replace(sources.networks.experiment, augmentation=sizes)
+    )
+    for example, seed in seeded(sources)[:2]:
+        assert example.size == (side // 4, side // 4)
+        assert example.box_at(seed) == 0
+        assert bool(example.coarse_masks()[0][seed])
+
+
 def test_the_command_in_a_figure_has_every_digit(runs):
     factory = Factory([runs / "mask"], changes={"semantic_scale": 1.23456789, "form": "sum"})
     assert "--semantic-scale 1.23456789 --form sum" in factory.provenance("5", "")["command"]
@@ -198,14 +270,21 @@ def test_a_smoke_runs_figures_say_so(runs, tmp_path, capsys):
 
 def test_figure_4_shows_the_affinity_that_trained():
     own = Affinity(saliency=True, semantic_scale=1.5, local_form="product", local_steps=7, local_bandwidth=0.2)
-    settings = settings_of(own)
+    settings = settings_of(own, SIZES)
     assert (settings.semantic_scale, settings.form, settings.steps, settings.local_bandwidth) == (
         1.5,
         "product",
         7,
         0.2,
     )
-    assert settings_of(None).semantic_scale == settings_of(Affinity()).semantic_scale == 8.0
+    assert settings_of(None, SIZES).semantic_scale == settings_of(Affinity(), SIZES).semantic_scale == 8.0
+
+
+def test_figure_4_has_the_window_and_the_colors_of_rows_without_a_semantic_term():
+    settings = settings_of(Affinity(window=3, local_steps=5, local_bandwidth=0.3, tree_bandwidth=0.03), SIZES)
+    assert (settings.window, settings.steps, settings.local_bandwidth, settings.tree_bandwidth) == (3, 5, 0.3, 0.03)
+    # 5 % of the 64 cells of the shorter side, on both sides of the center.
+    assert settings_of(Affinity(saliency=True, window_share=0.05), SIZES).window == 7
 
 
 @pytest.mark.parametrize(
@@ -228,7 +307,8 @@ def test_an_option_of_figure_4_changes_nothing_else(runs, tmp_path, monkeypatch,
     monkeypatch.setattr(figures, "seeded", lambda sources, seeded=figures.seeded: seeded(sources)[:1])
     command = ["figures", str(runs / "misa"), "--out", str(tmp_path), "--only", "4", "--random", "1", *words]
     assert main(command) == 0
-    own = settings_of(find_row("demo:long").affinity)
+    row = find_row("demo:long")
+    own = settings_of(row.affinity, row.augmentation)
     assert own.form == "product"
     assert drawn == [dataclasses.replace(own, **changed)]
     again = provenance_of(tmp_path / "figure4.png")["command"]
