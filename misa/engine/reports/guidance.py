@@ -443,10 +443,18 @@ def _objects(
         boxes[kept],
         true[kept].numpy(),
         labels[kept],
-        torch.stack([true[labels == index].any(dim=0) for index in range(len(classes))]),
+        class_maps(true, labels, len(classes)),
         groups,
         image,
     )
+
+
+def class_maps(true: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The true semantic map (c h w) of objects (n h w): one class a cell, the smallest object's where they overlap."""
+    label_map = torch.full(true.shape[-2:], -1)
+    for n in true.flatten(1).sum(dim=1).argsort(descending=True, stable=True).tolist():
+        label_map[true[n]] = labels[n]
+    return label_map == torch.arange(count)[:, None, None]
 
 
 def _coarse(mask: NDArray[np.uint8], size: tuple[int, int], stride: int, padded: tuple[int, ...]) -> Tensor:

@@ -18,6 +18,7 @@ from misa.engine.reports.guidance import (
     READINGS,
     TRUTH,
     affinities,
+    class_maps,
     measure_guidance,
     objects_of,
     true_output,
@@ -262,6 +263,22 @@ def test_it_reads_no_gradient(run):
         networks.student, networks.experiment.augmentation, networks.source, split="val", images=1, seed=0
     )
     assert not any(torch.is_tensor(v) and v.requires_grad for o in shown for v in vars(o).values())
+
+
+def test_a_perfect_teacher_has_one_class_a_cell(run):
+    """The smaller object is on top: a label map, as of a semantic network, not a set of masks."""
+    networks = open_networks(run)
+    (first,) = objects_of(
+        networks.student, networks.experiment.augmentation, networks.source, split="val", images=1, seed=0
+    )
+    true = torch.zeros(3, *first.classes.shape[1:], dtype=torch.bool)
+    true[0, 2:10, 2:10] = true[1, 4:6, 4:6] = true[2, 8:12, 8:12] = True
+    maps = class_maps(true, torch.tensor([0, 1, 0]), 2)
+    assert maps.sum(dim=0).max() == 1
+    assert torch.equal(maps[1], true[1])
+    assert torch.equal(maps[0], (true[0] | true[2]) & ~true[1])
+    output = true_output(dataclasses.replace(first, classes=maps))
+    torch.testing.assert_close(output.probabilities[0], maps.float(), atol=1e-3, rtol=0)
 
 
 def test_a_perfect_teacher_has_the_true_class_maps(run):
