@@ -183,6 +183,8 @@ def test_an_estimate_takes_what_a_report_measured(tmp_path, monkeypatch, capsys)
         ("{", "H100", "float32", "not a report of `make gpu`"),
         ("[]", "H100", "float32", "not a report of `make gpu`"),
         (json.dumps(REPORT), "A100", "float32", "was measured on 'NVIDIA H100 80GB HBM3', not on a A100"),
+        (json.dumps(REPORT | {"card": "NVIDIA RTX A1000"}), "A100", "float32", "not on a A100"),
+        (json.dumps(REPORT | {"card": "NVIDIA GeForce RTX 4090 Laptop GPU"}), "RTX4090", "float32", "not on a RTX4090"),
         (json.dumps(REPORT), "H100", "float16", "no utilization between 0 and 1 for float16"),
         (json.dumps(REPORT | {"utilization": {"float32": 41}}), "H100", "float32", "no utilization between 0 and 1"),
         (

@@ -14,8 +14,10 @@ workers), gradient all-reduce (overlaps with the backward pass), propagation and
 operations, evaluation.
 """
 
+import itertools
 import json
 import math
+import re
 import time
 import warnings
 from collections.abc import Mapping
@@ -34,7 +36,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from misa.errors import UserError, did_you_mean, option_name
+from misa.errors import UserError, counted, did_you_mean, option_name
 from misa.experiment import Experiment
 from misa.machine import BatchSplit, split_batch
 from misa.models.students.table import model_config
@@ -190,13 +192,17 @@ def require_estimable(
 ) -> tuple[int, BatchSplit]:
     """Return the number of training images and the split of a batch, known before any step is measured.
 
-    Raises UserError: a semantic teacher's row, data of unknown size, a batch that cannot be split.
+    Raises UserError: a semantic teacher's row, data of unknown size or of less than a batch, a batch that cannot be
+    split.
     """
     _require_student(experiment)
     images = images or IMAGES.get(experiment.data)
     if images is None:
         raise UserError(f"how many training images {experiment.data} has is not known; give {option_name('images')}.")
-    return images, split_batch(experiment.schedule.batch, gpus, per_gpu)
+    batch = experiment.schedule.batch
+    if images < batch:
+        raise UserError(f"{counted(images, 'training image')} are less than a batch of {batch}; use a smaller batch.")
+    return images, split_batch(batch, gpus, per_gpu)
 
 
 def _require_student(experiment: Experiment) -> None:
@@ -254,7 +260,7 @@ def reported(path: str | Path, gpu: str, precision: str) -> float:
         raise UserError(f"{path} is not a report of `make gpu` ({error}); give the gpu.json that it wrote.") from error
     if reason:
         raise UserError(f"{path} has no utilization, that part of `make gpu` failed ({reason}); run it again.")
-    if gpu not in card.replace(" ", "").upper():
+    if not _is_card(gpu, card):
         raise UserError(
             f"{path} was measured on {card!r}, not on a {gpu}; give {option_name('gpu')} as the report has it."
         )
@@ -274,9 +280,21 @@ def input_pixels(experiment: Experiment) -> float:
     return math.ceil(short / 32) * 32 * math.ceil(long / 32) * 32
 
 
+def _is_card(name: str, device: str) -> bool:
+    """Whether torch's name of a device is that of a GPU of the table, not of a laptop's or of one with a longer name.
+
+    >>> _is_card("RTX4090", "NVIDIA GeForce RTX 4090"), _is_card("A100", "NVIDIA A100-SXM4-40GB")
+    (True, True)
+    >>> _is_card("A100", "NVIDIA RTX A1000"), _is_card("RTX4090", "NVIDIA GeForce RTX 4090 Laptop GPU")
+    (False, False)
+    """
+    words = re.split(r"[\s-]+", device.upper())
+    return "LAPTOP" not in words and name in {*words, *map("".join, itertools.pairwise(words))}
+
+
 def _utilization(step: Step, *, half: bool) -> float | None:
     """u on the measuring machine, None if it has no data sheet."""
-    known = [sheet for name, sheet in GPUS.items() if name in step.device.replace(" ", "").upper()]
+    known = [sheet for name, sheet in GPUS.items() if _is_card(name, step.device)]
     if not known:
         return None
     return step.flops / (step.seconds * 1e12 * (known[0].half if half else known[0].float32))

@@ -58,6 +58,27 @@ def test_what_is_assumed_and_what_does_not_fit_is_said():
     assert "measured here" in str(measured)
 
 
+@pytest.mark.parametrize(
+    ("device", "known"),
+    [
+        ("NVIDIA A100-SXM4-40GB", True),
+        ("NVIDIA GeForce RTX 4090", True),
+        ("Tesla V100-SXM2-16GB", True),
+        ("NVIDIA RTX A1000", False),
+        ("NVIDIA T400 4GB", False),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", False),
+        ("cpu", False),
+    ],
+)
+def test_a_card_of_a_similar_name_is_not_that_of_the_table(device, known):
+    assert estimate(MISA, work(device), gpus=1, gpu="A100").measured == known
+
+
+def test_fewer_images_than_a_batch_are_refused():
+    with pytest.raises(UserError, match="3 training images are less than a batch of"):
+        estimate(find_row("photos:box"), work(), gpus=1, gpu="A100", images=3)
+
+
 def test_sizes_are_those_of_the_recipe():
     assert input_pixels(MISA) == 736 * 960  # the mean short side is 720
     assert input_pixels(find_row("table1_coco:misa_m2f_swin_b")) == 1024**2
