@@ -534,7 +534,8 @@ def test_what_differs_between_the_splits_is_warned_of_once(tmp_path, capsys, mon
     (error,) = [text for text in said if text.startswith("error:")]
     assert error.endswith("03.png is missing; did you mean '3.png'?")
     warnings = [text for text in said if text.startswith("warning:")]
-    alike = "the class 'cat' differs from 'Cat' in case or spaces only; give both one name, if they are one class."
+    alike = "the class 'cat' differs from 'Cat' in case, spaces or Unicode form only"
+    alike = f"{alike}; give both one name, if they are one class."
     assert warnings == [f"warning: {place}: {alike}"]
     (tmp_path / "data/3.png").rename(tmp_path / "data/03.png")
     assert main(["check", str(tmp_path / "data"), "--no-picture"]) == 0

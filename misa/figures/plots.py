@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from pycocotools import mask as rle
 
 from misa.errors import counted
 from misa.figures.overlay import overlay, whole
@@ -175,9 +176,8 @@ def matched_colors(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], *, le
     colors: list[int | str] = ["gray"] * len(predicted)
     if not len(predicted) or not len(truth):
         return colors
-    flat, true = predicted.reshape(len(predicted), -1).astype(float), truth.reshape(len(truth), -1).astype(float)
-    common = flat @ true.T
-    ious = common / np.maximum(flat.sum(1)[:, None] + true.sum(1)[None] - common, 1)
+    found, true = ([rle.encode(np.asfortranarray(mask, np.uint8)) for mask in masks] for masks in (predicted, truth))
+    ious = np.asarray(rle.iou(found, true, [False] * len(true)))
     while ious.max() >= least:
         one, object_ = np.unravel_index(int(ious.argmax()), ious.shape)
         colors[int(one)] = int(object_)

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import unicodedata
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -374,12 +375,16 @@ def _category(row: dict[str, Any], key: int, names: dict[int, str], notes: Notes
     elif name in names.values():
         notes.add("duplicate-name", place, f"the name {name!r} is used more than once", "name each class once")
     else:
-        alike = [other for other in names.values() if "".join(other.split()).lower() == "".join(name.split()).lower()]
+        alike = [other for other in names.values() if _folded(other) == _folded(name)]
         if alike:
-            message = f"the class {name!r} differs from {alike[0]!r} in case or spaces only"
+            message = f"the class {name!r} differs from {alike[0]!r} in case, spaces or Unicode form only"
             at = "" if notes.converted else place  # ids are COCO's alone
             notes.add("class-names-alike", at, message, "give both one name, if they are one class", fatal=False)
         names[key] = name
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", "".join(name.split()).casefold())
 
 
 def _match(

@@ -8,7 +8,7 @@ An image without a text file has no objects. Source: docs.ultralytics.com/datase
 """
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,6 +38,7 @@ from misa.files import listing
 
 # Shares are rounded when written, so boxes at the border may exceed the image slightly.
 _SLACK = 0.01
+_MANY = 10  # polygons, of which a few may well have four corners each
 _MOST_CLASSES = 100_000  # numbers without a name get one, so that a number mistyped would fill the memory
 
 
@@ -112,7 +113,12 @@ def _images(sheet: Path, content: dict[str, Any], key: str, value: str) -> Path:
 
 
 def _class_names(part: Part) -> list[str]:
-    names = _content(part.files[0]).get("names")
+    """Returns the names as they are written: to YAML `yes`, `no` and `010` are other values than texts."""
+    import yaml
+
+    names = None
+    if "names" in _content(part.files[0]):  # it can be read
+        names = yaml.load(part.files[0].read_bytes(), Loader=yaml.BaseLoader)["names"]
     if isinstance(names, dict) and names and all(str(key).isascii() and str(key).isdecimal() for key in names):
         names = {int(key): name for key, name in names.items()}
         if max(names) >= _MOST_CLASSES:
@@ -143,7 +149,15 @@ def _listed(home: Path, line: str) -> Path:
 
 
 def labels_folder(images: Path) -> Path:
-    """Returns the folder of text files of a folder of images: labels/ for the last images/ in its path, or itself."""
+    """Returns the folder of text files of a folder of images: labels/ for the last images/ in its path, or itself.
+
+    Itself also where there is no such folder: the path above the data may have an images/, too.
+    """
+    replaced = _labels_of(images)
+    return replaced if replaced.is_dir() else images
+
+
+def _labels_of(images: Path) -> Path:
     parts = list(images.parts)
     for i in range(len(parts) - 1, -1, -1):
         if parts[i].lower() == "images":
@@ -158,7 +172,7 @@ def looked(part: Part) -> set[Path]:
     images = {inner for inner, _ in walk(part.images)} or {path.parent for path in _files(part)}
     found = set(images)
     for folder in images:
-        labels = labels_folder(folder)
+        labels = _labels_of(folder)  # which may not be there yet
         shared = os.path.commonpath([folder, labels])
         found |= {labels, *(above for above in labels.parents if above.is_relative_to(shared))}
     return found
@@ -169,11 +183,15 @@ def entries(part: Part, report: ReportFault) -> Iterator[Entry]:
     names, files = _class_names(part), _files(part)
     if "kpt_shape" in _content(part.files[0]):
         raise DataError(f"{part.files[0]} is of key points (kpt_shape), not of boxes or masks; give another data set.")
-    texts = _texts(part, files, report)
+    texts, corners = _texts(part, files, report), Counter[int]()
     with ThreadPoolExecutor(8) as pool:
         for path, size in zip(files, pool.map(size_of, files), strict=True):
             objects = [] if size is None or path not in texts else list(_objects(texts[path], names, size, report))
+            corners.update(len(one.mask[0]) // 2 for one in objects if isinstance(one.mask, list))
             yield Entry(str(path), size, objects, str(texts.get(path, path)), part.split)
+    if corners[4] >= _MANY and len(corners) == 1:
+        message = f"all {corners[4]} polygons have four corners, as rotated boxes (OBB) do, and are read as masks"
+        report("yolo-obb", str(part.images), message, "if they are boxes, do not score masks on them", fatal=False)
 
 
 def _texts(part: Part, files: list[Path], report: ReportFault) -> dict[Path, Path]:

@@ -656,6 +656,13 @@ def test_a_tiff_that_training_does_not_read_is_told(
         read_image(folder / "x.tif")
 
 
+def test_a_name_in_two_unicode_forms_is_told(spoil: Spoil) -> None:
+    def change(data: Data) -> None:
+        data["categories"] += [{"id": 8, "name": "Caf\u00e9"}, {"id": 9, "name": "Cafe\u0301"}]
+
+    assert "differs from 'Caf\u00e9' in case, spaces or Unicode form only" in str(check_coco(*spoil(change)))
+
+
 def test_what_is_given_twice_is_told(spoil: Spoil) -> None:
     def change(data: Data) -> None:
         data["images"].append({**data["images"][0], "id": 70})
@@ -668,7 +675,7 @@ def test_what_is_given_twice_is_told(spoil: Spoil) -> None:
     assert "warning: " in text
     assert "image 70: a.jpg is listed before, as image 7" in text
     assert "annotation 70 on image 7: another cat of this image has the same box" in text
-    assert "category 9: the class 'Cat ' differs from 'cat' in case or spaces only" in text
+    assert "category 9: the class 'Cat ' differs from 'cat' in case, spaces or Unicode form only" in text
     assert "note: " in text
     assert "has 1 image not listed in the annotations" in text
     assert "image 70: a.jpg has no object" in text

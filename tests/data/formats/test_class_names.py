@@ -98,13 +98,27 @@ SORTED = ["Cat", "cat", "zebra"]
         (lambda root: yolo(root, "[zebra, cat, Cat, dog]"), SORTED),
         (lambda root: yolo(root, "{0: zebra, 1: cat, 2: Cat}"), SORTED),
         (lambda root: yolo(root, "{0: zebra, 1: cat, 3: dog}"), ["cat", "class 2", "zebra"]),
+        (lambda root: yolo(root, "[yes, no, 010]"), ["010", "no", "yes"]),
+        (lambda root: yolo(root, "{0: 1.10, 1: on, 2: 2024-01-01}"), ["1.10", "2024-01-01", "on"]),
         (voc, SORTED),
         (labelme, SORTED),
         (lambda root: table(root, "image,xmin,ymin,xmax,ymax,label"), SORTED),
         (lambda root: table(root, "image,xmin,ymin,xmax,ymax,Class"), SORTED),
         (lambda root: table(root, ""), SORTED),
     ],
-    ids=["coco", "yolo-list", "yolo-mapping", "yolo-gap", "voc", "labelme", "csv-label", "csv-class", "csv-bare"],
+    ids=[
+        "coco",
+        "yolo-list",
+        "yolo-mapping",
+        "yolo-gap",
+        "yolo-words",
+        "yolo-numbers",
+        "voc",
+        "labelme",
+        "csv-label",
+        "csv-class",
+        "csv-bare",
+    ],
 )
 def test_the_classes_of_each_format(tmp_path: Path, write: Callable[[Path], None], expected: list[str]) -> None:
     write(tmp_path / "data")

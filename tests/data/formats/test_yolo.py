@@ -36,6 +36,35 @@ def test_an_exact_name_comes_before_one_in_another_case(tmp_path: Path) -> None:
     assert facts(root)["train"] == {"A.png": 0, "a.png": 1}
 
 
+@pytest.mark.parametrize("above", ["pics", "images"])
+def test_a_folder_called_images_above_the_data_does_not_matter(tmp_path: Path, above: str) -> None:
+    root = tmp_path / above / "flat"
+    for split in ("train", "val"):
+        image(root / split / "1.png")
+        text(root / split / "1.txt", LINE)
+    text(root / "data.yaml", "train: train\nval: val\nnames: [cat]\n")
+    assert facts(root) == {"train": {"1.png": 1}, "val": {"1.png": 1}}
+
+
+def test_text_files_that_come_later_are_read(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    image(root / "images/train/1.png")
+    image(root / "images/val/2.png")
+    text(root / "labels/val/2.txt", LINE)
+    text(root / "data.yaml", "train: images/train\nval: images/val\nnames: [cat]\n")
+    assert facts(root)["train"] == {"1.png": 0}
+    text(root / "labels/train/1.txt", LINE)
+    assert facts(root)["train"] == {"1.png": 1}
+
+
+@pytest.mark.parametrize(("corners", "told"), [((4, 4), True), ((4, 5), False)])
+def test_polygons_that_may_be_rotated_boxes_are_told(tmp_path: Path, corners: tuple[int, int], told: bool) -> None:
+    points = ((0.2, 0.1), (0.5, 0.2), (0.4, 0.6), (0.1, 0.5), (0.12, 0.3))
+    lines = [" ".join(["0", *(f"{x + i / 50} {y}" for x, y in points[: corners[i % 2]])]) for i in range(12)]
+    root = yolo(tmp_path / "data", ["train/1.png"], ["train/1.txt"], line="\n".join(lines))
+    assert ("rotated boxes (OBB)" in str(check_data(root))) == told
+
+
 def test_text_files_without_an_image_are_counted(tmp_path: Path) -> None:
     root = yolo(tmp_path / "data", ["train/1.png"], ["train/1.txt", "train/9.txt", "train/g.txt", "train/deep/3.txt"])
     (root / "images/train/g.gif").write_bytes(b"GIF89a")
