@@ -17,6 +17,8 @@ from pycocotools.cocoeval import COCOeval
 from scipy.stats import DegenerateDataWarning, bootstrap
 from tqdm.auto import tqdm
 
+from misa.evaluation.guidance import FEWEST
+
 SIZES = ("all", "small", "medium", "large")
 _RECALLS = np.linspace(0, 1, 101)
 
@@ -123,8 +125,8 @@ def _mean(values: NDArray[np.float64]) -> float:
 def estimates(matches: Matches, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
     """Return AP, AP50, AP75, APs, APm, APl and "class <name>" of each class with 95 % percentile intervals over images.
 
-    A resample without objects of a class or size is left out of its interval. With fewer than two images there is no
-    interval.
+    A resample without objects of a class or size is left out of its interval. With fewer than `FEWEST` images there is
+    no interval.
     """
     count = len(matches.images)
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl", *(f"class {name}" for name in matches.classes))
@@ -133,7 +135,7 @@ def estimates(matches: Matches, *, resamples: int = 1000, seed: int = 0) -> dict
     whole = scores(matches, np.ones(count, np.int64))
     low: NDArray[np.float64] = np.full(len(names), np.nan)
     high = low
-    if count >= 2 and resamples > 0:
+    if count >= FEWEST and resamples > 0:
         bar = tqdm(total=resamples, desc="resample", unit="resample", leave=False, delay=2, disable=None)
 
         def statistic(drawn: NDArray[np.int64], axis: int = -1) -> NDArray[np.float64]:

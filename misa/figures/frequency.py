@@ -112,7 +112,7 @@ def frequency_figure(
 
 def _bar(last: Tile) -> Tile:
     """Returns the tile of the color bar, at the right of a row's last tile."""
-    return Tile(last.left + last.width + _GAP, last.top + 4, 7, last.height - 8, 128, 1)
+    return Tile(last.left + last.width + _GAP, last.top + 4, 7, max(last.height - 8, 1), 128, 1)
 
 
 def mask_figure(

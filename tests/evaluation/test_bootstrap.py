@@ -50,6 +50,14 @@ def example():
     return truth, detections
 
 
+@pytest.mark.parametrize(("count", "given"), [(2, False), (9, False), (10, True)])
+def test_a_few_images_have_no_interval(example, count, given):
+    """As `misa guidance` has none: over few images a bootstrap is far too narrow."""
+    truth, detections = example
+    found = estimates(matches_of(matched(truth, detections, images=list(range(1, count + 1)))), resamples=50)
+    assert (found["AP"].low is not None, found["AP"].high is not None) == (given, given)
+
+
 def test_the_whole_is_what_pycocotools_says(example):
     truth, detections = example
     expected = mask_ap(truth, detections)

@@ -34,6 +34,11 @@ def test_a_row_for_each_map(example, make_example):
     assert {"teacher S", "student I", "low, outside"} <= set(words)
 
 
+@pytest.mark.parametrize("size", [(3, 48), (8, 120), (1, 40), (100, 6)])
+def test_a_very_wide_or_tall_map_is_drawn(rng, size):
+    frequency_figure({"brightness": torch.randn(1, *size, generator=rng)}, torch.ones(size, dtype=torch.bool), radius=1)
+
+
 def test_a_channel_that_a_map_lacks_is_a_sentence(example):
     """The notebook's parameter may be any number: the student's feature has fewer channels than the teacher's here."""
     maps, inside = maps_of(example), example.box_masks().any(dim=0)
