@@ -88,11 +88,18 @@ def _sheet(root: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _content(path: Path, *, quiet: bool = False) -> dict[str, Any]:
+def _content(path: Path, *, quiet: bool = False, written: bool = False) -> dict[str, Any]:
+    """Returns the mapping in a YAML file, {} if it holds none; written: with all values as texts.
+
+    Raises DataError, unless `quiet`: the file cannot be read.
+    """
     import yaml
 
+    class Written(yaml.SafeLoader):
+        yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012 - merges only
+
     try:
-        content = yaml.safe_load(path.read_bytes())
+        content = yaml.load(path.read_bytes(), Loader=Written if written else yaml.SafeLoader)
     except (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # such as a 13th month
         if quiet:
             return {}
@@ -114,11 +121,7 @@ def _images(sheet: Path, content: dict[str, Any], key: str, value: str) -> Path:
 
 def _class_names(part: Part) -> list[str]:
     """Returns the names as they are written: to YAML `yes`, `no` and `010` are other values than texts."""
-    import yaml
-
-    names = None
-    if "names" in _content(part.files[0]):  # it can be read
-        names = yaml.load(part.files[0].read_bytes(), Loader=yaml.BaseLoader)["names"]
+    names = _content(part.files[0], written=True).get("names")
     if isinstance(names, dict) and names and all(str(key).isascii() and str(key).isdecimal() for key in names):
         names = {int(key): name for key, name in names.items()}
         if max(names) >= _MOST_CLASSES:
@@ -127,6 +130,8 @@ def _class_names(part: Part) -> list[str]:
         names = [names.get(i, f"class {i}") for i in range(max(names) + 1)]
     if not isinstance(names, list) or not names:
         raise DataError(f"{part.files[0]} has no names: add `names: [...]`, the classes in the order of their numbers.")
+    if "" in names:
+        raise DataError(f"{part.files[0]} has an empty name for class {names.index('')}; add its name.")
     return [str(name) for name in names]
 
 

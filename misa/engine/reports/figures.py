@@ -229,18 +229,21 @@ class Factory:
 def deepest(example: Example) -> Seed:
     """The pixel with the largest distance to the border of the largest object, or of its box without a mask.
 
-    Only pixels whose smallest box is the object's count (`Example.box_at`), since the figure shows that box's object;
-    the next largest object is taken if there are none.
+    Only pixels whose smallest box is the object's count (`Example.box_at`), since the figure shows that box's object.
+    If none of them is half as deep as the object is, the next largest object is taken; if no object has such a pixel,
+    the largest one that has any.
     """
     boxes, masks, owners = example.box_masks(), example.coarse_masks(), example.owners()
-    whole = boxes.clone() if masks is None else torch.where(masks.any(dim=(1, 2), keepdim=True), masks, boxes)
+    whole = boxes if masks is None else torch.where(masks.any(dim=(1, 2), keepdim=True), masks, boxes)
+    least: list[Seed] = []
     for n in whole.sum(dim=(1, 2)).argsort(descending=True, stable=True).tolist():
         depth = cv2.distanceTransform(np.pad(whole[n].numpy(), 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-        depth[(owners != n).numpy()] = 0
-        if depth.any():
-            row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-            return int(row), int(column)
-    return example.middle()
+        own = np.where((owners == n).numpy(), depth, 0)
+        row, column = (int(place) for place in np.unravel_index(int(own.argmax()), own.shape))
+        if own[row, column] > 0 and own[row, column] >= depth.max() / 2:
+            return row, column
+        least += [(row, column)] if own[row, column] > 0 else []
+    return least[0] if least else example.middle()
 
 
 def _card(run: Trained) -> dict[str, Any]:

@@ -201,7 +201,10 @@ def require_estimable(
         raise UserError(f"how many training images {experiment.data} has is not known; give {option_name('images')}.")
     batch = experiment.schedule.batch
     if images < batch:
-        raise UserError(f"{counted(images, 'training image')} are less than a batch of {batch}; use a smaller batch.")
+        raise UserError(
+            f"{counted(images, 'training image')} cannot fill a batch of {batch}; give more images, or a row with a "
+            "smaller batch."
+        )
     return images, split_batch(batch, gpus, per_gpu)
 
 
@@ -280,8 +283,11 @@ def input_pixels(experiment: Experiment) -> float:
     return math.ceil(short / 32) * 32 * math.ceil(long / 32) * 32
 
 
+_OTHERS = {"LAPTOP", "MAX", "TI", "SUPER", "D", "MIG"}  # words of other models; the last of a share of a GPU
+
+
 def _is_card(name: str, device: str) -> bool:
-    """Whether torch's name of a device is that of a GPU of the table, not of a laptop's or of one with a longer name.
+    """Whether torch's name of a device is that of a whole GPU of the table, not of another model of a similar name.
 
     >>> _is_card("RTX4090", "NVIDIA GeForce RTX 4090"), _is_card("A100", "NVIDIA A100-SXM4-40GB")
     (True, True)
@@ -289,7 +295,7 @@ def _is_card(name: str, device: str) -> bool:
     (False, False)
     """
     words = re.split(r"[\s-]+", device.upper())
-    return "LAPTOP" not in words and name in {*words, *map("".join, itertools.pairwise(words))}
+    return _OTHERS.isdisjoint(words) and name in {*words, *map("".join, itertools.pairwise(words))}
 
 
 def _utilization(step: Step, *, half: bool) -> float | None:

@@ -99,6 +99,7 @@ SORTED = ["Cat", "cat", "zebra"]
         (lambda root: yolo(root, "{0: zebra, 1: cat, 2: Cat}"), SORTED),
         (lambda root: yolo(root, "{0: zebra, 1: cat, 3: dog}"), ["cat", "class 2", "zebra"]),
         (lambda root: yolo(root, "[yes, no, 010]"), ["010", "no", "yes"]),
+        (lambda root: yolo(root, "{<<: {0: on}, 1: cat, 2: dog}"), ["cat", "dog", "on"]),
         (lambda root: yolo(root, "{0: 1.10, 1: on, 2: 2024-01-01}"), ["1.10", "2024-01-01", "on"]),
         (voc, SORTED),
         (labelme, SORTED),
@@ -112,6 +113,7 @@ SORTED = ["Cat", "cat", "zebra"]
         "yolo-mapping",
         "yolo-gap",
         "yolo-words",
+        "yolo-merged",
         "yolo-numbers",
         "voc",
         "labelme",
@@ -123,6 +125,12 @@ SORTED = ["Cat", "cat", "zebra"]
 def test_the_classes_of_each_format(tmp_path: Path, write: Callable[[Path], None], expected: list[str]) -> None:
     write(tmp_path / "data")
     assert classes(tmp_path / "data") == expected
+
+
+def test_a_class_without_a_name_is_an_error(tmp_path: Path) -> None:
+    yolo(tmp_path / "data", "{0: cat, 1: , 2: dog}")
+    with pytest.raises(UserError, match=r"data.yaml has an empty name for class 1; add its name"):
+        open_layout(tmp_path / "data")
 
 
 def test_a_number_beyond_the_names_is_an_error_and_classes_txt_no_substitute(tmp_path: Path) -> None:

@@ -194,17 +194,20 @@ def test_figure_4s_seed_is_in_the_object_that_the_row_shows():
     """The middle of the larger object is in the smaller box of another, whose mask is elsewhere."""
     masks = np.zeros((2, 128, 128), bool)
     masks[0, 16:112, 16:112] = True
-    masks[1, 24:104, 24:32] = masks[1, 96:104, 24:104] = True  # an L
+    masks[1, 44:84, 44:48] = masks[1, 80:84, 44:84] = True  # an L
     masks[0] &= ~masks[1]
     for example in (
-        objects([[16, 16, 112, 112], [24, 24, 104, 104]], masks),
-        objects([[16, 16, 112, 112], [24, 24, 104, 104]]),
+        objects([[16, 16, 112, 112], [44, 44, 84, 84]], masks),
+        objects([[16, 16, 112, 112], [44, 44, 84, 84]]),
     ):
         seed = deepest(example)
         shown = example.box_at(seed)
         inside = example.box_masks() if example.masks is None else example.coarse_masks()
         assert bool(inside[shown][seed])
         assert shown == 0, "the largest that has a place of its own"
+    # Where only its border is its own, the object on top is shown.
+    covered = objects([[0, 0, 128, 128], [4, 0, 124, 128]])
+    assert covered.box_at(deepest(covered)) == 1
     nested = np.zeros((2, 128, 128), bool)
     nested[:, 32:96, 32:96] = True  # one object twice: the first box is taken
     seed = deepest(objects([[32, 32, 96, 96]] * 2, nested))

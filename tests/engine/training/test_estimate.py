@@ -67,6 +67,8 @@ def test_what_is_assumed_and_what_does_not_fit_is_said():
         ("NVIDIA RTX A1000", False),
         ("NVIDIA T400 4GB", False),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", False),
+        ("NVIDIA GeForce RTX 3090 Ti", False),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", False),
         ("cpu", False),
     ],
 )
@@ -75,7 +77,7 @@ def test_a_card_of_a_similar_name_is_not_that_of_the_table(device, known):
 
 
 def test_fewer_images_than_a_batch_are_refused():
-    with pytest.raises(UserError, match="3 training images are less than a batch of"):
+    with pytest.raises(UserError, match="3 training images cannot fill a batch of 4"):
         estimate(find_row("photos:box"), work(), gpus=1, gpu="A100", images=3)
 
 
