@@ -68,6 +68,9 @@ def test_a_prediction_has_the_color_of_its_object():
     truth[0, :10], truth[1, 10:, :10], truth[2, 10:, 10:] = True, True, True
     predicted = np.stack([truth[2], truth[0] | truth[1], np.zeros((20, 20), bool), truth[0]])
     assert matched_colors(predicted, truth) == [2, 1, "gray", 0]
+    quarter = np.zeros((1, 20, 20), bool)
+    quarter[0, :5, :10] = True  # all of it is in an object, with an IoU of 0.25
+    assert matched_colors(quarter, truth) == ["gray"]
     assert matched_colors(predicted[:0], truth) == []
     assert matched_colors(predicted, truth[:0]) == ["gray"] * 4
 

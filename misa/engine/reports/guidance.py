@@ -450,7 +450,10 @@ def _objects(
 
 
 def class_maps(true: Tensor, labels: Tensor, count: int) -> Tensor:
-    """The true semantic map (c h w) of objects (n h w): one class a cell, the smallest object's where they overlap."""
+    """The true semantic map (c h w) of objects (n h w): one class a cell, the smallest object's where they overlap.
+
+    As `misa.data.label_maps.rasterise`, whose maps hold no more than 255 classes.
+    """
     label_map = torch.full(true.shape[-2:], -1)
     for n in true.flatten(1).sum(dim=1).argsort(descending=True, stable=True).tolist():
         label_map[true[n]] = labels[n]

@@ -50,7 +50,7 @@ def test_text_files_that_come_later_are_read(tmp_path: Path) -> None:
     root = tmp_path / "data"
     image(root / "images/train/1.png")
     image(root / "images/val/2.png")
-    text(root / "labels/val/2.txt", LINE)
+    text(root / "images/val/2.txt", LINE)  # there is no labels/ yet
     text(root / "data.yaml", "train: images/train\nval: images/val\nnames: [cat]\n")
     assert facts(root)["train"] == {"1.png": 0}
     text(root / "labels/train/1.txt", LINE)
@@ -60,7 +60,7 @@ def test_text_files_that_come_later_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("corners", "told"), [((4, 4), True), ((4, 5), False)])
 def test_polygons_that_may_be_rotated_boxes_are_told(tmp_path: Path, corners: tuple[int, int], told: bool) -> None:
     points = ((0.2, 0.1), (0.5, 0.2), (0.4, 0.6), (0.1, 0.5), (0.12, 0.3))
-    lines = [" ".join(["0", *(f"{x + i / 50} {y}" for x, y in points[: corners[i % 2]])]) for i in range(12)]
+    lines = [" ".join(["0", *(f"{x + i / 60} {y}" for x, y in points[: corners[i % 2]])]) for i in range(24)]
     root = yolo(tmp_path / "data", ["train/1.png"], ["train/1.txt"], line="\n".join(lines))
     assert ("rotated boxes (OBB)" in str(check_data(root))) == told
 

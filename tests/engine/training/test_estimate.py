@@ -79,6 +79,7 @@ def test_a_card_of_a_similar_name_is_not_that_of_the_table(device, known):
 def test_fewer_images_than_a_batch_are_refused():
     with pytest.raises(UserError, match="3 training images cannot fill a batch of 4"):
         estimate(find_row("photos:box"), work(), gpus=1, gpu="A100", images=3)
+    assert estimate(find_row("photos:box"), work(), gpus=1, gpu="A100", images=4).days > 0
 
 
 def test_sizes_are_those_of_the_recipe():
