@@ -49,9 +49,10 @@ def test_a_folder_called_images_above_the_data_does_not_matter(tmp_path: Path, a
 def test_text_files_that_come_later_are_read(tmp_path: Path) -> None:
     root = tmp_path / "data"
     image(root / "images/train/1.png")
-    image(root / "images/val/2.png")
-    text(root / "images/val/2.txt", LINE)  # there is no labels/ yet
-    text(root / "data.yaml", "train: images/train\nval: images/val\nnames: [cat]\n")
+    image(root / "other/2.png")
+    text(root / "other/2.txt", LINE)
+    text(root / "labels/old/9.txt", LINE)  # labels/ is there, and its folder of these images is not
+    text(root / "data.yaml", "train: images/train\nval: other\nnames: [cat]\n")
     assert facts(root)["train"] == {"1.png": 0}
     text(root / "labels/train/1.txt", LINE)
     assert facts(root)["train"] == {"1.png": 1}
