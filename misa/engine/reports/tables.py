@@ -138,7 +138,8 @@ class Table:
                 # Small: its many columns fit into a notebook's cell on a screen of 1280 pixels.
                 more = more.replace("<table", '<table style="font-size: 80%"', 1)
                 page += more.replace("<thead>", f"<caption>{self._legend()}</caption>\n<thead>", 1)
-            return page.replace("<td>", '<td style="white-space: nowrap">')
+            page = page.replace("<tr>\n      <th>", '<tr>\n      <th style="text-align: left; white-space: nowrap">')
+            return page.replace("<td>", '<td style="text-align: right; white-space: nowrap">')
         if kind == "latex":
             math_text = text.astype(str).map(_latex)
             math_text.columns = [_latex(name) for name in math_text.columns]
@@ -158,7 +159,8 @@ class Table:
         paths = []
         for suffix, kind in kinds.items():
             paths.append(folder / f"{name}.{suffix}")
-            paths[-1].write_text(self.render(kind))
+            encoding = '<meta charset="utf-8">\n' if kind == "html" else ""  # a browser would guess another
+            paths[-1].write_text(encoding + self.render(kind), encoding="utf-8")
         if self.detailed:
             paths.append(folder / f"{name}_details.csv")
             self.details().to_csv(paths[-1])

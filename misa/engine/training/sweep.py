@@ -76,7 +76,8 @@ class Job:
 def job(row: str, seed: int, *, root: str | Path = ROOT, smoke: bool = False) -> Job:
     """The training of a row; a student's folder is `<root>/<hash>-seed<seed>`, shared by tables, its teacher beside.
 
-    A finished run of the row in the folder that `misa train` gives it there is taken, too.
+    A finished run in the folder that `misa train` gives it there is taken, too, also under another name of the row:
+    `photos:box` is the baseline of Table 3 on photographs.
     """
     experiment = _experiment(row, smoke)
     root, teacher = Path(root).expanduser(), None
@@ -87,10 +88,20 @@ def job(row: str, seed: int, *, root: str | Path = ROOT, smoke: bool = False) ->
         table, _, name = row.rpartition(":")
         folder = f"{Path(table).stem}-{name}-{folder}"
     one = Job(row, seed, root / folder, smoke, teacher)
-    alone = replace(one, folder=root / default_folder(row, seed, smoke=smoke).name)
-    params = read_json(alone.folder / "params.json") if one.state == "not run" and alone.state == "finished" else None
-    own = params is not None and all(params.get(key, value) == value for key, value in one.identity().items())
-    return alone if own else one
+    return one if one.state != "not run" else next(_trained_alone(one), one)
+
+
+def _trained_alone(wanted: Job) -> Iterator[Job]:
+    """The finished runs of this training beside its folder that `misa train` has named, its own name first."""
+    own, seed = default_folder(wanted.row, wanted.seed, smoke=wanted.smoke).name, f"-seed{wanted.seed}"
+    places = {own: None} | dict.fromkeys(sorted(path.name for path in wanted.folder.parent.glob(f"*{seed}*")))
+    for name in places:
+        alone = replace(wanted, folder=wanted.folder.with_name(name))
+        params = read_json(alone.folder / "params.json") if alone.state == "finished" else None
+        if params is None or name != default_folder(params.get("row", ""), wanted.seed, smoke=wanted.smoke).name:
+            continue
+        if all(params.get(key, value) == value for key, value in wanted.identity().items()):
+            yield alone
 
 
 def _experiment(row: str, smoke: bool) -> Experiment:

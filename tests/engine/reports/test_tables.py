@@ -237,6 +237,7 @@ def test_files_are_written_in_all_three_formats(tmp_path):
     for job in table.every_job():
         finish(job, 25.0)
     html, tex, table_csv = table.save(tmp_path / "out", "table4_demo")
+    assert html.read_text().startswith('<meta charset="utf-8">\n<table')
     assert "<caption>Table 4" in html.read_text()
     assert "25.0" in html.read_text()
     assert r"\toprule" in tex.read_text()
@@ -353,6 +354,19 @@ def test_a_run_that_is_moved_to_the_tables_root_is_counted(tmp_path, capsys):
     place(other, "data")
     assert open_table("demo:box", seeds=1, root=root).figures()["AP"].tolist() == [26.0]
     assert how_counted([mine]) == ""
+
+
+def test_a_run_under_another_name_of_its_row_is_counted(tmp_path):
+    """`photos:box` is Table 3's baseline on photographs; a copy under a name of one's own is not counted."""
+    alone = Job("photos:box", 1, tmp_path / default_folder("photos:box", 1).name)
+    for folder in (alone.folder, tmp_path / "copy-seed1", tmp_path / default_folder("photos:box", 11).name):
+        finish(dataclasses.replace(alone, folder=folder), 18.0)
+        place(dataclasses.replace(alone, folder=folder), "data")
+    table = open_table(3, data="photos", seeds=2, root=tmp_path)
+    assert [job.folder for job in table.every_job() if job.state == "finished"] == [alone.folder]
+    assert table.figures()["AP"].dropna().to_dict() == {"baseline (APro)": 18.0}
+    place(alone, "data", seed=2)
+    assert open_table(3, data="photos", seeds=2, root=tmp_path).figures()["n"].sum() == 0
 
 
 def test_a_table_of_smoke_runs_says_so(tmp_path):
