@@ -58,8 +58,8 @@ docs: setup  ## the documentation as a site in build/docs, with the notebooks ex
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "open build/docs/index.html"
 
-bench: setup  ## propagation against the plain form, time and memory (5 min, nothing else running)
-	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.propagation
+bench: setup  ## propagation against the plain form, on COCO images (DATA=path/to/coco; 5 min, nothing else running)
+	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks.propagation $(if $(DATA),--data $(DATA))
 
 gpu: setup  ## checks, measures, tests and trains on a CUDA device, report in runs/gpu (not yet timed)
 	$(BIN)/python -m benchmarks.gpu

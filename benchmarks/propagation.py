@@ -448,10 +448,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
     default = Path(os.environ.get("MISA_SHARED", "../shared")) / "data" / "coco_mini"
-    parser.add_argument("--data", type=Path, default=default, help="folder of coco_mini")
+    parser.add_argument(
+        "--data", type=Path, default=default, help="folder of COCO 2017, or of its images 49, 86, 110 and 308"
+    )
     options = parser.parse_args(argv)
-    if not options.data.is_dir():
-        print(f"benchmarks.propagation: no images at {options.data}; pass --data or set MISA_SHARED.", file=sys.stderr)
+    needed = (308, 86) if options.quick else (308, 86, 49, 110)
+    missing = [name for name in needed if not any(options.data.glob(f"*2017/{name:012d}.jpg"))]
+    if missing:
+        print(
+            f"benchmarks.propagation: no image {missing[0]:012d}.jpg in {options.data}/train2017 or val2017; give the "
+            "folder of COCO 2017 with --data (make bench DATA=path).",
+            file=sys.stderr,
+        )
         return 2
     torch.set_num_threads(options.threads)
     short, rounds = (128, 1) if options.quick else (800, options.rounds)

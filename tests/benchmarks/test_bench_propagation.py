@@ -70,5 +70,7 @@ def test_quick_run_prints_its_tables(shared, capsys, monkeypatch, measured):
 
 
 def test_missing_data_is_said(tmp_path, capsys):
-    assert main(["--data", str(tmp_path / "nowhere")]) == 2
-    assert "MISA_SHARED" in capsys.readouterr().err
+    """Also a folder of other images."""
+    for folder in (tmp_path / "nowhere", tmp_path):
+        assert main(["--data", str(folder)]) == 2
+        assert f"no image 000000000308.jpg in {folder}/train2017 or val2017" in capsys.readouterr().err
