@@ -618,7 +618,7 @@ def test_check_of_one_json_and_what_it_tells(root, capsys, tmp_path, monkeypatch
     assert main(["check", str(root), "--no-picture"]) == 0
     assert "has the same content as" in capsys.readouterr().out
     assert main(["check", str(root), "--images", str(root)]) == 2
-    assert "images goes with one COCO json" in capsys.readouterr().err
+    assert "--images goes with one COCO json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -279,7 +279,7 @@ def _open(path: Path, folder: Path, notes: Notes, repeated: _Repeated) -> CocoFi
             notes.add(*fault[:4], fatal=fault[4])
             notes.unread |= fault[4]
     elif folder.is_dir():
-        file.settle_images(Images(folder, suffixes=False), folder)
+        file.settle_images(Images(folder, suffixes=False), folder, folder)
     if kind := file.kind:
         found = f"this is a {kind} file, not one of instances"
         notes.add("not-instances", "", found, f"give COCO's {path.name.replace(kind, 'instances')} instead")

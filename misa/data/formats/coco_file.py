@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from misa.data.check.image_files import size_of
 from misa.data.formats.json_stream import stream_json
-from misa.data.formats.names import Images
+from misa.data.formats.names import Images, plain_name
 from misa.data.formats.plain import TextIds, is_empty, plain_annotation, plain_id, plain_image, plain_references
 from misa.errors import whole
 
@@ -80,12 +80,25 @@ class CocoFile:
         """Whether the file has a table of this name."""
         return isinstance(self.content, dict) and isinstance(self.content.get(key), list)
 
-    def settle_images(self, images: Images, base: Path) -> list[Path]:
-        """Match names to the files below `base`, and read missing sizes from the files; returns the files read."""
+    def settle_images(self, images: Images, folder: Path, base: Path) -> list[Path]:
+        """Make names relative to `base`, and read missing sizes from the files; returns the files read.
+
+        A name without a file, or whose file is that of another name, is one in `folder`, where the check misses it.
+        """
         rows = [row for row in self.images if isinstance(row, dict) and isinstance(row.get("file_name"), str)]
+        images.names = [row["file_name"] for row in rows]
+        exact = {name: images.exact(name) for name in images.names}
+        claims = {path: plain_name(name) for name, path in exact.items() if path is not None}
         for row in rows:
-            if not os.path.isfile(base / row["file_name"]) and len(found := images.find(row["file_name"])) == 1:
-                row["file_name"], self.changed = os.path.relpath(found[0], base), True
+            name = row["file_name"]
+            path = exact[name]
+            if path is not None and base == folder and path == folder / name:
+                continue
+            if path is None and len(found := images.find(name)) == 1:
+                path = found[0] if claims.setdefault(found[0], plain_name(name)) == plain_name(name) else None
+            settled = os.path.relpath(path or folder / name.replace("\\", "/"), base)
+            if settled != name:
+                row["file_name"], self.changed = settled, True
         rows = [row for row in rows if any(row.get(side) in (None, "") for side in ("width", "height"))]
         paths = [base / row["file_name"] for row in rows]
         for row, size in zip(rows, read_sizes(paths), strict=True):

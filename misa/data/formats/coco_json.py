@@ -131,8 +131,9 @@ def entries(part: Part, report: ReportFault) -> Iterator[Entry]:
             x, y, w, h = (float(side) for side in row["bbox"])
             where = f"{path}, annotation {row.get('id')}"
             mask = row.get("segmentation") or None
-            hard = bool(row["iscrowd"])
-            objects[row["image_id"]].append(Boxed(names[row["category_id"]], (x, y, w, h), where, hard, mask))
+            if (hard := row["iscrowd"]) not in (0, 1):
+                raise ValueError(f"iscrowd of {where} is {hard!r}, not 0 or 1")
+            objects[row["image_id"]].append(Boxed(names[row["category_id"]], (x, y, w, h), where, bool(hard), mask))
 
         file.each_annotation(add, areas=False)
         for row in file.images:

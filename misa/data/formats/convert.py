@@ -6,6 +6,7 @@ relative to the root. Faults are stored in these files, from which `check_coco` 
 """
 
 import hashlib
+import inspect
 import itertools
 import os
 from collections import Counter, defaultdict
@@ -132,9 +133,10 @@ def _settled(root: Path, split: Split) -> Split:
         if not isinstance(file.content, dict):
             return
         images = Images(split.images, suffixes=False, literal=[root])
-        made.depends |= set(file.settle_images(images, split.images))
+        made.depends |= set(file.settle_images(images, split.images, split.images))
         with split.annotations.open("rb") as start:
-            unmarked = start.read(1) == b"{"  # no byte order mark, not UTF-16
+            head = start.read(4)
+        unmarked = head[:1] == b"{" and 0 not in head  # no byte order mark, not UTF-16 or UTF-32
         if unmarked and not file.changed:
             file.each_annotation(lambda _: None, areas=True)
         if unmarked and not file.changed:
@@ -177,6 +179,7 @@ def _convert(root: Path, row: Format, parts: list[Part], folder: Path, made: Mad
             report(
                 "formats", str(root), message, "give the file or folder that is meant, if it is not this", fatal=False
             )
+    made.depends.add(Path(inspect.getfile(row.entries)))  # the code of a format that is being written
     made.depends |= {path for part in parts for path in (*part.files, *row.looked(part))}
     made.depends |= {path.parent for part in parts for path in part.files} | {part.images for part in parts}
     contents = _coco_tables(root, parts, report, made) if row is COCO else _entry_tables(root, row, parts, report, made)
@@ -211,13 +214,8 @@ def _coco_tables(root: Path, parts: list[Part], report: _Faults, made: Made) -> 
         file = CocoFile(part.files[0])
         if not all(file.has(key) for key in TABLES):
             raise DataError(f"{part.files[0]} has no {', '.join(TABLES)}; give a COCO annotation file.")
-        images = Images(part.images, *([base] if part.home == base else [part.home]), suffixes=False, literal=[base])
-        for image in file.images:  # relative to the folder of images first, whatever is at the root
-            if isinstance(image, dict) and isinstance(name := image.get("file_name"), str):
-                found = images.find(name)
-                path = found[0] if len(found) == 1 else part.images / name.replace("\\", "/")
-                image["file_name"] = os.path.relpath(path, base)
-        made.depends |= {*file.settle_images(Images(base, suffixes=False), base), *images.looked}
+        images = Images(part.images, part.home, base, suffixes=False)
+        made.depends |= {*file.settle_images(images, part.images, base), *images.looked}
         files.append(file)
     of_files = [({part.split} - {""}, file.images) for part, file in zip(parts, files, strict=True)]
     named = [Named(str(_name(image)), "", given) for given, images in of_files for image in images]
@@ -358,6 +356,7 @@ def _pictures(base: Path, row: Format, parts: list[Part], report: _Faults, made:
     for part in parts:
         images = Images(part.images, *([base] if part.images != base else []), literal=[part.home, base])
         entries = list(tqdm(row.entries(part, report), desc="read", unit="file", leave=False, delay=2, disable=None))
+        images.names = [name for entry in entries if (name := entry.own or entry.file)]
         # Exact paths first, so that an inexact match cannot take the file of another entry.
         found = {i: images.exact(entry.file) for i, entry in enumerate(entries) if entry.file and not entry.own}
         claims |= {path: plain_name(entries[i].file) for i, path in found.items() if path is not None}
@@ -402,7 +401,8 @@ def _file_of(entry: Entry, images: Images, part: Part, claims: dict[Path, str], 
 def _own_file(entry: Entry, images: Images, part: Part, claims: dict[Path, str], report: _Faults) -> Path | None:
     """Returns the image of an annotation file: that of the same name, before the name inside, which may be stale."""
     own = images.find(entry.own)
-    named = images.find(entry.file) if entry.file else []
+    # The folders of a name inside may be those of another computer.
+    named = (images.find(entry.file) or images.find(Path(plain_name(entry.file)).name)) if entry.file else []
     if len(own) > 1 and len(named) != 1:
         _report_several(entry.where, entry.own, own, report)
         return None

@@ -89,7 +89,7 @@ class Format(NamedTuple):
 def number(text: str | None) -> float | None:
     """Parse a finite number of moderate size; None if it is none."""
     try:
-        value = float(text or "")
+        value = float("" if "_" in (text or "") else text or "")  # Python reads 1_0 as 10
     except ValueError:
         return None
     return value if math.isfinite(value) and abs(value) < 1e9 else None

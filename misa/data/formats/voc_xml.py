@@ -109,7 +109,7 @@ def _object(item: ET.Element, where: str, report: ReportFault) -> Boxed | None:
         if low > high:
             report("box-swapped", where, f"{axis}min {low:g} is greater than {axis}max {high:g}", "exchange them")
             return None
-    hard = (item.findtext("difficult") or "0").strip() == "1"
+    hard = (item.findtext("difficult") or "0").strip().lower() in ("1", "true")
     return Boxed(label, (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1), where, hard)
 
 

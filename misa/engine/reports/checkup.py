@@ -60,7 +60,7 @@ def check_data(data: PathLike, *, images: PathLike | None = None, picture: PathL
         folder = images_of(path) if images is None else Path(images).expanduser()
         reports = [check_coco(path, folder, purpose="score", **{**options, "samples": SAMPLES})]  # type: ignore[arg-type]
     elif images is not None:
-        raise DataError(f"images goes with one COCO json; {path} is not one.")
+        raise DataError(f"{option_name('images')} goes with one COCO json; {path} is not one.")
     else:
         layout = open_layout(path, settled=False)  # checked below, all at once
         options["alone"] = layout.train.images != layout.val.images

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pycocotools.coco import COCO
 
 from misa.data.check.annotations import check_coco
 from misa.data.dataset import CocoImages
@@ -19,7 +20,17 @@ from misa.data.source import open_source
 from misa.engine.reports.checkup import check_data
 from misa.experiment import Experiment
 from tests.data.formats.test_round_trip import SCENES, read, thing, wanted
-from tests.data.formats.writers import Picture, coco, csv_corners, draw, labelme_boxes, published, roboflow, voc
+from tests.data.formats.writers import (
+    Picture,
+    Thing,
+    coco,
+    csv_corners,
+    draw,
+    labelme_boxes,
+    published,
+    roboflow,
+    voc,
+)
 
 Tables = dict[str, list[dict[str, Any]]]
 
@@ -185,6 +196,44 @@ def test_a_csv_with_the_image_sides_alone_is_refused(tmp_path: Path) -> None:
         )
     reports = check_data(tmp_path / "data").reports
     assert any("width and height seem to be the image's" in p.message for report in reports for p in report.fatal)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32"])
+def test_the_published_layout_in_another_encoding_is_normalized(tmp_path: Path, encoding: str) -> None:
+    """Also without a byte order mark: the trainings read the normalized copy."""
+    published(tmp_path, [Picture(f"{split}.png", split, (60, 50), []) for split in ("train", "val")])
+    path = tmp_path / "annotations/instances_train2017.json"
+    path.write_bytes(path.read_text().encode(encoding))
+    assert [row["file_name"] for row in COCO(open_layout(tmp_path).train.annotations).loadImgs([1])] == ["train.png"]
+
+
+@pytest.mark.parametrize("crowd", ["0", "no", 2])
+def test_given_boxes_that_may_be_crowds_are_refused(tmp_path: Path, crowd: object) -> None:
+    """The text "0" is true in Python: its boxes would have been left out."""
+    picture = Picture("a.png", "train", (60, 50), [Thing("cat", (1, 2, 30, 40), [])])
+    content = json.loads(coco([picture], lambda p: p.name))
+    content["annotations"][0]["iscrowd"] = crowd
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f"iscrowd of .*annotation 1 is {crowd!r}, not 0 or 1"):
+        read_boxes(tmp_path / "boxes.json")
+
+
+@pytest.mark.parametrize("said", ["1", "True", " true "])
+def test_difficult_objects_of_voc_are_not_trained_on(tmp_path: Path, said: str) -> None:
+    picture = Picture("a.png", "train", (60, 50), [Thing("cat", (1, 2, 30, 40), []), Thing("dog", (5, 6, 9, 9), [])])
+    voc(tmp_path, [picture])
+    (path,) = tmp_path.rglob("*.xml")
+    text = path.read_text()
+    assert text.count("<difficult>0</difficult>") == 2
+    path.write_text(text.replace("<difficult>0</difficult>", f"<difficult>{said}</difficult>", 1))
+    rows = json.loads(open_layout(tmp_path).train.annotations.read_text())["annotations"]
+    assert [row["iscrowd"] for row in rows] == [1, 0]
+
+
+def test_a_number_with_underscores_is_none(tmp_path: Path) -> None:
+    draw(Picture("a.png", "train", (60, 50), []), tmp_path / "a.png")
+    (tmp_path / "boxes.csv").write_text("image,xmin,ymin,xmax,ymax,label\na.png,1_0,1,30,30,cat\n")
+    assert [p.kind for r in check_data(tmp_path).reports for p in r.problems if p.fatal][:1] == ["box-value"]
 
 
 def test_a_panoptic_file_is_named(spoil: Callable[..., Path]) -> None:

@@ -1,6 +1,7 @@
 """A format is one file with `find` and `entries`, and one row: a toy format is found, checked and trained from."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -33,17 +34,21 @@ TOY = Format(find, entries, "1.toy beside 1.png")
 '''
 
 
-@pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "toy.py").write_text(TOY)
-    spec = importlib.util.spec_from_file_location("toy", tmp_path / "toy.py")
+def install(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("toy", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setitem(sys.modules, "toy", module)
     monkeypatch.setitem(FORMATS, "toy", module.TOY)
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "toy.py").write_text(TOY)
+    install(tmp_path / "toy.py", monkeypatch)
     root = tmp_path / "data"
     root.mkdir()
     rng = np.random.default_rng(0)
@@ -65,3 +70,15 @@ def test_a_toy_format_is_read_checked_and_trained_from(toy: Path, tmp_path: Path
     assert "bbox" in run.metrics
     steps = (tmp_path / "run" / "losses.jsonl").read_text().splitlines()
     assert len(steps) == 2
+
+
+def test_data_is_read_again_by_a_format_that_was_edited(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader of a format that is being written changes more often than the data."""
+    before = json.loads(open_layout(toy).train.annotations.read_text())["annotations"]
+    (tmp_path / "toy.py").write_text(TOY.replace("tuple(map(float, box))", "(1.0, 2.0, 3.0, 4.0)"))
+    install(tmp_path / "toy.py", monkeypatch)
+    after = json.loads(open_layout(toy).train.annotations.read_text())["annotations"]
+    assert before[0]["bbox"] != [1, 2, 3, 4]
+    assert {tuple(row["bbox"]) for row in after} == {(1, 2, 3, 4)}
