@@ -18,6 +18,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import MODELS
 
 from misa.data.dataset import CocoImages
+from misa.data.digest import digest_of
 from misa.data.label_maps import LabelMap, fill_boxes, grabcut_boxes, merge_probabilities, write_label_map
 from misa.data.pipeline import train_pipeline
 from misa.data.semantic import BoxedImage, boxed_images, true_maps
@@ -47,19 +48,18 @@ def prepare_labels(
     """Write the label maps that a teacher's row needs into its run folder; existing files are kept.
 
     student: the run whose masks they are, if the row says so. only: ids of the images, by default all.
-    Raises UserError: the folder has labels of another kind, or the student is missing or does not fit.
+    Raises UserError: the folder has labels of another kind or of other annotations, or the student is missing or does not fit.
     """
     target = label_folder(experiment, folder)
     if target is None or experiment.semantic is None:
         return
     kind = "masks" if experiment.supervision == "mask" else experiment.semantic.labels
     card = {"labels": kind, "student": _identity(student) if kind == "student" and student else None}
+    card["data"] = digest_of(source.train.annotations)  # older cards lack it
     found = read_json(target / "labels.json")
-    if found is not None and found != card:
-        raise UserError(
-            f"{target} holds labels made otherwise ({found}); choose another "
-            f"{option_name('work_dir')} or delete that one."
-        )
+    if found is not None and {**card, **found} != card:
+        how = f"made otherwise ({found})" if found | {"data": ""} != card | {"data": ""} else "of other annotations"
+        raise UserError(f"{target} holds labels {how}; choose another {option_name('work_dir')} or delete that one.")
     if kind == "masks":
         jobs: Iterator[Job] = (
             (m.image_id, m.make) for m in true_maps(source.train, source.classes, limit=experiment.limit)

@@ -321,6 +321,27 @@ def test_unknown_labels_are_named():
         Experiment(semantic=Semantic(labels="magic"))
 
 
+def test_label_maps_of_an_interrupted_run_are_not_taken_for_those_of_other_boxes(runs, tmp_path):
+    """The maps are written before the run's record, by which a change of the data would be noticed."""
+    source, row = runs["rectangles"].source, WAYS["rectangles"]
+    prepare_labels(row, source, tmp_path / "run")
+    content = json.loads(source.train.annotations.read_text())
+    content["annotations"] = content["annotations"][1:]
+    annotations = tmp_path / "corrected.json"
+    annotations.write_text(json.dumps(content))
+    corrected = replace(source, train=source.train._replace(annotations=annotations))
+    with pytest.raises(UserError, match="holds labels of other annotations; choose another work_dir or delete that"):
+        prepare_labels(row, corrected, tmp_path / "run")
+    card = label_folder(row, tmp_path / "run") / "labels.json"
+    kept = json.loads(card.read_text())
+    card.write_text(json.dumps({"labels": kept["labels"], "student": None}))  # as before the digest was recorded
+    prepare_labels(row, source, tmp_path / "run")
+    assert json.loads(card.read_text()) == kept
+    card.write_text(json.dumps(kept | {"labels": "grabcut"}))
+    with pytest.raises(UserError, match=r"holds labels made otherwise \(.*grabcut"):
+        prepare_labels(row, source, tmp_path / "run")
+
+
 def test_label_maps_are_named_by_the_image_and_not_by_its_file(runs, tmp_path):
     """Absolute names, as in tables of boxes, and names that differ only in the suffix."""
     source = runs["rectangles"].source

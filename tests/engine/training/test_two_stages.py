@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from misa.data.digest import digest_of
 from misa.engine.reports.explore import open_networks
 from misa.engine.reports.figures import Factory
 from misa.engine.runs.folder import Run
@@ -181,6 +182,7 @@ def test_a_teacher_of_a_students_labels_trains_that_student_first(place, tmp_pat
     first = train(teacher, data_root=place / "data", work_dir=tmp_path / "a" / "teacher", machine=CPU)
     made = tmp_path / "a" / f"{box.digest()}-seed0"
     card = json.loads((first.folder / "labels" / "labels.json").read_text())
+    assert card.pop("data") == digest_of(first.source.train.annotations)
     assert card == {"labels": "student", "student": {"digest": box.digest(), "seed": 0}}
     assert "segm" in json.loads((made / "metrics.json").read_text())
     shutil.copytree(made, tmp_path / "b" / "labelled-box-seed0")
