@@ -6,11 +6,13 @@ workers are arguments of the run. Only the standard library is imported, so that
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib
 import json
 import math
 import pkgutil
+import re
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, NamedTuple, Self
@@ -46,6 +48,55 @@ def _require_range(values: Any, names: tuple[str, ...], low: float = 0, high: fl
             raise ValueError(f"{type(values).__name__}.{name} is {number}; it must be {wanted}.")
 
 
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _check_fields(value: Any) -> None:
+    """Raise ValueError if a field of a dataclass, also of a nested one, does not have its declared type or choice."""
+    kind: Any = type(value)
+    for name, hint in _hints(kind).items():
+        held = getattr(value, name)
+        if typing.get_origin(hint) is Literal and held not in typing.get_args(hint):
+            choices = ", ".join(map(str, typing.get_args(hint)))
+            raise ValueError(f"{type(value).__name__}.{name} is {held!r}; choose one of {choices}.")
+    try:
+        require_types(value, type(value).__name__)
+    except TypeError as error:
+        raise ValueError(f"{error}.") from None
+
+
+def require_types(values: Any, name: str) -> None:
+    """Raise TypeError if a field of a dataclass, also of a nested one, does not have its declared type.
+
+    An integer is a float, too, and a list a tuple.
+    """
+    kind: Any = type(values)
+    hints = _hints(kind)
+    for one in fields(values):
+        value, hint = getattr(values, one.name), hints[one.name]
+        if is_dataclass(value) and isinstance(value, tuple(filter(is_dataclass, (hint, *typing.get_args(hint))))):
+            require_types(value, f"{name}.{one.name}")
+        elif not _fits(value, hint):
+            wanted = hint.__name__ if isinstance(hint, type) else re.sub(r"misa\.experiment\.|typing\.", "", str(hint))
+            raise TypeError(f"{name}.{one.name} is {value!r}, not of type {wanted}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    inner, args = typing.get_origin(hint), typing.get_args(hint)
+    if inner is Literal:
+        return value in args
+    if inner is tuple:
+        kinds = args[:1] * len(value) if isinstance(value, tuple | list) and args[-1] is Ellipsis else args
+        return isinstance(value, tuple | list) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if args:  # a union
+        return any(_fits(value, kind) for kind in args)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return hint is Any or type(value) is hint
+
+
 @dataclass(frozen=True)
 class Network:
     """Architecture of the student. Defaults: SOLOv2 and Mask2Former as in mmdet.
@@ -74,6 +125,11 @@ class Network:
     weights: str = _later("")  # file or name of pretrained weights that replace the usual ones
     points: int = _later(12544)  # sampled per mask loss with supervision="mask"; box losses use every pixel
     rays: Literal["official", "cast"] = _later("official")  # PolarMask's targets, see `misa.ops.rays.ray_lengths`
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        widths = ("base_channels", "neck_channels", "head_channels", "mask_channels", "feature_channels")
+        _require_range(self, (*widths, "queries", "encoder_layers", "decoder_layers", "points"), 1)
 
 
 TINY = Network(
@@ -168,10 +224,13 @@ class Affinity:
     stretch: float = _later(0.0)
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         if self.feature and self.saliency:
             raise ValueError("Affinity has feature and saliency; A^c stands in for A^f, choose one of them.")
         if self.feature and self.semantic_values != "channels":
             raise ValueError("Affinity.semantic_values is of saliency; A^f compares the channels of S themselves.")
+        if self.kernels is not None and not 1 <= len(self.kernels) <= 2:
+            raise ValueError(f"Affinity.kernels is {self.kernels}; give one or two names, or None.")
         if self.kernels and self.kernels[0] in ("feature", "saliency"):
             raise ValueError(f"Affinity.kernels begins with {self.kernels[0]}, which can only be the second.")
         if not 0 <= self.stretch < 1:
@@ -210,6 +269,7 @@ class Distillation:
     unit: Literal["raw", "spread"] = _later("raw")
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         if not 0 <= self.radius < math.inf:
             raise ValueError(f"Distillation.radius is {self.radius}; it must be a number of bins of 0 or more.")
         if not 0 <= self.scale <= 1:
@@ -234,6 +294,7 @@ class Schedule:
     precision: Literal["float32", "bfloat16", "float16"] = _later("float32")  # autocast of the networks, not the losses
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         low = {"epochs": self.epochs, "batch": self.batch, "warmup": self.warmup + 1}
         for name, number in low.items():
             if number < 1:
@@ -259,6 +320,7 @@ class Augmentation:
     crop: int = _later(1024)
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         _require_range(self, ("flip",), 0, 1)
         _require_range(self, ("long_side", "test_short_side", "crop"), 1)
         if not self.short_sides or min(self.short_sides) < 1:
@@ -280,6 +342,7 @@ class Inference:
     rescore: bool = _later(False)  # CondInst: combine scores with the masks' confidence (BoxTeacher)
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         _require_range(self, ("score", "keep", "mask"), 0, 1)
         _require_range(self, ("candidates", "per_image"), 1)
 
@@ -306,6 +369,7 @@ class Semantic:
     network: str = _later("semask")  # a name in `misa.models.teacher.table.TEACHERS`
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         _require_range(self, ("stage_weight", "outside_weight", "class_weight", "sure_weight"))
         _require_range(self, ("loss_stride",), 1)
 
@@ -395,10 +459,14 @@ class Experiment:
     start: str = _later("")
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        if isinstance(self.objective, Objective):
+            _ = self.objective.kind  # raises for one that a run would not find again
+        _check_fields(self)
         self._check_student()
         self._check_objective()
         _require_range(self, ("projection_weight",))
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"Experiment.limit is {self.limit}; it must be a number of images of 1 or more, or None.")
         if self.affinity is not None and self.affinity.window < 3:
             raise ValueError(f"Affinity.window is {self.affinity.window}; a row needs neighbors, 3 or more.")
 
@@ -450,7 +518,7 @@ class Experiment:
         return bool(self.teacher) and not self.teacher.startswith(TORCHVISION)
 
     def but(self, **changes: Any) -> Self:
-        """Return a copy with some fields changed; a dict changes fields of a nested dataclass.
+        """Return a copy with some fields changed; a dict changes fields of a nested dataclass, or of its defaults.
 
         >>> Experiment().but(schedule={"epochs": 1}).schedule.epochs
         1
@@ -460,6 +528,9 @@ class Experiment:
                 names = ", ".join(f.name for f in dataclasses.fields(self))
                 raise ValueError(f"Experiment has no field {name!r}; its fields are {names}.")
             current = getattr(self, name)
+            if isinstance(value, dict) and current is None:
+                kinds = filter(is_dataclass, typing.get_args(_hints(Experiment)[name]))
+                current = next((kind() for kind in kinds if kind in (Affinity, Distillation, Semantic)), None)
             if isinstance(value, dict) and dataclasses.is_dataclass(current):
                 known = [f.name for f in dataclasses.fields(current)]
                 for key in sorted(value.keys() - set(known)):
@@ -535,17 +606,6 @@ class Comparison:
     details: bool = False
 
 
-def _check_choices(value: Any) -> None:
-    """Raise ValueError if a field declared as a Literal, also of a nested dataclass, holds another value."""
-    for name, hint in typing.get_type_hints(type(value)).items():
-        held = getattr(value, name)
-        if typing.get_origin(hint) is Literal and held not in typing.get_args(hint):
-            choices = ", ".join(map(str, typing.get_args(hint)))
-            raise ValueError(f"{type(value).__name__}.{name} is {held!r}; choose one of {choices}.")
-        if is_dataclass(held):
-            _check_choices(held)
-
-
 def objective_from(values: dict[str, Any]) -> Objective:
     """Build an objective from its plain values and `kind`; ValueError if the kind is unknown or its class not found."""
     values = dict(values)
@@ -583,28 +643,3 @@ def _build(kind: Any, values: Any) -> Any:
 
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def require_types(values: Any, name: str) -> None:
-    """Raise TypeError if a field of a dataclass, also of a nested one, does not have its declared type."""
-    hints = typing.get_type_hints(type(values))
-    for one in fields(values):
-        value, hint = getattr(values, one.name), hints[one.name]
-        if is_dataclass(value) and isinstance(value, tuple(filter(is_dataclass, (hint, *typing.get_args(hint))))):
-            require_types(value, f"{name}.{one.name}")
-        elif not _fits(value, hint):
-            raise TypeError(f"{name}.{one.name} is {value!r}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    inner, args = typing.get_origin(hint), typing.get_args(hint)
-    if inner is Literal:
-        return value in args
-    if inner is tuple:
-        kinds = args[:1] * len(value) if isinstance(value, tuple) and args[-1] is Ellipsis else args
-        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
-    if args:  # a union
-        return any(_fits(value, kind) for kind in args)
-    if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return hint is Any or type(value) is hint

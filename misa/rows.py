@@ -190,6 +190,7 @@ def _table(table: str) -> ModuleType:
     assert spec is not None, "a .py file has a loader"
     assert spec.loader is not None, "a .py file has a loader"
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up the types of their fields
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # it is the user's own file: any exception is reported as a configuration error
@@ -199,6 +200,8 @@ def _table(table: str) -> ModuleType:
         raise UserError(
             f"{path}, line {where}: {type(error).__name__}: {str(error).rstrip('.')}; correct the file."
         ) from error
+    finally:
+        del sys.modules[spec.name]  # the file may change while the process runs, as in a notebook
     if not isinstance(getattr(module, "ROWS", None), dict):
         raise UserError(f"{path} defines no dict ROWS; write ROWS = {{'name': Experiment(...)}} in it.")
     return module

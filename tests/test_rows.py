@@ -4,7 +4,9 @@ import sys
 
 import pytest
 
+from misa.engine.training.train import require_buildable
 from misa.errors import UserError
+from misa.experiment import Distillation
 from misa.rows import find_row, lineage, table_module, table_names, teacher_row
 
 OWN = "from misa.experiment import Experiment\nfrom .demo import ROWS as DEMO\n"
@@ -74,6 +76,62 @@ def test_what_is_wrong_with_a_file_of_ones_own_is_one_sentence(tmp_path, text, w
     assert words in str(error.value)
     assert "mine.py" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+CHANGES = {
+    "network={'pretrained': 'False'}": "Network.pretrained is 'False', not of type bool",
+    "network={'backbone': None}": "Network.backbone is None, not of type str",
+    "network={'head_channels': 0}": "Network.head_channels is 0; it must be a number of 1 or more",
+    "network=None": "Experiment.network is None, not of type Network",
+    "schedule={'batch': True}": "Schedule.batch is True, not of type int",
+    "schedule={'epochs': 1.5}": "Schedule.epochs is 1.5, not of type int",
+    "schedule={'epochs': '3'}": "Schedule.epochs is '3', not of type int",
+    "affinity={'window': 5.0}": "Affinity.window is 5.0, not of type int",
+    "affinity={'kernels': ('color')}": "Affinity.kernels is 'color', not of type tuple[str, ...] | None",
+    "affinity={'kernels': ()}": "Affinity.kernels is (); give one or two names",
+    "scenes={'train': 8}": "Experiment.scenes is {'train': 8}, not of type tuple[tuple[str, Any], ...]",
+    "distillation={'radius': -5}": "Distillation.radius is -5; it must be a number of bins of 0 or more",
+    "teacher=None": "Experiment.teacher is None, not of type str",
+    "objective={'a': 1}": "Experiment.objective is {'a': 1}, not of type Objective | None",
+    "limit=0": "Experiment.limit is 0; it must be a number of images of 1 or more",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_value_of_another_type_is_refused_before_anything_is_trained(tmp_path, change):
+    with pytest.raises(UserError) as error:
+        find_row(own(tmp_path, f"ROWS = {{'a': DEMO['box'].but({change})}}"))
+    assert f"line 3: ValueError: {CHANGES[change]}" in str(error.value)
+
+
+def test_a_dict_for_a_part_that_a_row_lacks_changes_its_defaults(tmp_path):
+    row = find_row(own(tmp_path, "ROWS = {'a': DEMO['box'].but(distillation={'radius': 5}, teacher='teacher:demo')}"))
+    assert row.distillation == Distillation(radius=5)
+    assert row.but(network={"strides": [8, 8, 16, 16]}).digest() == row.digest()  # a list is as good as a tuple
+
+
+def test_the_types_of_a_dataclass_of_ones_own_are_found(tmp_path):
+    """dataclasses looks them up in the module's namespace where annotations are strings."""
+    text = "import dataclasses as d\n@d.dataclass\nclass Own:\n    a: 'd.KW_ONLY'\n    b: int = 1\n"
+    assert find_row(own(tmp_path, text + "ROWS = {'a': DEMO['box'].but(limit=Own(b=3).b)}")).limit == 3
+    assert "misa.experiments.own_mine" not in sys.modules
+
+
+def test_an_objective_of_ones_own_file_is_told_where_it_belongs(tmp_path):
+    text = (
+        "from dataclasses import dataclass\nfrom misa.objectives.base import BoxObjective\n"
+        "@dataclass(frozen=True)\nclass Fill(BoxObjective):\n    pass\n"
+        "ROWS = {'a': DEMO['box'].but(objective=Fill(), affinity=None)}"
+    )
+    with pytest.raises(UserError, match=r"line 8: .*an objective belongs into a file of misa\.objectives"):
+        find_row(own(tmp_path, text))
+
+
+@pytest.mark.parametrize("kernels", ["('colour',)", "('color', 'texture')"])
+def test_an_unknown_affinity_is_told_before_the_teacher_is_trained(tmp_path, kernels):
+    row = find_row(own(tmp_path, f"ROWS = {{'a': DEMO['misa'].but(affinity={{'kernels': {kernels}}})}}"))
+    with pytest.raises(UserError, match=r"there is no affinity '(colour|texture)'; there are color, feature, saliency"):
+        require_buildable(row)
 
 
 def test_the_line_is_found_in_a_file_with_a_relative_path(tmp_path, monkeypatch):

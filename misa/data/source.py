@@ -11,6 +11,7 @@ from misa.data.check.report import Report
 from misa.data.formats.coco import Split
 from misa.data.formats.convert import open_layout
 from misa.data.scenes.scenes import EDITION, Scenes, write_scenes
+from misa.errors import UserError
 from misa.experiment import Experiment
 
 # Wording of the count of each kind of warning; classes that are left out are listed by name instead.
@@ -45,6 +46,14 @@ class Source:
     masks: bool = True
 
 
+def drawn_scenes(experiment: Experiment) -> Scenes:
+    """Returns the embedded data of a row; UserError if it has no such parameters."""
+    try:
+        return Scenes(**dict(experiment.scenes))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"scenes of a row: {str(error).rstrip('.')}; see misa.data.scenes.scenes.Scenes.") from error
+
+
 def open_source(
     experiment: Experiment, data_root: str | Path, *, classes: Sequence[str] | None = None, need_train: bool = True
 ) -> Source:
@@ -60,7 +69,7 @@ def open_source(
         raise ValueError("open_source needs classes where the training split, which has them, is not needed.")
     root = Path(data_root).expanduser().resolve()
     if experiment.data == "demo":
-        scenes = Scenes(**dict(experiment.scenes))
+        scenes = drawn_scenes(experiment)
         name = hashlib.sha256(f"{EDITION} {scenes!r}".encode()).hexdigest()[:8]
         root = write_scenes(root / f"demo-{name}", scenes)
     layout = open_layout(root, need_train=need_train)

@@ -88,6 +88,20 @@ def check_inputs(
         raise ValueError(f"{name} needs labels (n,) with the category of each mask to use the semantic features.")
 
 
+def require_kernels(kernels: Sequence[str]) -> None:
+    """Raise UserError if these are no affinities that `Guides` combines."""
+    unknown = [name for name in kernels if name not in KERNELS]
+    if unknown:
+        raise UserError(f"there is no affinity {unknown[0]!r}; there are {', '.join(KERNELS)}.")
+    if not 1 <= len(kernels) <= 2:
+        raise UserError(f"masks are propagated along one affinity or two, not {len(kernels)}.")
+    if kernels[0] in SEMANTIC:
+        raise UserError(
+            f"the affinity {kernels[0]!r} can only be the second one: its σ is its spread in the image, and "
+            f"saliency has a row for each category; name a first one, such as ('color', {kernels[0]!r})."
+        )
+
+
 @dataclass
 class Guides:
     """Images (b d h w), the image of every mask, and the affinities of `KERNELS` to combine: colors, then one more.
@@ -107,16 +121,7 @@ class Guides:
     window: int = 1
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.kernels if name not in KERNELS]
-        if unknown:
-            raise UserError(f"there is no affinity {unknown[0]!r}; there are {', '.join(KERNELS)}.")
-        if not 1 <= len(self.kernels) <= 2:
-            raise UserError(f"masks are propagated along one affinity or two, not {len(self.kernels)}.")
-        if self.kernels[0] in SEMANTIC:
-            raise UserError(
-                f"the affinity {self.kernels[0]!r} can only be the second one: its σ is its spread in the image, and "
-                f"saliency has a row for each category; name a first one, such as ('color', {self.kernels[0]!r})."
-            )
+        require_kernels(self.kernels)
         check_shapes(
             "Guides",
             images=(self.images, "b d h w"),

@@ -12,7 +12,9 @@ from misa.data.formats.coco import DataError
 from misa.data.scenes import scenes as synthetic
 from misa.data.scenes.scenes import Scenes, write_scenes
 from misa.data.source import open_source
+from misa.errors import UserError
 from misa.experiment import Experiment, Semantic
+from misa.rows import find_row
 
 BOX = Experiment(data="coco")
 
@@ -145,3 +147,9 @@ def test_a_file_as_place_for_the_embedded_data_is_named(tmp_path):
     demo = Experiment(data="demo", scenes=(("size", 48), ("train", 2), ("val", 1)))
     with pytest.raises(DataError, match="file is a file"):
         open_source(demo, tmp_path / "file")
+
+
+@pytest.mark.parametrize("scenes", [(("trian", 8),), (("train", "8"),), (("train", 0),)])
+def test_parameters_of_scenes_that_are_none_are_one_sentence(tmp_path, scenes):
+    with pytest.raises(UserError, match=r"^scenes of a row: .*; see misa\.data\.scenes\.scenes\.Scenes\.$"):
+        open_source(find_row("demo:box").but(scenes=scenes), tmp_path)

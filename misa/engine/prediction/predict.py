@@ -79,7 +79,7 @@ class Options:
         try:
             require_types(self, "predict")
         except TypeError as error:
-            raise UserError(f"{error}, which is of another type than asked for.") from error
+            raise UserError(f"{error}.") from error
         if self.tile is not None and self.tile < 32:
             raise UserError(f"tile must be at least 32 pixels, not {self.tile}.")
         if self.tile is not None and not 0 <= self.overlap < self.tile:

@@ -21,7 +21,7 @@ from misa.engine.runs.checkpoints import (
 )
 from misa.engine.runs.state import warn
 from misa.errors import UserError, counted
-from misa.experiment import Experiment, require_types
+from misa.experiment import Experiment
 from misa.models.students.inference import Image, Instances, Student
 from misa.models.students.table import implementation, model_config, skeleton
 
@@ -131,11 +131,11 @@ def _card(path: Path, checkpoint: dict[str, Any]) -> tuple[Experiment, tuple[str
                 f"{path} does not say what network it is of, and no run folder is around it; give the run folder, or "
                 "a file made by misa export."
             )
-        require_types(experiment, "experiment")
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} was made by another version of misa ({error}); export it again.") from error
+        reason = str(error).rstrip(".")
+        raise UserError(f"{path} was made by another version of misa ({reason}); export it again.") from error
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) and name for name in classes):
         raise UserError(f"{path} names no classes; export it again.")
     return experiment, tuple(classes)

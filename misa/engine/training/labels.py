@@ -48,13 +48,14 @@ def prepare_labels(
     """Write the label maps that a teacher's row needs into its run folder; existing files are kept.
 
     student: the run whose masks they are, if the row says so. only: ids of the images, by default all.
-    Raises UserError: the folder has labels of another kind or of other annotations, or the student is missing or does not fit.
+    Raises UserError: the folder has labels of another kind or of other annotations, or the student is missing or does
+    not fit.
     """
     target = label_folder(experiment, folder)
     if target is None or experiment.semantic is None:
         return
     kind = "masks" if experiment.supervision == "mask" else experiment.semantic.labels
-    card = {"labels": kind, "student": _identity(student) if kind == "student" and student else None}
+    card: dict[str, Any] = {"labels": kind, "student": _identity(student) if kind == "student" and student else None}
     card["data"] = digest_of(source.train.annotations)  # older cards lack it
     found = read_json(target / "labels.json")
     if found is not None and {**card, **found} != card:

@@ -35,6 +35,7 @@ from misa.models.backbones import backbone_row, require_weights
 from misa.models.students.table import model_config, skeleton
 from misa.models.teacher.contract import TeacherNetwork
 from misa.objectives.misa import objective_of
+from misa.ops.guides import require_kernels
 from misa.rows import teacher_row
 
 
@@ -136,6 +137,8 @@ def _before(
 def require_buildable(experiment: Experiment, row: str = "the row") -> None:
     """Raise UserError, before any work, if the network of a row, or of one that it learns from, cannot be built."""
     backbone_row(experiment.network.backbone)
+    if experiment.affinity is not None and experiment.affinity.kernels:
+        require_kernels(experiment.affinity.kernels)
     if experiment.trains_teacher:
         require_buildable(teacher_row(experiment), experiment.teacher)
     elif (named := student_row(experiment)) is not None:
