@@ -32,7 +32,6 @@ TABLE = Comparison(
         "mask": "masks: the same student",
     },
     baseline="misa",
-    data="",
     details=True,
 )
 

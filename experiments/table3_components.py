@@ -26,6 +26,7 @@ TABLE = Comparison(
         "mask": "mask supervision",
     },
     baseline="baseline",
+    data="voc",
 )
 
 BASES = {

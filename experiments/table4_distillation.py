@@ -22,6 +22,7 @@ TABLE = Comparison(
         "both": "+ frequency + space (FSD)",
     },
     baseline="baseline",
+    data="voc",
 )
 
 PARTS = {"plain": (False, False), "frequency": (True, False), "space": (False, True), "both": (True, True)}

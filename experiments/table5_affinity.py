@@ -24,6 +24,7 @@ TABLE = Comparison(
         "apro_saliency": "APro: color + feature + saliency",
     },
     baseline="apro_color",
+    data="voc",
 )
 
 

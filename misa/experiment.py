@@ -592,17 +592,17 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table of the paper: rows of one module, compared with one of them seed by seed.
+    """A table, of the paper or of one's own: rows of one module, compared with one of them seed by seed.
 
     rows: printed name of each row; in the module a row is called `<data>_<row>`.
-    data: dataset of the paper's results, "" if the paper has none.
+    data: dataset of the paper's results among the rows; "" without a paper's.
     details: whether `misa.engine.reports.tables.Table.details` is printed below the table.
     """
 
     title: str
     rows: dict[str, str]
     baseline: str
-    data: str = "voc"
+    data: str = ""
     details: bool = False
 
 

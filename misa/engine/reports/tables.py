@@ -289,7 +289,7 @@ def table_rows(table: int | str, data: str = "demo") -> tuple[Comparison, dict[s
         rows = [row.strip() for row in name.split(",")]
         for row in rows:
             find_row(row)
-        return Comparison(", ".join(rows), {row: row for row in rows}, rows[0], data=""), {row: row for row in rows}
+        return Comparison(", ".join(rows), {row: row for row in rows}, rows[0]), {row: row for row in rows}
     module, comparison = _comparison(name)
     known = table_module(module).ROWS
     if f"{data}_{comparison.baseline}" not in known:
