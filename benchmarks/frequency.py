@@ -89,6 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--radii", action="store_true", help="compare the two transforms over the radius instead")
     options = parser.parse_args(argv)
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    if options.device != "cpu" and not torch.cuda.is_available():
+        parser.error("torch finds no CUDA device; leave --device out")
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.device}, {options.threads} thread(s), {options.rounds} rounds, medians")
     agree = True

@@ -268,7 +268,9 @@ def compare(
     """Print the times of ours, the plain form and the official code (published), for images and masks from `load`."""
     print(f"\n{title}ms per image, wall (CPU time in brackets); ratio = plain / ours, in turn in one process")
     print(f"{'image':>6} {'grid':>8} {'n':>3} {'form':>6} " + " ".join(f"{s:>14}" for s in STAGES), end="")
-    print(f" {'tree+global':>16} {'total':>16}   official total: ratio to ours")
+    print(
+        f" {'tree+global':>16} {'total':>16}   official total (published, 2 threads of another machine): ratio to ours"
+    )
     for name, n in cases:
         work = load(root, name, n, short=short)
         count, h, w = work.masks.shape
@@ -452,6 +454,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--data", type=Path, default=default, help="folder of COCO 2017, or of its images 49, 86, 110 and 308"
     )
     options = parser.parse_args(argv)
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch finds no CUDA device; leave --device out")
     needed = (308, 86) if options.quick else (308, 86, 49, 110)
     missing = [name for name in needed if not any(options.data.glob(f"*2017/{name:012d}.jpg"))]
     if missing:

@@ -673,3 +673,25 @@ def test_a_training_ends_with_what_to_do_now(row, masks, smoke, commands, tmp_pa
     assert [words[:3] for words in found] == [["misa", name, str(tmp_path / "my run")] for name in commands]
     for _, name, *words in found:
         options(importlib.import_module(f"misa.commands.{name}"), name, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["check", ""], "the path of the data"),
+        (["convert", "", "out"], "the path of the data"),
+        (["convert", ".", ""], "the path of the new folder"),
+        (["label", "", "--out", "masks.json"], "the path of the data"),
+        (["train", "photos:box", "--data-root", ""], "--data-root"),
+        (["train", "demo:box", "--data-root", " "], "--data-root"),
+        (["tables", "3", "--data-root", ""], "--data-root"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(words, what, capsys, tmp_path, monkeypatch):
+    """As `--data-root "$UNSET"` in a shell."""
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"misa {words[0]}: {what} is empty; give a path, or . for this folder."
+    ]
+    assert list(tmp_path.iterdir()) == []

@@ -46,6 +46,12 @@ def require_file(path: str, what: str, advice: str) -> None:
         raise UserError(missing(place, what, advice))
 
 
+def require_given(path: str, what: str) -> None:
+    """Raise UserError if a path is empty, as an unset variable of the shell, which would mean the current folder."""
+    if not path.strip():
+        raise UserError(f"{what} is empty; give a path, or . for this folder.")
+
+
 def require_folder(path: str, name: str) -> None:
     """Raise UserError if the folder to write into, or one above it, is a file; `name` is its option, "" is unchecked.
 

@@ -24,6 +24,7 @@ class Check(Parameters):
 
 def run(options: Check) -> int:
     """Print the report; returns 2 if the data is not usable for training."""
+    shared.require_given(options.data_root, "the path of the data")
     shared.require_data(options.data_root)
     from misa.engine.reports.checkup import check_data
 

@@ -24,6 +24,8 @@ class Convert(Parameters):
 
 def run(options: Convert) -> int:
     """Print a summary, and the command that checks the result."""
+    shared.require_given(options.data, "the path of the data")
+    shared.require_given(options.out, "the path of the new folder")
     shared.require_data(options.data)
     from misa.data.formats.plain_coco import convert, unfinished
 

@@ -45,6 +45,7 @@ def run(options: Label) -> int:
         shared.require_unused(options, ("row", "seed", "smoke"), "with --run, a student that is trained already")
     else:
         shared.require_row(options.row)
+    shared.require_given(options.data, "the path of the data")
     shared.require_data(options.data)
     import torch
 

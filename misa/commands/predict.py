@@ -55,6 +55,7 @@ def run(options: Predict) -> int:
     if options.tile is None:
         shared.require_unused(options, ("overlap",), "without --tile")
     for path in options.inputs:
+        shared.require_given(path, "the path of an image")
         if "://" not in path:  # an address gets its own message later
             shared.require_file(path, "image, folder or video", "correct the path")
     import numpy as np

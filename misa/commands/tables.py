@@ -8,6 +8,7 @@ example: misa tables 3 --data demo --seeds 5 --run
 from typing import Any, Literal
 
 from misa.commands import _shared as shared
+from misa.errors import option_name
 from misa.machine import Machine
 from misa.parameters import Parameters, argument, option
 
@@ -48,6 +49,7 @@ class Tables(Parameters):
 
 def run(options: Tables) -> int:
     """Train missing runs if requested, then print the table."""
+    shared.require_given(options.data_root, option_name("data_root"))
     shared.require_folder(options.save, "save")
     from misa.engine.reports.tables import file_name, how_counted, open_table, summary
 

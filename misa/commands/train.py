@@ -111,6 +111,7 @@ def train_with(options: Train) -> "Run":
 
     Several GPUs use one process each, started here unless torchrun or SLURM has started this one.
     """
+    shared.require_given(options.data_root, option_name("data_root"))
     experiment, folder = experiment_of(options), _folder_of(options)
     require_own(folder, {"seed": options.seed, "experiment": experiment.values()})
     if experiment.data != "demo":
