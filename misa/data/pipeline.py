@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import cv2
 import mmcv
 import numpy as np
 import torch
@@ -25,6 +26,23 @@ MEAN = (123.675, 116.28, 103.53)  # ImageNet, RGB, values 0..255
 STD = (58.395, 57.12, 57.375)
 
 _META = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
+
+
+class Load(LoadImageFromFile):
+    """mmcv's, which fails with an AssertionError: a PNG may be damaged inside, where the check of its end sees nothing.
+
+    Raises UserError: the file cannot be decoded, or has been removed since it was checked.
+    """
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
+        """Read and decode the image of a sample."""
+        try:
+            return super().transform(results)
+        except (AssertionError, OSError, cv2.error) as error:
+            raise UserError(
+                f"the image {results['img_path']} cannot be read, or not to its end; replace it, or take it out of the "
+                "data."
+            ) from error
 
 
 class Resize(MMDetResize):
@@ -69,7 +87,7 @@ def train_pipeline(augmentation: Augmentation, *, masks: bool, label_maps: bool 
         scales = [(augmentation.long_side, side) for side in augmentation.short_sides]
         changes = [{"type": RandomChoiceResize, "scales": scales, "resize_type": Resize, "keep_ratio": True}, flip]
     return [
-        {"type": LoadImageFromFile},
+        {"type": Load},
         {"type": LoadAnnotations, "with_bbox": True, "with_mask": masks, "with_seg": label_maps},
         *changes,
         {"type": PackDetInputs, "meta_keys": _META},
@@ -79,7 +97,7 @@ def train_pipeline(augmentation: Augmentation, *, masks: bool, label_maps: bool 
 def test_pipeline(augmentation: Augmentation) -> list[dict[str, Any]]:
     """Load and resize; no annotation is needed."""
     return [
-        {"type": LoadImageFromFile},
+        {"type": Load},
         {"type": Resize, "scale": (augmentation.long_side, augmentation.test_short_side), "keep_ratio": True},
         {"type": PackDetInputs, "meta_keys": _META},
     ]

@@ -79,3 +79,19 @@ def sample(crop):
 def test_what_is_no_image_is_one_sentence(image):
     with pytest.raises(UserError, match=r"RGB \(h w 3\) of 8 bits"):
         network_input(image, Augmentation())
+
+
+@pytest.mark.parametrize("damage", ["inside", "gone"])
+def test_an_image_that_cannot_be_read_is_named(tmp_path, damage):
+    """Only decoding shows it: the start and the end of the file are right."""
+    path = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.unlink()
+    if damage == "inside":
+        path.write_bytes(content)
+    for pipeline in (train_pipeline(Augmentation((64,), 96), masks=False), file_pipeline(Augmentation())):
+        sample = {"img_path": str(path), "img_id": 0, "instances": []}
+        with pytest.raises(UserError, match=rf"^the image {path} cannot be read, or not to its end; replace it"):
+            Compose(pipeline)(sample)

@@ -332,10 +332,12 @@ def learn(runner: Runner) -> None:
     try:
         with tensors_only():
             runner.train()
+        runner.test()
     except Diverged as error:
         guard = next(hook for hook in runner.hooks if isinstance(hook, NaNGuard))
         raise guard.explain(error) from error
-    runner.test()
+    except UserError as error:  # of a loader's process: torch puts its traceback before the sentence
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
 
 
 def log_scores(runner: Runner, metrics: dict[str, Any]) -> None:

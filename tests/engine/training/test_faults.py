@@ -6,6 +6,7 @@ More faults of data are in tests/test_cli.py (BAD), tests/data/check/ and tests/
 import json
 import os
 import pickle
+import re
 import shutil
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -402,3 +403,15 @@ def test_an_image_of_one_pixel_and_one_of_nothing(place):
     Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(place.photo)
     assert main(place.predict("--score", 0)) == 0
     assert np.asarray(Image.open(place.folder / "out/masks/photo.png")).shape == (1, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_is_damaged_inside_is_named(place, capsys, workers):
+    """Only decoding shows it, after the check; torch puts the traceback of its process before the sentence."""
+    for path in (place.data / "train2017").iterdir():
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
+    assert main(place.train("--workers", workers)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("misa train")]
+    assert re.fullmatch(r"misa train: the image \S+\.png cannot be read, or not to its end; .* of the data\.", line)
