@@ -23,7 +23,8 @@ DATA = {data}
 SIZES = {{"short_sides": (800,)}}
 SCHEDULE = {{"batch": 2, "epochs": 400, "warmup": 20, "milestones": (300,)}}
 TEACHER = teacher.COCO.but(
-    network=Network(pretrained=False), augmentation=SIZES, schedule=SCHEDULE | {{"epochs": 1}}, **DATA
+    network=Network(pretrained=False), augmentation=SIZES, schedule=SCHEDULE | {{"epochs": 1}}, limit={limit},
+    **DATA
 )
 MISA = table1_coco.MISA.but(
     network={{"pretrained": False}}, augmentation=SIZES, schedule=SCHEDULE, affinity={{"window": 5}},
@@ -61,6 +62,7 @@ class Place:
         data = '{"data": "coco"}' if self.coco else '{"data": "demo", "scenes": (("train", 100), ("val", 4))}'
         text = ROWS.format(
             data=data,
+            limit=100 if self.coco else None,  # the teacher need not be good, and an epoch of COCO takes hours
             short=".smoke()" if self.small else "",
             long=SMALL_LONG if self.small else 'MISA.but(schedule={"precision": "bfloat16"})',
         )
