@@ -175,7 +175,7 @@ def test_without_a_teacher_what_needs_one_is_left_out():
     )
     with pytest.raises(UserError, match="Affinity has no field 'windows'; did you mean 'window'"):
         affinities(own, {"wrong": {"windows": 3}}, taught=True)
-    with pytest.raises(UserError, match=r"reading 'wrong': Affinity\.stretch is True; it must be a share below 1"):
+    with pytest.raises(UserError, match=r"reading 'wrong': Affinity\.stretch is True, not of type float"):
         affinities(own, {"wrong": {"stretch": True}}, taught=True)
     wrong = {"window": 4}, {"semantic_values": "logit", "saliency": True}, {"mode": "tree"}, {"local_steps": "7"}
     for changes in wrong:
