@@ -107,8 +107,6 @@ def pseudo_masks(
     features, factors = (None, None) if prior is None else (prior[0], prior[1])
     check_inputs("pairwise_loss", masks, images, features, factors, labels, box_masks)
     check_shapes("pairwise_loss", masks=(masks, "n h w"), image_index=(image_index, "n"))
-    if affinity.mode not in ("apro", "pamr"):
-        raise ValueError(f"pairwise_loss knows the modes 'apro' and 'pamr', not {affinity.mode!r}.")
     guides = _guides(images, image_index, labels, prior, affinity, valid)
     sigma = prior.sigma if isinstance(prior, Reading) else "image"
     join = Join(affinity.balance, affinity.local_form, sigma, affinity.semantic_scale)

@@ -76,7 +76,10 @@ def test_several_rows_are_measured_as_whole_steps(tmp_path, capsys):
 
 def test_a_teacher_of_label_maps_is_measured_beside_its_student(tmp_path):
     """Only the batch's images get label maps, and the student keeps its own teacher, not a smoke run's."""
-    small = {"scenes": (("size", 64), ("train", 9), ("val", 2)), "augmentation": {"short_sides": (64,), "long_side": 64}}
+    small = {
+        "scenes": (("size", 64), ("train", 9), ("val", 2)),
+        "augmentation": {"short_sides": (64,), "long_side": 64},
+    }
     rows = {name: find_row(name).but(**small) for name in ("demo:box", "teacher:demo_student")}
     steps = build_each(rows, Setup(str(tmp_path / "data"), "cpu", 1), tmp_path / "runs")
     one, other = ([sample.img_id for sample in step.batch["data_samples"]] for step in steps.values())
