@@ -79,6 +79,8 @@ def require_types(values: Any, name: str) -> None:
         if is_dataclass(value) and isinstance(value, tuple(filter(is_dataclass, (hint, *typing.get_args(hint))))):
             require_types(value, f"{name}.{one.name}")
         elif not _fits(value, hint):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise TypeError(f"{name}.{one.name} is {value}, not a finite number")
             wanted = hint.__name__ if isinstance(hint, type) else re.sub(r"misa\.experiment\.|typing\.", "", str(hint))
             raise TypeError(f"{name}.{one.name} is {value!r}, not of type {wanted}")
 

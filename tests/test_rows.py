@@ -83,6 +83,7 @@ CHANGES = {
     "network={'backbone': None}": "Network.backbone is None, not of type str",
     "network={'head_channels': 0}": "Network.head_channels is 0; it must be a number of 1 or more",
     "network=None": "Experiment.network is None, not of type Network",
+    "schedule={'clip': float('inf')}": "Schedule.clip is inf, not a finite number",
     "schedule={'batch': True}": "Schedule.batch is True, not of type int",
     "schedule={'epochs': 1.5}": "Schedule.epochs is 1.5, not of type int",
     "schedule={'epochs': '3'}": "Schedule.epochs is '3', not of type int",
