@@ -371,9 +371,10 @@ def test_wrong_input_is_named(rng):
 def test_torch_compile(rng, device):
     masks, boxes, images, index, labels, prior = batch(rng)
     masks = masks.requires_grad_()
-    compiled = torch.compile(loss_of, backend="aot_eager")
-    plain = loss_of(masks, boxes, images, index, labels=labels, prior=prior)
-    terms = compiled(masks, boxes, images, index, labels=labels, prior=prior)
+    inputs = (masks, boxes, images, index)
+    options = {"affinity": Affinity(saliency=True), "labels": labels, "prior": prior}
+    plain = pairwise_loss(*inputs, **options)
+    terms = torch.compile(pairwise_loss, backend="aot_eager")(*inputs, **options)
     for name in plain:
         assert_close(terms[name], plain[name], atol=1e-5, rtol=1e-4)
     sum(terms.values()).backward()
