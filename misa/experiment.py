@@ -434,6 +434,9 @@ class Expected:
     ap_l: float | None = None
 
 
+_OPTIONAL = {"affinity": Affinity, "distillation": Distillation, "semantic": Semantic}  # a row may lack them
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One training run: data, student, supervision, loss terms, schedule. Make variants with `but`."""
@@ -530,9 +533,8 @@ class Experiment:
                 names = ", ".join(f.name for f in dataclasses.fields(self))
                 raise ValueError(f"Experiment has no field {name!r}; its fields are {names}.")
             current = getattr(self, name)
-            if isinstance(value, dict) and current is None:
-                kinds = filter(is_dataclass, typing.get_args(_hints(Experiment)[name]))
-                current = next((kind() for kind in kinds if kind in (Affinity, Distillation, Semantic)), None)
+            if isinstance(value, dict) and current is None and name in _OPTIONAL:
+                current = _OPTIONAL[name]()
             if isinstance(value, dict) and dataclasses.is_dataclass(current):
                 known = [f.name for f in dataclasses.fields(current)]
                 for key in sorted(value.keys() - set(known)):

@@ -1,7 +1,7 @@
 """Open and check the data set of an experiment: images, boxes and class names."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,10 @@ class Source:
     masks: bool = True
 
 
-def drawn_scenes(experiment: Experiment) -> Scenes:
-    """Returns the embedded data of a row; UserError if it has no such parameters."""
+def drawn_scenes(values: Mapping[str, Any]) -> Scenes:
+    """Returns the embedded data of these parameters, `Experiment.scenes`; UserError if it has no such ones."""
     try:
-        return Scenes(**dict(experiment.scenes))
+        return Scenes(**values)
     except (TypeError, ValueError) as error:
         raise UserError(f"scenes of a row: {str(error).rstrip('.')}; see misa.data.scenes.scenes.Scenes.") from error
 
@@ -69,7 +69,7 @@ def open_source(
         raise ValueError("open_source needs classes where the training split, which has them, is not needed.")
     root = Path(data_root).expanduser().resolve()
     if experiment.data == "demo":
-        scenes = drawn_scenes(experiment)
+        scenes = drawn_scenes(dict(experiment.scenes))
         name = hashlib.sha256(f"{EDITION} {scenes!r}".encode()).hexdigest()[:8]
         root = write_scenes(root / f"demo-{name}", scenes)
     layout = open_layout(root, need_train=need_train)

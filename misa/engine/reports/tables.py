@@ -263,12 +263,9 @@ def _require_same_images(rows: Mapping[str, Experiment]) -> None:
     other = next((name for name in others if scenes[name] != scenes[first]), None)
     if other is None:
         return
-    from misa.data.scenes.scenes import Scenes  # imports OpenCV, which equal rows do not need
+    from misa.data.source import drawn_scenes  # imports OpenCV, which equal rows do not need
 
-    try:
-        drawn = {name: None if one is None else Scenes(**one) for name, one in scenes.items()}
-    except (TypeError, ValueError) as error:
-        raise UserError(f"scenes of a row: {error}.") from error
+    drawn = {name: None if one is None else drawn_scenes(one) for name, one in scenes.items()}
     other = next((name for name in others if drawn[name] != drawn[first]), None)
     if other is not None:
         raise UserError(f"{first} and {other} are scored on different images; compare rows of the same data.")
