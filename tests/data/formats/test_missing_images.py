@@ -99,6 +99,17 @@ def one_file_for_two_names(root: Path) -> Path:
     return root / "train2017/tue/a.png"
 
 
+def names_from_the_root(root: Path) -> Path:
+    """The images are not in the folder that is called so."""
+    for picture in PICTURES:
+        draw(picture, root / "camera" / picture.name)
+        other(root / "masks" / picture.name)
+    (root / "images").mkdir()
+    (root / "labels.json").write_text(coco(PICTURES, lambda p: f"camera/{p.name}"))
+    (root / "camera/b.png").unlink()
+    return root / "images/camera/b.png"  # names are relative to this folder first
+
+
 def absent(root: Path) -> list[str]:
     problems = (problem for report in check_data(root).reports for problem in report.problems)
     return [problem.message for problem in problems if problem.kind == "image-absent"]
@@ -112,6 +123,7 @@ FORMS = [
     another_day_in_coco_listed_twice,
     another_day_in_a_csv,
     one_file_for_two_names,
+    names_from_the_root,
 ]
 
 
