@@ -19,6 +19,8 @@ _COUNTED = {
     "box-clipped": ("box clipped", "boxes clipped"),
     "box-thin": ("box thinner than a pixel left out", "boxes thinner than a pixel left out"),
     "box-size": ("box without area left out", "boxes without area left out"),
+    "box-thin-mask": ("object thinner than a pixel scored by its mask", "objects thinner than a pixel scored by masks"),
+    "box-size-mask": ("box without area scored by its mask", "boxes without area scored by their masks"),
     "duplicate-box": ("box given twice", "boxes given twice"),
     "duplicate-file": ("image listed twice", "images listed twice"),
     "image-16-bit": ("image of 16 bits read as 8", "images of 16 bits read as 8"),

@@ -32,12 +32,27 @@ class _Evaluation(COCOeval):
                     annotation["ignore"] = bool(annotation["ignore"]) or not self.counts(annotation)
 
 
-def read_truth(annotation_file: str | Path) -> COCO:
-    """Load the ground truth of a COCO annotation file without pycocotools' output, annotation ids starting at 1."""
+def read_truth(annotation_file: str | Path, *, masks: bool = True) -> COCO:
+    """Load the ground truth of a COCO annotation file without pycocotools' output, annotation ids starting at 1.
+
+    masks: False if the file has boxes only. They are clipped to the image, as predicted ones are, and left out if that
+    makes them thinner than a pixel, as in training; areas are those of the boxes.
+    """
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotation_file))
+        if not masks:
+            rows = (_clipped(row, truth.imgs[row["image_id"]]) for row in truth.dataset["annotations"])
+            truth.dataset["annotations"] = [row for row in rows if min(row["bbox"][2:]) >= 1]
         number_objects(truth)
     return truth
+
+
+def _clipped(row: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
+    """Returns an annotation whose box is the part within its image, and its area that of the box."""
+    x, y, w, h = row["bbox"]
+    left, top = max(x, 0), max(y, 0)
+    w, h = min(x + w, image["width"]) - left, min(y + h, image["height"]) - top
+    return {"iscrowd": 0, **row, "bbox": [left, top, w, h], "area": w * h}
 
 
 def number_objects(truth: Any) -> None:
@@ -45,13 +60,6 @@ def number_objects(truth: Any) -> None:
     for number, annotation in enumerate(truth.dataset.get("annotations", ()), 1):
         annotation["id"] = number
     truth.createIndex()
-
-
-def sized_by_boxes(truth: COCO) -> None:
-    """Set every annotation's area to its box's, for ground truth without masks."""
-    for annotation in truth.dataset["annotations"]:
-        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
-        annotation.setdefault("iscrowd", 0)
 
 
 def mask_ap(
@@ -177,15 +185,14 @@ def score(
     are not scored. masks: whether the ground truth has masks; if not, only the box AP of the boxes around the
     predicted masks is returned.
     """
-    truth = read_truth(annotation_file)
+    truth = read_truth(annotation_file, masks=masks)
     images = truth.getImgIds()[:limit]
     names = None if classes is None else present(truth, classes)
     found = json.loads(Path(detections).read_text())
     if not masks:
-        sized_by_boxes(truth)
         boxes = mask_ap(truth, found, images=images, categories=names, compare="bbox")
         return {"bbox": boxes, "detections": len(found), "images": len(images)}
-    modes = sorted({a["mode"] for a in truth.dataset["annotations"] if "mode" in a})
+    modes = sorted({a["mode"] for a in truth.dataset["annotations"] if isinstance(a.get("mode"), str)})
     by_mode = {
         mode: mask_ap(truth, found, images=images, categories=names, counts=lambda a, m=mode: a.get("mode") == m)  # type: ignore[misc]
         for mode in modes

@@ -19,7 +19,6 @@ from misa.evaluation.ap import (
     number_objects,
     present,
     read_truth,
-    sized_by_boxes,
 )
 
 _ALL_SIZES, _MOST = 0, -1  # pycocotools' indices of area range and maxDets
@@ -38,12 +37,10 @@ def detailed(
 
     Without `masks` both are of boxes.
     """
-    truth = read_truth(annotation_file)
+    truth = read_truth(annotation_file, masks=masks)
     images = truth.getImgIds()[:limit]
     names = None if classes is None else present(truth, classes)
     found = json.loads(Path(detections).read_text())
-    if not masks:
-        sized_by_boxes(truth)
     evaluation = compared(truth, found, images=images, categories=names, compare="segm" if masks else "bbox")
     parts: dict[str, Any] = {"per_class": per_class(evaluation), "curves": curves(evaluation)}
     if boundary:

@@ -80,7 +80,7 @@ def test_what_a_run_does_not_know_is_left_out_with_advice(root, capsys):
     capsys.readouterr()
     found = open_source(BOX, root, classes=classes[:-1], need_train=False)
     assert found.classes == classes[:-1]
-    words = f"objects of {classes[-1]} are left out, as they are of no class of the run\n"
+    words = f"any objects of {classes[-1]} are left out, as they are of no class of the run\n"
     assert capsys.readouterr().out == f"data: in the val split {words}"
 
 
@@ -112,7 +112,7 @@ def test_warnings_are_told_in_one_line_once(root, capsys):
     train, val = capsys.readouterr().out.splitlines()
     expected = "1 box clipped, 1 box thinner than a pixel left out"
     assert train == f"data: in the train split {expected}; `misa check {root}` lists them"
-    expected = "objects of extra are left out, as they are of no class of the training"
+    expected = "any objects of extra are left out, as they are of no class of the training"
     assert val == f"data: in the val split {expected}; `misa check {root}` lists them"
     open_source(BOX.but(supervision="mask"), root)
     assert capsys.readouterr().out == ""

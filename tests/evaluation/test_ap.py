@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as rle
 
 from misa.evaluation.ap import as_rectangles, mask_ap, read_truth, score
-from misa.evaluation.details import fast_ap
+from misa.evaluation.details import detailed, fast_ap
 
 
 def encoded(mask):
@@ -236,3 +236,33 @@ def test_boxes_have_the_size_of_boxes_on_both_sides(truth_file, tmp_path):
     result = score(truth_file, found, masks=False)["bbox"]
     assert result["APm"] == pytest.approx(result["AP"]) == pytest.approx(50)
     assert result["APs"] is None
+
+
+def test_boxes_are_scored_as_far_as_they_are_in_the_image(truth_file, tmp_path):
+    """Predicted boxes end at the image: those of the truth that reach beyond can be found exactly, too."""
+    content = json.loads(truth_file.read_text())
+    boxes = [[-30, 10, 70, 50.0], [60, 60, 90, 90], [5, 5, 0.4, 50], [99.5, 5, 30, 50]]  # the last two: thin inside
+    content["annotations"] = [{"id": i, "image_id": 1, "category_id": 7, "bbox": box} for i, box in enumerate(boxes, 1)]
+    truth_file.write_text(json.dumps(content))
+    masks = np.zeros((2, 100, 100))
+    masks[0, 10:60, :40] = masks[1, 60:, 60:] = 1
+    found = tmp_path / "found.json"
+    found.write_text(json.dumps([detection(mask) for mask in masks]))
+    result = score(truth_file, found, masks=False)["bbox"]
+    assert result["AP"] == pytest.approx(100)
+    assert result["APm"] == pytest.approx(100)
+    assert result["APl"] is None, "an area is that of the part inside"
+    (row,) = detailed(truth_file, found, masks=False)["per_class"].values()
+    assert row == {"AP": 100, "AP50": 100, "AP75": 100, "objects": 2}
+
+
+def test_a_mode_that_is_no_text_is_none(truth_file, tmp_path):
+    content = json.loads(truth_file.read_text())
+    for annotation, mode in zip(content["annotations"], (None, "plain"), strict=True):
+        annotation["mode"] = mode
+    truth_file.write_text(json.dumps(content))
+    found = tmp_path / "found.json"
+    found.write_text(json.dumps([detection(square(60, 60, 20))]))
+    assert {mode: values["AP"] for mode, values in score(truth_file, found)["segm_by_mode"].items()} == {
+        "plain": pytest.approx(100)
+    }

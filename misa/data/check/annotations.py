@@ -39,6 +39,7 @@ _ADVICE = {
 }
 # COCO's own train2017 has 2 boxes without height among 860k. Below this share they are dropped with a warning.
 _FEW = 1e-4
+_BY_MASK = "it is scored by its mask"
 _MANY = 0.05
 # COCO's boxes are rounded and may exceed the image by fractions of a pixel, which is not reported.
 _SLACK = 1.0
@@ -411,7 +412,7 @@ def _match(
             hint = did_you_mean(name, found)[2:] or "give the class names of this file"
             notes.add("class-names", "", f"class {name!r} is expected, but found are {_joined(found) or 'none'}", hint)
     if extra and not (missing and of_run):
-        message = f"objects of {_joined(extra)} are left out, as they are of no class of the "
+        message = f"any objects of {_joined(extra)} are left out, as they are of no class of the "
         advice = "add the class to the training annotations, if it is to be learned"
         advice = "train a run on data that has it, if it is to be scored" if of_run else advice
         notes.add("class-names-left-out", "", message + ("run" if of_run else "training"), advice, fatal=False)
@@ -473,7 +474,7 @@ def _object(row: dict[str, Any], place: str, known: _Known, found: _Objects, not
     at = place if notes.converted else f"{place} on image {key}"
     if image is not None and _four(row["bbox"]):
         found.doubts.add(row, image)
-    if not _box(row["bbox"], image, at, found, notes):
+    if not _box(row["bbox"], image, at, found, notes, by_mask=known.purpose == "eval"):
         return
     if row["iscrowd"]:
         found.crowds += 1
@@ -493,13 +494,16 @@ def _decide(known: _Known, found: _Objects, notes: Notes) -> None:
     """Report what follows from all annotations together."""
     _judge_runs(found.masks, notes)
     few = found.flats <= _FEW * found.count
+    by_mask = few and known.purpose == "eval"
+    kind, advice = ("box-size-mask", _BY_MASK) if by_mask else ("box-size", "it is left out")
     for place, message in found.flat:
-        advice = "it is left out" if few else "give it a width and height above 0, or remove it"
-        notes.add("box-size", place, message, advice, fatal=not few)
+        notes.add(
+            kind, place, message, advice if few else "give it a width and height above 0, or remove it", fatal=not few
+        )
     if found.flats > len(found.flat):
-        notes.totals["box-size"] += found.flats - len(found.flat)
+        notes.totals[kind] += found.flats - len(found.flat)
     if (doubt := found.doubts.verdict()) is not None:
-        notes.forget("box-clipped", "box-thin", "box-outside")  # consequences of it
+        notes.forget("box-clipped", "box-thin", "box-thin-mask", "box-outside")  # consequences of it
         notes.add(*doubt)
     verb = "learned from" if known.purpose in ("train", "mask") else "scored on"
     for count, what, kind in (
@@ -545,8 +549,11 @@ def _mask(
     return True
 
 
-def _box(box: Any, image: Listed | None, place: str, found: _Objects, notes: Notes) -> bool:
-    """Whether a box (x y w h) is usable; boxes without width or height are collected and judged by their number."""
+def _box(box: Any, image: Listed | None, place: str, found: _Objects, notes: Notes, *, by_mask: bool) -> bool:
+    """Whether a box (x y w h) is usable; boxes without width or height are collected and judged by their number.
+
+    by_mask: the object is scored by its mask, as pycocotools does, also if its box is too thin to learn from.
+    """
     if not _four(box):
         notes.add(
             "box-value", place, f"bbox {_short(box)} is not four finite numbers", "give it as [x, y, width, height]"
@@ -564,7 +571,7 @@ def _box(box: Any, image: Listed | None, place: str, found: _Objects, notes: Not
         found.flats += 1
         if len(found.flat) < KEPT:
             found.flat.append((place, f"{shown} has no area"))
-        return False
+        return by_mask and image is not None
     if image is None:
         return False
     size = f"the image of {image.width} x {image.height} pixels"
@@ -577,8 +584,9 @@ def _box(box: Any, image: Listed | None, place: str, found: _Objects, notes: Not
     # Size after clipping; mmdet's reader silently drops boxes thinner than a pixel.
     inside = min(min(x + w, image.width) - max(x, 0), min(y + h, image.height) - max(y, 0))
     if inside < 1:
-        notes.add("box-thin", place, f"{shown} is thinner than a pixel", "it is left out", fatal=False)
-        return False
+        kind, advice = ("box-thin-mask", _BY_MASK) if by_mask else ("box-thin", "it is left out")
+        notes.add(kind, place, f"{shown} is thinner than a pixel", advice, fatal=False)
+        return by_mask
     return True
 
 

@@ -719,3 +719,16 @@ def test_an_empty_segmentation_is_no_mask(spoil: Spoil, mask: object, there: boo
     file, folder = spoil(change)
     assert check_coco(file, folder).masks == there
     assert not wrong(check_coco(file, folder, purpose="boxes"))
+
+
+def test_an_object_thinner_than_a_pixel_is_scored_by_its_mask(spoil: Spoil) -> None:
+    """As pycocotools does: it is not left out, and the warning does not say so."""
+
+    def thin(data: Any) -> None:
+        for annotation in data["annotations"]:
+            annotation.update(segmentation=SQUARE, area=20, iscrowd=annotation.get("iscrowd", 0))
+        data["annotations"][0].update(bbox=[3, 3, 0.4, 10])
+
+    report = require_usable(*spoil(thin), purpose="eval")
+    assert "thinner than a pixel; it is scored by its mask" in report.warnings[0].sentence
+    assert report.objects == 1 + require_usable(*spoil(thin), purpose="boxes").objects
