@@ -1,6 +1,5 @@
 """Sources of the paper's figures: run folders, images chosen from their data, and networks."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,11 +12,11 @@ from numpy.typing import NDArray
 
 from misa.data.digest import data_digests
 from misa.data.source import Source
+from misa.engine.reports.detections import read_detections, results_file
 from misa.engine.reports.explore import STRIDE, Networks, open_networks
 from misa.engine.runs.folder import opened
 from misa.engine.runs.places import teacher_place
 from misa.engine.runs.record import changed_splits
-from misa.engine.runs.scores import DETECTIONS
 from misa.errors import UserError
 from misa.evaluation.ap import matched, present, read_truth
 from misa.evaluation.bootstrap import Matches, image_scores, matches_of, worst_images
@@ -43,9 +42,9 @@ class Trained:
         return self.experiment.semantic is not None
 
     def detections(self) -> list[dict[str, Any]]:
-        """A student's predictions on its validation data, as COCO results."""
-        found: list[dict[str, Any]] = json.loads((self.folder / DETECTIONS).read_text())
-        return found
+        """A student's predictions on its validation data, as COCO results; UserError if they cannot be read."""
+        truth = read_truth(self.source.val.annotations)
+        return read_detections(results_file(self.folder), truth, self.source.root)
 
     def image(self, image_id: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         """A validation image (h w 3, RGB) and its entry."""
@@ -184,7 +183,7 @@ class Sources:
         student = self.run_of(teacher=False)
         if student is None:
             return None
-        truth = read_truth(student.source.val.annotations)
+        truth = read_truth(student.source.val.annotations, masks=student.source.masks)
         evaluation = matched(
             truth,
             student.detections(),

@@ -3,7 +3,6 @@
 misa inspect runs/demo-long-seed0        # writes runs/demo-long-seed0/inspection.html
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,18 +15,17 @@ import pandas as pd
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
-from misa.data.check.masks import broken_runs, mask_fault
 from misa.data.digest import data_digests
 from misa.data.formats.coco import DataError
 from misa.data.images import read_image
 from misa.data.rle import Part, decode, decode_part
 from misa.data.source import Source
+from misa.engine.reports.detections import read_detections, results_file
 from misa.engine.runs.folder import opened
 from misa.engine.runs.record import changed_splits
 from misa.engine.runs.samples import health, losses
-from misa.engine.runs.scores import DETECTIONS
 from misa.engine.runs.state import remarks, smoke_mark, warn
-from misa.errors import UserError, counted, option_name, whole
+from misa.errors import UserError, counted, option_name
 from misa.evaluation.ap import category_ids, matched, present, read_truth
 from misa.evaluation.bootstrap import Estimate, estimates, image_scores, matches_of, worst_images
 from misa.evaluation.failures import BACKGROUND, KINDS, MEANING, TIDE, ImageErrors, Outcome, error_types
@@ -105,8 +103,10 @@ def inspect_run(
     experiment, source, folder, params = _student(run_folder, data_root, own=predictions is None)
     truth = read_truth(source.val.annotations)
     images = truth.getImgIds()[: experiment.limit]
-    found = _detections(_results(folder, predictions), truth, source.root)
-    matches = matches_of(matched(truth, found, images=images, categories=present(truth, source.classes)))
+    found = read_detections(results_file(folder, predictions), truth, source.root)
+    wanted = set(category_ids(truth, present(truth, source.classes)))
+    found = [detection for detection in found if detection["category_id"] in wanted]  # as AP
+    matches = matches_of(matched(truth, found, images=images, categories=wanted))
     by_image: dict[int, list[dict[str, Any]]] = {image: [] for image in images}
     for detection in found:
         if detection["score"] >= threshold and detection["image_id"] in by_image:
@@ -179,48 +179,6 @@ def _require_same_val(folder: Path, source: Source, params: dict[str, Any]) -> N
             f"(misa evaluate {folder} --data-root {source.root} --predictions FILE), and give that file as "
             f"{option_name('predictions')}."
         )
-
-
-def _results(folder: Path, given: str | Path | None) -> Path:
-    """The results file to inspect; UserError if none is given and the run has none."""
-    if given is None and not (folder / DETECTIONS).is_file():
-        raise UserError(
-            f"{folder} has no predictions, as a training writes them at its end; let the same misa train go on, or "
-            f"give {option_name('predictions')} the file of misa evaluate --predictions."
-        )
-    return Path(given or folder / DETECTIONS).expanduser()
-
-
-def _detections(path: Path, truth: COCO, truth_of: Path) -> list[dict[str, Any]]:
-    """Read a COCO results file; UserError if it is not one for this data."""
-    if not path.is_file():
-        raise UserError(f"there are no predictions {path}; correct {option_name('predictions')}, or leave it out.")
-    try:
-        rows = json.loads(path.read_bytes())
-        if not isinstance(rows, list):
-            raise UserError(f"{path} is not a list of detections; give the file of misa evaluate --predictions.")
-        for row in rows:
-            for key, known in (("image_id", truth.imgs), ("category_id", truth.cats)):
-                if not whole(row[key]):
-                    raise UserError(f"{path} has the {key} {row[key]!r}, which is not a whole number; correct it.")
-                if row[key] not in known:
-                    message = f"{path} holds predictions on other data: {key} {row[key]} is not in this"
-                    raise UserError(f"{message}; give {option_name('data_root')}, or predictions on {truth_of}.")
-            image, mask = truth.imgs[row["image_id"]], row["segmentation"]
-            fault = (
-                mask_fault(mask, image["height"], image["width"]) if isinstance(mask, dict) else "is not run lengths"
-            )
-            if fault is None and not (isinstance(mask["counts"], str) and -1e9 < row["score"] < 1e9):
-                fault = "or its score is not a number"
-            if fault is None and broken_runs([mask["counts"]], [image["height"] * image["width"]])[0]:
-                fault = "has counts that cannot be decoded"
-            if fault is not None:
-                raise ValueError(f"a segmentation of image {row['image_id']} {fault}")
-    except UserError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is not a COCO results file with masks ({error!r}); evaluate the run again.") from error
-    return list(rows)
 
 
 def _errors(truth: COCO, source: Source, image: int, detections: list[dict[str, Any]], good: float) -> ImageErrors:

@@ -18,6 +18,7 @@ from misa.engine.reports.explore import trained
 from misa.engine.reports.figure_sources import Choice, Sources, Trained, settings_of
 from misa.engine.reports.figures import Factory, deepest, seeded
 from misa.engine.reports.inspection import inspect_run
+from misa.engine.runs.scores import DETECTIONS
 from misa.errors import UserError
 from misa.experiment import Affinity, Augmentation
 from misa.figures.example import Example
@@ -323,3 +324,13 @@ def test_figure_4_without_an_object_is_left_out(runs, tmp_path, monkeypatch, cap
     factory = Factory([runs / "misa"], choice=Choice(drawn=1, worst=0), wanted="45")
     assert {path.stem for path in factory.make(tmp_path)} == {"figure5"}
     assert "figure 4 is left out: none of the chosen images has an object" in capsys.readouterr().out
+
+
+def test_predictions_that_cannot_be_read_are_named(runs, tmp_path):
+    shutil.copytree(runs / "misa", tmp_path / "run")
+    (tmp_path / "run" / DETECTIONS).write_text('[{"image_id": 1, "cat')
+    with pytest.raises(UserError, match="is not a COCO results file with masks"):
+        Factory([tmp_path / "run"], choice=Choice(drawn=1, worst=1), wanted="5").make(tmp_path / "out")
+    (tmp_path / "run" / DETECTIONS).unlink()
+    with pytest.raises(UserError, match="has no predictions, as a training writes them at its end"):
+        Factory([tmp_path / "run"], choice=Choice(drawn=1, worst=1), wanted="5").make(tmp_path / "out")

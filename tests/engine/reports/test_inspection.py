@@ -239,3 +239,20 @@ def test_predictions_of_one_val_split_are_not_compared_with_another(small_run, t
         inspect_run(small_run.folder, data_root=tmp_path / "moved", out=None, resamples=0)
     given = small_run.folder / DETECTIONS
     assert inspect_run(small_run.folder, data_root=tmp_path / "moved", predictions=given, out=None, resamples=0).scores
+
+
+def test_detections_of_classes_that_the_run_does_not_know_are_no_errors(small_run, perfect, tmp_path):
+    """AP leaves them out, too."""
+    root = small_run.source.root
+    shutil.copytree(root, tmp_path / "moved")
+    file = tmp_path / "moved" / small_run.source.val.annotations.relative_to(root)
+    content = json.loads(file.read_text())
+    content["categories"].append({"id": 99, "name": "never"})
+    file.write_text(json.dumps(content))
+    rows = json.loads(perfect[0].read_text())
+    (tmp_path / "more.json").write_text(json.dumps(rows + [{**row, "category_id": 99, "score": 0.95} for row in rows]))
+    options = {"data_root": tmp_path / "moved", "out": None, "resamples": 0}
+    first = inspect_run(small_run.folder, predictions=perfect[0], **options)
+    second = inspect_run(small_run.folder, predictions=tmp_path / "more.json", **options)
+    assert second.kinds() == first.kinds()
+    assert second.scores == first.scores
