@@ -4,7 +4,7 @@ A mask is a list of polygons (x, y, x, y, ...) in pixels, or an RLE {"size": [h,
 numbers or pycocotools' text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,15 @@ def mask_fault(segmentation: Any, height: int, width: int) -> str | None:
     if not isinstance(counts, list) or not all(whole(run) and run >= 0 for run in counts):
         return "has counts that are not run lengths"
     return None if sum(counts) == height * width else "has counts that do not add up to the image"
+
+
+def mask_fault_of(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> str | None:
+    """Returns what is wrong with an annotation's mask in an image, text in `counts` included; see `mask_fault`."""
+    mask, (height, width) = annotation["segmentation"], (image["height"], image["width"])
+    fault = mask_fault(mask, height, width)
+    if fault is None and isinstance(mask, dict) and isinstance(mask["counts"], str):
+        return "has counts that cannot be decoded" if broken_runs([mask["counts"]], [height * width])[0] else None
+    return fault
 
 
 def _polygon(corners: Any) -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from misa.data.check.annotations import has_masks
+from misa.data.check.masks import mask_fault_of
 from misa.data.formats.plain import is_empty
 from misa.data.pipeline import network_input
 from misa.data.source import Source, open_source
@@ -239,7 +240,7 @@ def measure_guidance(
     student = networks.student
     if not isinstance(student, BoxSupervised):
         raise UserError(f"{run} is not a box-supervised student; give the run of a row such as demo:box.")
-    source = _with_masks(run, networks.source, split, data_root)
+    source = _with_masks(run, networks.source, split)
     perfect = teacher == TRUTH
     whose = "true" if perfect else "teacher's"
     guide = networks.teacher if teacher is None or perfect else load_teacher(teacher, classes=source.classes)
@@ -398,6 +399,9 @@ def objects_of(
         own = [annotation for annotation in own if not is_empty(annotation.get("segmentation"))]
         if left == 0:
             return
+        for annotation in own:  # nothing else has read the masks of a split for training from boxes
+            if (fault := mask_fault_of(annotation, record)) is not None:
+                raise UserError(f"the mask of an object of {place.images / record['file_name']} {fault}; correct it.")
         if not own:
             continue
         pixels = mmcv.imread(place.images / record["file_name"], channel_order="rgb")
@@ -469,18 +473,18 @@ def _coarse(mask: NDArray[np.uint8], size: tuple[int, int], stride: int, padded:
 
 def _groups(annotation: Mapping[str, Any], name: str) -> tuple[str, ...]:
     size = [kind for kind, least in SIZES.items() if annotation["area"] >= least][-1]
-    mode = (f"mode {annotation['mode']}",) if "mode" in annotation else ()
+    mode = (f"mode {annotation['mode']}",) if isinstance(annotation.get("mode"), str) else ()
     return (f"class {name}", size, *mode)
 
 
-def _with_masks(run: str | Path, source: Source, split: str, data_root: str | Path | None) -> Source:
+def _with_masks(run: str | Path, source: Source, split: str) -> Source:
     """Open and check the split of the run's data; UserError if it has no ground-truth masks."""
     if split not in ("val", "train"):
         raise UserError(f"split is {split!r}; choose val or train.")
     if split == "train":
-        experiment, _, params = recorded(run)
+        experiment, *_ = recorded(run)
         there = replace(experiment, data="coco", scenes=()) if experiment.data == "demo" else experiment
-        source = open_source(there, data_root or params["data_root"], classes=source.classes)
+        source = open_source(there, source.root, classes=source.classes)
     if not has_masks((source.train if split == "train" else source.val).annotations):
         raise UserError(f"guidance compares with true masks, and the {split} split of {source.root} has none.")
     return source

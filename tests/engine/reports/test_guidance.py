@@ -299,3 +299,24 @@ def test_a_perfect_teacher_has_the_true_class_maps(run):
     assert start["true class maps"].value > 0.9  # 1 but where boxes of one class overlap
     own = measured.table().set_index(["reading", "term"])
     assert own.loc[("class map", "local"), "pull"] > own.loc[("color", "local"), "pull"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        ([[10, 10, 20, 20]], "has a polygon that is not 3 or more corners"),
+        ({"size": [5, 5], "counts": [10, 15]}, r"is of size \[5, 5\]"),
+        ({"size": [52, 70], "counts": "zzz"}, "has counts that cannot be decoded"),
+    ],
+)
+def test_masks_that_training_from_boxes_never_read_are_checked(run, tmp_path, mask, words):
+    networks = open_networks(run)
+    place = networks.source.train
+    truth = json.loads(place.annotations.read_text())
+    size = [truth["images"][0][side] for side in ("height", "width")]
+    for row in truth["annotations"]:
+        row["segmentation"] = {**mask, "size": size} if isinstance(mask, dict) and mask["size"] == [52, 70] else mask
+    (tmp_path / "spoilt.json").write_text(json.dumps(truth))
+    source = dataclasses.replace(networks.source, train=place._replace(annotations=tmp_path / "spoilt.json"))
+    with pytest.raises(UserError, match=f"the mask of an object of .* {words}"):
+        next(objects_of(networks.student, networks.experiment.augmentation, source, split="train", images=1, seed=0))
