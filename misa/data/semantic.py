@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from misa.data.dataset import OrderedCOCO
 from misa.data.formats.coco import Split
 from misa.data.formats.plain import is_ignored
-from misa.data.label_maps import LabelMap, rasterise, read_voc_label_map
+from misa.data.label_maps import VOC_CLASSES, LabelMap, rasterise, read_voc_label_map
 
 
 class BoxedImage(NamedTuple):
@@ -64,16 +64,20 @@ class TrueMap(NamedTuple):
 def true_maps(split: Split, classes: tuple[str, ...], *, limit: int | None = None) -> Iterator[TrueMap]:
     """Yield the ground-truth label map of every image: VOC's PNG if there is one, else the instance masks combined.
 
-    A PNG in SegmentationClass beside the folder `annotations` has the void border that instance masks lack. Where
-    instances overlap the smaller is on top; a crowd is void except where an instance lies.
+    A PNG in SegmentationClass beside the folder `annotations` has the void border that instance masks lack. It numbers
+    VOC's classes: with other classes, or a labelmap.txt, as other tools write for a numbering of their own, it is not
+    read. Where instances overlap the smaller is on top; a crowd is void except where an instance lies.
     """
     truth = OrderedCOCO(str(split.annotations))
     names = {category["id"]: category["name"] for category in truth.dataset["categories"]}
+    of_voc = set(classes) <= set(VOC_CLASSES)
     for image in truth.loadImgs(truth.getImgIds()[:limit]):
 
         def make(image: dict[str, Any] = image) -> LabelMap:
             png = split.label_map(image["file_name"])
-            return read_voc_label_map(png, classes) if png.is_file() else _from_instances(truth, image, names, classes)
+            if of_voc and png.is_file() and not (png.parent.parent / "labelmap.txt").exists():
+                return read_voc_label_map(png, classes)
+            return _from_instances(truth, image, names, classes)
 
         yield TrueMap(image["file_name"], image["id"], make)
 

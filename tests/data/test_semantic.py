@@ -87,3 +87,23 @@ def test_vocs_own_map_goes_before_the_masks(split):
     Image.fromarray(index).save(folder / "a.png")
     (true,) = true_maps(split, CLASSES)
     assert true.make()[0, :4].tolist() == [0, 1, 255, 2]
+
+
+@pytest.mark.parametrize("other", ["classes", "numbering"])
+def test_label_maps_of_another_numbering_are_not_read(split, other):
+    """Tools write SegmentationClass for classes of their own, in the order of a labelmap.txt."""
+    folder = split.annotations.parent.parent / "SegmentationClass"
+    folder.mkdir()
+    Image.fromarray(np.full((8, 10), 255, np.uint8)).save(folder / "a.png")
+    classes = ("cat", "dog")
+    if other == "classes":
+        content = json.loads(split.annotations.read_text())
+        for category in content["categories"]:
+            category["name"] = category["name"].replace("dog", "widget")
+        split.annotations.write_text(json.dumps(content))
+        classes = ("cat", "widget")
+    else:
+        (folder.parent / "labelmap.txt").write_text("background:0,0,0::\ndog:128,0,0::\n")
+    (true,) = true_maps(split, classes)
+    assert (true.make()[1:3, 1:3] == 1).all()
+    assert (true.make()[4:7, :2] == 2).all()
