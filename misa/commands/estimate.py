@@ -21,7 +21,7 @@ class Estimate(Parameters):
     gpu: str = option("H100", "their model")
     per_gpu: int | None = shared.per_gpu()
     precision: shared.Precision = shared.precision()
-    images: int | None = option(None, "number of training images (default: the published number)", low=1)
+    images: int | None = option(None, "number of training images (default: COCO's or VOC's, as the row says)", low=1)
     utilization: float | None = option(
         None, "fraction of the GPU's peak that is reached (default: measured, or 0.3)", low=1e-3, high=1
     )
@@ -42,7 +42,9 @@ def run(options: Estimate) -> int:
             raise UserError("both --report and --utilization say how much of the peak is reached; give one of them.")
         calibrated = reported(options.report, options.gpu, experiment.schedule.precision)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    require_estimable(experiment, gpus=options.gpus, per_gpu=options.per_gpu, images=options.images)
+    images, _ = require_estimable(experiment, gpus=options.gpus, per_gpu=options.per_gpu, images=options.images)
+    if options.images is None:
+        print(f"for the {images} training images of {experiment.data.upper()}; of other data give --images", flush=True)
     print(f"measuring steps of {options.row} on this machine's {device}; minutes on a CPU", flush=True)
     work = measure(experiment, device=device)
     values = {name: getattr(options, name) for name in ("gpus", "gpu", "per_gpu", "images")}

@@ -326,7 +326,9 @@ def peak_memory(task: Callable[[], object]) -> float:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    task()
-    done.set()
-    watcher.join()
+    try:
+        task()
+    finally:
+        done.set()
+        watcher.join()
     return peak[0] - before

@@ -118,6 +118,7 @@ class Estimate:
     utilization: float
     measured: bool  # whether the utilization is measured
     gpu: str
+    images: int  # of the training split
     source: str = "measured here"  # origin of a measured utilization
 
     def __str__(self) -> str:
@@ -129,7 +130,8 @@ class Estimate:
         )
         return (
             f"{self.split} on {self.split.processes} x {self.gpu} ({u})\n"
-            f"step {self.step_seconds:.2f} s, memory {self.memory:.1f} GB on each{fits}, {self.days:.2f} days"
+            f"step {self.step_seconds:.2f} s, memory {self.memory:.1f} GB on each{fits}, {self.days:.2f} days with "
+            f"{counted(self.images, 'training image')}"
         )
 
 
@@ -247,6 +249,7 @@ def estimate(
         utilization=u,
         measured=measured is not None and utilization is None,
         gpu=gpu,
+        images=images,
     )
 
 

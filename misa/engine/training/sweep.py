@@ -283,10 +283,10 @@ def planned(jobs: Sequence[Job], *, slots: int = 1) -> str:
 
 
 def _seconds(one: Job) -> float | None:
-    """Duration of a finished training, by the times of its files; None where a copy has changed them."""
+    """Duration of a finished training, pauses included, by the times of its files; None where a copy changed them."""
     if one.state != "finished":
         return None
-    begun, ended = (one.folder / name for name in ("config.py", "metrics.json"))
+    begun, ended = (one.folder / name for name in ("env.json", "metrics.json"))  # a resumed run keeps its env.json
     took = ended.stat().st_mtime - begun.stat().st_mtime if begun.exists() else 0.0
     return took if took > 1 else None
 
@@ -394,6 +394,8 @@ def _here(commands: Mapping[Job, list[str]], slots: int, gpus: int | None) -> li
             with log.open("ab") as output:
                 process = subprocess.Popen(commands[wanted], stdout=output, stderr=subprocess.STDOUT, env=environment)
                 running.add(process)
+                if stopped.is_set():  # in between
+                    process.terminate()
                 status = process.wait()
                 running.discard(process)
         except OSError as error:

@@ -1,5 +1,7 @@
 """`misa profile` runs, names every part, and restores the functions that it instruments."""
 
+import threading
+
 import pytest
 
 from misa.cli import main
@@ -14,6 +16,7 @@ from misa.engine.reports.profile import (
     has_parts,
     named_parts,
     own_times,
+    peak_memory,
 )
 from misa.engine.reports.tables import table_rows
 from misa.rows import find_row
@@ -149,3 +152,14 @@ def test_the_form_from_masks_is_left_out_where_there_are_none(tmp_path, monkeypa
     steps = build(find_row("demo:misa").smoke(), Setup(str(tmp_path / "data"), "cpu", 1), tmp_path / "runs")
     assert list(steps) == ["box baseline", "+ FSD", "+ SEPA", "+ FSD + SEPA"]
     assert "mmdet, from masks is left out: the training images have no masks" in capsys.readouterr().out
+
+
+def test_a_measured_task_that_fails_ends_the_measurement():
+    """Else the thread that reads the memory would run on and keep the process alive."""
+
+    def fail():
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        peak_memory(fail)
+    assert [thread.name for thread in threading.enumerate() if "watch" in thread.name] == []

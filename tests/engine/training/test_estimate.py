@@ -32,6 +32,7 @@ def test_the_formula():
     assert found.step_seconds == pytest.approx(seconds)
     assert found.memory == pytest.approx((40e6 * 16 + 10e6 * 4 + 2 * (1e8 + beyond * 2e8)) / 1e9)
     assert found.days == pytest.approx(36 * (118_287 // 16) * seconds / 86400)
+    assert str(found).endswith(" days with 118287 training images")
     half = estimate(row.but(schedule={"precision": "bfloat16"}), work(), gpus=4, gpu="A100", utilization=0.5)
     assert half.step_seconds == pytest.approx(seconds * 19.5 / 312)  # four images at once take as long as two twice
 
