@@ -12,7 +12,15 @@ from tqdm.auto import tqdm
 from misa.data.check.image_files import size_of
 from misa.data.formats.json_stream import stream_json
 from misa.data.formats.names import Images, plain_name
-from misa.data.formats.plain import TextIds, is_empty, plain_annotation, plain_id, plain_image, plain_references
+from misa.data.formats.plain import (
+    TextIds,
+    is_empty,
+    plain_annotation,
+    plain_id,
+    plain_image,
+    plain_references,
+    reference_numbers,
+)
 from misa.errors import whole
 
 TABLES = ("images", "annotations", "categories")
@@ -23,7 +31,7 @@ class CocoFile:
 
     content: everything but the rows of its tables, or the whole value if it is not an object. images, categories: rows.
     count, masks: the number of annotations, and whether any has a mask. changed: whether normalization changed
-    anything, including annotations only after `each_annotation`. texts: whether ids or references were strings.
+    anything, including annotations only after `each_annotation`. texts: whether ids or references were no integers.
     numbers: by table, the numbers in place of ids that were strings.
 
     path: the JSON file. keep: the keys of images to keep; empty for all. see: called with each annotation as read from
@@ -42,12 +50,13 @@ class CocoFile:
         take = {"images": self._image, "annotations": self._annotation, "categories": self._category}
         self.content: Any = stream_json(path, take, once=TABLES)
         self.numbers = {key: ids.numbers() for key, ids in self._ids.items()}
+        self._references = [reference_numbers(self.numbers[key]) for key in ("images", "categories")]
         self.texts |= any(self.numbers.values())
         self.changed = self.texts
         for row in self.images:
             self.changed |= plain_id(row, self.numbers["images"]) | plain_image(row)
         for row in self.categories:
-            plain_id(row, self.numbers["categories"])
+            self.changed |= plain_id(row, self.numbers["categories"])
 
     def _image(self, row: Any) -> None:
         self._ids["images"].see(row)
@@ -65,7 +74,8 @@ class CocoFile:
         if isinstance(row, dict):
             self._first = self._first or dict.fromkeys(row)
             self.masks = self.masks or not is_empty(row.get("segmentation"))
-            self.texts = self.texts or isinstance(row.get("image_id"), str) or isinstance(row.get("category_id"), str)
+            forms = [type(row.get(key)) for key in ("id", "image_id", "category_id")]
+            self.texts = self.texts or str in forms or float in forms
         if self._see is not None:
             self._see(row)
 
@@ -115,8 +125,7 @@ class CocoFile:
 
         def plain(row: Any) -> None:
             if isinstance(row, dict):
-                plain_id(row, self.numbers["annotations"])
-                changed = plain_references(row, self.numbers["images"], self.numbers["categories"])
+                changed = plain_id(row, self.numbers["annotations"]) | plain_references(row, *self._references)
                 key = row.get("image_id")
                 changed |= plain_annotation(row, sizes.get(key) if whole(key) else None, areas)
                 self.changed |= changed

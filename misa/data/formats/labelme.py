@@ -2,8 +2,9 @@
 
     *.json beside the images (also in images/), or such folders in train/ and val/, or in annotations/ beside images/
 
-Shapes with the same label and group_id are one object; points and lines are dropped. Source: the JSON of labelme 5
-(github.com/wkentaro/labelme): shapes (label, points, group_id, shape_type, mask), imagePath, imageHeight, imageWidth.
+Shapes of any kind with the same label and group_id are one object; points and lines are dropped. Source: the JSON of
+labelme 5 (github.com/wkentaro/labelme): shapes (label, points, group_id, shape_type, mask), imagePath, imageHeight,
+imageWidth.
 """
 
 import base64
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as rle
 
 from misa.data.formats.parts import (
     Boxed,
@@ -90,34 +92,51 @@ def entries(part: Part, report: ReportFault) -> Iterator[Entry]:
 
 
 def _objects(shapes: list[Any], size: tuple[int, int] | None, path: Path, report: ReportFault) -> Iterator[Boxed]:
-    groups: dict[tuple[str, Any], list[list[float]]] = {}
-    places: dict[tuple[str, Any], str] = {}
+    groups: dict[tuple[str, str], list[Boxed]] = {}
     ignored = 0
     for i, shape in enumerate(shapes, 1):
         where = f"{path}, shape {i}"
         label, kind, points = _read(shape)
+        found: Boxed | None = None
         if not label or points is None:
             report("labelme", where, "it has no label or no points", "correct or remove it")
         elif kind in ("point", "line", "linestrip", "points"):
             ignored += 1
         elif kind == "rectangle" and len(points) >= 2:
-            yield Boxed(label, _extent(points), where)
+            found = Boxed(label, _extent(points), where)
         elif kind == "mask" and len(points) >= 2:
-            yield from _mask(label, shape.get("mask"), points, size, where, report)
+            found = _mask(label, shape.get("mask"), points, size, where, report)
         elif kind == "circle" and len(points) == 2:
-            yield _polygons(label, [_circle(points)], where)
+            found = _polygon(label, _circle(points), where)
         elif kind in ("polygon", "", "rotation") and len(points) >= 3:
-            group = shape.get("group_id")
-            key = (label, f"#{i}" if group is None else str(group))
-            groups.setdefault(key, []).append([side for point in points for side in point])
-            places.setdefault(key, where)
+            found = _polygon(label, [side for point in points for side in point], where)
         else:
             report("labelme", where, f"it is a {kind or 'polygon'} of {counted(len(points), 'point')}", "draw it again")
+        if found is not None:
+            group = shape.get("group_id")
+            groups.setdefault((label, f"#{i}" if group is None else str(group)), []).append(found)
     if ignored:
         message = f"{counted(ignored, 'point or line is', 'points or lines are')} left out"
         report("labelme-points", str(path), message, "nothing to do", fatal=False)
-    for (label, _), polygons in groups.items():
-        yield _polygons(label, polygons, places[label, _])
+    for parts in groups.values():
+        yield parts[0] if len(parts) == 1 else _joined(parts, size)
+
+
+def _joined(parts: list[Boxed], size: tuple[int, int] | None) -> Boxed:
+    """Returns the object of several shapes: the box around them, and their masks, if all have one."""
+    corners = [(x, y, x + w, y + h) for x, y, w, h in (part.box for part in parts)]
+    left, top = (min(corner[i] for corner in corners) for i in (0, 1))
+    right, bottom = (max(corner[i] for corner in corners) for i in (2, 3))
+    masks: list[Any] = [part.mask for part in parts]
+    whole: Any = None
+    if all(isinstance(mask, list) for mask in masks):
+        whole = [polygon for mask in masks for polygon in mask]
+    elif all(mask is not None for mask in masks) and size is not None:
+        w, h = size
+        runs = [code for mask in masks for code in (rle.frPyObjects(mask, h, w) if isinstance(mask, list) else [mask])]
+        whole = rle.merge(runs)
+        whole["counts"] = whole["counts"].decode()
+    return parts[0]._replace(box=(left, top, right - left, bottom - top), mask=whole)
 
 
 def _read(shape: Any) -> tuple[str, str, list[list[float]] | None]:
@@ -144,14 +163,14 @@ def _circle(points: list[list[float]]) -> list[float]:
     return [side for a in angles for side in (x + radius * math.cos(a), y + radius * math.sin(a))]
 
 
-def _polygons(label: str, polygons: list[list[float]], where: str) -> Boxed:
-    points = [[x, y] for polygon in polygons for x, y in zip(polygon[::2], polygon[1::2], strict=True)]
-    return Boxed(label, _extent(points), where, mask=polygons)
+def _polygon(label: str, sides: list[float], where: str) -> Boxed:
+    points = [[x, y] for x, y in zip(sides[::2], sides[1::2], strict=True)]
+    return Boxed(label, _extent(points), where, mask=[sides])
 
 
 def _mask(
     label: str, text: Any, points: list[list[float]], size: tuple[int, int] | None, where: str, report: ReportFault
-) -> Iterator[Boxed]:
+) -> Boxed | None:
     """Decode a mask given as a PNG in base64, with the first point as its top left corner."""
     try:
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))).astype(bool)
@@ -161,13 +180,13 @@ def _mask(
         mask = encode_part(pixels[: size[1] - top, : size[0] - left], top, left, (size[1], size[0]))
     except (ValueError, TypeError, OSError, SyntaxError) as error:
         report("labelme", where, f"its mask cannot be read ({error})", "draw it again")
-        return
+        return None
     rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
     if not len(rows):
         report("labelme", where, "its mask is empty", "remove it", fatal=False)
-        return
+        return None
     box = (left + int(columns[0]), top + int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1)
-    yield Boxed(label, box, where, mask=mask)
+    return Boxed(label, box, where, mask=mask)
 
 
 LABELME = Format(find, entries, "1.json beside 1.jpg: shapes with label, points, shape_type; imagePath")

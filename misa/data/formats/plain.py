@@ -1,8 +1,8 @@
 """Normalize the rows of COCO files to the form that mmdet and pycocotools read correctly.
 
-Ids and sizes given as strings become numbers. A missing `iscrowd` becomes 0, `ignore` becomes a crowd (neither trained
-nor evaluated on), an empty mask []. An area that contradicts the mask is replaced by the mask's, a missing one without
-a mask by the box's. Invalid rows are left unchanged. Needs pycocotools for areas only.
+Ids and sizes given as strings or integral floats become integers. A missing `iscrowd` becomes 0, `ignore` becomes a
+crowd (neither trained nor evaluated on), an empty mask []. An area that contradicts the mask is replaced by the mask's,
+a missing one without a mask by the box's. Invalid rows are left unchanged. Needs pycocotools for areas only.
 """
 
 from typing import Any
@@ -37,11 +37,19 @@ class TextIds:
 
 
 def plain_id(row: Any, numbers: dict[str, int]) -> bool:
-    """Replace a row's id by its number if it is a string of `numbers`, in place; returns whether it was."""
-    if not numbers:
+    """Replace a row's id by its number if it is a string of `numbers` or an integral float; returns whether it was."""
+    key = row.get("id") if isinstance(row, dict) else None
+    number = _whole(key) if isinstance(key, float) else numbers.get(key) if isinstance(key, str) else None
+    if number is None:
         return False
-    row["id"] = numbers[row["id"]]
+    row["id"] = number
     return True
+
+
+def reference_numbers(numbers: dict[str, int]) -> dict[Any, int]:
+    """Returns the numbers of ids that were strings by what may refer to them: also as numbers, if they were such."""
+    own = all(_whole(text) == number for text, number in numbers.items())
+    return {**numbers, **({number: number for number in numbers.values()} if own else {})}
 
 
 def plain_image(row: Any) -> bool:
@@ -54,16 +62,30 @@ def plain_image(row: Any) -> bool:
     return changed
 
 
-def plain_references(row: dict[str, Any], images: dict[str, int], categories: dict[str, int]) -> bool:
-    """Replace string references to an image or a category by numbers, in place; returns whether there were any."""
+def plain_references(row: dict[str, Any], images: dict[Any, int], categories: dict[Any, int]) -> bool:
+    """Replace references to an image or a category that are no integers, in place; returns whether there were any.
+
+    images, categories: `reference_numbers` of the table. Where its ids were strings and have been numbered anew, a
+    number that is none of them becomes a text that no id has, as it would be that of another row.
+    """
     changed = False
     for key, numbers in (("image_id", images), ("category_id", categories)):
         value = row.get(key)
-        if isinstance(value, str):
-            found = numbers.get(value, None if numbers else _whole(value))
-            if found is not None:
-                row[key], changed = found, True
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            continue
+        found = _referred(value, numbers)
+        if found is not None and found is not value:
+            row[key], changed = found, True
     return changed
+
+
+def _referred(value: str | float, numbers: dict[Any, int]) -> int | str | None:
+    """Returns what a reference becomes; None if it is not understood."""
+    whole = value if isinstance(value, int) else _whole(value)
+    if not numbers:
+        return whole
+    found = next((numbers[form] for form in (value, whole, str(whole)) if form in numbers), None)
+    return f"number {value}" if found is None and not isinstance(value, str) else found
 
 
 def plain_annotation(row: dict[str, Any], size: tuple[Any, Any] | None, areas: bool) -> bool:

@@ -101,7 +101,8 @@ def _write_split(out: Path, name: str, split: Split, images: ImagesAs) -> Writte
         _bring(path, out / f"{name}2017" / row["file_name"], images)
         if os.path.isfile(source := split.label_map(row["file_name"])):
             _bring(source, out / source.parent.name / source.name, images)
-    masks, converted = 0, "converted_from" in file.content
+    masks, converted, ids = 0, "converted_from" in file.content, [row.get("id") for row in rows]
+    known = {key for key in ids if isinstance(key, int)}
 
     def bare(row: Any) -> Any:
         return {k: v for k, v in row.items() if k != "where"} if converted and isinstance(row, dict) else row
@@ -109,6 +110,12 @@ def _write_split(out: Path, name: str, split: Split, images: ImagesAs) -> Writte
     def each(add: Callable[[Any], None]) -> None:
         def take(row: Any) -> None:
             nonlocal masks
+            image = row.get("image_id") if isinstance(row, dict) else None
+            if not isinstance(image, int) or image not in known:
+                raise DataError(
+                    f"{file.content.get('plain_of', split.annotations)} has an annotation of image "
+                    f"{json.dumps(image)[:60]}, which is none of its images; `misa check` says where."
+                )
             masks += isinstance(row, dict) and bool(row.get("segmentation"))
             add(bare(row))
 

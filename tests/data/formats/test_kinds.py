@@ -1,6 +1,8 @@
 """Faults of real data: for each kind a minimal example, which is read correctly or reported."""
 
+import base64
 import csv
+import io
 import json
 import shutil
 from collections import Counter
@@ -8,13 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from misa.data.check.annotations import check_coco
 from misa.data.dataset import CocoImages
 from misa.data.formats.coco import DataError, Split
 from misa.data.formats.convert import open_layout, read_boxes
+from misa.data.formats.plain_coco import convert
 from misa.data.formats.splits import by_hash
 from misa.data.source import open_source
 from misa.engine.reports.checkup import check_data
@@ -338,3 +344,105 @@ def test_an_image_that_was_copied_again_is_read_again(tmp_path: Path) -> None:
     assert "is empty; copy or download it again" in str(check_data(tmp_path / "data"))
     image.write_bytes(whole)
     assert check_data(tmp_path / "data").reports[0].usable
+
+
+@pytest.mark.parametrize(
+    ("ids", "references"),
+    [(int, float), (float, float), (float, int), (str, int), (str, float), (str, lambda i: f"{i}.0"), (int, str)],
+)
+def test_whole_numbers_in_any_form_are_the_same_ids(
+    tmp_path: Path, ids: Callable[[int], object], references: Callable[[int], object]
+) -> None:
+    """pandas writes references as floats where a column has gaps, other tools ids as text."""
+    content = json.loads(coco(SCENES, lambda p: p.name))
+    for name, id_, reference in (("plain", int, int), ("data", ids, references)):
+        changed = json.loads(json.dumps(content))
+        for key in ("images", "categories", "annotations"):
+            for row in changed[key]:
+                row["id"] = id_(row["id"])
+        for row in changed["annotations"]:
+            row.update(image_id=reference(row["image_id"]), category_id=reference(row["category_id"]))
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "boxes.json").write_text(json.dumps(changed))
+        for picture in SCENES:
+            draw(picture, tmp_path / name / picture.name)
+    assert all(report.usable for report in check_data(tmp_path / "data").reports)
+    layouts = open_layout(tmp_path / "data"), open_layout(tmp_path / "plain")
+    for split in ("train", "val"):
+        one, other = (facts_of(getattr(layout, split).annotations) for layout in layouts)
+        assert one == other
+        assert one["images"]
+    written, expected = (convert(tmp_path / name, tmp_path / f"{name} as coco") for name in ("data", "plain"))
+    assert written == expected
+
+
+def facts_of(path: Path) -> Any:
+    content = json.loads(path.read_text())
+    return {key: content[key] for key in ("images", "categories", "annotations")}
+
+
+def test_a_number_is_no_image_whose_text_id_was_numbered_anew(tmp_path: Path) -> None:
+    """Ids "01", "1" and "2" become 1, 2 and 3: the number 2 is then not the second image."""
+    pictures = [Picture(f"{i}.png", "train", (60, 50), [Thing("cat", (1, 2, 30, 40), [])]) for i in range(3)]
+    content = json.loads(coco(pictures, lambda p: p.name))
+    for row, key in zip(content["images"], ("01", "1", "2"), strict=True):
+        row["id"] = key
+    for row, key in zip(content["annotations"], ("01", 1, 3), strict=True):
+        row["image_id"] = key
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    for picture in pictures:
+        draw(picture, tmp_path / picture.name)
+    (problem,) = check_data(tmp_path).reports[0].fatal
+    assert 'annotation 3: image_id "number 3" is not in' in problem.sentence
+    with pytest.raises(DataError, match="has an annotation of image"):
+        convert(tmp_path, tmp_path.with_name("out"))
+    content["annotations"].pop()
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    counts = Counter({row["file_name"]: 0 for row in content["images"]})
+    for split in (open_layout(tmp_path).train, open_layout(tmp_path).val):
+        truth = COCO(split.annotations)
+        counts.update(truth.imgs[row["image_id"]]["file_name"] for row in truth.anns.values())
+    assert counts == {"0.png": 1, "1.png": 1, "2.png": 0}
+
+
+def test_shapes_of_a_group_are_one_object(tmp_path: Path) -> None:
+    """LabelMe's own converter joins shapes of all kinds by label and group_id."""
+    squares = {x: [[x, 5], [x + 8, 5], [x + 8, 13], [x, 13]] for x in (2, 20)}
+    file = io.BytesIO()
+    Image.fromarray(np.ones((8, 8), bool)).save(file, "PNG")
+    drawn = {
+        "polygon": lambda x: {"points": squares[x]},
+        "rectangle": lambda x: {"points": [squares[x][0], squares[x][2]]},
+        "mask": lambda x: {"points": [[x, 5], [x + 7, 12]], "mask": base64.b64encode(file.getvalue()).decode()},
+    }
+    kinds = [("polygon", "polygon"), ("rectangle", "rectangle"), ("mask", "mask"), ("mask", "polygon")]
+    for i, pair in enumerate(kinds):
+        draw(Picture(f"{i}.png", "train", (60, 50), []), tmp_path / f"{i}.png")
+        shapes = [
+            {"label": "cat", "group_id": 3, "shape_type": kind, **drawn[kind](x)}
+            for kind, x in zip(pair, squares, strict=True)
+        ]
+        shapes.append({"label": "dog", "group_id": 3, "shape_type": "rectangle", **drawn["rectangle"](2)})
+        shapes.append({"label": "dog", "group_id": None, "shape_type": "rectangle", **drawn["rectangle"](20)})
+        content = {"shapes": shapes, "imagePath": f"{i}.png", "imageHeight": 50, "imageWidth": 60}
+        (tmp_path / f"{i}.json").write_text(json.dumps(content))
+    found: dict[str, list[Any]] = {}
+    for split in open_layout(tmp_path).train, open_layout(tmp_path).val:
+        truth = COCO(split.annotations)
+        cat = truth.getCatIds(["cat"])
+        for image, record in truth.imgs.items():
+            assert len(truth.getAnnIds(image)) == 3
+            found[record["file_name"]] = truth.loadAnns(truth.getAnnIds(image, cat))
+    true = np.zeros((50, 60), np.uint8)
+    true[5:13, 2:10] = true[5:13, 20:28] = 1
+    for i, pair in enumerate(kinds):
+        (cat,) = found[f"{i}.png"]
+        assert cat["bbox"] == [2, 5, 26, 8]
+        if "rectangle" in pair:
+            assert not cat.get("segmentation")
+        else:
+            np.testing.assert_array_equal(truth_mask(cat["segmentation"]), true)
+
+
+def truth_mask(mask: Any) -> Any:
+    return rle.decode(rle.merge(rle.frPyObjects(mask, 50, 60)) if isinstance(mask, list) else mask)
