@@ -14,7 +14,7 @@ seeds (row, column), both in pixels of the image. Axes: n instance · H, W heigh
 import base64
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 Images = str | Path | Pillow.Image | NDArray[Any] | Tensor
 Kind = Literal["color", "feature", "saliency", "sepa"]
+_ROUNDING = 1e-4  # resizing and blending leave floats slightly outside of 0 to 1
 _KERNELS: dict[str, Kernel] = {"color": "color", "feature": "feature", "saliency": "saliency", "sepa": "enhanced"}
 
 
@@ -179,10 +180,10 @@ class Predictor:
             if values is not None and (isinstance(values, str) or not _has_length(values, len(pixels))):
                 raise UserError(f"several images need {name} for each: a list of {len(pixels)}, one item per image.")
         names = [[one] if isinstance(one, str) else one for one in labels or [None] * len(pixels)]
-        if any(one is not None and not _has_length(one) for one in names):
-            raise UserError(f"labels are classes, one for each box, not {labels!r}.")
+        names = [None if one is None else _listed(one) for one in names]
         found, left, beyond = [], 0, 0
-        for i, (image, own, called) in enumerate(zip(pixels, boxes, names, strict=True)):
+        for i, (image, given, called) in enumerate(zip(pixels, boxes, names, strict=True)):
+            own = _numbers(given)
             try:
                 found.append(find_boxes(self.student, image, own, called, mask=mask))
             except UserError as error:
@@ -249,7 +250,8 @@ class Result:
     def frame(self) -> pd.DataFrame:
         """Returns a table with a row per instance: label, score, area in pixels, and the box."""
         rows = [(row["label"], row["score"], row["area"], *row["box"]) for row in rows_of(self.instances)]
-        return pd.DataFrame(rows, columns=["label", "score", "area", "x1", "y1", "x2", "y2"])
+        kinds = {"label": object, "score": float, "area": int, "x1": float, "y1": float, "x2": float, "y2": float}
+        return pd.DataFrame(rows, columns=list(kinds)).astype(kinds)  # also without rows, for pd.concat
 
     def plot(self) -> Pillow.Image:
         """Draw masks and labels over the image; returns a PIL image."""
@@ -318,7 +320,7 @@ class Teacher:
         if not single:
             raise UserError(f"a teacher sees one image at a time: {len(pixels)} were given.")
         frames = _boxes(boxes, pixels[0])
-        names = [labels] if isinstance(labels, str) else list(labels or ())
+        names = [labels] if isinstance(labels, str) else list(() if labels is None else _listed(labels))
         if len(names) != len(frames):
             raise UserError(
                 f"each box needs a label, one of the teacher's classes: {counted(len(frames), 'box', 'boxes')}, "
@@ -462,11 +464,14 @@ class SceneView:
         return starts
 
     def _with(self, changes: dict[str, Any]) -> AffinitySettings:
+        known = self.settings.__dataclass_fields__
+        if unknown := changes.keys() - known:
+            raise UserError(f"{', '.join(sorted(unknown))}: an affinity's settings are {', '.join(known)}.")
         try:
             return replace(self.settings, **changes)
         except TypeError as error:
-            known = ", ".join(self.settings.__dataclass_fields__)
-            raise UserError(f"{', '.join(changes)}: an affinity's settings are {known}.") from error
+            given = ", ".join(f"{name}={value!r}" for name, value in changes.items())
+            raise UserError(f"a value of these is of the wrong type: {given} ({error}).") from error
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -499,8 +504,22 @@ def as_images(images: Images | Sequence[Images]) -> tuple[list[NDArray[np.uint8]
     return [_as_image(images)], True  # type: ignore[arg-type]
 
 
-def _has_length(value: Any, length: int | None = None) -> bool:
-    return hasattr(value, "__len__") and length in (None, len(value))
+def _has_length(value: Any, length: int) -> bool:
+    return hasattr(value, "__len__") and len(value) == length
+
+
+def _listed(labels: Any) -> Any:
+    """Returns the labels of an image's boxes; UserError if they have no order or number."""
+    if not hasattr(labels, "__len__") or isinstance(labels, Set | Mapping):
+        raise UserError(f"labels are classes, one for each box in their order, not {labels!r}.")
+    return labels
+
+
+def _numbers(boxes: Any) -> Any:
+    """Returns boxes with tensors, of any device and precision, as arrays."""
+    if isinstance(boxes, Tensor):
+        return boxes.detach().double().cpu().numpy()
+    return [_numbers(box) for box in boxes] if isinstance(boxes, list | tuple) else boxes
 
 
 def _as_image(image: Images) -> NDArray[np.uint8]:
@@ -540,8 +559,8 @@ def _of_8_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
         raise UserError(f"an image of {pixels.shape[0]} x {pixels.shape[1]} pixels holds nothing.")
     if pixels.dtype == np.uint8:
         return np.array(pixels, order="C")  # a copy: the caller may reuse the array, as for the frames of a video
-    if np.issubdtype(pixels.dtype, np.floating) and pixels.min() >= 0 and pixels.max() <= 1:
-        return (pixels * 255).round().astype(np.uint8)
+    if np.issubdtype(pixels.dtype, np.floating) and pixels.min() >= -_ROUNDING and pixels.max() <= 1 + _ROUNDING:
+        return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
     raise UserError(
         f"an image holds 8-bit values, or floats of 0 to 1; this one is {pixels.dtype} of {pixels.min():g} to "
         f"{pixels.max():g}."
@@ -553,7 +572,7 @@ def _boxes(boxes: ArrayLike | None, image: NDArray[np.uint8]) -> NDArray[np.floa
     if boxes is None:
         return np.zeros((0, 4))
     try:
-        frames = np.asarray(boxes, dtype=float)
+        frames = np.asarray(_numbers(boxes), dtype=float)
         frames = frames[None] if frames.ndim == 1 and frames.size else frames.reshape(-1, 4)
         if frames.shape[1:] != (4,):
             raise ValueError

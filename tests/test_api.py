@@ -129,6 +129,42 @@ def test_given_boxes_get_the_masks_that_the_shell_writes(run, photo, tmp_path, c
     assert "warning: 1 box reaches more than a pixel beyond the image" in capsys.readouterr().err
 
 
+def test_boxes_of_a_detector_are_boxes(run, teacher, photo):
+    """Tensors with a gradient, of half precision, or one a box; labels as arrays and columns of a table."""
+    student, boxes = misa.load(run), [[20, 30, 90, 100], [100, 10, 180, 60]]
+    labels = list(student.classes[:2])
+    expected = student(photo, boxes=boxes, labels=labels, mask=0.001)
+    seen = teacher.see(photo, boxes=boxes, labels=labels).example
+    exact = torch.tensor(boxes, dtype=torch.float32, requires_grad=True)
+    for given in (exact, exact.to(torch.bfloat16), list(exact), exact.detach().numpy(), pd.DataFrame(boxes)):
+        for names in (labels, tuple(labels), np.array(labels), pd.Series(labels)):
+            found = student(photo, boxes=given, labels=names, mask=0.001)
+            assert (found.instances.runs, found.labels) == (expected.instances.runs, expected.labels)
+            example = teacher.see(photo, boxes=given, labels=names).example
+            assert example.labels == seen.labels
+            np.testing.assert_array_equal(example.boxes, seen.boxes)
+    with pytest.raises(UserError, match="labels are classes, one for each box in their order"):
+        teacher.see(photo, boxes=boxes, labels=set(labels))
+
+
+def test_tables_of_results_have_one_form(run, photo):
+    """Also of an image in which nothing is found, so that they can be joined."""
+    student = misa.load(run)
+    found, none = student(photo, score=0.0, mask=0.01).frame(), student(photo, score=1.0).frame()
+    assert len(found) > 0 == len(none)
+    assert (found.dtypes == none.dtypes).all()
+    assert (pd.concat([none, found]).dtypes == found.dtypes).all()
+
+
+def test_floats_may_exceed_0_and_1_by_rounding(photo):
+    (exact,), _ = as_images(photo)
+    pixels = exact.astype(np.float32) / 255
+    (found,), _ = as_images(pixels * 1.0000002 - 1e-7)
+    np.testing.assert_array_equal(found, exact)
+    with pytest.raises(UserError, match=r"floats of 0 to 1; this one is float32 of 0 to 1\.1"):
+        as_images(pixels * np.float32(1.1 / pixels.max()))
+
+
 @pytest.mark.parametrize(
     ("several", "given", "words"),
     [
@@ -138,6 +174,8 @@ def test_given_boxes_get_the_masks_that_the_shell_writes(run, photo, tmp_path, c
         (False, {"boxes": [[5, 5, 16, 17]], "labels": "zebra"}, "the student knows no class 'zebra'; its classes are"),
         (False, {"boxes": [[5, 5, 16, 17]], "labels": [None, None]}, "1 box is given and 2 labels"),
         (False, {"boxes": [[5, 5, 16, 17]], "labels": 3}, "labels are classes, one for each box"),
+        (False, {"boxes": [[5, 5, 16, 17]], "labels": {"a"}}, "one for each box in their order, not {'a'}"),
+        (False, {"boxes": [[5, 5, 16, 17]], "labels": {"a": 1}}, "labels are classes, one for each box"),
         (False, {"labels": ["a"]}, "labels are those of given boxes"),
         (False, {"mask": 1.5}, "mask must be from 0 to 1"),
         (True, {"boxes": [[5, 5, 16, 17]]}, "several images need boxes for each: a list of 2"),
@@ -342,6 +380,8 @@ def test_wrong_input_to_a_teacher_is_a_sentence(teacher, scene, photo):
         scene.affinity((119, 0), label=name, balance=-1)
     with pytest.raises(UserError, match="an affinity's settings are"):
         scene.propagate(step=3)
+    with pytest.raises(UserError, match="a value of these is of the wrong type: steps='a'"):
+        scene.affinity((60, 50), steps="a")
     with pytest.raises(UserError, match="there are no boxes to start from"):
         teacher.see(photo).propagate()
     with pytest.raises(UserError, match="one image at a time"):
