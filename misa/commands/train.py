@@ -128,6 +128,7 @@ def train_with(options: Train) -> "Run":
         require_buildable(find_row(options.row))
         if options.start:
             read_checkpoint(start_file(options.start, options.seed))
+            print(f"smoke: trained from scratch, {option_name('start')} was only read", flush=True)
 
     processes = options.gpus or 1
     if processes > 1 and expected_processes() == 1:

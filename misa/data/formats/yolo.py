@@ -109,8 +109,8 @@ def _content(path: Path, *, quiet: bool = False, written: bool = False) -> dict[
 
 def _images(sheet: Path, content: dict[str, Any], key: str, value: str) -> Path:
     """Returns a folder (or list) of images: relative to `path`, or to the YAML; exporters write a ../ too many."""
-    home = sheet.parent
-    bases = [home / str(content["path"]), home] if content.get("path") else [home]
+    home, value = sheet.parent, value.replace("\\", "/")
+    bases = [home / str(content["path"]).replace("\\", "/"), home] if content.get("path") else [home]
     inner = Path(*[part for part in Path(value).parts if part not in ("..", "/")])
     tried = [base / value for base in bases] + [home / inner, home / inner.name]
     found = next((path for path in tried if path.exists()), None)

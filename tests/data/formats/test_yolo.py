@@ -140,3 +140,10 @@ def test_numbers_of_names_may_be_text(tmp_path: Path) -> None:
     root = yolo(tmp_path / "data", ["train/1.png"], ["train/1.txt"])
     text(root / "data.yaml", 'train: images/train\nval: images/val\nnames: {"0": cat, "1": dog}\n')
     assert read_boxes(root)[str(root / "images/train/1.png")][1] == ["cat"]
+
+
+@pytest.mark.parametrize("path", ["", "path: C:\\data\\cats\n", "path: ..\\cats\n"])
+def test_folders_may_have_windows_separators(tmp_path: Path, path: str) -> None:
+    root = yolo(tmp_path / "cats", ["train/1.png"], ["train/1.txt"])
+    text(root / "data.yaml", f"{path}train: images\\train\nval: .\\images\\val\nnames: [cat]\n")
+    assert facts(root) == {"train": {"1.png": 1}, "val": {"v.png": 1}}
