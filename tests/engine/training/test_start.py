@@ -1,5 +1,6 @@
 """A training that begins with another one's weights."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -321,3 +322,12 @@ def test_the_option_changes_the_row_and_its_folder(small_run, tmp_path, monkeypa
         with pytest.raises(UserError, match=r"checkpoint no\{where\}3_3;"):
             train_with(Train(row="demo:box", start="no{where}{seed}_{seed}", seed=3, smoke=smoke))
     assert not (tmp_path / "runs" / "demo-box-seed0-start" / "params.json").exists()
+
+
+def test_a_smoke_run_says_that_it_begins_with_nothing(small_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("misa.engine.training.train.train", lambda experiment, **_: experiment.start)
+    given = Train(row="demo:box", smoke=True, start=str(small_run.folder), work_dir=str(tmp_path / "run"))
+    assert train_with(given) == ""
+    assert "smoke: trained from scratch, start was only read" in capsys.readouterr().out
+    with pytest.raises(UserError, match="none"):
+        train_with(dataclasses.replace(given, start=str(tmp_path / "none")))
