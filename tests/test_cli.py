@@ -22,7 +22,7 @@ from misa.data.scenes.scenes import Scenes, write_scenes
 from misa.engine.prediction.predict import Predictions
 from misa.engine.runs.folder import Run
 from misa.errors import Diverged, Stopped, UserError
-from misa.files import write_json
+from misa.files import shorter, write_json
 from misa.rows import find_row, table_module, table_names
 
 
@@ -406,11 +406,13 @@ def test_files_that_are_no_images_are_counted(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("misa.engine.prediction.predict.predict", lambda *_, **__: done)
     words = ["predict", str(tmp_path), str(photos), "--out", str(tmp_path / "out")]
     assert main(words) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == [f"1 file that is no image skipped: {photos / 'notes.txt'}"]
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"1 file that is no image skipped: {shorter(photos / 'notes.txt')}"
+    ]
     done = dataclasses.replace(done, skipped=(photos / "a.txt", photos / "b.xml"))
     assert main(words) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
-        f"2 files that are no image skipped, such as {photos / 'a.txt'}"
+        f"2 files that are no image skipped, such as {shorter(photos / 'a.txt')}"
     ]
 
 
@@ -670,7 +672,7 @@ def test_a_training_ends_with_what_to_do_now(row, masks, smoke, commands, tmp_pa
     experiment = find_row(row).smoke() if smoke else find_row(row)
     line = next_step(Run(experiment, tmp_path / "my run", types.SimpleNamespace(masks=masks), {}))
     found = [shlex.split(part.partition("(")[0]) for part in line.removeprefix("now: ").split(", ") if part]
-    assert [words[:3] for words in found] == [["misa", name, str(tmp_path / "my run")] for name in commands]
+    assert [words[:3] for words in found] == [["misa", name, shorter(tmp_path / "my run")] for name in commands]
     for _, name, *words in found:
         options(importlib.import_module(f"misa.commands.{name}"), name, words)
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from misa.data.digest import data_digests
 from misa.data.source import Source
-from misa.engine.reports.detections import read_detections, results_file
 from misa.engine.reports.explore import STRIDE, Networks, open_networks
+from misa.engine.runs.detections import read_detections, results_file
 from misa.engine.runs.folder import opened
 from misa.engine.runs.places import teacher_place
 from misa.engine.runs.record import changed_splits

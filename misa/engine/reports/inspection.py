@@ -20,7 +20,7 @@ from misa.data.formats.coco import DataError
 from misa.data.images import read_image
 from misa.data.rle import Part, decode, decode_part
 from misa.data.source import Source
-from misa.engine.reports.detections import read_detections, results_file
+from misa.engine.runs.detections import read_detections, results_file
 from misa.engine.runs.folder import opened
 from misa.engine.runs.record import changed_splits
 from misa.engine.runs.samples import health, losses
@@ -103,28 +103,24 @@ def inspect_run(
     experiment, source, folder, params = _student(run_folder, data_root, own=predictions is None)
     truth = read_truth(source.val.annotations)
     images = truth.getImgIds()[: experiment.limit]
-    found = read_detections(results_file(folder, predictions), truth, source.root)
-    wanted = set(category_ids(truth, present(truth, source.classes)))
-    found = [detection for detection in found if detection["category_id"] in wanted]  # as AP
+    wanted = set(category_ids(truth, present(truth, source.classes)))  # as AP
+    given = read_detections(results_file(folder, predictions), truth, source.root)
+    found = [detection for detection in given if detection["category_id"] in wanted]
     matches = matches_of(matched(truth, found, images=images, categories=wanted))
     by_image: dict[int, list[dict[str, Any]]] = {image: [] for image in images}
     for detection in found:
         if detection["score"] >= threshold and detection["image_id"] in by_image:
             by_image[detection["image_id"]].append(detection)
-    errors = {image: _errors(truth, source, image, by_image[image], good) for image in images}
+    errors = {image: _errors(truth, wanted, image, by_image[image], good) for image in images}
     scores = estimates(matches, resamples=resamples, seed=seed)
     inspection = Inspection(scores, image_scores(matches), errors, None, smoke_mark(experiment))
     if out is None:
         return inspection
     path = Path(out).expanduser() if out else folder / PAGE
-    about = (
-        f"{counted(len(images), 'validation image')} of {source.root}. Error types count detections of score "
-        f"{threshold:g} or more; an object is found from an intersection over union of {good:g} on."
-    )
     page = render(
         "inspection.html.j2",
         title=f"{params['row']}, seed {params['seed']}",
-        subtitle=about,
+        subtitle=_about(f"{counted(len(images), 'validation image')} of {source.root}", threshold, good),
         warning=" ".join(remarks(folder, experiment)),
         charts=_charts(folder),
         resamples=resamples,
@@ -132,6 +128,13 @@ def inspect_run(
     )
     _write(path, page)
     return replace(inspection, page=path)
+
+
+def _about(images: str, threshold: float, good: float) -> str:
+    return (
+        f"{images}. Error types count detections of score {threshold:g} or more; an object is found from an "
+        f"intersection over union of {good:g} on."
+    )
 
 
 def _require_page(path: Path) -> None:
@@ -181,9 +184,8 @@ def _require_same_val(folder: Path, source: Source, params: dict[str, Any]) -> N
         )
 
 
-def _errors(truth: COCO, source: Source, image: int, detections: list[dict[str, Any]], good: float) -> ImageErrors:
-    wanted = [c["id"] for c in truth.dataset["categories"] if c["name"] in source.classes]
-    annotations = truth.loadAnns(truth.getAnnIds(imgIds=[image], catIds=wanted))
+def _errors(truth: COCO, wanted: set[int], image: int, detections: list[dict[str, Any]], good: float) -> ImageErrors:
+    annotations = truth.loadAnns(truth.getAnnIds(imgIds=[image], catIds=list(wanted)))
     objects = [a for a in annotations if not a.get("iscrowd")]
     crowds = [truth.annToRLE(a) for a in annotations if a.get("iscrowd")]
     return error_types(objects, [truth.annToRLE(a) for a in objects], detections, crowds=crowds, good=good)
