@@ -1,20 +1,26 @@
 """CondInst as a box-supervised student: its dynamic layers in loops, and the rest against mmdet's BoxInst."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from mmdet.models.dense_heads.condinst_head import CondInstMaskHead
 from mmdet.models.utils import relative_coordinate_maps
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from mmengine import MessageHub
+from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 from torch.testing import assert_close
+from torchvision.ops import masks_to_boxes
 
 from misa.experiment import TINY, Experiment
 from misa.models.students.condinst import BoxCondInstMaskHead, best
 from misa.models.students.table import model_config
 from misa.objectives.base import Ramp
 from misa.objectives.boxinst import BoxInst
+from misa.ops.boxes import box_masks
 
 ROW = Experiment(
     student="condinst",
@@ -196,3 +202,24 @@ def test_relative_coordinates_point_from_the_pixel_to_the_location():
         torch.tensor([[4.0, 4.0], [12.0, 4.0]]), torch.tensor([[20.0, 4.0]]), torch.tensor([8.0]), 8, (1, 2)
     )
     assert_close(found, torch.tensor([[[[0.25, 0.125]], [[0.0, 0.0]]]]))
+
+
+def test_masks_are_where_the_losses_have_them(rng):
+    """A box rasterized into cells, as for the losses, is enlarged about its own center; mmdet's is half a pixel off."""
+    low = torch.rand(200, 2, generator=rng) * 80 + 20
+    boxes = torch.cat([low, low + torch.rand(200, 2, generator=rng) * 60 + 30], dim=1)
+    logits = torch.where(box_masks(boxes, 64, 64, stride=4), 12.0, -12.0)
+    head = SimpleNamespace(mask_out_stride=4, test_cfg=ConfigDict(mask_thr=0.5))
+    meta = {"scale_factor": (0.5, 0.5), "img_shape": (256, 256), "ori_shape": (512, 512)}
+    off = {}
+    for kind in (BoxCondInstMaskHead, CondInstMaskHead):
+        for rescale in (False, True):
+            given = boxes.clone()
+            found = kind._predict_by_feat_single(head, logits, given, meta, rescale).bool()
+            assert found.shape == (200, *meta["ori_shape" if rescale else "img_shape"])
+            assert_close(given, boxes * 2 if rescale else boxes)
+            centers = masks_to_boxes(found).add(torch.tensor([0, 0, 1, 1])).reshape(-1, 2, 2).mean(dim=1)
+            away = centers - given.reshape(-1, 2, 2).mean(dim=1)
+            off[kind, rescale] = (away.mean(dim=0) / (2 if rescale else 1)).abs().max().item()
+    assert off[BoxCondInstMaskHead, False] < 0.15 > off[BoxCondInstMaskHead, True]
+    assert off[CondInstMaskHead, False] > 0.35 < off[CondInstMaskHead, True]
