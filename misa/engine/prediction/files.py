@@ -72,10 +72,32 @@ def _save(path: Path, picture: Pillow.Image, **options: Any) -> None:
 
 
 def forget(folder: Path, name: str, *, masks: str) -> None:
-    """Delete the masks and overlay of an image."""
+    """Delete the masks and overlay of an image; a film in the place of a folder for them gets another name."""
+    # With "each" masks/a/0001.png is the first of the image a, and the image a/0001 has its masks below masks/a/0001/.
     of_each = (folder / "masks" / name).glob("[0-9]*.png") if masks == "each" else ()
-    for path in (folder / "masks" / f"{name}.png", folder / "overlay" / f"{name}.jpg", *of_each):
+    of_all = [folder / "masks" / f"{name}.png"] if masks == "map" else []
+    overlays = folder / "overlay"
+    for above in (overlays / name).parents:
+        if above.is_relative_to(overlays) and above.is_file():
+            above.replace(_beside_folder(above))
+    for path in (overlays / f"{name}.jpg", *of_all, *of_each):
         path.unlink(missing_ok=True)
+
+
+def is_frame(name: str) -> bool:
+    """Whether the last part of a name is that of a video's frame: six or more digits."""
+    number = name.rpartition("/")[2]
+    return len(number) >= 6 and number.isascii() and number.isdigit()
+
+
+def film_of(folder: Path, name: str) -> Path:
+    """Where the film of a video's overlays is: NAME.mp4, or NAME.video.mp4 beside a folder of that name."""
+    target = folder / "overlay" / f"{name}.mp4"
+    return _beside_folder(target) if target.is_dir() else target
+
+
+def _beside_folder(film: Path) -> Path:
+    return film.with_suffix(".video.mp4")
 
 
 def instance_map(parts: Sequence[tuple[int, int, NDArray[np.bool_]]], size: tuple[int, int]) -> Pillow.Image:
@@ -201,8 +223,9 @@ def _table(path: Path, prompted: bool) -> Iterator[Callable[[str, int, Mapping[s
 
 def film(folder: Path, video: Video, every: int) -> None:
     """Write the overlays of a video's frames as an mp4, unless there is one newer than all of them."""
-    target = folder / "overlay" / f"{video.name}.mp4"
-    pictures = sorted((folder / "overlay" / video.name).glob("*.jpg"), key=lambda path: (len(path.stem), path.stem))
+    target = film_of(folder, video.name)
+    pictures = [path for path in (folder / "overlay" / video.name).glob("*.jpg") if is_frame(path.stem)]
+    pictures.sort(key=lambda path: (len(path.stem), path.stem))
     newest = max((picture.stat().st_mtime_ns for picture in pictures), default=0)
     if not pictures or (target.exists() and target.stat().st_mtime_ns > newest):
         return

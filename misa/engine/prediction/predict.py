@@ -26,7 +26,18 @@ from tqdm.auto import tqdm
 
 from misa.data.formats.coco import DataError, PathLike
 from misa.data.images import Picture, Video, find_inputs, frames, read_image
-from misa.engine.prediction.files import appended, collect, film, forget, next_call, paint, records, rows_of
+from misa.engine.prediction.files import (
+    appended,
+    collect,
+    film,
+    film_of,
+    forget,
+    is_frame,
+    next_call,
+    paint,
+    records,
+    rows_of,
+)
 from misa.engine.prediction.known_boxes import find_boxes, reaching_beyond, require_class
 from misa.engine.prediction.shares import DONE, Share
 from misa.engine.prediction.student import Image, Instances, Student, find, load_student, require_mask_threshold
@@ -229,7 +240,8 @@ def _of(inputs: Sequence[Picture | Video], folder: Path) -> Iterator[tuple[Pictu
     pictures = {item.name: item for item in inputs if isinstance(item, Picture)}
     videos = {item.name: item for item in inputs if isinstance(item, Video)}
     for name, row in records(folder):
-        if (item := pictures.get(name) or videos.get(name.rpartition("/")[0])) is not None:
+        video = videos.get(name.rpartition("/")[0]) if is_frame(name) else None
+        if (item := pictures.get(name) or video) is not None:
             yield item, row
 
 
@@ -262,12 +274,15 @@ def _work(
     UserError where a result of another file would be replaced.
     """
     _require_same_files(folder, inputs)
-    outdated = _outdated(inputs, folder) if share.whole else []
+    outdated = _outdated(inputs, folder, boxes) if share.whole else []
+    films = {os.path.abspath(item.path) for item in inputs if isinstance(item, Video)}
     done = {name: row["stamp"] for name, row in records(folder)}
     predicted, failed, call = 0, dict(left), next_call(folder)
     with appended(share.place(folder) / DONE) as record:
         for row in outdated:
             forget(folder, row["name"], masks=options.masks)
+            if row.get("source") in films:  # under its former name; it is made again from the frames
+                film_of(folder, row["name"].rpartition("/")[0]).unlink(missing_ok=True)
             record.write(json.dumps(row | {"instances": None, "call": call}).encode() + b"\n")
         for group in _batches(_images(inputs, options, done, boxes, failed, share), batch):
             results = _find(student, group, options, boxes, failed, batch)
@@ -367,20 +382,27 @@ def _stamp(item: Picture | Video, boxes: Mapping[str, Boxes] | None) -> tuple[in
     return (*item.stamp, zlib.crc32(text.encode()))
 
 
-def _outdated(inputs: Sequence[Picture | Video], folder: Path) -> list[dict[str, Any]]:
-    """Records of frames of a video's earlier version, and of images whose name in the results has changed."""
-    videos = {item.name: list(item.stamp) for item in inputs if isinstance(item, Video)}
-    names = {_file(i): i.name for i in inputs if isinstance(i, Picture)}
-    now, paths = set(names.values()), {os.path.abspath(item.path) for item in inputs if isinstance(item, Picture)}
-    return [
-        row
-        for name, row in records(folder)
-        if name not in now
-        and (
-            videos.get(name.rpartition("/")[0], row["stamp"]) != row["stamp"]
-            or (row["source"] in paths if "source" in row else row["file"] in names)
-        )
-    ]
+def _outdated(
+    inputs: Sequence[Picture | Video], folder: Path, boxes: Mapping[str, Boxes] | None
+) -> list[dict[str, Any]]:
+    """Records that are no longer those of an input.
+
+    They are of frames of a video's earlier version, of inputs whose name in the results has changed, or of images that
+    had known boxes and have none.
+    """
+    pictures = {item.name for item in inputs if isinstance(item, Picture)}
+    files = {_file(item) for item in inputs if isinstance(item, Picture)}
+    paths = {os.path.abspath(item.path) for item in inputs}
+    videos = {item.name: item for item in inputs if isinstance(item, Video)}
+
+    def outdated(name: str, row: dict[str, Any]) -> bool:
+        video = videos.get(name.rpartition("/")[0]) if is_frame(name) else None
+        if name in pictures or (video is not None and row.get("source", "") in ("", os.path.abspath(video.path))):
+            changed = video is not None and name not in pictures and row["stamp"] != list(video.stamp)
+            return changed or (boxes is not None and name not in boxes)
+        return row["source"] in paths if "source" in row else row["file"] in files
+
+    return [row for name, row in records(folder) if outdated(name, row)]
 
 
 def _batches(images: Iterable[_Frame], size: int) -> Iterator[list[_Frame]]:

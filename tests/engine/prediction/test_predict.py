@@ -856,3 +856,67 @@ def test_of_two_records_of_an_image_that_of_the_later_call_is_valid(tmp_path, ca
         row |= {} if call is None else {"call": call}
         path.write_text(json.dumps(row) + "\n")
     assert [(name, row["stamp"]) for name, row in records(tmp_path)] == [("a", valid)]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_an_image_called_as_a_mask_of_another_keeps_its_masks(student, photos, tmp_path, together):
+    """The image a/0001 and the first mask of the image a, which is masks/a/0001.png."""
+    (photos / "a").mkdir()
+    shutil.copy(photos / "b.png", photos / "a" / "0001.png")
+    inputs = [photos / "a.png", photos / "a" / "0001.png"]
+    for given in [[photos]] if together else [inputs[:1], [photos]] + [[path] for path in inputs]:
+        done = predict(student, given, out=tmp_path / "out", score=0.0, masks="each")
+    assert len(list((tmp_path / "out" / "masks").rglob("*.png"))) == done.instances > 0
+
+
+def test_a_video_that_is_called_otherwise_is_counted_once(student, small_run, tmp_path):
+    """Beside film.png the frames of film.mp4 are film.mp4/000000 and so on."""
+    frame = cv2.imread(str(next(iter(small_run.source.val.images.iterdir()))))
+    movie(tmp_path / "film.mp4", [frame] * 3)
+    cv2.imwrite(str(tmp_path / "film.png"), frame)
+    video, both = [tmp_path / "film.mp4"], [tmp_path / "film.mp4", tmp_path / "film.png"]
+    for given, images, name in (
+        (video, 3, "film.mp4"),
+        (both, 4, "film.mp4.mp4"),
+        (video, 4, "film.video.mp4"),  # beside the folder of the name before
+        (both, 4, "film.mp4.mp4"),
+    ):
+        assert predict(student, given, out=tmp_path / "out", score=0.0).images == images
+        overlays = (tmp_path / "out" / "overlay").iterdir()
+        assert [path.name for path in overlays if path.suffix == ".mp4" and path.is_file()] == [name]
+        files = [row["file_name"] for row in json.loads((tmp_path / "out" / "instances.json").read_text())["images"]]
+        assert len([file for file in files if file.startswith("film")]) == images
+
+
+@pytest.mark.parametrize("first", [0, 1, None])
+def test_a_film_beside_a_folder_of_its_name(student, small_run, tmp_path, first):
+    """Frames are often extracted into a folder that is called as the clip."""
+    frame = cv2.imread(str(next(iter(small_run.source.val.images.iterdir()))))
+    movie(tmp_path / "film.mp4", [frame] * 2)
+    (tmp_path / "in" / "film.mp4").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "in" / "film.mp4" / "0001.png"), frame)
+    inputs = [tmp_path / "film.mp4", tmp_path / "in"]
+    if first is not None:
+        predict(student, inputs[first], out=tmp_path / "out", score=0.0)
+    assert predict(student, inputs, out=tmp_path / "out", score=0.0).images == 3
+    assert (tmp_path / "out" / "overlay" / "film.mp4" / "0001.jpg").is_file()
+    assert (tmp_path / "out" / "overlay" / "film.video.mp4").is_file()
+
+
+def test_a_photograph_below_the_name_of_a_video_is_no_frame(student, small_run, tmp_path):
+    frame = cv2.imread(str(next(iter(small_run.source.val.images.iterdir()))))
+    movie(tmp_path / "film.mp4", [frame] * 2)
+    (tmp_path / "in" / "film").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "in" / "film" / "photo.png"), frame[:40, :40])
+    for given, predicted, images in (("film.mp4", 2, 2), ("in", 1, 3), ("film.mp4", 0, 3)):
+        done = predict(student, tmp_path / given, out=tmp_path / "out", score=0.0)
+        assert (done.predicted, done.images) == (predicted, images)
+
+
+def test_an_image_whose_known_boxes_were_removed_has_no_results(student, photos, tmp_path):
+    boxes = {name: Boxes(np.array([[5.0, 5, 40, 40]]), [None]) for name in ("a.png", "b.png")}
+    assert predict(student, photos, out=tmp_path / "out", boxes=boxes, mask=0.001).given[0] == 2
+    done = predict(student, photos, out=tmp_path / "out", boxes={"a.png": boxes["a.png"]}, mask=0.001)
+    assert (done.images, done.given[0], done.predicted) == (1, 1, 0)
+    assert not (tmp_path / "out" / "masks" / "b.png").exists()
+    assert predict(student, photos, out=tmp_path / "out", boxes=boxes, mask=0.001).predicted == 1
