@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from misa.engine.runs.places import SMOKE_SUFFIX
-from misa.errors import UserError, did_you_mean
+from misa.errors import UserError, did_you_mean, option_name
 from misa.parameters import Parameters, argument, option
 
 # Parameters that name a folder; a smoke run redirects them, so that it never mixes with real runs.
@@ -42,6 +42,10 @@ def run(options: Gallery) -> int:
     """Execute and convert; returns 1 if a notebook failed."""
     folder, out = Path(options.notebooks).expanduser(), Path(options.out).expanduser()
     paths = chosen_notebooks(folder, options.names)
+    if out.resolve() == folder.resolve():
+        raise UserError(
+            f"{option_name('out')} {out} is the folder of the notebooks, which would be replaced; give another."
+        )
     out.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
     for path in paths:
@@ -100,6 +104,7 @@ def parameters_of(path: Path, out: Path, *, smoke: bool) -> dict[str, Any]:
 def execute(path: Path, out: Path, *, smoke: bool = False, timeout: int = 4 * 3600) -> str:
     """Execute one notebook into `out` and write its page; returns the last line of an error, "" for success."""
     import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     executed = out / path.name
     error = ""
@@ -114,6 +119,10 @@ def execute(path: Path, out: Path, *, smoke: bool = False, timeout: int = 4 * 36
         )
     except papermill.PapermillExecutionError as failure:
         error = f"{failure.ename}: {failure.evalue}".splitlines()[0]
+    except CellTimeoutError:
+        error = f"a cell took more than {timeout} seconds ({option_name('timeout')})"
+    except DeadKernelError:
+        error = "its kernel died, as for want of memory"
     executed.with_suffix(".html").write_text(page(executed, warning=_SMOKE if smoke else ""), encoding="utf-8")
     return error
 

@@ -108,3 +108,25 @@ def test_no_smoke_run_is_written_among_real_ones(name, folder, tmp_path):
     notebook = Path(__file__).parents[2] / "notebooks" / f"{name}.ipynb"
     assert parameters_of(notebook, tmp_path, smoke=True)[folder].startswith(str(tmp_path / "smoke"))
     assert folder not in parameters_of(notebook, tmp_path, smoke=False)
+
+
+def test_a_notebook_that_takes_too_long_or_dies_does_not_stop_the_others(folder, capsys):
+    for name, code in (("along", "import time; time.sleep(60)"), ("adead", "import os; os._exit(1)")):
+        notebook = nbformat.read(folder / "good.ipynb", as_version=4)
+        notebook.cells[2].source = code
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    words = ["gallery", "along", "adead", "good", "--notebooks", str(folder), "--out", str(folder / "out")]
+    assert main([*words, "--timeout", "6"]) == 1
+    printed = capsys.readouterr().out
+    assert "along: a cell took more than 6 seconds" in printed
+    assert "adead: its kernel died" in printed
+    assert "good: done" in printed
+    assert (folder / "out" / "along.html").is_file()
+    assert "The good one" in (folder / "out" / "index.html").read_text()
+
+
+def test_the_notebooks_are_not_replaced(folder, capsys):
+    before = (folder / "good.ipynb").read_bytes()
+    assert main(["gallery", "good", "--notebooks", str(folder), "--out", f"{folder}/../{folder.name}"]) == 2
+    assert "is the folder of the notebooks" in capsys.readouterr().err
+    assert (folder / "good.ipynb").read_bytes() == before
