@@ -56,9 +56,11 @@ class Panel(widgets.HBox):
         """Set several controls and redraw once."""
         before = self.values()
         self._paused = True
-        for name, value in values.items():
-            self.controls[name].value = value
-        self._paused = False
+        try:
+            for name, value in values.items():
+                self.controls[name].value = value
+        finally:
+            self._paused = False
         if self.values() != before:
             self._redraw()
 
@@ -226,22 +228,25 @@ class FrequencyExplorer(Panel):
             "radius": number("radius t", radius, 0, max(radius, reach), step=0.5),
             "scale": number("scale θ", scale, 0, 1, step=0.05),
         }
-        super().__init__(self._figure, controls)
         for name in ("image", "feature"):
-            self.controls[name].observe(self._fit, names="value")
+            controls[name].observe(self._fit, names="value")  # before the redrawing, which needs what fits the image
+        super().__init__(self._figure, controls)
         self._fit()
 
     def _fit(self, _: object = None) -> None:
         """Adapt the controls to another image, which may have other maps and fewer channels."""
-        maps = maps_of(self.examples[self.controls["image"].value])
-        self._paused = True
-        if tuple(maps) != tuple(self.controls["feature"].options):
-            self.controls["feature"].options = list(maps)
+        maps, feature = maps_of(self.examples[self.controls["image"].value]), self.controls["feature"]
+        before, self._paused = self._paused, True
+        if tuple(maps) != tuple(feature.options):
+            chosen = feature.value
+            feature.options = list(maps)
+            if chosen in maps:
+                feature.value = chosen
         last = len(maps[self.controls["feature"].value]) - 1
         self.controls["channel"].disabled = last == 0
         if last:  # browsers have no slider with a single value
             self.controls["channel"].max = last
-        self._paused = False
+        self._paused = before
 
     def _figure(self, image: str, feature: str, channel: int, radius: float, scale: float) -> Figure:
         example = self.examples[image]

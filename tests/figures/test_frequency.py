@@ -1,9 +1,12 @@
 """The frequency figure: its bands equal those of the losses, and its panel redraws."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
+from traitlets import TraitError
 
 from misa.errors import UserError
 from misa.figures.frequency import at_work, centered, frequency_figure, maps_of, mask_figure
@@ -105,3 +108,30 @@ def test_the_axis_of_the_masks_ends_at_the_farthest_wave():
     figure = mask_figure(np.zeros((64, 96, 3), np.uint8), values[0], box, radius=50.0, scale=0.2)
     ticks = [float(word.text) for word in figure.findobj(RasterText) if word.text.isdecimal()]
     assert 45 <= max(ticks) <= 57
+
+
+def test_the_map_that_is_drawn_is_the_one_that_is_chosen(example, make_example):
+    """Also after an image that has other maps."""
+    other = replace(make_example(9, 9), features=None)
+    panel = FrequencyExplorer([example, other])
+    controls, images = panel.controls, panel.controls["image"].options
+    names = list(maps_of(example))
+    both = next(name for name in names[1:] if name in maps_of(other))
+    for feature, image in ((both, 1), (both, 0), (names[0], 1), (list(maps_of(other))[-1], 0)):
+        if feature in controls["feature"].options:
+            controls["feature"].value = feature
+        controls["image"].value = images[image]
+        assert panel.picture.value == to_png(panel._figure(**panel.values()))
+        shown = (example, other)[image]
+        assert controls["feature"].value in maps_of(shown)
+        if feature == both:
+            assert controls["feature"].value == both
+
+
+def test_a_wrong_value_leaves_the_panel_at_work(example):
+    panel = FrequencyExplorer([example])
+    with pytest.raises(TraitError):
+        panel.put(feature="none")
+    before = panel.picture.value
+    panel.controls["radius"].value += 1
+    assert panel.picture.value != before
