@@ -23,7 +23,9 @@ class Label(Parameters):
     run: str = option("", "run folder or exported file of a student (default: train one from these boxes)")
     row: str = option("photos:box", "row to train if no run is given, as table:name or path/to/file.py:name")
     split: Literal["all", "train", "val"] = option("all", "the part of the data to label")
-    tolerance: float = option(1.0, "maximum distance in pixels of a polygon from its mask's border", low=0)
+    tolerance: float = option(
+        1.0, "distance in pixels that a polygon may have from its mask's border, approximately", low=0
+    )
     rle: bool = option(False, "run-length encoding instead of polygons")
     sheet: int = option(200, "number of masks in the page, 0 for no page", low=0)
     score: bool = option(False, "compare masks and quality with the ground-truth masks, if the data has them")
