@@ -432,7 +432,7 @@ def _objects(
     masks = answers.probabilities
     stride = image.shape[-2] // masks.shape[-2]
     boxes = box_masks(corners, masks.shape[-2], masks.shape[-1], stride=stride)
-    true = torch.stack([_coarse(truth.annToMask(a), (h, w), stride, masks.shape[-2:]) for a in own])
+    true = torch.stack([coarse_mask(truth.annToMask(a), (h, w), stride, masks.shape[-2:]) for a in own])
     kept = answers.answered & (true & boxes).flatten(1).any(dim=1)
     if not kept.any():
         return None
@@ -464,8 +464,8 @@ def class_maps(true: Tensor, labels: Tensor, count: int) -> Tensor:
     return label_map == torch.arange(count)[:, None, None]
 
 
-def _coarse(mask: NDArray[np.uint8], size: tuple[int, int], stride: int, padded: tuple[int, ...]) -> Tensor:
-    """A ground-truth mask at the resolution of the student's: cells at least half covered by the object."""
+def coarse_mask(mask: NDArray[np.uint8], size: tuple[int, int], stride: int, padded: tuple[int, ...]) -> Tensor:
+    """A ground-truth mask in `padded` cells of `stride` pixels of the image at `size`: those that it covers half of."""
     fine = F.interpolate(torch.from_numpy(mask)[None, None].float(), size=size, mode="bilinear", antialias=True)
     fine = F.pad(fine, (0, padded[1] * stride - size[1], 0, padded[0] * stride - size[0]))
     return F.avg_pool2d(fine, stride)[0, 0] >= 0.5

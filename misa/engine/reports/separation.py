@@ -3,19 +3,23 @@
 from pathlib import Path
 from typing import Any
 
-import cv2
 import mmcv
 import numpy as np
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
 
 from misa.data.dataset import OrderedCOCO
 from misa.data.pipeline import network_input
 from misa.data.source import Source
+from misa.engine.reports.guidance import coarse_mask
 from misa.engine.runs.checkpoints import last_checkpoint
 from misa.engine.runs.folder import Run, opened
 from misa.engine.runs.teacher import load_teacher
 from misa.errors import UserError
 from misa.evaluation.separation import separation
+from misa.experiment import Augmentation
+from misa.models.teacher.contract import TeacherNetwork
 
 MAPS = ("color", "S", "S x K")
 
@@ -48,13 +52,12 @@ def teacher_separation(
         if not objects:
             continue
         pixels = mmcv.imread(source.val.images / record["file_name"], channel_order="rgb")
-        images = network_input(pixels, experiment.augmentation)
-        features, factors = teacher.prior(images)
-        size = (features.shape[-2], features.shape[-1])
-        masks = np.stack([_coarse(truth.annToMask(a), size) for a in objects])
+        maps, factors, size, stride = teacher_maps(teacher, pixels, experiment.augmentation)
+        h, w = (side // stride for side in size)  # whole cells of the image, without padding
+        color, semantic = (values[:, :h, :w].numpy() for values in maps)
+        cells = maps[0].shape[-2:]
+        masks = np.stack([coarse_mask(truth.annToMask(a), size, stride, cells)[:h, :w].numpy() for a in objects])
         rows = factors.numpy()[[label[a["category_id"]] for a in objects]]
-        color = F.interpolate(images, size=size, mode="bilinear", align_corners=False)[0].numpy()
-        semantic = features[0].numpy()
         scores = (
             separation(color, masks, seed=seed),
             separation(semantic, masks, seed=seed),
@@ -64,6 +67,20 @@ def teacher_separation(
             for a, value in zip(objects, values, strict=True):
                 found[name].setdefault(a.get("mode", "unknown"), []).append(100 * float(value))
     return Run(experiment, folder, source, {name: _means(modes) for name, modes in found.items()}, weights)
+
+
+def teacher_maps(
+    teacher: TeacherNetwork, pixels: NDArray[np.uint8], sizes: Augmentation
+) -> tuple[tuple[Tensor, Tensor], Tensor, tuple[int, int], int]:
+    """Colors and S (channels h w) of a padded image, the factors of its classes, its size without, and their stride.
+
+    Without the padding of training the stages' sizes would be rounded up, and their maps stretched against the image.
+    """
+    height, width = network_input(pixels, sizes).shape[-2:]
+    images = network_input(pixels, sizes, divisor=32)
+    features, factors = teacher.prior(images)
+    color = F.interpolate(images, size=features.shape[-2:], mode="bilinear", align_corners=False)
+    return (color[0], features[0]), factors, (height, width), images.shape[-2] // features.shape[-2]
 
 
 def _means(modes: dict[str, list[float]]) -> dict[str, float | None]:
@@ -80,8 +97,3 @@ def _truth(source: Source) -> tuple[Any, dict[int, int]]:
     truth = OrderedCOCO(str(source.val.annotations))
     names = {c["id"]: c["name"] for c in truth.dataset["categories"]}
     return truth, {i: source.classes.index(name) for i, name in names.items() if name in source.classes}
-
-
-def _coarse(mask: Any, size: tuple[int, int]) -> Any:
-    share = cv2.resize(mask.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_AREA)
-    return share >= 0.5

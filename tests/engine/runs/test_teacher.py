@@ -17,7 +17,7 @@ from misa.data.dataset import CocoImages
 from misa.data.label_maps import fill_boxes, read_label_map
 from misa.data.semantic import boxed_images, true_maps
 from misa.engine.reports.evaluate import evaluate
-from misa.engine.reports.separation import teacher_separation
+from misa.engine.reports.separation import teacher_maps, teacher_separation
 from misa.engine.runs.samples import results, training_samples
 from misa.engine.runs.scores import score_merged
 from misa.engine.runs.teacher import load_teacher
@@ -291,6 +291,23 @@ def test_separation_is_of_each_failure_mode(runs, tmp_path, capsys):
         teacher_separation(runs["objectives"].folder, checkpoint=tmp_path / "gone.pth")
     assert main([*command, "--checkpoint", "none"]) == 2
     assert "separation measures a trained teacher" in capsys.readouterr().err
+
+
+def test_separation_shows_images_padded_as_in_training():
+    """Else S has the stages' rounded sizes, stretched against the masks that it is compared with."""
+    seen = []
+
+    class Pooled:
+        def prior(self, images):
+            seen.append(tuple(images.shape[-2:]))
+            return torch.nn.functional.interpolate(images, scale_factor=0.25, mode="bilinear"), None
+
+    pixels = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
+    sizes = replace(TOY.augmentation, short_sides=(61,), test_short_side=61)
+    (color, semantic), _, size, stride = teacher_maps(Pooled(), pixels, sizes)
+    assert seen == [(64, 96)]
+    assert (size, stride) == ((61, 83), 4)
+    torch.testing.assert_close(color, semantic)
 
 
 def test_what_a_teacher_cannot_be_asked_is_told_before_any_work(runs, tmp_path):
