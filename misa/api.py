@@ -179,7 +179,7 @@ class Predictor:
         for name, values in (("boxes", boxes), ("labels", labels)):
             if values is not None and (isinstance(values, str) or not _has_length(values, len(pixels))):
                 raise UserError(f"several images need {name} for each: a list of {len(pixels)}, one item per image.")
-        names = [[one] if isinstance(one, str) else one for one in labels or [None] * len(pixels)]
+        names = [[one] if isinstance(one, str) else one for one in ([None] * len(pixels) if labels is None else labels)]
         names = [None if one is None else _listed(one) for one in names]
         found, left, beyond = [], 0, 0
         for i, (image, given, called) in enumerate(zip(pixels, boxes, names, strict=True)):

@@ -143,6 +143,8 @@ def test_boxes_of_a_detector_are_boxes(run, teacher, photo):
             example = teacher.see(photo, boxes=given, labels=names).example
             assert example.labels == seen.labels
             np.testing.assert_array_equal(example.boxes, seen.boxes)
+    both = student([photo, photo], boxes=[boxes, boxes], labels=np.array([labels, labels]), mask=0.001)
+    assert [one.labels for one in both] == [expected.labels] * 2
     with pytest.raises(UserError, match="labels are classes, one for each box in their order"):
         teacher.see(photo, boxes=boxes, labels=set(labels))
 
