@@ -903,11 +903,12 @@ def test_a_film_beside_a_folder_of_its_name(student, small_run, tmp_path, first)
     assert (tmp_path / "out" / "overlay" / "film.video.mp4").is_file()
 
 
-def test_a_photograph_below_the_name_of_a_video_is_no_frame(student, small_run, tmp_path):
+@pytest.mark.parametrize("name", ["photo", "7"])
+def test_a_photograph_below_the_name_of_a_video_is_no_frame(student, small_run, tmp_path, name):
     frame = cv2.imread(str(next(iter(small_run.source.val.images.iterdir()))))
     movie(tmp_path / "film.mp4", [frame] * 2)
     (tmp_path / "in" / "film").mkdir(parents=True)
-    cv2.imwrite(str(tmp_path / "in" / "film" / "photo.png"), frame[:40, :40])
+    cv2.imwrite(str(tmp_path / "in" / "film" / f"{name}.png"), frame[:40, :40])
     for given, predicted, images in (("film.mp4", 2, 2), ("in", 1, 3), ("film.mp4", 0, 3)):
         done = predict(student, tmp_path / given, out=tmp_path / "out", score=0.0)
         assert (done.predicted, done.images) == (predicted, images)
