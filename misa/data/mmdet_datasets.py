@@ -16,3 +16,4 @@ with contextlib.redirect_stdout(io.StringIO()):
         RandomFlip,
     )
     from mmdet.datasets.transforms import Resize as MMDetResize
+    from mmdet.structures.mask import BitmapMasks

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from misa.data.mmdet_datasets import (
+    BitmapMasks,
     FilterAnnotations,
     LoadAnnotations,
     MMDetResize,
@@ -46,7 +47,11 @@ class Load(LoadImageFromFile):
 
 
 class Resize(MMDetResize):
-    """mmdet's, but to at least one pixel: an image of 1 x 4000 pixels would have no height."""
+    """mmdet's, with masks and label maps where the image has their objects, and to at least one pixel.
+
+    mmdet takes the nearest pixels without the half pixel between a pixel's corner and its center, up to half a pixel
+    of the resized image to the lower right. An image of 1 x 4000 pixels would have no height.
+    """
 
     keep_ratio: bool
 
@@ -63,6 +68,27 @@ class Resize(MMDetResize):
         if not (width and height):
             results["scale"], self.keep_ratio = (max(width, 1), max(height, 1)), False
         super()._resize_img(results)
+
+    def _resize_masks(self, results: dict[str, Any]) -> None:
+        if (masks := results.get("gt_masks")) is not None:
+            size = results["img_shape"]
+            resized = [_resize_mask(mask, size) for mask in masks.masks]
+            results["gt_masks"] = BitmapMasks(np.stack(resized) if resized else np.empty((0, *size), np.uint8), *size)
+
+    def _resize_seg(self, results: dict[str, Any]) -> None:
+        if (labels := results.get("gt_seg_map")) is not None:
+            size = results["img_shape"][::-1]
+            results["gt_seg_map"] = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def _resize_mask(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The pixels (h w) that a mask (h' w') covers by half; by as much as any if it is thinner than that."""
+    smaller = size[0] < mask.shape[0] or size[1] < mask.shape[1]
+    how = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    covered = cv2.resize(mask.astype(np.float32), size[::-1], interpolation=how)
+    most = float(covered.max())
+    threshold = min(0.5, most - 1e-6) if most > 0 else 0.5
+    return (covered >= threshold).astype(np.uint8)
 
 
 def train_pipeline(augmentation: Augmentation, *, masks: bool, label_maps: bool = False) -> list[dict[str, Any]]:

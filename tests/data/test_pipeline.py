@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS
 from mmengine.structures import InstanceData
 from PIL import Image
 
-from misa.data.pipeline import at_test_size, network_input, train_pipeline
+from misa.data.pipeline import Resize, at_test_size, network_input, train_pipeline
 from misa.data.pipeline import test_pipeline as file_pipeline
 from misa.errors import UserError
 from misa.experiment import Augmentation, Experiment
@@ -95,3 +96,56 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, damage):
         sample = {"img_path": str(path), "img_id": 0, "instances": []}
         with pytest.raises(UserError, match=rf"^the image {path} cannot be read, or not to its end; replace it"):
             Compose(pipeline)(sample)
+
+
+def _resized(size, *, masks=None, labels=None, to=(64, 96)):
+    """What `Resize` makes of masks (n h w) or a label map (h w) beside an image of that size."""
+    results = {"img": np.zeros((*size, 3), np.uint8)}
+    if masks is not None:
+        results["gt_masks"] = BitmapMasks(masks, *size)
+    if labels is not None:
+        results["gt_seg_map"] = labels
+    return Resize(scale=to[::-1], keep_ratio=False).transform(results)
+
+
+def _disc(size, center, radius, *, image):
+    """The pixels of a map whose centers lie in a disc of the image, by the definition."""
+    rows, columns = ((np.arange(n) + 0.5) * whole / n for n, whole in zip(size, image, strict=True))
+    return (rows[:, None] - center[0]) ** 2 + (columns[None] - center[1]) ** 2 <= radius**2
+
+
+@pytest.mark.parametrize(
+    ("image", "to"), [((375, 500), (800, 1067)), ((375, 500), (192, 256)), ((480, 640), (240, 320))]
+)
+def test_masks_and_label_maps_lie_where_the_resized_object_lies(image, to):
+    """Compared with the disc drawn at the resized size; mmdet's own lie up to half a pixel to the lower right."""
+    rng, overlaps, shifts = np.random.default_rng(0), [], {"mask": [], "labels": []}
+    for _ in range(20):
+        radius = rng.uniform(10, 50)
+        center = rng.uniform(radius, np.array(image) - radius)
+        drawn = _disc(image, center, radius, image=image).astype(np.uint8)
+        expected = _disc(to, center, radius, image=image)
+        found = _resized(image, masks=drawn[None], labels=drawn * 7, to=to)
+        mask, labels = found["gt_masks"].masks[0].astype(bool), found["gt_seg_map"]
+        assert mask.shape == labels.shape == to
+        assert set(np.unique(labels)) == {0, 7}
+        overlaps.append((mask & expected).sum() / (mask | expected).sum())
+        middle = np.argwhere(expected).mean(0)
+        shifts["mask"].append(np.argwhere(mask).mean(0) - middle)
+        shifts["labels"].append(np.argwhere(labels).mean(0) - middle)
+    assert np.mean(overlaps) > 0.975
+    assert np.abs(np.mean(shifts["mask"], 0)).max() < 0.05
+    # At exactly half the size each center lies between four pixels, of which one is taken.
+    assert np.abs(np.mean(shifts["labels"], 0)).max() < (0.3 if to == (240, 320) else 0.05)
+
+
+def test_a_mask_thinner_than_half_a_pixel_is_kept_and_an_empty_one_stays_empty():
+    masks = np.zeros((3, 64, 96), np.uint8)
+    masks[0, :, 10] = 1  # a quarter of a pixel wide at a quarter of the size
+    masks[1, 20, 30] = 1
+    found = _resized((64, 96), masks=masks, to=(16, 24))["gt_masks"].masks
+    assert np.array_equal(np.unique(np.argwhere(found[0])[:, 1]), [2])
+    assert found[0].sum() == 16
+    assert np.argwhere(found[1]).tolist() == [[5, 7]]
+    assert found[2].sum() == 0
+    assert _resized((64, 96), masks=masks[:0], to=(16, 24))["gt_masks"].masks.shape == (0, 16, 24)
