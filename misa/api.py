@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image as Pillow
 from torch import Tensor
@@ -426,8 +427,8 @@ class SceneView:
         height, width = self.size
         if not (0 <= row < height and 0 <= column < width):
             raise UserError(f"the seed (row {row}, column {column}) is outside the image of {height} x {width} pixels.")
-        h, w = self.example.size
-        return min(row * h // height, h - 1), min(column * w // width, w - 1)
+        (h, w), (down, across) = self.example.size, self.example.stride
+        return min(int((row + 0.5) / down), h - 1), min(int((column + 0.5) / across), w - 1)
 
     def _kernel(self, kind: str) -> Kernel:
         if kind not in _KERNELS:
@@ -486,9 +487,12 @@ class SceneView:
 
     def _full(self, maps: Tensor) -> NDArray[np.float32]:
         """Resize maps (n h w) to the size of the image, bilinearly, without rounding errors beyond 0 and 1."""
-        whole = torch.nn.functional.interpolate(
-            maps[None].float(), size=self.size, mode="bilinear", align_corners=False
-        )
+        places = [
+            2 * (torch.arange(count) + 0.5) / (pixels * cells) - 1  # of pixels, -1 and 1 at the ends of the map
+            for count, pixels, cells in zip(self.size, self.example.stride, self.example.size, strict=True)
+        ]
+        grid = torch.stack(torch.meshgrid(*places, indexing="ij")[::-1], dim=-1)[None]
+        whole = F.grid_sample(maps[None].float(), grid.float(), padding_mode="border", align_corners=False)
         return np.asarray(whole[0].clamp(0, 1).numpy(), dtype=np.float32)
 
 

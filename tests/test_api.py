@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image, ImageOps
+from scipy.ndimage import map_coordinates
 
 import misa
 from misa.api import SceneView, as_images, photograph
@@ -308,13 +309,15 @@ def test_the_affinity_is_that_of_the_seeds_cell(scene):
     """Pixels of the image map to cells at stride 4; the result is the map of cells, enlarged."""
     color = scene.affinity((60, 50), "color")
     assert color.max() == pytest.approx(1, abs=0.35)
-    h, w = scene.example.size
-    cell = 60 * h // 120, 50 * w // 200
+    assert scene.example.resized == (115, 192)  # 120 x 200 at the run's test size: 28.75 rows of cells
+    cell = int(60.5 * 115 / 120 / 4), int(50.5 * 192 / 200 / 4)
     colors = scene.example.colors
     distance = (colors - colors[:, cell[0], cell[1]][:, None, None]).square().sum(0)
-    expected = torch.exp(-distance / scene.settings.local_bandwidth**2)
-    enlarged = torch.nn.functional.interpolate(expected[None, None], size=(120, 200), mode="bilinear")[0, 0]
-    np.testing.assert_allclose(color, enlarged, atol=1e-5)
+    expected = torch.exp(-distance / scene.settings.local_bandwidth**2).numpy()
+    rows = (np.arange(120) + 0.5) * 115 / 120 / 4 - 0.5  # a pixel's center in cells, whose centers are integers
+    columns = (np.arange(200) + 0.5) * 192 / 200 / 4 - 0.5
+    places = np.meshgrid(rows, columns, indexing="ij")
+    np.testing.assert_allclose(color, map_coordinates(expected, places, order=1, mode="nearest"), atol=1e-4)
     for kind in ("feature", "saliency", "sepa"):
         values = scene.affinity((60, 50), kind)
         assert values.shape == (120, 200)

@@ -223,7 +223,8 @@ def _put_first_column(sheet: Sheet, layout: Layout, example: Example, first: Ten
         "truth": objects.any(dim=0).float().numpy() if len(objects) else np.zeros(example.size),
     }
     for row, name in enumerate(layout.first):
-        sheet.put(layout.tile(0, row), pictures[name])
+        tile = layout.tile(0, row)
+        sheet.put(tile.covering(*example.cells) if name == "image" else tile, pictures[name])
 
 
 def _put_maps(sheet: Sheet, layout: Layout, kernels: tuple[Kernel, ...], maps: dict[str, dict[Kernel, Tensor]]) -> None:
@@ -378,7 +379,7 @@ def profile_figure(example: Example, seed: Seed, *, settings: AffinitySettings |
     figure = Picture(figsize=(PAGE, 2.9), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 2.2))
     picture = figure.add_subplot(grid[:, 0])
-    picture.imshow(example.image, interpolation="none", extent=(0, example.size[1], example.size[0], 0))
+    picture.imshow(example.image, interpolation="none", extent=(0, example.cells[1], example.cells[0], 0))
     picture.axhline(seed[0] + 0.5, color="white", linewidth=2.2)
     picture.axhline(seed[0] + 0.5, color="black", linewidth=1.0)
     picture.plot(seed[1] + 0.5, seed[0] + 0.5, "+", color="white", markersize=9, markeredgewidth=2)

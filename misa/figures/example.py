@@ -14,6 +14,10 @@ from torch import Tensor
 
 from misa.ops.boxes import box_masks
 from misa.ops.readings import Reading
+from misa.ops.resize import coarse_masks
+
+STRIDE = 4
+"""Pixels of the resized image per cell of the maps, as in the losses."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Example:
     ground truth for comparison, or None. colors (3 h w): V, the normalized image. features S (d h w) and
     saliency_factors K (c d): the teacher's, None without one. student I (e h w): the student's dense feature, and
     adapted (d h w): the same after the adapter of FSD, in the units of S; None without. reading: S^c of Eq. 11 as
-    values (e h w) and factors (c e), if a run does not use S and K directly.
+    values (e h w) and factors (c e), if a run does not use S and K directly. resized: height and width of the image
+    that the networks see, without padding, in pixels of which a cell has `STRIDE`; None: those of the maps' cells.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Example:
     student: Float[Tensor, "e h w"] | None = None
     adapted: Float[Tensor, "d h w"] | None = None
     reading: Reading | None = None
+    resized: tuple[int, int] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -48,7 +54,18 @@ class Example:
     @property
     def stride(self) -> tuple[float, float]:
         """Pixels of the image per row and column of the maps."""
-        return self.image.shape[0] / self.size[0], self.image.shape[1] / self.size[1]
+        rows, columns = self.cells
+        return self.image.shape[0] / rows, self.image.shape[1] / columns
+
+    @property
+    def cells(self) -> tuple[float, float]:
+        """Height and width of the image in cells: up to half a cell more or less than the maps."""
+        height, width = self._seen
+        return height / STRIDE, width / STRIDE
+
+    @property
+    def _seen(self) -> tuple[int, int]:
+        return self.resized or (self.size[0] * STRIDE, self.size[1] * STRIDE)
 
     def box_masks(self) -> Bool[Tensor, "n h w"]:
         """Box masks on the map, as in training: a cell is inside if its center is; no box is empty."""
@@ -82,7 +99,4 @@ class Example:
         """Ground-truth masks on the map: a cell is inside if at least half of it is; None without ground truth."""
         if self.masks is None:
             return None
-        if not len(self.masks):
-            return torch.zeros((0, *self.size), dtype=torch.bool)
-        whole = torch.as_tensor(self.masks).float()[None]
-        return torch.nn.functional.adaptive_avg_pool2d(whole, self.size)[0] >= 0.5
+        return coarse_masks(torch.as_tensor(self.masks), self._seen, self.size, stride=STRIDE)

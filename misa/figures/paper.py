@@ -189,6 +189,7 @@ class _Row(NamedTuple):
     maps: list[NDArray[Any]]
     kinds: list[str]
     size: tuple[int, int]
+    cells: tuple[float, float]
     seed: Seed
     box: NDArray[np.bool_] | None
     truth: NDArray[np.bool_] | None
@@ -206,14 +207,15 @@ def _figure4_row(example: Example, seed: Seed, settings: AffinitySettings, made:
     maps += [(masks[k] / masks[k].max().clamp(min=1e-12)).numpy() for k in made]
     maps += [] if own is None else [own]
     kinds = ["image", *["affinity"] * len(field.kernels), *["mask"] * len(made), "truth"][: len(maps)]
-    return _Row(maps, kinds, example.size, seed, None if inside is None else inside.numpy(), own)
+    return _Row(maps, kinds, example.size, example.cells, seed, None if inside is None else inside.numpy(), own)
 
 
 def _figure4_map(axes: Axes, row: _Row, values: NDArray[Any], kind: str) -> None:
     """Draw one map with its overlays: the ground-truth outline, box, contour and seed."""
     h, w = row.size
     if kind == "image":
-        axes.imshow(values, interpolation="antialiased", extent=(-0.5, w - 0.5, h - 0.5, -0.5))
+        down, across = row.cells
+        axes.imshow(values, interpolation="antialiased", extent=(-0.5, across - 0.5, down - 0.5, -0.5))
     else:
         axes.imshow(values, cmap=MAP, vmin=0, vmax=1, interpolation="none")
     lines = [(row.truth, "white", 0.6)] if row.truth is not None and kind != "truth" else []

@@ -4,7 +4,7 @@ Lengths are in pixels of the figure at 100 dpi, from its top left corner.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -49,6 +49,11 @@ class Tile:
         y = self.top + (np.asarray(rows, float) - self.first[0]) / self.rows * self.height
         x = self.left + (np.asarray(columns, float) - self.first[1]) / self.columns * self.width
         return x, y
+
+    def covering(self, rows: float, columns: float) -> "Tile":
+        """Returns the tile of a picture of that many of this map's cells, which may end within a cell."""
+        height, width = self.height * rows / self.rows, self.width * columns / self.columns
+        return replace(self, height=max(height, 1), width=max(width, 1))
 
 
 class Sheet:

@@ -1,8 +1,9 @@
-"""Bilinear resizing without antialiasing, as in the published box-supervised heads.
+"""Bilinear resizing without antialiasing, as in the published box-supervised heads, and masks on a map's cells.
 
 Axes: b image · d channel · n mask · h row · w column, H and W the new size.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -26,3 +27,18 @@ def resized_within(
     present = valid[:, None].to(maps.dtype)
     share = resized(present, size)
     return resized(maps * present, size) / share.clamp(min=0.5), share[:, 0] >= 0.5
+
+
+def coarse_masks(
+    masks: Bool[Tensor, "n h w"], size: tuple[int, int], cells: tuple[int, int], *, stride: int
+) -> Bool[Tensor, "n H W"]:
+    """Return masks of an image on `cells` = (H, W) cells of `stride` pixels of the image resized to `size`.
+
+    A cell is inside if the mask covers at least half of it. Cells beyond the image are outside; what lies beyond the
+    cells is cut off.
+    """
+    if not len(masks):
+        return masks.new_zeros(0, *cells, dtype=torch.bool)
+    fine = F.interpolate(masks[:, None].float(), size=size, mode="bilinear", antialias=True)
+    fine = F.pad(fine, (0, cells[1] * stride - size[1], 0, cells[0] * stride - size[0]))
+    return F.avg_pool2d(fine, stride)[:, 0] >= 0.5

@@ -19,6 +19,7 @@ from misa.figures.affinity import (
     profile_figure,
     start_mask,
 )
+from misa.figures.paper import figure4
 from misa.figures.sheet import RasterText, Tile, outline
 from misa.figures.style import shade, to_png
 from misa.figures.widgets import SeedExplorer, factor
@@ -89,6 +90,19 @@ def test_outside_of_a_tile_is_no_cell():
     assert tile.cell(49.9, 49.9) == (2, 3)
     assert tile.cell(9.9, 20) is None
     assert tile.cell(50, 20) is None
+
+
+def test_an_image_that_ends_within_a_cell_ends_there_on_its_tile(make_example):
+    """Its maps are drawn over whole cells; without its size in cells the image would be stretched over them."""
+    whole = Tile(10, 20, 40, 30, 3, 4)
+    assert whole.covering(3, 4) == whole
+    part = whole.covering(2.5, 4.25)
+    assert (part.left, part.top, part.height, part.width) == (10, 20, 25, 42.5)
+    example = dataclasses.replace(make_example(), resized=(46, 63))  # of 48 x 64 in whole cells
+    axes = profile_figure(example, (4, 5)).axes[0]
+    assert axes.images[0].get_extent() == [0, 15.75, 11.5, 0]
+    drawn = figure4([(example, (4, 5))]).axes[0].images[0]
+    assert drawn.get_extent() == [-0.5, 15.25, 11, -0.5]
 
 
 def test_the_category_follows_the_smallest_box(example):

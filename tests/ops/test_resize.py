@@ -1,10 +1,12 @@
-"""Resized maps: torch's bilinear interpolation, and means that exclude padding."""
+"""Resized maps: torch's bilinear interpolation, means that exclude padding, masks on cells."""
 
+import numpy as np
+import pytest
 import torch
 from torch.nn.functional import interpolate
 from torch.testing import assert_close
 
-from misa.ops.resize import resized, resized_within
+from misa.ops.resize import coarse_masks, resized, resized_within
 
 
 def test_any_leading_axes(rng):
@@ -42,3 +44,24 @@ def test_a_constant_within_stays_whatever_is_in_the_padding():
     large, inner = resized_within(maps, valid, (16, 16))
     assert inner[0].sum(dim=1).unique().tolist() == [10]
     assert_close(large[:, :, inner[0]], torch.full((1, 2, 160), 0.7))
+
+
+@pytest.mark.parametrize(("size", "cells"), [((16, 24), (4, 6)), ((13, 18), (3, 5)), ((15, 21), (8, 8))])
+def test_a_coarse_mask_is_the_cells_that_it_covers_half(size, cells):
+    """Of masks at the resized size already: counted pixel by pixel; cells beyond the image are outside."""
+    masks = torch.rand(3, *size, generator=torch.Generator().manual_seed(0)) < 0.5
+    found = coarse_masks(masks, size, cells, stride=4)
+    assert found.shape == (3, *cells)
+    for n, row, column in np.ndindex(*found.shape):
+        own = masks[n, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+        assert bool(found[n, row, column]) == (int(own.sum()) >= 8)
+    assert coarse_masks(masks[:0], size, cells, stride=4).shape == (0, *cells)
+
+
+def test_coarse_masks_of_a_larger_image_are_where_it_is_resized_to():
+    """A half plane of 101 rows, seen at 50 rows and cells of 4: its edge at row 61 of 101 is at cell 7.55."""
+    mask = torch.zeros(1, 101, 101, dtype=torch.bool)
+    mask[:, :61] = True
+    assert coarse_masks(mask, (50, 50), (12, 12), stride=4)[0, :, 5].tolist() == [True] * 8 + [False] * 4
+    mask[:, 59:] = False  # 7.30
+    assert coarse_masks(mask, (50, 50), (12, 12), stride=4)[0, :, 5].tolist() == [True] * 7 + [False] * 5

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from mmengine.registry import MODELS
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from misa.data.pipeline import network_input
+from misa.data.pipeline import at_test_size, network_input
 from misa.data.scenes.scenes import Scene
 from misa.data.source import Source
 from misa.engine.runs.checkpoints import last_checkpoint, load_weights
@@ -24,7 +23,7 @@ from misa.engine.training.train import train
 from misa.errors import UserError, counted
 from misa.evaluation.ap import read_truth
 from misa.experiment import FRAMEWORKS, Affinity, Augmentation, Distillation, Experiment
-from misa.figures.example import Example
+from misa.figures.example import STRIDE, Example
 from misa.losses.distillation import spread_unit
 from misa.machine import Machine
 from misa.models.students.base import BoxSupervised
@@ -32,9 +31,9 @@ from misa.models.students.table import implementation, model_config
 from misa.models.teacher.contract import TeacherNetwork
 from misa.objectives.misa import reading_of
 from misa.ops.readings import Reading
+from misa.ops.resize import resized
 from misa.rows import find_row, teacher_row
 
-STRIDE = 4
 _PLAIN = ("channels", "none", "signed")  # Eq. 11 per channel, with unscaled S and K
 
 
@@ -148,17 +147,17 @@ class FeatureExtractor:
         pixels, size = network_input(image, self.sizes, divisor=32), example.size
         if self.teacher is not None:
             features, factors = self.teacher.prior(pixels)  # type: ignore[operator]
-            maps = _at(features, size)
+            maps = _at(features, pixels, size)
             example = replace(example, features=maps, saliency_factors=factors, reading=self._reading(maps))
         if self.student is not None:
             feature = implementation(self.framework).dense_feature
             assert feature is not None
             dense = feature(self.student, self.student.extract_feat(pixels)).float()  # type: ignore[operator]
-            example = replace(example, student=_at(dense, size))
+            example = replace(example, student=_at(dense, pixels, size))
             if self.distillation is not None and self.teacher is not None:
                 unit = spread_unit(features) if self.distillation.unit == "spread" else 1.0
                 adapted = unit * self.student.adapter(dense)  # type: ignore[operator]
-                example = replace(example, adapted=_at(adapted, size))
+                example = replace(example, adapted=_at(adapted, pixels, size))
         return example
 
     def _reading(self, features: Tensor) -> Reading | None:
@@ -185,10 +184,14 @@ def example_of(
     classes: tuple[str, ...] = (),
     masks: NDArray[np.bool_] | None = None,
 ) -> Example:
-    """An RGB image (H W 3) without features: its colors at stride 4 of the resized image, as in the losses."""
-    pixels = network_input(image, Augmentation(test_short_side=short_side, long_side=long_side))
-    size = (-(-pixels.shape[-2] // STRIDE), -(-pixels.shape[-1] // STRIDE))
-    colors = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)[0]
+    """An RGB image (H W 3) without features: its colors at stride 4 of the resized image, as in the losses.
+
+    A cell partly beyond the image belongs to the maps if its center is not, as in `misa.losses.inputs.shrink`.
+    """
+    sizes = Augmentation(test_short_side=short_side, long_side=long_side)
+    height, width = at_test_size(image, sizes).shape[:2]
+    pixels = network_input(image, sizes, divisor=32)
+    size = (max(round(height / STRIDE), 1), max(round(width / STRIDE), 1))
     return Example(
         name=name,
         image=image,
@@ -196,7 +199,8 @@ def example_of(
         labels=labels,
         classes=classes,
         masks=masks,
-        colors=colors,
+        colors=_at(pixels, pixels, size),
+        resized=(height, width),
     )
 
 
@@ -298,9 +302,7 @@ def trained_folder(
     return folder
 
 
-def _at(features: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a map to stride 4, as in training, and remove its padding."""
-    padded = (-(-size[0] // 8) * 8, -(-size[1] // 8) * 8)
-    if (features.shape[-2], features.shape[-1]) != padded:
-        features = F.interpolate(features, size=padded, mode="bilinear", align_corners=False)
-    return features[0, :, : size[0], : size[1]]
+def _at(features: Tensor, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a map of the padded input `pixels` to stride 4, as in training, and remove its padding."""
+    padded = (pixels.shape[-2] // STRIDE, pixels.shape[-1] // STRIDE)
+    return resized(features, padded)[0, :, : size[0], : size[1]]

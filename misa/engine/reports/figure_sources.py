@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from misa.data.digest import data_digests
 from misa.data.source import Source
-from misa.engine.reports.explore import STRIDE, Networks, open_networks
+from misa.engine.reports.explore import Networks, open_networks
 from misa.engine.runs.detections import read_detections, results_file
 from misa.engine.runs.folder import opened
 from misa.engine.runs.places import teacher_place
@@ -21,7 +21,7 @@ from misa.errors import UserError
 from misa.evaluation.ap import matched, present, read_truth
 from misa.evaluation.bootstrap import Matches, image_scores, matches_of, worst_images
 from misa.experiment import Affinity, Augmentation, Experiment
-from misa.figures.example import Example
+from misa.figures.example import STRIDE, Example
 from misa.files import digest, read_json
 from misa.ops.readings import window_of
 from misa.ops.seed_affinity import AffinitySettings

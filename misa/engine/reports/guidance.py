@@ -43,7 +43,7 @@ from misa.models.teacher.contract import TeacherNetwork
 from misa.objectives.misa import reading_of
 from misa.ops.boxes import box_masks
 from misa.ops.readings import Classifier, class_probabilities
-from misa.ops.resize import resized
+from misa.ops.resize import coarse_masks, resized
 
 SIZES = {"small": 0.0, "medium": 32.0**2, "large": 96.0**2}  # COCO's minimum areas
 _PRODUCT: dict[str, Any] = {"saliency": True, "local_form": "product", "global_form": "product"}
@@ -432,7 +432,9 @@ def _objects(
     masks = answers.probabilities
     stride = image.shape[-2] // masks.shape[-2]
     boxes = box_masks(corners, masks.shape[-2], masks.shape[-1], stride=stride)
-    true = torch.stack([coarse_mask(truth.annToMask(a), (h, w), stride, masks.shape[-2:]) for a in own])
+    cells = (masks.shape[-2], masks.shape[-1])
+    whole = (torch.from_numpy(truth.annToMask(a).astype(bool))[None] for a in own)  # one by one: images are large
+    true = torch.cat([coarse_masks(mask, (h, w), cells, stride=stride) for mask in whole])
     kept = answers.answered & (true & boxes).flatten(1).any(dim=1)
     if not kept.any():
         return None
@@ -462,13 +464,6 @@ def class_maps(true: Tensor, labels: Tensor, count: int) -> Tensor:
     for n in true.flatten(1).sum(dim=1).argsort(descending=True, stable=True).tolist():
         label_map[true[n]] = labels[n]
     return label_map == torch.arange(count)[:, None, None]
-
-
-def coarse_mask(mask: NDArray[np.uint8], size: tuple[int, int], stride: int, padded: tuple[int, ...]) -> Tensor:
-    """A ground-truth mask in `padded` cells of `stride` pixels of the image at `size`: those that it covers half of."""
-    fine = F.interpolate(torch.from_numpy(mask)[None, None].float(), size=size, mode="bilinear", antialias=True)
-    fine = F.pad(fine, (0, padded[1] * stride - size[1], 0, padded[0] * stride - size[0]))
-    return F.avg_pool2d(fine, stride)[0, 0] >= 0.5
 
 
 def _groups(annotation: Mapping[str, Any], name: str) -> tuple[str, ...]:

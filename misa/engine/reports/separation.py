@@ -5,6 +5,7 @@ from typing import Any
 
 import mmcv
 import numpy as np
+import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
@@ -12,7 +13,6 @@ from torch import Tensor
 from misa.data.dataset import OrderedCOCO
 from misa.data.pipeline import network_input
 from misa.data.source import Source
-from misa.engine.reports.guidance import coarse_mask
 from misa.engine.runs.checkpoints import last_checkpoint
 from misa.engine.runs.folder import Run, opened
 from misa.engine.runs.teacher import load_teacher
@@ -20,6 +20,7 @@ from misa.errors import UserError
 from misa.evaluation.separation import separation
 from misa.experiment import Augmentation
 from misa.models.teacher.contract import TeacherNetwork
+from misa.ops.resize import coarse_masks
 
 MAPS = ("color", "S", "S x K")
 
@@ -55,8 +56,8 @@ def teacher_separation(
         maps, factors, size, stride = teacher_maps(teacher, pixels, experiment.augmentation)
         h, w = (side // stride for side in size)  # whole cells of the image, without padding
         color, semantic = (values[:, :h, :w].numpy() for values in maps)
-        cells = maps[0].shape[-2:]
-        masks = np.stack([coarse_mask(truth.annToMask(a), size, stride, cells)[:h, :w].numpy() for a in objects])
+        whole = (torch.from_numpy(truth.annToMask(a).astype(bool))[None] for a in objects)
+        masks = np.concatenate([coarse_masks(mask, size, (h, w), stride=stride).numpy() for mask in whole])
         rows = factors.numpy()[[label[a["category_id"]] for a in objects]]
         scores = (
             separation(color, masks, seed=seed),

@@ -39,6 +39,44 @@ def test_colors_are_those_of_the_loss():
     assert torch.equal(example.box_masks().any(dim=0), union_of_boxes([boxes], torch.zeros(1, 1, 16, 16), 4)[0, 0])
 
 
+class _Averages(torch.nn.Module):
+    """A teacher whose S is the padded input's mean over each cell of 4 x 4 pixels."""
+
+    def prior(self, images):
+        return torch.nn.functional.avg_pool2d(images, 4), torch.ones(1, 3)
+
+
+@pytest.mark.parametrize("size", [(128, 160), (129, 161), (130, 162), (131, 163), (96, 250), (300, 411), (61, 97)])
+@pytest.mark.parametrize("short_side", [128, 97])
+def test_colors_features_masks_and_boxes_lie_over_each_other(size, short_side):
+    """At any size of the resized image, which need not be a whole number of cells."""
+    generator, gaps = np.random.default_rng(0), {"colors": [], "features": [], "masks": [], "boxes": []}
+    height, width = size
+    for _ in range(12):
+        radius = generator.uniform(0.15, 0.25) * min(size)
+        y, x = (generator.uniform(radius, side - radius) for side in size)
+        disc = (np.arange(height)[:, None] + 0.5 - y) ** 2 + (np.arange(width)[None] + 0.5 - x) ** 2 <= radius**2
+        image = np.where(disc[..., None], 255, 0).astype(np.uint8).repeat(3, axis=2)
+        extractor = FeatureExtractor(("disc",), Augmentation(test_short_side=short_side, long_side=1000), _Averages())
+        box = np.array([[x - radius, y - radius, x + radius, y + radius]])
+        example = extractor.see(image, boxes=box, labels=(0,), masks=disc[None])
+        assert example.features.shape[-2:] == example.colors.shape[-2:] == example.size
+        down, across = example.stride
+        middle = np.array([y / down, x / across])
+        for name, inside in (
+            ("colors", example.colors[0] > 0),
+            ("features", example.features[0] > 0),
+            ("masks", example.coarse_masks()[0]),
+            ("boxes", example.box_masks()[0]),
+        ):
+            gaps[name].append(inside.nonzero().double().mean(0).numpy() + 0.5 - middle)
+    for name, found in gaps.items():
+        assert np.abs(np.mean(found, axis=0)).max() < 0.12, name
+    scale = short_side / min(size)
+    assert example.resized == (int(height * scale + 0.5), int(width * scale + 0.5))
+    assert example.stride == (height / example.resized[0] * 4, width / example.resized[1] * 4)
+
+
 def test_a_notebook_is_told_what_a_run_lacks(networks):
     assert networks.requiring(teacher=True, distilled=True) is networks
     alone = replace(networks, teacher=None)
@@ -118,6 +156,7 @@ def test_padding_is_cut_off(networks):
 def test_a_turned_page_is_resized_as_in_the_test():
     example = example_of(np.zeros((100, 300, 3), np.uint8), short_side=64, long_side=96)
     assert example.size == (8, 24)
+    assert example.cells == (8, 24)
     assert example.stride == (12.5, 12.5)
 
 
