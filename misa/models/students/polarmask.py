@@ -118,7 +118,8 @@ class PolarHead(CondInstBboxHead):
         )
         (h, w), (x, y) = img_meta["img_shape"][:2], img_meta["scale_factor"] if rescale else (1.0, 1.0)
         corners = polygons(kept.points, kept.param_preds).clamp(min=0)
-        corners = corners.minimum(corners.new_tensor([w - 1, h - 1])) / corners.new_tensor([x, y])
+        corners = corners.minimum(corners.new_tensor([w - 1, h - 1]))
+        corners = (corners + 0.5) / corners.new_tensor([x, y]) - 0.5  # of the pixels' centers, unlike PolarMask's code
         kept.masks = _filled(corners, img_meta["ori_shape"][:2] if rescale else (h, w))
         for name in ("points", "strides", "param_preds"):
             kept.pop(name)
@@ -165,9 +166,9 @@ def assigned(
 
 
 def _filled(corners: Tensor, size: tuple[int, int]) -> Tensor:
-    """Rasterize polygons (n 36 2), truncated to whole pixels and including their outlines, to masks (n h w)."""
+    """Rasterize polygons (n 36 2), rounded to whole pixels and including their outlines, to masks (n h w)."""
     masks = np.zeros((len(corners), *size), np.uint8)
-    for mask, polygon in zip(masks, corners.cpu().numpy().astype(np.int32), strict=True):
+    for mask, polygon in zip(masks, corners.round().int().cpu().numpy(), strict=True):
         cv2.fillPoly(mask, [polygon.reshape(-1, 1, 2)], [1])
     return torch.from_numpy(masks).bool().to(corners.device)
 

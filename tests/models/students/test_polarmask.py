@@ -172,6 +172,24 @@ def test_from_targets_back_to_masks(model):
     assert same.masks.shape == (2, SIZE, SIZE)
 
 
+@pytest.mark.parametrize("size", [(128, 128), (384, 384), (301, 450), (70, 90)])
+def test_masks_lie_where_their_objects_lie_in_the_original_image(model, size):
+    """Rays of the resized disc, decoded at the image's own size, compared with the disc drawn there."""
+    head, gaps, overlaps = model.bbox_head.eval(), [], []
+    down, across = size[0] / SIZE, size[1] / SIZE
+    for x, y, radius in ((64, 64, 30), (50.5, 60, 26.5), (70.25, 55.75, 33)):
+        truth = instances(disc(x - 0.5, y - 0.5, radius), labels=[0])  # x and y from the image's corner
+        meta = {"img_shape": (SIZE, SIZE), "ori_shape": size, "scale_factor": (1 / across, 1 / down)}
+        (found,) = head.predict_by_feat(*planted(truth), batch_img_metas=[meta], rescale=True)
+        rows, columns = np.mgrid[: size[0], : size[1]] + 0.5
+        true = ((columns / across - x) / radius) ** 2 + ((rows / down - y) / radius) ** 2 <= 1
+        mask = found.masks[0].numpy()
+        overlaps.append((mask & true).sum() / (mask | true).sum())
+        gaps.append((np.argwhere(mask).mean(0) - np.argwhere(true).mean(0)) / (down, across))
+    assert np.abs(np.mean(gaps, axis=0)).max() < 0.15, "in pixels of the resized image"
+    assert min(overlaps) > 0.96
+
+
 def test_scores_never_exceed_one_and_follow_centerness(model):
     truth = instances(SCENE[0])
     meta = {"img_shape": (SIZE, SIZE), "ori_shape": (SIZE, SIZE), "scale_factor": (1.0, 1.0)}
