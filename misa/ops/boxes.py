@@ -96,15 +96,3 @@ def _near(
     cell = torch.arange(grid, device=low.device)
     first, middle, last = ((c / size * grid).floor()[:, None] for c in (center - half, center, center + half))
     return (cell >= torch.maximum(first, middle - 1)) & (cell <= torch.minimum(last, middle + 1))
-
-
-def sampled_masks(full: Bool[Tensor, "g H W"], stride: int) -> Bool[Tensor, "g h w"]:
-    """Subsample masks at the input's size, from pixel `stride // 2` on every `stride`, as AdelaiDet's heads do.
-
-    The result has ceil((H − stride // 2) / stride) rows: H / stride if that is an integer.
-    """
-    if full.dim() != 3 or stride < 1:
-        raise ValueError(
-            f"sampled_masks needs masks (g, H, W) and a stride of 1 or more: {tuple(full.shape)}, {stride}."
-        )
-    return full[:, stride // 2 :: stride, stride // 2 :: stride]

@@ -39,6 +39,8 @@ def coarse_masks(
     """
     if not len(masks):
         return masks.new_zeros(0, *cells, dtype=torch.bool)
-    fine = F.interpolate(masks[:, None].float(), size=size, mode="bilinear", antialias=True)
+    fine = masks[:, None].float()
+    if masks.shape[-2:] != size:
+        fine = F.interpolate(fine, size=size, mode="bilinear", antialias=True)
     fine = F.pad(fine, (0, cells[1] * stride - size[1], 0, cells[0] * stride - size[0]))
     return F.avg_pool2d(fine, stride)[:, 0] >= 0.5

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from misa.ops.boxes import box_masks, centre_cells, positive_cells, sampled_masks
+from misa.ops.boxes import box_masks, centre_cells, positive_cells
 
 corner = st.floats(0, 60, allow_nan=False, width=32)
 side = st.floats(0.5, 64, allow_nan=False, width=32)
@@ -95,15 +95,6 @@ def test_a_box_fires_in_at_most_nine_cells_around_its_centre():
     rows, columns = cell // 32, cell % 32
     assert len(instance) == 9
     assert_close((rows.float().mean(), columns.float().mean()), (torch.tensor(16.0), torch.tensor(16.0)))
-
-
-def test_sampled_masks_read_the_middle_of_every_cell(rng):
-    full = torch.rand(2, 12, 16, generator=rng) > 0.5
-    expected = [[[full[g, 4 * y + 2, 4 * x + 2].item() for x in range(4)] for y in range(3)] for g in range(2)]
-    assert sampled_masks(full, 4).tolist() == expected
-    assert torch.equal(sampled_masks(full, 1), full)
-    with pytest.raises(ValueError, match="sampled_masks needs"):
-        sampled_masks(full[0], 4)
 
 
 def test_a_box_has_one_cell_on_the_nearest_level():

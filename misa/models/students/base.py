@@ -19,7 +19,7 @@ from misa.models.students.memory import Memory
 from misa.models.students.step_health import gradient_shares, mask_health
 from misa.models.teacher.contract import TeacherNetwork
 from misa.objectives.base import BoxObjective, Detected, PerBox, Prepared, Step, Term, Truth
-from misa.ops.boxes import sampled_masks
+from misa.ops.resize import coarse_masks
 from misa.ops.transfer import on_host
 
 TRAINING_ONLY = ("adapter.", "memory.")
@@ -279,8 +279,9 @@ def _within(positives: Positives, prepared: Prepared) -> Positives:
     """Replace the box masks by `within` of the instances, unless that is empty at the masks' size."""
     if any("within" not in own for own in prepared.instances):
         return positives
-    stride = prepared.images.shape[-1] // positives.mask_logits.shape[-1]
-    every = torch.cat([sampled_masks(own.within, stride) for own in prepared.instances])
+    cells = (positives.mask_logits.shape[-2], positives.mask_logits.shape[-1])
+    size, stride = (prepared.images.shape[-2], prepared.images.shape[-1]), prepared.images.shape[-1] // cells[1]
+    every = torch.cat([coarse_masks(own.within, size, cells, stride=stride) for own in prepared.instances])
     own = every[positives.instance.to(every.device, non_blocking=True)]
     some = own.flatten(1).any(dim=1)[:, None, None]
     return positives._replace(box_masks=torch.where(some, own, positives.box_masks))

@@ -192,7 +192,7 @@ def test_pasted_objects_are_taught_by_what_is_seen_of_them(rng, student, monkeyp
     stretched = (
         nn.functional.interpolate(picture.masks.float()[:, None], size=(SIZE, SIZE), mode="bilinear")[0, 0] > 0.7
     )
-    cells = stretched[2::4, 2::4]
+    cells = stretched.reshape(SIZE // 4, 4, SIZE // 4, 4).sum(dim=(1, 3)) >= 8  # at least half of the pixels
     for n, g in enumerate(step.positives.instance.tolist()):
         own = step.positives.box_masks[n]
         if step.truth.pasted[g]:
