@@ -161,8 +161,12 @@ class Predictor:
         in the image, or a label that the student does not know.
         """
         for name, value in (("score", score), ("mask", mask)):
-            if value is not None and not 0 <= value <= 1:
-                raise UserError(f"{name} must be from 0 to 1, not {value}.")
+            try:
+                known = value is None or bool(0 <= value <= 1)
+            except (TypeError, ValueError):  # a text, several numbers
+                known = False
+            if not known:
+                raise UserError(f"{name} must be from 0 to 1, not {value!r}.")
         pixels, single = as_images(images)
         if boxes is None and labels is not None:
             raise UserError("labels are those of given boxes; give boxes too.")

@@ -181,6 +181,8 @@ def test_floats_may_exceed_0_and_1_by_rounding(photo):
         (False, {"boxes": [[5, 5, 16, 17]], "labels": {"a": 1}}, "labels are classes, one for each box"),
         (False, {"labels": ["a"]}, "labels are those of given boxes"),
         (False, {"mask": 1.5}, "mask must be from 0 to 1"),
+        (False, {"score": "0.3"}, "score must be from 0 to 1, not '0.3'"),
+        (False, {"score": [0.3, 0.5]}, "score must be from 0 to 1, not [0.3, 0.5]"),
         (True, {"boxes": [[5, 5, 16, 17]]}, "several images need boxes for each: a list of 2"),
         (True, {"boxes": [[[5, 5, 16, 17]]] * 2, "labels": "ab"}, "several images need labels for each: a list of 2"),
         (True, {"boxes": [[5, 5, 16, 17], [5, 5, 5, 9]]}, "image 1 of the list: the box"),
