@@ -99,6 +99,9 @@ def _fits(value: Any, hint: Any) -> bool:
     return hint is Any or type(value) is hint
 
 
+_LARGEST_GRID = 1024  # cells on a side, pixels of a stride
+
+
 @dataclass(frozen=True)
 class Network:
     """Architecture of the student. Defaults: SOLOv2 and Mask2Former as in mmdet.
@@ -131,7 +134,11 @@ class Network:
     def __post_init__(self) -> None:
         _check_fields(self)
         widths = ("base_channels", "neck_channels", "head_channels", "mask_channels", "feature_channels")
-        _require_range(self, (*widths, "queries", "encoder_layers", "decoder_layers", "points"), 1)
+        _require_range(self, (*widths, "stacked_convs", "queries", "encoder_layers", "decoder_layers", "points"), 1)
+        for name in ("strides", "grids"):
+            if any(not 1 <= number <= _LARGEST_GRID for number in getattr(self, name)):
+                given = ", ".join(map(str, getattr(self, name)))
+                raise ValueError(f"Network.{name} is ({given}); each must be from 1 to {_LARGEST_GRID}.")
 
 
 TINY = Network(
