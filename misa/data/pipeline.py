@@ -26,6 +26,7 @@ from misa.experiment import Augmentation
 MEAN = (123.675, 116.28, 103.53)  # ImageNet, RGB, values 0..255
 STD = (58.395, 57.12, 57.375)
 
+_THIN = 0.9  # a resized mask with less of its area in pixels that it covers by half loses parts
 _META = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
 
 
@@ -44,6 +45,15 @@ class Load(LoadImageFromFile):
                 f"the image {results['img_path']} cannot be read, or not to its end; replace it, or take it out of the "
                 "data."
             ) from error
+
+
+class LoadTruth(LoadAnnotations):
+    """mmdet's, which makes a label map of one row a map without rows."""
+
+    def _load_seg_map(self, results: dict[str, Any]) -> None:
+        super()._load_seg_map(results)
+        if (labels := results.get("gt_seg_map")) is not None and labels.ndim < 2:
+            results["gt_seg_map"] = labels.reshape(results["ori_shape"])
 
 
 class Resize(MMDetResize):
@@ -82,12 +92,17 @@ class Resize(MMDetResize):
 
 
 def _resize_mask(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The pixels (h w) that a mask (h' w') covers by half; by as much as any if it is thinner than that."""
+    """The pixels (h w) that a mask (h' w') covers by half; of a thin one those it covers most, to keep its area."""
+    if mask.shape == size:
+        return mask
     smaller = size[0] < mask.shape[0] or size[1] < mask.shape[1]
     how = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
     covered = cv2.resize(mask.astype(np.float32), size[::-1], interpolation=how)
-    most = float(covered.max())
-    threshold = min(0.5, most - 1e-6) if most > 0 else 0.5
+    threshold, some = 0.5, covered[covered > 0]
+    area = float(some.sum(dtype=float))
+    if len(some) and np.count_nonzero(some >= threshold) < _THIN * area:
+        place = len(some) - max(round(area), 1)
+        threshold = float(np.partition(some, place)[place]) * (1 - 1e-5)  # with all that are covered as much
     return (covered >= threshold).astype(np.uint8)
 
 
@@ -114,7 +129,7 @@ def train_pipeline(augmentation: Augmentation, *, masks: bool, label_maps: bool 
         changes = [{"type": RandomChoiceResize, "scales": scales, "resize_type": Resize, "keep_ratio": True}, flip]
     return [
         {"type": Load},
-        {"type": LoadAnnotations, "with_bbox": True, "with_mask": masks, "with_seg": label_maps},
+        {"type": LoadTruth, "with_bbox": True, "with_mask": masks, "with_seg": label_maps},
         *changes,
         {"type": PackDetInputs, "meta_keys": _META},
     ]

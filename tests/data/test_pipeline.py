@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -119,7 +120,7 @@ def _disc(size, center, radius, *, image):
 )
 def test_masks_and_label_maps_lie_where_the_resized_object_lies(image, to):
     """Compared with the disc drawn at the resized size; mmdet's own lie up to half a pixel to the lower right."""
-    rng, overlaps, shifts = np.random.default_rng(0), [], {"mask": [], "labels": []}
+    rng, overlaps, areas, shifts = np.random.default_rng(0), [], [], {"mask": [], "labels": []}
     for _ in range(20):
         radius = rng.uniform(10, 50)
         center = rng.uniform(radius, np.array(image) - radius)
@@ -130,13 +131,49 @@ def test_masks_and_label_maps_lie_where_the_resized_object_lies(image, to):
         assert mask.shape == labels.shape == to
         assert set(np.unique(labels)) == {0, 7}
         overlaps.append((mask & expected).sum() / (mask | expected).sum())
+        areas.append(mask.sum() / (drawn.sum() * to[0] * to[1] / image[0] / image[1]))
         middle = np.argwhere(expected).mean(0)
         shifts["mask"].append(np.argwhere(mask).mean(0) - middle)
         shifts["labels"].append(np.argwhere(labels).mean(0) - middle)
     assert np.mean(overlaps) > 0.975
+    # A threshold of 0.4 or 0.6 is 0.015 or more off; at half the size a quarter of the border's pixels are ties.
+    assert np.mean(areas) == pytest.approx(1, abs=0.03 if to == (240, 320) else 0.008)
     assert np.abs(np.mean(shifts["mask"], 0)).max() < 0.05
     # At exactly half the size each center lies between four pixels, of which one is taken.
     assert np.abs(np.mean(shifts["labels"], 0)).max() < (0.3 if to == (240, 320) else 0.05)
+
+
+@pytest.mark.parametrize(("width", "scale"), [(1, 0.4), (2, 0.2), (3, 0.4)])
+def test_a_thin_bar_keeps_its_box_and_its_area(width, scale):
+    """Also a tilted one, of which few pixels are covered by half."""
+    rng, image, to = np.random.default_rng(0), (480, 640), (round(480 * scale), round(640 * scale))
+    overlaps, areas = [], []
+    for _ in range(30):
+        angle, length = rng.uniform(0, np.pi), rng.uniform(60, 200)
+        center, half = rng.uniform((120, 120), (360, 520)), np.array([np.sin(angle), np.cos(angle)]) * length / 2
+        bar = np.zeros(image, np.uint8)
+        cv2.line(bar, *(tuple(int(v) for v in end[::-1]) for end in (center - half, center + half)), 1, width)
+        found = _resized(image, masks=bar[None], to=to)["gt_masks"].masks[0]
+        boxes = [np.argwhere(mask) for mask in (bar, found)]
+        (top, bottom), (y1, y2) = [(p.min(0) * s, (p.max(0) + 1) * s) for p, s in zip(boxes, (scale, 1), strict=True)]
+        inside = np.clip(np.minimum(bottom, y2) - np.maximum(top, y1), 0, None).prod()
+        overlaps.append(inside / ((bottom - top).prod() + (y2 - y1).prod() - inside))
+        areas.append(found.sum() / (bar.sum() * scale**2))
+    assert np.mean(overlaps) > 0.8
+    assert 0.9 < np.median(areas) < 1.6
+
+
+def test_a_label_map_of_one_row_keeps_its_columns(tmp_path):
+    labels = np.repeat(np.array([[0, 1]], np.uint8), 100, axis=1)
+    Image.fromarray(np.zeros((1, 200, 3), np.uint8)).save(tmp_path / "image.png")
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    for jitter in (None, (1.0, 1.0)):
+        sizes = Augmentation((64,), 100, jitter=jitter, crop=100, flip=0.0)
+        pipeline = Compose(train_pipeline(sizes, masks=False, label_maps=True))
+        given = {"bbox": [0.0, 0, 200, 1], "bbox_label": 0, "ignore_flag": 0}
+        about = {"img_path": str(tmp_path / "image.png"), "img_id": 0, "height": 1, "width": 200}
+        found = pipeline({**about, "seg_map_path": str(tmp_path / "labels.png"), "instances": [given]})
+        assert found["data_samples"].gt_sem_seg.sem_seg.squeeze().tolist() == [0] * 50 + [1] * 50
 
 
 def test_a_mask_thinner_than_half_a_pixel_is_kept_and_an_empty_one_stays_empty():
