@@ -59,7 +59,7 @@ class Example:
 
     @property
     def cells(self) -> tuple[float, float]:
-        """Height and width of the image in cells: up to half a cell more or less than the maps."""
+        """Height and width of the image in cells: within half a cell of the maps', unless those are a single cell."""
         height, width = self._seen
         return height / STRIDE, width / STRIDE
 
@@ -96,7 +96,7 @@ class Example:
         return smallest.masked_fill(~inside.any(dim=0), -1)
 
     def coarse_masks(self) -> Bool[Tensor, "n h w"] | None:
-        """Ground-truth masks on the map: a cell is inside if at least half of it is; None without ground truth."""
+        """Ground-truth masks on the map, see `misa.ops.resize.coarse_masks`; None without ground truth."""
         if self.masks is None:
             return None
         return coarse_masks(torch.as_tensor(self.masks), self._seen, self.size, stride=STRIDE)

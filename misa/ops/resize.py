@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+_ROUNDING = 1e-4  # of resized masks
+
 
 def resized(maps: Float[Tensor, "*b h w"], size: tuple[int, int]) -> Float[Tensor, "*b H W"]:
     """Resize maps bilinearly; maps of that size are returned as they are."""
@@ -34,13 +36,14 @@ def coarse_masks(
 ) -> Bool[Tensor, "n H W"]:
     """Return masks of an image on `cells` = (H, W) cells of `stride` pixels of the image resized to `size`.
 
-    A cell is inside if the mask covers at least half of it. Cells beyond the image are outside; what lies beyond the
-    cells is cut off.
+    A cell is inside if the mask covers at least half of its part in the image. Cells beyond the image are outside; what
+    lies beyond the cells is cut off.
     """
     if not len(masks):
         return masks.new_zeros(0, *cells, dtype=torch.bool)
     fine = masks[:, None].float()
     if masks.shape[-2:] != size:
         fine = F.interpolate(fine, size=size, mode="bilinear", antialias=True)
-    fine = F.pad(fine, (0, cells[1] * stride - size[1], 0, cells[0] * stride - size[0]))
-    return F.avg_pool2d(fine, stride)[:, 0] >= 0.5
+    padding = (0, cells[1] * stride - size[1], 0, cells[0] * stride - size[0])
+    covered, present = (F.avg_pool2d(F.pad(x, padding), stride)[:, 0] for x in (fine, torch.ones_like(fine[:1])))
+    return (covered >= (0.5 - _ROUNDING) * present) & (present > 0)

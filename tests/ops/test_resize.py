@@ -48,14 +48,23 @@ def test_a_constant_within_stays_whatever_is_in_the_padding():
 
 @pytest.mark.parametrize(("size", "cells"), [((16, 24), (4, 6)), ((13, 18), (3, 5)), ((15, 21), (8, 8))])
 def test_a_coarse_mask_is_the_cells_that_it_covers_half(size, cells):
-    """Of masks at the resized size already: counted pixel by pixel; cells beyond the image are outside."""
+    """Of masks at the resized size already: counted pixel by pixel of the image; cells beyond it are outside."""
     masks = torch.rand(3, *size, generator=torch.Generator().manual_seed(0)) < 0.5
     found = coarse_masks(masks, size, cells, stride=4)
     assert found.shape == (3, *cells)
     for n, row, column in np.ndindex(*found.shape):
         own = masks[n, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
-        assert bool(found[n, row, column]) == (int(own.sum()) >= 8)
+        assert bool(found[n, row, column]) == (own.numel() > 0 and int(own.sum()) >= own.numel() / 2)
     assert coarse_masks(masks[:0], size, cells, stride=4).shape == (0, *cells)
+
+
+@pytest.mark.parametrize(
+    ("image", "size"), [((375, 500), (262, 349)), ((375, 500), (158, 211)), ((1, 4000), (1, 1333))]
+)
+def test_the_whole_image_covers_all_of_its_cells(image, size):
+    """Whatever rounding its resizing has, and if the image ends within its last cells."""
+    cells = (max(round(size[0] / 4), 1), max(round(size[1] / 4), 1))
+    assert coarse_masks(torch.ones(1, *image, dtype=torch.bool), size, cells, stride=4).all()
 
 
 def test_coarse_masks_of_a_larger_image_are_where_it_is_resized_to():
