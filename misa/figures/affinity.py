@@ -217,14 +217,15 @@ def _put_first_column(sheet: Sheet, layout: Layout, example: Example, first: Ten
     truth = example.coarse_masks()
     objects = example.box_masks() if truth is None else truth
     pictures: dict[str, NDArray[Any]] = {
-        "image": example.image,
         "seen": seen,
         "start": first.numpy(),
         "truth": objects.any(dim=0).float().numpy() if len(objects) else np.zeros(example.size),
     }
     for row, name in enumerate(layout.first):
-        tile = layout.tile(0, row)
-        sheet.put(tile.covering(*example.cells) if name == "image" else tile, pictures[name])
+        if name == "image":
+            sheet.put_image(layout.tile(0, row), example.image, example.cells)
+        else:
+            sheet.put(layout.tile(0, row), pictures[name])
 
 
 def _put_maps(sheet: Sheet, layout: Layout, kernels: tuple[Kernel, ...], maps: dict[str, dict[Kernel, Tensor]]) -> None:

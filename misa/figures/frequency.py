@@ -124,13 +124,14 @@ def mask_figure(
     scale: float = 0.2,
     name: str = "",
     side: int = _PANEL,
+    cells: tuple[float, float] | None = None,
 ) -> Picture:
     """Draw the Fourier masks applied to one map: a row for the high pass of Eq. 4, one for its mirror, the low pass.
 
     From left to right the map, its log spectrum with the circle of radius t, α (0 black, 1 white), the filtered
     spectrum, the resulting band, and its part by Eq. 5, the high band inside the boxes, the low one outside. Bands are
     signed: white is 0, with one scale for all. Below, the image and α over the frequency. side: longer side of a tile
-    in pixels.
+    in pixels. cells: height and width of the image in the map's cells (`Example.cells`), by default those of the map.
     """
     h, w = features.shape
     ratio = side / max(h, w)
@@ -146,7 +147,7 @@ def mask_figure(
             sheet.put(tile, pictures[title])
     chart_top = top + 2 * (height + _GAP) + 20
     shown = Tile(_MARGIN + _LABEL, chart_top, width, height, h, w)
-    sheet.put(shown, image)
+    sheet.put_image(shown, image, cells or (h, w))
     figure = Picture()
     axes = sheet.draw(figure)
     write(axes, _MARGIN, 6, name, fontsize=9, weight="bold", va="top")

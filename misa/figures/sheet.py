@@ -50,11 +50,6 @@ class Tile:
         x = self.left + (np.asarray(columns, float) - self.first[1]) / self.columns * self.width
         return x, y
 
-    def covering(self, rows: float, columns: float) -> "Tile":
-        """Returns the tile of a picture of that many of this map's cells, which may end within a cell."""
-        height, width = self.height * rows / self.rows, self.width * columns / self.columns
-        return replace(self, height=max(height, 1), width=max(width, 1))
-
 
 class Sheet:
     """A white canvas of `width` x `height` pixels for tiles; `draw` makes it the background of a figure."""
@@ -76,6 +71,20 @@ class Sheet:
         if colors.shape[:2] != (h, w):
             colors = cv2.resize(colors, (w, h), interpolation=cv2.INTER_NEAREST)
         self.pixels[y : y + h, x : x + w] = colors
+
+    def put_image(self, tile: Tile, image: NDArray[np.uint8], cells: tuple[float, float]) -> None:
+        """Draw an RGB image (h w 3) of that many rows and columns of a map's cells where it lies on the map's tile.
+
+        What reaches beyond the map is cut off, to whole pixels of the image.
+        """
+        shares = [whole / count for whole, count in zip(cells, (tile.rows, tile.columns), strict=True)]
+        rows, columns = (
+            max(round(side / max(share, 1)), 1) for side, share in zip(image.shape[:2], shares, strict=True)
+        )
+        height, width = (
+            max(side * min(share, 1), 1) for side, share in zip((tile.height, tile.width), shares, strict=True)
+        )
+        self.put(replace(tile, height=height, width=width), image[:rows, :columns])
 
     def draw(self, figure: Figure) -> Axes:
         """Returns an Axes over the whole figure, in pixels of the sheet, with the sheet as background."""

@@ -259,5 +259,6 @@ class FrequencyExplorer(Panel):
             example.box_masks().any(dim=0),
             radius=radius,
             scale=scale,
+            cells=example.cells,
             name=f"{example.name}   {name}" + (f", channel {shown}" if len(values) > 1 else ""),
         )

@@ -20,7 +20,7 @@ from misa.figures.affinity import (
     start_mask,
 )
 from misa.figures.paper import figure4
-from misa.figures.sheet import RasterText, Tile, outline
+from misa.figures.sheet import RasterText, Sheet, Tile, outline
 from misa.figures.style import shade, to_png
 from misa.figures.widgets import SeedExplorer, factor
 from misa.ops.readings import Classifier, Reading, read
@@ -94,11 +94,19 @@ def test_outside_of_a_tile_is_no_cell():
 
 def test_an_image_that_ends_within_a_cell_ends_there_on_its_tile(make_example):
     """Its maps are drawn over whole cells; without its size in cells the image would be stretched over them."""
-    whole = Tile(10, 20, 40, 30, 3, 4)
-    assert whole.covering(3, 4) == whole
-    part = whole.covering(2.5, 4.25)
-    assert (part.left, part.top, part.height, part.width) == (10, 20, 25, 42.5)
-    example = dataclasses.replace(make_example(), resized=(46, 63))  # of 48 x 64 in whole cells
+    sheet, white = Sheet(60, 60), 255
+    sheet.put_image(Tile(10, 20, 40, 30, 3, 4), np.zeros((5, 17, 3), np.uint8), (2.5, 4.25))
+    drawn = np.argwhere((sheet.pixels != white).any(-1))
+    assert (drawn.min(0).tolist(), drawn.max(0).tolist()) == ([20, 10], [44, 49])  # two and a half rows, four columns
+    ramp = np.arange(17, dtype=np.uint8)[None, :, None].repeat(5, 0).repeat(3, 2)
+    sheet.put_image(Tile(10, 20, 40, 30, 3, 4), ramp, (2.5, 4.25))
+    assert sheet.pixels[20, [10, 49], 0].tolist() == [0, 15], "the last of 17 columns is beyond the map"
+    tile = Layout(12, 16, 4, 5, (4, 5)).tile(0, 0)
+    corner = round(tile.top + tile.height) - 2, round(tile.left) + 1
+    for resized, ended in (((46, 63), True), (None, False)):  # of 48 x 64 in whole cells
+        example = dataclasses.replace(make_example(), resized=resized)
+        assert (pixels(affinity_figure(example, (4, 5)))[corner].min() == white) == ended
+    example = dataclasses.replace(example, resized=(46, 63))
     axes = profile_figure(example, (4, 5)).axes[0]
     assert axes.images[0].get_extent() == [0, 15.75, 11.5, 0]
     drawn = figure4([(example, (4, 5))]).axes[0].images[0]
