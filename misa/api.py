@@ -162,8 +162,8 @@ class Predictor:
         """
         for name, value in (("score", score), ("mask", mask)):
             try:
-                known = value is None or bool(0 <= value <= 1)
-            except (TypeError, ValueError):  # a text, several numbers
+                known = bool(0 <= value <= 1) if value is not None else name == "mask"
+            except (TypeError, ValueError, RuntimeError):  # a text, several numbers
                 known = False
             if not known:
                 raise UserError(f"{name} must be from 0 to 1, not {value!r}.")

@@ -183,6 +183,8 @@ def test_floats_may_exceed_0_and_1_by_rounding(photo):
         (False, {"mask": 1.5}, "mask must be from 0 to 1"),
         (False, {"score": "0.3"}, "score must be from 0 to 1, not '0.3'"),
         (False, {"score": [0.3, 0.5]}, "score must be from 0 to 1, not [0.3, 0.5]"),
+        (False, {"score": torch.tensor([0.3, 0.5])}, "score must be from 0 to 1, not tensor"),
+        (False, {"score": None}, "score must be from 0 to 1, not None"),
         (True, {"boxes": [[5, 5, 16, 17]]}, "several images need boxes for each: a list of 2"),
         (True, {"boxes": [[[5, 5, 16, 17]]] * 2, "labels": "ab"}, "several images need labels for each: a list of 2"),
         (True, {"boxes": [[5, 5, 16, 17], [5, 5, 5, 9]]}, "image 1 of the list: the box"),
@@ -309,10 +311,11 @@ def test_what_is_no_image_is_a_sentence(run, image, words):
 
 def test_the_affinity_is_that_of_the_seeds_cell(scene):
     """Pixels of the image map to cells at stride 4; the result is the map of cells, enlarged."""
-    color = scene.affinity((60, 50), "color")
+    color = scene.affinity((87, 58), "color")
     assert color.max() == pytest.approx(1, abs=0.35)
     assert scene.example.resized == (115, 192)  # 120 x 200 at the run's test size: 28.75 rows of cells
-    cell = int(60.5 * 115 / 120 / 4), int(50.5 * 192 / 200 / 4)
+    cell = int(87.5 * 115 / 120 / 4), int(58.5 * 192 / 200 / 4)
+    assert cell != (87 * 29 // 120, 58 * 48 // 200), "as if the cells ended with the image"
     colors = scene.example.colors
     distance = (colors - colors[:, cell[0], cell[1]][:, None, None]).square().sum(0)
     expected = torch.exp(-distance / scene.settings.local_bandwidth**2).numpy()
@@ -321,11 +324,11 @@ def test_the_affinity_is_that_of_the_seeds_cell(scene):
     places = np.meshgrid(rows, columns, indexing="ij")
     np.testing.assert_allclose(color, map_coordinates(expected, places, order=1, mode="nearest"), atol=1e-4)
     for kind in ("feature", "saliency", "sepa"):
-        values = scene.affinity((60, 50), kind)
+        values = scene.affinity((87, 58), kind)
         assert values.shape == (120, 200)
         assert 0 <= values.min() <= values.max() <= 1
-    assert (scene.affinity((60, 50), "color", tree=True) != color).any()
-    assert (scene.affinity((60, 50), "sepa", semantic_scale=0.5) != scene.affinity((60, 50), "sepa")).any()
+    assert (scene.affinity((87, 58), "color", tree=True) != color).any()
+    assert (scene.affinity((87, 58), "sepa", semantic_scale=0.5) != scene.affinity((87, 58), "sepa")).any()
 
 
 def test_rounding_errors_beyond_0_and_1_are_cut_off(scene, monkeypatch):

@@ -11,8 +11,9 @@ student, the published one from its own initialization.
 With `paste`, objects of earlier images, cut out by M_I, are pasted into half of the batches, once that many images are
 stored: pixels that they cover are removed from the other objects, and their masks are known (L_paste). Ground-truth
 masks are not read. Different from the published code: each image is stored once, as the networks saw it (there the last
-one of a process's batch is stored twice), without objects for which M_I has no confident pixel. As published, each
-process has its own queue; a resume loads rank 0's into all.
+one of a process's batch is stored twice), without objects for which M_I has no confident pixel, and the visible part of
+a box is the cells that it covers half, not those whose third pixel it covers. As published, each process has its own
+queue; a resume loads rank 0's into all.
 
 Axes: b image · n instance · g object that has an instance · c class · q prototype · d channel · h row · w column.
 """
