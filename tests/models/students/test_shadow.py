@@ -170,13 +170,14 @@ def test_pasted_objects_are_taught_by_what_is_seen_of_them(rng, student, monkeyp
     model = build(student, objective)
     images, samples = batch(rng)
     y, x = torch.meshgrid(torch.arange(32) - 12, torch.arange(32) - 14, indexing="ij")
-    disc = Picture(
+    triangle = (3 * x + y < 12) & (x > -9) & (y > -8) & (y < 10)
+    shape = Picture(
         torch.randint(0, 256, (3, SIZE, SIZE), generator=rng, dtype=torch.uint8),
-        torch.where(x**2 + y**2 < 60, 0.9, 0.1)[None],
+        torch.where(triangle, 0.9, 0.1)[None],
         torch.tensor([[0.0, 0, SIZE, SIZE]]),
         torch.tensor([1]),
     )
-    model.memory.own.on_host.put(disc, sure=0.7)
+    model.memory.own.on_host.put(shape, sure=0.7)
     seen = []
     losses = type(objective).losses
     monkeypatch.setattr(
@@ -193,6 +194,7 @@ def test_pasted_objects_are_taught_by_what_is_seen_of_them(rng, student, monkeyp
         nn.functional.interpolate(picture.masks.float()[:, None], size=(SIZE, SIZE), mode="bilinear")[0, 0] > 0.7
     )
     cells = stretched.reshape(SIZE // 4, 4, SIZE // 4, 4).sum(dim=(1, 3)) >= 8  # at least half of the pixels
+    assert not torch.equal(cells, stretched[2::4, 2::4]), "nor the third pixel of each, as published"
     for n, g in enumerate(step.positives.instance.tolist()):
         own = step.positives.box_masks[n]
         if step.truth.pasted[g]:
