@@ -34,7 +34,8 @@ _FIRST = {1: ("image",), 2: ("image", "start"), 3: ("image", "start", "truth"), 
 _MARGIN, _GAP, _TITLE, _LABEL, _BAR = 10, 9, 22, 24, 46
 _PROFILE = 128
 _ACROSS, _DOWN = 566, 552  # width and height of a panel's figure in pixels
-_NAME = 32  # letters of an image's name; a longer one is shortened in the middle
+_NARROWEST, _LOWEST = 66, 46  # width of a column and height of a row in pixels: those of the longest names
+_LETTER = 8.2  # mean width of a bold letter of the title in pixels; a longer name is shortened in the middle
 _AROUND = 2  # cells around the window in the zoomed tiles
 
 
@@ -66,15 +67,21 @@ class Layout:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the figure in pixels."""
+        down, step = self.steps
+        across = _MARGIN + step * (self.kernels + 1) + _LABEL + _BAR
+        return max(across, 520), _TITLE + 22 + len(self.lines) * down + _PROFILE
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Distances of two rows and of two columns in pixels, of which tiles are the middle."""
         height, width = self._side
-        across = _MARGIN + (width + _GAP) * (self.kernels + 1) + _LABEL + _BAR
-        return max(across, 520), _TITLE + 22 + len(self.lines) * (height + _GAP) + _PROFILE
+        return max(height, _LOWEST) + _GAP, max(width, _NARROWEST) + _GAP
 
     def tile(self, column: int, row: int) -> Tile:
         """Returns a tile: column 0 is the image's, the kernels follow; their line "window" shows the window only."""
-        height, width = self._side
-        left = _MARGIN + column * (width + _GAP) + (_LABEL if column else 0)
-        top = _TITLE + 22 + row * (height + _GAP)
+        (height, width), (down, across) = self._side, self.steps
+        left = _MARGIN + column * across + (_LABEL if column else 0) + (across - _GAP - width) // 2
+        top = _TITLE + 22 + row * down + (down - _GAP - height) // 2
         if column and self.lines[row] == "window":
             reach = self.window // 2 + _AROUND
             first = self.seed[0] - reach, self.seed[1] - reach
@@ -252,9 +259,9 @@ def _cropped(values: NDArray[np.floating], tile: Tile) -> NDArray[np.floating]:
 def _bar(layout: Layout) -> Tile:
     last = len(layout.lines) - 1
     top, bottom = layout.tile(0, min(1, last)), layout.tile(0, last)
-    step = layout.tile(0, 0).width + _GAP
-    left = _MARGIN + _LABEL + (layout.kernels + 1) * step
-    return Tile(left, top.top, 10, bottom.top + bottom.height - top.top, 128, 2)
+    left = _MARGIN + _LABEL + (layout.kernels + 1) * layout.steps[1]
+    height = bottom.top + bottom.height - top.top
+    return Tile(left, top.top + min(height - 36, 0) / 2, 10, max(height, 36), 128, 2)
 
 
 def _name(
@@ -262,25 +269,23 @@ def _name(
 ) -> None:
     category = example.classes[field.label] if example.classes else f"category {field.label}"
     row, column = layout.seed
-    name = example.name
-    if len(name) > _NAME:
-        name = f"{name[: _NAME // 2]}…{name[1 - _NAME // 2 :]}"
-    about = f"{name}   seed at cell ({row}, {column}) of {layout.h} x {layout.w}"
+    about = f"   seed at cell ({row}, {column}) of {layout.h} x {layout.w}"
     if field.semantic is not None:
         about += f"   c = {category}"
+    name, most = example.name, max(int((layout.size[0] - _MARGIN) / _LETTER) - len(about), 8)
+    about = (name if len(name) <= most else f"{name[: most // 2]}…{name[1 - most // 2 :]}") + about
     axes.text(_MARGIN, 6, about, fontsize=9, weight="bold", va="top")
     small: dict[str, Any] = {"fontsize": 8, "ha": "center", "va": "bottom"}
     titles = ("image", *(f"{NAMES[kernel]} {SYMBOLS[kernel]}" for kernel in field.kernels))
     for number, title in enumerate(titles):
-        first = layout.tile(0, 0)
-        left = first.left + number * (first.width + _GAP) + (_LABEL if number else 0)
-        write(axes, left + first.width / 2, first.top - 3, title, **small)
+        tile = layout.tile(number, 0)
+        write(axes, tile.left + tile.width / 2, _TITLE + 19, title, **small)
     way = f"mask, {settings.steps} steps" if reach == "local" else "mask, tree"
     window = f"window {settings.window} x {settings.window}"
     words = {"window": window, **_WAYS, "mask": way}
     for number, line in enumerate(layout.lines):
         tile = layout.tile(0, number)
-        edge = tile.left + tile.width + _GAP + _LABEL - 5
+        edge = _MARGIN + layout.steps[1] + _LABEL - 5
         low = tile.height < 80  # of a wide image: split the text into two lines
         text, size = (words[line].replace(" ", "\n", 1), 7) if low else (words[line], 8)
         across: dict[str, Any] = {"ha": "right", "va": "center", "rotation": 90, "multialignment": "center"}
@@ -293,6 +298,8 @@ def _name(
     }
     truth = "truth" if example.masks is not None else "boxes"
     names = {"seen": "as the loss sees it", "start": "start", "truth": truth}
+    if layout.tile(0, 0).width < 96:
+        names["seen"] = "as seen"
     for number, name in enumerate(layout.first[1:], 1):  # the image is named above its column
         tile = layout.tile(0, number)
         write(axes, tile.left + 3, tile.top + 4, names[name], **inside)

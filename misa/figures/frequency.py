@@ -19,6 +19,7 @@ from misa.ops.spectrum import power, radial_energy, radii
 
 _SIDE, _PANEL = 118, 80  # longer side of a tile in pixels, in figures and in the panel
 _MARGIN, _GAP, _TITLE, _LABEL, _BAR = 10, 9, 24, 22, 54
+_NARROWEST, _LOWEST = 74, 52  # width of a column and height of a row in pixels: those of the longest names
 _CHART = 150
 COLUMNS = ("map", "log spectrum", "high pass", "low pass", "high, in boxes", "low, outside")
 # The panel shows one map at a time, larger, with the Fourier masks α of Eq. 4 between spectrum and band.
@@ -80,15 +81,17 @@ def frequency_figure(
     (h, w) = box_mask.shape
     ratio = _SIDE / max(h, w)
     height, width = max(round(h * ratio), 1), max(round(w * ratio), 1)
-    across = _MARGIN + _LABEL + len(COLUMNS) * (width + _GAP) + _BAR
-    sheet = Sheet(max(across, 560), _TITLE + len(maps) * (height + _GAP) + _CHART)
+    column_width, row_height = max(width, _NARROWEST), max(height, _LOWEST)
+    across = _MARGIN + _LABEL + len(COLUMNS) * (column_width + _GAP) + _BAR
+    sheet = Sheet(max(across, 560), _TITLE + len(maps) * (row_height + _GAP) + _CHART)
     tiles: dict[tuple[int, str], Tile] = {}
     bars: list[tuple[Tile, float]] = []
     for row, values in enumerate(maps.values()):
         shown, reach = centered(values[channel], box_mask, radius=radius, scale=scale)
         for column, name in enumerate(COLUMNS):
-            left = _MARGIN + _LABEL + column * (width + _GAP)
-            tile = tiles[row, name] = Tile(left, _TITLE + row * (height + _GAP), width, height, h, w)
+            left = _MARGIN + _LABEL + column * (column_width + _GAP) + (column_width - width) // 2
+            above = _TITLE + row * (row_height + _GAP) + (row_height - height) // 2
+            tile = tiles[row, name] = Tile(left, above, width, height, h, w)
             if name == "log spectrum":
                 sheet.put(tile, _gray(_unit(torch.log10(power(values[channel]) + 1e-6))))
             else:
@@ -112,7 +115,8 @@ def frequency_figure(
 
 def _bar(last: Tile) -> Tile:
     """Returns the tile of the color bar, at the right of a row's last tile."""
-    return Tile(last.left + last.width + _GAP, last.top + 4, 7, max(last.height - 8, 1), 128, 1)
+    height = max(last.height - 8, 36)
+    return Tile(last.left + last.width + _GAP, last.top + (last.height - height) / 2, 7, height, 128, 1)
 
 
 def mask_figure(
@@ -136,17 +140,19 @@ def mask_figure(
     h, w = features.shape
     ratio = side / max(h, w)
     height, width = max(round(h * ratio), 1), max(round(w * ratio), 1)
-    across = _MARGIN + _LABEL + len(MASK_COLUMNS) * (width + _GAP)
+    column_width, row_height = max(width, _NARROWEST), max(height, _LOWEST)
+    across = _MARGIN + _LABEL + len(MASK_COLUMNS) * (column_width + _GAP)
     top = _TITLE + 16
-    sheet = Sheet(max(across, 560), top + 2 * (height + _GAP) + 24 + max(height, 118))
+    sheet = Sheet(max(across, 560), top + 2 * (row_height + _GAP) + 24 + max(height, 118))
     tiles: dict[tuple[int, str], Tile] = {}
     for row, pictures in enumerate(at_work(features, box_mask, radius, scale)):
         for column, title in enumerate(MASK_COLUMNS):
-            left = _MARGIN + _LABEL + column * (width + _GAP)
-            tile = tiles[row, title] = Tile(left, top + row * (height + _GAP), width, height, h, w)
+            left = _MARGIN + _LABEL + column * (column_width + _GAP) + (column_width - width) // 2
+            above = top + row * (row_height + _GAP) + (row_height - height) // 2
+            tile = tiles[row, title] = Tile(left, above, width, height, h, w)
             sheet.put(tile, pictures[title])
-    chart_top = top + 2 * (height + _GAP) + 20
-    shown = Tile(_MARGIN + _LABEL, chart_top, width, height, h, w)
+    chart_top = top + 2 * (row_height + _GAP) + 20
+    shown = Tile(tiles[0, "map"].left, chart_top, width, height, h, w)
     sheet.put_image(shown, image, cells or (h, w))
     figure = Picture()
     axes = sheet.draw(figure)
@@ -156,8 +162,11 @@ def mask_figure(
     trace(
         axes, [shown, *(tiles[r, c] for r in (0, 1) for c in ("map", MASK_COLUMNS[-1]))], edge, color=ACCENT, width=1.0
     )
-    write(axes, shown.left - 5, shown.top + height / 2, "image", fontsize=8, ha="right", va="center", rotation=90)
-    _draw_alpha(axes, Tile(shown.left + width + 50, chart_top + 4, across - width - 230, 70, 1, 1), h, w, radius, scale)
+    frame = np.array([0, 0, h, h, 0], float), np.array([0, w, w, 0, 0], float)  # α is white on white paper
+    trace(axes, [tiles[r, "mask α"] for r in (0, 1)], frame, color="#999999", width=0.6)
+    write(axes, _MARGIN + _LABEL - 5, shown.top + height / 2, "image", fontsize=8, ha="right", va="center", rotation=90)
+    left = _MARGIN + _LABEL + column_width + 50
+    _draw_alpha(axes, Tile(left, chart_top + 4, across - left - 148, 70, 1, 1), h, w, radius, scale)
     return figure
 
 
@@ -194,7 +203,8 @@ def _draw_alpha(axes: Axes, tile: Tile, h: int, w: int, radius: float, scale: fl
     bins = np.linspace(0, max(last, 1), 400)
     inside = bins <= radius
     lines = {"α, high pass": (bins, np.where(inside, scale, 1.0)), "α, low pass": (bins, np.where(inside, 1.0, scale))}
-    scales = _scales(max(last, 1), radius, scale, (0, 1.05), {"1": 1, "θ": scale, "0": 0})
+    ticks = {name: place for name, place in (("1", 1.0), ("0", 0.0)) if abs(place - scale) > 0.1} | {"θ": scale}
+    scales = _scales(max(last, 1), radius, scale, (0, 1.05), ticks)
     chart(axes, tile, lines, [LINES[3], LINES[0]], scales, marks=[min(radius, last)])
 
 
@@ -207,13 +217,15 @@ def _heads(
     axes: Axes, tiles: Mapping[tuple[int, str], Tile], columns: Iterable[str], rows: Iterable[str], radius: float
 ) -> None:
     """Name the columns and rows, and draw on every spectrum the circle around the bins that the high pass damps."""
+    top = min(tile.top for tile in tiles.values())
     for name in columns:
         tile = tiles[0, name]
-        write(axes, tile.left + tile.width / 2, tile.top - 4, name, fontsize=8, ha="center", va="bottom")
+        write(axes, tile.left + tile.width / 2, top - 4, name, fontsize=8, ha="center", va="bottom")
     angle = np.linspace(0, 2 * np.pi, 121)
     for row, name in enumerate(rows):
         tile = tiles[row, "map"]
-        write(axes, tile.left - 5, tile.top + tile.height / 2, name, fontsize=8, ha="right", va="center", rotation=90)
+        y = tile.top + tile.height / 2
+        write(axes, _MARGIN + _LABEL - 5, y, name, fontsize=8, ha="right", va="center", rotation=90)
         middle = tile.rows // 2 + 0.5, tile.columns // 2 + 0.5  # the DC bin is centered half a cell further
         circle = middle[0] + radius * np.sin(angle), middle[1] + radius * np.cos(angle)
         trace(axes, [tiles[row, "log spectrum"]], circle, color="white", width=1.3)

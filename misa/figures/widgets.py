@@ -20,6 +20,7 @@ from misa.figures.example import Example
 from misa.figures.frequency import maps_of, mask_figure
 from misa.figures.style import to_png
 from misa.ops.seed_affinity import AffinitySettings, Seed, SeedField
+from misa.ops.spectrum import radii
 
 _STEP = 0.025  # step of a logarithmic slider, in exponents of ten
 
@@ -211,6 +212,11 @@ class SeedExplorer(Panel):
             control.disabled = name in unused
 
 
+def _reach(example: Example) -> float:
+    """The highest frequency of an example's maps, in bins, rounded up to a slider's step."""
+    return max(math.ceil(float(radii(*example.size).max()) * 2) / 2, 0.5)
+
+
 class FrequencyExplorer(Panel):
     """Shows the Fourier masks of Eq. 4, with sliders for radius t and scale θ, on any map of any example."""
 
@@ -220,33 +226,46 @@ class FrequencyExplorer(Panel):
         self.examples = {f"{i + 1}: {example.name}": example for i, example in enumerate(examples)}
         first = maps_of(examples[0])
         channels = len(next(iter(first.values())))
-        reach = max(max(example.size) for example in examples) / 2**0.5
         controls: dict[str, Any] = {
             "image": widgets.Dropdown(options=list(self.examples), description="image"),
             "feature": widgets.Dropdown(options=list(first), description="map"),
             "channel": whole("channel", min(channel, channels - 1), 0, max(channels - 1, 1)),
-            "radius": number("radius t", radius, 0, max(radius, reach), step=0.5),
+            "radius": number("radius t", radius, 0, max(radius, _reach(examples[0])), step=0.5),
             "scale": number("scale θ", scale, 0, 1, step=0.05),
         }
+        self._chosen = {name: controls[name].value for name in ("feature", "channel", "radius")}
+        self._fitting = False
+        for name in self._chosen:
+            controls[name].observe(self._choose, names="value")
         for name in ("image", "feature"):
             controls[name].observe(self._fit, names="value")  # before the redrawing, which needs what fits the image
         super().__init__(self._figure, controls)
         self._fit()
 
+    def _choose(self, change: Mapping[str, Any]) -> None:
+        """Remember what was chosen, for when an image that has no such map or channel is left again."""
+        if not self._fitting:
+            (name,) = (name for name in self._chosen if self.controls[name] is change["owner"])
+            self._chosen[name] = change["new"]
+
     def _fit(self, _: object = None) -> None:
-        """Adapt the controls to another image, which may have other maps and fewer channels."""
-        maps, feature = maps_of(self.examples[self.controls["image"].value]), self.controls["feature"]
-        before, self._paused = self._paused, True
+        """Adapt the controls to another image, which may have other maps, fewer channels and lower frequencies."""
+        example = self.examples[self.controls["image"].value]
+        maps, (feature, channel, radius) = maps_of(example), (self.controls[name] for name in self._chosen)
+        before, self._paused, self._fitting = self._paused, True, True
+        chosen = self._chosen["feature"]
         if tuple(maps) != tuple(feature.options):
-            chosen = feature.value
             feature.options = list(maps)
-            if chosen in maps:
-                feature.value = chosen
-        last = len(maps[self.controls["feature"].value]) - 1
-        self.controls["channel"].disabled = last == 0
+        if chosen in maps:
+            feature.value = chosen
+        last = len(maps[feature.value]) - 1
+        channel.disabled = last == 0
         if last:  # browsers have no slider with a single value
-            self.controls["channel"].max = last
-        self._paused = before
+            channel.max = last
+            channel.value = min(self._chosen["channel"], last)
+        radius.max = _reach(example)
+        radius.value = min(self._chosen["radius"], radius.max)
+        self._paused, self._fitting = before, False
 
     def _figure(self, image: str, feature: str, channel: int, radius: float, scale: float) -> Figure:
         example = self.examples[image]

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.text import Text
 
 from misa.figures.affinity import (
@@ -307,4 +308,24 @@ def test_a_long_name_loses_its_middle(example):
     (title,) = [text.get_text() for text in figure.findobj(Text) if "seed at cell (5, 6) of 12 x 16" in text.get_text()]
     assert title.startswith("aaa")
     assert "…" in title
-    assert title.index("z") < 40
+    assert "z " in title
+
+
+@pytest.mark.parametrize("size", [(12, 16), (28, 16), (72, 8), (8, 67)])
+@pytest.mark.parametrize("lines", [LINES_OF_MAPS, ("pixels", "mask")])
+def test_names_of_rows_columns_and_image_have_their_place(make_example, size, lines):
+    """In the panel, on portraits and panoramas too; a long name leaves the category in sight."""
+    example = dataclasses.replace(make_example(), name="IMG_20240613_154233_HDR_of_a_holiday")
+    maps = {name: torch.rand(3 if name == "colors" else 4, *size) for name in ("colors", "features")}
+    example = dataclasses.replace(example, **maps, resized=None, masks=None)
+    side = Layout.of_panel(size, 4, 5, (1, 1), lines).side
+    figure = affinity_figure(example, (1, 1), lines=lines, side=side)
+    width, renderer = figure.bbox.width, RendererAgg(*(int(v) for v in figure.bbox.size), 100)
+    (title,) = [text for text in figure.findobj(Text) if "c = " in text.get_text()]
+    assert title.get_window_extent(renderer).x1 <= width
+    words = sorted(figure.findobj(RasterText), key=lambda word: -word.place[1])  # kernels are named in the legend, too
+    at = {word.text.replace("\n", " "): word.place for word in words}
+    columns = [at[name][0] for name in ("color A", "feature Aᶠ", "saliency Aᶜ", "SEPA Âᶜ")]
+    assert min(np.diff(columns)) >= 66
+    rows = [at[name][1] for name in ("to every pixel", "mask, 20 steps")]
+    assert rows[1] - rows[0] >= 46

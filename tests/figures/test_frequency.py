@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from traitlets import TraitError
 
 from misa.errors import UserError
-from misa.figures.frequency import at_work, centered, frequency_figure, maps_of, mask_figure
+from misa.figures.frequency import MASK_COLUMNS, at_work, centered, frequency_figure, maps_of, mask_figure
 from misa.figures.sheet import RasterText
 from misa.figures.style import SIGNED, shade, to_png
 from misa.figures.widgets import FrequencyExplorer
@@ -133,5 +133,43 @@ def test_a_wrong_value_leaves_the_panel_at_work(example):
     with pytest.raises(TraitError):
         panel.put(feature="none")
     before = panel.picture.value
-    panel.controls["radius"].value += 1
+    panel.controls["radius"].value -= 1
     assert panel.picture.value != before
+
+
+def test_controls_fit_the_image_and_remember_what_was_chosen(example, make_example):
+    """Maps of 12 x 16 reach 10 bins from DC, of 40 x 40 28.3; an image without a student has no map of one."""
+    other = replace(make_example(40, 40), student=None, adapted=None, features=None)
+    panel = FrequencyExplorer([example, other], radius=9.0)
+    controls, images = panel.controls, panel.controls["image"].options
+    controls["feature"].value = "student I, adapted"
+    controls["channel"].value = 3
+    assert controls["radius"].max == 10
+    controls["image"].value = images[1]
+    assert controls["radius"].max == 28.5
+    assert (controls["feature"].value, controls["channel"].value) == ("brightness", 3)
+    assert controls["channel"].disabled
+    controls["feature"].value = "colors"
+    assert controls["channel"].value == 2
+    controls["radius"].value = 25
+    controls["image"].value = images[0]
+    assert (controls["radius"].value, controls["channel"].value) == (10, 3)
+    controls["feature"].value = "student I, adapted"
+    controls["image"].value = images[1]
+    assert controls["radius"].value == 25
+    controls["image"].value = images[0]
+    assert controls["feature"].value == "student I, adapted"
+    assert panel.picture.value == to_png(panel._figure(**panel.values()))
+
+
+@pytest.mark.parametrize("size", [(64, 36), (72, 8), (8, 67), (1, 90), (90, 1)])
+def test_names_do_not_overlap_and_the_chart_is_beside_the_image(rng, size):
+    values = torch.rand(*size, generator=rng)
+    figure = mask_figure(np.zeros((*size, 3), np.uint8), values, torch.ones(size, dtype=torch.bool), radius=1.0)
+    at = {word.text: word.place for word in figure.findobj(RasterText)}
+    titles = [at[title][0] for title in MASK_COLUMNS]
+    assert min(np.diff(titles)) >= 74
+    assert abs(at["high pass"][1] - at["low pass"][1]) >= 52
+    assert at["α, high pass"][0] - at["θ"][0] > 200
+    assert at["θ"][0] > titles[0] + 30
+    assert max(x for x, _ in at.values()) < figure.bbox.width - 40
