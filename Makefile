@@ -51,7 +51,7 @@ test-slow: setup  ## the long tests: notebooks, real networks (12 min)
 	$(BIN)/python -m pytest -q -n 2 -m slow
 
 gallery: setup  ## all notebooks executed, as pages in runs/gallery (SMOKE=1: a few minutes; else what is not trained yet is trained)
-	$(BIN)/python -m misa gallery $(if $(SMOKE),--smoke --out runs/gallery-smoke)
+	$(BIN)/python -m misa gallery $(if $(SMOKE),--smoke)
 
 docs: setup  ## the documentation as a site in build/docs, with the notebooks executed (2 min)
 	@ls runs/gallery/train.html >/dev/null 2>&1 || ls runs/gallery-smoke/train.html >/dev/null 2>&1 || $(MAKE) gallery SMOKE=1

@@ -1,4 +1,4 @@
-"""Execute the notebooks and write each as a self-contained page.
+"""Execute the notebooks and write each as a self-contained page, which needs no network.
 
 Solutions of exercises are folded. The page of a notebook that fails shows the error, and the others still run.
 
@@ -21,7 +21,12 @@ _FOLDERS = ("run", "runs", "work_dir", "out", "root", "data_root")
 # Stored widgets are removed: without a kernel a progress bar would stay at 0 %.
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _SMOKE = "Smoke runs: two training steps each, to see that everything runs; the numbers and figures mean nothing."
+# Formulas are MathML, drawn by browsers; scripts that nbconvert would load for them and for widgets are left out.
 _FOLDED = """{% extends 'lab/index.html.j2' %}
+{% block html_head_js_requirejs %}{% endblock html_head_js_requirejs %}
+{% block html_head_js_mathjax %}{% endblock html_head_js_mathjax %}
+{% block html_head_js_mermaidjs %}{% endblock html_head_js_mermaidjs %}
+{% block jupyter_widgets %}{% endblock jupyter_widgets %}
 {% block codecell %}
 {% if 'solution' in cell.metadata.get('tags', []) %}<details><summary>Solution</summary>{{ super() }}</details>
 {% else %}{{ super() }}{% endif %}
@@ -33,14 +38,15 @@ class Gallery(Parameters):
 
     names: tuple[str, ...] = argument("notebooks, such as affinity frequency (default: all)", default=(), optional=True)
     notebooks: str = option("notebooks", "folder of the notebooks")
-    out: str = option("runs/gallery", "folder to write the pages into")
+    out: str = option("", "folder to write the pages into (default: runs/gallery, with --smoke runs/gallery-smoke)")
     smoke: bool = option(False, "smoke test: two training steps wherever something is trained")
     timeout: int = option(4 * 3600, "time limit of a cell, in seconds", low=1)
 
 
 def run(options: Gallery) -> int:
     """Execute and convert; returns 1 if a notebook failed."""
-    folder, out = Path(options.notebooks).expanduser(), Path(options.out).expanduser()
+    folder = Path(options.notebooks).expanduser()
+    out = Path(options.out or f"runs/gallery{SMOKE_SUFFIX * options.smoke}").expanduser()
     paths = chosen_notebooks(folder, options.names)
     if out.resolve() == folder.resolve():
         raise UserError(
@@ -133,7 +139,10 @@ def page(executed: Path, *, warning: str = "") -> str:
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(extra_loaders=[DictLoader({"folded.html.j2": _FOLDED})], template_file="folded.html.j2")
+    exporter: Any = HTMLExporter(
+        extra_loaders=[DictLoader({"folded.html.j2": _FOLDED})], template_file="folded.html.j2"
+    )
+    exporter.register_filter("markdown2html", with_mathml)
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     notebook = nbformat.read(executed, as_version=4)
     for cell in notebook.cells:
@@ -146,6 +155,23 @@ def page(executed: Path, *, warning: str = "") -> str:
         notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"**{warning}**"))
     body, _ = exporter.from_notebook_node(notebook)
     return str(body)
+
+
+def with_mathml(markdown: str) -> str:
+    """Convert Markdown to HTML, with formulas between $ or $$ as MathML."""
+    from latex2mathml.converter import convert
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    class Renderer(IPythonRenderer):
+        """nbconvert's, which leaves formulas to a script of the page."""
+
+        def block_math(self, body: str) -> str:
+            return str(convert(body, display="block"))
+
+        def inline_math(self, body: str) -> str:
+            return str(convert(body))
+
+    return str(MarkdownWithMath(renderer=Renderer(escape=False)).render(markdown))
 
 
 def index(pages: Sequence[Path], *, warning: str = "") -> str:

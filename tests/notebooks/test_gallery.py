@@ -1,12 +1,13 @@
 """The gallery: pages of executed notebooks, with folded solutions, and failures shown and counted."""
 
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from misa.cli import main
-from misa.commands.gallery import chosen_notebooks, page, parameters_of
+from misa.commands.gallery import chosen_notebooks, page, parameters_of, with_mathml
 
 CELLS = {
     "good": ["x: int = 1  # a number\ninteractive: bool = True\n", "'twice', 2 * x if interactive is False else 0"],
@@ -56,6 +57,39 @@ def test_a_progress_bar_is_left_out(tmp_path):
     assert "kept" in made
     assert "<title>a</title>" in made  # without a heading
     assert "predict:" not in made
+
+
+def test_a_page_needs_no_network_and_shows_formulas(tmp_path):
+    text = "# A\n\n$$\\alpha(i,j) = \\frac{1}{2N} \\sum (S - I)^2$$\n\nwith $t < 3$ and `cost $5 or $6`, $\\hat{A}^c$."
+    cells = [nbformat.v4.new_markdown_cell(text), nbformat.v4.new_code_cell("price = '$7$'")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
+    made = page(tmp_path / "a.ipynb")
+    assert made.count("<math ") == 3
+    assert "<mfrac>" in made
+    assert "$$" not in made
+    assert "cost $5 or $6" in made
+    assert "$7$" in made
+    assert not re.findall(r"""(?:src|href|from|import)\s*[=(]?\s*["']https?:""", made)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem
+)
+def test_no_formula_of_a_notebook_is_left_as_it_was_written(path):
+    """Neither a command nor a sign that formulas have and words do not."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            made = with_mathml(cell.source)
+            left = re.sub(r"<code.*?</code>|<annotation.*?</annotation>", "", made, flags=re.DOTALL)
+            assert not re.search(r"\$|\\[a-zA-Z]", left), left
+            assert "merror" not in made
+
+
+def test_smoke_pages_have_a_folder_of_their_own(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert main(["gallery", "good", "--notebooks", ".", "--smoke"]) == 0
+    assert (folder / "runs" / "gallery-smoke" / "good.html").is_file()
+    assert not (folder / "runs" / "gallery").exists()
 
 
 def test_what_trains_nothing_comes_last_and_empty_folders_stay_empty(tmp_path):
