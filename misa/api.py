@@ -589,6 +589,8 @@ def _boxes(boxes: ArrayLike | None, image: NDArray[np.uint8]) -> NDArray[np.floa
     require_pixels(frames)
     height, width = image.shape[:2]
     for x1, y1, x2, y2 in frames:
+        if x1 == x2 or y1 == y2:
+            raise UserError(f"the box {x1:g} {y1:g} {x2:g} {y2:g} (x1 y1 x2 y2) has no area.")
         if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
             raise UserError(
                 f"the box {x1:g} {y1:g} {x2:g} {y2:g} (x1 y1 x2 y2) is not within the image of {width} x {height} "

@@ -358,6 +358,7 @@ def test_wrong_input_to_a_teacher_is_a_sentence(teacher, scene, photo):
     name = teacher.classes[0]
     wrong = {
         "the box 20 30 900 100 .* is not within the image of 200 x 120": {"boxes": [20, 30, 900, 100], "labels": name},
+        "the box 20 30 20 100 .* has no area": {"boxes": [20, 30, 20, 100], "labels": name},
         "the box 90 30 20 100": {"boxes": [[90, 30, 20, 100]], "labels": name},
         "the box nan": {"boxes": [[np.nan, 30, 20, 100]], "labels": name},
         "1 box, 0 labels": {"boxes": [[20, 30, 90, 100]]},

@@ -18,6 +18,7 @@ from misa.engine.runs.checkpoints import last_checkpoint, load_weights
 from misa.engine.runs.folder import opened, recorded
 from misa.engine.runs.places import teacher_place
 from misa.engine.runs.samples import boxed, stacked_objects
+from misa.engine.runs.state import warn
 from misa.engine.runs.teacher import load_teacher, ready_teacher
 from misa.engine.training.train import train
 from misa.errors import UserError, counted
@@ -261,11 +262,16 @@ def _beside(experiment: Experiment, folder: Path, params: dict[str, Any]) -> Pat
 
 
 def trained(run: str | Path, *, data_root: str | Path = "", threads: int | None = None, **options: Any) -> Networks:
-    """Load the networks of a run folder (`trained_folder`); `threads`: of torch on the CPU from now on, if given."""
+    """Load the networks of a run folder (`trained_folder`), with a warning about a smoke run.
+
+    threads: of torch on the CPU from now on, if given.
+    """
     folder = trained_folder(run, data_root=data_root, threads=threads or 1, **options)
     if threads is not None:
         torch.set_num_threads(threads)
-    return open_networks(folder, data_root=data_root or None)
+    networks = open_networks(folder, data_root=data_root or None)
+    warn(folder, networks.experiment)
+    return networks
 
 
 def trained_folder(

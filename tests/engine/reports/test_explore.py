@@ -88,6 +88,11 @@ def test_a_notebook_is_told_what_a_run_lacks(networks):
             lacking.requiring(distilled=True)
 
 
+def test_a_smoke_run_says_so_whenever_it_is_opened(networks, capsys):
+    trained(networks.folders[0])
+    assert "is a smoke run" in capsys.readouterr().err
+
+
 def test_an_image_beyond_the_last_is_not_another_one(networks):
     ids = networks.image_ids()
     last = len(ids) - 1
