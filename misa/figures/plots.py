@@ -235,6 +235,9 @@ def health_curves(health: Mapping[str, NDArray[np.float64]]) -> Figure:
     left.set(xlabel="step", ylabel="share (%)", ylim=(-2, 105))
     shares = {name.removeprefix("gradient_"): 100 * v for name, v in health.items() if name.startswith("gradient_")}
     # The first color is the total's: each term has the color that it has in `loss_curves`.
+    if len(step) == 1:  # as after a smoke run: an area needs two
+        left.set_xlim(step[0] - 1, step[0] + 1)
+        step, shares = np.append(step, step + 1), {name: values.repeat(2) for name, values in shares.items()}
     areas = right.stackplot(step, *shares.values(), labels=shares, colors=COLORS[1:], linewidth=0)
     for area, hatch in zip(areas, ("", "//", "..", "xx", "--", "++", "oo"), strict=False):
         area.set_hatch(hatch)

@@ -300,3 +300,15 @@ def test_images_of_a_row_begin_at_one_height():
     tall, wide = (axes.get_window_extent() for axes in figure.axes)
     assert tall.y1 == pytest.approx(wide.y1, abs=1)
     assert tall.height > 2 * wide.height
+
+
+def test_a_single_recorded_step_is_drawn():
+    """As after a smoke run: the gradient's shares as areas, the step at a whole tick."""
+    one = {name: np.array([value]) for name, value in (("gradient_cls", 0.25), ("gradient_global", 0.75))}
+    left, right = health_curves(
+        {"step": np.array([1.0]), "mask_fill": one["gradient_cls"], "mask_is_box": one["gradient_cls"], **one}
+    ).axes
+    heights = [area.get_datalim(right.transData).y1 for area in right.collections]
+    assert heights == [25, 100]
+    assert all(area.get_datalim(right.transData).width > 0 for area in right.collections)
+    assert {float(tick) for tick in left.get_xticks()} <= {0.0, 1.0, 2.0}
