@@ -5,6 +5,7 @@ Axes: n instance · c category · d channel · h row · w column of the map at s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -97,6 +98,11 @@ class Example:
 
     def coarse_masks(self) -> Bool[Tensor, "n h w"] | None:
         """Ground-truth masks on the map, see `misa.ops.resize.coarse_masks`; None without ground truth."""
+        return self._coarse
+
+    @cached_property
+    def _coarse(self) -> Tensor | None:
+        """Computed once: a panel's figure needs them several times at every move of a slider."""
         if self.masks is None:
             return None
         return coarse_masks(torch.as_tensor(self.masks), self._seen, self.size, stride=STRIDE)

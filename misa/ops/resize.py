@@ -8,8 +8,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-_ROUNDING = 1e-4  # of resized masks
-
 
 def resized(maps: Float[Tensor, "*b h w"], size: tuple[int, int]) -> Float[Tensor, "*b H W"]:
     """Resize maps bilinearly; maps of that size are returned as they are."""
@@ -46,4 +44,4 @@ def coarse_masks(
         fine = F.interpolate(fine, size=size, mode="bilinear", antialias=True)
     padding = (0, cells[1] * stride - size[1], 0, cells[0] * stride - size[0])
     covered, present = (F.avg_pool2d(F.pad(x, padding), stride)[:, 0] for x in (fine, torch.ones_like(fine[:1])))
-    return (covered >= (0.5 - _ROUNDING) * present) & (present > 0)
+    return (covered >= 0.5 * present) & (present > 0)
