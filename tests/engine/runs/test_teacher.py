@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.mask import encode
 
 from experiments.teacher import DEMO
 from misa.cli import main
@@ -308,6 +309,24 @@ def test_separation_shows_images_padded_as_in_training():
     assert seen == [(64, 96)]
     assert (size, stride) == ((61, 83), 4)
     torch.testing.assert_close(color, semantic)
+
+
+def test_separation_compares_masks_and_maps_at_the_same_places(runs, tmp_path):
+    """White stripes as wide as a cell are the object, in an image whose width is no multiple of a cell."""
+    root = shutil.copytree(runs["objectives"].source.root, tmp_path / "stripes")
+    val = runs["objectives"].source.val
+    mask = np.zeros((64, 95), np.uint8)
+    mask[8:56, 40:92] = np.arange(40, 92) // 4 % 2 == 0
+    path = root / "annotations" / val.annotations.name
+    content = json.loads(path.read_text())
+    image = content["images"][0] | {"file_name": "stripes.png", "height": 64, "width": 95}
+    Image.fromarray(255 * np.repeat(mask[..., None], 3, axis=2)).save(root / val.images.name / "stripes.png")
+    code = encode(np.asfortranarray(mask))
+    code["counts"] = code["counts"].decode()
+    whole = {"area": int(mask.sum()), "bbox": [40, 8, 52, 48], "segmentation": code}
+    content |= {"images": [image], "annotations": [content["annotations"][0] | whole | {"image_id": image["id"]}]}
+    path.write_text(json.dumps(content))
+    assert teacher_separation(runs["objectives"].folder, data_root=root).metrics["color"]["all"] == 100
 
 
 def test_what_a_teacher_cannot_be_asked_is_told_before_any_work(runs, tmp_path):
