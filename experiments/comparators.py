@@ -6,7 +6,7 @@ misa train experiments/comparators.py:demo_boxteacher --smoke
 
 They were published, and tuned, with different students, sizes and lengths: the table compares objectives, not papers.
 Ramps are fractions of the run (experiments/demo.py); differences from the published forms are documented in
-misa/objectives. Rows trained from masks are the upper bound. They use any masks of a COCO json, annotated by people or
+misa/objectives. Rows trained from masks are the reference. They use any masks of a COCO json, annotated by people or
 predicted from the same boxes by a promptable model (docs/sam.md).
 """
 

@@ -3,7 +3,7 @@
 misa train experiments/demo.py:box
 misa train experiments/demo.py:misa      # a teacher first, then FSD and SEPA
 misa train experiments/demo.py:long      # the same, a third longer, for `make demo`; long_box: boxes and color alone
-misa train experiments/demo.py:mask      # the upper bound: the same student trained from masks
+misa train experiments/demo.py:mask      # the reference: the same student trained from masks
 misa train experiments/demo.py:mask2former_box    # Mask2Former as the student; also _fsd, _sepa, _misa and _mask
 misa train experiments/demo.py:boxlevelset    # another paper's objective; also box2mask, discobox, boxinst, sim
 misa train experiments/demo.py:boxteacher

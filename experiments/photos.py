@@ -2,8 +2,8 @@
 
 misa train experiments/photos.py:box --data-root path/to/photos
 misa train experiments/photos.py:misa --data-root path/to/photos     # the box student, a teacher, then FSD and SEPA
-misa train experiments/photos.py:mask --data-root path/to/photos     # the upper bound: the same student, from masks
-misa train experiments/photos.py:scratch --data-root path/to/photos  # the lower bound: boxes, without pretraining
+misa train experiments/photos.py:mask --data-root path/to/photos     # the reference: the same student, from masks
+misa train experiments/photos.py:scratch --data-root path/to/photos  # boxes, without pretraining
 misa train experiments/photos.py:torchvision --data-root path/to/photos  # a pretrained teacher of VOC's classes
 misa train experiments/photos.py:teacher --data-root path/to/photos
 misa train experiments/photos.py:more_near --data-root path/to/photos  # goes on with a trained box student

@@ -6,7 +6,7 @@ misa train experiments/table3_components.py:voc_misa --data-root path/to/voc
 The paper's results are on VOC 2012 val with ResNet-50. `demo` is the embedded data, evaluated on 400 scenes instead of
 100, `coco_mini` any small folder in COCO layout, from scratch, `photos` a folder of photographs, pretrained. `misa` and
 `literal` are two interpretations of one row of the paper: ours, and Eq. 6, 13 and 14 as printed (see
-`misa.experiment.Affinity` and `Distillation`). `mask` is the upper bound: the same student trained from masks.
+`misa.experiment.Affinity` and `Distillation`). `mask` is the reference: the same student trained from masks.
 """
 
 import dataclasses

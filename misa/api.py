@@ -146,9 +146,9 @@ class Predictor:
     ) -> "Result | list[Result]":
         """Predict the instances of one image or of each of several, or the masks of given boxes.
 
-        Given boxes get a mask each, as by `misa predict --boxes`, whatever its score. A box in which the student finds
-        nothing has none, and one that reaches beyond the image is clipped; warnings on standard error say so, and
-        `Result.prompts` tells which box a mask is of.
+        Given boxes get at most one mask each, as by `misa predict --boxes`, whatever its score. A box in which the
+        student finds nothing has none, and one that reaches beyond the image is clipped; warnings on standard error say
+        so, and `Result.prompts` tells which box a mask is of.
 
         Args:
             images: see the module.
@@ -364,7 +364,8 @@ class SceneView:
 
         Args:
             seed: (row, column) in pixels of the image.
-            kind: "color" A, "feature" A^f, "saliency" A^c or "sepa", their combination.
+            kind: "color" A, "feature" A^f, "saliency" A^c or "sepa", color and saliency combined
+                (Eq. 13 divided by 1 + balance, or their product).
             label: the category of A^c; by default that of the smallest box around the seed.
             tree: along the minimum spanning tree, set by the longest edge on the path, instead of directly.
             settings: parameters to override, see `misa.ops.seed_affinity.AffinitySettings`.

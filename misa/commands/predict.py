@@ -29,7 +29,7 @@ class Predict(Parameters):
     checkpoint: str = argument("run folder, checkpoint in it, or file made by misa export")
     inputs: tuple[str, ...] = argument("images, folders of images, videos")
     out: str = option(..., "folder of the results")
-    boxes: str = option("", "known boxes in any format of docs/data.md: one mask for each")
+    boxes: str = option("", "known boxes in any format of docs/data.md: at most one mask for each")
     score: float = option(0.3, "score threshold", low=0, high=1)
     mask: float | None = option(None, "mask binarization threshold (default: the row's)", low=0, high=1)
     batch: int = option(1, "images per forward pass", low=1)
