@@ -238,6 +238,11 @@ class Affinity:
             raise ValueError("Affinity has feature and saliency; A^c stands in for A^f, choose one of them.")
         if self.feature and self.semantic_values != "channels":
             raise ValueError("Affinity.semantic_values is of saliency; A^f compares the channels of S themselves.")
+        if self.semantic_values == "probability" and (self.semantic_norm, self.semantic_factors) != ("none", "signed"):
+            raise ValueError(
+                "Affinity: probabilities are of S and K as they are; with semantic_values probability leave "
+                "semantic_norm and semantic_factors out."
+            )
         if self.kernels is not None and not 1 <= len(self.kernels) <= 2:
             raise ValueError(f"Affinity.kernels is {self.kernels}; give one or two names, or None.")
         if self.kernels and self.kernels[0] in ("feature", "saliency"):

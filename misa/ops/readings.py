@@ -11,7 +11,7 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from misa.ops.affinity import promote
@@ -23,13 +23,29 @@ Factors = Literal["signed", "absolute", "positive", "contrast"]
 SMALL = 1e-6  # keeps a constant map, whose spread is 0, finite
 
 
+class Vocabulary(NamedTuple):
+    """All rows of a network whose categories are not the student's, and which of them each student's category is.
+
+    A category that the network does not know has the background's row, and is where the background is not.
+    """
+
+    rows: Float[Tensor, "r d"]
+    bias: Float[Tensor, " r"]
+    own: Int[Tensor, " c"]
+    background: int
+
+
 class Classifier(NamedTuple):
-    """The last layer of a semantic network: K and its bias, with the background's row separate."""
+    """The last layer of a semantic network: K and its bias, with the background's row separate.
+
+    vocabulary: all of the network's rows, if there are others than the student's categories and the background.
+    """
 
     factors: Float[Tensor, "c d"]
     background: Float[Tensor, " d"]
     bias: Float[Tensor, " c"]
     background_bias: Float[Tensor, ""]
+    vocabulary: Vocabulary | None = None
 
 
 class Reading(NamedTuple):
@@ -52,7 +68,8 @@ def read(
     """Return S^c of every category as values and factors.
 
     values: "channels" K^c · S channel by channel, as Eq. 11 prints it; "class" the sum over the channels, the class's
-        logit map as in CAM; "probability" the class's softmax probability of Eq. 1, which ignores `factors`.
+        logit map as in CAM; "probability" the class's softmax probability of Eq. 1, of S and K as they are: `norm` and
+        `factors` must be the defaults.
     norm: "none" S itself; "channel" every channel in units of its standard deviation in the image; "pixel" every
         pixel's vector divided by its norm.
     factors: "signed" K itself; "absolute" |K|; "positive" max(K, 0); "contrast" K minus the background's row.
@@ -63,7 +80,7 @@ def read(
     unknown choices.
     """
     _check(features, classifier, values, norm, factors)
-    features, classifier = promote(features), Classifier(*map(promote, classifier))
+    features, classifier = promote(features), _promoted(classifier)
     here = torch.ones_like(features[:, 0]) if valid is None else valid.to(features.dtype)
     if norm == "channel":
         features = features / _moments(features, here)[1]
@@ -80,11 +97,26 @@ def read(
 
 
 def class_probabilities(features: Float[Tensor, "b d h w"], classifier: Classifier) -> Float[Tensor, "b c h w"]:
-    """Return softmax(K · S + bias) of Eq. 1 over the categories and the background, without the background."""
-    rows = torch.cat([classifier.factors, classifier.background[None]])
-    bias = torch.cat([classifier.bias, classifier.background_bias[None]])
+    """Return softmax(K · S + bias) of Eq. 1 over the network's categories and its background, for those of the student.
+
+    A category that the network does not know gets 1 minus the background's probability.
+    """
+    known = classifier.vocabulary
+    rows = torch.cat([classifier.factors, classifier.background[None]]) if known is None else known.rows
+    bias = torch.cat([classifier.bias, classifier.background_bias[None]]) if known is None else known.bias
     with torch.autocast(features.device.type, enabled=False):
-        return (torch.einsum("cd,bdhw->bchw", rows, features) + bias[:, None, None]).softmax(dim=1)[:, :-1]
+        shares = (torch.einsum("cd,bdhw->bchw", rows, features) + bias[:, None, None]).softmax(dim=1)
+    if known is None:
+        return shares[:, :-1]
+    foreground = 1 - shares[:, known.background, None]
+    return torch.where((known.own == known.background)[:, None, None], foreground, shares[:, known.own])
+
+
+def _promoted(classifier: Classifier) -> Classifier:
+    factors, background, bias, background_bias, known = classifier
+    if known is not None:
+        known = known._replace(rows=promote(known.rows), bias=promote(known.bias))
+    return Classifier(promote(factors), promote(background), promote(bias), promote(background_bias), known)
 
 
 def _rows(classifier: Classifier, factors: Factors) -> Float[Tensor, "c d"]:
@@ -129,3 +161,7 @@ def _check(features: Tensor, classifier: Classifier, values: str, norm: str, fac
     ):
         if value not in choices:
             raise ValueError(f"read knows {name} {', '.join(choices)}, not {value!r}.")
+    if values == "probability" and (norm, factors) != ("none", "signed"):
+        raise ValueError(
+            f"read: probabilities are of S and K as they are, not with norm {norm!r} and factors {factors!r}."
+        )

@@ -18,7 +18,7 @@ from misa.data.pipeline import MEAN, STD
 from misa.errors import UserError, counted, did_you_mean
 from misa.losses.inputs import SemanticPrior
 from misa.models.teacher.contract import TeacherContract, TeacherNetwork, evaluating
-from misa.ops.readings import Classifier
+from misa.ops.readings import Classifier, Vocabulary
 
 _COCO_WORDS = {"airplane": "aeroplane", "couch": "sofa", "motorcycle": "motorbike", "tv": "tvmonitor"}
 
@@ -30,7 +30,7 @@ class TorchvisionTeacher(TeacherNetwork):
     categories: names of the rows of its last 1x1 convolution, such as `weights.meta["categories"]`.
     classes: the student's categories, which define the order of K's rows.
     known: category of each class; by default the class's own name. A class without a category is represented as
-        "not background", by the background's row with the opposite sign.
+        "not background": by the background's row with the opposite sign, its probability by 1 minus the background's.
     background: name of the background's row.
 
     torchvision's ImageNet mean and std equal those of `misa.data.pipeline`, so it takes the student's images unchanged.
@@ -92,13 +92,14 @@ class TorchvisionTeacher(TeacherNetwork):
         return SemanticPrior(features, self._rows(classifier.weight))
 
     def last_layer(self) -> Classifier:
-        """Return the rows of the student's classes (K), background row and biases, without gradient."""
+        """Return the rows of the student's classes (K), background row, biases and all rows, without gradient."""
         layer: Any = self.model.classifier[-1]  # type: ignore[index]
         rows = layer.weight.detach().flatten(1)
         bias = rows.new_zeros(len(rows)) if layer.bias is None else layer.bias.detach()
         background = self.contract.background
         signed = bias[self.foreground] * self.sign
-        return Classifier(self._rows(layer.weight), rows[background], signed, bias[background])
+        vocabulary = Vocabulary(rows, bias, self.foreground, background)
+        return Classifier(self._rows(layer.weight), rows[background], signed, bias[background], vocabulary)
 
     def _rows(self, weight: Tensor) -> Tensor:
         """K (c d), the signed rows of the student's classes."""

@@ -199,6 +199,8 @@ def test_readings_that_contradict_themselves_are_refused():
         MISA.but(affinity={"stretch": 1.0})
     with pytest.raises(ValueError, match="window_share is 0"):
         MISA.but(affinity={"window_share": 0.0})
+    with pytest.raises(ValueError, match="probabilities are of S and K as they are"):
+        MISA.but(affinity={"semantic_values": "probability", "semantic_norm": "channel"})
     with pytest.raises(ValueError, match="semantic_norm is 'batch'; choose one of none, channel, pixel"):
         MISA.but(affinity={"semantic_norm": "batch"})
 

@@ -4,7 +4,7 @@ from torch.testing import assert_close
 from torchvision.models import segmentation
 
 from misa.models.teacher.torchvision import TorchvisionTeacher
-from misa.ops.readings import class_probabilities
+from misa.ops.readings import class_probabilities, read
 
 NAMES = ("__background__", "cat", "dog", "cow", "hen")
 
@@ -45,17 +45,19 @@ def test_the_feature_reproduces_the_networks_own_output(rng, device, model, size
     assert torch.equal(layer.background_bias, last.bias[0])
 
 
-def test_an_unknown_class_is_where_the_background_is_not(rng, device, model):
-    teacher = TorchvisionTeacher(model, NAMES, ("cat", "yak"), known={"cat": "cat"}).to(device)
+def test_probabilities_are_those_of_the_network(rng, device, model):
+    """Of the network's categories the student lacks two, which keep their share; two of its own are unknown to it."""
+    teacher = TorchvisionTeacher(model, NAMES, ("yak", "cat", "hen", "gnu"), known={"cat": "cat", "hen": "hen"})
+    teacher = teacher.to(device)
     prior = teacher.prior(torch.randn(1, 3, 64, 64, generator=rng).to(device))
     last = model.classifier[-1]
-    cat, background = (
-        torch.einsum("d,bdhw->bhw", last.weight[row, :, 0, 0], prior.features) + last.bias[row]
-        for row in (NAMES.index("cat"), 0)
-    )
-    total = cat.exp() + (-background).exp() + background.exp()
-    expected = torch.stack([cat.exp() / total, (-background).exp() / total], dim=1)
+    with torch.no_grad():
+        network = last(prior.features).softmax(dim=1)[0]
+    expected = torch.stack([1 - network[0], network[1], network[4], 1 - network[0]])[None]
     assert_close(class_probabilities(prior.features, teacher.last_layer()), expected)
+    found = read(prior.features, teacher.last_layer(), values="probability").values
+    plain = (expected - expected.mean((2, 3), keepdim=True)) / expected.std((2, 3), correction=0, keepdim=True)
+    assert_close(found, plain, rtol=1e-3, atol=1e-3)
 
 
 def test_a_prior_carries_no_gradient_and_leaves_the_mode(rng, device, model):
