@@ -12,10 +12,11 @@ LOGGERS = {"wandb": "wandb", "mlflow": "mlflow"}
 
 @dataclass(frozen=True)
 class Machine:
-    """Hardware and display of a run; on one kind of device none of it changes a result.
+    """Hardware and display of a run; on one kind of device nothing but `per_gpu` changes a result.
 
     gpus: number of GPUs, one process each; 0 for the CPU; None: a GPU if there is one.
-    per_gpu: micro-batch of a process; gradients are accumulated to its part of the batch. None: no accumulation.
+    per_gpu: micro-batch of a process; gradients are accumulated to its part of the batch. None: no accumulation. Losses
+        are averaged within each micro-batch, so that an instance counts more in one with few.
     workers: processes that load images.
     threads: of torch on the CPU. Two busy threads on two busy cores are many times slower than one.
     interactive: in a notebook, a live display instead of log lines.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from misa.ops.boxes import box_masks
+from misa.ops.boxes import box_masks, centers_within
 
 
 class Positives(NamedTuple):
@@ -52,5 +52,5 @@ def shrink(images: Tensor, shapes: list[tuple[int, int]], union: Tensor) -> Batc
     stride = images.shape[-2] / size[0], images.shape[-1] / size[1]
     valid = union[:, 0].clone()
     for mask, (h, w, *_) in zip(valid, shapes, strict=True):
-        mask[: round(h / stride[0]), : round(w / stride[1])] = True
+        mask[: centers_within(h, stride[0]), : centers_within(w, stride[1])] = True
     return Batch(F.interpolate(images, size=size, mode="bilinear", align_corners=False), valid)

@@ -3,6 +3,7 @@
 Axes: n instance · h row · w column. Boxes are (x1, y1, x2, y2) in pixels of the network input.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,15 @@ def box_masks(boxes: Float[Tensor, "n 4"], h: int, w: int, *, stride: int = 1) -
     columns = _span(x1, x2, w)
     rows = _span(y1, y2, h)
     return rows[:, :, None] & columns[:, None, :]
+
+
+def centers_within(length: float, stride: float) -> int:
+    """Number of the cells of `stride` pixels whose center is within `length` pixels, as `box_masks` decides it.
+
+    >>> [centers_within(length, 4) for length in (21, 22, 23, 24)]
+    [5, 5, 6, 6]
+    """
+    return max(math.ceil(length / stride - 0.5), 0)
 
 
 def _span(low: Float[Tensor, " n"], high: Float[Tensor, " n"], size: int) -> Bool[Tensor, "n {size}"]:

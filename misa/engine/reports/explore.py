@@ -31,6 +31,7 @@ from misa.models.students.base import BoxSupervised
 from misa.models.students.table import implementation, model_config
 from misa.models.teacher.contract import TeacherNetwork
 from misa.objectives.misa import reading_of
+from misa.ops.boxes import centers_within
 from misa.ops.readings import Reading
 from misa.ops.resize import resized
 from misa.rows import find_row, teacher_row
@@ -192,7 +193,7 @@ def example_of(
     sizes = Augmentation(test_short_side=short_side, long_side=long_side)
     height, width = at_test_size(image, sizes).shape[:2]
     pixels = network_input(image, sizes, divisor=32)
-    size = (max(round(height / STRIDE), 1), max(round(width / STRIDE), 1))
+    size = (max(centers_within(height, STRIDE), 1), max(centers_within(width, STRIDE), 1))
     return Example(
         name=name,
         image=image,

@@ -54,9 +54,9 @@ class SemanticTeacher(BaseModel):
             return maps
         if mode == "predict":
             return self._predictions(maps, inputs, data_samples)
-        return self._from_boxes(maps, inputs, data_samples) if self.objectives else _from_labels(
-            maps, data_samples, self.stage_weight
-        )  # fmt: skip
+        return (
+            self._from_boxes(maps, inputs, data_samples) if self.objectives else self._from_labels(maps, data_samples)
+        )
 
     def _from_boxes(self, maps: SemanticMaps, inputs: Tensor, samples: list[DetDataSample]) -> dict[str, Tensor]:
         assert self.objectives is not None
@@ -79,23 +79,31 @@ class SemanticTeacher(BaseModel):
         stages = semantic_objectives(_sized(maps.stage_logits, size), boxes, batch, terms, background=background)
         return main | {"loss_stages": self.stage_weight * torch.stack(list(stages.values())).sum()}
 
+    def _from_labels(self, maps: SemanticMaps, samples: list[DetDataSample]) -> dict[str, Tensor]:
+        """SeMask's published losses: cross-entropy of the output, and of the summed stage maps."""
+        labels = torch.cat([sample.gt_sem_seg.sem_seg for sample in samples]).long()
+        main, stages = (
+            label_map_loss(_in_label_order(logits, self.network.contract.background), labels)
+            for logits in (maps.logits, maps.stage_logits)
+        )
+        return {"loss_labels": main, "loss_stages": self.stage_weight * stages}
+
     def _predictions(self, maps: SemanticMaps, inputs: Tensor, samples: list[DetDataSample]) -> list[DetDataSample]:
         """Set `pred_sem_seg.sem_seg` (1 h w), the most probable class of every pixel of the original image."""
         logits = _sized(maps.logits, (inputs.shape[-2], inputs.shape[-1]))
+        background = self.network.contract.background
         for scores, sample in zip(logits, samples, strict=True):
             h, w = sample.img_shape[:2]
-            whole = _sized(scores[None, :, :h, :w], tuple(sample.ori_shape[:2]))
+            whole = _in_label_order(_sized(scores[None, :, :h, :w], tuple(sample.ori_shape[:2])), background)
             sample.pred_sem_seg = PixelData(sem_seg=whole.argmax(dim=1).to(torch.uint8))
         return samples
 
 
-def _from_labels(maps: SemanticMaps, samples: list[DetDataSample], stage_weight: float) -> dict[str, Tensor]:
-    """SeMask's published losses: cross-entropy of the output, and of the summed stage maps."""
-    labels = torch.cat([sample.gt_sem_seg.sem_seg for sample in samples]).long()
-    return {
-        "loss_labels": label_map_loss(maps.logits, labels),
-        "loss_stages": stage_weight * label_map_loss(maps.stage_logits, labels),
-    }
+def _in_label_order(logits: Tensor, background: int) -> Tensor:
+    """Put the rows (b c+1 h w) in the order of label maps, where the background follows the classes."""
+    if background == logits.shape[1] - 1:
+        return logits
+    return torch.cat([logits[:, :background], logits[:, background + 1 :], logits[:, background, None]], dim=1)
 
 
 def _sized(logits: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -1,6 +1,7 @@
 """MISA: which parameters are trained, which are frozen, and the baseline with all terms switched off."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from misa.losses.inputs import shrink, union_of_boxes
 from misa.models.students.base import pooled_colors
 from misa.models.students.table import model_config
 from misa.models.teacher.table import build_teacher
+from misa.ops.boxes import box_masks
 from misa.rows import find_row, teacher_row
 
 SIZE = (96, 128)
@@ -131,6 +133,16 @@ def test_a_box_at_the_edge_of_the_image_is_no_padding():
     expected[:23, :31] = True
     expected[23, 31] = True
     assert torch.equal(shrunk.valid[1], expected)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_cells_in_the_padding_are_those_with_their_center_outside(stride):
+    """As in a box as large as the image: also where the image ends exactly at a center."""
+    for h, w in itertools.product(range(9, 33, 3), range(10, 33, 2)):
+        size = (32 // stride, 32 // stride)
+        valid = shrink(torch.zeros(1, 3, 32, 32), [(h, w)], torch.zeros(1, 1, *size, dtype=torch.bool)).valid
+        whole = box_masks(torch.tensor([[0.0, 0.0, w, h]]), *size, stride=stride)
+        assert torch.equal(valid, whole), (h, w)
 
 
 def test_a_loss_that_is_no_number_ends_the_training_by_name(batch):

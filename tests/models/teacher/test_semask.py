@@ -6,8 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import load_checkpoint, save_checkpoint
+from mmengine.structures import PixelData
 from torch.testing import assert_close
 
 from misa.data.pipeline import MEAN, STD
@@ -22,7 +24,9 @@ from misa.models.backbones import (
     stage_channels,
 )
 from misa.models.teacher.attention import SemanticAttention
+from misa.models.teacher.contract import SemanticMaps
 from misa.models.teacher.semask import SeMask, stage_windows
+from misa.models.teacher.training import SemanticTeacher
 
 CLASSES = ("disc", "bar", "star")
 SMALL = {"name": "resnet18", "base_channels": 8, "pretrained": False}
@@ -404,3 +408,21 @@ def test_the_last_layer_gives_the_logits_with_the_background_apart(images, backg
     order = [row for row in range(4) if row != background] + [background]
     assert_close(found, maps.logits[:, order], rtol=1e-4, atol=1e-5)
     assert_close(layer.factors, model.prior(images).saliency_factors)
+
+
+@pytest.mark.parametrize("background", [0, 2, 3])
+def test_label_maps_have_the_background_last_whichever_row_it_is(images, background):
+    """A network that knows the answer has the smallest loss, and predicts it."""
+    truth = torch.randint(0, 4, (2, 64, 96), generator=torch.Generator().manual_seed(1))
+    order = [row for row in range(4) if row != background] + [background]
+    rows = torch.tensor(order)[truth]  # the row of each label
+    logits = 20 * torch.nn.functional.one_hot(rows, 4).permute(0, 3, 1, 2).float()
+    network = {"type": SeMask, "backbone": tiny_backbone("resnet18"), "classes": CLASSES, "channels": 16}
+    teacher = SemanticTeacher(network | {"background": background}, None, 0.4, 4)
+    teacher.network.forward = lambda _: SemanticMaps(images, logits, logits)
+    samples = [DetDataSample(metainfo={"img_shape": (64, 96), "ori_shape": (64, 96)}) for _ in truth]
+    for sample, labels in zip(samples, truth, strict=True):
+        sample.gt_sem_seg = PixelData(sem_seg=labels[None])
+    assert all(loss < 1e-4 for loss in teacher(images, samples, mode="loss").values())
+    for sample, labels in zip(teacher(images, samples, mode="predict"), truth, strict=True):
+        assert torch.equal(sample.pred_sem_seg.sem_seg[0].long(), labels)
