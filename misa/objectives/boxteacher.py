@@ -6,7 +6,9 @@ mask Y is its mask at 0.5 within the box, c a confidence of both, N the number o
 
 Constants are the published code's. Different from it: the EMA model detects in the batch at its size, not resized to a
 short side of 800; it normalizes by the student's running statistics, not by those of its own batch; scores and
-confidences are computed from masks at the size of the losses; a box takes the first detection assigned to it only.
+confidences are computed from masks at the size of the losses; a box takes the first detection assigned to it only. The
+published student is CondInst; the scores of SOLOv2 and Mask2Former contain their masks' quality already, so that it
+counts twice there.
 """
 
 from __future__ import annotations

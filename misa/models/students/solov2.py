@@ -1,4 +1,8 @@
-"""SOLOv2 as a box-supervised student (Eq. 2): mmdet's head, with `Positives` in place of mask targets."""
+"""SOLOv2 as a box-supervised student (Eq. 2): mmdet's head, with `Positives` in place of mask targets.
+
+Every box is trained on, as with mmdet's masks; the published code of APro and BoxLevelSet leaves out boxes that cover
+fewer than 10 pixels of the input.
+"""
 
 from typing import Any, ClassVar, NamedTuple
 
