@@ -13,8 +13,8 @@ has no bank.
 
 Not verified, since only the published code's equations are known here: that objects enter the bank only in steps that
 use it, and that L_transfer has the same gate. Different from it: all processes share one bank, so that the result does
-not depend on their number; in the published code each has its own. The mean field's image is resized by pixel centers, as
-for all losses here, not by the corners' (`align_corners`).
+not depend on their number; in the published code each has its own. The mean field's image is resized by the centers of
+pixels, as for all losses here, not by their corners (`align_corners`).
 
 Axes: g box · k similar object of the bank · i, j cells of their feature grids · h row · w column.
 """
