@@ -66,11 +66,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
     try:
         values = json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); restore it, or choose another {option_name('work_dir')}."
-        ) from error
+        raise UserError(f"{path} cannot be read ({error}); restore it, or choose another folder.") from error
     if not isinstance(values, dict) or not values:
-        raise UserError(f"{path} holds no values; restore it, or choose another {option_name('work_dir')}.")
+        raise UserError(f"{path} holds no values; restore it, or choose another folder.")
     return values
 
 

@@ -11,6 +11,7 @@ The type of a field is bool, int, float or str, one of these or None, a `Literal
 import argparse
 import ast
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterator, MutableMapping
@@ -198,9 +199,8 @@ def _problem(value: Any, hint: Any, field: dataclasses.Field[Any]) -> str:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return ""
     low, high = field.metadata["low"], field.metadata["high"]
-    # Written so that NaN, for which every comparison is false, is out of every range.
     if (low is None or value >= low) and (high is None or value <= high):
-        return ""
+        return "" if math.isfinite(value) else f"must be a finite number, not {value}"
     return f"must be {f'at least {low}' if high is None else f'from {low} to {high}'}, not {value}"
 
 

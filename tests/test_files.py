@@ -71,7 +71,7 @@ def test_json_has_no_words_for_nan(tmp_path, value):
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "1", json.dumps("text")])
 def test_a_file_without_values_is_a_sentence(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(UserError, match=r"a\.json .*restore it, or choose another work_dir"):
+    with pytest.raises(UserError, match=r"a\.json .*restore it, or choose another folder"):
         read_json(tmp_path / "a.json")
 
 

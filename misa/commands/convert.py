@@ -5,6 +5,7 @@ The data is never changed. The same command resumes after an interruption; OUT a
 example: misa convert path/to/yolo path/to/coco
 """
 
+import shlex
 import signal
 from typing import Literal
 
@@ -41,5 +42,5 @@ def run(options: Convert) -> int:
         if not beside.exists() or IN_USE in str(error):  # nothing is done, or another process does it
             raise
         raise UserError(f"{error} W{left[1:]}") from None
-    print(f"now: misa check {options.out}")
+    print(f"now: misa check {shlex.quote(options.out)}")
     return 0

@@ -5,6 +5,8 @@ A student is scored by mask AP (of boxes, where the data has no masks), a teache
 example: misa evaluate runs/demo-long-seed0
 """
 
+from pathlib import Path
+
 from misa.commands import _shared as shared
 from misa.machine import Machine
 from misa.parameters import Parameters, option
@@ -42,9 +44,13 @@ def run(options: Evaluate) -> int:
     shared.require_folder(options.test_dev, "test_dev")
     other = ("miou", "per_class", "boundary", "predictions")
     if options.separation:
-        shared.require_unused(options, (*other, "test_dev"), "with --separation")
+        shared.require_unused(options, (*other, "test_dev", "gpus", "workers", "threads"), "with --separation")
     if options.test_dev:
         shared.require_unused(options, other, "with --test-dev")
+    if shared.read_params(Path(options.run).expanduser())["experiment"].get("semantic"):
+        shared.require_unused(
+            options, ("miou", "per_class", "boundary"), "on a semantic teacher, which is scored by mean IoU"
+        )
     if not options.miou:
         shared.require_unused(options, ("merge_score",), "without --miou")
     from misa.engine.reports.evaluate import evaluate, heading, load_run, run_line
@@ -81,5 +87,5 @@ def run(options: Evaluate) -> int:
     )
     print(f"{heading(result)}\n\n{result.table()}")
     if options.predictions:
-        print(f"predictions: {options.predictions}")
+        print(f"predictions: {options.predictions}, with the ids of {result.source.val.annotations}")
     return 0

@@ -3,9 +3,11 @@
 example: misa guidance runs/demo-long-seed0 --images 60 --out runs/guidance
 """
 
+from pathlib import Path
 from typing import Literal
 
 from misa.commands import _shared as shared
+from misa.engine.runs.record import read_params
 from misa.errors import UserError
 from misa.parameters import Parameters, argument, option
 
@@ -31,12 +33,15 @@ def run(options: Guidance) -> int:
     shared.require_folder(options.out, "out")
     shared.require_run(options.run)
     shared.require_data(options.data_root)
-    from misa.engine.reports.guidance import READINGS, measure_guidance, write_guidance
+    from misa.engine.reports.guidance import READINGS, SIZES, measure_guidance, write_guidance
 
     words = [word.strip() for word in options.only.split(",") if word.strip()]
     readings = {name: value for name, value in READINGS.items() if not words or any(word in name for word in words)}
     if not readings:
         raise UserError(f"no reading has {options.only!r} in its name; they are {'; '.join(READINGS)}.")
+    known = ["all", *SIZES, *(f"class {name}" for name in read_params(Path(options.run).expanduser())["classes"])]
+    if options.group not in known and not options.group.startswith("mode "):
+        raise UserError(f"there is no group {options.group!r}; choose one of {', '.join(known)}, or an annotated mode.")
     measured = measure_guidance(
         options.run,
         teacher=options.teacher or None,

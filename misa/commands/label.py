@@ -47,7 +47,10 @@ def run(options: Label) -> int:
         shared.require_unused(options, ("row", "seed", "smoke"), "with --run, a student that is trained already")
     else:
         shared.require_row(options.row)
+    if options.rle:
+        shared.require_unused(options, ("tolerance",), "with --rle, which keeps every pixel")
     shared.require_given(options.data, "the path of the data")
+    shared.require_given(options.out, "out")
     shared.require_data(options.data)
     import torch
 

@@ -9,6 +9,7 @@ example: misa predict RUN photos --out results --shards 8 --cluster slurm --clus
 example: sbatch --array=0-7 --wrap 'misa predict RUN photos --out results --shards 8 --shard $SLURM_ARRAY_TASK_ID'
 """
 
+import mimetypes
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ from misa.parameters import Parameters, argument, option
 
 if TYPE_CHECKING:
     from misa.engine.prediction.predict import Predictions
+
+
+_LISTED = 20  # files that could not be read
 
 
 class Predict(Parameters):
@@ -49,11 +53,14 @@ class Predict(Parameters):
 def run(options: Predict) -> int:
     """Predict all readable images, then raise UserError if some could not be read, in a shard only warn."""
     shared.require_student(options.checkpoint)
+    if (mimetypes.guess_type(options.checkpoint)[0] or "").startswith("image/"):
+        raise UserError(f"{options.checkpoint} is an image; the run comes first: misa predict RUN IMAGE --out FOLDER.")
     shared.require_shares(options)
     if options.boxes:
         shared.require_unused(options, ("score",), "with --boxes, each of which has a mask")
     if options.tile is None:
         shared.require_unused(options, ("overlap",), "without --tile")
+    shared.require_given(options.out, "out")
     for path in options.inputs:
         shared.require_given(path, "the path of an image")
         if "://" not in path:  # an address gets its own message later
@@ -82,8 +89,11 @@ def run(options: Predict) -> int:
     for sentence in _left_out(done):
         print(f"warning: {sentence}", file=sys.stderr)
     if done.failed:
-        first = next(iter(done.failed.values()))
-        more = f" ({len(done.failed) - 1} more like it)" if len(done.failed) > 1 else ""
+        first, *rest = done.failed.values()
+        for sentence in rest[:_LISTED]:
+            print(f"warning: {sentence}", file=sys.stderr)
+        more = f" ({counted(len(rest), 'other')}{' above' if len(rest) <= _LISTED else f', the first {_LISTED} above'})"
+        more = more if rest else ""
         if options.shard is not None:  # the call for all shards tries again and fails
             print(f"warning: {first}{more}", file=sys.stderr)
             return 0

@@ -36,7 +36,7 @@ def export_student(checkpoint: str | Path | Student, out: str | Path, *, renew: 
     """
     student = checkpoint if isinstance(checkpoint, Student) else load_student(checkpoint, device="cpu")
     content = {CARD: _card(student), "state_dict": {k: v.cpu() for k, v in student.model.state_dict().items()}}
-    place = Path(out).expanduser()
+    place = _place(out, program=False)
     renew = renew and place.is_file() and CARD in read_checkpoint(place)
     return _put(place, lambda partial: torch.save(content, partial), renew=renew)
 
@@ -82,6 +82,7 @@ def export_torchscript(checkpoint: str | Path | Student, out: str | Path) -> Scr
     precision; ONNX, which requires its own package.
     Raises UserError: another student, such a backbone, or `out` exists already or cannot be written.
     """
+    place = _place(out, program=True)
     student = checkpoint if isinstance(checkpoint, Student) else load_student(checkpoint, device="cpu")
     script = implementation(student.experiment.student).script
     if script is None:
@@ -106,7 +107,7 @@ def export_torchscript(checkpoint: str | Path | Student, out: str | Path) -> Scr
             warnings.simplefilter("ignore")
             torch.jit.save(program, str(partial), _extra_files=extra)
 
-    return Scripted(_put(Path(out).expanduser(), save), difference)
+    return Scripted(_put(place, save), difference)
 
 
 def differences(program: Any, dense: nn.Module, student: Student) -> list[float]:
@@ -128,6 +129,18 @@ def _card(student: Student) -> str:
     values = for_inference(student.experiment).values()
     card = {"format": _FORMAT, "misa": misa.__version__, "classes": list(student.classes), "experiment": values}
     return json.dumps(card)
+
+
+def _place(out: str | Path, *, program: bool) -> Path:
+    """The file to write; UserError if its suffix is that of another form than weights, or a TorchScript `program`."""
+    place = Path(out).expanduser()
+    if place.suffix == ".onnx":
+        raise UserError(f"out {place}: ONNX is not supported; write weights (.pth) or a TorchScript program (.ts).")
+    if program and place.suffix == ".pth":
+        raise UserError(f"out {place}: a .pth file holds weights, and this is a TorchScript program; name it .ts.")
+    if not program and place.suffix in (".ts", ".torchscript"):
+        raise UserError(f"out {place} is named as a TorchScript program; add torchscript, or name the weights .pth.")
+    return place
 
 
 def _put(out: Path, write: Callable[[Path], None], *, renew: bool = False) -> Path:

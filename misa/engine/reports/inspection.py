@@ -138,7 +138,9 @@ def _about(images: str, threshold: float, good: float) -> str:
 
 
 def _require_page(path: Path) -> None:
-    """Raise UserError if a file is not a page of ours, which may be replaced."""
+    """Raise UserError for a folder, or a file that is not a page of ours, which may be replaced."""
+    if path.is_dir() and path != Path():
+        raise UserError(f"{path} is a folder; give a file, such as {path / PAGE}.")
     if path.is_file():
         with path.open("rb") as file:
             if _GENERATOR.encode() not in file.read(1000):

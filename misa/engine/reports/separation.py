@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from misa.data.dataset import OrderedCOCO
 from misa.data.pipeline import network_input
@@ -23,6 +24,7 @@ from misa.models.teacher.contract import TeacherNetwork
 from misa.ops.resize import coarse_masks
 
 MAPS = ("color", "S", "S x K")
+_UNKNOWN = "unknown"  # failure mode of an object without one
 
 
 def teacher_separation(
@@ -48,7 +50,8 @@ def teacher_separation(
     teacher = load_teacher(weights, classes=source.classes)
     found: dict[str, dict[str, list[float]]] = {name: {} for name in MAPS}
     truth, label = _truth(source)
-    for record in truth.loadImgs(truth.getImgIds()[: experiment.limit if limit is None else limit]):
+    records = truth.loadImgs(truth.getImgIds()[: experiment.limit if limit is None else limit])
+    for record in tqdm(records, desc="separation", unit="image", leave=False, delay=2, disable=None):
         objects = truth.loadAnns(truth.getAnnIds(imgIds=[record["id"]], catIds=list(label), iscrowd=False))
         if not objects:
             continue
@@ -66,7 +69,7 @@ def teacher_separation(
         )
         for name, values in zip(MAPS, scores, strict=True):
             for a, value in zip(objects, values, strict=True):
-                found[name].setdefault(a.get("mode", "unknown"), []).append(100 * float(value))
+                found[name].setdefault(a.get("mode", _UNKNOWN), []).append(100 * float(value))
     return Run(experiment, folder, source, {name: _means(modes) for name, modes in found.items()}, weights)
 
 
@@ -85,8 +88,10 @@ def teacher_maps(
 
 
 def _means(modes: dict[str, list[float]]) -> dict[str, float | None]:
+    """By failure mode, if there are any, and of all objects."""
+    named = sorted(mode for mode in modes if len(modes) > 1 or mode != _UNKNOWN)
     everything = [value for values in modes.values() for value in values]
-    return {mode: _mean(values) for mode, values in sorted(modes.items())} | {"all": _mean(everything)}
+    return {mode: _mean(modes[mode]) for mode in named} | {"all": _mean(everything)}
 
 
 def _mean(values: list[float]) -> float | None:

@@ -42,6 +42,9 @@ def last_checkpoint(folder: Path) -> Path:
     path = newest(folder)
     if path is None:
         if not (folder / "params.json").exists():
+            run = folder.resolve().parent
+            if (run / "params.json").exists():
+                raise UserError(f"{folder} is a part of the run folder {run}; give that, or one checkpoint.")
             raise UserError(f"{folder} is not a run folder: it holds no checkpoint; give one made by misa train.")
         raise UserError(f"{folder} holds no checkpoint; train it first, for example with misa train.")
     return path
@@ -52,6 +55,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises UserError: there is no such file, it was not written by torch, or it contains more than numbers and text.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give one of the files in the checkpoints folder of a run.")
     if not path.is_file():
         raise UserError(missing(path, "checkpoint", "give a run folder or a file of its checkpoints folder"))
     try:

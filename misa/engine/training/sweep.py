@@ -243,7 +243,7 @@ def spread(
     jobs = {Job(name, 0, folder / name): command for name, command in commands.items()}
     how = _timed_options(cluster, cluster_options)
     with _sigterm_raises():
-        failed = _submit(jobs, cluster, how) if cluster else _here(jobs, slots, None)
+        failed = _submit(jobs, cluster, how) if cluster else _here(jobs, slots, None, what="share")
     if failed:
         wanted, sentence = failed[0]
         raise UserError(
@@ -376,7 +376,9 @@ def _log(wanted: Job) -> Path:
     return wanted.folder.parent / "logs" / f"{wanted.folder.name}.txt"
 
 
-def _here(commands: Mapping[Job, list[str]], slots: int, gpus: int | None) -> list[tuple[Job, str]]:
+def _here(
+    commands: Mapping[Job, list[str]], slots: int, gpus: int | None, *, what: str = "training"
+) -> list[tuple[Job, str]]:
     """Run processes on this machine, `slots` at a time; return the failed jobs with their last lines."""
     stopped, running = threading.Event(), set[subprocess.Popen[bytes]]()
     free: SimpleQueue[str] = SimpleQueue()
@@ -410,7 +412,7 @@ def _here(commands: Mapping[Job, list[str]], slots: int, gpus: int | None) -> li
     with ThreadPoolExecutor(slots) as pool:
         started: dict[Future[str | None], Job] = {pool.submit(one, wanted): wanted for wanted in commands}
         try:
-            for done in tqdm(as_completed(started), total=len(commands), desc="trainings", unit="run"):
+            for done in tqdm(as_completed(started), total=len(commands), desc=f"{what}s", unit=what):
                 sentence = done.result()
                 if sentence is not None:
                     failed.append((started[done], sentence))

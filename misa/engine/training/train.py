@@ -174,12 +174,24 @@ def require_precision(experiment: Experiment, device: str) -> None:
         raise UserError("float16 needs a GPU, its gradients vanish or overflow on a CPU; choose bfloat16 or float32.")
 
 
+def require_apart(folder: Path, source: Source) -> None:
+    """Raise UserError if a run folder is a folder of the data, whose files would be mixed with the run's."""
+    own = {
+        source.root,
+        *(place for part in (source.train, source.val) for place in (part.images, part.annotations.parent)),
+    }
+    if folder in {place.resolve() for place in own}:
+        name = option_name("work_dir")
+        raise UserError(f"{name} {folder} holds the data, which is only read; choose another {name}.")
+
+
 def require_batch(experiment: Experiment, source: Source) -> None:
     """Raise UserError if a row's batch takes more images than there are."""
     if source.images < experiment.schedule.batch:
+        taken = "" if experiment.limit is None else f" within the row's limit of {experiment.limit}, as of a smoke run"
         raise UserError(
             f"a batch takes {counted(experiment.schedule.batch, 'image')} and the train split of {source.root} has "
-            f"{source.images}; set {option_name('batch')} to {source.images} or less."
+            f"{source.images}{taken}; set {option_name('batch')} to {source.images} or less."
         )
 
 
@@ -254,6 +266,7 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
     if ready and not (folder / "metrics.json").exists():
         ready_teacher(experiment)  # downloads its weights if needed, before reading the data, which may take minutes
     source = open_source(experiment, data_root)
+    require_apart(folder, source)
     require_batch(experiment, source)
     data = data_digests(source.train, source.val)
     params = run_params(experiment, row=row, seed=seed, data_root=source.root, data=data, classes=source.classes)

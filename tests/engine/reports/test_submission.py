@@ -57,6 +57,7 @@ def test_what_is_sent_is_what_was_detected(run, coco, tmp_path, capsys):
     ("given", "words"),
     [
         (["--separation", "--predictions", "p.json"], "--predictions has no effect with --separation"),
+        (["--separation", "--threads", "2"], "--threads has no effect with --separation"),
         (["--separation", "--test-dev", "out"], "--test-dev has no effect with --separation"),
         (["--test-dev", "out", "--boundary"], "--boundary has no effect with --test-dev"),
         (["--test-dev", "out", "--per-class"], "--per-class has no effect with --test-dev"),

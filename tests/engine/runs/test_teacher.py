@@ -291,6 +291,9 @@ def test_separation_is_of_each_failure_mode(runs, tmp_path, capsys):
     assert re.match(r"run: .*, epoch_\d+\.pth\ndata: val split of .*, \d+ images?\n\n.*S x K", said, re.DOTALL)
     with pytest.raises(UserError, match=r"gone\.pth"):  # the checkpoint was once ignored
         teacher_separation(runs["objectives"].folder, checkpoint=tmp_path / "gone.pth")
+    for option in ("--per-class", "--boundary", "--miou"):
+        assert main(["evaluate", str(runs["objectives"].folder), option]) == 2
+        assert f"{option} has no effect on a semantic teacher" in capsys.readouterr().err
     assert main([*command, "--checkpoint", "none"]) == 2
     assert "separation measures a trained teacher" in capsys.readouterr().err
 
@@ -327,7 +330,19 @@ def test_separation_compares_masks_and_maps_at_the_same_places(runs, tmp_path):
     whole = {"area": int(mask.sum()), "bbox": [40, 8, 52, 48], "segmentation": code}
     content |= {"images": [image], "annotations": [content["annotations"][0] | whole | {"image_id": image["id"]}]}
     path.write_text(json.dumps(content))
-    assert teacher_separation(runs["objectives"].folder, data_root=root).metrics["color"]["all"] == 100
+    metrics = teacher_separation(runs["objectives"].folder, data_root=root).metrics
+    assert metrics["color"]["all"] == 100
+
+
+def test_data_without_failure_modes_has_no_column_of_unknown_ones(runs, tmp_path):
+    root = shutil.copytree(runs["objectives"].source.root, tmp_path / "plain")
+    path = root / "annotations" / runs["objectives"].source.val.annotations.name
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation.pop("mode", None)
+    path.write_text(json.dumps(content))
+    metrics = teacher_separation(runs["objectives"].folder, data_root=root).metrics
+    assert [list(modes) for modes in metrics.values()] == [["all"]] * 3
 
 
 def test_what_a_teacher_cannot_be_asked_is_told_before_any_work(runs, tmp_path):

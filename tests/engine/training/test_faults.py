@@ -209,6 +209,8 @@ TRAINING = {
     "work_dir: cannot be written": (lambda p: p.train(work_dir="/proc/nowhere"), "cannot be written"),
     "work_dir: another run": (lambda p: p.train(work_dir="run"), "holds another run"),
     "work_dir: files of no run": (lambda p: [put(p.folder / "new/log.txt", "mine"), p.train()][1], "no params.json"),
+    "work_dir: the data": (lambda p: p.train(work_dir="data"), "data holds the data, which is only read"),
+    "work_dir: its images": (lambda p: p.train(work_dir="data/train2017"), "train2017 holds the data"),
     "work_dir: a damaged record": (
         lambda p: [put(p.run / "params.json", '{"row": '), p.train(work_dir="run")][1],
         "params.json cannot be read",
@@ -235,7 +237,15 @@ CHECKPOINTS = {
     "checkpoint: cut": (lambda p: [cut(p.newest), p.predict(checkpoint=p.newest)][1], "cannot be read"),
     "checkpoint: empty": (lambda p: [put(p.newest, ""), p.predict(checkpoint=p.newest)][1], "cannot be read"),
     "checkpoint: text": (lambda p: p.predict(checkpoint=p.folder / "rows.py"), "cannot be read as a checkpoint"),
-    "checkpoint: a picture": (lambda p: p.predict(checkpoint=p.photo), "cannot be read as a checkpoint"),
+    "checkpoint: a picture": (lambda p: p.predict(checkpoint=p.photo), "photo.png is an image; the run comes first"),
+    "checkpoint: the folder of a run's": (
+        lambda p: p.predict(checkpoint=p.run / "checkpoints"),
+        "checkpoints is a part of the run folder",
+    ),
+    "checkpoint: a folder, evaluated": (
+        lambda p: p.evaluate("--checkpoint", p.run),
+        "is a folder; give one of the files",
+    ),
     "checkpoint: no weights in it": (
         lambda p: [p.content(lambda c: c.pop("state_dict")), p.predict()][1],
         "holds no state_dict",
@@ -303,10 +313,27 @@ PREDICTIONS = {
         lambda p: [put(p.folder / "film.mp4", "x"), p.predict(inputs=p.folder / "film.mp4")][1],
         "cannot be read by OpenCV",
     ),
+    "predict: out is empty": (lambda p: [*p.predict(), "--out", ""], "out is empty; give a path"),
     "predict: out is a file": (lambda p: p.predict(out="rows.py"), "cannot be written"),
     "predict: out cannot be made": (lambda p: p.predict(out="/proc/nowhere"), "cannot be written"),
     "predict: out holds something else": (lambda p: p.predict(out="run"), "and no predictions; choose a new folder"),
     "export: out exists": (lambda p: p.export("photo.png"), "exists already"),
+    "export: ONNX": (lambda p: p.export("x.onnx"), "ONNX is not supported"),
+    "export: weights named as a program": (lambda p: p.export("x.ts"), "named as a TorchScript program"),
+    "export: a program named as weights": (lambda p: p.export("x.pth", "--torchscript"), "a .pth file holds weights"),
+    "label: a distance that is infinite": (
+        lambda p: ["label", p.data, "--out", p.folder / "x.json", "--run", p.run, "--tolerance", "inf"],
+        "tolerance must be a finite number, not inf",
+    ),
+    "label: no effect": (
+        lambda p: ["label", p.data, "--out", p.folder / "x.json", "--run", p.run, "--tolerance", "2", "--rle"],
+        "--tolerance has no effect with --rle",
+    ),
+    "guidance: no such group": (
+        lambda p: ["guidance", p.run, "--group", "tiny"],
+        "there is no group 'tiny'; choose one of all, small, medium, large, class",
+    ),
+    "inspect: the page is a folder": (lambda p: ["inspect", p.run, "--out", p.data], "is a folder; give a file"),
     "export: out is a folder": (lambda p: p.export("run"), "is a folder"),
     "export: out cannot be written": (lambda p: p.export("/proc/nowhere/x.pth"), "cannot be written"),
 }  # fmt: skip
