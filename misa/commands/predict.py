@@ -115,7 +115,7 @@ def _summary(done: "Predictions", *, so_far: bool) -> str:
 
 
 def _left_out(done: "Predictions") -> Iterator[str]:
-    """Yield the messages on given boxes that were clipped, have no mask or no image."""
+    """Yield the messages on given boxes that were clipped, have no mask, no area in the image or no image."""
     if done.clipped:
         name, count = next(iter(done.clipped.items()))
         total = counted(sum(done.clipped.values()), "box reaches", "boxes reach")
@@ -123,6 +123,13 @@ def _left_out(done: "Predictions") -> Iterator[str]:
         yield (
             f"{total} more than a pixel beyond the image, and only the part inside was used; check that boxes and "
             f"images have the same size (first: {first} of {name})."
+        )
+    if done.outside:
+        name, count = next(iter(done.outside.items()))
+        total = counted(sum(done.outside.values()), "box has", "boxes have")
+        yield (
+            f"{total} no area in the image and got no mask; check that boxes and images have the same size "
+            f"(first: {counted(count, 'box', 'boxes')} of {name})."
         )
     if done.unanswered:
         name, count = next(iter(done.unanswered.items()))

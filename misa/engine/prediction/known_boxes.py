@@ -100,6 +100,13 @@ def reaching_beyond(boxes: Any, size: Sequence[int]) -> int:
     return int((over > SLACK).sum())
 
 
+def without_area(boxes: Any, size: Sequence[int]) -> NDArray[np.bool_]:
+    """Which boxes (n 4) have no area in an image (h w): those outside it, too; none of those that are no numbers."""
+    corners, (h, w) = np.asarray(boxes, dtype=float).reshape(-1, 4), size
+    x1, y1, x2, y2 = corners.clip(0, [w, h, w, h]).T
+    return (x1 >= x2) | (y1 >= y2)
+
+
 def require_pixels(boxes: NDArray[np.float64]) -> None:
     """Raise UserError if all of the boxes (n 4) lie within one pixel, as shares of an image do."""
     if boxes.size and boxes.min() >= 0 and boxes.max() <= 1:

@@ -38,7 +38,7 @@ from misa.engine.prediction.files import (
     records,
     rows_of,
 )
-from misa.engine.prediction.known_boxes import find_boxes, reaching_beyond, require_class
+from misa.engine.prediction.known_boxes import find_boxes, reaching_beyond, require_class, without_area
 from misa.engine.prediction.shares import DONE, Share
 from misa.engine.prediction.student import Image, Instances, Student, find, load_student, require_mask_threshold
 from misa.engine.prediction.tiling import find_tiled
@@ -106,7 +106,7 @@ class Predictions:
     given: how many of these images and instances belong to the inputs of this call. predicted: how many images it had
     to predict. Of a share, images and instances are those that all shares have on record so far. unanswered: number of
     known boxes without a mask, by image name. clipped: number of known boxes that reach beyond their image by more than
-    a pixel, by image name. unused: image names with boxes that are not inputs. skipped: files in the given folders that
+    a pixel, by image name. outside: number of those that have no area in it, where others have. unused: image names with boxes that are not inputs. skipped: files in the given folders that
     are no images. names: of the results of these inputs, in order; empty for a share.
     """
 
@@ -119,6 +119,7 @@ class Predictions:
     given: tuple[int, int] = (0, 0)
     predicted: int = 0
     clipped: dict[str, int] = dataclasses.field(default_factory=dict)
+    outside: dict[str, int] = dataclasses.field(default_factory=dict)
     skipped: tuple[Path, ...] = ()
     names: tuple[str, ...] = ()
 
@@ -328,8 +329,14 @@ def _find(
 def _of_boxes(
     student: Student, frame: _Frame, boxes: Boxes, mask: float | None, failed: dict[str, str]
 ) -> Instances | None:
-    """The masks of an image's known boxes; None, with the reason in `failed`, if they are not in the image."""
+    """The masks of an image's known boxes in it; None, with the reason in `failed`, if none of them is."""
+    size = frame.image.shape[:2]
+    there = np.flatnonzero(~without_area(boxes.boxes, size)).tolist()
     try:
+        if there and len(there) < len(boxes.boxes):
+            own = boxes.boxes[there], [boxes.labels[i] for i in there]
+            found = find_boxes(student, frame.image, *own, mask=mask)
+            return dataclasses.replace(found, prompts=tuple(there[i] for i in found.prompts or ()))
         return find_boxes(student, frame.image, *boxes, mask=mask)
     except UserError as error:
         failed[frame.name] = f"{frame.file}: {error}"
@@ -421,12 +428,15 @@ def _result(
     """`Predictions` with the numbers of known boxes without a mask and beyond their image, from the record."""
     left: dict[str, int] = {}
     beyond: dict[str, int] = {}
+    absent: dict[str, int] = {}
     for name, row in records(folder):
         if known is not None and name in known and name not in failed:
-            left[name] = len(known[name].boxes) - len(row["instances"])
-            beyond[name] = reaching_beyond(known[name].boxes, row["size"])
-    unanswered, clipped = ({name: n for name, n in counts.items() if n} for counts in (left, beyond))
-    return Predictions(folder, *held, failed, unanswered, unused, clipped=clipped)
+            out = without_area(known[name].boxes, row["size"])
+            absent[name], own = int(out.sum()), known[name].boxes[~out]
+            left[name] = len(own) - len(row["instances"])
+            beyond[name] = reaching_beyond(own, row["size"])
+    unanswered, clipped, outside = ({name: n for name, n in c.items() if n} for c in (left, beyond, absent))
+    return Predictions(folder, *held, failed, unanswered, unused, clipped=clipped, outside=outside)
 
 
 def _boxes_by_name(

@@ -409,6 +409,27 @@ def test_boxes_by_image_name(student, photos, tmp_path):
         predict(student, photos, out=tmp_path / "no", boxes={"other.png": boxes["a.png"]})
 
 
+def test_a_box_outside_the_image_costs_the_others_nothing(student, photos, tmp_path, small_run, capsys):
+    good, other = [3.0, 4, 30, 40], [20.0, 10, 60, 51]
+    given = {"a.png": Boxes(np.array([[80.0, 5, 90, 9], good, [5.0, 5, 5, 9], other]), [None] * 4)}
+    done = predict(student, photos, out=tmp_path / "out", boxes=given, mask=0.1)
+    assert (done.images, done.failed, done.outside, done.clipped) == (1, {}, {"a": 2}, {})
+    image = np.asarray(Image.open(photos / "a.png").convert("RGB"))
+    expected = find_boxes(student, image, np.array([good, other]), mask=0.1)
+    ((_, row),) = records(done.folder)
+    assert [one["prompt"] for one in row["instances"]] == [1 + 2 * i for i in expected.prompts]
+    assert done.instances == len(expected)
+    file = tmp_path / "boxes.csv"
+    lines = [f"a.png,{box},{student.classes[0]}" for box in ("80,5,90,9", "3,4,30,40")]
+    file.write_text("\n".join(["image,x1,y1,x2,y2,label", *lines]))
+    words = ["predict", str(small_run.folder), str(photos / "a.png"), "--boxes", str(file), "--out"]
+    assert main([*words, str(tmp_path / "again")]) == 0
+    assert "1 box has no area in the image and got no mask" in capsys.readouterr().err
+    file.write_text(file.read_text().rpartition("a.png")[0])
+    assert main([*words, str(tmp_path / "none")]) == 2
+    assert "has no area in the image of 70 x 52 pixels" in capsys.readouterr().err
+
+
 def test_boxes_of_images_with_equal_names_in_two_folders(student, photos, tmp_path):
     """As in YOLO data, whose image names are full paths; also where the data has been moved."""
     root = tmp_path / "data/images"
