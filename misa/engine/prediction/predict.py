@@ -106,8 +106,9 @@ class Predictions:
     given: how many of these images and instances belong to the inputs of this call. predicted: how many images it had
     to predict. Of a share, images and instances are those that all shares have on record so far. unanswered: number of
     known boxes without a mask, by image name. clipped: number of known boxes that reach beyond their image by more than
-    a pixel, by image name. outside: number of those that have no area in it, where others have. unused: image names with boxes that are not inputs. skipped: files in the given folders that
-    are no images. names: of the results of these inputs, in order; empty for a share.
+    a pixel, by image name. outside: number of those that have no area in it, where others have. unused: image names
+    with boxes that are not inputs. skipped: files in the given folders that are no images. names: of the results of
+    these inputs, in order; empty for a share.
     """
 
     folder: Path
