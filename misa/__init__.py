@@ -2,6 +2,7 @@
 
     misa.load(run_or_file)            # a trained student, to be called on images
     misa.load_teacher(run_or_name)    # a semantic teacher: S and K of Eq. 1 for any image
+    misa.UserError                    # wrong input, in one sentence
 
 A student takes one image or several, a teacher one; functions on tensors take an optional batch axis (`misa.ops.axes`).
 
@@ -15,17 +16,17 @@ from typing import Any
 from misa.mmcv_ext import install as _install_mmcv_ext
 
 __version__ = "0.1.0"
-__all__ = ["load", "load_teacher"]
+__all__ = ["UserError", "load", "load_teacher"]
 
 _install_mmcv_ext()
 
 
 def __getattr__(name: str) -> Any:
-    """Import the functions of `misa.api` at first access."""
-    if name in ("load", "load_teacher"):
-        return getattr(importlib.import_module("misa.api"), name)
+    """Import the functions of `misa.api`, and their error, at first access."""
+    if name in __all__:
+        return getattr(importlib.import_module("misa.errors" if name == "UserError" else "misa.api"), name)
     raise AttributeError(f"module 'misa' has no attribute {name!r}; it has {', '.join(__all__)}.")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), "load", "load_teacher"])
+    return sorted([*globals(), *__all__])

@@ -474,11 +474,12 @@ def test_an_unfinished_run_says_so(run, tmp_path, capsys):
 
 def test_the_package_stays_light_and_names_what_it_has():
     code = (
-        "import sys, misa; assert {'load', 'load_teacher'} <= set(dir(misa)); "
+        "import sys, misa; assert {'UserError', 'load', 'load_teacher'} <= set(dir(misa)); misa.UserError; "
         "assert not {'torch', 'mmdet', 'mmcv', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-    with pytest.raises(AttributeError, match="it has load, load_teacher"):
+    assert misa.UserError is UserError
+    with pytest.raises(AttributeError, match="it has UserError, load, load_teacher"):
         _ = misa.lod
 
 
