@@ -13,6 +13,7 @@ seeds (row, column), both in pixels of the image. Axes: n instance · H, W heigh
 
 import base64
 import io
+import math
 import sys
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -426,8 +427,8 @@ class SceneView:
 
     def _cell(self, seed: Sequence[int]) -> Seed:
         try:
-            row, column = (int(place) for place in seed)
-        except (TypeError, ValueError) as error:
+            row, column = (math.floor(place) for place in seed)  # no texts, which int() takes
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise UserError(f"a seed is (row, column) in pixels of the image, not {seed!r}.") from error
         height, width = self.size
         if not (0 <= row < height and 0 <= column < width):
@@ -474,12 +475,19 @@ class SceneView:
         if unknown := changes.keys() - known:
             raise UserError(f"{', '.join(sorted(unknown))}: an affinity's settings are {', '.join(known)}.")
         try:
-            return replace(self.settings, **changes)
+            chosen = replace(self.settings, **changes)
         except TypeError as error:
             given = ", ".join(f"{name}={value!r}" for name, value in changes.items())
             raise UserError(f"a value of these is of the wrong type: {given} ({error}).") from error
         except ValueError as error:
             raise UserError(str(error)) from error
+        h, w = self.example.size
+        if "window" in changes and chosen.window > min(h, w):  # its memory grows with the fourth power of its side
+            raise UserError(
+                f"window is {chosen.window}, larger than the map of {h} x {w} cells; take a smaller one, or "
+                "reach='global' for the whole image."
+            )
+        return chosen
 
     def _field(self, label: int) -> SeedField:
         if label not in self._fields:

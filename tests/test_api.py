@@ -374,8 +374,9 @@ def test_wrong_input_to_a_teacher_is_a_sentence(teacher, scene, photo):
             teacher.see(photo, **arguments)
     with pytest.raises(UserError, match=r"the seed \(row 60, column 200\) is outside the image of 120 x 200"):
         scene.affinity((60, 200))
-    with pytest.raises(UserError, match="a seed is"):
-        scene.affinity(3)
+    for seed in (3, "12", ("1", "2"), (float("inf"), 5), (5, float("nan")), None, torch.zeros(2, 2)):
+        with pytest.raises(UserError, match="a seed is"):
+            scene.affinity(seed)
     with pytest.raises(UserError, match="there is no affinity 'colour'"):
         scene.affinity((60, 50), "colour")
     with pytest.raises(UserError, match="the seed is in no box; name the category"):
@@ -387,12 +388,20 @@ def test_wrong_input_to_a_teacher_is_a_sentence(teacher, scene, photo):
     assert scene.affinity((119, 0), "sepa", label=name).shape == (120, 200)
     with pytest.raises(UserError, match="window must be odd"):
         scene.propagate(window=4)
+    with pytest.raises(UserError, match="window is 1001, larger than the map of 29 x 48 cells"):
+        scene.propagate(window=1001)
+    assert scene.propagate(kind="color", window=29, steps=1).shape == (2, 120, 200)
+    with pytest.raises(UserError, match="semantic_scale must be positive and finite, not inf"):
+        scene.propagate(semantic_scale=float("inf"))
+    for steps in (1.5, True, "a"):
+        with pytest.raises(UserError, match=f"steps must be a whole number, not {steps!r}"):
+            scene.propagate(steps=steps)
     with pytest.raises(UserError, match="balance must be 0 or more"):
         scene.affinity((119, 0), label=name, balance=-1)
     with pytest.raises(UserError, match="an affinity's settings are"):
         scene.propagate(step=3)
-    with pytest.raises(UserError, match="a value of these is of the wrong type: steps='a'"):
-        scene.affinity((60, 50), steps="a")
+    with pytest.raises(UserError, match="a value of these is of the wrong type: balance='a'"):
+        scene.affinity((60, 50), balance="a")
     with pytest.raises(UserError, match="there are no boxes to start from"):
         teacher.see(photo).propagate()
     with pytest.raises(UserError, match="one image at a time"):

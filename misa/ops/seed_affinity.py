@@ -5,9 +5,11 @@ Axes: d channel · h row · w column. A seed is (row, column). Four kernels: "co
 here so that all four are in [0, 1]; in the form "product" A · (A^c)^balance, high only where both are.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -37,8 +39,8 @@ class AffinitySettings:
     steps: iterations of the propagation in windows.
     form: "sum" is Eq. 13; "product" is A · (A^c)^balance.
 
-    Raises ValueError: a bandwidth or scale that is not positive, a negative balance or number of steps, a window that
-    is not odd and positive, or another form.
+    Raises ValueError: a bandwidth or scale that is not positive and finite, a balance that is negative or infinite,
+    steps or a window that are no integers, negative steps, a window that is not odd and positive, or another form.
     """
 
     local_bandwidth: float = 0.15
@@ -53,11 +55,15 @@ class AffinitySettings:
         if self.form not in get_args(Form):
             raise ValueError(f"SEPA has the forms {' and '.join(get_args(Form))}, not {self.form!r}.")
         for name in ("local_bandwidth", "tree_bandwidth", "semantic_scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}.")
+        for name in ("steps", "window"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise ValueError(f"{name} must be a whole number, not {value!r}.")
         for name in ("balance", "steps"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more and finite, not {getattr(self, name)}.")
         if self.window < 1 or self.window % 2 != 1:
             raise ValueError(f"window must be odd and positive, so that it has a center, not {self.window}.")
 

@@ -16,12 +16,13 @@ from misa.ops.tree import grid_lengths, minimum_spanning_tree
 @pytest.mark.parametrize(
     ("name", "wrong", "least"),
     [
-        ("local_bandwidth", (0, -0.1, float("nan")), 1e-3),
-        ("tree_bandwidth", (0, -0.1), 1e-3),
-        ("semantic_scale", (0, -1.5), 1e-3),
-        ("balance", (-0.1, float("nan")), 0),
-        ("steps", (-1,), 0),
-        ("window", (0, 4, -3), 1),
+        ("local_bandwidth", (0, -0.1, float("nan"), float("inf")), 1e-3),
+        ("tree_bandwidth", (0, -0.1, float("inf")), 1e-3),
+        ("semantic_scale", (0, -1.5, float("inf")), 1e-3),
+        ("balance", (-0.1, float("nan"), float("inf")), 0),
+        ("steps", (-1, 1.5, float("inf"), True, "a"), 0),
+        ("steps", (np.float64(2),), np.int64(2)),
+        ("window", (0, 4, -3, 3.0, True), 1),
     ],
 )
 def test_settings_out_of_range_are_refused(name, wrong, least):
