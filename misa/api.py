@@ -14,6 +14,7 @@ seeds (row, column), both in pixels of the image. Axes: n instance · H, W heigh
 import base64
 import io
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,7 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from misa.data.check.image_files import upright
-from misa.data.images import read_image
+from misa.data.images import read_image, require_local
 from misa.data.rle import decode_part
 from misa.engine.prediction.files import rows_of
 from misa.engine.prediction.known_boxes import find_boxes, reaching_beyond, require_pixels
@@ -46,7 +47,7 @@ from misa.figures.example import Example
 from misa.figures.overlay import overlay
 from misa.figures.style import Picture
 from misa.files import atomic_write, write_json
-from misa.models.teacher.torchvision import named_teacher
+from misa.models.teacher.torchvision import named_teacher, network_names
 from misa.ops.seed_affinity import AffinitySettings, Kernel, Seed, SeedField, seed_mask
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def load(run_or_file: str | Path, *, device: str = "auto") -> "Predictor":
 
     Raises UserError: there is no student at that path, or no such device.
     """
-    return Predictor(load_student(run_or_file, device=device))
+    return Predictor(load_student(_path(run_or_file, "the path of a student"), device=device))
 
 
 def load_teacher(run_or_name: str | Path, *, weights: str | Path | None = "default") -> "Teacher":
@@ -86,7 +87,10 @@ def load_teacher(run_or_name: str | Path, *, weights: str | Path | None = "defau
     if name.startswith(TORCHVISION):
         network = named_teacher(name.removeprefix(TORCHVISION), weights=weights)
         return Teacher(FeatureExtractor(network.contract.classes, Augmentation(test_short_side=520), network), name)
-    found = open_teacher(run_or_name)
+    path = _path(run_or_name, "the path or name of a teacher")
+    if name.partition(":")[0] in network_names() and not path.exists():
+        raise UserError(f"there is no run folder {name}; did you mean {TORCHVISION + name!r}?")
+    found = open_teacher(path)
     if found is None:
         raise UserError(
             f"{run_or_name} has no teacher; give a teacher's run, or a student's of a row such as demo:misa."
@@ -521,6 +525,16 @@ def as_images(images: Images | Sequence[Images]) -> tuple[list[NDArray[np.uint8]
     return [_as_image(images)], True  # type: ignore[arg-type]
 
 
+def _path(given: Any, what: str) -> Path:
+    """Returns a given path; UserError for an empty text, which would mean this folder, for an address or no path."""
+    if not isinstance(given, str | os.PathLike):
+        raise UserError(f"{what} is a text or a Path, not {given!r}.")
+    if not str(given).strip():
+        raise UserError(f"{what} is empty; give one.")
+    require_local(given)
+    return Path(given).expanduser()
+
+
 def _has_length(value: Any, length: int) -> bool:
     return hasattr(value, "__len__") and len(value) == length
 
@@ -541,7 +555,7 @@ def _numbers(boxes: Any) -> Any:
 
 def _as_image(image: Images) -> NDArray[np.uint8]:
     if isinstance(image, str | Path):
-        path = Path(image).expanduser()
+        path = _path(image, "the path of an image")
         if not path.exists():
             beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
             raise UserError(f"there is no file {path}{did_you_mean(path.name, beside, key=stem) or '; give an image.'}")
@@ -549,6 +563,13 @@ def _as_image(image: Images) -> NDArray[np.uint8]:
             raise UserError(f"{path} is a folder; give an image or a list of them, or use misa predict for the folder.")
         return read_image(path)
     if isinstance(image, Pillow.Image):
+        try:
+            image.load()
+        except Exception as error:  # Pillow raises many kinds
+            of = f" of {name}" if (name := getattr(image, "filename", "")) else ""
+            raise UserError(
+                f"the PIL image{of} cannot be decoded ({error}); give one of a whole, open file."
+            ) from error
         turned = upright(image)  # as the file is read from its path
         if not turned.mode.startswith(("I", "F")):
             return np.asarray(turned.convert("RGB"), dtype=np.uint8)
@@ -578,10 +599,8 @@ def _of_8_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
         return np.array(pixels, order="C")  # a copy: the caller may reuse the array, as for the frames of a video
     if np.issubdtype(pixels.dtype, np.floating) and pixels.min() >= -_ROUNDING and pixels.max() <= 1 + _ROUNDING:
         return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
-    raise UserError(
-        f"an image holds 8-bit values, or floats of 0 to 1; this one is {pixels.dtype} of {pixels.min():g} to "
-        f"{pixels.max():g}."
-    )
+    span = f" of {pixels.min():g} to {pixels.max():g}" if np.issubdtype(pixels.dtype, np.number) else ""
+    raise UserError(f"an image holds 8-bit values, or floats of 0 to 1; this one is {pixels.dtype}{span}.")
 
 
 def _boxes(boxes: ArrayLike | None, image: NDArray[np.uint8]) -> NDArray[np.float64]:

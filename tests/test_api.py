@@ -292,6 +292,10 @@ def test_a_pgm_of_16_bits_is_read_alike_from_its_path_and_as_a_pil_image(tmp_pat
     [
         ("nowhere.jpg", "there is no file nowhere.jpg; give an image"),
         (".", ". is a folder; give an image or a list of them"),
+        ("", "the path of an image is empty; give one"),
+        ("https://example.org/a.jpg", "https://example.org/a.jpg is an address; download it and give the file."),
+        (np.array([["a", "b"]]), "8-bit values, or floats of 0 to 1; this one is <U1."),
+        (np.array([[True, False]]), "8-bit values, or floats of 0 to 1; this one is bool."),
         (np.zeros((4, 4, 5), np.uint8), "is (H W 3), RGB"),
         (Image.new("I", (4, 4), 300), "8-bit values, or floats of 0 to 1; this one is int32 of 300 to 300"),
         (Image.new("F", (4, 4), 2), "8-bit values, or floats of 0 to 1; this one is float32 of 2 to 2"),
@@ -307,6 +311,39 @@ def test_what_is_no_image_is_a_sentence(run, image, words):
         misa.load(run)(image)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_pil_image_that_cannot_be_decoded_is_a_sentence(tmp_path, photo):
+    with Image.open(photo) as picture:
+        picture.save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:2000])
+    with Image.open(tmp_path / "cut.jpg") as cut, pytest.raises(UserError, match=r"cut\.jpg cannot be decoded \(image"):
+        as_images(cut)
+    with Image.open(photo) as closed:
+        pass
+    with pytest.raises(UserError, match="cannot be decoded"):
+        as_images(closed)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (None, "is a text or a Path, not None"),
+        (" ", "is empty; give one"),
+        ("https://example.org/run", "https://example.org/run is an address"),
+    ],
+)
+def test_what_is_no_path_is_a_sentence(path, words):
+    with pytest.raises(UserError, match=f"^the path of a student {words}" if "://" not in words else words):
+        misa.load(path)
+    with pytest.raises(UserError, match=f"^the path or name of a teacher {words}" if "://" not in words else words):
+        misa.load_teacher(path)
+
+
+def test_a_device_is_named(run):
+    for device in (None, "gpu", []):
+        with pytest.raises(UserError, match="is not a device; give cpu, cuda, cuda:1, or auto"):
+            misa.load(run, device=device)
 
 
 def test_the_affinity_is_that_of_the_seeds_cell(scene):
@@ -417,6 +454,8 @@ def test_a_torchvision_network_is_a_teacher(photo, monkeypatch):
     assert scene.affinity((60, 50), "saliency").shape == (120, 200)
     with pytest.raises(UserError, match="did you mean 'deeplabv3_resnet50'"):
         misa.load_teacher("torchvision:deeplabv3_resnet5")
+    with pytest.raises(UserError, match="no run folder fcn_resnet50; did you mean 'torchvision:fcn_resnet50'"):
+        misa.load_teacher("fcn_resnet50")
     with pytest.raises(UserError, match="there is no file of weights"):
         misa.load_teacher("torchvision:fcn_resnet50", weights="nowhere.pth")
 

@@ -65,8 +65,7 @@ def find_inputs(
     found: dict[Path, tuple[Path, str]] = {}  # file: the given folder and the path relative to it
     for given in paths:
         path = Path(given).expanduser()
-        if "://" in str(given):
-            raise DataError(f"{given} is an address; download it and give the file.")
+        require_local(given)
         if os.path.isdir(path):
             files = list(_walk(path, out))
             _leave_out(path, files, failed)
@@ -89,6 +88,12 @@ def find_inputs(
         raise DataError("there are no images: give image files, a folder of them, or a video.")
     names = _names([(below, name) for below, name in found.values()])
     return [_input(path, name) for path, name in zip(found, names, strict=True)]
+
+
+def require_local(path: PathLike) -> None:
+    """Raise DataError if a path is an address of the Internet: nothing is downloaded."""
+    if "://" in str(path):
+        raise DataError(f"{path} is an address; download it and give the file.")
 
 
 # Images that OpenCV does not read on every platform, or only in part.

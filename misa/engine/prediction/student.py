@@ -57,7 +57,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:  # TypeError: None
         raise UserError(f"{name!r} is not a device; give cpu, cuda, cuda:1, or auto.") from error
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device {name!r} is not supported; give cpu, cuda, cuda:1, or auto.")

@@ -173,9 +173,14 @@ def feature_channels(name: str) -> int:
     return channels
 
 
+def network_names() -> list[str]:
+    """torchvision's names of the networks that can be teachers, such as "deeplabv3_resnet50"."""
+    return [one for one in list_models(module=segmentation) if not one.startswith("lraspp")]
+
+
 def _published(name: str) -> Any:
     """torchvision's default weights of a network; UserError if it cannot be a teacher."""
-    known = [one for one in list_models(module=segmentation) if not one.startswith("lraspp")]
+    known = network_names()
     if name not in known:
         hint = did_you_mean(name, known) or f"; there are {', '.join(known)}."
         raise UserError(f"torchvision has no segmentation network {name!r} with a 1x1 classifier{hint}")
