@@ -157,7 +157,8 @@ class Predictor:
 
         Args:
             images: see the module.
-            boxes: known boxes, (n 4) or (4), xyxy in pixels of the image; of several images, such an array for each.
+            boxes: known boxes, (n 4) or (4), xyxy in pixels of the image; of several images, such an array for each,
+                [] for an image without boxes.
             labels: a class of `classes` for each box, None where it is to be predicted; of several images, a list each.
             score: score threshold of an instance, 0 to 1; without boxes only.
             mask: binarization threshold of the mask probability, 0 to 1, for SOLOv2 only (default: the row's).
@@ -193,6 +194,11 @@ class Predictor:
         names = [None if one is None else _listed(one) for one in names]
         found, left, beyond = [], 0, 0
         for i, (image, given, called) in enumerate(zip(pixels, boxes, names, strict=True)):
+            if given is None:
+                raise UserError(
+                    f"image {i} of the list has None for boxes; give [] if it has none, or predict the images without "
+                    "given boxes in another call."
+                )
             own = _numbers(given)
             try:
                 found.append(find_boxes(self.student, image, own, called, mask=mask))
@@ -609,11 +615,12 @@ def _boxes(boxes: ArrayLike | None, image: NDArray[np.uint8]) -> NDArray[np.floa
         return np.zeros((0, 4))
     try:
         frames = np.asarray(_numbers(boxes), dtype=float)
-        frames = frames[None] if frames.ndim == 1 and frames.size else frames.reshape(-1, 4)
+        frames = frames.reshape(-1, 4) if frames.size == 0 or frames.shape == (4,) else frames
         if frames.shape[1:] != (4,):
             raise ValueError
     except (ValueError, TypeError) as error:
-        raise UserError(f"boxes are (n 4), x1 y1 x2 y2 in pixels, not {boxes!r}.") from error
+        given = " ".join(repr(boxes).split())  # that of an array has several lines
+        raise UserError(f"boxes are (n 4), x1 y1 x2 y2 in pixels, not {given}.") from error
     require_pixels(frames)
     height, width = image.shape[:2]
     for x1, y1, x2, y2 in frames:

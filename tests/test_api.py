@@ -188,6 +188,7 @@ def test_floats_may_exceed_0_and_1_by_rounding(photo):
         (True, {"boxes": [[5, 5, 16, 17]]}, "several images need boxes for each: a list of 2"),
         (True, {"boxes": [[[5, 5, 16, 17]]] * 2, "labels": "ab"}, "several images need labels for each: a list of 2"),
         (True, {"boxes": [[5, 5, 16, 17], [5, 5, 5, 9]]}, "image 1 of the list: the box"),
+        (True, {"boxes": [[5, 5, 16, 17], None]}, "image 1 of the list has None for boxes; give [] if it has none"),
     ],
 )
 def test_wrong_boxes_are_a_sentence(run, photo, several, given, words):
@@ -400,6 +401,10 @@ def test_wrong_input_to_a_teacher_is_a_sentence(teacher, scene, photo):
         "the box nan": {"boxes": [[np.nan, 30, 20, 100]], "labels": name},
         "1 box, 0 labels": {"boxes": [[20, 30, 90, 100]]},
         r"boxes are \(n 4\)": {"boxes": [[1, 2, 3]], "labels": name},
+        r"boxes are \(n 4\), .*, not array.* 100\]\]\]\)\.$": {
+            "boxes": np.full((1, 2, 4), [20, 30, 90, 100]),
+            "labels": [name] * 2,
+        },
         "if they are shares of the image, multiply x by its width": {"boxes": [[0.1, 0.1, 0.5, 1]], "labels": name},
         "has no class 'dotted cros'; did you mean 'dotted cross'": {
             "boxes": [[20, 30, 90, 100]],
