@@ -26,6 +26,7 @@ _COUNTED = {
     "image-16-bit": ("image of 16 bits read as 8", "images of 16 bits read as 8"),
     "image-alpha": ("image whose transparency is not read", "images whose transparency is not read"),
     "image-cmyk": ("CMYK image read as RGB", "CMYK images read as RGB"),
+    "image-pages": ("image of which the first page is read", "images of which the first page is read"),
 }
 # Passed checks of this process: check, train and evaluate in one notebook read the images once.
 _passed: dict[tuple[Any, ...], Report] = {}

@@ -204,9 +204,12 @@ _INKS: _Odd = (
 )  # fmt: skip
 
 
-def _odd(picture: Image.Image) -> tuple[_Odd, ...]:
-    """Returns the peculiarities of an image from its header, without decoding it."""
-    found = []
+def _odd(path: Path, picture: Image.Image) -> tuple[_Odd, ...]:
+    """Returns the peculiarities of an image from its headers, without decoding it."""
+    found: list[_Odd] = []
+    if picture.format == "TIFF" and (pages := cv2.imcount(str(path))) > 1:
+        words = f"has {pages} pages, of which the first is read"
+        found.append(("image-pages", words, "save each page that you want as a file of its own", "warning"))
     if ";16" in picture.mode or ";16" in str(getattr(picture, "tile", "")):
         found.append(_DEEP)
     elif picture.mode in ("1", "L", "LA"):
@@ -250,7 +253,7 @@ def look(path: Path, *, listed: tuple[int, int] | None = None) -> Facts:
                 message = f"has {size[0]} x {size[1]} pixels, more than OpenCV reads ({_MOST_PIXELS})"
                 raise BadFile("image-pixels", message, "cut it into parts")
             # Training's reader rotates by EXIF; where that may matter the reader itself gives the size, by decoding.
-            odd, orientation = _odd(picture), _orientation(picture)
+            odd, orientation = _odd(path, picture), _orientation(picture)
             oriented = 2 <= orientation <= 8
             doubt = orientation >= 5 or (listed is not None and raw != listed)
             doubt = doubt or (oriented and picture.format != "JPEG")  # OpenCV turns PNG and TIFF, but not WebP

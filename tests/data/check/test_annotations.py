@@ -629,6 +629,20 @@ def test_16_bits_in_color_are_told(spoil: Spoil) -> None:
     assert "has 16 bits a channel" in str(check_coco(file, folder, verify_images="open"))
 
 
+def test_pages_that_are_not_read_are_told(spoil: Spoil) -> None:
+    file, folder = spoil(lambda data: data["images"][0].update(file_name="x.tif"))
+    pages = [Image.new("RGB", (40, 30), color) for color in ("red", "blue")]
+    pages[0].save(folder / "x.tif")
+    assert "image-pages" not in check_coco(file, folder, verify_images="open").totals
+    pages[0].save(folder / "x.tif", save_all=True, append_images=pages[1:])
+    said: list[str] = []
+    assert read_image(folder / "x.tif", say=said.append)[0, 0].tolist() == [255, 0, 0]
+    words = f"the file {folder / 'x.tif'} has 2 pages, of which the first is read; save each page"
+    assert said[0].startswith(words)
+    report = require_usable(file, folder)
+    assert f"warning: {file}, image 7: {words}" in str(report)
+
+
 @pytest.mark.parametrize(
     ("dtype", "options", "form"),
     [
