@@ -130,9 +130,17 @@ def _class_names(part: Part) -> list[str]:
         names = [names.get(i, f"class {i}") for i in range(max(names) + 1)]
     if not isinstance(names, list) or not names:
         raise DataError(f"{part.files[0]} has no names: add `names: [...]`, the classes in the order of their numbers.")
-    if "" in names:
-        raise DataError(f"{part.files[0]} has an empty name for class {names.index('')}; add its name.")
-    return [str(name) for name in names]
+    first: dict[str, int] = {}
+    for i, name in enumerate(names):
+        if name in ("", "~"):  # YAML's empty value
+            raise DataError(f"{part.files[0]} has an empty name for class {i}; add its name.")
+        if not isinstance(name, str):
+            kind = "mapping" if isinstance(name, dict) else "list"
+            raise DataError(f"{part.files[0]} has a {kind} as the name of class {i}: {str(name)[:60]}; give a text.")
+        if first.setdefault(name, i) != i:
+            message = f"{part.files[0]} names both class {first[name]} and class {i} {name!r}"
+            raise DataError(f"{message}; give each a name of its own.")
+    return list(first)
 
 
 def _files(part: Part) -> list[Path]:

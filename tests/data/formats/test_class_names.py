@@ -127,10 +127,21 @@ def test_the_classes_of_each_format(tmp_path: Path, write: Callable[[Path], None
     assert classes(tmp_path / "data") == expected
 
 
-def test_a_class_without_a_name_is_an_error(tmp_path: Path) -> None:
-    yolo(tmp_path / "data", "{0: cat, 1: , 2: dog}")
-    with pytest.raises(UserError, match=r"data.yaml has an empty name for class 1; add its name"):
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("{0: cat, 1: , 2: dog}", "has an empty name for class 1; add its name."),
+        ("[cat, ~, dog]", "has an empty name for class 1; add its name."),
+        ("[cat, dog, [cow]]", "has a list as the name of class 2: ['cow']; give a text."),
+        ("[{0: cat}, dog, cow]", "has a mapping as the name of class 0: {'0': 'cat'}; give a text."),
+        ("[cat, dog, cat]", "names both class 0 and class 2 'cat'; give each a name of its own."),
+    ],
+)
+def test_a_class_without_a_name_of_its_own_is_an_error(tmp_path: Path, names: str, words: str) -> None:
+    yolo(tmp_path / "data", names)
+    with pytest.raises(UserError) as error:
         open_layout(tmp_path / "data")
+    assert str(error.value) == f"{tmp_path / 'data/data.yaml'} {words}"
 
 
 def test_a_number_beyond_the_names_is_an_error_and_classes_txt_no_substitute(tmp_path: Path) -> None:
