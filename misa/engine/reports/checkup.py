@@ -65,7 +65,8 @@ def check_data(data: PathLike, *, images: PathLike | None = None, picture: PathL
         layout = open_layout(path, settled=False)  # checked below, all at once
         options["alone"] = layout.train.images != layout.val.images
         train = check_coco(*layout.train, **options)  # type: ignore[arg-type]
-        val = check_coco(*layout.val, classes=train.classes, purpose="score", **options)  # type: ignore[arg-type]
+        known = train.classes or None  # none where train cannot be read, which is no fault of val
+        val = check_coco(*layout.val, classes=known, purpose="score", **options)  # type: ignore[arg-type]
         if not train.usable:  # report an error in the files, but not its consequences
             val = replace(val, problems=tuple(p for p in val.problems if p.kind not in ("no-images", "no-classes")))
         reported = {p.message for p in train.problems if p.kind == "class-names-alike"}

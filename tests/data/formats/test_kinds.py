@@ -259,6 +259,20 @@ def test_a_validation_split_need_not_have_all_classes(spoil: Callable[..., Path]
     assert "class 'dog' does not occur in it, so it is not scored" in str(report)
 
 
+@pytest.mark.parametrize("keep", [lambda text: b"", lambda text: text[:-9], lambda text: b'{"\xe9": 1, ' + text[1:]])
+def test_a_broken_train_file_is_no_fault_of_the_val_file(
+    spoil: Callable[..., Path], keep: Callable[[bytes], bytes]
+) -> None:
+    root = spoil(lambda tables: None)
+    whole = check_data(root).reports[1]
+    path = root / "annotations/instances_train2017.json"
+    path.write_bytes(keep(path.read_bytes()))
+    train, val = check_data(root).reports
+    assert not train.usable
+    assert val.usable
+    assert (val.objects, val.classes, val.empty_images) == (whole.objects, whole.classes, whole.empty_images)
+
+
 @pytest.mark.parametrize("mask", [[[]], [], None, {"counts": "", "size": [1, 1]}])
 def test_masks_that_are_none_make_the_score_one_of_boxes(spoil: Callable[..., Path], mask: object) -> None:
     report = check_data(spoil(each(segmentation=mask), "val")).reports[1]
