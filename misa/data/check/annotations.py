@@ -358,7 +358,7 @@ def _thin(images: dict[int, Listed | None], long_side: int, notes: Notes) -> Non
 
 
 def _categories(rows: list[Any], notes: Notes) -> dict[int, str]:
-    """Returns the class names by id."""
+    """Returns the class names by id, "" for a category whose name is reported."""
     names: dict[int, str] = {}
     for index, row in enumerate(rows):
         key = _key(row, "category", index, notes)
@@ -371,12 +371,18 @@ def _category(row: dict[str, Any], key: int, names: dict[int, str], notes: Notes
     place, name = f"category {key}", row.get("name")
     if key in names:
         notes.add("duplicate-id", place, "this id is used more than once", "number the categories apart")
-    elif not isinstance(name, str) or not name:
+        return
+    names[key] = ""
+    if "name" not in row:
         notes.add("missing-key", place, "it has no 'name'", "add the key")
+    elif not isinstance(name, str):
+        notes.add("bad-value", place, f"its name is {_short(name)}, not a text", "give the name of the class")
+    elif not name:
+        notes.add("bad-value", place, "its name is empty", "give the name of the class")
     elif name in names.values():
         notes.add("duplicate-name", place, f"the name {name!r} is used more than once", "name each class once")
     else:
-        alike = [other for other in names.values() if _folded(other) == _folded(name)]
+        alike = [other for other in names.values() if other and _folded(other) == _folded(name)]
         if alike:
             message = f"the class {name!r} differs from {alike[0]!r} in case, spaces or Unicode form only"
             at = "" if notes.converted else place  # ids are COCO's alone
@@ -392,7 +398,7 @@ def _match(
     names: dict[int, str], classes: Sequence[str] | None, purpose: str, notes: Notes, *, of_run: bool
 ) -> tuple[str, ...]:
     """Returns the requested classes, in the requested order."""
-    found = tuple(names.values())
+    found = tuple(filter(None, names.values()))
     if classes is None:
         return found
     missing, extra = (

@@ -295,6 +295,9 @@ def test_an_empty_data_set_is_named(spoil: Spoil) -> None:
         ("annotations", 1, {"id": 11}, "annotation 11: this id is used more than once"),
         ("categories", 1, {"id": 1}, "category 1: this id is used more than once"),
         ("categories", 1, {"name": "cat"}, "category 3: the name 'cat' is used more than once"),
+        ("categories", 1, {"name": 5}, "category 3: its name is 5, not a text; give the name of the class."),
+        ("categories", 1, {"name": None}, "category 3: its name is null, not a text"),
+        ("categories", 1, {"name": ""}, "category 3: its name is empty; give the name of the class."),
         ("annotations", 0, {"image_id": 9}, "annotation 11: image_id 9 is not in 'images'"),
         ("annotations", 0, {"image_id": [7]}, "annotation 11: image_id [7] is not in 'images'"),
         ("annotations", 0, {"category_id": 2}, "annotation 11: category_id 2 is not in 'categories'"),
@@ -307,6 +310,14 @@ def test_an_empty_data_set_is_named(spoil: Spoil) -> None:
 )
 def test_wrong_values_are_named(spoil: Spoil, table: str, row: int, change: Data, words: str) -> None:
     assert words in message(*spoil(lambda data: data[table][row].update(change)))
+
+
+@pytest.mark.parametrize("row", [{}, {"name": 5}, {"name": ""}, {"name": "cat"}])
+def test_annotations_of_a_category_without_a_name_of_its_own_are_no_faults(spoil: Spoil, row: Data) -> None:
+    report = check_coco(*spoil(lambda data: data["categories"].__setitem__(1, {"id": 3, **row})))
+    assert len(report.fatal) == 1
+    assert report.fatal[0].where.endswith("category 3")
+    assert (report.classes, report.per_class) == (("cat",), {"cat": 1})
 
 
 @pytest.mark.parametrize(
