@@ -608,7 +608,8 @@ def _key(row: Any, what: str, index: int, notes: Notes) -> int | None:
     elif "id" not in row:
         notes.add("missing-key", place, "it has no 'id'", "add the key")
     elif not whole(row["id"]):
-        notes.add("bad-value", place, f"its id is {_short(row['id'])}", "give a whole number")
+        below = " below 2^63" if isinstance(row["id"], int) else ""
+        notes.add("bad-value", place, f"its id is {_short(row['id'])}", f"give a whole number{below}")
     else:
         return int(row["id"])
     return None

@@ -306,6 +306,7 @@ def test_an_empty_data_set_is_named(spoil: Spoil) -> None:
         ("images", 0, {"height": 30.5}, "image 7: its size is 40 x 30.5"),
         ("images", 0, {"file_name": None}, "image 7: file_name is null"),
         ("images", 0, {"id": "7"}, 'image number 1 in the list: its id is "7"; give a whole number'),
+        ("annotations", 1, {"id": 2**63}, "its id is 9223372036854775808; give a whole number below 2^63."),
     ],
 )
 def test_wrong_values_are_named(spoil: Spoil, table: str, row: int, change: Data, words: str) -> None:
