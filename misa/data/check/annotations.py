@@ -85,7 +85,7 @@ def check_coco(
     masks = file is not None and file.masks
     if purpose == "score":
         purpose = "eval" if masks else "boxes"
-    images = _images(file.images if file is not None else [], notes)
+    images = _images(file.images if file is not None else [], folder, notes)
     names = _categories(file.categories if file is not None else [], notes)
     there = file is not None and file.has("categories")
     wanted = _match(names, classes, purpose, notes, of_run=of_run) if there else tuple(classes or ())
@@ -310,7 +310,7 @@ def _chosen(images: dict[int, Listed | None], count: int) -> list[int]:
     return random.Random(0).sample(usable, min(count, len(usable)))
 
 
-def _images(rows: list[Any], notes: Notes) -> dict[int, Listed | None]:
+def _images(rows: list[Any], folder: Path, notes: Notes) -> dict[int, Listed | None]:
     """Returns the images by id; None for an image that is listed but unusable."""
     images: dict[int, Listed | None] = {}
     files: dict[str, int] = {}
@@ -322,7 +322,7 @@ def _images(rows: list[Any], notes: Notes) -> dict[int, Listed | None]:
         if key in images:
             notes.add("duplicate-id", place, "this id is used more than once", "number the images apart")
             continue
-        images[key] = _listed(row, key, place, notes)
+        images[key] = _listed(row, key, folder, place, notes)
         if (image := images[key]) is not None:
             if image.file_name in files:
                 message = f"{image.file_name} is listed before, as image {files[image.file_name]}"
@@ -331,18 +331,24 @@ def _images(rows: list[Any], notes: Notes) -> dict[int, Listed | None]:
     return images
 
 
-def _listed(row: dict[str, Any], key: int, place: str, notes: Notes) -> Listed | None:
+def _listed(row: dict[str, Any], key: int, folder: Path, place: str, notes: Notes) -> Listed | None:
     missing = [name for name in ("file_name", "width", "height") if name not in row]
-    if missing:
+    name: Any = row.get("file_name")
+    named, sized = isinstance(name, str) and name, all(row.get(side) not in (None, "") for side in ("width", "height"))
+    if named and not sized and not os.path.isfile(folder / name):  # its size would have been read
+        if folder.is_dir():  # else reported itself
+            advice = f"add it, or take image {key} out of the list"
+            notes.add("image-absent", place, f"the file {folder / name} is missing", advice)
+    elif missing:
         notes.add("missing-key", place, f"it has no '{missing[0]}'", "add the key")
-    elif not isinstance(row["file_name"], str) or not row["file_name"]:
-        notes.add("bad-value", place, f"file_name is {_kind(row['file_name'])}", "give the name of the image file")
+    elif not named:
+        notes.add("bad-value", place, f"file_name is {_kind(name)}", "give the name of the image file")
     elif not (_size(row["width"]) and _size(row["height"])):
         size = f"{_short(row['width'])} x {_short(row['height'])}"
         notes.add("bad-value", place, f"its size is {size}", "give width and height as whole numbers above 0")
     else:
         where = place if notes.converted else ""
-        return Listed(key, row["file_name"], int(row["width"]), int(row["height"]), where)
+        return Listed(key, name, int(row["width"]), int(row["height"]), where)
     return None
 
 

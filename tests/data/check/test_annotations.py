@@ -338,12 +338,18 @@ def test_missing_keys_are_named(spoil: Spoil, table: str, key: str, place: str) 
     assert f"{place}: it has no '{key}'; add the key" in sentence
 
 
-def test_a_missing_size_is_read_from_the_file_as_for_training(spoil: Spoil) -> None:
-    """Without the file the image is reported."""
-    assert check_coco(*spoil(lambda data: data["images"][0].pop("width"))).usable
-    file, folder = spoil(lambda data: data["images"][0].pop("width"))
+@pytest.mark.parametrize("change", [lambda row: row.pop("width"), lambda row: row.update(width=None)])
+def test_a_missing_size_is_read_from_the_file_as_for_training(spoil: Spoil, change: Callable[[Data], object]) -> None:
+    """Without the file the image is reported as missing."""
+    file, folder = spoil(lambda data: change(data["images"][0]))
+    assert check_coco(file, folder).usable
     (folder / "a.jpg").unlink()
-    assert "image 7: it has no 'width'; add the key" in message(file, folder)
+    assert message(file, folder).endswith(
+        f"image 7: the file {folder / 'a.jpg'} is missing; add it, or take image 7 out of the list."
+    )
+    assert "2 images (1 of them missing, " in str(check_coco(file, folder))
+    shutil.rmtree(folder)
+    assert f"its image folder {folder} does not exist" in message(file, folder)
 
 
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
