@@ -25,6 +25,7 @@ from misa.data.formats.coco import DataError, PathLike
 from misa.data.formats.coco_file import TABLES, CocoFile
 from misa.data.formats.json_stream import BadJson
 from misa.data.formats.names import Images
+from misa.data.formats.parts import split_in
 from misa.data.formats.plain import is_ignored
 from misa.errors import counted, did_you_mean, number, whole
 
@@ -274,7 +275,7 @@ def _open(path: Path, folder: Path, notes: Notes, repeated: _Repeated) -> CocoFi
         notes.add("not-coco", "", f"it holds {_kind(content)}, not an object", "give a COCO annotation file")
         return None
     notes.converted = "converted_from" in content
-    notes.file = Path(str(content.get("converted_from", content.get("plain_of", path))))
+    notes.file = _origin(content, path)
     if notes.converted or "plain_of" in content:
         for fault in content.get("faults", ()):
             notes.add(*fault[:4], fatal=fault[4])
@@ -302,6 +303,15 @@ def _open(path: Path, folder: Path, notes: Notes, repeated: _Repeated) -> CocoFi
     if file.has("categories") and not file.categories:
         notes.add("no-classes", "", "it lists no categories", "add the classes as [{'id': 1, 'name': ...}, ...]")
     return file
+
+
+def _origin(content: dict[str, Any], path: Path) -> Path:
+    """Returns the user's own file or folder, with the split if its name does not say it."""
+    if "plain_of" not in content:
+        return Path(str(content.get("converted_from", path)))
+    origin, split = Path(str(content["plain_of"])), split_in(path.name)
+    known = split in ("", split_in(origin.name), split_in(origin.parent.name))
+    return origin if known else origin.with_name(f"{origin.name} ({split} split)")
 
 
 def _chosen(images: dict[int, Listed | None], count: int) -> list[int]:

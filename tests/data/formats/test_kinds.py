@@ -160,6 +160,18 @@ def test_one_json_is_checked_with_the_images_that_are_read(tmp_path: Path, prefi
     assert "the file ends too early" in check_data(path).reports[0].fatal[0].message
 
 
+@pytest.mark.parametrize("name", ["boxes", "instances_val"])
+def test_the_splits_of_one_json_are_told_apart(tmp_path: Path, name: str) -> None:
+    """Unless its name says the split."""
+    for i in range(9):
+        draw(SCENES[0], tmp_path / "data/images" / f"{i}.png")
+    path = tmp_path / f"data/{name}.json"
+    path.write_text(coco([SCENES[0]._replace(name=f"{i}.png") for i in range(9)], lambda picture: picture.name))
+    train, val = (str(report).partition(": ")[0] for report in check_data(tmp_path / "data").reports)
+    assert train == f"{path} (train split)"
+    assert val == (f"{path} (val split)" if name == "boxes" else str(path))
+
+
 @pytest.mark.parametrize(
     ("name", "train"), [("my_test_labels", True), ("test_labels", False), ("instances_val", False)]
 )
