@@ -96,11 +96,12 @@ def _objects(shapes: list[Any], size: tuple[int, int] | None, path: Path, report
     ignored = 0
     for i, shape in enumerate(shapes, 1):
         where = f"{path}, shape {i}"
-        label, kind, points = _read(shape)
+        if fault := _fault(shape):
+            report("labelme", where, fault, "correct or remove it")
+            continue
+        label, kind, points = shape["label"].strip(), str(shape.get("shape_type") or ""), shape["points"]
         found: Boxed | None = None
-        if not label or points is None:
-            report("labelme", where, "it has no label or no points", "correct or remove it")
-        elif kind in ("point", "line", "linestrip", "points"):
+        if kind in ("point", "line", "linestrip", "points"):
             ignored += 1
         elif kind == "rectangle" and len(points) >= 2:
             found = Boxed(label, _extent(points), where)
@@ -139,15 +140,19 @@ def _joined(parts: list[Boxed], size: tuple[int, int] | None) -> Boxed:
     return parts[0]._replace(box=(left, top, right - left, bottom - top), mask=whole)
 
 
-def _read(shape: Any) -> tuple[str, str, list[list[float]] | None]:
-    """Returns label, kind and points of a shape; None for invalid points."""
-    if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
-        return "", "", None
-    points = shape.get("points")
-    fine = isinstance(points, list) and all(
-        isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in points
-    )
-    return shape["label"].strip(), str(shape.get("shape_type") or ""), points if fine else None
+def _fault(shape: Any) -> str:
+    """Returns what is wrong with the label or the points of a shape, or ""."""
+    if not isinstance(shape, dict):
+        return "it is not an object"
+    label, points = shape.get("label"), shape.get("points")
+    if not isinstance(label, str):
+        return "it has no label" if label is None else f"its label is {str(label)[:60]}, not a text"
+    if not label.strip():
+        return "its label is empty"
+    if not isinstance(points, list):
+        return "it has no points"
+    bad = [p for p in points if not (isinstance(p, list) and len(p) == 2 and all(map(is_number, p)))]
+    return f"its point {str(bad[0])[:60]} is not two finite numbers" if bad else ""
 
 
 def _extent(points: list[list[float]]) -> tuple[float, float, float, float]:
@@ -177,7 +182,9 @@ def _mask(
         if size is None:
             raise ValueError("the file does not say the image's size")
         left, top = int(points[0][0]), int(points[0][1])
-        mask = encode_part(pixels[: size[1] - top, : size[0] - left], top, left, (size[1], size[0]))
+        width, height = size
+        inside = pixels[max(-top, 0) : max(height - top, 0), max(-left, 0) : max(width - left, 0)]
+        mask = encode_part(inside, min(max(top, 0), height), min(max(left, 0), width), (height, width))
     except (ValueError, TypeError, OSError, SyntaxError) as error:
         report("labelme", where, f"its mask cannot be read ({error})", "draw it again")
         return None

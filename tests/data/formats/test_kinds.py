@@ -431,6 +431,43 @@ def test_a_number_is_no_image_whose_text_id_was_numbered_anew(tmp_path: Path) ->
     assert counts == {"0.png": 1, "1.png": 1, "2.png": 0}
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"label": 5}, "its label is 5, not a text"),
+        ({"label": None}, "it has no label"),
+        ({"label": " "}, "its label is empty"),
+        ({"points": None}, "it has no points"),
+        ({"points": [[1, 2, 0], [9, 9, 0]]}, "its point [1, 2, 0] is not two finite numbers"),
+        ({"points": [[1, 2], [float("nan"), 9]]}, "its point [nan, 9] is not two finite numbers"),
+    ],
+)
+def test_what_is_wrong_with_a_shape_is_said(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    labelme_boxes(tmp_path, SCENES)
+    path = tmp_path / "train/a.json"
+    content = json.loads(path.read_text())
+    content["shapes"][0].update(change)
+    path.write_text(json.dumps(content))
+    (problem,) = check_data(tmp_path).reports[0].fatal
+    assert problem.sentence == f"{path}, shape 1: {words}; correct or remove it."
+
+
+@pytest.mark.parametrize(("left", "top"), [(-5, -4), (-5, 30), (40, -4), (40, 30)])
+def test_a_mask_beyond_the_image_is_cropped(tmp_path: Path, left: int, top: int) -> None:
+    draw(Picture("a.png", "train", (60, 50), []), tmp_path / "a.png")
+    file = io.BytesIO()
+    Image.fromarray(np.ones((24, 26), bool)).save(file, "PNG")
+    shape = {"label": "cat", "points": [[left, top], [left + 25, top + 23]], "shape_type": "mask"}
+    shape["mask"] = base64.b64encode(file.getvalue()).decode()
+    content = {"shapes": [shape], "imagePath": "a.png", "imageHeight": 50, "imageWidth": 60}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    layout = open_layout(tmp_path)
+    rows = [row for split in (layout.train, layout.val) for row in facts_of(split.annotations)["annotations"]]
+    expected = np.zeros((50, 60), np.uint8)
+    expected[max(top, 0) : top + 24, max(left, 0) : left + 26] = 1
+    np.testing.assert_array_equal(truth_mask(rows[0]["segmentation"]), expected)
+
+
 def test_shapes_of_a_group_are_one_object(tmp_path: Path) -> None:
     """LabelMe's own converter joins shapes of all kinds by label and group_id."""
     squares = {x: [[x, 5], [x + 8, 5], [x + 8, 13], [x, 13]] for x in (2, 20)}
