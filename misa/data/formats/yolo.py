@@ -283,6 +283,10 @@ def _objects(path: Path, names: list[str], size: tuple[int, int], report: Report
             continue
         values = [number(cell) for cell in cells]
         where, count = f"{path}, line {i}", len(cells) - 1
+        if None not in values and count == 5:
+            message = f"it has a sixth number, as predictions have for their confidence: {line[:60]!r}"
+            report("yolo", where, message, "remove that number")
+            continue
         if any(value is None for value in values) or (count != 4 and (count < 6 or count % 2)):
             report(
                 "yolo", where, f"it is not `class x y w h` or `class x1 y1 x2 y2 ...` but {line[:60]!r}", "correct it"
@@ -292,6 +296,9 @@ def _objects(path: Path, names: list[str], size: tuple[int, int], report: Report
         if label != int(label) or not 0 <= label < len(names):
             there = counted(len(names), "class", "classes")
             report("yolo", where, f"class {label:g} has no name in data.yaml ({there})", "add its name")
+        elif count == 4 and min(shares[2:]) < 0:
+            side = "width" if shares[2] < 0 else "height"
+            report("yolo", where, f"its {side} is negative: {line[:60]!r}", "give center, width and height")
         elif min(shares) < -_SLACK or max(shares) > 1 + _SLACK:
             message = f"its numbers are not shares of the image from 0 to 1: {line[:60]!r}"
             report("yolo-pixels", where, message, "divide them by the image's width and height")

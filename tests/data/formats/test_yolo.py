@@ -106,6 +106,25 @@ def test_boxes_far_beyond_the_image_are_counted(tmp_path: Path) -> None:
     assert near == [0, 12, 64, 36], "rounded shares are clipped"
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("0 .5 .5 -.2 .4", "its width is negative: '0 .5 .5 -.2 .4'; give center, width and height."),
+        ("0 .5 .5 .2 -.001", "its height is negative: '0 .5 .5 .2 -.001'; give center, width and height."),
+        (
+            "0 .5 .5 .2 .4 .93",
+            "it has a sixth number, as predictions have for their confidence: '0 .5 .5 .2 .4 .93'; remove that number.",
+        ),
+        ("0 .5 .5 .2", "it is not `class x y w h` or `class x1 y1 x2 y2 ...` but '0 .5 .5 .2'; correct it."),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_said(tmp_path: Path, line: str, words: str) -> None:
+    root = yolo(tmp_path / "data", ["train/1.png"], ["train/1.txt"])
+    text(root / "labels/train/1.txt", line)
+    (problem,) = check_data(root).reports[0].fatal
+    assert problem.sentence == f"{root / 'labels/train/1.txt'}, line 1: {words}"
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_lists_and_text_files_in_other_encodings(tmp_path: Path, encoding: str) -> None:
     root = listed(tmp_path / "data", encoding)
