@@ -92,8 +92,8 @@ def run(options: Predict) -> int:
         first, *rest = done.failed.values()
         for sentence in rest[:_LISTED]:
             print(f"warning: {sentence}", file=sys.stderr)
-        more = f" ({counted(len(rest), 'other')}{' above' if len(rest) <= _LISTED else f', the first {_LISTED} above'})"
-        more = more if rest else ""
+        place = "above" if len(rest) <= _LISTED else f"of which {_LISTED} above"
+        more = f" ({counted(len(rest), 'other')} {place})" if rest else ""
         if options.shard is not None:  # the call for all shards tries again and fails
             print(f"warning: {first}{more}", file=sys.stderr)
             return 0
