@@ -379,7 +379,9 @@ def how_counted(jobs: Sequence[Job]) -> str:
     if one is None:
         return ""
     name = default_folder(one.row, one.seed, smoke=one.smoke).name
+    root = one.folder.parent
+    absent = "" if root.is_dir() else ", which does not exist,"
     return (
-        f"runs are looked for in {one.folder.parent} only; one trained elsewhere is counted when its folder is moved "
-        f"there with the name that misa train gives it, such as {name}\n"
+        f"runs are looked for in {root}{absent} only; one trained elsewhere is counted when its folder is moved there "
+        f"with the name that misa train gives it, such as {name}\n"
     )

@@ -336,7 +336,7 @@ def test_a_run_that_is_moved_to_the_tables_root_is_counted(tmp_path, capsys):
     words = ["tables", "demo:box,demo:mask", "--seeds", "1", "--root", str(root)]
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert f"runs are looked for in {root} only" in out
+    assert f"runs are looked for in {root}, which does not exist, only" in out
     name = re.search(r"such as (\S+)$", out.strip())[1]
     assert name == default_folder("demo:box", 0).name
     mine = Job("demo:box", 0, root / name)
