@@ -427,7 +427,8 @@ def _report_several(where: str, name: str, found: Iterable[Path], report: _Fault
 def read_boxes(path: PathLike) -> dict[str, tuple[list[list[float]], list[str | None]]]:
     """Returns the boxes (x1 y1 x2 y2) and labels of each image in a file or folder of any format.
 
-    For prediction with given boxes: the images need not exist. Crowds are left out.
+    For prediction with given boxes: the images need not exist. Crowds are left out. In a csv the labels may be absent
+    (None).
     Raises DataError: there is no such file, or it holds no boxes.
     """
     path = Path(path).expanduser()
@@ -445,7 +446,7 @@ def read_boxes(path: PathLike) -> dict[str, tuple[list[list[float]], list[str | 
     else:
         raise DataError(f"{path} holds no boxes; give {forms}.")
     row, parts = found
-    read = [list(row.entries(part, report)) for part in parts]
+    read = [list(row.entries(part._replace(classes=False), report)) for part in parts]
     _require_own_names([entry for entries in read for entry in entries])
     objects: defaultdict[str, dict[str, Boxed]] = defaultdict(dict)  # an object of several splits is one
     for entries in read:
@@ -459,7 +460,10 @@ def read_boxes(path: PathLike) -> dict[str, tuple[list[list[float]], list[str | 
         _, where, message, advice, _ = fatal[0]
         raise DataError(f"{where}: {message}; {advice}.")
     return {
-        name: ([[x, y, x + w, y + h] for x, y, w, h in (o.box for o in own.values())], [o.label for o in own.values()])
+        name: (
+            [[x, y, x + w, y + h] for x, y, w, h in (o.box for o in own.values())],
+            [o.label or None for o in own.values()],
+        )
         for name, own in objects.items()
         if own
     }

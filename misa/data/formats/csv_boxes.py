@@ -52,7 +52,7 @@ _NAMELESS = "image, x1, y1, x2, y2, label"  # the columns of a file without a he
 
 class _Columns(NamedTuple):
     image: int
-    label: int
+    label: int | None
     box: tuple[int, int, int, int]
     corners: bool
     size: tuple[int, int] | None
@@ -80,7 +80,8 @@ def entries(part: Part, report: ReportFault) -> Iterator[Entry]:
     """Yield an entry per line; a line without a box is an image without objects.
 
     The first line names the columns: image, label and box, optionally width and height of the image and split (train,
-    val, test). Without a header the columns are image, x1, y1, x2, y2, label.
+    val, test). Without a header the columns are image, x1, y1, x2, y2, label. The label may be absent if the part needs
+    no classes.
     Raises DataError: it is not a CSV file, or a column is missing.
     """
     (path,) = part.files
@@ -89,25 +90,27 @@ def entries(part: Part, report: ReportFault) -> Iterator[Entry]:
         delimiter = max(",;\t|", key=text.partition("\n")[0].count)
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         first = next(rows, [])
-        if len(first) == 6 and all(number(cell) is not None or not cell for cell in first[1:5]):
-            columns = _Columns(0, 5, (1, 2, 3, 4), True, None, None)
-            yield from _line(first, columns, f"{path}, line 1", part.split, report)
+        if len(first) in (6, 6 - (not part.classes)) and all(number(c) is not None or not c for c in first[1:5]):
+            columns = _Columns(0, 5 if len(first) == 6 else None, (1, 2, 3, 4), True, None, None)
+            yield from _line(first, columns, f"{path}, line 1", part, report)
         else:
-            columns = _columns(path, first)
+            columns = _columns(path, first, part.classes)
         for row in rows:
             if any(cell.strip() for cell in row):
-                yield from _line(row, columns, f"{path}, line {rows.line_num}", part.split, report)
+                yield from _line(row, columns, f"{path}, line {rows.line_num}", part, report)
     except (OSError, NotText, csv.Error) as error:
         raise DataError(f"{path} cannot be read as a csv ({error}); save it as comma-separated UTF-8.") from error
 
 
-def _columns(path: Path, first: Sequence[str]) -> _Columns:
+def _columns(path: Path, first: Sequence[str], classes: bool) -> _Columns:
     names = [_plain(cell) for cell in first]
     image, label, split = (
         next((names.index(name) for name in COLUMNS[key] if name in names), None) for key in ("image", "label", "split")
     )
     form = next((form for form in _BOXES if set(form) <= set(names)), None)
-    if image is None or label is None or form is None:
+    if label is None and not classes:  # unless the name is misspelt
+        classes = any(difflib.get_close_matches(name, COLUMNS["label"], 1) for name in names)
+    if image is None or form is None or (label is None and classes):
         raise DataError(_misnamed(path, first, form))
     x, y, w, h = (names.index(name) for name in form)
     sizes = (pair.split() for pair in COLUMNS["size of the image"])
@@ -158,16 +161,16 @@ def _misnamed(path: Path, first: Sequence[str], form: Sequence[str] | None) -> s
     )
 
 
-def _line(row: Sequence[str], columns: _Columns, where: str, split: str, report: ReportFault) -> Iterator[Entry]:
-    def cell(index: int) -> str:
-        return row[index].strip() if index < len(row) else ""
+def _line(row: Sequence[str], columns: _Columns, where: str, part: Part, report: ReportFault) -> Iterator[Entry]:
+    def cell(index: int | None) -> str:
+        return row[index].strip() if index is not None and index < len(row) else ""
 
     file, label, raw = cell(columns.image), cell(columns.label), [cell(index) for index in columns.box]
     if not file:
         report("missing-key", where, "it names no image", "give the image's file, or remove the line")
         return
     size = None if columns.size is None else size_in(cell(columns.size[0]), cell(columns.size[1]))
-    word = cell(columns.split).lower() if columns.split is not None else ""
+    word = cell(columns.split).lower()
     if word and word not in SPLITS:
         report("split", where, f"its split is {word!r}", "write train, val or test")
     objects: list[Boxed] = []
@@ -177,14 +180,14 @@ def _line(row: Sequence[str], columns: _Columns, where: str, split: str, report:
             shown = ", ".join(raw)
             report("box-value", where, f"its box {shown} is not four numbers", "correct it, or leave all four empty")
             return
-        if not label:
+        if not label and part.classes:
             report("missing-key", where, "it has a box and no label", "add the class")
             return
         if columns.corners and (a > c or b > d):
             report("box-swapped", where, f"its box {', '.join(raw)} ends before it begins", "give x1 < x2 and y1 < y2")
             return
         objects.append(Boxed(label, (a, b, c - a, d - b) if columns.corners else (a, b, c, d), where))
-    yield Entry(file, size, objects, where, split or SPLITS.get(word, ""))
+    yield Entry(file, size, objects, where, part.split or SPLITS.get(word, ""))
 
 
 CSV = Format(find, entries, "boxes.csv with the columns image, xmin, ymin, xmax, ymax, label (and split)")

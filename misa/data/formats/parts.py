@@ -64,13 +64,15 @@ class Entry(NamedTuple):
 class Part(NamedTuple):
     """Annotation files of one format, the folder of their images, and their split ("": not given).
 
-    home: the folder that holds them and the lists of splits.
+    home: the folder that holds them and the lists of splits. classes: False if boxes without a class are accepted (by
+    formats that can omit it), with label "".
     """
 
     files: tuple[Path, ...]
     images: Path
     split: str
     home: Path
+    classes: bool = True
 
 
 class Format(NamedTuple):

@@ -384,3 +384,30 @@ def test_boxes_for_predictions(tmp_path):
     (tmp_path / "bad.json").write_text('{"images": [3]}')
     with pytest.raises(DataError, match="is not a COCO json with boxes"):
         read_boxes(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("image,xmin,ymin,xmax,ymax\na.jpg,1,2,30,40\na.jpg,5,6,7,8\n", [None, None]),
+        ("a.jpg,1,2,30,40\na.jpg,5,6,7,8\n", [None, None]),
+        ("image,score,x1,y1,x2,y2,label\na.jpg,0.5,1,2,30,40,\na.jpg,0.5,5,6,7,8,cat\n", [None, "cat"]),
+        ("a.jpg,1,2,30,40,\na.jpg,5,6,7,8,cat\n", [None, "cat"]),
+    ],
+)
+def test_boxes_for_predictions_need_no_labels_in_a_csv(tmp_path, text, labels):
+    """A training does, and says so."""
+    (tmp_path / "boxes.csv").write_text(text)
+    assert read_boxes(tmp_path / "boxes.csv") == {"a.jpg": ([[1, 2, 30, 40], [5, 6, 7, 8]], labels)}
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.jpg")
+    if "label" in text or text.endswith("cat\n"):
+        assert "it has a box and no label" in str(check_coco(*open_layout(tmp_path).train))
+    else:
+        with pytest.raises(DataError, match=r"has no (column label|names of columns)"):
+            open_layout(tmp_path)
+
+
+def test_a_misspelt_column_of_labels_is_not_left_out(tmp_path):
+    (tmp_path / "boxes.csv").write_text("image,xmin,ymin,xmax,ymax,lable\na.jpg,1,2,30,40,cat\n")
+    with pytest.raises(DataError, match="probably 'lable' for label"):
+        read_boxes(tmp_path / "boxes.csv")
