@@ -7,17 +7,21 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+TOUCH = 0.1
+"""The least IoU that counts as overlap, as in TIDE (Bolya et al. 2020): below it a detection lies on the background."""
 
 
 class _Evaluation(COCOeval):
     """COCOeval that ignores the ground truth for which `counts` is False, as COCO ignores objects of other sizes.
 
-    Class-agnostic it decodes the masks of the wanted categories only: those of others may have none.
+    So are unmatched detections of these objects: those that overlap one of them more than any other, by `TOUCH` at
+    least. Class-agnostic it decodes the masks of the wanted categories only: those of others may have none.
     """
 
     counts: Callable[[dict[str, Any]], bool] | None = None
@@ -30,6 +34,20 @@ class _Evaluation(COCOeval):
             for objects in self._gts.values():
                 for annotation in objects:
                     annotation["ignore"] = bool(annotation["ignore"]) or not self.counts(annotation)
+
+    def evaluateImg(self, imgId: int, catId: int, aRng: Sequence[float], maxDet: int) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = super().evaluateImg(imgId, catId, aRng, maxDet)
+        overlap = np.asarray(self.ious[imgId, catId])[:maxDet]  # IoU of detections, best score first, and objects
+        if self.counts is None or found is None or overlap.size == 0:
+            return found
+        names = [catId] if self.params.useCats else self.params.catIds
+        objects = [annotation for name in names for annotation in self._gts[imgId, name]]
+        crowd = np.array([bool(annotation["iscrowd"]) for annotation in objects])
+        counted = np.array([self.counts(annotation) for annotation in objects])
+        own, other = (overlap.max(axis=1, where=w & ~crowd, initial=0) for w in (counted, ~counted))
+        theirs = (other >= TOUCH) & (other > own)
+        found["dtIgnore"] = found["dtIgnore"] | ((found["dtMatches"] == 0) & theirs)
+        return found
 
 
 def read_truth(annotation_file: str | Path, *, masks: bool = True) -> COCO:
@@ -76,8 +94,9 @@ def mask_ap(
 
     `detections` are COCO results: image_id, category_id, score, segmentation (RLE at the original size).
     `images` restricts the evaluation to some image ids, `categories` to some names or ids: pass the trained classes,
-    or others count as missed. `counts` returns whether an annotation is evaluated: detections of other objects are
-    ignored, those of no object remain false positives. `compare="bbox"` scores the boxes around the masks, for ground
+    or others count as missed. `counts` returns whether an annotation is evaluated: detections of other objects (those
+    that overlap one of them more than any other of their class, by `TOUCH` at least) are ignored, those of no object of
+    their class remain false positives. `compare="bbox"` scores the boxes around the masks, for ground
     truth without masks. `any_class` computes class-agnostic AP, which measures outlines and ranking without
     classification; an object detected as two classes gives one true and one false positive.
     """
@@ -178,8 +197,9 @@ def score(
 ) -> dict[str, Any]:
     """Return the mask AP of a results file, of the same detections as full rectangles, and class-agnostic AP.
 
-    Also by failure mode, if annotations have a "mode": objects of the other modes are ignored, but a false positive
-    (duplicate, wrong class, background) has no mode and counts in each, so that all of them may lie below the AP.
+    Also by failure mode, if annotations have a "mode": objects of the other modes and their detections are ignored (see
+    `mask_ap`), but a detection of another class or of the background has no mode and counts in each, so that all of
+    them may lie below the AP.
 
     limit: use the first images only; classes: the trained names, None for all in the file; those that the file lacks
     are not scored. masks: whether the ground truth has masks; if not, only the box AP of the boxes around the

@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pycocotools import mask as rle
 
+from misa.evaluation.ap import TOUCH
+
 Kind = Literal["found", "wrong class", "missed", "merged", "leaked", "incomplete"]
 KINDS: tuple[Kind, ...] = ("found", "wrong class", "missed", "merged", "leaked", "incomplete")
 BACKGROUND = "false positives"
@@ -33,7 +35,6 @@ MEANING: dict[str, str] = {
     "incomplete": "its mask covers too little of it (over-segmentation)",
     BACKGROUND: "detections that overlap no object, but lie on the background",
 }
-_TOUCH = 0.1  # the least IoU that counts as overlap
 _COVERS = 0.5  # the least share of an area that counts as covered
 
 
@@ -83,7 +84,7 @@ def error_types(
         if found and len(crowds)
         else np.zeros(len(found), bool)
     )
-    touches = ious.max(axis=1, initial=0.0) >= _TOUCH
+    touches = ious.max(axis=1, initial=0.0) >= TOUCH
     return ImageErrors(
         outcomes, [d for d, hit, many in zip(detections, touches, crowded, strict=True) if not hit | many]
     )
@@ -108,7 +109,7 @@ def _outcome(
     if len(others):
         other = int(others[ious[others, n].argmax()])
         return Outcome(annotation, "wrong class", detections[other], float(ious[other, n]))
-    if iou < _TOUCH:
+    if iou < TOUCH:
         return Outcome(annotation, "missed", None, iou)
     rest = np.delete(covered[best], n)
     kind: Kind = "leaked" if covered[best, n] >= within[best, n] else "incomplete"

@@ -193,6 +193,42 @@ def test_scores_by_failure_mode_where_the_truth_notes_it(truth_file, tmp_path):
     assert {mode: round(values["AP"]) for mode, values in by_mode.items()} == {"contrast": 100, "plain": 0}
 
 
+@pytest.mark.parametrize("any_class", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_ap_of_a_mode_is_that_without_the_objects_of_the_others(tmp_path, seed, any_class):
+    """Where no object's masks reach another's, against a file without the others' objects and their detections."""
+    rng = np.random.default_rng(seed)
+    categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+    images, objects, found = [], [], []
+    for i in range(1, 9):
+        images.append({"id": i, "width": 100, "height": 100, "file_name": f"{i}.png"})
+        for x in (0, 50):
+            for y in (0, 50):
+                mode, category = str(rng.choice(["plain", "contrast"])), int(rng.choice([1, 2]))
+                true = encoded(square(x + 5, y + 5, 40))
+                where = {"image_id": i, "category_id": category}
+                area = {"area": 1600, "bbox": [x + 5, y + 5, 40, 40], "iscrowd": 0}
+                objects.append({"id": len(objects) + 1, "segmentation": true, "mode": mode, **where, **area})
+                for _ in range(rng.integers(0, 4)):  # loose masks and duplicates
+                    part = square(x + 5, y + 5, int(rng.integers(15, 41)))
+                    found.append((mode, detection(part, float(rng.random())) | where))
+        nothing = detection(square(46, 46, 7), float(rng.random())) | {"image_id": i, "category_id": 1}
+        found += [("", nothing)] * int(rng.integers(0, 2))
+    for mode in ("plain", "contrast"):
+        for name, kept in (("all", objects), ("own", [a for a in objects if a["mode"] == mode])):
+            content = {"images": images, "annotations": kept, "categories": categories}
+            (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        own = mask_ap(read_truth(tmp_path / "own.json"), [d for m, d in found if m in ("", mode)], any_class=any_class)
+        within = mask_ap(
+            read_truth(tmp_path / "all.json"),
+            [d for _, d in found],
+            any_class=any_class,
+            counts=lambda a, mode=mode: a["mode"] == mode,
+        )
+        assert within == pytest.approx(own)
+        assert 5 < own["AP"] < 95
+
+
 def test_a_false_positive_counts_in_every_mode(truth_file, tmp_path):
     """Both objects are found after one false positive: precision 2/3 for all objects, 1/2 for those of each mode."""
     content = json.loads(truth_file.read_text())
