@@ -106,7 +106,14 @@ SOLOV2 = Experiment(
     affinity=None,
     network=R101,
     schedule=Schedule(
-        optimizer="sgd", lr=0.01, weight_decay=1e-4, epochs=36, milestones=(27, 33), warmup=500, clip=35.0
+        optimizer="sgd",
+        lr=0.01,
+        weight_decay=1e-4,
+        norm_decay=True,
+        epochs=36,
+        milestones=(27, 33),
+        warmup=500,
+        clip=35.0,
     ),  # [M] solov2_r101_fpn_ms-3x
     inference=Inference(score=0.1, keep=0.05, mask=0.5),  # [M]
 )
@@ -122,7 +129,8 @@ MASK_RCNN = SOLOV2.but(
 CONDINST = SOLOV2.but(
     student="condinst",
     network={"head_channels": 256},  # [M]
-    schedule={"milestones": (28, 33)},  # [B] 270,000 steps, fewer at 210,000 and 250,000; [M] has 90,000
+    # [B] 270,000 steps, fewer at 210,000 and 250,000, and detectron2's decay; [M] has 90,000
+    schedule={"milestones": (28, 33), "warmup": 1000, "norm_decay": False},
     inference={"score": 0.05},  # [M]
 )
 # [R] polar_640_800_2x_r101, 31.9 on minival. It does not keep the aspect ratio, doubles the learning rate of biases
@@ -153,6 +161,7 @@ DISCOBOX = APRO.but(
         "optimizer": "sgd",
         "lr": 0.01,
         "weight_decay": 1e-4,
+        "norm_decay": True,
         "clip": 35.0,
         "milestones": (33, 35),
     },  # [D] published in float16
@@ -164,9 +173,9 @@ DISCOBOX = APRO.but(
 # verified: the pretraining data of [T]'s, and [I]'s schedule with Swin, for which [T]'s is used.
 BOXTEACHER = CONDINST.but(
     supervision="box",
-    network=Network(backbone="swin_b", frozen_stages=-1, head_channels=256),
+    network=Network(backbone="swin_b", drop_path=0.2, frozen_stages=-1, head_channels=256),  # [T]
     objective=BoxTeacher(blur=0.5),  # [T] of 270,000 steps
-    schedule={"optimizer": "adamw", "lr": 1e-4, "weight_decay": 0.05, "warmup": 1000},  # [T]
+    schedule={"optimizer": "adamw", "lr": 1e-4, "weight_decay": 0.05, "norm_decay": True},  # [T]
     inference={"from_shadow": True, "rescore": True},  # [T]
 )
 SIM_ROW = BOXTEACHER.but(objective=SIM(), inference=CONDINST.inference)  # [I] but for pasting

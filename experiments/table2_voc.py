@@ -97,8 +97,16 @@ BOXINST = Experiment(
     affinity=None,  # it has its own pairwise term
     network=Network(head_channels=256),  # [M] boxinst_r50_fpn_ms-90k
     schedule=Schedule(
-        optimizer="sgd", lr=0.005, weight_decay=1e-4, epochs=36, milestones=(27, 33), warmup=500, clip=35.0
-    ),  # [S]; mmdet does not clip: 35 is a finite limit that is hardly ever reached
+        optimizer="sgd",
+        lr=0.005,
+        weight_decay=1e-4,
+        norm_decay=True,
+        epochs=36,
+        milestones=(27, 33),
+        batch=8,  # 4 GPUs of 2
+        warmup=500,
+        clip=35.0,  # [S] and mmdet do not clip: a finite limit that is hardly ever reached
+    ),  # [S]
     inference=Inference(score=0.05, mask=0.5),  # [M]
 )
 

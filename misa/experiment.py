@@ -116,6 +116,7 @@ class Network:
     pretrained: bool = True  # ImageNet weights; off: from scratch
     frozen_stages: int = 1  # the stem and as many stages of the backbone are not trained; -1: all are
     norm_eval: bool = True  # keep the backbone's BatchNorm statistics fixed
+    drop_path: float = _later(0.3)  # stochastic depth of a Swin; default: SeMask's and APro's
     neck_channels: int = 256
     head_channels: int = 512
     mask_channels: int = 128
@@ -133,6 +134,8 @@ class Network:
 
     def __post_init__(self) -> None:
         _check_fields(self)
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"Network.drop_path is {self.drop_path}; it must be at least 0 and below 1.")
         widths = ("base_channels", "neck_channels", "head_channels", "mask_channels", "feature_channels")
         _require_range(self, (*widths, "stacked_convs", "queries", "encoder_layers", "decoder_layers", "points"), 1)
         for name in ("strides", "grids"):
@@ -305,6 +308,7 @@ class Schedule:
     clip: float = 1.0  # maximum gradient norm
     optimizer: Literal["adamw", "sgd"] = _later("adamw")  # sgd: with momentum 0.9
     backbone_lr: float = _later(1.0)  # as a multiple of lr
+    norm_decay: bool = _later(False)  # weight decay of normalization layers, too
     precision: Literal["float32", "bfloat16", "float16"] = _later("float32")  # autocast of the networks, not the losses
 
     def __post_init__(self) -> None:

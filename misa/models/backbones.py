@@ -153,6 +153,7 @@ def backbone_of(network: Network) -> dict[str, Any]:
         pretrained=network.pretrained and (network.weights or True),
         frozen_stages=network.frozen_stages,
         norm_eval=network.norm_eval,
+        drop_path=network.drop_path,
     )
 
 

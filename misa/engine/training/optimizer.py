@@ -84,7 +84,10 @@ def optimizer_config(experiment: Experiment, *, accumulate: int = 1) -> dict[str
     if schedule.optimizer == "sgd":
         optimizer |= {"type": SGD, "momentum": 0.9}
     keys = {} if experiment.semantic is not None else implementation(experiment.student).parameter_groups(experiment)
-    paramwise: dict[str, Any] = {"norm_decay_mult": 0.0, **({"custom_keys": keys} if keys else {})}
+    paramwise: dict[str, Any] = {
+        **({} if schedule.norm_decay else {"norm_decay_mult": 0.0}),
+        **({"custom_keys": keys} if keys else {}),
+    }
     constructor = {}
     if schedule.backbone_lr != 1 and "backbone" not in keys:
         constructor, paramwise = {"constructor": SlowBackbone}, paramwise | {"backbone_lr": schedule.backbone_lr}

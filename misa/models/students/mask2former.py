@@ -314,7 +314,7 @@ def parameter_groups(experiment: Experiment) -> dict[str, dict[str, float]]:
         depths = SWINS[experiment.network.backbone][1]
         blocks = [f"stages.{stage}.blocks.{block}.norm" for stage, n in enumerate(depths) for block in range(n)]
         downs = [f"stages.{stage}.downsample.norm" for stage in range(len(depths) - 1)]
-        still = ["patch_embed.norm", "norm", *blocks, *downs]
+        still = [] if experiment.schedule.norm_decay else ["patch_embed.norm", "norm", *blocks, *downs]
         keys |= {f"backbone.{name}": {"lr_mult": slow, "decay_mult": 0.0} for name in still}
         keys |= {
             name: {"lr_mult": slow, "decay_mult": 0.0}

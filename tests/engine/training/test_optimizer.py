@@ -18,10 +18,14 @@ def smallest(student):
     return row.but(affinity=None, network={"pretrained": False}, schedule={"lr": 0.01, "weight_decay": 0.1})
 
 
+def built(row):
+    with torch.device("cpu" if row.semantic or "swin" in row.network.backbone else "meta"):
+        return MODELS.build(model_config(row, ("disc", "bar")))
+
+
 def rates(row):
     """Returns name -> (learning rate, weight decay) from the optimiser."""
-    with torch.device("cpu" if row.semantic else "meta"):
-        model = MODELS.build(model_config(row, ("disc", "bar")))
+    model = built(row)
     optimizer = build_optim_wrapper(model, optimizer_config(row)).optimizer
     names = {id(p): name for name, p in model.named_parameters()}
     found = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
@@ -45,6 +49,27 @@ def test_the_backbone_of_every_student_learns_slower_where_the_row_says_so(stude
         assert all(slow[name][1] == plain[name][1] for name in slow)
         assert all(slow[name][1] == 0 for name in norms & mine)
         assert all(slow[name][1] == 0.1 for name in mine - norms)
+
+
+@pytest.mark.parametrize("student", FRAMEWORKS)
+@pytest.mark.parametrize("backbone_lr", [1.0, 0.1])
+def test_norms_decay_where_the_row_says_so(student, backbone_lr):
+    row = smallest(student).but(network={"backbone": "swin_t"}, schedule={"backbone_lr": backbone_lr})
+    model = built(row)
+    layers = (_BatchNorm, torch.nn.GroupNorm, torch.nn.LayerNorm)
+    norms = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, layers)}
+    assert any(".stages." in name for name in norms)
+    assert {rates(row)[0][name][1] for name in norms} == {0}
+    assert {rates(row.but(schedule={"norm_decay": True}))[0][name][1] for name in norms} == {0.1}
+
+
+def test_the_stochastic_depth_of_a_swin_is_that_of_the_row():
+    """Rising from 0 in the first block to the rate in the last."""
+    for rate in (0.3, 0.2):
+        row = smallest("condinst").but(network={"backbone": "swin_t", "drop_path": rate})
+        found = [m.drop_prob for m in built(row).backbone.modules() if type(m).__name__ == "DropPath"]
+        assert found[0] == 0
+        assert max(found) == found[-1] == pytest.approx(rate)
 
 
 def test_the_backbone_of_the_teacher_learns_slower_too():

@@ -96,3 +96,12 @@ def test_a_difference_is_seen(monkeypatch):
     mmdet_model = config.mmdet_model
     monkeypatch.setattr(config, "mmdet_model", drifted)
     assert differences("table1_coco:mask_rcnn_r101")[1]["train_cfg.rcnn.assigner.match_low_quality"] == (True, False)
+
+
+@pytest.mark.parametrize("row", [row for row in FILES if "mask2former" not in row])  # that has the warm-up of APro
+def test_warmup_and_decay_of_norms_are_those_of_mmdets_file(row):
+    theirs = get_config(f"mmdet::{FILES[row]}")
+    schedule = find_row(row).schedule
+    assert schedule.warmup == next(s.end for s in theirs.param_scheduler if s.type == "LinearLR")
+    if "inst" not in row:  # CondInst and BoxInst decay as detectron2 does
+        assert schedule.norm_decay == ("paramwise_cfg" not in theirs.optim_wrapper)
