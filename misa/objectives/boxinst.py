@@ -63,15 +63,19 @@ class BoxInst(BoxObjective):
 
 def color_pairs(step: Step, bottom_rows: int) -> Tensor:
     """Similarity of neighbors' L*a*b* colors (b 8 h w); 0 where the neighbor is padding or in the bottom rows."""
-    import torch
-
     from misa.ops.lab import rgb_to_lab
     from misa.ops.pairs import pair_similarity
 
     assert step.colors is not None
-    valid = step.batch.valid
+    lab = rgb_to_lab(step.colors.clamp(0, 255).floor())
+    return pair_similarity(lab, without_bottom_rows(step.batch.valid, bottom_rows), scale=0.5)
+
+
+def without_bottom_rows(valid: Tensor, bottom_rows: int) -> Tensor:
+    """The valid cells (b h w) of each image but for those in its last rows."""
+    import torch
+
     rows = torch.arange(valid.shape[1], device=valid.device)
     last = torch.where(valid.any(dim=2), rows, -1).amax(dim=1)  # of every image
     above = rows <= (last - bottom_rows)[:, None]
-    lab = rgb_to_lab(step.colors.clamp(0, 255).floor())
-    return pair_similarity(lab, valid & above[:, :, None], scale=0.5)
+    return valid & above[:, :, None]

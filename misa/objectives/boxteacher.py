@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from misa.experiment import Needs
 from misa.objectives.base import Prepared, Ramp, Step, Term
-from misa.objectives.boxinst import BoxInst
+from misa.objectives.boxinst import BoxInst, without_bottom_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +78,8 @@ class BoxTeacher(BoxInst):
         error = edge_error(logits)
         target, confidence = self.pseudo_masks(step)
         target = target & boxes
-        valid = torch.stack([shift(step.batch.valid, offset) for offset in window_offsets(3, 2)], dim=1)
+        usable = without_bottom_rows(step.batch.valid, self.bottom_rows)
+        valid = torch.stack([shift(usable, offset) for offset in window_offsets(3, 2)], dim=1)
         alike = same_side(target) & boxes[:, None] & valid[image.to(logits.device, non_blocking=True)]
         affinity = pair_loss(error, alike, reduction="positive")
         pixels = dice(logits.sigmoid(), target.to(logits.dtype))

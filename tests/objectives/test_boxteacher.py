@@ -1,6 +1,7 @@
 """BoxTeacher: the assignment of detections to boxes, its confidence, and the two terms in loops."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,8 +76,10 @@ def test_the_confidence_of_a_known_case(step):
     assert torch.equal(target[4], cells(BOXES[2]))
 
 
-def test_the_terms_equal_the_loop(step):
-    terms = OBJECTIVE.losses(step)
+@pytest.mark.parametrize("bottom_rows", [0, 6])
+def test_the_terms_equal_the_loop(step, bottom_rows):
+    """Of the 12 rows the box with a detection has 1 to 6, so that its lowest pairs reach the last 6."""
+    terms = replace(OBJECTIVE, bottom_rows=bottom_rows).losses(step)
     target, confidence = OBJECTIVE.pseudo_masks(step)
     p = step.positives.mask_logits.detach().sigmoid().double()
     pixels = affinity = 0.0
@@ -92,7 +95,8 @@ def test_the_terms_equal_the_loop(step):
                 for da in (-2, 0, 2):
                     for db in (-2, 0, 2):
                         k, m = a + da, b + db
-                        if (da, db) == (0, 0) or not (0 <= k < H and 0 <= m < W) or y[a, b] != y[k, m]:
+                        inside = 0 <= k < H - bottom_rows and 0 <= m < W
+                        if (da, db) == (0, 0) or not inside or y[a, b] != y[k, m]:
                             continue
                         same = p[n, a, b] * p[n, k, m] + (1 - p[n, a, b]) * (1 - p[n, k, m])
                         errors.append(-math.log(same))
@@ -101,7 +105,7 @@ def test_the_terms_equal_the_loop(step):
     assert terms["loss_pixels"].loss.item() == pytest.approx(0.5 * 0.5 * pixels / count, rel=1e-5)
     assert terms["loss_affinity"].loss.item() == pytest.approx(0.5 * 0.1 * affinity / count, rel=1e-4)
     assert terms["loss_pixels"].per == terms["loss_affinity"].per == count
-    plain = BoxInst(ramp=Ramp(0, 100), bottom_rows=0).losses(step)
+    plain = BoxInst(ramp=Ramp(0, 100), bottom_rows=bottom_rows).losses(step)
     for name, term in plain.items():
         assert_close(terms[name].loss, term.loss)
 
