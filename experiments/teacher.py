@@ -10,7 +10,8 @@ misa train experiments/teacher.py:voc_r50 --data-root path/to/voc
 misa train experiments/teacher.py:demo --smoke
 
 The paper gives neither losses nor schedule of its teacher: the demo's are ours; the recipes use AdamW, learning rate,
-decay, warm-up and batch of SeMask (Jain et al. 2023), and length and image sizes of the student.
+weight decay, warm-up and batch of SeMask (Jain et al. 2023), whose learning rate falls linearly, in ours along a
+cosine, and length and image sizes of the student.
 """
 
 from misa.experiment import TINY, Affinity, Augmentation, Experiment, Network, Schedule, Semantic

@@ -11,10 +11,10 @@ features to be alike where they are matched: as coded a softmax of a softmax, wh
 masks by a dice loss with a hundredth of the gradient (L_transfer). The published configuration of VOC with ResNet-101
 has no bank.
 
-Not verified, since only the published code's equations are known here: that objects enter the bank only in steps that
-use it, and that L_transfer has the same gate. Different from it: all processes share one bank, so that the result does
-not depend on their number; in the published code each has its own. The mean field's image is resized by the centers of
-pixels, as for all losses here, not by their corners (`align_corners`).
+Different from the published code: objects enter the bank at the end of a step, there one by one, so that a box is also
+compared with earlier boxes of its own batch; all processes share one bank, so that the result does not depend on their
+number; in the published code each has its own. The mean field's image is resized by the centers of pixels, as for all
+losses here, not by their corners (`align_corners`).
 
 Axes: g box · k similar object of the bank · i, j cells of their feature grids · h row · w column.
 """

@@ -1,8 +1,9 @@
 """PolarMask (Xie et al. 2020): FCOS with 36 distances to the contour at every location, trained from masks.
 
 Losses, targets and decoding are the published code's, on mmdet's FCOS. Different from it: images keep their aspect
-ratio, box sizes have no "+1", counts are over all processes, a level's candidates are the top 1,000 by class score
-alone, scores are divided by 1.5, so that none exceeds 1, and contours are scaled at the pixels' centers and rounded.
+ratio, box sizes have no "+1", objects of less than 10 x 10 pixels are learned, too, counts are over all processes, a
+level's candidates are the top 1,000 by class score alone, scores are divided by 1.5, so that none exceeds 1, and
+contours are scaled at the pixels' centers and rounded.
 
 Axes: b image · g ground truth · p location of all levels · c class · k ray · h row · w column.
 """

@@ -1,7 +1,8 @@
 """SOLOv2 as a box-supervised student (Eq. 2): mmdet's head, with `Positives` in place of mask targets.
 
 Every box is trained on, as with mmdet's masks; the published code of APro and BoxLevelSet leaves out boxes that cover
-fewer than 10 pixels of the input.
+fewer than 10 pixels of the input. A cell that several objects share has the class of the last and a mask to learn for
+each of them, as in mmdet and in DiscoBox's code; APro's and BoxLevelSet's keep the mask of the last only.
 """
 
 from typing import Any, ClassVar, NamedTuple

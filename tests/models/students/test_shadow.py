@@ -125,6 +125,18 @@ def test_detections_are_mmdets(rng, student):
             assert_close(own.boxes, theirs.bboxes)
 
 
+def test_detections_of_condinst_have_their_threshold_on_the_product(rng):
+    images, _ = batch(rng)
+    with torch.no_grad():
+        every = build("condinst", score=0.0, per_image=20).eval().detect(images, [(SIZE, SIZE)] * 2)
+        products = torch.cat([own.scores**2 for own in every])
+        limit = float(products.median())
+        found = build("condinst", score=limit, per_image=20).eval().detect(images, [(SIZE, SIZE)] * 2)
+    above = products[products > limit]
+    assert 0 < len(above) < len(products)
+    assert_close(torch.cat([own.scores**2 for own in found]), above)
+
+
 def test_scores_take_in_the_masks_where_the_row_says_so(rng):
     images, samples = batch(rng)
     with torch.no_grad():
