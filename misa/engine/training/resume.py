@@ -52,7 +52,10 @@ class ResumableLoop(EpochBasedTrainLoop):
         if done < len(self.dataloader):  # otherwise stopped between the last step of the epoch and its end
             batches = self.dataloader.batch_sampler
             batches.sampler.skip = done * batches.batch_size
-            for index, batch in enumerate(self.dataloader, start=done):
+            # A loader draws its seed from torch's generator, which a resumed run has done at the epoch's beginning.
+            with torch.random.fork_rng(devices=(), enabled=done > 0):
+                loaded = iter(self.dataloader)
+            for index, batch in enumerate(loaded, start=done):
                 self.run_iter(index, batch)
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1

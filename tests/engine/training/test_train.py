@@ -27,6 +27,7 @@ from misa.engine.training.train import require_buildable, require_shadow, train
 from misa.engine.training.watch import LossRecord
 from misa.errors import Stopped, UserError
 from misa.evaluation.metric import Detections
+from misa.experiment import TINY_MASK2FORMER, Semantic
 from misa.files import locked
 from misa.machine import Machine
 from misa.models.teacher.semask import SeMask, semask_config
@@ -203,6 +204,22 @@ def test_ctrl_c_saves_the_step_and_the_same_call_goes_on(heard, run, place, monk
     assert "Loads checkpoint" not in "".join(capfd.readouterr())
     assert (resumed.folder / "losses.jsonl").read_bytes() == (run.folder / "losses.jsonl").read_bytes()
     require_same_weights(run.folder, resumed.folder)
+
+
+@pytest.mark.parametrize("kind", ["teacher", "masks"])
+def test_draws_from_torchs_generator_are_those_of_an_uninterrupted_run(heard, tmp_path, monkeypatch, kind):
+    """SeMask's dropout, and the points at which Mask2Former compares true masks."""
+    masks = {"student": "mask2former", "network": TINY_MASK2FORMER, "supervision": "mask"}
+    row = TOY.but(**{"teacher": {"semantic": Semantic()}, "masks": masks}[kind])
+    options = {"data_root": tmp_path / "data", "machine": CPU}
+    whole = train(row, work_dir=tmp_path / "whole", **options)
+    with monkeypatch.context() as patch:
+        interrupting(patch, 3)
+        with pytest.raises(Stopped, match="after step 4 of 9"):
+            train(row, work_dir=tmp_path / "stopped", **options)
+    resumed = train(row, work_dir=tmp_path / "stopped", **options)
+    assert (resumed.folder / "losses.jsonl").read_bytes() == (whole.folder / "losses.jsonl").read_bytes()
+    require_same_weights(whole.folder, resumed.folder)
 
 
 @pytest.mark.parametrize(("step", "times"), [(4, 2), (8, 1)], ids=["twice", "at the last step"])
