@@ -118,8 +118,10 @@ class Preemption(Hook):
         for hook in runner.hooks:
             if isinstance(hook, LossRecord):
                 hook.flush(runner)
-        name = f"epoch_{runner.epoch}_step_{done}.pth"
+        # Numbered by optimizer steps, which stay the same with another micro-batch or number of GPUs.
+        name = f"epoch_{runner.epoch}_step_{done // self.accumulate}.pth"
         runner.save_checkpoint(runner.work_dir, name, by_epoch=False)
+        _forget_stops(runner, but=name)
         reason = signal.Signals(int(received))
         sentence = f"stopped by {NAMES[reason]} after step {done} of {runner.max_iters}, saved as {name}"
         first = self.group is None or dist.get_rank() == 0  # one message for all processes
@@ -127,9 +129,7 @@ class Preemption(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Delete mid-epoch checkpoints, which the epoch's own replaces."""
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            for path in Path(runner.work_dir).glob("epoch_*_step_*.pth"):
-                path.unlink()
+        _forget_stops(runner)
 
     def _receive(self, number: int, *_: Any) -> None:
         if number == signal.SIGINT:
@@ -137,3 +137,11 @@ class Preemption(Hook):
                 raise KeyboardInterrupt
             os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
         self.received = number
+
+
+def _forget_stops(runner: Runner, but: str = "") -> None:
+    """Delete the checkpoints within epochs, except one."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        for path in Path(runner.work_dir).glob("epoch_*_step_*.pth"):
+            if path.name != but:
+                path.unlink()

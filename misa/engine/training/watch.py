@@ -22,7 +22,7 @@ class LossRecord(Hook):
     """Writes the losses of every step to a jsonl file and to the loggers, buffered to rarely synchronize with a GPU.
 
     Losses are averaged over processes, which gives those of the whole batch. A resumed run first removes the lines of
-    steps that it will repeat.
+    steps that it will repeat. "iter" counts micro-batches, of which an epoch has "of".
     """
 
     def __init__(self, path: str, every: int = 50) -> None:
@@ -34,17 +34,20 @@ class LossRecord(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Renumber the lines if a resumed run has another number of micro-batches per epoch.
 
-        Runs before `ResumableState`, whose priority is lower, renumbers the checkpoint's step.
+        Runs before `ResumableState`, whose priority is lower, renumbers the checkpoint's step. Each line states its own
+        numbering: those of a run that was killed before its next checkpoint are renumbered already.
         """
         if not runner._resume or not self.path.exists():
             return
         batches = len(runner.train_dataloader)
         before = checkpoint.get("batches_per_epoch", batches)
-        if batches == before:
+        rows = [json.loads(line) for line in self.path.read_text().splitlines() if math.isfinite(_step(line))]
+        if all(row.get("of", before) == batches for row in rows):
             return
-        kept = [line for line in self.path.read_text().splitlines() if _step(line) < checkpoint["meta"]["iter"]]
-        rows = [row | {"iter": row["iter"] * batches // before} for row in map(json.loads, kept)]
-        self._rewrite(map(json.dumps, rows))
+        done = checkpoint["meta"]["iter"]
+        kept = [row for row in rows if row["iter"] * before < done * row.get("of", before)]
+        new = ({"iter": row["iter"] * batches // row.get("of", before), "of": batches} for row in kept)
+        self._rewrite(json.dumps(row | number) for row, number in zip(kept, new, strict=True))
 
     @master_only
     def before_train(self, runner: Runner) -> None:
@@ -59,7 +62,8 @@ class LossRecord(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Buffer the losses, detached to free the graph, and without reading them, which would synchronize."""
         losses = {name: value.detach() for name, value in (outputs or {}).items() if torch.is_tensor(value)}
-        self.pending.append({"iter": runner.iter, "lr": runner.optim_wrapper.param_groups[0]["lr"], **losses})
+        place = {"iter": runner.iter, "of": len(runner.train_dataloader)}
+        self.pending.append({**place, "lr": runner.optim_wrapper.param_groups[0]["lr"], **losses})
         if len(self.pending) >= self.every:
             self.flush(runner)
 
@@ -76,7 +80,7 @@ class LossRecord(Hook):
             with self.path.open("a") as file:
                 file.writelines(json.dumps(row) + "\n" for row in whole)
         for row in whole:
-            scalars = {name: value for name, value in row.items() if name != "iter"}
+            scalars = {name: value for name, value in row.items() if name not in ("iter", "of")}
             runner.visualizer.add_scalars(scalars, step=row["iter"] + 1)
         for row in rows:
             if broken := [name for name, value in row.items() if not math.isfinite(value)]:

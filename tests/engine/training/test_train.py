@@ -12,10 +12,12 @@ import time
 import traceback
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from PIL import Image
 
 import misa
@@ -220,6 +222,64 @@ def test_draws_from_torchs_generator_are_those_of_an_uninterrupted_run(heard, tm
     resumed = train(row, work_dir=tmp_path / "stopped", **options)
     assert (resumed.folder / "losses.jsonl").read_bytes() == (whole.folder / "losses.jsonl").read_bytes()
     require_same_weights(whole.folder, resumed.folder)
+
+
+def test_the_config_in_a_strangers_checkpoint_is_not_executed(run, place, tmp_path):
+    """As mmengine does when it resumes, which makes the folder named control here."""
+    folder, sprung = tmp_path / "run", tmp_path / "sprung"
+    shutil.copytree(run.folder, folder)
+    (folder / "metrics.json").unlink()
+    path = folder / "checkpoints" / "epoch_3.pth"
+    content = torch.load(path, weights_only=True)
+    content["meta"]["config"] = f"import os\nos.makedirs({str(sprung)!r})\n"
+    Config.fromstring(content["meta"]["config"].replace("sprung", "control"), ".py")
+    assert (tmp_path / "control").is_dir()
+    torch.save(content, path)
+    assert train(TOY, data_root=place / "data", work_dir=folder, machine=CPU).metrics == run.metrics
+    assert not sprung.exists()
+
+
+def test_a_stop_with_another_micro_batch_is_the_newest(heard, place, tmp_path, monkeypatch):
+    """Stopped in the second of four steps with micro-batches of one image, then in the third with whole batches."""
+    row = TOY.but(schedule={"epochs": 1}, scenes=(("size", 64), ("train", 8), ("val", 3), ("objects", (1, 2))))
+    for step, per_gpu, name in ((4, 1, "epoch_0_step_2.pth"), (3, None, "epoch_0_step_3.pth")):
+        options = {"data_root": tmp_path / "data", "machine": Machine(gpus=0, per_gpu=per_gpu)}
+        with monkeypatch.context() as patch:
+            interrupting(patch, step - 1)
+            with pytest.raises(Stopped, match=f"saved as {name}"):
+                train(row, work_dir=tmp_path / "run", **options)
+        assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("epoch_*")] == [name]
+    run = train(row, work_dir=tmp_path / "run", **options)
+    assert "resuming at epoch 1/1, step 3/4" in (run.folder / "log.txt").read_text()
+    assert [json.loads(line)["iter"] for line in (run.folder / "losses.jsonl").read_text().splitlines()] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        3,
+    ]
+
+
+@pytest.mark.parametrize(("before", "batches"), [(16, 4), (4, 16)])
+def test_losses_are_renumbered_once(tmp_path, before, batches):
+    """Also where the run is killed before its next checkpoint, and in lines of older versions."""
+    path = tmp_path / "losses.jsonl"
+    rows = [{"iter": i, "of": before, "loss": float(i)} for i in range(2 * before)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"iter": 3')
+    runner = SimpleNamespace(_resume=True, train_dataloader=range(batches))
+    checkpoint = {"meta": {"iter": before * 3 // 2}, "batches_per_epoch": before}
+    record = LossRecord(str(path))
+    record.after_load_checkpoint(runner, checkpoint)
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["loss"] for row in found] == [float(i) for i in range(before * 3 // 2)]
+    assert [row["iter"] for row in found] == [i * batches // before for i in range(before * 3 // 2)]
+    once = path.read_text()
+    record.after_load_checkpoint(runner, checkpoint)
+    assert path.read_text() == once
+    path.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "of"}) + "\n" for row in rows))
+    record.after_load_checkpoint(runner, checkpoint)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == found
 
 
 @pytest.mark.parametrize(("step", "times"), [(4, 2), (8, 1)], ids=["twice", "at the last step"])
