@@ -12,7 +12,14 @@ from mmengine.dist import get_world_size
 from misa.data.digest import data_digests
 from misa.data.source import Source, open_source
 from misa.engine.runs.checkpoints import newest
-from misa.engine.runs.record import SMOKE, environment, loadable, read_params, require_own, same_data
+from misa.engine.runs.record import (
+    SMOKE,
+    environment,
+    learned_from_same,
+    loadable,
+    read_params,
+    require_own,
+)
 from misa.engine.runs.state import warn_changed
 from misa.errors import UserError, option_name
 from misa.experiment import Experiment
@@ -84,14 +91,30 @@ def finished(folder: str | Path) -> Run:
     return Run(experiment, folder, source, metrics)
 
 
-def require_own_teacher(place: Path, student: Mapping[str, Any]) -> None:
-    """Raise UserError if a teacher's folder, which the user did not name, holds one trained on other data."""
+def require_own_stage(place: Path, now: Mapping[str, Any], what: str) -> None:
+    """Raise UserError if the folder of a run that is trained first, which the user did not name, is of other data.
+
+    now: the record of the run that learns from it. what: "teacher" or "student".
+    """
     params = read_json(place / "params.json")
-    if params is not None and not same_data(params, student):
-        name = option_name("work_dir")
+    if params is None or learned_from_same(params, now):
+        return
+    name, where = option_name("work_dir"), now["data_root"]
+    other = f"{where} before its annotations changed" if params["data_root"] == where else params["data_root"]
+    raise UserError(
+        f"the {what} beside this {name}, {place}, learned from {other}, and this run is to learn from {where}; choose "
+        f"a {name} in another folder, where a {what} of its own is trained."
+    )
+
+
+def require_same_teacher(folder: Path, place: Path, weights: str) -> None:
+    """Raise UserError if an interrupted student has begun with other weights of its teacher than those there now."""
+    began = (read_json(folder / "env.json") or {}).get("teacher", weights)  # older runs did not record it
+    if began != weights:
         raise UserError(
-            f"the teacher beside this {name}, {place}, learned from {params['data_root']}, and the student is to learn "
-            f"from {student['data_root']}; choose a {name} in another folder, where a teacher of its own is trained."
+            f"the weights of the teacher in {place} have changed since the run in {folder} began with them ({began} "
+            f"then, {weights} now), and it cannot go on with others; restore them, or choose another "
+            f"{option_name('work_dir')} for a student of the teacher of now."
         )
 
 
@@ -117,11 +140,14 @@ def earlier_work(folder: Path, params: dict[str, Any], resume: bool) -> tuple[di
 
 
 def write_record(
-    folder: Path, params: dict[str, Any], config: Config, device: str | None, *, start: str | None = None
+    folder: Path, params: dict[str, Any], config: Config, device: str | None, *, weights: Mapping[str, str | None]
 ) -> None:
-    """Write params.json, config.py and, for a new run on `device`, env.json; start: the hash of what it begins with."""
+    """Write params.json, config.py and, for a new run on `device`, env.json; weights: hashes of those it begins with.
+
+    weights: "start" and "teacher", None if it has none.
+    """
     write_json(folder / "params.json", params)
-    begins = {} if start is None else {"start": start}
+    begins = {name: value for name, value in weights.items() if value is not None}
     if device is not None:
         write_json(folder / "env.json", environment(device) | {"processes": get_world_size()} | begins)
     loadable(config).dump(str(folder / "config.py"))

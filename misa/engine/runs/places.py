@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from misa.engine.runs.record import read_params, same_data
+from misa.engine.runs.record import learned_from_same, read_params, student_digest
 from misa.experiment import Experiment
 from misa.files import read_json
 from misa.rows import find_row, lineage, teacher_row
@@ -32,9 +32,10 @@ def teacher_place(experiment: Experiment, seed: int, beside: Path, *, student: M
     """
     alone = beside / default_folder(experiment.teacher, seed).name
     if (alone / "metrics.json").exists():
-        params = read_params(alone)
-        same = student is None or same_data(params, student)
-        if same and (params["digest"], params["seed"]) == (teacher_row(experiment).digest(), seed):
+        params, row = read_params(alone), teacher_row(experiment)
+        own = {"digest": row.digest(), "seed": seed} | student_digest(row)
+        same = student is None or learned_from_same(params, student)
+        if same and all(params.get(key, value) == value for key, value in own.items()):
             return alone
     return beside / teacher_folder(experiment, seed)
 
@@ -66,6 +67,6 @@ def student_place(row: str, experiment: Experiment, seed: int, beside: Path, *, 
         params = read_json(alone / "params.json")
         if params is None or not (alone / "metrics.json").exists():
             continue
-        if (params["digest"], params["seed"]) == (experiment.digest(), seed) and same_data(params, teacher):
+        if (params["digest"], params["seed"]) == (experiment.digest(), seed) and learned_from_same(params, teacher):
             return alone
     return beside / f"{lineage(experiment)}-seed{seed}"

@@ -12,7 +12,7 @@ import misa
 from misa.errors import UserError, option_name
 from misa.experiment import SEED, TORCHVISION, Experiment, Objective, plain
 from misa.files import digest, missing, read_json
-from misa.rows import lineage, teacher_row
+from misa.rows import find_row, lineage, teacher_row
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -27,15 +27,19 @@ def run_params(
     experiment: Experiment, *, row: str, seed: int, data_root: Path, data: Mapping[str, str], classes: Sequence[str]
 ) -> dict[str, Any]:
     """The parameters that identify a run: equal values mean the same run. data: see `misa.data.digest`."""
-    return teacher_digest(experiment) | {
-        "row": row,
-        "digest": experiment.digest(),
-        "seed": seed,
-        "data_root": str(data_root),
-        "data": dict(data),
-        "classes": list(classes),
-        "experiment": experiment.values(),
-    }
+    return (
+        teacher_digest(experiment)
+        | student_digest(experiment)
+        | {
+            "row": row,
+            "digest": experiment.digest(),
+            "seed": seed,
+            "data_root": str(data_root),
+            "data": dict(data),
+            "classes": list(classes),
+            "experiment": experiment.values(),
+        }
+    )
 
 
 def teacher_digest(experiment: Experiment) -> dict[str, str]:
@@ -48,6 +52,12 @@ def teacher_digest(experiment: Experiment) -> dict[str, str]:
     if not weights.is_file():
         raise UserError(f"there is no file of weights {weights}, which {experiment.teacher} names; give another.")
     return {"teacher_digest": digest(weights)}
+
+
+def student_digest(experiment: Experiment) -> dict[str, str]:
+    """Part of a teacher's record: identifies the row of the student whose masks train it by its lineage."""
+    student = experiment.semantic.student if experiment.semantic else ""
+    return {"student_digest": lineage(find_row(student))} if ":" in student and not Path(student).is_dir() else {}
 
 
 def teacher_weights(experiment: Experiment) -> Path | None:
@@ -82,8 +92,8 @@ def require_own(folder: Path, params: dict[str, Any]) -> None:
         if foreign:
             raise UserError(f"{name} {folder} has a {foreign[0]} but no params.json; choose an empty folder.")
         return
-    # The row's name does not matter; older runs did not record the teacher's digest.
-    ignored = {"row", "digest", "data"} if "teacher_digest" in before else {"row", "digest", "data", "teacher_digest"}
+    # The row's name does not matter; older runs did not record what they learn from.
+    ignored = {"row", "digest", "data"} | ({"teacher_digest", "student_digest"} - before.keys())
     if "data" in params and same_data(before, params):
         ignored.add("data_root")
     ours = {name: value for name, value in params.items() if name not in ignored}
@@ -110,6 +120,12 @@ def start_place(start: str, seed: int) -> Path:
 def same_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether two records are of the same dataset: the same folder, or equal annotations in another one."""
     return before["data_root"] == now["data_root"] or ("data" in before and before["data"] == now.get("data"))
+
+
+def learned_from_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a run has learned from the training annotations that another one is to learn from, in any folder."""
+    ours, theirs = (record.get("data", {}).get("train") for record in (before, now))
+    return ours == theirs if ours and theirs else same_data(before, now)
 
 
 def changed_splits(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from tqdm.auto import tqdm
 
 from misa.engine.runs.places import default_folder, student_row, teacher_place
-from misa.engine.runs.record import COST, changed_splits, same_data, start_place
+from misa.engine.runs.record import COST, changed_splits, same_data, start_place, student_digest
 from misa.errors import Stopped, UserError, counted, option_name
 from misa.experiment import SEED, Experiment
 from misa.files import IN_USE, read_json, write_json
@@ -63,7 +63,7 @@ class Job:
         """What its record must say: the hashes of the row and of the teacher's row, and the seed."""
         experiment = _experiment(self.row, self.smoke)
         teacher = {"teacher_digest": lineage(teacher_row(experiment))} if experiment.trains_teacher else {}
-        return {"digest": experiment.digest(), "seed": self.seed} | teacher
+        return {"digest": experiment.digest(), "seed": self.seed} | teacher | student_digest(experiment)
 
     def command(self, data_root: str | Path | None, machine: Machine) -> list[str]:
         """The command that trains or resumes it; a no-op if it is finished."""

@@ -13,8 +13,15 @@ from mmengine.runner import Runner
 
 from misa.data.digest import data_digests
 from misa.data.source import Source, open_source
-from misa.engine.runs.checkpoints import read_checkpoint, tensors_only
-from misa.engine.runs.folder import Run, earlier_work, lock_folder, require_own_teacher, write_record
+from misa.engine.runs.checkpoints import read_checkpoint, tensors_only, weights_digest
+from misa.engine.runs.folder import (
+    Run,
+    earlier_work,
+    lock_folder,
+    require_own_stage,
+    require_same_teacher,
+    write_record,
+)
 from misa.engine.runs.places import named_student, student_place, student_row, teacher_place
 from misa.engine.runs.record import run_params
 from misa.engine.runs.scores import measured, write_scores
@@ -281,10 +288,12 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
     first = None
     if experiment.trains_teacher:
         place = teacher_place(experiment, seed, folder.parent, student=params)
-        require_own_teacher(place, params)
+        require_own_stage(place, params, "teacher")
         first = Stage(experiment.teacher, teacher_row(experiment), place)
     elif (named := student_row(experiment)) is not None:
-        first = Stage(*named, student_place(*named, seed, folder.parent, teacher=params))
+        place = student_place(*named, seed, folder.parent, teacher=params)
+        require_own_stage(place, params, "student")
+        first = Stage(*named, place)
     return Plan(experiment, source, folder, params, None, checkpoint, first, start)
 
 
@@ -294,7 +303,10 @@ def _teacher(plan: Plan) -> tuple[TeacherNetwork | None, list[str]]:
     if not plan.experiment.teacher:
         return None, said
     if plan.first is not None:
-        return load_teacher(plan.first.folder, classes=plan.source.classes), said
+        trained = load_teacher(plan.first.folder, classes=plan.source.classes)
+        if plan.checkpoint is not None:
+            require_same_teacher(plan.folder, plan.first.folder, weights_digest(trained.state_dict()))
+        return trained, said
     teacher = ready_teacher(plan.experiment, plan.source.classes)
     return teacher, said + _say(teacher_line(plan.experiment, teacher))
 
@@ -335,8 +347,11 @@ def build(
         student.attach(teacher)
     # Last, once nothing can fail any more.
     new = device if plan.checkpoint is None else None
-    begins = None if plan.start is None else plan.start.digest
-    on_main_process(lambda: write_record(folder, plan.params, config, new, start=begins))
+    weights = {
+        "start": None if plan.start is None else plan.start.digest,
+        "teacher": weights_digest(teacher.state_dict()) if teacher is not None and plan.first is not None else None,
+    }
+    on_main_process(lambda: write_record(folder, plan.params, config, new, weights=weights))
     return runner
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from misa.data.digest import digest_of
 from misa.engine.reports.explore import open_networks
 from misa.engine.reports.figures import Factory
 from misa.engine.runs.folder import Run
-from misa.engine.runs.places import teacher_folder
-from misa.engine.runs.record import require_own
+from misa.engine.runs.places import teacher_folder, teacher_place
+from misa.engine.runs.record import require_own, run_params
 from misa.engine.training.train import main_score, train
 from misa.errors import Stopped, UserError
 from misa.experiment import Distillation, Semantic
@@ -154,8 +155,45 @@ def test_a_teacher_on_another_folder_of_data_is_not_taken(run, student, place):
     teacher = shutil.copytree(run.folder.parent / teacher_folder(student, 0), own / teacher_folder(student, 0))
     params = json.loads((teacher / "params.json").read_text())
     (teacher / "params.json").write_text(json.dumps(params | {"data_root": "/elsewhere", "data": {"train": "another"}}))
-    with pytest.raises(UserError, match=r"learned from /elsewhere, and the student .* choose a work_dir in another"):
+    with pytest.raises(UserError, match=r"learned from /elsewhere, and this run .* choose a work_dir in another"):
         train(student, data_root=place / "data", work_dir=own / "misa", machine=CPU)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_teacher_of_annotations_that_have_changed_is_not_taken(run, student, place, split, capsys):
+    """A student in a new folder, as the message on changed annotations advises; the teacher has not read val."""
+    own = place / f"changed {split}"
+    teacher = shutil.copytree(run.folder.parent / teacher_folder(student, 0), own / teacher_folder(student, 0))
+    params = json.loads((teacher / "params.json").read_text())
+    assert params["data"].keys() == {"train", "val"}
+    changed = json.dumps(params | {"data": params["data"] | {split: "another"}})
+    (teacher / "params.json").write_text(changed)
+    shutil.copytree(teacher, own / "rows-teacher-seed0")
+    if split == "val":
+        train(student, data_root=place / "data", work_dir=own / "misa", machine=CPU)
+        assert "rows-teacher-seed0 is finished; nothing to train" in capsys.readouterr().out
+        return
+    with pytest.raises(UserError, match=r"learned from .* before its annotations changed, and this run"):
+        train(student, data_root=place / "data", work_dir=own / "misa", machine=CPU)
+    assert not (own / "misa").exists()
+
+
+def test_a_student_does_not_go_on_with_other_weights_of_its_teacher(run, student, place):
+    own = shutil.copytree(run.folder.parent, place / "another_teacher")
+    (own / "misa" / "metrics.json").unlink()
+    (own / "misa" / "checkpoints" / "epoch_2.pth").unlink()
+    path = own / teacher_folder(student, 0) / "checkpoints" / "epoch_2.pth"
+    content = torch.load(path, weights_only=True)
+    next(v for v in content["state_dict"].values() if v.is_floating_point())[0] += 1
+    torch.save(content, path)
+    before = (own / "misa" / "losses.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"the weights of the teacher in .* have changed since the run in .* began"):
+        train(student, data_root=place / "data", work_dir=own / "misa", machine=CPU)
+    assert (own / "misa" / "losses.jsonl").read_bytes() == before
+    env = json.loads((own / "misa" / "env.json").read_text())
+    assert len(env.pop("teacher")) == 12
+    (own / "misa" / "env.json").write_text(json.dumps(env))  # of an older run
+    assert train(student, data_root=place / "data", work_dir=own / "misa", machine=CPU).metrics
 
 
 def test_a_teacher_for_other_data_or_none_at_all_is_refused(student, place):
@@ -185,11 +223,37 @@ def test_a_teacher_of_a_students_labels_trains_that_student_first(place, tmp_pat
     assert card.pop("data") == digest_of(first.source.train.annotations)
     assert card == {"labels": "student", "student": {"digest": box.digest(), "seed": 0}}
     assert "segm" in json.loads((made / "metrics.json").read_text())
+    assert json.loads((first.folder / "params.json").read_text())["student_digest"] == lineage(box)
     shutil.copytree(made, tmp_path / "b" / "labelled-box-seed0")
     capsys.readouterr()
     again = train(teacher, data_root=place / "data", work_dir=tmp_path / "b" / "teacher", machine=CPU)
     assert "labelled-box-seed0 is finished; nothing to train" in capsys.readouterr().out
     assert again.metrics == first.metrics
+    # The student's row is stored by name, but its values determine what the teacher learned from.
+    rows.write_text(rows.read_text().replace("'epochs': 2", "'epochs': 3"))
+    with pytest.raises(UserError, match=r"holds another run \(student_digest is"):
+        train(teacher, data_root=place / "data", work_dir=tmp_path / "a" / "teacher", machine=CPU)
+
+
+def test_a_teacher_alone_is_taken_while_the_student_that_labelled_for_it_has_its_values(tmp_path):
+    rows = tmp_path / "rows.py"
+    box = json.loads(json.dumps(TEACHER.but(semantic=None).values()))
+    teacher = TEACHER.but(semantic={"labels": "student", "student": f"{rows}:box"})
+    values = {"box": box, "teacher": json.loads(json.dumps(teacher.values()))}
+    made = f"{{n: Experiment.from_values(v) for n, v in {values!r}.items()}}"
+    text = f"from misa.experiment import Experiment\nROWS = {made}"
+    rows.write_text(text)
+    student = TEACHER.but(semantic=None, teacher=f"{rows}:teacher", affinity={"saliency": True})
+    alone = tmp_path / "runs" / "rows-teacher-seed0"
+    alone.mkdir(parents=True)
+    (alone / "metrics.json").write_text("{}")
+    params = run_params(teacher, row="teacher", seed=0, data_root=tmp_path, data={"train": "a"}, classes=["disc"])
+    (alone / "params.json").write_text(json.dumps(params))
+    assert teacher_place(student, 0, tmp_path / "runs") == alone
+    rows.write_text(text.replace("'epochs': 2", "'epochs': 3", 1))
+    assert teacher_place(student, 0, tmp_path / "runs").name == teacher_folder(student, 0)
+    (alone / "params.json").write_text(json.dumps({k: v for k, v in params.items() if k != "student_digest"}))
+    assert teacher_place(student, 0, tmp_path / "runs") == alone  # a run that did not record it
 
 
 def test_the_heads_of_three_parts_count_them_once_and_name_their_folders(place, tmp_path, monkeypatch, capsys):
