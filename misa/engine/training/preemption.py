@@ -14,6 +14,7 @@ import torch.distributed as dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from misa.engine.training.resume import ResumableState
 from misa.engine.training.watch import LossRecord
 from misa.errors import Stopped
 from misa.machine import expected_processes
@@ -118,6 +119,8 @@ class Preemption(Hook):
         for hook in runner.hooks:
             if isinstance(hook, LossRecord):
                 hook.flush(runner)
+            if isinstance(hook, ResumableState):
+                hook.collect(runner)
         # Numbered by optimizer steps, which stay the same with another micro-batch or number of GPUs.
         name = f"epoch_{runner.epoch}_step_{done // self.accumulate}.pth"
         runner.save_checkpoint(runner.work_dir, name, by_epoch=False)

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler
+from mmengine.dist import all_gather_object, all_reduce_params, get_rank, get_world_size
 from mmengine.hooks import Hook, ParamSchedulerHook, RuntimeInfoHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from misa.errors import UserError, option_name
 from misa.models.students.base import Clock
@@ -92,10 +95,25 @@ class ResumableState(Hook):
     """Saves and restores random generators and an objective's host state, so that a resumed run equals an uninterrupted
     one.
 
-    Checkpoints remain loadable with weights_only=True: mmengine would pickle its log objects into them.
+    The main process writes the checkpoint: of several processes it also has the others' generators, and the mean of
+    their BatchNorm statistics; host state is the main process's. Checkpoints remain loadable with weights_only=True:
+    mmengine would pickle its log objects into them.
     """
 
-    priority = "VERY_LOW"
+    priority = "LOW"  # before mmengine's hook that saves the checkpoint
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Any]] = []
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Collect what the checkpoint of this epoch needs of all processes."""
+        self.collect(runner)
+
+    def collect(self, runner: Runner) -> None:
+        """Gather the generators of all processes, and average their BatchNorm statistics (a collective call)."""
+        if get_world_size() > 1:
+            share_statistics(runner.model)
+        self.states = all_gather_object(_random_states())
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add the states; remove the log buffers, whose content `losses.jsonl` has."""
@@ -105,18 +123,11 @@ class ResumableState(Hook):
             "runtime_info": {"keep_ckpt_ids": kept},
             "resumed_keys": {"keep_ckpt_ids": True},
         }
-        numpy_state: Any = np.random.get_state()  # noqa: NPY002
-        name, keys, position, has_gauss, gauss = numpy_state
-        version, numbers, following = random.getstate()
         checkpoint["batches_per_epoch"] = len(runner.train_dataloader)
         if (kept := _kept_on_host(runner)) is not None:
             checkpoint["kept_on_host"] = kept.state()
-        checkpoint["random_states"] = {
-            "torch": torch.get_rng_state(),
-            "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
-            "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
-            "python": [version, list(numbers), following],
-        }
+        first, *others = self.states or [_random_states()]
+        checkpoint |= {"random_states": first, "random_states_of_others": others}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Restore the states, if the checkpoint has them.
@@ -127,6 +138,9 @@ class ResumableState(Hook):
         states = checkpoint.get("random_states")
         if states is None or not runner._resume:
             return
+        others = checkpoint.get("random_states_of_others", [])
+        if 0 < get_rank() <= len(others):
+            states = others[get_rank() - 1]
         if (kept := _kept_on_host(runner)) is not None:
             kept.restore(checkpoint["kept_on_host"])
         batches = len(runner.train_dataloader)  # saved after whole optimizer steps, so the division below is exact
@@ -140,6 +154,29 @@ class ResumableState(Hook):
         np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
         version, numbers, following = states["python"]
         random.setstate((version, tuple(numbers), following))
+
+
+def _random_states() -> dict[str, Any]:
+    """This process's generators as tensors, numbers and text."""
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    name, keys, position, has_gauss, gauss = numpy_state
+    version, numbers, following = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+        "python": [version, list(numbers), following],
+    }
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Average the running statistics of all processes that BatchNorm layers of this one are learning.
+
+    Each process has seen its own images only, unless it is SyncBatchNorm.
+    """
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    learned = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+    all_reduce_params([buffer for buffer in learned if buffer is not None], op="mean")
 
 
 def _kept_on_host(runner: Runner) -> Any:

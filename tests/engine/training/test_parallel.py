@@ -367,6 +367,53 @@ def test_a_checkpoint_that_counts_otherwise_is_refused(place):
         train_with(Train(**options(place, "box", "silent", epochs=2)))
 
 
+COLLECT = """
+import random, sys
+from types import SimpleNamespace
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from misa.engine.training.parallel import join, leave
+from misa.engine.training.resume import ResumableState
+
+join(cuda=False)
+rank = get_rank()
+model = torch.nn.Sequential(torch.nn.BatchNorm2d(1), torch.nn.BatchNorm2d(1).eval(), torch.nn.Linear(1, 1))
+for seed in (torch.manual_seed, np.random.seed, random.seed):
+    seed(rank)
+for layer in (model[0], model[1]):
+    layer.running_mean += 1 + 2 * rank  # 1 and 3
+runner = SimpleNamespace(model=model, train_dataloader=[0], _resume=True)
+runner.message_hub = SimpleNamespace(runtime_info={})
+state = ResumableState()
+state.after_train_epoch(runner)
+checkpoint = {"meta": {"iter": 1}}
+state.before_save_checkpoint(runner, checkpoint)
+draws = [float(torch.rand(())), np.random.rand(), random.random()]
+if rank == 0:
+    torch.save(checkpoint, sys.argv[1])
+torch.distributed.barrier()
+saved = torch.load(sys.argv[1], weights_only=True)
+ResumableState().after_load_checkpoint(runner, saved)
+again = [float(torch.rand(())), np.random.rand(), random.random()]
+assert again == draws, (rank, draws, again)
+print(f"RANK {rank} draws {draws[0]:.6f}, statistics {float(model[0].running_mean)} {float(model[1].running_mean)}")
+leave()
+"""
+
+
+@pytest.mark.slow
+def test_a_checkpoint_has_the_generators_and_the_mean_statistics_of_all_processes(tmp_path):
+    (tmp_path / "collect.py").write_text(COLLECT)
+    child = started(str(tmp_path / "collect.py"), str(tmp_path / "saved.pth"))
+    text, _ = child.communicate(timeout=200)
+    assert child.returncode == 0, text
+    drawn = [float(torch.rand((), generator=torch.Generator().manual_seed(rank))) for rank in (0, 1)]
+    assert drawn[0] != drawn[1]
+    for rank, own in enumerate((1.0, 3.0)):  # the second layer's statistics are fixed
+        assert f"RANK {rank} draws {drawn[rank]:.6f}, statistics 2.0 {own}" in text
+
+
 def test_generators_of_more_gpus_than_there_are_here(monkeypatch):
     """A checkpoint of a machine with several visible GPUs resumes with one: only the used generators matter."""
     applied = []
