@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from misa.errors import UserError, did_you_mean, option_name, stem
 
@@ -95,6 +95,16 @@ def missing(path: Path, what: str, advice: str) -> str:
     return f"there is no {what} {path}{did_you_mean(wanted, listing(parent), key=stem) or f'; {advice}.'}"
 
 
+_LOCKS: list[IO[str]] = []
+
+
+def close_locks() -> None:
+    """Close the locks that a forked process has inherited, so that they end with the process that holds them."""
+    for lock in _LOCKS:
+        lock.close()
+    _LOCKS.clear()
+
+
 @contextmanager
 def locked(folder: Path, name: str = "", *, shared: bool = False) -> Iterator[None]:
     """Lock a folder (created if missing) exclusively, or `shared` with other processes that lock it shared.
@@ -114,9 +124,11 @@ def locked(folder: Path, name: str = "", *, shared: bool = False) -> Iterator[No
             fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"{name} {folder} {IN_USE}; wait for it or choose another.") from error
+        _LOCKS.append(lock)
         try:
             yield
         finally:
+            _LOCKS.remove(lock)
             if made and [path.name for path in folder.iterdir()] == [".lock"]:  # created here and still empty
                 (folder / ".lock").unlink()
                 with contextlib.suppress(OSError):  # another run has just written to it

@@ -134,7 +134,7 @@ def _whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError):
+    except Exception:  # zipfile raises many kinds for a damaged directory
         return False
 
 

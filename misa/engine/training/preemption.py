@@ -15,8 +15,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from misa.engine.training.resume import ResumableState
-from misa.engine.training.watch import LossRecord
+from misa.engine.training.watch import LossRecord, NaNGuard
 from misa.errors import Stopped
+from misa.files import close_locks
 from misa.machine import expected_processes
 
 NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
@@ -47,6 +48,7 @@ def begin_worker(worker_id: int) -> None:
 
     Its parent still needs it to finish the step. SIGTERM ends it only if the parent sent it, as torch does at the end.
     """
+    close_locks()  # this process may outlive one that is killed, and nobody could resume the run until then
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # also for the threads that it will start
     parent = multiprocessing.parent_process()
@@ -117,6 +119,8 @@ class Preemption(Hook):
         if not received:
             return
         for hook in runner.hooks:
+            if isinstance(hook, NaNGuard):
+                hook.check_weights(runner)
             if isinstance(hook, LossRecord):
                 hook.flush(runner)
             if isinstance(hook, ResumableState):

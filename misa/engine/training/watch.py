@@ -298,6 +298,9 @@ class Health(Hook):
 class NaNGuard(Hook):
     """Ends the training at a step with a non-finite loss, names the loss and saves the batch.
 
+    A gradient that is not finite shows in the loss of the next step only, so that the weights are checked before every
+    checkpoint and thereby after the last step.
+
     Every process saves its own batch: `diverged.pth` is the main process's, `diverged-1.pth` that of rank 1.
 
     folder: where to save the batch. behind: on a GPU losses are read asynchronously, at most this many steps late.
@@ -329,9 +332,18 @@ class NaNGuard(Hook):
         self.open.append((runner.iter, data_batch, list(losses), values, event))
         self.check(wait=False)
 
-    def after_train(self, runner: Runner) -> None:
-        """Check the remaining steps."""
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Check the remaining steps and the weights, before mmengine saves them."""
+        self.check_weights(runner)
+
+    def check_weights(self, runner: Runner) -> None:
+        """Raise Diverged if a loss so far or a weight is not finite."""
         self.check(wait=True)
+        weights = [p.detach() for p in runner.model.parameters()]
+        if weights and not torch.stack([w.isfinite().all() for w in weights]).all():
+            names = [name for name, p in runner.model.named_parameters() if not p.detach().isfinite().all()]
+            parts = counted(len(names), "part")
+            raise Diverged(f"the gradient became NaN or infinite, and so {parts} of the weights, such as {names[0]}.")
 
     def check(self, *, wait: bool) -> None:
         """Raise Diverged for the first step with non-finite losses among those transferred; `wait`: among all."""

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from misa.cli import main
+from misa.engine.runs.checkpoints import newest
 from misa.files import locked
 from misa.rows import find_row
 
@@ -393,6 +394,18 @@ def test_a_damaged_newest_checkpoint_falls_back_and_says_so(place, capsys):
     card = json.loads((place.folder / "out/predict.json").read_text())
     assert main(place.predict("--score", 0, checkpoint=place.run / "checkpoints/epoch_7.pth")) == 0
     assert json.loads((place.folder / "out/predict.json").read_text()) == card, "the same weights"
+
+
+@pytest.mark.parametrize("method", [0, 99], ids=["whole", "a compression that does not exist"])
+def test_a_checkpoint_with_a_damaged_directory_is_skipped(place, capsys, method):
+    """zipfile raises many kinds for it."""
+    content = bytearray(place.newest.read_bytes())
+    entry = content.index(b"PK\x01\x02")  # of the first file in the archive's directory
+    content[entry + 10] = method
+    place.newest.write_bytes(content)
+    found = newest(place.run)
+    assert (found == place.newest) is (method == 0)
+    assert ("epoch_8.pth is damaged" in capsys.readouterr().out) is (method != 0)
 
 
 def test_a_strangers_unfinished_run_runs_no_code(place, capsys):

@@ -16,7 +16,7 @@ from misa.engine.training.watch import NaNGuard
 from misa.errors import Diverged, NotFinite
 from misa.figures.plots import health_curves
 from misa.rows import find_row
-from tests.helpers import CPU
+from tests.helpers import CPU, tiny_experiment
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,29 @@ def test_watching_changes_no_weight(place, monkeypatch):
     )
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert len(health(place / "watched")["step"]) == 2
+
+
+@pytest.mark.parametrize("step", [3, 6], ids=["last step of an epoch", "last step"])
+def test_a_gradient_that_is_not_finite_is_told_before_a_checkpoint_has_it(tmp_path, monkeypatch, step):
+    """The loss of that step is finite, and no step follows in the epoch that would show it."""
+    row = tiny_experiment(schedule={"epochs": 2}, scenes=(("size", 64), ("train", 6), ("val", 3), ("objects", (1, 2))))
+    clip, calls = torch.nn.utils.clip_grad_norm_, []
+
+    def clipped(parameters, **options):
+        calls.append(None)
+        if len(calls) == step:
+            parameters[0].grad.view(-1)[0] = float("nan")
+        return clip(parameters, **options)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clipped)
+    with pytest.raises(Diverged, match=rf"^step {step}: the gradient became NaN .* such as \S+\. The batch is in"):
+        train(row, data_root=tmp_path / "data", work_dir=tmp_path / "run", machine=CPU)
+    kept = sorted((tmp_path / "run" / "checkpoints").glob("epoch_*.pth"))
+    assert [path.name for path in kept] == ["epoch_1.pth"] * (step > 3)
+    for path in kept:
+        values = torch.load(path, weights_only=True)["state_dict"].values()
+        assert all(value.isfinite().all() for value in values if value.is_floating_point())
+    assert not (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_a_training_that_explodes_names_its_step_and_keeps_the_batch(place):

@@ -340,6 +340,22 @@ def test_a_worker_is_ended_by_its_parent_alone():
     assert worker.exitcode == 0
 
 
+def test_a_worker_does_not_hold_the_run_folder_of_a_parent_that_is_gone(tmp_path):
+    """It lives on for seconds after its parent is killed, and the same command is to go on at once."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    with locked(tmp_path / "run"):
+        worker = context.Process(target=working, args=(theirs,), daemon=True)
+        worker.start()
+        assert ours.recv() == "ready"
+        with pytest.raises(UserError, match="is in use"), locked(tmp_path / "run"):
+            pass
+    with locked(tmp_path / "run"):
+        assert worker.is_alive()
+    worker.terminate()
+    worker.join(20)
+
+
 def test_what_ignores_ctrl_c_goes_on_ignoring_it(place, tmp_path, monkeypatch):
     """As for a training that a shell script runs in the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
