@@ -20,7 +20,7 @@ from misa.data.scenes.scenes import named_scene
 from misa.data.semantic import true_maps
 from misa.engine.reports.figure_sources import Choice, Sources, Trained, digest
 from misa.engine.runs.checkpoints import last_checkpoint
-from misa.engine.runs.record import current_commit, read_params
+from misa.engine.runs.record import commits, current_commit, read_params
 from misa.engine.runs.samples import stacked_objects, surest
 from misa.engine.runs.scores import DETECTIONS, LABEL_MAPS, MERGE_SCORE, merged_map, score_merged
 from misa.engine.runs.state import remarks
@@ -247,15 +247,15 @@ def deepest(example: Example) -> Seed:
 
 
 def _card(run: Trained) -> dict[str, Any]:
-    """Identifies a run: row, hash, seed, weights, and the commit that it was trained at."""
-    environment = read_json(run.folder / "env.json") or {}
+    """Identifies a run: row, hash, seed, weights, and the commit that it was trained at, or several if resumed."""
+    at = commits(run.folder)
     params = read_params(run.folder)
     return {
         "row": params["row"],
         "hash": params["digest"],
         "seed": params["seed"],
         "weights": digest(last_checkpoint(run.folder)),
-        "commit": environment.get("commit"),
+        "commit": at[0] if len(at) == 1 else at,
     }
 
 

@@ -1,6 +1,7 @@
 """Run folders: their record, lock and scores, and opening them."""
 
 import contextlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from misa.data.digest import data_digests
 from misa.data.source import Source, open_source
 from misa.engine.runs.checkpoints import newest
 from misa.engine.runs.record import (
+    RESUMED,
     SMOKE,
     environment,
     learned_from_same,
@@ -140,16 +142,29 @@ def earlier_work(folder: Path, params: dict[str, Any], resume: bool) -> tuple[di
 
 
 def write_record(
-    folder: Path, params: dict[str, Any], config: Config, device: str | None, *, weights: Mapping[str, str | None]
+    folder: Path,
+    params: dict[str, Any],
+    config: Config,
+    device: str,
+    *,
+    resumed: bool,
+    weights: Mapping[str, str | None],
 ) -> None:
-    """Write params.json, config.py and, for a new run on `device`, env.json; weights: hashes of those it begins with.
+    """Write params.json, config.py and env.json, or what a resumed run has otherwise into `RESUMED`.
 
-    weights: "start" and "teacher", None if it has none.
+    weights: hashes of those it begins with, "start" and "teacher", None if it has none.
     """
     write_json(folder / "params.json", params)
-    begins = {name: value for name, value in weights.items() if value is not None}
-    if device is not None:
-        write_json(folder / "env.json", environment(device) | {"processes": get_world_size()} | begins)
+    now = environment(device) | {"processes": get_world_size()}
+    if resumed:
+        before = read_json(folder / "env.json") or {}
+        if changed := {name: value for name, value in now.items() if before.get(name) != value}:
+            with (folder / RESUMED).open("a") as file:
+                file.write(json.dumps(changed) + "\n")
+    else:
+        (folder / RESUMED).unlink(missing_ok=True)
+        begins = {name: value for name, value in weights.items() if value is not None}
+        write_json(folder / "env.json", now | begins)
     loadable(config).dump(str(folder / "config.py"))
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 FILES = ("params.json", "env.json", "config.py", "log.txt", "losses.jsonl", "metrics.json")
 SMOKE = "a smoke run: two training steps on small images, to see that everything runs; its numbers mean nothing."
+RESUMED = "env_resumed.jsonl"
+"""File with a line for each resume under other versions, device, threads, processes or commit than env.json's."""
 COST = "cost.json"
 """File of seconds and memory of the steps (`misa.engine.training.cost`), which vary between equal trainings."""
 
@@ -170,6 +172,15 @@ def environment(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
     }
+
+
+def commits(folder: Path) -> list[str | None]:
+    """The commits that a run was trained at, in order; None for one that is not known."""
+    path = folder / RESUMED
+    lines = path.read_text().splitlines() if path.is_file() else []
+    found = [(read_json(folder / "env.json") or {}).get("commit")]
+    found += [own["commit"] for own in map(json.loads, lines) if "commit" in own]
+    return list(dict.fromkeys(found))
 
 
 def current_commit() -> str | None:

@@ -286,7 +286,7 @@ def _seconds(one: Job) -> float | None:
     """Duration of a finished training, pauses included, by the times of its files; None where a copy changed them."""
     if one.state != "finished":
         return None
-    begun, ended = (one.folder / name for name in ("env.json", "metrics.json"))  # a resumed run keeps its env.json
+    begun, ended = (one.folder / name for name in ("env.json", "metrics.json"))  # a resume leaves env.json as it is
     took = ended.stat().st_mtime - begun.stat().st_mtime if begun.exists() else 0.0
     return took if took > 1 else None
 

@@ -346,12 +346,12 @@ def build(
         student = runner.model.module if is_model_wrapper(runner.model) else runner.model
         student.attach(teacher)
     # Last, once nothing can fail any more.
-    new = device if plan.checkpoint is None else None
     weights = {
         "start": None if plan.start is None else plan.start.digest,
         "teacher": weights_digest(teacher.state_dict()) if teacher is not None and plan.first is not None else None,
     }
-    on_main_process(lambda: write_record(folder, plan.params, config, new, weights=weights))
+    resumed = plan.checkpoint is not None
+    on_main_process(lambda: write_record(folder, plan.params, config, device, resumed=resumed, weights=weights))
     return runner
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 import misa
 from misa.cli import main
 from misa.engine.reports.evaluate import evaluate
+from misa.engine.runs.record import commits
 from misa.engine.training.preemption import begin_worker
 from misa.engine.training.runner import quiet_runner
 from misa.engine.training.train import require_buildable, require_shadow, train
@@ -239,6 +240,22 @@ def test_the_config_in_a_strangers_checkpoint_is_not_executed(run, place, tmp_pa
     assert not sprung.exists()
 
 
+def test_a_resume_under_another_commit_is_recorded(run, place, tmp_path):
+    """And one under the same leaves no line; figures name all commits."""
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    before = json.loads((folder / "env.json").read_text())
+    for commit in (before["commit"], "another"):
+        (folder / "metrics.json").unlink()
+        (folder / "env.json").write_text(json.dumps(before | {"commit": commit, "threads": before["threads"]}))
+        train(TOY, data_root=place / "data", work_dir=folder, machine=CPU)
+        assert (folder / "env_resumed.jsonl").exists() is (commit == "another")
+    assert json.loads((folder / "env.json").read_text())["commit"] == "another"
+    (line,) = (folder / "env_resumed.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"commit": before["commit"]}
+    assert commits(folder) == ["another", before["commit"]]
+    assert commits(run.folder) == [before["commit"]]
+
+
 def test_a_stop_with_another_micro_batch_is_the_newest(heard, place, tmp_path, monkeypatch):
     """Stopped in the second of four steps with micro-batches of one image, then in the third with whole batches."""
     row = TOY.but(schedule={"epochs": 1}, scenes=(("size", 64), ("train", 8), ("val", 3), ("objects", (1, 2))))
@@ -344,13 +361,13 @@ def test_a_worker_does_not_hold_the_run_folder_of_a_parent_that_is_gone(tmp_path
     """It lives on for seconds after its parent is killed, and the same command is to go on at once."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    with locked(tmp_path / "run"):
+    with locked(tmp_path):
         worker = context.Process(target=working, args=(theirs,), daemon=True)
         worker.start()
         assert ours.recv() == "ready"
-        with pytest.raises(UserError, match="is in use"), locked(tmp_path / "run"):
+        with pytest.raises(UserError, match="is in use"), locked(tmp_path):
             pass
-    with locked(tmp_path / "run"):
+    with locked(tmp_path):
         assert worker.is_alive()
     worker.terminate()
     worker.join(20)
