@@ -219,8 +219,14 @@ def _student(job: Job, sets: Sequence[Labels], share: Share, device: str, thread
     if job.run:  # before anything is written
         student = load_student(Path(job.run).expanduser(), device=device)
         require_knows(student, names, advice="leave the run out, and a student is trained from these boxes")
-    elif job.experiment and not share.whole and not (base / "run" / "metrics.json").is_file():
-        raise UserError("shards share a student that is trained already; give run, or label without shard first.")
+    elif job.experiment and not (base / "run" / "metrics.json").is_file():
+        if not share.whole:
+            raise UserError("shards share a student that is trained already; give run, or label without shard first.")
+        if (number := device.removeprefix("cuda:")) not in (device, "0"):
+            raise UserError(
+                f"a student is to be trained from these boxes first, on the first GPU that torch sees; set "
+                f"CUDA_VISIBLE_DEVICES={number}, and device to cuda."
+            )
     with share.locked(base, "the record"):
         _require_same(job)
         if student is None:

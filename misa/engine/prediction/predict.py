@@ -299,6 +299,11 @@ def _work(
                 record.write(json.dumps(row).encode() + b"\n")
                 record.flush()
                 predicted += 1
+        # The results of images that have changed and failed are of their earlier content.
+        for name in sorted((failed.keys() - left.keys()) & done.keys()):
+            forget(folder, name, masks=options.masks)
+            gone = {"name": name, "file": "", "stamp": [], "size": [], "instances": None, "call": call}
+            record.write(json.dumps(gone).encode() + b"\n")
     return predicted, failed
 
 

@@ -25,7 +25,7 @@ from misa.engine.runs.record import (
 from misa.engine.runs.state import warn_changed
 from misa.errors import UserError, option_name
 from misa.experiment import Experiment
-from misa.files import locked, read_json, write_json
+from misa.files import locked, placed, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def opened(
 
 def recorded(folder: str | Path) -> tuple[Experiment, Path, dict[str, Any]]:
     """Return the experiment, path and parameters of a run folder, not its data; UserError if it is not one."""
-    folder = Path(folder).expanduser().resolve()
+    folder = placed(folder)
     params = read_params(folder)
     try:
         return Experiment.from_values(params["experiment"]), folder, params

@@ -442,6 +442,13 @@ def test_a_shard_needs_a_student(data, tmp_path):
     assert not (tmp_path / "other.label").exists()
 
 
+def test_a_student_is_not_trained_on_another_gpu_than_asked(data, tmp_path):
+    """Trainings take the first GPU that torch sees, which may be somebody else's."""
+    with pytest.raises(UserError, match="set CUDA_VISIBLE_DEVICES=1, and device to cuda"):
+        label(Job(data, tmp_path / "m.json"), device="cuda:1")
+    assert not (tmp_path / "m.label").exists()
+
+
 def test_the_score_is_that_of_the_written_masks(small_run, data, tmp_path):
     job = Job(data, tmp_path / "m.json", run=small_run.folder, split="val")
     done = label(job, device="cpu", score=True)

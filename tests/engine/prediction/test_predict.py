@@ -222,6 +222,23 @@ def test_the_same_call_again_looks_at_new_and_changed_images_only(student, photo
     assert (read(out / "masks/b.png") == read(out / "masks/c.png")).all()
 
 
+def test_nothing_is_left_of_the_earlier_content_of_an_image_that_fails_now(student, photos, tmp_path):
+    out = tmp_path / "out"
+    before = predict(student, photos, out=out, score=0.0)
+    whole = (photos / "b.png").read_bytes()
+    held = {path.relative_to(out) for path in out.rglob("b.*")}
+    assert {path.parts[0] for path in held} == {"masks", "overlay"}
+    (photos / "b.png").write_bytes(whole[: len(whole) // 2])
+    after = predict(student, photos, out=out, score=0.0)
+    assert list(after.failed) == ["b"]
+    assert after.images == before.images - 1
+    images = json.loads((out / "instances.json").read_text())["images"]
+    assert "b.png" not in [image["file_name"] for image in images]
+    assert not any((out / path).exists() for path in held)
+    (photos / "b.png").write_bytes(whole)
+    assert predict(student, photos, out=out, score=0.0).images == before.images
+
+
 def test_a_killed_call_goes_on_and_ends_as_if_it_had_not_been_killed(small_run, photos, tmp_path):
     for i in range(20):
         shutil.copy(photos / "a.png", photos / f"copy{i:02d}.png")
