@@ -302,7 +302,7 @@ def _work(
         # The results of images that have changed and failed are of their earlier content.
         for name in sorted((failed.keys() - left.keys()) & done.keys()):
             forget(folder, name, masks=options.masks)
-            gone = {"name": name, "file": "", "stamp": [], "size": [], "instances": None, "call": call}
+            gone: dict[str, Any] = {"name": name, "file": "", "stamp": [], "size": [], "instances": None, "call": call}
             record.write(json.dumps(gone).encode() + b"\n")
     return predicted, failed
 
