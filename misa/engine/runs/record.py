@@ -29,19 +29,17 @@ def run_params(
     experiment: Experiment, *, row: str, seed: int, data_root: Path, data: Mapping[str, str], classes: Sequence[str]
 ) -> dict[str, Any]:
     """The parameters that identify a run: equal values mean the same run. data: see `misa.data.digest`."""
-    return (
-        teacher_digest(experiment)
-        | student_digest(experiment)
-        | {
-            "row": row,
-            "digest": experiment.digest(),
-            "seed": seed,
-            "data_root": str(data_root),
-            "data": dict(data),
-            "classes": list(classes),
-            "experiment": experiment.values(),
-        }
-    )
+    return {
+        **teacher_digest(experiment),
+        **student_digest(experiment),
+        "row": row,
+        "digest": experiment.digest(),
+        "seed": seed,
+        "data_root": str(data_root),
+        "data": dict(data),
+        "classes": list(classes),
+        "experiment": experiment.values(),
+    }
 
 
 def teacher_digest(experiment: Experiment) -> dict[str, str]:

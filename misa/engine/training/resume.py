@@ -134,7 +134,7 @@ class ResumableState(Hook):
 
         With another per_gpu or number of GPUs an epoch has another number of micro-batches: the step is renumbered.
         """
-        checkpoint["meta"].pop("config", None)  # mmengine would execute it
+        checkpoint.get("meta", {}).pop("config", None)  # mmengine would execute it
         states = checkpoint.get("random_states")
         if states is None or not runner._resume:
             return
