@@ -136,15 +136,6 @@ def locked(folder: Path, name: str = "", *, shared: bool = False) -> Iterator[No
                         path.rmdir()
 
 
-def placed(path: str | Path) -> Path:
-    """Returns the absolute path, with links resolved above its last part only.
-
-    A run folder that has been moved to another disk, with a link in its place, keeps its teacher beside the link.
-    """
-    whole = Path(os.path.abspath(Path(path).expanduser()))
-    return whole.parent.resolve() / whole.name
-
-
 def shorter(path: Path) -> str:
     """Returns the path, relative to the working directory if that is shorter."""
     seen = os.path.relpath(path)

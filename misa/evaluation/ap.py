@@ -221,7 +221,7 @@ def score(
         "segm": mask_ap(truth, found, images=images, categories=names),
         "segm_as_rectangles": mask_ap(truth, as_rectangles(found), images=images, categories=names),
         "segm_any_class": mask_ap(truth, found, images=images, categories=names, any_class=True),
-        **({"segm_by_mode": by_mode} if modes else {}),
+        **({"segm_of_mode": by_mode} if modes else {}),
         "detections": len(found),
         "images": len(images),
     }

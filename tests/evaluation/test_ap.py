@@ -184,12 +184,12 @@ def test_objects_that_do_not_count_are_neither_found_nor_missed(truth_file):
 def test_scores_by_failure_mode_where_the_truth_notes_it(truth_file, tmp_path):
     results = tmp_path / "found.json"
     results.write_text(json.dumps([detection(square(60, 60, 20))]))
-    assert "segm_by_mode" not in score(truth_file, results)
+    assert "segm_of_mode" not in score(truth_file, results)
     content = json.loads(truth_file.read_text())
     for annotation, mode in zip(content["annotations"], ("plain", "contrast"), strict=True):
         annotation["mode"] = mode
     truth_file.write_text(json.dumps(content))
-    by_mode = score(truth_file, results)["segm_by_mode"]
+    by_mode = score(truth_file, results)["segm_of_mode"]
     assert {mode: round(values["AP"]) for mode, values in by_mode.items()} == {"contrast": 100, "plain": 0}
 
 
@@ -229,6 +229,34 @@ def test_the_ap_of_a_mode_is_that_without_the_objects_of_the_others(tmp_path, se
         assert 5 < own["AP"] < 95
 
 
+@pytest.mark.parametrize(
+    ("left", "counts_in"),
+    [  # IoU with the plain object (columns 0 to 40) and the camouflaged one (42 to 82)
+        (24, {"plain"}),  # 0.24, 0.17
+        (30, {"camouflage"}),  # 0.14, 0.28
+        (74, {"camouflage"}),  # 0, 0.11
+        (76, {"plain", "camouflage"}),  # 0, 0.08: on the background
+        (90, {"plain", "camouflage"}),  # 0, 0
+    ],
+)
+def test_a_loose_detection_counts_in_the_mode_of_the_object_that_it_overlaps_most(
+    truth_file, tmp_path, left, counts_in
+):
+    """Above two exact detections, it halves the precision of the modes in which it is a false positive."""
+    content = json.loads(truth_file.read_text())
+    content["annotations"], found = [], [detection(square(35, left, 30), 0.9)]
+    for number, (mode, x) in enumerate((("plain", 0), ("camouflage", 42)), 1):
+        area = {"area": 1600, "bbox": [x, 30, 40, 40], "iscrowd": 0, "image_id": 1, "category_id": 7}
+        true = encoded(square(30, x, 40))
+        content["annotations"].append({"id": number, "segmentation": true, "mode": mode, **area})
+        found.append(detection(square(30, x, 40), 0.5))
+    truth_file.write_text(json.dumps(content))
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    by_mode = score(truth_file, tmp_path / "found.json")["segm_of_mode"]
+    expected = {mode: 50 if mode in counts_in else 100 for mode in ("plain", "camouflage")}
+    assert {mode: values["AP"] for mode, values in by_mode.items()} == pytest.approx(expected)
+
+
 def test_a_false_positive_counts_in_every_mode(truth_file, tmp_path):
     """Both objects are found after one false positive: precision 2/3 for all objects, 1/2 for those of each mode."""
     content = json.loads(truth_file.read_text())
@@ -239,7 +267,7 @@ def test_a_false_positive_counts_in_every_mode(truth_file, tmp_path):
     (tmp_path / "found.json").write_text(json.dumps([detection(*one) for one in found]))
     scores = score(truth_file, tmp_path / "found.json")
     assert scores["segm"]["AP"] == pytest.approx(200 / 3)
-    assert {mode: values["AP"] for mode, values in scores["segm_by_mode"].items()} == pytest.approx(
+    assert {mode: values["AP"] for mode, values in scores["segm_of_mode"].items()} == pytest.approx(
         {"contrast": 50, "plain": 50}
     )
 
@@ -299,6 +327,6 @@ def test_a_mode_that_is_no_text_is_none(truth_file, tmp_path):
     truth_file.write_text(json.dumps(content))
     found = tmp_path / "found.json"
     found.write_text(json.dumps([detection(square(60, 60, 20))]))
-    assert {mode: values["AP"] for mode, values in score(truth_file, found)["segm_by_mode"].items()} == {
+    assert {mode: values["AP"] for mode, values in score(truth_file, found)["segm_of_mode"].items()} == {
         "plain": pytest.approx(100)
     }

@@ -12,10 +12,18 @@ from misa.rows import find_row
 
 STORED = Path(__file__).with_name("old_rows.json.gz")  # of commit 531f548: one of each row
 PARAMS = json.loads(gzip.decompress(STORED.read_bytes()))
+# Rows whose values were not those of their sources: norms that decay, and a warm-up or batch.
+CORRECTED = {
+    *(f"table1_coco:{name}_r101" for name in ("mask_rcnn", "solo", "solov2", "condinst", "boxinst")),
+    *("table1_coco:boxinst_r50", "table2_voc:boxinst_r50", "table2_voc:boxinst_r101"),
+}
 
 
 @pytest.mark.parametrize("params", PARAMS, ids=lambda params: params["row"])
 def test_an_old_record_is_the_rows_of_today(tmp_path, params):
+    if params["row"] in CORRECTED:
+        assert find_row(params["row"]).digest() != params["digest"]
+        return
     (tmp_path / "params.json").write_text(json.dumps(params))
     experiment, _, read = recorded(tmp_path)
     assert experiment == find_row(params["row"])

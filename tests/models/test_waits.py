@@ -62,6 +62,7 @@ FCOS_NMS = {  # the same by mmdet, on five levels
     "index at utils/misc.py filter_scores_and_topk": 10,
     "nms at ops/boxes.py nms": 2,
     "nonzero at utils/misc.py filter_scores_and_topk": 10,
+    "nonzero at students/condinst.py _above": 2,
 }
 WAITS = {  # of two images; 0 where a row is not here
     "mask2former_misa": MATCH,

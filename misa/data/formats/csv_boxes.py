@@ -47,6 +47,7 @@ _CORNERS, _CORNER, _SIDES = (
     for key in ("corners of the box", "or its top left corner", "and its sides")
 )
 _BOXES = (*_CORNERS, *(corner + sides for sides in _SIDES for corner in _CORNER))
+_NAMES = {name for accepted in COLUMNS.values() for names in accepted for name in names.split()}
 _NAMELESS = "image, x1, y1, x2, y2, label"  # the columns of a file without a header
 
 
@@ -109,7 +110,8 @@ def _columns(path: Path, first: Sequence[str], classes: bool) -> _Columns:
     )
     form = next((form for form in _BOXES if set(form) <= set(names)), None)
     if label is None and not classes:  # unless the name is misspelt
-        classes = any(difflib.get_close_matches(name, COLUMNS["label"], 1) for name in names)
+        others = [name for name in names if name not in _NAMES]
+        classes = any(difflib.get_close_matches(name, COLUMNS["label"], 1, cutoff=0.8) for name in others)
     if image is None or form is None or (label is None and classes):
         raise DataError(_misnamed(path, first, form))
     x, y, w, h = (names.index(name) for name in form)

@@ -22,8 +22,9 @@ SCORES = ("AP", "AP50", "AP75")
 NOT_RUN = "not run"
 _MEANS = "means over the seeds, AP in percent"
 _MODES = (
-    "{}: AP on the objects of one mode; those of the others are ignored, but every false positive (duplicate, wrong "
-    "class, background) counts in each mode, so that all may lie below the AP: compare rows within a mode"
+    "{}: AP on the objects of one mode; those of the others and their detections are ignored, but detections of "
+    "another class or of the background count in each mode, so that all may lie below the AP: compare rows within a "
+    "mode"
 )
 Format = Literal["text", "html", "latex", "csv"]
 
@@ -168,7 +169,7 @@ class Table:
 
     def _legend(self) -> str:
         """The heading of `details`."""
-        modes = {mode for job in self.every_job() for mode in (job.metrics() or {}).get("segm_by_mode", {})}
+        modes = {mode for job in self.every_job() for mode in (job.metrics() or {}).get("segm_of_mode", {})}
         return f"{_MEANS}; {_MODES.format(', '.join(sorted(modes)))}" if modes else _MEANS
 
     def details(self) -> pd.DataFrame:
@@ -335,7 +336,7 @@ def _score(job: Job, name: str) -> float | None:
 def _score_by_group(job: Job) -> dict[str, float]:
     """AP on the objects of each failure mode and size in the ground truth; of boxes if the data has no masks."""
     metrics = job.metrics() or {}
-    found = {mode: values.get("AP") for mode, values in metrics.get("segm_by_mode", {}).items()}
+    found = {mode: values.get("AP") for mode, values in metrics.get("segm_of_mode", {}).items()}
     sizes, own = {"small": "APs", "medium": "APm", "large": "APl"}, metrics.get("segm") or metrics.get("bbox") or {}
     found |= {size: own.get(name) for size, name in sizes.items()}
     return {group: value for group, value in found.items() if value is not None}

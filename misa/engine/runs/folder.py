@@ -25,7 +25,7 @@ from misa.engine.runs.record import (
 from misa.engine.runs.state import warn_changed
 from misa.errors import UserError, option_name
 from misa.experiment import Experiment
-from misa.files import locked, placed, read_json, write_json
+from misa.files import locked, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,18 @@ def require_own_stage(place: Path, now: Mapping[str, Any], what: str) -> None:
     )
 
 
+def require_there(folder: Path, place: Path) -> None:
+    """Raise UserError if the teacher that an interrupted student has begun with is gone: another one has other weights.
+
+    Older runs did not record its weights: theirs is trained again.
+    """
+    if "teacher" in (read_json(folder / "env.json") or {}) and not (place / "metrics.json").exists():
+        raise UserError(
+            f"the teacher that the run in {folder} began with is no longer in {place}; restore it, or choose another "
+            f"{option_name('work_dir')} to train both anew."
+        )
+
+
 def require_same_teacher(folder: Path, place: Path, weights: str) -> None:
     """Raise UserError if an interrupted student has begun with other weights of its teacher than those there now."""
     began = (read_json(folder / "env.json") or {}).get("teacher", weights)  # older runs did not record it
@@ -116,7 +128,7 @@ def require_same_teacher(folder: Path, place: Path, weights: str) -> None:
         raise UserError(
             f"the weights of the teacher in {place} have changed since the run in {folder} began with them ({began} "
             f"then, {weights} now), and it cannot go on with others; restore them, or choose another "
-            f"{option_name('work_dir')} for a student of the teacher of now."
+            f"{option_name('work_dir')} to train a student with the present teacher."
         )
 
 
@@ -192,7 +204,7 @@ def opened(
 
 def recorded(folder: str | Path) -> tuple[Experiment, Path, dict[str, Any]]:
     """Return the experiment, path and parameters of a run folder, not its data; UserError if it is not one."""
-    folder = placed(folder)
+    folder = Path(folder).expanduser().resolve()
     params = read_params(folder)
     try:
         return Experiment.from_values(params["experiment"]), folder, params

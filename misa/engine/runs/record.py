@@ -56,8 +56,11 @@ def teacher_digest(experiment: Experiment) -> dict[str, str]:
 
 def student_digest(experiment: Experiment) -> dict[str, str]:
     """Part of a teacher's record: identifies the row of the student whose masks train it by its lineage."""
-    student = experiment.semantic.student if experiment.semantic else ""
-    return {"student_digest": lineage(find_row(student))} if ":" in student and not Path(student).is_dir() else {}
+    semantic = experiment.semantic
+    if semantic is None or semantic.labels != "student" or experiment.supervision == "mask":
+        return {}
+    named = ":" in semantic.student and not Path(semantic.student).is_dir()
+    return {"student_digest": lineage(find_row(semantic.student))} if named else {}
 
 
 def teacher_weights(experiment: Experiment) -> Path | None:
@@ -173,7 +176,7 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def commits(folder: Path) -> list[str | None]:
-    """The commits that a run was trained at, in order; None for one that is not known."""
+    """The commits that a run was trained and evaluated at, the first one first; None for one that is not known."""
     path = folder / RESUMED
     lines = path.read_text().splitlines() if path.is_file() else []
     found = [(read_json(folder / "env.json") or {}).get("commit")]

@@ -130,7 +130,8 @@ class Preemption(Hook):
         runner.save_checkpoint(runner.work_dir, name, by_epoch=False)
         _forget_stops(runner, but=name)
         reason = signal.Signals(int(received))
-        sentence = f"stopped by {NAMES[reason]} after step {done} of {runner.max_iters}, saved as {name}"
+        what = "step" if self.accumulate == 1 else "micro-batch"
+        sentence = f"stopped by {NAMES[reason]} after {what} {done} of {runner.max_iters}, saved as {name}"
         first = self.group is None or dist.get_rank() == 0  # one message for all processes
         raise Stopped(f"{sentence}; the same command goes on from there." if first else "", status=128 + reason)
 

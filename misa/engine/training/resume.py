@@ -172,11 +172,14 @@ def _random_states() -> dict[str, Any]:
 def share_statistics(model: nn.Module) -> None:
     """Average the running statistics of all processes that BatchNorm layers of this one are learning.
 
-    Each process has seen its own images only, unless it is SyncBatchNorm.
+    Each process has seen its own images only, unless it is SyncBatchNorm. An EMA model has the student's.
     """
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     learned = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
     all_reduce_params([buffer for buffer in learned if buffer is not None], op="mean")
+    student = model.module if is_model_wrapper(model) else model
+    if (shadow := getattr(getattr(student, "memory", None), "shadow", None)) is not None:
+        shadow.take_buffers(student)
 
 
 def _kept_on_host(runner: Runner) -> Any:

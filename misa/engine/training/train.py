@@ -20,6 +20,7 @@ from misa.engine.runs.folder import (
     lock_folder,
     require_own_stage,
     require_same_teacher,
+    require_there,
     write_record,
 )
 from misa.engine.runs.places import named_student, student_place, student_row, teacher_place
@@ -36,7 +37,7 @@ from misa.engine.training.runner import choose_device, close_loggers, quiet_runn
 from misa.engine.training.watch import FollowingRun, NaNGuard, Progress
 from misa.errors import Diverged, UserError, counted, option_name
 from misa.experiment import Experiment
-from misa.files import placed, shorter
+from misa.files import shorter
 from misa.machine import BatchSplit, Machine, is_main_process, split_batch
 from misa.models.backbones import backbone_row, require_weights
 from misa.models.students.table import model_config, skeleton
@@ -82,7 +83,7 @@ def train(
     require_buildable(experiment)  # a misspelled name is found before a teacher is trained
     device = _device(experiment, machine)
     split = split_batch(experiment.schedule.batch, get_world_size(), machine.per_gpu)
-    folder = placed(work_dir)
+    folder = Path(work_dir).expanduser().resolve()
     head = f"{row}{' (smoke)' if experiment.limit is not None else ''}, seed {seed}, on {device}, in {shorter(folder)}"
     with report_lost_peer(), restored_signal(), contextlib.ExitStack() as stack:
         on_main_process(lambda: _lock(experiment, folder, seed, stack))
@@ -187,7 +188,7 @@ def require_apart(folder: Path, source: Source) -> None:
         source.root,
         *(place for part in (source.train, source.val) for place in (part.images, part.annotations.parent)),
     }
-    if folder.resolve() in {place.resolve() for place in own}:
+    if folder in {place.resolve() for place in own}:
         name = option_name("work_dir")
         raise UserError(f"{name} {folder} holds the data, which is only read; choose another {name}.")
 
@@ -289,6 +290,8 @@ def prepare(experiment: Experiment, data_root: str | Path, folder: Path, *, row:
     if experiment.trains_teacher:
         place = teacher_place(experiment, seed, folder.parent, student=params)
         require_own_stage(place, params, "teacher")
+        if checkpoint is not None:
+            require_there(folder, place)
         first = Stage(experiment.teacher, teacher_row(experiment), place)
     elif (named := student_row(experiment)) is not None:
         place = student_place(*named, seed, folder.parent, teacher=params)

@@ -342,8 +342,8 @@ class NaNGuard(Hook):
         weights = [p.detach() for p in runner.model.parameters()]
         if weights and not torch.stack([w.isfinite().all() for w in weights]).all():
             names = [name for name, p in runner.model.named_parameters() if not p.detach().isfinite().all()]
-            parts = counted(len(names), "part")
-            raise Diverged(f"the gradient became NaN or infinite, and so {parts} of the weights, such as {names[0]}.")
+            many = counted(len(names), "parameter")
+            raise Diverged(f"{many} of the network became NaN or infinite, such as {names[0]}.")
 
     def check(self, *, wait: bool) -> None:
         """Raise Diverged for the first step with non-finite losses among those transferred; `wait`: among all."""
@@ -383,7 +383,7 @@ class NaNGuard(Hook):
         )
         return (
             f"The batch is in {self.path}, and the checkpoints before it are whole: look at its images, or lower the "
-            f"learning rate or the weight of that loss, in another {option_name('work_dir')}."
+            f"learning rate or the weight of a loss, in another {option_name('work_dir')}."
         )
 
 

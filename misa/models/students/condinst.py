@@ -183,7 +183,7 @@ class MISACondInst(BoxSupervised, CondInst):
         maps = self.extract_feat(images)
         metas = [{"img_shape": size} for size in sizes]
         every = self.bbox_head.predict_by_feat(*self.bbox_head(maps), batch_img_metas=metas, rescale=False)
-        every = [info[info.scores > self.bbox_head.test_cfg.score_thr] for info in every]
+        every = [_above(info, self.bbox_head.test_cfg.score_thr) for info in every]
         features = self.mask_head.mask_feature_head(maps)
         size = tuple(_stretched(self, features).shape[-2:])
         masks = [self.mask_head.forward_single(own, info)[0] for own, info in zip(features, every, strict=True)]
@@ -250,6 +250,11 @@ def condinst_config(experiment: Experiment, classes: tuple[str, ...]) -> ConfigD
     model.test_cfg.rescore = experiment.inference.rescore
     model.update(objectives(experiment, len(classes)))
     return model
+
+
+def _above(found: InstanceData, limit: float) -> InstanceData:
+    """The detections of a score above a limit; one transfer for all of their fields."""
+    return found[(found.scores > limit).nonzero().flatten()]
 
 
 def _stretched(model: CondInst, features: Tensor) -> Tensor:

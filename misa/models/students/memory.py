@@ -34,6 +34,11 @@ class Shadow(nn.Module):
                 own.copy_(theirs[name])
             else:
                 own.lerp_(theirs[name], 1 - momentum)
+        self.take_buffers(student)
+
+    @torch.no_grad()
+    def take_buffers(self, student: nn.Module) -> None:
+        """Copy buffers, such as BatchNorm's running statistics."""
         buffers = dict(student.named_buffers())
         for name, own in self.copy.named_buffers():
             own.copy_(buffers[name])

@@ -407,6 +407,14 @@ def test_boxes_for_predictions_need_no_labels_in_a_csv(tmp_path, text, labels):
             open_layout(tmp_path)
 
 
+@pytest.mark.parametrize("image", COLUMNS["image"])
+@pytest.mark.parametrize("other", ["score", "frame", "video_name", "split"])
+def test_no_other_column_is_taken_for_a_misspelt_label(tmp_path, image, other):
+    value = "train" if other == "split" else "7"
+    (tmp_path / "boxes.csv").write_text(f"{other},{image},xmin,ymin,xmax,ymax\n{value},a.jpg,1,2,30,40\n")
+    assert read_boxes(tmp_path / "boxes.csv") == {"a.jpg": ([[1, 2, 30, 40]], [None])}
+
+
 def test_a_misspelt_column_of_labels_is_not_left_out(tmp_path):
     (tmp_path / "boxes.csv").write_text("image,xmin,ymin,xmax,ymax,lable\na.jpg,1,2,30,40,cat\n")
     with pytest.raises(DataError, match="probably 'lable' for label"):

@@ -261,7 +261,7 @@ def test_scores_by_mode_and_size(tmp_path):
     table = open_table("demo:box,demo:mask", seeds=2, root=tmp_path)
     for row, value in (("demo:box", 10.0), ("demo:mask", 20.0)):
         for job, more in zip(table.jobs[row], (0.0, 2.0), strict=True):
-            finish(job, value + more, segm_by_mode={"plain": {"AP": value + more + 1}})
+            finish(job, value + more, segm_of_mode={"plain": {"AP": value + more + 1}})
     groups = table.by_mode().set_index(["row", "group"])
     assert groups.loc[("demo:box", "plain"), "mean"] == pytest.approx(12)
     assert groups.loc[("demo:mask", "small"), "mean"] == pytest.approx(21)
@@ -278,8 +278,8 @@ def test_details_are_means_over_the_runs_that_know_them(tmp_path, capsys):
     table = open_table(rows, seeds=2, root=tmp_path, details=True)
     whole = {"segm_any_class": {"AP": 30.0, "AP50": 60.0, "AP75": 20.0}, "segm_as_rectangles": {"AP": 4.0, "AP50": 9.0}}
     first, second = table.jobs["demo:box"]
-    finish(first, 10.0, segm_by_mode={"plain": {"AP": 12.0}}, **whole)
-    finish(second, 20.0, segm_by_mode={"plain": {"AP": 13.0}}, **whole | {"segm_any_class": {"AP": 31.0}})
+    finish(first, 10.0, segm_of_mode={"plain": {"AP": 12.0}}, **whole)
+    finish(second, 20.0, segm_of_mode={"plain": {"AP": 13.0}}, **whole | {"segm_any_class": {"AP": 31.0}})
     (first.folder / "cost.json").write_text('{"seconds_per_step": 0.25, "memory_gib": 1.5}')
     finish(table.jobs["demo:mask"][0], 40.0)
     details = table.details()
@@ -293,7 +293,7 @@ def test_details_are_means_over_the_runs_that_know_them(tmp_path, capsys):
     assert set(details.loc["demo:misa"]) == {"–"}  # never trained
     assert "class-agnostic AP75" in table.render("text")
     assert "class-agnostic AP75" in table.render("html")
-    legend = "means over the seeds, AP in percent; plain: AP on the objects of one mode; those of the others are"
+    legend = "means over the seeds, AP in percent; plain: AP on the objects of one mode; those of the others and"
     assert all(legend in table.render(kind) for kind in ("text", "html"))
     assert "class-agnostic" not in open_table(rows, seeds=2, root=tmp_path).render("text")
     assert (tmp_path / "out" / "t_details.csv") in table.save(tmp_path / "out", "t")

@@ -298,8 +298,8 @@ PREDICTIONS = {
     "predict: a device that is not there": (lambda p: p.predict("--device", "cuda:99"), "CUDA devices; use cpu"),
     "predict: boxes and tiles": (
         lambda p: [put(p.folder / "b.csv", "image,x1,y1,x2,y2,label\nphoto.png,1,1,9,9,\n"),
-                   p.predict("--boxes", p.folder / "b.csv", "--tile", 64)][1],
-        "it has a box and no label",
+                   p.predict("--boxes", p.folder / "b.csv", "--tile", 64, "--overlap", 16)][1],
+        "boxes and tile do not go together",
     ),
     "predict: no such boxes": (lambda p: p.predict("--boxes", p.folder / "b.csv"), "there is no file of boxes"),
     "predict: boxes of other images": (

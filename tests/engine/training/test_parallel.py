@@ -375,6 +375,7 @@ import torch
 from mmengine.dist import get_rank
 from misa.engine.training.parallel import join, leave
 from misa.engine.training.resume import ResumableState
+from misa.models.students.memory import Shadow
 
 join(cuda=False)
 rank = get_rank()
@@ -383,6 +384,8 @@ for seed in (torch.manual_seed, np.random.seed, random.seed):
     seed(rank)
 for layer in (model[0], model[1]):
     layer.running_mean += 1 + 2 * rank  # 1 and 3
+shadow = Shadow(model)
+object.__setattr__(model, "memory", SimpleNamespace(shadow=shadow, own=None))
 runner = SimpleNamespace(model=model, train_dataloader=[0], _resume=True)
 runner.message_hub = SimpleNamespace(runtime_info={})
 state = ResumableState()
@@ -397,7 +400,8 @@ saved = torch.load(sys.argv[1], weights_only=True)
 ResumableState().after_load_checkpoint(runner, saved)
 again = [float(torch.rand(())), np.random.rand(), random.random()]
 assert again == draws, (rank, draws, again)
-print(f"RANK {rank} draws {draws[0]:.6f}, statistics {float(model[0].running_mean)} {float(model[1].running_mean)}")
+means = [float(own[layer].running_mean) for own in (model, shadow.copy) for layer in (0, 1)]
+print(f"RANK {rank} draws {draws[0]:.6f}, statistics {means}")
 leave()
 """
 
@@ -411,7 +415,7 @@ def test_a_checkpoint_has_the_generators_and_the_mean_statistics_of_all_processe
     drawn = [float(torch.rand((), generator=torch.Generator().manual_seed(rank))) for rank in (0, 1)]
     assert drawn[0] != drawn[1]
     for rank, own in enumerate((1.0, 3.0)):  # the second layer's statistics are fixed
-        assert f"RANK {rank} draws {drawn[rank]:.6f}, statistics 2.0 {own}" in text
+        assert f"RANK {rank} draws {drawn[rank]:.6f}, statistics {[2.0, own, 2.0, own]}" in text
 
 
 def test_generators_of_more_gpus_than_there_are_here(monkeypatch):

@@ -150,21 +150,6 @@ def test_a_teacher_stopped_between_epochs_ends_the_same(run, student, place):
     np.testing.assert_equal(again.metrics, run.metrics)
 
 
-def test_a_run_folder_that_is_a_link_keeps_its_teacher_beside_it(run, student, place, capsys):
-    """Moved to another disk while interrupted; figures and explorers find the teacher as well."""
-    own = shutil.copytree(run.folder.parent, place / "linked" / "runs")
-    disk = place / "linked" / "disk"
-    disk.mkdir()
-    shutil.move(own / "misa", disk / "misa")
-    (own / "misa").symlink_to(disk / "misa")
-    (disk / "misa" / "metrics.json").unlink()
-    again = train(student, data_root=place / "data", work_dir=own / "misa", machine=CPU)
-    assert f"{teacher_folder(student, 0)} is finished; nothing to train" in capsys.readouterr().out
-    assert [path.name for path in disk.iterdir()] == ["misa"]
-    np.testing.assert_equal(again.metrics, run.metrics)
-    assert open_networks(own / "misa").folders == (own / "misa", own / teacher_folder(student, 0))
-
-
 def test_a_teacher_on_another_folder_of_data_is_not_taken(run, student, place):
     own = place / "moved"
     teacher = shutil.copytree(run.folder.parent / teacher_folder(student, 0), own / teacher_folder(student, 0))
@@ -205,6 +190,11 @@ def test_a_student_does_not_go_on_with_other_weights_of_its_teacher(run, student
     with pytest.raises(UserError, match=r"the weights of the teacher in .* have changed since the run in .* began"):
         train(student, data_root=place / "data", work_dir=own / "misa", machine=CPU)
     assert (own / "misa" / "losses.jsonl").read_bytes() == before
+    shutil.move(path.parents[1], own / "elsewhere")
+    with pytest.raises(UserError, match=r"the teacher that the run in .* began with is no longer in"):
+        train(student, data_root=place / "data", work_dir=own / "misa", machine=CPU)
+    assert not path.parents[1].exists()
+    shutil.move(own / "elsewhere", path.parents[1])
     env = json.loads((own / "misa" / "env.json").read_text())
     assert len(env.pop("teacher")) == 12
     (own / "misa" / "env.json").write_text(json.dumps(env))  # of an older run
