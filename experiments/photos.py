@@ -51,7 +51,7 @@ TEACHER = BASE.but(semantic=Semantic(labels="student", student="photos:box"))
 # APro's windows, 20 steps of 5 x 5 cells, are meant for maps three times as wide.
 NEAR: dict[str, Any] = {"window": 3, "local_steps": 5}
 PRODUCT: dict[str, Any] = {"local_form": "product", "global_form": "product"}
-# WIDE has the windows of the baseline, so that only the affinity differs from it (Table 5 in docs/results.md).
+# WIDE has the windows of the baseline, so that only the affinity differs from it (docs/results.md).
 WIDE: dict[str, Any] = {"saliency": True, "semantic_values": "probability", "semantic_scale": 0.3, **PRODUCT}
 SEPA: dict[str, Any] = {**WIDE, **NEAR}
 # Eq. 4: 10 bins on the paper's maps of about 200 x 336 are the same fraction of the height as 3 on 60 x 80.

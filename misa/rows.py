@@ -57,6 +57,14 @@ def teacher_row(experiment: Experiment) -> Experiment:
     return teacher
 
 
+def labelling_row(experiment: Experiment) -> str:
+    """Name of the row of the student whose masks train a teacher; "" if none does, or a run folder's."""
+    semantic = experiment.semantic
+    if semantic is None or semantic.labels != "student" or experiment.supervision == "mask":
+        return ""
+    return semantic.student if ":" in semantic.student and not Path(semantic.student).is_dir() else ""
+
+
 def lineage(experiment: Experiment) -> str:
     """Returns the row's digest, combined with those of the rows that it learns from, so that their changes count."""
     parents = [teacher_row(experiment)] if experiment.trains_teacher else []

@@ -83,6 +83,7 @@ CHANGES = {
     "network={'backbone': None}": "Network.backbone is None, not of type str",
     "network={'head_channels': 0}": "Network.head_channels is 0; it must be a number of 1 or more",
     "network={'stacked_convs': 0}": "Network.stacked_convs is 0; it must be a number of 1 or more",
+    "network={'drop_path': 1.0}": "Network.drop_path is 1.0; it must be at least 0 and below 1",
     "network={'grids': (40, 36, 0, 16, 12)}": "Network.grids is (40, 36, 0, 16, 12); each must be from 1 to 1024",
     "network={'strides': (8, 8, 16, 32, -1)}": "Network.strides is (8, 8, 16, 32, -1); each must be from 1 to 1024",
     "network=None": "Experiment.network is None, not of type Network",

@@ -96,9 +96,9 @@ def mask_ap(
     `images` restricts the evaluation to some image ids, `categories` to some names or ids: pass the trained classes,
     or others count as missed. `counts` returns whether an annotation is evaluated: detections of other objects (those
     that overlap one of them more than any other of their class, by `TOUCH` at least) are ignored, those of no object of
-    their class remain false positives. `compare="bbox"` scores the boxes around the masks, for ground
-    truth without masks. `any_class` computes class-agnostic AP, which measures outlines and ranking without
-    classification; an object detected as two classes gives one true and one false positive.
+    their class remain false positives. `compare="bbox"` scores the boxes around the masks, for ground truth without
+    masks. `any_class` computes class-agnostic AP, which measures outlines and ranking without classification; an object
+    detected as two classes gives one true and one false positive.
     """
     evaluation = compared(
         truth, detections, images=images, categories=categories, counts=counts, compare=compare, any_class=any_class

@@ -233,6 +233,7 @@ def test_the_ap_of_a_mode_is_that_without_the_objects_of_the_others(tmp_path, se
     ("left", "counts_in"),
     [  # IoU with the plain object (columns 0 to 40) and the camouflaged one (42 to 82)
         (24, {"plain"}),  # 0.24, 0.17
+        (26, {"plain", "camouflage"}),  # 0.20, 0.20: of both alike
         (30, {"camouflage"}),  # 0.14, 0.28
         (74, {"camouflage"}),  # 0, 0.11
         (76, {"plain", "camouflage"}),  # 0, 0.08: on the background

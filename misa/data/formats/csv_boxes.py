@@ -91,7 +91,8 @@ def entries(part: Part, report: ReportFault) -> Iterator[Entry]:
         delimiter = max(",;\t|", key=text.partition("\n")[0].count)
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         first = next(rows, [])
-        if len(first) in (6, 6 - (not part.classes)) and all(number(c) is not None or not c for c in first[1:5]):
+        nameless = len(first) == 6 or (len(first) == 5 and not part.classes)
+        if nameless and all(number(cell) is not None or not cell for cell in first[1:5]):
             columns = _Columns(0, 5 if len(first) == 6 else None, (1, 2, 3, 4), True, None, None)
             yield from _line(first, columns, f"{path}, line 1", part, report)
         else:

@@ -7,7 +7,7 @@ from typing import Any
 from misa.engine.runs.record import learned_from_same, read_params, student_digest
 from misa.experiment import Experiment
 from misa.files import read_json
-from misa.rows import find_row, lineage, teacher_row
+from misa.rows import find_row, labelling_row, lineage, teacher_row
 
 SMOKE_SUFFIX = "-smoke"
 """End of the name of a smoke run's folder, so that a real run finds its place free."""
@@ -48,13 +48,11 @@ def named_student(experiment: Experiment) -> Path | None:
 
 def student_row(experiment: Experiment) -> tuple[str, Experiment] | None:
     """Name and row of the student whose masks train a teacher; None unless it is given as a row."""
-    semantic = experiment.semantic
-    if semantic is None or semantic.labels != "student" or experiment.supervision == "mask":
+    name = labelling_row(experiment)
+    if not name:
         return None
-    if ":" not in semantic.student or Path(semantic.student).is_dir():
-        return None
-    row = find_row(semantic.student)
-    return semantic.student, row if experiment.limit is None else row.smoke()
+    row = find_row(name)
+    return name, row if experiment.limit is None else row.smoke()
 
 
 def student_place(row: str, experiment: Experiment, seed: int, beside: Path, *, teacher: Mapping[str, Any]) -> Path:

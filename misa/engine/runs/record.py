@@ -12,7 +12,7 @@ import misa
 from misa.errors import UserError, option_name
 from misa.experiment import SEED, TORCHVISION, Experiment, Objective, plain
 from misa.files import digest, missing, read_json
-from misa.rows import find_row, lineage, teacher_row
+from misa.rows import find_row, labelling_row, lineage, teacher_row
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -56,11 +56,8 @@ def teacher_digest(experiment: Experiment) -> dict[str, str]:
 
 def student_digest(experiment: Experiment) -> dict[str, str]:
     """Part of a teacher's record: identifies the row of the student whose masks train it by its lineage."""
-    semantic = experiment.semantic
-    if semantic is None or semantic.labels != "student" or experiment.supervision == "mask":
-        return {}
-    named = ":" in semantic.student and not Path(semantic.student).is_dir()
-    return {"student_digest": lineage(find_row(semantic.student))} if named else {}
+    name = labelling_row(experiment)
+    return {"student_digest": lineage(find_row(name))} if name else {}
 
 
 def teacher_weights(experiment: Experiment) -> Path | None:

@@ -46,8 +46,9 @@ class LossRecord(Hook):
             return
         done = checkpoint["meta"]["iter"]
         kept = [row for row in rows if row["iter"] * before < done * row.get("of", before)]
-        new = ({"iter": row["iter"] * batches // row.get("of", before), "of": batches} for row in kept)
-        self._rewrite(json.dumps(row | number) for row, number in zip(kept, new, strict=True))
+        self._rewrite(
+            json.dumps(row | {"iter": row["iter"] * batches // row.get("of", before), "of": batches}) for row in kept
+        )
 
     @master_only
     def before_train(self, runner: Runner) -> None:
