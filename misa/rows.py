@@ -68,9 +68,8 @@ def labelling_row(experiment: Experiment) -> str:
 def lineage(experiment: Experiment) -> str:
     """Returns the row's digest, combined with those of the rows that it learns from, so that their changes count."""
     parents = [teacher_row(experiment)] if experiment.trains_teacher else []
-    student = experiment.semantic.student if experiment.semantic else ""
-    if ":" in student and not Path(student).is_dir():
-        parents.append(find_row(student))
+    if name := labelling_row(experiment):
+        parents.append(find_row(name))
     if not parents:
         return experiment.digest()
     every = " ".join([experiment.digest(), *map(lineage, parents)])

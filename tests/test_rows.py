@@ -161,6 +161,10 @@ def test_what_a_row_is_known_by_changes_with_what_it_learns_from(tmp_path):
     box, misa = find_row("demo:box"), find_row("demo:misa")
     assert lineage(box) == box.digest()
     assert lineage(misa) != misa.digest()
+    taught = find_row("photos:teacher")
+    assert lineage(taught) != taught.digest()
+    truth = taught.but(supervision="mask")  # learns from true masks: the student that it names is not used
+    assert lineage(truth) == truth.digest()
     teacher = misa.teacher
     text = "from .teacher import ROWS as TEACHERS\nROWS = {{'a': TEACHERS['{}'].but({})}}"
     found = []
