@@ -10,7 +10,7 @@ from typing import Any
 
 from misa.experiment import Comparison
 
-from . import demo, photos
+from . import demo
 from .table3_components import BASES, SEPA, student
 
 TABLE = Comparison(
@@ -28,13 +28,13 @@ TABLE = Comparison(
 )
 
 
-# Fields of `Affinity` in a mode's three rows. On photographs all three use the windows of `photos.SEPA`, whose A^c is
-# of class probabilities; A^f, which has no class, is combined as in the demo.
+# Fields of `Affinity` in a mode's three rows. On photographs A^c is of class probabilities; A^f, which has no class, is
+# combined as in the demo.
 PRODUCT = {name: value for name, value in demo.SEPA.items() if name != "saliency"}
 AFFINITIES: dict[str, dict[str, dict[str, Any]]] = {
     data: {
-        "color": photos.NEAR if data == "photos" else {},
-        "feature": {"feature": True, **PRODUCT, **(photos.NEAR if data == "photos" else {})},
+        "color": {},
+        "feature": {"feature": True, **PRODUCT},
         "saliency": SEPA[data],
     }
     for data in BASES
