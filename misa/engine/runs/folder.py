@@ -133,8 +133,16 @@ def require_same_teacher(folder: Path, place: Path, weights: str) -> None:
 
 
 def lock_folder(folder: Path, stack: contextlib.ExitStack) -> None:
-    """Lock a run folder until the stack exits, unless the run is finished: several students may read it at a time."""
+    """Lock a run folder until the stack exits, unless the run is finished: several students may read it at a time.
+
+    UserError also for a path that is not UTF-8, which TensorBoard cannot write to.
+    """
     if read_json(folder / "metrics.json") is None:
+        try:
+            str(folder).encode()
+        except UnicodeEncodeError:
+            name = option_name("work_dir")
+            raise UserError(f"{name} {folder} is not UTF-8, which TensorBoard needs; choose another {name}.") from None
         stack.enter_context(locked(folder))
 
 

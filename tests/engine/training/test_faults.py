@@ -208,6 +208,7 @@ TRAINING = {
     "parameters: no threads": (lambda p: p.train("--threads", 0), "threads must be from 1"),
     "work_dir: a file": (lambda p: p.train(work_dir="photo.png"), "cannot be written"),
     "work_dir: cannot be written": (lambda p: p.train(work_dir="/proc/nowhere"), "cannot be written"),
+    "work_dir: not UTF-8": (lambda p: p.train(work_dir=os.fsdecode(b"caf\xe9")), "caf\\udce9 is not UTF-8"),
     "work_dir: another run": (lambda p: p.train(work_dir="run"), "holds another run"),
     "work_dir: files of no run": (lambda p: [put(p.folder / "new/log.txt", "mine"), p.train()][1], "no params.json"),
     "work_dir: the data": (lambda p: p.train(work_dir="data"), "data holds the data, which is only read"),
