@@ -98,8 +98,3 @@ def local_per_mask(masks: Masks, image: Tensor, boxes: Tensor, bandwidth: float,
         around = unfold(pad(now[:, None], [r] * 4), window)
         now = ((affinity * around).sum(dim=1) / affinity.sum(dim=1)).view(n, h, w) * boxes
     return now
-
-
-def distance_per_category(features: Tensor, factors: Tensor) -> list[Tensor]:
-    """Return the squared distances of Eq. 11–12 along the grid edges, category by category."""
-    return [grid_lengths(k[:, None, None] * features) for k in factors]
