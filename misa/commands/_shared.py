@@ -125,6 +125,7 @@ def start_shards(command: str, options: Any, folder: Path) -> None:
 
     The caller then merges their results. UserError: a shard has failed.
     """
+    from misa.engine.prediction.shares import Tally
     from misa.engine.training.sweep import spread
 
     words = {
@@ -133,4 +134,4 @@ def start_shards(command: str, options: Any, folder: Path) -> None:
     }
     commands = {name: [sys.executable, "-m", "misa", command, *own] for name, own in words.items()}
     how = {"cluster": options.cluster, "cluster_options": options.cluster_options}
-    spread(commands, folder / "shards", slots=options.shards, **how)
+    spread(commands, folder / "shards", slots=options.shards, note=Tally(folder), **how)

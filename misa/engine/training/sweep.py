@@ -2,14 +2,15 @@
 
 import contextlib
 import os
+import re
 import signal
 import statistics
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -30,6 +31,7 @@ ROOT = "runs/tables"
 State = Literal["finished", "started", "not run"]
 # Job states of SLURM that are not final.
 AT_WORK = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")
+_LOOK, _LOOK_IN_FILE = 5.0, 60.0  # seconds between two updates of a progress bar: in a terminal, else
 # What submitit writes before and after the error output of a failed command.
 _FAILED, _WHERE_LOGS_ARE = "submitit.core.utils.FailedJobError: ", "\n----------------------\nYou can check full logs"
 
@@ -233,17 +235,24 @@ def run(
 
 
 def spread(
-    commands: Mapping[str, list[str]], folder: Path, *, slots: int, cluster: str = "", cluster_options: str = ""
+    commands: Mapping[str, list[str]],
+    folder: Path,
+    *,
+    slots: int,
+    cluster: str = "",
+    cluster_options: str = "",
+    note: Callable[[], str],
 ) -> None:
     """Run named commands in parallel, on this machine (each on its own GPU, if there are enough) or on a cluster.
 
-    Their output goes to `<folder>/logs`; `slots`, `cluster` and `cluster_options` are those of `run`.
-    Raises UserError: a command failed; its last line is quoted, and all others have ended.
+    Their output goes to `<folder>/logs`; `slots`, `cluster` and `cluster_options` are those of `run`; on this machine
+    the progress bar shows `note()` as well. Raises UserError: a command failed; its last line is quoted, and all others
+    have ended.
     """
     jobs = {Job(name, 0, folder / name): command for name, command in commands.items()}
     how = _timed_options(cluster, cluster_options)
     with _sigterm_raises():
-        failed = _submit(jobs, cluster, how) if cluster else _here(jobs, slots, None, what="share")
+        failed = _submit(jobs, cluster, how) if cluster else _here(jobs, slots, None, "share", lambda _: note())
     if failed:
         wanted, sentence = failed[0]
         raise UserError(
@@ -376,11 +385,28 @@ def _log(wanted: Job) -> Path:
     return wanted.folder.parent / "logs" / f"{wanted.folder.name}.txt"
 
 
+def _steps(jobs: Iterable[Job]) -> str:
+    """How far trainings are, by the last steps in their logs."""
+    words = []
+    for wanted in jobs:
+        last = re.findall(r"step +(\d+)/(\d+)", _end(_log(wanted)))
+        if last:
+            words.append(f"{wanted.row} seed {wanted.seed} {int(last[-1][0]) / int(last[-1][1]):.0%}")
+    return ", ".join(sorted(words))
+
+
 def _here(
-    commands: Mapping[Job, list[str]], slots: int, gpus: int | None, *, what: str = "training"
+    commands: Mapping[Job, list[str]],
+    slots: int,
+    gpus: int | None,
+    what: str = "training",
+    note: Callable[[Iterable[Job]], str] = _steps,
 ) -> list[tuple[Job, str]]:
-    """Run processes on this machine, `slots` at a time; return the failed jobs with their last lines."""
-    stopped, running = threading.Event(), set[subprocess.Popen[bytes]]()
+    """Run processes on this machine, `slots` at a time; return the failed jobs with their last lines.
+
+    what, note: for the progress bar, the name of a process and how far those that run at the time are.
+    """
+    stopped, running = threading.Event(), dict[Job, subprocess.Popen[bytes]]()
     free: SimpleQueue[str] = SimpleQueue()
     for devices in slot_devices(slots, gpus):
         free.put(devices)
@@ -395,11 +421,11 @@ def _here(
         try:
             with log.open("ab") as output:
                 process = subprocess.Popen(commands[wanted], stdout=output, stderr=subprocess.STDOUT, env=environment)
-                running.add(process)
+                running[wanted] = process
                 if stopped.is_set():  # in between
                     process.terminate()
                 status = process.wait()
-                running.discard(process)
+                del running[wanted]
         except OSError as error:
             return f"it cannot be started with its output in {log} ({error.strerror})"
         finally:
@@ -408,17 +434,21 @@ def _here(
             return f"{signal.Signals(-status).name} ended it; if that was for want of memory, take fewer slots"
         return None if status == 0 else _last_line(log) or f"exit status {status}"
 
-    failed = []
+    failed: list[tuple[Job, str]] = []
+    pause = _LOOK if sys.stderr.isatty() else _LOOK_IN_FILE
     with ThreadPoolExecutor(slots) as pool:
         started: dict[Future[str | None], Job] = {pool.submit(one, wanted): wanted for wanted in commands}
         try:
-            for done in tqdm(as_completed(started), total=len(commands), desc=f"{what}s", unit=what):
-                sentence = done.result()
-                if sentence is not None:
-                    failed.append((started[done], sentence))
+            with tqdm(total=len(commands), desc=f"{what}s", unit=what) as bar:
+                left = set(started)
+                while left:
+                    done, left = wait(left, timeout=pause, return_when=FIRST_COMPLETED)
+                    failed += [(started[one], sentence) for one in done if (sentence := one.result()) is not None]
+                    bar.set_postfix_str(note(list(running)), refresh=not done)
+                    bar.update(len(done))
         except BaseException:
             stopped.set()
-            for process in running.copy():
+            for process in list(running.values()):
                 process.terminate()
             raise
     return failed
@@ -475,6 +505,16 @@ def _submit(commands: Mapping[Job, list[str]], cluster: str, how: Mapping[str, A
     return failed
 
 
+def _end(log: Path) -> str:
+    """The last lines of a log, as far as they fit in 64 KiB; "" if there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 2**16, 0))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
 def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in _end(log).splitlines() if line.strip()]
     return lines[-1] if lines else ""

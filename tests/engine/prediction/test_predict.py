@@ -27,7 +27,7 @@ from misa.engine.prediction import tiling
 from misa.engine.prediction.files import film, paint, records
 from misa.engine.prediction.known_boxes import find_boxes
 from misa.engine.prediction.predict import Boxes, predict, require_own
-from misa.engine.prediction.shares import Share
+from misa.engine.prediction.shares import Share, Tally
 from misa.engine.prediction.student import Instances, find, load_student
 from misa.engine.prediction.tiling import find_tiled, tiles
 from misa.engine.runs.scores import DETECTIONS
@@ -89,6 +89,20 @@ def test_three_shards_equal_one_to_the_byte(small_run, photos, tmp_path, capsys)
     capsys.readouterr()
     assert main([*words, str(tmp_path / "three"), "--shards", "3", "--shard", "3"]) == 2
     assert "shard must be from 0 to 2" in capsys.readouterr().err
+
+
+def test_images_on_record_are_counted_as_they_come(tmp_path):
+    records, tally = [tmp_path / "shards" / f"{k}-of-2" / "done.jsonl" for k in range(2)], Tally(tmp_path)
+    assert tally() == "0 images done"
+    for path in records:
+        path.parent.mkdir(parents=True)
+        path.write_text("{}\n{}\n{")
+    assert tally() == "4 images done"
+    with records[0].open("a") as file:  # the rest of a line and one more
+        file.write("}\n{}\n")
+    assert tally() == tally() == "6 images done"
+    records[1].write_text("{}\n")
+    assert tally() == "5 images done"
 
 
 def test_a_changed_image_is_predicted_by_its_shard_alone(small_run, photos, tmp_path):

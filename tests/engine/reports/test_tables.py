@@ -18,6 +18,7 @@ import torch
 from scipy import stats
 
 from misa.cli import main
+from misa.engine.prediction.shares import Tally
 from misa.engine.reports.tables import file_name, how_counted, open_table, summary
 from misa.engine.runs.places import default_folder
 from misa.engine.training import sweep
@@ -583,7 +584,25 @@ def test_a_log_that_cannot_be_opened_stops_nothing_for_ever(tmp_path):
     """Three commands on one slot: the first one's place is given back."""
     (tmp_path / "logs" / "a.txt").mkdir(parents=True)
     with pytest.raises(UserError, match=r"a failed: it cannot be started with its output in .*a\.txt \(Is a directory"):
-        spread({name: [sys.executable, "-c", "pass"] for name in "abc"}, tmp_path, slots=1)
+        spread({name: [sys.executable, "-c", "pass"] for name in "abc"}, tmp_path, slots=1, note=str)
+
+
+def test_the_progress_bar_says_how_far_trainings_are(tmp_path, monkeypatch, capfd):
+    """By the last step in the log of each that runs at the time."""
+    line = "import time; print('epoch 1/2 step {}/12    0.5', flush=True); time.sleep(1)"
+    monkeypatch.setattr(Job, "command", lambda job, *_: [sys.executable, "-c", line.format(3 + 6 * job.seed)])
+    monkeypatch.setattr(sweep, "_LOOK_IN_FILE", 0.1)
+    run(plan(["demo:box"], range(2), root=tmp_path), slots=2)
+    assert "demo:box seed 0 25%, demo:box seed 1 75%" in capfd.readouterr().err
+
+
+def test_the_progress_bar_says_how_many_images_shares_have_done(tmp_path, monkeypatch, capfd):
+    record = tmp_path / "shards" / "0-of-1" / "done.jsonl"
+    line = f"import time, pathlib; pathlib.Path({str(record)!r}).write_text('{{}}\\n'); time.sleep(0.5)"
+    record.parent.mkdir(parents=True)
+    monkeypatch.setattr(sweep, "_LOOK_IN_FILE", 0.1)
+    spread({"0-of-1": [sys.executable, "-c", line]}, record.parent.parent, slots=1, note=Tally(tmp_path))
+    assert "shares:   0%|          | 0/1 [00:00<?, ?share/s, 1 image done]" in capfd.readouterr().err
 
 
 def test_runs_on_other_annotations_of_one_folder_are_not_compared(tmp_path):
@@ -665,14 +684,14 @@ def test_a_cluster_is_told_how_long_a_training_takes(tmp_path, options, sentence
 def test_shares_run_as_jobs(tmp_path, cluster):
     """By submitit's own executors; each command's output is in its log."""
     commands = {name: [sys.executable, "-c", f"print('did {name}')"] for name in ("0-of-2", "1-of-2")}
-    spread(commands, tmp_path, slots=2, cluster=cluster, cluster_options="timeout_min=5")
+    spread(commands, tmp_path, slots=2, cluster=cluster, cluster_options="timeout_min=5", note=str)
     assert {path.stem: path.read_text() for path in (tmp_path / "logs").glob("*.txt")} == {
         name: f"did {name}" for name in commands
     }
     if cluster == "local":  # after a failure the other opens a debugger
         commands["1-of-2"] = [sys.executable, "-c", "raise SystemExit('no room')"]
         with pytest.raises(UserError, match=r"^1-of-2 failed: no room; see .*1-of-2"):
-            spread(commands, tmp_path, slots=2, cluster=cluster, cluster_options="timeout_min=5")
+            spread(commands, tmp_path, slots=2, cluster=cluster, cluster_options="timeout_min=5", note=str)
 
 
 @pytest.mark.parametrize(
