@@ -425,10 +425,10 @@ def _report_several(where: str, name: str, found: Iterable[Path], report: _Fault
 
 
 def read_boxes(path: PathLike) -> dict[str, tuple[list[list[float]], list[str | None]]]:
-    """Returns the boxes (x1 y1 x2 y2) and labels of each image in a file or folder of any format.
+    """Returns the boxes (x1 y1 x2 y2) and labels of each image in a file or folder of any format; of some, none.
 
     For prediction with given boxes: the images need not exist. Crowds are left out. In a csv the labels may be absent
-    (None).
+    (None). Images are called as in the annotations; those of one name in several folders by their paths.
     Raises DataError: there is no such file, or it holds no boxes.
     """
     path = Path(path).expanduser()
@@ -439,21 +439,21 @@ def read_boxes(path: PathLike) -> dict[str, tuple[list[list[float]], list[str | 
     if path.is_file() and path.suffix.lower() == ".json":
         found = COCO, [Part((path,), path.parent, "", path.parent)]
     elif path.is_dir() and _is_published(path):
-        files = [path / "annotations" / f"instances_{split}2017.json" for split in ("train", "val")]
-        found = COCO, [Part((file,), path, "", path) for file in files if file.is_file()]
+        files = {name: path / "annotations" / f"instances_{name}.json" for name in ("train2017", "val2017")}
+        found = COCO, [Part((file,), path / name, "", path) for name, file in files.items() if file.is_file()]
     elif (known := find_format(path)) is not None:
         found = known
     else:
         raise DataError(f"{path} holds no boxes; give {forms}.")
     row, parts = found
-    read = [list(row.entries(part._replace(classes=False), report)) for part in parts]
-    _require_own_names([entry for entries in read for entry in entries])
+    read = [(part, list(row.entries(part._replace(classes=False), report))) for part in parts]
+    _require_own_names([entry for _, entries in read for entry in entries])
+    names = iter(_box_names(_base(path), read, report))
     objects: defaultdict[str, dict[str, Boxed]] = defaultdict(dict)  # an object of several splits is one
-    for entries in read:
+    for _, entries in read:
         mine: defaultdict[tuple[str, str], list[Boxed]] = defaultdict(list)
         for entry in entries:
-            name = plain_name(entry.file or entry.own)
-            mine[name, entry.split] += [o for o in entry.objects if not (o.hard and row is COCO)]
+            mine[next(names), entry.split] += [o for o in entry.objects if not (o.hard and row is COCO)]
         for (name, _), own in mine.items():
             objects[name] |= _keys(own)
     if fatal := [fault for fault in report.rows if fault[4]]:
@@ -465,8 +465,29 @@ def read_boxes(path: PathLike) -> dict[str, tuple[list[list[float]], list[str | 
             [o.label or None for o in own.values()],
         )
         for name, own in objects.items()
-        if own
     }
+
+
+def _box_names(base: Path, read: Sequence[tuple[Part, Sequence[Entry]]], report: _Faults) -> list[str]:
+    """Returns the names of the entries' images, in order: a name of several images becomes the path of each."""
+    named = [(plain_name(entry.file or entry.own), part, entry) for part, entries in read for entry in entries]
+    places: defaultdict[str, set[tuple[Path, str]]] = defaultdict(set)
+    for name, part, entry in named:
+        places[name].add((part.images, entry.own))
+    folders = {part.images: Images(part.images, base, literal=[part.home, base]) for part, _ in read}
+    paths: list[str] = []
+    files: defaultdict[str, set[str]] = defaultdict(set)
+    for name, part, entry in named:
+        path = name
+        if len(places[name]) > 1:
+            find = _own_file if entry.own else _file_of
+            file = find(entry, folders[part.images], part, {}, report) or part.images / name
+            if entry.own and not file.exists():
+                file = part.images / Path(plain_name(entry.own)).with_name(Path(name).name)
+            path = str(file)
+        paths.append(path)
+        files[name].add(os.path.realpath(path))
+    return [path if len(files[name]) > 1 else name for (name, *_), path in zip(named, paths, strict=True)]
 
 
 def _require_own_names(entries: Iterable[Entry]) -> None:

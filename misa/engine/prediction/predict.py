@@ -457,15 +457,17 @@ def _boxes_by_name(
         if isinstance(item, Video):
             raise UserError(f"boxes are for images; {item.path} is a video.")
         pictures.append(item)
-    names = _matched(list(given), pictures)
+    names = {item: name for item, name in _matched(list(given), pictures).items() if len(given[name].boxes)}
     for item in pictures:
         for label in given[names[item.name]].labels if item.name in names else ():
             require_class(student, label, f"; it is the label of a box of {_file(item)}")
     if not names:
-        some = next(iter(given), "no image")
+        some = next((name for name, own in given.items() if len(own.boxes)), "no image")
         raise UserError(f"no box is of an image that was given: boxes are of {some}, the images are {inputs[0].name}.")
     used = set(names.values())
-    return {item: given[name] for item, name in names.items()}, tuple(name for name in given if name not in used)
+    return {item: given[name] for item, name in names.items()}, tuple(
+        name for name, own in given.items() if len(own.boxes) and name not in used
+    )
 
 
 def _file(item: Picture) -> str:
@@ -476,8 +478,9 @@ def _file(item: Picture) -> str:
 def _matched(given: Sequence[str], pictures: Sequence[Picture]) -> dict[str, str]:
     """Returns the given name of each image, by the image's name in the results.
 
-    The path comes first, then the name in the results, then the name that shares the most last folders, if both are
-    each other's only nearest: a file's name alone, if it is unique on both sides.
+    The path comes first, then the name that shares the most last folders, if both are each other's only nearest: a
+    file's name alone, if it is unique on both sides. Last comes the name in the results. Where one name's folders are
+    those of its image, all others' have to be: else the boxes are of another folder's image.
     """
     paths = {os.path.abspath(name): name for name in given}
     stems = Counter(str(Path(name).with_suffix("")) for name in given)
@@ -490,15 +493,19 @@ def _matched(given: Sequence[str], pictures: Sequence[Picture]) -> dict[str, str
     for item in pictures:
         rivals[item.path.name].append(os.path.abspath(item.path))
     found: dict[str, str] = {}
+    agree: dict[str, bool] = {}  # of matched names with folders: whether these are the image's
     for item in pictures:
         path = os.path.abspath(item.path)
-        ways = ((paths, path), (exact, _file(item)), (exact, item.name), (plain, item.name))
+        near = _nearest(path, alike[item.path.name])
+        mutual = {path: near} if near is not None and _nearest(near, rivals[item.path.name]) == path else {}
+        ways = ((paths, path), (mutual, path), (exact, _file(item)), (exact, item.name), (plain, item.name))
         match = next((table[key] for table, key in ways if key in table), None)
-        if match is None and (near := _nearest(path, alike[item.path.name])) is not None:
-            match = near if _nearest(near, rivals[item.path.name]) == path else None
         if match is not None:
             found[item.name] = match
-    return found
+            if len(folders := [part for part in Path(match).parent.parts if part != ".."]):
+                agree[item.name] = Path(path).parent.parts[-len(folders) :] == tuple(folders)
+    strict = any(agree.values())
+    return {name: match for name, match in found.items() if agree.get(name, True) or not strict}
 
 
 def _nearest(path: str, others: Sequence[str]) -> str | None:

@@ -372,11 +372,10 @@ def test_boxes_for_predictions(tmp_path):
     wanted = {
         f"{name}.jpg": ([list(map(float, box)) for _, box in objects], [label for label, _ in objects])
         for name, _, objects in TRUTH
-        if objects
     }
     assert read_boxes(root / "Annotations") == read_boxes(root) == wanted
     coco = open_layout(root).train.annotations
-    assert read_boxes(coco) == {"JPEGImages/a.jpg": wanted["a.jpg"]}
+    assert read_boxes(coco) == {f"JPEGImages/{name}.jpg": wanted[f"{name}.jpg"] for name in "ac"}
     assert read_boxes(csv_column(tmp_path / "table") / "boxes.csv") == wanted
     for bad, words in (("nowhere.json", "there is no file of boxes"), ("mine/JPEGImages", "holds no boxes")):
         with pytest.raises(DataError, match=words):
@@ -384,6 +383,63 @@ def test_boxes_for_predictions(tmp_path):
     (tmp_path / "bad.json").write_text('{"images": [3]}')
     with pytest.raises(DataError, match="is not a COCO json with boxes"):
         read_boxes(tmp_path / "bad.json")
+
+
+def one_box(form, file, name, box):
+    """Write one object of the image `name` in a form; `file` has no suffix but for csv and COCO."""
+    x1, y1, x2, y2 = box
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if form == "csv":
+        file.write_text(f"image,xmin,ymin,xmax,ymax,label\n{name},{x1},{y1},{x2},{y2},cat\n")
+    elif form == "voc":
+        file.with_suffix(".xml").write_text(xml("0", (64, 64), [("cat", box)], suffix="png"))
+    elif form == "labelme":
+        shape = {"label": "cat", "points": [[x1, y1], [x2, y2]], "shape_type": "rectangle"}
+        file.with_suffix(".json").write_text(json.dumps({"shapes": [shape], "imagePath": name}))
+    else:
+        image = {"id": 1, "file_name": name, "width": 64, "height": 64}
+        row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": 0}
+        content = {"images": [image], "annotations": [row], "categories": [{"id": 1, "name": "cat"}]}
+        file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("drawn", [True, False], ids=["images", "no-images"])
+@pytest.mark.parametrize(
+    ("form", "files", "images"),
+    [
+        ("csv", ("train/b.csv", "val/b.csv"), ("train", "val")),
+        ("coco", ("train/_annotations.coco.json", "valid/_annotations.coco.json"), ("train", "valid")),
+        (
+            "coco",
+            ("annotations/instances_train2017.json", "annotations/instances_val2017.json"),
+            ("train2017", "val2017"),
+        ),
+        ("voc", ("train/0", "valid/0"), ("train", "valid")),
+        ("voc", ("Annotations/day1/0", "Annotations/day2/0"), ("JPEGImages/day1", "JPEGImages/day2")),
+        ("labelme", ("train/0", "val/0"), ("train", "val")),
+    ],
+)
+def test_boxes_of_equal_names_in_two_folders_stay_apart(tmp_path, form, files, images, drawn):
+    boxes = [(1, 1, 10, 10), (21, 21, 40, 40)]
+    for file, folder, box in zip(files, images, boxes, strict=True):
+        one_box(form, tmp_path / file, "0.png", box)
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        if drawn:
+            Image.new("RGB", (64, 64)).save(tmp_path / folder / "0.png")
+    (tmp_path / "JPEGImages").mkdir(exist_ok=True)
+    assert read_boxes(tmp_path) == {
+        str(tmp_path / folder / "0.png"): ([list(box)], ["cat"]) for folder, box in zip(images, boxes, strict=True)
+    }
+
+
+def test_boxes_of_one_image_in_two_splits_are_of_one_name(tmp_path):
+    """Its folders are the same by a link."""
+    (tmp_path / "train2017").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "train2017" / "0.png")
+    (tmp_path / "val2017").symlink_to("train2017")
+    for split, box in (("train", (1, 1, 10, 10)), ("val", (21, 21, 40, 40))):
+        one_box("coco", tmp_path / "annotations" / f"instances_{split}2017.json", "0.png", box)
+    assert read_boxes(tmp_path) == {"0.png": ([[1, 1, 10, 10], [21, 21, 40, 40]], ["cat", "cat"])}
 
 
 @pytest.mark.parametrize(

@@ -461,6 +461,14 @@ def test_a_box_outside_the_image_costs_the_others_nothing(student, photos, tmp_p
     assert "has no area in the image of 70 x 52 pixels" in capsys.readouterr().err
 
 
+def test_an_image_listed_without_boxes_does_not_get_another_ones(student, photos, tmp_path):
+    box, none = Boxes(np.array([[3.0, 4, 30, 40]]), [None]), Boxes(np.array([]), [])
+    boxes = {"b.png": box, "photos/a.png": none, "y/a.png": box}
+    done = predict(student, [photos / "a.png", photos / "b.png"], out=tmp_path / "out", boxes=boxes, overlay=False)
+    assert [name for name, _ in records(done.folder)] == ["b"]
+    assert done.unused == ("y/a.png",)
+
+
 def test_boxes_of_images_with_equal_names_in_two_folders(student, photos, tmp_path):
     """As in YOLO data, whose image names are full paths; also where the data has been moved."""
     root = tmp_path / "data/images"
@@ -490,10 +498,16 @@ def test_boxes_of_images_with_equal_names_in_two_folders(student, photos, tmp_pa
         (["x/b.png", "y/b.png"], {}),
         (["b.jpg", "b.tif"], {}),
         (["b.jpg"], {"b": "b.jpg"}),
+        (["a.png", "photos/a.png"], {"a": "photos/a.png"}),
+        (["more/a.png", "x/b.png"], {"more/a": "more/a.png"}),
+        (["y/a.png", "x/b.png"], {"b": "x/b.png"}),
     ],
 )
 def test_the_image_that_a_name_of_boxes_is_of(student, photos, tmp_path, names, expected):
-    """The nearest on both sides; a name that may be of several images is of none."""
+    """The nearest on both sides; a name that may be of several images is of none.
+
+    Where a name's folders are those of its image, another folder's image has no boxes here.
+    """
     boxes = {name: Boxes(np.array([[3.0, 4, 30, 40]]), [None]) for name in names}
     if not expected:
         with pytest.raises(UserError, match="no box is of an image that was given"):
