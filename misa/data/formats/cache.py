@@ -21,7 +21,7 @@ from misa.data.formats.coco import DataError
 from misa.files import write_json
 
 # Part of every key; increased when the same data is written differently.
-_EDITION = 10
+_EDITION = 11
 
 
 @dataclass

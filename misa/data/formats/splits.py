@@ -6,18 +6,18 @@ the other. Standard library only.
 
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from misa.data.formats.coco import DataError
 from misa.data.formats.names import plain_name
-from misa.data.formats.parts import ReportFault, child, files_of, without_suffix
+from misa.data.formats.parts import SPLITS, ReportFault, child, files_of, without_suffix
 from misa.errors import counted
 
 _SHARE = 10  # one image in this many is for validation if no split is given
-_LISTS = ("train", "val", "trainval", "test")
+_LISTS = {**SPLITS, "trainval": "trainval"}
 OVERLAP = ": scores on them are not of held-out images"
 """The end of the warning about images that are both for training and for validation."""
 
@@ -63,11 +63,14 @@ def _assign(
 ) -> tuple[list[set[str]], list[Path]]:
     found = [lists for home in dict.fromkeys(homes) if (lists := _lists(home))]
     if found:
+        every = [(split, path) for lists in found for split, path in lists.items()]
+        index = _Index(images)
+        lines = {path: [(line, index.find(line)) for line in _lines(path)] for _, path in every}
+        in_place = any(answer.whole > 1 for own in lines.values() for _, answer in own)
         members: dict[str, set[int]] = {}
-        for lists in found:
-            for name, path in lists.items():
-                members.setdefault(name, set()).update(_members(path, images, report))
-        return _by_lists(members, images, say), [path for lists in found for path in lists.values()]
+        for split, path in every:
+            members.setdefault(split, set()).update(_members(path, lines[path], in_place, images, report))
+        return _by_lists(members, images, say), [path for _, path in every]
     given = {split for image in images for split in image.splits}
     if "val" not in given and "test" in given:
         say("there is no validation split: the images of the test split are scored on")
@@ -78,8 +81,13 @@ def _assign(
 
 
 def by_hash(paths: Sequence[str], say: Callable[[str], None]) -> list[str]:
-    """Split off about a tenth for validation by a threshold on a hash of the names; at least one of two or more."""
-    value = [hashlib.sha256(_key(path)).digest() for path in paths]
+    """Split off about a tenth for validation by a threshold on a hash of the names; at least one of two or more.
+
+    The names are those without folders, so that moved images stay in their split; with folders if several are equal.
+    """
+    names = Counter(map(_last, paths))
+    keys = [_last(path) if names[_last(path)] == 1 else plain_name(path) for path in paths]
+    value = [hashlib.sha256(key.encode("utf-8", "replace")).digest() for key in keys]
     limit = (2**256 // _SHARE).to_bytes(32, "big")
     split = ["val" if v < limit else "train" for v in value]
     if len(paths) > 1 and len(set(split)) == 1:  # so few images that none or all are below the threshold
@@ -91,14 +99,18 @@ def by_hash(paths: Sequence[str], say: Callable[[str], None]) -> list[str]:
     return split
 
 
-def _key(path: str) -> bytes:
-    return plain_name(path).rpartition("/")[2].encode("utf-8", "replace")
+def _last(path: str) -> str:
+    return plain_name(path).rpartition("/")[2]
 
 
 def _lists(home: Path) -> dict[str, Path]:
     """Returns the lists of splits of a folder: in ImageSets/Main, in ImageSets or beside the annotations."""
     for folder in _places(home):
-        found = {path.stem.lower(): path for path in files_of(folder, ".txt") if path.stem.lower() in _LISTS}
+        found: dict[str, Path] = {}
+        for path in files_of(folder, ".txt"):
+            if split := _LISTS.get(path.stem.lower()):
+                require_one(folder, [found[split].name, path.name] if split in found else [], split)
+                found[split] = path
         if found:
             return found
     return {}
@@ -110,39 +122,68 @@ def _places(home: Path) -> list[Path]:
     return [folder for folder in (None if sets is None else child(sets, "Main"), sets, home) if folder is not None]
 
 
-def _members(path: Path, images: Sequence[Named], report: ReportFault) -> set[int]:
-    """Returns the images in a list, given by name or path, with or without suffix."""
-    by_name: defaultdict[str, list[int]] = defaultdict(list)
-    for i, image in enumerate(images):
-        for name in dict.fromkeys((image.own, without_suffix(image.path))):
-            if name:
-                by_name[plain_name(name).rpartition("/")[2]].append(i)
+class _Found(NamedTuple):
+    """The images that a line of a list may name. whole: number of its parts if an image's path ends with it, or 0."""
+
+    images: list[int]
+    whole: int
+
+
+class _Index:
+    """Images by the last part of their name and of that of their annotation file, without suffix."""
+
+    def __init__(self, images: Sequence[Named]) -> None:
+        self.by_name: defaultdict[str, list[tuple[int, Sequence[str]]]] = defaultdict(list)
+        for i, image in enumerate(images):
+            for name in dict.fromkeys((image.own, without_suffix(image.path))):
+                if name:
+                    parts = plain_name(name).split("/")
+                    self.by_name[parts[-1]].append((i, parts))
+
+    def find(self, line: str) -> _Found:
+        """Returns the images of a line: of equal names those with most of its folders."""
+        # VOC's lists of one class have a flag after each name for the presence of the class.
+        for name in dict.fromkeys((line, re.sub(r"\s+-?[01]$", "", line))):
+            parts = [part for part in without_suffix(plain_name(name)).split("/") if part not in ("", ".")]
+            if parts and (alike := self.by_name.get(parts[-1])):
+                counts = [(i, _in_common(parts, own), len(own)) for i, own in alike]
+                most = max(count for _, count, _ in counts)
+                best = [(i, length) for i, count, length in counts if count == most]
+                whole = most == len(parts) or any(most == length for _, length in best)
+                return _Found(list(dict.fromkeys(i for i, _ in best)), most if whole else 0)
+        return _Found([], 0)
+
+
+def _in_common(parts: Sequence[str], others: Sequence[str]) -> int:
+    """Returns the number of equal last parts."""
+    same = [a == b for a, b in zip(reversed(parts), reversed(others), strict=False)]
+    return [*same, False].index(False)
+
+
+def _members(
+    path: Path, lines: Sequence[tuple[str, _Found]], in_place: bool, images: Sequence[Named], report: ReportFault
+) -> set[int]:
+    """Returns the images in a list, given by name or path, with or without suffix.
+
+    Folders of a line may be those of another computer; but if any line's are those of its image (`in_place`), all are
+    meant, and in any case one of several images of one name is not guessed.
+    """
     members: set[int] = set()
     missing: list[str] = []
-    for line in _lines(path):
-        # VOC's lists of one class have a flag after each name for the presence of the class.
-        found = _named(line, images, by_name) or _named(re.sub(r"\s+-?[01]$", "", line), images, by_name)
-        members.update(found)
-        missing += [] if found else [line]
+    for line, found in lines:
+        if found.whole or (len(found.images) == 1 and not in_place):
+            members.update(found.images)
+        else:
+            missing.append(line)
     if missing and not members:
         raise DataError(
             f"{path} names none of the annotated images: its first line is {missing[0]!r}, and an image is "
-            f"{Path(images[0].path).name if images else 'nowhere'}; correct the list, or remove it."
+            f"{images[0].path if images else 'nowhere'}; correct the list, or remove it."
         )
     if missing:
         message = f"{counted(len(missing), 'line names', 'lines name')} no annotated image, such as {missing[0]!r}"
         report("split-list", str(path), message, "nothing to do, if they are not meant", fatal=False)
     return members
-
-
-def _named(line: str, images: Sequence[Named], by_name: Mapping[str, list[int]]) -> list[int]:
-    """Returns the images of a line; of equal names in several folders those in the same folder."""
-    whole = without_suffix(plain_name(line))
-    found = by_name.get(whole.rpartition("/")[2], [])
-    if len(set(found)) > 1:
-        ends = [i for i in found if f"/{plain_name(without_suffix(images[i].path))}".endswith(f"/{whole}")]
-        found = ends or [i for i in found if f"/{plain_name(images[i].own)}".endswith(f"/{whole}")] or found
-    return found
 
 
 def _lines(path: Path) -> list[str]:
@@ -161,12 +202,14 @@ def _by_lists(members: Mapping[str, set[int]], images: Sequence[Named], say: Cal
         val = both - train
     if val is None and test:
         val, test = test, set()
-        say("there is no list of validation images: those of test.txt are scored on")
+        say("there is no list of validation images: those of the test list are scored on")
     if train is None:
         train = (both if both is not None else everything - test) - (val or set())
     if val is None and (rest := everything - train) and both is None:
         val = rest
-        say(f"there is no list of validation images: the {len(rest)} that train.txt does not name are scored on")
+        say(
+            f"there is no list of validation images: the {len(rest)} that the training list does not name are scored on"
+        )
     if val is None:
         order = sorted(train)
         drawn = by_hash([images[i].path for i in order], say)

@@ -347,7 +347,7 @@ def test_trainval_and_test_are_the_lists_of_a_data_set(tmp_path: Path, capsys: p
     layout = open_layout(tmp_path / "data")
     assert read(*layout.train) == wanted(pictures[:4])
     assert read(*layout.val) == wanted(pictures[4:])
-    assert "those of test.txt are scored on" in capsys.readouterr().out
+    assert "those of the test list are scored on" in capsys.readouterr().out
 
 
 def test_data_that_grows_moves_no_image_from_one_split_to_the_other() -> None:
