@@ -82,7 +82,7 @@ def listing(folder: Path) -> list[str]:
     """Returns the sorted names in a folder except hidden ones; empty if there is no folder."""
     try:
         return sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    except OSError:
+    except (OSError, ValueError):  # a name with a zero byte
         return []
 
 

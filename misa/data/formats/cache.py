@@ -22,6 +22,8 @@ from misa.files import write_json
 
 # Part of every key; increased when the same data is written differently.
 _EDITION = 11
+OURS = ("plain_of", "converted_from", "faults")
+"""Keys of converted files in addition to the user's; of the same name in a user's file they are left out."""
 
 
 @dataclass

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from misa.data.formats.cache import Made, made_once
+from misa.data.formats.cache import OURS, Made, made_once
 from misa.data.formats.coco import DataError, Layout, PathLike, Split, find_layout
 from misa.data.formats.coco_file import TABLES, CocoFile, read_sizes
 from misa.data.formats.coco_json import COCO
@@ -144,7 +144,7 @@ def _settled(root: Path, split: Split) -> Split:
         made.depends |= images.looked
         path = folder / "annotations" / split.annotations.name
         path.parent.mkdir()
-        content = {"plain_of": str(split.annotations), **file.content}
+        content = {"plain_of": str(split.annotations), **_own_keys(file.content)}
         tables = {"images": file.images, "categories": file.categories}
         content |= {key: rows for key, rows in tables.items() if file.has(key)}
         write_coco(path, content, partial(file.each_annotation, areas=True))
@@ -188,9 +188,13 @@ def _convert(root: Path, row: Format, parts: list[Part], folder: Path, made: Mad
         faults = {"faults": report.rows} if split == "train" else {}
         origin = "plain_of" if row is COCO else "converted_from"
         source = str(parts[0].files[0]) if row is COCO and len(parts) == 1 else f"{root} ({split} split)"
-        content = {origin: tables.content.pop("plain_of", source), **faults, **tables.content}
+        content = {origin: tables.content.get("plain_of", source), **faults, **_own_keys(tables.content)}
         write_coco(path, content, tables.annotations)
         made.files[split] = path
+
+
+def _own_keys(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in OURS}
 
 
 class _Tables(NamedTuple):

@@ -1,8 +1,8 @@
 """Normalize the rows of COCO files to the form that mmdet and pycocotools read correctly.
 
-Ids and sizes given as strings or integral floats become integers. A missing `iscrowd` becomes 0, `ignore` becomes a
-crowd (neither trained nor evaluated on), an empty mask []. An area that contradicts the mask is replaced by the mask's,
-a missing one without a mask by the box's. Invalid rows are left unchanged. Needs pycocotools for areas only.
+Ids, sizes and `iscrowd` given as strings or integral floats become integers. A missing `iscrowd` becomes 0, `ignore`
+becomes a crowd (neither trained nor evaluated on), an empty mask []. An area that contradicts the mask is replaced by
+the mask's, a missing one without a mask by the box's. Invalid rows are left unchanged. Areas need pycocotools.
 """
 
 from typing import Any
@@ -94,10 +94,13 @@ def plain_annotation(row: dict[str, Any], size: tuple[Any, Any] | None, areas: b
     areas: also replace a wrong area.
     """
     before = row.get("iscrowd"), row.get("segmentation"), row.get("area")
-    if "iscrowd" not in row or row["iscrowd"] is None:
+    value = row.get("iscrowd")
+    if value is None:
         row["iscrowd"] = 0
-    elif isinstance(row["iscrowd"], bool):
-        row["iscrowd"] = int(row["iscrowd"])
+    elif isinstance(value, bool):
+        row["iscrowd"] = int(value)
+    elif isinstance(value, str | float) and (found := _whole(value)) in (0, 1):
+        row["iscrowd"] = found
     if is_ignored(row) and row["iscrowd"] == 0:
         row["iscrowd"] = 1
     if "segmentation" in row and is_empty(row["segmentation"]):

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from tqdm.auto import tqdm
 
 from misa.data.digest import data_digests, digest_of
+from misa.data.formats.cache import OURS
 from misa.data.formats.coco import DataError, PathLike, Split
 from misa.data.formats.coco_file import TABLES, CocoFile
 from misa.data.formats.convert import SPLITS, open_layout
@@ -25,7 +26,6 @@ from misa.files import atomic_write, locked, read_json, write_json
 
 ImagesAs = Literal["link", "copy"]
 _CARD = "unfinished.json"  # identifies the data of an unfinished folder
-_OURS = ("plain_of", "converted_from", "faults")  # extra keys of converted files; their rows have "where"
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _write_split(out: Path, name: str, split: Split, images: ImagesAs) -> Writte
 
         file.each_annotation(take, areas=True)
 
-    content = {key: value for key, value in file.content.items() if key not in _OURS}
+    content = {key: value for key, value in file.content.items() if key not in OURS}
     content |= {"images": [bare(row) for row in rows]}
     write_coco(out / f"annotations/instances_{name}2017.json", content | {"categories": file.categories}, each)
     return Written(name, len(rows), file.count, masks)

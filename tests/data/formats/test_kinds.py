@@ -108,6 +108,39 @@ def test_a_missing_iscrowd_is_none(spoil: Callable[..., Path]) -> None:
     assert all(report.usable and not report.crowds for report in check_data(root).reports)
 
 
+@pytest.mark.parametrize(
+    ("value", "crowds"), [(0.0, 0), ("0", 0), ("0.0", 0), (False, 0), (1.0, 1), ("1", 1), (True, 1)]
+)
+def test_iscrowd_as_text_or_a_float(spoil: Callable[..., Path], value: object, crowds: int) -> None:
+    """As pandas writes it after a merge."""
+    root = spoil(lambda tables: tables["annotations"][0].update(iscrowd=value))
+    reports = check_data(root).reports
+    assert all(report.usable for report in reports)
+    assert reports[0].crowds == crowds
+    assert trained_on(open_layout(root).train, masks=False) == Counter(cat=1 - crowds, dog=2)
+
+
+@pytest.mark.parametrize("value", [[1, 2], 5, {"a": 1}, [["a"] * 5]])
+@pytest.mark.parametrize("key", ["faults", "plain_of", "converted_from"])
+def test_a_file_may_have_keys_that_converted_files_have(
+    spoil: Callable[..., Path], tmp_path: Path, key: str, value: object
+) -> None:
+    """Also where it is converted: beside its images, and with ids that have to be normalized."""
+    root = spoil(lambda tables: [tables.update({key: value}), tables["annotations"][0].update(iscrowd="0")])
+    alone = tmp_path / "alone"
+    shutil.copytree(root / "train2017", alone)
+    shutil.copy(root / "annotations" / "instances_train2017.json", alone / "labels.json")
+    for place in (root, alone):
+        assert all(report.usable for report in check_data(place).reports)
+        assert read_boxes(place)
+
+
+def test_an_image_whose_name_has_a_zero_byte_is_reported(spoil: Callable[..., Path]) -> None:
+    report, _ = check_data(spoil(lambda tables: tables["images"][0].update(file_name="sub\0x/4.png"))).reports
+    assert not report.usable
+    assert "4.png" in str(report)
+
+
 def corners(tables: Tables) -> None:
     for row in tables["annotations"]:
         x, y, w, h = row["bbox"]
