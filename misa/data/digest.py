@@ -34,7 +34,9 @@ def _digest(path: Path, size: int, time: int) -> str:
             file.seek(0)
             return hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)
+        faults = False  # whether the lines are those of faults, which name places, too
         for line in file:
-            if not line.startswith(_MADE):
+            faults = line.startswith(_MADE[2]) or (faults and line.startswith(b"["))
+            if not (faults or line.startswith(_MADE)):
                 found.update(line.partition(_PLACE)[0])
     return found.hexdigest()

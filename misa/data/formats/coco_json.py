@@ -9,7 +9,7 @@ one json      any name, beside its images or a folder of them; or the json itsel
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from misa.data.formats.parts import (
     image_folder,
     split_folders,
     split_in,
+    with_rest,
 )
 
 _OTHERS = ("captions", "person_keypoints", "stuff", "panoptic", "image_info")  # published beside the instances
@@ -45,17 +46,26 @@ def find(root: Path) -> list[Part]:
         if path := _only(_jsons(folder), folder):
             found.append(Part((path,), image_folder(folder), split, folder))
     if found:
-        return found
+        rest = _jsons(root)
+        return with_rest(found, Part((rest[0],), _images(root, rest[0]), "", root) if len(rest) == 1 else None)
     for place in (child(root, "annotations"), root, child(root, "labels")):
         files = [] if place is None else _jsons(place)
         by_split: dict[str, list[Path]] = {}
         for path in files:
             by_split.setdefault(split_in(path.stem) if len(files) > 1 else _split_of_one(path), []).append(path)
         named = {split: paths for split, paths in by_split.items() if split} or by_split
+        if "train" not in named and "" not in named and "" in by_split:
+            named["train"] = by_split[""]
         if files and place is not None:
             chosen = [(split, _only(paths, place)) for split, paths in named.items()]
             return [Part((path,), _images(root, path), split, root) for split, path in chosen if path is not None]
     return []
+
+
+def left(root: Path, read: Collection[Path]) -> list[Path]:
+    """Returns the COCO files in the places that `find` knows, but for those that are read."""
+    places = [root, child(root, "annotations"), child(root, "labels"), *(folder for folder, _ in split_folders(root))]
+    return [path for place in places if place is not None for path in _jsons(place) if path not in read]
 
 
 def _split_of_one(path: Path) -> str:
@@ -145,4 +155,6 @@ def entries(part: Part, report: ReportFault) -> Iterator[Entry]:
         ) from error
 
 
-COCO = Format(find, entries, "annotations/instances_train2017.json, train2017/1.jpg; a json beside its images")
+COCO = Format(
+    find, entries, "annotations/instances_train2017.json, train2017/1.jpg; a json beside its images", left=left
+)

@@ -24,10 +24,11 @@ from misa.data.formats.coco_file import TABLES, CocoFile, read_sizes
 from misa.data.formats.coco_json import COCO
 from misa.data.formats.json_rows import write_coco
 from misa.data.formats.names import Images, plain_name
-from misa.data.formats.parts import Boxed, Entry, Format, Part, without_suffix
+from misa.data.formats.parts import IMAGES, Boxed, Entry, Format, Part, files_of, without_suffix
 from misa.data.formats.plain import plain_annotation
 from misa.data.formats.splits import OVERLAP, Named, assign, overlap, require_one
 from misa.data.formats.table import FORMATS
+from misa.errors import counted
 from misa.files import missing
 
 # Size of an unreadable image, so that no box exceeds it; the check of the files reports the image.
@@ -183,6 +184,7 @@ def _convert(root: Path, row: Format, parts: list[Part], folder: Path, made: Mad
     made.depends |= {path for part in parts for path in (*part.files, *row.looked(part))}
     made.depends |= {path.parent for part in parts for path in part.files} | {part.images for part in parts}
     contents = _coco_tables(root, parts, report, made) if row is COCO else _entry_tables(root, row, parts, report, made)
+    _report_left(root, row, parts, contents, report)
     for split, tables in contents.items():
         path = folder / f"instances_{split}.json"
         faults = {"faults": report.rows} if split == "train" else {}
@@ -191,6 +193,26 @@ def _convert(root: Path, row: Format, parts: list[Part], folder: Path, made: Mad
         content = {origin: tables.content.get("plain_of", source), **faults, **_own_keys(tables.content)}
         write_coco(path, content, tables.annotations)
         made.files[split] = path
+
+
+def _report_left(root: Path, row: Format, parts: list[Part], contents: dict[str, "_Tables"], report: _Faults) -> None:
+    """Report files of annotations that are not read, and images in the folders of others that are in no split."""
+    read = {path for part in parts for path in part.files}
+    if left := list(row.left(root, read)) if root.is_dir() else []:
+        count = counted(len(left), "file of annotations is", "files of annotations are")
+        advice = "name files or folders like the splits, give one of them, or move away those that are not meant"
+        report("files-unread", str(root), f"{count} not read, such as {_inside(root, left[0])}", advice, fatal=False)
+    rows = [image for tables in contents.values() for image in tables.content["images"]]
+    listed = {_base(root) / str(_name(image)) for image in rows}
+    folders = sorted({path.parent for path in listed})
+    if others := [path for folder in folders for path in files_of(folder, *IMAGES) if path not in listed]:
+        count = counted(len(others), "image has", "images have")
+        message = f"{count} no annotations or no split, such as {_inside(root, others[0])}"
+        report("unlisted", str(root), message, "nothing to do, if they are not meant", fatal=False)
+
+
+def _inside(root: Path, path: Path) -> str:
+    return os.path.relpath(path, root) if path.is_relative_to(root) else str(path)
 
 
 def _own_keys(content: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ Standard library only.
 import csv
 import difflib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ from misa.data.formats.parts import (
     read_text,
     size_in,
     split_folders,
+    with_rest,
 )
 
 COLUMNS = {
@@ -66,15 +67,23 @@ def find(root: Path) -> list[Part]:
         return [Part((root,), root.parent, "", root.parent)]
     found = files_of(root, ".csv")
     named = {path: SPLITS[path.stem.lower()] for path in found if path.stem.lower() in SPLITS}
+    others = [path for path in found if path not in named]
+    rest = Part((others[0],), root, "", root) if len(others) == 1 else None
     if named:
-        return [Part((path,), root, split, root) for path, split in named.items()]
+        return with_rest([Part((path,), root, split, root) for path, split in named.items()], rest)
     inner = [(path, folder, split) for folder, split in split_folders(root) for path in files_of(folder, ".csv")]
     if inner:
-        return [Part((path,), folder, split, folder) for path, folder, split in inner]
+        return with_rest([Part((path,), folder, split, folder) for path, folder, split in inner], rest)
     if len(found) > 1:
         names = ", ".join(path.name for path in found[:8])
         raise DataError(f"{root} holds several csv files ({names}); give one of them, or call them train.csv, val.csv.")
     return [Part((path,), root, "", root) for path in found]
+
+
+def left(root: Path, read: Collection[Path]) -> list[Path]:
+    """Returns the csv files of a folder and of its splits, but for those that are read."""
+    folders = [root, *(folder for folder, _ in split_folders(root))]
+    return [path for folder in folders for path in files_of(folder, ".csv") if path not in read]
 
 
 def entries(part: Part, report: ReportFault) -> Iterator[Entry]:
@@ -193,4 +202,4 @@ def _line(row: Sequence[str], columns: _Columns, where: str, part: Part, report:
     yield Entry(file, size, objects, where, part.split or SPLITS.get(word, ""))
 
 
-CSV = Format(find, entries, "boxes.csv with the columns image, xmin, ymin, xmax, ymax, label (and split)")
+CSV = Format(find, entries, "boxes.csv with the columns image, xmin, ymin, xmax, ymax, label (and split)", left=left)

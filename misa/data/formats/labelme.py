@@ -12,7 +12,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from misa.data.formats.parts import (
     image_folder,
     size_in,
     split_folders,
+    walk,
+    with_rest,
 )
 from misa.data.rle import encode_part
 from misa.errors import counted
@@ -54,9 +56,15 @@ def find(root: Path) -> list[Part]:
 
 def _beside(folder: Path, home: Path) -> list[Part]:
     """Returns the JSON files beside the images in a folder or in its splits."""
-    if files := _files(folder):
-        return [Part(tuple(files), folder, "", home)]
-    return [Part(tuple(files), f, split, f) for f, split in split_folders(folder) if (files := _files(f))]
+    files, splits = _files(folder), [(_files(inner), inner, split) for inner, split in split_folders(folder)]
+    rest = Part(tuple(files), folder, "", home) if files else None
+    return with_rest([Part(tuple(own), inner, split, inner) for own, inner, split in splits if own], rest)
+
+
+def left(root: Path, read: Collection[Path]) -> list[Path]:
+    """Returns LabelMe's files anywhere in a folder, but for those that are read."""
+    found = [inner / name for inner, names in walk(root) for name in names if name.lower().endswith(".json")]
+    return [path for path in found if path not in read and is_labelme(path)]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -196,4 +204,4 @@ def _mask(
     return Boxed(label, box, where, mask=mask)
 
 
-LABELME = Format(find, entries, "1.json beside 1.jpg: shapes with label, points, shape_type; imagePath")
+LABELME = Format(find, entries, "1.json beside 1.jpg: shapes with label, points, shape_type; imagePath", left=left)

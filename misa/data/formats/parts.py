@@ -6,7 +6,7 @@ A format is one file with `find` and `entries`, and one row in `misa.data.format
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -79,13 +79,15 @@ class Format(NamedTuple):
     """A format: functions that find it below a folder (or as a file) and read it, and an example of its layout.
 
     entries: yields images, relative to the part's folder of images or to the root. looked: the folders, present or not,
-    in which `entries` looks for further files of annotations.
+    in which `entries` looks for further files of annotations. left: the files of this format in a folder that are none
+    of those that are read.
     """
 
     find: Callable[[Path], list[Part]]
     entries: Callable[[Part, ReportFault], Iterator[Entry]]
     example: str
     looked: Callable[[Part], Iterable[Path]] = lambda part: ()
+    left: Callable[[Path, Collection[Path]], Iterable[Path]] = lambda root, read: ()
 
 
 def number(text: str | None) -> float | None:
@@ -153,6 +155,13 @@ def split_folders(root: Path) -> list[tuple[Path, str]]:
     """Returns the folders that are named like a split, with the split."""
     found = [(root / name, SPLITS[name.lower()]) for name in listing(root) if name.lower() in SPLITS]
     return [(path, split) for path, split in found if os.path.isdir(path)]
+
+
+def with_rest(parts: list[Part], rest: Part | None) -> list[Part]:
+    """Returns the parts of splits and, unless one of them is for training, the one without a split as that."""
+    if rest is None or any(part.split == "train" for part in parts):
+        return parts
+    return [rest._replace(split="train"), *parts] if parts else [rest]
 
 
 def split_in(name: str) -> str:

@@ -9,7 +9,7 @@ Standard library only.
 
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from misa.data.formats.coco import DataError
@@ -26,6 +26,7 @@ from misa.data.formats.parts import (
     size_in,
     split_folders,
     walk,
+    with_rest,
 )
 from misa.data.formats.splits import require_one
 from misa.files import listing
@@ -47,15 +48,21 @@ def find(root: Path) -> list[Part]:
         raise DataError(f"{root} holds {names}; give one of them.")
     if kits:
         return _devkit(kits[0])
-    if files := files_of(root, ".xml"):
-        return [Part(tuple(files), root, "", root)]
-    found = []
+    files = files_of(root, ".xml")
+    rest = Part(tuple(files), root, "", root) if files else None
+    found: list[Part] = []
     for folder, split in split_folders(root):
         if files := files_of(folder, ".xml"):
             found.append(Part(tuple(files), folder, split, folder))
         else:
             found += [part._replace(split=split) for part in _devkit(folder)]
-    return found
+    return with_rest(found, rest)
+
+
+def left(root: Path, read: Collection[Path]) -> list[Path]:
+    """Returns the XML files anywhere in a folder, but for those that are read."""
+    found = [inner / name for inner, names in walk(root) for name in names if name.lower().endswith(".xml")]
+    return [path for path in found if path not in read]
 
 
 def _devkit(home: Path) -> list[Part]:
@@ -113,4 +120,6 @@ def _object(item: ET.Element, where: str, report: ReportFault) -> Boxed | None:
     return Boxed(label, (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1), where, hard)
 
 
-VOC = Format(find, entries, "Annotations/1.xml, JPEGImages/1.jpg, ImageSets/Main/train.txt; or xml beside the images")
+VOC = Format(
+    find, entries, "Annotations/1.xml, JPEGImages/1.jpg, ImageSets/Main/train.txt; or xml beside the images", left=left
+)
