@@ -407,25 +407,28 @@ class SceneView:
             start: each "box" filled, a soft "blob" in each box, or a seed (row, column) in pixels of the image.
             kind: as in `affinity`.
             reach: "local" for `steps` iterations of the window within the box, "global" for one pass along the tree.
-            label: the category of a seed that lies in no box.
+            label: the category for a seed; by default that of the smallest box around it. Boxes have their own.
             settings: parameters to override, such as steps=20.
 
-        Raises UserError: no boxes to start from, a seed outside the image, an unknown kind, no category, or a setting
-        that is unknown or out of range.
+        Raises UserError: no boxes to start from, a seed outside the image, an unknown kind, no category, one for boxes,
+        or a setting that is unknown or out of range.
         """
         kernel, chosen = self._kernel(kind), self._with(settings)
         if reach not in ("local", "global"):
             raise UserError(f"reach is 'local' or 'global', not {reach!r}.")
+        if label is not None and isinstance(start, str):
+            raise UserError("label is the category for a seed; boxes have the labels that were given to `see`.")
         masks = []
         for first, box, category in self._starts(start, kernel, label):
             spread = self._field(category).masks(first, chosen, box=box, reach=reach)
             masks.append(spread[kernel])
         return self._full(torch.stack(masks))
 
-    def plot(self, seed: Sequence[int], **settings: Any) -> Picture:
-        """Draw all affinities of a seed and the masks propagated from it, as one figure."""
+    def plot(self, seed: Sequence[int], *, label: str | None = None, **settings: Any) -> Picture:
+        """Draw all affinities of a seed and the masks propagated from it, as one figure; `label` as in `affinity`."""
         cell = self._cell(seed)
-        field_ = self._field(self._label(cell, "color", None))
+        kernel: Kernel = "color" if self.example.features is None else "enhanced"
+        field_ = self._field(self._label(cell, kernel, label))
         return affinity_figure(self.example, cell, field=field_, settings=self._with(settings))
 
     def explore(self, seed: Sequence[int] | None = None) -> "SeedExplorer":

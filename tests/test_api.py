@@ -392,6 +392,19 @@ def test_masks_stay_in_their_boxes_and_a_seed_gives_one(scene):
     assert "120 x 200" in repr(scene)
 
 
+def test_a_seed_in_no_box_needs_a_category_in_every_call(scene):
+    seed = (2, 2)
+    for call in (scene.affinity, scene.propagate, scene.plot):
+        with pytest.raises(UserError, match="the seed is in no box; name the category with label="):
+            call(seed)
+        call(seed, label=scene.example.classes[-1])
+        with pytest.raises(UserError, match="has no class 'nonsense'"):
+            call(seed, label="nonsense")
+    for start in ("box", "blob"):
+        with pytest.raises(UserError, match="label is the category for a seed; boxes have the labels"):
+            scene.propagate(start, label=scene.example.classes[0])
+
+
 def test_wrong_input_to_a_teacher_is_a_sentence(teacher, scene, photo):
     name = teacher.classes[0]
     wrong = {
