@@ -39,16 +39,17 @@ STORED = {
 
 
 def stored_beside(run: Run) -> dict[str, Stored]:
-    """The stored rows that a run may be compared with: trained and scored on the same embedded scenes, as long as it.
+    """The stored rows that a run may be compared with: the same student, embedded scenes and schedule.
 
     Empty for a smoke run, a teacher, or a run on other data; the run's own row is left out.
     """
     own = run.experiment
     if own.data != "demo" or own.semantic is not None or own.limit is not None:
         return {}
-    return {
-        row: stored
-        for row, stored in STORED.items()
-        if (find_row(row).scenes, find_row(row).schedule) == (own.scenes, own.schedule)
-        and stored.digest != own.digest()
+    rows = {name: find_row(name) for name in STORED}
+    same = {
+        name
+        for name, row in rows.items()
+        if all(getattr(row, key) == getattr(own, key) for key in ("scenes", "schedule", "student", "network"))
     }
+    return {name: stored for name, stored in STORED.items() if name in same and stored.digest != own.digest()}

@@ -22,6 +22,8 @@ def test_a_stored_row_is_still_that_row(row):
         ("demo:misa", False, {"demo:box"}),
         ("demo:mask", False, {"demo:box"}),
         ("demo:box", False, set()),  # itself
+        ("demo:polarmask", False, set()),  # another student
+        ("demo:boxinst", False, set()),
         ("demo:long", False, {"demo:long_box"}),  # trained as long
         ("demo:misa", True, set()),
         ("demo:mask2former_misa", False, set()),  # scored on more scenes
