@@ -65,7 +65,7 @@ def draw_objects(
             continue
         x, y, side = place
         number = i if colors is None else colors[i]
-        face = number if isinstance(number, str) else CLASS_COLORS[number % len(CLASS_COLORS)]
+        face = _face(number)
         axes.text(x, y, text, fontsize=size, color=ink(face), ha=side, va="bottom", clip_on=True,
                   bbox={"facecolor": face, "edgecolor": "none", "pad": 0.8})  # fmt: skip
     return [i for i, place in enumerate(found) if place is None]
@@ -100,6 +100,10 @@ def _place(
     return None
 
 
+def _face(color: int | str) -> str:
+    return color if isinstance(color, str) else CLASS_COLORS[color % len(CLASS_COLORS)]
+
+
 def _overlap(a: _Extent, b: _Extent) -> bool:
     """Whether two rectangles x1 y1 x2 y2 have a common area."""
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
@@ -117,14 +121,14 @@ def sample_grid(samples: Sequence[Mapping[str, Any]], *, columns: int = 4, title
     for ax in axes.flat:
         ax.set_axis_off()
     names = sorted({name for sample in samples for name in sample.get("labels") or ()})
-    unnamed: set[str] = set()
+    shades: dict[str, set[int | str]] = {}
     for ax, sample in zip(axes.flat, samples, strict=False):
-        colors = [names.index(name) for name in sample.get("labels") or ()] or None
-        bare = draw_objects(ax, **{"colors": colors, **sample})
-        unnamed |= {sample["labels"][i] for i in bare} if "colors" not in sample else set()
-    if unnamed:
-        shades = [CLASS_COLORS[i % len(CLASS_COLORS)] for i in range(len(names))]
-        marks = [Patch(color=shades[i], label=name) for i, name in enumerate(names) if name in unnamed]
+        colors = {"colors": [names.index(name) for name in sample.get("labels") or ()] or None, **sample}["colors"]
+        for i in draw_objects(ax, **{**sample, "colors": colors}):
+            shades.setdefault(sample["labels"][i], set()).add(i if colors is None else colors[i])
+    # Colors that are not those of classes, such as of matched objects, have no entry.
+    if unnamed := [name for name in names if len(shades.get(name, ())) == 1]:
+        marks = [Patch(color=_face(*shades[name]), label=name) for name in unnamed]
         across = max(1, int(1.75 * columns / (0.6 + 0.08 * max(map(len, unnamed)))))  # inches of a mark and its name
         figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(marks) // across))
         figure.legend(handles=marks, fontsize=7, frameon=False, loc="outside lower center", ncols=across)

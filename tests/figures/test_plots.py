@@ -96,6 +96,20 @@ def test_a_class_has_one_color_in_all_images(rows):
     assert [to_hex(text.get_bbox_patch().get_facecolor()) for text in given.texts] == [COLORS[4], COLORS[2]]
 
 
+def test_colors_that_are_given_are_in_the_legend(rows):
+    """Boxes without room for their labels, in the color of their class; not where one class has several colors."""
+    boxes = np.array([[4.0 * x, 4 * y, 4 * x + 3, 4 * y + 3] for x in range(12) for y in range(12)])
+    n = len(boxes)
+    sample = {"image": rows[0]["image"], "boxes": boxes, "labels": ["a long name"] * n}
+    for samples, expected in (
+        ([{**sample, "colors": [4] * n}], {"a long name": COLORS[4]}),
+        ([sample], {"a long name": COLORS[0]}),
+        ([{**sample, "colors": [4] * n}, {**sample, "colors": [2] * n}], {}),
+    ):
+        marks = [mark for legend in sample_grid(samples).legends for mark in legend.get_patches()]
+        assert {mark.get_label(): to_hex(mark.get_facecolor()) for mark in marks} == expected
+
+
 def test_groups_are_drawn_above_and_their_differences_to_the_baseline_below():
     columns = ["row", "group", "mean", "ci", "n", "difference", "difference_ci"]
     nan = float("nan")
