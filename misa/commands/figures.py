@@ -22,7 +22,7 @@ class Figures(Parameters):
     )
     out: str = option("", "folder to write the figures into (default: runs/figures/<run>)")
     only: str = option("1,3,4,5", "the figures to draw")
-    images: str = option("", "ids of validation images to show in any case, with commas between")
+    images: str = option("", "ids of validation images to show first, with commas between")
     random: int = option(5, "number of randomly drawn images besides", low=1, high=100)
     worst: int = option(10, "number of the student's worst images in Figure 5", low=0, high=100)
     seed: int = option(0, "random seed of the drawn images", low=0, high=2**32 - 1)

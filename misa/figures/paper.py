@@ -148,18 +148,22 @@ def figure3(
     return figure
 
 
-def figure4(examples: Sequence[tuple[Example, Seed]], *, settings: AffinitySettings | None = None) -> Picture:
+def figure4(
+    examples: Sequence[tuple[Example, Seed]], *, settings: AffinitySettings | None = None, trained: bool = True
+) -> Picture:
     """Compare color affinity and SEPA from a seed: one row per image, every map from 0 to 1.
 
     Columns: the image with seed and box, A, A^f, A^c and SEPA to every pixel, the masks that color and SEPA propagate
     from a blob in the box, relative to their maximum, and the ground truth, for comparison only (omitted if no image
     has any). The orange line of a mask is its contour at half of its maximum; below is its IoU with the ground truth.
+    trained: whether a run is trained with SEPA; if not, the title of its column says so.
     """
     settings = AffinitySettings() if settings is None else settings
     kernels = field_of(examples[0][0], 0).kernels
     made: tuple[Kernel, ...] = ("color", "enhanced") if len(kernels) > 1 else ("color",)
     rows = [_figure4_row(example, seed, settings, made) for example, seed in examples]
-    titles = ["image", *(f"{NAMES[k]} {SYMBOLS[k]}" for k in kernels), *(f"mask, {NAMES[k]}" for k in made)]
+    named = {k: f"{NAMES[k]} {SYMBOLS[k]}" for k in kernels} | ({} if trained else {"enhanced": "SEPA, unused"})
+    titles = ["image", *(named[k] for k in kernels), *(f"mask, {NAMES[k]}" for k in made)]
     titles += ["truth"] if any(row.truth is not None for row in rows) else []
     shapes = [example.size[0] / example.size[1] for example, _ in examples]
     cell = (PAGE - 0.95) / len(titles)

@@ -153,6 +153,14 @@ class Sources:
             own = settings_of(run.experiment.affinity, run.experiment.augmentation)
         return replace(own, **self.changes)
 
+    @property
+    def trains_sepa(self) -> bool:
+        """Whether the run is trained with SEPA, or is a teacher's."""
+        run = self.of_features
+        affinity = None if run is None else run.experiment.affinity
+        own = affinity is not None and affinity.saliency and affinity.mode == "apro"
+        return own or (run is not None and run.is_teacher)
+
     @cached_property
     def image_ids(self) -> list[int]:
         """Ids of the validation images that were scored."""

@@ -36,13 +36,15 @@ from misa.ops.seed_affinity import Seed
 # Figure 4's two failure modes as embedded scenes, each with a seed (row, column) in a map of 32 x 32.
 _SCENES: dict[str, Seed] = {"same_color_neighbors": (14, 8), "two_tone_object": (14, 19)}
 _SCENE_MAP = 32
+_ROWS = 5  # of Figure 4, unless more images are given
 
 
 class PaperFigure(NamedTuple):
-    """Functions that draw a figure from sources, and that return why it cannot be drawn ("" if it can)."""
+    """Functions of a figure's sources: draw it, why it cannot be drawn ("" if it can), and the ids of its images."""
 
     draw: Callable[[Sources], Figure]
     missing: Callable[[Sources], str]
+    images: Callable[[Sources], Sequence[int]]
 
 
 def _figure1(sources: Sources) -> Figure:
@@ -54,8 +56,12 @@ def _figure1(sources: Sources) -> Figure:
             if run is not None and (value := _miou(run)) is not None:
                 scores.setdefault(name, {})[kind] = value
     assert sources.pair is not None, "asked for before"
-    rows = [_label_maps(*sources.pair, image_id) for image_id in sources.shown[:2]]
+    rows = [_label_maps(*sources.pair, image_id) for image_id in _images1(sources)]
     return figure1(scores, rows, classes=sources.pair[0].source.classes)
+
+
+def _images1(sources: Sources) -> Sequence[int]:
+    return sources.shown[:2]
 
 
 def _missing1(sources: Sources) -> str:
@@ -111,11 +117,19 @@ def seeded(sources: Sources) -> list[tuple[Example, Seed]]:
             example = sources.networks.scene(named_scene(name), name)
             h, w = example.size
             examples.append((example, (row * h // _SCENE_MAP, column * w // _SCENE_MAP)))
-    for image_id in sources.shown:
-        example = sources.example(image_id)
-        if len(example.labels):
-            examples.append((example, deepest(example)))
-    return examples[:5]
+    return examples + [(sources.example(key), deepest(sources.example(key))) for key in _images4(sources)]
+
+
+def _images4(sources: Sources) -> list[int]:
+    """The chosen images with an object: all that are given, and drawn ones up to five rows."""
+    scenes = len(_SCENES) if sources.networks.experiment.data == "demo" else 0
+    found = [key for key in sources.shown if len(sources.example(key).labels)]
+    return found[: max(_ROWS - scenes, sum(key in sources.choice.given for key in found))]
+
+
+def _figure4(sources: Sources) -> Figure:
+    """Affinities of a seed in the embedded scenes and the chosen images."""
+    return figure4(seeded(sources), settings=sources.affinity_settings, trained=sources.trains_sepa)
 
 
 def _figure5(sources: Sources) -> Figure:
@@ -134,10 +148,10 @@ def _missing5(sources: Sources) -> str:
 
 
 FIGURES: dict[str, PaperFigure] = {
-    "1": PaperFigure(_figure1, _missing1),
-    "3": PaperFigure(_figure3, _missing3),
-    "4": PaperFigure(lambda found: figure4(seeded(found), settings=found.affinity_settings), _missing4),
-    "5": PaperFigure(_figure5, _missing5),
+    "1": PaperFigure(_figure1, _missing1, _images1),
+    "3": PaperFigure(_figure3, _missing3, lambda found: found.shown[:1]),
+    "4": PaperFigure(_figure4, _missing4, _images4),
+    "5": PaperFigure(_figure5, _missing5, lambda found: (*found.shown, *found.worst)),
 }
 
 
@@ -204,7 +218,9 @@ class Factory:
         for field, value in sources.changes.items():
             command += [f"--{field.replace('_', '-')}", str(value)]
         command += [] if sources.data_root is None else ["--data-root", str(sources.data_root)]
-        images: dict[str, Any] = {"chosen": list(choice.given), "random": list(sources.drawn)}
+        shown = set(FIGURES[name].images(sources))
+        groups = {"chosen": choice.given, "random": sources.drawn}
+        images = {group: [key for key in keys if key in shown] for group, keys in groups.items()}
         if name == "5":
             images["worst"] = list(sources.worst)
         smoke = {"beware": warnings} if (warnings := self.warnings()) else {}

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from misa.cli import main
+from misa.data.scenes.scenes import named_scene
 from misa.engine.reports import figures
 from misa.engine.reports.explore import trained
 from misa.engine.reports.figure_sources import Choice, Sources, Trained, settings_of
@@ -22,6 +23,7 @@ from misa.engine.runs.scores import DETECTIONS
 from misa.errors import UserError
 from misa.experiment import Affinity, Augmentation
 from misa.figures.example import Example
+from misa.figures.paper import figure4
 from misa.figures.provenance import provenance_of
 from misa.rows import find_row
 
@@ -303,8 +305,9 @@ def test_figure_4_has_the_window_and_the_colors_of_rows_without_a_semantic_term(
 def test_an_option_of_figure_4_changes_nothing_else(runs, tmp_path, monkeypatch, words, changed):
     drawn, drawing = [], figures.figure4
 
-    def figure4(examples, *, settings):
+    def figure4(examples, *, settings, trained):
         drawn.append(settings)
+        assert trained
         return drawing(examples[:1], settings=settings)
 
     monkeypatch.setattr(figures, "figure4", figure4)
@@ -317,6 +320,34 @@ def test_an_option_of_figure_4_changes_nothing_else(runs, tmp_path, monkeypatch,
     assert drawn == [dataclasses.replace(own, **changed)]
     again = provenance_of(tmp_path / "figure4.png")["command"]
     assert ("--form" in again, "--semantic-scale" in again) == ("form" in changed, "semantic_scale" in changed)
+
+
+def test_every_given_image_with_an_object_is_in_figure_4(runs, tmp_path):
+    """The two scenes, then all that are given; drawn ones up to five rows, and provenance names what is shown."""
+    sources = Sources.of([runs / "misa"])
+    objects = [key for key in sources.image_ids if len(sources.example(key).labels)]
+    assert len(objects) == 4
+    for given, count in ((tuple(objects), 6), (tuple(objects[:1]), 5)):
+        factory = Factory([runs / "misa"], choice=Choice(given=given, drawn=8, worst=0), wanted="134")
+        assert len(figures.seeded(factory.sources)) == count
+        images = {name: factory.provenance(name, tmp_path)["images"] for name in "134"}
+        assert images["4"]["chosen"] == list(given)
+        assert len({*images["4"]["chosen"], *images["4"]["random"]}) == count - 2
+        assert images["3"]["chosen"] == [objects[0]]
+        assert len({*images["1"]["chosen"], *images["1"]["random"]}) == 2
+
+
+def test_figure_4_says_that_a_run_does_not_train_with_sepa(runs):
+    teacher = Trained(find_row("teacher:demo"), None, runs, {})
+    assert Sources((teacher,)).trains_sepa
+    rows = {"demo:long": True, "table3_components:demo_fsd": False}
+    rows |= {f"table5_affinity:demo_{name}": False for name in ("apro_feature", "pamr_saliency")}
+    for row, own in rows.items():
+        assert Sources((Trained(find_row(row), None, runs, {}), teacher)).trains_sepa == own, row
+    example = Sources.of([runs / "misa"]).networks.scene(named_scene("two_tone_object"), "two_tone_object")
+    for own in (True, False):
+        axes = figure4([(example, (14, 19))], trained=own).axes
+        assert ("SEPA, unused" in [ax.get_title() for ax in axes]) != own
 
 
 def test_figure_4_without_an_object_is_left_out(runs, tmp_path, monkeypatch, capsys):
