@@ -28,9 +28,10 @@ class Example:
     image (H W 3): uint8 RGB; boxes (n 4): xyxy in its pixels; labels (n): indices into `classes`; masks (n H W):
     ground truth for comparison, or None. colors (3 h w): V, the normalized image. features S (d h w) and
     saliency_factors K (c d): the teacher's, None without one. student I (e h w): the student's dense feature, and
-    adapted (d h w): the same after the adapter of FSD, in the units of S; None without. reading: S^c of Eq. 11 as
-    values (e h w) and factors (c e), if a run does not use S and K directly. resized: height and width of the image
-    that the networks see, without padding, in pixels of which a cell has `STRIDE`; None: those of the maps' cells.
+    adapted (d h w): the same after the adapter of FSD, times the unit in which S was learned; None without. reading:
+    S^c of Eq. 11 as values (e h w) and factors (c e), if a run does not use S and K directly. resized: height and width
+    of the image that the networks see, without padding, in pixels of which a cell has `STRIDE`; None: those of the
+    maps' cells.
     """
 
     name: str

@@ -1,5 +1,6 @@
 """Features of a trained student and its teacher in images, for notebooks and figures."""
 
+import functools
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from misa.engine.runs.teacher import load_teacher, ready_teacher
 from misa.engine.training.train import train
 from misa.errors import UserError, counted
 from misa.evaluation.ap import read_truth
-from misa.experiment import FRAMEWORKS, Affinity, Augmentation, Distillation, Experiment
+from misa.experiment import FRAMEWORKS, Affinity, Augmentation, Experiment
 from misa.figures.example import STRIDE, Example
 from misa.losses.distillation import spread_unit
 from misa.machine import Machine
@@ -80,6 +81,12 @@ class Networks:
             raise UserError(f"place is {place}, and there are {counted(len(ids), 'validation image')}, from 0 on.")
         return self.example(ids[place])
 
+    @property
+    def teacher_folder(self) -> Path | None:
+        """Run folder of the teacher; None if there is none, or it was not trained here, such as torchvision's."""
+        trained_here = self.experiment.semantic is not None or self.experiment.trains_teacher
+        return self.folders[-1] if trained_here else None
+
     def requiring(self, *, teacher: bool = False, distilled: bool = False) -> "Networks":
         """Return these networks; UserError if there is no teacher, or no student that it was distilled into."""
         whole = self.teacher is not None and self.student is not None and self.experiment.distillation is not None
@@ -103,7 +110,29 @@ class Networks:
         """The networks without the run's data."""
         row = self.experiment
         networks = self.classes, row.augmentation, self.teacher, self.student
-        return FeatureExtractor(*networks, row.distillation, row.student, row.affinity)
+        return FeatureExtractor(*networks, self.unit, row.student, row.affinity)
+
+    @functools.cached_property
+    def unit(self) -> float | None:
+        """What S was divided by for the student to learn it, √d σ or 1; None without a distillation.
+
+        Training takes σ of each batch; this is that of a batch of validation images, of at most eight.
+        """
+        distillation = self.experiment.distillation
+        if distillation is None or self.teacher is None or self.student is None:
+            return None
+        if distillation.unit != "spread":
+            return 1.0
+        truth, teacher = (
+            read_truth(self.source.val.annotations),
+            FeatureExtractor(self.classes, self.experiment.augmentation, self.teacher),
+        )
+        found = []
+        for key in self.image_ids()[: min(self.experiment.schedule.batch, 8)]:
+            maps = teacher.see(boxed(truth, self.source.val, self.classes, key)["image"]).features
+            assert maps is not None
+            found.append(maps.flatten(1))
+        return float(spread_unit(torch.cat(found, dim=1)[None, :, :, None]))
 
     def see(self, image: NDArray[np.uint8], **about: Any) -> Example:
         """Run the networks on any RGB image (H W 3); `about`: keywords of `FeatureExtractor.see`."""
@@ -114,14 +143,15 @@ class Networks:
 class FeatureExtractor:
     """Computes features of images: `teacher` is any network with `prior`, `student` one with a dense feature, or None.
 
-    classes: in the order of K's rows; sizes: resizing as at test time; distillation: the student's.
+    classes: in the order of K's rows; sizes: resizing as at test time; unit: of S in the student's distillation, or
+    None without one.
     """
 
     classes: tuple[str, ...]
     sizes: Augmentation
     teacher: nn.Module | None = None
     student: nn.Module | None = None
-    distillation: Distillation | None = None
+    unit: float | None = None
     framework: str = ""  # the student's, if there is one
     affinity: Affinity | None = None  # the student's, which defines S^c
 
@@ -156,9 +186,8 @@ class FeatureExtractor:
             assert feature is not None
             dense = feature(self.student, self.student.extract_feat(pixels)).float()  # type: ignore[operator]
             example = replace(example, student=_at(dense, pixels, size))
-            if self.distillation is not None and self.teacher is not None:
-                unit = spread_unit(features) if self.distillation.unit == "spread" else 1.0
-                adapted = unit * self.student.adapter(dense)  # type: ignore[operator]
+            if self.unit is not None:
+                adapted = self.unit * self.student.adapter(dense)  # type: ignore[operator]
                 example = replace(example, adapted=_at(adapted, pixels, size))
         return example
 

@@ -142,12 +142,14 @@ def test_features_are_the_networks_own(networks):
         dense = networks.student.mask_head.mask_feature_head(networks.student.extract_feat(images)[:4])
         assert_close(example.student, dense[0])
         answer = networks.student.adapter(dense)
-    target = in_units_of_spread(features)
-    learned = networks.experiment.distillation
-    assert learned.unit == "spread"
-    # The quantity compared in training, up to units.
-    expected = (target - answer).square().sum() * (features.square().sum() / target.square().sum())
-    assert_close((example.features - example.adapted).square().sum(), expected, rtol=1e-4, atol=1e-4)
+    # In training S is divided by its spread in the batch, which is not that of any one image.
+    assert networks.experiment.distillation.unit == "spread"
+    batch = networks.image_ids()[: networks.experiment.schedule.batch]
+    several = torch.stack([networks.example(key).features for key in batch])
+    unit = several.norm() / in_units_of_spread(several).norm()
+    assert len(batch) > 1
+    assert_close(example.adapted, answer[0] * unit, rtol=1e-4, atol=1e-4)
+    assert_close(networks.unit, float(unit), rtol=1e-4, atol=0)
     assert example.size == tuple(example.features.shape[-2:]) == (32, 32)
     assert len(example.masks) == len(example.labels) == len(example.boxes) == len(example.coarse_masks())
 
