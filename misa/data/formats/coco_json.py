@@ -54,8 +54,8 @@ def find(root: Path) -> list[Part]:
         for path in files:
             by_split.setdefault(split_in(path.stem) if len(files) > 1 else _split_of_one(path), []).append(path)
         named = {split: paths for split, paths in by_split.items() if split} or by_split
-        if "train" not in named and "" not in named and "" in by_split:
-            named["train"] = by_split[""]
+        if "train" not in named and "" in by_split:
+            named[""] = by_split[""]
         if files and place is not None:
             chosen = [(split, _only(paths, place)) for split, paths in named.items()]
             return [Part((path,), _images(root, path), split, root) for split, path in chosen if path is not None]

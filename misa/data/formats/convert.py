@@ -184,7 +184,7 @@ def _convert(root: Path, row: Format, parts: list[Part], folder: Path, made: Mad
     made.depends |= {path for part in parts for path in (*part.files, *row.looked(part))}
     made.depends |= {path.parent for part in parts for path in part.files} | {part.images for part in parts}
     contents = _coco_tables(root, parts, report, made) if row is COCO else _entry_tables(root, row, parts, report, made)
-    _report_left(root, row, parts, contents, report)
+    _report_left(root, row, parts, contents, report, made)
     for split, tables in contents.items():
         path = folder / f"instances_{split}.json"
         faults = {"faults": report.rows} if split == "train" else {}
@@ -195,10 +195,15 @@ def _convert(root: Path, row: Format, parts: list[Part], folder: Path, made: Mad
         made.files[split] = path
 
 
-def _report_left(root: Path, row: Format, parts: list[Part], contents: dict[str, "_Tables"], report: _Faults) -> None:
+def _report_left(
+    root: Path, row: Format, parts: list[Part], contents: dict[str, "_Tables"], report: _Faults, made: Made
+) -> None:
     """Report files of annotations that are not read, and images in the folders of others that are in no split."""
     read = {path for part in parts for path in part.files}
-    if left := list(row.left(root, read)) if root.is_dir() else []:
+    files = {os.path.realpath(path) for path in read}  # a split may be a folder of links
+    left = [path for path in row.left(root, read) if os.path.realpath(path) not in files] if root.is_dir() else []
+    made.depends |= {*left, *(path.parent for path in left)}
+    if left:
         count = counted(len(left), "file of annotations is", "files of annotations are")
         advice = "name files or folders like the splits, give one of them, or move away those that are not meant"
         report("files-unread", str(root), f"{count} not read, such as {_inside(root, left[0])}", advice, fatal=False)
@@ -495,25 +500,28 @@ def read_boxes(path: PathLike) -> dict[str, tuple[list[list[float]], list[str | 
 
 
 def _box_names(base: Path, read: Sequence[tuple[Part, Sequence[Entry]]], report: _Faults) -> list[str]:
-    """Returns the names of the entries' images, in order: a name of several images becomes the path of each."""
+    """Returns the names of the entries' images, in order: a name of several images becomes the path of each.
+
+    It is relative to the base, if the image is there.
+    """
     named = [(plain_name(entry.file or entry.own), part, entry) for part, entries in read for entry in entries]
     places: defaultdict[str, set[tuple[Path, str]]] = defaultdict(set)
     for name, part, entry in named:
         places[name].add((part.images, entry.own))
     folders = {part.images: Images(part.images, base, literal=[part.home, base]) for part, _ in read}
-    paths: list[str] = []
+    paths: dict[tuple[str, Path, str], str] = {}
     files: defaultdict[str, set[str]] = defaultdict(set)
     for name, part, entry in named:
-        path = name
-        if len(places[name]) > 1:
+        key = name, part.images, entry.own
+        if len(places[name]) > 1 and key not in paths:
             find = _own_file if entry.own else _file_of
             file = find(entry, folders[part.images], part, {}, report) or part.images / name
-            if entry.own and not file.exists():
+            if entry.own and not os.path.isfile(file):
                 file = part.images / Path(plain_name(entry.own)).with_name(Path(name).name)
-            path = str(file)
-        paths.append(path)
-        files[name].add(os.path.realpath(path))
-    return [path if len(files[name]) > 1 else name for (name, *_), path in zip(named, paths, strict=True)]
+            paths[key] = _inside(base, file)
+            files[name].add(os.path.realpath(file))
+    keys = [(name, part.images, entry.own) for name, part, entry in named]
+    return [paths[key] if len(files[key[0]]) > 1 else key[0] for key in keys]
 
 
 def _require_own_names(entries: Iterable[Entry]) -> None:

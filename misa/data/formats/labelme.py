@@ -11,6 +11,7 @@ import base64
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -64,7 +65,7 @@ def _beside(folder: Path, home: Path) -> list[Part]:
 def left(root: Path, read: Collection[Path]) -> list[Path]:
     """Returns LabelMe's files anywhere in a folder, but for those that are read."""
     found = [inner / name for inner, names in walk(root) for name in names if name.lower().endswith(".json")]
-    return [path for path in found if path not in read and is_labelme(path)]
+    return [path for path in found if path not in read and os.path.isfile(path) and is_labelme(path)]
 
 
 def _files(folder: Path) -> list[Path]:

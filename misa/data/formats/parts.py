@@ -158,10 +158,11 @@ def split_folders(root: Path) -> list[tuple[Path, str]]:
 
 
 def with_rest(parts: list[Part], rest: Part | None) -> list[Part]:
-    """Returns the parts of splits and, unless one of them is for training, the one without a split as that."""
-    if rest is None or any(part.split == "train" for part in parts):
-        return parts
-    return [rest._replace(split="train"), *parts] if parts else [rest]
+    """Returns the parts of splits and, unless one of them is for training, the one without a split before them.
+
+    Its images are for training, then, unless a list or a column of its own says otherwise.
+    """
+    return parts if rest is None or any(part.split == "train" for part in parts) else [rest, *parts]
 
 
 def split_in(name: str) -> str:

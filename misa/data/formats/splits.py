@@ -6,7 +6,7 @@ the other. Standard library only.
 
 import hashlib
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,8 @@ from misa.data.formats.names import plain_name
 from misa.data.formats.parts import SPLITS, ReportFault, child, files_of, without_suffix
 from misa.errors import counted
 
-_SHARE = 10  # one image in this many is for validation if no split is given
+_LIMIT = (2**256 // 10).to_bytes(32, "big")  # of the hashes of images for validation, if no split is given
+_TENTH = 0.02, 0.3  # shares that still are about a tenth
 _LISTS = {**SPLITS, "trainval": "trainval"}
 OVERLAP = ": scores on them are not of held-out images"
 """The end of the warning about images that are both for training and for validation."""
@@ -83,13 +84,15 @@ def _assign(
 def by_hash(paths: Sequence[str], say: Callable[[str], None]) -> list[str]:
     """Split off about a tenth for validation by a threshold on a hash of the names; at least one of two or more.
 
-    The names are those without folders, so that moved images stay in their split; with folders if several are equal.
+    The names are those without folders, so that moved images stay in their split; but with folders where equal names,
+    such as one in each folder, would make it far from a tenth.
     """
-    names = Counter(map(_last, paths))
-    keys = [_last(path) if names[_last(path)] == 1 else plain_name(path) for path in paths]
-    value = [hashlib.sha256(key.encode("utf-8", "replace")).digest() for key in keys]
-    limit = (2**256 // _SHARE).to_bytes(32, "big")
-    split = ["val" if v < limit else "train" for v in value]
+    last = [_last(path) for path in paths]
+    value = [_hash(name) for name in last]
+    few, many = (share * len(paths) for share in _TENTH)
+    if len(set(last)) < len(last) and not few <= sum(v < _LIMIT for v in value) <= many:
+        value = [_hash(plain_name(path)) for path in paths]
+    split = ["val" if v < _LIMIT else "train" for v in value]
     if len(paths) > 1 and len(set(split)) == 1:  # so few images that none or all are below the threshold
         odd = value.index(min(value)) if split[0] == "train" else value.index(max(value))
         split[odd] = "val" if split[0] == "train" else "train"
@@ -97,6 +100,10 @@ def by_hash(paths: Sequence[str], say: Callable[[str], None]) -> list[str]:
         found = f"of {counted(len(split), 'image')} {split.count('val')} for validation, chosen by name"
         say(f"no validation split is given: {found}")
     return split
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode("utf-8", "replace")).digest()
 
 
 def _last(path: str) -> str:

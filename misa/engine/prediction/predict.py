@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from misa.data.formats.coco import DataError, PathLike
+from misa.data.formats.names import plain_name
 from misa.data.images import Picture, Video, find_inputs, frames, read_image
 from misa.engine.prediction.files import (
     appended,
@@ -486,35 +487,41 @@ def _matched(given: Sequence[str], pictures: Sequence[Picture]) -> dict[str, str
     stems = Counter(str(Path(name).with_suffix("")) for name in given)
     exact = {name: name for name in given}
     plain = {stem: name for name in given if stems[stem := str(Path(name).with_suffix(""))] == 1}
-    alike: defaultdict[str, list[str]] = defaultdict(list)
-    rivals: defaultdict[str, list[str]] = defaultdict(list)
-    for name in given:
-        alike[Path(name).name].append(name)
-    for item in pictures:
-        rivals[item.path.name].append(os.path.abspath(item.path))
+    alike, rivals = _Nearest(given), _Nearest([os.path.abspath(item.path) for item in pictures])
     found: dict[str, str] = {}
     agree: dict[str, bool] = {}  # of matched names with folders: whether these are the image's
     for item in pictures:
         path = os.path.abspath(item.path)
-        near = _nearest(path, alike[item.path.name])
-        mutual = {path: near} if near is not None and _nearest(near, rivals[item.path.name]) == path else {}
+        near = alike.of(path)
+        mutual = {path: near} if near is not None and rivals.of(near) == path else {}
         ways = ((paths, path), (mutual, path), (exact, _file(item)), (exact, item.name), (plain, item.name))
         match = next((table[key] for table, key in ways if key in table), None)
         if match is not None:
             found[item.name] = match
-            if len(folders := [part for part in Path(match).parent.parts if part != ".."]):
-                agree[item.name] = Path(path).parent.parts[-len(folders) :] == tuple(folders)
+            if folders := _reversed(match)[1:]:
+                agree[item.name] = _reversed(path)[1 : 1 + len(folders)] == folders
     strict = any(agree.values())
     return {name: match for name, match in found.items() if agree.get(name, True) or not strict}
 
 
-def _nearest(path: str, others: Sequence[str]) -> str | None:
-    """Returns the one of `others` with the most last parts in common with `path`; None if there is no such one."""
+class _Nearest:
+    """Paths by their last parts, to find the one that has most of them in common with another path."""
 
-    def last(name: str) -> tuple[str, ...]:
-        return Path(os.path.normpath(name)).parts[::-1]
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.ends: dict[tuple[str, ...], str | None] = {}  # None: several have them
+        for path in paths:
+            parts = _reversed(path)
+            for count in range(1, len(parts) + 1):
+                self.ends[parts[:count]] = None if parts[:count] in self.ends else path
 
-    same = [[a == b for a, b in zip(last(path), last(other), strict=False)] for other in others]
-    counts = [(*row, False).index(False) for row in same]
-    best = max(counts, default=0)
-    return others[counts.index(best)] if counts.count(best) == 1 else None
+    def of(self, path: str) -> str | None:
+        """Returns the path with the most last parts in common with this one; None if there is no such one."""
+        parts = _reversed(path)
+        ends = (parts[:count] for count in range(len(parts), 0, -1))
+        return next((self.ends[end] for end in ends if end in self.ends), None)
+
+
+def _reversed(path: str) -> tuple[str, ...]:
+    """The parts of a path from the last one on, for comparison; without those that lead out of its folder."""
+    parts = Path(plain_name(os.path.normpath(plain_name(path)))).parts
+    return tuple(part for part in reversed(parts) if part != "..")

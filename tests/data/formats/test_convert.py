@@ -428,8 +428,14 @@ def test_boxes_of_equal_names_in_two_folders_stay_apart(tmp_path, form, files, i
             Image.new("RGB", (64, 64)).save(tmp_path / folder / "0.png")
     (tmp_path / "JPEGImages").mkdir(exist_ok=True)
     assert read_boxes(tmp_path) == {
-        str(tmp_path / folder / "0.png"): ([list(box)], ["cat"]) for folder, box in zip(images, boxes, strict=True)
+        f"{folder}/0.png": ([list(box)], ["cat"]) for folder, box in zip(images, boxes, strict=True)
     }
+
+
+@pytest.mark.parametrize("name", ["a\0.jpg", "a\ud800.jpg"])
+def test_boxes_of_an_image_that_no_file_can_be_called(tmp_path, name):
+    one_box("coco", tmp_path / "boxes.json", name, (1, 1, 10, 10))
+    assert read_boxes(tmp_path / "boxes.json") == {name: ([[1, 1, 10, 10]], ["cat"])}
 
 
 def test_boxes_of_one_image_in_two_splits_are_of_one_name(tmp_path):

@@ -9,7 +9,7 @@ from misa.data.formats.coco import DataError
 from misa.data.formats.coco_file import CocoFile
 from misa.data.formats.convert import open_layout
 from misa.engine.reports.checkup import check_data
-from tests.data.formats.test_convert import one_box, voc
+from tests.data.formats.test_convert import one_box, voc, xml
 
 BOX = (1, 1, 10, 10)
 
@@ -81,6 +81,53 @@ def test_annotations_that_are_not_read_are_named(tmp_path, form, files, unread):
     root = tmp_path / "data"
     write(root, form, files)
     assert f"1 file of annotations is not read, such as {unread}" in str(check_data(root))
+
+
+def test_lists_and_columns_of_splits_count_beside_a_folder_of_a_split(tmp_path):
+    """Beside test/, or test.csv, the rest is not all for training."""
+    root = tmp_path / "voc"
+    for k in range(4):
+        image(root / f"{k}.png")
+        (root / f"{k}.xml").write_text(xml(str(k), (64, 64), [("cat", BOX)], suffix="png"))
+    image(root / "test" / "9.png")
+    (root / "test" / "9.xml").write_text(xml("9", (64, 64), [("cat", BOX)], suffix="png"))
+    (root / "train.txt").write_text("0\n1\n2\n")
+    (root / "val.txt").write_text("3\n")
+    assert listed(root) == (["0.png", "1.png", "2.png"], ["3.png"])
+    root = tmp_path / "csv"
+    write(root, "csv", {"test.csv": "9.png"})
+    rows = [f"{k}.png,1,1,10,10,cat,{'val' if k == 3 else 'train'}" for k in range(4)]
+    (root / "boxes.csv").write_text("\n".join(["image,xmin,ymin,xmax,ymax,label,split", *rows]))
+    for k in range(4):
+        image(root / f"{k}.png")
+    assert listed(root) == (["0.png", "1.png", "2.png"], ["3.png"])
+
+
+def test_what_a_broken_link_is_of_does_not_matter(tmp_path):
+    root = tmp_path / "data"
+    write(root, "labelme", {"0": "0.png", "1": "1.png"})
+    (root / "old").mkdir()
+    (root / "old" / "x.json").symlink_to("/nonexistent")
+    assert "not read" not in str(check_data(root))
+
+
+def test_links_to_files_that_are_not_in_a_split_are_not_another_file(tmp_path):
+    root = tmp_path / "data"
+    for k, split in enumerate(("train", "val")):
+        image(root / split / f"{k}.png")
+        (root / "all").mkdir(exist_ok=True)
+        (root / "all" / f"{k}.xml").write_text(xml(str(k), (64, 64), [("cat", BOX)], suffix="png"))
+        (root / split / f"{k}.xml").symlink_to(f"../all/{k}.xml")
+    assert "not read" not in str(check_data(root))
+
+
+def test_a_file_that_is_removed_is_no_longer_named(tmp_path):
+    root = tmp_path / "data"
+    write(root, "coco", {f"annotations/instances_{name}.json": f"images/{name}.png" for name in ("train", "val")})
+    write(root, "coco", {"labels/x.json": "images/train.png"})
+    assert "such as labels/x.json" in str(check_data(root))
+    (root / "labels" / "x.json").unlink()
+    assert "not read" not in str(check_data(root))
 
 
 def test_of_several_files_without_a_split_none_is_guessed(tmp_path):

@@ -74,6 +74,12 @@ def test_equal_names_in_many_folders_are_split_by_their_folders(name):
     assert 15 < val < 50
 
 
+def test_more_videos_of_numbered_frames_move_no_image():
+    before, added = ([f"v{k}/{i:03}.jpg" for i in range(200)] for k in range(2))
+    said = []
+    assert by_hash([*before, *added], said.append)[:200] == by_hash(before, said.append)
+
+
 def test_an_image_stays_in_its_split_when_its_folder_changes():
     names = [f"{k}.jpg" for k in range(200)]
     assert by_hash(names, print) == by_hash([f"a/{name}" for name in names], print)

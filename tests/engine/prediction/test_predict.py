@@ -501,6 +501,8 @@ def test_boxes_of_images_with_equal_names_in_two_folders(student, photos, tmp_pa
         (["a.png", "photos/a.png"], {"a": "photos/a.png"}),
         (["more/a.png", "x/b.png"], {"more/a": "more/a.png"}),
         (["y/a.png", "x/b.png"], {"b": "x/b.png"}),
+        (["labels/../more/a.png", "photos/b.png"], {"more/a": "labels/../more/a.png", "b": "photos/b.png"}),
+        (["../photos/a.png", "photos/b.png"], {"a": "../photos/a.png", "b": "photos/b.png"}),
     ],
 )
 def test_the_image_that_a_name_of_boxes_is_of(student, photos, tmp_path, names, expected):
