@@ -396,7 +396,7 @@ def _pictures(base: Path, row: Format, parts: list[Part], report: _Faults, made:
             if path is None:
                 continue
             made.depends |= {path, Path(entry.where) if os.path.isfile(entry.where) else part.files[0]}
-            name = os.path.relpath(path, base) if path.is_relative_to(base) else str(path)
+            name = _inside(base, path)
             known = pictures.setdefault(path, _Picture(name, path, []))
             if entry in known.entries:  # a split names the image twice
                 continue

@@ -69,15 +69,13 @@ def find(root: Path) -> list[Part]:
     named = {path: SPLITS[path.stem.lower()] for path in found if path.stem.lower() in SPLITS}
     others = [path for path in found if path not in named]
     rest = Part((others[0],), root, "", root) if len(others) == 1 else None
+    inner = [(path, folder, split) for folder, split in split_folders(root) for path in files_of(folder, ".csv")]
     if named:
         return with_rest([Part((path,), root, split, root) for path, split in named.items()], rest)
-    inner = [(path, folder, split) for folder, split in split_folders(root) for path in files_of(folder, ".csv")]
-    if inner:
-        return with_rest([Part((path,), folder, split, folder) for path, folder, split in inner], rest)
-    if len(found) > 1:
+    if len(found) > 1 and not inner:
         names = ", ".join(path.name for path in found[:8])
         raise DataError(f"{root} holds several csv files ({names}); give one of them, or call them train.csv, val.csv.")
-    return [Part((path,), root, "", root) for path in found]
+    return with_rest([Part((path,), folder, split, folder) for path, folder, split in inner], rest)
 
 
 def left(root: Path, read: Collection[Path]) -> list[Path]:

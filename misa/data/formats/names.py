@@ -111,9 +111,10 @@ class _Tree:
 
 def _alike(path: Path, folders: Sequence[str]) -> int:
     """Returns the number of innermost folders in common."""
-    count = 0
-    for ours, theirs in zip(reversed(path.parts[:-1]), reversed(folders), strict=False):
-        if plain_name(ours) != theirs:
-            break
-        count += 1
-    return count
+    return in_common([plain_name(folder) for folder in path.parts[:-1]], folders)
+
+
+def in_common(parts: Sequence[str], others: Sequence[str]) -> int:
+    """Returns the number of equal last parts."""
+    same = [a == b for a, b in zip(reversed(parts), reversed(others), strict=False)]
+    return [*same, False].index(False)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from misa.data.formats.coco import DataError
-from misa.data.formats.names import plain_name
+from misa.data.formats.names import in_common, plain_name
 from misa.data.formats.parts import SPLITS, ReportFault, child, files_of, without_suffix
 from misa.errors import counted
 
@@ -153,18 +153,12 @@ class _Index:
         for name in dict.fromkeys((line, re.sub(r"\s+-?[01]$", "", line))):
             parts = [part for part in without_suffix(plain_name(name)).split("/") if part not in ("", ".")]
             if parts and (alike := self.by_name.get(parts[-1])):
-                counts = [(i, _in_common(parts, own), len(own)) for i, own in alike]
+                counts = [(i, in_common(parts, own), len(own)) for i, own in alike]
                 most = max(count for _, count, _ in counts)
                 best = [(i, length) for i, count, length in counts if count == most]
                 whole = most == len(parts) or any(most == length for _, length in best)
                 return _Found(list(dict.fromkeys(i for i, _ in best)), most if whole else 0)
         return _Found([], 0)
-
-
-def _in_common(parts: Sequence[str], others: Sequence[str]) -> int:
-    """Returns the number of equal last parts."""
-    same = [a == b for a, b in zip(reversed(parts), reversed(others), strict=False)]
-    return [*same, False].index(False)
 
 
 def _members(

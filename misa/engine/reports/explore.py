@@ -123,13 +123,11 @@ class Networks:
             return None
         if distillation.unit != "spread":
             return 1.0
-        truth, teacher = (
-            read_truth(self.source.val.annotations),
-            FeatureExtractor(self.classes, self.experiment.augmentation, self.teacher),
-        )
+        truth = read_truth(self.source.val.annotations)
+        extractor = FeatureExtractor(self.classes, self.experiment.augmentation, self.teacher)
         found = []
         for key in self.image_ids()[: min(self.experiment.schedule.batch, 8)]:
-            maps = teacher.see(boxed(truth, self.source.val, self.classes, key)["image"]).features
+            maps = extractor.see(boxed(truth, self.source.val, self.classes, key)["image"]).features
             assert maps is not None
             found.append(maps.flatten(1))
         return float(spread_unit(torch.cat(found, dim=1)[None, :, :, None]))

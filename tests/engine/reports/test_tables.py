@@ -587,21 +587,41 @@ def test_a_log_that_cannot_be_opened_stops_nothing_for_ever(tmp_path):
         spread({name: [sys.executable, "-c", "pass"] for name in "abc"}, tmp_path, slots=1, note=str)
 
 
+@pytest.mark.timeout(60)
 def test_the_progress_bar_says_how_far_trainings_are(tmp_path, monkeypatch, capfd):
-    """By the last step in the log of each that runs at the time."""
-    line = "import time; print('epoch 1/2 step {}/12    0.5', flush=True); time.sleep(1)"
-    monkeypatch.setattr(Job, "command", lambda job, *_: [sys.executable, "-c", line.format(3 + 6 * job.seed)])
+    """By the last step in the log of each that runs at the time: here each waits for the other before it ends."""
+    line = f"""if True:
+        import pathlib, sys, time
+        seed, folder = int(sys.argv[1]), pathlib.Path({str(tmp_path)!r})
+        print(f"epoch 1/2 step {{3 + 6 * seed}}/12    0.5", flush=True)
+        (folder / f"seen{{seed}}").touch()
+        while not (folder / f"seen{{1 - seed}}").exists():
+            time.sleep(0.05)
+        time.sleep(1)"""
+    monkeypatch.setattr(Job, "command", lambda job, *_: [sys.executable, "-c", line, str(job.seed)])
     monkeypatch.setattr(sweep, "_LOOK_IN_FILE", 0.1)
     run(plan(["demo:box"], range(2), root=tmp_path), slots=2)
     assert "demo:box seed 0 25%, demo:box seed 1 75%" in capfd.readouterr().err
 
 
+@pytest.mark.timeout(60)
 def test_the_progress_bar_says_how_many_images_shares_have_done(tmp_path, monkeypatch, capfd):
-    record = tmp_path / "shards" / "0-of-1" / "done.jsonl"
-    line = f"import time, pathlib; pathlib.Path({str(record)!r}).write_text('{{}}\\n'); time.sleep(0.5)"
+    record, seen, tally = tmp_path / "shards" / "0-of-1" / "done.jsonl", tmp_path / "seen", Tally(tmp_path)
+    line = f"""if True:
+        import pathlib, time
+        pathlib.Path({str(record)!r}).write_text("{{}}\\n")
+        while not pathlib.Path({str(seen)!r}).exists():
+            time.sleep(0.05)"""
+
+    def note():
+        text = tally()
+        if text == "1 image done":  # only now the process may end
+            seen.touch()
+        return text
+
     record.parent.mkdir(parents=True)
     monkeypatch.setattr(sweep, "_LOOK_IN_FILE", 0.1)
-    spread({"0-of-1": [sys.executable, "-c", line]}, record.parent.parent, slots=1, note=Tally(tmp_path))
+    spread({"0-of-1": [sys.executable, "-c", line]}, record.parent.parent, slots=1, note=note)
     assert "shares:   0%|          | 0/1 [00:00<?, ?share/s, 1 image done]" in capfd.readouterr().err
 
 
