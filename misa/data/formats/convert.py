@@ -202,7 +202,7 @@ def _report_left(
     read = {path for part in parts for path in part.files}
     files = {os.path.realpath(path) for path in read}  # a split may be a folder of links
     left = [path for path in row.left(root, read) if os.path.realpath(path) not in files] if root.is_dir() else []
-    made.depends |= {*left, *(path.parent for path in left)}
+    made.depends |= {path.parent for path in left}
     if left:
         count = counted(len(left), "file of annotations is", "files of annotations are")
         advice = "name files or folders like the splits, give one of them, or move away those that are not meant"

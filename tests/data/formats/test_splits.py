@@ -61,6 +61,12 @@ def test_folders_of_another_computer_do_not_matter(tmp_path, line):
     assert (list(splits.values()), faults) == ([{"train"}, {"val"}], [])
 
 
+def test_names_without_folders_do_not_make_those_of_other_lines_count(tmp_path):
+    lists(tmp_path, train=["0"], val=["elsewhere/1"])
+    splits, faults, _ = assigned(tmp_path, "images/day1/0.jpg", "images/day1/1.jpg")
+    assert (list(splits.values()), faults) == ([{"train"}, {"val"}], [])
+
+
 def test_of_equal_names_the_one_with_the_folders_is_meant(tmp_path):
     lists(tmp_path, train=["/data/day1/0.jpg"], val=["/data/day2/0.jpg"])
     splits, _, _ = assigned(tmp_path, "images/day1/0.jpg", "images/day2/0.jpg")

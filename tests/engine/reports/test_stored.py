@@ -36,6 +36,11 @@ def test_only_what_is_scored_on_the_same_scenes_and_trained_as_long(row, smoke, 
     assert set(stored_beside(types.SimpleNamespace(experiment=experiment))) == beside
 
 
+def test_nothing_is_stored_for_another_network():
+    wider = find_row("demo:misa").but(network={"head_channels": 96})
+    assert stored_beside(types.SimpleNamespace(experiment=wider)) == {}
+
+
 def test_nothing_is_stored_for_another_length():
     shorter = find_row("demo:misa").but(schedule={"epochs": 3})
     assert stored_beside(types.SimpleNamespace(experiment=shorter)) == {}
