@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from misa.data.digest import data_digests
 from misa.data.label_maps import MOST_CLASSES
 from misa.data.source import Source
 from misa.engine.prediction.student import for_inference
@@ -98,6 +99,19 @@ def heading(result: Run) -> str:
     images = len(read_truth(result.source.val.annotations).getImgIds()[: result.experiment.limit])
     data = f"data: val split of {result.source.root}, {counted(images, 'image')}"
     return f"{run_line(result.folder, result.checkpoint)}\n{data}"
+
+
+def figures_folder(result: Run) -> Path:
+    """Where figures on a result of `evaluate` belong: the run's figures/, those of other weights or data inside it."""
+    folder, params = result.folder / "figures", read_params(result.folder)
+    if result.checkpoint is None:
+        folder /= "untrained"
+    elif result.checkpoint.resolve() != last_checkpoint(result.folder).resolve():
+        folder /= result.checkpoint.stem
+    root, val = result.source.root, data_digests(result.source.train, result.source.val).get("val")
+    if str(root) != params["data_root"] and val != params.get("data", {}).get("val"):
+        folder /= root.name
+    return folder
 
 
 def run_line(folder: Path, checkpoint: Path | None) -> str:

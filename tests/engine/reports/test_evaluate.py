@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from misa.engine.prediction.export import export_student
-from misa.engine.reports.evaluate import evaluate
+from misa.engine.reports.evaluate import evaluate, figures_folder
 from misa.engine.runs.checkpoints import CARD, newest, read_checkpoint
+from misa.engine.runs.folder import Run, opened
 from misa.errors import UserError
 from tests.helpers import CPU
 
@@ -55,3 +56,24 @@ def test_a_val_file_that_lacks_a_class_is_scored_on_the_others(small_run, tmp_pa
     assert len(expected) < len(json.loads(every.read_text()))
     assert json.loads(some.read_text()) == expected
     assert set(run.metrics["per_class"]) == set(source.classes[1:])
+
+
+def test_figures_of_other_weights_or_data_do_not_replace_the_runs(small_run, tmp_path):
+    experiment, source, folder, _ = opened(small_run.folder)
+
+    def place(checkpoint, data_root=None):
+        root = source if data_root is None else opened(folder, data_root=data_root)[1]
+        return figures_folder(Run(experiment, folder, root, {}, checkpoint)).relative_to(folder)
+
+    last = newest(folder)
+    earlier = last.with_name("epoch_1_step_1.pth")
+    assert str(place(last)) == "figures"
+    assert str(place(earlier)) == "figures/epoch_1_step_1"
+    assert str(place(None)) == "figures/untrained"
+    moved = shutil.copytree(source.root, tmp_path / "moved")
+    assert str(place(last, moved)) == "figures"  # the same annotations
+    file = moved / source.val.annotations.relative_to(source.root)
+    truth = json.loads(file.read_text())
+    file.write_text(json.dumps(truth | {"annotations": truth["annotations"][1:]}))
+    assert str(place(last, moved)) == "figures/moved"
+    assert str(place(earlier, moved)) == "figures/epoch_1_step_1/moved"
