@@ -15,9 +15,12 @@ from misa.data.formats.convert import open_layout
 from misa.data.formats.splits import overlap
 from misa.errors import UserError, counted, option_name
 from misa.figures.plots import sample_grid
+from misa.files import atomic_write
 from misa.rows import find_row
 
 SAMPLES = 16
+_MARK = "misa check"  # in the pictures, so that no other file is replaced
+_METADATA = {".png": {"Software": _MARK}, ".pdf": {"Creator": _MARK}, ".svg": {"Creator": _MARK}}
 _OWN = ("photos:box", "own:small")  # the rows that are suggested for own data
 
 
@@ -50,7 +53,7 @@ def check_data(data: PathLike, *, images: PathLike | None = None, picture: PathL
     """Check a dataset in any format of docs/data.md; `images`: the image folder of a single COCO json.
 
     Every image file is opened; duplicates are reported, also across splits. picture: file for a drawing of some images
-    with their boxes, or None.
+    with their boxes, or None; no other file is replaced.
     Raises UserError: there is no dataset.
     """
     path = Path(data).expanduser()
@@ -114,7 +117,10 @@ def _warned(report: Report, kind: str, message: str, advice: str) -> Report:
 
 
 def _draw(samples: list[Sample], path: Path) -> Path | None:
-    """Draw a grid of the readable images; return its path, or None if there are none."""
+    """Draw a grid of the readable images; return its path, or None if there are none.
+
+    UserError: the file cannot be written, or is another's.
+    """
     cells = []
     for sample in samples:
         try:
@@ -127,9 +133,13 @@ def _draw(samples: list[Sample], path: Path) -> Path | None:
         cells.append({"image": image, "boxes": boxes, "labels": sample.labels, "title": sample.path.name[-24:]})
     if not cells:
         return None
+    suffix = path.suffix.lower()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sample_grid(cells, columns=4).savefig(path, dpi=200)
+        if path.exists() and _MARK.encode() not in path.read_bytes():
+            advice = "delete it, or give another name"
+            raise UserError(f"{path} exists already and was not drawn by this version's misa check; {advice}.")
+        with atomic_write(path, suffix=path.suffix) as partial:
+            sample_grid(cells, columns=4).savefig(partial, dpi=200, metadata=_METADATA.get(suffix))
     except (OSError, ValueError) as error:
         raise UserError(f"the picture {path} cannot be written ({error}); give another name, or none.") from error
     return path

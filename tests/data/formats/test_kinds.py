@@ -332,6 +332,22 @@ def test_a_picture_that_cannot_be_written_costs_no_report(spoil: Callable[..., P
     assert "no picture was drawn: the picture" in str(found)
 
 
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_a_picture_replaces_an_earlier_one_and_no_other_file(
+    spoil: Callable[..., Path], tmp_path: Path, suffix: str
+) -> None:
+    data, picture = spoil(lambda tables: None), tmp_path / f"check.{suffix}"
+    for _ in range(2):
+        assert check_data(data, picture=picture).picture == picture
+    photo = next((data / "val2017").iterdir())
+    before = photo.read_bytes()
+    found = check_data(data, picture=photo)
+    assert found.picture is None
+    assert "exists already and was not drawn by" in found.fault
+    assert photo.read_bytes() == before
+    assert not list(photo.parent.glob(f"{photo.name}?*"))
+
+
 def shot(name: str, split: str, x: int) -> Picture:
     return Picture(name, split, (60, 40), [thing("cat", [x, 3, x + 10, 3, x + 10, 20])])
 
