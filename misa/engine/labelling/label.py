@@ -58,7 +58,7 @@ from misa.files import locked, read_json, write_json
 from misa.machine import Machine
 from misa.rows import find_row
 
-_CARD, _WRITTEN = "label.json", "written.json"
+_CARD, _WRITTEN, _MADE = "label.json", "written.json", "made"  # in made/, files that are called like the others
 _EDITION = 3  # version of masks and qualities: records of other versions are not resumed
 
 
@@ -207,7 +207,8 @@ def _opened(job: Job) -> list[Labels]:
     if not any(one.targets for one in sets):
         raise UserError(f"{job.data} has no box with a pixel of its image, so there is nothing to label.")
     for one in sets:
-        _require_ours(one, job.folder)
+        for path in (one.out, one.out.with_suffix(".html")):
+            _require_ours(path, job.folder)
     return sets
 
 
@@ -252,13 +253,12 @@ def _writes(base: Path, share: Share, stack: contextlib.ExitStack) -> bool:
     return True
 
 
-def _require_ours(labels: Labels, base: Path) -> None:
+def _require_ours(path: Path, base: Path) -> None:
     """Raise UserError if an output file exists and was not written by `label`."""
     written = read_json(base / _WRITTEN) or {}
-    for path in (labels.out, labels.out.with_suffix(".html")):
-        if path.exists() and digest(path) not in written.get(path.name, []):
-            changed = "has been changed since misa label wrote it" if path.name in written else "is there already"
-            raise UserError(f"{path} {changed}; move it away, or choose another out.")
+    if path.exists() and digest(path) not in written.get(path.name, []):
+        changed = "has been changed since misa label wrote it" if path.name in written else "is there already"
+        raise UserError(f"{path} {changed}; move it away, or choose another out.")
 
 
 def _require_same(job: Job) -> None:
@@ -367,14 +367,15 @@ def _finish(student: Student, sets: Sequence[Labels], base: Path, form: Form, *,
         targets = one.targets
         masks = {i: Mask(*rest) for target in targets for i, *rest in found[target.name]}
         omitted += sum(not row["iscrowd"] for row in one.content["annotations"]) - len(masks)
-        made = base / one.out.name
+        made = base / _MADE / one.out.name
+        made.parent.mkdir(exist_ok=True)
         write(made, one, masks, tolerance=None if form.rle else form.tolerance, about=about)
         paths.append(_put(made, one.out, base))
         if form.sheet:
             page = one.out.with_suffix(".html")
             text = write_sheet(one.out.name, targets, masks, one.names, most=form.sheet, warning=smoke)
-            (base / page.name).write_bytes(text.encode(errors="replace"))
-            paths.append(_put(base / page.name, page, base))
+            (base / _MADE / page.name).write_bytes(text.encode(errors="replace"))
+            paths.append(_put(base / _MADE / page.name, page, base))
         for target in targets:
             quality += [masks[row["id"]].quality for row in target.rows]
             fallback += sum(masks[row["id"]].fallback for row in target.rows)
@@ -384,7 +385,11 @@ def _finish(student: Student, sets: Sequence[Labels], base: Path, form: Form, *,
 
 
 def _put(made: Path, path: Path, base: Path) -> Path:
-    """Move a file to its place, after its digest is recorded, so that after a kill it is still known as ours."""
+    """Move a file to its place, after its digest is recorded, so that after a kill it is still known as ours.
+
+    UserError if the file there has been changed, or a foreign one put there, while the masks were made.
+    """
+    _require_ours(path, base)
     written = read_json(base / _WRITTEN) or {}
     written[path.name] = [*written.get(path.name, [])[-1:], digest(made)]
     write_json(base / _WRITTEN, written)

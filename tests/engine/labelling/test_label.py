@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from misa.cli import main
 from misa.data.images import read_image
 from misa.data.rle import Part, decode, encode
-from misa.engine.labelling.annotations import Mask, labelled
+from misa.engine.labelling.annotations import Mask, labelled, write
 from misa.engine.labelling.label import Form, Job, Labelled, label
 from misa.engine.labelling.masks import FALLBACK_QUALITY, answers, or_box
 from misa.engine.prediction.shares import Share
@@ -196,6 +196,29 @@ def test_nothing_of_others_is_overwritten(small_run, data, tmp_path, capsys):
     words[1] = str(other)
     out.unlink()
     refused(out, f"out {out} was made with other settings (data is")
+
+
+@pytest.mark.parametrize("name", ["label", "written"])
+def test_a_result_called_like_a_file_of_the_record_leaves_it_intact(small_run, data, tmp_path, name):
+    out, plain = tmp_path / f"{name}.json", tmp_path / "m.json"
+    for form in (Form(sheet=1), Form(sheet=1, rle=True)):  # the second call resumes
+        for path in (out, plain):
+            label(Job(data, path, run=small_run.folder, split="val"), form, device="cpu")
+        assert json.loads(out.read_text()) == json.loads(plain.read_text())
+
+
+def test_a_result_that_is_changed_while_it_is_made_anew_is_kept(small_run, data, tmp_path, monkeypatch):
+    job = Job(data, tmp_path / "m.json", run=small_run.folder, split="val")
+    label(job, device="cpu")
+
+    def slow_write(*arguments, **options):
+        change(job.target, lambda content: content.update(corrected="by hand"))
+        write(*arguments, **options)
+
+    monkeypatch.setattr("misa.engine.labelling.label.write", slow_write)
+    with pytest.raises(UserError, match=r"m\.json has been changed since misa label wrote it"):
+        label(job, Form(rle=True), device="cpu")
+    assert json.loads(job.target.read_text())["corrected"] == "by hand"
 
 
 def test_after_a_smoke_run_the_message_says_what_to_delete(data, tmp_path, monkeypatch, capsys):
