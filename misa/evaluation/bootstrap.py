@@ -125,17 +125,19 @@ def _mean(values: NDArray[np.float64]) -> float:
 def estimates(matches: Matches, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
     """Return AP, AP50, AP75, APs, APm, APl and "class <name>" of each class with 95 % percentile intervals over images.
 
-    A resample without objects of a class or size is left out of its interval. With fewer than `FEWEST` images there is
-    no interval.
+    A resample without objects of a class or size is left out of its interval. A score whose objects (all, those of a
+    size or class) are in fewer than `FEWEST` images has no interval: it would be far too narrow.
     """
     count = len(matches.images)
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl", *(f"class {name}" for name in matches.classes))
-    sizes = [sum(int(matches.cells[name, size].objects.sum()) for name in matches.classes) for size in SIZES]
-    objects = [sizes[0]] * 3 + sizes[1:] + [int(matches.cells[name, "all"].objects.sum()) for name in matches.classes]
+    each = [np.sum([matches.cells[name, size].objects for name in matches.classes], axis=0) for size in SIZES]
+    each = [each[0]] * 3 + each[1:] + [matches.cells[name, "all"].objects for name in matches.classes]
+    objects = [int(of_image.sum()) for of_image in each]
+    enough = np.array([np.count_nonzero(of_image) >= FEWEST for of_image in each])
     whole = scores(matches, np.ones(count, np.int64))
     low: NDArray[np.float64] = np.full(len(names), np.nan)
     high = low
-    if count >= FEWEST and resamples > 0:
+    if enough.any() and resamples > 0:
         bar = tqdm(total=resamples, desc="resample", unit="resample", leave=False, delay=2, disable=None)
 
         def statistic(drawn: NDArray[np.int64], axis: int = -1) -> NDArray[np.float64]:
@@ -156,7 +158,7 @@ def estimates(matches: Matches, *, resamples: int = 1000, seed: int = 0) -> dict
                 method="percentile",
                 rng=seed,
             ).bootstrap_distribution
-        known = np.isfinite(drawn).any(axis=-1)
+        known = np.isfinite(drawn).any(axis=-1) & enough
         low, high = (np.where(known, _percentile(drawn, known, q), np.nan) for q in (2.5, 97.5))
     return {
         name: Estimate(_known(value), _known(least), _known(most), number)

@@ -23,10 +23,10 @@ def runs(box, size=(160, 160)):
 
 @pytest.fixture(scope="module")
 def example():
-    """Objects of three sizes and classes in 12 images; shifted, missed, duplicate and false detections; crowds."""
+    """Objects of three sizes and classes in 18 images; shifted, missed, duplicate and false detections; crowds."""
     rng = np.random.default_rng(3)
     images, objects, detections = [], [], []
-    for i in range(1, 13):
+    for i in range(1, 19):
         images.append({"id": i, "width": 160, "height": 160, "file_name": f"{i}.png"})
         for _ in range(int(rng.integers(0, 5))):
             w, h = (int(v) for v in rng.integers(8, 120, 2))
@@ -54,8 +54,24 @@ def example():
 def test_a_few_images_have_no_interval(example, count, given):
     """As `misa guidance` has none: over few images a bootstrap is far too narrow."""
     truth, detections = example
-    found = estimates(matches_of(matched(truth, detections, images=list(range(1, count + 1)))), resamples=50)
+    images = sorted({a["image_id"] for a in truth.dataset["annotations"] if not a["iscrowd"]})[:count]
+    images += sorted(truth.imgs.keys() - {a["image_id"] for a in truth.dataset["annotations"]})  # without objects
+    found = estimates(matches_of(matched(truth, detections, images=images)), resamples=50)
     assert (found["AP"].low is not None, found["AP"].high is not None) == (given, given)
+
+
+def test_a_size_or_class_in_a_few_of_many_images_has_no_interval(example):
+    truth, detections = example
+    matches = matches_of(matched(truth, detections))
+    found = estimates(matches, resamples=20)
+    images = {
+        name: len({a["image_id"] for a in truth.dataset["annotations"] if a["category_id"] == i and not a["iscrowd"]})
+        for i, name in enumerate(matches.classes, 1)
+    }
+    known = {name: found[f"class {name}"].low is not None for name in images}
+    assert known == {name: count >= 10 for name, count in images.items()}
+    assert found["AP"].low is not None
+    assert not all(known.values())
 
 
 def test_the_whole_is_what_pycocotools_says(example):
@@ -86,7 +102,7 @@ def test_a_doubled_image_is_two_of_them(example):
     """Compared with pycocotools on data that really contains the images twice, with distinct scores."""
     truth, detections = example
     detections = [{**d, "score": d["score"] + i * 1e-5} for i, d in enumerate(detections)]
-    weights = np.array([2, 0, 1] * 4)
+    weights = np.array([2, 0, 1] * 6)
     images, objects, results = [], [], []
     for copy in range(2):
         for image, weight in zip(truth.dataset["images"], weights, strict=True):
@@ -123,8 +139,8 @@ def test_the_worst_images_are_of_lowest_ap_then_of_most_objects(example):
     by_ap = worst_images(found, counts, 99)
     assert set(by_ap) == {i for i, count in counts.items() if count}
     assert [found[i] for i in by_ap] == sorted(value for value in found.values() if value is not None)
-    ties = worst_images({i: None if value is None else 0.0 for i, value in found.items()}, counts, 5)
-    assert [counts[i] for i in ties] == sorted(counts.values(), reverse=True)[:5]
+    ties = worst_images({i: None if value is None else 0.0 for i, value in found.items()}, counts, 9)
+    assert [counts[i] for i in ties] == sorted(counts.values(), reverse=True)[:9]
     assert ties != sorted(ties)
 
 
@@ -132,19 +148,20 @@ def test_intervals_hold_the_value_and_narrow_with_the_images(example):
     truth, detections = example
     matches = matches_of(matched(truth, detections))
     found = estimates(matches, resamples=200, seed=1)
+    assert sum(estimate.low is not None for estimate in found.values()) > 3
     for estimate in found.values():
-        if estimate.value is not None and estimate.objects > 5:
+        if estimate.value is not None and estimate.low is not None:
             assert estimate.low < estimate.value < estimate.high
     assert estimates(matches, resamples=200, seed=1) == found, "the seed decides"
-    many = np.tile(np.arange(12), 9)
+    many = np.tile(np.arange(18), 9)
     copies = type(matches)(
-        tuple(range(108)),
+        tuple(range(162)),
         matches.classes,
         {
             key: cell._replace(
                 right=np.repeat(cell.right, 9, axis=1),
                 wrong=np.repeat(cell.wrong, 9, axis=1),
-                image=(cell.image[:, None] + 12 * np.arange(9)).reshape(-1),
+                image=(cell.image[:, None] + 18 * np.arange(9)).reshape(-1),
                 objects=cell.objects[many],
             )
             for key, cell in matches.cells.items()
@@ -160,7 +177,7 @@ def test_nothing_detected_is_zero_and_no_objects_are_nothing(example):
     matches = matches_of(matched(truth, []))
     found = estimates(matches, resamples=20)
     assert (found["AP"].value, found["AP"].low, found["AP"].high) == (0.0, 0.0, 0.0)
-    assert np.isnan(average_precision(matches.cells["none of these", "all"], np.ones(12, int))).all()
+    assert np.isnan(average_precision(matches.cells["none of these", "all"], np.ones(18, int))).all()
 
 
 def test_the_thresholds_are_pycocotools(example):
