@@ -233,8 +233,10 @@ def example_of(
     )
 
 
-def open_networks(run: str | Path, *, data_root: str | Path | None = None) -> Networks:
+def open_networks(run: str | Path, *, data_root: str | Path | None = None, teacher: bool = True) -> Networks:
     """Load the networks of a run folder: a teacher, or a student with the teacher that it was trained with.
+
+    teacher: False for a student without its teacher, which need not be there then.
 
     Raises UserError: no run folder, no checkpoint, a student without a dense feature I (a baseline such as BoxInst), or
     the student's teacher is not beside it.
@@ -254,13 +256,12 @@ def open_networks(run: str | Path, *, data_root: str | Path | None = None) -> Ne
     student.eval().requires_grad_(False)
     if isinstance(student, BoxSupervised):
         student = student.predicting
-    if not experiment.teacher:
+    if not experiment.teacher or not teacher:
         return Networks(experiment, source, None, student, (folder,))
     if not experiment.trains_teacher:
         return Networks(experiment, source, ready_teacher(experiment, source.classes), student, (folder,))
     beside = _beside(experiment, folder, params)
-    teacher = load_teacher(beside, classes=source.classes)
-    return Networks(experiment, source, teacher, student, (folder, beside))
+    return Networks(experiment, source, load_teacher(beside, classes=source.classes), student, (folder, beside))
 
 
 def open_teacher(run: str | Path) -> tuple[FeatureExtractor, Path] | None:

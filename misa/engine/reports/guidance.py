@@ -235,7 +235,7 @@ def measure_guidance(
     Raises UserError: no such run, a student not trained from boxes, data without ground-truth masks, an invalid
     reading.
     """
-    networks = open_networks(run, data_root=data_root)
+    networks = open_networks(run, data_root=data_root, teacher=teacher is None)
     warn(Path(run).expanduser().resolve(), networks.experiment)
     student = networks.student
     if not isinstance(student, BoxSupervised):

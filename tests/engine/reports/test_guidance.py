@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -207,6 +208,18 @@ def test_a_teacher_can_be_given_and_the_training_images_looked_at(run, place, ca
     said = capsys.readouterr().err
     assert "no reading has 'nonsense' in its name" in said
     assert "is not a box-supervised student" in said
+
+
+def test_the_students_own_teacher_need_not_be_there_if_another_is_given(run, place):
+    moved = shutil.copytree(run, place / "moved" / "sepa")
+    teacher = next(path for path in run.parent.iterdir() if "teacher" in path.name)
+    options = {"images": 2, "readings": {"class map": READINGS["class map, 0.3σ"]}}
+    for given in ("truth", teacher):
+        assert measure_guidance(moved, teacher=given, **options).text() == (
+            measure_guidance(run, teacher=given, **options).text()
+        )
+    with pytest.raises(UserError, match=r"the teacher of .* should be in"):
+        measure_guidance(moved, **options)
 
 
 def test_the_figure_holds_every_reading(measured, tmp_path):
