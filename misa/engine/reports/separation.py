@@ -69,7 +69,8 @@ def teacher_separation(
         )
         for name, values in zip(MAPS, scores, strict=True):
             for a, value in zip(objects, values, strict=True):
-                found[name].setdefault(a.get("mode", _UNKNOWN), []).append(100 * float(value))
+                mode = a.get("mode")
+                found[name].setdefault(mode if isinstance(mode, str) else _UNKNOWN, []).append(100 * float(value))
     return Run(experiment, folder, source, {name: _means(modes) for name, modes in found.items()}, weights)
 
 

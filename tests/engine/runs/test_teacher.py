@@ -334,6 +334,18 @@ def test_separation_compares_masks_and_maps_at_the_same_places(runs, tmp_path):
     assert metrics["color"]["all"] == 100
 
 
+@pytest.mark.parametrize("others", [0, None, ["camouflage"]])
+def test_a_field_mode_of_the_users_own_is_no_failure_mode(runs, tmp_path, others):
+    root = shutil.copytree(runs["objectives"].source.root, tmp_path / "own")
+    path = root / "annotations" / runs["objectives"].source.val.annotations.name
+    content = json.loads(path.read_text())
+    for i, annotation in enumerate(content["annotations"]):
+        annotation["mode"] = others if i else "plain"
+    path.write_text(json.dumps(content))
+    metrics = teacher_separation(runs["objectives"].folder, data_root=root).metrics
+    assert set(metrics["color"]) == {"plain", "unknown", "all"}
+
+
 def test_data_without_failure_modes_has_no_column_of_unknown_ones(runs, tmp_path):
     root = shutil.copytree(runs["objectives"].source.root, tmp_path / "plain")
     path = root / "annotations" / runs["objectives"].source.val.annotations.name
