@@ -18,6 +18,7 @@ from misa.parameters import Parameters, argument, option
 
 # Parameters that name a folder; a smoke run redirects them, so that it never mixes with real runs.
 _FOLDERS = ("run", "runs", "work_dir", "out", "root", "data_root")
+_TITLE = "misa: the notebooks, executed"  # of the index; it marks a folder as a gallery
 # Stored widgets are removed: without a kernel a progress bar would stay at 0 %.
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _SMOKE = "Smoke runs: two training steps each, to see that everything runs; the numbers and figures mean nothing."
@@ -52,7 +53,9 @@ def run(options: Gallery) -> int:
         raise UserError(
             f"{option_name('out')} {out} is the folder of the notebooks, which would be replaced; give another."
         )
-    out.mkdir(parents=True, exist_ok=True)
+    _require_gallery(out, [path.name for path in paths])
+    warning = _SMOKE if options.smoke else ""
+    _write_index(folder, out, warning)  # from now on the folder is a gallery, also after a kill
     failed: dict[str, str] = {}
     for path in paths:
         start = time.monotonic()
@@ -60,12 +63,28 @@ def run(options: Gallery) -> int:
         if error:
             failed[path.stem] = error
         print(f"{path.stem}: {error or 'done'}, {time.monotonic() - start:.0f} s", flush=True)
-    pages = [path.with_suffix(".html").name for path in paths]
-    (out / "index.html").write_text(
-        index([out / page for page in pages], warning=_SMOKE if options.smoke else ""), encoding="utf-8"
-    )
+    _write_index(folder, out, warning)
     print(f"open {out / 'index.html'}")
     return 1 if failed else 0
+
+
+def _require_gallery(out: Path, names: Sequence[str]) -> None:
+    """Raise UserError if a folder that is no gallery has files that the pages would replace; create it."""
+    front = out / "index.html"
+    if front.is_file() and _TITLE in front.read_text(encoding="utf-8", errors="replace"):
+        return
+    pages = [name for notebook in names for name in (notebook, f"{Path(notebook).stem}.html")]
+    for name in ("index.html", *pages):
+        if (out / name).exists():
+            raise UserError(f"{out / name} exists already and is of no gallery; give another {option_name('out')}.")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _write_index(folder: Path, out: Path, warning: str) -> None:
+    """Write the index of all pages in `out` of the notebooks in `folder`, earlier ones among them."""
+    pages = [out / path.with_suffix(".html").name for path in chosen_notebooks(folder, ())]
+    there = [page for page in pages if page.is_file() and page.with_suffix(".ipynb").is_file()]
+    (out / "index.html").write_text(index(there, warning=warning), encoding="utf-8")
 
 
 def chosen_notebooks(folder: Path, names: Sequence[str]) -> list[Path]:
@@ -82,11 +101,16 @@ def chosen_notebooks(folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _declared(path: Path) -> dict[str, Any]:
-    """Returns the parameters of a notebook with their defaults."""
+    """Returns the parameters of a notebook with their defaults, True for one that is an expression."""
     import papermill
 
-    found = papermill.inspect_notebook(str(path))
-    return {name: ast.literal_eval(parameter["default"]) for name, parameter in found.items()}
+    declared: dict[str, Any] = {}
+    for name, parameter in papermill.inspect_notebook(str(path)).items():
+        try:
+            declared[name] = ast.literal_eval(parameter["default"])
+        except ValueError:  # such as 2 * 3: it cannot be empty
+            declared[name] = True
+    return declared
 
 
 def parameters_of(path: Path, out: Path, *, smoke: bool) -> dict[str, Any]:
@@ -184,7 +208,8 @@ def index(pages: Sequence[Path], *, warning: str = "") -> str:
     for path in pages:
         notebook = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
         texts = (cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-        first = next(text for text in texts if text.startswith("# "))  # an error report may precede it
+        # An error report may precede the title.
+        first = next((text for text in texts if text.startswith("# ")), f"# {path.stem}")
         title, _, text = first.partition("\n")
         sentence = re.split(r"(?<=[.?!])\s", text.strip().replace("\n", " "), maxsplit=1)[0]
         pictures = [
@@ -201,4 +226,4 @@ def index(pages: Sequence[Path], *, warning: str = "") -> str:
                 "picture": pictures[-1] if pictures else "",
             }
         )
-    return render("gallery.html.j2", title="misa: the notebooks, executed", warning=warning, cards=cards)
+    return render("gallery.html.j2", title=_TITLE, warning=warning, cards=cards)

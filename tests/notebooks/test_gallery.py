@@ -46,6 +46,32 @@ def test_a_page_for_each_and_one_that_leads_to_them(folder, capsys):
     assert "And more" not in index
 
 
+def test_a_notebook_of_ones_own_needs_no_title_and_no_plain_defaults(folder, capsys):
+    notebook = nbformat.read(folder / "good.ipynb", as_version=4)
+    notebook.cells = notebook.cells[1:]
+    notebook.cells[0].source = "x: int = 2 * 3\ninteractive: bool = True\n"
+    nbformat.write(notebook, folder / "good.ipynb")
+    assert main(["gallery", "good", "--notebooks", str(folder), "--out", str(folder / "out")]) == 0
+    assert "12" in (folder / "out" / "good.html").read_text()
+    index = (folder / "out" / "index.html").read_text()
+    assert "<h2>good</h2>" in index
+    assert "<h2>The bad one</h2>" not in index
+    assert main(["gallery", "bad", "--notebooks", str(folder), "--out", str(folder / "out")]) == 1
+    index = (folder / "out" / "index.html").read_text()
+    assert "<h2>good</h2>" in index, "the pages that are there stay in the index"
+    assert "<h2>The bad one</h2>" in index
+
+
+@pytest.mark.parametrize("name", ["index.html", "good.ipynb", "good.html"])
+def test_a_folder_of_others_is_left_as_it_is(folder, capsys, name):
+    site = folder / "site"
+    site.mkdir()
+    (site / name).write_text("mine")
+    assert main(["gallery", "good", "--notebooks", str(folder), "--out", str(site)]) == 2
+    assert f"{name} exists already and is of no gallery" in capsys.readouterr().err
+    assert [path.read_text() for path in site.iterdir()] == ["mine"]
+
+
 def test_a_progress_bar_is_left_out(tmp_path):
     bar = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "predict:   0%"}
     cell = nbformat.v4.new_code_cell("1")
