@@ -7,9 +7,10 @@ the masks, nothing is a crowd. The PNGs do not mark difficult objects, so none i
 
 import os
 import re
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +64,8 @@ def write_voc(
     which training reads, are links to two of them, train2017 and val2017 to the images, SegmentationClass to VOC's
     label maps, which have the void borders of objects; SBD's images have none.
 
-    devkit: VOC2012, or a folder that holds it (VOCdevkit). out: must not hold annotations yet. sbd: the folder with
+    devkit: VOC2012, or a folder that holds it (VOCdevkit). out: must not hold annotations yet, and links of these names
+    only to this devkit. sbd: the folder with
     inst/ (benchmark_RELEASE/dataset), or one above it. train: the list to train on; by default train_aug with `sbd`,
     train without. val: the list to evaluate on.
     Raises UserError: something is missing, unreadable or inconsistent.
@@ -78,24 +80,37 @@ def write_voc(
     chosen = {"train": train, "val": val}
     for name in chosen.values():
         _need(lists, name, root)
-    if (out / "annotations").exists():
-        raise UserError(f"{out} has an annotations folder already; give a new folder as out, or delete that one.")
+    links = {f"{split}2017": root / "JPEGImages" for split in chosen}
+    links["SegmentationClass"] = root / "SegmentationClass"  # for mean IoU and the teacher, with VOC's void borders
+    _require_free(out, links)
     own = {name for split in ("train", "val", "trainval") for name in lists.get(split, [])}
     read = _reader(root, extra, own)
     wanted = sorted({name for names in lists.values() for name in names})
     with ThreadPoolExecutor(_THREADS) as pool:
         rows = list(tqdm(pool.map(lambda n: _rows(n, *read(n)), wanted), total=len(wanted), desc="VOC", unit="image"))
     found = dict(zip(wanted, rows, strict=True))
-    (out / "annotations").mkdir(parents=True)
-    summaries = [
-        _write(out / "annotations" / f"voc2012_{split}.json", split, names, found) for split, names in lists.items()
-    ]
+    made = out / ".annotations.unfinished"  # a kill leaves no data that looks whole
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir(parents=True)
+    summaries = [_write(made / f"voc2012_{split}.json", split, names, found) for split, names in lists.items()]
     for split, name in chosen.items():
-        os.symlink(f"voc2012_{name}.json", out / "annotations" / f"instances_{split}2017.json")
-        os.symlink(os.path.relpath(root / "JPEGImages", out), out / f"{split}2017")
-    if (root / "SegmentationClass").is_dir():  # for mean IoU and the teacher's masks, with VOC's void borders
-        os.symlink(os.path.relpath(root / "SegmentationClass", out), out / "SegmentationClass")
-    return summaries
+        os.symlink(f"voc2012_{name}.json", made / f"instances_{split}2017.json")
+    for name, target in links.items():
+        if not (out / name).is_symlink():
+            os.symlink(os.path.relpath(target, out), out / name)
+    made.rename(out / "annotations")
+    return [replace(one, path=out / "annotations" / one.path.name) for one in summaries]
+
+
+def _require_free(out: Path, links: Mapping[str, Path]) -> None:
+    """Raise UserError if the folder has annotations, or anything but a link of an earlier call in a link's place."""
+    if os.path.lexists(out / "annotations"):
+        raise UserError(f"{out} has an annotations folder already; give a new folder as out, or delete that one.")
+    for name, target in links.items():
+        if os.path.lexists(out / name) and not (
+            (out / name).is_symlink() and (out / name).resolve() == target.resolve()
+        ):
+            raise UserError(f"{out / name} exists already, and is no link to {target}; give a new folder as out.")
 
 
 def augmented(train: Sequence[str], val: Sequence[str], sbd: Sequence[str]) -> list[str]:

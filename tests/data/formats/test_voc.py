@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -143,6 +144,28 @@ def test_an_existing_result_is_not_overwritten(both, tmp_path):
     write_voc(both[0], tmp_path / "out")
     with pytest.raises(UserError, match="already"):
         write_voc(both[0], tmp_path / "out")
+
+
+def test_after_its_annotations_are_deleted_the_same_command_works(both, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write_voc(both[0], out)
+    first = {path.name: path.read_bytes() for path in (out / "annotations").iterdir()}
+    shutil.rmtree(out / "annotations")
+    with monkeypatch.context() as stopped:
+        stopped.setattr(voc.os, "symlink", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write_voc(both[0], out)
+    assert not (out / "annotations").exists()
+    write_voc(both[0], out)
+    assert {path.name: path.read_bytes() for path in (out / "annotations").iterdir()} == first
+    assert find_layout(out).train.images.resolve() == both[0] / "JPEGImages"
+
+
+def test_what_stands_in_the_place_of_a_link_is_named_before_the_work(both, tmp_path):
+    (tmp_path / "out" / "val2017").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"val2017 exists already, and is no link to .*JPEGImages"):
+        write_voc(both[0], tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["val2017"]
 
 
 def damage_mat(root, extra):
