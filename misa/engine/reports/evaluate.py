@@ -83,7 +83,7 @@ def evaluate(
         if merged and experiment.semantic is None:
             metrics |= score_merged(source, detections, limit=experiment.limit, threshold=merge_score)
         if (details or boundary) and experiment.semantic is None:
-            metrics |= detailed(
+            more = detailed(
                 source.val.annotations,
                 detections,
                 limit=experiment.limit,
@@ -91,6 +91,7 @@ def evaluate(
                 masks=source.masks,
                 boundary=boundary,
             )
+            metrics |= more if details else {"boundary": more["boundary"]}
     return Run(experiment, folder, source, metrics, run.checkpoint)
 
 

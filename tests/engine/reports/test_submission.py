@@ -102,6 +102,10 @@ def test_the_command_prints_a_line_a_class_and_the_boundaries(run, capsys):
     assert "boundaries" in text
     assert all(name in text for name in run.source.classes)
     assert "objects" in text
+    assert main(["evaluate", str(run.folder), "--boundary", "--gpus", "0"]) == 0
+    text = capsys.readouterr().out
+    assert "boundaries" in text
+    assert not any(name in text for name in run.source.classes), "not asked for"
 
 
 def test_data_without_masks_has_a_line_a_class_of_boxes(run, tmp_path, capsys):
