@@ -38,9 +38,10 @@ MAY_IMPORT = {
 ENGINE = {
     "runs": set(),
     "training": {"runs"},
+    "sweeps": {"runs"},
     "prediction": {"runs"},
     "labelling": {"runs", "training", "prediction"},
-    "reports": {"runs", "training", "prediction"},
+    "reports": {"runs", "training", "prediction", "sweeps"},
     "__init__": set(),
 }
 PATHS = sorted(ROOT.rglob("*.py"))

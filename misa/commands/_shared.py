@@ -126,7 +126,7 @@ def start_shards(command: str, options: Any, folder: Path) -> None:
     The caller then merges their results. UserError: a shard has failed.
     """
     from misa.engine.prediction.shares import Tally
-    from misa.engine.training.sweep import spread
+    from misa.engine.sweeps.sweep import spread
 
     words = {
         f"{k}-of-{options.shards}": replace(options, shard=k, cluster="", cluster_options="").command_line()

@@ -41,7 +41,7 @@ class Tables(Parameters):
         return {name: getattr(self, name) for name in ("table", "data", "seeds", "root", "smoke", "details")}
 
     def sweep_options(self) -> dict[str, Any]:
-        """The arguments of `misa.engine.training.sweep.run` except the jobs."""
+        """The arguments of `misa.engine.sweeps.sweep.run` except the jobs."""
         names = ("slots", "cluster", "cluster_options", "data_root")
         machine = Machine(gpus=self.gpus, workers=self.workers, threads=self.threads)
         return {name: getattr(self, name) for name in names} | {"machine": machine}
@@ -55,7 +55,7 @@ def run(options: Tables) -> int:
 
     table = open_table(**options.table_options())
     if options.run:
-        from misa.engine.training import sweep
+        from misa.engine.sweeps import sweep
 
         sweep.run(table.every_job(), **options.sweep_options())
     print(table.render(options.format))

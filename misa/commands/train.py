@@ -22,7 +22,7 @@ from misa.experiment import Experiment
 from misa.files import shorter
 from misa.machine import Machine, expected_processes, is_main_process, logger_names, split_batch
 from misa.parameters import Parameters, option
-from misa.rows import find_row
+from misa.rows import find_row, lineage
 
 if TYPE_CHECKING:
     from misa.engine.runs.folder import Run
@@ -47,6 +47,9 @@ class Train(Parameters):
     threads: int = shared.threads()
     resume: bool = option(True, "resume from the last checkpoint of the run folder")
     smoke: bool = shared.smoke()
+    lineage: str = option(
+        "", "train only if the row and those that it learns from have this hash, as misa tables planned", only="command"
+    )
     interactive: bool = option(True, "a live curve and masks in place of log lines", only="notebook")
 
     @property
@@ -113,6 +116,11 @@ def train_with(options: Train) -> "Run":
     """
     shared.require_given(options.data_root, option_name("data_root"))
     experiment, folder = experiment_of(options), _folder_of(options)
+    if options.lineage and (now := lineage(experiment)) != options.lineage:
+        raise UserError(
+            f"{options.row}, or a row that it learns from, has changed since this training was planned: its hash is "
+            f"{now}, not {options.lineage}; restore it, or give the command that planned it again."
+        )
     require_own(folder, {"seed": options.seed, "experiment": experiment.values()})
     if experiment.data != "demo":
         _require_data(options)

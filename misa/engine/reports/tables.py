@@ -11,8 +11,7 @@ import pandas as pd
 
 from misa.engine.runs.places import default_folder
 from misa.engine.runs.record import SMOKE
-from misa.engine.training import sweep
-from misa.engine.training.sweep import Job, plan
+from misa.engine.sweeps.jobs import ROOT, Job, plan, require_own_runs
 from misa.errors import UserError, counted
 from misa.evaluation.interval import interval
 from misa.experiment import Comparison, Expected, Experiment
@@ -230,7 +229,7 @@ def open_table(
     *,
     data: str = "demo",
     seeds: int = 5,
-    root: str | Path = sweep.ROOT,
+    root: str | Path = ROOT,
     smoke: bool = False,
     details: bool = False,
 ) -> Table:
@@ -249,7 +248,7 @@ def open_table(
     paper = {row: find_row(printed[key]).expected for key, row in names.items()}
     printed_on = "" if data == comparison.data else comparison.data.upper()
     jobs = {row: plan([row], range(seeds), root=root, smoke=smoke) for row in names.values()}
-    sweep.require_own_runs(job for runs in jobs.values() for job in runs)
+    require_own_runs(job for runs in jobs.values() for job in runs)
     labels = {names[row]: label for row, label in comparison.rows.items()}
     detailed = details or comparison.details
     return Table(

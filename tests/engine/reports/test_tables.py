@@ -8,6 +8,7 @@ import math
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -21,8 +22,9 @@ from misa.cli import main
 from misa.engine.prediction.shares import Tally
 from misa.engine.reports.tables import file_name, how_counted, open_table, summary
 from misa.engine.runs.places import default_folder
-from misa.engine.training import sweep
-from misa.engine.training.sweep import Job, plan, run, spread
+from misa.engine.sweeps import cluster, processes, sweep
+from misa.engine.sweeps.jobs import Job, plan, planned
+from misa.engine.sweeps.sweep import run, spread
 from misa.errors import Stopped, UserError
 from misa.files import locked
 from misa.machine import Machine
@@ -67,7 +69,7 @@ def test_seeds_that_share_a_start_are_refused(name, tmp_path, monkeypatch):
         "own:teacher": teacher.but(start="runs/teacher"),
         taught.teacher: teacher,
     }
-    for module in ("misa.rows", "misa.engine.training.sweep"):
+    for module in ("misa.rows", "misa.engine.sweeps.jobs"):
         monkeypatch.setattr(f"{module}.find_row", rows.__getitem__)
     assert len(plan(["own:each"], range(3), root=tmp_path)) == 3
     assert len(plan([f"own:{name}"], [1], root=tmp_path)) == 1
@@ -82,10 +84,10 @@ def test_a_missing_start_is_found_before_the_first_training(tmp_path, monkeypatc
         "own:first": find_row("demo:box"),
         "own:more": find_row("demo:box").but(start=f"{tmp_path}/box{{seed}}.pth"),
     }
-    for module in ("misa.rows", "misa.engine.training.sweep"):
+    for module in ("misa.rows", "misa.engine.sweeps.jobs"):
         monkeypatch.setattr(f"{module}.find_row", rows.__getitem__)
     trained = []
-    monkeypatch.setattr(sweep, "_here", lambda commands, *_: trained.extend(commands) or [])
+    monkeypatch.setattr(sweep, "run_here", lambda commands, *_: trained.extend(commands) or [])
     jobs = plan(rows, range(2), root=tmp_path / "tables")
     starts = [tmp_path / f"box{seed}.pth" for seed in range(2)]
     starts[0].touch()
@@ -107,10 +109,10 @@ def test_a_missing_start_is_found_before_the_first_training(tmp_path, monkeypatc
 @pytest.mark.parametrize("inside", ["", "/checkpoints/epoch_12.pth"])
 def test_a_start_may_be_made_by_a_training_of_the_same_call(inside, tmp_path, monkeypatch):
     trained = []
-    monkeypatch.setattr(sweep, "_here", lambda commands, *_: trained.extend(commands) or [])
+    monkeypatch.setattr(sweep, "run_here", lambda commands, *_: trained.extend(commands) or [])
     (first,) = plan(["demo:box"], [0], root=tmp_path)
     rows = {"demo:box": find_row("demo:box"), "own:more": find_row("demo:box").but(start=f"{first.folder}{inside}")}
-    for module in ("misa.rows", "misa.engine.training.sweep"):
+    for module in ("misa.rows", "misa.engine.sweeps.jobs"):
         monkeypatch.setattr(f"{module}.find_row", rows.__getitem__)
     jobs = plan(rows, [0], root=tmp_path)
     run(jobs)
@@ -128,7 +130,7 @@ def staged(monkeypatch):
         calls.append([wanted.row for wanted in commands])
         return [(wanted, "it broke.") for wanted in commands if wanted.row in failing]
 
-    monkeypatch.setattr(sweep, "_here", start)
+    monkeypatch.setattr(sweep, "run_here", start)
     return calls, failing
 
 
@@ -137,7 +139,7 @@ def own_rows(monkeypatch, starts):
     rows = {f"own:{name}": find_row("demo:box").but(start=str(start)) for name, start in starts.items()}
     rows |= {name: find_row(name) for name in ("demo:box", "demo:mask", "demo:misa")}
     rows |= {rows["demo:misa"].teacher: find_row(rows["demo:misa"].teacher)}
-    for module in ("misa.rows", "misa.engine.training.sweep"):
+    for module in ("misa.rows", "misa.engine.sweeps.jobs"):
         monkeypatch.setattr(f"{module}.find_row", rows.__getitem__)
 
 
@@ -163,7 +165,7 @@ def test_a_training_runs_after_the_one_that_it_begins_with(tmp_path, monkeypatch
 @pytest.mark.parametrize("starts", [{"one": "one"}, {"one": "two", "two": "one"}, {"one": "two", "two": "two"}])
 def test_trainings_that_need_each_other_are_refused(starts, tmp_path, monkeypatch, staged):
     own_rows(monkeypatch, {name: tmp_path / start for name, start in starts.items()})
-    jobs = [sweep.Job("demo:box", 0, tmp_path / "box"), *(sweep.Job(f"own:{n}", 0, tmp_path / n) for n in starts)]
+    jobs = [Job("demo:box", 0, tmp_path / "box"), *(Job(f"own:{n}", 0, tmp_path / n) for n in starts)]
     with pytest.raises(UserError, match=r"own:(one|two), seed 0, waits for its own weights; change its start"):
         run(jobs)
     assert not staged[0]
@@ -183,7 +185,7 @@ def test_the_time_of_a_training_is_not_read_off_copied_files(tmp_path):
     ):
         os.utime(record, (1000.0, 1000.0))
         os.utime(scores, (ended, ended))
-        assert words in sweep.planned(jobs)
+        assert words in planned(jobs)
 
 
 def test_figures_are_the_mean_and_the_paired_difference(tmp_path):
@@ -402,7 +404,7 @@ def test_teachers_are_compared_by_mean_iou(tmp_path):
 
 def fake_train(monkeypatch, body):
     """Replace `misa train` by `body`, to test the scheduler only."""
-    monkeypatch.setattr(sweep.Job, "command", lambda self, *_: [sys.executable, "-c", body, str(self.folder)])
+    monkeypatch.setattr(Job, "command", lambda self, *_: [sys.executable, "-c", body, str(self.folder)])
 
 
 debug = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # submitit's executor of that name
@@ -464,7 +466,7 @@ def test_each_slot_has_gpus_of_its_own(tmp_path, monkeypatch, visible, slots, gp
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert sweep.slot_devices(slots, gpus) == found
+    assert processes.slot_devices(slots, gpus) == found
     if gpus == 2 and slots == 2:  # and the trainings see these devices
         tell = "import os; (f / 'seen').write_text(os.environ['CUDA_VISIBLE_DEVICES']); import time; time.sleep(0.5);"
         fake_train(monkeypatch, DONE.replace("(f.parent / 'order')", tell + "(f.parent / 'order')"))
@@ -495,12 +497,15 @@ SLEEP = (
 )
 
 
-def test_sigterm_reaches_the_trainings(tmp_path, monkeypatch):
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("cluster", "begun"), [("", 2), ("local", 3)])
+def test_sigterm_reaches_the_trainings(tmp_path, monkeypatch, cluster, begun):
+    """With a cluster all are submitted at once."""
     fake_train(monkeypatch, SLEEP)
     jobs = plan(["demo:box"], range(3), root=tmp_path)
 
     def tell():
-        while sum(job.state == "started" for job in jobs) < 2:
+        while sum(job.state == "started" for job in jobs) < begun:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -508,12 +513,62 @@ def test_sigterm_reaches_the_trainings(tmp_path, monkeypatch):
     watch = threading.Thread(target=tell)
     watch.start()
     with pytest.raises(Stopped, match="the same command goes on") as stopped:
-        run(jobs, slots=2)
+        run(jobs, slots=2, cluster=cluster, cluster_options="timeout_min=5" if cluster else "")
     watch.join()
     assert stopped.value.status == 143
-    assert [(job.folder / "stopped").exists() for job in jobs] == [True, True, False]
-    assert jobs[2].state == "not run"
+    assert [(job.folder / "stopped").exists() for job in jobs] == [i < begun for i in range(3)]
+    assert [job.state for job in jobs] == ["started" if i < begun else "not run" for i in range(3)]
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_at_its_time_limit_a_job_saves_and_is_submitted_again(tmp_path, monkeypatch):
+    """The signal comes 30 seconds after the start; the second time there is something to resume."""
+    resumed = "import pathlib, sys; f = pathlib.Path(sys.argv[1]);"
+    resumed += "(f / 'stopped').exists() and ((f / 'metrics.json').write_text('{}'), print('resumed'), sys.exit());"
+    fake_train(monkeypatch, resumed + SLEEP)
+    (job,) = jobs = plan(["demo:box"], range(1), root=tmp_path)
+    run(jobs, cluster="local", cluster_options="timeout_min=1")
+    assert job.state == "finished"
+    assert job.log.read_text() == "resumed\n"
+
+
+def test_a_job_that_runs_out_of_time_again_says_what_to_change(tmp_path, monkeypatch):
+    class Task:
+        def result(self):
+            raise RuntimeError("Traceback\nUncompletedJobError: Job not requeued because: timed-out too many times.")
+
+    jobs = plan(["demo:box"], range(1), root=tmp_path)
+    jobs[0].log.parent.mkdir()
+    monkeypatch.setattr(cluster, "_submitted", lambda *_: Task())
+    words = (
+        r"failed: its time was over, also .*; see .*\.txt, allow more of it in (--)?cluster.options and run"
+    )
+    with pytest.raises(UserError, match=words):
+        run(jobs, cluster="local", cluster_options="timeout_min=1")
+    assert "timed-out too many times" in jobs[0].log.read_text()
+
+
+def test_a_row_that_changes_during_a_sweep_is_not_trained_in_the_place_of_the_planned_one(tmp_path):
+    file = tmp_path / "own.py"
+    text = (
+        "from misa.rows import find_row\nMISA = find_row('demo:misa')\nROWS = {'t': find_row(MISA.teacher)}\n"
+        f"ROWS['a'] = MISA.but(projection_weight=4.0, teacher={str(file)!r} + ':t')\n"
+    )
+    file.write_text(text)
+    (job,) = plan([f"{file}:a"], range(1), root=tmp_path / "tables", smoke=True)
+    for changed in (
+        text.replace("4.0", "9.0"),
+        text.replace("teacher)}", "teacher).but(semantic={'stage_weight': 0.9})}"),
+    ):
+        file.write_text(changed)
+        command = job.command(tmp_path / "data", CPU)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert f"{file}:a, or a row that it learns from, has changed since this training was planned" in done.stderr
+    assert not job.folder.exists()
+    assert f"--lineage={job.teacher.lineage}" in job.teacher.command(None, CPU)
 
 
 def place(job, data_root, **changes):
@@ -599,7 +654,7 @@ def test_the_progress_bar_says_how_far_trainings_are(tmp_path, monkeypatch, capf
             time.sleep(0.05)
         time.sleep(1)"""
     monkeypatch.setattr(Job, "command", lambda job, *_: [sys.executable, "-c", line, str(job.seed)])
-    monkeypatch.setattr(sweep, "_LOOK_IN_FILE", 0.1)
+    monkeypatch.setattr(processes, "_LOOK_IN_FILE", 0.1)
     run(plan(["demo:box"], range(2), root=tmp_path), slots=2)
     assert "demo:box seed 0 25%, demo:box seed 1 75%" in capfd.readouterr().err
 
@@ -620,7 +675,7 @@ def test_the_progress_bar_says_how_many_images_shares_have_done(tmp_path, monkey
         return text
 
     record.parent.mkdir(parents=True)
-    monkeypatch.setattr(sweep, "_LOOK_IN_FILE", 0.1)
+    monkeypatch.setattr(processes, "_LOOK_IN_FILE", 0.1)
     spread({"0-of-1": [sys.executable, "-c", line]}, record.parent.parent, slots=1, note=note)
     assert "shares:   0%|          | 0/1 [00:00<?, ?share/s, 1 image done]" in capfd.readouterr().err
 
@@ -706,7 +761,7 @@ def test_shares_run_as_jobs(tmp_path, cluster):
     commands = {name: [sys.executable, "-c", f"print('did {name}')"] for name in ("0-of-2", "1-of-2")}
     spread(commands, tmp_path, slots=2, cluster=cluster, cluster_options="timeout_min=5", note=str)
     assert {path.stem: path.read_text() for path in (tmp_path / "logs").glob("*.txt")} == {
-        name: f"did {name}" for name in commands
+        name: f"did {name}\n" for name in commands
     }
     if cluster == "local":  # after a failure the other opens a debugger
         commands["1-of-2"] = [sys.executable, "-c", "raise SystemExit('no room')"]
@@ -751,7 +806,7 @@ def test_a_submitted_training_is_waited_for_and_not_submitted_again(tmp_path, mo
         waited.append(task.job_id)
         if len(waited) == 1:
             raise KeyboardInterrupt  # by the user
-        return "done"
+        return 0
 
     monkeypatch.setattr(submitit.SlurmJob, "result", result)
     with pytest.raises(KeyboardInterrupt):

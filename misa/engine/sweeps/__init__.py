@@ -1,0 +1,1 @@
+"""Many trainings: rows times seeds, on this machine or a cluster."""
