@@ -11,6 +11,7 @@ from mmengine.config import Config
 from misa.engine.runs import record
 from misa.engine.runs.record import FILES, current_commit, environment, loadable, read_params, require_own, run_params
 from misa.errors import UserError
+from misa.experiment import Expected
 from misa.objectives.boxlevelset import BoxLevelSet
 from tests.helpers import tiny_experiment
 
@@ -57,6 +58,14 @@ def test_a_start_named_in_another_way_is_the_same(tmp_path, monkeypatch):
     for other in ("runs/y", "runs", "runs/x{seed}", ""):
         with pytest.raises(UserError, match=r"holds another run \(start is runs/x there and "):
             require_own(tmp_path, params(start=other))
+
+
+def test_a_corrected_figure_of_the_paper_makes_no_other_run(tmp_path):
+    values = [params(expected=expected) for expected in (Expected(30.0, 50.0, 20.0), Expected(31.0, 50.0, 20.0), None)]
+    assert len({str(value["experiment"].get("expected")) for value in values}) == 3
+    for there in values:
+        for here in values:
+            require_own(written(tmp_path, there), here)
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"params.json"}))
