@@ -165,17 +165,19 @@ def write_record(
     folder: Path,
     params: dict[str, Any],
     config: Config,
-    device: str,
     *,
+    device: str,
     resumed: bool,
     weights: Mapping[str, str | None],
+    micro_batch: int,
 ) -> None:
     """Write params.json, config.py and env.json, or what a resumed run has otherwise into `RESUMED`.
 
-    weights: hashes of those it begins with, "start" and "teacher", None if it has none.
+    weights: hashes of those it begins with, "start" and "teacher", None if it has none. micro_batch: images of a
+    process's.
     """
     write_json(folder / "params.json", params)
-    now = environment(device) | {"processes": get_world_size()}
+    now = environment(device) | {"processes": get_world_size(), "micro_batch": micro_batch}
     if resumed:
         before = read_json(folder / "env.json") or {}
         if changed := {name: value for name, value in now.items() if before.get(name) != value}:

@@ -162,8 +162,9 @@ def _custom_hooks(
         {"type": NaNGuard, "folder": str(folder)},
         *_student_hooks(experiment, seed, split),
         {"type": LossRecord, "path": str(folder / "losses.jsonl")},
-        {"type": Cost, "folder": str(folder)},
-        {"type": Progress, "path": str(folder / "log.txt"), "interactive": interactive, "about": about},
+        {"type": Cost, "folder": str(folder), "accumulate": split.accumulate},
+        {"type": Progress, "path": str(folder / "log.txt"), "interactive": interactive, "about": about}
+        | {"accumulate": split.accumulate},
         {"type": Preemption, "accumulate": split.accumulate},
         *([{"type": TeacherCard, "experiment": experiment.values()}] if semantic else []),
     ]

@@ -29,10 +29,13 @@ class Cost(Hook):
     cpu_seconds_per_step: mean over steps of the main process's CPU time, all threads. memory_gib: peak memory allocated
     on the GPU; on a CPU the main process's peak, including earlier work such as training a teacher. All figures are the
     main process's. Measuring does not synchronize with the GPU.
+
+    accumulate: micro-batches per optimizer step; a step is all of them.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, accumulate: int = 1) -> None:
         self.path = Path(folder) / COST
+        self.accumulate = accumulate
         self.times: list[float] = []
 
     def before_train(self, runner: Runner) -> None:
@@ -44,7 +47,8 @@ class Cost(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Record the end of a step. On a GPU the step may still run, but later ones queue: the median is right."""
-        self.times.append(time.perf_counter())
+        if (runner.iter + 1) % self.accumulate == 0:
+            self.times.append(time.perf_counter())
 
     def after_train(self, runner: Runner) -> None:
         """Write the file, unless there were fewer than two steps."""

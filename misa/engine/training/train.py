@@ -354,7 +354,8 @@ def build(
         "teacher": weights_digest(teacher.state_dict()) if teacher is not None and plan.first is not None else None,
     }
     resumed = plan.checkpoint is not None
-    on_main_process(lambda: write_record(folder, plan.params, config, device, resumed=resumed, weights=weights))
+    write = partial(write_record, device=device, resumed=resumed, weights=weights, micro_batch=split.images)
+    on_main_process(lambda: write(folder, plan.params, config))
     return runner
 
 

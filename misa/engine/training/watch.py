@@ -145,7 +145,8 @@ class Progress(Hook):
     With `interactive`, a notebook shows one display instead, updated in place (`misa.engine.runs.live`).
 
     path: the log. interactive: use the display if a Jupyter kernel runs this. lines: number of progress lines of the
-    whole run. about: text printed before the first step.
+    whole run. about: text printed before the first step. accumulate: micro-batches per optimizer step; the log counts
+    the former.
 
     `later` is set to the trainings that follow, to include them in the remaining time, which is then marked with ~;
     `said` to the lines that were printed before the log was open, and are only written to it.
@@ -153,11 +154,14 @@ class Progress(Hook):
 
     priority = "LOWEST"
 
-    def __init__(self, path: str, interactive: bool = False, lines: int = 20, about: str = "") -> None:
+    def __init__(
+        self, path: str, interactive: bool = False, lines: int = 20, about: str = "", accumulate: int = 1
+    ) -> None:
         self.path = Path(path)
         self.interactive = interactive and is_main_process() and in_notebook()
         self.lines = lines
         self.about = about
+        self.accumulate = accumulate
         self.columns: list[str] | None = None
         self.later: Sequence[FollowingRun] = ()
         self.said: Sequence[str] = ()
@@ -208,7 +212,7 @@ class Progress(Hook):
 
     def _left(self, seconds: float, steps: int) -> str:
         """Returns the remaining time as minutes:seconds from the seconds per step; with ~ if a training follows."""
-        following = sum(part.steps * (part.seconds or NEXT_STEP * seconds) for part in self.later)
+        following = sum(part.steps * (part.seconds or NEXT_STEP * seconds * self.accumulate) for part in self.later)
         left = math.ceil(seconds * steps + following)
         return f"{'~' if self.later else ''}{left // 60}:{left % 60:02d}"
 

@@ -542,9 +542,7 @@ def test_a_job_that_runs_out_of_time_again_says_what_to_change(tmp_path, monkeyp
     jobs = plan(["demo:box"], range(1), root=tmp_path)
     jobs[0].log.parent.mkdir()
     monkeypatch.setattr(cluster, "_submitted", lambda *_: Task())
-    words = (
-        r"failed: its time was over, also .*; see .*\.txt, allow more of it in (--)?cluster.options and run"
-    )
+    words = r"failed: its time was over, also .*; see .*\.txt, allow more of it in (--)?cluster.options and run"
     with pytest.raises(UserError, match=words):
         run(jobs, cluster="local", cluster_options="timeout_min=1")
     assert "timed-out too many times" in jobs[0].log.read_text()

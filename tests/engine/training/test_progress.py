@@ -1,6 +1,7 @@
 """The log: lines that fit a terminal, explained losses, and a live curve in a notebook."""
 
 import base64
+import json
 import types
 
 import cv2
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from misa.engine.training import watch
+from misa.engine.training import cost, watch
 from misa.engine.training.cost import measured_step
 from misa.engine.training.train import train
 from misa.engine.training.watch import MEANING, WIDTH, FollowingRun, Progress, explained
@@ -87,6 +88,27 @@ def test_the_time_left_is_that_of_all_parts(tmp_path, capsys, monkeypatch, later
     assert lines[1].split()[-2:] == ["2.00", after_10]
     assert lines[-1].split()[-2:] == ["2.00", at_the_end]
     assert max(map(len, lines)) <= WIDTH
+
+
+def test_a_step_is_all_micro_batches_of_it(tmp_path, capsys, monkeypatch):
+    """Four micro-batches of 2 s: a step of 8 s, 1.5 times as long in the training that follows."""
+    clock = {"now": 0.0}
+    monkeypatch.setattr(watch.time, "monotonic", lambda: clock["now"])
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: clock["now"])
+    progress, measured = Progress(str(tmp_path / "log.txt"), lines=4, accumulate=4), cost.Cost(str(tmp_path), 4)
+    progress.later = [FollowingRun(10)]
+    runner = types.SimpleNamespace(iter=0, max_iters=40, epoch=0, max_epochs=1)
+    for hook in (progress, measured):
+        hook.before_train(runner)
+    for step in range(40):
+        runner.iter, clock["now"] = step, clock["now"] + 2
+        for hook in (progress, measured):
+            hook.after_train_iter(runner, step, outputs={"loss": torch.tensor(1.0)})
+    measured.after_train(runner)
+    found = json.loads((tmp_path / "cost.json").read_text())
+    assert (found["steps"], found["seconds_per_step"]) == (10, 8.0)
+    last = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")][-1]
+    assert last.split()[-2:] == ["2.00", "~2:00"]
 
 
 def test_a_step_is_measured_by_a_run_of_the_same_row_on_the_same_device(tmp_path):
