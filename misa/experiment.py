@@ -467,7 +467,7 @@ class Experiment:
     augmentation: Augmentation = field(default_factory=Augmentation)
     inference: Inference = field(default_factory=Inference)
     scenes: tuple[tuple[str, Any], ...] = ()  # parameters of misa.data.scenes.scenes.Scenes, for data="demo"
-    limit: int | None = None  # use only this many images, for smoke runs
+    limit: int | None = None  # a smoke run, of this many images; real ones take all of their data
     distillation: Distillation | None = None
     # Row of the teacher, which is trained first unless its run exists (Tables 3-5 and MISA itself); or a segmentation
     # network of torchvision with its weights or those of a file: "torchvision:<network>[:<file>]".

@@ -101,6 +101,9 @@ def experiment_of(options: Train) -> Experiment:
     before = experiment.schedule
     if options.scale_lr and schedule.get("batch", before.batch) != before.batch:
         schedule["lr"] = before.lr * schedule["batch"] / before.batch
+    if before.decay == "step" and schedule.get("epochs", before.epochs) != before.epochs:
+        share = schedule["epochs"] / before.epochs  # the rate falls at the same shares of the training
+        schedule["milestones"] = tuple(max(1, round(epoch * share)) for epoch in before.milestones)
     if options.precision:
         schedule["precision"] = options.precision
     try:
@@ -153,6 +156,13 @@ def train_with(options: Train) -> "Run":
         print(
             f"batch {experiment.schedule.batch} in place of the row's: learning rate {experiment.schedule.lr:g} in "
             f"place of {before.lr:g}, in proportion ({option_name('scale_lr', off=True)} keeps it)",
+            flush=True,
+        )
+    if experiment.schedule.milestones != before.milestones and is_main_process():
+        epochs, others = (", ".join(map(str, own.milestones)) for own in (experiment.schedule, before))
+        print(
+            f"{experiment.schedule.epochs} epochs in place of the row's {before.epochs}: the learning rate falls after "
+            f"epoch {epochs} in place of {others}",
             flush=True,
         )
     try:

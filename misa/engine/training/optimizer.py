@@ -101,6 +101,20 @@ def optimizer_config(experiment: Experiment, *, accumulate: int = 1) -> dict[str
     }
 
 
+def schedule_faults(schedule: Schedule, steps: int) -> list[str]:
+    """What of the learning rate's schedule lies beyond the end of the training; `steps`: optimizer steps per epoch."""
+    total, faults = schedule.epochs * steps, []
+    if schedule.warmup > total:
+        faults.append(
+            f"the warm-up of {schedule.warmup} steps does not end within the {total} of this training, so that the "
+            f"learning rate stays below {schedule.lr:g}; take a row with a shorter one (schedule's warmup)"
+        )
+    if schedule.decay == "step" and schedule.milestones and min(schedule.milestones) >= schedule.epochs:
+        epochs = ", ".join(map(str, schedule.milestones))
+        faults.append(f"the learning rate was to fall after epoch {epochs}, and this training has {schedule.epochs}")
+    return faults
+
+
 def learning_rates(schedule: Schedule, steps: int) -> list[dict[str, Any]]:
     """Configs of warm-up and decay; `steps`: optimizer steps per epoch."""
     if schedule.decay == "cosine":

@@ -31,6 +31,7 @@ from misa.engine.runs.teacher import load_teacher, ready_teacher, teacher_line
 from misa.engine.training.config import run_config
 from misa.engine.training.cost import measured_step
 from misa.engine.training.labels import prepare_labels
+from misa.engine.training.optimizer import schedule_faults
 from misa.engine.training.parallel import on_main_process, report_lost_peer
 from misa.engine.training.preemption import restored_signal
 from misa.engine.training.runner import choose_device, close_loggers, quiet_runner
@@ -98,6 +99,8 @@ def train(
         said = _before(plan, data_root, machine, later, part)
         said += _say(f"{part[0]} of {part[1]}: {head}" if part[1] > 1 else head)
         said += _say(f"{counted(plan.source.images, 'image')} of {shorter(plan.source.root)}")
+        steps = max(1, plan.source.images // experiment.schedule.batch)
+        said += _say(*(f"warning: {fault}." for fault in schedule_faults(experiment.schedule, steps)))
         teacher, lines = _teacher(plan)
         runner = build(plan, machine, split, device, teacher, stack)
         progress = next(hook for hook in runner.hooks if isinstance(hook, Progress))

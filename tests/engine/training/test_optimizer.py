@@ -1,14 +1,19 @@
 """Learning rates and weight decay of parameters, read from the optimiser of a row's network."""
 
+import dataclasses
+import itertools
+
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from misa.engine.training.optimizer import optimizer_config
-from misa.experiment import FRAMEWORKS, TINY, Experiment, Semantic
+from misa.commands.train import Train, experiment_of
+from misa.engine.training.optimizer import learning_rates, optimizer_config, schedule_faults
+from misa.experiment import FRAMEWORKS, TINY, Experiment, Schedule, Semantic
 from misa.models.students.table import model_config
+from misa.rows import find_row
 
 BOX = ("solov2", "mask2former", "boxinst")
 
@@ -88,3 +93,46 @@ def test_an_unknown_backbone_is_refused_before_a_teacher_is_trained(tmp_path):
     with pytest.raises(UserError, match="no backbone 'resnet20'"):
         train(row, data_root=tmp_path, work_dir=tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+def by_step(schedule, steps):
+    """The learning rate of every step, by mmengine's own schedulers."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=schedule.lr)
+    schedulers = []
+    for config in learning_rates(schedule, steps):
+        kind = config.pop("type")
+        schedulers.append((config["by_epoch"], kind(optimizer, **config)))
+    found = []
+    for step in range(schedule.epochs * steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        for by_epoch, scheduler in schedulers:
+            if not by_epoch or (step + 1) % steps == 0:
+                scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 4, 9])
+@pytest.mark.parametrize("warmup", [0, 4, 20, 40])
+@pytest.mark.parametrize("milestones", [(3, 6), (8,), ()])
+@pytest.mark.parametrize("decay", ["step", "cosine"])
+def test_what_lies_beyond_the_end_of_a_training_is_told(epochs, warmup, milestones, decay):
+    schedule = Schedule(epochs=epochs, batch=2, lr=0.5, decay=decay, milestones=milestones, warmup=warmup)
+    rates, faults = by_step(schedule, 5), schedule_faults(schedule, 5)
+    rising = by_step(dataclasses.replace(schedule, decay="step", milestones=()), 5)
+    assert any("the warm-up" in fault for fault in faults) == (max(rising) < 0.499)
+    if decay == "step":
+        falls = any(after < before for before, after in itertools.pairwise(rates))
+        assert any("was to fall" in fault for fault in faults) == (bool(milestones) and not falls)
+    else:
+        assert not any("was to fall" in fault for fault in faults)
+
+
+def test_with_other_epochs_the_learning_rate_falls_at_the_same_shares():
+    row = "table1_coco:misa_r50"
+    assert experiment_of(Train(row=row)).schedule.milestones == (27, 33)
+    assert experiment_of(Train(row=row, epochs=12)).schedule.milestones == (9, 11)
+    assert experiment_of(Train(row=row, epochs=1)).schedule.milestones == (1, 1)
+    assert experiment_of(Train(row="demo:box", epochs=3)).digest() == (
+        find_row("demo:box").but(schedule={"epochs": 3}).digest()
+    ), "a cosine has no milestones"
