@@ -86,7 +86,8 @@ class Line(NamedTuple):
 
 def lines_of(table: str, module: ModuleType) -> list[Line]:
     """Returns the rows of a table or of a user's file, in file order."""
-    texts = descriptions(module.ROWS, getattr(module, "TABLE", None))
+    comparison = getattr(module, "TABLE", None)
+    texts = descriptions(module.ROWS, comparison if isinstance(comparison, Comparison) else None)
     return [Line(f"{table}:{name}", module.ROWS[name].data, text) for name, text in texts.items()]
 
 
@@ -183,9 +184,15 @@ def _rows_of(table: str, module: ModuleType) -> str:
 def _table(table: str) -> ModuleType:
     shipped = table_names()
     stem = Path(table).stem
-    if table in shipped or (table == f"experiments/{stem}.py" and stem in shipped):
-        return table_module(stem)
     path = Path(table)
+    if table in shipped or (table == f"experiments/{stem}.py" and stem in shipped):
+        module = table_module(stem)
+        if table != stem and path.is_file() and path.read_bytes() != Path(str(module.__file__)).read_bytes():
+            raise UserError(
+                f"{table} is a file here that differs from the table of this name in the package; write ./{table} for "
+                f"the file, or {stem} for the package's."
+            )
+        return module
     if path.suffix == ".py" and not path.is_file():
         raise UserError(f"there is no file {table}; a file of rows is given with its path, such as mine.py:name.")
     if path.suffix != ".py":

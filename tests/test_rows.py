@@ -1,5 +1,6 @@
 """Rows by name: what a row learns from, and the usual mistakes in a user's file."""
 
+import shutil
 import sys
 
 import pytest
@@ -35,11 +36,22 @@ def test_a_folder_of_the_users_called_experiments_is_another_thing(tmp_path, mon
     (tmp_path / "experiments" / "demo.py").write_text("ROWS = {}\n")
     monkeypatch.chdir(tmp_path)
     expected = find_row("demo:box")
-    assert find_row("experiments/demo.py:box") is expected
+    with pytest.raises(UserError, match=r"write \./experiments/demo\.py for the file, or demo for the package's"):
+        find_row("experiments/demo.py:box")
+    with pytest.raises(UserError, match="no row 'box'"):
+        find_row("./experiments/demo.py:box")
+    shutil.copy(table_module("demo").__file__, tmp_path / "experiments" / "demo.py")
+    assert find_row("experiments/demo.py:box") is expected, "as in a checkout of its own"
     (tmp_path / "demo.py").write_text("ROWS = {}\n")
     assert find_row("demo:box") is expected
     with pytest.raises(UserError, match="no row 'box'"):
         find_row("demo.py:box")
+
+
+def test_a_constant_called_table_is_no_comparison(tmp_path):
+    name = own(tmp_path, "ROWS = {'a': DEMO['box']}\nTABLE = {'a': 1}")
+    with pytest.raises(UserError, match=r"(?s)has no row 'b'.*:a "):
+        find_row(f"{name.rpartition(':')[0]}:b")
 
 
 def test_a_file_of_ones_own_builds_on_a_table(tmp_path):
