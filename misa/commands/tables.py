@@ -42,15 +42,18 @@ class Tables(Parameters):
 
     def sweep_options(self) -> dict[str, Any]:
         """The arguments of `misa.engine.sweeps.sweep.run` except the jobs."""
-        names = ("slots", "cluster", "cluster_options", "data_root")
         machine = Machine(gpus=self.gpus, workers=self.workers, threads=self.threads)
-        return {name: getattr(self, name) for name in names} | {"machine": machine}
+        data_root = None if self.data_root == Tables.data_root else self.data_root
+        names = ("slots", "cluster", "cluster_options")
+        return {name: getattr(self, name) for name in names} | {"data_root": data_root, "machine": machine}
 
 
 def run(options: Tables) -> int:
     """Train missing runs if requested, then print the table."""
     shared.require_given(options.data_root, option_name("data_root"))
     shared.require_folder(options.save, "save")
+    if not options.cluster:
+        shared.require_unused(options, ("cluster_options",), f"without {option_name('cluster')}")
     from misa.engine.reports.tables import file_name, how_counted, open_table, summary
 
     table = open_table(**options.table_options())
@@ -58,6 +61,10 @@ def run(options: Tables) -> int:
         from misa.engine.sweeps import sweep
 
         sweep.run(table.every_job(), **options.sweep_options())
+    elif options.data_root != Tables.data_root:
+        from misa.engine.sweeps.jobs import require_own_runs
+
+        require_own_runs(table.every_job(), options.data_root)
     print(table.render(options.format))
     if options.format == "text":
         missing = any(job.state != "finished" for job in table.every_job())

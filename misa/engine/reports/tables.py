@@ -1,6 +1,9 @@
 """Tables 3-5: the paper's results beside ours, with confidence intervals; rows without a run are marked."""
 
+import hashlib
+import html
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +22,15 @@ from misa.rows import find_row, not_a_row, table_module, table_names
 
 SCORES = ("AP", "AP50", "AP75")
 NOT_RUN = "not run"
+_LONGEST = 200  # bytes of a file's name
+_CODED = str.maketrans(
+    {"±": r"$\pm$", "−": "$-$", "–": "--", "+": "$+$", **{sign: f"\\{sign}" for sign in "%_&#${}"}}
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
+)  # by sign, how LaTeX writes it
 _MEANS = "means over the seeds, AP in percent"
 _MODES = (
     "{}: AP on the objects of one mode; those of the others and their detections are ignored, but detections of "
@@ -131,7 +143,7 @@ class Table:
             return f"{title}\n{text.to_string()}{more}"
         if kind == "html":
             page: str = text.to_html(border=0, classes="misa-table", justify="right")
-            caption = f"<caption>{title}; percent, mean ± 95 % confidence interval over n seeds</caption>"
+            caption = f"<caption>{html.escape(title)}; percent, mean ± 95 % confidence interval over n seeds</caption>"
             page = page.replace("<thead>", f"{caption}\n<thead>", 1)
             if detailed:
                 more = self.details().to_html(border=0, classes="misa-table", justify="right")
@@ -302,6 +314,9 @@ def file_name(table: int | str, data: str, *, smoke: bool) -> str:
     ('table3_voc', 'table_photos_box_photos_mask_smoke')
     """
     name = f"_{table}" if ":" in str(table) else f"{table}_{data}"
+    if len(os.fsencode(name)) > _LONGEST:  # of many rows; file systems take 255 bytes with a suffix
+        first, *others = str(table).split(",")
+        name = f"_{first[:_LONGEST]}_and_{len(others)}_more_{hashlib.sha256(name.encode()).hexdigest()[:10]}"
     return re.sub(r"[^\w.-]+", "_", f"table{name}{'_smoke' if smoke else ''}")
 
 
@@ -361,10 +376,8 @@ def _signed(mean: float, half: float) -> str:
 
 
 def _latex(text: str) -> str:
-    signs = (("±", r"$\pm$"), ("−", "$-$"), ("–", "--"), ("+", "$+$"), *((sign, f"\\{sign}") for sign in "%_&#"))
-    for plain, coded in signs:
-        text = text.replace(plain, coded)
-    return text
+    """Text for LaTeX, of captions and cells."""
+    return text.translate(_CODED)
 
 
 def summary(jobs: Sequence[Job]) -> str:

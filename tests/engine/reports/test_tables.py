@@ -28,7 +28,7 @@ from misa.engine.sweeps.sweep import run, spread
 from misa.errors import Stopped, UserError
 from misa.files import locked
 from misa.machine import Machine
-from misa.rows import find_row
+from misa.rows import find_row, table_module
 from tests.helpers import CPU
 
 
@@ -676,6 +676,43 @@ def test_the_progress_bar_says_how_many_images_shares_have_done(tmp_path, monkey
     monkeypatch.setattr(processes, "_LOOK_IN_FILE", 0.1)
     spread({"0-of-1": [sys.executable, "-c", line]}, record.parent.parent, slots=1, note=note)
     assert "shares:   0%|          | 0/1 [00:00<?, ?share/s, 1 image done]" in capfd.readouterr().err
+
+
+def test_names_of_rows_are_text_in_every_format(tmp_path):
+    file = tmp_path / "R&D.py"
+    file.write_text("from misa.rows import find_row\nROWS = {n: find_row('demo:box') for n in ('a<b>c', 'm{x}$~^2')}\n")
+    table = open_table(f"{file}:a<b>c,{file}:m{{x}}$~^2", seeds=1, root=tmp_path)
+    assert "R&amp;D.py:a&lt;b&gt;c" in table.render("html").partition("</caption>")[0]
+    assert "<b>" not in table.render("html")
+    assert r"R\&D.py:m\{x\}\$\textasciitilde{}\textasciicircum{}2" in table.render("latex")
+
+
+def test_the_file_of_many_rows_has_a_name_that_fits(tmp_path):
+    rows = ",".join(f"photos:{name}" for name in table_module("photos").ROWS if "teacher" not in name)
+    names = {file_name(rows[:end], "photos", smoke=False) for end in (len(rows), len(rows) - 9)}
+    assert len(names) == 2
+    assert max(map(len, names)) < 240
+    (tmp_path / file_name(rows, "photos", smoke=True)).with_suffix(".html").write_text("fits")
+
+
+def test_options_without_an_effect_on_a_table_are_refused(tmp_path, capsys):
+    assert main(["tables", "demo:box", "--root", str(tmp_path), "--cluster-options", "timeout_min=60"]) == 2
+    assert "--cluster-options has no effect without --cluster; leave it out." in capsys.readouterr().err
+    for name in "ab":
+        annotations = tmp_path / name / "annotations"
+        annotations.mkdir(parents=True)
+        for split in ("train", "val"):
+            (annotations / f"instances_{split}2017.json").write_text("{}")
+            (tmp_path / name / f"{split}2017").mkdir()
+    (job,) = plan(["coco_mini:box"], [0], root=tmp_path)
+    place(job, tmp_path / "a")
+    finish(job, 20.0)
+    words = ["tables", "coco_mini:box", "--seeds", "1", "--root", str(tmp_path)]
+    assert main([*words, "--data-root", str(tmp_path / "b")]) == 2
+    assert "give each folder of data a root of its own" in capsys.readouterr().err
+    for more in (["--data-root", str(tmp_path / "a")], ["--run"]):  # nothing is missing
+        assert main([*words, *more]) == 0
+        assert "20.0" in capsys.readouterr().out
 
 
 def test_runs_on_other_annotations_of_one_folder_are_not_compared(tmp_path):
