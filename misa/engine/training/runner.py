@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import sys
+import uuid
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mmengine.visualization import MLflowVisBackend, TensorboardVisBackend, Visu
 from misa.engine.runs.start import Start, begin
 from misa.engine.training.parallel import join
 from misa.errors import UserError, option_name
+from misa.files import read_json, write_first
 from misa.machine import Machine
 
 _VISUALIZERS = itertools.count()
@@ -57,8 +59,16 @@ def _mlflow_store(folder: Path) -> dict[str, Any]:
 
 
 def run_id(folder: Path) -> str:
-    """A run id that a resume reproduces, so that W&B continues the same curve."""
-    return hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    """A run's id, kept in its folder, so that W&B continues the same curve after a resume, and no other run's."""
+    place = folder / "wandb"
+    path = place / "run_id.json"
+    if not path.is_file():
+        # Earlier versions' was of the path, which runs of two machines, or one after the other, may share.
+        earlier = hashlib.sha256(str(folder).encode()).hexdigest()
+        new = earlier if place.is_dir() else uuid.uuid4().hex
+        place.mkdir(parents=True, exist_ok=True)
+        write_first(path, {"id": new[:16]})
+    return str((read_json(path) or {})["id"])
 
 
 def choose_device(machine: Machine) -> str:

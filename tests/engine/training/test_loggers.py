@@ -1,5 +1,7 @@
 """Losses and scores in external loggers."""
 
+import hashlib
+import shutil
 import sys
 import threading
 import types
@@ -44,6 +46,16 @@ def wandb(monkeypatch):
     module.__spec__ = types.SimpleNamespace(name="wandb")
     monkeypatch.setitem(sys.modules, "wandb", module)
     return module
+
+
+def test_a_run_keeps_its_id_and_another_one_in_the_same_place_has_its_own(tmp_path):
+    run = tmp_path / "run"
+    first = run_id(run)
+    assert run_id(run) == first
+    shutil.rmtree(run)
+    assert run_id(run) != first
+    (tmp_path / "old" / "wandb").mkdir(parents=True)  # begun by a version that kept none
+    assert run_id(tmp_path / "old") == hashlib.sha256(str(tmp_path / "old").encode()).hexdigest()[:16]
 
 
 def test_tensorboard_has_every_step_and_the_scores_and_so_has_wandb(tmp_path, wandb):
