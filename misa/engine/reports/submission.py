@@ -14,6 +14,7 @@ from misa.data.source import Source
 from misa.engine.reports.evaluate import Trained, predict_split
 from misa.engine.runs.scores import DETECTIONS
 from misa.errors import UserError
+from misa.files import atomic_write
 from misa.machine import Machine
 
 NOTE = "public scoring of test-dev is closed and its truth is not public; compare on val2017 (misa evaluate)."
@@ -31,8 +32,10 @@ def submit(run: Trained, data_root: str | Path, out: str | Path, *, machine: Mac
         raise UserError(f"{run.folder} is a semantic teacher; test-dev scores instances, a student's.")
     split = _test_dev(Path(data_root).expanduser())
     target = out / f"detections_test-dev2017_{run.folder.name}_results.json"
-    if target.exists():
-        raise UserError(f"{target} is there already; give another folder or delete it.")
+    archive = target.with_suffix(".zip")
+    if archive.exists() or target.exists():
+        there = archive if archive.exists() else target
+        raise UserError(f"{there} is there already; give another folder or delete it.")
     try:
         out.mkdir(parents=True, exist_ok=True)  # before the work whose result is written there
     except OSError as error:
@@ -40,10 +43,10 @@ def submit(run: Trained, data_root: str | Path, out: str | Path, *, machine: Mac
     source = Source(Path(data_root), split, split, tuple(run.params["classes"]))
     with tempfile.TemporaryDirectory() as scratch:
         predict_split(run, source, Path(scratch), machine)
-        shutil.copyfile(Path(scratch) / DETECTIONS, target)
-    archive = target.with_suffix(".zip")
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-        file.write(target, target.name)
+        with atomic_write(archive) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as file:
+            file.write(Path(scratch) / DETECTIONS, target.name)
+        with atomic_write(target) as partial:
+            shutil.copyfile(Path(scratch) / DETECTIONS, partial)
     return archive
 
 
