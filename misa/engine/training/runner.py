@@ -65,8 +65,9 @@ def run_id(folder: Path) -> str:
     if not path.is_file():
         # Earlier versions' was of the path, which runs of two machines, or one after the other, may share.
         earlier = hashlib.sha256(str(folder).encode()).hexdigest()
-        new = earlier if place.is_dir() else uuid.uuid4().hex
         place.mkdir(parents=True, exist_ok=True)
+        begun = any(not one.name.startswith(path.name) for one in place.iterdir())
+        new = earlier if begun else uuid.uuid4().hex
         write_first(path, {"id": new[:16]})
     return str((read_json(path) or {})["id"])
 

@@ -54,7 +54,7 @@ def test_a_run_keeps_its_id_and_another_one_in_the_same_place_has_its_own(tmp_pa
     assert run_id(run) == first
     shutil.rmtree(run)
     assert run_id(run) != first
-    (tmp_path / "old" / "wandb").mkdir(parents=True)  # begun by a version that kept none
+    (tmp_path / "old" / "wandb" / "run-1").mkdir(parents=True)  # begun by a version that kept none
     assert run_id(tmp_path / "old") == hashlib.sha256(str(tmp_path / "old").encode()).hexdigest()[:16]
 
 
