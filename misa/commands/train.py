@@ -18,7 +18,7 @@ from misa.data.formats.coco import EVERY_FORMAT
 from misa.engine.runs.places import default_folder
 from misa.engine.runs.record import require_own
 from misa.errors import UserError, counted, option_name
-from misa.experiment import Experiment
+from misa.experiment import Experiment, Schedule
 from misa.files import shorter
 from misa.machine import Machine, expected_processes, is_main_process, logger_names, split_batch
 from misa.parameters import Parameters, option
@@ -151,20 +151,8 @@ def train_with(options: Train) -> "Run":
             )
         launch(dataclasses.replace(options, interactive=False).command_line(), processes, threads=options.threads)
         return finished(folder)
-    before = find_row(options.row).schedule
-    if experiment.schedule.lr != before.lr and is_main_process():
-        print(
-            f"batch {experiment.schedule.batch} in place of the row's: learning rate {experiment.schedule.lr:g} in "
-            f"place of {before.lr:g}, in proportion ({option_name('scale_lr', off=True)} keeps it)",
-            flush=True,
-        )
-    if experiment.schedule.milestones != before.milestones and is_main_process():
-        epochs, others = (", ".join(map(str, own.milestones)) for own in (experiment.schedule, before))
-        print(
-            f"{experiment.schedule.epochs} epochs in place of the row's {before.epochs}: the learning rate falls after "
-            f"epoch {epochs} in place of {others}",
-            flush=True,
-        )
+    if is_main_process():
+        print(*_changes(find_row(options.row).schedule, experiment.schedule), sep="", end="", flush=True)
     try:
         return train(
             experiment,
@@ -177,6 +165,23 @@ def train_with(options: Train) -> "Run":
         )
     finally:
         leave()
+
+
+def _changes(before: Schedule, now: Schedule) -> list[str]:
+    """What changes in the learning rate with another batch or number of epochs than the row's, as lines."""
+    lines = []
+    if now.lr != before.lr:
+        lines.append(
+            f"batch {now.batch} in place of the row's: learning rate {now.lr:g} in place of {before.lr:g}, in "
+            f"proportion ({option_name('scale_lr', off=True)} keeps it)\n"
+        )
+    if now.milestones != before.milestones:
+        epochs, others = (", ".join(map(str, own.milestones)) for own in (now, before))
+        lines.append(
+            f"{now.epochs} epochs in place of the row's {before.epochs}: the learning rate falls after epoch {epochs} "
+            f"in place of {others}\n"
+        )
+    return lines
 
 
 def _require_data(options: Train) -> None:

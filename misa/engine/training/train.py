@@ -97,10 +97,7 @@ def train(
             on_main_process(lambda: require_weights(experiment.network))
         part = part or (parts(experiment),) * 2
         said = _before(plan, data_root, machine, later, part)
-        said += _say(f"{part[0]} of {part[1]}: {head}" if part[1] > 1 else head)
-        said += _say(f"{counted(plan.source.images, 'image')} of {shorter(plan.source.root)}")
-        steps = max(1, plan.source.images // experiment.schedule.batch)
-        said += _say(*(f"warning: {fault}." for fault in schedule_faults(experiment.schedule, steps)))
+        said += _say(f"{part[0]} of {part[1]}: {head}" if part[1] > 1 else head, *_about(plan))
         teacher, lines = _teacher(plan)
         runner = build(plan, machine, split, device, teacher, stack)
         progress = next(hook for hook in runner.hooks if isinstance(hook, Progress))
@@ -109,6 +106,13 @@ def train(
         metrics = on_main_process(lambda: write_scores(experiment, plan.source, folder, plan.params))
         log_scores(runner, metrics)
     return Run(experiment, folder, plan.source, metrics)
+
+
+def _about(plan: "Plan") -> list[str]:
+    """The images to learn from, and what of the schedule they are too few for."""
+    schedule, images = plan.experiment.schedule, plan.source.images
+    faults = schedule_faults(schedule, max(1, images // schedule.batch))
+    return [f"{counted(images, 'image')} of {shorter(plan.source.root)}", *(f"warning: {one}." for one in faults)]
 
 
 def _lock(experiment: Experiment, folder: Path, seed: int, stack: contextlib.ExitStack) -> None:
