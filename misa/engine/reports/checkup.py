@@ -133,13 +133,15 @@ def _draw(samples: list[Sample], path: Path) -> Path | None:
         cells.append({"image": image, "boxes": boxes, "labels": sample.labels, "title": sample.path.name[-24:]})
     if not cells:
         return None
-    suffix = path.suffix.lower()
+    metadata = _METADATA.get(path.suffix.lower())
+    if metadata is None:
+        raise UserError(f"the picture {path} should end in {', '.join(_METADATA)}; give another name, or none.")
+    if path.is_file() and _MARK.encode() not in path.read_bytes():
+        advice = "delete it, or give another name"
+        raise UserError(f"{path} exists already and was not drawn by this version's misa check; {advice}.")
     try:
-        if path.exists() and _MARK.encode() not in path.read_bytes():
-            advice = "delete it, or give another name"
-            raise UserError(f"{path} exists already and was not drawn by this version's misa check; {advice}.")
-        with atomic_write(path, suffix=path.suffix) as partial:
-            sample_grid(cells, columns=4).savefig(partial, dpi=200, metadata=_METADATA.get(suffix))
+        with atomic_write(path, suffix=f".part{path.suffix}") as partial:
+            sample_grid(cells, columns=4).savefig(partial, dpi=200, metadata=metadata)
     except (OSError, ValueError) as error:
         raise UserError(f"the picture {path} cannot be written ({error}); give another name, or none.") from error
     return path

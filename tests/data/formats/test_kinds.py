@@ -343,7 +343,11 @@ def test_a_picture_replaces_an_earlier_one_and_no_other_file(
     before = photo.read_bytes()
     found = check_data(data, picture=photo)
     assert found.picture is None
-    assert "exists already and was not drawn by" in found.fault
+    assert found.fault == (
+        f"{photo} exists already and was not drawn by this version's misa check; delete it, or give another name."
+    )
+    for name in ("check", "check.jpg"):
+        assert "should end in .png, .pdf, .svg" in check_data(data, picture=tmp_path / name).fault
     assert photo.read_bytes() == before
     assert not list(photo.parent.glob(f"{photo.name}?*"))
 
