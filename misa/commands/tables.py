@@ -43,9 +43,8 @@ class Tables(Parameters):
     def sweep_options(self) -> dict[str, Any]:
         """The arguments of `misa.engine.sweeps.sweep.run` except the jobs."""
         machine = Machine(gpus=self.gpus, workers=self.workers, threads=self.threads)
-        data_root = None if self.data_root == Tables.data_root else self.data_root
-        names = ("slots", "cluster", "cluster_options")
-        return {name: getattr(self, name) for name in names} | {"data_root": data_root, "machine": machine}
+        names = ("slots", "cluster", "cluster_options", "data_root")
+        return {name: getattr(self, name) for name in names} | {"machine": machine}
 
 
 def run(options: Tables) -> int:
@@ -57,7 +56,7 @@ def run(options: Tables) -> int:
     from misa.engine.reports.tables import file_name, how_counted, open_table, summary
 
     table = open_table(**options.table_options())
-    if options.run:
+    if options.run and any(job.state != "finished" for job in table.every_job()):
         from misa.engine.sweeps import sweep
 
         sweep.run(table.every_job(), **options.sweep_options())

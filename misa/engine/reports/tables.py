@@ -316,7 +316,8 @@ def file_name(table: int | str, data: str, *, smoke: bool) -> str:
     name = f"_{table}" if ":" in str(table) else f"{table}_{data}"
     if len(os.fsencode(name)) > _LONGEST:  # of many rows; file systems take 255 bytes with a suffix
         first, *others = str(table).split(",")
-        name = f"_{first[:_LONGEST]}_and_{len(others)}_more_{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+        first = os.fsencode(first)[: _LONGEST // 2].decode(errors="ignore")
+        name = f"_{first}_and_{len(others)}_more_{hashlib.sha256(name.encode()).hexdigest()[:10]}"
     return re.sub(r"[^\w.-]+", "_", f"table{name}{'_smoke' if smoke else ''}")
 
 

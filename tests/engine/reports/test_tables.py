@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -695,7 +696,7 @@ def test_the_file_of_many_rows_has_a_name_that_fits(tmp_path):
     (tmp_path / file_name(rows, "photos", smoke=True)).with_suffix(".html").write_text("fits")
 
 
-def test_options_without_an_effect_on_a_table_are_refused(tmp_path, capsys):
+def test_options_without_an_effect_on_a_table_are_refused(tmp_path, capsys, monkeypatch):
     assert main(["tables", "demo:box", "--root", str(tmp_path), "--cluster-options", "timeout_min=60"]) == 2
     assert "--cluster-options has no effect without --cluster; leave it out." in capsys.readouterr().err
     for name in "ab":
@@ -713,6 +714,11 @@ def test_options_without_an_effect_on_a_table_are_refused(tmp_path, capsys):
     for more in (["--data-root", str(tmp_path / "a")], ["--run"]):  # nothing is missing
         assert main([*words, *more]) == 0
         assert "20.0" in capsys.readouterr().out
+    shutil.copytree(tmp_path / "b", tmp_path / "datasets")
+    monkeypatch.chdir(tmp_path)
+    words[words.index("--seeds") + 1] = "2"
+    assert main([*words, "--run"]) == 2, "the missing one would learn from the default folder"
+    assert "give each folder of data a root of its own" in capsys.readouterr().err
 
 
 def test_runs_on_other_annotations_of_one_folder_are_not_compared(tmp_path):
