@@ -158,7 +158,7 @@ def _result(wanted: Job, task: "submitit.Job[int]") -> str | None:
         text = str(error).partition(_WHERE_LOGS_ARE)[0].strip()
         with wanted.log.open("a") as log:
             log.write(f"{text}\n")
-        if "timed-out" in text:
+        if "Job not requeued because: timed-out" in text:  # its log may have an earlier time limit
             return TIME_OVER
         return re.sub(r"^submitit\.\S+: ", "", text.splitlines()[-1]) if text else repr(error)
     return failure(status, wanted.log, advice="ask for more of it")
