@@ -103,7 +103,9 @@ def experiment_of(options: Train) -> Experiment:
         schedule["lr"] = before.lr * schedule["batch"] / before.batch
     if before.decay == "step" and schedule.get("epochs", before.epochs) != before.epochs:
         share = schedule["epochs"] / before.epochs  # the rate falls at the same shares of the training
-        schedule["milestones"] = tuple(max(1, round(epoch * share)) for epoch in before.milestones)
+        schedule["milestones"] = tuple(
+            max(1, min(schedule["epochs"] - 1, round(epoch * share))) for epoch in before.milestones
+        )
     if options.precision:
         schedule["precision"] = options.precision
     try:
@@ -176,7 +178,7 @@ def _changes(before: Schedule, now: Schedule) -> list[str]:
             f"proportion ({option_name('scale_lr', off=True)} keeps it)\n"
         )
     if now.milestones != before.milestones:
-        epochs, others = (", ".join(map(str, own.milestones)) for own in (now, before))
+        epochs, others = (", ".join(map(str, dict.fromkeys(own.milestones))) for own in (now, before))
         lines.append(
             f"{now.epochs} epochs in place of the row's {before.epochs}: the learning rate falls after epoch {epochs} "
             f"in place of {others}\n"

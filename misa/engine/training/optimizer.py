@@ -109,8 +109,8 @@ def schedule_faults(schedule: Schedule, steps: int) -> list[str]:
             f"the warm-up of {schedule.warmup} steps does not end within the {total} of this training, so that the "
             f"learning rate stays below {schedule.lr:g}; take a row with a shorter one (schedule's warmup)"
         )
-    if schedule.decay == "step" and schedule.milestones and min(schedule.milestones) >= schedule.epochs:
-        epochs = ", ".join(map(str, schedule.milestones))
+    if schedule.decay == "step" and any(m >= schedule.epochs for m in schedule.milestones):
+        epochs = ", ".join(map(str, dict.fromkeys(schedule.milestones)))
         faults.append(f"the learning rate was to fall after epoch {epochs}, and this training has {schedule.epochs}")
     return faults
 
