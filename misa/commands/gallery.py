@@ -108,7 +108,7 @@ def _declared(path: Path) -> dict[str, Any]:
     for name, parameter in papermill.inspect_notebook(str(path)).items():
         try:
             declared[name] = ast.literal_eval(parameter["default"])
-        except ValueError:  # such as 2 * 3: it cannot be empty
+        except (ValueError, SyntaxError, TypeError):  # such as 2 * 3: it cannot be empty
             declared[name] = True
     return declared
 
@@ -206,7 +206,10 @@ def index(pages: Sequence[Path], *, warning: str = "") -> str:
 
     cards = []
     for path in pages:
-        notebook = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
+        try:
+            notebook = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
+        except ValueError:  # cut off by a kill
+            continue
         texts = (cell.source for cell in notebook.cells if cell.cell_type == "markdown")
         # An error report may precede the title.
         first = next((text for text in texts if text.startswith("# ")), f"# {path.stem}")

@@ -11,7 +11,7 @@ from misa.data.digest import data_digests
 from misa.data.label_maps import MOST_CLASSES
 from misa.data.source import Source
 from misa.engine.prediction.student import for_inference
-from misa.engine.runs.checkpoints import CARD, fill, last_checkpoint, read_checkpoint, record_of
+from misa.engine.runs.checkpoints import CARD, fill, last_checkpoint, newest, read_checkpoint, record_of
 from misa.engine.runs.folder import Run, opened, recorded
 from misa.engine.runs.record import read_params
 from misa.engine.runs.scores import DETECTIONS, MERGE_SCORE, score_merged, scored
@@ -107,7 +107,7 @@ def figures_folder(result: Run) -> Path:
     folder, params = result.folder / "figures", read_params(result.folder)
     if result.checkpoint is None:
         folder /= "untrained"
-    elif result.checkpoint.resolve() != last_checkpoint(result.folder).resolve():
+    elif (last := newest(result.folder)) is None or result.checkpoint.resolve() != last.resolve():
         folder /= result.checkpoint.stem
     root, val = result.source.root, data_digests(result.source.train, result.source.val).get("val")
     if str(root) != params["data_root"] and val != params.get("data", {}).get("val"):
