@@ -42,8 +42,8 @@ class Tables(Parameters):
 
     def sweep_options(self) -> dict[str, Any]:
         """The arguments of `misa.engine.sweeps.sweep.run` except the jobs."""
-        machine = Machine(gpus=self.gpus, workers=self.workers, threads=self.threads)
         names = ("slots", "cluster", "cluster_options", "data_root")
+        machine = Machine(gpus=self.gpus, workers=self.workers, threads=self.threads)
         return {name: getattr(self, name) for name in names} | {"machine": machine}
 
 

@@ -604,15 +604,20 @@ def test_a_run_that_was_moved_under_the_name_of_another_is_not_counted(tmp_path)
     assert open_table("demo:box", seeds=1, root=tmp_path).figures()["n"].tolist() == [1]
 
 
-def test_runs_on_other_data_are_not_taken_for_this_ones(tmp_path, monkeypatch):
-    """The hash of a row does not include its data folder."""
-    fake_train(monkeypatch, DONE)
+def empty_layouts(root):
+    """Two data sets in COCO layout, a and b."""
     for name in "ab":
-        annotations = tmp_path / name / "annotations"
+        annotations = root / name / "annotations"
         annotations.mkdir(parents=True)
         for split in ("train", "val"):
             (annotations / f"instances_{split}2017.json").write_text("{}")
-            (tmp_path / name / f"{split}2017").mkdir()
+            (root / name / f"{split}2017").mkdir()
+
+
+def test_runs_on_other_data_are_not_taken_for_this_ones(tmp_path, monkeypatch):
+    """The hash of a row does not include its data folder."""
+    fake_train(monkeypatch, DONE)
+    empty_layouts(tmp_path)
     jobs = plan(["coco_mini:box"], range(2), root=tmp_path / "runs")
     place(jobs[0], tmp_path / "a")
     finish(jobs[0], 3.0)
@@ -693,18 +698,14 @@ def test_the_file_of_many_rows_has_a_name_that_fits(tmp_path):
     names = {file_name(rows[:end], "photos", smoke=False) for end in (len(rows), len(rows) - 9)}
     assert len(names) == 2
     assert max(map(len, names)) < 240
-    (tmp_path / file_name(rows, "photos", smoke=True)).with_suffix(".html").write_text("fits")
+    letters = file_name(f"{'ä' * 150}.py:a,{'ä' * 150}.py:b", "photos", smoke=True)
+    (tmp_path / letters).with_suffix(".html").write_text("fits")
 
 
 def test_options_without_an_effect_on_a_table_are_refused(tmp_path, capsys, monkeypatch):
     assert main(["tables", "demo:box", "--root", str(tmp_path), "--cluster-options", "timeout_min=60"]) == 2
     assert "--cluster-options has no effect without --cluster; leave it out." in capsys.readouterr().err
-    for name in "ab":
-        annotations = tmp_path / name / "annotations"
-        annotations.mkdir(parents=True)
-        for split in ("train", "val"):
-            (annotations / f"instances_{split}2017.json").write_text("{}")
-            (tmp_path / name / f"{split}2017").mkdir()
+    empty_layouts(tmp_path)
     (job,) = plan(["coco_mini:box"], [0], root=tmp_path)
     place(job, tmp_path / "a")
     finish(job, 20.0)
