@@ -114,7 +114,7 @@ def by_step(schedule, steps):
 
 @pytest.mark.parametrize("epochs", [1, 3, 4, 9])
 @pytest.mark.parametrize("warmup", [0, 4, 20, 40])
-@pytest.mark.parametrize("milestones", [(3, 6), (8,), ()])
+@pytest.mark.parametrize("milestones", [(3, 6), (3,), (8,), ()])
 @pytest.mark.parametrize("decay", ["step", "cosine"])
 def test_what_lies_beyond_the_end_of_a_training_is_told(epochs, warmup, milestones, decay):
     schedule = Schedule(epochs=epochs, batch=2, lr=0.5, decay=decay, milestones=milestones, warmup=warmup)

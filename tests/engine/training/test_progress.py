@@ -91,22 +91,27 @@ def test_the_time_left_is_that_of_all_parts(tmp_path, capsys, monkeypatch, later
 
 
 def test_a_step_is_all_micro_batches_of_it(tmp_path, capsys, monkeypatch):
-    """Four micro-batches of 2 s: a step of 8 s, 1.5 times as long in the training that follows."""
-    clock = {"now": 0.0}
+    """Four micro-batches of 2 s: a step of 8 s, 1.5 times as long in the training that follows.
+
+    By the other clock the k-th step takes 4 (k + 1) s, from 0, so that a wrong boundary shows.
+    """
+    clock = {"now": 0.0, "cost": 0.0}
     monkeypatch.setattr(watch.time, "monotonic", lambda: clock["now"])
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: clock["now"])
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: clock["cost"])
     progress, measured = Progress(str(tmp_path / "log.txt"), lines=4, accumulate=4), cost.Cost(str(tmp_path), 4)
     progress.later = [FollowingRun(10)]
     runner = types.SimpleNamespace(iter=0, max_iters=40, epoch=0, max_epochs=1)
     for hook in (progress, measured):
         hook.before_train(runner)
     for step in range(40):
-        runner.iter, clock["now"] = step, clock["now"] + 2
+        runner.iter = step
+        clock["now"] += 2
+        clock["cost"] += 1 + step // 4
         for hook in (progress, measured):
             hook.after_train_iter(runner, step, outputs={"loss": torch.tensor(1.0)})
     measured.after_train(runner)
     found = json.loads((tmp_path / "cost.json").read_text())
-    assert (found["steps"], found["seconds_per_step"]) == (10, 8.0)
+    assert (found["steps"], found["seconds_per_step"]) == (10, 24.0)
     last = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")][-1]
     assert last.split()[-2:] == ["2.00", "~2:00"]
 
